@@ -1,0 +1,276 @@
+"""The nouns that travel between the stages: Recording, Responses, Embeddings, Score.
+
+All are frozen and checked on creation. After preprocessing the modality is gone: EEG epochs, MEG epochs and
+fMRI betas are all `Responses`. Rows meet by `stimulus_id`, never by position, and embeddings meet only inside
+one named space. This file knows no file format and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError, check_columns, check_finite
+
+Modality = Literal["eeg", "meg", "fmri"]
+TRIAL_COLUMNS = ("subject", "session", "run", "stimulus_id", "repetition", "split")
+EVENT_COLUMNS = ("onset", "stimulus_id")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where one run of one person lies on disk and what was shown during it; never the samples.
+
+    Parameters
+    ----------
+    subject, session, run
+        BIDS entities, as text.
+    modality
+        ``eeg``, ``meg`` or ``fmri``.
+    files
+        Paths that belong together, the data file first.
+    events : DataFrame
+        Columns `onset` (s from the start of the file, ascending) and `stimulus_id`.
+    known_ids
+        Ids of the stimulus set; every event must name one of them. None skips the check.
+    """
+
+    subject: str
+    session: str
+    run: str
+    modality: Modality
+    files: tuple[Path, ...]
+    events: pd.DataFrame
+    known_ids: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        where = f"subject {self.subject}, session {self.session}, run {self.run}"
+        check_columns(self.events.columns, EVENT_COLUMNS, what=f"the event table of {where}")
+        onsets = self.events["onset"].to_numpy(dtype=float)
+        if (np.diff(onsets) < 0).any():
+            row = int(np.flatnonzero(np.diff(onsets) < 0)[0]) + 1
+            raise DataError(
+                f"events of {where} are not sorted by onset: row {row} starts before row {row - 1}."
+            )
+        if self.known_ids is not None:
+            unknown = [i for i in self.events["stimulus_id"] if i not in self.known_ids]
+            if unknown:
+                raise DataError(
+                    f"{len(unknown)} event(s) of {where} name images outside the stimulus set, "
+                    f"first {unknown[0]!r}: the image list belongs to another release."
+                )
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Labelled brain responses, one row per trial.
+
+    Parameters
+    ----------
+    data : array of shape (n_trials, ...)
+        Finite numbers, possibly a memory map.
+    dims
+        Names of the axes; the first is ``trial``. For example ``("trial", "channel", "time")`` or
+        ``("trial", "voxel")``.
+    trials : DataFrame of n_trials rows
+        Columns `subject, session, run, stimulus_id, repetition, split`; further columns are kept.
+    unit
+        Unit of `data`, for example ``V``, ``T``, ``percent signal change``, ``z`` or ``arbitrary``.
+    coords
+        What is known about the other axes: ``ch_names``, ``ch_pos`` (m), ``times`` (s), ``sfreq`` (Hz),
+        ``voxel_id``, ``mask``, ``affine`` and the like. Values are lists, numbers, text or arrays.
+
+    Raises
+    ------
+    DataError
+        If an invariant is broken; a non-finite value is reported with the first bad trial.
+    """
+
+    data: np.ndarray
+    dims: tuple[str, ...]
+    trials: pd.DataFrame
+    unit: str
+    coords: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.dims or self.dims[0] != "trial":
+            raise DataError(f"the first dimension of Responses must be 'trial', not {self.dims[:1]}.")
+        if self.data.ndim != len(self.dims):
+            raise DataError(f"Responses of shape {self.data.shape} cannot have the dims {self.dims}.")
+        check_columns(self.trials.columns, TRIAL_COLUMNS, what="the trial table")
+        if len(self.trials) != len(self.data):
+            raise DataError(
+                f"the trial table has {len(self.trials)} rows but the data have {len(self.data)} trials."
+            )
+        for dim, key in (("channel", "ch_names"), ("time", "times"), ("voxel", "voxel_id")):
+            if dim in self.dims and key in self.coords:
+                expected, found = self.data.shape[self.dims.index(dim)], len(self.coords[key])
+                if expected != found:
+                    raise DataError(f"the {dim} axis has {expected} entries but {key} lists {found}.")
+        check_finite(self.data, what="the responses", row_names=_describe_trials(self.trials), unit="trial")
+
+    @property
+    def n_trials(self) -> int:
+        """Number of rows."""
+        return len(self.data)
+
+    @property
+    def stimulus_ids(self) -> np.ndarray:
+        """Stimulus id of each trial, shape (n_trials,)."""
+        return self.trials["stimulus_id"].to_numpy(dtype=object)
+
+    def select(self, rows: np.ndarray | Sequence[int]) -> Responses:
+        """Return the given trials, in this order (row numbers or a boolean mask)."""
+        index = np.asarray(rows)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        return replace(self, data=self.data[index], trials=self.trials.iloc[index].reset_index(drop=True))
+
+    def as_matrix(self) -> np.ndarray:
+        """Return the data as a float32 matrix of shape (n_trials, n_features)."""
+        return np.ascontiguousarray(self.data, dtype=np.float32).reshape(len(self.data), -1)
+
+
+def _describe_trials(trials: pd.DataFrame) -> Sequence[str]:
+    class _Names(Sequence[str]):
+        def __len__(self) -> int:
+            return len(trials)
+
+        def __getitem__(self, row: Any) -> Any:
+            t = trials.iloc[row]
+            return f"subject {t['subject']}, run {t['run']}, stimulus {t['stimulus_id']}"
+
+    return _Names()
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors in one named space, one row per image or per predicted trial.
+
+    Parameters
+    ----------
+    vectors : float array of shape (n_rows, n_features) or (n_rows, n_tokens, n_features)
+        Finite; the norm that the encoder gave is kept.
+    ids : sequence of length n_rows
+        Stimulus id of each row; predictions of repeated trials repeat it.
+    space
+        Name of the space. Two sets of embeddings may be compared only if it is equal.
+    """
+
+    vectors: np.ndarray
+    ids: Any  # any sequence on creation, an object array from then on
+    space: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", np.asarray(self.ids, dtype=object))
+        if self.vectors.ndim not in (2, 3):
+            raise DataError(
+                "embeddings must have the shape (n_rows, n_features) or (n_rows, n_tokens, n_features), "
+                f"not {self.vectors.shape}."
+            )
+        if len(self.ids) != len(self.vectors):
+            raise DataError(f"{len(self.vectors)} embeddings came with {len(self.ids)} stimulus ids.")
+        check_finite(self.vectors, what=f"embeddings in space {self.space!r}", row_names=self.ids)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def select(self, ids: Iterable[str]) -> Embeddings:
+        """Return one row per id, in this order; an id may be asked for several times.
+
+        Raises
+        ------
+        DataError
+            If an id is missing or stands for several rows.
+        """
+        index = pd.Index(self.ids)
+        if not index.is_unique:
+            raise DataError(f"embeddings in space {self.space!r} repeat ids, so rows cannot be picked by id.")
+        wanted = list(ids)
+        rows = index.get_indexer(pd.Index(wanted, dtype=object))
+        if (rows < 0).any():
+            missing = wanted[int(np.flatnonzero(rows < 0)[0])]
+            raise DataError(f"no embedding of stimulus {missing!r} in space {self.space!r}; embed it first.")
+        return Embeddings(self.vectors[rows], np.asarray(wanted, dtype=object), self.space)
+
+    def flat(self) -> np.ndarray:
+        """Return float32 vectors of shape (n_rows, n_tokens * n_features)."""
+        return np.ascontiguousarray(self.vectors, dtype=np.float32).reshape(len(self), -1)
+
+
+def check_same_space(left: Embeddings, right: Embeddings) -> None:
+    """Raise `DataError` unless both embeddings live in the same space and have the same row shape."""
+    if left.space != right.space:
+        raise DataError(f"embeddings of space {left.space!r} cannot meet those of space {right.space!r}.")
+    if left.vectors.shape[1:] != right.vectors.shape[1:]:
+        raise DataError(
+            f"rows of space {left.space!r} have shapes {left.vectors.shape[1:]} and {right.vectors.shape[1:]}."
+        )
+
+
+SCORE_KEYS = (
+    "method", "metric", "value", "ci_low", "ci_high", "chance", "noise_ceiling", "n_queries", "gallery_size",
+    "subject", "split", "protocol", "seed", "p_value", "fingerprint",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with everything that is needed to read it.
+
+    Parameters
+    ----------
+    method
+        ``decoded`` for the system under test, otherwise the name of the control.
+    metric
+        Name of the metric, with its protocol where several exist (``ssim@28``, ``top1``).
+    value
+        The score.
+    chance
+        Level that carries no information about the brain; None where no such level exists (an error that has
+        no chance level, like MSE).
+    n_queries
+        Number of items behind the value.
+    protocol
+        Name of data set, split, averaging and gallery, as text.
+    ci_low, ci_high
+        Bounds of the 95 % interval.
+    noise_ceiling
+        Best value that the noise of the recording allows, where known.
+    gallery_size
+        Number of candidates, for scores that search a gallery.
+    p_value
+        From a permutation null, where one was run.
+    """
+
+    method: str
+    metric: str
+    value: float
+    chance: float | None
+    n_queries: int
+    protocol: str
+    subject: str
+    split: str
+    seed: int
+    ci_low: float | None = None
+    ci_high: float | None = None
+    noise_ceiling: float | None = None
+    gallery_size: int | None = None
+    p_value: float | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.n_queries < 1:
+            raise DataError(f"the score {self.metric!r} of {self.method!r} rests on no query.")
+        if not np.isfinite(self.value):
+            raise DataError(f"the score {self.metric!r} of {self.method!r} is not finite.")
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the plain row that `scores.json` holds."""
+        row = asdict(self)
+        return {key: row[key] for key in SCORE_KEYS}

@@ -1,0 +1,202 @@
+"""Handwritten sixes and nines, seen by one person (van Gerven, de Lange and Heskes 2010).
+
+Owns the MATLAB file ``digit69_28x28.mat`` as redistributed with Du et al. (2018): 90 + 10 trials of 3092 voxels
+in arbitrary units, with the 28 x 28 image of each trial. The file says nothing of runs, repetitions or voxel
+positions, so neither do we.
+
+References
+----------
+van Gerven, de Lange, Heskes (2010), doi:10.1162/NECO_a_00047.
+Du, Du, Huang, He (2018), IEEE Transactions on Neural Networks and Learning Systems.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError, check_file
+from braindecode_vis.datasets.manifests import Finding, check_one_file, check_root, read_manifest
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.store import hash_file, write_responses, write_stimuli
+
+FILE_NAME = "digit69_28x28.mat"
+_CONCEPTS = {1: "six", 2: "nine"}
+_KEYS = ("fmriTrn", "fmriTest", "stimTrn", "stimTest", "labelTrn", "labelTest")
+
+
+class Digits69Config(Settings):
+    """Where the file lies, and whether to insist on the published bytes.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``digit69_28x28.mat``.
+    verify
+        Refuse a file whose sha256 differs from the manifest's.
+    """
+
+    kind: Literal["digits69"] = "digits69"
+    root: Path | None = None
+    verify: bool = True
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "verify"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the sha256 of the source file."""
+        return {FILE_NAME: hash_file(_find_file(self.root))}
+
+    def write(self, folder: Path, *, seed: int) -> None:
+        """Read the file and write responses and stimuli below `folder`."""
+        responses, stimuli = read_digits69(_find_file(self.root))
+        if self.verify:
+            finding = _check_published(_find_file(self.root))
+            if not finding.ok:
+                raise DataError(f"{finding.message}, or accept this copy with --set dataset.verify=false.")
+        write_responses(folder / "responses", responses)
+        write_stimuli(folder / "stimuli", stimuli)
+
+    def check(self) -> list[Finding]:
+        """Verify the bytes and recompute every fact that the manifest declares."""
+        path = _find_file(self.root)
+        findings = [_check_published(path)]
+        try:
+            responses, stimuli = read_digits69(path)
+        except DataError as error:
+            return [*findings, Finding("content", False, str(error))]
+        return findings + _check_facts(responses, stimuli)
+
+
+def _find_file(root: Path | None) -> Path:
+    manifest = read_manifest("digits69")
+    path = check_root(root, manifest) / FILE_NAME
+    return check_file(
+        path, what=f"the data file of {manifest.name}", hint="pass the folder that holds it with --root"
+    )
+
+
+def _check_published(path: Path) -> Finding:
+    manifest = read_manifest("digits69")
+    return check_one_file(path.parent, manifest, manifest.files[0])
+
+
+def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
+    """Read the recording and its images.
+
+    Parameters
+    ----------
+    path
+        The MATLAB file.
+
+    Returns
+    -------
+    responses : Responses of shape (100 trials, 3092 voxels)
+        Training trials first; `split` says which is which.
+    stimuli : StimulusSet of 100 images
+        uint8, 28 x 28, upright, the grey value repeated over the three colours.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, lacks a variable, or holds a non-finite voxel.
+    """
+    content = _load_mat(path)
+    blocks, tables, images = [], [], []
+    for split, suffix in (("train", "Trn"), ("test", "Test")):
+        voxels, stimuli, labels = (content[f"{name}{suffix}"] for name in ("fmri", "stim", "label"))
+        labels = labels.ravel()
+        if not len(voxels) == len(stimuli) == len(labels):
+            raise DataError(
+                f"{path} pairs {len(voxels)} responses with {len(stimuli)} images and {len(labels)} labels "
+                f"in its {split} part; it is not the published file."
+            )
+        unknown = sorted(set(labels.tolist()) - set(_CONCEPTS))
+        if unknown:
+            raise DataError(
+                f"{path} holds the label {unknown[0]} in its {split} part; 1 (six) and 2 (nine) are known."
+            )
+        concepts = [_CONCEPTS[int(label)] for label in labels]
+        blocks.append(voxels)
+        images.append(stimuli)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "subject": "01", "session": "01", "run": "01",
+                    "stimulus_id": [f"{split}_{i:02d}_{concept}" for i, concept in enumerate(concepts)],
+                    "repetition": 0, "split": split, "concept": concepts,
+                }
+            )
+        )  # fmt: skip
+    trials = pd.concat(tables, ignore_index=True)
+    data = np.concatenate(blocks).astype(np.float32)
+    responses = Responses(
+        data=data,
+        dims=("trial", "voxel"),
+        trials=trials,
+        unit="arbitrary",
+        coords={"voxel_id": np.arange(data.shape[1])},
+    )
+    return responses, _make_stimuli(np.concatenate(images), trials)
+
+
+def _load_mat(path: Path) -> dict[str, np.ndarray]:
+    from scipy.io import loadmat
+
+    try:
+        content: dict[str, Any] = loadmat(path)
+    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
+        expected = read_manifest("digits69").files[0].sha256
+        raise DataError(
+            f"{path} cannot be read as a MATLAB file ({type(error).__name__}: {error}); it is damaged or truncated: "
+            f"sha256 {hash_file(path)}, expected {expected}; copy or fetch it again."
+        ) from error
+    missing = [key for key in _KEYS if key not in content]
+    if missing:
+        raise DataError(
+            f"{path} lacks the variable(s) {', '.join(missing)}; it is not {FILE_NAME} as published."
+        )
+    return {key: content[key] for key in _KEYS}
+
+
+def _make_stimuli(flat: np.ndarray, trials: pd.DataFrame) -> StimulusSet:
+    if flat.shape[1] != 28 * 28:
+        raise DataError(
+            f"the images have {flat.shape[1]} pixels instead of 28 x 28; the file is not as published."
+        )
+    upright = flat.reshape(-1, 28, 28).transpose(0, 2, 1)  # column-major on disk
+    pixels = np.repeat(upright[..., None], 3, axis=-1).astype(np.uint8)
+    table = pd.DataFrame(
+        {
+            "stimulus_id": trials["stimulus_id"],
+            "concept": trials["concept"],
+            "path": FILE_NAME,
+            "sha256": [hash_pixels(image) for image in pixels],
+        }
+    )
+    return StimulusSet(table, pixels=pixels)
+
+
+def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[Finding]:
+    trials = responses.trials
+    per_class = trials.value_counts(["split", "concept"])
+    assert stimuli.pixels is not None
+    found = {
+        "n_train": int((trials["split"] == "train").sum()),
+        "n_test": int((trials["split"] == "test").sum()),
+        "n_voxels": responses.data.shape[1],
+        "image_height": stimuli.pixels.shape[1],
+        "image_width": stimuli.pixels.shape[2],
+        "n_train_per_class": int(per_class.loc["train"].min()),
+        "n_test_per_class": int(per_class.loc["test"].min()),
+    }
+    findings = []
+    for name, declared in read_manifest("digits69").facts.items():
+        ok = found[name] == declared
+        message = f"{found[name]} as declared" if ok else f"declared {declared}, found {found[name]}"
+        findings.append(Finding(name, ok, message))
+    return findings

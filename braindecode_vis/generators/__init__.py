@@ -1,0 +1,1 @@
+"""Image generators: embeddings in, uint8 images out; and the controls that every table needs."""

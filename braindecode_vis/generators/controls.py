@@ -1,0 +1,63 @@
+"""Reconstructions that use less of the brain than they seem to: the floor under every pixel score.
+
+`MeanImageGenerator` ignores the prediction; `ClassMeanGenerator` uses it only to name a class. For stimuli that
+look alike, such as digits, both reach high pixel correlations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.generators.material import TrainingMaterial
+
+
+class MeanImageGenerator:
+    """The mean of all training images, whatever the brain did."""
+
+    def __init__(self, material: TrainingMaterial) -> None:
+        self.mean = _average(material.images)
+
+    def accepts(self, space: str) -> bool:
+        """Every space will do."""
+        return True
+
+    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+        """Return the mean image once per row, uint8 of shape (n_rows, height, width, 3)."""
+        return np.repeat(self.mean[None], len(embeddings), axis=0)
+
+
+class ClassMeanGenerator:
+    """The mean training image of the class whose mean embedding is nearest to the prediction."""
+
+    def __init__(self, material: TrainingMaterial) -> None:
+        self.material = material
+        self.classes = sorted(set(material.concepts))
+        vectors = material.embeddings.flat()
+        rows = [material.concepts == name for name in self.classes]
+        self.centroids = np.stack([vectors[row].mean(axis=0) for row in rows])  # (n_classes, n_features)
+        self.images = np.stack([_average(material.images[row]) for row in rows])
+
+    def accepts(self, space: str) -> bool:
+        """Say whether `space` is that of the training embeddings."""
+        return space == self.material.embeddings.space
+
+    def classify(self, embeddings: Embeddings) -> np.ndarray:
+        """Return the name of the nearest class for each prediction, shape (n_rows,)."""
+        check_same_space(embeddings, self.material.embeddings)
+        values = embeddings.flat()
+        squared = (
+            (values**2).sum(axis=1)[:, None]
+            - 2 * values @ self.centroids.T
+            + (self.centroids**2).sum(axis=1)[None]
+        )  # (n_rows, n_classes)
+        return np.array(self.classes, dtype=object)[np.argmin(squared, axis=1)]
+
+    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+        """Return the mean image of the decoded class per row, uint8 of shape (n_rows, height, width, 3)."""
+        row_of = {name: row for row, name in enumerate(self.classes)}
+        return self.images[[row_of[name] for name in self.classify(embeddings)]]
+
+
+def _average(images: np.ndarray) -> np.ndarray:
+    return np.round(images.mean(axis=0, dtype=np.float64)).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""Turn pixel or principal-component embeddings back into images by inverting their encoder.
+
+A prediction that minimises the squared error is a conditional mean: correct on average and washed out. With
+``contrast: ssim`` the generator darkens and stretches its grey values by one threshold and one gain, chosen so
+that out-of-fold predictions of the training trials reach the best structural similarity with their images.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.settings import Settings
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Gain = Annotated[float, Field(gt=0)]
+
+
+class LatentsConfig(Settings):
+    """Invert the target space; only spaces with an inverse are accepted.
+
+    Parameters
+    ----------
+    contrast
+        ``none`` leaves the decoded grey values; ``ssim`` chooses threshold and gain on training trials.
+    thresholds, gains
+        Candidates: a grey value v in 0..1 becomes ``clip((v - threshold) * gain, 0, 1)``.
+    """
+
+    kind: Literal["latents"] = "latents"
+    contrast: Literal["none", "ssim"] = "none"
+    thresholds: tuple[Fraction, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    gains: tuple[Gain, ...] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether embeddings of this kind of target can be turned into images."""
+        return target_kind in ("pixels", "pca")
+
+    def build(self, material: TrainingMaterial) -> LatentsGenerator:
+        """Return the generator, its contrast chosen on the training material."""
+        return LatentsGenerator(self, material)
+
+
+class LatentsGenerator:
+    """The inverse of an invertible image encoder, with a contrast learnt on training trials."""
+
+    def __init__(self, config: LatentsConfig, material: TrainingMaterial) -> None:
+        self.encoder = material.image_encoder
+        if not hasattr(self.encoder, "decode"):
+            raise ConfigError(
+                f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "
+                "use a target of kind pixels or pca, or a generator of kind nearest."
+            )
+        self.threshold, self.gain = 0.0, 1.0
+        if config.contrast == "ssim":
+            self.threshold, self.gain = self._choose_contrast(config, material)
+
+    def accepts(self, space: str) -> bool:
+        """Say whether `space` is the one whose encoder is inverted."""
+        return space == self.encoder.space
+
+    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+        """Return uint8 images of shape (n_rows, height, width, 3); nothing is random here."""
+        if not self.accepts(embeddings.space):
+            raise ConfigError(
+                f"the generator 'latents' inverts {self.encoder.space!r}, not {embeddings.space!r}."
+            )
+        images = self.encoder.decode(np.asarray(embeddings.vectors))
+        return stretch_contrast(images, self.threshold, self.gain)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was chosen on the training material."""
+        return {"threshold": self.threshold, "gain": self.gain}
+
+    def _choose_contrast(self, config: LatentsConfig, material: TrainingMaterial) -> tuple[float, float]:
+        if material.predicted is None:
+            raise ConfigError(
+                "generator.contrast is ssim, but this encoder gives no out-of-fold predictions."
+            )
+        decoded = self.encoder.decode(np.asarray(material.predicted.vectors))
+        row_of = {i: row for row, i in enumerate(material.embeddings.ids)}
+        truth = material.images[[row_of[i] for i in material.predicted.ids]]
+        candidates = list(product(config.thresholds, config.gains))
+        scores = [_mean_ssim(stretch_contrast(decoded, *candidate), truth) for candidate in candidates]
+        return candidates[int(np.argmax(scores))]
+
+
+def stretch_contrast(images: np.ndarray, threshold: float, gain: float) -> np.ndarray:
+    """Return uint8 images with ``clip((v - threshold) * gain, 0, 1)`` applied to their values in 0..1."""
+    if threshold == 0 and gain == 1:
+        return images
+    values = np.clip((images.astype(np.float32) / 255 - threshold) * gain, 0, 1)
+    return np.round(values * 255).astype(np.uint8)
+
+
+def _mean_ssim(images: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean structural similarity of the green channel, with Gaussian weights."""
+    from skimage.metrics import structural_similarity
+
+    return float(
+        np.mean(
+            [
+                structural_similarity(
+                    left[..., 1], right[..., 1], gaussian_weights=True, sigma=1.5,
+                    use_sample_covariance=False, data_range=255,
+                )
+                for left, right in zip(images, truth, strict=True)
+            ]
+        )
+    )  # fmt: skip

@@ -1,0 +1,428 @@
+"""How sure we are: bootstrap intervals, Wilson intervals, permutation tests and paired differences.
+
+Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
+vectorised over resamples. The unit that is resampled is the stimulus: rows of one stimulus move together.
+Permutations reassign which ground truth belongs to which prediction. P-values count the observed assignment as
+one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations.
+
+References
+----------
+Phipson & Smyth (2010), Permutation p-values should never be zero, doi:10.2202/1544-6115.1585.
+Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.metrics.identification import TIE_TOLERANCE
+from braindecode_vis.seeds import make_generator
+
+Alternative = Literal["greater", "less", "two-sided"]
+Statistic = Literal["mean", "median"]
+Labels = Sequence[object] | np.ndarray
+CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval: bounds, level, how it was made and the number of independent units behind it."""
+
+    low: float
+    high: float
+    level: float
+    method: str
+    n_units: int
+
+
+@dataclass(frozen=True)
+class PermutationResult:
+    """An observed statistic beside its permutation null.
+
+    Parameters
+    ----------
+    observed
+        Mean over predictions under the true assignment.
+    null_mean
+        Exact mean over all admissible assignments: the chance level of this statistic on these data.
+    null_low, null_high
+        2.5 and 97.5 percentiles of the null.
+    p_value
+        (b + 1) / (m + 1), with b permutations at least as extreme among m.
+    alternative
+        ``greater``, ``less`` or ``two-sided`` (distance from `null_mean`).
+    null : array of shape (n_permutations,)
+        The permuted statistics.
+    """
+
+    observed: float
+    null_mean: float
+    null_low: float
+    null_high: float
+    p_value: float
+    alternative: Alternative
+    null: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of first - second over the same items, its interval and a two-sided sign-flip p-value."""
+
+    mean: float
+    interval: Interval
+    p_value: float
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    *,
+    clusters: Labels | None = None,
+    subjects: Labels | None = None,
+    statistic: Statistic = "mean",
+    n_boot: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the percentile bootstrap interval of the mean or median of one value per row.
+
+    For identification scores the items are resampled while the set of distractors behind each value is held
+    fixed: the interval speaks of other items judged against this gallery.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows,)
+        One finite value per row.
+    clusters : sequence of length n_rows, optional
+        Stimulus of each row; rows of one stimulus are resampled together. By default each row is its own.
+    subjects : sequence of length n_rows, optional
+        Subject of each row. Subjects are then resampled first and the stimuli of each drawn subject second, and
+        the statistic is the mean over subjects of their means, so subjects weigh the same.
+    statistic
+        ``mean`` or ``median``; the median is not available together with `subjects`.
+    n_boot
+        Number of resamples.
+    level
+        Coverage.
+    seed
+        Root seed.
+
+    Returns
+    -------
+    Interval
+        Percentile interval.
+
+    Raises
+    ------
+    DataError
+        If fewer than two units are there to resample, or a value is not finite.
+
+    Examples
+    --------
+    >>> interval = bootstrap_interval(np.arange(100.0), n_boot=2000)
+    >>> interval.low < 49.5 < interval.high
+    True
+    """
+    check_option("statistic", statistic, ("mean", "median"))
+    values = _check_values(values)
+    codes = _encode(clusters, len(values), "cluster")
+    generator = make_generator(seed, "bootstrap")
+    if subjects is not None:
+        if statistic != "mean":
+            raise ConfigError("the hierarchical bootstrap over subjects knows the mean only.")
+        people = _encode(subjects, len(values), "subject")
+        draws = _bootstrap_subjects(values, codes, people, n_boot, generator)
+        n_units = int(people.max()) + 1
+    else:
+        draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator)
+        n_units = int(codes.max()) + 1
+    if n_units < 2:
+        raise DataError("a bootstrap needs at least two stimuli (or subjects) to resample, got one.")
+    low, high = _percentiles(draws, level)
+    method = "bootstrap over subjects and stimuli" if subjects is not None else "bootstrap over stimuli"
+    return Interval(low, high, level, method, n_units)
+
+
+def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
+    """Return the Wilson interval of a proportion, which holds for small counts and for 0 or n hits.
+
+    Examples
+    --------
+    >>> interval = wilson_interval(9, 10)
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (0.596, 0.982)
+    """
+    if not 0 <= n_hits <= n or n < 1:
+        raise DataError(f"{n_hits} hits out of {n} is not a proportion.")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = n_hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Rounding must not leave 0 to 1, nor exclude an observed proportion of 0 or 1.
+    low = 0.0 if n_hits == 0 else max(0.0, centre - half)
+    high = 1.0 if n_hits == n else min(1.0, centre + half)
+    return Interval(low, high, level, "wilson", n)
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    clusters: Labels | None = None,
+    subjects: Labels | None = None,
+    n_boot: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare two methods on the same rows, in the same order.
+
+    Parameters
+    ----------
+    first, second : arrays of shape (n_rows,)
+        One value per row, for example a hit per trial.
+    clusters, subjects, n_boot, level, seed
+        As for `bootstrap_interval`.
+
+    Returns
+    -------
+    PairedDifference
+        The p-value flips the sign of whole stimuli (of each subject, where given): it speaks of these subjects.
+    """
+    first, second = _check_values(first), _check_values(second)
+    if len(first) != len(second):
+        raise DataError(f"paired values must have the same length, got {len(first)} and {len(second)}.")
+    difference = first - second
+    interval = bootstrap_interval(
+        difference, clusters=clusters, subjects=subjects, n_boot=n_boot, level=level, seed=seed
+    )
+    units, weighted = _encode(clusters, len(first), "cluster"), difference / len(difference)
+    if subjects is not None:
+        people = _encode(subjects, len(first), "subject")
+        weighted = difference / (np.bincount(people)[people] * (people.max() + 1))
+        units = np.unique(units * (people.max() + 1) + people, return_inverse=True)[1]
+    sums = np.bincount(units, weighted)
+    generator = make_generator(seed, "sign-flip")
+    null = np.concatenate(
+        [
+            (generator.integers(0, 2, (n, len(sums)), dtype=np.int8) * 2.0 - 1.0) @ sums
+            for n in _chunks(n_boot, len(sums))
+        ]
+    )
+    observed = float(sums.sum())
+    return PairedDifference(observed, interval, _p_value(observed, null, 0.0, "two-sided"))
+
+
+def permutation_test(
+    table: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    groups: Labels | None = None,
+    alternative: Alternative = "greater",
+    n_permutations: int = 10_000,
+    seed: int = 0,
+) -> PermutationResult:
+    """Test whether predictions fit their own ground truth better than they fit permuted ones.
+
+    Parameters
+    ----------
+    table : array of shape (n_predictions, n_stimuli)
+        Value of each prediction (row) if each stimulus (column) were its ground truth: any per-item metric such
+        as pixcorr, or the result of `make_top_k_table`, `make_two_way_table` or `make_rank_table`.
+    truth : int array of shape (n_predictions,), optional
+        True column of each row, by default the diagonal. Rows of one stimulus are permuted together; columns that
+        no row names (further gallery items) take no part in the permutation.
+    groups : sequence of length n_stimuli, optional
+        Class of each column; stimuli are then permuted within their class only, as a within-class score needs.
+    alternative
+        ``greater`` where high values are good, ``less`` for errors and ranks, or ``two-sided``.
+    n_permutations
+        At least 10 000 where a p-value is quoted.
+    seed
+        Root seed.
+
+    Returns
+    -------
+    PermutationResult
+        Observed mean, null and p-value.
+
+    Examples
+    --------
+    >>> permutation_test(np.eye(8), n_permutations=999).p_value
+    0.001
+    """
+    check_option("alternative", alternative, ("greater", "less", "two-sided"))
+    check_finite(table, what="the table to permute", row_names=range(len(table)), unit="prediction")
+    n_rows, n_columns = table.shape
+    truth = np.arange(n_rows) if truth is None else np.asarray(truth)
+    if len(truth) != n_rows or truth.min() < 0 or truth.max() >= n_columns:
+        raise DataError(f"`truth` must name one of {n_columns} columns for each of {n_rows} predictions.")
+    shown, slot = np.unique(truth, return_inverse=True)
+    labels = _encode(groups, n_columns, "group")[shown] if groups is not None else np.zeros(len(shown), int)
+    blocks = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    observed = float(table[np.arange(n_rows), truth].mean())
+    column_sums = np.zeros(n_rows)
+    for block in blocks:  # the mean over all permutations is the mean over admissible cells
+        rows = np.flatnonzero(np.isin(slot, block))
+        column_sums[rows] = table[np.ix_(rows, shown[block])].mean(axis=1)
+    null_mean = float(column_sums.mean())
+
+    generator = make_generator(seed, "permutation")
+    flat, offset = np.ascontiguousarray(table, dtype=np.float64).ravel(), np.arange(n_rows) * n_columns
+    parts = []
+    for n in _chunks(n_permutations, max(n_rows, len(shown))):
+        assigned = np.empty((n, len(shown)), dtype=np.int64)
+        for block in blocks:
+            assigned[:, block] = generator.permuted(np.tile(shown[block], (n, 1)), axis=1)
+        parts.append(flat[offset + assigned[:, slot]].mean(axis=1))
+    null = np.concatenate(parts)
+    low, high = _percentiles(null, 0.95)
+    p_value = _p_value(observed, null, null_mean, alternative)
+    return PermutationResult(observed, null_mean, low, high, p_value, alternative, null)
+
+
+def make_top_k_table(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return 1 where a column ranks among the `k` best of its row, ties lost.
+
+    Parameters
+    ----------
+    scores : array of shape (n_predictions, n_stimuli)
+        Similarities, higher is better.
+    k
+        How many candidates may be named.
+
+    Returns
+    -------
+    float array of shape (n_predictions, n_stimuli)
+        Zeros and ones.
+    """
+    n_below, _ = _count_order(scores)
+    return (scores.shape[1] - n_below <= k).astype(float)
+
+
+def make_rank_table(scores: np.ndarray) -> np.ndarray:
+    """Return the rank of each column in its row of `scores`, 1 is best, ties sharing the mean rank."""
+    n_below, n_above = _count_order(scores)
+    return (scores.shape[1] - n_below + n_above + 1) / 2
+
+
+def make_two_way_table(scores: np.ndarray, *, groups: Labels | None = None) -> np.ndarray:
+    """Return for each cell the fraction of other columns that it beats in its row, ties lost.
+
+    Parameters
+    ----------
+    scores : array of shape (n_predictions, n_stimuli)
+        Similarities, higher is better.
+    groups : sequence of length n_stimuli, optional
+        Class of each column; a column is then compared with columns of its own class only.
+
+    Returns
+    -------
+    float array of shape (n_predictions, n_stimuli)
+        Two-way identification of each prediction if each stimulus were its ground truth.
+    """
+    codes = np.zeros(scores.shape[1], int) if groups is None else _encode(groups, scores.shape[1], "group")
+    table = np.empty(scores.shape)
+    for code in np.unique(codes):
+        columns = np.flatnonzero(codes == code)
+        if len(columns) < 2:
+            raise DataError(f"stimulus {columns[0]} has no distractor in its class; drop it from this score.")
+        table[:, columns] = _count_order(scores[:, columns])[0] / (len(columns) - 1)
+    return table
+
+
+def _count_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many columns of its row each cell beats, and how many beat it."""
+    scores = scores.astype(np.float64)  # the tolerance is lost in single precision
+    n_below, n_above = np.empty(scores.shape, int), np.empty(scores.shape, int)
+    for row, values in enumerate(scores):
+        ordered = np.sort(values)
+        n_below[row] = np.searchsorted(ordered, values - TIE_TOLERANCE, side="left")
+        n_above[row] = len(values) - np.searchsorted(ordered, values + TIE_TOLERANCE, side="right")
+    return n_below, n_above
+
+
+def _bootstrap_clusters(
+    values: np.ndarray, codes: np.ndarray, statistic: str, n_boot: int, generator: np.random.Generator
+) -> np.ndarray:
+    sums, counts = np.bincount(codes, values), np.bincount(codes)
+    n = len(sums)
+    order = np.argsort(values, kind="stable")
+    parts = []
+    for size in _chunks(n_boot, max(n, len(values))):
+        drawn = generator.integers(0, n, (size, n))
+        if statistic == "mean":
+            parts.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+            continue
+        flat = (drawn + n * np.arange(size)[:, None]).ravel()
+        times = np.bincount(flat, minlength=size * n).reshape(size, n)[:, codes[order]]  # (size, n_rows)
+        seen = 2 * np.cumsum(times, axis=1)
+        half = seen[:, -1:] / 2
+        lower, upper = (seen >= half).argmax(axis=1), (seen > half).argmax(axis=1)
+        parts.append((values[order][lower] + values[order][upper]) / 2)
+    return np.concatenate(parts)
+
+
+def _bootstrap_subjects(
+    values: np.ndarray, codes: np.ndarray, people: np.ndarray, n_boot: int, generator: np.random.Generator
+) -> np.ndarray:
+    n_people = int(people.max()) + 1
+    drawn = generator.integers(0, n_people, (n_boot, n_people))
+    total = np.zeros(n_boot)
+    for person in range(n_people):
+        own = people == person
+        inner = np.unique(codes[own], return_inverse=True)[1]
+        # A subject drawn twice is resampled twice, so each slot of each resample gets its own mean.
+        resample, _ = np.nonzero(drawn == person)
+        means = _bootstrap_clusters(values[own], inner, "mean", len(resample), generator)
+        np.add.at(total, resample, means)
+    return total / n_people
+
+
+def _chunks(n: int, width: int) -> Iterator[int]:
+    if n < 1:
+        raise ConfigError(f"the number of resamples must be at least 1, got {n}.")
+    step = max(1, CHUNK_VALUES // width)
+    for start in range(0, n, step):
+        yield min(step, n - start)
+
+
+def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of an interval must lie between 0 and 1, got {level}.")
+    low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def _p_value(observed: float, null: np.ndarray, centre: float, alternative: Alternative) -> float:
+    slack = 1e-12 * max(1.0, abs(observed))  # equal sums differ by rounding, and an equal value is as extreme
+    if alternative == "greater":
+        n_extreme = (null >= observed - slack).sum()
+    elif alternative == "less":
+        n_extreme = (null <= observed + slack).sum()
+    else:
+        n_extreme = (np.abs(null - centre) >= abs(observed - centre) - slack).sum()
+    return float((n_extreme + 1) / (len(null) + 1))
+
+
+def _check_values(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise DataError(f"statistics need one value per item, got an array of shape {values.shape}.")
+    check_finite(values, what="the values per item", row_names=range(len(values)), unit="item")
+    return values
+
+
+def _encode(labels: Labels | None, n: int, what: str) -> np.ndarray:
+    """Return labels as integers 0 ... n_labels - 1."""
+    if labels is None:
+        return np.arange(n)
+    if len(labels) != n:
+        raise DataError(f"{n} items came with {len(labels)} {what} labels.")
+    return np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1]

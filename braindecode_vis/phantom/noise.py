@@ -1,0 +1,278 @@
+"""The simulated ongoing activity: everything a recording holds that the images did not cause.
+
+Coloured background and alpha bursts through the lead field of a person's cortex, white sensor noise, blinks, mains
+and slow drift. All of it is produced in chunks of a fixed length with filters that carry their state, so a stream is
+seamless, needs memory for one chunk only and does not depend on the block size a reader asks for. Knows nothing of
+stimuli and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from braindecode_vis.phantom.brain import Person
+from braindecode_vis.phantom.cortex import find_members, make_cortex
+from braindecode_vis.phantom.forward import Machine
+from braindecode_vis.phantom.sensors import compute_patterns, pick_training_rows, project_images
+from braindecode_vis.seeds import make_generator
+
+CHUNK_S = 2.0
+CORNER_HZ = 0.5
+"""The 1/f spectrum flattens below this frequency, so that the power is finite and stationary."""
+_ALPHA_BANDWIDTH_HZ = 1.5
+_DRIFT_HZ = 0.05
+_BLINK_S = 0.35
+
+
+def simulate_noise(person: Person, machine: Machine, n_samples: int, name: str) -> Iterator[np.ndarray]:
+    """Yield the ongoing activity of one recording, chunk by chunk.
+
+    Parameters
+    ----------
+    person, machine
+        Who is recorded, and by what.
+    n_samples
+        Length of the recording.
+    name
+        Name of the recording, for example ``ses-01_training``; another name gives independent noise.
+
+    Yields
+    ------
+    chunk : float32 array of shape (n_channels, <= CHUNK_S * sfreq)
+        In the unit of the machine.
+    """
+    length = round(CHUNK_S * machine.sfreq)
+    sources = [
+        _simulate_background(person, machine, length, name),
+        _simulate_alpha(person, machine, length, name),
+        _simulate_sensors(person, machine, length, name),
+        _simulate_drift(person, machine, length, name),
+        _simulate_blinks(person, machine, length, name),
+        _simulate_line(person, machine, length, name),
+    ]
+    for start in range(0, n_samples, length):
+        chunk = next(sources[0])
+        for source in sources[1:]:
+            chunk += next(source)
+        yield np.ascontiguousarray(chunk[: n_samples - start].T)
+
+
+def compute_noise_power(person: Person, machine: Machine) -> np.ndarray:
+    """Return the variance of background, alpha and sensor noise, float array (n_channels,)."""
+    noise = person.config.noise
+    background, alpha = make_mixing(person, machine)
+    sensor = (noise.sensor * machine.sensor_rms) ** 2
+    return (background**2).sum(axis=0) + (alpha**2).sum(axis=0) + sensor
+
+
+def compute_noise_spectra(person: Person, machine: Machine, frequencies: np.ndarray) -> np.ndarray:
+    """Return the cross-spectral density of background, alpha and sensor noise (two-sided, unit**2 per Hz).
+
+    Parameters
+    ----------
+    frequencies : array of shape (n_frequencies,)
+        In Hz, below the Nyquist rate.
+
+    Returns
+    -------
+    density : float array of shape (n_frequencies, n_channels, n_channels)
+    """
+    from scipy import signal
+
+    noise = person.config.noise
+    background, alpha = make_mixing(person, machine)
+    _, response = signal.sosfreqz(
+        _make_background_filter(noise.exponent, machine.sfreq), frequencies, fs=machine.sfreq
+    )
+    _, resonance = signal.sosfreqz(
+        _make_alpha_filter(noise.alpha_hz, machine.sfreq), frequencies, fs=machine.sfreq
+    )
+    sensor = (noise.sensor * machine.sensor_rms) ** 2 * np.eye(machine.n_channels)
+    parts = (np.abs(response) ** 2)[:, None, None] * (background.T @ background)
+    parts = parts + (np.abs(resonance) ** 2)[:, None, None] * (alpha.T @ alpha)
+    return (parts + sensor) / machine.sfreq
+
+
+@lru_cache(maxsize=8)
+def make_mixing(person: Person, machine: Machine) -> tuple[np.ndarray, np.ndarray]:
+    """Return how independent unit-variance sources reach the channels.
+
+    Part of the background moves in the patterns that images evoke too (Kenet et al. 2003, doi:10.1038/nature02078,
+    for visual cortex), which no spatial filter can remove; the rest comes from everywhere on the cortex.
+
+    Returns
+    -------
+    background : float array of shape (n_channels, n_channels)
+        Rows are sources; the covariance of the background is ``background.T @ background``.
+    alpha : float array of shape (n_patches, n_channels)
+        Occipito-parietal patches.
+    """
+    noise = person.config.noise
+    cortex = make_cortex()
+    generator = make_generator(person.config.seed, "noise topography", person.index)
+    # Independent activity everywhere on the cortex, stronger here and weaker there in each person.
+    gains = np.exp(0.3 * generator.standard_normal(machine.leadfield.shape[1]))
+    covariance = (machine.leadfield * gains**2) @ machine.leadfield.T
+    covariance *= (1 - noise.spontaneous) / np.diag(covariance).mean()
+    evoked = project_images(person, compute_patterns(person, machine)[0], pick_training_rows(person))
+    # (image, stage, channel) twice -> (channel, channel)
+    spontaneous = np.einsum("rsc,rsd->cd", evoked, evoked, optimize=True).astype(np.float64)
+    if np.diag(spontaneous).mean() > 0:
+        covariance += noise.spontaneous * spontaneous / np.diag(spontaneous).mean()
+    values, vectors = np.linalg.eigh(covariance / np.diag(covariance).mean())
+    background = machine.noise_rms * np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
+    posterior = find_members(cortex.positions, ("V1", "V2", "V3", "OPA"))
+    centres = cortex.positions[generator.choice(posterior, size=6, replace=False)]
+    distance = np.linalg.norm(cortex.positions[None] - centres[:, None], axis=2)
+    patches = np.exp(-((distance / 12.0) ** 2) / 2) @ machine.leadfield.T  # (n_patches, n_channels)
+    patches *= noise.alpha * machine.noise_rms / np.sqrt((patches**2).sum(axis=0).mean())
+    return background, patches
+
+
+def _simulate_background(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+    mixing = make_mixing(person, machine)[0].astype(np.float32)
+    sections = _make_background_filter(person.config.noise.exponent, machine.sfreq)
+    for sources in _filter_white(person, sections, len(mixing), length, name, "background"):
+        yield sources @ mixing  # (length, n_channels)
+
+
+def _simulate_alpha(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+    mixing = make_mixing(person, machine)[1].astype(np.float32)
+    # A narrow band of Gaussian noise waxes and wanes by itself, once a second or so.
+    sections = _make_alpha_filter(person.config.noise.alpha_hz, machine.sfreq)
+    for sources in _filter_white(person, sections, len(mixing), length, name, "alpha"):
+        yield sources @ mixing
+
+
+def _simulate_sensors(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+    generator = make_generator(person.config.seed, "sensor noise", person.index, name)
+    size = np.float32(person.config.noise.sensor * machine.sensor_rms)
+    while True:
+        yield size * generator.standard_normal((length, machine.n_channels), dtype=np.float32)
+
+
+def _simulate_drift(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+    from scipy import signal
+
+    size = person.config.noise.drift * machine.noise_rms
+    sections = signal.butter(2, _DRIFT_HZ, fs=machine.sfreq, output="sos")
+    sections = _normalise_power(sections, round(200 * machine.sfreq))
+    generator = make_generator(person.config.seed, "drift topography", person.index, name)
+    gains = (size * np.exp(0.4 * generator.standard_normal(machine.n_channels))).astype(np.float32)
+    for sources in _filter_white(person, sections, machine.n_channels, length, name, "drift"):
+        yield sources * gains
+
+
+def _simulate_blinks(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+    noise = person.config.noise
+    generator = make_generator(person.config.seed, "blinks", person.index, name)
+    shape = np.sin(np.pi * np.linspace(0, 1, round(_BLINK_S * machine.sfreq))) ** 2
+    topography = (noise.blink_size * machine.blink).astype(np.float32)
+    carried = np.zeros(len(shape))
+    while True:
+        course = np.zeros(length + len(shape))
+        course[: len(shape)] += carried
+        for start in generator.integers(0, length, generator.poisson(noise.blinks_per_minute * CHUNK_S / 60)):
+            course[start : start + len(shape)] += shape * np.exp(0.2 * generator.standard_normal())
+        carried = course[length:].copy()
+        yield course[:length, None].astype(np.float32) * topography
+
+
+def _simulate_line(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+    generator = make_generator(person.config.seed, "mains", person.index, name)
+    gains = (
+        person.config.noise.line
+        * machine.line_rms
+        * np.exp(0.3 * generator.standard_normal(machine.n_channels))
+    )
+    phases = 0.3 * generator.standard_normal(machine.n_channels)
+    # A sine of each phase is a mixture of two, so one product makes all channels.
+    mixing = np.sqrt(2) * gains * np.stack([np.cos(phases), np.sin(phases)])
+    start = 0
+    while True:
+        angle = 2 * np.pi * machine.line_freq * ((start + np.arange(length)) / machine.sfreq)
+        yield np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32) @ mixing.astype(np.float32)
+        start += length
+
+
+def _filter_white(
+    person: Person, sections: np.ndarray, n_sources: int, length: int, name: str, kind: str
+) -> Iterator[np.ndarray]:
+    """Yield filtered white noise of unit variance, (length, n_sources), stationary from the first sample."""
+    from scipy import signal
+
+    generator = make_generator(person.config.seed, kind, person.index, name)
+    state = _draw_stationary_state(sections, n_sources, generator)
+    sections = sections.astype(np.float64)
+    while True:
+        white = generator.standard_normal((length, n_sources), dtype=np.float32)
+        # Filtering along the last, contiguous axis is several times faster.
+        coloured, state = signal.sosfilt(sections, np.ascontiguousarray(white.T), axis=1, zi=state)
+        yield coloured.T.astype(np.float32)
+
+
+def _draw_stationary_state(
+    sections: np.ndarray, n_sources: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Draw a filter state from its stationary distribution, so that a recording does not start from silence."""
+    transition, drive = _make_state_space(sections)
+    from scipy.linalg import solve_discrete_lyapunov
+
+    covariance = solve_discrete_lyapunov(transition, np.outer(drive, drive))
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    draws = generator.standard_normal((n_sources, len(root))) @ root.T  # (n_sources, 2 * n_sections)
+    return np.ascontiguousarray(draws.reshape(n_sources, len(sections), 2).transpose(1, 0, 2))
+
+
+def _make_state_space(sections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the one-step map of the state of `scipy.signal.sosfilt` and how its input enters, by probing it."""
+    from scipy import signal
+
+    size = 2 * len(sections)
+    transition, drive = np.zeros((size, size)), np.zeros(size)
+    for column in range(size):
+        state = np.zeros(size)
+        state[column] = 1.0
+        transition[:, column] = signal.sosfilt(sections, [0.0], zi=state.reshape(-1, 2))[1].ravel()
+    drive[:] = signal.sosfilt(sections, [1.0], zi=np.zeros((len(sections), 2)))[1].ravel()
+    return transition, drive
+
+
+@lru_cache(maxsize=32)
+def _make_background_filter(exponent: float, sfreq: float) -> np.ndarray:
+    """Return a cascade of one pole and one zero per octave that falls like f**(-exponent / 2) in amplitude."""
+    ratio = 4.0
+    corners = CORNER_HZ * ratio ** np.arange(np.ceil(np.log(sfreq / 2 / CORNER_HZ) / np.log(ratio)))
+    poles = np.exp(-2 * np.pi * corners / sfreq)
+    # Each pole is undone before the next one, as far down as the exponent asks for.
+    zeros = np.exp(-2 * np.pi * corners * ratio ** (exponent / 2) / sfreq)
+    rows = []
+    for first in range(0, len(corners), 2):
+        pair = slice(first, first + 2)
+        numerator, denominator = np.poly(zeros[pair]), np.poly(poles[pair])
+        rows.append(np.concatenate([np.pad(part, (0, 3 - len(part))) for part in (numerator, denominator)]))
+    return _normalise_power(np.array(rows), round(20 * sfreq))
+
+
+@lru_cache(maxsize=32)
+def _make_alpha_filter(frequency: float, sfreq: float) -> np.ndarray:
+    radius = np.exp(-np.pi * _ALPHA_BANDWIDTH_HZ / sfreq)
+    angle = 2 * np.pi * frequency / sfreq
+    row = [1.0, 0.0, -1.0, 1.0, -2 * radius * np.cos(angle), radius**2]
+    return _normalise_power(np.array([row]), round(20 * sfreq))
+
+
+def _normalise_power(sections: np.ndarray, n_samples: int) -> np.ndarray:
+    """Scale a filter so that white noise of unit variance comes out with unit variance."""
+    from scipy import signal
+
+    impulse = np.zeros(n_samples)
+    impulse[0] = 1.0
+    power = (signal.sosfilt(sections, impulse) ** 2).sum()
+    scaled = sections.copy()
+    scaled[0, :3] /= np.sqrt(power)
+    return scaled

@@ -1,0 +1,257 @@
+"""EEG and MEG of simulated people: noiseless evoked responses, and continuous recordings as a stream of blocks.
+
+Owns the scale of the signal (the stated signal-to-noise ratio) and the superposition of overlapping responses in
+ongoing noise. The response to one image is a sum over stages of a sensor pattern times a time course, so patterns
+are computed once per event and spread over time by one small matrix product. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.phantom.brain import RESPONSE_S, Person, compute_time_course, draw_trials
+from braindecode_vis.phantom.forward import Machine
+from braindecode_vis.phantom.noise import CHUNK_S, compute_noise_power, simulate_noise
+from braindecode_vis.phantom.sensors import compute_patterns, pick_training_rows, project_images
+
+SNR_WINDOW_S = (0.0, 0.6)
+"""Time after stimulus onset over which the signal-to-noise ratio is stated."""
+
+
+@dataclass(frozen=True)
+class SensorMap:
+    """How the stages of one person appear on the sensors of one machine.
+
+    Parameters
+    ----------
+    patterns : sequence of float32 arrays of shape (n_channels, n_features)
+        One per stage, scaled to the stated signal-to-noise ratio; in the unit of the machine.
+    common : float32 array of shape (n_stages, n_channels)
+        What every image evokes.
+    """
+
+    patterns: tuple[np.ndarray, ...]
+    common: np.ndarray
+
+    def project(self, person: Person, rows: np.ndarray) -> np.ndarray:
+        """Return the sensor pattern of each image in each stage, float32 (n_rows, n_stages, n_channels)."""
+        return project_images(person, self.patterns, rows) + self.common
+
+
+def simulate_continuous(
+    person: Person,
+    machine: Machine,
+    onsets_s: np.ndarray,
+    rows: np.ndarray,
+    duration_s: float,
+    n_samples: int,
+    *,
+    name: str = "recording",
+    block_s: float = 10.0,
+    noise: bool = True,
+) -> Iterator[np.ndarray]:
+    """Yield a continuous recording block by block.
+
+    The concatenation of the blocks depends on `name` and the seed, never on `block_s`; memory is that of a block.
+
+    Parameters
+    ----------
+    person, machine
+        Who is recorded, and by what.
+    onsets_s : array of shape (n_events,)
+        Stimulus onsets in s from the first sample, ascending; rounded to the nearest sample.
+    rows : integer array of shape (n_events,)
+        Image of each event, as a row of ``person.drive``; -1 for a target or blank that evokes only the response
+        common to all images.
+    duration_s
+        How long each image stays on the screen.
+    n_samples
+        Length of the recording, at ``machine.sfreq``.
+    name
+        Name of the recording; two names of one person differ in noise and in trial-to-trial variability.
+    block_s
+        Length of the yielded blocks in s.
+    noise
+        Set to False for the signal alone, with its trial-to-trial variability.
+
+    Yields
+    ------
+    block : float32 array of shape (n_channels, n_samples_of_block)
+        In volt or tesla.
+
+    Raises
+    ------
+    DataError
+        If events are not sorted, or name an image that does not exist.
+    """
+    onsets_s, rows = np.asarray(onsets_s, float), np.asarray(rows, int)
+    _check_events(person, onsets_s, rows)
+    if block_s <= 0 or n_samples < 0:
+        raise ConfigError(
+            f"block_s must be positive and n_samples not negative, not {block_s} and {n_samples}."
+        )
+    return _stream(person, machine, onsets_s, rows, duration_s, n_samples, name, block_s, noise)
+
+
+def compute_evoked(
+    person: Person,
+    machine: Machine,
+    rows: np.ndarray,
+    *,
+    sfreq: float | None = None,
+    tmin: float = -0.2,
+    tmax: float = 1.0,
+    duration_s: float = 0.1,
+    common: bool = True,
+) -> np.ndarray:
+    """Return the noiseless response to single images: the ground truth.
+
+    Parameters
+    ----------
+    rows : integer array of shape (n_rows,)
+        Images, as rows of ``person.drive``.
+    sfreq
+        Sampling rate; that of the machine by default.
+    tmin, tmax
+        First and last time in s relative to the onset, both included.
+    duration_s
+        How long the image stays.
+    common
+        Set to False for the part that tells images apart.
+
+    Returns
+    -------
+    evoked : float32 array of shape (n_rows, n_channels, n_times)
+        In volt or tesla.
+    """
+    rate = machine.sfreq if sfreq is None else sfreq
+    times = np.arange(round(tmin * rate), round(tmax * rate) + 1) / rate
+    courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
+    sensors = make_sensor_map(person, machine, duration_s)
+    patterns = sensors.project(person, rows)
+    if not common:
+        patterns = patterns - sensors.common
+    # (row, stage, channel) x (stage, time) -> (row, channel, time)
+    return np.einsum("rsc,st->rct", patterns, courses.astype(np.float32), optimize=True)
+
+
+@lru_cache(maxsize=8)
+def make_sensor_map(person: Person, machine: Machine, duration_s: float) -> SensorMap:
+    """Return the sensor patterns of a person for images shown for `duration_s`; the last few are kept.
+
+    The image-specific patterns are scaled to the stated signal-to-noise ratio of single trials, their variability
+    included, and the common ones to the stated peak.
+    """
+    patterns, common = compute_patterns(person, machine)
+    peak_wanted = person.config.evoked_eeg_v if machine.modality == "eeg" else person.config.evoked_meg_t
+    times = np.arange(0, 1.0, 1 / 500)
+    courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
+    evoked = common * (peak_wanted / np.abs(common.T @ courses).max())
+    power = _measure_signal_power(person, patterns, duration_s)
+    wanted = person.config.snr * compute_noise_power(person, machine).mean()
+    scale = np.sqrt(wanted / power) if power > 0 else 0.0
+    scaled = tuple((scale * pattern).astype(np.float32) for pattern in patterns)
+    return SensorMap(scaled, evoked.astype(np.float32))
+
+
+def find_samples(onsets_s: np.ndarray, sfreq: float) -> np.ndarray:
+    """Return the sample at which each onset falls: the nearest one, as in every simulated recording."""
+    return np.round(np.asarray(onsets_s, float) * sfreq).astype(np.int64)
+
+
+def _check_events(person: Person, onsets_s: np.ndarray, rows: np.ndarray) -> None:
+    if onsets_s.ndim != 1 or onsets_s.shape != rows.shape:
+        raise DataError(
+            f"{onsets_s.shape} onsets were given for {rows.shape} stimulus rows: one each is needed."
+        )
+    if (np.diff(onsets_s) < 0).any() or (onsets_s < 0).any():
+        raise DataError("stimulus onsets must be ascending and not negative.")
+    if len(rows) and (rows.max() >= len(person.drive) or rows.min() < -1):
+        raise DataError(
+            f"stimulus rows must lie between -1 and {len(person.drive) - 1}, but run from {rows.min()} to {rows.max()}."
+        )
+
+
+def _measure_signal_power(person: Person, patterns: tuple[np.ndarray, ...], duration_s: float) -> float:
+    """Return the power that tells training images apart in single trials: mean over channels and the window."""
+    times = np.arange(SNR_WINDOW_S[0], SNR_WINDOW_S[1], 1 / 500)
+    courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
+    shown = project_images(person, patterns, pick_training_rows(person))
+    shown = shown - shown.mean(axis=0)
+    # (image, stage, channel) twice -> (stage, stage): covariance over images, averaged over channels
+    between = np.einsum("rsc,rtc->st", shown, shown, optimize=True) / (shown.shape[0] * shown.shape[2])
+    # Gains of two stages vary independently over trials, those of one stage have mean square one.
+    gains = np.full(between.shape, np.exp(-(person.config.trial_gain_sd**2)))
+    np.fill_diagonal(gains, 1.0)
+    return float((between * gains * (courses @ courses.T / len(times))).sum())
+
+
+def _stream(
+    person: Person,
+    machine: Machine,
+    onsets_s: np.ndarray,
+    rows: np.ndarray,
+    duration_s: float,
+    n_samples: int,
+    name: str,
+    block_s: float,
+    noise: bool,
+) -> Iterator[np.ndarray]:
+    """Cut the chunks of the simulation into blocks of the length that was asked for."""
+    size = max(1, round(block_s * machine.sfreq))
+    signal = _simulate_signal(person, machine, onsets_s, rows, duration_s, n_samples, name)
+    background = simulate_noise(person, machine, n_samples, name) if noise else None
+    held: list[np.ndarray] = []
+    n_held = 0
+    for chunk in signal:
+        if background is not None:
+            chunk = chunk + next(background)
+        held.append(chunk)
+        n_held += chunk.shape[1]
+        if n_held >= size:
+            joined = np.concatenate(held, axis=1)
+            n_whole = n_held // size * size
+            for start in range(0, n_whole, size):
+                yield np.ascontiguousarray(joined[:, start : start + size])
+            held, n_held = [joined[:, n_whole:]], n_held - n_whole
+    if n_held:
+        yield np.ascontiguousarray(np.concatenate(held, axis=1))
+
+
+def _simulate_signal(
+    person: Person,
+    machine: Machine,
+    onsets_s: np.ndarray,
+    rows: np.ndarray,
+    duration_s: float,
+    n_samples: int,
+    name: str,
+) -> Iterator[np.ndarray]:
+    """Yield the superposed responses in chunks of the same length as the noise, (n_channels, n_samples_of_chunk)."""
+    rate = machine.sfreq
+    times = np.arange(round((duration_s + RESPONSE_S) * rate)) / rate
+    courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages]).astype(
+        np.float32
+    )
+    sensors = make_sensor_map(person, machine, duration_s)
+    gains, delays_s = draw_trials(person, len(rows), name)
+    starts = np.clip(find_samples(onsets_s, rate) + find_samples(delays_s, rate), 0, None)
+    order = np.argsort(starts, kind="stable")
+    sorted_starts = starts[order]
+    length = round(CHUNK_S * rate)
+    buffer = np.zeros((machine.n_channels, length + len(times)), np.float32)
+    for first in range(0, n_samples, length):
+        low, high = np.searchsorted(sorted_starts, (first, first + length))
+        events = order[low:high]
+        if len(events):
+            patterns = sensors.project(person, rows[events]) * gains[events, :, None].astype(np.float32)
+            for pattern, start in zip(patterns, starts[events] - first, strict=True):
+                buffer[:, start : start + len(times)] += pattern.T @ courses  # (n_channels, n_times)
+        yield buffer[:, : min(length, n_samples - first)].copy()
+        buffer[:, : len(times)] = buffer[:, length:].copy()
+        buffer[:, len(times) :] = 0

@@ -1,0 +1,125 @@
+"""The simulated fMRI scanner: voxels, their labels, and regions of interest.
+
+Voxels are cortical grey matter of the MNI template that ships with nilearn, labelled by the same functions of
+position as the surface sources of EEG and MEG. Knows nothing of people, stimuli and files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from braindecode_vis.checks import ConfigError, check_option
+from braindecode_vis.phantom.config import NETWORKS
+from braindecode_vis.phantom.cortex import label_networks, label_regions, make_cortex
+
+ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "nsdgeneral": (("V1", "V2", "V3", "hV4", "LO", "OPA", "FFA", "PPA", "EBA", "VWFA", "IT"),),
+    "prf-visualrois": (("V1",), ("V2",), ("V3",), ("hV4",)),
+    "floc-faces": (("FFA",),),
+    "floc-places": (("PPA",), ("OPA",)),
+    "floc-bodies": (("EBA",),),
+    "floc-words": (("VWFA",),),
+    "networks": tuple((network,) for network in NETWORKS),
+}
+"""Regions of interest: value 1 in a volume stands for the first group of regions, 2 for the second, and so on."""
+
+
+@dataclass(frozen=True, eq=False)
+class FmriMachine:
+    """A scanner whose images are already aligned to MNI space.
+
+    Parameters
+    ----------
+    name
+        For example ``fmri-4mm``.
+    mask : boolean array of shape (n_x, n_y, n_z)
+        Cortical grey matter; voxels are numbered in C order of this array.
+    affine : array of shape (4, 4)
+        Voxel to MNI mm.
+    positions : array of shape (n_voxels, 3)
+        MNI mm.
+    regions, networks : arrays of text of shape (n_voxels,)
+        Visual region (may be empty) and Yeo-7-like network.
+    baseline : float32 array of shape (n_voxels,)
+        Mean image intensity; intensity is ``baseline * (1 + percent signal change / 100)``.
+    t_r
+        Repetition time in s.
+    """
+
+    name: str
+    mask: np.ndarray
+    affine: np.ndarray
+    positions: np.ndarray
+    regions: np.ndarray
+    networks: np.ndarray
+    baseline: np.ndarray
+    t_r: float
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels in the mask."""
+        return len(self.positions)
+
+    def fill_volume(self, values: np.ndarray, outside: float = 0) -> np.ndarray:
+        """Return a volume that holds `values` (n_voxels, ...) in the mask and `outside` elsewhere."""
+        volume = np.full((*self.mask.shape, *values.shape[1:]), outside, values.dtype)
+        volume[self.mask] = values
+        return volume
+
+    def make_roi_volume(self, name: str) -> np.ndarray:
+        """Return an integer volume of a region of interest: -1 outside cortex, 0 outside the region.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such region of interest.
+        """
+        check_option("region of interest", name, ROIS)
+        labels = self.networks if name == "networks" else self.regions
+        values = np.zeros(self.n_voxels, np.int16)
+        for number, group in enumerate(ROIS[name], start=1):
+            values[np.isin(labels, group)] = number
+        return self.fill_volume(values, outside=-1)
+
+
+@lru_cache(maxsize=8)
+def make_fmri_machine(voxel_mm: int = 4, t_r: float = 1.5) -> FmriMachine:
+    """Return a scanner at the given resolution; template and labels are computed on the first call and kept.
+
+    Parameters
+    ----------
+    voxel_mm
+        Side of a voxel in mm, 2 to 12.
+    t_r
+        Repetition time in s.
+    """
+    from nilearn.datasets import load_mni152_gm_template
+    from scipy.spatial import cKDTree
+
+    if not 2 <= voxel_mm <= 12 or t_r <= 0:
+        raise ConfigError(
+            f"voxel_mm must lie between 2 and 12 and t_r be positive, not {voxel_mm} and {t_r}."
+        )
+    template = load_mni152_gm_template(resolution=voxel_mm)
+    grey = np.asarray(template.dataobj, np.float32)
+    inside = np.argwhere(grey > 0.3 * grey.max())
+    positions = inside @ template.affine[:3, :3].T + template.affine[:3, 3]
+    # The template knows nothing of lobes: nearness to the cortical surface leaves cerebellum and nuclei out.
+    reach = 3.0 + voxel_mm / 2
+    near = cKDTree(make_cortex().positions).query(positions)[0] <= reach
+    mask = np.zeros(grey.shape, bool)
+    mask[tuple(inside[near].T)] = True
+    positions = positions[near]
+    return FmriMachine(
+        name=f"fmri-{voxel_mm}mm",
+        mask=mask,
+        affine=np.asarray(template.affine, float),
+        positions=positions,
+        regions=label_regions(positions),
+        networks=label_networks(positions),
+        baseline=(800 + 400 * grey[mask] / grey.max()).astype(np.float32),
+        t_r=t_r,
+    )

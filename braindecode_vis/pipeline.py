@@ -1,0 +1,757 @@
+"""The sentence, one function per stage, in order.
+
+    preprocess -> embed -> train -> retrieve -> reconstruct -> evaluate -> report
+
+Owns the order of the stages, what each of them reads and writes in the run folder, and which settings enter its
+fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it
+depends on changed. Knows roles and nouns, never a particular encoder or data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import RunConfig, dump_config
+from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
+from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.splits import Fold, Split
+from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
+from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.stimuli import StimulusSet
+
+STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
+
+#: Raise a number when the code of that stage changes its result.
+STAGE_VERSIONS = {"preprocess": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 1, "evaluate": 1}
+
+
+class Listener(Protocol):
+    """Whoever shows the progress of a run."""
+
+    def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
+        """A stage, or one fold of it, is there."""
+        ...
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Return a context whose value is called with the number of steps done."""
+        ...
+
+
+class SilentListener:
+    """Shows nothing."""
+
+    def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
+        """Ignore."""
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Ignore."""
+        return nullcontext(lambda n: None)
+
+
+@dataclass
+class Run:
+    """One run folder, its configuration, and the stages that this process has already looked at."""
+
+    config: RunConfig
+    folder: store.RunFolder
+    listener: Listener = field(default_factory=SilentListener)
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` gave the first time it was asked for `key`."""
+        if key not in self.seen:
+            self.seen[key] = make()
+        return self.seen[key]
+
+    def produce(
+        self,
+        stage: str,
+        fields: Mapping[str, Any],
+        upstream: Mapping[str, str],
+        compute: Callable[[Path], Mapping[str, Any] | None],
+        unit: str = "",
+    ) -> store.Artifact:
+        """Reuse or compute one artifact and tell the listener."""
+        started = time.perf_counter()
+        artifact = self.folder.produce(
+            stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
+            compute=compute, unit=unit,
+        )  # fmt: skip
+        self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
+        return artifact
+
+
+def open_run(config: RunConfig, out: Path | None = None, listener: Listener | None = None) -> Run:
+    """Make or open the run folder and keep the full configuration in it.
+
+    Parameters
+    ----------
+    config
+        Validated configuration.
+    out
+        The run folder; ``runs/<name>`` by default.
+    listener
+        Shows progress.
+    """
+    folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
+    with store.replace_atomically(folder.path / "config.yaml") as temporary:
+        temporary.write_text(dump_config(config))
+    return Run(config, folder, listener or SilentListener())
+
+
+# --- preprocess -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preprocessing gives: responses, stimuli and the split."""
+
+    artifact: store.Artifact
+    responses: Responses
+    stimuli: StimulusSet
+    split: Split
+
+
+def preprocess(run: Run) -> Prepared:
+    """Read the recording and its images, and fix the split."""
+    return run.once("preprocess", lambda: _preprocess(run))
+
+
+def _preprocess(run: Run) -> Prepared:
+    config = run.config
+    fields = {
+        "dataset": config.dataset.hashed_fields(),
+        "split": config.split.hashed_fields(),
+        "inputs": config.dataset.hash_inputs(),
+        "seed": config.seed,
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        config.dataset.write(folder, seed=derive_seed(config.seed, "dataset"))
+        responses, stimuli = _read_prepared(folder)
+        concepts = stimuli.concepts_of(responses.stimulus_ids)
+        split = config.split.make(responses.trials, concepts, seed=config.seed)
+        store.write_json(folder / "split.json", split.as_json())
+        return {"inputs": fields["inputs"], "protocol": split.protocol}
+
+    artifact = run.produce("preprocess", fields, {}, compute)
+    responses, stimuli = _read_prepared(artifact.path)
+    split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials)
+    return Prepared(artifact, responses, stimuli, split)
+
+
+def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:
+    return store.read_responses(folder / "responses"), store.read_stimuli(folder / "stimuli")
+
+
+# --- embed ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TargetBank:
+    """The image encoder of one fold, and the embedding of every image in its space."""
+
+    artifact: store.Artifact
+    encoder: Any
+    embeddings: Embeddings
+
+
+def embed(run: Run) -> list[TargetBank]:
+    """Encode every image; encoders that are fitted see the training images of their fold only."""
+    return run.once("embed", lambda: _embed(run))
+
+
+def _embed(run: Run) -> list[TargetBank]:
+    prepared = preprocess(run)
+    folds = prepared.split.folds
+    if not run.config.target.fitted_on_training_images:
+        return [_embed_fold(run, prepared, None)] * len(folds)
+    return [_embed_fold(run, prepared, number) for number in range(len(folds))]
+
+
+def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
+    config, stimuli = run.config.target, prepared.stimuli
+    fields = {"target": config.hashed_fields(), "fold": number}
+
+    def compute(folder: Path) -> None:
+        from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
+
+        encoder = config.build()
+        if config.kind == "efficientnet-lite0":
+            with run.listener.progress("encoding images", len(stimuli)) as advance:
+                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
+        else:
+            fold = prepared.split.folds[number or 0]
+            ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+            encoder.fit(stimuli.iterate_images(ids))
+            bank = Embeddings(encoder.encode(stimuli.iterate_images()), stimuli.ids, encoder.space)
+        encoder.write(folder)
+        store.write_embeddings(folder, bank)
+
+    upstream = {"preprocess": prepared.artifact.fingerprint}
+    artifact = run.produce("embed", fields, upstream, compute, _name_fold(number))
+    return TargetBank(artifact, config.read(artifact.path), store.read_embeddings(artifact.path))
+
+
+def _name_fold(number: int | None) -> str:
+    return "" if number is None else f"fold{number:02d}"
+
+
+# --- train ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """A fitted brain encoder, and its out-of-fold predictions of the training trials."""
+
+    artifact: store.Artifact
+    encoder: Any
+    out_of_fold: Embeddings
+
+
+def train(run: Run) -> list[TrainedFold]:
+    """Fit the brain encoder of every fold on its training trials."""
+    return run.once("train", lambda: [_train_fold(run, n) for n in range(len(preprocess(run).split.folds))])
+
+
+def _train_fold(run: Run, number: int) -> TrainedFold:
+    config, prepared, bank = run.config, preprocess(run), embed(run)[number]
+    fields = {
+        "encoder": config.encoder.hashed_fields(),
+        "repeats": config.repeats.train,
+        "seed": config.seed,
+        "fold": number,
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        responses = pick_trials(prepared.responses, prepared.split.folds[number].train, config.repeats.train)
+        targets = bank.embeddings.select(list(responses.stimulus_ids))
+        encoder = config.encoder.build(seed=derive_seed(config.seed, "train", number))
+        encoder.fit(responses, targets)
+        encoder.write(folder)
+        store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
+        return {"n_trials": responses.n_trials}
+
+    upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
+    artifact = run.produce("train", fields, upstream, compute, _name_fold(number))
+    return TrainedFold(
+        artifact, config.encoder.read(artifact.path), store.read_embeddings(artifact.path / "out_of_fold")
+    )
+
+
+def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:
+    """Return the given trials, their repetitions averaged if `repeats` is ``averaged``."""
+    picked = responses.select(rows)
+    return average_repetitions(picked) if repeats == "averaged" else picked
+
+
+# --- retrieve ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RetrievedFold:
+    """Predictions of the test trials of one fold, their gallery and ranks, and the subject of each."""
+
+    predicted: Embeddings
+    gallery: Embeddings
+    retrieval: Retrieval
+    subjects: np.ndarray
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """All folds, and the protocol of their gallery."""
+
+    artifact: store.Artifact
+    folds: list[RetrievedFold]
+    gallery_protocol: str
+
+
+def retrieve(run: Run) -> Retrieved:
+    """Open the test trials: predict their embeddings and rank the true images in the gallery."""
+    return run.once("retrieve", lambda: _retrieve(run))
+
+
+def _retrieve(run: Run) -> Retrieved:
+    config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
+    fields = {"retrieval": config.retrieval.hashed_fields(), "repeats": config.repeats.test}
+    upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
+    whole, protocol = _choose_gallery(config, prepared, banks)
+
+    def compute(folder: Path) -> dict[str, Any]:
+        from braindecode_vis.retrieval import compute_ranks
+
+        ranks = []
+        for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
+            responses = pick_trials(prepared.responses, fold.test, config.repeats.test)
+            predicted = fitted.encoder.predict(responses)
+            gallery = bank.embeddings.select(whole if whole is not None else pd.unique(predicted.ids))
+            ranked = compute_ranks(
+                predicted,
+                gallery,
+                n_top=config.retrieval.n_top,
+                device=config.retrieval.device,
+                protocol=protocol,
+            )
+            store.write_embeddings(folder / _name_fold(number), predicted)
+            write_retrieval(folder / _name_fold(number), ranked)
+            ranks.append(_tabulate_ranks(ranked, responses.trials["subject"].to_numpy(dtype=object), number))
+        pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet", index=False)
+        return {"gallery": protocol}
+
+    artifact = run.produce("retrieve", fields, upstream, compute)
+    table = pd.read_parquet(artifact.path / "ranks.parquet")
+    folds = []
+    for number, bank in enumerate(banks):
+        subjects = table.loc[table["fold"] == number, "subject"].to_numpy(dtype=object)
+        ranked = read_retrieval(artifact.path / _name_fold(number))
+        predicted = store.read_embeddings(artifact.path / _name_fold(number))
+        folds.append(RetrievedFold(predicted, bank.embeddings.select(ranked.gallery_ids), ranked, subjects))
+    return Retrieved(artifact, folds, protocol)
+
+
+def _choose_gallery(
+    config: RunConfig, prepared: Prepared, banks: list[TargetBank]
+) -> tuple[list[str] | None, str]:
+    """Return the ids of the common gallery, or None for one gallery per fold, and words for it."""
+    folds = prepared.split.folds
+    ids = prepared.responses.stimulus_ids
+    shared = len({bank.embeddings.space for bank in banks}) == 1
+    if config.retrieval.gallery == "all" and not shared:
+        raise DataError(
+            f"retrieval.gallery is all, but the target {config.target.kind} has another space in every fold; "
+            "set retrieval.gallery to fold."
+        )
+    if config.retrieval.gallery == "fold" or not shared or len(folds) == 1:
+        sizes = sorted({len(pd.unique(ids[fold.test])) for fold in folds})
+        size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        return None, f"{size} exact test images" + (" of the fold" if len(folds) > 1 else "")
+    whole = list(pd.unique(np.concatenate([ids[fold.test] for fold in folds])))
+    return whole, f"{len(whole)} exact images of all folds"
+
+
+def _tabulate_ranks(retrieval: Retrieval, subjects: np.ndarray, fold: int) -> pd.DataFrame:
+    names = np.asarray(retrieval.gallery_ids, dtype=object)
+    return pd.DataFrame(
+        {
+            "stimulus_id": retrieval.query_ids,
+            "subject": subjects,
+            "fold": fold,
+            "rank": retrieval.ranks,
+            "worst_rank": retrieval.worst_ranks,
+            "gallery_size": retrieval.gallery_size,
+            "similarity": retrieval.true_similarities,
+            "top_ids": [list(names[row]) for row in retrieval.top_indices],
+        }
+    )
+
+
+# --- reconstruct ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What was seen and what each method made of it, row by row.
+
+    Parameters
+    ----------
+    ids, concepts, subjects
+        Stimulus, its concept and the subject of each row.
+    seen : uint8 array of shape (n_rows, height, width, 3)
+    images
+        Method to uint8 images of the shape of `seen`: ``decoded``, then the controls.
+    decoded_concepts
+        Name of the decoded class of each row, or None where the test concepts were never trained on.
+    """
+
+    artifact: store.Artifact
+    ids: np.ndarray
+    concepts: np.ndarray
+    subjects: np.ndarray
+    seen: np.ndarray
+    images: dict[str, np.ndarray]
+    decoded_concepts: np.ndarray | None
+
+
+def reconstruct(run: Run) -> Reconstructed:
+    """Turn the predictions into images, with every control beside them."""
+    return run.once("reconstruct", lambda: _reconstruct(run))
+
+
+def _reconstruct(run: Run) -> Reconstructed:
+    config, prepared, banks = run.config, preprocess(run), embed(run)
+    trained, retrieved = train(run), retrieve(run)
+    fields = {
+        "prior": config.prior.hashed_fields(),
+        "generator": config.generator.hashed_fields(),
+        "seed": config.seed,
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        parts = []
+        with run.listener.progress("reconstructing", len(banks)) as advance:
+            for number in range(len(banks)):
+                fold = prepared.split.folds[number]
+                parts.append(
+                    reconstruct_fold(
+                        config,
+                        prepared,
+                        fold,
+                        banks[number],
+                        trained[number],
+                        retrieved.folds[number],
+                        number,
+                    )
+                )
+                advance(1)
+        rows = pd.concat([part.rows for part in parts], ignore_index=True)
+        rows.to_parquet(folder / "rows.parquet", index=False)
+        for method in parts[0].images:
+            images = np.concatenate([part.images[method] for part in parts])
+            np.save(folder / f"{method}.npy", images, allow_pickle=False)
+        return {"methods": list(parts[0].images), "chosen": [part.chosen for part in parts]}
+
+    artifact = run.produce("reconstruct", fields, {"retrieve": retrieved.artifact.fingerprint}, compute)
+    rows = pd.read_parquet(artifact.path / "rows.parquet")
+    methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
+    images = {name: np.load(artifact.path / f"{name}.npy", mmap_mode="r") for name in methods}
+    return Reconstructed(
+        artifact=artifact,
+        ids=rows["stimulus_id"].to_numpy(dtype=object),
+        concepts=rows["concept"].to_numpy(dtype=object),
+        subjects=rows["subject"].to_numpy(dtype=object),
+        seen=images.pop("seen"),
+        images=images,
+        decoded_concepts=rows["decoded_concept"].to_numpy(dtype=object)
+        if "decoded_concept" in rows
+        else None,
+    )
+
+
+@dataclass(frozen=True)
+class FoldImages:
+    """Rows and images of one fold, and what the generator chose on its training material."""
+
+    rows: pd.DataFrame
+    images: dict[str, np.ndarray]
+    chosen: dict[str, Any]
+
+
+def reconstruct_fold(
+    config: RunConfig,
+    prepared: Prepared,
+    fold: Fold,
+    bank: TargetBank,
+    trained: TrainedFold,
+    retrieved: RetrievedFold,
+    number: int,
+) -> FoldImages:
+    """Reconstruct the test images of one fold, and the controls.
+
+    Controls: ``nearest`` (training image nearest to the prediction), ``mean_image``, ``class_mean`` (mean image of
+    the decoded class, where the test concepts were trained on), ``shuffled`` (the prediction of another test
+    image) and ``oracle`` (the true embedding).
+    """
+    from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
+    from braindecode_vis.generators.material import TrainingMaterial
+    from braindecode_vis.generators.nearest import NearestConfig
+
+    train_ids = list(pd.unique(prepared.responses.stimulus_ids[fold.train]))
+    material = TrainingMaterial(
+        bank.encoder,
+        bank.embeddings.select(train_ids),
+        prepared.stimuli.select(train_ids),
+        trained.out_of_fold,
+    )
+    targets = bank.embeddings.select(list(trained.out_of_fold.ids))
+    prior = config.prior.build().fit(trained.out_of_fold, targets)
+    predicted = prior.sample(retrieved.predicted, n_draws=1, seed=derive_seed(config.seed, "prior", number))
+    generator = config.generator.build(material)
+    seed = derive_seed(config.seed, "generator", number)
+
+    ids = predicted.ids
+    concepts = prepared.stimuli.concepts_of(ids)
+    rows = pd.DataFrame(
+        {"stimulus_id": ids, "concept": concepts, "subject": retrieved.subjects, "fold": number}
+    )
+    shuffle = _derange(ids, make_generator(config.seed, "shuffled_brain", number))
+    made = {
+        "decoded": generator.generate(predicted, seed=seed),
+        "nearest": NearestConfig().build(material).generate(predicted, seed=seed),
+        "mean_image": MeanImageGenerator(material).generate(predicted, seed=seed),
+    }
+    if set(concepts) <= set(material.concepts):
+        classes = ClassMeanGenerator(material)
+        rows["decoded_concept"] = classes.classify(predicted)
+        made["class_mean"] = classes.generate(predicted, seed=seed)
+    made["shuffled"] = made["decoded"][shuffle]
+    made["oracle"] = generator.generate(bank.embeddings.select(list(ids)), seed=seed)
+
+    height, width = made["decoded"].shape[1:3]
+    seen = np.stack([_resize(prepared.stimuli.read_image(i), height, width) for i in ids])
+    images = {"seen": seen} | {
+        name: np.stack([_resize(image, height, width) for image in images]) for name, images in made.items()
+    }
+    chosen = generator.describe() if hasattr(generator, "describe") else {}
+    return FoldImages(rows, images, chosen)
+
+
+def _derange(ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return a permutation of the rows that gives each the prediction of another image."""
+    n = len(ids)
+    if len(set(ids)) < 2:
+        return np.arange(n)
+    order = generator.permutation(n)
+    for shift in range(1, n):
+        shuffled = np.empty(n, dtype=int)
+        shuffled[order] = np.roll(order, shift)
+        if (ids[shuffled] != ids).all():
+            return shuffled
+    return np.roll(np.arange(n), 1)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------
+
+
+def evaluate(run: Run) -> list[dict[str, Any]]:
+    """Score retrieval and reconstructions; write ``scores.json`` and ``scores.parquet`` into the run folder."""
+    return run.once("evaluate", lambda: _evaluate(run))
+
+
+def _evaluate(run: Run) -> list[dict[str, Any]]:
+    config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
+    fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed}
+    protocol = describe_protocol(run, prepared, retrieved)
+
+    def compute(folder: Path) -> None:
+        from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
+
+        features = config.evaluation.features
+        task = ScoringTask(
+            retrievals=[(fold.predicted, fold.gallery, fold.retrieval) for fold in retrieved.folds],
+            seen=np.asarray(images.seen),
+            images={name: np.asarray(made) for name, made in images.images.items()},
+            ids=images.ids,
+            concepts=images.concepts,
+            subjects=images.subjects,
+            decoded_concepts=images.decoded_concepts,
+            feature_encoder=None if features is None else features.build(),
+            feature_name="" if features is None else features.kind,
+            protocol=protocol,
+            split="test",
+            seed=config.seed,
+            n_bootstrap=config.evaluation.n_bootstrap,
+            n_permutations=config.evaluation.n_permutations,
+        )
+        with run.listener.progress("scoring", task.n_steps) as advance:
+            scores, items = compute_scores(task, advance=advance)
+        store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        items.to_parquet(folder / "items.parquet", index=False)
+
+    upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
+    artifact = run.produce("evaluate", fields, upstream, compute)
+    rows = store.read_json(artifact.path / "scores.json")
+    for row in rows:
+        row["fingerprint"] = artifact.fingerprint
+    run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
+    publish_scores(run.folder.path, rows)
+    return rows
+
+
+def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str:
+    """Return data set, split, averaging and gallery in one line."""
+    config = run.config
+    return "; ".join(
+        [
+            config.dataset.kind,
+            prepared.split.protocol,
+            f"repetitions {config.repeats.train} in train, {config.repeats.test} in test",
+            f"target {config.target.kind}",
+            f"gallery of {retrieved.gallery_protocol}",
+        ]
+    )
+
+
+def publish_scores(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``scores.json`` and the same as ``scores.parquet``."""
+    store.write_json(folder / "scores.json", rows)
+    with store.replace_atomically(folder / "scores.parquet") as temporary:
+        pd.DataFrame(rows).to_parquet(temporary, index=False)
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """Return the score rows of a run folder; an empty list before `evaluate`."""
+    path = folder / "scores.json"
+    return store.read_json(path) if path.is_file() else []
+
+
+# --- report -----------------------------------------------------------------------------------------------
+
+
+def report(run: Run) -> Path:
+    """Write the self-contained ``report.html`` of the run and return its path."""
+    return run.once("report", lambda: _report(run))
+
+
+def _report(run: Run) -> Path:
+    from braindecode_vis.report.gallery import GalleryContent
+    from braindecode_vis.report.page import RankContent, ReportContent, write_report
+
+    prepared, images, retrieved, rows = preprocess(run), reconstruct(run), retrieve(run), evaluate(run)
+    manifest = read_manifest(run.config.dataset.kind)
+    provenance = collect_run_provenance(run)
+    store.write_json(run.folder.path / "provenance.json", provenance)
+    path = run.folder.path / "report.html"
+    digest = hashlib.sha256(json.dumps([rows, provenance["stages"]], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
+    if path.is_file() and f"content-digest:{digest}" in path.read_text(errors="replace"):
+        return path
+
+    items: pd.DataFrame = run.seen["items"]
+    first = items.drop_duplicates("stimulus_id").index.to_numpy()
+    kept = ("decoded", "nearest", "class_mean", "mean_image", "shuffled", "oracle")
+    gallery = GalleryContent(
+        ids=[str(i) for i in images.ids[first]],
+        concepts=[str(c) for c in images.concepts[first]],
+        seen=np.asarray(images.seen)[first],
+        rows={name: np.asarray(images.images[name])[first] for name in kept if name in images.images},
+        score=items["pixcorr"].to_numpy()[first],
+        metric="pixcorr",
+        details={
+            "rank": items["rank"].tolist() if len(first) == len(items) else items["rank"].iloc[first].tolist()
+        },
+    )
+    sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
+    ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    content = ReportContent(
+        title=run.config.name,
+        dataset=manifest.title,
+        description=manifest.summary,
+        protocol={
+            "Data set": manifest.name,
+            "Split": prepared.split.protocol,
+            "Repetitions": f"{run.config.repeats.train} in training, {run.config.repeats.test} in test",
+            "Target": embed(run)[0].embeddings.space,
+            "Brain encoder": run.config.encoder.kind,
+            "Generator": run.config.generator.kind,
+            "Gallery": retrieved.gallery_protocol,
+            "Digest of this page": f"content-digest:{digest}",
+        },
+        facts=list_facts(prepared, manifest),
+        scores=rows,
+        ranks=RankContent(ranks, sizes.pop(), f"Gallery: {retrieved.gallery_protocol}.")
+        if len(sizes) == 1
+        else None,
+        gallery=gallery,
+        provenance=provenance,
+        command=provenance["command"],
+    )
+    return write_report(path, content)
+
+
+def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
+    """Return what a reader should know of the data, label by label."""
+    responses = prepared.responses
+    shape = " x ".join(f"{n} {dim}s" for n, dim in zip(responses.data.shape, responses.dims, strict=True))
+    return [
+        ("Modality", manifest.modality),
+        ("Responses", shape),
+        ("Unit", responses.unit),
+        ("Images", len(prepared.stimuli)),
+        ("Licence", manifest.licence),
+        ("Citation", manifest.citation),
+    ]
+
+
+def collect_run_provenance(run: Run) -> dict[str, Any]:
+    """Return the configuration, the inputs and the fingerprint of every stage that ran."""
+    artifacts: Iterable[store.Artifact] = [
+        preprocess(run).artifact,
+        *{bank.artifact.path: bank.artifact for bank in embed(run)}.values(),
+        *[fold.artifact for fold in train(run)],
+        retrieve(run).artifact,
+        reconstruct(run).artifact,
+    ]
+    stages = {}
+    for artifact in artifacts:
+        record = store.read_json(artifact.path / store.PROVENANCE)
+        stages[f"{record['stage']} {record['unit']}".strip()] = {
+            key: record[key] for key in ("fingerprint", "version", "created", "seconds")
+        }
+    return {
+        **store.collect_provenance(),
+        "seed": run.config.seed,
+        "inputs": run.config.dataset.hash_inputs(),
+        "config": run.config.model_dump(mode="json"),
+        "stages": stages,
+    }
+
+
+def run_all(run: Run) -> list[dict[str, Any]]:
+    """Run every stage, reusing what is there, and return the score rows."""
+    report(run)
+    return evaluate(run)
+
+
+# --- datasets and check -----------------------------------------------------------------------------------
+
+
+def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
+    """Yield every manifest with words on what lies on disk.
+
+    Parameters
+    ----------
+    root
+        Folder that holds one folder per data set, or one data set.
+    """
+    for manifest in read_manifests().values():
+        yield manifest, describe_presence(root, manifest)
+
+
+def describe_presence(root: Path | None, manifest: Manifest) -> str:
+    """Say how much of a data set lies below `root`, without reading it."""
+    if not manifest.files:
+        return "nothing needed"
+    if root is None:
+        return "not looked for (pass --root)"
+    folders = [root / manifest.name, root]
+    counts = [sum((folder / entry.path).is_file() for entry in manifest.files) for folder in folders]
+    best = int(np.argmax(counts))
+    if counts[best] == 0:
+        return "absent"
+    total = len(manifest.files)
+    amount = "complete" if counts[best] == total else f"{counts[best]} of {total} files"
+    return f"{amount} in {folders[best]}"
+
+
+def check(config: RunConfig) -> list[Finding]:
+    """Verify the files of a data set and recompute the facts that its manifest declares."""
+    return config.dataset.check()
+
+
+__all__ = [
+    "STAGES", "Run", "check", "embed", "evaluate", "list_datasets", "open_run", "preprocess", "reconstruct", "replace",
+    "report", "retrieve", "run_all", "train",
+]  # fmt: skip

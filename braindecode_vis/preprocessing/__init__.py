@@ -1,0 +1,1 @@
+"""From recordings to responses that a brain encoder may see: epochs, betas, scaling, splits."""

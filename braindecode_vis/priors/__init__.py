@@ -1,0 +1,1 @@
+"""Priors: from predicted embeddings to embeddings that a generator expects."""

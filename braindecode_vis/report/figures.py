@@ -1,0 +1,526 @@
+"""The look of every figure and the words for every number.
+
+Owns the two colour themes, how a number becomes text, what a metric name means to a newcomer, and three
+plots drawn with matplotlib's object interface on the Agg canvas (never pyplot, so no state is shared with the
+caller). Takes plain arrays and score rows; knows nothing of how they were computed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from braindecode_vis.checks import DataError, check_option
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DECODED = "decoded"
+DASH = "–"
+ThemeName = Literal["light", "dark"]
+ScoreRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one appearance, as hexadecimal text."""
+
+    background: str
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    accent_soft: str
+    chance: str
+    ceiling: str
+
+
+THEMES: Mapping[str, Theme] = {
+    "light": Theme("#ffffff", "#1c2530", "#5b6675", "#e4e2dc", "#0d6e74", "#9ccaca", "#b04a12", "#6d55a5"),
+    "dark": Theme("#191e25", "#e9ebee", "#a5afbc", "#2d353f", "#5fc9c4", "#2f6f70", "#f2a36b", "#b9a4ec"),
+}
+
+
+# ---- numbers to text
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None, not a number or infinite."""
+    return value is None or (isinstance(value, float | np.floating) and not math.isfinite(value))
+
+
+def count_decimals(values: Iterable[Any]) -> int:
+    """Return how many decimals show about three significant digits of the largest of `values`.
+
+    Examples
+    --------
+    >>> count_decimals([0.787, 0.655]), count_decimals([0.0385]), count_decimals([101.5])
+    (3, 4, 1)
+    """
+    sizes = [abs(float(value)) for value in values if not is_missing(value)]
+    top = max(sizes, default=0.0)
+    if top == 0 or top >= 1000:
+        return 2 if top == 0 else 0
+    if 0.1 <= top <= 1:  # shares and correlations keep three decimals, the perfect 1 included
+        return 3
+    return min(6, max(1, 2 - math.floor(math.log10(top))))
+
+
+def format_number(value: Any, decimals: int | None = None) -> str:
+    """Return a number as text with sensible digits; a dash if it is missing.
+
+    Parameters
+    ----------
+    value
+        A number, None or NaN. Integers get thousands separators; anything else than a number is returned as
+        text.
+    decimals
+        Decimals of a float; by default three significant digits without trailing zeros beyond the second
+        decimal.
+
+    Examples
+    --------
+    >>> format_number(0.787123), format_number(0.1), format_number(0.005), format_number(3092)
+    ('0.787', '0.10', '0.005', '3,092')
+    >>> format_number(float("nan"))
+    '–'
+    """
+    if is_missing(value):
+        return DASH
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}"
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    if decimals is not None:
+        return _fix_minus(f"{float(value):,.{decimals}f}")
+    if 0 < abs(float(value)) < 1e-4:
+        return _fix_minus(f"{float(value):.1e}")
+    shown = count_decimals([value])
+    text = f"{float(value):,.{shown}f}"
+    whole, _, fraction = text.partition(".")
+    fraction = fraction.rstrip("0") if len(fraction) > 2 else fraction
+    return _fix_minus(f"{whole}.{fraction.ljust(min(2, shown), '0')}" if shown else whole)
+
+
+def _fix_minus(text: str) -> str:
+    negative = text.startswith("-") and any(digit in text for digit in "123456789")
+    return f"−{text[1:]}" if negative else text.removeprefix("-")
+
+
+def format_p_value(value: Any) -> str:
+    """Return a p-value as text, never as zero.
+
+    Examples
+    --------
+    >>> format_p_value(0.0001), format_p_value(0.0123), format_p_value(None)
+    ('< 0.001', '0.012', '–')
+    """
+    if is_missing(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+# ---- names to words
+@dataclass(frozen=True)
+class MetricNote:
+    """What a metric is called and means.
+
+    Parameters
+    ----------
+    label
+        Short name in words.
+    meaning
+        One sentence for somebody who sees the metric for the first time.
+    direction
+        1 if higher is better, -1 if lower is better, 0 if unknown.
+    """
+
+    label: str
+    meaning: str = ""
+    direction: int = 0
+
+
+def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) -> MetricNote:
+    """Return the words for a metric name; the part behind ``@`` (its protocol) is ignored.
+
+    Parameters
+    ----------
+    metric
+        Name as it stands in a score row, for example ``pixcorr`` or ``ssim@28``.
+    notes
+        Words that take precedence, by full metric name or by the part before ``@``.
+
+    Examples
+    --------
+    >>> describe_metric("mse@28").direction, describe_metric("top5").label
+    (-1, 'Top-5 accuracy')
+    """
+    base = metric.split("@")[0].lower().replace("-", "_")
+    for key in (metric, base):
+        if notes and key in notes:
+            return notes[key]
+    for pattern, label, meaning, direction in _METRIC_WORDS:
+        found = re.search(pattern, base)
+        if found:
+            fill = (found.groups() or ("",))[0] or ""
+            return MetricNote(label.replace("#", fill), meaning.replace("#", fill), direction)
+    return MetricNote(metric.split("@")[0].replace("_", " ").capitalize())
+
+
+_METRIC_WORDS: tuple[tuple[str, str, str, int], ...] = (
+    (r"^top_?1(?!\d)", "Top-1 accuracy", "How often the seen image is the best match in the gallery.", 1),
+    (r"^top_?(\d+)", "Top-# accuracy",
+     "How often the seen image is among the # best matches in the gallery.", 1),
+    (r"within_class.*(?:two|2)_?way|(?:two|2)_?way.*within_class", "Within-class two-way identification",
+     "The result is compared with its own image and one other of the same class; how often its own wins.", 1),
+    (r"(?:two_way|^2_?way)", "Two-way identification",
+     "The result is compared with its own image and one other; how often its own wins.", 1),
+    (r"^(\d+|n)_?way", "#-way identification",
+     "How often its own image wins among # candidates.", 1),
+    (r"relative.*rank", "Relative rank",
+     "Position of the seen image in the gallery, from 0 (first) to 1 (last).", -1),
+    (r"median_?rank", "Median rank",
+     "Typical position of the seen image in the sorted gallery; 1 is best.", -1),
+    (r"mean_?rank", "Mean rank",
+     "Average position of the seen image in the sorted gallery; 1 is best.", -1),
+    (r"^(?:mrr|mean_reciprocal)", "Mean reciprocal rank",
+     "Average of 1 / rank of the seen image; 1 means always first.", 1),
+    (r"pix_?corr", "Pixel correlation",
+     "Correlation between the pixels of the seen and the reconstructed image, averaged over images.", 1),
+    (r"^r?mse", "Mean squared error",
+     "Average squared difference between pixels that range from 0 to 1.", -1),
+    (r"^ssim", "Structural similarity",
+     "Agreement of local brightness, contrast and structure; 1 means identical.", 1),
+    (r"^(?:lpips|dreamsim)", "Perceptual distance",
+     "Distance between network features; 0 means identical.", -1),
+    (r"(?:distance|effnet_b$|swav$)", "Feature distance",
+     "Correlation distance between network features; 0 means identical.", -1),
+    (r"brain_?corr", "Brain correlation",
+     "Correlation between the response predicted from the reconstruction and the measured response.", 1),
+    (r"cosine", "Cosine similarity",
+     "Angle between predicted and true embedding; 1 means the same direction.", 1),
+)  # fmt: skip
+
+_CONTROL_WORDS: tuple[tuple[str, str], ...] = (
+    (r"^decoded|^reconstruct", "Made from the brain response: the system under test."),
+    (r"^seen", "What was on the screen."),
+    (r"nearest", "The training image closest to the decoded vector: shows how far memory alone would go."),
+    (r"class.?mean", "The average training image of the decoded class: everything finer must beat it."),
+    (r"mean", "The same average for every trial, blind to the brain: the floor of image metrics."),
+    (r"shuffl|permut", "Brain responses dealt to the wrong images: anything above it comes from the brain."),
+    (r"oracle", "The true embedding in place of the decoded one: the ceiling of the image generator."),
+    (r"low.?level", "Layout and colour alone, without the semantic stage."),
+    (r"random|chance", "A guess that ignores the brain."),
+)
+
+
+def describe_method(name: str) -> str:
+    """Return one sentence on a control or gallery row with a well-known name, otherwise an empty text."""
+    for pattern, words in _CONTROL_WORDS:
+        if re.search(pattern, name.lower()):
+            return words
+    return ""
+
+
+def write_within_sentence(label: str) -> str:
+    """Return a label with a small first letter, unless it starts with an abbreviation.
+
+    Examples
+    --------
+    >>> write_within_sentence("Pixel correlation"), write_within_sentence("SSIM")
+    ('pixel correlation', 'SSIM')
+    """
+    return label if label[1:2].isupper() else label[:1].lower() + label[1:]
+
+
+def compute_axis_limits(values: Sequence[Any]) -> tuple[float, float]:
+    """Return round limits of an axis that starts at zero (or below, if a value does) and holds all `values`.
+
+    Examples
+    --------
+    >>> compute_axis_limits([0.787, 0.655]), compute_axis_limits([0.0385, 0.0547])
+    ((0.0, 1.0), (0.0, 0.06))
+    """
+    present = [float(value) for value in values if not is_missing(value)]
+    low, high = min([0.0, *present]), max([0.0, *present])
+    low, high = -_round_up(-low), 1.0 if 0.4 < high <= 1 else _round_up(high)
+    return (low + 0.0, high) if high > low else (0.0, 1.0)
+
+
+def _round_up(value: float) -> float:
+    if value <= 0:
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(value))
+    step = next(s for s in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if s * power >= value * (1 - 1e-9))
+    return float(f"{step * power:.6g}")
+
+
+# ---- plots
+_STEPS = tuple(base * 10**power for power in range(12) for base in (1, 2, 5))
+
+
+def plot_rank_histogram(ranks: Any, gallery_size: int, *, theme: ThemeName = "light") -> Figure:
+    """Plot how often the seen image came at which rank, with the level and spread of guessing.
+
+    Parameters
+    ----------
+    ranks : array of shape (n_queries,)
+        Ranks from 1 (best) to `gallery_size`; ties may share a fractional rank.
+    gallery_size
+        Number of candidates.
+    theme
+        ``light`` or ``dark``.
+
+    Returns
+    -------
+    figure
+        A matplotlib figure.
+
+    Raises
+    ------
+    DataError
+        If there is no rank or one lies outside 1 to `gallery_size`.
+    """
+    from scipy.stats import binom
+
+    values, colours = check_ranks(ranks, gallery_size), _get_theme(theme)
+    width = math.ceil(gallery_size / 40)
+    edges = np.append(np.arange(0, gallery_size, width), gallery_size) + 0.5
+    share = np.diff(edges) / gallery_size
+    counts, expected = np.histogram(values, edges)[0], len(values) * share
+    figure, ax = _make_axes(colours)
+    ax.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=colours.accent, zorder=2)
+    low, high = binom.ppf(0.025, len(values), share), binom.ppf(0.975, len(values), share)
+    band: dict[str, Any] = {
+        "step": "post",
+        "color": colours.chance,
+        "alpha": 0.16,
+        "linewidth": 0,
+        "zorder": 1,
+    }
+    ax.fill_between(edges, np.append(low, low[-1]), np.append(high, high[-1]), **band)
+    ax.step(edges, np.append(expected, expected[-1]), where="post", color=colours.chance, lw=1.4, zorder=4)
+    ax.set_xlim(0.5, gallery_size + 0.5)
+    ax.set_ylim(0, max(counts.max(), high.max()) * 1.16 + 0.3)
+    step = 1 if gallery_size <= 12 else next(s for s in _STEPS if s * 6 >= gallery_size)
+    ticks = np.unique([1, *range(step, gallery_size + 1, step)])
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    _label(ax, colours, f"rank of the seen image among {gallery_size:,}", "number of queries", integer=True)
+    text: dict[str, Any] = {
+        "ha": "right",
+        "va": "bottom",
+        "color": colours.chance,
+        "fontsize": 8.5,
+        "zorder": 5,
+    }
+    ax.text(gallery_size + 0.4, high[:-1].max(initial=high[0]), "guessing, 95 % band", **text)
+    return figure
+
+
+def plot_top_k_curve(ranks: Any, gallery_size: int, *, theme: ThemeName = "light") -> Figure:
+    """Plot the share of queries whose seen image is among the k best, with Wilson 95 % band and chance.
+
+    Parameters
+    ----------
+    ranks : array of shape (n_queries,)
+        Ranks from 1 (best) to `gallery_size`; a fractional rank of tied candidates counts against the query.
+    gallery_size
+        Number of candidates.
+    theme
+        ``light`` or ``dark``.
+
+    Returns
+    -------
+    figure
+        A matplotlib figure.
+
+    Raises
+    ------
+    DataError
+        If there is no rank or one lies outside 1 to `gallery_size`.
+    """
+    values, colours = check_ranks(ranks, gallery_size), _get_theme(theme)
+    k = np.arange(1, gallery_size + 1)
+    share = np.searchsorted(np.sort(values), k, side="right") / len(values)
+    low, high = compute_wilson_interval(share, len(values))
+    figure, ax = _make_axes(colours)
+    ax.fill_between(k, low, high, color=colours.accent, alpha=0.16, linewidth=0)
+    ax.plot(k, share, color=colours.accent, lw=2, marker="o" if gallery_size <= 20 else "", ms=4, zorder=3)
+    ax.plot(k, k / gallery_size, color=colours.chance, lw=1.4)
+    if gallery_size > 30:
+        ax.set_xscale("log")
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t <= gallery_size]
+        ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        ax.set_xticks([], minor=True)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlim(1, max(gallery_size, 1.5))
+    _label(ax, colours, f"k, of {gallery_size:,} candidates", "seen image among the k best")
+    at = int(np.argmin(np.abs(k / gallery_size - (0.3 if gallery_size <= 30 else 0.5))))
+    below: dict[str, Any] = {"xytext": (7, -7), "ha": "left", "va": "top"}
+    above: dict[str, Any] = {"xytext": (-7, 3), "ha": "right", "va": "bottom"}
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": colours.chance}
+    style |= above if gallery_size > 30 else below
+    ax.annotate("guessing", (k[at], k[at] / gallery_size), **style)
+    return figure
+
+
+def plot_scores_with_intervals(
+    scores: Sequence[ScoreRow], *, metrics: Sequence[str] | None = None, theme: ThemeName = "light"
+) -> Figure:
+    """Plot scores as dots on their 95 % intervals, one panel per metric, the decoded system on top.
+
+    Parameters
+    ----------
+    scores
+        Rows as in ``scores.json``; a dashed tick marks chance, a diamond the noise ceiling.
+    metrics
+        Metrics to show, in this order; all of them in order of appearance by default.
+    theme
+        ``light`` or ``dark``.
+
+    Returns
+    -------
+    figure
+        A matplotlib figure, as high as its rows need.
+
+    Raises
+    ------
+    DataError
+        If no score is left to plot.
+    """
+    names = list(metrics) if metrics is not None else list(dict.fromkeys(row["metric"] for row in scores))
+    panels = [(name, sort_methods([row for row in scores if row["metric"] == name])) for name in names]
+    panels = [(name, rows) for name, rows in panels if rows]
+    if not panels:
+        raise DataError("there is no score to plot; evaluate the run first.")
+    colours, heights = _get_theme(theme), [len(rows) + 1.4 for _, rows in panels]
+    figure = _make_figure(colours, (6.4, 0.27 * sum(heights) + 0.3))
+    axes = figure.subplots(len(panels), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
+    for ax, (name, rows) in zip(axes, panels, strict=True):
+        _draw_score_panel(ax, colours, name, rows)
+    return figure
+
+
+def _draw_score_panel(ax: Axes, colours: Theme, metric: str, rows: Sequence[ScoreRow]) -> None:
+    keys = ("value", "ci_low", "ci_high", "chance", "noise_ceiling")
+    for y, row in enumerate(rows):
+        value, low, high, chance, ceiling = (None if is_missing(row.get(key)) else row[key] for key in keys)
+        colour = colours.accent if row["method"] == DECODED else colours.muted
+        if low is not None and high is not None:
+            ax.plot([low, high], [y, y], color=colour, lw=3, alpha=0.4, solid_capstyle="round")
+        if chance is not None:
+            ax.plot([chance, chance], [y - 0.42, y + 0.42], color=colours.chance, lw=1.3, ls=(0, (2, 1.5)))
+        if ceiling is not None:
+            ax.plot([ceiling], [y], marker="D", ms=5, mfc="none", mec=colours.ceiling)
+        if value is not None:
+            ax.plot([value], [y], marker="o", ms=6, color=colour)
+    ax.set_yticks(range(len(rows)), [str(row["method"]).replace("_", " ") for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.6)
+    low, high = compute_axis_limits([row.get(key) for row in rows for key in keys])
+    ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    note = describe_metric(metric)
+    better = {1: " – higher is better", -1: " – lower is better", 0: ""}[note.direction]
+    ax.set_title(note.label + better, loc="left", fontsize=9.5, color=colours.ink)
+    _label(ax, colours, "", "", grid_axis="x")
+
+
+def sort_methods(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Return score rows with the decoded system first and the controls after, each in their given order."""
+    return sorted(rows, key=lambda row: row.get("method") != DECODED)
+
+
+def check_ranks(ranks: Any, gallery_size: int) -> np.ndarray:
+    """Return ranks as floats of shape (n_queries,); raise `DataError` if one is not in 1 to `gallery_size`."""
+    values = np.asarray(ranks, dtype=float).ravel()
+    if values.size == 0:
+        raise DataError("there are no ranks to plot; retrieval saw no query.")
+    wrong = np.flatnonzero(~((values >= 1) & (values <= gallery_size)))
+    if wrong.size:
+        raise DataError(
+            f"rank {values[wrong[0]]:g} of query {wrong[0]} is not in 1 to {gallery_size}, the gallery."
+        )
+    return values
+
+
+def compute_wilson_interval(share: Any, n: int, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Wilson interval of shares of `n` independent trials.
+
+    Parameters
+    ----------
+    share : float or array
+        Observed share, 0 to 1.
+    n
+        Number of trials.
+    z
+        Normal quantile of the level; 95 % by default.
+
+    References
+    ----------
+    Wilson (1927), doi:10.1080/01621459.1927.10502953
+    """
+    p = np.asarray(share, dtype=float)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def render_svg(figure: Figure) -> str:
+    """Return a figure as SVG with live text in the reader's own font; equal figures give equal bytes."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    plain = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "braindecode_vis"}):
+        figure.savefig(buffer, format="svg", metadata=plain, transparent=True)
+    return re.sub(r"(font: [^'\";]*?)'[^\";]*", r"\1system-ui, sans-serif", buffer.getvalue())
+
+
+def render_png(figure: Figure, dpi: float = 160) -> bytes:
+    """Return a figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _get_theme(name: str) -> Theme:
+    check_option("theme", name, THEMES)
+    return THEMES[name]
+
+
+def _make_figure(colours: Theme, size: tuple[float, float]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor=colours.background)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _make_axes(colours: Theme) -> tuple[Figure, Axes]:
+    figure = _make_figure(colours, (4.5, 2.9))
+    return figure, figure.add_subplot()
+
+
+def _label(
+    ax: Axes, colours: Theme, x: str, y: str, *, integer: bool = False, grid_axis: Literal["x", "y"] = "y"
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_facecolor("none")
+    ax.set_xlabel(x, color=colours.muted, fontsize=9)
+    ax.set_ylabel(y, color=colours.muted, fontsize=9)
+    ax.tick_params(colors=colours.muted, labelsize=8.5, length=0)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(colours.line)
+    ax.grid(axis=grid_axis, color=colours.line, linewidth=0.7)
+    ax.set_axisbelow(True)
+    if integer:
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))

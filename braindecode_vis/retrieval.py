@@ -1,0 +1,591 @@
+"""Retrieval: which image of an explicit gallery a predicted embedding points at.
+
+Owns cosine similarity, ranks with a stated tie rule and everything that follows from a rank (top-k, exact
+k-way accuracy, reciprocal and median rank). Works in blocks of bounded memory on CPU or GPU. Knows nothing of
+brains, images or intervals: one value per query comes out, and `braindecode_vis.metrics` puts statistics on it.
+
+Similarity is compared in single precision, and every candidate that comes too close to the true item to be told
+apart there is compared again in double precision. Two candidates tie if their cosines differ by less than
+`TIE_TOLERANCE`. The gallery is visited in the order of its ids, so that ranks do not depend on row order.
+
+Two tie rules, and every function says which it uses:
+
+- *shared*: tied candidates share their mean rank. Rank statistics and k-way accuracy use it (the expected value
+  under random tie breaking), so a collapsed gallery scores exactly at chance.
+- *against*: ties count against the query. Top-k uses it, so a collapsed gallery scores zero, never a lucky hit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.checks import ConfigError, DataError, check_option, check_unique
+from braindecode_vis.store import read_json, write_json
+
+TieRule = Literal["shared", "against"]
+
+#: Cosines closer than this are tied: far above the rounding of double precision (1e-13 for 10^5 features),
+#: far below what single-precision embeddings can express.
+TIE_TOLERANCE = 1e-10
+BLOCK_QUERIES, BLOCK_GALLERY = 1024, 4096  # 16 MB of similarities, the fastest size measured on two cores
+BLOCK_VALUES = 1 << 24  # most numbers of one block of embeddings (64 MB in single precision)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Where the true item of each query ranks in a gallery, and what ranks first.
+
+    Parameters
+    ----------
+    query_ids : sequence of length n_queries
+        Stimulus id of each query; may repeat.
+    gallery_ids : sequence of length n_gallery
+        Unique stimulus ids of the candidates, in the order they were given.
+    n_above : int array of shape (n_queries,)
+        Candidates more similar to the query than the true item.
+    n_tied : int array of shape (n_queries,)
+        Other candidates exactly as similar as the true item.
+    true_similarities : float array of shape (n_queries,)
+        Cosine similarity of each query to its true item.
+    top_indices : int array of shape (n_queries, n_top)
+        Rows of the gallery, most similar first; equal similarities in the order of their ids.
+    top_similarities : float array of shape (n_queries, n_top)
+        Cosine similarities of these rows.
+    space
+        Space in which the similarity was measured.
+    protocol
+        Data set, split, averaging and gallery, as text.
+    """
+
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    n_above: np.ndarray
+    n_tied: np.ndarray
+    true_similarities: np.ndarray
+    top_indices: np.ndarray
+    top_similarities: np.ndarray
+    space: str
+    protocol: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.query_ids), len(self.n_above), len(self.n_tied), len(self.true_similarities)}
+        if len(lengths) != 1 or not len(self.query_ids):
+            raise DataError(f"a retrieval needs one entry per query and at least one query, got {lengths}.")
+        if (self.n_above + self.n_tied).max() >= len(self.gallery_ids):
+            raise DataError(f"a rank exceeds the gallery of {len(self.gallery_ids)} candidates.")
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries."""
+        return len(self.query_ids)
+
+    @property
+    def gallery_size(self) -> int:
+        """Number of candidates, the true one included."""
+        return len(self.gallery_ids)
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Rank of the true item, 1 is best, ties share the mean rank; shape (n_queries,)."""
+        return 1.0 + self.n_above + 0.5 * self.n_tied
+
+    @property
+    def best_ranks(self) -> np.ndarray:
+        """Rank if every tie were won; shape (n_queries,)."""
+        return 1 + self.n_above
+
+    @property
+    def worst_ranks(self) -> np.ndarray:
+        """Rank if every tie were lost; shape (n_queries,)."""
+        return 1 + self.n_above + self.n_tied
+
+
+_RETRIEVAL_ARRAYS = ("n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")
+
+
+def write_retrieval(folder: Path, retrieval: Retrieval) -> None:
+    """Write a retrieval as one ``.npy`` per array and ``retrieval.json``."""
+    for name in _RETRIEVAL_ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(retrieval, name), allow_pickle=False)
+    names = {"query_ids": list(retrieval.query_ids), "gallery_ids": list(retrieval.gallery_ids)}
+    write_json(folder / "retrieval.json", {**names, "space": retrieval.space, "protocol": retrieval.protocol})
+
+
+def read_retrieval(folder: Path) -> Retrieval:
+    """Read what `write_retrieval` wrote."""
+    meta = read_json(folder / "retrieval.json")
+    return Retrieval(
+        query_ids=np.asarray(meta["query_ids"], dtype=object),
+        gallery_ids=np.asarray(meta["gallery_ids"], dtype=object),
+        space=meta["space"],
+        protocol=meta["protocol"],
+        **{name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _RETRIEVAL_ARRAYS},
+    )
+
+
+def compute_ranks(
+    queries: Embeddings,
+    gallery: Embeddings,
+    *,
+    n_top: int = 10,
+    device: str = "auto",
+    protocol: str = "",
+    block_queries: int = BLOCK_QUERIES,
+    block_gallery: int = BLOCK_GALLERY,
+) -> Retrieval:
+    """Rank the true item of every query among all candidates by cosine similarity.
+
+    Token embeddings are flattened and every vector is read in single precision. Memory beyond the two inputs is
+    a few blocks, whatever the number of queries and candidates.
+
+    Parameters
+    ----------
+    queries : Embeddings of n_queries rows
+        Predicted embeddings; several may share a stimulus id.
+    gallery : Embeddings of n_gallery rows
+        Candidates, one per stimulus id, in the same space.
+    n_top
+        How many of the most similar candidates to list; 0 lists none.
+    device
+        ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+    protocol
+        Text that travels with the result.
+    block_queries, block_gallery
+        Rows per block; they change the speed only.
+
+    Returns
+    -------
+    Retrieval
+        Ranks, ties and the most similar candidates of every query.
+
+    Raises
+    ------
+    DataError
+        If the spaces differ, a gallery id repeats, a query's stimulus is not in the gallery, or a vector is zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gallery = Embeddings(np.eye(3, dtype=np.float32), ["a", "b", "c"], "toy")
+    >>> queries = Embeddings(np.array([[2, 1, 0], [2, 1, 0]], dtype=np.float32), ["a", "b"], "toy")
+    >>> compute_ranks(queries, gallery, device="cpu").ranks
+    array([1., 2.])
+    """
+    import torch
+
+    target = _find_targets(queries, gallery)
+    if n_top < 0:
+        raise ConfigError(f"n_top must be 0 or more, got {n_top}.")
+    n_top = min(n_top, len(gallery))
+    order = np.argsort(np.array([str(i) for i in gallery.ids]), kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+
+    with torch.inference_mode(), _full_single_precision():
+        left = _Rows(queries, np.arange(len(queries)), _choose_device(device), "query")
+        right = _Rows(gallery, order, left.device, "gallery item")
+        true = _pair_similarities(left, right, np.arange(len(queries)), position[target])
+        n_above = np.zeros(len(queries), dtype=np.int64)
+        n_close = np.zeros(len(queries), dtype=np.int64)
+        best = _Best(len(queries), n_top)
+        buffer = torch.empty(block_queries * block_gallery, device=left.device)
+        for g in _blocks(len(right), block_gallery, right.n_features):
+            candidates = right.unit(g)
+            for q in _blocks(len(left), block_queries, left.n_features):
+                similar = _multiply(left.unit(q), candidates, buffer)  # (block_queries, block_gallery)
+                above, close = _count_block(similar, true[q], left, right, q, g)
+                n_above[q] += above
+                n_close[q] += close
+                best.update(similar, q, g)
+        top, top_similar = best.sort(left, right)
+    return Retrieval(
+        query_ids=queries.ids,
+        gallery_ids=gallery.ids,
+        n_above=n_above,
+        n_tied=n_close - 1,  # the true item is as similar as itself
+        true_similarities=true,
+        top_indices=order[top],
+        top_similarities=top_similar,
+        space=gallery.space,
+        protocol=protocol,
+    )
+
+
+def compute_similarity(queries: Embeddings, gallery: Embeddings, *, device: str = "auto") -> np.ndarray:
+    """Return the cosine similarity of every query to every candidate.
+
+    The whole matrix is held in memory: meant for the few hundred items of a permutation test or a figure.
+    Computed in double precision and rounded once, so equal candidates have equal similarities.
+
+    Parameters
+    ----------
+    queries, gallery : Embeddings of n_queries and n_gallery rows
+        In the same space.
+    device
+        As for `compute_ranks`.
+
+    Returns
+    -------
+    float32 array of shape (n_queries, n_gallery)
+        Cosine similarities.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = Embeddings(np.array([[1, 0], [1, 1]], dtype=np.float32), ["a", "b"], "toy")
+    >>> compute_similarity(rows, rows, device="cpu").round(3)
+    array([[1.   , 0.707],
+           [0.707, 1.   ]], dtype=float32)
+    """
+    import torch
+
+    check_same_space(queries, gallery)
+    similarity = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    with torch.inference_mode():
+        left = _Rows(queries, np.arange(len(queries)), _choose_device(device), "query")
+        right = _Rows(gallery, np.arange(len(gallery)), left.device, "gallery item")
+        for g in _blocks(len(right), BLOCK_GALLERY, right.n_features):
+            for q in _blocks(len(left), BLOCK_QUERIES, left.n_features):
+                similarity[q, g] = _double_similarities(left, right, q, g).float().cpu().numpy()
+    return similarity
+
+
+def compute_top_k_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "against") -> np.ndarray:
+    """Return for every query whether its true item is among the `k` best candidates.
+
+    Parameters
+    ----------
+    retrieval
+        From `compute_ranks`.
+    k
+        Between 1 and the size of the gallery.
+    ties
+        ``against`` (default): every tie is lost, the values are 0 or 1. ``shared``: the probability of a hit
+        when ties are broken at random.
+
+    Returns
+    -------
+    float array of shape (n_queries,)
+        One value per query; their mean is the top-k accuracy.
+    """
+    check_option("ties", ties, ("against", "shared"))
+    _check_k(k, 1, retrieval.gallery_size, "top-k")
+    if ties == "against":
+        return (retrieval.worst_ranks <= k).astype(float)
+    return np.clip((k - retrieval.n_above) / (1 + retrieval.n_tied), 0.0, 1.0)
+
+
+def compute_top_k_accuracy(retrieval: Retrieval, k: int, *, ties: TieRule = "against") -> float:
+    """Return the mean of `compute_top_k_hits`; ties count against the query. Chance is k / gallery size."""
+    return float(compute_top_k_hits(retrieval, k, ties=ties).mean())
+
+
+def compute_k_way_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "shared") -> np.ndarray:
+    """Return the exact probability that each true item beats k - 1 random other candidates.
+
+    A query of rank r among N wins with probability C(N - r, k - 1) / C(N - 1, k - 1): no draw, no sampling noise.
+
+    Parameters
+    ----------
+    retrieval
+        From `compute_ranks`.
+    k
+        Number of alternatives, between 2 and the size of the gallery.
+    ties
+        ``shared`` (default): the mean over all orders of the tied candidates, 1 / k for a collapsed gallery.
+        ``against``: ties are lost.
+
+    Returns
+    -------
+    float array of shape (n_queries,)
+        One probability per query; their mean is the k-way accuracy.
+
+    Notes
+    -----
+    The ratio of binomials is built as a running product over r, p(r + 1) = p(r) (N - r - k + 1) / (N - r), which
+    neither overflows nor cancels.
+    """
+    check_option("ties", ties, ("shared", "against"))
+    size = retrieval.gallery_size
+    _check_k(k, 2, size, "k-way accuracy")
+    rank = np.arange(1, size)
+    steps = np.maximum(size - rank - k + 1, 0) / (size - rank)
+    wins = np.concatenate([[1.0], np.cumprod(steps)])  # (n_gallery,), by rank
+    if ties == "against" or not retrieval.n_tied.any():
+        return wins[retrieval.worst_ranks - 1]
+    total = np.concatenate([[0.0], np.cumsum(wins)])
+    shared = (total[retrieval.worst_ranks] - total[retrieval.n_above]) / (1 + retrieval.n_tied)
+    return np.where(retrieval.n_tied > 0, shared, wins[retrieval.n_above])
+
+
+def compute_k_way_accuracy(retrieval: Retrieval, k: int, *, ties: TieRule = "shared") -> float:
+    """Return the mean of `compute_k_way_hits`; tied candidates share their places. Chance is 1 / k."""
+    return float(compute_k_way_hits(retrieval, k, ties=ties).mean())
+
+
+def compute_k_way_curve(retrieval: Retrieval) -> np.ndarray:
+    """Return the exact k-way accuracy for every k from 2 to the size of the gallery.
+
+    Tied candidates share their places. The cost depends on the size of the gallery, not on the queries.
+
+    Returns
+    -------
+    float array of shape (n_gallery - 1,)
+        Entry i is the (i + 2)-way accuracy.
+    """
+    size = retrieval.gallery_size
+    share = 1.0 / (1 + retrieval.n_tied)
+    edges = np.bincount(retrieval.n_above, share, size + 1) - np.bincount(
+        retrieval.worst_ranks, share, size + 1
+    )
+    places = np.cumsum(edges)[:size] / retrieval.n_queries  # how often the true item takes each place
+    last = int(retrieval.worst_ranks.max())
+    curve = np.zeros(size - 1)
+    wins = np.ones(size - 1)  # of k = 2 ... n_gallery, at place 1
+    for r in range(1, last + 1):
+        n_alive = size - r  # k - 1 of the n_alive worse candidates have to be drawn
+        curve[:n_alive] += places[r - 1] * wins[:n_alive]
+        wins[:n_alive] *= np.arange(n_alive - 1, -1, -1.0)
+        wins[:n_alive] /= n_alive
+    return curve
+
+
+def compute_reciprocal_ranks(retrieval: Retrieval) -> np.ndarray:
+    """Return 1 / rank of every query, ties sharing the mean rank; shape (n_queries,)."""
+    return 1.0 / retrieval.ranks
+
+
+def compute_relative_ranks(
+    retrieval: Retrieval, *, convention: Literal["zero_to_one", "fraction"] = "zero_to_one"
+) -> np.ndarray:
+    """Return the rank of every query relative to the gallery; shape (n_queries,).
+
+    Parameters
+    ----------
+    retrieval
+        From `compute_ranks`; ties share the mean rank.
+    convention
+        ``zero_to_one``: (rank - 1) / (N - 1), 0 is best and 0.5 is chance. ``fraction``: rank / N.
+    """
+    check_option("convention", convention, ("zero_to_one", "fraction"))
+    if convention == "fraction":
+        return retrieval.ranks / retrieval.gallery_size
+    return (retrieval.ranks - 1) / max(1, retrieval.gallery_size - 1)
+
+
+def compute_mean_rank(retrieval: Retrieval) -> float:
+    """Return the mean rank, ties sharing the mean rank. Chance is (gallery size + 1) / 2."""
+    return float(retrieval.ranks.mean())
+
+
+def compute_median_rank(retrieval: Retrieval) -> float:
+    """Return the median rank, ties sharing the mean rank. Chance is (gallery size + 1) / 2."""
+    return float(np.median(retrieval.ranks))
+
+
+def compute_mean_reciprocal_rank(retrieval: Retrieval) -> float:
+    """Return the mean reciprocal rank, which is mAP with one relevant item; ties share the mean rank."""
+    return float(compute_reciprocal_ranks(retrieval).mean())
+
+
+def compute_relative_median_rank(
+    retrieval: Retrieval, *, convention: Literal["zero_to_one", "fraction"] = "zero_to_one"
+) -> float:
+    """Return the median of `compute_relative_ranks`; 0 is best, chance is 0.5."""
+    return float(np.median(compute_relative_ranks(retrieval, convention=convention)))
+
+
+def _find_targets(queries: Embeddings, gallery: Embeddings) -> np.ndarray:
+    """Return the gallery row of each query's stimulus."""
+    check_same_space(queries, gallery)
+    if not len(queries) or not len(gallery):
+        raise DataError(f"retrieval needs queries and candidates, got {len(queries)} and {len(gallery)}.")
+    names = [str(i) for i in gallery.ids]
+    check_unique(names, what="stimulus ids of the gallery (keep or average one row per stimulus)")
+    row = {name: index for index, name in enumerate(names)}
+    missing = [str(i) for i in queries.ids if str(i) not in row]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(queries)} queries have no true item in the gallery of {len(names)}, "
+            f"first {missing[0]!r}: add its embedding to the gallery or drop the query."
+        )
+    return np.array([row[str(i)] for i in queries.ids])
+
+
+def _check_k(k: int, lowest: int, size: int, what: str) -> None:
+    if not lowest <= k <= size:
+        raise ConfigError(f"k of {what} is {k}, but must lie between {lowest} and the gallery size {size}.")
+
+
+def _choose_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_option("device", device.split(":")[0], ("auto", "cpu", "cuda"))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use 'cpu' or 'auto'.")
+    return device
+
+
+@contextmanager
+def _full_single_precision() -> Iterator[None]:
+    """Keep matrix products in true single precision: ranks must not depend on a speed setting elsewhere."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+
+
+def _blocks(n_rows: int, wanted: int, n_features: int) -> Iterator[slice]:
+    rows = max(1, min(wanted, BLOCK_VALUES // n_features))
+    for start in range(0, n_rows, rows):
+        yield slice(start, min(start + rows, n_rows))
+
+
+class _Rows:
+    """Rows of embeddings in a chosen order, brought to the device block by block, with their norms."""
+
+    def __init__(self, embeddings: Embeddings, order: np.ndarray, device: str, what: str) -> None:
+        self.vectors, self.order, self.device = embeddings.vectors, order, device
+        self.n_features = math.prod(embeddings.vectors.shape[1:])
+        norms = [np.empty(0)]
+        for block in _blocks(len(order), BLOCK_QUERIES, self.n_features):
+            norms.append(self.raw(block).double().square().sum(dim=1).sqrt().cpu().numpy())
+        self.norms = np.concatenate(norms)
+        bad = np.flatnonzero(~(self.norms > 0) | ~np.isfinite(self.norms))
+        if bad.size:
+            name = embeddings.ids[order[bad[0]]]
+            raise DataError(
+                f"{bad.size} {what} embedding(s) in space {embeddings.space!r} have norm {self.norms[bad[0]]:g}, "
+                f"first {name!r}: cosine similarity is not defined; centre or repair them."
+            )
+        # Within these bounds a norm and its inverse fit in single precision.
+        self._scale_type = np.float32 if self.norms.min() > 1e-30 and self.norms.max() < 1e30 else np.float64
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def raw(self, rows: Any) -> Any:
+        """Return the given rows (slice or index array) as a float32 tensor."""
+        import torch
+
+        block = self.vectors[
+            self.order[rows]
+        ]  # indexing copies, so memory maps and read-only arrays are fine
+        block = np.ascontiguousarray(block.reshape(len(block), self.n_features), dtype=np.float32)
+        return torch.from_numpy(block).to(self.device)
+
+    def unit(self, rows: slice) -> Any:
+        """Return the given rows, scaled to norm one, as a float32 tensor."""
+        import torch
+
+        scale = torch.from_numpy((1.0 / self.norms[rows]).astype(self._scale_type)).to(self.device)
+        return (self.raw(rows) * scale[:, None]).float()
+
+
+def _multiply(left: Any, right: Any, buffer: Any) -> Any:
+    """Return left @ right.T in memory that is used again: fresh pages cost more than the counting."""
+    import torch
+
+    shape = (len(left), len(right))
+    return torch.mm(left, right.T, out=buffer[: shape[0] * shape[1]].view(shape))
+
+
+def _count_block(
+    similar: Any, true: np.ndarray, left: _Rows, right: _Rows, q: slice, g: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count, per query of the block, the candidates above the true item and those as similar as it."""
+    import torch
+
+    # Rounding of a single-precision cosine, about twelve times the largest error seen up to 200 000 features.
+    slack = 2.0**-23 * (math.sqrt(left.n_features) + 8)
+    centre = torch.from_numpy(true).to(similar.device)
+    sure = similar > (centre + slack).float()[:, None]
+    open_ = similar >= (centre - slack).float()[:, None]
+    above, close = _count(sure), np.zeros(len(true), dtype=np.int64)
+    n_unsure = int(_count(open_).sum() - above.sum())
+    if n_unsure == 0:
+        return above, close
+    if n_unsure > similar.numel() // 32:  # a nearly collapsed block: all of it again
+        exact = _double_similarities(left, right, q, g)
+        above = _count(exact > (centre + TIE_TOLERANCE)[:, None])
+        return above, _count((exact - centre[:, None]).abs() <= TIE_TOLERANCE)
+    query, item = (open_ ^ sure).nonzero().cpu().numpy().T  # pairs that single precision cannot tell apart
+    difference = _pair_similarities(left, right, query + q.start, item + g.start) - true[query]
+    above += np.bincount(query[difference > TIE_TOLERANCE], minlength=len(true))
+    close += np.bincount(query[np.abs(difference) <= TIE_TOLERANCE], minlength=len(true))
+    return above, close
+
+
+def _count(mask: Any) -> np.ndarray:
+    """Count the true entries of each row; bytes are summed, which is ten times faster than booleans."""
+    import torch
+
+    return mask.view(torch.uint8).sum(dim=1, dtype=torch.int32).cpu().numpy().astype(np.int64)
+
+
+def _pair_similarities(left: _Rows, right: _Rows, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Return the double-precision cosine of each (query, candidate) pair; shape (n_pairs,)."""
+    result = np.empty(len(rows))
+    for block in _blocks(len(rows), BLOCK_QUERIES // 4, left.n_features):
+        a, b = left.raw(rows[block]).double(), right.raw(items[block]).double()
+        dots = a.mul_(b).sum(dim=1).cpu().numpy()
+        result[block] = dots / (left.norms[rows[block]] * right.norms[items[block]])
+    return result
+
+
+def _double_similarities(left: _Rows, right: _Rows, q: slice, g: slice) -> Any:
+    """Return the double-precision cosines of a block; shape (n_queries, n_gallery)."""
+    import torch
+
+    a = left.raw(q).double() / torch.from_numpy(left.norms[q]).to(left.device)[:, None]
+    b = right.raw(g).double() / torch.from_numpy(right.norms[g]).to(left.device)[:, None]
+    return a @ b.T
+
+
+class _Best:
+    """The most similar candidates of every query so far."""
+
+    def __init__(self, n_queries: int, n_top: int) -> None:
+        self.n_top = n_top
+        self.similar = np.full((n_queries, n_top), -np.inf, dtype=np.float32)
+        self.items = np.zeros((n_queries, n_top), dtype=np.int64)
+
+    def update(self, similar: Any, q: slice, g: slice) -> None:
+        """Merge the similarities of one block."""
+        if not self.n_top:
+            return
+        # Most queries find nothing better in a late block: one maximum per row is cheaper than a selection.
+        rows = np.flatnonzero(similar.amax(dim=1).cpu().numpy() > self.similar[q].min(axis=1))
+        if not rows.size:
+            return
+        chosen = similar if len(rows) == len(similar) else similar[rows]
+        values, items = (t.cpu().numpy() for t in chosen.topk(min(self.n_top, chosen.shape[1]), dim=1))
+        rows = rows + q.start
+        values = np.concatenate([self.similar[rows], values], axis=1)
+        items = np.concatenate([self.items[rows], items + g.start], axis=1)
+        keep = np.argsort(-values, axis=1, kind="stable")[:, : self.n_top]
+        self.similar[rows] = np.take_along_axis(values, keep, axis=1)
+        self.items[rows] = np.take_along_axis(items, keep, axis=1)
+
+    def sort(self, left: _Rows, right: _Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Return items and similarities, by double-precision similarity, then by id."""
+        rows = np.repeat(np.arange(len(self.items)), self.n_top)
+        exact = _pair_similarities(left, right, rows, self.items.ravel()).reshape(self.items.shape)
+        order = np.lexsort((self.items, -exact.round(10)), axis=1)
+        return np.take_along_axis(self.items, order, axis=1), np.take_along_axis(exact, order, axis=1)

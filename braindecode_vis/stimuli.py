@@ -1,0 +1,138 @@
+"""StimulusSet: one row per image.
+
+Owns the identity of what was shown: a unique `stimulus_id`, the concept it depicts, where its pixels are and
+their hash. Pixels come either from files below a root folder or from one array held by the set. Knows
+nothing of brains, splits or embeddings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError, check_columns, check_unique
+
+REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
+
+
+@dataclass(frozen=True)
+class StimulusSet:
+    """A table of images and a way to read their pixels.
+
+    Parameters
+    ----------
+    table : DataFrame of n_stimuli rows
+        Columns `stimulus_id` (unique text), `concept`, `path` (relative to `root`, or the name of the source
+        array) and `sha256`; further columns are kept.
+    root
+        Folder that the paths start from. Not needed when `pixels` is given.
+    pixels : uint8 array of shape (n_stimuli, height, width, 3), optional
+        The images themselves, in row order; may be a memory map.
+
+    Raises
+    ------
+    DataError
+        If an id repeats, a column is missing, or `pixels` does not match the table.
+    """
+
+    table: pd.DataFrame
+    root: Path | None = None
+    pixels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        check_columns(self.table.columns, REQUIRED_COLUMNS, what="the stimulus table")
+        check_unique(self.table["stimulus_id"].tolist(), what="stimulus_id")
+        if self.pixels is None:
+            return
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[-1] != 3:
+            raise DataError(
+                "stimulus pixels must be uint8 of shape (n_stimuli, height, width, 3), "
+                f"not {self.pixels.dtype} of shape {self.pixels.shape}."
+            )
+        if len(self.pixels) != len(self.table):
+            raise DataError(f"{len(self.table)} stimuli are listed but {len(self.pixels)} images are given.")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Stimulus ids, shape (n_stimuli,)."""
+        return self.table["stimulus_id"].to_numpy(dtype=object)
+
+    def find_rows(self, ids: Iterable[str]) -> np.ndarray:
+        """Return the row of each id, shape (len(ids),).
+
+        Raises
+        ------
+        DataError
+            If an id is unknown.
+        """
+        wanted = list(ids)
+        rows = pd.Index(self.table["stimulus_id"]).get_indexer(pd.Index(wanted, dtype=object))
+        if (rows < 0).any():
+            missing = wanted[int(np.flatnonzero(rows < 0)[0])]
+            raise DataError(
+                f"stimulus {missing!r} is not in the stimulus table of {len(self)} images: "
+                "the recording and the image set come from different releases."
+            )
+        return rows
+
+    def concepts_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Return the concept of each id, shape (len(ids),)."""
+        return self.table["concept"].to_numpy(dtype=object)[self.find_rows(ids)]
+
+    def select(self, ids: Iterable[str]) -> StimulusSet:
+        """Return the sub-set with exactly these ids, in this order."""
+        rows = self.find_rows(ids)
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return StimulusSet(self.table.iloc[rows].reset_index(drop=True), self.root, pixels)
+
+    def read_image(self, stimulus_id: str) -> np.ndarray:
+        """Return one image as uint8 of shape (height, width, 3)."""
+        row = int(self.find_rows([stimulus_id])[0])
+        if self.pixels is not None:
+            return np.asarray(self.pixels[row])
+        if self.root is None:
+            raise DataError(
+                f"the pixels of stimulus {stimulus_id!r} are not at hand: "
+                "pass the folder of the images as --stimuli."
+            )
+        path = self.root / str(self.table["path"].iloc[row])
+        return read_image_file(path)
+
+    def iterate_images(self, ids: Iterable[str] | None = None) -> Iterator[np.ndarray]:
+        """Yield the images one by one, in the order of `ids` (all of them by default)."""
+        for stimulus_id in self.ids if ids is None else ids:
+            yield self.read_image(stimulus_id)
+
+
+def read_image_file(path: Path) -> np.ndarray:
+    """Read an image file as uint8 RGB of shape (height, width, 3).
+
+    Raises
+    ------
+    DataError
+        If the file is missing or cannot be decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise DataError(f"the stimulus image {path} is missing; check the root of the image set.") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"the stimulus image {path} cannot be decoded ({error}); fetch it again.") from error
+
+
+def hash_pixels(image: np.ndarray) -> str:
+    """Return the sha256 of an array's shape, type and bytes: the identity of an image without a file."""
+    digest = hashlib.sha256(f"{image.dtype}{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()

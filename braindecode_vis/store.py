@@ -1,0 +1,376 @@
+"""Run folders: what was computed, from what, and whether it is complete.
+
+Owns fingerprints, provenance, atomic writes and the formats of the nouns on disk: arrays are ``.npy``
+(memory-mapped on reading), tables ``.parquet``, text ``.json`` and ``.yaml``. No pickle is ever written or
+read. A finished artifact is a folder that holds ``provenance.json``; it appears by one rename, so that a
+killed process leaves nothing that a later one could mistake for a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import __version__
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.stimuli import StimulusSet
+
+PROVENANCE = "provenance.json"
+_TEMPORARY = ".tmp-"
+_VERSIONED = (
+    "numpy", "scipy", "scikit-learn", "torch", "timm", "himalaya", "mne", "nilearn", "diffusers", "open_clip_torch",
+)  # fmt: skip
+
+
+def compute_fingerprint(
+    stage: str, version: int, fields: Mapping[str, Any], upstream: Mapping[str, str]
+) -> str:
+    """Return 16 hex digits that name what a stage computes.
+
+    Parameters
+    ----------
+    stage
+        Name of the stage.
+    version
+        Hand-bumped number of the stage's code; raise it when its result changes.
+    fields
+        Plain values that change the result (configuration and seed; never device, paths or workers).
+    upstream
+        Fingerprints of the artifacts that the stage reads.
+    """
+    payload = {"stage": stage, "version": version, "fields": fields, "upstream": upstream}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), default=_refuse)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"{type(value).__name__} cannot enter a fingerprint: {value!r}")
+
+
+def hash_file(path: Path, *, block_bytes: int = 1 << 22) -> str:
+    """Return the sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(block_bytes):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished result of one stage on disk."""
+
+    path: Path
+    fingerprint: str
+    reused: bool
+    reason: str
+
+
+class RunFolder:
+    """One folder that holds every artifact of a run, and the rules for writing there.
+
+    Parameters
+    ----------
+    path
+        Folder to work in; made on first use.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be made or written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f"{_TEMPORARY}probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise DataError(
+                f"the run folder {self.path} cannot be written ({error.strerror}); choose another with --out."
+            ) from error
+
+    def produce(
+        self,
+        stage: str,
+        *,
+        version: int,
+        fields: Mapping[str, Any],
+        upstream: Mapping[str, str],
+        compute: Callable[[Path], Mapping[str, Any] | None],
+        unit: str = "",
+    ) -> Artifact:
+        """Reuse the artifact of this fingerprint, or compute it into a temporary folder and rename it.
+
+        Parameters
+        ----------
+        stage, version, fields, upstream
+            As for `compute_fingerprint`.
+        compute
+            Writes its files into the folder it is given; what it returns is kept in the provenance.
+        unit
+            Part of the stage that is finished on its own, for example a fold.
+        """
+        fingerprint = compute_fingerprint(stage, version, fields, upstream)
+        parent = self.path / "stages" / stage
+        final = parent / "-".join(filter(None, [unit, fingerprint]))
+        if (final / PROVENANCE).is_file():
+            written = read_json(final / PROVENANCE)["created"]
+            return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}")
+        reason = self._explain(parent, unit, version, fields, upstream)
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(parent, unit)
+        temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{os.getpid()}"
+        temporary.mkdir()
+        started = time.perf_counter()
+        try:
+            extra = compute(temporary) or {}
+            record = {
+                "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
+                "fields": fields, "upstream": upstream, **extra,
+                **collect_provenance(), "seconds": round(time.perf_counter() - started, 3),
+            }  # fmt: skip
+            write_json(temporary / PROVENANCE, record)
+            _sync_tree(temporary)
+            try:
+                temporary.rename(final)
+            except OSError as error:
+                # Another process finished the same artifact first; its bytes are as good as ours.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return Artifact(final, fingerprint, False, reason)
+
+    def _explain(
+        self, parent: Path, unit: str, version: int, fields: Mapping[str, Any], upstream: Mapping[str, str]
+    ) -> str:
+        """Say in words why nothing could be reused."""
+        records = []
+        for path in parent.glob(f"*/{PROVENANCE}"):
+            if path.parent.name.startswith(_TEMPORARY):
+                continue
+            record = read_json(path)
+            if record.get("unit") == unit:
+                records.append(record)
+        if not records:
+            return "not computed before"
+        last = max(records, key=lambda record: str(record.get("created", "")))
+        if last["version"] != version:
+            return f"the code of this stage changed (version {last['version']} -> {version})"
+        changed = [f"{k}: {old} -> {new}" for k, old, new in _diff(last["fields"], json_plain(fields))]
+        changed += [f"{name} changed" for name in upstream if last["upstream"].get(name) != upstream[name]]
+        return "; ".join(changed[:3]) or "its inputs changed"
+
+
+def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _diff(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield path, old, new
+
+
+def _remove_stale(parent: Path, unit: str) -> None:
+    """Remove temporary folders whose process is gone."""
+    for path in parent.glob(f"{_TEMPORARY}*"):
+        pid = path.name.rsplit("-", 1)[-1]
+        if not (pid.isdigit() and _is_alive(int(pid))):
+            shutil.rmtree(path, ignore_errors=True)
+        elif int(pid) == os.getpid() and path.name.startswith(f"{_TEMPORARY}{unit}-"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary name in the same folder; rename it to `path` if the block succeeds.
+
+    The suffix is kept, since several writers choose their format by it.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def json_plain(value: Any) -> Any:
+    """Return `value` as it comes back from JSON."""
+    return json.loads(json.dumps(value, default=_encode))
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused, since JSON has no such number."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=_encode, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is a `DataError` that says which one to delete."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+def collect_provenance() -> dict[str, Any]:
+    """Return who, when and with which versions: everything about a result but its inputs."""
+    return {
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "versions": collect_versions(),
+        "git_revision": read_git_revision(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+@cache
+def collect_versions() -> dict[str, str]:
+    """Return the versions of Python, this package and the libraries whose results may differ."""
+    versions = {"python": platform.python_version(), "braindecode_vis": __version__}
+    for name in _VERSIONED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+@cache
+def read_git_revision() -> str | None:
+    """Return the commit of the checkout that the package runs from, marked if it is dirty; None outside one."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        revision = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() or None
+
+
+def write_responses(folder: Path, responses: Responses) -> None:
+    """Write responses as ``data.npy``, ``trials.parquet``, ``meta.json`` and one ``.npy`` per array coordinate.
+
+    Examples
+    --------
+    Reading them needs no package of ours::
+
+        data = numpy.load("responses/data.npy", mmap_mode="r")
+        trials = pandas.read_parquet("responses/trials.parquet")
+        meta = json.load(open("responses/meta.json"))
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "data.npy", responses.data, allow_pickle=False)
+    responses.trials.to_parquet(folder / "trials.parquet", index=False)
+    plain: dict[str, Any] = {}
+    arrays: list[str] = []
+    for key, value in responses.coords.items():
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            np.save(folder / f"coord_{key}.npy", value, allow_pickle=False)
+            arrays.append(key)
+        else:
+            plain[key] = value
+    write_json(
+        folder / "meta.json",
+        {"dims": list(responses.dims), "unit": responses.unit, "coords": plain, "array_coords": arrays},
+    )
+
+
+def read_responses(folder: Path) -> Responses:
+    """Read what `write_responses` wrote; the data stay on disk as a memory map."""
+    meta = read_json(folder / "meta.json")
+    coords = dict(meta["coords"])
+    for key in meta["array_coords"]:
+        coords[key] = np.load(folder / f"coord_{key}.npy", allow_pickle=False)
+    return Responses(
+        data=np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False),
+        dims=tuple(meta["dims"]),
+        trials=pd.read_parquet(folder / "trials.parquet"),
+        unit=meta["unit"],
+        coords=coords,
+    )
+
+
+def write_stimuli(folder: Path, stimuli: StimulusSet) -> None:
+    """Write the stimulus table, and the pixels if the set holds them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stimuli.table.to_parquet(folder / "stimuli.parquet", index=False)
+    if stimuli.pixels is not None:
+        np.save(folder / "pixels.npy", stimuli.pixels, allow_pickle=False)
+    write_json(folder / "stimuli.json", {"root": None if stimuli.root is None else str(stimuli.root)})
+
+
+def read_stimuli(folder: Path) -> StimulusSet:
+    """Read what `write_stimuli` wrote."""
+    root = read_json(folder / "stimuli.json")["root"]
+    pixels = folder / "pixels.npy"
+    return StimulusSet(
+        table=pd.read_parquet(folder / "stimuli.parquet"),
+        root=None if root is None else Path(root),
+        pixels=np.load(pixels, mmap_mode="r", allow_pickle=False) if pixels.exists() else None,
+    )
+
+
+def write_embeddings(folder: Path, embeddings: Embeddings) -> None:
+    """Write embeddings as ``vectors.npy``, ``ids.json`` and the name of their space."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "vectors.npy", np.asarray(embeddings.vectors), allow_pickle=False)
+    write_json(folder / "ids.json", {"space": embeddings.space, "ids": list(embeddings.ids)})
+
+
+def read_embeddings(folder: Path) -> Embeddings:
+    """Read what `write_embeddings` wrote; the vectors stay on disk as a memory map."""
+    meta = read_json(folder / "ids.json")
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    return Embeddings(vectors, np.asarray(meta["ids"], dtype=object), meta["space"])

@@ -1,0 +1,1 @@
+"""Fitting networks: losses, loops, augmentation and checkpoints."""

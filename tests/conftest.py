@@ -1,0 +1,42 @@
+"""Runtime checks of shapes and types for the typed core, and the fixtures that many tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Annotations of these modules are enforced at every call while the tests run.
+install_import_hook(
+    [
+        "braindecode_vis.arrays",
+        "braindecode_vis.checks",
+        "braindecode_vis.seeds",
+        "braindecode_vis.stimuli",
+        "braindecode_vis.store",
+        "braindecode_vis.retrieval",
+        "braindecode_vis.encoders",
+        "braindecode_vis.metrics",
+        "braindecode_vis.preprocessing",
+    ],
+    "beartype.beartype",
+)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the real recordings beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the real recordings in ../shared are not here")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory, monkeypatch):
+    """Keep every test away from the user's cache folder."""
+    monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,89 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, prepare_image
+from braindecode_vis.embeddings.extract import embed_stimuli
+from braindecode_vis.stimuli import StimulusSet, hash_pixels
+
+
+def test_the_packaged_weights_know_a_cat_and_an_espresso():
+    from skimage import data
+
+    classes = EfficientNetConfig().build().classify([data.chelsea(), data.coffee()]).argmax(1)
+    assert classes.tolist() == [285, 967]  # Egyptian cat, espresso
+
+
+def test_features_do_not_depend_on_the_batch():
+    images = np.random.default_rng(0).integers(0, 256, size=(5, 64, 48, 3), dtype=np.uint8)
+    whole = EfficientNetConfig(batch_size=5).build().encode(images)
+    single = EfficientNetConfig(batch_size=2).build().encode(images)
+    assert whole.shape == (5, 1280)
+    np.testing.assert_allclose(whole, single, atol=1e-4)  # other kernels for other batch sizes
+
+
+def test_the_transform_is_the_declared_one():
+    prepared = prepare_image(np.full((300, 224, 3), 255, np.uint8))
+    assert prepared.shape == (3, 224, 224)
+    assert prepared.max() == prepared.min() == 1.0
+
+
+def test_wrong_weights_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="which is not a file"):
+        _ = EfficientNetConfig(weights=tmp_path / "absent.pth").build().space
+    (tmp_path / "bad.pth").write_bytes(b"not a state dict")
+    with pytest.raises(DataError, match="does not hold the weights of tf_efficientnet_lite0"):
+        EfficientNetConfig(weights=tmp_path / "bad.pth").build().encode([np.zeros((8, 8, 3), np.uint8)])
+
+
+class CountingEncoder:
+    space = "counting"
+
+    def __init__(self):
+        self.seen = 0
+
+    def fit(self, images):
+        return self
+
+    def encode(self, images):
+        rows = [image.astype(np.float32).mean((0, 1)) for image in images]
+        self.seen += len(rows)
+        return np.stack(rows)
+
+
+def make_stimuli(n):
+    pixels = np.random.default_rng(1).integers(0, 256, size=(n, 4, 4, 3), dtype=np.uint8)
+    ids = [f"image{i}" for i in range(n)]
+    hashes = [hash_pixels(image) for image in pixels]
+    return StimulusSet(
+        pd.DataFrame({"stimulus_id": ids, "concept": "x", "path": "", "sha256": hashes}), pixels=pixels
+    )
+
+
+def test_a_bank_computes_each_image_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("braindecode_vis.embeddings.extract.SHARD_SIZE", 4)
+    stimuli, encoder = make_stimuli(10), CountingEncoder()
+    first = embed_stimuli(encoder, stimuli.select(["image1", "image5"]), cache=tmp_path)
+    assert encoder.seen == 2
+    whole = embed_stimuli(encoder, stimuli, cache=tmp_path)
+    assert encoder.seen == 10
+    again = embed_stimuli(encoder, stimuli, cache=tmp_path)
+    assert encoder.seen == 10
+    np.testing.assert_array_equal(whole.vectors, stimuli.pixels.astype(np.float32).mean((1, 2)))
+    np.testing.assert_array_equal(again.vectors, whole.vectors)
+    np.testing.assert_array_equal(first.vectors, whole.select(["image1", "image5"]).vectors)
+
+
+def test_an_interrupted_bank_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("braindecode_vis.embeddings.extract.SHARD_SIZE", 4)
+    stimuli, encoder = make_stimuli(10), CountingEncoder()
+
+    def stop(n):
+        if encoder.seen >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_stimuli(encoder, stimuli, cache=tmp_path, advance=stop)
+    embed_stimuli(encoder, stimuli, cache=tmp_path)
+    assert encoder.seen == 10

@@ -1,0 +1,116 @@
+"""Identification equals an enumeration of distractor sets, loses ties and averages draws as rounds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics import identification as idn
+from tests import references
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n_items=st.integers(3, 7), n=st.integers(2, 4), grouped=st.booleans())
+def test_n_way_equals_enumeration(seed, n_items, n, grouped):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (n_items, n_items)).astype(float)  # few values: many ties
+    groups = rng.permutation(np.arange(2 * n_items) % 2)[:n_items] if grouped else np.zeros(n_items, int)
+    allowed = (groups[:, None] == groups[None]) & ~np.eye(n_items, dtype=bool)
+    labels = groups if grouped else None
+    if not allowed.any(axis=1).all():
+        with pytest.raises(DataError, match="no distractor"):
+            idn.identify_from_scores(scores, n, groups=labels)
+    elif allowed.sum(axis=1).min() < n - 1:
+        with pytest.raises(ConfigError, match="needs n >= 2"):
+            idn.identify_from_scores(scores, n, groups=labels)
+    else:
+        expected = references.n_way(scores, n, allowed)
+        np.testing.assert_allclose(idn.identify_from_scores(scores, n, groups=labels), expected, atol=1e-12)
+
+
+def test_two_way_equals_the_definition():
+    rng = np.random.default_rng(0)
+    truth = rng.random((12, 6, 5))
+    decoded = truth + rng.random((12, 6, 5))
+    correlation = np.array([[references.pearson(d, t) for t in truth] for d in decoded])
+    expected = [
+        np.mean([correlation[j, i] < correlation[j, j] for i in range(12) if i != j]) for j in range(12)
+    ]
+    np.testing.assert_allclose(idn.two_way_identification(truth, decoded), expected)
+    np.testing.assert_allclose(idn.compute_correlations(decoded, truth), correlation, atol=1e-12)
+
+
+def test_ties_are_failures():
+    """A repeated ground truth and a constant prediction win nothing, whatever the rounding."""
+    rng = np.random.default_rng(1)
+    truth = rng.random((4, 50))
+    truth[3] = truth[0]
+    np.testing.assert_allclose(idn.two_way_identification(truth, truth), [2 / 3, 1, 1, 2 / 3])
+    assert (idn.two_way_identification(truth, np.full((4, 50), 0.1)) == 0).all()
+
+
+def test_draws_are_rounds_and_not_pooled():
+    rng = np.random.default_rng(2)
+    truth = rng.random((6, 20))
+    draws = truth[:, None] + rng.standard_normal((6, 3, 20))
+    rounds = [idn.two_way_identification(truth, draws[:, k]) for k in range(3)]
+    np.testing.assert_allclose(idn.two_way_identification(truth, draws), np.mean(rounds, axis=0))
+
+
+def test_within_class_ignores_what_the_class_tells():
+    """Decoded class means identify the class perfectly and the item within its class never."""
+    rng = np.random.default_rng(3)
+    labels = np.repeat(["six", "nine"], 10)
+    truth = np.repeat(rng.random((2, 1, 40)), 10, axis=1).reshape(20, 40) + 0.1 * rng.random((20, 40))
+    means = np.stack([truth[labels == label].mean(axis=0) for label in labels])
+    assert idn.two_way_identification(truth, means).mean() > 0.7
+    # The class mean is one fixed prediction: each item beats those less typical, on average exactly half.
+    within = idn.two_way_identification(truth, means, groups=labels)
+    assert within.mean() == pytest.approx(0.5)
+
+
+def test_rows_of_one_stimulus_are_no_distractors():
+    rng = np.random.default_rng(4)
+    truth = np.repeat(rng.random((3, 30)), 2, axis=0)
+    ids = np.repeat(["a", "b", "c"], 2)
+    np.testing.assert_array_equal(idn.two_way_identification(truth, truth, ids=ids), 1)
+    np.testing.assert_allclose(idn.two_way_identification(truth, truth), 0.8)
+
+
+def test_noise_is_at_chance():
+    rng = np.random.default_rng(5)
+    truth, noise = rng.random((300, 64)), rng.random((300, 64))
+    for n in (2, 10):
+        values = idn.n_way_identification(truth, noise, n)
+        # Five standard errors.
+        assert abs(values.mean() - 1 / n) < 5 * values.std() / 300**0.5
+
+
+def test_identity_and_class():
+    truth = np.array([[0, 1, 2.0], [2, 1, 0], [0, 1, 0]])
+    decoded = np.array([[0, 2, 4.1], [0, 1.1, 0]])
+    assert list(idn.decode_identity(decoded, truth, ["a", "b", "c"])) == ["a", "c"]
+    np.testing.assert_array_equal(idn.classification_accuracy(["a", "c"], ["a", "b"]), [1, 0])
+    with pytest.raises(DataError, match="3 candidates came with 2 names"):
+        idn.decode_identity(decoded, truth, ["a", "b"])
+    with pytest.raises(DataError, match="cannot be compared"):
+        idn.classification_accuracy(["a"], ["a", "b"])
+
+
+def test_bad_input_is_named():
+    rows = np.random.default_rng(6).random((4, 5))
+    broken = rows.copy()
+    broken[2, 1] = np.inf
+    with pytest.raises(DataError, match=r"item 2"):
+        idn.two_way_identification(rows, broken)
+    with pytest.raises(DataError, match="cannot be paired"):
+        idn.two_way_identification(rows, rows[:3])
+    with pytest.raises(DataError, match="second dimension"):
+        idn.two_way_identification(rows, rows[:, None, None])
+    with pytest.raises(ConfigError, match="5-way"):
+        idn.n_way_identification(rows, rows, 5)
+    with pytest.raises(DataError, match="one row per decoded"):
+        idn.identify_from_scores(rows)
+    with pytest.raises(DataError, match="4 items came with 3 groups"):
+        idn.two_way_identification(rows, rows, groups=["a", "b", "c"])

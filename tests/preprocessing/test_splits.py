@@ -1,0 +1,102 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.scaling import fit_zscore
+from braindecode_vis.preprocessing.splits import (
+    Fold,
+    KFoldSplitConfig,
+    PublishedSplitConfig,
+    Split,
+    make_inner_folds,
+)
+
+
+def make_trials(n_images=20, n_repeats=3):
+    ids = np.repeat([f"image{i:02d}" for i in range(n_images)], n_repeats)
+    return pd.DataFrame(
+        {
+            "subject": "01", "session": "01", "run": "01", "stimulus_id": ids,
+            "repetition": np.tile(np.arange(n_repeats), n_images),
+            "split": np.where(np.arange(len(ids)) < 45, "train", "test"),
+        }
+    )  # fmt: skip
+
+
+def make_concepts(trials):
+    return np.array(["even" if int(i[-1]) % 2 == 0 else "odd" for i in trials["stimulus_id"]], dtype=object)
+
+
+def test_folds_cover_every_trial_once_and_keep_images_and_classes_together():
+    trials = make_trials()
+    concepts = make_concepts(trials)
+    split = KFoldSplitConfig(n_folds=5).make(trials, concepts, seed=0)
+    tested = np.concatenate([fold.test for fold in split.folds])
+    assert sorted(tested) == list(range(len(trials)))
+    for fold in split.folds:
+        assert (concepts[fold.test] == "even").sum() == (concepts[fold.test] == "odd").sum()
+    assert split.protocol == "stratified 5-fold over 20 images (seed 0)"
+    back = Split.from_json(split.as_json(), trials)
+    np.testing.assert_array_equal(back.folds[2].train, split.folds[2].train)
+
+
+def test_the_published_split_is_taken_from_the_table():
+    trials = make_trials()
+    split = PublishedSplitConfig().make(trials, make_concepts(trials), seed=0)
+    assert (len(split.folds[0].train), len(split.folds[0].test)) == (45, 15)
+    with pytest.raises(ConfigError, match="declares no train/test split"):
+        PublishedSplitConfig().make(trials.assign(split="all"), make_concepts(trials), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([([0, 1, 2], [2, 3])], "trains and tests on trial 2"),
+        ([([0, 1], [2, 3])], r"1 image\(s\) on both sides, first 'image00'"),
+        ([([0, 1, 2], [3, 4]), ([0, 1, 2], [4, 5])], "tests trial 4 a second time"),
+        ([([0, 1, 2], [])], "3 training and 0 test trials"),
+    ],
+)
+def test_a_leaking_split_refuses_to_exist(folds, message):
+    built = tuple(Fold(np.array(train, int), np.array(test, int)) for train, test in folds)
+    with pytest.raises(DataError, match=message):
+        Split("planted", built, make_trials())
+
+
+def test_more_folds_than_images_is_an_error():
+    trials = make_trials(n_images=4)
+    with pytest.raises(ConfigError, match=r"n_folds is 10, but there are only 4 images"):
+        KFoldSplitConfig(n_folds=10).make(trials, make_concepts(trials), seed=0)
+
+
+def test_inner_folds_never_part_an_image():
+    ids = make_trials()["stimulus_id"].to_numpy(dtype=object)
+    for fold in make_inner_folds(ids, n_folds=4, generator=np.random.default_rng(0)):
+        assert not set(ids[fold.train]) & set(ids[fold.test])
+        assert len(fold.train) + len(fold.test) == len(ids)
+
+
+def test_averaging_equals_a_plain_loop():
+    from braindecode_vis.arrays import Responses
+
+    trials = make_trials().sample(frac=1, random_state=0).reset_index(drop=True)
+    data = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    averaged = average_repetitions(Responses(data, ("trial", "voxel"), trials, "z"))
+    assert averaged.n_trials == 20
+    for row, name in enumerate(averaged.stimulus_ids):
+        expected = data[(trials["stimulus_id"] == name).to_numpy()].mean(0)
+        np.testing.assert_allclose(
+            averaged.data[row], expected, rtol=1e-6, atol=1e-7
+        )  # order of a float32 sum
+    assert (averaged.trials["repetition"] == 3).all()
+
+
+def test_zscore_is_that_of_the_training_rows():
+    data = 1e6 + np.random.default_rng(0).normal(size=(50, 3))
+    data[:, 2] = 5
+    scaled = fit_zscore(data).apply(data)
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=0.05)  # the mean is kept in single precision
+    np.testing.assert_allclose(scaled[:, :2].std(0), 1, rtol=1e-3)
+    assert (scaled[:, 2] == 0).all()

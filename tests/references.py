@@ -1,0 +1,73 @@
+"""Slow, obvious versions of what the package computes fast. Tests compare with these and with nothing else."""
+
+import itertools
+import math
+
+import numpy as np
+from skimage.color import rgb2gray
+from skimage.metrics import structural_similarity
+
+
+def cosine_rank(query, gallery, true_row, tie=1e-10):
+    """Return (candidates above, other candidates tied) from one double-precision cosine at a time."""
+
+    def cosine(a, b):
+        a, b = (np.asarray(v, dtype=np.float32).astype(np.float64).ravel() for v in (a, b))
+        return a @ b / math.sqrt((a @ a) * (b @ b))
+
+    similar = [cosine(query, row) for row in gallery]
+    true = similar[true_row]
+    above = sum(s > true + tie for s in similar)
+    tied = sum(abs(s - true) <= tie for i, s in enumerate(similar) if i != true_row)
+    return above, tied
+
+
+def k_way(n_above, n_tied, size, k):
+    """Return the mean over all places of a tied item of C(N - r, k - 1) / C(N - 1, k - 1), in exact integers."""
+    places = range(n_above + 1, n_above + n_tied + 2)
+    return sum(math.comb(size - r, k - 1) for r in places) / len(places) / math.comb(size - 1, k - 1)
+
+
+def n_way(scores, n, allowed):
+    """Return identification by enumerating every set of n - 1 distractors."""
+    values = []
+    for j in range(len(scores)):
+        sets = list(itertools.combinations([i for i in range(len(scores)) if allowed[j][i]], n - 1))
+        values.append(np.mean([all(scores[j, i] < scores[j, j] for i in chosen) for chosen in sets]))
+    return np.array(values)
+
+
+def pearson(a, b):
+    """Return the Pearson correlation of two arrays."""
+    return np.corrcoef(np.ravel(a).astype(float), np.ravel(b).astype(float))[0, 1]
+
+
+def ssim(a, b, legacy=False):
+    """Return scikit-image's SSIM of one pair of images between 0 and 1."""
+    a, b = (rgb2gray(x) if x.shape[-1] == 3 else x[..., 0] for x in (a, b))
+    return structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0,
+        channel_axis=-1 if legacy else None,
+    )  # fmt: skip
+
+
+def resize_425(images):
+    """Return images of shape (n, 425, 425, channels), resized by torchvision to 256 first."""
+    import torch
+    from torchvision.transforms.functional import resize
+
+    planes = torch.from_numpy(np.asarray(images, dtype=np.float64).transpose(0, 3, 1, 2))
+    for size in (256, 425):
+        planes = resize(planes, [size, size], antialias=True)
+    return planes.numpy().transpose(0, 2, 3, 1)
+
+
+def permutation_p(table, n_permutations, rng):
+    """Return the one-sided p-value of the diagonal mean from one shuffle at a time."""
+    n = len(table)
+    observed = np.mean([table[i, i] for i in range(n)])
+    extreme = 0
+    for _ in range(n_permutations):
+        order = rng.permutation(n)
+        extreme += np.mean([table[i, order[i]] for i in range(n)]) >= observed - 1e-12
+    return (extreme + 1) / (n_permutations + 1)

@@ -1,0 +1,133 @@
+"""Words for numbers and metrics, and the three plots."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.report import figures
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (None, "–"), (float("nan"), "–"), (math.inf, "–"), (np.float32("nan"), "–"),
+        (0.787123, "0.787"), (0.1, "0.10"), (0.005, "0.005"), (0.0385, "0.0385"), (1.0, "1.00"), (0.0, "0.00"),
+        (-0.25, "−0.25"),
+        (-0.0, "0.00"), (100.5, "100.5"), (1e-7, "1.0e-07"), (12345.6, "12,346"),
+        (3092, "3,092"), (np.int64(5), "5"), (True, "yes"), ("MIT", "MIT"),
+    ],
+)  # fmt: skip
+def test_numbers_have_sensible_digits(value, text):
+    assert figures.format_number(value) == text
+
+
+def test_a_group_shares_its_decimals():
+    decimals = figures.count_decimals([1.0, 0.655, None])
+    assert [figures.format_number(v, decimals) for v in (1.0, 0.655)] == ["1.000", "0.655"]
+    assert figures.format_number(-0.0001, 2) == "0.00"
+
+
+@pytest.mark.parametrize("value, text", [(0.0, "< 0.001"), (0.04, "0.040"), (0.5, "0.50"), (None, "–")])
+def test_a_p_value_is_never_zero(value, text):
+    assert figures.format_p_value(value) == text
+
+
+@pytest.mark.parametrize(
+    "metric, label, direction",
+    [
+        ("pixcorr@28", "Pixel correlation", 1),
+        ("mse", "Mean squared error", -1),
+        ("top10", "Top-10 accuracy", 1),
+        ("median_rank", "Median rank", -1),
+        ("within_class_two_way_identification", "Within-class two-way identification", 1),
+        ("two_way_identification@pixels", "Two-way identification", 1),
+        ("50-way", "50-way identification", 1),
+        ("strange_new_score", "Strange new score", 0),
+    ],
+)
+def test_known_metrics_have_words_and_a_direction(metric, label, direction):
+    note = figures.describe_metric(metric)
+    assert (note.label, note.direction) == (label, direction)
+
+
+def test_given_words_win():
+    mine = figures.MetricNote("Mine", "", -1)
+    assert figures.describe_metric("ssim@28", {"ssim": mine}) is mine
+
+
+@pytest.mark.parametrize("values", [[0.2, 0.9], [-0.3, 0.1], [0.0385], [101.0, 3.5], [None], [0.0], [1e-9]])
+def test_axis_limits_hold_zero_and_every_value(values):
+    low, high = figures.compute_axis_limits(values)
+    assert low < high
+    for value in values:
+        assert value is None or low <= value <= high
+    assert low <= 0 <= high
+
+
+@pytest.mark.parametrize("size", [1, 982])
+@pytest.mark.parametrize("plot", [figures.plot_rank_histogram, figures.plot_top_k_curve])
+def test_rank_plots_draw_at_every_gallery_size(plot, size):
+    ranks = np.random.default_rng(0).integers(1, size + 1, 60)
+    figure = plot(ranks, size, theme="dark")
+    assert "guessing" in figures.render_svg(figure)
+
+
+def test_rank_histogram_counts_every_query_once():
+    ranks = np.array([1, 1, 1.5, 7, 982])
+    bars = figures.plot_rank_histogram(ranks, 982).axes[0].patches
+    assert sum(bar.get_height() for bar in bars) == len(ranks)
+
+
+def test_a_tied_rank_counts_against_the_query():
+    """A query whose image ties with another for the first place has the rank 1.5 and is no top-1 hit."""
+    line = figures.plot_top_k_curve([1.5, 1, 3], 4).axes[0].lines[0]
+    assert line.get_ydata().tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
+
+
+@pytest.mark.parametrize("ranks", [[], [0], [11], [float("nan")]])
+def test_impossible_ranks_are_refused(ranks):
+    with pytest.raises(DataError, match="rank"):
+        figures.plot_rank_histogram(ranks, 10)
+
+
+def test_unknown_theme_is_refused():
+    with pytest.raises(ConfigError, match="theme"):
+        figures.plot_top_k_curve([1], 2, theme="sepia")
+
+
+def test_wilson_interval_matches_the_textbook():
+    """Wilson's interval for 9 of 10: 0.5958 to 0.9821 (statsmodels, proportion_confint)."""
+    low, high = figures.compute_wilson_interval(0.9, 10)
+    assert (float(low), float(high)) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+
+
+def make_row(method, value, **more):
+    keys = {"ci_low": None, "ci_high": None, "chance": None, "noise_ceiling": None}
+    return {"method": method, "metric": "pixcorr", "value": value, **keys, **more}
+
+
+def test_score_plot_puts_the_decoded_system_on_top():
+    rows = [make_row("mean image", 0.6), make_row("decoded", 0.8, ci_low=0.7, ci_high=0.9, chance=0.0)]
+    figure = figures.plot_scores_with_intervals(rows)
+    ax = figure.axes[0]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["decoded", "mean image"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_score_plot_without_scores_is_refused():
+    with pytest.raises(DataError, match="no score"):
+        figures.plot_scores_with_intervals([make_row("decoded", 0.5)], metrics=["ssim"])
+
+
+def test_rendering_is_reproducible_and_leaves_matplotlib_alone():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    first, second = (figures.render_svg(figures.plot_rank_histogram([1, 2, 2], 5)) for _ in range(2))
+    assert first == second
+    assert dict(matplotlib.rcParams) == before
+    assert Image.open(io.BytesIO(figures.render_png(figures.plot_top_k_curve([1], 3)))).width > 400

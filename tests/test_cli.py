@@ -1,0 +1,172 @@
+"""The command as a user meets it: every error one sentence, exit code 2, nothing lost."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+SMALL = [
+    "--set", "dataset.n_train=60", "--set", "dataset.n_test=12",
+    "--set", "evaluation.n_bootstrap=200", "--set", "evaluation.n_permutations=200",
+]  # fmt: skip
+
+
+def call(*arguments, **options):
+    command = [sys.executable, "-m", "braindecode_vis.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+def check_refusal(done, *fragments):
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("error: ")
+    for fragment in fragments:
+        assert fragment in sentence, sentence
+    return sentence
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, braindecode_vis.cli; print([m for m in ('numpy', 'torch', 'pydantic', 'mne') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    done = call("--help")
+    assert done.returncode == 0
+    for verb in ("datasets", "check", "preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report",
+                 "run", "demo"):  # fmt: skip
+        assert f"  {verb} " in done.stdout
+
+
+def test_version_is_printed():
+    assert call("--version").stdout.startswith("braindecode-vis 0.")
+
+
+def test_datasets_are_listed_for_people_and_programs():
+    assert "digits69" in call("datasets").stdout
+    listed = json.loads(call("datasets", "--json").stdout)
+    assert {"digits69", "synthetic_digits"} <= {entry["name"] for entry in listed["datasets"]}
+
+
+def test_stages_one_by_one_and_json(tmp_path):
+    out = tmp_path / "run"
+    done = call("preprocess", "synthetic_digits", "--out", out, *SMALL, "--json")
+    assert json.loads(done.stdout) == {"run_folder": str(out), "scores": []}
+    for verb in ("embed", "train", "retrieve", "reconstruct"):
+        assert call(verb, out).returncode == 0
+    done = call("evaluate", out, "--json")
+    content = json.loads(done.stdout)
+    assert content["scores"] == json.loads((out / "scores.json").read_text())
+    assert len(content["scores"]) > 10
+    assert "train fold00       reused" in done.stderr
+    done = call("report", out)
+    assert f"report: {out / 'report.html'}" in done.stdout
+    assert (out / "report.html").is_file()
+
+
+def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
+    check_refusal(call("run", "digits96"), "shipped configurations", "digits69_ridge")
+    check_refusal(call("check", "digits6"), "must be one of", "did you mean 'digits69'")
+    done = call("run", "synthetic_digits", "--out", tmp_path, "--set", "encoder.alfas=[1]")
+    check_refusal(done, "unknown key encoder.alfas", "known here are kind, alphas", "did you mean 'alphas'")
+    done = call("run", "synthetic_digits", "--out", tmp_path, "--set", "target.kind=efficientnet-lite0")
+    check_refusal(done, "cannot turn embeddings of the target 'efficientnet-lite0'")
+    assert call("run", "synthetic_digits", "--nonsense").returncode == 2
+
+
+def test_debug_shows_the_traceback():
+    done = call("run", "digits96", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_wrong_root_is_named(tmp_path):
+    check_refusal(call("run", "digits69_ridge", "--out", tmp_path / "o"), "pass it with --root")
+    check_refusal(
+        call("run", "digits69_ridge", "--root", tmp_path / "absent", "--out", tmp_path / "o"), "absent"
+    )
+    check_refusal(call("check", "digits69", "--root", tmp_path), "digit69_28x28.mat", "was not found")
+
+
+@pytest.fixture
+def copied(shared, tmp_path):
+    root = tmp_path / "digits69"
+    root.mkdir()
+    shutil.copyfile(shared / "data/digits69/digit69_28x28.mat", root / "digit69_28x28.mat")
+    return root
+
+
+@pytest.mark.shared
+def test_a_truncated_file_is_named_with_its_checksum(copied, tmp_path):
+    path = copied / "digit69_28x28.mat"
+    path.write_bytes(path.read_bytes()[:1_000_000])
+    expected = "44513e09ad2398566aedd550088b817a3c0bf9cd7873f87078ecd7fdf170b22d"
+    check_refusal(
+        call("check", "digits69", "--root", copied), "truncated: 1000000 of 2390173 bytes", expected
+    )
+    check_refusal(call("run", "digits69", "--root", copied, "--out", tmp_path / "o"), "truncated", expected)
+
+
+@pytest.mark.shared
+def test_a_nan_voxel_names_its_trial(copied, tmp_path):
+    content = {k: v for k, v in loadmat(copied / "digit69_28x28.mat").items() if not k.startswith("__")}
+    content["fmriTrn"][17, 5] = np.nan
+    savemat(copied / "digit69_28x28.mat", content)
+    done = call("run", "digits69", "--root", copied, "--out", tmp_path / "o")
+    check_refusal(done, "trial 17", "train_17_six")
+
+
+def test_an_output_that_cannot_be_a_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    check_refusal(call("run", "synthetic_digits", "--out", tmp_path / "file"), "cannot be written", "--out")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB of our own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk, tmp_path):
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * 1_900_000)
+    arguments = ["run", "synthetic_digits", "--out", small_disk / "run", *SMALL]
+    check_refusal(call(*arguments), "the disk is full", "run the same command again")
+    assert not list(small_disk.rglob(".tmp-*"))
+    filler.unlink()
+    assert call(*arguments).returncode == 0
+    elsewhere = call("run", "synthetic_digits", "--out", tmp_path / "other", *SMALL, "--json")
+    assert (
+        json.loads((small_disk / "run" / "scores.json").read_text()) == json.loads(elsewhere.stdout)["scores"]
+    )
+
+
+def test_a_read_only_output_is_named(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    check_refusal(
+        call("run", "synthetic_digits", "--out", small_disk / "run"), "cannot be written", "Read-only"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    check_refusal(
+        call("run", "synthetic_digits", "--out", tmp_path / "run"), "cannot be written", "Permission"
+    )
+
+
+def test_the_demo_answers_in_json(tmp_path):
+    done = call("demo", "--out", tmp_path, "--snr", "0", "--json")
+    rows = json.loads(done.stdout)["scores"]
+    (row,) = [r for r in rows if r["metric"] == "two_way_identification" and r["method"] == "decoded"]
+    assert row["ci_low"] <= 0.5 <= row["ci_high"]

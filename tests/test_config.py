@@ -1,0 +1,98 @@
+import pytest
+import yaml
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.config import RunConfig, dump_config, list_kinds, read_config
+from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.settings import Settings
+
+SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_and_named_after_its_file(path):
+    config = read_config(path)
+    assert config.name == path.stem
+    assert RunConfig.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "encoder.alfas=[1]",
+            r"unknown key encoder\.alfas; known here are kind, alphas.*did you mean 'alphas'",
+        ),
+        (
+            "target.kind=pixel",
+            r"unknown kind 'pixel' in target\.kind; known are pixels, pca.*did you mean 'pixels'",
+        ),
+        ("encoder.kind=nope", r"unknown kind 'nope' in encoder\.kind; known are .*ridge"),
+        ("dataset.kind=nope", r"unknown kind 'nope' in dataset\.kind; known are digits69"),
+        ("target.sise=3", r"unknown key target\.sise; known here are kind, size"),
+        ("split.n_folds=3", r"unknown key split\.n_folds"),
+        ("colour=red", r"unknown key colour; known here are name, seed"),
+        ("seed=-1", r"seed is -1, but input should be greater than or equal to 0"),
+        ("encoder.alphas=[0]", r"encoder\.alphas\.0 is 0"),
+        ("target.kind=efficientnet-lite0", r"generator 'latents' cannot turn embeddings of the target"),
+        ("seed", r"must have the form a\.b=value"),
+        ("seed=[1", "not valid YAML"),
+        ("seed.deep=1", "goes below seed"),
+        ("encoder.n_features=[0]", r"encoder\.n_features\.0"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_its_full_path(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_config("digits69_ridge", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_validated_and_replace_values():
+    config = read_config(
+        "digits69_ridge", ["seed=3", "split={kind: kfold, n_folds: 4}", "encoder.n_features=[50]"]
+    )
+    assert (config.seed, config.split.n_folds, config.encoder.n_features) == (3, 4, (50,))
+
+
+def test_sources_that_are_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"neither a configuration file.*digits69_ridge"):
+        read_config("digits96")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        read_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_config(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("name: x\n")
+    with pytest.raises(ConfigError, match="dataset is missing"):
+        read_config(tmp_path / "empty.yaml")
+
+
+def test_a_data_set_stands_for_its_default_configuration():
+    assert read_config("digits69").name == "digits69_ridge"
+
+
+def test_how_a_run_is_done_stays_out_of_the_fingerprint(tmp_path):
+    """Pins the hashed fields of every component: a new field changes this test on purpose or not at all."""
+    config = read_config("digits69_ridge", root=tmp_path)
+    assert config.dataset.hashed_fields() == {"kind": "digits69"}
+    assert set(config.encoder.hashed_fields()) == {"kind", "alphas", "n_features", "n_inner_folds"}
+    assert set(config.target.hashed_fields()) == {"kind", "size", "colour"}
+    assert set(config.generator.hashed_fields()) == {"kind", "contrast", "thresholds", "gains"}
+    assert set(config.retrieval.hashed_fields()) == {"gallery", "n_top"}
+    assert set(config.evaluation.hashed_fields()) == {"n_bootstrap", "n_permutations", "features"}
+    assert set(config.split.hashed_fields()) == {"kind"}
+
+
+@pytest.mark.parametrize("role", ["dataset", "split", "target", "encoder", "prior", "generator"])
+def test_every_kind_of_a_role_is_listed_once(role):
+    kinds = list_kinds(role)
+    assert kinds
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_settings_are_frozen():
+    config = read_config("digits69")
+    assert isinstance(config, Settings)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 4

@@ -1,0 +1,219 @@
+"""The whole sentence on the synthetic digits, which need no files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import pipeline, store
+from braindecode_vis.arrays import SCORE_KEYS
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import read_config
+
+SMALL = [
+    "dataset.n_train=120",
+    "dataset.n_test=24",
+    "evaluation.n_bootstrap=500",
+    "evaluation.n_permutations=500",
+]
+
+
+def make_run(folder, *overrides, source="synthetic_digits"):
+    return pipeline.open_run(read_config(source, [*SMALL, *overrides]), folder)
+
+
+def find(rows, metric, method="decoded"):
+    (row,) = [row for row in rows if row["metric"] == metric and row["method"] == method]
+    return row
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, pipeline.run_all(make_run(folder))
+
+
+def test_a_run_leaves_its_scores_report_and_provenance(finished):
+    folder, rows = finished
+    assert json.loads((folder / "scores.json").read_text()) == rows
+    table = pd.read_parquet(folder / "scores.parquet")
+    assert list(table.columns) == list(SCORE_KEYS)
+    assert table["value"].tolist() == [row["value"] for row in rows]
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert {"config", "seed", "versions", "git_revision", "inputs", "stages", "command"} <= provenance.keys()
+    assert {"preprocess", "embed", "train fold00", "retrieve", "reconstruct"} == provenance["stages"].keys()
+    page = (folder / "report.html").read_text()
+    assert 'src="http' not in page
+    assert "Two-way identification" in page
+
+
+def test_every_score_can_be_read_on_its_own(finished):
+    _, rows = finished
+    for row in rows:
+        assert row["n_queries"] == 24
+        assert row["chance"] is not None
+        assert "published split (120 train / 24 test trials)" in row["protocol"]
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+        assert len(row["fingerprint"]) == 16
+
+
+def test_controls_bound_the_system(finished):
+    _, rows = finished
+    decoded = find(rows, "pixcorr")["value"]
+    assert find(rows, "pixcorr", "mean_image")["value"] < decoded < find(rows, "pixcorr", "oracle")["value"]
+    assert find(rows, "pixcorr", "oracle")["value"] > 0.999
+    assert find(rows, "two_way_identification", "shuffled")["value"] == pytest.approx(
+        0.5, abs=0.2
+    )  # 24 items
+    assert find(rows, "two_way_identification")["p_value"] < 0.01
+
+
+def test_nothing_is_computed_twice_and_the_reason_is_told(finished):
+    folder, rows = finished
+
+    class Listener(pipeline.SilentListener):
+        told = []
+
+        def finished(self, stage, artifact, seconds):
+            self.told.append((stage, artifact.reused, artifact.reason))
+
+    before = (folder / "report.html").stat().st_mtime_ns
+    again = pipeline.open_run(read_config("synthetic_digits", SMALL), folder, Listener())
+    assert pipeline.run_all(again) == rows
+    assert all(reused for _, reused, _ in Listener.told)
+    assert (folder / "report.html").stat().st_mtime_ns == before
+
+    Listener.told.clear()
+    changed = read_config("synthetic_digits", [*SMALL, "encoder.alphas=[100, 1000]"])
+    pipeline.run_all(pipeline.open_run(changed, folder, Listener()))
+    told = {stage: (reused, reason) for stage, reused, reason in Listener.told}
+    assert told["embed"][0]
+    assert not told["train fold00"][0]
+    assert told["train fold00"][1].startswith("encoder.alphas:")
+    assert told["retrieve"][1] == "train0 changed"
+
+
+def test_same_seed_same_numbers(finished, tmp_path):
+    _, rows = finished
+    assert pipeline.run_all(make_run(tmp_path / "again")) == rows
+
+
+def test_at_snr_zero_the_system_is_at_chance(tmp_path):
+    rows = pipeline.run_all(make_run(tmp_path, "dataset.snr=0"))
+    for metric in ("top5", "two_way_identification", "4_way"):
+        row = find(rows, metric)
+        assert row["ci_low"] <= row["chance"] <= row["ci_high"], row
+    assert find(rows, "two_way_identification")["p_value"] > 0.01
+
+
+def test_at_high_snr_the_system_is_near_one(tmp_path):
+    rows = pipeline.run_all(make_run(tmp_path, "dataset.snr=1000", "dataset.n_train=400"))
+    assert find(rows, "top1")["value"] > 0.9
+    assert find(rows, "pixcorr")["value"] > 0.95
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["split={kind: kfold, n_folds: 3}", "target={kind: pca, n_components: 10}"],
+        ["split={kind: kfold, n_folds: 3}"],
+        ["target={kind: pca, n_components: 10}", "generator={kind: nearest}"],
+        ["generator={kind: latents, contrast: none}", "repeats={train: single, test: single}"],
+    ],
+    ids=["a space per fold", "a space for all folds", "nearest", "single trials"],
+)
+def test_other_components_run(tmp_path, overrides):
+    rows = pipeline.run_all(make_run(tmp_path, *overrides))
+    expected = 144 if "kfold" in overrides[0] else 24
+    top = find(rows, "top1")
+    assert top["n_queries"] == expected
+    assert top["gallery_size"] == (48 if "pca" in overrides[-1] and expected == 144 else expected)
+    assert find(rows, "two_way_identification")["value"] > 0.6
+
+
+def test_a_common_gallery_needs_a_common_space(tmp_path):
+    overrides = [
+        "split={kind: kfold, n_folds: 3}",
+        "target={kind: pca, n_components: 10}",
+        "retrieval.gallery=all",
+    ]
+    with pytest.raises(DataError, match=r"set retrieval\.gallery to fold"):
+        pipeline.retrieve(make_run(tmp_path, *overrides))
+
+
+def test_poisoned_test_trials_change_no_fitted_statistic(tmp_path):
+    """Multiplying the responses of the test trials by a thousand must leave every trained weight as it was."""
+    run = make_run(tmp_path / "clean")
+    clean = pipeline.train(run)[0].encoder.fitted
+    poisoned_run = make_run(tmp_path / "poisoned")
+    folder = pipeline.preprocess(poisoned_run).artifact.path / "responses" / "data.npy"
+    data = np.load(folder)
+    data[120:] *= 1000
+    np.save(folder, data)
+    poisoned_run.seen.clear()
+    poisoned = pipeline.train(poisoned_run)[0].encoder.fitted
+    np.testing.assert_array_equal(poisoned.weights, clean.weights)
+    np.testing.assert_array_equal(poisoned.zscore.mean, clean.zscore.mean)
+    assert poisoned.choices == clean.choices
+
+
+def kill_when_it_appears(folder, stage, command):
+    """Start a run and kill it with SIGKILL as soon as the stage has a temporary folder."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if list((folder / "stages" / stage).glob(".tmp-*")):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.0005)
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tmp_path):
+    _, rows = finished
+    overrides = [part for text in SMALL for part in ("--set", text)]
+    command = [
+        sys.executable, "-m", "braindecode_vis.cli", "run", "synthetic_digits", "--out", str(tmp_path), *overrides,
+    ]  # fmt: skip
+    killed = [kill_when_it_appears(tmp_path, stage, command) for stage in pipeline.STAGE_VERSIONS]
+    assert sum(killed) >= 4  # a stage can be too quick to be caught
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    resumed = json.loads(done.stdout)["scores"]
+    assert resumed == rows
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.shared
+def test_digits69_reaches_its_numbers(shared, tmp_path):
+    """The bars of a plain ridge on the published split: 0.787, 0.0385 and 0.93."""
+    config = read_config("digits69_ridge", root=shared / "data/digits69")
+    rows = pipeline.run_all(pipeline.open_run(config, tmp_path))
+    assert find(rows, "pixcorr")["value"] >= 0.787
+    assert find(rows, "mse")["value"] <= 0.0385
+    assert find(rows, "two_way_identification")["value"] >= 0.93
+    assert find(rows, "pixcorr", "mean_image")["value"] == pytest.approx(0.655, abs=0.002)
+    assert find(rows, "mse", "mean_image")["value"] == pytest.approx(0.0547, abs=2e-4)
+    assert find(rows, "accuracy")["value"] == 1.0
+
+
+@pytest.mark.shared
+def test_digits69_ten_folds_reach_their_numbers(shared, tmp_path):
+    config = read_config("digits69_ridge_10fold", root=shared / "data/digits69")
+    rows = pipeline.run_all(pipeline.open_run(config, tmp_path))
+    assert find(rows, "pixcorr")["value"] >= 0.74
+    assert find(rows, "pixcorr")["ci_low"] > find(rows, "pixcorr", "class_mean")["value"]
+    within = find(rows, "two_way_identification_within_class")
+    assert within["value"] >= 0.80
+    assert within["ci_low"] > 0.5
+
+
+def test_scores_of_an_empty_folder_are_none(tmp_path):
+    assert pipeline.read_scores(tmp_path) == []
+    assert store.RunFolder(tmp_path).path == tmp_path

@@ -1,0 +1,226 @@
+"""Ranks are exact on ties, duplicates, negatives and half precision, and do not depend on gallery order."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from braindecode_vis import retrieval as rt
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from tests import references
+
+
+def _embed(vectors, ids=None):
+    ids = [f"s{i:04d}" for i in range(len(vectors))] if ids is None else ids
+    return Embeddings(np.asarray(vectors), np.asarray(ids, dtype=object), "toy")
+
+
+def _rank(queries, gallery, **kwargs):
+    return rt.compute_ranks(queries, gallery, device="cpu", **kwargs)
+
+
+def _check_against_reference(queries, gallery, result):
+    row = {name: i for i, name in enumerate(gallery.ids)}
+    for q in range(len(queries)):
+        above, tied = references.cosine_rank(queries.vectors[q], gallery.vectors, row[queries.ids[q]])
+        assert (result.n_above[q], result.n_tied[q]) == (above, tied)
+
+
+# Small whole numbers make exact ties, duplicates, opposite and negative vectors frequent.
+whole = st.integers(-2, 2)
+dtypes = st.sampled_from([np.float16, np.float32, np.float64])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    data=st.data(), dtype=dtypes, n=st.integers(1, 9), d=st.integers(1, 4), scale=st.sampled_from([1.0, 0.37])
+)
+def test_ranks_equal_the_slow_reference_and_ignore_gallery_order(data, dtype, n, d, scale):
+    gallery = data.draw(hnp.arrays(np.float64, (n, d), elements=whole)) * scale
+    gallery[~gallery.any(axis=1)] = 1.0
+    targets = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=6))
+    vectors = data.draw(hnp.arrays(np.float64, (len(targets), d), elements=whole))
+    vectors[~vectors.any(axis=1)] = -1.0
+    ids = np.array([f"s{i}" for i in range(n)], dtype=object)
+    queries, items = _embed(vectors.astype(dtype), ids[targets]), _embed(gallery.astype(dtype), ids)
+    result = _rank(queries, items, block_queries=2, block_gallery=3)
+    _check_against_reference(queries, items, result)
+
+    order = np.array(data.draw(st.permutations(range(n))))
+    moved = _rank(queries, _embed(items.vectors[order], ids[order]), block_queries=4, block_gallery=5)
+    np.testing.assert_array_equal(moved.ranks, result.ranks)
+    np.testing.assert_array_equal(moved.gallery_ids[moved.top_indices], ids[result.top_indices])
+
+
+def test_ranks_equal_the_reference_on_crowded_similarities():
+    """Candidates that differ from the true item by less than single-precision rounding are still told apart."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(64)
+    gallery = (base + 1e-6 * rng.standard_normal((40, 64))).astype(np.float32)
+    gallery[7] = gallery[3]
+    gallery[11] = 4 * gallery[3]
+    ids = np.array([f"s{i}" for i in range(40)], dtype=object)
+    queries, items = (
+        _embed(rng.standard_normal((20, 64)).astype(np.float32), ids[np.arange(20) % 5]),
+        _embed(gallery, ids),
+    )
+    result = _rank(queries, items)
+    _check_against_reference(queries, items, result)
+    assert (result.n_tied[np.arange(20) % 5 == 3] >= 2).all()
+
+
+def test_both_paths_of_close_candidates_agree(monkeypatch):
+    """A crowded block is recomputed whole, a sparse one pair by pair; the counts are the same."""
+    rng = np.random.default_rng(1)
+    gallery = rng.standard_normal((300, 16)).astype(np.float32)
+    gallery[100:110] = gallery[5]
+    ids = np.array([f"s{i:03d}" for i in range(300)], dtype=object)
+    targets = np.arange(60) % 12
+    queries, items = (
+        _embed(gallery[targets] + rng.standard_normal((60, 16)).astype(np.float32), ids[targets]),
+        _embed(gallery, ids),
+    )
+    sparse = _rank(queries, items, block_gallery=64)
+    calls = []
+    double = rt._double_similarities
+    monkeypatch.setattr(rt, "_double_similarities", lambda *a: calls.append(1) or double(*a))
+    dense = _rank(queries, items, block_gallery=2)  # the tied ones fill their block
+    assert calls
+    np.testing.assert_array_equal(sparse.n_above, dense.n_above)
+    np.testing.assert_array_equal(sparse.n_tied, dense.n_tied)
+    _check_against_reference(queries, items, sparse)
+
+
+def test_tokens_are_flattened_and_extreme_norms_do_not_matter():
+    rng = np.random.default_rng(2)
+    tokens = rng.standard_normal((6, 3, 4)).astype(np.float32)
+    flat = _rank(_embed(tokens.reshape(6, -1)[::-1]), _embed(tokens.reshape(6, -1)))
+    result = _rank(_embed(tokens[::-1] * np.float32(1e-35)), _embed(tokens * np.float32(1e34)))
+    np.testing.assert_array_equal(result.ranks, flat.ranks)
+
+
+def test_read_only_memory_maps_are_ranked(tmp_path):
+    vectors = np.random.default_rng(3).standard_normal((5, 4)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = _embed(np.load(tmp_path / "vectors.npy", mmap_mode="r"))
+    assert (_rank(mapped, mapped).ranks == 1).all()
+
+
+def test_best_candidates_are_listed_by_similarity_then_id():
+    vectors = np.array([[1, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float32)
+    gallery = _embed(vectors, ["d", "c", "a", "b"])
+    result = _rank(_embed(np.array([[1.0, 0.0]]), ["d"]), gallery, n_top=9)
+    assert list(result.gallery_ids[result.top_indices[0]]) == ["a", "d", "b", "c"]
+    # Double precision, printed to six digits.
+    np.testing.assert_allclose(result.top_similarities[0], [1, 1, 0.5**0.5, 0], atol=1e-12)
+    assert result.best_ranks[0] == 1
+    assert result.ranks[0] == 1.5
+    assert result.worst_ranks[0] == 2
+    assert _rank(_embed(vectors), _embed(vectors), n_top=0).top_indices.shape == (4, 0)
+
+
+def test_best_candidates_equal_a_full_sort():
+    rng = np.random.default_rng(4)
+    queries, gallery = _embed(rng.standard_normal((50, 8))), _embed(rng.standard_normal((80, 8)))
+    result = _rank(queries, gallery, n_top=7, block_gallery=9, block_queries=16)
+    expected = np.argsort(-rt.compute_similarity(queries, gallery, device="cpu").astype(float), axis=1)[:, :7]
+    np.testing.assert_array_equal(result.top_indices, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(2, 60), data=st.data())
+def test_k_way_accuracy_equals_exact_binomials(size, data):
+    n_above = data.draw(st.integers(0, size - 1))
+    n_tied = data.draw(st.integers(0, size - 1 - n_above))
+    result = _made([n_above, 0], [n_tied, 0], size)
+    curve = rt.compute_k_way_curve(result)
+    for k in range(2, size + 1):
+        expected = references.k_way(n_above, n_tied, size, k)
+        # A product of up to 60 rounded factors: 1e-12 is generous.
+        assert rt.compute_k_way_hits(result, k)[0] == pytest.approx(expected, abs=1e-12)
+        assert curve[k - 2] == pytest.approx((expected + 1) / 2, abs=1e-12)
+        against = references.k_way(n_above + n_tied, 0, size, k)
+        assert rt.compute_k_way_hits(result, k, ties="against")[0] == pytest.approx(against, abs=1e-12)
+
+
+def _made(n_above, n_tied, size):
+    n = len(n_above)
+    return rt.Retrieval(
+        np.array(["a"] * n, dtype=object), np.arange(size).astype(object), np.array(n_above), np.array(n_tied),
+        np.zeros(n), np.zeros((n, 0), int), np.zeros((n, 0)), "toy",
+    )  # fmt: skip
+
+
+def test_all_alternatives_is_top_one_and_large_galleries_do_not_overflow():
+    result = _made([0, 1, 8269, 16539], [0, 0, 0, 0], 16540)
+    assert rt.compute_k_way_accuracy(result, 16540) == rt.compute_top_k_accuracy(result, 1) == 0.25
+    np.testing.assert_allclose(
+        rt.compute_k_way_hits(result, 2), 1 - np.array([0, 1, 8269, 16539]) / 16539, atol=1e-11
+    )
+
+
+def test_a_collapsed_gallery_scores_at_chance():
+    """Equal candidates: shared ties give exactly chance, and top-k, which counts ties against, gives nothing."""
+    gallery = _embed(np.tile(np.float32([0.3, 0.1, 0.7]), (25, 1)))
+    result = _rank(_embed(np.random.default_rng(5).standard_normal((25, 3))), gallery)
+    assert (result.ranks == 13).all()
+    assert rt.compute_relative_median_rank(result) == 0.5
+    assert rt.compute_top_k_accuracy(result, 5) == 0
+    assert rt.compute_top_k_accuracy(result, 5, ties="shared") == pytest.approx(0.2)
+    for k in (2, 10, 25):
+        assert rt.compute_k_way_accuracy(result, k) == pytest.approx(1 / k)
+
+
+def test_collapsed_queries_and_noise_score_near_chance():
+    rng = np.random.default_rng(6)
+    gallery = _embed(rng.standard_normal((200, 32)))
+    same = _rank(_embed(np.tile(rng.standard_normal(32), (200, 1))), gallery)
+    assert rt.compute_top_k_accuracy(same, 1) == 1 / 200
+    assert rt.compute_mean_rank(same) == 100.5
+    noise = _rank(_embed(rng.standard_normal((200, 32))), gallery)
+    # Ten draws of 200 each: five standard deviations of the mean relative rank (0.289 / sqrt(200)).
+    assert abs(rt.compute_relative_ranks(noise).mean() - 0.5) < 5 * 0.289 / 200**0.5
+
+
+def test_rank_statistics():
+    result = _made([0, 1, 3], [0, 1, 0], 5)  # ranks 1, 2.5, 4
+    assert rt.compute_mean_rank(result) == 2.5
+    assert rt.compute_median_rank(result) == 2.5
+    assert rt.compute_mean_reciprocal_rank(result) == pytest.approx((1 + 0.4 + 0.25) / 3)
+    assert rt.compute_relative_median_rank(result) == 0.375
+    assert rt.compute_relative_median_rank(result, convention="fraction") == 0.5
+    np.testing.assert_array_equal(rt.compute_top_k_hits(result, 2), [1, 0, 0])
+    np.testing.assert_array_equal(rt.compute_top_k_hits(result, 2, ties="shared"), [1, 0.5, 0])
+
+
+def test_similarity_matrix_gives_equal_candidates_equal_values():
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((30, 40)).astype(np.float32)
+    gallery = np.concatenate([rows, rows[::-1]])
+    similarity = rt.compute_similarity(_embed(rows), _embed(gallery), device="cpu")
+    np.testing.assert_array_equal(similarity[:, :30], similarity[:, :29:-1])
+    assert similarity.dtype == np.float32
+
+
+def test_bad_input_is_named():
+    good = _embed(np.eye(3))
+    with pytest.raises(DataError, match="'s0001' occurs more than once"):
+        _rank(good, _embed(np.eye(3), ["s0000", "s0001", "s0001"]))
+    with pytest.raises(
+        DataError, match=r"1 of 3 queries have no true item in the gallery of 2, first 's0002'"
+    ):
+        _rank(good, _embed(np.eye(3)[:2]))
+    with pytest.raises(DataError, match=r"1 gallery item embedding\(s\).*norm 0, first 's0001'"):
+        _rank(good, _embed(np.diag([1.0, 0, 1])))
+    with pytest.raises(DataError, match="query embedding"):
+        _rank(_embed(np.diag([1.0, 0, 1])), good)
+    with pytest.raises(DataError, match="cannot meet"):
+        _rank(good, Embeddings(np.eye(3), good.ids, "other"))
+    with pytest.raises(ConfigError, match="must lie between 2 and the gallery size 3"):
+        rt.compute_k_way_accuracy(_rank(good, good), 4)
+    with pytest.raises(ConfigError, match="device"):
+        rt.compute_ranks(good, good, device="gpu")
+    with pytest.raises(DataError, match="exceeds the gallery"):
+        _made([3], [0], 3)

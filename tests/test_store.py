@@ -1,0 +1,155 @@
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import store
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.stimuli import StimulusSet, hash_pixels
+
+
+def produce(folder, fields, compute, version=1, upstream=None):
+    return folder.produce("train", version=version, fields=fields, upstream=upstream or {}, compute=compute)
+
+
+def write_result(path):
+    (path / "result.txt").write_text("42")
+
+
+def test_a_finished_artifact_is_reused_and_a_changed_one_is_explained(tmp_path):
+    folder = store.RunFolder(tmp_path / "run")
+    first = produce(folder, {"alpha": 1, "nested": {"k": 2}}, write_result)
+    again = produce(folder, {"alpha": 1, "nested": {"k": 2}}, lambda path: pytest.fail("computed twice"))
+    changed = produce(folder, {"alpha": 1, "nested": {"k": 3}}, write_result)
+    bumped = produce(folder, {"alpha": 1, "nested": {"k": 3}}, write_result, version=2)
+    assert not first.reused
+    assert first.reason == "not computed before"
+    assert again.reused
+    assert again.path == first.path
+    assert changed.reason == "nested.k: 2 -> 3"
+    assert "version 1 -> 2" in bumped.reason
+    assert len({first.fingerprint, changed.fingerprint, bumped.fingerprint}) == 3
+
+
+def test_a_failed_computation_leaves_nothing_behind(tmp_path):
+    folder = store.RunFolder(tmp_path)
+
+    def fail(path):
+        write_result(path)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        produce(folder, {}, fail)
+    assert list((tmp_path / "stages" / "train").iterdir()) == []
+
+
+def test_the_leftovers_of_a_killed_process_are_removed_and_never_read(tmp_path):
+    folder = store.RunFolder(tmp_path)
+    dead = tmp_path / "stages" / "train" / ".tmp--0123456789abcdef-99999999"
+    alive = dead.with_name(f".tmp--fedcba9876543210-{os.getppid()}")
+    for path in (dead, alive):
+        path.mkdir(parents=True)
+        (path / store.PROVENANCE).write_text("{")
+    assert produce(folder, {}, write_result).reason == "not computed before"
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_an_artifact_that_another_process_finished_first_is_taken(tmp_path):
+    folder = store.RunFolder(tmp_path)
+
+    def compute(path):
+        write_result(path)
+        final = path.parent / store.compute_fingerprint("train", 1, {}, {})
+        final.mkdir()
+        (final / "theirs.txt").touch()
+
+    assert (produce(folder, {}, compute).path / "theirs.txt").exists()
+
+
+def test_provenance_says_how_a_result_was_made(tmp_path):
+    artifact = produce(store.RunFolder(tmp_path), {"alpha": 1}, lambda path: {"inputs": {"a.mat": "00ff"}})
+    record = json.loads((artifact.path / store.PROVENANCE).read_text())
+    assert record["fields"] == {"alpha": 1}
+    assert record["inputs"] == {"a.mat": "00ff"}
+    assert {"numpy", "python", "braindecode_vis"} <= record["versions"].keys()
+    assert record["fingerprint"] == artifact.fingerprint
+    assert record["created"].endswith("UTC")
+
+
+def test_a_fingerprint_takes_plain_values_only():
+    with pytest.raises(TypeError, match="cannot enter a fingerprint"):
+        store.compute_fingerprint("train", 1, {"alpha": np.float32(1)}, {})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"run folder .*file/run cannot be written .* --out"):
+        store.RunFolder(tmp_path / "file" / "run")
+
+
+def test_atomic_replacement_keeps_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "scores.json"
+    store.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json(path, {"a": float("nan")})
+    assert store.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(DataError, match=r"meta\.json is damaged"):
+        store.read_json(tmp_path / "meta.json")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_responses_come_back_as_they_were_and_open_without_us(tmp_path, dtype):
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": ["01", "02"], "run": "01", "stimulus_id": ["a", "b"], "repetition": [0, 1],
+            "split": ["train", "test"], "concept": ["x", "y"],
+        }
+    )  # fmt: skip
+    coords = {"ch_names": ["O1", "O2", "Oz"], "times": np.linspace(0, 1, 4), "sfreq": 250.0}
+    data = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+    responses = Responses(data, ("trial", "channel", "time"), trials, "V", coords)
+    store.write_responses(tmp_path / "r", responses)
+    back = store.read_responses(tmp_path / "r")
+    assert isinstance(back.data, np.memmap)
+    assert back.data.dtype == dtype
+    np.testing.assert_array_equal(back.data, data)
+    pd.testing.assert_frame_equal(back.trials, trials)
+    assert back.coords["ch_names"] == coords["ch_names"]
+    np.testing.assert_array_equal(back.coords["times"], coords["times"])
+    np.testing.assert_array_equal(np.load(tmp_path / "r" / "data.npy"), data)
+
+
+def test_embeddings_and_stimuli_come_back_as_they_were(tmp_path):
+    bank = Embeddings(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32), ["a", "b", "c"], "toy")
+    store.write_embeddings(tmp_path / "e", bank)
+    back = store.read_embeddings(tmp_path / "e")
+    np.testing.assert_array_equal(back.vectors, bank.vectors)
+    assert (list(back.ids), back.space) == (["a", "b", "c"], "toy")
+
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    pixels[1] += 7
+    table = pd.DataFrame(
+        {
+            "stimulus_id": ["a", "b"],
+            "concept": "x",
+            "path": "p",
+            "sha256": [hash_pixels(image) for image in pixels],
+        }
+    )
+    store.write_stimuli(tmp_path / "s", StimulusSet(table, pixels=pixels))
+    again = store.read_stimuli(tmp_path / "s")
+    np.testing.assert_array_equal(again.read_image("b"), pixels[1])
+    with pytest.raises(DataError, match="'z' is not in the stimulus table of 2 images"):
+        again.read_image("z")
+    with pytest.raises(DataError, match="not at hand"):
+        replace(again, pixels=None).read_image("a")
