@@ -347,14 +347,16 @@ def compute_k_way_curve(retrieval: Retrieval) -> np.ndarray:
         retrieval.worst_ranks, share, size + 1
     )
     places = np.cumsum(edges)[:size] / retrieval.n_queries  # how often the true item takes each place
-    last = int(retrieval.worst_ranks.max())
-    curve = np.zeros(size - 1)
-    wins = np.ones(size - 1)  # of k = 2 ... n_gallery, at place 1
-    for r in range(1, last + 1):
-        n_alive = size - r  # k - 1 of the n_alive worse candidates have to be drawn
+    curve, wins = np.zeros(size - 1), np.ones(size - 1)  # of k = 2 ... n_gallery, wins at place 1
+    falling = np.arange(size - 1.0, -1.0, -1.0)
+    n_alive = size - 1
+    for r in range(1, int(retrieval.worst_ranks.max()) + 1):
+        n_alive = min(n_alive, size - r)  # k - 1 of the size - r worse candidates have to be drawn
+        if r % 32 == 0:  # a probability below 1e-30 adds nothing, and tiny numbers are slow
+            n_alive = int(np.count_nonzero(wins[:n_alive] > 1e-30))
         curve[:n_alive] += places[r - 1] * wins[:n_alive]
-        wins[:n_alive] *= np.arange(n_alive - 1, -1, -1.0)
-        wins[:n_alive] /= n_alive
+        wins[:n_alive] *= falling[r : r + n_alive]  # size - r - (k - 1)
+        wins[:n_alive] /= max(1, size - r)
     return curve
 
 
@@ -461,11 +463,14 @@ class _Rows:
     """Rows of embeddings in a chosen order, brought to the device block by block, with their norms."""
 
     def __init__(self, embeddings: Embeddings, order: np.ndarray, device: str, what: str) -> None:
+        import torch
+
         self.vectors, self.order, self.device = embeddings.vectors, order, device
         self.n_features = math.prod(embeddings.vectors.shape[1:])
         norms = [np.empty(0)]
         for block in _blocks(len(order), BLOCK_QUERIES, self.n_features):
-            norms.append(self.raw(block).double().square().sum(dim=1).sqrt().cpu().numpy())
+            norm = torch.linalg.vector_norm(self.raw(block), dim=1, dtype=torch.float64)
+            norms.append(norm.cpu().numpy())
         self.norms = np.concatenate(norms)
         bad = np.flatnonzero(~(self.norms > 0) | ~np.isfinite(self.norms))
         if bad.size:

@@ -159,6 +159,13 @@ class RunFolder:
                 # Another process finished the same artifact first; its bytes are as good as ours.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+        except Exception as error:
+            if is_disk_full(error, parent):
+                raise DataError(
+                    f"the disk is full: {stage} could not be written below {self.path}; finished stages are kept, so "
+                    "make room or choose another folder with --out, then run the same command again."
+                ) from error
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(final, fingerprint, False, reason)
@@ -210,6 +217,14 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def is_disk_full(error: Exception, folder: Path) -> bool:
+    """Say whether an error means that the disk is full; not every library passes the system's number on."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return True
+    short_write = isinstance(error, OSError) and error.errno is None
+    return short_write and shutil.disk_usage(folder).free < 1 << 20
 
 
 def _sync_tree(folder: Path) -> None:

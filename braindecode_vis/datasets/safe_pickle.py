@@ -1,0 +1,272 @@
+"""Dictionaries that NumPy or pickle wrote, read without running anything that they name.
+
+Owns a restricted reader: only built-in containers, numbers, text and NumPy arrays come out, everything else that a
+pickle names is an error. A large array is never loaded: its place in the file is noted, and pieces of it are read
+from there. Knows no data set.
+
+References
+----------
+.. [1] Python documentation, `pickle`: "Restricting Globals"; `pickletools`: the opcodes.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from braindecode_vis.checks import DataError
+
+LARGE_BYTES = 1 << 20
+_NPY_MAGIC = b"\x93NUMPY"
+_KINDS = "biufcSUO"
+
+
+@dataclass(frozen=True)
+class FileArray:
+    """A C-ordered array somewhere in a file; nothing is read until a piece is asked for."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Return rows `start` to `stop` of the first axis."""
+        row = math.prod(self.shape[1:])
+        count = max(0, stop - start) * row
+        with self.path.open("rb") as file:
+            flat = np.fromfile(file, self.dtype, count, offset=self.offset + start * row * self.dtype.itemsize)
+        if len(flat) != count:
+            raise DataError(f"{self.path} ends in the middle of its data; copy or fetch it again.")
+        return flat.reshape(-1, *self.shape[1:])
+
+    def read_columns(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Return columns `start` to `stop` of the given rows of a matrix, shape (len(rows), stop - start)."""
+        out = np.empty((len(rows), stop - start), self.dtype)
+        n_columns, size = self.shape[1], self.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            for target, row in zip(out, rows.tolist(), strict=True):
+                file.seek(self.offset + (row * n_columns + start) * size)
+                view = memoryview(target).cast("B")
+                if file.readinto(view) != len(view):  # type: ignore[attr-defined]
+                    raise DataError(f"{self.path} ends in the middle of its data; copy or fetch it again.")
+        return out
+
+
+def sniff(path: Path) -> str:
+    """Say what the first bytes of a file are: ``npy``, ``npy-pickle``, ``pickle``, ``zip`` or ``unknown``."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(_NPY_MAGIC):
+            return "npy-pickle" if _read_header(file, path)[2].hasobject else "npy"
+    if start[:1] == b"\x80" and start[1:2] and start[1] <= pickle.HIGHEST_PROTOCOL:
+        return "pickle"
+    return "zip" if start[:4] == b"PK\x03\x04" else "unknown"
+
+
+def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    file.seek(0)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        return read[version](file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path} has a damaged NumPy header ({error}); copy or fetch it again.") from error
+
+
+def open_npy(path: Path) -> FileArray:
+    """Return the array of a plain ``.npy`` file without reading it."""
+    with path.open("rb") as file:
+        shape, fortran, dtype = _read_header(file, path)
+        offset = file.tell()
+    return _make_file_array(path, offset, shape, dtype, fortran, path.stat().st_size - offset)
+
+
+def _make_file_array(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype, fortran: bool, n_bytes: int
+) -> FileArray:
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > n_bytes:
+        raise DataError(
+            f"{path} is truncated: it holds {n_bytes} of {needed} bytes of an array of shape {shape}; "
+            "copy or fetch it again."
+        )
+    if fortran and len(shape) > 1:
+        raise DataError(f"{path} holds a large array in Fortran order, which is not how it is published.")
+    return FileArray(path, offset, tuple(shape), dtype)
+
+
+def read_pickled_dict(path: Path) -> dict[str, Any]:
+    """Read a dictionary saved with `numpy.save` or `pickle.dump`.
+
+    Arrays of at least 1 MiB come as `FileArray`, smaller ones as arrays.
+
+    Raises
+    ------
+    DataError
+        If the file is truncated or damaged, holds anything but a dictionary, or names code to run.
+    """
+    with path.open("rb") as file:
+        if sniff(path) == "npy-pickle":
+            _read_header(file, path)
+        try:
+            content = _Reader(file, path).load()
+        except DataError:
+            raise
+        except (EOFError, pickle.UnpicklingError, struct.error) as error:
+            raise DataError(
+                f"{path} is truncated or damaged ({error or type(error).__name__}): "
+                f"its pickle ends after {path.stat().st_size} bytes; copy or fetch it again."
+            ) from error
+        except Exception as error:  # damaged bytes lead the reader anywhere
+            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again.") from error
+    content = _finish(content)
+    if isinstance(content, np.ndarray) and content.shape == ():
+        content = content.item()
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, where a dictionary is published.")
+    return {str(key): _finish(value) for key, value in content.items()}
+
+
+class _Payload:
+    """Bytes that stay in the file."""
+
+    def __init__(self, offset: int, size: int) -> None:
+        self.offset, self.size = offset, size
+
+
+class _Dtype:
+    """A dtype as a pickle describes it; built only if it is a plain one."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code, self.order = str(code), "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = str(state[1])
+        if state[2] is not None or state[3] is not None:
+            raise pickle.UnpicklingError("structured arrays are not read")
+
+    def resolve(self) -> np.dtype:
+        if self.code[:1] not in _KINDS:
+            raise pickle.UnpicklingError(f"arrays of type {self.code!r} are not read")
+        if self.code.startswith("O"):
+            return np.dtype(object)
+        return np.dtype((self.order if self.order in "<>" else "") + self.code)
+
+
+class _Array:
+    """An array as a pickle describes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: tuple[Any, ...] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = tuple(state)
+
+    def resolve(self) -> Any:
+        if self.state is None:
+            return np.empty(0)
+        _, shape, dtype, fortran, payload = self.state
+        return _build(self.path, payload, dtype.resolve(), tuple(shape), bool(fortran))
+
+
+def _build(path: Path, payload: Any, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> Any:
+    if isinstance(payload, _Payload):
+        return _make_file_array(path, payload.offset, shape, dtype, fortran, payload.size)
+    if dtype.hasobject:
+        array = np.empty(math.prod(shape), dtype=object)
+        for index, item in enumerate(payload):
+            array[index] = _finish(item)
+    else:
+        array = np.frombuffer(bytes(payload), dtype).copy()
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _finish(value: Any) -> Any:
+    """Replace the descriptions of arrays by what they describe."""
+    if isinstance(value, _Array):
+        return value.resolve()
+    if isinstance(value, dict):
+        return {key: _finish(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_finish(item) for item in value)
+    return value
+
+
+# Its methods can be replaced, unlike those of the C one; type stubs do not list them.
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Reader(_PythonUnpickler):
+    """The pure-Python unpickler that leaves large payloads in the file and knows arrays only."""
+
+    dispatch = dict(_PythonUnpickler.dispatch)
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        super().__init__(file, encoding="latin1")
+        self.file, self.path = file, path
+        self.n_bytes = path.stat().st_size
+
+    def load_frame(self) -> None:
+        self.read(8)  # frames are a hint for buffering
+
+    def _load_payload(self, form: str) -> None:
+        (size,) = struct.unpack(form, self.read(struct.calcsize(form)))
+        offset = self.file.tell()
+        if offset + size > self.n_bytes:
+            raise DataError(
+                f"{self.path} is truncated: {self.n_bytes - offset} of {size} bytes of its data are there; "
+                "copy or fetch it again."
+            )
+        if size < LARGE_BYTES:
+            self.append(self.read(size))
+        else:
+            self.file.seek(size, 1)
+            self.append(_Payload(offset, size))
+
+    def load_binbytes(self) -> None:
+        self._load_payload("<I")
+
+    def load_binbytes8(self) -> None:
+        self._load_payload("<Q")
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("it uses an instruction that no published file needs")
+
+    dispatch[pickle.FRAME[0]] = load_frame
+    dispatch[pickle.BINBYTES[0]] = load_binbytes
+    dispatch[pickle.BINBYTES8[0]] = load_binbytes8
+    dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
+    for _code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1,
+                  pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # fmt: skip
+        dispatch[_code[0]] = _refuse
+    del _code
+
+    def find_class(self, module: str, name: str) -> Any:
+        place = module.replace("numpy._core", "numpy.core")
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(self.path),
+            ("numpy.core.numeric", "_frombuffer"): self._from_buffer,
+            ("numpy.core.multiarray", "scalar"): lambda dtype, data=b"": np.frombuffer(data, dtype.resolve())[0],
+            ("numpy", "ndarray"): None,
+            ("numpy", "dtype"): _Dtype,
+            ("_codecs", "encode"): lambda text, _="latin1": text.encode("latin1"),
+        }
+        if (place, name) not in known:
+            raise DataError(
+                f"{self.path} asks to run {module}.{name} when it is opened, which no published file needs; "
+                "it was not opened. Get the file from its publisher."
+            )
+        return known[place, name]
+
+    def _from_buffer(self, payload: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
+        array = _Array(self.path)
+        array.state = (1, shape, dtype, order == "F", payload)
+        return array
