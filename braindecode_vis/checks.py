@@ -60,7 +60,9 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def check_finite(array: np.ndarray, *, what: str, row_names: Sequence[Any] | np.ndarray, unit: str = "row") -> None:
+def check_finite(
+    array: np.ndarray, *, what: str, row_names: Sequence[Any] | np.ndarray, unit: str = "row"
+) -> None:
     """Raise `DataError` naming the first row that holds a NaN or an infinity.
 
     The array is visited in blocks of rows, so a memory map of any size is checked in bounded memory.

@@ -30,6 +30,7 @@ DatasetConfig = Annotated[Digits69Config | SyntheticDigitsConfig, Field(discrimi
 ImageEncoderConfig = Annotated[PixelsConfig | PcaConfig | EfficientNetConfig, Field(discriminator="kind")]
 BrainEncoderConfig = RidgeConfig
 PriorConfig = IdentityPriorConfig
+CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[LatentsConfig | NearestConfig, Field(discriminator="kind")]
 
 
@@ -111,6 +112,11 @@ class RunConfig(Settings):
     generator: GeneratorConfig = LatentsConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def decodes_categories(self) -> bool:
+        """Whether the encoder names a class instead of predicting an embedding."""
+        return self.encoder.kind in CATEGORY_DECODERS
 
     @model_validator(mode="after")
     def _check_generator_accepts_target(self) -> Self:

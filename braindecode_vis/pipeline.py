@@ -9,108 +9,27 @@ depends on changed. Knows roles and nouns, never a particular encoder or data se
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
+from braindecode_vis import categories, store
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
-from braindecode_vis.config import RunConfig, dump_config
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.preprocessing.splits import Fold, Split
+from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
-from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.runs import Run, open_run, publish_scores, read_scores
+from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
-
-#: Raise a number when the code of that stage changes its result.
-STAGE_VERSIONS = {"preprocess": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 1, "evaluate": 1}
-
-
-class Listener(Protocol):
-    """Whoever shows the progress of a run."""
-
-    def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
-        """A stage, or one fold of it, is there."""
-        ...
-
-    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Return a context whose value is called with the number of steps done."""
-        ...
-
-
-class SilentListener:
-    """Shows nothing."""
-
-    def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
-        """Ignore."""
-
-    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Ignore."""
-        return nullcontext(lambda n: None)
-
-
-@dataclass
-class Run:
-    """One run folder, its configuration, and the stages that this process has already looked at."""
-
-    config: RunConfig
-    folder: store.RunFolder
-    listener: Listener = field(default_factory=SilentListener)
-    seen: dict[str, Any] = field(default_factory=dict)
-
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` gave the first time it was asked for `key`."""
-        if key not in self.seen:
-            self.seen[key] = make()
-        return self.seen[key]
-
-    def produce(
-        self,
-        stage: str,
-        fields: Mapping[str, Any],
-        upstream: Mapping[str, str],
-        compute: Callable[[Path], Mapping[str, Any] | None],
-        unit: str = "",
-    ) -> store.Artifact:
-        """Reuse or compute one artifact and tell the listener."""
-        started = time.perf_counter()
-        artifact = self.folder.produce(
-            stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
-            compute=compute, unit=unit,
-        )  # fmt: skip
-        self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
-        return artifact
-
-
-def open_run(config: RunConfig, out: Path | None = None, listener: Listener | None = None) -> Run:
-    """Make or open the run folder and keep the full configuration in it.
-
-    Parameters
-    ----------
-    config
-        Validated configuration.
-    out
-        The run folder; ``runs/<name>`` by default.
-    listener
-        Shows progress.
-    """
-    folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
-    with store.replace_atomically(folder.path / "config.yaml") as temporary:
-        temporary.write_text(dump_config(config))
-    return Run(config, folder, listener or SilentListener())
-
 
 # --- preprocess -------------------------------------------------------------------------------------------
 
@@ -175,6 +94,7 @@ def embed(run: Run) -> list[TargetBank]:
 
 
 def _embed(run: Run) -> list[TargetBank]:
+    _refuse_categories(run, "embed")
     prepared = preprocess(run)
     folds = prepared.split.folds
     if not run.config.target.fitted_on_training_images:
@@ -206,6 +126,14 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
     return TargetBank(artifact, config.read(artifact.path), store.read_embeddings(artifact.path))
 
 
+def _refuse_categories(run: Run, verb: str) -> None:
+    if run.config.decodes_categories:
+        raise ConfigError(
+            f"{verb} needs to know which image was seen, but the encoder {run.config.encoder.kind} decodes categories; "
+            "use train, evaluate and report, or another encoder.kind."
+        )
+
+
 def _name_fold(number: int | None) -> str:
     return "" if number is None else f"fold{number:02d}"
 
@@ -222,9 +150,18 @@ class TrainedFold:
     out_of_fold: Embeddings
 
 
-def train(run: Run) -> list[TrainedFold]:
-    """Fit the brain encoder of every fold on its training trials."""
-    return run.once("train", lambda: [_train_fold(run, n) for n in range(len(preprocess(run).split.folds))])
+def train(run: Run) -> list[Any]:
+    """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
+    return run.once("train", lambda: _train(run))
+
+
+def _train(run: Run) -> list[Any]:
+    prepared = preprocess(run)
+    if run.config.decodes_categories:
+        return categories.train_categories(
+            run, prepared.responses, prepared.split, prepared.artifact.fingerprint
+        )
+    return [_train_fold(run, number) for number in range(len(prepared.split.folds))]
 
 
 def _train_fold(run: Run, number: int) -> TrainedFold:
@@ -286,6 +223,7 @@ def retrieve(run: Run) -> Retrieved:
 
 
 def _retrieve(run: Run) -> Retrieved:
+    _refuse_categories(run, "retrieve")
     config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
     fields = {"retrieval": config.retrieval.hashed_fields(), "repeats": config.repeats.test}
     upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
@@ -392,6 +330,7 @@ def reconstruct(run: Run) -> Reconstructed:
 
 
 def _reconstruct(run: Run) -> Reconstructed:
+    _refuse_categories(run, "reconstruct")
     config, prepared, banks = run.config, preprocess(run), embed(run)
     trained, retrieved = train(run), retrieve(run)
     fields = {
@@ -401,21 +340,26 @@ def _reconstruct(run: Run) -> Reconstructed:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
+        from braindecode_vis.generators.material import TrainingMaterial
+        from braindecode_vis.reconstruction import reconstruct_fold
+
         parts = []
         with run.listener.progress("reconstructing", len(banks)) as advance:
-            for number in range(len(banks)):
-                fold = prepared.split.folds[number]
+            for number, (fold, bank) in enumerate(zip(prepared.split.folds, banks, strict=True)):
+                train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+                predicted = retrieved.folds[number].predicted
+                material = TrainingMaterial(
+                    bank.encoder,
+                    bank.embeddings.select(train_ids),
+                    prepared.stimuli.select(train_ids),
+                    trained[number].out_of_fold,
+                )
                 parts.append(
                     reconstruct_fold(
-                        config,
-                        prepared,
-                        fold,
-                        banks[number],
-                        trained[number],
-                        retrieved.folds[number],
-                        number,
+                        config, material, prepared.stimuli, predicted, bank.embeddings,
+                        retrieved.folds[number].subjects, number,
                     )
-                )
+                )  # fmt: skip
                 advance(1)
         rows = pd.concat([part.rows for part in parts], ignore_index=True)
         rows.to_parquet(folder / "rows.parquet", index=False)
@@ -441,96 +385,6 @@ def _reconstruct(run: Run) -> Reconstructed:
     )
 
 
-@dataclass(frozen=True)
-class FoldImages:
-    """Rows and images of one fold, and what the generator chose on its training material."""
-
-    rows: pd.DataFrame
-    images: dict[str, np.ndarray]
-    chosen: dict[str, Any]
-
-
-def reconstruct_fold(
-    config: RunConfig,
-    prepared: Prepared,
-    fold: Fold,
-    bank: TargetBank,
-    trained: TrainedFold,
-    retrieved: RetrievedFold,
-    number: int,
-) -> FoldImages:
-    """Reconstruct the test images of one fold, and the controls.
-
-    Controls: ``nearest`` (training image nearest to the prediction), ``mean_image``, ``class_mean`` (mean image of
-    the decoded class, where the test concepts were trained on), ``shuffled`` (the prediction of another test
-    image) and ``oracle`` (the true embedding).
-    """
-    from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
-    from braindecode_vis.generators.material import TrainingMaterial
-    from braindecode_vis.generators.nearest import NearestConfig
-
-    train_ids = list(pd.unique(prepared.responses.stimulus_ids[fold.train]))
-    material = TrainingMaterial(
-        bank.encoder,
-        bank.embeddings.select(train_ids),
-        prepared.stimuli.select(train_ids),
-        trained.out_of_fold,
-    )
-    targets = bank.embeddings.select(list(trained.out_of_fold.ids))
-    prior = config.prior.build().fit(trained.out_of_fold, targets)
-    predicted = prior.sample(retrieved.predicted, n_draws=1, seed=derive_seed(config.seed, "prior", number))
-    generator = config.generator.build(material)
-    seed = derive_seed(config.seed, "generator", number)
-
-    ids = predicted.ids
-    concepts = prepared.stimuli.concepts_of(ids)
-    rows = pd.DataFrame(
-        {"stimulus_id": ids, "concept": concepts, "subject": retrieved.subjects, "fold": number}
-    )
-    shuffle = _derange(ids, make_generator(config.seed, "shuffled_brain", number))
-    made = {
-        "decoded": generator.generate(predicted, seed=seed),
-        "nearest": NearestConfig().build(material).generate(predicted, seed=seed),
-        "mean_image": MeanImageGenerator(material).generate(predicted, seed=seed),
-    }
-    if set(concepts) <= set(material.concepts):
-        classes = ClassMeanGenerator(material)
-        rows["decoded_concept"] = classes.classify(predicted)
-        made["class_mean"] = classes.generate(predicted, seed=seed)
-    made["shuffled"] = made["decoded"][shuffle]
-    made["oracle"] = generator.generate(bank.embeddings.select(list(ids)), seed=seed)
-
-    height, width = made["decoded"].shape[1:3]
-    seen = np.stack([_resize(prepared.stimuli.read_image(i), height, width) for i in ids])
-    images = {"seen": seen} | {
-        name: np.stack([_resize(image, height, width) for image in images]) for name, images in made.items()
-    }
-    chosen = generator.describe() if hasattr(generator, "describe") else {}
-    return FoldImages(rows, images, chosen)
-
-
-def _derange(ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return a permutation of the rows that gives each the prediction of another image."""
-    n = len(ids)
-    if len(set(ids)) < 2:
-        return np.arange(n)
-    order = generator.permutation(n)
-    for shift in range(1, n):
-        shuffled = np.empty(n, dtype=int)
-        shuffled[order] = np.roll(order, shift)
-        if (ids[shuffled] != ids).all():
-            return shuffled
-    return np.roll(np.arange(n), 1)
-
-
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return image
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-
-
 # --- evaluate ---------------------------------------------------------------------------------------------
 
 
@@ -540,6 +394,9 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
 
 
 def _evaluate(run: Run) -> list[dict[str, Any]]:
+    if run.config.decodes_categories:
+        prepared = preprocess(run)
+        return categories.evaluate_categories(run, prepared.responses, prepared.split, train(run))
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed}
     protocol = describe_protocol(run, prepared, retrieved)
@@ -593,19 +450,6 @@ def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str
     )
 
 
-def publish_scores(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``scores.json`` and the same as ``scores.parquet``."""
-    store.write_json(folder / "scores.json", rows)
-    with store.replace_atomically(folder / "scores.parquet") as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, index=False)
-
-
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Return the score rows of a run folder; an empty list before `evaluate`."""
-    path = folder / "scores.json"
-    return store.read_json(path) if path.is_file() else []
-
-
 # --- report -----------------------------------------------------------------------------------------------
 
 
@@ -615,60 +459,95 @@ def report(run: Run) -> Path:
 
 
 def _report(run: Run) -> Path:
-    from braindecode_vis.report.gallery import GalleryContent
-    from braindecode_vis.report.page import RankContent, ReportContent, write_report
+    from braindecode_vis.report.page import ReportContent, write_report
 
-    prepared, images, retrieved, rows = preprocess(run), reconstruct(run), retrieve(run), evaluate(run)
+    prepared, rows = preprocess(run), evaluate(run)
     manifest = read_manifest(run.config.dataset.kind)
     provenance = collect_run_provenance(run)
-    store.write_json(run.folder.path / "provenance.json", provenance)
     path = run.folder.path / "report.html"
-    digest = hashlib.sha256(json.dumps([rows, provenance["stages"]], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    if path.is_file() and f"content-digest:{digest}" in path.read_text(errors="replace"):
+    content_digest = store.hash_json([rows, provenance["stages"]])
+    written = run.folder.path / "provenance.json"
+    if path.is_file() and written.is_file() and store.read_json(written).get("content") == content_digest:
         return path
-
-    items: pd.DataFrame = run.seen["items"]
-    first = items.drop_duplicates("stimulus_id").index.to_numpy()
-    kept = ("decoded", "nearest", "class_mean", "mean_image", "shuffled", "oracle")
-    gallery = GalleryContent(
-        ids=[str(i) for i in images.ids[first]],
-        concepts=[str(c) for c in images.concepts[first]],
-        seen=np.asarray(images.seen)[first],
-        rows={name: np.asarray(images.images[name])[first] for name in kept if name in images.images},
-        score=items["pixcorr"].to_numpy()[first],
-        metric="pixcorr",
-        details={
-            "rank": items["rank"].tolist() if len(first) == len(items) else items["rank"].iloc[first].tolist()
-        },
-    )
-    sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
-    ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    parts = _describe_categories(run) if run.config.decodes_categories else _describe_images(run)
     content = ReportContent(
         title=run.config.name,
         dataset=manifest.title,
         description=manifest.summary,
-        protocol={
-            "Data set": manifest.name,
-            "Split": prepared.split.protocol,
-            "Repetitions": f"{run.config.repeats.train} in training, {run.config.repeats.test} in test",
-            "Target": embed(run)[0].embeddings.space,
-            "Brain encoder": run.config.encoder.kind,
-            "Generator": run.config.generator.kind,
-            "Gallery": retrieved.gallery_protocol,
-            "Digest of this page": f"content-digest:{digest}",
-        },
         facts=list_facts(prepared, manifest),
         scores=rows,
-        ranks=RankContent(ranks, sizes.pop(), f"Gallery: {retrieved.gallery_protocol}.")
-        if len(sizes) == 1
-        else None,
-        gallery=gallery,
+        warnings=[str(text) for text in prepared.responses.coords.get("warnings", [])],
         provenance=provenance,
         command=provenance["command"],
+        **parts,
     )
-    return write_report(path, content)
+    write_report(path, content)
+    store.write_json(written, {**provenance, "content": content_digest})
+    return path
+
+
+def _describe_images(run: Run) -> dict[str, Any]:
+    """Return protocol, ranks and gallery of a run that retrieves and reconstructs images."""
+    from braindecode_vis.report.gallery import GalleryContent
+    from braindecode_vis.report.page import RankContent
+
+    prepared, images, retrieved = preprocess(run), reconstruct(run), retrieve(run)
+    config, items = run.config, run.seen["items"]
+    first = items.drop_duplicates("stimulus_id").index.to_numpy()
+    shown = ("decoded", "nearest", "class_mean", "mean_image", "shuffled", "oracle")
+    gallery = GalleryContent(
+        ids=[str(i) for i in images.ids[first]],
+        concepts=[str(c) for c in images.concepts[first]],
+        seen=np.asarray(images.seen)[first],
+        rows={name: np.asarray(images.images[name])[first] for name in shown if name in images.images},
+        score=items["pixcorr"].to_numpy()[first],
+        metric="pixcorr",
+        details={
+            "rank": items["rank"].iloc[first].tolist(),
+            "subject": items["subject"].iloc[first].tolist(),
+        },
+    )
+    sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
+    ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    caption = f"Gallery: {retrieved.gallery_protocol}."
+    return {
+        "protocol": {
+            "Data set": config.dataset.kind,
+            "Split": prepared.split.protocol,
+            "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
+            "Target": embed(run)[0].embeddings.space,
+            "Brain encoder": config.encoder.kind,
+            "Generator": config.generator.kind,
+            "Gallery": retrieved.gallery_protocol,
+        },
+        "ranks": RankContent(ranks, sizes.pop(), caption) if len(sizes) == 1 else None,
+        "gallery": gallery,
+    }
+
+
+def _describe_categories(run: Run) -> dict[str, Any]:
+    """Return protocol and tables of a run that decodes categories."""
+    from braindecode_vis.report.page import ExtraSection
+
+    items = run.seen["items"]
+    return {
+        "protocol": {
+            "Data set": run.config.dataset.kind,
+            "Split": preprocess(run).split.protocol,
+            "Decoder": run.config.encoder.kind,
+            "Null": "true labels permuted within each run, decisions kept",
+        },
+        "sections": [
+            ExtraSection(
+                "Confusions",
+                "Share of the trials of each class.",
+                table=categories.tabulate_confusions(items),
+            ),
+            ExtraSection(
+                "Held-out runs", "Each run was decoded by the others.", table=categories.tabulate_runs(items)
+            ),
+        ],
+    }
 
 
 def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
@@ -687,13 +566,11 @@ def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
 
 def collect_run_provenance(run: Run) -> dict[str, Any]:
     """Return the configuration, the inputs and the fingerprint of every stage that ran."""
-    artifacts: Iterable[store.Artifact] = [
-        preprocess(run).artifact,
-        *{bank.artifact.path: bank.artifact for bank in embed(run)}.values(),
-        *[fold.artifact for fold in train(run)],
-        retrieve(run).artifact,
-        reconstruct(run).artifact,
-    ]
+    artifacts: list[store.Artifact] = [preprocess(run).artifact, *[fold.artifact for fold in train(run)]]
+    if not run.config.decodes_categories:
+        banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
+        artifacts[1:1] = banks.values()
+        artifacts += [retrieve(run).artifact, reconstruct(run).artifact]
     stages = {}
     for artifact in artifacts:
         record = store.read_json(artifact.path / store.PROVENANCE)
@@ -752,6 +629,6 @@ def check(config: RunConfig) -> list[Finding]:
 
 
 __all__ = [
-    "STAGES", "Run", "check", "embed", "evaluate", "list_datasets", "open_run", "preprocess", "reconstruct", "replace",
-    "report", "retrieve", "run_all", "train",
+    "STAGES", "Run", "check", "embed", "evaluate", "list_datasets", "open_run", "preprocess", "read_scores",
+    "reconstruct", "report", "retrieve", "run_all", "train",
 ]  # fmt: skip

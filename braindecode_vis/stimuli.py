@@ -131,6 +131,26 @@ def read_image_file(path: Path) -> np.ndarray:
         raise DataError(f"the stimulus image {path} cannot be decoded ({error}); fetch it again.") from error
 
 
+def crop_square(image: np.ndarray) -> np.ndarray:
+    """Return the centre square of an image of shape (height, width, 3)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the image at another size (Lanczos, antialiased); another aspect is cropped to its centre first."""
+    if image.shape[:2] == (height, width):
+        return image
+    from PIL import Image
+
+    if height == width:
+        image = crop_square(image)
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(resized)
+
+
 def hash_pixels(image: np.ndarray) -> str:
     """Return the sha256 of an array's shape, type and bytes: the identity of an image without a file."""
     digest = hashlib.sha256(f"{image.dtype}{image.shape}".encode())

@@ -57,8 +57,12 @@ def compute_fingerprint(
     upstream
         Fingerprints of the artifacts that the stage reads.
     """
-    payload = {"stage": stage, "version": version, "fields": fields, "upstream": upstream}
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), default=_refuse)
+    return hash_json({"stage": stage, "version": version, "fields": fields, "upstream": upstream})
+
+
+def hash_json(value: Any) -> str:
+    """Return 16 hex digits of plain values; anything that JSON does not know is a TypeError."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_refuse)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -221,7 +225,9 @@ def _is_alive(pid: int) -> bool:
 
 def is_disk_full(error: Exception, folder: Path) -> bool:
     """Say whether an error means that the disk is full; not every library passes the system's number on."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(
+        error
+    ):
         return True
     short_write = isinstance(error, OSError) and error.errno is None
     return short_write and shutil.disk_usage(folder).free < 1 << 20

@@ -16,7 +16,7 @@ import pickle
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -41,7 +41,9 @@ class FileArray:
         row = math.prod(self.shape[1:])
         count = max(0, stop - start) * row
         with self.path.open("rb") as file:
-            flat = np.fromfile(file, self.dtype, count, offset=self.offset + start * row * self.dtype.itemsize)
+            flat = np.fromfile(
+                file, self.dtype, count, offset=self.offset + start * row * self.dtype.itemsize
+            )
         if len(flat) != count:
             raise DataError(f"{self.path} ends in the middle of its data; copy or fetch it again.")
         return flat.reshape(-1, *self.shape[1:])
@@ -125,7 +127,9 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
                 f"its pickle ends after {path.stat().st_size} bytes; copy or fetch it again."
             ) from error
         except Exception as error:  # damaged bytes lead the reader anywhere
-            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); fetch it again.") from error
+            raise DataError(
+                f"{path} is damaged ({type(error).__name__}: {error}); fetch it again."
+            ) from error
     content = _finish(content)
     if isinstance(content, np.ndarray) and content.shape == ():
         content = content.item()
@@ -207,7 +211,7 @@ _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class _Reader(_PythonUnpickler):
     """The pure-Python unpickler that leaves large payloads in the file and knows arrays only."""
 
-    dispatch = dict(_PythonUnpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         super().__init__(file, encoding="latin1")
@@ -254,7 +258,9 @@ class _Reader(_PythonUnpickler):
         known = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(self.path),
             ("numpy.core.numeric", "_frombuffer"): self._from_buffer,
-            ("numpy.core.multiarray", "scalar"): lambda dtype, data=b"": np.frombuffer(data, dtype.resolve())[0],
+            ("numpy.core.multiarray", "scalar"): lambda dtype, data=b"": np.frombuffer(data, dtype.resolve())[
+                0
+            ],
             ("numpy", "ndarray"): None,
             ("numpy", "dtype"): _Dtype,
             ("_codecs", "encode"): lambda text, _="latin1": text.encode("latin1"),
@@ -266,7 +272,9 @@ class _Reader(_PythonUnpickler):
             )
         return known[place, name]
 
-    def _from_buffer(self, payload: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
+    def _from_buffer(
+        self, payload: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: Any
+    ) -> _Array:
         array = _Array(self.path)
         array.state = (1, shape, dtype, order == "F", payload)
         return array

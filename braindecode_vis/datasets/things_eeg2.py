@@ -24,8 +24,20 @@ from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
-from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, EpochPlan, MeegSource, Mvnn, SampleType
-from braindecode_vis.datasets.things_eeg2_images import find_images, find_metadata, make_stimuli, read_image_list
+from braindecode_vis.datasets.sources import (
+    ContinuousPart,
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    Mvnn,
+    SampleType,
+)
+from braindecode_vis.datasets.things_eeg2_images import (
+    find_images,
+    find_metadata,
+    make_stimuli,
+    read_image_list,
+)
 from braindecode_vis.datasets.things_eeg2_layouts import Held, Layout, find_held, hash_sampled, open_held
 from braindecode_vis.settings import Settings
 
@@ -95,7 +107,9 @@ class ThingsEeg2Config(Settings):
         root, held = self._find()
         digests = {}
         for item in held:
-            digests |= {Path(item.key).with_name(path.name).as_posix(): hash_sampled(path) for path in item.files}
+            digests |= {
+                Path(item.key).with_name(path.name).as_posix(): hash_sampled(path) for path in item.files
+            }
         metadata = find_metadata(root, find_images(root, self.images))
         return digests if metadata is None else {**digests, metadata.name: hash_sampled(metadata)}
 
@@ -125,7 +139,14 @@ class ThingsEeg2Config(Settings):
         shown = set().union(*(_shown(part) for part in parts))
         stimuli = make_stimuli(table[table["stimulus_id"].isin(shown)], images_root)
         plan = EpochPlan(
-            self.sfreq, self.tmin, self.tmax, self.window, self.baseline, self.mvnn, self.dtype, self.max_dropped
+            self.sfreq,
+            self.tmin,
+            self.tmax,
+            self.window,
+            self.baseline,
+            self.mvnn,
+            self.dtype,
+            self.max_dropped,
         )
         unit = "V" if layout in ("raw", "bids") else "whitened"
         return MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
@@ -205,7 +226,9 @@ def _choose(held: list[Held], config: ThingsEeg2Config, root: Path) -> list[Held
                     f"{place} lacks its {'training' if split == 'train' else 'test'} file in {folder}; "
                     "copy or fetch it again."
                 )
-    return sorted(chosen, key=lambda i: (wanted.index(i.subject), i.session or 0, SPLITS.index(i.split or "train")))
+    return sorted(
+        chosen, key=lambda i: (wanted.index(i.subject), i.session or 0, SPLITS.index(i.split or "train"))
+    )
 
 
 def _choose_sessions(held: list[Held], config: ThingsEeg2Config, subjects: Sequence[int]) -> list[Held]:

@@ -57,7 +57,9 @@ def open_bids(
     try:
         raw = mne.io.read_raw(path, preload=False, verbose="error")
     except Exception as error:  # readers of many formats raise what they like
-        raise DataError(f"{where} cannot be read ({type(error).__name__}: {error}); fetch it again.") from error
+        raise DataError(
+            f"{where} cannot be read ({type(error).__name__}: {error}); fetch it again."
+        ) from error
     rows = find_channels(raw.ch_names, ch_names, where)
     table = _read_events(path, where)
     stimulus, column = _find_images(table, images, options.event_column, where)
@@ -107,7 +109,9 @@ def _read_events(path: Path, where: str) -> pd.DataFrame:
 def _is_target(table: pd.DataFrame, column: str) -> pd.Series:
     """Return which events are no image at all: empty, or the code of a target."""
     text = table[column].astype(str).str.lower()
-    is_target = table[column].isna() | text.isin([str(TARGET_CODE), f"{TARGET_CODE}.0", "target", "stimulus", "nan"])
+    is_target = table[column].isna() | text.isin(
+        [str(TARGET_CODE), f"{TARGET_CODE}.0", "target", "stimulus", "nan"]
+    )
     return is_target | text.str.contains("target")
 
 

@@ -105,10 +105,14 @@ def find_held(root: Path, layout: Layout | None) -> list[Held]:
         raise ConfigError(
             f"{root} holds THINGS-EEG2 in the layouts {', '.join(found)}; choose one with --set dataset.layout=..."
         )
-    places = {item.path.parent.parent if item.session is None else item.path.parent.parent.parent for item in held}
+    places = {
+        item.path.parent.parent if item.session is None else item.path.parent.parent.parent for item in held
+    }
     if len(places) > 1 and found != ["bids"]:
         names = ", ".join(map(str, sorted(places)))
-        raise ConfigError(f"{root} holds the layout {found[0]} several times, in {names}; pass one of them as --root.")
+        raise ConfigError(
+            f"{root} holds the layout {found[0]} several times, in {names}; pass one of them as --root."
+        )
     return held
 
 
@@ -279,7 +283,16 @@ def _open_ubp(
         raise ConfigError(f"{item.where} must be converted before it is read; give it a scratch folder.")
     folder = scratch / f"sub-{item.subject:02d}-{item.split}"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-I", "-W", "ignore", "-c", _CONVERT, str(item.path.absolute()), str(folder.absolute())]
+    command = [
+        sys.executable,
+        "-I",
+        "-W",
+        "ignore",
+        "-c",
+        _CONVERT,
+        str(item.path.absolute()),
+        str(folder.absolute()),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -348,7 +361,9 @@ def _make_part(
 
 
 def _hold(data: np.ndarray, item: Held) -> FileArray:
-    raise DataError(f"{item.where} holds only an array of shape {data.shape}: it is cut short; fetch it again.")
+    raise DataError(
+        f"{item.where} holds only an array of shape {data.shape}: it is cut short; fetch it again."
+    )
 
 
 class _Picked:

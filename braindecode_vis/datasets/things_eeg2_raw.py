@@ -61,7 +61,9 @@ def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
         raise DataError(f"{path} is no raw THINGS-EEG2 session: it lacks {', '.join(missing)}.")
     data, names = content["raw_eeg_data"], tuple(map(str, content["ch_names"]))
     if not isinstance(data, FileArray):
-        raise DataError(f"{path} holds only {np.size(data)} samples: it is cut short; copy or fetch it again.")
+        raise DataError(
+            f"{path} holds only {np.size(data)} samples: it is cut short; copy or fetch it again."
+        )
     if len(data.shape) != 2 or data.shape[0] != len(names) or data.dtype.kind != "f":
         raise DataError(
             f"{path} names {len(names)} channels, but its samples are {data.dtype} of shape {data.shape}."
@@ -129,9 +131,7 @@ def make_raw_part(
             "repetition": 0,
         }
     )
-    recording = Recording(
-        subject, session, run, "eeg", (raw.path,), events, frozenset(images["stimulus_id"])
-    )
+    recording = Recording(subject, session, run, "eeg", (raw.path,), events, frozenset(images["stimulus_id"]))
     read = partial(raw.data.read_columns, rows)
     return ContinuousPart(recording, tuple(ch_names), raw.sfreq, raw.data.shape[1], read)
 

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import crop_square
 
 _INPUT = 224
 
@@ -215,11 +216,8 @@ def prepare_image(image: np.ndarray) -> np.ndarray:
     """
     from PIL import Image
 
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    if side != _INPUT:
+    square = Image.fromarray(np.ascontiguousarray(crop_square(image)))
+    if square.width != _INPUT:
         square = square.resize((_INPUT, _INPUT), Image.Resampling.BICUBIC)
     return ((np.asarray(square, dtype=np.float32) - 127.0) / 128.0).transpose(2, 0, 1)
 

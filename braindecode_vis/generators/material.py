@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import DataError
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.stimuli import StimulusSet, resize_image
+
+LARGEST_SIDE = 128  # pixels
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,19 @@ class TrainingMaterial:
 
     @cached_property
     def images(self) -> np.ndarray:
-        """All training images in the order of `embeddings`, uint8 of shape (n, height, width, 3)."""
-        images = [self.stimuli.read_image(i) for i in self.embeddings.ids]
-        shapes = {image.shape for image in images}
-        if len(shapes) != 1:
-            raise DataError(
-                f"training images have {len(shapes)} different sizes, but this generator averages or copies "
-                "them; bring them to one size first."
-            )
-        return np.stack(images)
+        """All training images in the order of `embeddings`, uint8 of shape (n, height, width, 3).
+
+        Images of one size up to `LARGEST_SIDE` are kept as they are; others become squares of that side, so that
+        tens of thousands of photographs fit into memory.
+        """
+        first = self.stimuli.read_image(self.embeddings.ids[0])
+        height, width = first.shape[:2]
+        if max(height, width) > LARGEST_SIDE:
+            height = width = LARGEST_SIDE
+        images = np.empty((len(self.embeddings), height, width, 3), dtype=np.uint8)
+        for row, stimulus_id in enumerate(self.embeddings.ids):
+            images[row] = resize_image(self.stimuli.read_image(stimulus_id), height, width)
+        return images
 
     @cached_property
     def concepts(self) -> np.ndarray:

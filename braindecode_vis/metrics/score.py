@@ -25,7 +25,7 @@ from braindecode_vis.metrics.uncertainty import (
 #: Metrics whose chance level depends on the data: pass the mean of their permutation null. Two handwritten digits
 #: of different people correlate at 0.6, so the chance level of a pixel correlation is not zero.
 MEASURED_CHANCE = (
-    "pixcorr", "mse", "ssim", "ssim_legacy", "correlation_distance", "cosine_to_target", "classification_accuracy",
+    "pixcorr", "mse", "ssim", "ssim_legacy", "correlation_distance", "cosine_to_target", "accuracy",
 )  # fmt: skip
 #: Metrics whose chance level follows from their definition; {n} stands for a number.
 ANALYTIC_CHANCE = (
@@ -186,7 +186,7 @@ def scores_to_frame(scores: Iterable[Score]) -> pd.DataFrame:
 
 def _is_proportion(metric: str) -> bool:
     """Say whether the metric counts hits; an error that is 0 for every item is no proportion."""
-    return re.match(r"top\d+|.*_way|classification_accuracy", metric) is not None
+    return re.match(r"top\d+|.*_way|accuracy", metric) is not None
 
 
 def _make_interval(

@@ -38,19 +38,23 @@ class Split:
         One or more folds; no trial is tested twice.
     trials
         The trial table that the rows refer to, used to prove disjointness.
+    by
+        What no fold may show on both sides: ``stimulus_id``, or ``run`` where the categories themselves are
+        decoded and every run shows all of them.
 
     Raises
     ------
     DataError
-        If a fold is empty or a trial or image is both trained on and tested.
+        If a fold is empty, or a trial or anything named by `by` is both trained on and tested.
     """
 
     protocol: str
     folds: tuple[Fold, ...]
     trials: pd.DataFrame
+    by: Literal["stimulus_id", "run"] = "stimulus_id"
 
     def __post_init__(self) -> None:
-        ids = self.trials["stimulus_id"].to_numpy(dtype=object)
+        groups = make_groups(self.trials, self.by)
         tested: set[int] = set()
         for number, fold in enumerate(self.folds):
             where = f"fold {number} of split {self.protocol!r}"
@@ -59,11 +63,12 @@ class Split:
             both = set(fold.train.tolist()) & set(fold.test.tolist())
             if both:
                 raise DataError(f"{where} trains and tests on trial {min(both)}.")
-            images = set(ids[fold.train]) & set(ids[fold.test])
-            if images:
+            shared = set(groups[fold.train]) & set(groups[fold.test])
+            if shared:
+                kind = "image" if self.by == "stimulus_id" else "run"
                 raise DataError(
-                    f"{where} shows {len(images)} image(s) on both sides, first {sorted(images)[0]!r}: "
-                    "split by image, not by trial."
+                    f"{where} shows {len(shared)} {kind}(s) on both sides, first {sorted(shared)[0]!r}: "
+                    f"split by {kind}, not by trial."
                 )
             again = tested & set(fold.test.tolist())
             if again:
@@ -73,13 +78,20 @@ class Split:
     def as_json(self) -> dict[str, Any]:
         """Return the plain form that a run folder keeps."""
         folds = [{"train": fold.train.tolist(), "test": fold.test.tolist()} for fold in self.folds]
-        return {"protocol": self.protocol, "folds": folds}
+        return {"protocol": self.protocol, "by": self.by, "folds": folds}
 
     @classmethod
     def from_json(cls, record: dict[str, Any], trials: pd.DataFrame) -> Split:
         """Rebuild a split, proving its disjointness again."""
         folds = tuple(Fold(np.array(f["train"], int), np.array(f["test"], int)) for f in record["folds"])
-        return cls(record["protocol"], folds, trials)
+        return cls(record["protocol"], folds, trials, record["by"])
+
+
+def make_groups(trials: pd.DataFrame, by: str) -> np.ndarray:
+    """Return the group of each trial, shape (n_trials,): its stimulus, or its subject, session and run."""
+    if by == "stimulus_id":
+        return trials["stimulus_id"].to_numpy(dtype=object)
+    return trials[["subject", "session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object)
 
 
 class PublishedSplitConfig(Settings):
@@ -127,7 +139,27 @@ class KFoldSplitConfig(Settings):
         return Split(f"{kind}{self.n_folds}-fold over {len(first)} images (seed {seed})", folds, trials)
 
 
-SplitConfig = Annotated[PublishedSplitConfig | KFoldSplitConfig, Field(discriminator="kind")]
+class LeaveOneRunOutConfig(Settings):
+    """One fold per run: the decoder of a run has seen every other run of the subject, for category decoding."""
+
+    kind: Literal["leave_one_run_out"] = "leave_one_run_out"
+
+    def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
+        """Return one fold per subject, session and run; training runs are of the same subject."""
+        runs, subjects = make_groups(trials, "run"), trials["subject"].to_numpy(dtype=object)
+        folds = []
+        for run in pd.unique(runs):
+            test = np.flatnonzero(runs == run)
+            train = np.flatnonzero((runs != run) & (subjects == subjects[test[0]]))
+            if not len(train):
+                raise ConfigError(f"subject {subjects[test[0]]} has one run only; leave-one-run-out needs two.")
+            folds.append(Fold(train, test))
+        return Split(f"leave one run out ({len(folds)} runs, within subject)", tuple(folds), trials, "run")
+
+
+SplitConfig = Annotated[
+    PublishedSplitConfig | KFoldSplitConfig | LeaveOneRunOutConfig, Field(discriminator="kind")
+]
 
 
 def make_inner_folds(groups: np.ndarray, *, n_folds: int, generator: np.random.Generator) -> list[Fold]:

@@ -1,0 +1,149 @@
+"""Scores of category decoding: which class was seen, where the identity of the image is unknown or not asked.
+
+Owns accuracy, balanced accuracy and AUC over held-out trials, with intervals and a null that permutes the true
+labels within each run, so that no drift between runs can pass for a decoded category. Everything comes as plain
+arrays; nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Score
+from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.uncertainty import wilson_interval
+from braindecode_vis.seeds import make_generator
+
+
+@dataclass(frozen=True)
+class CategoryTask:
+    """Held-out decisions and what is needed to judge them.
+
+    Parameters
+    ----------
+    decisions : array of shape (n_trials, n_classes)
+        A score per class from a decoder that has not seen the trial's run; higher is more likely.
+    classes : sequence of length n_classes
+        Names of the columns.
+    labels, runs, subjects : arrays of shape (n_trials,)
+        True class, run and subject of each trial.
+    protocol, split, seed, n_bootstrap, n_permutations
+        As in `braindecode_vis.arrays.Score` and the evaluation settings.
+    """
+
+    decisions: np.ndarray
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    runs: np.ndarray
+    subjects: np.ndarray
+    protocol: str
+    split: str
+    seed: int
+    n_bootstrap: int = 10_000
+    n_permutations: int = 10_000
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.labels.tolist()) - set(self.classes))
+        if unknown:
+            raise DataError(f"the class {unknown[0]!r} was tested but never trained on; check the split.")
+
+
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def compute_category_scores(task: CategoryTask) -> tuple[list[Score], pd.DataFrame]:
+    """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions)."""
+    codes = np.array([task.classes.index(label) for label in task.labels])
+    scores: list[Score] = []
+    for subject in sorted(set(task.subjects.tolist())):
+        scores += _score_subject(task, codes, np.flatnonzero(task.subjects == subject), str(subject))
+    decoded = np.array(task.classes, dtype=object)[task.decisions.argmax(axis=1)]
+    items = pd.DataFrame(
+        {"label": task.labels, "decoded": decoded, "run": task.runs, "subject": task.subjects}
+        | {f"decision_{name}": task.decisions[:, column] for column, name in enumerate(task.classes)}
+    )
+    return scores, items
+
+
+def _score_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray, subject: str) -> Iterator[Score]:
+    n_classes = len(task.classes)
+    decisions, truth, runs = task.decisions[rows], codes[rows], task.runs[rows]
+    permuted = _permute_within_runs(truth, runs, task)
+    resampled = _resample(truth, task)
+    metrics: list[tuple[str, np.ndarray, Metric]] = [
+        ("accuracy", decisions.argmax(axis=1), _accuracy),
+        ("balanced_accuracy", decisions.argmax(axis=1), _balanced_accuracy),
+    ]
+    if n_classes == 2:
+        metrics.append(("auc", decisions[:, 1] - decisions[:, 0], _auc))
+    for name, predicted, metric in metrics:
+        value = float(metric(predicted[None], truth[None])[0])
+        null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
+        if name == "accuracy" and len(rows) < 40:
+            interval = wilson_interval(int(round(value * len(rows))), len(rows))
+            low, high = interval.low, interval.high
+        else:
+            low, high = np.quantile(metric(predicted[resampled], truth[resampled]), [0.025, 0.975])
+        p_value = (int((null >= value - 1e-12).sum()) + 1) / (len(null) + 1)
+        shuffled = float(null[0])
+        common: dict[str, Any] = {
+            "metric": name, "chance": float(null.mean()), "n_queries": len(rows), "protocol": task.protocol,
+            "subject": subject, "split": task.split, "seed": task.seed, "gallery_size": n_classes,
+        }  # fmt: skip
+        yield Score(
+            method="decoded", value=value, ci_low=float(low), ci_high=float(high), p_value=p_value, **common
+        )
+        null_low, null_high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
+        yield Score(method="shuffled", value=shuffled, ci_low=null_low, ci_high=null_high, **common)
+
+
+def _permute_within_runs(truth: np.ndarray, runs: np.ndarray, task: CategoryTask) -> np.ndarray:
+    """Return labels permuted within each run, shape (n_permutations, n_trials)."""
+    generator = make_generator(task.seed, "category_permutation")
+    permuted = np.empty((task.n_permutations, len(truth)), dtype=truth.dtype)
+    for run in np.unique(runs.astype(str)):
+        own = np.flatnonzero(runs.astype(str) == run)
+        permuted[:, own] = generator.permuted(np.tile(truth[own], (task.n_permutations, 1)), axis=1)
+    return permuted
+
+
+def _resample(truth: np.ndarray, task: CategoryTask) -> np.ndarray:
+    """Return row numbers resampled within each class, shape (n_bootstrap, n_trials), so that none is ever empty."""
+    generator = make_generator(task.seed, "category_bootstrap")
+    drawn = [
+        own[generator.integers(0, len(own), (task.n_bootstrap, len(own)))]
+        for own in (np.flatnonzero(truth == code) for code in np.unique(truth))
+    ]
+    return np.concatenate(drawn, axis=1)
+
+
+def _accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the share of hits of each row, shape (n_sets,)."""
+    return (predicted == truth).mean(axis=1)
+
+
+def _balanced_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the mean over classes of the share of hits, shape (n_sets,)."""
+    hits = predicted == truth
+    recalls = [(hits & (truth == code)).sum(axis=1) / (truth == code).sum(axis=1) for code in np.unique(truth)]
+    return np.mean(recalls, axis=0)
+
+
+def _auc(decision: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve of each row, ties shared, shape (n_sets,)."""
+    from scipy.stats import rankdata
+
+    n_positive = (truth == 1).sum(axis=1)
+    n_negative = truth.shape[1] - n_positive
+    areas = np.empty(len(truth))
+    step = max(1, 4_000_000 // truth.shape[1])
+    for start in range(0, len(truth), step):
+        part = slice(start, start + step)
+        ranks = rankdata(decision[part], axis=1)
+        areas[part] = (ranks * (truth[part] == 1)).sum(axis=1)
+    return (areas - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)

@@ -1,0 +1,383 @@
+"""What a loader of fMRI hands to preprocessing: lazy single-trial responses, and where in the brain they come from.
+
+Owns the parts of a data set (one file or run of single-trial responses each), the geometry that travels with them into
+the store, and the plan of what is done on the way. A loader fills these in and reads no responses;
+`braindecode_vis.preprocessing.betas` streams through them. Knows no file format and computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.arrays import TRIAL_COLUMNS
+from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.sources import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_file
+
+ZScoring = Literal["session", "run", "none"]
+Untrained = Literal["pooled", "own"]
+
+
+class AtlasConfig(Settings):
+    """A label image whose regions the voxels are averaged over.
+
+    Parameters
+    ----------
+    files
+        One label volume (NIfTI), or the left and the right ``.annot`` or ``.label.gii`` of a surface.
+    labels
+        Table of the names: a text file with a number and a name per line (FreeSurfer's colour tables and the
+        tables that come with Schaefer's atlas are of this kind), or nothing if the files hold them.
+    fetch
+        Download the atlas with nilearn instead: only if asked for, never by itself.
+    resample
+        Accept a volume of the same space on another grid: each voxel takes the label at its own millimetre
+        position. Without it, another shape or affine is an error.
+    max_missing
+        Largest share of the regions that may hold no voxel of the mask before it becomes an error; they are left
+        out and listed.
+    """
+
+    files: tuple[Path, ...] = ()
+    labels: Path | None = None
+    fetch: Literal["schaefer400", "schaefer1000", "aal"] | None = None
+    resample: bool = False
+    max_missing: float = Field(default=0.05, ge=0, le=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of each file; the configuration of a data set adds them to its own."""
+        paths = [*self.files, *([self.labels] if self.labels is not None else [])]
+        for path in paths:
+            if not path.expanduser().is_file():
+                raise DataError(f"the atlas file {path} does not exist; correct dataset.atlas.")
+        return {f"atlas/{path.name}": hash_file(path.expanduser()) for path in paths}
+
+
+@dataclass(frozen=True)
+class BetasPlan:
+    """What is done to single-trial responses on their way into the store.
+
+    Parameters
+    ----------
+    zscore
+        Standardise each voxel with the mean and standard deviation of the training trials of its ``session`` or
+        ``run``, or not at all (``none``).
+    untrained
+        Where a session or run has no training trial: use the mean of the other ones' statistics of the same
+        subject (``pooled``), or those of its own test trials (``own``, which is transductive and said so).
+    dtype
+        Type of the stored numbers.
+    atlas
+        Average the voxels of each region.
+    """
+
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+
+
+@dataclass(frozen=True)
+class Roi:
+    """One set of regions: a label for each voxel, and what the labels mean.
+
+    Parameters
+    ----------
+    labels : integer array of shape (n_voxels,)
+        Zero or below for no region.
+    names
+        Label to name; labels without a name are called by their number.
+    """
+
+    labels: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parcels:
+    """Regions that voxels are averaged over.
+
+    Parameters
+    ----------
+    labels : integer array of shape (n_voxels,)
+        Number of the parcel of each voxel, from 1 in the order of `names`; 0 for none.
+    names
+        Of each parcel.
+    networks
+        Network of each parcel, empty text where it has none.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where in the brain the columns of a response matrix lie.
+
+    Parameters
+    ----------
+    voxel_ids : integer array of shape (n_voxels,)
+        Number of each voxel in the volume, counted in C order, ascending if it comes from a mask; on a surface,
+        that of each vertex with the right hemisphere following the left; or any unique number if nothing
+        else is known.
+    mask : bool array of shape (x, y, z), optional
+        Voxels that are columns.
+    affine : float array of shape (4, 4), optional
+        Voxel indices to millimetres.
+    rois
+        Sets of regions by name.
+    surface
+        Name of the surface space (``fsaverage``) in place of a volume.
+    n_vertices
+        Vertices of the left and the right hemisphere of that surface.
+    parcels
+        Regions to average over.
+
+    Raises
+    ------
+    DataError
+        If the pieces do not belong together.
+    """
+
+    voxel_ids: np.ndarray
+    mask: np.ndarray | None = None
+    affine: np.ndarray | None = None
+    rois: Mapping[str, Roi] = field(default_factory=dict)
+    surface: str | None = None
+    n_vertices: tuple[int, int] | None = None
+    parcels: Parcels | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.voxel_ids)
+        if self.mask is not None:
+            if self.mask.dtype != bool or self.mask.ndim != 3 or self.affine is None:
+                raise DataError("the mask of a geometry must be a 3-D boolean volume with an affine.")
+            if not np.array_equal(np.flatnonzero(self.mask), np.sort(self.voxel_ids)):
+                raise DataError(f"{n} voxel ids do not name the {int(self.mask.sum())} voxels of the mask.")
+        for name, roi in self.rois.items():
+            if len(roi.labels) != n:
+                raise DataError(f"the regions {name} label {len(roi.labels)} voxels, but there are {n}.")
+        if self.parcels is not None and len(self.parcels.labels) != n:
+            raise DataError(f"the parcels label {len(self.parcels.labels)} voxels, but there are {n}.")
+
+    @classmethod
+    def from_mask(
+        cls, mask: np.ndarray, affine: np.ndarray, rois: Mapping[str, Roi] | None = None
+    ) -> Geometry:
+        """Return the geometry of ``volume[mask]``: voxels in C order."""
+        return cls(np.flatnonzero(mask), np.asarray(mask, bool), np.asarray(affine, float), rois or {})
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels, before they are averaged over parcels."""
+        return len(self.voxel_ids)
+
+    def as_coords(self) -> dict[str, Any]:
+        """Return the plain values and arrays that describe it among the coordinates of `Responses`."""
+        coords: dict[str, Any] = {"voxel_id": np.asarray(self.voxel_ids)}
+        if self.mask is not None:
+            coords |= {"mask": self.mask, "affine": np.asarray(self.affine, float)}
+        if self.surface is not None:
+            coords |= {"surface": self.surface, "n_vertices": list(self.n_vertices or ())}
+        coords |= {f"roi_{name}": np.asarray(roi.labels, np.int16) for name, roi in self.rois.items()}
+        coords["roi_names"] = {
+            name: {str(k): v for k, v in roi.names.items()} for name, roi in self.rois.items()
+        }
+        if self.parcels is not None:
+            coords["voxel_parcel"] = np.asarray(self.parcels.labels, np.int32)
+            coords["parcel_names"] = list(self.parcels.names)
+            coords["parcel_networks"] = list(self.parcels.networks)
+        return coords
+
+    @classmethod
+    def from_coords(cls, coords: Mapping[str, Any]) -> Geometry:
+        """Rebuild what `as_coords` described.
+
+        Raises
+        ------
+        DataError
+            If the coordinates hold no voxel ids.
+        """
+        if "voxel_id" not in coords:
+            raise DataError("these responses hold no voxel ids, so they cannot be placed in a brain.")
+        rois = {
+            name: Roi(np.asarray(coords[f"roi_{name}"]), {int(k): v for k, v in names.items()})
+            for name, names in coords.get("roi_names", {}).items()
+        }
+        parcels = None
+        if "voxel_parcel" in coords:
+            parcels = Parcels(
+                np.asarray(coords["voxel_parcel"]),
+                tuple(coords["parcel_names"]),
+                tuple(coords["parcel_networks"]),
+            )
+        mask = None if "mask" not in coords else np.asarray(coords["mask"]).astype(bool)
+        vertices = coords.get("n_vertices")
+        return cls(
+            np.asarray(coords["voxel_id"]), mask, coords.get("affine"), rois, coords.get("surface"),
+            None if vertices is None else (int(vertices[0]), int(vertices[1])), parcels,
+        )  # fmt: skip
+
+    def select(self, keep: np.ndarray) -> Geometry:
+        """Return the geometry of the voxels that `keep` (boolean, or ascending numbers) picks."""
+        index = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep)
+        ids = self.voxel_ids[index]
+        mask = None
+        if self.mask is not None:
+            mask = np.zeros(self.mask.shape, bool)
+            mask.ravel()[ids] = True
+        rois = {name: replace(roi, labels=roi.labels[index]) for name, roi in self.rois.items()}
+        parcels = self.parcels and replace(self.parcels, labels=self.parcels.labels[index])
+        return replace(self, voxel_ids=ids, mask=mask, rois=rois, parcels=parcels)
+
+
+@dataclass(frozen=True)
+class BetasPart:
+    """The single-trial responses of one file, run or session.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        One row per trial, in the order of `read`: `subject`, `session`, `run`, `stimulus_id`, `repetition`, `split`
+        (``train`` or ``test``) and `concept`; further columns are kept. All of one subject and session.
+    files
+        Where they come from.
+    n_voxels
+        Columns of what `read` returns.
+    read
+        ``read(start, stop)`` gives trials as float32 of shape (stop - start, n_voxels), or (stop - start,
+        n_voxels, n_times) if the source has times. Called with ascending, adjoining ranges from 0 to the end, so a
+        reader of a compressed file may keep its place and free what it holds after the last.
+    """
+
+    trials: pd.DataFrame
+    files: tuple[Path, ...]
+    n_voxels: int
+    read: Callable[[int, int], np.ndarray]
+
+    def __post_init__(self) -> None:
+        check_columns(self.trials.columns, (*TRIAL_COLUMNS, "concept"), what=f"the trials of {self.files[0]}")
+        groups = self.trials[["subject", "session"]].drop_duplicates()
+        if len(groups) != 1:
+            raise DataError(f"{self.files[0]} holds {len(groups)} subjects or sessions; one part holds one.")
+        unknown = set(self.trials["split"]) - {"train", "test"}
+        if unknown:
+            raise DataError(f"{self.where} has the split {unknown.pop()!r}; it must be train or test.")
+
+    @property
+    def where(self) -> str:
+        """Subject, session and file, for messages."""
+        return f"subject {self.group[0]}, session {self.group[1]}, file {self.files[0]}"
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Subject and session."""
+        return str(self.trials["subject"].iloc[0]), str(self.trials["session"].iloc[0])
+
+
+@dataclass(frozen=True)
+class FmriSource:
+    """A whole data set of single-trial responses, ready to be streamed.
+
+    Parameters
+    ----------
+    parts
+        In the order of the trials; those of one subject and session follow each other.
+    stimuli
+        Every image that a trial names.
+    plan
+        What is done on the way.
+    unit
+        Unit of what the parts read, for example ``percent signal change``.
+    geometry
+        That of all subjects, or one for each. Several need an atlas: voxels of two brains do not correspond.
+    times : array of shape (n_times,), optional
+        Third axis of the responses, in s from the onset.
+    read_image
+        Row of the stimulus table to uint8 of shape (height, width, 3). Where it is given, the images are copied into
+        the store one by one, which frees a run from an archive that is too large or not a folder of
+        files.
+    notes
+        What a reader of the store should know, ``protocol`` among it; kept in its ``meta.json``.
+
+    Raises
+    ------
+    DataError
+        If parts and geometry do not belong together.
+    """
+
+    parts: tuple[BetasPart, ...]
+    stimuli: StimulusSet
+    plan: BetasPlan
+    unit: str
+    geometry: Geometry | Mapping[str, Geometry]
+    times: np.ndarray | None = None
+    read_image: Callable[[int], np.ndarray] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    modality: Literal["fmri"] = "fmri"
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise DataError("no fMRI file was found; check the root and the list of subjects.")
+        seen: list[tuple[str, str]] = []
+        for part in self.parts:
+            expected = self.find_geometry(part.group[0]).n_voxels
+            if part.n_voxels != expected:
+                raise DataError(f"{part.where} has {part.n_voxels} voxels, but its geometry {expected}.")
+            if not seen or seen[-1] != part.group:
+                if part.group in seen:
+                    raise DataError(f"{part.where} must follow the other files of its session.")
+                seen.append(part.group)
+        if not isinstance(self.geometry, Geometry) and len(self.subjects) > 1 and self.plan.atlas is None:
+            raise ConfigError(
+                f"the voxels of the subjects {', '.join(self.subjects)} do not correspond: read one subject at a time, or "
+                "average over the regions of an atlas with dataset.atlas."
+            )
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects in the order of the parts."""
+        return tuple(dict.fromkeys(part.group[0] for part in self.parts))
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials of all parts."""
+        return sum(len(part.trials) for part in self.parts)
+
+    def find_geometry(self, subject: str) -> Geometry:
+        """Return the geometry of one subject."""
+        if isinstance(self.geometry, Geometry):
+            return self.geometry
+        if subject not in self.geometry:
+            raise DataError(f"there is no geometry for subject {subject}.")
+        return self.geometry[subject]
+
+
+def count_repetitions(trials: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the tables with `repetition` numbered from 0 per subject and image, in order of presentation.
+
+    Parameters
+    ----------
+    trials
+        Tables of several sessions, earlier ones first; each keeps its own rows.
+    """
+    joined = pd.concat(trials, ignore_index=True)
+    number = joined.groupby(["subject", "stimulus_id"], sort=False).cumcount().to_numpy()
+    stops = np.cumsum([len(table) for table in trials])
+    return [
+        table.assign(repetition=number[stop - len(table) : stop])
+        for table, stop in zip(trials, stops, strict=True)
+    ]

@@ -1,0 +1,109 @@
+"""One run in its folder: configuration, progress, and artifacts that are produced once.
+
+Owns what every stage shares: the versions of the stages, the listener that shows progress, and the files that
+stand at the top of a run folder. Knows nothing of what a stage computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.config import RunConfig, dump_config
+
+#: Raise a number when the code of that stage changes its result.
+STAGE_VERSIONS = {"preprocess": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 1, "evaluate": 1}
+
+
+class Listener(Protocol):
+    """Whoever shows the progress of a run."""
+
+    def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
+        """A stage, or one fold of it, is there."""
+        ...
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Return a context whose value is called with the number of steps done."""
+        ...
+
+
+class SilentListener:
+    """Shows nothing."""
+
+    def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
+        """Ignore."""
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Ignore."""
+        return nullcontext(lambda n: None)
+
+
+@dataclass
+class Run:
+    """One run folder, its configuration, and the stages that this process has already looked at."""
+
+    config: RunConfig
+    folder: store.RunFolder
+    listener: Listener = field(default_factory=SilentListener)
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` gave the first time it was asked for `key`."""
+        if key not in self.seen:
+            self.seen[key] = make()
+        return self.seen[key]
+
+    def produce(
+        self,
+        stage: str,
+        fields: Mapping[str, Any],
+        upstream: Mapping[str, str],
+        compute: Callable[[Path], Mapping[str, Any] | None],
+        unit: str = "",
+    ) -> store.Artifact:
+        """Reuse or compute one artifact and tell the listener."""
+        started = time.perf_counter()
+        artifact = self.folder.produce(
+            stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
+            compute=compute, unit=unit,
+        )  # fmt: skip
+        self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
+        return artifact
+
+
+def open_run(config: RunConfig, out: Path | None = None, listener: Listener | None = None) -> Run:
+    """Make or open the run folder and keep the full configuration in it.
+
+    Parameters
+    ----------
+    config
+        Validated configuration.
+    out
+        The run folder; ``runs/<name>`` by default.
+    listener
+        Shows progress.
+    """
+    folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
+    with store.replace_atomically(folder.path / "config.yaml") as temporary:
+        temporary.write_text(dump_config(config))
+    return Run(config, folder, listener or SilentListener())
+
+
+def publish_scores(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``scores.json`` and the same as ``scores.parquet``."""
+    store.write_json(folder / "scores.json", rows)
+    with store.replace_atomically(folder / "scores.parquet") as temporary:
+        pd.DataFrame(rows).to_parquet(temporary, index=False)
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """Return the score rows of a run folder; an empty list before `evaluate`."""
+    path = folder / "scores.json"
+    return store.read_json(path) if path.is_file() else []
