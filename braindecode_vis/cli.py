@@ -44,6 +44,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME b
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, for example seed=1. Repeatable.")
 ]
+Subject = Annotated[list[str] | None, typer.Option("--subject", help="Read this subject only. Repeatable.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
 ]
@@ -90,7 +91,7 @@ class _ConsoleListener:
         self.console.print(text)
 
     @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -99,11 +100,18 @@ class _ConsoleListener:
             yield lambda n: bar.advance(task, n)
 
 
-def _open(source: str, root: Path | None, out: Path | None, overrides: list[str] | None) -> pipeline.Run:
+def _open(
+    source: str,
+    root: Path | None,
+    out: Path | None,
+    overrides: list[str] | None,
+    subjects: list[str] | None = None,
+) -> pipeline.Run:
     from braindecode_vis import pipeline
     from braindecode_vis.config import read_config
 
-    config = read_config(source, overrides or [], root=root)
+    chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
+    config = read_config(source, [*chosen, *(overrides or [])], root=root)
     if out is None and Path(source).is_dir():
         out = Path(source)
     return pipeline.open_run(config, out, _ConsoleListener())
@@ -199,13 +207,14 @@ def _add_stage(name: str, summary: str) -> None:
         source: Source,
         root: Root = None,
         out: Out = None,
+        subjects: Subject = None,
         overrides: Set = None,
         as_json: Json = False,
         debug: Debug = False,
     ) -> None:
         from braindecode_vis import pipeline
 
-        run = _open(source, root, out, overrides)
+        run = _open(source, root, out, overrides, subjects)
         stage: Callable[[pipeline.Run], Any] = getattr(pipeline, name)
         result = stage(run)
         if not as_json and name in ("evaluate",):
@@ -230,6 +239,7 @@ def run_command(
     source: Source,
     root: Root = None,
     out: Out = None,
+    subjects: Subject = None,
     overrides: Set = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -237,7 +247,7 @@ def run_command(
     """Run every stage; what is already there is reused, and the reason told."""
     from braindecode_vis import pipeline
 
-    _run_everything(_open(source, root, out, overrides), as_json, pipeline)
+    _run_everything(_open(source, root, out, overrides, subjects), as_json, pipeline)
 
 
 def _run_everything(run: pipeline.Run, as_json: bool, pipeline: Any) -> None:

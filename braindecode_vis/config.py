@@ -17,6 +17,7 @@ from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.datasets.digits69 import Digits69Config
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
+from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
@@ -26,7 +27,7 @@ from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConf
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
 
-DatasetConfig = Annotated[Digits69Config | SyntheticDigitsConfig, Field(discriminator="kind")]
+DatasetConfig = Annotated[Digits69Config | SyntheticDigitsConfig | ThingsEeg2Config, Field(discriminator="kind")]
 ImageEncoderConfig = Annotated[PixelsConfig | PcaConfig | EfficientNetConfig, Field(discriminator="kind")]
 BrainEncoderConfig = RidgeConfig
 PriorConfig = IdentityPriorConfig

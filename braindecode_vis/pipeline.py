@@ -10,7 +10,6 @@ depends on changed. Knows roles and nouns, never a particular encoder or data se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +24,14 @@ from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest,
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
-from braindecode_vis.runs import Run, open_run, publish_scores, read_scores
+from braindecode_vis.runs import Run, SilentListener, open_run, publish_scores, read_scores
 from braindecode_vis.seeds import derive_seed
+from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
 # --- preprocess -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What preprocessing gives: responses, stimuli and the split."""
-
-    artifact: store.Artifact
-    responses: Responses
-    stimuli: StimulusSet
-    split: Split
 
 
 def preprocess(run: Run) -> Prepared:
@@ -59,7 +49,7 @@ def _preprocess(run: Run) -> Prepared:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        config.dataset.write(folder, seed=derive_seed(config.seed, "dataset"))
+        write_dataset(run, folder)
         responses, stimuli = _read_prepared(folder)
         concepts = stimuli.concepts_of(responses.stimulus_ids)
         split = config.split.make(responses.trials, concepts, seed=config.seed)
@@ -72,20 +62,29 @@ def _preprocess(run: Run) -> Prepared:
     return Prepared(artifact, responses, stimuli, split)
 
 
+def write_dataset(run: Run, folder: Path) -> None:
+    """Let a small data set write itself, and stream a large one through the preprocessing of its modality."""
+    dataset: Any = run.config.dataset
+    seed = derive_seed(run.config.seed, "dataset")
+    if hasattr(dataset, "write"):
+        dataset.write(folder, seed=seed)
+        return
+    with run.listener.progress("reading trials", None) as advance:
+        if read_manifest(dataset.kind).modality in ("eeg", "meg"):
+            from braindecode_vis.preprocessing.meeg import write_meeg
+
+            write_meeg(dataset, folder, seed=seed, advance=advance)
+        else:
+            from braindecode_vis.preprocessing.betas import write_fmri
+
+            write_fmri(dataset, folder, seed=seed, advance=advance)
+
+
 def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:
     return store.read_responses(folder / "responses"), store.read_stimuli(folder / "stimuli")
 
 
 # --- embed ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TargetBank:
-    """The image encoder of one fold, and the embedding of every image in its space."""
-
-    artifact: store.Artifact
-    encoder: Any
-    embeddings: Embeddings
 
 
 def embed(run: Run) -> list[TargetBank]:
@@ -141,15 +140,6 @@ def _name_fold(number: int | None) -> str:
 # --- train ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TrainedFold:
-    """A fitted brain encoder, and its out-of-fold predictions of the training trials."""
-
-    artifact: store.Artifact
-    encoder: Any
-    out_of_fold: Embeddings
-
-
 def train(run: Run) -> list[Any]:
     """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
     return run.once("train", lambda: _train(run))
@@ -196,25 +186,6 @@ def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Respons
 
 
 # --- retrieve ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RetrievedFold:
-    """Predictions of the test trials of one fold, their gallery and ranks, and the subject of each."""
-
-    predicted: Embeddings
-    gallery: Embeddings
-    retrieval: Retrieval
-    subjects: np.ndarray
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """All folds, and the protocol of their gallery."""
-
-    artifact: store.Artifact
-    folds: list[RetrievedFold]
-    gallery_protocol: str
 
 
 def retrieve(run: Run) -> Retrieved:
@@ -298,30 +269,6 @@ def _tabulate_ranks(retrieval: Retrieval, subjects: np.ndarray, fold: int) -> pd
 
 
 # --- reconstruct ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reconstructed:
-    """What was seen and what each method made of it, row by row.
-
-    Parameters
-    ----------
-    ids, concepts, subjects
-        Stimulus, its concept and the subject of each row.
-    seen : uint8 array of shape (n_rows, height, width, 3)
-    images
-        Method to uint8 images of the shape of `seen`: ``decoded``, then the controls.
-    decoded_concepts
-        Name of the decoded class of each row, or None where the test concepts were never trained on.
-    """
-
-    artifact: store.Artifact
-    ids: np.ndarray
-    concepts: np.ndarray
-    subjects: np.ndarray
-    seen: np.ndarray
-    images: dict[str, np.ndarray]
-    decoded_concepts: np.ndarray | None
 
 
 def reconstruct(run: Run) -> Reconstructed:
@@ -459,6 +406,7 @@ def report(run: Run) -> Path:
 
 
 def _report(run: Run) -> Path:
+    from braindecode_vis import summary
     from braindecode_vis.report.page import ReportContent, write_report
 
     prepared, rows = preprocess(run), evaluate(run)
@@ -469,12 +417,17 @@ def _report(run: Run) -> Path:
     written = run.folder.path / "provenance.json"
     if path.is_file() and written.is_file() and store.read_json(written).get("content") == content_digest:
         return path
-    parts = _describe_categories(run) if run.config.decodes_categories else _describe_images(run)
+    items = run.seen["items"]
+    if run.config.decodes_categories:
+        parts = summary.describe_categories(run.config, prepared, items)
+    else:
+        space = embed(run)[0].embeddings.space
+        parts = summary.describe_images(run.config, prepared, space, retrieve(run), reconstruct(run), items)
     content = ReportContent(
         title=run.config.name,
         dataset=manifest.title,
         description=manifest.summary,
-        facts=list_facts(prepared, manifest),
+        facts=summary.list_facts(prepared, manifest),
         scores=rows,
         warnings=[str(text) for text in prepared.responses.coords.get("warnings", [])],
         provenance=provenance,
@@ -484,84 +437,6 @@ def _report(run: Run) -> Path:
     write_report(path, content)
     store.write_json(written, {**provenance, "content": content_digest})
     return path
-
-
-def _describe_images(run: Run) -> dict[str, Any]:
-    """Return protocol, ranks and gallery of a run that retrieves and reconstructs images."""
-    from braindecode_vis.report.gallery import GalleryContent
-    from braindecode_vis.report.page import RankContent
-
-    prepared, images, retrieved = preprocess(run), reconstruct(run), retrieve(run)
-    config, items = run.config, run.seen["items"]
-    first = items.drop_duplicates("stimulus_id").index.to_numpy()
-    shown = ("decoded", "nearest", "class_mean", "mean_image", "shuffled", "oracle")
-    gallery = GalleryContent(
-        ids=[str(i) for i in images.ids[first]],
-        concepts=[str(c) for c in images.concepts[first]],
-        seen=np.asarray(images.seen)[first],
-        rows={name: np.asarray(images.images[name])[first] for name in shown if name in images.images},
-        score=items["pixcorr"].to_numpy()[first],
-        metric="pixcorr",
-        details={
-            "rank": items["rank"].iloc[first].tolist(),
-            "subject": items["subject"].iloc[first].tolist(),
-        },
-    )
-    sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
-    ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
-    caption = f"Gallery: {retrieved.gallery_protocol}."
-    return {
-        "protocol": {
-            "Data set": config.dataset.kind,
-            "Split": prepared.split.protocol,
-            "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
-            "Target": embed(run)[0].embeddings.space,
-            "Brain encoder": config.encoder.kind,
-            "Generator": config.generator.kind,
-            "Gallery": retrieved.gallery_protocol,
-        },
-        "ranks": RankContent(ranks, sizes.pop(), caption) if len(sizes) == 1 else None,
-        "gallery": gallery,
-    }
-
-
-def _describe_categories(run: Run) -> dict[str, Any]:
-    """Return protocol and tables of a run that decodes categories."""
-    from braindecode_vis.report.page import ExtraSection
-
-    items = run.seen["items"]
-    return {
-        "protocol": {
-            "Data set": run.config.dataset.kind,
-            "Split": preprocess(run).split.protocol,
-            "Decoder": run.config.encoder.kind,
-            "Null": "true labels permuted within each run, decisions kept",
-        },
-        "sections": [
-            ExtraSection(
-                "Confusions",
-                "Share of the trials of each class.",
-                table=categories.tabulate_confusions(items),
-            ),
-            ExtraSection(
-                "Held-out runs", "Each run was decoded by the others.", table=categories.tabulate_runs(items)
-            ),
-        ],
-    }
-
-
-def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
-    """Return what a reader should know of the data, label by label."""
-    responses = prepared.responses
-    shape = " x ".join(f"{n} {dim}s" for n, dim in zip(responses.data.shape, responses.dims, strict=True))
-    return [
-        ("Modality", manifest.modality),
-        ("Responses", shape),
-        ("Unit", responses.unit),
-        ("Images", len(prepared.stimuli)),
-        ("Licence", manifest.licence),
-        ("Citation", manifest.citation),
-    ]
 
 
 def collect_run_provenance(run: Run) -> dict[str, Any]:
@@ -629,6 +504,6 @@ def check(config: RunConfig) -> list[Finding]:
 
 
 __all__ = [
-    "STAGES", "Run", "check", "embed", "evaluate", "list_datasets", "open_run", "preprocess", "read_scores",
+    "STAGES", "Run", "SilentListener", "check", "embed", "evaluate", "list_datasets", "open_run", "preprocess", "read_scores",
     "reconstruct", "report", "retrieve", "run_all", "train",
 ]  # fmt: skip

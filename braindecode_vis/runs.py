@@ -29,8 +29,8 @@ class Listener(Protocol):
         """A stage, or one fold of it, is there."""
         ...
 
-    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Return a context whose value is called with the number of steps done."""
+    def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Return a context whose value is called with the number of steps done; `total` may be unknown."""
         ...
 
 
@@ -40,7 +40,7 @@ class SilentListener:
     def finished(self, stage: str, artifact: store.Artifact, seconds: float) -> None:
         """Ignore."""
 
-    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         """Ignore."""
         return nullcontext(lambda n: None)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import pipeline, store
+from braindecode_vis import pipeline, runs, store
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
@@ -182,7 +182,7 @@ def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tm
     command = [
         sys.executable, "-m", "braindecode_vis.cli", "run", "synthetic_digits", "--out", str(tmp_path), *overrides,
     ]  # fmt: skip
-    killed = [kill_when_it_appears(tmp_path, stage, command) for stage in pipeline.STAGE_VERSIONS]
+    killed = [kill_when_it_appears(tmp_path, stage, command) for stage in runs.STAGE_VERSIONS]
     assert sum(killed) >= 4  # a stage can be too quick to be caught
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     resumed = json.loads(done.stdout)["scores"]

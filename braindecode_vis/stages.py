@@ -1,0 +1,85 @@
+"""What each stage of the pipeline hands to the next: nouns, fitted components, and the artifact that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.retrieval import Retrieval
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import Artifact
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preprocessing gives: responses, stimuli and the split."""
+
+    artifact: Artifact
+    responses: Responses
+    stimuli: StimulusSet
+    split: Split
+
+
+@dataclass(frozen=True)
+class TargetBank:
+    """The image encoder of one fold, and the embedding of every image in its space."""
+
+    artifact: Artifact
+    encoder: Any
+    embeddings: Embeddings
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """A fitted brain encoder, and its out-of-fold predictions of the training trials."""
+
+    artifact: Artifact
+    encoder: Any
+    out_of_fold: Embeddings
+
+
+@dataclass(frozen=True)
+class RetrievedFold:
+    """Predictions of the test trials of one fold, their gallery and ranks, and the subject of each."""
+
+    predicted: Embeddings
+    gallery: Embeddings
+    retrieval: Retrieval
+    subjects: np.ndarray
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """All folds, and the protocol of their gallery."""
+
+    artifact: Artifact
+    folds: list[RetrievedFold]
+    gallery_protocol: str
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What was seen and what each method made of it, row by row.
+
+    Parameters
+    ----------
+    ids, concepts, subjects
+        Stimulus, its concept and the subject of each row.
+    seen : uint8 array of shape (n_rows, height, width, 3)
+    images
+        Method to uint8 images of the shape of `seen`: ``decoded``, then the controls.
+    decoded_concepts
+        Name of the decoded class of each row, or None where the test concepts were never trained on.
+    """
+
+    artifact: Artifact
+    ids: np.ndarray
+    concepts: np.ndarray
+    subjects: np.ndarray
+    seen: np.ndarray
+    images: dict[str, np.ndarray]
+    decoded_concepts: np.ndarray | None

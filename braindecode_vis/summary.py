@@ -1,0 +1,89 @@
+"""What the report of a run says: facts, protocol, ranks, gallery and tables, from the results of the stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.categories import tabulate_confusions, tabulate_runs
+from braindecode_vis.config import RunConfig
+from braindecode_vis.datasets.manifests import Manifest
+from braindecode_vis.report.gallery import GalleryContent
+from braindecode_vis.report.page import ExtraSection, RankContent
+from braindecode_vis.stages import Prepared, Reconstructed, Retrieved
+
+SHOWN = ("decoded", "nearest", "class_mean", "mean_image", "shuffled", "oracle")
+
+
+def describe_images(
+    config: RunConfig,
+    prepared: Prepared,
+    space: str,
+    retrieved: Retrieved,
+    images: Reconstructed,
+    items: pd.DataFrame,
+) -> dict[str, Any]:
+    """Return protocol, ranks and gallery of a run that retrieves and reconstructs images."""
+    first = items.drop_duplicates("stimulus_id").index.to_numpy()
+    gallery = GalleryContent(
+        ids=[str(i) for i in images.ids[first]],
+        concepts=[str(c) for c in images.concepts[first]],
+        seen=np.asarray(images.seen)[first],
+        rows={name: np.asarray(images.images[name])[first] for name in SHOWN if name in images.images},
+        score=items["pixcorr"].to_numpy()[first],
+        metric="pixcorr",
+        details={
+            "rank": items["rank"].iloc[first].tolist(),
+            "subject": items["subject"].iloc[first].tolist(),
+        },
+    )
+    sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
+    ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    caption = f"Gallery: {retrieved.gallery_protocol}."
+    return {
+        "protocol": {
+            "Data set": config.dataset.kind,
+            "Split": prepared.split.protocol,
+            "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
+            "Target": space,
+            "Brain encoder": config.encoder.kind,
+            "Generator": config.generator.kind,
+            "Gallery": retrieved.gallery_protocol,
+        },
+        "ranks": RankContent(ranks, sizes.pop(), caption) if len(sizes) == 1 else None,
+        "gallery": gallery,
+    }
+
+
+def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFrame) -> dict[str, Any]:
+    """Return protocol and tables of a run that decodes categories."""
+    return {
+        "protocol": {
+            "Data set": config.dataset.kind,
+            "Split": prepared.split.protocol,
+            "Decoder": config.encoder.kind,
+            "Null": "true labels permuted within each run, decisions kept",
+        },
+        "sections": [
+            ExtraSection(
+                "Confusions", "Share of the trials of each class.", table=tabulate_confusions(items)
+            ),
+            ExtraSection("Held-out runs", "Each run was decoded by the others.", table=tabulate_runs(items)),
+        ],
+    }
+
+
+def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
+    """Return what a reader should know of the data, label by label."""
+    responses = prepared.responses
+    shape = " x ".join(f"{n} {dim}s" for n, dim in zip(responses.data.shape, responses.dims, strict=True))
+    return [
+        ("Modality", manifest.modality),
+        ("Responses", shape),
+        ("Unit", responses.unit),
+        ("Images", len(prepared.stimuli)),
+        ("Licence", manifest.licence),
+        ("Citation", manifest.citation),
+    ]
