@@ -98,6 +98,32 @@ class Responses:
     coords: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_axes()
+        check_finite(self.data, what="the responses", row_names=_describe_trials(self.trials), unit="trial")
+
+    @classmethod
+    def from_checked(
+        cls,
+        data: np.ndarray,
+        dims: tuple[str, ...],
+        trials: pd.DataFrame,
+        unit: str,
+        coords: Mapping[str, Any],
+    ) -> Responses:
+        """Build from values that were found finite when they were written, without reading them all again."""
+        responses = object.__new__(cls)
+        for name, value in (
+            ("data", data),
+            ("dims", dims),
+            ("trials", trials),
+            ("unit", unit),
+            ("coords", coords),
+        ):
+            object.__setattr__(responses, name, value)
+        responses._check_axes()
+        return responses
+
+    def _check_axes(self) -> None:
         if not self.dims or self.dims[0] != "trial":
             raise DataError(f"the first dimension of Responses must be 'trial', not {self.dims[:1]}.")
         if self.data.ndim != len(self.dims):
@@ -112,7 +138,6 @@ class Responses:
                 expected, found = self.data.shape[self.dims.index(dim)], len(self.coords[key])
                 if expected != found:
                     raise DataError(f"the {dim} axis has {expected} entries but {key} lists {found}.")
-        check_finite(self.data, what="the responses", row_names=_describe_trials(self.trials), unit="trial")
 
     @property
     def n_trials(self) -> int:

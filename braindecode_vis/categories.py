@@ -41,20 +41,21 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
     upstream
         Fingerprint of the preprocessing.
     """
-    config = run.config
+    encoder: Any = run.config.encoder
+    seed = run.config.seed
     trained = []
     for number, fold in enumerate(split.folds):
-        fields = {"encoder": config.encoder.hashed_fields(), "seed": config.seed, "fold": number}
+        fields = {"encoder": encoder.hashed_fields(), "seed": seed, "fold": number}
 
         def compute(folder: Path, number: int = number, rows: np.ndarray = fold.train) -> dict[str, Any]:
             picked = responses.select(rows)
-            decoder = config.encoder.build(seed=derive_seed(config.seed, "train", number))
+            decoder = encoder.build(seed=derive_seed(seed, "train", number))
             decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
             decoder.write(folder)
             return {"n_trials": picked.n_trials}
 
         artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
-        trained.append(TrainedDecoder(artifact, config.encoder.read(artifact.path)))
+        trained.append(TrainedDecoder(artifact, encoder.read(artifact.path)))
     return trained
 
 

@@ -16,10 +16,12 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.datasets.digits69 import Digits69Config
 from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.datasets.muse_n170 import MuseN170Config
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
 from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
+from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
@@ -27,9 +29,11 @@ from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConf
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
 
-DatasetConfig = Annotated[Digits69Config | SyntheticDigitsConfig | ThingsEeg2Config, Field(discriminator="kind")]
+DatasetConfig = Annotated[
+    Digits69Config | MuseN170Config | SyntheticDigitsConfig | ThingsEeg2Config, Field(discriminator="kind")
+]
 ImageEncoderConfig = Annotated[PixelsConfig | PcaConfig | EfficientNetConfig, Field(discriminator="kind")]
-BrainEncoderConfig = RidgeConfig
+BrainEncoderConfig = Annotated[RidgeConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")]
 PriorConfig = IdentityPriorConfig
 CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[LatentsConfig | NearestConfig, Field(discriminator="kind")]
@@ -118,6 +122,15 @@ class RunConfig(Settings):
     def decodes_categories(self) -> bool:
         """Whether the encoder names a class instead of predicting an embedding."""
         return self.encoder.kind in CATEGORY_DECODERS
+
+    @model_validator(mode="after")
+    def _check_split_fits_encoder(self) -> Self:
+        if self.decodes_categories != (self.split.kind == "leave_one_run_out"):
+            raise ValueError(
+                f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories are "
+                "decoded by lda or logistic under split.kind leave_one_run_out, images by the other encoders and splits"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_generator_accepts_target(self) -> Self:

@@ -166,7 +166,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     def compute(folder: Path) -> dict[str, Any]:
         responses = pick_trials(prepared.responses, prepared.split.folds[number].train, config.repeats.train)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
-        encoder = config.encoder.build(seed=derive_seed(config.seed, "train", number))
+        encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
         encoder.fit(responses, targets)
         encoder.write(folder)
         store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
@@ -181,8 +181,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:
     """Return the given trials, their repetitions averaged if `repeats` is ``averaged``."""
-    picked = responses.select(rows)
-    return average_repetitions(picked) if repeats == "averaged" else picked
+    return average_repetitions(responses, rows) if repeats == "averaged" else responses.select(rows)
 
 
 # --- retrieve ---------------------------------------------------------------------------------------------

@@ -349,18 +349,28 @@ def write_responses(folder: Path, responses: Responses) -> None:
 
 
 def read_responses(folder: Path) -> Responses:
-    """Read what `write_responses` wrote; the data stay on disk as a memory map."""
+    """Read what `write_responses` wrote; the data stay on disk as a memory map and are not scanned again."""
     meta = read_json(folder / "meta.json")
     coords = dict(meta["coords"])
     for key in meta["array_coords"]:
         coords[key] = np.load(folder / f"coord_{key}.npy", allow_pickle=False)
-    return Responses(
-        data=np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False),
+    return Responses.from_checked(
+        data=_open_array(folder / "data.npy"),
         dims=tuple(meta["dims"]),
         trials=pd.read_parquet(folder / "trials.parquet"),
         unit=meta["unit"],
         coords=coords,
     )
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """Return a memory map of an array; a damaged file is a `DataError` that says which artifact to delete."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); delete the folder of its stage and run again."
+        ) from error
 
 
 def write_stimuli(folder: Path, stimuli: StimulusSet) -> None:
@@ -379,7 +389,7 @@ def read_stimuli(folder: Path) -> StimulusSet:
     return StimulusSet(
         table=pd.read_parquet(folder / "stimuli.parquet"),
         root=None if root is None else Path(root),
-        pixels=np.load(pixels, mmap_mode="r", allow_pickle=False) if pixels.exists() else None,
+        pixels=_open_array(pixels) if pixels.exists() else None,
     )
 
 
@@ -393,5 +403,5 @@ def write_embeddings(folder: Path, embeddings: Embeddings) -> None:
 def read_embeddings(folder: Path) -> Embeddings:
     """Read what `write_embeddings` wrote; the vectors stay on disk as a memory map."""
     meta = read_json(folder / "ids.json")
-    vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    vectors = _open_array(folder / "vectors.npy")
     return Embeddings(vectors, np.asarray(meta["ids"], dtype=object), meta["space"])

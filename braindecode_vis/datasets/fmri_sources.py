@@ -145,6 +145,8 @@ class Geometry:
         Vertices of the left and the right hemisphere of that surface.
     parcels
         Regions to average over.
+    maps : mapping of name to array of shape (n_voxels,)
+        Numbers that the authors published for each voxel, such as ``ncsnr`` or a noise ceiling.
 
     Raises
     ------
@@ -159,6 +161,7 @@ class Geometry:
     surface: str | None = None
     n_vertices: tuple[int, int] | None = None
     parcels: Parcels | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.voxel_ids)
@@ -170,6 +173,9 @@ class Geometry:
         for name, roi in self.rois.items():
             if len(roi.labels) != n:
                 raise DataError(f"the regions {name} label {len(roi.labels)} voxels, but there are {n}.")
+        for name, values in self.maps.items():
+            if len(values) != n:
+                raise DataError(f"the map {name} has {len(values)} values for {n} voxels.")
         if self.parcels is not None and len(self.parcels.labels) != n:
             raise DataError(f"the parcels label {len(self.parcels.labels)} voxels, but there are {n}.")
 
@@ -193,6 +199,7 @@ class Geometry:
         if self.surface is not None:
             coords |= {"surface": self.surface, "n_vertices": list(self.n_vertices or ())}
         coords |= {f"roi_{name}": np.asarray(roi.labels, np.int16) for name, roi in self.rois.items()}
+        coords |= {f"map_{name}": np.asarray(values, np.float32) for name, values in self.maps.items()}
         coords["roi_names"] = {
             name: {str(k): v for k, v in roi.names.items()} for name, roi in self.rois.items()
         }
@@ -217,6 +224,7 @@ class Geometry:
             name: Roi(np.asarray(coords[f"roi_{name}"]), {int(k): v for k, v in names.items()})
             for name, names in coords.get("roi_names", {}).items()
         }
+        maps = {key.removeprefix("map_"): v for key, v in coords.items() if key.startswith("map_")}
         parcels = None
         if "voxel_parcel" in coords:
             parcels = Parcels(
@@ -228,7 +236,7 @@ class Geometry:
         vertices = coords.get("n_vertices")
         return cls(
             np.asarray(coords["voxel_id"]), mask, coords.get("affine"), rois, coords.get("surface"),
-            None if vertices is None else (int(vertices[0]), int(vertices[1])), parcels,
+            None if vertices is None else (int(vertices[0]), int(vertices[1])), parcels, maps,
         )  # fmt: skip
 
     def select(self, keep: np.ndarray) -> Geometry:
@@ -241,7 +249,8 @@ class Geometry:
             mask.ravel()[ids] = True
         rois = {name: replace(roi, labels=roi.labels[index]) for name, roi in self.rois.items()}
         parcels = self.parcels and replace(self.parcels, labels=self.parcels.labels[index])
-        return replace(self, voxel_ids=ids, mask=mask, rois=rois, parcels=parcels)
+        maps = {name: values[index] for name, values in self.maps.items()}
+        return replace(self, voxel_ids=ids, mask=mask, rois=rois, parcels=parcels, maps=maps)
 
 
 @dataclass(frozen=True)
@@ -343,8 +352,8 @@ class FmriSource:
                 seen.append(part.group)
         if not isinstance(self.geometry, Geometry) and len(self.subjects) > 1 and self.plan.atlas is None:
             raise ConfigError(
-                f"the voxels of the subjects {', '.join(self.subjects)} do not correspond: read one subject at a time, or "
-                "average over the regions of an atlas with dataset.atlas."
+                f"the voxels of the subjects {', '.join(self.subjects)} do not correspond: read one subject at a "
+                "time, or average over the regions of an atlas with dataset.atlas."
             )
 
     @property

@@ -11,6 +11,7 @@ Kamitani Lab, bdpy, https://github.com/KamitaniLab/bdpy: describes the format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import DataError, suggest
+from braindecode_vis.datasets.fmri_sources import Geometry, Roi
 
 _MATRICES = ("dataSet", "dataset")
 _METADATA = ("metaData", "metadata")
@@ -193,3 +195,48 @@ def _find_step(values: np.ndarray) -> float:
     gaps = np.diff(np.unique(values))
     gaps = gaps[gaps > _GRID_TOLERANCE_MM]
     return float(gaps.min()) if len(gaps) else 1.0
+
+
+def make_bdata_geometry(data: BData, rois: tuple[str, ...]) -> tuple[Geometry, np.ndarray]:
+    """Return where the voxels of a file lie, and the columns to read for them, in the same order.
+
+    Positions on a regular grid give a mask and an affine; other ones are kept as the maps `voxel_x`, `voxel_y` and
+    `voxel_z` (mm).
+
+    Parameters
+    ----------
+    data
+        An open file.
+    rois
+        Keys of regions whose union is kept; every voxel if empty.
+    """
+    columns = data.find_columns("VoxelData")
+    if rois:
+        wanted = np.unique(np.concatenate([data.find_columns(key) for key in rois]))
+        outside = np.setdiff1d(wanted, columns)
+        if len(outside):
+            raise DataError(f"{', '.join(rois)} of {data.path} flag {len(outside)} columns that are no voxels.")
+        columns = wanted
+    positions = read_positions(data, columns)
+    grid = None if positions is None else find_grid(positions)
+    ids, mask, affine = columns, None, None
+    if grid is not None:
+        mask, affine, indices = grid
+        ids = np.ravel_multi_index(tuple(indices.T), mask.shape)
+        order = np.argsort(ids)
+        ids, columns = ids[order], columns[order]
+        assert positions is not None
+        positions = positions[order]
+    maps = {}
+    if grid is None and positions is not None:
+        maps = {f"voxel_{axis}": positions[:, n] for n, axis in enumerate("xyz")}
+    regions = {
+        _clean_name(key): Roi((data.metadata[key][columns] == 1).astype(np.int16), {1: key})
+        for key in data.find_rois()
+    }
+    return Geometry(ids, mask, affine, regions, maps=maps), columns
+
+
+def _clean_name(key: str) -> str:
+    """Return the key of a region as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", key.removeprefix("ROI_"))

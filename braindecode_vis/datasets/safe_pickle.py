@@ -118,7 +118,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
         if sniff(path) == "npy-pickle":
             _read_header(file, path)
         try:
-            content = _Reader(file, path).load()
+            content = _finish(_Reader(file, path).load())
         except DataError:
             raise
         except (EOFError, pickle.UnpicklingError, struct.error) as error:
@@ -130,7 +130,6 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
             raise DataError(
                 f"{path} is damaged ({type(error).__name__}: {error}); fetch it again."
             ) from error
-    content = _finish(content)
     if isinstance(content, np.ndarray) and content.shape == ():
         content = content.item()
     if not isinstance(content, dict):
@@ -241,6 +240,11 @@ class _Reader(_PythonUnpickler):
     def load_binbytes8(self) -> None:
         self._load_payload("<Q")
 
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], _Array | _Dtype):
+            self._refuse()
+        super().load_build()
+
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("it uses an instruction that no published file needs")
 
@@ -248,8 +252,9 @@ class _Reader(_PythonUnpickler):
     dispatch[pickle.BINBYTES[0]] = load_binbytes
     dispatch[pickle.BINBYTES8[0]] = load_binbytes8
     dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
-    for _code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1,
-                  pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # fmt: skip
+    dispatch[pickle.BUILD[0]] = load_build
+    for _code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX,
+                  pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # fmt: skip
         dispatch[_code[0]] = _refuse
     del _code
 

@@ -38,7 +38,8 @@ from braindecode_vis.datasets.things_eeg2_images import (
     make_stimuli,
     read_image_list,
 )
-from braindecode_vis.datasets.things_eeg2_layouts import Held, Layout, find_held, hash_sampled, open_held
+from braindecode_vis.datasets.things_eeg2_layouts import Held, Layout, find_held, hash_sampled
+from braindecode_vis.datasets.things_eeg2_parts import open_held
 from braindecode_vis.settings import Settings
 
 ALL63 = (

@@ -143,8 +143,9 @@ def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -
         raise DataError(f"{where} names the channel {repeated[0]} more than once.")
     missing = [name for name in wanted if name not in available]
     if missing:
+        rest = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise DataError(
-            f"{where} lacks the channel(s) {', '.join(missing)}; it has {', '.join(available)}: "
+            f"{where} lacks the channel(s) {', '.join(missing[:8])}{rest}; it has {', '.join(available)}: "
             "another montage, or choose others with --set dataset.channels."
         )
     return np.array([list(available).index(name) for name in wanted])

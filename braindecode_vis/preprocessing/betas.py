@@ -2,8 +2,8 @@
 
 Owns the order of the steps and where their statistics come from. A loader gives lazy parts; each is read in blocks of
 trials and written to ``responses/data.npy``, and the moments of the training trials are summed on the way. A session is
-standardised in a second pass over what was written. Sessions (or runs) without a training trial wait until all others of
-their subject are done. Repetitions stay single: averaging them is a later stage.
+standardised in a second pass over what was written. Sessions (or runs) without a training trial wait until all
+others of their subject are done. Repetitions stay single: averaging them is a later stage.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ import pandas as pd
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.fmri_sources import BetasPart, BetasPlan, FmriSource, Geometry
-from braindecode_vis.preprocessing.geometry import average_parcels, place_in_parcels
+from braindecode_vis.preprocessing.parcels import average_parcels, place_in_parcels
+from braindecode_vis.preprocessing.streamed import (
+    Moments,
+    RowFile,
+    Scale,
+    apply_scale,
+    fit_rows,
+    pool_scales,
+    split_rows,
+)
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_json, write_stimuli
 
-_BLOCK_BYTES = 32 << 20
-_FLOAT16_MAX = 65504.0
 Advance = Callable[[int], Any]
 
 
@@ -82,7 +89,7 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
     responses.mkdir(parents=True, exist_ok=True)
     _check_space(folder, shape, source)
     trials = pd.concat([_order_columns(part.trials) for part in source.parts], ignore_index=True)
-    rows = _Rows(responses / "data.npy", shape, np.dtype(plan.dtype))
+    rows = RowFile(responses / "data.npy", shape, np.dtype(plan.dtype))
     scratch = folder / "scratch"
     try:
         scaling = _write_parts(source, geometries, rows, scratch, advance)
@@ -99,35 +106,6 @@ def _order_columns(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[[*TRIAL_COLUMNS, *(c for c in trials.columns if c not in TRIAL_COLUMNS)]]
 
 
-# --- rows on disk -----------------------------------------------------------------------------------------
-
-
-class _Rows:
-    """A ``.npy`` file of which only a block of rows is mapped at a time, so that it never counts as memory."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-
-    def write(self, start: int, values: np.ndarray) -> None:
-        """Write rows from `start` on."""
-        if self.dtype == np.float16 and np.abs(values).max(initial=0) > _FLOAT16_MAX:
-            raise DataError("a response is too large for float16; set dataset.dtype to float32.")
-        np.load(self.path, mmap_mode="r+", allow_pickle=False)[start : start + len(values)] = values
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows `start` to `stop` as float32."""
-        return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[start:stop], dtype=np.float32)
-
-
-def _split(n: int, row: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of blocks of `n` trials that hold `row` numbers each."""
-    size = max(1, _BLOCK_BYTES // (4 * row))
-    for first in range(0, n, size):
-        yield first, min(first + size, n)
-
-
 def _check_space(folder: Path, shape: tuple[int, ...], source: FmriSource) -> None:
     needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(source.plan.dtype).itemsize
     if source.read_image is not None:
@@ -135,59 +113,12 @@ def _check_space(folder: Path, shape: tuple[int, ...], source: FmriSource) -> No
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{shape[0]} trials of {shape[1]} features and {len(source.stimuli)} images need {needed / 1e9:.1f} GB, but "
-            f"{folder} has {free / 1e9:.1f} GB free; choose another place with --out, a smaller mask or dtype float16."
+            f"{shape[0]} trials of {shape[1]} features and {len(source.stimuli)} images need {needed / 1e9:.1f} GB, "
+            f"but {folder} has {free / 1e9:.1f} GB free; choose another place with --out, a smaller mask or float16."
         )
 
 
 # --- standardising ----------------------------------------------------------------------------------------
-
-
-class _Moments:
-    """Sums over trials of each feature; with a time axis, over times too, so that a response keeps its shape."""
-
-    def __init__(self, first: np.ndarray) -> None:
-        # Raw BOLD sits on a large baseline, which would eat the digits of a sum of squares.
-        self.shift = first.reshape(len(first), -1).mean(axis=1, dtype=np.float64)
-        self.n_trials = self.n = 0
-        self.total, self.squares = np.zeros(len(first)), np.zeros(len(first))
-
-    def add(self, block: np.ndarray) -> None:
-        """Add trials of shape (n_trials, n_features[, n_times])."""
-        wide = block.reshape(*block.shape[:2], -1) - self.shift[:, None]
-        self.n_trials += len(wide)
-        self.n += wide.shape[0] * wide.shape[2]
-        self.total += wide.sum(axis=(0, 2))
-        self.squares += np.einsum("nft,nft->f", wide, wide)
-
-    def finish(self) -> _Scale:
-        """Return mean and variance."""
-        mean = self.total / self.n
-        return _Scale(mean + self.shift, np.maximum(self.squares / self.n - mean**2, 0))
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Mean and variance of each feature, shape (n_features,)."""
-
-    mean: np.ndarray
-    variance: np.ndarray
-
-    @property
-    def is_constant(self) -> np.ndarray:
-        """Features that do not vary beyond rounding, shape (n_features,)."""
-        return np.sqrt(self.variance) <= 1e-6 * np.maximum(1e-6, np.abs(self.mean))
-
-    def apply(self, block: np.ndarray) -> np.ndarray:
-        """Return the standardised trials as float32; constant features become 0."""
-        gain = np.where(self.is_constant, 0, 1 / np.sqrt(np.where(self.is_constant, 1, self.variance)))
-        shape = (len(gain), *[1] * (block.ndim - 2))
-        return (block - self.mean.astype(np.float32).reshape(shape)) * gain.astype(np.float32).reshape(shape)
-
-
-def _pool(scales: list[_Scale]) -> _Scale:
-    """Return the level and spread of an ordinary session."""
-    return _Scale(np.mean([s.mean for s in scales], axis=0), np.mean([s.variance for s in scales], axis=0))
 
 
 @dataclass(frozen=True)
@@ -196,7 +127,7 @@ class _Waiting:
 
     subject: str
     name: str
-    held: _Rows
+    held: RowFile
     base: int
     start: int
     rows: np.ndarray
@@ -206,16 +137,20 @@ class _Waiting:
 class _Progress:
     """What has been standardised, and what waits."""
 
-    target: _Rows
+    target: RowFile
     scratch: Path
-    scales: dict[str, list[_Scale]] = field(default_factory=dict)
+    scales: dict[str, list[Scale]] = field(default_factory=dict)
     waiting: list[_Waiting] = field(default_factory=list)
     transductive: list[str] = field(default_factory=list)
     constant: int = 0
 
 
 def _write_parts(
-    source: FmriSource, geometries: Mapping[str, Geometry], target: _Rows, scratch: Path, advance: Advance | None
+    source: FmriSource,
+    geometries: Mapping[str, Geometry],
+    target: RowFile,
+    scratch: Path,
+    advance: Advance | None,
 ) -> dict[str, Any]:
     """Write and standardise every session; return what the reader of the store should know of it."""
     progress, start = _Progress(target, scratch), 0
@@ -230,7 +165,7 @@ def _write_parts(
                 f"subject {item.subject} has no training trial to standardise with; set dataset.zscore to none, "
                 "or dataset.untrained to own, which uses the test trials themselves."
             )
-        _apply(_pool(scales), item.held, item.base, target, item.start, item.rows)
+        apply_scale(pool_scales(scales), item.held, item.base, target, item.start, item.rows)
     return {
         "standardised_with_other_sessions": [item.name for item in progress.waiting],
         "standardised_with_own_test_trials": progress.transductive,
@@ -252,19 +187,18 @@ def _write_session(
     held, base = target, start
     if plan.zscore != "none" and target.dtype == np.float16:  # rounded after standardising, not before
         path = progress.scratch / f"session-{start}.npy"
-        held, base = _Rows(path, (len(trials), *target.shape[1:]), np.dtype(np.float32)), 0
+        held, base = RowFile(path, (len(trials), *target.shape[1:]), np.dtype(np.float32)), 0
     by_run = plan.zscore == "run"
     keys = trials["run"].to_numpy(str) if by_run else np.full(len(trials), "session")
     is_train = trials["split"].to_numpy() == "train"
-    moments: dict[str, _Moments] = {}
+    moments: dict[str, Moments] = {}
     done = 0
     for part in session:
         for block in _iterate_blocks(part, geometry, target.shape):
             held.write(base + done, block)
             here = slice(done, done + len(block))
             if plan.zscore != "none":
-                uses = is_train[here] if plan.untrained == "pooled" else np.ones(len(block), bool)
-                _add(moments, block, keys[here], is_train[here])
+                _add_training(moments, block, keys[here], is_train[here])
             done += len(block)
             if advance is not None:
                 advance(len(block))
@@ -279,11 +213,117 @@ def _write_session(
             progress.scales.setdefault(subject, []).append(scale)
             progress.constant = max(progress.constant, int(scale.is_constant.sum()))
         elif plan.untrained == "own":
-            scale = _fit_rows(held, base + rows)
+            scale = fit_rows(held, base + rows)
             progress.transductive.append(label)
         else:
             progress.waiting.append(_Waiting(subject, label, held, base, start, rows))
             continue
-        _apply(scale, held, base, target, start, rows)
+        apply_scale(scale, held, base, target, start, rows)
     if held is not target and all(item.held is not held for item in progress.waiting):
         held.path.unlink()
+
+
+def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yield the trials of a part as float32, averaged over parcels if there are any, and checked."""
+    rest = shape[2:]
+    for first, last in split_rows(len(part.trials), part.n_voxels * int(np.prod(rest))):
+        block = np.asarray(part.read(first, last))
+        if block.shape != (last - first, part.n_voxels, *rest):
+            raise DataError(
+                f"{part.where} gave an array of shape {block.shape} for its trials {first} to {last - 1}; "
+                f"{(last - first, part.n_voxels, *rest)} was expected."
+            )
+        finite = np.isfinite(block)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite.reshape(len(block), -1).all(axis=1))[0])
+            raise DataError(
+                f"{part.where}: trial {first + row} holds {int((~finite[row]).sum())} non-finite responses; "
+                "leave these voxels out of the mask, or fetch the file again."
+            )
+        yield block if geometry.parcels is None else average_parcels(block, geometry.parcels)
+
+
+def _add_training(
+    moments: dict[str, Moments], block: np.ndarray, keys: np.ndarray, is_train: np.ndarray
+) -> None:
+    for key in dict.fromkeys(keys[is_train]):
+        picked = block[is_train & (keys == key)]
+        moments.setdefault(key, Moments(picked[0])).add(picked)
+
+
+# --- what travels along -----------------------------------------------------------------------------------
+
+
+def _write_meta(
+    responses: Path, source: FmriSource, geometries: Mapping[str, Geometry], remarks: Mapping[str, Any]
+) -> None:
+    """Write ``meta.json`` and the array coordinates, as `store.read_responses` reads them."""
+    plan, subjects = source.plan, source.subjects
+    first = geometries[subjects[0]]
+    dims = ["trial", "voxel" if first.parcels is None else "parcel"]
+    coords: dict[str, Any] = {"modality": source.modality}
+    if isinstance(source.geometry, Geometry) or len(subjects) == 1:
+        coords |= first.as_coords()
+    else:  # every subject has a mask of its own; only the parcels are common
+        coords |= {"subjects": list(subjects)}
+        for subject in subjects:
+            for key, value in geometries[subject].as_coords().items():
+                common = key in ("parcel_names", "parcel_networks")
+                coords[key if common else f"{key}_sub-{subject}"] = value
+    if source.times is not None:
+        dims.append("time")
+        coords["times"] = np.asarray(source.times, float)
+    arrays = [key for key, value in coords.items() if isinstance(value, np.ndarray)]
+    for key in arrays:
+        np.save(responses / f"coord_{key}.npy", coords[key], allow_pickle=False)
+    provenance = {
+        "plan": {
+            "zscore": plan.zscore, "untrained": plan.untrained, "dtype": plan.dtype,
+            "atlas": None if plan.atlas is None else plan.atlas.hashed_fields(),
+        },
+        "files": ["/".join(path.parts[-3:]) for part in source.parts for path in part.files],
+        **remarks, **source.notes,
+    }  # fmt: skip
+    write_json(
+        responses / "meta.json",
+        {
+            "dims": dims,
+            "unit": source.unit if plan.zscore == "none" else "z",
+            "coords": {key: value for key, value in coords.items() if key not in arrays},
+            "array_coords": arrays,
+            "provenance": provenance,
+        },
+    )
+
+
+def _write_images(folder: Path, source: FmriSource) -> None:
+    """Write the stimulus table, and copy the images one by one if they must travel with the run."""
+    if source.read_image is None:
+        write_stimuli(folder, source.stimuli)
+        return
+    first = source.read_image(0)
+    pixels = _PixelFile(folder / "pixels.npy", len(source.stimuli), first)
+    digests = []
+    for row in range(len(source.stimuli)):
+        image = first if row == 0 else source.read_image(row)
+        pixels.write(row, image)
+        digests.append(hash_pixels(image))
+    write_stimuli(folder, StimulusSet(source.stimuli.table.assign(sha256=digests)))
+
+
+class _PixelFile:
+    """A ``.npy`` of images that all have the size of the first, written one at a time."""
+
+    def __init__(self, path: Path, n: int, first: np.ndarray) -> None:
+        if first.dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
+            raise DataError(
+                f"images must be uint8 of shape (height, width, 3), not {first.dtype} {first.shape}."
+            )
+        self.path, self.shape = path, first.shape
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, *first.shape))
+
+    def write(self, row: int, image: np.ndarray) -> None:
+        if image.shape != self.shape:
+            raise DataError(f"image {row} has the shape {image.shape}, the first one {self.shape}.")
+        np.load(self.path, mmap_mode="r+", allow_pickle=False)[row] = image

@@ -3,18 +3,13 @@
 Owns the order of the steps and the bounds on what may be dropped. A loader gives lazy parts; each recording is read in
 stretches of neighbouring events, cut into trials and written. With noise normalisation, the covariance of the training
 trials of a session is summed on the way, and its trials are whitened in a second pass over what was written.
-
-Joined recordings: no filter ever sees samples between two stretches of events, because a stretch ends where the next
-event's epoch does not touch. Where the gap between two events is unusually long, jumps in most channels at once are
-looked for next to the epochs; samples beyond a jump are never used, and an epoch that contains one is dropped.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,15 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, EpochPlan, MeegSource
-from braindecode_vis.preprocessing.epochs import (
-    cut_epochs,
-    find_decimation,
-    find_steps,
-    make_antialias_filter,
-)
+from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource
+from braindecode_vis.preprocessing.cutting import BLOCK_TRIALS, Piece, iterate_trials, plan_part
 from braindecode_vis.preprocessing.whitening import (
     CovarianceSum,
     Whitener,
@@ -39,8 +28,6 @@ from braindecode_vis.preprocessing.whitening import (
 )
 from braindecode_vis.store import write_json, write_stimuli
 
-_STRETCH_S = 30.0  # longest piece of a recording that is read at once
-_BLOCK_TRIALS = 256
 _FLOAT16_MAX = 65504.0
 Advance = Callable[[int], Any]
 
@@ -88,7 +75,7 @@ def write_source(
 ) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_meeg`."""
     plan = source.plan
-    pieces = [_plan_part(part, plan) for part in source.parts]
+    pieces = [plan_part(part, plan) for part in source.parts]
     dropped = pd.concat([piece.dropped for piece in pieces], ignore_index=True)
     trials = pd.concat([piece.trials for piece in pieces], ignore_index=True)
     times = pieces[0].times
@@ -122,195 +109,6 @@ def write_source(
     return {"n_trials": len(trials), "n_dropped": len(dropped), "n_bytes": int(writer.n_bytes)}
 
 
-# --- planning ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What will be read from one part.
-
-    Parameters
-    ----------
-    trials, dropped : DataFrame
-        Kept trials in the order of the store; dropped events with a `reason`.
-    times
-        Of the kept samples, in s.
-    bounds : integer array of shape (n_trials, 2)
-        First and past-the-last sample of the recording that a trial may use; empty for published epochs.
-    keep
-        Samples of published epochs that are kept.
-    """
-
-    part: ContinuousPart | EpochedPart
-    trials: pd.DataFrame
-    dropped: pd.DataFrame
-    times: np.ndarray
-    bounds: np.ndarray
-    keep: np.ndarray
-
-
-def _plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> _Piece:
-    if isinstance(part, EpochedPart):
-        low, high = plan.window
-        keep = np.flatnonzero((part.times > low - 1e-6) & (part.times < high - 1e-6))
-        if not len(keep):
-            raise ConfigError(
-                f"{part.where} has times from {part.times[0]:g} to {part.times[-1]:g} s, none in {plan.window}."
-            )
-        none = part.trials.iloc[:0].assign(reason="", file="")
-        return _Piece(part, part.trials, none, part.times[keep], np.empty((0, 2), int), keep)
-    events = part.recording.events
-    bounds, seams = _find_bounds(part, plan)
-    first, last = _find_extent(part, plan)
-    onset = events["sample"].to_numpy()
-    outside = (onset + first < 0) | (onset + last >= part.n_samples)
-    crossed = ~outside & ((onset + first < bounds[:, 0]) | (onset + last >= bounds[:, 1]))
-    bad = outside | crossed
-    if bad.sum() > plan.max_dropped * len(events):
-        worst = events.iloc[int(np.flatnonzero(bad)[0])]
-        raise DataError(
-            f"{part.where}: {int(bad.sum())} of {len(events)} epochs are unusable, above the bound of "
-            f"{plan.max_dropped:.1%}: {int(outside.sum())} reach outside the file and {int(crossed.sum())} contain "
-            f"a jump of most channels ({len(seams)} found), first at {worst['onset']:.3f} s ({worst['stimulus_id']})."
-        )
-    trials = _make_trials(part, events)
-    reason = np.where(outside, "outside the recording", "contains a jump")
-    dropped = trials.assign(reason=reason, file=part.recording.files[0].name)[bad]
-    return _Piece(
-        part, trials[~bad].reset_index(drop=True), dropped, plan.find_times(), bounds[~bad], np.empty(0, int)
-    )
-
-
-def _make_trials(part: ContinuousPart, events: pd.DataFrame) -> pd.DataFrame:
-    recording = part.recording
-    trials = events.assign(subject=recording.subject, session=recording.session, run=recording.run)
-    return trials[[*TRIAL_COLUMNS, "concept", "onset", "sample"]].reset_index(drop=True)
-
-
-def _find_extent(part: ContinuousPart, plan: EpochPlan) -> tuple[int, int]:
-    """Return the first and last sample that an epoch uses, relative to its onset; the filter's reach not counted."""
-    rate = part.sfreq
-    first = min(round(plan.tmin * rate), round(plan.window[0] * rate))
-    last = round(plan.tmax * rate) - 1
-    if plan.baseline is not None:
-        low, high = plan.find_baseline()
-        first, last = min(first, round(low * rate)), max(last, round(high * rate))
-    return first, last
-
-
-def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples that each event may use, as far as joins of recordings can be seen."""
-    onset = part.recording.events["sample"].to_numpy()
-    bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
-    if len(onset) < 2:
-        return bounds, np.empty(0, int)
-    gaps = np.diff(onset)
-    long = np.flatnonzero(gaps > 1.5 * np.median(gaps))
-    first, last = _find_extent(part, plan)
-    half = len(make_antialias_filter(find_decimation(part.sfreq, plan.sfreq))) // 2
-    length = min(part.n_samples, onset[0] + round(10 * part.sfreq))
-    start = max(0, min(onset[0], length - 2))
-    typical = np.median(np.abs(np.diff(part.read(int(start), int(length)), axis=1)), axis=1)
-    seams = []
-    for gap in long:
-        stop_after = min(onset[gap + 1], onset[gap] + last + half + 1)
-        start_before = max(onset[gap], onset[gap + 1] + first - half)
-        spans = [(onset[gap], stop_after), (start_before, onset[gap + 1])]
-        if start_before <= stop_after:
-            spans = [(onset[gap], onset[gap + 1])]
-        for low, high in spans:
-            signal = part.read(int(low), int(high))
-            if len(find_steps(signal, typical)):
-                # A join stands out from its surroundings too; in a noisy stretch every step is large.
-                local = np.median(np.abs(np.diff(signal, axis=1)), axis=1)
-                seams.extend((find_steps(signal, np.maximum(typical, local)) + low).tolist())
-    found = np.unique(np.array(seams, dtype=np.int64))
-    if len(found):
-        edges = np.r_[0, found, part.n_samples]
-        at = np.searchsorted(edges, onset, side="right")
-        bounds = np.stack([edges[at - 1], edges[at]], axis=1)
-    return bounds, found
-
-
-# --- cutting ----------------------------------------------------------------------------------------------
-
-
-def _iterate_trials(piece: _Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
-    """Yield the trials of a part in order, float32 blocks of shape (n, n_channels, n_times), checked to be finite."""
-    if isinstance(piece.part, EpochedPart):
-        for start in range(0, len(piece.trials), _BLOCK_TRIALS):
-            block = piece.part.read(start, min(start + _BLOCK_TRIALS, len(piece.trials)))
-            block = np.ascontiguousarray(block[..., piece.keep], dtype=np.float32)
-            _check_block(block, piece, start)
-            yield block
-        return
-    part, done = piece.part, 0
-    low, high = np.full(len(part.ch_names), np.inf), np.full(len(part.ch_names), -np.inf)
-    for rows in _group_events(piece, plan):
-        block, signal = _cut_stretch(piece, rows, plan)
-        _check_block(block, piece, done)
-        low, high = np.minimum(low, signal.min(axis=1)), np.maximum(high, signal.max(axis=1))
-        done += len(rows)
-        yield block
-    flat = [name for name, a, b in zip(part.ch_names, low, high, strict=True) if a == b]
-    if flat:
-        raise DataError(
-            f"{part.where}: the channel(s) {', '.join(flat)} are flat throughout; leave them out with dataset.channels."
-        )
-
-
-def _group_events(piece: _Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
-    """Yield rows of neighbouring events whose epochs overlap, within one recording and about half a minute."""
-    assert isinstance(piece.part, ContinuousPart)
-    onset = piece.trials["sample"].to_numpy()
-    first, last = _find_extent(piece.part, plan)
-    breaks = (np.diff(onset) > last - first) | (np.diff(piece.bounds[:, 0]) != 0)
-    longest = _STRETCH_S * piece.part.sfreq
-    for rows in np.split(np.arange(len(onset)), np.flatnonzero(breaks) + 1):
-        while len(rows):
-            n = max(1, int(np.searchsorted(onset[rows], onset[rows[0]] + longest)))
-            yield rows[:n]
-            rows = rows[n:]
-
-
-def _cut_stretch(piece: _Piece, rows: np.ndarray, plan: EpochPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Read one stretch and cut its trials; returns them and the samples (n_channels, n_samples), without offset."""
-    part = piece.part
-    assert isinstance(part, ContinuousPart)
-    decim = find_decimation(part.sfreq, plan.sfreq)
-    half = len(make_antialias_filter(decim)) // 2
-    onset = piece.trials["sample"].to_numpy()[rows]
-    first, last = _find_extent(part, plan)
-    lower, upper = piece.bounds[rows[0]]
-    start = int(max(lower, onset[0] + first - half))
-    stop = int(min(upper, onset[-1] + last + 1 + half))
-    wide = part.read(start, stop)
-    # Constant offsets leave before the samples become float32, or they would cost digits.
-    offset = wide[:, :1].astype(np.float64)
-    signal = (wide - offset).astype(np.float32)
-    begin = round(plan.tmin * part.sfreq) + round((plan.window[0] - plan.tmin) * plan.sfreq) * decim
-    block = cut_epochs(signal, onset + begin - start, n_times=len(piece.times), decim=decim)
-    if plan.baseline is None:
-        block += offset.astype(np.float32)
-        return block, signal
-    low, high = (round(end * part.sfreq) for end in plan.find_baseline())
-    for row, at in enumerate(onset - start):
-        block[row] -= signal[:, at + low : at + high + 1].mean(axis=1, keepdims=True)
-    return block, signal
-
-
-def _check_block(block: np.ndarray, piece: _Piece, start: int) -> None:
-    if np.isfinite(block.sum(dtype=np.float64)):
-        return
-    trial, channel, _ = (int(axis[0]) for axis in np.nonzero(~np.isfinite(block)))
-    row = piece.trials.iloc[start + trial]
-    at = f" at {row['onset']:.3f} s" if "onset" in piece.trials else ""
-    raise DataError(
-        f"{piece.part.where}: channel {piece.part.ch_names[channel]} is not finite in the trial of "
-        f"{row['stimulus_id']}{at}; repair the file, or leave the channel out with dataset.channels."
-    )
-
-
 # --- writing ----------------------------------------------------------------------------------------------
 
 
@@ -340,8 +138,13 @@ class _ArrayFile:
             raise DataError("a response is too large for float16; set dtype to float32.")
         self.file.seek(self.offset + start * self.row_bytes)
         rest = np.ascontiguousarray(block, dtype=self.dtype).reshape(-1).view(np.uint8).data
-        while rest:
-            rest = rest[self.file.write(rest) :]
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise DataError(
+                f"{self.path} could not be written ({error.strerror}); free some space."
+            ) from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows `start` to `stop` as float32."""
@@ -354,10 +157,10 @@ class _ArrayFile:
 
 
 def _write_plain(
-    session: list[_Piece], plan: EpochPlan, writer: _ArrayFile, start: int, advance: Advance | None
+    session: list[Piece], plan: EpochPlan, writer: _ArrayFile, start: int, advance: Advance | None
 ) -> None:
     for piece in session:
-        for block in _iterate_trials(piece, plan):
+        for block in iterate_trials(piece, plan):
             writer.write(start, block)
             start += len(block)
             if advance is not None:
@@ -365,7 +168,7 @@ def _write_plain(
 
 
 def _write_whitened(
-    session: list[_Piece],
+    session: list[Piece],
     plan: EpochPlan,
     writer: _ArrayFile,
     start: int,
@@ -389,7 +192,7 @@ def _write_whitened(
     total = CovarianceSum(writer.shape[1])
     done = 0
     for piece in session:
-        for block in _iterate_trials(piece, plan):
+        for block in iterate_trials(piece, plan):
             held.write(base + done, block)
             teaches = weights[done : done + len(block)] > 0
             if plan.mvnn == "epochs" and teaches.any():
@@ -401,8 +204,8 @@ def _write_whitened(
         whitener = make_whitener(total.finish())
     except DataError as error:
         raise DataError(f"{session[0].part.where}: {error}") from error
-    for first in range(0, n, _BLOCK_TRIALS):
-        last = min(first + _BLOCK_TRIALS, n)
+    for first in range(0, n, BLOCK_TRIALS):
+        last = min(first + BLOCK_TRIALS, n)
         writer.write(start + first, whitener.apply(held.read(base + first, base + last)))
         if advance is not None:
             advance(last - first)
@@ -476,18 +279,23 @@ def _write_meta(
 
 
 def find_positions(source: MeegSource) -> np.ndarray:
-    """Return the sensor positions (m), shape (n_channels, 3): those of the source, or of the 10-05 system."""
+    """Return the sensor positions in m, shape (n_channels, 3), in head coordinates.
+
+    Those of the source, or of the 10-05 system.
+    """
     if source.ch_pos is not None:
         return np.asarray(source.ch_pos, dtype=np.float64)
     import mne
 
     # MNE 1.13 renamed the template of the 10-05 system.
     name = next(n for n in ("colin27_1005", "standard_1005") if n in mne.channels.get_builtin_montages())
-    known = mne.channels.make_standard_montage(name).get_positions()["ch_pos"]
-    unknown = [name for name in source.ch_names if name not in known]
+    montage = mne.channels.make_standard_montage(name)
+    unknown = [name for name in source.ch_names if name not in montage.ch_names]
     if unknown:
         raise DataError(
             f"the channel(s) {', '.join(unknown)} of {source.parts[0].where} are not in the 10-05 system, "
             "so their positions are unknown: the montage is another one."
         )
-    return np.stack([known[name] for name in source.ch_names])
+    info = mne.create_info(list(source.ch_names), 1.0, "eeg")
+    info.set_montage(montage)  # moves the template to head coordinates
+    return np.stack([channel["loc"][:3] for channel in info["chs"]])

@@ -56,7 +56,7 @@ def make_whitener(covariance: np.ndarray) -> Whitener:
 
     Examples
     --------
-    >>> make_whitener(np.diag([4.0, 9.0])).matrix.diagonal().round(3).tolist()
+    >>> make_whitener(np.diag([4.0, 9.0])).matrix.diagonal().astype(float).round(3).tolist()
     [0.5, 0.333]
     """
     values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
@@ -170,10 +170,11 @@ def sum_shrunk_covariances(batch: np.ndarray, weights: np.ndarray) -> np.ndarray
     total : float64 array of shape (n_channels, n_channels)
     """
     n_sets, n_channels, n_samples = batch.shape
-    centred = batch - batch.mean(axis=-1, keepdims=True)
+    mean = batch.mean(axis=-1, keepdims=True)
+    centred = batch - mean
     squares = centred * centred
     variance = squares.mean(axis=-1)  # (set, channel)
-    is_flat = variance <= 1e-12 * np.maximum(1e-30, (batch * batch).mean(axis=-1))
+    is_flat = variance <= 1e-12 * np.maximum(1e-30, np.square(mean[..., 0]))
     variance = np.where(is_flat, 0, variance)
     inverse = np.where(is_flat, 1.0, 1.0 / np.where(is_flat, 1.0, variance)).astype(np.float32)
     # Power of each sample over standardised channels: (set, 1, channel) x (set, channel, sample) -> (set, sample)

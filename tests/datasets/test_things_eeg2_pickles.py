@@ -100,7 +100,7 @@ def test_structured_and_strange_arrays_are_refused(tmp_path):
     path = tmp_path / "x.npy"
     for array in (np.zeros(2, dtype=[("a", "f4")]), np.zeros(2, dtype="M8[s]")):
         path.write_bytes(pickle.dumps({"a": array}, 4))
-        with pytest.raises(DataError, match="x.npy"):
+        with pytest.raises(DataError, match=r"x\.npy"):
             read_pickled_dict(path)
 
 

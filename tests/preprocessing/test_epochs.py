@@ -188,7 +188,9 @@ def test_noise_ceiling_needs_repetitions():
 
 def test_export_to_mne():
     data = np.random.default_rng(0).standard_normal((4, 3, 20)).astype(np.float32)
-    exported = export_epochs(make_responses(data, ["b", "a", "b", "c"], split=["train", "train", "test", "test"]))
+    exported = export_epochs(
+        make_responses(data, ["b", "a", "b", "c"], split=["train", "train", "test", "test"])
+    )
     np.testing.assert_array_equal(exported.get_data(), data)
     assert exported.ch_names == ["O1", "Oz", "O2"]
     assert exported.event_id == {"a": 1, "b": 2, "c": 3}
@@ -196,7 +198,7 @@ def test_export_to_mne():
     assert len(exported["b"]) == 2
     np.testing.assert_allclose(exported.times, np.arange(20) / 100)
     np.testing.assert_allclose(exported.info["chs"][1]["loc"][:3], [0, -0.11, 0])
+    trials = make_responses(data, list("abcd")).trials
+    voxels = Responses(data.reshape(4, -1), ("trial", "voxel"), trials, "z")
     with pytest.raises(DataError, match="channels and times"):
-        voxels = data.reshape(4, -1)
-        trials = make_responses(data, list("abcd")).trials
-        export_epochs(Responses(voxels, ("trial", "voxel"), trials, "z"))
+        export_epochs(voxels)

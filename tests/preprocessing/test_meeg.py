@@ -47,14 +47,20 @@ def make_events(seed=0, n_sequences=6):
 def make_signal(n_samples, seed=0):
     """Correlated noise of some microvolts on a large offset and a drift."""
     rng = np.random.default_rng(seed)
-    smooth = np.stack([np.convolve(row, np.ones(15) / 15, "same") for row in rng.standard_normal((4, n_samples))])
+    smooth = np.stack(
+        [np.convolve(row, np.ones(15) / 15, "same") for row in rng.standard_normal((4, n_samples))]
+    )
     mixing = np.eye(4) + 0.5
     return 1e-5 * (mixing @ smooth) + 1e-3 * np.arange(1, 5)[:, None] + 1e-8 * np.arange(n_samples)
 
 
 def make_part(signal, events, session="01", subject="01"):
-    recording = Recording(subject, session, "01", "eeg", (Path(f"ses-{session}/raw.npy"),), events, frozenset(IDS))
-    return ContinuousPart(recording, CHANNELS, 1000.0, signal.shape[1], lambda start, stop: signal[:, start:stop])
+    recording = Recording(
+        subject, session, "01", "eeg", (Path(f"ses-{session}/raw.npy"),), events, frozenset(IDS)
+    )
+    return ContinuousPart(
+        recording, CHANNELS, 1000.0, signal.shape[1], lambda start, stop: signal[:, start:stop]
+    )
 
 
 def make_source(*parts, **plan):
@@ -109,7 +115,7 @@ def test_trials_equal_the_slow_recipe(tmp_path, signal, events):
     np.testing.assert_allclose(responses.coords["times"], np.arange(250) / 250)
     assert responses.coords["sfreq"] == 250
     assert responses.trials["onset"].tolist() == events["onset"].tolist()
-    assert np.linalg.norm(responses.coords["ch_pos"], axis=1) == pytest.approx(0.1, abs=0.03)  # metres
+    assert np.linalg.norm(responses.coords["ch_pos"], axis=1) == pytest.approx(0.11, abs=0.03)  # metres
     assert len(read_stimuli(tmp_path / "stimuli")) == len(IDS)
 
 
@@ -141,7 +147,9 @@ def test_poisoned_test_trials_change_no_bit_of_the_training_trials(tmp_path, sig
     events["onset"] = events["sample"] / 1000
     signal = np.pad(signal, ((0, 0), (0, 4000)), mode="edge")
     poisoned = signal.copy()
-    poisoned[:, last_train:] += np.random.default_rng(5).standard_normal(poisoned[:, last_train:].shape) * 1e-2
+    poisoned[:, last_train:] += (
+        np.random.default_rng(5).standard_normal(poisoned[:, last_train:].shape) * 1e-2
+    )
     clean, _ = write(make_source(make_part(signal, events), mvnn=variant), tmp_path / "a")
     dirty, _ = write(make_source(make_part(poisoned, events), mvnn=variant), tmp_path / "b")
     train = (clean.trials["split"] == "train").to_numpy()
@@ -198,7 +206,9 @@ def test_an_epoch_that_leaves_the_file_is_named(tmp_path, signal, events):
 
 def test_a_nan_is_named_by_channel_trial_and_time(tmp_path, signal, events):
     signal[2, events["sample"][17] + 30] = np.nan
-    with pytest.raises(DataError, match=r"session 01, file .*channel O2 is not finite in the trial of image0 at 6.241 s"):
+    with pytest.raises(
+        DataError, match=r"session 01, file .*channel O2 is not finite in the trial of image0 at 6.241 s"
+    ):
         write(make_source(make_part(signal, events)), tmp_path)
 
 
@@ -210,7 +220,7 @@ def test_a_flat_channel_is_named(tmp_path, signal, events):
 
 def test_unknown_channels_have_no_position(tmp_path, signal, events):
     part = replace(make_part(signal, events), ch_names=("E1", "E2", "E3", "E4"))
-    with pytest.raises(DataError, match="E1, E2, E3, E4 .* not in the 10-05 system"):
+    with pytest.raises(DataError, match=r"E1, E2, E3, E4 .* not in the 10-05 system"):
         write(make_source(part), tmp_path)
     with pytest.raises(DataError, match="has other channels than"):
         make_source(part, make_part(signal, events, "02"))

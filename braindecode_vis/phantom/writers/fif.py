@@ -31,6 +31,7 @@ def make_meg_info(
     locs: np.ndarray | None = None,
     extra: Sequence[tuple[str, str]] = (),
     line_freq: float | None = 60.0,
+    dev_head: np.ndarray | None = None,
 ) -> mne.Info:
     """Return measurement info of CTF axial gradiometers, then `extra` channels.
 
@@ -40,6 +41,8 @@ def make_meg_info(
         Position (m) and orientation of each sensor in device coordinates, as MNE stores it.
     extra
         Name and MNE type of the channels that follow.
+    dev_head : array of shape (4, 4), optional
+        Where the head is in the helmet; the two coordinate systems agree by default.
     """
     import mne
 
@@ -49,7 +52,7 @@ def make_meg_info(
     info = mne.create_info(names, sfreq, types)
     with info._unlock():
         info["line_freq"] = line_freq
-        info["dev_head_t"] = mne.Transform("meg", "head")
+        info["dev_head_t"] = mne.Transform("meg", "head", dev_head)
         for index in range(len(ch_names)):
             info["chs"][index]["coil_type"] = mne._fiff.constants.FIFF.FIFFV_COIL_CTF_GRAD
             if locs is not None:

@@ -39,8 +39,8 @@ SFREQ = 1000.0
 SOA_S = 0.2
 STIMULUS_S = 0.1
 IMAGES_PER_SEQUENCE = 20
-_LEAD_S = 2.0  # silence before the first image of a recording, and after its last
-_PAUSE_S = (1.5, 2.85)  # blank, response and blank: a full training session lasts as long as a real one
+LEAD_S = 2.0  # silence before the first image of a recording, and after its last
+PAUSE_S = (1.5, 2.85)  # blank, response and blank: a full training session lasts as long as a real one
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def make_things_eeg2_design(
     test_repetitions: int = 20,
     n_recordings: int = 5,
     target_fraction: float = 0.06,
+    pause_s: tuple[float, float] = PAUSE_S,
 ) -> list[SessionDesign]:
     """Return which image is shown when, session by session.
 
@@ -114,6 +115,8 @@ def make_things_eeg2_design(
         Recordings that are joined in a training file.
     target_fraction
         Share of the shown images that are targets.
+    pause_s
+        Shortest and longest blank between two sequences, in s.
 
     Raises
     ------
@@ -142,12 +145,14 @@ def make_things_eeg2_design(
         half = order if half.size == 0 else half  # a single image has one half only
         rng = make_generator(seed, "things-eeg2", "training", session)
         shown = _make_passes(half, train_repetitions, rng)
-        training = _lay_out(shown, seen[shown] + _count_before(shown), n_recordings, target_fraction, rng)
+        training = _lay_out(
+            shown, seen[shown] + _count_before(shown), n_recordings, target_fraction, pause_s, rng
+        )
         np.add.at(seen, shown, 1)
         rng = make_generator(seed, "things-eeg2", "test", session)
         shown = _make_passes(np.arange(n_test_concepts), test_repetitions, rng)
         repetition = session * test_repetitions + _count_before(shown)
-        test = _lay_out(shown, repetition, 1, target_fraction, rng)
+        test = _lay_out(shown, repetition, 1, target_fraction, pause_s, rng)
         sessions.append(SessionDesign(session + 1, training, test))
     return sessions
 
@@ -170,6 +175,7 @@ def _lay_out(
     repetitions: np.ndarray,
     n_recordings: int,
     target_fraction: float,
+    pause_s: tuple[float, float],
     rng: np.random.Generator,
 ) -> PartitionDesign:
     """Mix targets in, cut the trials into sequences and recordings, and put them on the time line."""
@@ -183,7 +189,7 @@ def _lay_out(
     sequence = np.arange(n_trials) // IMAGES_PER_SEQUENCE
     n_sequences = int(sequence[-1]) + 1
     recording_of = np.arange(n_sequences) * min(n_recordings, n_sequences) // n_sequences
-    starts, lengths = _time_sequences(sequence, recording_of, rng)
+    starts, lengths = _time_sequences(sequence, recording_of, pause_s, rng)
     position = np.arange(n_trials) % IMAGES_PER_SEQUENCE
     sample = starts[sequence] + position * round(SOA_S * SFREQ)
     events = pd.DataFrame(
@@ -204,11 +210,11 @@ def _lay_out(
 
 
 def _time_sequences(
-    sequence: np.ndarray, recording_of: np.ndarray, rng: np.random.Generator
+    sequence: np.ndarray, recording_of: np.ndarray, pause_s: tuple[float, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return the first sample of each sequence in the joined file, and the length of each recording."""
-    soa, lead = round(SOA_S * SFREQ), round(_LEAD_S * SFREQ)
-    pauses = rng.integers(round(_PAUSE_S[0] * SFREQ), round(_PAUSE_S[1] * SFREQ), len(recording_of))
+    soa, lead = round(SOA_S * SFREQ), round(LEAD_S * SFREQ)
+    pauses = rng.integers(round(pause_s[0] * SFREQ), round(pause_s[1] * SFREQ), len(recording_of))
     starts = np.zeros(len(recording_of), dtype=np.int64)
     lengths: list[int] = []
     sizes = np.bincount(sequence)

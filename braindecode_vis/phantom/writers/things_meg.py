@@ -45,7 +45,7 @@ STIMULUS_S = 0.5
 _OPTICAL = "UADC016-2104"
 _TRIGGER = "UPPT001"
 _PULSE_S = 0.05
-_LEAD_S, _TAIL_S = 2.5, 3.0
+LEAD_S, TAIL_S = 2.5, 3.0
 # The columns of `sample_attributes_P*.csv`. Readers use some by position: 0, 2 and 8.
 ATTRIBUTE_COLUMNS = (
     "trial_type", "image_nr", "category_nr", "exemplar_nr", "test_image_nr", "things_category_nr",
@@ -135,7 +135,7 @@ def make_things_meg_design(
         table.insert(0, "session", session)
         gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(rows))
         first = ~table["run"].duplicated()
-        gaps = np.where(first, round(_LEAD_S * RAW_SFREQ), gaps)
+        gaps = np.where(first, round(LEAD_S * RAW_SFREQ), gaps)
         table["sample"] = pd.Series(gaps).groupby(table["run"]).cumsum()
         sessions.append(table)
     design = pd.concat(sessions, ignore_index=True)
@@ -150,7 +150,7 @@ def make_things_meg_design(
 
 def count_run_samples(events: pd.DataFrame) -> int:
     """Return the length of a run whose events are given."""
-    return int(events["sample"].max()) + round(_TAIL_S * RAW_SFREQ)
+    return int(events["sample"].max()) + round(TAIL_S * RAW_SFREQ)
 
 
 def write_raw_run(
@@ -165,6 +165,7 @@ def write_raw_run(
     locs: np.ndarray | None = None,
     n_samples: int | None = None,
     junk: bool = True,
+    dev_head: np.ndarray | None = None,
 ) -> Path:
     """Write one run: ``_meg.fif``, ``_events.tsv``, ``_channels.tsv``, ``_meg.json`` and ``._`` junk.
 
@@ -182,6 +183,8 @@ def write_raw_run(
         Length of the run; `count_run_samples` by default.
     junk
         Add the ``._`` files.
+    dev_head : array of shape (4, 4), optional
+        Device to head coordinates.
 
     Raises
     ------
@@ -197,7 +200,8 @@ def write_raw_run(
     entities = f"sub-BIGMEG{subject}_ses-{session:02d}"
     stem = f"{entities}_task-main_run-{run:02d}"
     folder = root / f"sub-BIGMEG{subject}" / f"ses-{session:02d}" / "meg"
-    info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=((_OPTICAL, "misc"), (_TRIGGER, "stim")))
+    extra = ((_OPTICAL, "misc"), (_TRIGGER, "stim"))
+    info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=extra, dev_head=dev_head)
     path = folder / f"{stem}_meg.fif"
     write_raw_fif(path, _add_sensors(blocks, events, len(ch_names), n_samples), info, n_samples)
     write_tsv(folder / f"{stem}_events.tsv", _make_events_tsv(events), missing="N/A")
@@ -366,6 +370,7 @@ def write_preprocessed(
     ch_names: Sequence[str],
     locs: np.ndarray | None = None,
     split_size: str = "500MB",
+    dev_head: np.ndarray | None = None,
 ) -> Path:
     """Write ``derivatives/preprocessed/preprocessed_P{n}-epo.fif``, in parts where it is large.
 
@@ -380,13 +385,15 @@ def write_preprocessed(
         The sensors, without `DROPPED_SENSOR`.
     split_size
         Largest part.
+    dev_head : array of shape (4, 4), optional
+        Device to head coordinates.
     """
     if DROPPED_SENSOR in ch_names:
         raise DataError(f"the preprocessed epochs of THINGS-MEG lack sensor {DROPPED_SENSOR}; drop it first.")
     return write_epochs_fif(
         root / "derivatives" / "preprocessed" / f"preprocessed_P{subject}-epo.fif",
         epochs,
-        make_meg_info(ch_names, EPOCH_SFREQ, locs=locs),
+        make_meg_info(ch_names, EPOCH_SFREQ, locs=locs, dev_head=dev_head),
         event_ids=attributes["image_nr"].to_numpy(dtype=int),
         tmin=EPOCH_TMIN,
         n_times=EPOCH_N_TIMES,

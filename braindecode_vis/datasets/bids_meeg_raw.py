@@ -1,0 +1,197 @@
+"""Continuous recordings of any format that MNE reads, opened without their samples.
+
+Owns the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the reading of pieces, sensor positions, tables whose cells
+stay text, and the count of repetitions. Knows no data set.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.sources import ContinuousPart
+from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
+
+MISSING = ("n/a", "N/A", "NA", "nan", "NaN", "")
+
+
+def open_recording(path: Path, where: str, opener: Callable[[], Any] | None = None) -> Any:
+    """Open a recording with MNE, without its samples.
+
+    Parameters
+    ----------
+    path
+        The data file, or the ``.ds`` folder of a CTF recording.
+    where
+        Subject, session and file, for messages.
+    opener
+        Opens the recording; by default ``mne.io.read_raw``, which chooses by format.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or of no format that MNE knows.
+    """
+    import mne
+
+    if not path.exists():
+        raise DataError(f"{where} does not exist; fetch it, or leave it out.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sidecars and headers; what matters is checked here
+            if opener is not None:
+                return opener()
+            return mne.io.read_raw(path, preload=False, verbose="error")
+    except Exception as error:  # readers of many formats raise what they like
+        text = " ".join(str(error).split())
+        raise DataError(
+            f"{where} cannot be opened ({type(error).__name__}: {text}); copy or fetch it again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class RawReader:
+    """Reads samples of an MNE recording, in volt or tesla.
+
+    Parameters
+    ----------
+    raw
+        The recording, not loaded.
+    rows
+        Channels to read, in this order.
+    bridged
+        First and past-the-last sample of stretches without signal, which a straight line replaces.
+    """
+
+    raw: Any
+    rows: np.ndarray
+    bridged: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop`, shape (n_channels, stop - start)."""
+        data = self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
+        for first, last in self.bridged:
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                ends = np.hstack([self._read_one(first - 1), self._read_one(last)])
+                share = (np.arange(low, high) - first + 1) / (last - first + 1)
+                data[:, low - start : high - start] = ends[:, :1] + share * (ends[:, 1:] - ends[:, :1])
+        return data
+
+    def _read_one(self, sample: int) -> np.ndarray:
+        at = min(max(sample, 0), self.raw.n_times - 1)
+        return self.raw.get_data(picks=self.rows, start=at, stop=at + 1, verbose="error")
+
+
+def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the channels of the given MNE types (``eeg``, ``mag``, ``grad``), in the order of the file."""
+    types = raw.get_channel_types()
+    return tuple(name for name, kind in zip(raw.ch_names, types, strict=True) if kind in kinds)
+
+
+def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
+    """Return sensor positions in m, shape (n_channels, 3): of the file, else of the 10-05 system, else NaN."""
+    import mne
+
+    known = {name.lower(): np.asarray(p) for name, p in _read_standard_positions(mne).items()}
+    out = np.full((len(names), 3), np.nan)
+    for row, name in enumerate(names):
+        channel = raw.info["chs"][raw.ch_names.index(name)]
+        place = np.asarray(channel["loc"][:3], dtype=float)
+        if np.isfinite(place).all() and place.any():
+            out[row] = place
+        elif name.lower() in known and channel["kind"] == mne._fiff.constants.FIFF.FIFFV_EEG_CH:
+            out[row] = known[name.lower()]
+    return out
+
+
+def _read_standard_positions(mne: Any) -> dict[str, np.ndarray]:
+    # MNE 1.13 renamed the template of the 10-05 system.
+    name = next(n for n in ("colin27_1005", "standard_1005") if n in mne.channels.get_builtin_montages())
+    return mne.channels.make_standard_montage(name).get_positions()["ch_pos"]
+
+
+def read_text_table(path: Path, where: str) -> pd.DataFrame:
+    """Read a tab-separated table whose cells stay text, so that ``021.50`` is not 21.5; missing cells are NaN."""
+    if not path.is_file():
+        raise DataError(f"{where} has no {path.name} beside it, which says what was shown when; fetch it.")
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, na_values=MISSING, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no table of tab-separated text ({error}); fetch it again.") from error
+    if not len(table):
+        raise DataError(f"{path} lists no event; fetch it again.")
+    return table
+
+
+def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    """Return a column of text as float64; a cell that is no number is named with its line."""
+    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        cell = table[column].iloc[bad[0]]
+        raise DataError(
+            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must be; repair it."
+        )
+    return numbers
+
+
+def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
+    """Raise `DataError` if the last event lies beyond the end of the recording (times in s)."""
+    length = raw.n_times / float(raw.info["sfreq"])
+    if last_s >= length:
+        raise DataError(
+            f"{where} lasts {length:.1f} s, but its last event is at {last_s:.1f} s: either it is cut short, or its "
+            f"events are of another recording or in another unit; {hint}."
+        )
+
+
+def number_repetitions(parts: Sequence[ContinuousPart]) -> list[ContinuousPart]:
+    """Number the presentations of each image over all parts of a subject, in their order."""
+    seen: Counter[tuple[str, str]] = Counter()
+    numbered = []
+    for part in parts:
+        recording, counts = part.recording, []
+        for stimulus in recording.events["stimulus_id"]:
+            counts.append(seen[recording.subject, stimulus])
+            seen[recording.subject, stimulus] += 1
+        events = recording.events.assign(repetition=np.array(counts, dtype=np.int64))
+        numbered.append(replace(part, recording=replace(recording, events=events)))
+    return numbered
+
+
+def drop_events(part: ContinuousPart, keep: np.ndarray) -> ContinuousPart:
+    """Return the part with the events that the boolean array keeps."""
+    events = part.recording.events[keep].reset_index(drop=True)
+    return replace(part, recording=replace(part.recording, events=events))
+
+
+def hash_recording(path: Path, root: Path) -> dict[str, str]:
+    """Return digests of a recording and the files that share its name, by their place below `root`."""
+    entities = path.name.rsplit("_", 1)[0]
+    beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
+    inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return {p.relative_to(root).as_posix(): hash_sampled(p) for p in sorted([*inside, *beside])}
+
+
+def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:
+    """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
+    if wanted is None:
+        return list(there)
+    absent = [label for label in wanted if label not in there]
+    if absent:
+        raise DataError(
+            f"{what} {absent[0]} is not there; found {', '.join(map(str, there))}: fetch it, or list others with "
+            f"--set {option}."
+        )
+    if len(set(wanted)) != len(wanted):
+        raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
+    return list(wanted)

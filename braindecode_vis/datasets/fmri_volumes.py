@@ -1,0 +1,253 @@
+"""NIfTI files of many volumes, read through a mask in one pass: a volume at a time, never the whole file.
+
+Owns the stream (uncompressed, or gzip through ISA-L where the package `isal` is installed) and the gathering of the
+mask's voxels. The values are those of ``nibabel.load(path).get_fdata()[mask].T``, without its float64 copy of the file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from braindecode_vis.checks import DataError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_AFFINE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What the head of a NIfTI file says.
+
+    Parameters
+    ----------
+    path
+        The file, for messages.
+    shape : (x, y, z)
+    n_volumes
+        1 for a 3-D file.
+    affine : array of shape (4, 4)
+    dtype
+        Of the stored numbers, with their byte order.
+    slope, inter
+        Stored numbers to values; 1 and 0 if the header leaves them out.
+    offset
+        First byte of the data, after decompression.
+    t_r
+        Step of the fourth axis as the header gives it (s), 0 if unknown.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    n_volumes: int
+    affine: np.ndarray
+    dtype: np.dtype
+    slope: float
+    inter: float
+    offset: int
+    t_r: float
+
+
+def read_volume_header(path: Path) -> VolumeHeader:
+    """Read the head of a NIfTI file, compressed or not.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, no NIfTI, or has neither three nor four axes.
+    """
+    import nibabel
+
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; fetch it, or correct the root.")
+    try:
+        image: Any = nibabel.load(path)
+        header = image.header
+        slope, inter = image.dataobj.slope, image.dataobj.inter
+        offset, dtype = int(image.dataobj.offset), np.dtype(image.dataobj.dtype)
+    except Exception as error:  # nibabel raises whatever the bytes lead it to
+        raise DataError(f"{path} cannot be read as NIfTI ({error}); copy or fetch it again.") from error
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
+        raise DataError(
+            f"{path} has the shape {shape}; three axes, or four with the trials last, are expected."
+        )
+    zooms = header.get_zooms()
+    return VolumeHeader(
+        path, shape[:3], shape[3] if len(shape) == 4 else 1, np.asarray(image.affine, float), dtype,
+        float(slope), float(inter), offset, float(zooms[3]) if len(zooms) > 3 else 0.0,
+    )  # fmt: skip
+
+
+def check_same_space(header: VolumeHeader, shape: tuple[int, ...], affine: np.ndarray, *, what: str) -> None:
+    """Raise `DataError` unless a file has the grid of `what` (a mask, another run)."""
+    if header.shape != tuple(shape):
+        raise DataError(
+            f"{header.path} has volumes of {header.shape}, but {what} has {tuple(shape)}: they are of different "
+            "subjects or resolutions."
+        )
+    # Masks are often stored with a float32 affine, so a micrometre is no difference.
+    if not np.allclose(header.affine, affine, atol=_AFFINE_MM):
+        worst = float(np.abs(header.affine - affine).max())
+        raise DataError(
+            f"the affine of {header.path} differs from that of {what} by up to {worst:.4g}: they lie in different "
+            "spaces although their shapes agree; take both from the same folder, or resample one."
+        )
+
+
+class MaskedVolumes:
+    """Reads trials of one file through a mask, in ascending order.
+
+    Parameters
+    ----------
+    header
+        Of the file.
+    mask : bool array of shape (x, y, z)
+        Voxels to return, in C order.
+    divide_by
+        What the values are divided by.
+
+    Examples
+    --------
+    ``MaskedVolumes(read_volume_header(path), mask)(0, 10)`` gives float32 of shape (10, n_voxels).
+    """
+
+    def __init__(self, header: VolumeHeader, mask: np.ndarray, *, divide_by: float = 1.0) -> None:
+        self.header, self.divide_by = header, divide_by
+        # The file is in Fortran order; asking for its own flat indices spares a transposed copy of each volume.
+        self.flat = np.ravel_multi_index(np.nonzero(mask), mask.shape, order="F").astype(np.intp)
+        self.file: IO[bytes] | None = None
+        self.position = 0
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of voxels in the mask."""
+        return len(self.flat)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return volumes `start` to `stop` as float32 of shape (stop - start, n_voxels)."""
+        header = self.header
+        stored = np.empty((stop - start, self.n_voxels), header.dtype)
+        volume = np.empty(int(np.prod(header.shape)), header.dtype)
+        self._seek(start)
+        for row in range(stop - start):
+            self._fill(volume)
+            # A mode other than "raise" lets take write into `out` without a buffer; the indices are known to fit.
+            np.take(volume, self.flat, out=stored[row], mode="clip")
+        if self.position == header.n_volumes:
+            self.close()
+        return self._scale(stored)
+
+    def _scale(self, stored: np.ndarray) -> np.ndarray:
+        if self.header.slope != 1 or self.header.inter != 0:
+            wide = stored.astype(np.float64) * self.header.slope + self.header.inter
+            return (wide / self.divide_by).astype(np.float32)
+        values = stored.astype(np.float32)
+        if self.divide_by != 1:
+            values /= np.float32(self.divide_by)
+        return values
+
+    def _seek(self, start: int) -> None:
+        if self.file is None or start < self.position:
+            self.close()
+            self.file = open_stream(self.header.path)
+            self._skip(self.header.offset)
+        size = int(np.prod(self.header.shape)) * self.header.dtype.itemsize
+        self._skip((start - self.position) * size)
+        self.position = start
+
+    def _skip(self, n_bytes: int) -> None:
+        assert self.file is not None
+        with self._explain():
+            while n_bytes:
+                piece = len(self.file.read(min(n_bytes, 1 << 20)))
+                if not piece:
+                    raise EOFError
+                n_bytes -= piece
+
+    def _fill(self, volume: np.ndarray) -> None:
+        assert self.file is not None
+        rest = memoryview(volume.view(np.uint8))
+        with self._explain():
+            while rest:
+                n = self.file.readinto(rest)  # type: ignore[attr-defined]
+                if not n:
+                    raise EOFError
+                rest = rest[n:]
+        self.position += 1
+
+    def _explain(self) -> _Damage:
+        return _Damage(self)
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        if self.file is not None:
+            self.file.close()
+        self.file, self.position = None, 0
+
+
+class _Damage:
+    """Turns what a damaged stream raises into one sentence."""
+
+    def __init__(self, volumes: MaskedVolumes) -> None:
+        self.volumes = volumes
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, EOFError | zlib.error | OSError):
+            header, reached = self.volumes.header, self.volumes.position
+            with suppress(Exception):
+                self.volumes.close()
+            raise DataError(
+                f"{header.path} is truncated or damaged: it ends in volume {reached} of {header.n_volumes}; copy or "
+                "fetch it again."
+            ) from error
+
+
+def open_stream(path: Path, *, open_gzip: Callable[[Path], IO[bytes]] | None = None) -> IO[bytes]:
+    """Open a file for reading, decompressing it if its first bytes say so.
+
+    Parameters
+    ----------
+    open_gzip
+        How compressed files are opened; `find_gunzip` by default.
+    """
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP_MAGIC
+    return (open_gzip or find_gunzip()[1])(path) if compressed else path.open("rb")
+
+
+def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:
+    """Return the name of the fastest gunzip at hand, and how to open a file with it."""
+    try:
+        from isal import igzip_threaded
+    except ImportError:
+        return "zlib", lambda path: gzip.open(path, "rb")
+    # One thread decompresses ahead while this one gathers voxels.
+    return "isal", lambda path: igzip_threaded.open(path, "rb", threads=1)
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return one volume, of shape (x, y, z), and its affine.
+
+    Raises
+    ------
+    DataError
+        If the file holds several volumes.
+    """
+    header = read_volume_header(path)
+    if header.n_volumes != 1:
+        raise DataError(f"{path} holds {header.n_volumes} volumes; one is expected.")
+    values = MaskedVolumes(header, np.ones(header.shape, bool))(0, 1)[0]
+    return values.reshape(header.shape), header.affine

@@ -1,0 +1,154 @@
+"""Haxby et al. (2001), subject 1: one slice at full in-plane resolution, or the whole brain at 25 mm.
+
+Owns the small recording that was distributed with PyMVPA for its tests: 12 runs of 8 blocks, one for each category, in
+raw scanner units. Only the category of a block is known, so the category is the stimulus; the set has eight rows and no
+pictures. The same eight occur in every run: decode by leaving runs out, never images.
+
+References
+----------
+.. [1] Haxby, Gobbini, Furey, Ishai, Schouten, Pietrini (2001). Science 293, 2425-2430. doi:10.1126/science.1063736
+.. [2] Hanke et al. (2009). PyMVPA. Neuroinformatics 7, 37-53. doi:10.1007/s12021-008-9041-y
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns
+from braindecode_vis.datasets.bids_fmri_files import RunFiles
+from braindecode_vis.datasets.bids_fmri_images import read_seconds
+from braindecode_vis.datasets.bids_fmri_recipe import BoldSettings, Recipe, hash_bold_inputs, prepare_bold
+from braindecode_vis.datasets.bids_fmri_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
+from braindecode_vis.datasets.fmri_sources import ZScoring
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.settings import Settings
+
+CATEGORIES = ("bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe")
+MASKS = ("brain", "gray", "white", "vt", "hoc")
+
+
+class HaxbySlicesConfig(Settings):
+    """Where the recording lies, and how a block becomes a response.
+
+    Parameters
+    ----------
+    root
+        Folder of the BIDS tree.
+    acq
+        ``1slice``: 40 x 20 voxels of 3.1 x 3.75 mm. ``25mm``: 6 x 10 x 10.
+    mask
+        Region, for ``25mm`` only (all voxels above zero of it); None takes the brain there, and in the slice every
+        voxel that varies in all runs.
+    model
+        By default the volumes from 5 s after the onset to 5 s after the offset of a block are averaged, after a
+        quadratic trend was taken out and each voxel was scaled over its run.
+    zscore
+        Standardise each voxel over the blocks of a run (``run``), over all (``session``), or not at all. All blocks
+        count as training trials until a split says otherwise.
+    """
+
+    kind: Literal["haxby_slices"] = "haxby_slices"
+    root: Path | None = None
+    acq: Literal["1slice", "25mm"] = "1slice"
+    mask: Literal["brain", "gray", "white", "vt", "hoc"] | None = None
+    model: ModelConfig = Field(
+        default=WindowConfig(
+            start=5.0,
+            stop=5.0,
+            until="offset",
+            clean=CleanConfig(drift="polynomial", order=2, scaling="zscore"),
+        ),
+        discriminator="kind",
+    )
+    zscore: ZScoring = "none"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of every file that is read."""
+        return hash_bold_inputs(self._make_settings(), self._make_recipe())
+
+    def prepare(self) -> BoldSource:
+        """Return the recording as lazy runs.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a file is missing or damaged, or a block has an unknown category.
+        """
+        source = prepare_bold(self._make_settings(), self._make_recipe())
+        for run in source.runs:
+            found = sorted(run.trials["stimulus_id"])
+            if found != list(CATEGORIES):
+                raise DataError(
+                    f"{run.where} has the blocks {', '.join(found)}, but each run shows {', '.join(CATEGORIES)} once."
+                )
+        return source
+
+    def check(self) -> list[Finding]:
+        """Open every header and table, and compare with the manifest."""
+        try:
+            source = self.prepare()
+        except BraindecodeVisError as error:
+            return [Finding("layout", False, str(error))]
+        facts = read_manifest("haxby_slices").facts
+        first = source.runs[0]
+        found = {
+            "n_runs": len(source.runs),
+            "n_blocks": sum(len(run.trials) for run in source.runs),
+            "n_categories": len(source.stimuli),
+            "n_volumes": first.n_volumes,
+            "t_r": first.t_r,
+            f"shape_{self.acq}": list(first.shape),
+        }
+        return [
+            Finding(key, value == facts[key], f"{value}, declared {facts[key]}")
+            for key, value in found.items()
+        ]
+
+    def _make_settings(self) -> BoldSettings:
+        root = check_root(self.root, read_manifest("haxby_slices"))
+        if self.acq == "1slice" and self.mask is not None:
+            raise ConfigError(
+                f"dataset.mask is {self.mask}, but the masks lie on the 25 mm grid only; leave it out for the slice, "
+                "or set dataset.acq to 25mm."
+            )
+        name = self.mask or "brain"
+        label = f"sub-001_acq-25mm_label-{name}_mask.nii.gz"
+        mask = (
+            root / "derivatives" / "masks" / "sub-001" / "func" / label if self.acq == "25mm" else "varying"
+        )
+        return BoldSettings(
+            root=root, raw=True, mask=mask, model=self.model, zscore=self.zscore, untrained="own"
+        )
+
+    def _make_recipe(self) -> Recipe:
+        notes = {
+            "acq": self.acq,
+            "protocol": "categories: no image is identified",
+            "placement": "the slice has no place in the head (its z is 0)"
+            if self.acq == "1slice"
+            else "head",
+        }
+        return Recipe("haxby_slices", {"acq": (self.acq,)}, read_blocks, notes=notes)
+
+
+def read_blocks(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
+    """Return the blocks of one run; the category is stimulus and concept."""
+    assert run.events is not None
+    check_columns(table.columns, ("trial_type",), what=f"the events table {run.events}")
+    return pd.DataFrame(
+        {
+            "onset": read_seconds(table, "onset", run.events),
+            "duration": read_seconds(table, "duration", run.events),
+            "stimulus_id": table["trial_type"],
+            "concept": table["trial_type"],
+            "path": "",
+            "split": "train",
+            "trial_type": table["trial_type"],
+        }
+    )

@@ -1,0 +1,333 @@
+"""Faces against houses with a four-electrode headband: the N170 recordings of muse-lsl, subject 1.
+
+Owns the CSV files: one run each, microvolt, a marker column. The image of a trial was drawn at random and not logged,
+so a trial names its category and nothing more: `stimulus_id` and `concept` are ``face`` or ``house``, there are no
+pixels, and runs, not images, part training from test trials.
+
+Each run is small, so it is read whole, band-passed once (zero phase) and then handed on in pieces. Epochs with a large
+peak-to-peak amplitude, mostly blinks, are left out, up to a stated share.
+
+References
+----------
+muse-lsl, https://github.com/alexandrebarachant/muse-lsl, data/visual/N170.
+Bentin et al. (1996), doi:10.1162/jocn.1996.8.6.551: the N170.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.arrays import Recording
+from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource, SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
+
+CHANNELS = ("TP9", "AF7", "AF8", "TP10")
+SFREQ = 256.0
+MARKERS = {1: "house", 2: "face"}
+_MARKER = "Marker0"
+_TOLERANCE = 0.005  # relative; time stamps are rounded to 1 ms and start with the transmission
+_PATTERNS = ("data_*.csv", "data_*.csv.gz")
+
+
+class MuseN170Config(Settings):
+    """Where the runs lie, and how trials are cut.
+
+    Parameters
+    ----------
+    root
+        Folder of the runs (``data_*.csv`` or ``data_*.csv.gz``), or one that holds them in ``recordings``.
+    channels
+        Electrodes in the order in which they are stored; ``Right AUX`` is an empty input and not among them.
+    l_freq, h_freq
+        Band in Hz, applied to each run without phase shift before anything else.
+    sfreq
+        Sampling rate of the trials in Hz, a whole fraction of 256.
+    tmin, tmax, baseline, dtype
+        As in `EpochPlan`; the whole epoch is kept.
+    reject
+        Largest peak-to-peak amplitude of an epoch in V, on any channel; None keeps all.
+    max_rejected
+        Largest share of the epochs of one run that may exceed it before that becomes an error.
+    max_dropped
+        Largest share of the epochs of one run that may reach outside the recording.
+    """
+
+    kind: Literal["muse_n170"] = "muse_n170"
+    root: Path | None = None
+    channels: tuple[str, ...] = CHANNELS
+    l_freq: float = Field(default=1.0, gt=0)
+    h_freq: float = Field(default=30.0, gt=0)
+    sfreq: float = Field(default=64.0, gt=0)
+    tmin: float = -0.1
+    tmax: float = 0.8
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    dtype: SampleType = "float32"
+    reject: float | None = Field(default=150e-6, gt=0)
+    max_rejected: float = Field(default=0.25, ge=0, lt=1)
+    max_dropped: float = Field(default=0.02, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "max_rejected", "max_dropped"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the sha256 of the text of every run, packed or not."""
+        return {path.name.removesuffix(".gz"): hash_text(path) for path in find_runs(self.root)}
+
+    def prepare(self, scratch: Path | None = None) -> MeegSource:
+        """Return the runs as parts; `scratch` is not needed.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a run is missing, damaged, or has too many large epochs; the message names the run and its file.
+        """
+        if not self.channels or not set(self.channels) <= set(CHANNELS):
+            raise ConfigError(
+                f"dataset.channels must be some of {', '.join(CHANNELS)}, not {', '.join(self.channels)}."
+            )
+        if not self.l_freq < self.h_freq < SFREQ / 2:
+            raise ConfigError(
+                f"dataset.l_freq < dataset.h_freq < {SFREQ / 2:g} Hz must hold, "
+                f"not {self.l_freq:g} and {self.h_freq:g}."
+            )
+        plan = EpochPlan(
+            sfreq=self.sfreq, tmin=self.tmin, tmax=self.tmax, window=(self.tmin, self.tmax), baseline=self.baseline,
+            mvnn="none", dtype=self.dtype, max_dropped=self.max_dropped,
+        )  # fmt: skip
+        parts, rejected = [], []
+        counts: dict[str, int] = dict.fromkeys(MARKERS.values(), 0)
+        for number, path in enumerate(find_runs(self.root), start=1):
+            part, large = self._open_run(path, f"{number:02d}", plan, counts)
+            parts.append(part)
+            rejected.append({"run": part.recording.run, "n_rejected": large})
+        notes = {
+            "filter": f"band-pass {self.l_freq:g} to {self.h_freq:g} Hz per run, zero-phase FIR",
+            "rejection": "none"
+            if self.reject is None
+            else f"above {self.reject * 1e6:g} microvolt peak to peak",
+            "rejected": rejected,
+            "identity": "the image of a trial is unknown; stimulus ids are categories",
+        }
+        return MeegSource("eeg", tuple(parts), make_categories(), plan, "V", notes=notes)
+
+    def check(self) -> list[Finding]:
+        """Read every run, and recompute every fact that the manifest declares."""
+        manifest = read_manifest("muse_n170")
+        findings, tables = [], []
+        published = {entry.path: entry for entry in manifest.files}
+        for path in find_runs(self.root):
+            name = path.name.removesuffix(".gz")
+            try:
+                samples, onsets, codes = read_run(path, CHANNELS)
+            except DataError as error:
+                findings.append(Finding(name, False, str(error)))
+                continue
+            tables.append((samples.shape[1], codes))
+            entry = published.get(name)
+            if entry is None:
+                findings.append(Finding(name, True, f"{len(onsets)} events; not one of the published runs"))
+                continue
+            same = hash_text(path) == entry.sha256
+            message = f"{len(onsets)} events, " + (
+                "as published" if same else "but not the published bytes; copy it again"
+            )
+            findings.append(Finding(name, same, message))
+        codes = np.concatenate([codes for _, codes in tables]) if tables else np.empty(0, int)
+        found = {
+            "n_runs": len(tables), "n_channels": len(CHANNELS), "sfreq": SFREQ,
+            "n_houses": int((codes == 1).sum()), "n_faces": int((codes == 2).sum()),
+        }  # fmt: skip
+        for name, declared in manifest.facts.items():
+            ok = found[name] == declared
+            findings.append(
+                Finding(
+                    name,
+                    ok,
+                    f"{declared} as declared" if ok else f"declared {declared}, found {found[name]}",
+                )
+            )
+        return findings
+
+    def _open_run(
+        self, path: Path, run: str, plan: EpochPlan, counts: dict[str, int]
+    ) -> tuple[ContinuousPart, int]:
+        samples, onsets, codes = read_run(path, self.channels)
+        samples = filter_run(samples, self.l_freq, self.h_freq)
+        large = np.zeros(len(onsets), dtype=bool)
+        if self.reject is not None:
+            large = find_large_epochs(samples, onsets, plan, self.reject)
+        if large.sum() > self.max_rejected * len(onsets):
+            raise DataError(
+                f"subject 01, run {run}, file {path}: {int(large.sum())} of {len(onsets)} epochs exceed "
+                f"{self.reject * 1e6 if self.reject else 0:g} microvolt peak to peak, above the bound of "
+                f"{self.max_rejected:.0%}; look at the electrodes, or raise dataset.reject."
+            )
+        names = [MARKERS[code] for code in codes[~large].tolist()]
+        repetition = []
+        for name in names:
+            repetition.append(counts[name])
+            counts[name] += 1
+        events = pd.DataFrame(
+            {
+                "onset": onsets[~large] / SFREQ, "sample": onsets[~large], "stimulus_id": names, "concept": names,
+                "split": "train", "repetition": repetition,
+            }
+        )  # fmt: skip
+        recording = Recording("01", "01", run, "eeg", (path,), events, frozenset(MARKERS.values()))
+        part = ContinuousPart(recording, self.channels, SFREQ, samples.shape[1], partial(_cut, samples))
+        return part, int(large.sum())
+
+
+def _cut(samples: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return samples[:, start:stop]
+
+
+def find_runs(root: Path | None) -> list[Path]:
+    """Return the files of the runs in the order of recording, which is that of their names.
+
+    Raises
+    ------
+    DataError
+        If there is none, or a run is there twice, packed and unpacked.
+    """
+    folder = check_root(root, read_manifest("muse_n170"))
+    for candidate in (folder, folder / "recordings"):
+        found = {path for pattern in _PATTERNS for path in candidate.glob(pattern)}
+        if found:
+            break
+    else:
+        raise DataError(
+            f"no run of muse_n170 was found in {folder} or its folder recordings: "
+            "expected data_*.csv or data_*.csv.gz."
+        )
+    runs: dict[str, Path] = {}
+    for path in sorted(found):
+        name = path.name.removesuffix(".gz")
+        if name in runs:
+            raise DataError(
+                f"{path.parent} holds the run {name} both packed and unpacked; remove one of them."
+            )
+        runs[name] = path
+    return [runs[name] for name in sorted(runs)]
+
+
+def hash_text(path: Path) -> str:
+    """Return the sha256 of a file after unpacking, so that it does not depend on how it was packed."""
+    digest = hashlib.sha256()
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}); copy it again.") from error
+    return digest.hexdigest()
+
+
+def read_run(path: Path, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read one run.
+
+    Parameters
+    ----------
+    path
+        A CSV file, gzipped or not.
+    channels
+        Columns to read.
+
+    Returns
+    -------
+    samples : float64 array of shape (n_channels, n_samples)
+        In V.
+    onsets : integer array of shape (n_events,)
+        Sample of each marker.
+    codes : integer array of shape (n_events,)
+        1 for a house, 2 for a face.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, is sampled at another rate, or holds an unknown marker or a non-finite value.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, EOFError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a table ({error}); copy it again.") from error
+    check_columns(table.columns, ("timestamps", *channels, _MARKER), what=f"the run {path}")
+    stamps = table["timestamps"].to_numpy(dtype=float)
+    values = table[list(channels)].to_numpy(dtype=float).T
+    if len(table) < 2 or not np.isfinite(stamps).all() or not np.isfinite(values).all():
+        bad = [name for name, row in zip(channels, values, strict=True) if not np.isfinite(row).all()]
+        raise DataError(
+            f"{path} has {len(table)} rows and missing or non-finite values in {', '.join(bad) or 'timestamps'}; "
+            "it is cut short or damaged: copy it again."
+        )
+    rate = estimate_rate(stamps)
+    if abs(rate / SFREQ - 1) > _TOLERANCE:
+        raise DataError(
+            f"{path} has {len(stamps)} samples in {stamps[-1] - stamps[0]:.2f} s, {rate:.2f} Hz where a Muse records "
+            f"at {SFREQ:g} Hz: samples are missing, or it is another device."
+        )
+    marker = table[_MARKER].to_numpy()
+    onsets = np.flatnonzero(marker)
+    unknown = sorted(set(marker[onsets].tolist()) - set(MARKERS))
+    if unknown:
+        raise DataError(f"{path} has the marker {unknown[0]}; 0 (none), 1 (house) and 2 (face) are known.")
+    if not len(onsets):
+        raise DataError(f"{path} has no marker of a face or house in {_MARKER}.")
+    return values * 1e-6, onsets, marker[onsets].astype(int)
+
+
+def estimate_rate(stamps: np.ndarray) -> float:
+    """Return the mean sampling rate (Hz) of time stamps (s).
+
+    Stamps are rounded to 1 ms, so that the median step is 4 ms and would give 250 Hz for a device of 256.
+
+    Examples
+    --------
+    >>> stamps = np.round(np.arange(2561) / 256, 3)
+    >>> float(estimate_rate(stamps)), float(1 / np.median(np.diff(stamps)).round(6))
+    (256.0, 250.0)
+    """
+    return float((len(stamps) - 1) / (stamps[-1] - stamps[0]))
+
+
+def filter_run(samples: np.ndarray, l_freq: float, h_freq: float) -> np.ndarray:
+    """Band-pass one run without phase shift; shape (n_channels, n_samples) stays."""
+    import mne
+
+    return np.asarray(mne.filter.filter_data(samples, SFREQ, l_freq, h_freq, verbose="error"))
+
+
+def find_large_epochs(samples: np.ndarray, onsets: np.ndarray, plan: EpochPlan, limit: float) -> np.ndarray:
+    """Return which epochs exceed `limit` (V) peak to peak on any channel, boolean of shape (n_events,).
+
+    Parts of an epoch that lie outside the recording are not looked at.
+    """
+    first, last = round(plan.tmin * SFREQ), round(plan.tmax * SFREQ)
+    large = np.zeros(len(onsets), dtype=bool)
+    for row, onset in enumerate(onsets.tolist()):
+        epoch = samples[:, max(0, onset + first) : onset + last + 1]
+        large[row] = bool(np.ptp(epoch, axis=1).max() > limit)
+    return large
+
+
+def make_categories() -> StimulusSet:
+    """Return the two categories as a stimulus set without pixels; the hash of each is that of its name."""
+    names = sorted(MARKERS.values())
+    rows: list[dict[str, Any]] = [
+        {
+            "stimulus_id": name, "concept": name, "path": "",
+            "sha256": hashlib.sha256(name.encode()).hexdigest(),
+        }
+        for name in names
+    ]  # fmt: skip
+    return StimulusSet(pd.DataFrame(rows))

@@ -1,0 +1,266 @@
+"""NSD from images to betas, with seen and imagined pictures.
+
+Owns which image has which `nsdId`. Betas are simulated as such (percent signal change of single trials), without time
+series. The folder of NSD-Imagery holds the betas alone; which trial showed what is in the ground truth, since the
+published stimulus list is a pickle.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.phantom.assemble.jobs import Counts, Format, Job, Progress, Unit
+from braindecode_vis.phantom.assemble.ledger import TRUTH
+from braindecode_vis.phantom.assemble.sizes import PhantomSize, check_imagery, check_numbers, divide
+from braindecode_vis.phantom.assemble.stimuli import list_split
+from braindecode_vis.phantom.assemble.streams import iterate_betas, iterate_volumes
+from braindecode_vis.phantom.assemble.volumes import (
+    GRIDS,
+    count_voxels,
+    estimate_volume_bytes,
+    label_visual_quadrants,
+)
+from braindecode_vis.phantom.bold import compute_voxel_snr
+from braindecode_vis.phantom.brain import Person
+from braindecode_vis.phantom.scanner import ROIS, make_fmri_machine
+from braindecode_vis.phantom.writers import nsd
+from braindecode_vis.phantom.writers.nifti import write_volumes
+from braindecode_vis.phantom.writers.tables import write_tsv
+from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.stimuli import read_image_file
+
+USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
+VERSION = "betas_fithrf_GLMdenoise_RR"
+STIMULUS_S = 3.0
+IMAGERY_SETS = ("A", "B", "C")
+_IMAGERY_SEED = 1 << 40  # trial names of NSD-Imagery lie beyond those of the main experiment
+
+
+def check(size: PhantomSize) -> None:
+    """Raise `ConfigError` if NSD cannot have this size."""
+    check_numbers(size, "nsd", USES)
+    check_imagery(size, "nsd")
+    assert size.n_runs is not None
+    if size.train_repetitions != size.test_repetitions:
+        raise ConfigError(
+            "every image of NSD is shown equally often: train_repetitions must be test_repetitions."
+        )
+    per_session = divide(size.n_trials, size.n_sessions, what="the trials of a person over n_sessions")
+    if per_session < size.n_runs or size.voxel_mm not in GRIDS:
+        raise ConfigError(
+            f"{per_session} trials a session cannot fill {size.n_runs} runs, or voxel_mm ({size.voxel_mm}) is "
+            f"not from {min(GRIDS)} to {max(GRIDS)}."
+        )
+    if (size.n_imagery or 0) % len(IMAGERY_SETS) or (size.imagery_repetitions or 0) % 2:
+        raise ConfigError(
+            f"imagined images come in three sets and two runs: n_imagery ({size.n_imagery}) must be a multiple of 3 "
+            f"and imagery_repetitions ({size.imagery_repetitions}) even."
+        )
+
+
+def count_images(size: PhantomSize) -> int:
+    """Return the number of images: those that everybody sees, and each person's own."""
+    return size.n_train_images * size.n_subjects + size.n_test_concepts
+
+
+def _count_imagery(size: PhantomSize) -> int:
+    """Return the trials of NSD-Imagery of one person: seen, attended and imagined."""
+    # Seen and attended images get half of the repetitions each.
+    return (size.n_imagery or 0) * (size.imagery_repetitions or 0) * 2
+
+
+def count(size: PhantomSize) -> Counts:
+    """Return work and space of betas, regions and the stimulus brick."""
+    n_volumes = size.n_subjects * (size.n_trials + _count_imagery(size))
+    volume = estimate_volume_bytes(size.voxel_mm, "int16")
+    n_images = count_images(size)
+    tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
+    n_bytes = n_volumes * volume + n_images * 3.0 * size.image_size**2 + tables
+    seconds = n_volumes * (2e-4 + 3.5e-7 * count_voxels(size.voxel_mm) + volume * 2.5e-8) + n_images * 2e-3
+    steps = (
+        1
+        + n_images
+        + size.n_subjects * (1 + size.n_trials)
+        + (size.n_subjects * _count_imagery(size) if size.n_imagery else 0)
+    )
+    return Counts(n_bytes, 0, size.n_subjects * size.n_trials * 4.0, 1 + seconds, steps)
+
+
+def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
+    """Return the images with their `nsd_id`; training images carry the person (`subject`) who sees them."""
+    n_own = size.n_train_exemplars
+    table = list_split(
+        size.n_train_concepts, size.n_test_concepts, n_own * size.n_subjects, seed, f"{TRUTH}/images"
+    )
+    is_train = (table["split"] == "train").to_numpy()
+    owner = np.where(is_train, table["exemplar"] // n_own, -1)
+    design = make_design(size, seed)
+    nsd_id = np.empty(len(table), int)
+    nsd_id[~is_train] = design["sharedix"][0] - 1
+    for subject in range(size.n_subjects):
+        nsd_id[owner == subject] = design["subjectim"][subject, size.n_test_concepts :] - 1
+    return table.assign(subject=owner + 1, nsd_id=nsd_id)
+
+
+@lru_cache(maxsize=4)
+def make_design(size: PhantomSize, seed: int) -> nsd.Design:
+    """Return the arrays of ``nsd_expdesign.mat``."""
+    assert size.n_runs is not None
+    return nsd.make_nsd_expdesign(
+        size.n_subjects,
+        size.n_sessions,
+        size.n_train_images + size.n_test_concepts,
+        size.n_test_concepts,
+        count_images(size),
+        derive_seed(seed, "design"),
+        n_repetitions=size.test_repetitions,
+        n_runs=size.n_runs,
+    )
+
+
+def plan(job: Job) -> list[Unit]:
+    """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
+    n_images = len(job.table)
+    units = [
+        Unit("the experimental design", 1, lambda progress: _write_design(job)),
+        Unit("the stimulus brick", n_images, lambda progress: _write_brick(job, progress)),
+    ]
+    per_session = job.size.n_trials // job.size.n_sessions
+    for person in job.people:
+        units.append(
+            Unit(f"subject {person.name}, regions", 1, lambda progress, p=person: _write_person(job, p))
+        )
+        for session in range(1, job.size.n_sessions + 1):
+
+            def write(progress: Progress, person: Person = person, session: int = session) -> list[Path]:
+                return _write_session(job, person, session, progress)
+
+            units.append(Unit(f"subject {person.name}, session {session:02d}, betas", per_session, write))
+        if job.size.n_imagery:
+
+            def imagine(progress: Progress, person: Person = person) -> list[Path]:
+                return _write_imagery(job, person, progress)
+
+            units.append(Unit(f"subject {person.name}, imagery", _count_imagery(job.size), imagine))
+    return units
+
+
+def _write_design(job: Job) -> list[Path]:
+    design = make_design(job.size, job.config.seed)
+    table = nsd.make_stim_info(design, len(job.table))
+    return [nsd.write_expdesign(job.root, design), nsd.write_stim_info(job.root, table)]
+
+
+def _write_brick(job: Job, progress: Progress) -> list[Path]:
+    ordered = job.table.sort_values("nsd_id")["path"]
+    images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
+    return [nsd.write_stimuli(job.root, images, len(ordered), size=job.size.image_size)]
+
+
+def _write_person(job: Job, person: Person) -> list[Path]:
+    machine, number = job.scanner, person.index + 1
+    design = make_design(job.size, job.config.seed)
+    responses = nsd.make_responses(design, number, job.size.n_sessions, job.config.seed)
+    paths = [nsd.write_responses(job.root, number, responses)]
+    ncsnr = machine.fill_volume(compute_voxel_snr(person, machine))
+    paths.append(nsd.write_ncsnr(job.root, number, ncsnr, machine.affine))
+    quadrants, names = label_visual_quadrants(machine)
+    regions = {"prf-visualrois": (machine.fill_volume(quadrants), names)}
+    for name, groups in ROIS.items():
+        if name == "nsdgeneral" or name.startswith("floc-"):
+            known = {i: "_".join(group) for i, group in enumerate(groups, start=1)}
+            regions[name] = (machine.make_roi_volume(name), {1: name} if name == "nsdgeneral" else known)
+    for name, (labels, known) in regions.items():
+        paths.append(nsd.write_roi(job.root, number, name, labels, machine.mask, machine.affine, names=known))
+        paths.append(job.root / "nsddata/freesurfer" / f"subj{number:02d}" / "label" / f"{name}.mgz.ctab")
+    return paths
+
+
+def _write_session(job: Job, person: Person, session: int, progress: Progress) -> list[Path]:
+    shown = nsd.get_trial_images(make_design(job.size, job.config.seed), person.index + 1, session) - 1
+    row_of = np.argsort(job.table["nsd_id"].to_numpy())
+    seeds = (session - 1) * len(shown) + np.arange(len(shown))
+    blocks = progress.watch(iterate_betas(person, job.scanner, row_of[shown], seeds), len)
+    path = nsd.write_betas(
+        job.root,
+        person.index + 1,
+        session,
+        iterate_volumes(job.scanner, blocks),
+        shape=job.scanner.mask.shape,
+        n_trials=len(shown),
+        affine=job.scanner.affine,
+        version=VERSION,
+    )
+    return [path]
+
+
+def make_imagery_design(job: Job, subject: int) -> pd.DataFrame:
+    """Return the trials of NSD-Imagery: `run`, `task` (vis, att, img), `set`, `stimulus_id`, `row`, `imagined`.
+
+    As in the published order of runs: each set is seen in one run, attended in one, and imagined in two.
+    """
+    size = job.size
+    rows = job.test_rows[: size.n_imagery or 0]
+    sets = np.array_split(rows, len(IMAGERY_SETS))
+    half = (size.imagery_repetitions or 0) // 2
+    generator = make_generator(job.config.seed, "nsd-imagery", subject)
+    trials: list[dict[str, object]] = []
+    for run, (task, number) in enumerate(
+        [(task, number) for task in ("vis", "att", "img", "img") for number in range(len(IMAGERY_SETS))],
+        start=1,
+    ):
+        for row in generator.permutation(np.repeat(sets[number], half)):
+            trials.append({"run": run, "task": task, "set": IMAGERY_SETS[number], "row": int(row)})
+    table = pd.DataFrame(trials)
+    table.insert(3, "stimulus_id", job.table["stimulus_id"].to_numpy()[table["row"]])
+    return table.assign(imagined=table["task"] == "img")
+
+
+def _write_imagery(job: Job, person: Person, progress: Progress) -> list[Path]:
+    design = make_imagery_design(job, person.index)
+    seeds = _IMAGERY_SEED + np.arange(len(design))
+
+    def iterate() -> object:
+        for imagined, part in design.groupby((design["imagined"].diff() != 0).cumsum()):
+            del imagined
+            yield from iterate_betas(
+                person,
+                job.scanner,
+                part["row"].to_numpy(),
+                seeds[part.index],
+                imagery=bool(part["imagined"].iloc[0]),
+            )
+
+    folder = job.root / "nsddata_betas" / "ppdata" / f"subj{person.index + 1:02d}" / nsd.SPACE
+    blocks = progress.watch(iterate(), len)  # type: ignore[arg-type]
+    path = write_volumes(
+        folder / f"nsdimagery{VERSION}" / "betas_nsdimagery.nii.gz",
+        (np.rint(volume * nsd.SCALE).astype(np.int16) for volume in iterate_volumes(job.scanner, blocks)),
+        shape=job.scanner.mask.shape,
+        n_volumes=len(design),
+        affine=job.scanner.affine,
+        dtype=np.int16,
+        t_r=nsd.T_R,
+    )
+    table = job.root / TRUTH / f"sub-{person.name}_nsdimagery_trials.tsv"
+    return [path, write_tsv(table, design)]
+
+
+FORMAT = Format(
+    name="nsd",
+    description="Natural Scenes Dataset: int16 betas per session, regions, design, stimulus brick, NSD-Imagery",
+    modality="fmri",
+    uses=USES,
+    duration_s=STIMULUS_S,
+    check=check,
+    count=count,
+    list_images=list_images,
+    count_images=count_images,
+    make_machine=lambda size: make_fmri_machine(size.voxel_mm or 0, nsd.T_R),
+    plan=plan,
+)

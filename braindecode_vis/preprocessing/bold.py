@@ -1,0 +1,346 @@
+"""fMRI time series to single-trial responses, streamed run by run.
+
+Owns the order of the steps: volumes are read one after the other and masked at once, drifts and confounds are regressed
+out, each voxel is scaled, and a model or a window gives one response per trial. What follows (standardising with
+training trials, parcels, writing) is that of all fMRI data sets. One masked run is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.bids_fmri_source import (
+    BoldRun,
+    BoldSource,
+    CleanConfig,
+    GlmConfig,
+    WindowConfig,
+)
+from braindecode_vis.datasets.fmri_sources import BetasPart, FmriSource, Geometry
+from braindecode_vis.datasets.fmri_volumes import MaskedVolumes, VolumeHeader
+from braindecode_vis.preprocessing.betas import Advance, write_fmri_source
+from braindecode_vis.preprocessing.glm import (
+    fit_trials,
+    make_drifts,
+    make_nuisance_basis,
+    make_regressors,
+    remove_nuisance,
+)
+
+_BLOCK_VOXELS = 8192
+_BLOCK_VOLUMES = 16
+_UNITS = {"percent": "percent signal change", "zscore": "z", "none": "scanner units"}
+
+
+class BoldConfig(Protocol):
+    """A data set configuration that describes time series."""
+
+    def prepare(self) -> BoldSource:
+        """Return the lazy source."""
+        ...
+
+
+def write_bold(
+    config: BoldConfig, folder: Path, *, seed: int = 0, advance: Advance | None = None
+) -> dict[str, Any]:
+    """Read a data set of time series and write responses and stimuli below `folder`.
+
+    Parameters
+    ----------
+    config
+        Configuration of the data set.
+    folder
+        Where ``responses`` and ``stimuli`` are written; made if needed.
+    seed
+        Unused: nothing here is random.
+    advance
+        Called with the number of trials done since the last call.
+
+    Returns
+    -------
+    summary
+        As `write_fmri_source` gives it.
+
+    Raises
+    ------
+    DataError
+        If an image is damaged, a voxel is not finite, or a trial cannot be estimated; the message names the run.
+    """
+    return write_fmri_source(make_betas(config.prepare()), folder, advance=advance)
+
+
+def make_betas(source: BoldSource) -> FmriSource:
+    """Return single-trial responses that are computed when they are read."""
+    geometry = source.geometry if not isinstance(source.geometry, str) else find_geometry(source)
+    constant: dict[str, int] = {}
+    parts = []
+    for run in source.runs:
+        own = geometry if isinstance(geometry, Geometry) else geometry[run.subject]
+        trials, rows = _plan_rows(run, source.model)
+        reader = _RunReader(run, own, source, rows, constant)
+        parts.append(BetasPart(trials, run.files, own.n_voxels, reader))
+    times = _find_times(source)
+    notes = {"constant_voxels_by_run": constant, **source.notes}
+    unit = _UNITS[source.model.clean.scaling]
+    return FmriSource(tuple(parts), source.stimuli, source.plan, unit, geometry, times, notes=notes)
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Return the trial table of the store, and the volumes that each row averages (none for a model)."""
+    if isinstance(model, GlmConfig):
+        return run.trials, []
+    windows = _find_windows(run, model)
+    if model.keep != "volumes":
+        return run.trials, windows
+    counts = [len(window) for window in windows]
+    trials = run.trials.loc[np.repeat(np.arange(len(run.trials)), counts)].reset_index(drop=True)
+    volumes = np.concatenate(windows)
+    return trials.assign(volume=volumes), [np.array([volume]) for volume in volumes]
+
+
+def _find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray]:
+    """Return the volumes in the window of each trial."""
+    times, onsets = run.frame_times, run.trials["onset"].to_numpy(float)
+    if model.keep == "times":
+        n, first = _count_times(run.t_r, model), np.searchsorted(times, onsets + model.start - 1e-6)
+        if (last := int(first.max()) + n) > run.n_volumes:
+            raise DataError(
+                f"{run.where} ends with volume {run.n_volumes - 1}, but the window of its last trial reaches to "
+                f"{last - 1}; shorten it with dataset.model.stop."
+            )
+        return [np.arange(start, start + n) for start in first.tolist()]
+    ends = onsets + model.stop
+    if model.until == "offset":
+        ends = ends + run.trials["duration"].to_numpy(float)
+    windows = [
+        np.flatnonzero((times >= low - 1e-6) & (times < high - 1e-6))
+        for low, high in zip(onsets + model.start, ends, strict=True)
+    ]
+    empty = [row for row, window in enumerate(windows) if not len(window)]
+    if empty:
+        row = run.trials.iloc[empty[0]]
+        raise DataError(
+            f"{run.where}: {len(empty)} of {len(windows)} trials have no volume in their window, first "
+            f"{row['stimulus_id']} at {row['onset']:g} s; the run ends at {times[-1]:g} s. Widen or shift the window."
+        )
+    return windows
+
+
+def _count_times(t_r: float, model: WindowConfig) -> int:
+    return max(1, round((model.stop - model.start) / t_r))
+
+
+def _find_times(source: BoldSource) -> np.ndarray | None:
+    model = source.model
+    if not isinstance(model, WindowConfig) or model.keep != "times":
+        return None
+    steps = {run.t_r for run in source.runs}
+    if len(steps) > 1:
+        raise DataError(f"runs with the repetition times {sorted(steps)} s have no common time axis.")
+    t_r = steps.pop()
+    return model.start + t_r * np.arange(_count_times(t_r, model))
+
+
+# --- one run ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _RunReader:
+    """Computes the responses of a run when the first ones are asked for, and forgets them after the last."""
+
+    run: BoldRun
+    geometry: Geometry
+    source: BoldSource
+    windows: list[np.ndarray]
+    constant: dict[str, int]
+    values: np.ndarray | None = field(default=None, repr=False)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        if self.values is None:
+            self.values = self._compute()
+        block = self.values[start:stop]
+        if stop >= len(self.values):
+            self.values = None
+        return block
+
+    def _compute(self) -> np.ndarray:
+        run, model = self.run, self.source.model
+        assert self.geometry.mask is not None
+        series = read_series(run, self.geometry.mask)
+        self._check_constant(series)
+        basis = _make_basis(run, model)
+        regressors = None
+        if isinstance(model, GlmConfig):
+            regressors = make_regressors(run.trials, run.frame_times, hrf_model=model.hrf_model)
+        n_rows = len(run.trials) if regressors is not None else len(self.windows)
+        shape: tuple[int, ...] = (n_rows, series.shape[1])
+        if isinstance(model, WindowConfig) and model.keep == "times":
+            shape = (*shape, len(self.windows[0]))
+        out = np.empty(shape, np.float32)
+        for start in range(0, series.shape[1], _BLOCK_VOXELS):
+            here = slice(start, start + _BLOCK_VOXELS)
+            block = clean_series(series[:, here].astype(np.float64), basis, model.clean, where=run.where)
+            if regressors is not None:
+                assert isinstance(model, GlmConfig)
+                try:
+                    out[:, here] = fit_trials(block, regressors, basis, method=model.trials)
+                except DataError as error:
+                    raise DataError(f"{run.where}: {error}") from error
+            elif len(shape) == 3:
+                out[:, here] = np.stack([block[window].T for window in self.windows])
+            else:
+                out[:, here] = np.stack([block[window].mean(axis=0) for window in self.windows])
+        return out
+
+    def _check_constant(self, series: np.ndarray) -> None:
+        n = int((series.max(axis=0) == series.min(axis=0)).sum())
+        if n > self.source.max_constant * series.shape[1]:
+            raise DataError(
+                f"{self.run.where}: {n} of the {series.shape[1]} voxels of the mask never change, above the bound of "
+                f"{self.source.max_constant:.0%}: the mask reaches outside the image; set dataset.mask to varying, or "
+                "raise dataset.max_constant to give them the response 0."
+            )
+        if n:
+            self.constant[self.run.image.name] = n
+
+
+def _make_basis(run: BoldRun, model: GlmConfig | WindowConfig) -> np.ndarray:
+    """Return the nuisance of a run: drifts, confounds and, in a model, events that are no trials."""
+    clean = model.clean
+    drifts = make_drifts(run.frame_times, drift=clean.drift, cutoff=clean.cutoff, order=clean.order)
+    pieces = [drifts, run.confounds]
+    if isinstance(model, GlmConfig):
+        for _, events in run.others.groupby("trial_type"):
+            pieces.append(
+                make_regressors(events, run.frame_times, hrf_model=model.hrf_model).sum(axis=1, keepdims=True)
+            )
+    basis = make_nuisance_basis(np.concatenate(pieces, axis=1))
+    if basis.shape[1] > 0.8 * run.n_volumes:
+        raise DataError(
+            f"{run.where}: {basis.shape[1]} drifts and confounds leave little of {run.n_volumes} volumes; use fewer."
+        )
+    return basis
+
+
+def clean_series(series: np.ndarray, basis: np.ndarray, clean: CleanConfig, *, where: str) -> np.ndarray:
+    """Take drifts and confounds out of time series and scale them.
+
+    Parameters
+    ----------
+    series : float64 array of shape (n_volumes, n_voxels)
+    basis : array of shape (n_volumes, rank)
+        Orthonormal; holds the constant.
+    clean
+        Says how to scale. The percentage is that of the voxel's mean over the run.
+    where
+        Which run, for messages.
+
+    Returns
+    -------
+    cleaned : float64 array of shape (n_volumes, n_voxels)
+        Constant voxels are 0.
+    """
+    mean = series.mean(axis=0)
+    is_constant = series.max(axis=0) == series.min(axis=0)
+    rest = remove_nuisance(series, basis)
+    if clean.scaling == "none":
+        return np.where(is_constant, 0, rest)
+    if clean.scaling == "zscore":
+        scale = rest.std(axis=0)
+        unusable = is_constant | (scale <= 1e-9 * np.abs(mean))
+        return np.where(unusable, 0, rest / np.where(unusable, 1, scale))
+    low = ~is_constant & (mean <= series.std(axis=0))
+    if low.sum() > 0.05 * max(1, (~is_constant).sum()):
+        raise DataError(
+            f"{where}: {int(low.sum())} voxels have a mean at or below their variation, so a percentage of it means "
+            "nothing: the images were standardised before, or the mask holds air; set dataset.model.clean.scaling to "
+            "zscore or none, or choose a tighter mask."
+        )
+    usable = ~is_constant & ~low
+    return np.where(usable, 100 * rest / np.where(usable, mean, 1), 0)
+
+
+# --- volumes ----------------------------------------------------------------------------------------------
+
+
+def iterate_volumes(header: VolumeHeader) -> Iterator[np.ndarray]:
+    """Yield the volumes of a file one by one, float32 of shape (x, y, z), scaled by the header."""
+    read = MaskedVolumes(header, np.ones(header.shape, bool))
+    for start in range(header.n_volumes):
+        yield read(start, start + 1).reshape(header.shape)
+
+
+def read_series(run: BoldRun, mask: np.ndarray) -> np.ndarray:
+    """Return the time series of the voxels of `mask` in C order, float32 of shape (n_volumes, n_voxels).
+
+    Raises
+    ------
+    DataError
+        If a value is not finite.
+    """
+    read = MaskedVolumes(run.header, mask)
+    series = np.empty((run.n_volumes, read.n_voxels), np.float32)
+    for start in range(0, run.n_volumes, _BLOCK_VOLUMES):
+        stop = min(start + _BLOCK_VOLUMES, run.n_volumes)
+        series[start:stop] = read(start, stop)
+    finite = np.isfinite(series).all(axis=0)
+    if not finite.all():
+        raise DataError(
+            f"{run.where}: {int((~finite).sum())} voxels of the mask are not finite; "
+            "set dataset.mask to varying, or fetch the file again."
+        )
+    return series
+
+
+def find_geometry(source: BoldSource) -> Geometry | Mapping[str, Geometry]:
+    """Return the mask that the images themselves suggest.
+
+    Raises
+    ------
+    DataError
+        If no voxel is left.
+    """
+    masks: dict[str, np.ndarray] = {}
+    affines: dict[str, np.ndarray] = {}
+    for run in source.runs:
+        subject = run.subject
+        found = _find_varying(run) if source.geometry == "varying" else _find_brain(run)
+        masks[subject] = masks[subject] & found if subject in masks else found
+        affines[subject] = run.affine
+        if not masks[subject].any():
+            raise DataError(f"{run.where} leaves no voxel in the mask {source.geometry!r}; give a mask file.")
+    geometries = {name: Geometry.from_mask(mask, affines[name]) for name, mask in masks.items()}
+    return geometries if len(geometries) > 1 else next(iter(geometries.values()))
+
+
+def _find_varying(run: BoldRun) -> np.ndarray:
+    low, high = np.full(run.shape, np.inf, np.float32), np.full(run.shape, -np.inf, np.float32)
+    for volume in iterate_volumes(run.header):
+        low, high = np.minimum(low, volume), np.maximum(high, volume)
+    return np.asarray(np.isfinite(low) & np.isfinite(high) & (high > low))
+
+
+def _find_brain(run: BoldRun) -> np.ndarray:
+    import nibabel
+    from nilearn.masking import compute_epi_mask
+
+    total = np.zeros(run.shape)
+    for volume in iterate_volumes(run.header):
+        total += volume
+    try:
+        mask = compute_epi_mask(nibabel.Nifti1Image(total / run.n_volumes, run.affine))
+    except Exception as error:  # nilearn finds no brain in too small or too odd an image
+        raise DataError(
+            f"{run.where}: nilearn finds no brain in the mean image ({error}); set dataset.mask to varying or a file."
+        ) from error
+    return np.asarray(mask.dataobj) > 0

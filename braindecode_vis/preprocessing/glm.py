@@ -1,0 +1,171 @@
+"""One amplitude per trial from a BOLD time series: least squares, all voxels and all trials at once.
+
+Owns the arithmetic. The regressors are nilearn's, so that a fit equals the one that nilearn's `FirstLevelModel` makes
+trial by trial; the loop over trials is replaced by three sums, because the models of a run differ in two columns only.
+Knows no files.
+
+References
+----------
+.. [1] Mumford, Turner, Ashby, Poldrack (2012). Deconvolving BOLD activation in event-related designs for multivoxel
+   pattern classification analyses. NeuroImage 59, 2636-2643. doi:10.1016/j.neuroimage.2011.08.076
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError, check_option
+
+_RANK_TOLERANCE = 1e-8
+
+
+def make_regressors(
+    events: pd.DataFrame, frame_times: np.ndarray, *, hrf_model: str = "glover"
+) -> np.ndarray:
+    """Return the expected time course of each event, float64 of shape (n_volumes, n_events).
+
+    Parameters
+    ----------
+    events : DataFrame
+        `onset` and `duration` in s.
+    frame_times : array of shape (n_volumes,)
+        In s.
+    hrf_model
+        Name of a canonical response in nilearn.
+    """
+    from nilearn.glm.first_level import compute_regressor
+
+    columns = []
+    for onset, duration in zip(events["onset"].astype(float), events["duration"].astype(float), strict=True):
+        columns.append(
+            compute_regressor(np.array([[onset], [duration], [1.0]]), hrf_model, frame_times)[0][:, 0]
+        )
+    return np.stack(columns, axis=1) if columns else np.empty((len(frame_times), 0))
+
+
+def make_drifts(
+    frame_times: np.ndarray,
+    *,
+    drift: Literal["cosine", "polynomial", "none"],
+    cutoff: float = 128.0,
+    order: int = 1,
+) -> np.ndarray:
+    """Return slow drifts and a constant, float64 of shape (n_volumes, n_drifts).
+
+    Parameters
+    ----------
+    frame_times : array of shape (n_volumes,)
+        In s, evenly spaced.
+    drift
+        ``cosine`` up to the period `cutoff` (s), ``polynomial`` up to the degree `order`, or ``none``: constant only.
+
+    Examples
+    --------
+    >>> make_drifts(np.arange(100.0), drift="polynomial", order=2).shape
+    (100, 3)
+    """
+    check_option("the drift", drift, ("cosine", "polynomial", "none"))
+    n = len(frame_times)
+    if drift == "polynomial":
+        return np.polynomial.legendre.legvander(np.linspace(-1, 1, n), order)
+    if drift == "none" or n < 2:
+        return np.ones((n, 1))
+    t_r = float(frame_times[1] - frame_times[0])
+    n_cosines = min(int(np.floor(2 * n * t_r / cutoff)), n - 1)
+    phase = np.pi / n * (np.arange(n) + 0.5)
+    return np.cos(np.outer(phase, np.arange(n_cosines + 1)))  # the zeroth is the constant
+
+
+def make_nuisance_basis(nuisance: np.ndarray) -> np.ndarray:
+    """Return an orthonormal basis of nuisance time courses, shape (n_volumes, rank); repeats among them do no harm."""
+    scale = np.linalg.norm(nuisance, axis=0)
+    columns = nuisance[:, scale > 0] / scale[scale > 0]
+    left, values, _ = np.linalg.svd(columns, full_matrices=False)
+    return left[:, values > 1e-10 * values[0]]
+
+
+def remove_nuisance(series: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return what an orthonormal `basis` does not explain of `series`, shape (n_volumes, n_columns)."""
+    return series - basis @ (basis.T @ series)
+
+
+def fit_trials(
+    series: np.ndarray, regressors: np.ndarray, basis: np.ndarray, *, method: Literal["lss", "lsa"] = "lss"
+) -> np.ndarray:
+    """Estimate the amplitude of every trial in every voxel.
+
+    Parameters
+    ----------
+    series : array of shape (n_volumes, n_voxels)
+    regressors : array of shape (n_volumes, n_trials)
+        From `make_regressors`.
+    basis : array of shape (n_volumes, rank)
+        Drifts, confounds and events of no interest, from `make_nuisance_basis`.
+    method
+        ``lss``: each trial against the sum of all others. ``lsa``: all trials at once.
+
+    Returns
+    -------
+    betas : float64 array of shape (n_trials, n_voxels)
+
+    Raises
+    ------
+    DataError
+        If a trial cannot be told from the other ones or from the nuisance.
+
+    Examples
+    --------
+    >>> series = np.array([[1.0], [0], [2], [0]])
+    >>> trials = np.array([[1.0, 0], [0, 0], [0, 1], [0, 0]])
+    >>> fit_trials(series, trials, np.zeros((4, 0)), method="lsa").ravel().tolist()
+    [1.0, 2.0]
+    """
+    check_option("the single-trial method", method, ("lss", "lsa"))
+    clean = remove_nuisance(regressors, basis)
+    gram = clean.T @ clean
+    _check_visible(gram, regressors)
+    # `clean` is orthogonal to the nuisance already, so the series need not be.
+    projected = clean.T @ series  # (trial, voxel)
+    if method == "lsa":
+        return _solve_all(gram, projected)
+    total = gram.sum(axis=1)
+    own = gram.diagonal()
+    cross = total - own
+    rest = total.sum() - 2 * total + own
+    determinant = own * rest - cross**2
+    if len(own) == 1:
+        return projected / own[:, None]
+    bad = determinant <= _RANK_TOLERANCE * own * rest
+    if bad.any():
+        raise DataError(
+            f"trial {int(np.flatnonzero(bad)[0])} of the run cannot be told from the sum of the others; "
+            "check the onsets, or use fewer drifts and confounds."
+        )
+    others = projected.sum(axis=0) - projected
+    return (rest[:, None] * projected - cross[:, None] * others) / determinant[:, None]
+
+
+def _check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
+    power = np.square(regressors).sum(axis=0)
+    unseen = gram.diagonal() <= _RANK_TOLERANCE * np.maximum(power, np.finfo(float).tiny)
+    unseen |= power < 1e-3 * np.median(power)
+    if unseen.any():
+        raise DataError(
+            f"trial {int(np.flatnonzero(unseen)[0])} of the run leaves no trace in the model ({int(unseen.sum())} such "
+            "trials): its response falls outside the volumes, or drifts and confounds explain it away."
+        )
+
+
+def _solve_all(gram: np.ndarray, projected: np.ndarray) -> np.ndarray:
+    scale = 1 / np.sqrt(gram.diagonal())
+    values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
+    if values[0] < _RANK_TOLERANCE * values[-1]:
+        raise DataError(
+            f"the {len(values)} trials of the run cannot be told apart in one model (smallest eigenvalue "
+            f"{values[0] / values[-1]:.1g} of the largest); use the model trials=lss."
+        )
+    inner = vectors.T @ (scale[:, None] * projected)
+    return scale[:, None] * (vectors @ (inner / values[:, None]))

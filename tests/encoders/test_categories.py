@@ -1,0 +1,147 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders import categories
+from braindecode_vis.encoders.categories import CategoryDecoder, LdaConfig, LogisticConfig
+
+
+def make_trials(n_classes=2, n_trials=120, signal=1.0, seed=0, n_runs=4):
+    generator = np.random.default_rng(seed)
+    codes = np.arange(n_trials) % n_classes
+    data = 1e-6 * generator.normal(size=(n_trials, 3, 8))
+    data += 1e-6 * signal * generator.normal(size=(n_classes, 3, 8))[codes]
+    names = np.array(["face", "house", "shoe"], dtype=object)[codes]
+    runs = [f"{1 + r:02d}" for r in (np.arange(n_trials) * n_runs // n_trials)]
+    trials = pd.DataFrame(
+        {
+            "subject": "01",
+            "session": "01",
+            "run": runs,
+            "stimulus_id": names,
+            "repetition": 0,
+            "split": "train",
+        }
+    )
+    return Responses(data.astype(np.float32), ("trial", "channel", "time"), trials, "V"), names
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (LdaConfig(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")),
+        (LogisticConfig(c=(0.1,)), LogisticRegression(C=0.1, max_iter=5000)),
+    ],
+    ids=["lda", "logistic"],
+)
+def test_decisions_equal_scikit_learn_and_survive_the_disk(tmp_path, config, model, n_classes):
+    responses, labels = make_trials(n_classes)
+    train, test = responses.select(np.arange(90)), responses.select(np.arange(90, 120))
+    decoder = config.build(seed=0).fit(train, labels[:90])
+    reference = make_pipeline(StandardScaler(), model).fit(
+        train.as_matrix().astype(np.float64), labels[:90].astype(str)
+    )
+    expected = reference.predict_proba(test.as_matrix().astype(np.float64))
+    assert decoder.classes == tuple(reference.classes_)
+    # Only rounding differs: both are double precision.
+    np.testing.assert_allclose(decoder.decision(test), expected, atol=1e-9)
+    decoder.write(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    back = config.read(tmp_path)
+    np.testing.assert_array_equal(back.decision(test), decoder.decision(test))
+    assert back.classes == decoder.classes
+
+
+def test_decoding_follows_the_signal():
+    for signal, low, high in ((0.0, 0.3, 0.7), (1.5, 0.95, 1.01)):
+        responses, labels = make_trials(signal=signal, seed=3)
+        decoder = LdaConfig().build(seed=0).fit(responses.select(np.arange(80)), labels[:80])
+        decided = np.array(decoder.classes)[
+            decoder.decision(responses.select(np.arange(80, 120))).argmax(axis=1)
+        ]
+        assert low <= (decided == labels[80:]).mean() <= high
+
+
+def test_the_penalty_is_chosen_by_leaving_training_runs_out():
+    responses, labels = make_trials(signal=0.2, n_trials=80)
+    config = LogisticConfig(c=(1e-4, 1e-1, 10.0))
+    decoder = config.build(seed=0).fit(responses, labels)
+    runs = responses.trials["run"].to_numpy()
+    data = responses.as_matrix().astype(np.float64)
+    losses = []
+    for c in config.c:
+        own = []
+        for run in np.unique(runs):
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
+            model.fit(data[runs != run], labels[runs != run].astype(str))
+            seen = model.predict_proba(data[runs == run])
+            own.extend(
+                -np.log(seen[np.arange(len(seen)), np.searchsorted(model.classes_, labels[runs == run])])
+            )
+        losses.append(np.mean(own))
+    assert [row["c"] for row in decoder.fitted.choices] == list(config.c)
+    np.testing.assert_allclose([row["log_loss"] for row in decoder.fitted.choices], losses, rtol=1e-9)
+    best = config.c[int(np.argmin(losses))]
+    fixed = LogisticConfig(c=(best,)).build(seed=0).fit(responses, labels)
+    np.testing.assert_array_equal(fixed.decision(responses), decoder.decision(responses))
+
+
+def test_held_out_trials_move_nothing_that_was_fitted():
+    responses, labels = make_trials()
+    poisoned = responses.data.copy()
+    poisoned[90:] = 1e3
+    other = Responses(poisoned, responses.dims, responses.trials, "V")
+    rows = np.arange(90)
+    for config in (LdaConfig(), LogisticConfig(c=(0.01, 1.0))):
+        left = config.build(seed=0).fit(responses.select(rows), labels[:90]).fitted
+        right = config.build(seed=0).fit(other.select(rows), labels[:90]).fitted
+        np.testing.assert_array_equal(left.weights, right.weights)
+        np.testing.assert_array_equal(left.mean, right.mean)
+
+
+def test_a_constant_feature_changes_nothing():
+    responses, labels = make_trials()
+    flat = np.concatenate([responses.data, np.full((120, 1, 8), 7e-6, np.float32)], axis=1)
+    more = Responses(flat, responses.dims, responses.trials, "V")
+    left = LogisticConfig().build(seed=0).fit(responses, labels).decision(responses)
+    right = LogisticConfig().build(seed=0).fit(more, labels).decision(more)
+    np.testing.assert_allclose(left, right, atol=1e-6)  # the solver stops by its own tolerance
+
+
+def test_misuse_is_told_in_words(tmp_path, monkeypatch):
+    responses, labels = make_trials()
+    with pytest.raises(DataError, match="one label per trial: 120 trials came with labels of shape"):
+        LdaConfig().build(seed=0).fit(responses, labels[:5])
+    with pytest.raises(DataError, match="all trials are 'face'"):
+        LdaConfig().build(seed=0).fit(responses, np.full(120, "face"))
+    with pytest.raises(DataError, match="lda decoder has not been fitted"):
+        LdaConfig().build(seed=0).decision(responses)
+    with pytest.raises(ConfigError, match="at least one candidate"):
+        LogisticConfig(c=()).build(seed=0)
+    one_run, _ = make_trials(n_runs=1)
+    with pytest.raises(ConfigError, match="training trials are of one run"):
+        LogisticConfig(c=(0.1, 1.0)).build(seed=0).fit(one_run, labels)
+    only = labels.copy()
+    only[:] = "face"
+    only[:10] = "house"
+    with pytest.raises(DataError, match="'house' occurs in the run 01/01/01 only"):
+        LogisticConfig(c=(0.1, 1.0)).build(seed=0).fit(responses, only)
+    with pytest.raises(ConfigError, match="did not converge in 1 steps"):
+        LogisticConfig(c=(100.0,), max_iter=1).build(seed=0).fit(responses, labels)
+    decoder = LdaConfig().build(seed=0).fit(responses, labels)
+    fewer = Responses(responses.data[:, :2], responses.dims, responses.trials, "V")
+    with pytest.raises(DataError, match="fitted on 24 features, but these responses have 16"):
+        decoder.decision(fewer)
+    decoder.write(tmp_path)
+    with pytest.raises(DataError, match="of kind 'lda', not 'logistic'"):
+        CategoryDecoder.read(LogisticConfig(), tmp_path)
+    monkeypatch.setattr(categories, "_MAX_LDA_FEATURES", 10)
+    with pytest.raises(ConfigError, match="to at most 10 features"):
+        LdaConfig().build(seed=0).fit(responses, labels)
