@@ -258,29 +258,112 @@ def _run_everything(run: pipeline.Run, as_json: bool, pipeline: Any) -> None:
 
 
 @app.command()
+def phantom(
+    form: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="Data set to imitate; a wrong name lists them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],
+    size: Annotated[str, typer.Option("--size", help="tiny, small, demo or full.")] = "small",
+    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated people.")] = None,
+    concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = None,
+    exemplars: Annotated[
+        int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")
+    ] = None,
+    test_concepts: Annotated[
+        int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")
+    ] = None,
+    sessions: Annotated[
+        int | None, typer.Option("--sessions", min=1, help="Sessions of each person.")
+    ] = None,
+    train_repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Times a training image is seen.")
+    ] = None,
+    test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None,
+    snr: Annotated[
+        float, typer.Option("--snr", min=0.0, help="Signal power over noise power, single trials.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate people looking at images, in the files of a public data set, with the truth beside them."""
+    from braindecode_vis import pipeline
+    from braindecode_vis.checks import check_option
+    from braindecode_vis.phantom import assemble
+
+    check_option("FORMAT", form, assemble.FORMATS)
+    check_option("--size", size, assemble.SIZES[form])
+    changes = {
+        "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
+        "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
+        "test_repetitions": test_repetitions,
+    }  # fmt: skip
+    chosen = assemble.SIZES[form][size].replace(**{k: v for k, v in changes.items() if v is not None})
+    estimate = assemble.estimate_phantom(form, chosen)
+    cost = (
+        f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min recorded; "
+        f"about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core "
+        "beside the image encoder"
+    )
+    _console().print(cost, markup=False)
+    if dry_run:
+        if as_json:
+            _print_json({"run_folder": None, "scores": [], "estimate": vars(estimate)})
+        return
+    truth = pipeline.make_phantom(form, out, size=chosen, snr=snr, seed=seed, listener=_ConsoleListener())
+    if as_json:
+        people = [dict(person) for person in truth.people]
+        _print_json({"run_folder": None, "scores": [], "root": str(truth.root), "people": people})
+        return
+    console = _console(stderr=False)
+    console.print(f"data set: {truth.root}", markup=False)
+    console.print(f"truth: {truth.folder}", markup=False)
+    for person in truth.people:
+        bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in person["ideal_top1"].items())
+        console.print(f"subject {person['subject']}: top-1 of an ideal observer {bounds}", markup=False)
+
+
+@app.command()
 def demo(
-    out: Out = None,
-    snr: Annotated[float, typer.Option("--snr", min=0.0, help="Signal variance over noise variance.")] = 1.0,
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("demo_run"),
+    size: Annotated[
+        str, typer.Option("--size", help="Size of the simulated data set: tiny, small or demo.")
+    ] = "demo",
+    snr: Annotated[
+        float | None, typer.Option("--snr", min=0.0, help="Signal power over noise power.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run everything on simulated recordings: no data, no GPU and no network needed."""
+    """Simulate EEG of a person looking at images and decode it: no data, no GPU and no network needed."""
     from braindecode_vis import pipeline
+    from braindecode_vis.checks import check_option
 
-    overrides = [f"dataset.snr={snr}", f"seed={seed}", "name=demo"]
-    _run_everything(_open("synthetic_digits", None, out, overrides), as_json, pipeline)
+    check_option("--size", size, ("tiny", "small", "demo"))
+    level = pipeline.DEMO_SNR if snr is None else snr
+    run, truth = pipeline.run_demo(out, size=size, snr=level, seed=seed, listener=_ConsoleListener())
+    if not as_json:
+        _print_scores(pipeline.read_scores(run.folder.path))
+        _console(stderr=False).print(
+            f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
+            f"knows the simulated brain reach {max(p['ideal_top1'][k] for p in truth.people for k in p['ideal_top1']):.3f}",
+            markup=False,
+        )
+    _finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
 
 
 def _print_scores(rows: list[dict[str, Any]]) -> None:
     """Print one line per metric and subject: the decoded system, chance, and the best control beside it."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     wide = console.width >= 110
     several = len({row["subject"] for row in rows}) > 1
-    table = Table(title="Scores of the decoded system (95 % interval)", title_justify="left")
+    table = Table(title="Scores of the decoded system (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
     for column in (*["subject"] * several, "metric"):
         table.add_column(column, no_wrap=True)
     for column in ("value", "interval", "chance", "p", "n"):

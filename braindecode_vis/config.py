@@ -14,11 +14,14 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.datasets.bids_meeg import BidsMeegConfig
 from braindecode_vis.datasets.digits69 import Digits69Config
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.datasets.muse_n170 import MuseN170Config
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
+from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
+from braindecode_vis.datasets.things_meg import ThingsMegConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
@@ -30,7 +33,14 @@ from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
 
 DatasetConfig = Annotated[
-    Digits69Config | MuseN170Config | SyntheticDigitsConfig | ThingsEeg2Config, Field(discriminator="kind")
+    BidsMeegConfig
+    | Digits69Config
+    | MuseN170Config
+    | SyntheticDigitsConfig
+    | ThingsEeg1Config
+    | ThingsEeg2Config
+    | ThingsMegConfig,
+    Field(discriminator="kind"),
 ]
 ImageEncoderConfig = Annotated[PixelsConfig | PcaConfig | EfficientNetConfig, Field(discriminator="kind")]
 BrainEncoderConfig = Annotated[RidgeConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")]
@@ -47,6 +57,9 @@ class RetrievalConfig(Settings):
     gallery
         ``fold`` ranks each query among the test images of its own fold; ``all`` among the test images of all
         folds, which needs a space that the folds share. ``auto`` takes ``all`` where it can.
+    centre
+        What is taken off every embedding before the cosine: the ``mean`` of the training images' embeddings, their
+        mean and spread (``zscore``), or nothing (``none``, as the papers do that train with the same cosine).
     n_top
         How many of the best candidates are kept per query.
     device
@@ -54,6 +67,7 @@ class RetrievalConfig(Settings):
     """
 
     gallery: Literal["auto", "fold", "all"] = "auto"
+    centre: Literal["mean", "zscore", "none"] = "mean"
     n_top: int = Field(default=5, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -23,8 +23,9 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import Split
-from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
-from braindecode_vis.runs import Run, SilentListener, open_run, publish_scores, read_scores
+from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
+from braindecode_vis.phantom.assemble.truth import PhantomTruth, read_truth
+from braindecode_vis.runs import Listener, Run, SilentListener, open_run, publish_scores, read_scores
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet
@@ -206,10 +207,11 @@ def _retrieve(run: Run) -> Retrieved:
         for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
             responses = pick_trials(prepared.responses, fold.test, config.repeats.test)
             predicted = fitted.encoder.predict(responses)
+            centre = _fit_centre(prepared, bank, fold.train, config.retrieval.centre)
             gallery = bank.embeddings.select(whole if whole is not None else pd.unique(predicted.ids))
             ranked = compute_ranks(
-                predicted,
-                gallery,
+                centre.apply(predicted),
+                centre.apply(gallery),
                 n_top=config.retrieval.n_top,
                 device=config.retrieval.device,
                 protocol=protocol,
@@ -223,12 +225,19 @@ def _retrieve(run: Run) -> Retrieved:
     artifact = run.produce("retrieve", fields, upstream, compute)
     table = pd.read_parquet(artifact.path / "ranks.parquet")
     folds = []
-    for number, bank in enumerate(banks):
+    for number, (fold, bank) in enumerate(zip(prepared.split.folds, banks, strict=True)):
         subjects = table.loc[table["fold"] == number, "subject"].to_numpy(dtype=object)
         ranked = read_retrieval(artifact.path / _name_fold(number))
         predicted = store.read_embeddings(artifact.path / _name_fold(number))
-        folds.append(RetrievedFold(predicted, bank.embeddings.select(ranked.gallery_ids), ranked, subjects))
+        centre = _fit_centre(prepared, bank, fold.train, config.retrieval.centre)
+        gallery = centre.apply(bank.embeddings.select(ranked.gallery_ids))
+        folds.append(RetrievedFold(predicted, centre.apply(predicted), gallery, ranked, subjects))
     return Retrieved(artifact, folds, protocol)
+
+
+def _fit_centre(prepared: Prepared, bank: TargetBank, train: np.ndarray, name: str) -> Centre:
+    ids = pd.unique(prepared.responses.stimulus_ids[train])
+    return fit_centre(bank.embeddings.select(ids), name)
 
 
 def _choose_gallery(
@@ -344,7 +353,8 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
         prepared = preprocess(run)
         return categories.evaluate_categories(run, prepared.responses, prepared.split, train(run))
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
-    fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed}
+    ceilings = find_ceilings(config, prepared)
+    fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
     protocol = describe_protocol(run, prepared, retrieved)
 
     def compute(folder: Path) -> None:
@@ -352,7 +362,7 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
 
         features = config.evaluation.features
         task = ScoringTask(
-            retrievals=[(fold.predicted, fold.gallery, fold.retrieval) for fold in retrieved.folds],
+            retrievals=[(fold.queries, fold.gallery, fold.retrieval) for fold in retrieved.folds],
             seen=np.asarray(images.seen),
             images={name: np.asarray(made) for name, made in images.images.items()},
             ids=images.ids,
@@ -366,6 +376,7 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
             seed=config.seed,
             n_bootstrap=config.evaluation.n_bootstrap,
             n_permutations=config.evaluation.n_permutations,
+            ceilings=ceilings,
         )
         with run.listener.progress("scoring", task.n_steps) as advance:
             scores, items = compute_scores(task, advance=advance)
@@ -382,6 +393,20 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
+    """Return the scores of an ideal observer, where the data set is a phantom with its truth beside it."""
+    root = getattr(config.dataset, "root", None)
+    if root is None or not (root / "phantom_truth").is_dir():
+        return {}
+    test = prepared.responses.trials.query("split == 'test'")
+    averaged = config.repeats.test == "averaged"
+    n_repetitions = int(test.groupby(["subject", "stimulus_id"]).size().min()) if averaged else 1
+    truth = read_truth(root)
+    if any(str(n_repetitions) not in person["ideal_top1"] for person in truth.people):
+        return {}
+    return {"top1": truth.get_ideal_top1(n_repetitions)}
+
+
 def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str:
     """Return data set, split, averaging and gallery in one line."""
     config = run.config
@@ -392,6 +417,11 @@ def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str
             f"repetitions {config.repeats.train} in train, {config.repeats.test} in test",
             f"target {config.target.kind}",
             f"gallery of {retrieved.gallery_protocol}",
+            {
+                "none": "cosine",
+                "mean": "cosine after the training mean",
+                "zscore": "cosine of training z-scores",
+            }[config.retrieval.centre],
         ]
     )
 
@@ -466,6 +496,82 @@ def run_all(run: Run) -> list[dict[str, Any]]:
     return evaluate(run)
 
 
+# --- phantom and demo -------------------------------------------------------------------------------------
+
+
+def make_phantom(
+    form: str, out: Path, *, size: Any, snr: float, seed: int, listener: Listener | None = None
+) -> PhantomTruth:
+    """Simulate people who look at generated images, and write them in the files of a public data set.
+
+    Parameters
+    ----------
+    form
+        One of `braindecode_vis.phantom.assemble.FORMATS`.
+    out
+        Folder of the data set.
+    size
+        A `PhantomSize`.
+    snr
+        Signal power over noise power, as `PhantomConfig` defines it.
+    seed
+        Root seed of people, images and noise.
+    listener
+        Shows progress.
+    """
+    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+    from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
+    from braindecode_vis.phantom import PhantomConfig
+    from braindecode_vis.phantom import assemble
+
+    show = listener or SilentListener()
+    estimate = assemble.estimate_phantom(form, size)
+    assemble.check_space(out, estimate)
+
+    def encode(stimuli: StimulusSet) -> np.ndarray:
+        with show.progress("encoding images", len(stimuli)) as advance:
+            encoder = EfficientNetConfig().build()
+            return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors
+
+    with show.progress("simulating", estimate.n_steps) as advance:
+        return assemble.make_phantom(
+            form, out, size=size, config=PhantomConfig(snr=snr, seed=seed), embed=encode, advance=advance
+        )
+
+
+DEMO_FORMAT = "things-eeg2"
+DEMO_SNR = 0.05
+
+
+def run_demo(
+    out: Path, *, size: str = "demo", snr: float = DEMO_SNR, seed: int = 0, listener: Listener | None = None
+) -> tuple[Run, PhantomTruth]:
+    """Simulate a recording in THINGS-EEG2's raw files and take it through every stage.
+
+    Parameters
+    ----------
+    out
+        The run folder; the simulated data set lies below it, in ``phantom``.
+    size
+        Name of a size of the phantom.
+    snr, seed
+        As for `make_phantom`.
+    listener
+        Shows progress.
+    """
+    from braindecode_vis.config import read_config
+    from braindecode_vis.phantom.assemble import SIZES
+
+    root = out / f"phantom-{size}-snr{snr:g}-seed{seed}"
+    truth = make_phantom(
+        DEMO_FORMAT, root, size=SIZES[DEMO_FORMAT][size], snr=snr, seed=seed, listener=listener
+    )
+    config = read_config("phantom_eeg", [f"seed={seed}"], root=root)
+    run = open_run(config, out, listener)
+    run_all(run)
+    return run, truth
+
+
 # --- datasets and check -----------------------------------------------------------------------------------
 
 
@@ -503,6 +609,6 @@ def check(config: RunConfig) -> list[Finding]:
 
 
 __all__ = [
-    "STAGES", "Run", "SilentListener", "check", "embed", "evaluate", "list_datasets", "open_run", "preprocess", "read_scores",
-    "reconstruct", "report", "retrieve", "run_all", "train",
+    "STAGES", "Run", "SilentListener", "check", "embed", "evaluate", "list_datasets", "open_run", "make_phantom", "preprocess", "read_scores",
+    "reconstruct", "report", "retrieve", "run_all", "run_demo", "train",
 ]  # fmt: skip

@@ -108,6 +108,55 @@ class Retrieval:
         return 1 + self.n_above + self.n_tied
 
 
+@dataclass(frozen=True)
+class Centre:
+    """What is subtracted from, and divides, every embedding before the cosine.
+
+    Image embeddings of one network share a large mean; a prediction shrunk towards it is nearest to whichever image
+    is most ordinary. Without the mean, the cosine asks for what is particular. Both statistics come from training
+    images.
+
+    Parameters
+    ----------
+    mean, scale : float32 arrays of shape (n_features,)
+        Of the flattened training embeddings; `scale` is one where only the mean is removed.
+    name
+        ``mean`` or ``zscore``; becomes part of the space's name.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    name: str
+
+    def apply(self, embeddings: Embeddings) -> Embeddings:
+        """Return the embeddings in the centred space, flattened to (n_rows, n_features)."""
+        vectors = (embeddings.flat() - self.mean) / self.scale
+        return Embeddings(vectors, embeddings.ids, f"{embeddings.space}/centre={self.name}")
+
+
+def fit_centre(training: Embeddings, name: str) -> Centre:
+    """Compute the statistics of the training images' embeddings.
+
+    Parameters
+    ----------
+    training
+        One row per training image.
+    name
+        ``none``, ``mean`` or ``zscore``.
+    """
+    check_option("retrieval.centre", name, ("none", "mean", "zscore"))
+    vectors = training.flat()
+    n_features = vectors.shape[1]
+    zero, one = np.zeros(n_features, np.float32), np.ones(n_features, np.float32)
+    if name == "none":
+        return Centre(zero, one, name)
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if name == "mean":
+        return Centre(mean, one, name)
+    scale = vectors.std(axis=0, dtype=np.float64)
+    return Centre(mean, np.where(scale > 0, scale, 1.0).astype(np.float32), name)
+
+
 _RETRIEVAL_ARRAYS = ("n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")
 
 

@@ -44,9 +44,13 @@ class TrainedFold:
 
 @dataclass(frozen=True)
 class RetrievedFold:
-    """Predictions of the test trials of one fold, their gallery and ranks, and the subject of each."""
+    """Predictions of the test trials of one fold, their gallery and ranks, and the subject of each.
+
+    `queries` are the predictions as they were compared with `gallery`, both centred.
+    """
 
     predicted: Embeddings
+    queries: Embeddings
     gallery: Embeddings
     retrieval: Retrieval
     subjects: np.ndarray

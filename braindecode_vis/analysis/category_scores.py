@@ -130,7 +130,9 @@ def _accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def _balanced_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the mean over classes of the share of hits, shape (n_sets,)."""
     hits = predicted == truth
-    recalls = [(hits & (truth == code)).sum(axis=1) / (truth == code).sum(axis=1) for code in np.unique(truth)]
+    recalls = [
+        (hits & (truth == code)).sum(axis=1) / (truth == code).sum(axis=1) for code in np.unique(truth)
+    ]
     return np.mean(recalls, axis=0)
 
 

@@ -162,13 +162,32 @@ def _keep(
     if wanted is None:
         return tagged
     there = sorted({found[key] for _, found in tagged if key in found})
-    for value in wanted:
-        if value not in there:
-            raise DataError(
-                f"{base} has no image with {key}-{value}{suggest(value, there)}; it has "
-                f"{', '.join(f'{key}-{v}' for v in there) or f'none with {key}-'}."
-            )
-    return [(path, found) for path, found in tagged if found.get(key) in wanted]
+    labels = {match_label(value, there, key=key, where=str(base)) for value in wanted}
+    return [(path, found) for path, found in tagged if found.get(key) in labels]
+
+
+def match_label(value: str, there: Sequence[str], *, key: str, where: str) -> str:
+    """Return the label that is meant; a number may lack the zeros in front that the file names have.
+
+    Raises
+    ------
+    DataError
+        If there is no such label.
+
+    Examples
+    --------
+    >>> match_label("1", ["01", "02"], key="sub", where="here")
+    '01'
+    """
+    if value in there:
+        return value
+    same = [label for label in there if value.isdigit() and label.isdigit() and int(label) == int(value)]
+    if len(same) == 1:
+        return same[0]
+    raise DataError(
+        f"{where} has no image with {key}-{value}{suggest(value, list(there))}; it has "
+        f"{', '.join(f'{key}-{v}' for v in there) or f'none with {key}-'}."
+    )
 
 
 def _choose_space(

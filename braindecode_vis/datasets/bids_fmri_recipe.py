@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from braindecode_vis.checks import BraindecodeVisError, DataError, check_columns
 from braindecode_vis.datasets.bids_fmri_files import RunFiles, find_derivatives, find_runs, parse_entities
@@ -102,6 +102,12 @@ class BoldSettings(Settings):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "derivatives", "images", "max_constant"})
 
+    @field_validator("subjects", "sessions", mode="before")
+    @classmethod
+    def _read_labels(cls, value: Any) -> Any:
+        """Take labels that YAML reads as numbers."""
+        return [str(item) for item in value] if isinstance(value, list | tuple) else value
+
     def hashed_fields(self) -> dict[str, Any]:
         """Replace a mask file by the word ``file``: its content is among the inputs."""
         fields = super().hashed_fields()
@@ -144,8 +150,9 @@ def find_bold_files(config: BoldSettings, recipe: Recipe) -> list[RunFiles]:
     derivatives = None if config.raw else find_derivatives(root, config.derivatives)
     wanted = {"sub": config.subjects, "ses": config.sessions, **recipe.entities}
     runs = find_runs(root, derivatives=derivatives, space=config.space, entities=wanted)
+    named = [run.image.name for run in runs] + [path.name for path in _list_events(root)]
     for fragment in config.skip:
-        if not any(fragment in run.image.name for run in runs):
+        if not any(fragment in name for name in named):
             raise DataError(f"dataset.skip names {fragment!r}, but no run of {root} is called so.")
     runs = [run for run in runs if not any(fragment in run.image.name for fragment in config.skip)]
     _check_images_of_events(root, runs, config, wanted)
@@ -166,16 +173,25 @@ def _check_images_of_events(
     tasks = {run.entities.get("task") for run in runs}
     subjects = {run.entities["sub"] for run in runs}
     sessions = {run.entities.get("ses") for run in runs}
-    for path in sorted([*root.glob("sub-*/func/*_events.tsv"), *root.glob("sub-*/ses-*/func/*_events.tsv")]):
+    for path in _list_events(root):
         tags = parse_entities(path.name)
-        fits = tags.get("task") in tasks and tags.get("sub") in subjects and tags.get("ses") in sessions
-        fits = fits and all(values is None or tags.get(key) in values for key, values in wanted.items())
+        fits = tags.get("task") in tasks and tags.get("sub") in subjects
+        fits = fits and (config.sessions is None or tags.get("ses") in sessions)
+        fits = fits and all(
+            values is None or tags.get(key) in values
+            for key, values in wanted.items()
+            if key not in ("sub", "ses")
+        )
         if fits and path not in used and not any(fragment in path.name for fragment in config.skip):
             stem = path.name.removesuffix("_events.tsv")
             raise DataError(
                 f"{path} lists the events of a run whose image is missing; fetch the image, or leave the run out with "
                 f"--set dataset.skip=[{stem}]."
             )
+
+
+def _list_events(root: Path) -> list[Path]:
+    return sorted([*root.glob("sub-*/func/*_events.tsv"), *root.glob("sub-*/ses-*/func/*_events.tsv")])
 
 
 def prepare_bold(config: BoldSettings, recipe: Recipe) -> BoldSource:

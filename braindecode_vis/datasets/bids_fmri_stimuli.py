@@ -65,6 +65,14 @@ def hash_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
+def check_no_overlap(trials: pd.DataFrame, *, title: str) -> None:
+    """Raise `DataError` if a stimulus is shown in training and in test trials."""
+    train = set(trials.loc[trials["split"] == "train", "stimulus_id"])
+    both = sorted(train & set(trials.loc[trials["split"] == "test", "stimulus_id"]))
+    if both:
+        raise DataError(f"{title}: {len(both)} stimuli are both trained on and tested, first {both[0]}.")
+
+
 def _locate(paths: list[str], root: Path, title: str) -> list[str]:
     index: dict[str, list[str]] = {}
     located, missing = [], []

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from braindecode_vis.arrays import Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError
@@ -98,6 +98,11 @@ class BidsMeegConfig(BidsRecipe):
     max_dropped: float = Field(default=0.01, ge=0, lt=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+
+    @field_validator("subjects", "sessions", "runs", mode="before")
+    @classmethod
+    def _as_labels(cls, value: Any) -> Any:
+        return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read: of its size and of samples of its content."""
@@ -192,14 +197,14 @@ class BidsMeegConfig(BidsRecipe):
         root = check_root(self.root, read_manifest("bids_meeg"))
         kinds = ("eeg", "meg") if self.datatype == "auto" else (self.datatype,)
         found = find_recordings(root, kinds, self.task)
-        there = sorted({item.datatype for item in found})
+        kinds_there = sorted({item.datatype for item in found})
         if not found:
             task = "" if self.task is None else f" of the task {self.task}"
             raise DataError(
                 f"no {' or '.join(kinds)} recording{task} was found below {root}: expected sub-01/[ses-01/]"
                 f"{kinds[0]}/sub-01_..._{kinds[0]}{EXTENSIONS[kinds[0]][0]} and its like."
             )
-        if len(there) > 1:
+        if len(kinds_there) > 1:
             raise ConfigError(
                 f"{root} holds both EEG and MEG; choose one with --set dataset.datatype=eeg or meg."
             )
@@ -208,19 +213,21 @@ class BidsMeegConfig(BidsRecipe):
             raise ConfigError(
                 f"{root} holds the tasks {', '.join(tasks)}; choose one with --set dataset.task=NAME."
             )
-        for name in ("subject", "session", "run"):
-            labels = sorted({getattr(item, name) for item in found})
+        for name in (
+            "run",
+            "session",
+            "subject",
+        ):  # sorting is stable, so that runs stay in order within a session
+            there = sorted({getattr(item, name) for item in found})
             wanted = check_subset(
-                getattr(self, f"{name}s"), labels, what=f"below {root}, {name}", option=f"dataset.{name}s"
+                getattr(self, f"{name}s"), there, what=f"below {root}, {name}", option=f"dataset.{name}s"
             )
             found = [item for label in wanted for item in found if getattr(item, name) == label]
-        wanted_subjects = list(dict.fromkeys(self.subjects or sorted({item.subject for item in found})))
-        # Sorting is stable: sessions and runs keep the order asked for, those of one person stay together.
-        order = {
-            label: number for number, label in enumerate(self.sessions or sorted({i.session for i in found}))
-        }
-        found = sorted(found, key=lambda i: (wanted_subjects.index(i.subject), order[i.session]))
-        return root, found, "eeg" if there[0] == "eeg" else "meg"
+        if not found:
+            raise DataError(
+                f"no recording below {root} is of the subjects, sessions and runs asked for together."
+            )
+        return root, found, "eeg" if kinds_there[0] == "eeg" else "meg"
 
     def _open(self, item: HeldRecording) -> Any:
         if not self.sidecars:

@@ -77,7 +77,7 @@ class RawReader:
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Return samples `start` to `stop`, shape (n_channels, stop - start)."""
-        data = self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
+        data = self._read(start, stop)
         for first, last in self.bridged:
             low, high = max(first, start), min(last, stop)
             if low < high:
@@ -88,7 +88,16 @@ class RawReader:
 
     def _read_one(self, sample: int) -> np.ndarray:
         at = min(max(sample, 0), self.raw.n_times - 1)
-        return self.raw.get_data(picks=self.rows, start=at, stop=at + 1, verbose="error")
+        return self._read(at, at + 1)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        try:
+            return self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
+        except (OSError, ValueError, IndexError) as error:  # what MNE meets where a file ends too early
+            raise DataError(
+                f"{self.raw.filenames[0]}: samples {start} to {stop} cannot be read ({error}); the file is cut short, "
+                "copy or fetch it again."
+            ) from error
 
 
 def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -119,12 +128,18 @@ def _read_standard_positions(mne: Any) -> dict[str, np.ndarray]:
     return mne.channels.make_standard_montage(name).get_positions()["ch_pos"]
 
 
-def read_text_table(path: Path, where: str) -> pd.DataFrame:
-    """Read a tab-separated table whose cells stay text, so that ``021.50`` is not 21.5; missing cells are NaN."""
+def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a tab-separated table whose cells stay text, so that ``021.50`` is not 21.5.
+
+    Missing cells become NaN. With `columns`, those among them that exist are read.
+    """
     if not path.is_file():
         raise DataError(f"{where} has no {path.name} beside it, which says what was shown when; fetch it.")
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, na_values=MISSING, keep_default_na=False)
+        wanted = None if columns is None else lambda name: name in columns
+        table = pd.read_csv(
+            path, sep="\t", dtype=str, na_values=MISSING, keep_default_na=False, usecols=wanted
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no table of tab-separated text ({error}); fetch it again.") from error
     if not len(table):
@@ -139,7 +154,8 @@ def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     if len(bad):
         cell = table[column].iloc[bad[0]]
         raise DataError(
-            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must be; repair it."
+            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must "
+            "be; repair it."
         )
     return numbers
 
@@ -186,6 +202,7 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
     if wanted is None:
         return list(there)
+    wanted = [_match_label(label, there) for label in wanted]
     absent = [label for label in wanted if label not in there]
     if absent:
         raise DataError(
@@ -195,3 +212,11 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     if len(set(wanted)) != len(wanted):
         raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
     return list(wanted)
+
+
+def _match_label(label: Any, there: Sequence[Any]) -> Any:
+    """Return the label that is there, if `label` differs from it by leading zeros only."""
+    if label in there or not str(label).isdigit():
+        return label
+    same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
+    return same[0] if len(same) == 1 else label

@@ -130,7 +130,8 @@ def apply_recipe(
         )
     table, stimulus = table[known], stimulus[known]
     file = stimulus.str.strip().str.replace("\\", "/", regex=False)
-    events = pd.DataFrame({"file": file, "stimulus_id": file.str.replace(_ENDING, "", regex=True)})
+    name = file.str.rsplit("/", n=1).str[-1] if recipe.id_from == "name" else file
+    events = pd.DataFrame({"file": file, "stimulus_id": name.str.replace(_ENDING, "", regex=True)})
     events["concept"] = _find_concepts(recipe, table, file, path)
     events["split"] = _find_split(recipe.split, table, path)
     events["onset"] = _find_onsets(recipe, table, path, sfreq)

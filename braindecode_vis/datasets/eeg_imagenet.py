@@ -15,7 +15,6 @@ Li et al. (2021), doi:10.1109/TPAMI.2020.2973153: the confound of block designs.
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -27,11 +26,17 @@ from pydantic import Field
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.eeg_imagenet_files import Archive, find_archives, open_archive
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
-from braindecode_vis.datasets.sources import EpochedPart, EpochPlan, MeegSource, SampleType
+from braindecode_vis.datasets.sources import (
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    SampleType,
+    find_scalp_positions,
+    list_stimuli,
+)
 from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 SFREQ = 1000.0
 CHANNELS = (
@@ -41,7 +46,6 @@ CHANNELS = (
     "PO4", "PO6", "PO8", "CB1", "O1", "Oz", "O2", "CB2",
 )  # fmt: skip
 """The list that its authors publish beside the code, without mastoids, EOG and triggers; the files name no channels."""
-_ALIASES = {"CB1": "POO7", "CB2": "POO8"}
 N_PER_BLOCK = 50
 N_TRAIN_PER_BLOCK = 30
 WARNING = (
@@ -136,7 +140,13 @@ class EegImagenetConfig(Settings):
         stimuli = self._make_stimuli(table.drop_duplicates("stimulus_id"))
         kept = [_without_file(part) for part in parts]
         return MeegSource(
-            "eeg", tuple(kept), stimuli, plan, unit, ch_pos=find_positions(channels), notes=notes
+            "eeg",
+            tuple(kept),
+            stimuli,
+            plan,
+            unit,
+            ch_pos=find_scalp_positions(channels, "EEG-ImageNet"),
+            notes=notes,
         )
 
     def check(self) -> list[Finding]:
@@ -209,27 +219,16 @@ class EegImagenetConfig(Settings):
             trials = select_entries(archive, subject, self.granularity)
             if last > archive.n_times:
                 raise ConfigError(
-                    f"dataset.samples ends at {last}, but epochs of {archive.path.name} have {archive.n_times} samples."
+                    f"dataset.samples ends at {last}, but epochs of {archive.path.name} have {archive.n_times} "
+                    "samples."
                 )
             read = partial(_read, archive, trials["entry"].to_numpy(), rows, slice(first, last))
             parts.append(EpochedPart(trials.drop(columns="entry"), (archive.path,), channels, times, read))
         return parts, archives[0].guess_unit()
 
     def _make_stimuli(self, table: pd.DataFrame) -> StimulusSet:
-        """Return the pictures shown: hashed files where they are at hand, else their names."""
-        images = self._find_images()
-        rows = []
-        for row in table.itertuples(index=False):
-            path = _path_of(str(row.file))
-            at_hand = images is not None and (images / path).is_file()
-            digest = (
-                hash_file(images / path)  # type: ignore[operator]
-                if at_hand
-                else hashlib.sha256(str(row.file).encode()).hexdigest()
-            )
-            rows.append((row.stimulus_id, row.concept, path, digest, "file" if at_hand else "name"))
-        columns = ["stimulus_id", "concept", "path", "sha256", "hashed"]
-        return StimulusSet(pd.DataFrame(rows, columns=columns), images)
+        pictures = table.assign(path=[_path_of(name) for name in table["file"]])
+        return list_stimuli(pictures, self._find_images())
 
 
 def _without_file(part: EpochedPart) -> EpochedPart:
@@ -261,13 +260,11 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
     own = table[table["subject"] == subject].copy()
     block = (own["label"] != own["label"].shift()).cumsum()
     position = own.groupby(block, sort=False).cumcount()
-    longest = int(position.max()) + 1
-    if longest > N_PER_BLOCK:
-        position = position % N_PER_BLOCK
-        block = block.astype(str) + "." + (own.groupby(block).cumcount() // N_PER_BLOCK).astype(str)
-    number = pd.factorize(block)[0] + 1
-    own["run"] = [f"{n:02d}" for n in number]
-    own["split"] = np.where(position < N_TRAIN_PER_BLOCK, "train", "test")
+    turns = list(
+        zip(block.tolist(), (position // N_PER_BLOCK).tolist(), strict=True)
+    )  # a category shown twice in a row
+    own["run"] = [f"{number + 1:02d}" for number in pd.factorize(pd.Series(turns))[0]]
+    own["split"] = np.where(position % N_PER_BLOCK < N_TRAIN_PER_BLOCK, "train", "test")
     if granularity in ("coarse", "fine"):
         own = own[own["granularity"] == granularity]
     elif granularity != "all":
@@ -296,15 +293,6 @@ def check_disjoint(archives: list[Archive]) -> None:
                     "other part under a wrong name; fetch it again."
                 )
             seen[subject] = archive.path
-
-
-def find_positions(channels: tuple[str, ...]) -> np.ndarray:
-    """Return positions in m, shape (n_channels, 3); CB1 and CB2 stand where MNE puts them, at POO7 and POO8."""
-    import mne
-
-    name = next(n for n in ("colin27_1005", "standard_1005") if n in mne.channels.get_builtin_montages())
-    known = mne.channels.make_standard_montage(name).get_positions()["ch_pos"]
-    return np.stack([known[_ALIASES.get(channel, channel)] for channel in channels])
 
 
 def _check_facts(archives: list[Archive]) -> list[Finding]:

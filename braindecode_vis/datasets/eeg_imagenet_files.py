@@ -215,7 +215,7 @@ def _check_entries(entries: pd.DataFrame, labels: list[str], path: Path) -> None
         raise DataError(
             f"{path}: entry {row} (subject {entries['subject'].iloc[row]}) pairs the picture "
             f"{entries['file'].iloc[row]} with the category {entries['label'].iloc[row]} "
-            f"({int(shifted.sum())} of {len(entries)} such pairs): pictures and categories are shifted against each other."
+            f"({int(shifted.sum())} of {len(entries)} such pairs): the lists are shifted against each other."
         )
 
 

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.datasets.bids_fmri_stimuli import make_named_stimuli
@@ -33,7 +32,13 @@ from braindecode_vis.datasets.fmri_sources import (
     count_repetitions,
 )
 from braindecode_vis.datasets.god_bdata import BData, make_bdata_geometry, read_bdata
-from braindecode_vis.datasets.god_names import check_names, decode_stimulus_id, find_list, find_synset, read_list
+from braindecode_vis.datasets.god_names import (
+    check_names,
+    decode_stimulus_id,
+    find_list,
+    find_synset,
+    read_list,
+)
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import SampleType
 from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
@@ -75,9 +80,8 @@ class GodConfig(Settings):
     zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
-    max_repeated: float = Field(default=0.02, ge=0, lt=1)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_repeated"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read."""
@@ -136,16 +140,20 @@ class GodConfig(Settings):
     def _find(self) -> dict[int, Path]:
         root = check_root(self.root, read_manifest("god"))
         folders = [folder for folder in (root, root / "data", root / "fmri") if folder.is_dir()]
-        found = {int(m[1]): p for folder in folders for p in sorted(folder.iterdir()) if (m := _FILE.match(p.name))}
+        found = {
+            int(m[1]): p for folder in folders for p in sorted(folder.iterdir()) if (m := _FILE.match(p.name))
+        }
         if not found:
             raise DataError(
-                f"{root} holds no Subject1.h5 ... of GOD; fetch them from figshare (7387130), or pass their folder with "
-                "--root. Raw BIDS data (ds001246) are read by the data set bids_fmri."
+                f"{root} holds no Subject1.h5 ... of GOD; fetch them from figshare (7387130), or pass their "
+                "folder with --root. Raw BIDS data (ds001246) are for bids_fmri."
             )
         absent = [number for number in self.subjects or () if number not in found]
         if absent:
             there = ", ".join(map(str, sorted(found)))
-            raise DataError(f"Subject{absent[0]}.h5 is not in {root}, which has the subjects {there}; fetch it.")
+            raise DataError(
+                f"Subject{absent[0]}.h5 is not in {root}, which has the subjects {there}; fetch it."
+            )
         return {number: found[number] for number in (self.subjects or sorted(found))}
 
 
@@ -203,8 +211,8 @@ def _check_disjoint(table: pd.DataFrame, path: Path) -> None:
     both = sorted(train & set(table.loc[table["task"] == "test", "concept"]))
     if both:
         raise DataError(
-            f"{path} tests {len(both)} categories that it trains on, first {both[0]}: the published parts share none, so "
-            "the numbers or types of its samples are wrong."
+            f"{path} tests {len(both)} categories that it trains on, first {both[0]}: the published parts share none, "
+            "so the numbers or types of its samples are wrong."
         )
 
 

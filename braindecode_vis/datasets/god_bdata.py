@@ -215,7 +215,9 @@ def make_bdata_geometry(data: BData, rois: tuple[str, ...]) -> tuple[Geometry, n
         wanted = np.unique(np.concatenate([data.find_columns(key) for key in rois]))
         outside = np.setdiff1d(wanted, columns)
         if len(outside):
-            raise DataError(f"{', '.join(rois)} of {data.path} flag {len(outside)} columns that are no voxels.")
+            raise DataError(
+                f"{', '.join(rois)} of {data.path} flag {len(outside)} columns that are no voxels."
+            )
         columns = wanted
     positions = read_positions(data, columns)
     grid = None if positions is None else find_grid(positions)

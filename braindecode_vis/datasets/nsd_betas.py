@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -168,14 +168,13 @@ def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:
     if divide_by > 1 and typical * divide_by < _LARGEST_PERCENT:
         raise DataError(
             f"the betas in {path} were already divided by 300: they are typically {typical * divide_by:.3g} as "
-            "stored, where "
-            f"the published int16 files have several hundred. Fetch the originals, or say so with dataset.divide_by=1."
+            "stored, where the published int16 files have several hundred. Fetch the originals, or say so with "
+            "dataset.divide_by=1."
         )
     if typical > _LARGEST_PERCENT:
         raise DataError(
             f"the betas in {path} are typically {typical:.3g} after division by {divide_by:g}, which no percent "
-            "signal change "
-            "is: they are still multiplied by 300; set dataset.divide_by=300."
+            "signal change is: they are still multiplied by 300; set dataset.divide_by=300."
         )
 
 
@@ -241,37 +240,48 @@ class MaskedHdf5:
         self.held = None
 
 
+_MGH_HEADER_BYTES = 284
+_MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
+
+
 class SurfaceBetas:
     """Reads the left and right surface of a session; vertices of the right hemisphere follow those of the left."""
 
     def __init__(self, paths: tuple[Path, ...], *, divide_by: float) -> None:
-        import nibabel
-
         self.paths, self.divide_by = paths, divide_by
-        self.images: list[Any] = []
-        for path in paths:
-            try:
-                self.images.append(nibabel.load(path))
-            except Exception as error:  # nibabel raises whatever the bytes lead it to
-                raise DataError(f"{path} cannot be read as MGH ({error}); copy or fetch it again.") from error
-        shapes = [image.shape for image in self.images]
-        if any(len(s) != 4 or s[1:3] != (1, 1) for s in shapes) or shapes[0][3] != shapes[1][3]:
+        heads = [_read_mgh_header(path) for path in paths]
+        shapes = [shape for shape, _ in heads]
+        if any(s[1:3] != (1, 1) for s in shapes) or shapes[0][3] != shapes[1][3]:
             raise DataError(
                 f"{paths[0]} and {paths[1].name} have the shapes {shapes}; (vertices, 1, 1, trials) is expected."
             )
-        self.n_vertices = (int(shapes[0][0]), int(shapes[1][0]))
-        self.n_volumes = int(shapes[0][3])
+        self.dtypes = [dtype for _, dtype in heads]
+        self.n_vertices = (shapes[0][0], shapes[1][0])
+        self.n_volumes = shapes[0][3]
         self.vertices: np.ndarray | None = None
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Return trials `start` to `stop` as float32 of shape (stop - start, n_vertices)."""
-        try:
-            pieces = [np.asarray(image.dataobj[:, 0, 0, start:stop]) for image in self.images]
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self.paths[0]} or {self.paths[1].name} is truncated ({error}); fetch it again."
-            ) from error
-        values = np.concatenate(pieces).T
+        pieces = []
+        for path, dtype, n in zip(self.paths, self.dtypes, self.n_vertices, strict=True):
+            offset = _MGH_HEADER_BYTES + start * n * dtype.itemsize
+            flat = np.fromfile(path, dtype, (stop - start) * n, offset=offset)
+            pieces.append(flat.reshape(stop - start, n).astype(np.float32))
+        values = np.concatenate(pieces, axis=1)
         if self.vertices is not None:
             values = values[:, self.vertices]
-        return values.astype(np.float32) / np.float32(self.divide_by)
+        return values / np.float32(self.divide_by)
+
+
+def _read_mgh_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and type of an uncompressed MGH file; nibabel would leave it open."""
+    head = np.fromfile(path, ">i4", 6) if path.stat().st_size >= _MGH_HEADER_BYTES else np.zeros(6, int)
+    if head[0] != 1 or int(head[5]) not in _MGH_TYPES:
+        raise DataError(f"{path} is no MGH file; copy or fetch it again.")
+    shape, dtype = tuple(int(n) for n in head[1:5]), np.dtype(_MGH_TYPES[int(head[5])])
+    needed = _MGH_HEADER_BYTES + int(np.prod(shape)) * dtype.itemsize
+    if path.stat().st_size < needed:
+        raise DataError(
+            f"{path} is truncated: {path.stat().st_size} of {needed} bytes; copy or fetch it again."
+        )
+    return shape, dtype

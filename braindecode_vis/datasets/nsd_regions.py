@@ -14,7 +14,12 @@ import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.datasets.fmri_sources import Geometry, Roi
-from braindecode_vis.datasets.fmri_volumes import check_same_space, read_volume, read_volume_header
+from braindecode_vis.datasets.fmri_volumes import (
+    check_same_space,
+    open_stream,
+    read_volume,
+    read_volume_header,
+)
 from braindecode_vis.datasets.label_tables import read_label_table
 
 ROI_SETS = (
@@ -46,9 +51,7 @@ class Regions:
         if len(paths) == 1:
             values, affine = read_volume(paths[0])
             return np.rint(values).astype(np.int16), affine
-        import nibabel
-
-        sides = [np.asarray(nibabel.load(path).dataobj).reshape(-1) for path in paths]
+        sides = [_read_surface(path) for path in paths]
         return np.rint(np.concatenate(sides)).astype(np.int16), None
 
     def read_names(self, name: str) -> dict[int, str]:
@@ -58,6 +61,17 @@ class Regions:
         if table is None:
             return {}
         return {label: text for label, text in read_label_table(table).items() if label > 0}
+
+
+def _read_surface(path: Path) -> np.ndarray:
+    """Return the labels of one hemisphere; read here, since nibabel would leave the file open."""
+    import nibabel
+
+    try:
+        with open_stream(path) as file:
+            return np.asarray(nibabel.MGHImage.from_bytes(file.read()).dataobj).reshape(-1)
+    except Exception as error:  # nibabel raises whatever the bytes lead it to
+        raise DataError(f"{path} cannot be read as MGH ({error}); copy or fetch it again.") from error
 
 
 def find_regions(root: Path, subject: int, space: str) -> Regions:

@@ -107,18 +107,41 @@ def _make_file_array(
 def read_pickled_dict(path: Path) -> dict[str, Any]:
     """Read a dictionary saved with `numpy.save` or `pickle.dump`.
 
-    Arrays of at least 1 MiB come as `FileArray`, smaller ones as arrays.
+    Raises
+    ------
+    DataError
+        As `read_pickled`, or if the file holds anything but a dictionary.
+    """
+    content = read_pickled(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}, where a dictionary is published.")
+    return {str(key): _finish(value) for key, value in content.items()}
+
+
+def read_pickled(path: Path, *, offset: int = 0, large_bytes: int = LARGE_BYTES) -> Any:
+    """Read containers, numbers, text and arrays saved with `numpy.save` or `pickle.dump`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    offset
+        Where in it a pickle starts, for formats that contain one.
+    large_bytes
+        Arrays of at least this size come as `FileArray`, smaller ones as arrays.
 
     Raises
     ------
     DataError
-        If the file is truncated or damaged, holds anything but a dictionary, or names code to run.
+        If the file is truncated or damaged, or names code to run.
     """
     with path.open("rb") as file:
-        if sniff(path) == "npy-pickle":
+        if offset:
+            file.seek(offset)
+        elif sniff(path) == "npy-pickle":
             _read_header(file, path)
         try:
-            content = _finish(_Reader(file, path).load())
+            content = _finish(_Reader(file, path, large_bytes).load())
         except DataError:
             raise
         except (EOFError, pickle.UnpicklingError, struct.error) as error:
@@ -132,9 +155,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
             ) from error
     if isinstance(content, np.ndarray) and content.shape == ():
         content = content.item()
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}, where a dictionary is published.")
-    return {str(key): _finish(value) for key, value in content.items()}
+    return content
 
 
 class _Payload:
@@ -212,9 +233,9 @@ class _Reader(_PythonUnpickler):
 
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path, large_bytes: int = LARGE_BYTES) -> None:
         super().__init__(file, encoding="latin1")
-        self.file, self.path = file, path
+        self.file, self.path, self.large_bytes = file, path, large_bytes
         self.n_bytes = path.stat().st_size
 
     def load_frame(self) -> None:
@@ -228,7 +249,7 @@ class _Reader(_PythonUnpickler):
                 f"{self.path} is truncated: {self.n_bytes - offset} of {size} bytes of its data are there; "
                 "copy or fetch it again."
             )
-        if size < LARGE_BYTES:
+        if size < self.large_bytes:
             self.append(self.read(size))
         else:
             self.file.seek(size, 1)

@@ -7,8 +7,10 @@ no file format and does no signal processing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ import pandas as pd
 from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_file
 
 Mvnn = Literal["epochs", "time", "none"]
 SampleType = Literal["float32", "float16"]
@@ -212,3 +215,76 @@ class MeegSource:
             len(part.trials) if isinstance(part, EpochedPart) else len(part.recording.events)
             for part in self.parts
         )
+
+
+def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
+    """Return the pictures that were shown, for data sets that do not bring all of them along.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per picture: `stimulus_id`, `concept` and `path`, relative to `images` or empty.
+    images
+        Folder of the pictures, if there is one.
+
+    Returns
+    -------
+    stimuli : StimulusSet
+        The column `hashed` says what `sha256` is of: the ``file``, or the ``name`` (the stimulus id) where the picture
+        is not at hand.
+    """
+    at_hand = [bool(path) and images is not None and (images / path).is_file() for path in table["path"]]
+    digests = [
+        hash_file(images / path)
+        if there and images is not None
+        else hashlib.sha256(name.encode()).hexdigest()
+        for there, path, name in zip(at_hand, table["path"], table["stimulus_id"], strict=True)
+    ]
+    columns = table[["stimulus_id", "concept", "path"]].reset_index(drop=True)
+    return StimulusSet(
+        columns.assign(sha256=digests, hashed=["file" if there else "name" for there in at_hand]), images
+    )
+
+
+_ALIASES = {"CB1": "POO7", "CB2": "POO8"}  # as MNE has them
+
+
+@lru_cache(maxsize=1)
+def list_scalp_positions() -> Mapping[str, np.ndarray]:
+    """Return positions in m, in head coordinates, of all electrodes of the 10-20, 10-10 and 10-05 systems.
+
+    Both are MNE's, on the same head; the smaller one has names (``O9``, ``O10``) that the larger one lacks.
+    """
+    import mne
+
+    builtin = mne.channels.get_builtin_montages()
+    points: dict[str, np.ndarray] = {}
+    for suffix in ("1005", "1020"):
+        # MNE 1.13 renamed its templates.
+        name = next(n for n in (f"colin27_{suffix}", f"standard_{suffix}") if n in builtin)
+        held = mne.channels.make_standard_montage(name).get_positions()
+        points = {**held["ch_pos"], **points}
+        frame = {key: held[key] for key in ("nasion", "lpa", "rpa", "coord_frame")}
+    points |= {alias: points[name] for alias, name in _ALIASES.items() if alias not in points}
+    info = mne.create_info(list(points), 1.0, "eeg")
+    info.set_montage(mne.channels.make_dig_montage(points, **frame))  # moves the template to head coordinates
+    return {channel["ch_name"]: channel["loc"][:3].copy() for channel in info["chs"]}
+
+
+def find_scalp_positions(ch_names: Sequence[str], where: str) -> np.ndarray:
+    """Return the positions of electrodes by name, in m, shape (n_channels, 3).
+
+    Raises
+    ------
+    DataError
+        If a name is not among `list_scalp_positions`.
+    """
+    known = list_scalp_positions()
+    unknown = [name for name in ch_names if name not in known]
+    if unknown:
+        raise DataError(
+            f"the channel(s) {', '.join(unknown)} of {where} are not in the 10-05 system, so their positions are "
+            "unknown: "
+            "the montage is another one."
+        )
+    return np.stack([known[name] for name in ch_names])

@@ -37,11 +37,13 @@ from braindecode_vis.datasets.bids_meeg_raw import (
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource, Mvnn, SampleType
 from braindecode_vis.datasets.things_eeg1_events import (
+    TEST_LIST,
     find_test_images,
     read_events,
     read_excluded,
     read_test_list,
 )
+from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.datasets.things_eeg2_raw import find_channels
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
@@ -99,6 +101,8 @@ class ThingsEeg1Config(Settings):
         digests: dict[str, str] = {}
         for item in held:
             digests |= hash_recording(item.path, root) | hash_recording(item.events, root)
+        if (root / TEST_LIST).is_file():
+            digests[TEST_LIST] = hash_sampled(root / TEST_LIST)
         return digests
 
     def prepare(self, scratch: Path | None = None) -> MeegSource:

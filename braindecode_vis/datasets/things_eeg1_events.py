@@ -21,6 +21,7 @@ from braindecode_vis.datasets.bids_meeg_raw import read_numbers, read_text_table
 CLOCK_HZ = 1000.0  # of `sample`, and of the raw recordings
 SOA_S = 0.1
 TEST_LIST = "test_images.csv"
+_COLUMNS = ("onset", "sample", "stim", "object", "isteststim", "teststimnumber", "istarget")
 _IMAGE = re.compile(r"^(?:.*/)?([^/]+)/([^/]+)\.(?:jpg|jpeg|png)$", re.IGNORECASE)
 
 
@@ -44,7 +45,7 @@ def read_events(path: Path, where: str, listed_tests: frozenset[str]) -> pd.Data
     DataError
         If a column is missing, an image cannot be told, or the onsets fit neither unit.
     """
-    table = read_text_table(path, where)
+    table = read_text_table(path, where, _COLUMNS)
     check_columns(table.columns, ("onset", "stim"), what=str(path))
     events = pd.DataFrame({"onset": _read_onsets(table, path)})
     images = _read_images(table, path)

@@ -56,12 +56,12 @@ from braindecode_vis.datasets.things_meg_raw import (
     read_run_events,
 )
 from braindecode_vis.datasets.things_meg_split import TestSet, apply_split, check_facts, describe_split
-from braindecode_vis.datasets.things_meg_tables import find_attributes, read_image_names
+from braindecode_vis.datasets.things_meg_tables import find_attributes, find_name_files, read_image_names
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
 Layout = Literal["raw", "preprocessed"]
-_RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions", "max_dropped")
+_RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")
 
 
 class ThingsMegConfig(Settings):
@@ -88,9 +88,10 @@ class ThingsMegConfig(Settings):
         retrieval must tell images of one concept apart; the repeated ones are left out.
     zero_shot
         Keep the images of test concepts out of training. The large test set needs it.
-    sfreq, window, dtype
-        As in `EpochPlan`; published epochs keep their rate.
-    tmin, tmax, baseline, mvnn, max_dropped
+    sfreq, window, dtype, max_dropped
+        As in `EpochPlan`; published epochs keep their rate. `max_dropped` also bounds how many trials the split may
+        lack.
+    tmin, tmax, baseline, mvnn
         As in `EpochPlan`, for the raw layout; published epochs are as their authors cut them. Time zero of the window
         is the onset. `mvnn` None is ``epochs`` for raw recordings, and nothing for published epochs.
     """
@@ -131,6 +132,8 @@ class ThingsMegConfig(Settings):
                 digests |= hash_recording(item.path, root)
             else:
                 digests |= {p.relative_to(root).as_posix(): hash_sampled(p) for p in item.files}
+        tables = find_name_files(root, self.images, dict.fromkeys(item.subject for item in held))
+        digests |= {path.name: hash_sampled(path) for path in tables}
         return digests
 
     def prepare(self, scratch: Path | None = None) -> MeegSource:

@@ -24,6 +24,13 @@ from braindecode_vis.datasets.things_eeg2_raw import find_channels
 from braindecode_vis.datasets.things_meg_tables import CATCH_ID, name_events
 
 _NAME = re.compile(r"preprocessed_P(\d+)-epo\.fif$")
+_PLACES = (
+    "derivatives/preprocessed/*.fif",
+    "preprocessed/*.fif",
+    "*.fif",
+    "*/preprocessed_P*.fif",
+    "*/*/preprocessed_P*.fif",
+)
 _MOST_MISMATCHES = 0.1  # share of rows of the attribute table that may name another image than the epochs
 
 
@@ -49,7 +56,13 @@ class EpochFile:
 def find_epoch_files(root: Path, subjects: Sequence[int] | None) -> list[EpochFile]:
     """Return the epochs of the chosen subjects, in their order; an empty list if there are none at all."""
     found: dict[int, EpochFile] = {}
-    for pattern in ("derivatives/preprocessed/*.fif", "preprocessed/*.fif", "*.fif", "*/preprocessed_P*.fif"):
+    for pattern in (
+        "derivatives/preprocessed/*.fif",
+        "preprocessed/*.fif",
+        "*.fif",
+        "*/preprocessed_P*.fif",
+        "*/*/preprocessed_P*.fif",
+    ):
         for path in sorted(root.glob(pattern)):
             match = _NAME.match(path.name)
             if match:
@@ -121,9 +134,9 @@ def make_epoch_part(
     trials["subject"], trials["split"] = f"{file.subject:02d}", "train"
     trials["repetition"] = trials.groupby("stimulus_id").cumcount()
     notes["n_catch"] = int(len(numbers) - len(rows))
-    part = EpochedPart(
-        trials, tuple(file.files), chosen, np.asarray(epochs.times, float), EpochReader(epochs, rows, columns)
-    )
+    reader = EpochReader(file.where, epochs, rows, columns)
+    reader(len(rows) - 1, len(rows))  # opening does not notice that a file is cut short
+    part = EpochedPart(trials, tuple(file.files), chosen, np.asarray(epochs.times, float), reader)
     return part, notes
 
 
@@ -166,12 +179,15 @@ class EpochReader:
 
     Parameters
     ----------
+    where
+        Subject and file, for messages.
     epochs
         MNE epochs, not loaded.
     rows, columns
         Epochs and channels to read.
     """
 
+    where: str
     epochs: Any
     rows: np.ndarray
     columns: np.ndarray
@@ -179,4 +195,10 @@ class EpochReader:
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Return epochs `start` to `stop`, shape (stop - start, n_channels, n_times)."""
         item = self.rows[start:stop]
-        return self.epochs.get_data(picks=self.columns, item=item, copy=False, verbose="error")
+        try:
+            return self.epochs.get_data(picks=self.columns, item=item, copy=False, verbose="error")
+        except (OSError, ValueError) as error:  # what MNE meets where a file ends too early
+            raise DataError(
+                f"{self.where}: epochs {item[0]} to {item[-1]} cannot be read ({error}); a part of the file is cut "
+                "short, copy or fetch it again."
+            ) from error

@@ -23,8 +23,7 @@ _NEEDED = ("trial_type", "things_image_nr", "image_path", "session_nr", "run_nr"
 
 def find_attributes(root: Path, subject: int) -> pd.DataFrame | None:
     """Return the attribute table of a person, or None if there is none."""
-    name = f"sample_attributes_P{subject}.csv"
-    path = next((p for p in (root / "sourcedata" / name, root / name) if p.is_file()), None)
+    path = _find_attributes(root, subject)
     if path is None:
         return None
     table = pd.read_csv(path)
@@ -47,7 +46,7 @@ def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.Da
     DataError
         If the tables disagree, or none is there.
     """
-    bases = [base for base in (root, root.parent, images, None if images is None else images.parent) if base]
+    bases = _list_bases(root, images)
     paths = _find_table("image_paths.csv", bases)
     listed = None if paths is None else _read_paths(paths, _find_table("image_concept_index.csv", bases))
     told = _read_told(attributes)
@@ -70,6 +69,22 @@ def read_image_names(root: Path, images: Path | None, attributes: Sequence[pd.Da
             "its row is the image number - 1)."
         )
     return listed
+
+
+def find_name_files(root: Path, images: Path | None, subjects: Iterable[int]) -> list[Path]:
+    """Return the tables that decide which image a number means, as far as they are there."""
+    bases = _list_bases(root, images)
+    listed = [_find_table(name, bases) for name in ("image_paths.csv", "image_concept_index.csv")]
+    return [path for path in (*listed, *(_find_attributes(root, s) for s in subjects)) if path is not None]
+
+
+def _list_bases(root: Path, images: Path | None) -> list[Path]:
+    return [base for base in (root, root.parent, images, None if images is None else images.parent) if base]
+
+
+def _find_attributes(root: Path, subject: int) -> Path | None:
+    name = f"sample_attributes_P{subject}.csv"
+    return next((p for p in (root / "sourcedata" / name, root / name) if p.is_file()), None)
 
 
 def _find_table(name: str, bases: Iterable[Path]) -> Path | None:

@@ -282,7 +282,8 @@ def _iterate_inner_folds(labels: np.ndarray, runs: np.ndarray) -> Iterator[Fold]
         unseen = sorted(set(labels[fold.test]) - set(labels[fold.train]))
         if unseen:
             raise DataError(
-                f"the class {str(unseen[0])!r} occurs in the run {name} only, so that encoder.c cannot be chosen by leaving "
+                f"the class {str(unseen[0])!r} occurs in the run {name} only, so that encoder.c cannot be chosen by "
+                "leaving "
                 "runs out; give a single value of encoder.c."
             )
         yield fold

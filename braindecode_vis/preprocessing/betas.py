@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ from braindecode_vis.store import write_json, write_stimuli
 Advance = Callable[[int], Any]
 
 
+@runtime_checkable
 class Preparable(Protocol):
     """A data set configuration that opens its files lazily."""
 

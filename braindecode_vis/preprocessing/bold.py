@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,7 @@ _BLOCK_VOLUMES = 16
 _UNITS = {"percent": "percent signal change", "zscore": "z", "none": "scanner units"}
 
 
+@runtime_checkable
 class BoldConfig(Protocol):
     """A data set configuration that describes time series."""
 

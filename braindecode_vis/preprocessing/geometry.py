@@ -72,7 +72,7 @@ def inverse_transform(
         )
     rows = np.atleast_2d(array)
     if geometry.parcels is not None:
-        rows = spread_parcels(rows, geometry.parcels, outside=0 if geometry.surface is None else np.nan)
+        rows = spread_parcels(rows, geometry.parcels, outside=0.0 if geometry.surface is None else np.nan)
     if geometry.surface is not None:
         return _place_on_surface(rows, geometry, array.ndim)
     if geometry.mask is None:

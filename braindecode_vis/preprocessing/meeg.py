@@ -250,6 +250,8 @@ def _write_meta(
         "ch_names": list(source.ch_names),
         "sfreq": round(1 / float(np.median(np.diff(times))), 6) if len(times) > 1 else plan.sfreq,
     }
+    if source.notes.get("warnings"):
+        coords["warnings"] = list(source.notes["warnings"])  # what every report on these trials must say
     if whiteners:
         arrays["whitening"] = np.stack([w.matrix for w in whiteners.values()])
         coords["whitening_sessions"] = [list(group) for group in whiteners]

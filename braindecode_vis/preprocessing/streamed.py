@@ -83,7 +83,8 @@ class Scale:
         """Return the standardised trials as float32; constant features become 0."""
         gain = np.where(self.is_constant, 0, 1 / np.sqrt(np.where(self.is_constant, 1, self.variance)))
         shape = (len(gain), *[1] * (block.ndim - 2))
-        return (block - self.mean.astype(np.float32).reshape(shape)) * gain.astype(np.float32).reshape(shape)
+        # The mean of raw BOLD has more digits than float32 keeps.
+        return ((block - self.mean.reshape(shape)) * gain.reshape(shape)).astype(np.float32)
 
 
 def pool_scales(scales: list[Scale]) -> Scale:

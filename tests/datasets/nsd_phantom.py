@@ -27,24 +27,33 @@ def make_labels() -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 4, SHAPE), rng.random(SHAPE) < 0.7
 
 
-def write_root(
-    root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, images: bool = True
-) -> Path:
+def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, images: bool = True) -> Path:
     design = make_design()
     nsd.write_expdesign(root, design)
     nsd.write_responses(root, subject, nsd.make_responses(design, subject, 4))
     for session in sessions:
         nsd.write_betas(
-            root, subject, session, make_betas(session), shape=SHAPE, n_trials=N_TRIALS, affine=AFFINE, form=form
+            root,
+            subject,
+            session,
+            make_betas(session),
+            shape=SHAPE,
+            n_trials=N_TRIALS,
+            affine=AFFINE,
+            form=form,
         )
     labels, cortex = make_labels()
     general = (labels > 0).astype(int)
     nsd.write_roi(root, subject, "nsdgeneral", general, cortex, AFFINE, names={1: "nsdgeneral"})
-    nsd.write_roi(root, subject, "streams", labels, cortex, AFFINE, names={1: "early", 2: "ventral", 3: "lateral"})
+    nsd.write_roi(
+        root, subject, "streams", labels, cortex, AFFINE, names={1: "early", 2: "ventral", 3: "lateral"}
+    )
     nsd.write_roi(root, subject, "HCP_MMP1", labels, cortex, AFFINE)
     if images:
         rng = np.random.default_rng(3)
-        nsd.write_stimuli(root, (rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(90)), 90, size=40)
+        nsd.write_stimuli(
+            root, (rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(90)), 90, size=40
+        )
     return root
 
 

@@ -69,6 +69,7 @@ def test_the_block_design_is_warned_of_everywhere(tmp_path):
     assert config.check()[0].message == f"warning: {WARNING}"
     write_meeg(config, tmp_path / "out")
     assert read_json(tmp_path / "out/responses/meta.json")["provenance"]["warnings"] == [WARNING]
+    assert read_responses(tmp_path / "out/responses").coords["warnings"] == [WARNING]
 
 
 def test_the_first_thirty_pictures_of_a_block_are_for_training(tmp_path):

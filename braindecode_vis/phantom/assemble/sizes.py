@@ -171,7 +171,7 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
     "things-eeg2-official": _EEG2,
     "things-eeg2-250hz": _EEG2,
     "things-meg": {
-        "tiny": PhantomSize(1, 4, 12, 2, 12, 1, 12, 32, n_runs=1, n_catch=1, n_raw_sessions=1),
+        "tiny": PhantomSize(1, 2, 12, 2, 12, 1, 12, 32, n_runs=1, n_catch=1, n_raw_sessions=1),
         "small": PhantomSize(1, 20, 12, 10, 12, 1, 12, 64, n_runs=2, n_catch=4, n_raw_sessions=2),
         "demo": PhantomSize(1, 80, 12, 30, 12, 1, 12, 112, n_runs=2, n_catch=10, n_raw_sessions=1),
         "full": PhantomSize(4, 1654, 12, 200, 12, 1, 12, 500, n_runs=10, n_catch=200, n_raw_sessions=12),

@@ -1,0 +1,110 @@
+"""Natural Object Dataset (Gong et al. 2023, ds004496): thirty people, ImageNet pictures once, COCO pictures ten times.
+
+Owns what the event tables of its two experiments mean. They name the picture in different columns (`stim_file` and
+`condition`), and a number in `trial_type` stands for a class in one and for a picture in the other. In the COCO runs,
+events without a picture are blanks (1000), and changes of the fixation point that were answered (2000).
+
+References
+----------
+Gong, Z. et al. (2023). A large-scale fMRI dataset for the visual processing of naturalistic scenes. Scientific Data 10,
+559. doi:10.1038/s41597-023-02471-x
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.datasets.bids_fmri import make_stimulus_id
+from braindecode_vis.datasets.bids_fmri_files import RunFiles
+from braindecode_vis.datasets.bids_fmri_images import read_seconds
+from braindecode_vis.datasets.bids_fmri_recipe import (
+    BoldSettings,
+    Recipe,
+    check_bold,
+    hash_bold_inputs,
+    prepare_bold,
+)
+from braindecode_vis.datasets.bids_fmri_source import BoldSource
+from braindecode_vis.datasets.bids_fmri_stimuli import check_no_overlap
+from braindecode_vis.datasets.manifests import Finding
+
+_COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
+_WITHOUT_PICTURE = {1000: "", 2000: "fixation_change"}
+
+
+class NodConfig(BoldSettings):
+    """Where the data set lies, and which experiments are read; see `BoldSettings` for the other options.
+
+    Parameters
+    ----------
+    tasks
+        ``imagenet``: 1000 pictures a session, each seen once, training trials. ``coco``: 120 pictures that everybody
+        saw ten times, test trials. The authors declare no split; this one keeps what was repeated for testing. Read
+        with ``tasks=[coco]`` alone, there are no training trials to standardise with.
+    """
+
+    kind: Literal["nod"] = "nod"
+    tasks: tuple[Literal["imagenet", "coco"], ...] = ("imagenet", "coco")
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of every file that is read."""
+        return hash_bold_inputs(self, self._make_recipe())
+
+    def prepare(self) -> BoldSource:
+        """Return the data set as lazy runs; see `prepare_bold`."""
+        return prepare_bold(self, self._make_recipe())
+
+    def check(self) -> list[Finding]:
+        """Open every header and table, and pair events with pictures."""
+        return check_bold(self, self._make_recipe())
+
+    def _make_recipe(self) -> Recipe:
+        notes = {"protocol": "imagenet pictures for training, repeated coco pictures for testing"}
+        return Recipe("nod", {"task": self.tasks}, read_nod_events, _finish, notes)
+
+
+def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
+    """Return trials and other events of one run."""
+    assert run.events is not None
+    task = run.entities.get("task", "")
+    if task not in _COLUMNS:
+        raise DataError(f"{run.where} is of the task {task!r}; imagenet and coco are known.")
+    check_columns(table.columns, ("trial_type", _COLUMNS[task]), what=f"the events table {run.events}")
+    shown = table[_COLUMNS[task]]
+    codes = read_seconds(table, "trial_type", run.events).astype(int)  # a whole number written as 521.0
+    blank = (shown == "").to_numpy()
+    if task == "imagenet" and blank.any():
+        raise DataError(
+            f"{run.events} names no picture in row {int(np.flatnonzero(blank)[0]) + 2}; fetch it again."
+        )
+    unknown = sorted(set(codes[blank]) - set(_WITHOUT_PICTURE))
+    if unknown:
+        raise DataError(
+            f"{run.events} has events of the type {unknown[0]} without a picture; 1000 and 2000 are known."
+        )
+    ids = shown.map(make_stimulus_id)
+    concepts = ids.str.split("_").str[0] if task == "imagenet" else ids
+    events = pd.DataFrame(
+        {
+            "onset": read_seconds(table, "onset", run.events),
+            "duration": read_seconds(table, "duration", run.events),
+            "stimulus_id": ids,
+            "concept": concepts,
+            "path": shown,
+            "split": "train" if task == "imagenet" else "test",
+            "trial_type": np.where(blank, pd.Series(codes).map(_WITHOUT_PICTURE).fillna(""), "picture"),
+            "task": task,
+            # Counted from 1 in the order of ImageNet's synsets; 0 for COCO, where the number is that of the picture.
+            "imagenet_class": codes if task == "imagenet" else 0,
+        }
+    )
+    return events
+
+
+def _finish(trials: pd.DataFrame) -> pd.DataFrame:
+    check_no_overlap(trials, title="NOD")
+    return trials

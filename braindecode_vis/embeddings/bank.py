@@ -1,0 +1,250 @@
+"""A bank of embeddings on disk: one folder per space, keyed by the hash of each image.
+
+A bank is a few segments, each a plain ``.npy`` (read as a memory map) beside a ``.json`` with the image hashes of its
+rows; a segment exists once its ``.json`` does, so that a killed process leaves nothing half-visible and several
+processes may add to one bank. Small segments are merged when they are worth it. ``bank.json`` says which encoder wrote
+it. Knows no encoder and no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.store import collect_provenance, json_plain, read_json, replace_atomically, write_json
+
+DESCRIPTION = "bank.json"
+IN_MEMORY_BYTES = 1 << 30  # larger selections are gathered into a file
+_COPY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A finished piece of a bank: rows of one array and the image hash of each row."""
+
+    path: Path
+    hashes: tuple[str, ...]
+
+    def open(self) -> np.ndarray:
+        """Return the rows as a memory map."""
+        try:
+            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.path} is damaged ({error}); delete it and its .json, and embed again."
+            ) from error
+        if len(rows) != len(self.hashes):
+            raise DataError(
+                f"{self.path} has {len(rows)} rows for {len(self.hashes)} images; delete it and its .json."
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class BankSummary:
+    """What a bank holds: the name of its space, its size and when it was begun."""
+
+    folder: Path
+    space: str
+    n_images: int
+    shape: tuple[int, ...]
+    n_bytes: int
+    created: str
+
+
+def find_cache_folder() -> Path:
+    """Return the folder of the banks: ``$BRAINDECODE_VIS_CACHE``, or below the user's cache folder."""
+    chosen = os.environ.get("BRAINDECODE_VIS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "braindecode_vis"
+
+
+def open_bank(cache: Path, space: str, encoder: Mapping[str, Any] | None = None) -> Path:
+    """Return the folder of a space's bank, made and described on first use.
+
+    Parameters
+    ----------
+    cache
+        Folder of all banks, as of `find_cache_folder`.
+    space
+        Name of the space.
+    encoder
+        Settings of the encoder, kept as provenance.
+
+    Raises
+    ------
+    DataError
+        If the folder belongs to another space.
+    """
+    folder = cache / "embeddings" / hashlib.sha256(space.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / DESCRIPTION).is_file():
+        found = read_json(folder / DESCRIPTION)["space"]
+        if found != space:
+            raise DataError(f"{folder} holds the space {found!r}, not {space!r}; choose another cache folder.")
+    else:
+        content = {"space": space, "encoder": json_plain(dict(encoder or {})), **collect_provenance()}
+        write_json(folder / DESCRIPTION, content)
+    return folder
+
+
+def list_banks(cache: Path) -> list[BankSummary]:
+    """Return every bank below a cache folder, by the name of its space."""
+    found = []
+    for description in sorted((cache / "embeddings").glob(f"*/{DESCRIPTION}")):
+        content, folder = read_json(description), description.parent
+        segments = list_segments(folder)
+        shape = segments[0].open().shape[1:] if segments else ()
+        found.append(
+            BankSummary(
+                folder=folder,
+                space=content["space"],
+                n_images=len({h for segment in segments for h in segment.hashes}),
+                shape=tuple(int(n) for n in shape),
+                n_bytes=sum(segment.path.stat().st_size for segment in segments),
+                created=content["created"],
+            )
+        )
+    return sorted(found, key=lambda bank: bank.space)
+
+
+def list_segments(folder: Path) -> list[Segment]:
+    """Return the finished segments of a bank, by name."""
+    segments = []
+    for index in sorted(folder.glob("*.json")):
+        if index.name == DESCRIPTION or index.name.startswith("."):
+            continue
+        array = index.with_suffix(".npy")
+        try:
+            hashes = tuple(read_json(index)["sha256"])
+        except FileNotFoundError:  # merged by another process a moment ago
+            continue
+        if array.is_file():
+            segments.append(Segment(array, hashes))
+    return segments
+
+
+def list_hashes(folder: Path) -> set[str]:
+    """Return the image hashes that a bank holds."""
+    return {h for segment in list_segments(folder) for h in segment.hashes}
+
+
+def write_segment(folder: Path, hashes: Sequence[str], vectors: np.ndarray) -> Segment:
+    """Add rows to a bank.
+
+    Parameters
+    ----------
+    folder
+        The bank.
+    hashes
+        Image hash of each row.
+    vectors : float array of shape (n_rows, ...)
+        The rows.
+    """
+    path = folder / f"{_name(hashes)}.npy"
+    with replace_atomically(path) as temporary:
+        np.save(temporary, np.ascontiguousarray(vectors), allow_pickle=False)
+    write_json(path.with_suffix(".json"), {"sha256": list(hashes)})
+    return Segment(path, tuple(hashes))
+
+
+def _name(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+
+
+def merge_segments(folder: Path, order: Sequence[str]) -> None:
+    """Merge the segments of a bank into one, if the small ones together are worth a rewrite.
+
+    Parameters
+    ----------
+    folder
+        The bank.
+    order
+        Unique hashes in the order that the rows should have; rows of other images follow.
+    """
+    segments = list_segments(folder)
+    if len(segments) < 2:
+        return
+    largest = max(len(segment.hashes) for segment in segments)
+    total = sum(len(segment.hashes) for segment in segments)
+    if total - largest < 0.25 * largest:
+        return
+    known = {h for segment in segments for h in segment.hashes}
+    first = [h for h in order if h in known]
+    hashes = first + sorted(known.difference(first))
+    path = folder / f"{_name(hashes)}.npy"
+    _gather(segments, hashes, path)
+    write_json(path.with_suffix(".json"), {"sha256": hashes})
+    for segment in segments:
+        if segment.path != path:
+            segment.path.with_suffix(".json").unlink(missing_ok=True)
+            segment.path.unlink(missing_ok=True)
+
+
+def _gather(segments: Sequence[Segment], hashes: Sequence[str], path: Path | None) -> np.ndarray:
+    """Return the rows of the given images, in memory, or in the file `path`."""
+    place = {h: (n, row) for n, segment in enumerate(segments) for row, h in enumerate(segment.hashes)}
+    sources = [segment.open() for segment in segments]
+    shapes = {(source.shape[1:], source.dtype.str) for source in sources}
+    if len(shapes) > 1:
+        raise DataError(f"the bank {segments[0].path.parent} mixes rows of {sorted(shapes)}; delete it and embed again.")
+    shape, dtype = (len(hashes), *sources[0].shape[1:]), sources[0].dtype
+    if path is None:
+        rows = np.empty(shape, dtype)
+        _copy_rows(rows, sources, [place[h] for h in hashes])
+        return rows
+    with replace_atomically(path) as temporary:
+        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        _copy_rows(rows, sources, [place[h] for h in hashes])
+        rows.flush()
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _copy_rows(target: np.ndarray, sources: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> None:
+    """Copy row by row in blocks of bounded size; neighbours in one source go together."""
+    step = max(1, _COPY_BYTES // max(1, target[:1].nbytes))
+    wanted = np.asarray(places, dtype=np.int64).reshape(-1, 2)
+    for start in range(0, len(wanted), step):
+        block = wanted[start : start + step]
+        for number in np.unique(block[:, 0]):
+            here = np.flatnonzero(block[:, 0] == number)
+            target[start + here] = sources[int(number)][block[here, 1]]
+
+
+def read_rows(folder: Path, hashes: Sequence[str]) -> np.ndarray:
+    """Return one row per hash, in this order.
+
+    A memory map where the bank holds exactly these rows; an array up to 1 GiB; beyond that, a memory map of a file
+    that the bank keeps for this selection.
+
+    Raises
+    ------
+    DataError
+        If an image is not in the bank.
+    """
+    segments = list_segments(folder)
+    wanted = tuple(hashes)
+    for segment in segments:
+        if segment.hashes == wanted:
+            return segment.open()
+    known = {h for segment in segments for h in segment.hashes}
+    missing = [h for h in wanted if h not in known]
+    if missing:
+        raise DataError(f"the bank {folder} lacks {len(missing)} image(s), first {missing[0]}; embed them first.")
+    row_bytes = segments[0].open()[:1].nbytes
+    if row_bytes * len(wanted) <= IN_MEMORY_BYTES:
+        return _gather(segments, wanted, None)
+    kept = folder / "selections" / f"{_name(wanted)}.npy"
+    if kept.is_file():
+        return np.load(kept, mmap_mode="r", allow_pickle=False)
+    kept.parent.mkdir(exist_ok=True)
+    return _gather(segments, wanted, kept)

@@ -1,0 +1,334 @@
+"""Latents of diffusion autoencoders as target spaces, and the way back to images.
+
+Owns AutoencoderKL (Stable Diffusion, SDXL) and the tiny autoencoder TAESD. A latent is scaled as the diffusion model
+sees it, always and in both directions, and the name of the space says so. An image passes through the centre of the
+distribution that the encoder gives, so that nothing is random.
+
+References
+----------
+Rombach et al. (2022), CVPR, arXiv:2112.10752; TAESD: https://github.com/madebyollin/taesd.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.embeddings.transforms import map_ahead
+from braindecode_vis.embeddings.weights import (
+    draw_weights,
+    find_weights,
+    hash_weights,
+    load_state,
+    pick_device,
+    read_state,
+)
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import crop_square, resize_image
+from braindecode_vis.store import hash_json
+
+LatentModel = Literal["sd", "sdxl"]
+SCALING = {"sd": 0.18215, "sdxl": 0.13025}
+_REPOSITORIES = {
+    ("vae", "sd"): "stabilityai/sd-vae-ft-mse",
+    ("vae", "sdxl"): "madebyollin/sdxl-vae-fp16-fix",
+    ("taesd", "sd"): "madebyollin/taesd",
+    ("taesd", "sdxl"): "madebyollin/taesdxl",
+}
+
+
+class LatentConfig(Settings):
+    """What both kinds of autoencoders have in common.
+
+    Parameters
+    ----------
+    latents
+        Whose latents: those of Stable Diffusion 1 and 2 (``sd``) or of SDXL. They are not interchangeable.
+    weights
+        File or folder; the word ``random`` takes untrained weights, for tests. None needs `allow_download`.
+    allow_download
+        Fetch the published weights from the hub.
+    random_seed
+        Seed of untrained weights.
+    image_size
+        Side of the square that an image becomes, pixels; a multiple of 8. Small sizes cost sharpness.
+    model_args
+        Changes to the architecture, for random weights.
+    batch_size, workers, device
+        How it runs, not what it computes.
+    """
+
+    latents: LatentModel = "sd"
+    weights: Path | Literal["random"] | None = None
+    allow_download: bool = False
+    random_seed: int = Field(default=0, ge=0)
+    image_size: int = Field(default=256, ge=32, multiple_of=8)
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int = Field(default=8, ge=1)
+    workers: int = Field(default=2, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    fitted_on_training_images: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
+    )
+
+    @model_validator(mode="after")
+    def _check_random(self) -> Self:
+        if self.model_args and self.weights != "random":
+            raise ValueError("model_args describes random weights; a file says its own sizes")
+        return self
+
+    @property
+    def _kind(self) -> str:
+        return str(type(self).model_fields["kind"].default)
+
+    def describe_weights(self) -> str:
+        """Say which file holds the weights."""
+        place = f"huggingface.co/{_REPOSITORIES[self._kind, self.latents]}"
+        if self._kind == "taesd":
+            stem = "taesd" if self.latents == "sd" else "taesdxl"
+            return f"a folder with {stem}_encoder.safetensors and {stem}_decoder.safetensors, or of {place}"
+        return f"diffusion_pytorch_model.safetensors (or its folder) of {place}"
+
+    def download(self) -> Path:
+        """Fetch the published folder into the hub's cache."""
+        from huggingface_hub import snapshot_download
+
+        patterns = ["config.json", "diffusion_pytorch_model.safetensors"]
+        return Path(snapshot_download(_REPOSITORIES[self._kind, self.latents], allow_patterns=patterns))
+
+    def find_weights(self) -> Path | None:
+        """Return the path of the weights, or None for random ones."""
+        return find_weights(self.weights, self.allow_download, self.describe_weights, self.download)
+
+    def find_parts(self) -> list[Path]:
+        """Return the files or folders that the weights are read from."""
+        path = self.find_weights()
+        return [] if path is None else [path]
+
+    @property
+    def digest(self) -> str:
+        """Name of the weights: the hash of their bytes, or the seed of random ones."""
+        changes = f"-{hash_json(self.model_args)[:8]}" if self.model_args else ""
+        if self.find_weights() is None:
+            return f"random-{self.random_seed}{changes}"
+        digests = [hash_weights(part) for part in self.find_parts()]
+        return digests[0] if len(digests) == 1 else hash_json(digests)
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_digest": self.digest}
+
+    def make_network(self) -> tuple[Any, float, float]:
+        """Return the autoencoder, the factor and the shift of its latents."""
+        raise NotImplementedError
+
+    def build(self) -> LatentEncoder:
+        """Return the encoder; the network is loaded when the first image comes."""
+        return LatentEncoder(self)
+
+    def read(self, folder: Path) -> LatentEncoder:
+        """Return the encoder; it has no fitted state."""
+        return self.build()
+
+
+class AutoencoderKLConfig(LatentConfig):
+    """Latents of the autoencoder of Stable Diffusion or SDXL, at the mean of the posterior."""
+
+    kind: Literal["vae"] = "vae"
+
+    def make_network(self) -> tuple[Any, float, float]:
+        """Return the autoencoder, the factor and the shift of its latents."""
+        from diffusers import AutoencoderKL
+
+        path = self.find_weights()
+        sizes = {
+            "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+            "sample_size": 512, "scaling_factor": SCALING[self.latents],
+        }  # fmt: skip
+        if path is not None and path.is_dir() and (path / "config.json").is_file():
+            stored = json.loads((path / "config.json").read_text())
+            sizes |= {key: value for key, value in stored.items() if not key.startswith("_")}
+            if abs(sizes["scaling_factor"] - SCALING[self.latents]) > 1e-6:
+                raise DataError(
+                    f"{path} scales its latents by {sizes['scaling_factor']}, those of {self.latents} by "
+                    f"{SCALING[self.latents]}; correct target.latents or bring {self.describe_weights()}."
+                )
+        with draw_weights(self.random_seed):
+            network = AutoencoderKL(**(sizes | self.model_args))
+        if path is not None:
+            load_state(network, rename_kl(read_state(path), network), path=path, what="an AutoencoderKL")
+        return network, float(network.config.scaling_factor), float(network.config.shift_factor or 0)
+
+
+class TinyAutoencoderConfig(LatentConfig):
+    """Latents of the tiny autoencoder, near those of the large one at a hundredth of the cost.
+
+    The weights are a folder with the two files of the original release (``taesd_encoder``, ``taesd_decoder``; for SDXL
+    ``taesdxl_...``), or a folder or file of diffusers.
+    """
+
+    kind: Literal["taesd"] = "taesd"
+
+    def find_parts(self) -> list[Path]:
+        """Return the two halves of the original release, or the one file of diffusers."""
+        path = self.find_weights()
+        if path is None or path.is_file():
+            return [] if path is None else [path]
+        stem = "taesd" if self.latents == "sd" else "taesdxl"
+        halves = [sorted(path.glob(f"{stem}_{half}.*")) for half in ("encoder", "decoder")]
+        if all(halves):
+            return [files[-1] for files in halves]
+        if any(path.glob("taesd*coder.*")):
+            raise DataError(f"{path} lacks a half of the tiny autoencoder; bring {self.describe_weights()}.")
+        return [path]
+
+    def make_network(self) -> tuple[Any, float, float]:
+        """Return the autoencoder; its latents are scaled already."""
+        from diffusers import AutoencoderTiny
+
+        with draw_weights(self.random_seed):
+            network = AutoencoderTiny(**({"latent_channels": 4} | self.model_args))
+        parts = self.find_parts()
+        if parts:
+            state: dict[str, Any] = {}
+            for part in parts:
+                state |= rename_tiny(read_state(part), part)
+            load_state(network, state, path=parts[0], what="an AutoencoderTiny")
+        return network, 1.0, 0.0
+
+
+def rename_tiny(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return one half of the original TAESD release under the names of diffusers.
+
+    The decoder is one index lower there: layer 0 of the original clamps the latent and has no parameters.
+    """
+    if any(name.startswith(("encoder.", "decoder.")) for name in state):
+        return state
+    is_decoder = "decoder" in path.name
+    renamed = {}
+    for name, value in state.items():
+        index, _, rest = name.partition(".")
+        half = f"decoder.layers.{int(index) - 1}" if is_decoder else f"encoder.layers.{index}"
+        renamed[f"{half}.{rest}"] = value
+    return renamed
+
+
+def rename_kl(state: dict[str, Any], network: Any) -> dict[str, Any]:
+    """Return the tensors of an AutoencoderKL under the names of diffusers; the original release has others."""
+    prefix = "first_stage_model."
+    if any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+    if "encoder.down.0.block.0.norm1.weight" in state:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        return convert_ldm_vae_checkpoint(state, network.config)
+    old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+    renamed = {}
+    for name, value in state.items():
+        if ".attentions." in name:
+            for before, after in old.items():
+                name = name.replace(before, after)
+        renamed[name] = value
+    return renamed
+
+
+class LatentEncoder:
+    """An autoencoder as an image encoder that can be inverted."""
+
+    def __init__(self, config: LatentConfig) -> None:
+        self.config = config
+        self._loaded: tuple[Any, float, float] | None = None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        side = self.config.image_size // 8
+        return (int(self.config.model_args.get("latent_channels", 4)), side, side)
+
+    @property
+    def space(self) -> str:
+        """Name with autoencoder, weights, image size, latent shape and scale."""
+        config, digest = self.config, self.config.digest
+        weights = digest if digest.startswith("random") else f"weights={digest[:12]}"
+        shape = "x".join(map(str, self.latent_shape))
+        return f"{config._kind}/{config.latents}/{weights}/{shape}/scaled/centre{config.image_size}-lanczos"
+
+    def load(self) -> Any:
+        """Return the autoencoder, loaded once and moved to its device."""
+        if self._loaded is None:
+            network, factor, shift = self.config.make_network()
+            network.eval().requires_grad_(False).to(pick_device(self.config.device))
+            self._loaded = network, factor, shift
+        return self._loaded[0]
+
+    def fit(self, images: Iterable[np.ndarray]) -> LatentEncoder:
+        """Return self: the network is pretrained and never sees a training image."""
+        return self
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return float32 vectors of shape (n_images, channels * height * width), in that order."""
+        import torch
+
+        network, device, rows = self.load(), pick_device(self.config.device), []
+        with torch.inference_mode():
+            for batch in self._prepare(images):
+                inputs = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+                rows.append(self.scale(self._encode_tensor(network, inputs)).flatten(1).cpu().numpy())
+        return np.concatenate(rows) if rows else np.empty((0, int(np.prod(self.latent_shape))), np.float32)
+
+    @staticmethod
+    def _encode_tensor(network: Any, inputs: Any) -> Any:
+        output = network.encode(inputs)
+        return output.latents if hasattr(output, "latents") else output.latent_dist.mode()
+
+    def scale(self, latents: Any) -> Any:
+        """Return raw latents as the diffusion model sees them."""
+        self.load()
+        assert self._loaded is not None
+        return (latents - self._loaded[2]) * self._loaded[1]
+
+    def _prepare(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        side = self.config.image_size
+
+        def prepare(image: np.ndarray) -> np.ndarray:
+            return resize_image(crop_square(image), side, side)
+
+        ahead = 2 * self.config.batch_size
+        ready = map_ahead(prepare, images, workers=self.config.workers, ahead=ahead)
+        while chunk := list(islice(ready, self.config.batch_size)):
+            yield np.stack(chunk)
+
+    def decode(self, vectors: np.ndarray) -> np.ndarray:
+        """Return uint8 RGB images of shape (n, image_size, image_size, 3).
+
+        Parameters
+        ----------
+        vectors : float array of shape (n, channels * height * width)
+            Scaled latents, as `encode` gives them.
+        """
+        import torch
+
+        network, device = self.load(), pick_device(self.config.device)
+        assert self._loaded is not None
+        side, step, images = self.config.image_size, self.config.batch_size, []
+        latents = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, *self.latent_shape)
+        with torch.inference_mode():
+            for start in range(0, len(latents), step):
+                batch = torch.from_numpy(latents[start : start + step]).to(device)
+                decoded = network.decode(batch / self._loaded[1] + self._loaded[2]).sample
+                values = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+                images.append(values.permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(images) if images else np.empty((0, side, side, 3), np.uint8)
+
+    def write(self, folder: Path) -> None:
+        """Nothing is fitted, so nothing is written."""

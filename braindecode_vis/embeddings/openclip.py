@@ -1,0 +1,229 @@
+"""CLIP image towers of open_clip, every architecture that it knows, without its hub.
+
+Owns the architecture by name, the transform that belongs to a training run, and its known traps. Only the image tower
+is built; the text tower is the business of `text`.
+
+References
+----------
+Cherti et al. (2023), CVPR, arXiv:2212.07143; Radford et al. (2021), arXiv:2103.00020.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.embeddings.layers import Tower, expand_blocks
+from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, Transform
+from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
+
+
+class OpenClipConfig(NetworkConfig):
+    """A CLIP image tower.
+
+    Parameters
+    ----------
+    architecture
+        A name that ``open_clip.list_models()`` lists.
+    pretrained
+        Name of the training run, as ``open_clip.list_pretrained()`` lists it: it decides the transform and what is
+        fetched where that is allowed. None where all runs of the architecture share one transform.
+    image_size
+        Another side than the architecture's own, pixels; positions are interpolated.
+    model_args
+        Changes to the architecture's own description, for example ``{vision_cfg: {layers: 2}}``.
+    """
+
+    kind: Literal["openclip"] = "openclip"
+    architecture: str = "ViT-H-14"
+    pretrained: str | None = None
+    image_size: int | None = Field(default=None, ge=16)
+    model_args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_architecture(self) -> Self:
+        import open_clip
+
+        known = open_clip.list_models()
+        if self.architecture not in known:
+            raise ValueError(
+                f"open_clip knows no architecture {self.architecture!r}{suggest(self.architecture, known)}"
+            )
+        tags = open_clip.list_pretrained_tags_by_model(self.architecture)
+        if self.pretrained is not None and self.pretrained not in tags:
+            raise ValueError(
+                f"open_clip knows no run {self.pretrained!r} of {self.architecture}; known are {', '.join(tags)}"
+            )
+        if self.pretrained is not None:
+            self._check_activation()
+        return self
+
+    def _check_activation(self) -> None:
+        # The same tensors fit both activations, so a wrong one would pass unseen.
+        needs = bool(self._run.get("quick_gelu", False))
+        if needs != bool(read_description(self).get("quick_gelu", False)):
+            twin = self.architecture.removesuffix("-quickgelu") + "-quickgelu" * needs
+            raise ValueError(
+                f"the run {self.pretrained!r} was trained with {'QuickGELU' if needs else 'plain GELU'}: "
+                f"set architecture to {twin}"
+            )
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        from open_clip.pretrained import get_pretrained_cfg
+
+        return get_pretrained_cfg(self.architecture, self.pretrained or "")
+
+    @property
+    def family(self) -> str:
+        """Library, architecture and side."""
+        side = f"@{self.image_size}" if self.image_size else ""
+        return f"openclip/{self.architecture}{side}"
+
+    def describe_weights(self) -> str:
+        """Say which file holds the weights."""
+        place = str(self._run.get("hf_hub", "")).strip("/")
+        source = f" of huggingface.co/{place}" if place else ""
+        run = f", run {self.pretrained}" if self.pretrained else ""
+        return f"open_clip's {self.architecture}{run} (open_clip_model.safetensors{source})"
+
+    def download(self) -> Path:
+        """Fetch the run's weights into open_clip's cache."""
+        from open_clip.pretrained import download_pretrained
+
+        if self.pretrained is None:
+            raise ConfigError("target.allow_download is true, but target.pretrained does not say which run.")
+        return Path(download_pretrained(self._run))
+
+    def make_transform(self) -> Transform:
+        """Return open_clip's validation transform of this run."""
+        from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+        size = self.image_size or read_image_size(self)
+        if self.pretrained is not None:
+            return _make_transform(self._run, size)
+        tags = list_pretrained_tags_by_model(self.architecture)
+        found = {_make_transform(get_pretrained_cfg(self.architecture, tag), size) for tag in tags}
+        if len(found) > 1:
+            raise ConfigError(
+                f"the runs of {self.architecture} were trained with different transforms; "
+                f"set target.pretrained to one of {', '.join(tags)}."
+            )
+        return found.pop() if found else _make_transform({}, size)
+
+    def make_tower(self) -> Tower:
+        """Return the image tower with its weights."""
+        path = self.find_weights()
+        with draw_weights(self.random_seed):
+            holder = build_image_tower(self)
+        if path is not None:
+            load_image_weights(holder, path, self.architecture)
+        return describe_tower(holder.visual)
+
+
+def _make_transform(run: dict[str, Any], size: int) -> Transform:
+    return Transform(
+        size=size,
+        resize=run.get("resize_mode") or "shortest",
+        interpolation=run.get("interpolation") or "bicubic",
+        mean=tuple(run.get("mean") or CLIP_MEAN),
+        std=tuple(run.get("std") or CLIP_STD),
+        fill=run.get("fill_color", 0),
+    )
+
+
+def read_description(config: OpenClipConfig) -> dict[str, Any]:
+    """Return the architecture's description with the changes of the configuration applied."""
+    import open_clip
+
+    description = deepcopy(open_clip.get_model_config(config.architecture))
+    for key, value in config.model_args.items():
+        if isinstance(value, dict) and isinstance(description.get(key), dict):
+            description[key] |= value
+        else:
+            description[key] = value
+    return description
+
+
+def read_image_size(config: OpenClipConfig) -> int:
+    """Return the side of the square that the architecture takes, pixels."""
+    size = read_description(config)["vision_cfg"].get("image_size", 224)
+    if isinstance(size, int):
+        return size
+    if len(set(size)) > 1:
+        raise ConfigError(f"{config.architecture} takes images of {size}; only squares are supported.")
+    return int(size[0])
+
+
+def build_image_tower(config: OpenClipConfig) -> Any:
+    """Return a module with the untrained image tower as ``visual``."""
+    from open_clip import model
+    from torch import nn
+
+    description = read_description(config)
+    vision = {**description["vision_cfg"], "timm_model_pretrained": False}
+    holder = nn.Module()
+    holder.visual = model._build_vision_tower(
+        description["embed_dim"],
+        model.CLIPVisionCfg(**vision),
+        quick_gelu=description.get("quick_gelu", False),
+    )
+    if config.image_size is not None:
+        if hasattr(holder.visual, "set_input_size"):
+            holder.visual.set_input_size(config.image_size)
+        else:
+            vision["image_size"] = config.image_size
+            holder.visual = model._build_vision_tower(
+                description["embed_dim"],
+                model.CLIPVisionCfg(**vision),
+                quick_gelu=description.get("quick_gelu", False),
+            )
+    return holder
+
+
+def load_image_weights(holder: Any, path: Path, architecture: str) -> None:
+    """Load the image part of a whole CLIP state dict; the text part is left."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import resize_pos_embed
+
+    state = convert_state_dict(holder, read_state(path))
+    resize_pos_embed(state, holder)
+    load_state(
+        holder, state, path=path, what=f"open_clip's {architecture}",
+        ignore=lambda name: not name.startswith("visual."),
+    )  # fmt: skip
+
+
+def describe_tower(visual: Any) -> Tower:
+    """Return what must be known of one of open_clip's three kinds of image towers."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+
+    if isinstance(visual, TimmModel):
+        from braindecode_vis.embeddings import timm_models
+
+        tower = timm_models.describe_tower(visual.trunk)
+        tower.network, tower.forward = visual, visual
+        return tower
+    if isinstance(visual, ModifiedResNet):
+        stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+        return Tower(network=visual, forward=visual, blocks=expand_blocks(stages))
+    # CoCa pools before its norm, whose width is then not that of the tokens.
+    pools_first = visual.attn_pool is not None
+    return Tower(
+        network=visual,
+        forward=lambda inputs: _first(visual(inputs)),
+        blocks=list(visual.transformer.resblocks),
+        n_prefix=1,
+        has_class=True,
+        finish=None if pools_first else visual.ln_post,
+        project=None if pools_first else lambda tokens: visual.ln_post(tokens) @ visual.proj,
+    )
+
+
+def _first(output: Any) -> Any:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,293 @@
+"""The text side of a CLIP network: vectors of concept names and captions, in the space of its images.
+
+Owns prompt templates, tokenizers that work without a hub, and the pooled or whole output of the text tower. open_clip
+brings its own word pieces for most networks. The others (SigLIP, the multilingual ones) need a tokenizer folder; a
+folder without its vocabulary loads without complaint and knows two words, so every tokenizer is tried before use.
+
+References
+----------
+Radford et al. (2021), arXiv:2103.00020, section 3.1.4: prompt ensembles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError, check_unique
+from braindecode_vis.embeddings.layers import OUTPUT
+from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
+from braindecode_vis.embeddings.weights import draw_weights, load_state, pick_device, read_state
+from braindecode_vis.settings import Settings
+
+DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
+_PROBES = ("a photo of a cat", "an espresso machine on a wooden table", "seventeen zebras")
+
+
+class TextConfig(Settings):
+    """Where tokens come from and how the text tower runs.
+
+    Parameters
+    ----------
+    tokenizer
+        Folder of a tokenizer of transformers, for networks that open_clip brings no word pieces for.
+    allow_download
+        Fetch that tokenizer from the hub.
+    batch_size
+        How it runs, not what it computes.
+    """
+
+    tokenizer: Path | None = None
+    allow_download: bool = False
+    batch_size: int = Field(default=64, ge=1)
+
+
+class ClipText:
+    """The text tower of a CLIP network.
+
+    Parameters
+    ----------
+    config
+        The image encoder whose space the text shares: same architecture, same weights.
+    text
+        Tokenizer and batches.
+    """
+
+    def __init__(self, config: OpenClipConfig, text: TextConfig | None = None) -> None:
+        self.config = config
+        self.text = text or TextConfig()
+        self._loaded: tuple[Any, Any] | None = None
+
+    @property
+    def space(self) -> str:
+        """The space of the images, which pooled text shares.
+
+        Raises
+        ------
+        ConfigError
+            If the image encoder does not give the joint output of both towers.
+        """
+        if self.config.layers != (OUTPUT,) or self.config.pooling != "own":
+            raise ConfigError(
+                f"text meets images only at the network's own output; set target.layer to output and target.pooling to "
+                f"own instead of {self.config.layer!r} and {self.config.pooling!r}."
+            )
+        return self.config.build().space
+
+    def load(self) -> tuple[Any, Any]:
+        """Return the network and its tokenizer, loaded once."""
+        if self._loaded is None:
+            tokenizer = make_tokenizer(self.config, self.text)  # cheaper than the network, so it fails first
+            network = build_clip(self.config).eval().requires_grad_(False)
+            self._loaded = network.to(pick_device(self.config.device)), tokenizer
+        return self._loaded
+
+    def encode(self, texts: Sequence[str], *, output: Literal["pooled", "tokens"] = "pooled") -> np.ndarray:
+        """Return float32 vectors of shape (n_texts, n_features), or (n_texts, context_length, width) for tokens.
+
+        Parameters
+        ----------
+        texts
+            Words or sentences; what exceeds the context of the network (77 word pieces) is cut.
+        output
+            ``pooled`` is the vector that is compared with images, at its own length; ``tokens`` the sequence after the
+            final norm, as text-conditioned generators take it.
+        """
+        import torch
+
+        network, tokenizer = self.load()
+        device, rows = pick_device(self.config.device), []
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.text.batch_size):
+                batch = list(texts[start : start + self.text.batch_size])
+                tokens = tokenizer(batch).to(device)
+                vectors = network.encode_text(tokens) if output == "pooled" else _encode_tokens(network, tokens)
+                rows.append(vectors.float().cpu().numpy())
+        if not rows:
+            raise DataError("there is no text to embed.")
+        return np.concatenate(rows)
+
+
+def embed_text(
+    concepts: Sequence[str],
+    config: OpenClipConfig,
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    text: TextConfig | None = None,
+) -> Embeddings:
+    """Return one unit vector per concept: the mean over templates of unit vectors, brought to length one again.
+
+    Parameters
+    ----------
+    concepts
+        Unique names; underscores are read as spaces and a number at the end (``bat1``) is dropped from the prompt.
+    config
+        The image encoder whose space the text shares.
+    templates
+        Sentences with ``{concept}`` in them.
+    text
+        Tokenizer and batches.
+
+    Returns
+    -------
+    Embeddings
+        Ids are the concepts, the space is that of the images: a gallery for zero-shot classification.
+
+    Raises
+    ------
+    ConfigError
+        If a template has no place for the concept, or the network cannot read text here.
+    """
+    check_unique(list(concepts), what="the concepts to embed")
+    for template in templates:
+        if "{concept}" not in template:
+            raise ConfigError(f"the template {template!r} has no place for the concept; write {{concept}} in it.")
+    if not templates:
+        raise ConfigError("text needs at least one template, for example 'This is a photo of a {concept}.'")
+    tower = ClipText(config, text)
+    space = tower.space
+    names = [name_concept(concept) for concept in concepts]
+    total = sum(_make_unit(tower.encode([t.format(concept=name) for name in names])) for t in templates)
+    return Embeddings(_make_unit(np.asarray(total)), list(concepts), space)
+
+
+def embed_captions(
+    captions: Mapping[str, str], config: OpenClipConfig, *, text: TextConfig | None = None
+) -> Embeddings:
+    """Return one vector per stimulus from its caption, in the space of the images.
+
+    Parameters
+    ----------
+    captions
+        Sentence of each stimulus id.
+    config, text
+        As for `embed_text`.
+    """
+    tower = ClipText(config, text)
+    space = tower.space
+    vectors = tower.encode(list(captions.values()))
+    return Embeddings(_make_unit(vectors) if config.normalise else vectors, list(captions), space)
+
+
+def name_concept(concept: str) -> str:
+    """Return the words of a concept id.
+
+    Examples
+    --------
+    >>> name_concept("coat_rack"), name_concept("bat1")
+    ('coat rack', 'bat')
+    """
+    return concept.rstrip("0123456789").strip("_ ").replace("_", " ") or concept
+
+
+def _make_unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def build_clip(config: OpenClipConfig) -> Any:
+    """Return the whole network with its weights; only its text side is needed here.
+
+    Raises
+    ------
+    ConfigError
+        If the text tower is one that transformers would have to fetch first.
+    """
+    import open_clip
+
+    path, description = config.find_weights(), read_description(config)
+    foreign = description["text_cfg"].get("hf_model_name")
+    if foreign and not config.allow_download:
+        raise ConfigError(
+            f"the text tower of {config.architecture} is {foreign} of the hub; allow it with "
+            "target.allow_download=true, or choose an architecture with a text tower of its own."
+        )
+    description.pop("custom_text", None)
+    with draw_weights(config.random_seed):
+        network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
+    if path is not None:
+        from open_clip.convert import convert_state_dict
+        from open_clip.model import convert_to_custom_text_state_dict
+
+        state = convert_state_dict(network, read_state(path))
+        if "positional_embedding" in state and not hasattr(network, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        own = network.state_dict()
+        # Images are not read here, and the two scalars of the loss may have any shape.
+        kept = {k: v for k, v in state.items() if not k.startswith("visual.")}
+        kept |= {k: v for k, v in own.items() if k.startswith(("visual.", "logit_"))}
+        load_state(
+            network, kept, path=path, what=f"open_clip's {config.architecture}",
+            ignore=lambda name: name.startswith("logit_") or name.endswith("position_ids"),
+        )  # fmt: skip
+    network.visual = None  # half of the memory
+    return network
+
+
+def _encode_tokens(network: Any, tokens: Any) -> Any:
+    tower = getattr(network, "text", network)
+    if not hasattr(tower, "token_embedding"):
+        raise ConfigError("the text tower of this architecture does not give its token sequence.")
+    width = tokens.shape[1]
+    values = tower.token_embedding(tokens) + tower.positional_embedding[:width]
+    values = tower.transformer(values, attn_mask=tower.attn_mask[:width, :width])
+    return tower.ln_final(values)
+
+
+def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
+    """Return the tokenizer of an architecture: texts to a tensor of shape (n, context_length).
+
+    Raises
+    ------
+    ConfigError
+        If open_clip brings no word pieces for it and no folder was given.
+    DataError
+        If the folder's tokenizer cannot tell sentences apart.
+    """
+    import open_clip
+
+    description = read_description(config)["text_cfg"]
+    name = description.get("hf_tokenizer_name")
+    context = int(description.get("context_length", 77))
+    if not name and text.tokenizer is None:
+        return open_clip.get_tokenizer(config.architecture, context_length=context)
+    if text.tokenizer is None and not text.allow_download:
+        raise ConfigError(
+            f"{config.architecture} reads text with the tokenizer {name} of the hub: bring its folder (tokenizer.json "
+            "and tokenizer_config.json) as text.tokenizer, or allow the download with text.allow_download=true."
+        )
+    source = str(name if text.tokenizer is None else text.tokenizer.expanduser())
+    arguments = dict(description.get("tokenizer_kwargs", {}))
+    try:
+        tokenizer = open_clip.tokenizer.HFTokenizer(
+            source, context_length=context, tokenizer_mode=description.get("tokenizer_mode"), **arguments
+        )
+    except Exception as error:  # transformers has many ways to say that a file is missing
+        raise DataError(
+            f"the tokenizer {source} cannot be loaded ({type(error).__name__}); bring tokenizer.json and "
+            "tokenizer_config.json in one folder."
+        ) from error
+    check_tokenizer(tokenizer, source)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, source: str) -> None:
+    """Raise `DataError` unless the tokenizer tells a few sentences apart.
+
+    Transformers loads a folder without its vocabulary and goes on with the two special tokens, so that every text
+    becomes the same row.
+    """
+    rows = tokenizer(list(_PROBES))
+    n_different = len({tuple(row.tolist()) for row in rows})
+    pieces = len({int(piece) for row in rows for piece in row})
+    if n_different < len(_PROBES) or pieces < 8:
+        raise DataError(
+            f"the tokenizer {source} has no vocabulary: {len(_PROBES)} different sentences become {n_different} "
+            f"different rows of {pieces} tokens; bring the folder with tokenizer.json (or vocab.json and merges.txt)."
+        )
+

@@ -1,0 +1,338 @@
+"""Where the weights of a pretrained network come from: a local file or folder, the hub if allowed, or a stated seed.
+
+Owns the settings that every pretrained encoder shares, reading state dicts without running what they name, their
+digest, and one sentence that says which file to bring. Random weights exist for tests only and must be asked for.
+Knows no architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.embeddings.layers import OUTPUT, Layer, Pooling, Tower, check_choice
+from braindecode_vis.embeddings.transforms import Transform
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_file, hash_json
+
+RANDOM: Literal["random"] = "random"
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+class NetworkConfig(Settings):
+    """What all pretrained image networks have in common; each kind adds its architecture.
+
+    Parameters
+    ----------
+    weights
+        File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
+        ``random`` takes untrained weights, for tests. None needs `allow_download`.
+    allow_download
+        Let the library fetch the published weights into its own cache.
+    random_seed
+        Seed of untrained weights.
+    layer
+        ``output`` is what follows the last block and the final norm. A whole number counts blocks from 0 (from the end
+        if negative), a fraction in 0..1 is a depth, any other text names a module. A tuple gives one vector per layer.
+    pooling
+        How the tokens or places of a feature map become one vector; see `layers.pool_tokens`. ``own`` is the network's
+        own pooled output.
+    project
+        Put the tokens through the network's final norm and output projection (a CLIP network's), as some generators
+        expect.
+    normalise
+        Bring every vector to length one; otherwise the network's own length is kept.
+    precision
+        Arithmetic of the network. Vectors come out in single precision.
+    batch_size, workers, device
+        How it runs, not what it computes; `workers` is the number of threads that prepare images.
+    """
+
+    weights: Path | Literal["random"] | None = None
+    allow_download: bool = False
+    random_seed: int = Field(default=0, ge=0)
+    layer: Layer | tuple[Layer, ...] = OUTPUT
+    pooling: Pooling = "own"
+    project: bool = False
+    normalise: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(default=32, ge=1)
+    workers: int = Field(default=2, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    fitted_on_training_images: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
+    )
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> Self:
+        for layer in self.layers:
+            check_choice(layer, self.pooling, self.project)
+        if isinstance(self.layer, tuple) and (not self.layer or self.pooling in ("tokens", "patches")):
+            raise ValueError(f"pooling {self.pooling!r} takes one layer, not {list(self.layer)}")
+        return self
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers to read, always as a tuple."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    @property
+    def family(self) -> str:
+        """Library and architecture, the first part of the space's name."""
+        raise NotImplementedError
+
+    def describe_weights(self) -> str:
+        """Say in one clause which file holds the published weights."""
+        raise NotImplementedError
+
+    def download(self) -> Path:
+        """Fetch the published weights with the library's own client and return their path."""
+        raise NotImplementedError
+
+    def make_transform(self) -> Transform:
+        """Return the validation transform."""
+        raise NotImplementedError
+
+    def make_tower(self) -> Tower:
+        """Return the network with its weights, in evaluation mode and frozen."""
+        raise NotImplementedError
+
+    def build(self) -> Any:
+        """Return the encoder; the network is loaded when the first image comes."""
+        from braindecode_vis.embeddings.networks import NetworkEncoder
+
+        return NetworkEncoder(self)
+
+    def read(self, folder: Path) -> Any:
+        """Return the encoder; it has no fitted state."""
+        return self.build()
+
+    def find_weights(self) -> Path | None:
+        """Return the path of the weights, or None for random ones.
+
+        Raises
+        ------
+        ConfigError
+            If none were given and nothing may be downloaded, or the path does not exist.
+        """
+        return find_weights(self.weights, self.allow_download, self.describe_weights, self.download)
+
+    @property
+    def digest(self) -> str:
+        """Name of the weights: the hash of their bytes, or the seed of random ones."""
+        path = self.find_weights()
+        changes = getattr(self, "model_args", {})
+        suffix = f"-{hash_json(changes)[:8]}" if changes else ""
+        return (f"random-{self.random_seed}" if path is None else hash_weights(path)) + suffix
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_digest": self.digest}
+
+
+def find_weights(
+    weights: Path | str | None,
+    allow_download: bool,
+    describe: Callable[[], str],
+    download: Callable[[], Path],
+) -> Path | None:
+    """Return the path of the weights that a configuration names, None for ``random``; see `NetworkConfig`."""
+    if weights == RANDOM:
+        return None
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.exists():
+            raise ConfigError(
+                f"target.weights names {path}, which does not exist; give the path of {describe()}."
+            )
+        return path
+    if not allow_download:
+        raise ConfigError(
+            f"no weights were given: set target.weights to the path of {describe()}, "
+            "or let them be fetched with target.allow_download=true."
+        )
+    try:
+        return Path(download())
+    except Exception as error:  # each library has its own way to say that the network is gone
+        raise ConfigError(
+            f"the weights could not be fetched ({type(error).__name__}); bring {describe()} on another way and name "
+            "its path with target.weights."
+        ) from error
+
+
+def find_files(path: Path) -> list[Path]:
+    """Return the weight files of a path: itself, or those of a folder, ``.safetensors`` before any other.
+
+    Raises
+    ------
+    DataError
+        If a folder holds none, or several that do not belong together.
+    """
+    if path.is_file():
+        return [path]
+    for index in sorted(path.glob("*.index.json")):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (path / name).is_file()]
+        if not missing:
+            return [path / name for name in names]
+        if len(missing) < len(names):
+            raise DataError(f"{path} lacks {missing[0]}, which its {index.name} lists; copy the whole folder.")
+    for suffix in _SUFFIXES:
+        found = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith("."))
+        if len(found) == 1:
+            return found
+        if found:
+            names = ", ".join(p.name for p in found[:4])
+            raise DataError(f"{path} holds several weight files ({names}); name one of them with target.weights.")
+    raise DataError(f"{path} holds no weight file ({', '.join(_SUFFIXES)}); name a file or another folder.")
+
+
+def hash_weights(path: Path) -> str:
+    """Return the sha256 of a weight file, or of the hashes of a folder's files."""
+    digests = [_hash_once(p, p.stat().st_size, p.stat().st_mtime_ns) for p in find_files(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _hash_once(path: Path, size: int, changed: int) -> str:
+    return hash_file(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state dict of a file or folder, on the CPU; nothing in it can run.
+
+    Wrappers that checkpoints put around it (``state_dict``, ``model``) and the prefix ``module.`` are taken off.
+
+    Raises
+    ------
+    DataError
+        If a file is damaged, is a compiled program, or holds anything but tensors.
+    """
+    state: dict[str, Any] = {}
+    for file in find_files(path):
+        state.update(_read_file(file))
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), Mapping):
+            state = dict(state[key])
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"{path} is no intact safetensors file ({error}); fetch it again.") from error
+    if _is_program(path):
+        raise DataError(
+            f"{path} is a TorchScript archive, that is, a program, and is not opened; "
+            "bring the same weights as .safetensors or as a plain state dict."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file fails anywhere in the unpickler
+        raise DataError(
+            f"{path} does not hold plain tensors ({type(error).__name__}); bring a state dict or a .safetensors file."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    return dict(content)
+
+
+def _is_program(path: Path) -> bool:
+    import zipfile
+
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def load_state(
+    module: Any,
+    state: Mapping[str, Any],
+    *,
+    path: Path,
+    what: str,
+    ignore: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Load a state dict into a module and refuse a partial fit.
+
+    Parameters
+    ----------
+    module
+        Receives the tensors; all of its own must be there.
+    state
+        Names and tensors.
+    path, what
+        Where they came from and what they should be, for the message.
+    ignore
+        Says which extra tensors of `state` are known and not needed.
+
+    Raises
+    ------
+    DataError
+        Naming the first tensor that is missing, left over or of another shape.
+    """
+    import torch
+
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    left_over = [name for name in state if name not in own and not ignore(name)]
+    if missing or left_over:
+        problem = f"lacks {missing[0]}" if missing else f"has {left_over[0]}, which the network has not"
+        raise DataError(
+            f"{path} does not hold the weights of {what}: it {problem} "
+            f"({len(missing)} missing and {len(left_over)} left over of {len(own)}); bring the right file."
+        )
+    wrong = [name for name in own if own[name].shape != state[name].shape]
+    if wrong:
+        raise DataError(
+            f"{path} does not hold the weights of {what}: {wrong[0]} has the shape {tuple(state[wrong[0]].shape)}, "
+            f"where the network has {tuple(own[wrong[0]].shape)}; bring the right file."
+        )
+    with torch.no_grad():
+        module.load_state_dict({name: state[name] for name in own})
+
+
+@contextmanager
+def draw_weights(seed: int) -> Iterator[None]:
+    """Seed torch inside the block only: a network built there is the same every time."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def pick_device(device: str) -> str:
+    """Return ``cuda`` or ``cpu``.
+
+    Raises
+    ------
+    ConfigError
+        If ``cuda`` was asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("target.device is cuda, but torch sees no GPU here; use auto or cpu.")
+    return device

@@ -1,0 +1,308 @@
+"""How much of a voxel's response is about the image: noise ceilings, and the choice of voxels by them.
+
+Owns the signal-to-noise ratio of NSD, split-half reliability, and cross-validated encoding scores. A choice of voxels
+may only be based on training trials, and `select_voxels` takes nothing else.
+
+References
+----------
+Allen et al. (2022), doi:10.1038/s41593-021-00962-x: ncsnr and the noise ceiling from repeated images.
+Spearman (1910), Brown (1910): reliability of the whole from that of its halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.seeds import make_generator
+
+_BLOCK_BYTES = 64 << 20
+Measure = Literal["ncsnr", "split_half"]
+
+
+@dataclass(frozen=True)
+class SignalToNoise:
+    """Spread of the response to images against that between repetitions.
+
+    Parameters
+    ----------
+    ncsnr : array of shape (n_voxels,)
+        Standard deviation of the signal over that of the noise.
+    n_images
+        Repeated images that it rests on.
+    """
+
+    ncsnr: np.ndarray
+    n_images: int
+
+    def compute_ceiling(self, n_averaged: int = 1) -> np.ndarray:
+        """Return the share of variance that can be explained when `n_averaged` repetitions are averaged, in 0..1."""
+        return self.ncsnr**2 / (self.ncsnr**2 + 1 / n_averaged)
+
+
+def compute_ncsnr(responses: Responses, rows: np.ndarray | None = None) -> SignalToNoise:
+    """Estimate signal and noise from images that were shown at least twice.
+
+    Parameters
+    ----------
+    responses
+        Single trials, dims ``trial, voxel`` or ``trial, parcel``.
+    rows
+        Trials to use: row numbers or a boolean mask; all by default.
+
+    Returns
+    -------
+    SignalToNoise
+        The noise variance is the mean variance between repetitions of an image, the signal variance what is left of
+        the variance of all trials, not below 0.
+
+    Raises
+    ------
+    DataError
+        If no image is repeated.
+    """
+    index, groups, counts = _group_repeats(responses, rows)
+    freedom = int((counts - 1).sum())
+    ncsnr = np.empty(responses.data.shape[1])
+    for columns, block in _iterate_columns(responses, index):
+        means = _sum_groups(block, counts) / counts[:, None]
+        within = block - np.repeat(means, counts, axis=0)
+        noise = np.einsum("nv,nv->v", within, within) / freedom
+        signal = np.maximum(block.var(axis=0, ddof=1) - noise, 0)
+        ncsnr[columns] = np.sqrt(np.divide(signal, noise, out=np.zeros_like(noise), where=noise > 0))
+    return SignalToNoise(ncsnr, len(groups))
+
+
+@dataclass(frozen=True)
+class SplitHalf:
+    """Agreement of the mean responses of two random halves of the repetitions, over images.
+
+    Parameters
+    ----------
+    correlation : array of shape (n_voxels,)
+        Pearson correlation of the halves, mean over splits.
+    reliability : array of shape (n_voxels,)
+        Of the mean over all repetitions, by the Spearman-Brown formula.
+    n_images, n_splits
+        What it rests on.
+    """
+
+    correlation: np.ndarray
+    reliability: np.ndarray
+    n_images: int
+    n_splits: int
+
+    @property
+    def ceiling(self) -> np.ndarray:
+        """Largest correlation that a perfect prediction can reach with the mean response, shape (n_voxels,)."""
+        return np.sqrt(np.maximum(self.reliability, 0))
+
+
+def compute_split_half(
+    responses: Responses, rows: np.ndarray | None = None, *, n_splits: int = 20, seed: int = 0
+) -> SplitHalf:
+    """Correlate the two halves of the repetitions of each image; parameters as for `compute_ncsnr`.
+
+    Parameters
+    ----------
+    n_splits
+        Random splits to average over; of an odd number of repetitions, one half has one more.
+    seed
+        Of the splits.
+
+    Raises
+    ------
+    DataError
+        If fewer than three images are repeated.
+    """
+    index, groups, counts = _group_repeats(responses, rows)
+    if len(groups) < 3:
+        raise DataError(f"split halves need at least three repeated images, but there are {len(groups)}.")
+    rng = make_generator(seed, "split half")
+    starts = np.cumsum(counts) - counts
+    orders = [
+        np.concatenate([start + rng.permutation(count) for start, count in zip(starts, counts, strict=True)])
+        for _ in range(n_splits)
+    ]
+    # Which half is the larger one is drawn too.
+    sizes = [np.where(rng.random(len(counts)) < 0.5, counts // 2, (counts + 1) // 2) for _ in range(n_splits)]
+    place = np.arange(len(index)) - np.repeat(starts, counts)
+    total = np.zeros(responses.data.shape[1])
+    for columns, block in _iterate_columns(responses, index):
+        for order, size in zip(orders, sizes, strict=True):
+            shuffled = block[order]
+            first = place < np.repeat(size, counts)
+            halves = [
+                _sum_groups(shuffled * chosen[:, None], counts) / n[:, None]
+                for chosen, n in ((first, size), (~first, counts - size))
+            ]
+            total[columns] += _correlate(*halves)
+    correlation = total / n_splits
+    reliability = 2 * correlation / np.maximum(1 + correlation, 1e-12)
+    return SplitHalf(correlation, reliability, len(groups), n_splits)
+
+
+def compute_encoding_scores(
+    responses: Responses,
+    features: Embeddings,
+    rows: np.ndarray | None = None,
+    *,
+    alphas: tuple[float, ...] = (1e1, 1e2, 1e3, 1e4, 1e5),
+    n_folds: int = 5,
+    seed: int = 0,
+) -> np.ndarray:
+    """Predict each voxel from image features by ridge regression, out of fold.
+
+    Parameters
+    ----------
+    responses, rows
+        As for `compute_ncsnr`; no image falls into two folds.
+    features
+        One vector per image.
+    alphas
+        Penalties; the one with the best mean score over voxels counts.
+    n_folds, seed
+        Folds over images.
+
+    Returns
+    -------
+    array of shape (n_voxels,)
+        Correlation of prediction and response over the trials.
+    """
+    index = _find_rows(responses, rows)
+    ids = responses.stimulus_ids[index]
+    x = np.asarray(features.select(list(ids)).vectors, np.float64).reshape(len(ids), -1)
+    folds = make_inner_folds(ids, n_folds=n_folds, generator=make_generator(seed, "encoding scores"))
+    solved = []
+    for fold in folds:
+        mean, std = x[fold.train].mean(axis=0), x[fold.train].std(axis=0)
+        std[std == 0] = 1
+        u, s, vt = np.linalg.svd((x[fold.train] - mean) / std, full_matrices=False)
+        solved.append((fold, u.T, s, ((x[fold.test] - mean) / std) @ vt.T))
+    scores = np.zeros((len(alphas), responses.data.shape[1]))
+    for columns, block in _iterate_columns(responses, index):
+        predicted = np.zeros((len(alphas), *block.shape))
+        for fold, ut, s, projected in solved:
+            mean = block[fold.train].mean(axis=0)
+            rotated = ut @ (block[fold.train] - mean)
+            for number, alpha in enumerate(alphas):
+                gain = s / (s**2 + alpha)
+                predicted[number, fold.test] = projected @ (gain[:, None] * rotated) + mean
+        for number in range(len(alphas)):
+            scores[number, columns] = _correlate(predicted[number], block)
+    return scores[int(scores.mean(axis=1).argmax())]
+
+
+def select_voxels(
+    responses: Responses,
+    *,
+    measure: Measure | np.ndarray = "ncsnr",
+    n_voxels: int | None = None,
+    threshold: float | None = None,
+    rows: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Choose the voxels that respond most reliably in the training trials.
+
+    Parameters
+    ----------
+    measure
+        ``ncsnr``, ``split_half``, or scores that were computed from training trials, shape (n_voxels,), for example
+        by `compute_encoding_scores`.
+    n_voxels, threshold
+        How many to keep, or above which value; one of the two.
+    rows
+        Training trials of the fold; by default those whose `split` is ``train``.
+    seed
+        Of the split halves.
+
+    Returns
+    -------
+    bool array of shape (n_voxels,)
+        For `braindecode_vis.preprocessing.geometry.select_columns`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the choice is not determined, or leaves no voxel.
+    """
+    if (n_voxels is None) == (threshold is None):
+        raise ConfigError("a choice of voxels needs either n_voxels or threshold.")
+    if rows is None:
+        rows = (responses.trials["split"] == "train").to_numpy()
+    if isinstance(measure, str):
+        scores = (
+            compute_ncsnr(responses, rows).ncsnr
+            if measure == "ncsnr"
+            else compute_split_half(responses, rows, seed=seed).correlation
+        )
+    else:
+        scores = np.asarray(measure, float)
+    n_all = responses.data.shape[1]
+    if scores.shape != (n_all,):
+        raise DataError(f"the scores have the shape {scores.shape}, but there are {n_all} voxels.")
+    if threshold is not None:
+        keep = scores > threshold
+        if not keep.any():
+            raise DataError(f"no voxel is above {threshold:g}; the best one reaches {scores.max():.3g}.")
+        return keep
+    assert n_voxels is not None
+    if not 0 < n_voxels <= n_all:
+        raise ConfigError(f"{n_voxels} voxels cannot be chosen out of {n_all}.")
+    keep = np.zeros(n_all, bool)
+    keep[np.argsort(-scores, kind="stable")[:n_voxels]] = True
+    return keep
+
+
+# --- repetitions ------------------------------------------------------------------------------------------
+
+
+def _find_rows(responses: Responses, rows: np.ndarray | None) -> np.ndarray:
+    if responses.data.ndim != 2:
+        raise DataError(f"reliability needs the dims trial and voxel, not {responses.dims}.")
+    if rows is None:
+        return np.arange(responses.n_trials)
+    rows = np.asarray(rows)
+    return np.flatnonzero(rows) if rows.dtype == bool else rows
+
+
+def _group_repeats(
+    responses: Responses, rows: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of repeated images, image by image, the images, and the number of repetitions of each."""
+    index = _find_rows(responses, rows)
+    table = responses.trials.iloc[index]
+    keys = table["subject"].astype(str) + "\x1f" + table["stimulus_id"].astype(str)
+    names, codes, counts = np.unique(keys.to_numpy(str), return_inverse=True, return_counts=True)
+    order = np.argsort(codes, kind="stable")
+    keep = counts[codes[order]] > 1
+    if not keep.any():
+        raise DataError(
+            f"none of the {len(names)} images in these {len(index)} trials is repeated; noise is unknown."
+        )
+    return index[order[keep]], names[counts > 1], counts[counts > 1]
+
+
+def _iterate_columns(responses: Responses, index: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield blocks of voxels as float64, so that a memory map is never read whole."""
+    width = max(1, _BLOCK_BYTES // (8 * len(index)))
+    for start in range(0, responses.data.shape[1], width):
+        columns = slice(start, start + width)
+        yield columns, np.asarray(responses.data[:, columns])[index].astype(np.float64)
+
+
+def _sum_groups(block: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(block, np.cumsum(counts) - counts, axis=0)
+
+
+def _correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the correlation of each column; 0 where one is constant."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    return np.divide((a * b).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)

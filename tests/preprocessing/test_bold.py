@@ -1,0 +1,293 @@
+"""Time series to responses: a phantom in the layout of fMRIPrep, whose amplitudes are known."""
+
+import gzip
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
+from braindecode_vis.datasets.bids_fmri_source import CleanConfig, GlmConfig, WindowConfig
+from braindecode_vis.phantom.writers import bids_fmri as phantom
+from braindecode_vis.preprocessing.bold import clean_series, find_geometry, make_betas, write_bold
+from braindecode_vis.preprocessing.geometry import inverse_transform
+from braindecode_vis.preprocessing.glm import make_drifts, make_nuisance_basis, make_regressors
+from braindecode_vis.store import read_json, read_responses, read_stimuli
+
+AFFINE = np.array([[-4.0, 0, 0, 20], [0, 4, 0, -30], [0, 0, 4, -10], [0, 0, 0, 1]])
+SHAPE, N, T_R = (6, 5, 4), 90, 2.0
+NAMES = ["ant_01", "bee_01", "cat_01", "dog_01"]
+MASK = np.zeros(SHAPE, bool)
+MASK[1:-1, 1:-1, 1:-1] = True
+RUNS = ("01", "02")
+
+
+def make_events():
+    events = pd.DataFrame({"onset": 6.0 + 18.0 * np.arange(8), "duration": 1.0, "trial_type": "picture"})
+    events["stimulus_id"] = NAMES * 2
+    events["stim_file"] = [f"{name.split('_')[0]}/{name}.jpg" for name in NAMES * 2]
+    events.loc[7, ["trial_type", "stimulus_id", "stim_file"]] = ["catch", "none", None]
+    return events
+
+
+def make_volumes(events, motion, rng):
+    """One pattern per picture (percent of 1000), a drift, motion, and little noise."""
+    patterns = {
+        name: np.random.default_rng(n).standard_normal(int(MASK.sum())) for n, name in enumerate(NAMES)
+    }
+    amplitudes = np.stack([patterns.get(name, np.ones(MASK.sum())) for name in events["stimulus_id"]])
+    series = make_regressors(events, T_R * np.arange(N)) @ amplitudes * 10
+    series += (
+        1000
+        + 20 * np.cos(np.pi * (np.arange(N)[:, None] + 0.5) / N)
+        + motion[:, :1] * 200
+        + rng.standard_normal(series.shape) * 0.1
+    )
+    volumes = np.zeros((N, *SHAPE), np.float32)
+    volumes[:, MASK] = series
+    return volumes, amplitudes
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bids")
+    phantom.write_dataset(root, pd.DataFrame({"participant_id": ["sub-01"]}))
+    truth = []
+    for number, run in enumerate(RUNS):
+        rng = np.random.default_rng(number)
+        events, motion = make_events(), np.cumsum(rng.standard_normal((N, 6)) * 0.01, axis=0)
+        volumes, amplitudes = make_volumes(events, motion, rng)
+        signals = {name: rng.standard_normal(N) for name in ("global_signal", "csf", "white_matter", "dvars")}
+        confounds = phantom.make_confounds(motion, t_r=T_R, **signals)
+        phantom.write_run(
+            root, "01", iter(volumes), events, confounds, MASK, n_volumes=N, affine=AFFINE, t_r=T_R, run=run
+        )
+        truth.append(amplitudes[:7])
+    return root, np.concatenate(truth)
+
+
+def make_config(root, **options):
+    defaults = {
+        "task": "images", "concept_pattern": r"(\w+)_\d+", "trial_types": ("picture",), "zscore": "none",
+        "confounds": {"strategy": ("motion",)},
+    }  # fmt: skip
+    return BidsFmriConfig(root=root, **(defaults | options))
+
+
+def find_image(root, run="01"):
+    return next(root.rglob(f"*run-{run}_space-*_bold.nii.gz"))
+
+
+@pytest.mark.parametrize("trials", ["lss", "lsa"])
+def test_glm_finds_the_amplitudes_of_every_trial(tree, tmp_path, trials):
+    root, truth = tree
+    summary = write_bold(make_config(root, model=GlmConfig(trials=trials)), tmp_path)
+    responses, stimuli = read_responses(tmp_path / "responses"), read_stimuli(tmp_path / "stimuli")
+    assert summary["n_trials"] == responses.n_trials == 14
+    assert responses.unit == "percent signal change"
+    assert responses.trials["stimulus_id"].tolist() == (NAMES * 2)[:7] * 2
+    assert responses.trials["repetition"].tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 1, 3, 3, 3]
+    assert responses.trials["run"].tolist() == ["01"] * 7 + ["02"] * 7
+    assert stimuli.table["concept"].tolist() == ["ant", "bee", "cat", "dog"]
+    np.testing.assert_array_equal(np.asarray(responses.coords["mask"]), MASK)
+    if (
+        trials == "lsa"
+    ):  # noise of a hundredth of a percent, a response that peaks at a seventh: four standard errors
+        np.testing.assert_allclose(responses.data, truth, atol=0.15)
+    # With one regressor for all others, their differences are left in.
+    assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(responses.data, truth, strict=True)) > 0.9
+    assert read_json(tmp_path / "responses" / "meta.json")["provenance"]["model"]["trials"] == trials
+
+
+def test_a_map_goes_back_into_the_brain(tree, tmp_path):
+    write_bold(make_config(tree[0]), tmp_path)
+    responses = read_responses(tmp_path / "responses")
+    image = inverse_transform(responses.select([0]))
+    values = np.asarray(image.dataobj).reshape(*SHAPE, -1)[..., 0]
+    np.testing.assert_allclose(values[MASK], responses.data[0], rtol=1e-6)
+    np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_confounds_and_catch_trials_are_modelled(tree, tmp_path):
+    """Motion moves the signal by up to a percent; left in, it must hurt."""
+    root, truth = tree
+    errors = {}
+    for name, options in {
+        "modelled": {}, "columns": {"confounds": {"columns": ("trans_x", "framewise_displacement")}},
+        "no motion": {"confounds": {}}, "no catch": {"ignored_types": ("catch",)},
+    }.items():  # fmt: skip
+        write_bold(make_config(root, model=GlmConfig(trials="lsa"), **options), tmp_path / name)
+        errors[name] = np.abs(read_responses(tmp_path / name / "responses").data - truth).mean()
+    assert errors["columns"] < 0.05
+    assert errors["modelled"] < 0.5 * errors["no motion"]
+    assert errors["modelled"] < 0.5 * errors["no catch"]
+
+
+@pytest.fixture(scope="module")
+def by_hand(tree):
+    """Cleaned and standardised by loops and least squares, run by run."""
+    runs = []
+    for run in RUNS:
+        data = np.asarray(nib.load(find_image(tree[0], run)).dataobj, dtype=float)[MASK].T
+        fit = np.polynomial.legendre.legvander(np.linspace(-1, 1, N), 2)
+        rest = data - fit @ np.linalg.lstsq(fit, data, rcond=None)[0]
+        runs.append(rest / rest.std(axis=0))
+    return runs
+
+
+def make_window(**options):
+    return WindowConfig(clean=CleanConfig(drift="polynomial", order=2, scaling="zscore"), **options)
+
+
+def test_window_averages_volumes(tree, by_hand, tmp_path):
+    model = make_window(start=4.0, stop=9.0)
+    write_bold(make_config(tree[0], model=model, confounds={}), tmp_path)
+    responses = read_responses(tmp_path / "responses")
+    assert responses.unit == "z"
+    for row, trial in enumerate(responses.trials.itertuples()):
+        times = T_R * np.arange(N)
+        chosen = (times >= trial.onset + 4) & (times < trial.onset + 9)
+        expected = by_hand[RUNS.index(trial.run)][chosen].mean(axis=0)
+        np.testing.assert_allclose(responses.data[row], expected, atol=1e-4)  # stored in float32
+
+
+def test_volumes_and_times_keep_what_the_mean_averages(tree, by_hand, tmp_path):
+    for keep in ("mean", "volumes", "times"):
+        model = make_window(start=4.0, stop=10.0, keep=keep)
+        write_bold(make_config(tree[0], model=model, confounds={}), tmp_path / keep)
+    mean, volumes, times = (
+        read_responses(tmp_path / keep / "responses") for keep in ("mean", "volumes", "times")
+    )
+    assert volumes.data.shape == (14 * 3, MASK.sum())
+    assert volumes.trials["volume"].tolist()[:3] == [5, 6, 7]
+    assert volumes.trials["stimulus_id"].tolist()[:4] == ["ant_01"] * 3 + ["bee_01"]
+    np.testing.assert_allclose(volumes.data[0], by_hand[0][5], atol=1e-4)
+    assert times.dims == ("trial", "voxel", "time")
+    assert list(times.coords["times"]) == [4.0, 6.0, 8.0]
+    np.testing.assert_allclose(times.data.mean(axis=2), mean.data, atol=1e-5)
+    np.testing.assert_allclose(volumes.data.reshape(14, 3, -1).transpose(0, 2, 1), times.data, atol=1e-5)
+
+
+def test_window_until_the_offset(tree, tmp_path):
+    model = make_window(start=4.0, stop=4.0, until="offset", keep="volumes")
+    betas = make_betas(make_config(tree[0], model=model, confounds={}).prepare())
+    assert betas.n_trials == 14  # one volume in the second that a picture lasts
+
+
+def test_zscore_uses_training_trials_only(tree, tmp_path):
+    """Test trials change nothing of the others."""
+    options = {"model": make_window(), "zscore": "session", "min_test_repetitions": 4, "confounds": {}}
+    write_bold(make_config(tree[0], **options), tmp_path)
+    responses = read_responses(tmp_path / "responses")
+    train = (responses.trials["split"] == "train").to_numpy()
+    assert responses.trials.loc[train, "stimulus_id"].unique().tolist() == ["dog_01"]
+    np.testing.assert_allclose(responses.data[train].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(responses.data[train].std(axis=0), 1, atol=1e-4)
+    assert np.abs(responses.data[~train].mean(axis=0)).max() > 0.1
+
+
+def test_masks_found_in_the_images(tree):
+    found = find_geometry(make_config(tree[0], mask="varying").prepare())
+    np.testing.assert_array_equal(found.mask, MASK)
+
+
+def test_epi_mask_is_nilearns(tmp_path):
+    ball = np.linalg.norm(np.indices((16, 16, 16)).T - 7.5, axis=-1).T < 5.5
+    rng = np.random.default_rng(0)
+    volumes = (ball * 1000 + rng.standard_normal((N, 16, 16, 16)) * 10 + 20).astype(np.float32)
+    confounds = pd.DataFrame(index=range(N), columns=[])
+    phantom.write_run(
+        tmp_path,
+        "01",
+        iter(volumes),
+        make_events(),
+        confounds.assign(csf=0.0),
+        ball,
+        n_volumes=N,
+        affine=AFFINE,
+        t_r=T_R,
+    )
+    config = make_config(tmp_path, mask="epi", confounds={})
+    overlap = find_geometry(config.prepare()).mask & ball
+    assert overlap.sum() > 0.6 * ball.sum()
+
+
+def test_mask_file_of_another_grid_is_refused(tree, tmp_path):
+    moved = AFFINE.copy()
+    moved[0, 3] += 1
+    for affine, mask, message in ((moved, MASK, "1.00 mm away"), (AFFINE, MASK[:-1], "of shape")):
+        path = tmp_path / "mask.nii.gz"
+        nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(path)
+        with pytest.raises(DataError, match=message):
+            make_config(tree[0], mask=path).prepare()
+
+
+def test_constant_voxels_are_bounded(tree, tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    wide = MASK.copy()
+    wide[0, 0, 0] = True
+    nib.Nifti1Image(wide.astype(np.uint8), AFFINE).to_filename(path)
+    config = make_config(tree[0], mask=path, model=make_window(), max_constant=0.01)
+    with pytest.raises(DataError, match="1 of the 25 voxels of the mask never change, above the bound of 1%"):
+        write_bold(config, tmp_path / "a")
+    write_bold(config.model_copy(update={"max_constant": 0.05}), tmp_path / "b")
+    responses = read_responses(tmp_path / "b" / "responses")
+    assert not responses.data[:, 0].any()
+    meta = read_json(tmp_path / "b" / "responses" / "meta.json")
+    assert set(meta["provenance"]["constant_voxels_by_run"].values()) == {1}
+
+
+def test_percent_of_standardised_images_is_refused():
+    rng = np.random.default_rng(0)
+    basis = make_nuisance_basis(make_drifts(np.arange(50.0), drift="none"))
+    with pytest.raises(DataError, match="were standardised before"):
+        clean_series(rng.standard_normal((50, 10)), basis, CleanConfig(), where="run 01")
+
+
+def test_damaged_image_is_named(tree, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(tree[0], root)
+    path = find_image(root)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"run-01.*truncated or damaged"):
+        write_bold(make_config(root), tmp_path / "out")
+
+
+def test_not_finite_voxels_are_named(tree, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(tree[0], root)
+    path = find_image(root, "02")
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    values = np.frombuffer(content, "<f4", offset=352)
+    values[np.flatnonzero(MASK.ravel(order="F"))[0]] = np.nan
+    path.write_bytes(gzip.compress(bytes(content), 1))
+    with pytest.raises(DataError, match=r"run 02.*1 voxels of the mask are not finite"):
+        write_bold(make_config(root), tmp_path / "out")
+
+
+def test_windows_beyond_the_run_are_refused(tree, tmp_path):
+    with pytest.raises(DataError, match="have no volume in their window"):
+        make_betas(make_config(tree[0], model=make_window(start=100.0, stop=104.0)).prepare())
+    with pytest.raises(DataError, match="reaches to"):
+        make_betas(make_config(tree[0], model=make_window(start=50.0, stop=90.0, keep="times")).prepare())
+    with pytest.raises(ValidationError, match="equal length"):
+        make_window(until="offset", keep="times")
+    with pytest.raises(ValidationError, match="the window ends at 3"):
+        make_window(start=4.0, stop=3.0)
+
+
+def test_too_many_confounds_are_refused(tree, tmp_path):
+    config = make_config(tree[0], model=GlmConfig(clean=CleanConfig(drift="cosine", cutoff=4.5)))
+    with pytest.raises(DataError, match="leave little of 90 volumes"):
+        write_bold(config, tmp_path)
+
+
+def test_fingerprint_ignores_numbers_that_are_not_used():
+    one, two = CleanConfig(drift="cosine", order=1), CleanConfig(drift="cosine", order=2)
+    assert one.hashed_fields() == two.hashed_fields()
+    three = CleanConfig(drift="polynomial", order=2)
+    assert three.hashed_fields() == {"drift": "polynomial", "order": 2, "scaling": "percent"}

@@ -1,0 +1,132 @@
+"""Single-trial least squares: equal to nilearn's models trial by trial, and exact where there is no noise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from nilearn.glm.first_level import make_first_level_design_matrix, run_glm
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.preprocessing.glm import (
+    fit_trials,
+    make_drifts,
+    make_nuisance_basis,
+    make_regressors,
+    remove_nuisance,
+)
+
+T_R, N = 2.0, 90
+TIMES = T_R * np.arange(N)
+CATCH = pd.DataFrame({"onset": [40.0, 100.0], "duration": 1.0})
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return pd.DataFrame({"onset": np.arange(8) * 18.0 + 5.3, "duration": [1.0, 0.5] * 4})
+
+
+@pytest.fixture(scope="module")
+def motion():
+    return np.cumsum(np.random.default_rng(1).standard_normal((N, 2)) * 0.01, axis=0)
+
+
+@pytest.fixture(scope="module")
+def series():
+    return 100 + np.random.default_rng(0).standard_normal((N, 5))
+
+
+def make_basis(motion):
+    catch = make_regressors(CATCH, TIMES).sum(axis=1, keepdims=True)
+    return make_nuisance_basis(
+        np.concatenate([make_drifts(TIMES, drift="cosine", cutoff=100.0), motion, catch], axis=1)
+    )
+
+
+def fit_nilearn(series, events, motion, name):
+    """The first-level model of nilearn: cosine drifts, confounds and every kind of event in one design."""
+    design = make_first_level_design_matrix(
+        TIMES, events, hrf_model="glover", drift_model="cosine", high_pass=1 / 100, add_regs=motion,
+        add_reg_names=["a", "b"],
+    )  # fmt: skip
+    labels, results = run_glm(series, design.to_numpy(), noise_model="ols")
+    theta = np.zeros(series.shape[1])
+    for label in np.unique(labels):
+        theta[labels == label] = results[label].theta[list(design.columns).index(name)]
+    return theta
+
+
+def test_lss_equals_nilearn_trial_by_trial(series, trials, motion):
+    betas = fit_trials(series, make_regressors(trials, TIMES), make_basis(motion), method="lss")
+    catch = CATCH.assign(trial_type="catch")
+    for row in range(len(trials)):
+        kinds = np.where(np.arange(len(trials)) == row, "this", "other")
+        events = pd.concat([trials.assign(trial_type=kinds), catch])
+        expected = fit_nilearn(series, events, motion, "this")
+        np.testing.assert_allclose(betas[row], expected, rtol=1e-6, atol=1e-8)  # both in float64
+
+
+def test_lsa_equals_nilearn(series, trials, motion):
+    betas = fit_trials(series, make_regressors(trials, TIMES), make_basis(motion), method="lsa")
+    names = [f"trial{row}" for row in range(len(trials))]
+    events = pd.concat([trials.assign(trial_type=names), CATCH.assign(trial_type="catch")])
+    for row, name in enumerate(names):
+        np.testing.assert_allclose(
+            betas[row], fit_nilearn(series, events, motion, name), rtol=1e-6, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize(
+    "drift, options", [("cosine", {"cutoff": 60.0}), ("polynomial", {"order": 3}), ("none", {})]
+)
+def test_drifts_span_what_nilearn_models(drift, options):
+    ours = make_nuisance_basis(make_drifts(TIMES, drift=drift, **options))
+    theirs = make_first_level_design_matrix(
+        TIMES, drift_model=None if drift == "none" else drift, high_pass=1 / 60, drift_order=3
+    )
+    basis = make_nuisance_basis(theirs.to_numpy())
+    assert ours.shape == basis.shape
+    np.testing.assert_allclose(ours @ ours.T, basis @ basis.T, atol=1e-8)
+
+
+def test_amplitudes_come_back_without_noise(trials, motion):
+    amplitudes = np.random.default_rng(2).standard_normal((len(trials), 3))
+    regressors = make_regressors(trials, TIMES)
+    drift = np.outer(TIMES / 100, [1, -2, 0]) + 50
+    series = regressors @ amplitudes + motion @ np.ones((2, 3)) + drift
+    basis = make_nuisance_basis(
+        np.concatenate([make_drifts(TIMES, drift="polynomial", order=1), motion], axis=1)
+    )
+    np.testing.assert_allclose(fit_trials(series, regressors, basis, method="lsa"), amplitudes, atol=1e-8)
+    # Far apart, the two estimators agree up to the variation among the other trials.
+    lss = fit_trials(series, regressors, basis, method="lss")
+    assert np.corrcoef(lss.ravel(), amplitudes.ravel())[0, 1] > 0.98
+
+
+def test_one_trial_needs_no_others(trials):
+    regressors = make_regressors(trials.head(1), TIMES)
+    basis = make_nuisance_basis(np.ones((N, 1)))
+    np.testing.assert_allclose(fit_trials(3 * regressors + 7, regressors, basis), [[3.0]])
+
+
+def test_scale_of_the_series_scales_the_betas(series, trials, motion):
+    regressors, basis = make_regressors(trials, TIMES), make_basis(motion)
+    cleaned = remove_nuisance(series, basis)
+    np.testing.assert_allclose(
+        fit_trials(5 * cleaned, regressors, basis), 5 * fit_trials(series, regressors, basis), atol=1e-9
+    )
+
+
+def test_constant_and_repeated_nuisance_do_no_harm():
+    ones = np.ones((N, 2))
+    assert make_nuisance_basis(np.concatenate([ones, np.zeros((N, 1))], axis=1)).shape == (N, 1)
+
+
+def test_trials_that_cannot_be_told_apart_are_named(series, trials):
+    basis = make_nuisance_basis(np.ones((N, 1)))
+    twice = make_regressors(trials.iloc[[0, 0, 1]], TIMES)
+    with pytest.raises(DataError, match="cannot be told apart in one model"):
+        fit_trials(series, twice, basis, method="lsa")
+    with pytest.raises(DataError, match="trial 0 of the run cannot be told from the sum"):
+        fit_trials(series, make_regressors(trials.iloc[[0, 0]], TIMES), basis)
+    late = pd.DataFrame({"onset": [10.0, 60.0, N * T_R - 0.1], "duration": 0.5})
+    with pytest.raises(DataError, match="trial 2 of the run leaves no trace"):
+        fit_trials(series, make_regressors(late, TIMES), basis)

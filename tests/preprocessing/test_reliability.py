@@ -1,0 +1,108 @@
+"""Noise ceilings against known signal and noise, and voxel choice that cannot see the test trials."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.preprocessing import reliability as rel
+
+SIGNAL = np.array([0.0, 0.5, 1.0, 2.0, 3.0])
+
+
+def make_responses(n_images=400, n_rep=3, seed=0, test_scale=1.0):
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((n_images, len(SIGNAL))) * SIGNAL
+    data = np.repeat(truth, n_rep, axis=0) + rng.standard_normal((n_images * n_rep, len(SIGNAL)))
+    images = np.repeat(np.arange(n_images), n_rep)
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": "01", "run": "01", "stimulus_id": [f"i{i:04d}" for i in images],
+            "repetition": np.tile(np.arange(n_rep), n_images),
+            "split": np.where(images < n_images // 4, "test", "train"),
+        }
+    )  # fmt: skip
+    data[(trials["split"] == "test").to_numpy()] *= test_scale
+    order = rng.permutation(len(data))
+    data, trials = data[order].astype(np.float32), trials.iloc[order].reset_index(drop=True)
+    return Responses(data, ("trial", "voxel"), trials, "z"), truth
+
+
+def test_ncsnr_finds_the_ratio_that_was_put_in():
+    responses, _ = make_responses(2000)
+    found = rel.compute_ncsnr(responses)
+    assert found.n_images == 2000
+    # 2000 images fix a variance to 3 %, the smallest signal less well.
+    np.testing.assert_allclose(found.ncsnr[1:], SIGNAL[1:], rtol=0.1)
+    assert found.ncsnr[0] < 0.2
+    np.testing.assert_allclose(found.compute_ceiling(3), found.ncsnr**2 / (found.ncsnr**2 + 1 / 3))
+
+
+def test_ncsnr_against_loops():
+    responses, _ = make_responses(30)
+    ids = responses.stimulus_ids
+    noise = np.mean([responses.data[ids == i].var(axis=0, ddof=1) for i in np.unique(ids)], axis=0)
+    signal = np.maximum(responses.data.var(axis=0, ddof=1) - noise, 0)
+    np.testing.assert_allclose(
+        rel.compute_ncsnr(responses).ncsnr, np.sqrt(signal / noise), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_split_half_bounds_what_the_truth_itself_reaches():
+    responses, truth = make_responses(1000)
+    found = rel.compute_split_half(responses, n_splits=5)
+    # A half of three has one or two trials: the plain correlation is that of single trials with pairs.
+    expected = SIGNAL**2 / np.sqrt((SIGNAL**2 + 1) * (SIGNAL**2 + 0.5))
+    np.testing.assert_allclose(found.correlation, expected, atol=0.07)
+    means = np.stack(
+        [responses.data[responses.stimulus_ids == f"i{i:04d}"].mean(axis=0) for i in range(1000)]
+    )
+    reached = [np.corrcoef(means[:, v], truth[:, v])[0, 1] for v in range(1, 5)]
+    np.testing.assert_allclose(found.ceiling[1:], reached, atol=0.07)
+    assert (
+        rel.compute_split_half(responses, n_splits=2).correlation
+        == rel.compute_split_half(responses, n_splits=2).correlation
+    ).all()
+
+
+def test_selection_does_not_see_the_test_trials():
+    clean, _ = make_responses(200)
+    poisoned, _ = make_responses(200, test_scale=1000.0)
+    for measure in ("ncsnr", "split_half"):
+        first = rel.select_voxels(clean, measure=measure, n_voxels=2)
+        np.testing.assert_array_equal(first, rel.select_voxels(poisoned, measure=measure, n_voxels=2))
+        assert first.tolist() == [False, False, False, True, True]
+    assert rel.select_voxels(clean, threshold=0.8).tolist() == [False, False, True, True, True]
+
+
+def test_encoding_scores_rank_voxels_by_what_features_explain():
+    responses, truth = make_responses(200)
+    ids = [f"i{i:04d}" for i in range(200)]
+    rng = np.random.default_rng(1)
+    features = Embeddings(
+        np.concatenate([truth[:, 1:], rng.standard_normal((200, 20))], axis=1).astype(np.float32), ids, "test"
+    )
+    scores = rel.compute_encoding_scores(responses, features, alphas=(1.0, 100.0))
+    assert abs(scores[0]) < 0.15
+    assert (np.diff(scores) > 0).all()
+    assert scores[4] > 0.9
+    keep = rel.select_voxels(responses, measure=scores, n_voxels=1)
+    assert np.flatnonzero(keep).tolist() == [4]
+
+
+def test_what_cannot_be_estimated_is_refused():
+    responses, _ = make_responses(20, n_rep=1)
+    with pytest.raises(DataError, match="none of the 20 images"):
+        rel.compute_ncsnr(responses)
+    repeated, _ = make_responses(20)
+    with pytest.raises(DataError, match="at least three"):
+        rel.compute_split_half(repeated, (repeated.stimulus_ids == "i0000"))
+    with pytest.raises(ConfigError, match="either n_voxels or threshold"):
+        rel.select_voxels(repeated)
+    with pytest.raises(ConfigError, match="9 voxels cannot be chosen out of 5"):
+        rel.select_voxels(repeated, n_voxels=9)
+    with pytest.raises(DataError, match="no voxel is above 99"):
+        rel.select_voxels(repeated, threshold=99.0)
+    with pytest.raises(DataError, match="shape"):
+        rel.select_voxels(repeated, measure=np.ones(2), n_voxels=1)
