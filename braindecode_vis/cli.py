@@ -375,7 +375,7 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
             continue
         cells = [
             *[row["subject"]] * several,
-            row["metric"].replace("identification", "ident"),
+            row["metric"].replace("identification", "ident").replace("efficientnet", "effnet"),
             f"{row['value']:.3f}",
             "" if row["ci_low"] is None else f"{row['ci_low']:.3f}-{row['ci_high']:.3f}",
             "" if row["chance"] is None else f"{row['chance']:.3f}",
