@@ -202,6 +202,32 @@ def check(
         )
 
 
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder to fetch into.")],
+    accept_licence: Annotated[
+        bool,
+        typer.Option("--accept-licence", help="Accept the terms of the data set, which are shown first."),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Download the files of a data set that have a public address; interrupted transfers go on where they stopped."""
+    from braindecode_vis import pipeline
+
+    listener = _ConsoleListener()
+    findings = pipeline.fetch_dataset(dataset, root, accept_licence=accept_licence, listener=listener)
+    if as_json:
+        listed = [vars(finding) for finding in findings]
+        _print_json(
+            {"run_folder": None, "scores": [], "dataset": dataset, "root": str(root), "findings": listed}
+        )
+        return
+    for finding in findings:
+        _console(stderr=False).print(f"{finding.item}: {finding.message}", markup=False)
+
+
 def _add_stage(name: str, summary: str) -> None:
     def verb(
         source: Source,
@@ -302,8 +328,8 @@ def phantom(
     chosen = assemble.SIZES[form][size].replace(**{k: v for k, v in changes.items() if v is not None})
     estimate = assemble.estimate_phantom(form, chosen)
     cost = (
-        f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min recorded; "
-        f"about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core "
+        f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "
+        f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core "
         "beside the image encoder"
     )
     _console().print(cost, markup=False)
@@ -346,9 +372,10 @@ def demo(
     run, truth = pipeline.run_demo(out, size=size, snr=level, seed=seed, listener=_ConsoleListener())
     if not as_json:
         _print_scores(pipeline.read_scores(run.folder.path))
+        ceiling = max(top for person in truth.people for top in person["ideal_top1"].values())
         _console(stderr=False).print(
             f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
-            f"knows the simulated brain reach {max(p['ideal_top1'][k] for p in truth.people for k in p['ideal_top1']):.3f}",
+            f"knows the simulated brain reach {ceiling:.3f}",
             markup=False,
         )
     _finish(run, as_json, f"report: {run.folder.path / 'report.html'}")

@@ -14,13 +14,26 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.datasets.alljoined1 import Alljoined1Config
+from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
+from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
 from braindecode_vis.datasets.bids_meeg import BidsMeegConfig
+from braindecode_vis.datasets.bold5000 import Bold5000Config
+from braindecode_vis.datasets.deeprecon import DeepreconConfig
 from braindecode_vis.datasets.digits69 import Digits69Config
+from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
+from braindecode_vis.datasets.god import GodConfig
+from braindecode_vis.datasets.haxby_slices import HaxbySlicesConfig
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.datasets.muse_n170 import MuseN170Config
+from braindecode_vis.datasets.nod import NodConfig
+from braindecode_vis.datasets.nsd import NsdConfig
+from braindecode_vis.datasets.nsd_imagery import NsdImageryConfig
+from braindecode_vis.datasets.nsd_repacks import NsdRepackConfig
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
+from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg import ThingsMegConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
@@ -33,12 +46,25 @@ from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
 
 DatasetConfig = Annotated[
-    BidsMeegConfig
+    Alljoined1Config
+    | Alljoined16mConfig
+    | BidsFmriConfig
+    | BidsMeegConfig
+    | Bold5000Config
+    | DeepreconConfig
     | Digits69Config
+    | EegImagenetConfig
+    | GodConfig
+    | HaxbySlicesConfig
     | MuseN170Config
+    | NodConfig
+    | NsdConfig
+    | NsdImageryConfig
+    | NsdRepackConfig
     | SyntheticDigitsConfig
     | ThingsEeg1Config
     | ThingsEeg2Config
+    | ThingsFmriConfig
     | ThingsMegConfig,
     Field(discriminator="kind"),
 ]
@@ -141,8 +167,8 @@ class RunConfig(Settings):
     def _check_split_fits_encoder(self) -> Self:
         if self.decodes_categories != (self.split.kind == "leave_one_run_out"):
             raise ValueError(
-                f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories are "
-                "decoded by lda or logistic under split.kind leave_one_run_out, images by the other encoders and splits"
+                f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories "
+                "are decoded by lda or logistic under split.kind leave_one_run_out, images by other encoders and splits"
             )
         return self
 

@@ -9,7 +9,7 @@ depends on changed. Knows roles and nouns, never a particular encoder or data se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
+from braindecode_vis.phantom.assemble.truth import PhantomTruth, read_truth
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
-from braindecode_vis.phantom.assemble.truth import PhantomTruth, read_truth
 from braindecode_vis.runs import Listener, Run, SilentListener, open_run, publish_scores, read_scores
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet
 
+#: Data sets of raw BOLD runs, whose single-trial responses are estimated here; the others publish betas.
+BOLD_KINDS = ("bids_fmri", "bold5000", "haxby_slices", "nod")
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
 # --- preprocess -------------------------------------------------------------------------------------------
@@ -71,14 +73,22 @@ def write_dataset(run: Run, folder: Path) -> None:
         dataset.write(folder, seed=seed)
         return
     with run.listener.progress("reading trials", None) as advance:
-        if read_manifest(dataset.kind).modality in ("eeg", "meg"):
-            from braindecode_vis.preprocessing.meeg import write_meeg
+        _find_writer(dataset.kind)(dataset, folder, seed=seed, advance=advance)
 
-            write_meeg(dataset, folder, seed=seed, advance=advance)
-        else:
-            from braindecode_vis.preprocessing.betas import write_fmri
 
-            write_fmri(dataset, folder, seed=seed, advance=advance)
+def _find_writer(kind: str) -> Callable[..., Any]:
+    """Return the function that streams a data set of this kind."""
+    if read_manifest(kind).modality in ("eeg", "meg"):
+        from braindecode_vis.preprocessing.meeg import write_meeg
+
+        return write_meeg
+    if kind in BOLD_KINDS:
+        from braindecode_vis.preprocessing.bold import write_bold
+
+        return write_bold
+    from braindecode_vis.preprocessing.betas import write_fmri
+
+    return write_fmri
 
 
 def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:
@@ -521,8 +531,7 @@ def make_phantom(
     """
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
     from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
-    from braindecode_vis.phantom import PhantomConfig
-    from braindecode_vis.phantom import assemble
+    from braindecode_vis.phantom import PhantomConfig, assemble
 
     show = listener or SilentListener()
     estimate = assemble.estimate_phantom(form, size)
@@ -603,12 +612,63 @@ def describe_presence(root: Path | None, manifest: Manifest) -> str:
     return f"{amount} in {folders[best]}"
 
 
+def fetch_dataset(
+    name: str, root: Path, *, accept_licence: bool, listener: Listener | None = None
+) -> list[Finding]:
+    """Download what is missing of a data set; every file that could not be fetched is an error at the end.
+
+    Parameters
+    ----------
+    name
+        Name of the data set.
+    root
+        Folder to fetch into.
+    accept_licence
+        Whether the user accepts its terms; otherwise they are shown and nothing is fetched.
+    listener
+        Shows progress.
+    """
+    from braindecode_vis.datasets.fetching import fetch
+
+    manifest, show = read_manifest(name), listener or SilentListener()
+    done: dict[str, int] = {}
+    total = sum(entry.bytes or 0 for entry in manifest.files) or None
+    with show.progress(f"fetching {name} (bytes)", total) as advance:
+
+        def progress(path: str, n_bytes: int, size: int | None) -> None:
+            advance(n_bytes - done.get(path, 0))
+            done[path] = n_bytes
+
+        findings = fetch(manifest, root, accept_licence=accept_licence, progress=progress)
+    wrong = [finding for finding in findings if not finding.ok]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(findings)} files of {name} were not fetched; first: {wrong[0].item}: {wrong[0].message}."
+        )
+    return findings
+
+
 def check(config: RunConfig) -> list[Finding]:
     """Verify the files of a data set and recompute the facts that its manifest declares."""
     return config.dataset.check()
 
 
 __all__ = [
-    "STAGES", "Run", "SilentListener", "check", "embed", "evaluate", "list_datasets", "open_run", "make_phantom", "preprocess", "read_scores",
-    "reconstruct", "report", "retrieve", "run_all", "run_demo", "train",
+    "STAGES",
+    "Run",
+    "SilentListener",
+    "check",
+    "embed",
+    "evaluate",
+    "list_datasets",
+    "make_phantom",
+    "open_run",
+    "preprocess",
+    "read_scores",
+    "reconstruct",
+    "report",
+    "retrieve",
+    "run_all",
+    "run_demo",
+    "train",
 ]  # fmt: skip

@@ -32,12 +32,13 @@ def check_refusal(done, *fragments):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, braindecode_vis.cli; print([m for m in ('numpy', 'torch', 'pydantic', 'mne') if m in sys.modules])"
+    heavy = ("numpy", "torch", "pydantic", "mne")
+    code = f"import sys, braindecode_vis.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     done = call("--help")
     assert done.returncode == 0
     for verb in ("datasets", "check", "preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report",
-                 "run", "demo"):  # fmt: skip
+                 "run", "phantom", "demo"):  # fmt: skip
         assert f"  {verb} " in done.stdout
 
 
@@ -165,8 +166,24 @@ def test_a_folder_without_permission_is_named(tmp_path):
     )
 
 
-def test_the_demo_answers_in_json(tmp_path):
-    done = call("demo", "--out", tmp_path, "--snr", "0", "--json")
+def test_the_demo_decodes_what_it_simulates(tmp_path):
+    done = call("demo", "--size", "tiny", "--snr", "1", "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["scores"]
-    (row,) = [r for r in rows if r["metric"] == "two_way_identification" and r["method"] == "decoded"]
-    assert row["ci_low"] <= 0.5 <= row["ci_high"]
+    (top,) = [r for r in rows if r["metric"] == "mean_rank" and r["method"] == "decoded"]
+    assert 1 <= top["value"] <= top["gallery_size"]
+    assert (tmp_path / "report.html").is_file()
+    again = call("demo", "--size", "tiny", "--snr", "1", "--out", tmp_path)
+    assert "computed" not in again.stderr
+    assert "unseen concepts" in again.stdout
+
+
+def test_a_phantom_says_what_it_costs_before_it_starts(tmp_path):
+    done = call("phantom", "things-eeg2", "--size", "full", "--out", tmp_path, "--dry-run", "--json")
+    assert json.loads(done.stdout)["estimate"]["n_bytes"] > 1e11
+    assert "MB on disk" in done.stderr
+    assert not list(tmp_path.iterdir())
+    check_refusal(
+        call("phantom", "things-eeg3", "--out", tmp_path), "must be one of things-eeg2", "did you mean"
+    )
+    check_refusal(call("phantom", "nsd", "--size", "huge", "--out", tmp_path), "--size is 'huge'", "tiny")

@@ -1,7 +1,8 @@
 """Scores of category decoding: which class was seen, where the identity of the image is unknown or not asked.
 
-Owns accuracy, balanced accuracy and AUC over held-out trials, with intervals and a null that permutes the true
-labels within each run, so that no drift between runs can pass for a decoded category. Everything comes as plain
+Owns accuracy and balanced accuracy over held-out trials and the mean over held-out runs of the AUC (each run has a
+decoder of its own, whose scores need not share a scale), with intervals and a null that permutes the true labels
+within each run, so that no drift between runs can pass for a decoded category. Everything comes as plain
 arrays; nothing is fitted here.
 """
 
@@ -74,18 +75,25 @@ def _score_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray, subj
     n_classes = len(task.classes)
     decisions, truth, runs = task.decisions[rows], codes[rows], task.runs[rows]
     permuted = _permute_within_runs(truth, runs, task)
-    resampled = _resample(truth, task)
-    metrics: list[tuple[str, np.ndarray, Metric]] = [
-        ("accuracy", decisions.argmax(axis=1), _accuracy),
-        ("balanced_accuracy", decisions.argmax(axis=1), _balanced_accuracy),
+    blocks = [np.flatnonzero(runs == run) for run in pd.unique(runs)]
+    everywhere, within_runs = _resample(truth, [np.arange(len(rows))], task), _resample(truth, blocks, task)
+    fixed = np.arange(len(rows))[None]
+    metrics: list[tuple[str, np.ndarray, Metric, np.ndarray]] = [
+        ("accuracy", decisions.argmax(axis=1), _accuracy, everywhere),
+        ("balanced_accuracy", decisions.argmax(axis=1), _balanced_accuracy, everywhere),
     ]
-    if n_classes == 2:
-        metrics.append(("auc", decisions[:, 1] - decisions[:, 0], _auc))
-    for name, predicted, metric in metrics:
-        value = float(metric(predicted[None], truth[None])[0])
+    usable = [block for block in blocks if len(set(truth[block].tolist())) == 2]
+    if n_classes == 2 and usable:
+
+        def auc_over_runs(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            return np.mean([_auc(predicted[:, block], labels[:, block]) for block in usable], axis=0)
+
+        metrics.append(("auc", decisions[:, 1] - decisions[:, 0], auc_over_runs, within_runs))
+    for name, predicted, metric, resampled in metrics:
+        value = float(metric(predicted[fixed], truth[fixed])[0])
         null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
         if name == "accuracy" and len(rows) < 40:
-            interval = wilson_interval(int(round(value * len(rows))), len(rows))
+            interval = wilson_interval(round(value * len(rows)), len(rows))
             low, high = interval.low, interval.high
         else:
             low, high = np.quantile(metric(predicted[resampled], truth[resampled]), [0.025, 0.975])
@@ -112,14 +120,18 @@ def _permute_within_runs(truth: np.ndarray, runs: np.ndarray, task: CategoryTask
     return permuted
 
 
-def _resample(truth: np.ndarray, task: CategoryTask) -> np.ndarray:
-    """Return row numbers resampled within each class, shape (n_bootstrap, n_trials), so that none is ever empty."""
+def _resample(truth: np.ndarray, blocks: list[np.ndarray], task: CategoryTask) -> np.ndarray:
+    """Return row numbers resampled within each block and class, shape (n_bootstrap, n_trials).
+
+    Every block keeps its number of trials of every class, in the order of the rows.
+    """
     generator = make_generator(task.seed, "category_bootstrap")
-    drawn = [
-        own[generator.integers(0, len(own), (task.n_bootstrap, len(own)))]
-        for own in (np.flatnonzero(truth == code) for code in np.unique(truth))
-    ]
-    return np.concatenate(drawn, axis=1)
+    drawn = np.empty((task.n_bootstrap, len(truth)), dtype=np.int64)
+    for block in blocks:
+        for code in np.unique(truth[block]):
+            own = block[truth[block] == code]
+            drawn[:, own] = own[generator.integers(0, len(own), (task.n_bootstrap, len(own)))]
+    return drawn
 
 
 def _accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -41,9 +41,9 @@ from braindecode_vis.datasets.sources import (
     Mvnn,
     SampleType,
 )
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.store import hash_sampled
 
 SFREQ = 512.0
 BIOSEMI64 = (

@@ -41,9 +41,8 @@ from braindecode_vis.datasets.fmri_sources import (
 )
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file
+from braindecode_vis.store import hash_file, hash_sampled
 
 READ_COLUMNS = ("onset", "duration", "stimulus_id", "concept", "path", "split", "trial_type")
 

@@ -75,7 +75,8 @@ def check_no_overlap(trials: pd.DataFrame, *, title: str) -> None:
 
 def _locate(paths: list[str], root: Path, title: str) -> list[str]:
     index: dict[str, list[str]] = {}
-    located, missing = [], []
+    located: list[str] = []
+    missing: list[str] = []
     for path in paths:
         if not path or (root / path).is_file():
             located.append(path)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources import ContinuousPart
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
+from braindecode_vis.store import hash_sampled
 
 MISSING = ("n/a", "N/A", "NA", "nan", "NaN", "")
 

@@ -37,8 +37,8 @@ from braindecode_vis.datasets.god_bdata import BData, read_bdata
 from braindecode_vis.datasets.god_names import decode_stimulus_id, find_synset
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
 
 Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
 _EXPERIMENTS: dict[str, Experiment] = {
@@ -110,9 +110,9 @@ class DeepreconConfig(Settings):
         for item in held:
             data = read_bdata(item.path)
             trials = read_samples(data, item.subject, item.experiment, names)
-            part, geometry = make_bdata_part(data, trials, np.arange(len(trials)), self.rois)
-            known = geometries.setdefault(item.subject, geometry)
-            _check_same_voxels(known, geometry, item.path, first.setdefault(item.subject, item.path))
+            part, own = make_bdata_part(data, trials, np.arange(len(trials)), self.rois)
+            known = geometries.setdefault(item.subject, own)
+            _check_same_voxels(known, own, item.path, first.setdefault(item.subject, item.path))
             parts.append(part)
         parts = _count_per_subject(parts)
         shown = pd.concat([part.trials for part in parts], ignore_index=True)

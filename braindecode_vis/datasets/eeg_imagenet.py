@@ -34,9 +34,9 @@ from braindecode_vis.datasets.sources import (
     find_scalp_positions,
     list_stimuli,
 )
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
 
 SFREQ = 1000.0
 CHANNELS = (

@@ -41,8 +41,8 @@ from braindecode_vis.datasets.god_names import (
 )
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
 
 Task = Literal["training", "test", "imagery"]
 _TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}

@@ -19,11 +19,15 @@ from braindecode_vis.store import hash_file
 
 
 class ManifestFile(Settings):
-    """One file that a data set consists of; size and hash where the publisher or we know them."""
+    """One file that a data set consists of; size, hash and address where the publisher or we know them.
+
+    `url` is an http(s) address, or ``doi:`` with a file name.
+    """
 
     path: str
     bytes: int | None = None
     sha256: str | None = None
+    url: str | None = None
 
 
 class Manifest(Settings):

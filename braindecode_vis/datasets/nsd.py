@@ -61,8 +61,8 @@ from braindecode_vis.datasets.nsd_regions import (
     make_volume_geometry,
 )
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
 
 # Vertices of fsaverage that a subject's slices did not reach are NaN; more than this share is another problem.
 _LARGEST_UNSEEN = 0.2

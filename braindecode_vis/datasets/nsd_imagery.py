@@ -37,9 +37,9 @@ from braindecode_vis.datasets.nsd import NsdConfig
 from braindecode_vis.datasets.nsd_betas import check_scale
 from braindecode_vis.datasets.safe_pickle import read_pickled_dict
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, read_image_file
+from braindecode_vis.store import hash_sampled
 
 Task = Literal["vision", "imagery", "attention"]
 BETAS_FILE = "nsdimagerybetas_fithrf_GLMdenoise_RR/betas_nsdimagery.nii.gz"

@@ -27,9 +27,9 @@ from braindecode_vis.datasets.fmri_volumes import read_volume
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.nsd_design import name_image
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
 
 Layout = Literal["mindeye1", "mindeye2", "brain_diffuser"]
 

@@ -118,7 +118,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
     return {str(key): _finish(value) for key, value in content.items()}
 
 
-def read_pickled(path: Path, *, offset: int = 0, large_bytes: int = LARGE_BYTES) -> Any:
+def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None) -> Any:
     """Read containers, numbers, text and arrays saved with `numpy.save` or `pickle.dump`.
 
     Parameters
@@ -128,7 +128,7 @@ def read_pickled(path: Path, *, offset: int = 0, large_bytes: int = LARGE_BYTES)
     offset
         Where in it a pickle starts, for formats that contain one.
     large_bytes
-        Arrays of at least this size come as `FileArray`, smaller ones as arrays.
+        Arrays of at least this size (1 MiB by default) come as `FileArray`, smaller ones as arrays.
 
     Raises
     ------
@@ -208,8 +208,8 @@ def _build(path: Path, payload: Any, dtype: np.dtype, shape: tuple[int, ...], fo
         array = np.empty(math.prod(shape), dtype=object)
         for index, item in enumerate(payload):
             array[index] = _finish(item)
-    else:
-        array = np.frombuffer(bytes(payload), dtype).copy()
+        return array.reshape(shape)  # NumPy lists objects in C order, whatever the flag says
+    array = np.frombuffer(bytes(payload), dtype).copy()
     return array.reshape(shape, order="F" if fortran else "C")
 
 
@@ -233,9 +233,10 @@ class _Reader(_PythonUnpickler):
 
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
-    def __init__(self, file: IO[bytes], path: Path, large_bytes: int = LARGE_BYTES) -> None:
+    def __init__(self, file: IO[bytes], path: Path, large_bytes: int | None = None) -> None:
         super().__init__(file, encoding="latin1")
-        self.file, self.path, self.large_bytes = file, path, large_bytes
+        self.file, self.path = file, path
+        self.large_bytes = LARGE_BYTES if large_bytes is None else large_bytes
         self.n_bytes = path.stat().st_size
 
     def load_frame(self) -> None:

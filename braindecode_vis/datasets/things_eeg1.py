@@ -43,10 +43,10 @@ from braindecode_vis.datasets.things_eeg1_events import (
     read_excluded,
     read_test_list,
 )
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.datasets.things_eeg2_raw import find_channels
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
 
 _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
 _LARGEST_MONTAGE = 64  # two people wore a cap for 128 electrodes, of which half were not connected

@@ -38,9 +38,10 @@ from braindecode_vis.datasets.things_eeg2_images import (
     make_stimuli,
     read_image_list,
 )
-from braindecode_vis.datasets.things_eeg2_layouts import Held, Layout, find_held, hash_sampled
+from braindecode_vis.datasets.things_eeg2_layouts import Held, Layout, find_held
 from braindecode_vis.datasets.things_eeg2_parts import open_held
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
 
 ALL63 = (
     "Fp1", "Fp2", "AF7", "AF3", "AFz", "AF4", "AF8", "F7", "F5", "F3", "F1", "F2", "F4", "F6", "F8", "FT9", "FT7",

@@ -6,14 +6,11 @@ nothing for reading samples.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.safe_pickle import open_npy, read_pickled_dict, sniff
@@ -142,17 +139,3 @@ def read_dict(item: Held) -> dict[str, Any]:
         return read_pickled_dict(item.path)
     except DataError as error:
         raise DataError(f"{item.where}: {error}") from error
-
-
-def hash_sampled(path: Path, *, n_samples: int = 64, block_bytes: int = 4096) -> str:
-    """Return a sha256 over the size of a file and evenly spaced blocks of it; small files are read whole."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        if size <= n_samples * block_bytes:
-            digest.update(file.read())
-        else:
-            for offset in np.linspace(0, size - block_bytes, n_samples).astype(np.int64).tolist():
-                file.seek(offset)
-                digest.update(file.read(block_bytes))
-    return digest.hexdigest()

@@ -39,7 +39,6 @@ from braindecode_vis.datasets.fmri_volumes import (
 )
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import SampleType
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.datasets.things_fmri_table import (
     TableReader,
     find_regions,
@@ -51,6 +50,7 @@ from braindecode_vis.datasets.things_fmri_table import (
 )
 from braindecode_vis.datasets.things_fmri_volumes import VolumeReader, name_conditions, read_volume_runs
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
 
 
 class ThingsFmriConfig(Settings):

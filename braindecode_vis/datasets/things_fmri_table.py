@@ -128,7 +128,7 @@ def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> t
     ids, mask, affine = voxels["voxel_id"].to_numpy(), None, None
     if mask_path is not None:
         brain, affine = read_volume(mask_path)
-        inside = (indices < brain.shape).all(axis=1)
+        inside = np.all(indices < np.array(brain.shape), axis=1)
         inside[inside] = brain[tuple(indices[inside].T)] > 0
         if not inside.all():
             raise DataError(

@@ -38,7 +38,6 @@ from braindecode_vis.datasets.sources import (
     Mvnn,
     SampleType,
 )
-from braindecode_vis.datasets.things_eeg2_layouts import hash_sampled
 from braindecode_vis.datasets.things_meg_epochs import (
     EpochFile,
     find_epoch_files,
@@ -59,6 +58,7 @@ from braindecode_vis.datasets.things_meg_split import TestSet, apply_split, chec
 from braindecode_vis.datasets.things_meg_tables import find_attributes, find_name_files, read_image_names
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
 
 Layout = Literal["raw", "preprocessed"]
 _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")

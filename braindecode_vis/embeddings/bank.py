@@ -90,7 +90,9 @@ def open_bank(cache: Path, space: str, encoder: Mapping[str, Any] | None = None)
     if (folder / DESCRIPTION).is_file():
         found = read_json(folder / DESCRIPTION)["space"]
         if found != space:
-            raise DataError(f"{folder} holds the space {found!r}, not {space!r}; choose another cache folder.")
+            raise DataError(
+                f"{folder} holds the space {found!r}, not {space!r}; choose another cache folder."
+            )
     else:
         content = {"space": space, "encoder": json_plain(dict(encoder or {})), **collect_provenance()}
         write_json(folder / DESCRIPTION, content)
@@ -196,7 +198,9 @@ def _gather(segments: Sequence[Segment], hashes: Sequence[str], path: Path | Non
     sources = [segment.open() for segment in segments]
     shapes = {(source.shape[1:], source.dtype.str) for source in sources}
     if len(shapes) > 1:
-        raise DataError(f"the bank {segments[0].path.parent} mixes rows of {sorted(shapes)}; delete it and embed again.")
+        raise DataError(
+            f"the bank {segments[0].path.parent} mixes rows of {sorted(shapes)}; delete it and embed again."
+        )
     shape, dtype = (len(hashes), *sources[0].shape[1:]), sources[0].dtype
     if path is None:
         rows = np.empty(shape, dtype)
@@ -239,7 +243,9 @@ def read_rows(folder: Path, hashes: Sequence[str]) -> np.ndarray:
     known = {h for segment in segments for h in segment.hashes}
     missing = [h for h in wanted if h not in known]
     if missing:
-        raise DataError(f"the bank {folder} lacks {len(missing)} image(s), first {missing[0]}; embed them first.")
+        raise DataError(
+            f"the bank {folder} lacks {len(missing)} image(s), first {missing[0]}; embed them first."
+        )
     row_bytes = segments[0].open()[:1].nbytes
     if row_bytes * len(wanted) <= IN_MEMORY_BYTES:
         return _gather(segments, wanted, None)

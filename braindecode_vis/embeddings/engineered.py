@@ -45,7 +45,9 @@ class EngineeredConfig(Settings):
     """
 
     kind: Literal["engineered"] = "engineered"
-    features: tuple[Feature, ...] = Field(default=("colour", "hog", "lbp", "glcm", "gabor", "fft"), min_length=1)
+    features: tuple[Feature, ...] = Field(
+        default=("colour", "hog", "lbp", "glcm", "gabor", "fft"), min_length=1
+    )
     size: int = Field(default=128, ge=32, multiple_of=8)
     workers: int = Field(default=2, ge=0)
 

@@ -9,7 +9,7 @@ of every network and part of the space's name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -67,7 +67,9 @@ def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:
             "attention, tokens or patches"
         )
     if project and pooling == "own":
-        raise ValueError("project applies to tokens; choose a pooling other than 'own', which is projected already")
+        raise ValueError(
+            "project applies to tokens; choose a pooling other than 'own', which is projected already"
+        )
 
 
 def _is_name(layer: Layer) -> bool:
@@ -114,7 +116,9 @@ def find_module(tower: Tower, layer: Layer) -> Any:
         return tower.blocks[-1 if layer == OUTPUT else resolve_layer(layer, len(tower.blocks))]
     names = dict(tower.network.named_modules())
     if layer not in names:
-        raise ConfigError(f"target.layer names {layer!r}, which this network has not{suggest(layer, list(names))}.")
+        raise ConfigError(
+            f"target.layer names {layer!r}, which this network has not{suggest(layer, list(names))}."
+        )
     return names[layer]
 
 
@@ -173,11 +177,8 @@ def read_layers(
     if pooling == "own" and list(layers) == [OUTPUT]:
         return tower.forward(inputs)
     modules = [find_module(tower, layer) for layer in layers]
-    with _watch(modules) as seen:
-        try:
-            tower.forward(inputs)
-        except _EnoughError:
-            pass
+    with _watch(modules) as seen, suppress(_EnoughError):
+        tower.forward(inputs)
     if len(seen) < len({id(module) for module in modules}):
         name = layers[next(i for i, module in enumerate(modules) if id(module) not in seen)]
         raise ConfigError(f"target.layer {name!r} takes no part in the network's forward pass; name another.")
@@ -207,7 +208,9 @@ def flatten_places(output: Any, channels_last: bool) -> Any:
 def _pool_layer(tower: Tower, tokens: Any, layer: Layer, pooling: Pooling, project: bool) -> Any:
     if tokens.ndim == 2:
         if pooling not in ("own", "mean", "tokens"):
-            raise ConfigError(f"layer {layer!r} gives one vector per image; pooling {pooling!r} needs tokens.")
+            raise ConfigError(
+                f"layer {layer!r} gives one vector per image; pooling {pooling!r} needs tokens."
+            )
         return tokens
     if pooling == "own":
         raise ConfigError(f"layer {layer!r} gives {tokens.shape[1]} tokens per image; choose a pooling.")

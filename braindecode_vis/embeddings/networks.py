@@ -32,6 +32,7 @@ class NetworkEncoder:
         self.config = config
         self._tower: Tower | None = None
         self._transform: Transform | None = None
+        self._space: str | None = None
 
     @property
     def transform(self) -> Transform:
@@ -48,11 +49,16 @@ class NetworkEncoder:
     @property
     def space(self) -> str:
         """Name with architecture, digest of the weights, layer, pooling, length and transform."""
-        config = self.config
+        if self._space is None:  # finding and hashing weights is done once
+            self._space = self._name_space()
+        return self._space
+
+    def _name_space(self) -> str:
+        config, digest = self.config, self.config.digest
         layer = "+".join(map(str, config.layers))
         parts = [
             config.family,
-            f"weights={config.digest[:12]}" if not config.digest.startswith("random") else config.digest,
+            digest if digest.startswith("random") else f"weights={digest[:12]}",
             layer if layer == OUTPUT else f"layer={layer}",
             config.pooling + "-projected" * config.project,
             "unit" if config.normalise else "raw",

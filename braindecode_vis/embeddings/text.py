@@ -11,7 +11,9 @@ Radford et al. (2021), arXiv:2103.00020, section 3.1.4: prompt ensembles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +108,9 @@ class ClipText:
             for start in range(0, len(texts), self.text.batch_size):
                 batch = list(texts[start : start + self.text.batch_size])
                 tokens = tokenizer(batch).to(device)
-                vectors = network.encode_text(tokens) if output == "pooled" else _encode_tokens(network, tokens)
+                vectors = (
+                    network.encode_text(tokens) if output == "pooled" else _encode_tokens(network, tokens)
+                )
                 rows.append(vectors.float().cpu().numpy())
         if not rows:
             raise DataError("there is no text to embed.")
@@ -146,7 +150,9 @@ def embed_text(
     check_unique(list(concepts), what="the concepts to embed")
     for template in templates:
         if "{concept}" not in template:
-            raise ConfigError(f"the template {template!r} has no place for the concept; write {{concept}} in it.")
+            raise ConfigError(
+                f"the template {template!r} has no place for the concept; write {{concept}} in it."
+            )
     if not templates:
         raise ConfigError("text needs at least one template, for example 'This is a photo of a {concept}.'")
     tower = ClipText(config, text)
@@ -208,7 +214,7 @@ def build_clip(config: OpenClipConfig) -> Any:
             "target.allow_download=true, or choose an architecture with a text tower of its own."
         )
     description.pop("custom_text", None)
-    with draw_weights(config.random_seed):
+    with draw_weights(config.random_seed), _silence():
         network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
     if path is not None:
         from open_clip.convert import convert_state_dict
@@ -229,13 +235,25 @@ def build_clip(config: OpenClipConfig) -> Any:
     return network
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep open_clip from warning that a network has no weights yet; they are loaded right after."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _encode_tokens(network: Any, tokens: Any) -> Any:
     tower = getattr(network, "text", network)
     if not hasattr(tower, "token_embedding"):
         raise ConfigError("the text tower of this architecture does not give its token sequence.")
     width = tokens.shape[1]
     values = tower.token_embedding(tokens) + tower.positional_embedding[:width]
-    values = tower.transformer(values, attn_mask=tower.attn_mask[:width, :width])
+    mask = None if tower.attn_mask is None else tower.attn_mask[:width, :width]
+    values = tower.transformer(values, attn_mask=mask)
     return tower.ln_final(values)
 
 
@@ -290,4 +308,3 @@ def check_tokenizer(tokenizer: Any, source: str) -> None:
             f"the tokenizer {source} has no vocabulary: {len(_PROBES)} different sentences become {n_different} "
             f"different rows of {pieces} tokens; bring the folder with tokenizer.json (or vocab.json and merges.txt)."
         )
-

@@ -69,14 +69,20 @@ class TimmConfig(NetworkConfig):
 
         run = timm.get_pretrained_cfg(self.architecture)
         if run is None:
-            raise ConfigError(f"timm has no transform for {self.architecture}; name one of its runs after a dot.")
+            raise ConfigError(
+                f"timm has no transform for {self.architecture}; name one of its runs after a dot."
+            )
         return run
 
     def describe_weights(self) -> str:
         """Say which file holds the weights."""
         run = self._run
         place = f"model.safetensors of huggingface.co/{run.hf_hub_id}" if run.hf_hub_id else run.url
-        return f"timm's {self.architecture} ({place})" if place else f"a state dict of timm's {self.architecture}"
+        return (
+            f"timm's {self.architecture} ({place})"
+            if place
+            else f"a state dict of timm's {self.architecture}"
+        )
 
     def download(self) -> Path:
         """Fetch the run's weights from the hub into its cache."""
@@ -163,7 +169,9 @@ def find_blocks(network: Any) -> list[Any]:
         if hasattr(network, name):
             return expand_blocks([getattr(network, name)])
     if hasattr(network, "layer1"):
-        return expand_blocks([getattr(network, f"layer{i}") for i in (1, 2, 3, 4) if hasattr(network, f"layer{i}")])
+        return expand_blocks(
+            [getattr(network, f"layer{i}") for i in (1, 2, 3, 4) if hasattr(network, f"layer{i}")]
+        )
     info = getattr(network, "feature_info", None)
     modules = dict(network.named_modules())
     names = [entry["module"] for entry in info] if isinstance(info, list) else []

@@ -195,7 +195,9 @@ def read_network(folder: Path, architecture: str) -> Any:
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise DataError(f"{folder} cannot be read as a {architecture} ({first}); copy the whole folder.") from error
+        raise DataError(
+            f"{folder} cannot be read as a {architecture} ({first}); copy the whole folder."
+        ) from error
     finally:
         transformers.logging.set_verbosity(level)
     lacking = sorted(map(str, report["missing_keys"])) + sorted(str(m) for m in report["mismatched_keys"])
@@ -213,7 +215,9 @@ def read_intern_vit(folder: Path) -> Any:
     config = config.get("vision_config", config)
     network = _build("internvl", rename_intern_config(config))
     state = rename_intern_weights(read_state(folder))
-    load_state(network, state, path=folder, what="an InternViT", ignore=lambda name: name == "embeddings.mask_token")
+    load_state(
+        network, state, path=folder, what="an InternViT", ignore=lambda name: name == "embeddings.mask_token"
+    )
     return network
 
 

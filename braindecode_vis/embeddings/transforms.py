@@ -66,8 +66,15 @@ class Transform:
         """Everything above in one word."""
         norm = _NORMS.get((self.mean, self.std))
         if norm is None:
-            norm = "mean" + ",".join(f"{v:g}" for v in self.mean) + "std" + ",".join(f"{v:g}" for v in self.std)
-        parts = [f"{self.resize}{self.resize_to or self.size}", self.interpolation, f"centre{self.size}", norm]
+            norm = (
+                "mean" + ",".join(f"{v:g}" for v in self.mean) + "std" + ",".join(f"{v:g}" for v in self.std)
+            )
+        parts = [
+            f"{self.resize}{self.resize_to or self.size}",
+            self.interpolation,
+            f"centre{self.size}",
+            norm,
+        ]
         return "-".join(parts + [f"fill{self.fill}"] * bool(self.fill))
 
     def resize_and_crop(self, image: np.ndarray) -> np.ndarray:

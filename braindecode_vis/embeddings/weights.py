@@ -186,14 +186,18 @@ def find_files(path: Path) -> list[Path]:
         if not missing:
             return [path / name for name in names]
         if len(missing) < len(names):
-            raise DataError(f"{path} lacks {missing[0]}, which its {index.name} lists; copy the whole folder.")
+            raise DataError(
+                f"{path} lacks {missing[0]}, which its {index.name} lists; copy the whole folder."
+            )
     for suffix in _SUFFIXES:
         found = sorted(p for p in path.glob(f"*{suffix}") if not p.name.startswith("."))
         if len(found) == 1:
             return found
         if found:
             names = ", ".join(p.name for p in found[:4])
-            raise DataError(f"{path} holds several weight files ({names}); name one of them with target.weights.")
+            raise DataError(
+                f"{path} holds several weight files ({names}); name one of them with target.weights."
+            )
     raise DataError(f"{path} holds no weight file ({', '.join(_SUFFIXES)}); name a file or another folder.")
 
 

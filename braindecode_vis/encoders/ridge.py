@@ -45,8 +45,8 @@ class RidgeConfig(Settings):
     n_inner_folds
         Folds of the inner cross-validation, parted by stimulus.
     device
-        Where the linear algebra runs; ``auto`` takes a GPU, if there is one, for large problems. Does not change the result beyond
-        rounding, so it stays out of the fingerprint.
+        Where the linear algebra runs; ``auto`` takes a GPU, if there is one, for large problems. Does
+        not change the result beyond rounding, so it stays out of the fingerprint.
     """
 
     kind: Literal["ridge"] = "ridge"

@@ -152,7 +152,9 @@ class LeaveOneRunOutConfig(Settings):
             test = np.flatnonzero(runs == run)
             train = np.flatnonzero((runs != run) & (subjects == subjects[test[0]]))
             if not len(train):
-                raise ConfigError(f"subject {subjects[test[0]]} has one run only; leave-one-run-out needs two.")
+                raise ConfigError(
+                    f"subject {subjects[test[0]]} has one run only; leave-one-run-out needs two."
+                )
             folds.append(Fold(train, test))
         return Split(f"leave one run out ({len(folds)} runs, within subject)", tuple(folds), trials, "run")
 

@@ -214,6 +214,12 @@ def test_tables_that_do_not_fit_are_named(tmp_path, options, message):
         config(tmp_path, None).prepare()
 
 
+def test_objects_beside_the_arrays_are_told_apart(tmp_path):
+    """A column without numbers joins that of the arrays in one Fortran-ordered block, which mixed up their rows."""
+    _, data = make_table(tmp_path, [5, 6, 7], coco_id=None)
+    np.testing.assert_array_equal(config(tmp_path, None).prepare().parts[0].read(0, 3), data)
+
+
 def test_an_array_of_another_shape_is_named(tmp_path):
     make_table(tmp_path, [5, 6], shape=(64, 300))
     with pytest.raises(

@@ -13,7 +13,8 @@ from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 
-def make_material(target=PixelsConfig(), n=20, noise=0.0):
+def make_material(target=None, n=20, noise=0.0):
+    target = target or PixelsConfig()
     generator = np.random.default_rng(0)
     grey = np.zeros((n, 12, 12), np.uint8)
     for row in range(n):

@@ -9,9 +9,9 @@ from braindecode_vis.phantom import PhantomConfig
 from braindecode_vis.phantom.assemble import PhantomSize, make_phantom
 from braindecode_vis.phantom.config import NoiseConfig
 
-EPOCHS = PhantomSize(1, 40, 4, 20, 2, 2, 16, 32, n_runs=1, pause_s=0.5)
+EPOCHS = PhantomSize(1, 40, 3, 20, 2, 2, 16, 32, n_runs=1, pause_s=0.5)
 RAW = PhantomSize(1, 4, 2, 8, 2, 2, 60, 32, n_runs=1, pause_s=0.5)
-BETAS = PhantomSize(1, 60, 6, 10, 6, 1, 6, 32, n_runs=1, n_catch=1, voxel_mm=8)
+BETAS = PhantomSize(1, 50, 6, 10, 6, 1, 6, 32, n_runs=1, n_catch=1, voxel_mm=8)
 
 
 def embed(stimuli):

@@ -101,7 +101,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     form.check(size)
     counts, n_images = form.count(size), form.count_images(size)
     image_bytes = 300 + 43 * size.image_size + 0.12 * size.image_size**2
-    image_seconds = (7.5 + 3.5e-4 * size.image_size**2) * 1e-3
+    image_seconds = (6 + 3e-4 * size.image_size**2) * 1e-3
     ledger_bytes = 150 * counts.n_steps / 50 + 3000
     return Estimate(
         n_bytes=round(

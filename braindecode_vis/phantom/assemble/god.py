@@ -30,7 +30,7 @@ USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 T_R = 3.0
 STIMULUS_S = 9.0
 _FIRST_SYNSET = 1_440_000
-_VISUAL_SHARE = 0.24  # of cortical voxels
+_VISUAL_SHARE = 0.205  # of cortical voxels
 _AREAS = {
     "ROI_V1": ("V1",),
     "ROI_V2": ("V2",),
@@ -70,7 +70,7 @@ def count(size: PhantomSize) -> Counts:
     one = god.estimate_bytes(n_samples, round(_VISUAL_SHARE * n_voxels), len(_AREAS) + 1)
     n_rows = count_images(size) + size.n_train_concepts + size.n_test_concepts
     features = 8.0 * n_rows * (N_EARLY + N_MID + 32)
-    seconds = 1 + size.n_subjects * n_samples * (2e-4 + 4e-7 * n_voxels) + one * 1e-8
+    seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
     recorded = size.n_subjects * n_samples * 9.0
     return Counts(size.n_subjects * one + features, 0, recorded, seconds, 1 + size.n_subjects * n_samples)
 

@@ -84,7 +84,7 @@ def count(size: PhantomSize) -> Counts:
     total = expect_total_seconds(size)
     steps = size.n_subjects * size.n_sessions * sum(count_steps(size, part) for part in PARTITIONS)
     n_bytes = estimate_raw_bytes(1) * 1000 * total
-    return Counts(n_bytes, 0, total, 4 + total / 90, 1 + steps)
+    return Counts(n_bytes, 0, total, 4 + total / 120, 1 + steps)
 
 
 @lru_cache(maxsize=4)

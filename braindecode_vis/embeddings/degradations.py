@@ -1,0 +1,307 @@
+"""Degraded views of an image: what the brain keeps of a picture seen for a tenth of a second is less than the picture.
+
+Owns blurs, noise, low resolution and mosaic as plain functions, their average or their stack as a target space, and
+the rule that chooses the blur of each image by how well it is retrieved. Every view is a function of the image and the
+settings alone, so a view is the same in every batch and on every day.
+
+References
+----------
+UBP: Wu et al. (2025), CVPR, arXiv:2503.04207: foveal blur, its three levels and the rule that chooses among them.
+NeuroBridge (AAAI 2026): the average over blur, noise, low resolution and mosaic; amounts as in its released scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.embeddings.engineered import EngineeredConfig
+from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
+from braindecode_vis.embeddings.openclip import OpenClipConfig
+from braindecode_vis.embeddings.timm_models import TimmConfig
+from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
+from braindecode_vis.embeddings.transformers_models import TransformersConfig
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import hash_pixels
+
+#: Kernels are given for an image whose shorter side has this many pixels, and grow with the image.
+REFERENCE_SIDE = 224
+
+ViewedEncoderConfig = Annotated[
+    OpenClipConfig
+    | TimmConfig
+    | TorchvisionConfig
+    | TransformersConfig
+    | EfficientNetConfig
+    | EngineeredConfig
+    | AutoencoderKLConfig
+    | TinyAutoencoderConfig,
+    Field(discriminator="kind"),
+]
+
+
+class Degradation(Settings):
+    """One way to take detail from an image.
+
+    Parameters
+    ----------
+    kind
+        ``none`` leaves the image; ``blur`` is Gaussian; ``fovea`` blends it with its blur away from the centre;
+        ``noise`` adds Gaussian noise; ``resolution`` makes it smaller and large again; ``mosaic`` averages squares.
+    amount
+        Width of the kernel in pixels of a 224-pixel image (blur, fovea: odd numbers such as 51), standard deviation in
+        0..1 (noise), factor (resolution: 2 halves it), side of the squares in pixels of a 224-pixel image (mosaic).
+        None takes 15, 51, 25/255, 10 and 5.
+    """
+
+    kind: Literal["none", "blur", "fovea", "noise", "resolution", "mosaic"]
+    amount: float | None = Field(default=None, gt=0)
+
+    @property
+    def value(self) -> float:
+        """The amount in use."""
+        return _DEFAULTS[self.kind] if self.amount is None else self.amount
+
+    @property
+    def name(self) -> str:
+        """Kind and amount in one word."""
+        return self.kind if self.kind == "none" else f"{self.kind}{self.value:g}"
+
+
+_DEFAULTS = {"none": 0.0, "blur": 15.0, "fovea": 51.0, "noise": 25 / 255, "resolution": 10.0, "mosaic": 5.0}
+#: The four views whose features NeuroBridge averages.
+NEUROBRIDGE = tuple(Degradation(kind=kind) for kind in ("blur", "noise", "resolution", "mosaic"))
+#: The three levels of UBP: less, usual and more foveal blur.
+UBP = tuple(Degradation(kind="fovea", amount=amount) for amount in (45, 51, 57))
+
+
+def degrade(image: np.ndarray, degradation: Degradation, *, seed: int = 0) -> np.ndarray:
+    """Return the degraded uint8 image, of the same shape.
+
+    Parameters
+    ----------
+    image : uint8 array of shape (height, width, 3)
+    degradation
+        What to do to it.
+    seed
+        Root of the noise; the noise of an image also depends on its pixels, never on its place in a batch.
+    """
+    if degradation.kind == "none":
+        return image
+    if degradation.kind == "noise":
+        rng = make_generator(seed, "noise", hash_pixels(image))
+        return add_noise(image, degradation.value, rng)
+    return _APPLY[degradation.kind](image, degradation.value)
+
+
+def find_sigma(kernel: float) -> float:
+    """Return the standard deviation that goes with a Gaussian kernel of this width, both in pixels (OpenCV's rule)."""
+    return 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+
+
+def blur_gaussian(image: np.ndarray, kernel: float = 15) -> np.ndarray:
+    """Return the image blurred by a Gaussian `kernel` pixels wide (at a shorter side of 224)."""
+    from scipy.ndimage import gaussian_filter
+
+    scale = min(image.shape[:2]) / REFERENCE_SIDE
+    radius = max(1, round((kernel - 1) / 2 * scale))
+    sigma = max(find_sigma(kernel) * scale, 1e-3)
+    blurred = gaussian_filter(
+        image.astype(np.float32), (sigma, sigma, 0), mode="mirror", radius=(radius, radius, 0)
+    )
+    return _as_image(blurred)
+
+
+def blur_fovea(image: np.ndarray, kernel: float = 51) -> np.ndarray:
+    """Return the image sharp at its centre and blurred towards its corners.
+
+    The image enters with the weight exp(-3 d / L), where d is the distance from the centre and L that of the corners.
+    """
+    weight = _make_fovea(*image.shape[:2])[..., None]
+    return _as_image(weight * image + (1 - weight) * blur_gaussian(image, kernel))
+
+
+@lru_cache(maxsize=8)
+def _make_fovea(height: int, width: int) -> np.ndarray:
+    y, x = np.meshgrid(
+        np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
+    )
+    distance = np.hypot(y, x)
+    return np.exp(-3 * distance / max(distance.max(), 1)).astype(np.float32)
+
+
+def add_noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the image with Gaussian noise of this standard deviation in 0..1, clipped."""
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    return _as_image(image + 255 * deviation * noise)
+
+
+def lower_resolution(image: np.ndarray, factor: float = 10) -> np.ndarray:
+    """Return the image shrunk by `factor` and enlarged again, both bilinear and antialiased."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    small = (max(1, round(width / factor)), max(1, round(height / factor)))
+    method = Image.Resampling.BILINEAR
+    shrunk = Image.fromarray(np.ascontiguousarray(image)).resize(small, method)
+    return np.asarray(shrunk.resize((width, height), method))
+
+
+def make_mosaic(image: np.ndarray, square: float = 5) -> np.ndarray:
+    """Return the image as squares of one colour each, `square` pixels wide (at a shorter side of 224)."""
+    side = max(1, round(square * min(image.shape[:2]) / REFERENCE_SIDE))
+    rows = np.arange(0, image.shape[0], side)
+    columns = np.arange(0, image.shape[1], side)
+    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float64), rows, axis=0), columns, axis=1)
+    heights = np.diff([*rows, image.shape[0]])
+    widths = np.diff([*columns, image.shape[1]])
+    means = sums / (heights[:, None] * widths[None])[..., None]
+    return _as_image(np.repeat(np.repeat(means, heights, axis=0), widths, axis=1))
+
+
+def _as_image(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+_APPLY: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "blur": blur_gaussian,
+    "fovea": blur_fovea,
+    "resolution": lower_resolution,
+    "mosaic": make_mosaic,
+}
+
+
+class ViewsConfig(Settings):
+    """Degraded views of every image, through one encoder.
+
+    Parameters
+    ----------
+    encoder
+        The image encoder.
+    views
+        Degradations; NeuroBridge's four by default.
+    combine
+        ``averaged`` gives the mean embedding over the views. ``stacked`` keeps one vector per view as the token axis,
+        for training that samples a view (`sample_views`) or chooses it by uncertainty (`UncertaintyRule`).
+    noise_seed
+        Root of the noise.
+    """
+
+    kind: Literal["views"] = "views"
+    encoder: ViewedEncoderConfig
+    views: tuple[Degradation, ...] = Field(default=NEUROBRIDGE, min_length=1)
+    combine: Literal["averaged", "stacked"] = "averaged"
+    noise_seed: int = Field(default=0, ge=0)
+
+    fitted_on_training_images: ClassVar[bool] = False
+
+    def build(self) -> ViewsEncoder:
+        """Return the encoder."""
+        return ViewsEncoder(self)
+
+    def read(self, folder: Path) -> ViewsEncoder:
+        """Return the encoder; it has no fitted state."""
+        return self.build()
+
+
+class ViewsEncoder:
+    """An image encoder that sees several degraded views of each image."""
+
+    def __init__(self, config: ViewsConfig) -> None:
+        self.config = config
+        self.encoder: Any = config.encoder.build()
+
+    @property
+    def space(self) -> str:
+        """Name of the encoder's space with the views."""
+        names = "+".join(view.name for view in self.config.views)
+        seed = self.config.noise_seed
+        noisy = f"-seed{seed}" if any(view.kind == "noise" for view in self.config.views) else ""
+        return f"{self.encoder.space}/views={names}{noisy}-{self.config.combine}"
+
+    def fit(self, images: Iterable[np.ndarray]) -> ViewsEncoder:
+        """Return self: the network is pretrained and never sees a training image."""
+        return self
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return float32 vectors of shape (n_images, n_features), or (n_images, n_views, n_features) if stacked."""
+        iterator, rows = iter(images), []
+        step = getattr(self.config.encoder, "batch_size", 16)
+        while chunk := list(islice(iterator, step)):
+            views = (degrade(im, v, seed=self.config.noise_seed) for im in chunk for v in self.config.views)
+            rows.append(self._combine(self.encoder.encode(views)))
+        return np.concatenate(rows) if rows else self._combine(self.encoder.encode([]))
+
+    def _combine(self, vectors: np.ndarray) -> np.ndarray:
+        grouped = vectors.reshape(-1, len(self.config.views), *vectors.shape[1:])
+        if self.config.combine == "averaged":
+            return grouped.mean(axis=1)
+        if grouped.ndim > 3:
+            raise DataError("views of token sequences cannot be stacked; average them or pool the tokens.")
+        return grouped
+
+    def write(self, folder: Path) -> None:
+        """Nothing is fitted, so nothing is written."""
+
+
+def sample_views(stacked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return one random view per row, shape (n_rows, n_features), from vectors of (n_rows, n_views, n_features)."""
+    return stacked[np.arange(len(stacked)), rng.integers(stacked.shape[1], size=len(stacked))]
+
+
+class UncertaintyRule:
+    """Chooses how much an image is blurred by how well the brain's answer to it is matched.
+
+    A moving average keeps the similarity of each image to its prediction, and a Gaussian is fitted to the averages of
+    a batch. An image whose newest similarity lies above the upper tail is easy and gets the first view (less blur), one
+    below the lower tail the last (more blur), every other one the middle view; so does an image that was never scored,
+    as in a test gallery.
+
+    Parameters
+    ----------
+    momentum
+        Weight of the newest similarity in the moving average (0.3 in UBP). It starts at the first similarity.
+    tail
+        Probability of both tails together (0.05 in UBP).
+
+    Examples
+    --------
+    >>> rule = UncertaintyRule()
+    >>> rule.update(["a", "b"], [0.5, 0.1])
+    >>> rule.choose(["a", "b", "never scored"]).tolist()
+    [1, 1, 1]
+    """
+
+    def __init__(self, momentum: float = 0.3, tail: float = 0.05) -> None:
+        self.momentum, self.tail = momentum, tail
+        self.average: dict[str, float] = {}
+        self.view: dict[str, int] = {}
+
+    def update(self, ids: Sequence[str], similarities: Sequence[float] | np.ndarray) -> None:
+        """Take in the similarity between each training image of a batch and its prediction."""
+        from scipy.stats import norm
+
+        newest = np.asarray(similarities, dtype=np.float64)
+        before = np.array([self.average.get(i, value) for i, value in zip(ids, newest, strict=True)])
+        averages = (1 - self.momentum) * before + self.momentum * newest
+        deviation = averages.std(ddof=1) if len(averages) > 1 else 0.0
+        reach = norm.ppf(1 - self.tail / 2) * deviation
+        views = np.ones(len(newest), dtype=np.int64)
+        if deviation > 0:
+            views[newest > averages.mean() + reach] = 0
+            views[newest < averages.mean() - reach] = 2
+        for stimulus_id, average, view in zip(ids, averages, views, strict=True):
+            self.average[stimulus_id], self.view[stimulus_id] = float(average), int(view)
+
+    def choose(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the view of each image: 0 for less blur, 1 for the usual, 2 for more."""
+        return np.array([self.view.get(i, 1) for i in ids], dtype=np.int64)
