@@ -643,7 +643,8 @@ def fetch_dataset(
     wrong = [finding for finding in findings if not finding.ok]
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {len(findings)} files of {name} were not fetched; first: {wrong[0].item}: {wrong[0].message}."
+            f"{len(wrong)} of {len(findings)} files of {name} were not fetched; first: "
+            f"{wrong[0].item}: {wrong[0].message}."
         )
     return findings
 

@@ -29,7 +29,7 @@ class Tower:
     Parameters
     ----------
     network
-        The module itself, frozen and in evaluation mode.
+        The module itself; put into evaluation mode and frozen here.
     forward
         Inputs of shape (n, 3, side, side) to the network's own pooled output, shape (n, n_features).
     blocks
@@ -57,6 +57,9 @@ class Tower:
     project: Callable[[Any], Any] | None = None
     attend: Callable[[Any], Any] | None = None
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        self.network.eval().requires_grad_(False)
 
 
 def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:

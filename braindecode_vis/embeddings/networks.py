@@ -72,8 +72,7 @@ class NetworkEncoder:
             import torch
 
             self._tower = self.config.make_tower()
-            network = self._tower.network.eval().requires_grad_(False)
-            network.to(pick_device(self.config.device), memory_format=torch.channels_last)
+            self._tower.network.to(pick_device(self.config.device), memory_format=torch.channels_last)
         return self._tower
 
     def fit(self, images: Iterable[np.ndarray]) -> NetworkEncoder:

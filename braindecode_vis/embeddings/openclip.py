@@ -106,8 +106,13 @@ class OpenClipConfig(NetworkConfig):
         size = self.image_size or read_image_size(self)
         if self.pretrained is not None:
             return _make_transform(self._run, size)
-        tags = list_pretrained_tags_by_model(self.architecture)
-        found = {_make_transform(get_pretrained_cfg(self.architecture, tag), size) for tag in tags}
+        quick = bool(read_description(self).get("quick_gelu", False))
+        runs = {
+            t: get_pretrained_cfg(self.architecture, t)
+            for t in list_pretrained_tags_by_model(self.architecture)
+        }
+        tags = [tag for tag, run in runs.items() if bool(run.get("quick_gelu", False)) == quick]
+        found = {_make_transform(runs[tag], size) for tag in tags}
         if len(found) > 1:
             raise ConfigError(
                 f"the runs of {self.architecture} were trained with different transforms; "

@@ -52,8 +52,8 @@ class TimmConfig(NetworkConfig):
         if not timm.is_model(name):
             known = timm.list_models()
             raise ValueError(f"timm knows no architecture {name!r}{suggest(name, known)}")
-        if tag and timm.get_pretrained_cfg(self.architecture, allow_unregistered=False) is None:
-            tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+        tags = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
+        if tag and tag not in tags:
             raise ValueError(f"timm knows no run {tag!r} of {name}; known are {', '.join(tags)}")
         return self
 

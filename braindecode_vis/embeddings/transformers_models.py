@@ -185,10 +185,13 @@ def read_network(folder: Path, architecture: str) -> Any:
 
     family = FAMILIES[architecture]
     extra = {"add_pooling_layer": False} if architecture == "vit" else {}
+    stored = _read_json(folder, "config.json")
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # text tensors that are left out are no news
     try:
         config = getattr(transformers, family.config).from_pretrained(folder, local_files_only=True)
+        if "projection_dim" in stored:  # of both towers together; what the vision part says may differ
+            config.projection_dim = stored["projection_dim"]
         network, report = getattr(transformers, family.model).from_pretrained(
             folder, config=config, local_files_only=True, output_loading_info=True,
             dtype="float32", **extra,

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets import things_eeg2_layouts
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.things_eeg2 import ALL63, POSTERIOR17, ThingsEeg2Config
 from braindecode_vis.datasets.things_eeg2_images import read_image_list
@@ -509,11 +508,3 @@ def test_reading_leaves_no_warning_and_no_open_file(master):
         warnings.simplefilter("error")
         part = make_config(master).prepare().parts[0]
         part.read(0, 10)
-
-
-def test_sampled_digest_sees_size_and_content(tmp_path):
-    path = tmp_path / "x.bin"
-    path.write_bytes(bytes(range(256)) * 4096)
-    before = things_eeg2_layouts.hash_sampled(path)
-    path.write_bytes(bytes(range(256)) * 4096 + b"x")
-    assert things_eeg2_layouts.hash_sampled(path) != before

@@ -95,7 +95,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     --------
     >>> from braindecode_vis.phantom.assemble import SIZES
     >>> round(estimate_phantom("things-eeg2", SIZES["things-eeg2"]["full"]).n_bytes / 1e9)
-    179
+    139
     """
     form = get_format(format)
     form.check(size)

@@ -1,12 +1,13 @@
 """NSD from images to betas, with seen and imagined pictures.
 
 Owns which image has which `nsdId`. Betas are simulated as such (percent signal change of single trials), without time
-series. The folder of NSD-Imagery holds the betas alone; which trial showed what is in the ground truth, since the
-published stimulus list is a pickle.
+series. The stimulus list of NSD-Imagery has the keys that readers ask for (`exps`, `cues`, `image_map`); attention
+trials show the same pictures as vision trials.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,14 +31,17 @@ from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.scanner import ROIS, make_fmri_machine
 from braindecode_vis.phantom.writers import nsd
 from braindecode_vis.phantom.writers.nifti import write_volumes
+from braindecode_vis.phantom.writers.pickles import split_pickle
 from braindecode_vis.phantom.writers.tables import write_tsv
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.stimuli import read_image_file
+from braindecode_vis.store import replace_atomically
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 VERSION = "betas_fithrf_GLMdenoise_RR"
 STIMULUS_S = 3.0
 IMAGERY_SETS = ("A", "B", "C")
+_EXPS = ("vis{}", "att{}", "img{}_1", "img{}_2")
 _IMAGERY_SEED = 1 << 40  # trial names of NSD-Imagery lie beyond those of the main experiment
 
 
@@ -82,12 +86,7 @@ def count(size: PhantomSize) -> Counts:
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
     n_bytes = n_volumes * volume + n_images * 3.0 * size.image_size**2 + tables
     seconds = n_volumes * (2e-4 + 3.5e-7 * count_voxels(size.voxel_mm) + volume * 2.5e-8) + n_images * 2e-3
-    steps = (
-        1
-        + n_images
-        + size.n_subjects * (1 + size.n_trials)
-        + (size.n_subjects * _count_imagery(size) if size.n_imagery else 0)
-    )
+    steps = 1 + n_images + bool(size.n_imagery) + size.n_subjects * (1 + size.n_trials + _count_imagery(size))
     return Counts(n_bytes, 0, size.n_subjects * size.n_trials * 4.0, 1 + seconds, steps)
 
 
@@ -130,6 +129,8 @@ def plan(job: Job) -> list[Unit]:
         Unit("the experimental design", 1, lambda progress: _write_design(job)),
         Unit("the stimulus brick", n_images, lambda progress: _write_brick(job, progress)),
     ]
+    if job.size.n_imagery:
+        units.append(Unit("the imagery design", 1, lambda progress: _write_imagery_design(job)))
     per_session = job.size.n_trials // job.size.n_sessions
     for person in job.people:
         units.append(
@@ -199,8 +200,9 @@ def _write_session(job: Job, person: Person, session: int, progress: Progress) -
     return [path]
 
 
-def make_imagery_design(job: Job, subject: int) -> pd.DataFrame:
-    """Return the trials of NSD-Imagery: `run`, `task` (vis, att, img), `set`, `stimulus_id`, `row`, `imagined`.
+@lru_cache(maxsize=4)
+def make_imagery_design(job: Job) -> pd.DataFrame:
+    """Return the trials of NSD-Imagery: `run`, `exp`, `cue`, `stimulus_id`, `row`, `imagined`; alike for everybody.
 
     As in the published order of runs: each set is seen in one run, attended in one, and imagined in two.
     """
@@ -208,47 +210,70 @@ def make_imagery_design(job: Job, subject: int) -> pd.DataFrame:
     rows = job.test_rows[: size.n_imagery or 0]
     sets = np.array_split(rows, len(IMAGERY_SETS))
     half = (size.imagery_repetitions or 0) // 2
-    generator = make_generator(job.config.seed, "nsd-imagery", subject)
-    trials: list[dict[str, object]] = []
-    for run, (task, number) in enumerate(
-        [(task, number) for task in ("vis", "att", "img", "img") for number in range(len(IMAGERY_SETS))],
-        start=1,
-    ):
-        for row in generator.permutation(np.repeat(sets[number], half)):
-            trials.append({"run": run, "task": task, "set": IMAGERY_SETS[number], "row": int(row)})
-    table = pd.DataFrame(trials)
-    table.insert(3, "stimulus_id", job.table["stimulus_id"].to_numpy()[table["row"]])
-    return table.assign(imagined=table["task"] == "img")
+    generator = make_generator(job.config.seed, "nsd-imagery")
+    runs = [
+        (form.format(name), group) for form in _EXPS for name, group in zip(IMAGERY_SETS, sets, strict=True)
+    ]
+    table = pd.concat(
+        [
+            pd.DataFrame({"run": run, "exp": exp, "row": generator.permutation(np.repeat(group, half))})
+            for run, (exp, group) in enumerate(runs, start=1)
+        ],
+        ignore_index=True,
+    )
+    cues = {row: chr(ord("A") + number % 26) * (number // 26 + 1) for number, row in enumerate(rows.tolist())}
+    return table.assign(
+        cue=table["row"].map(cues),
+        stimulus_id=job.table["stimulus_id"].to_numpy()[table["row"]],
+        imagined=table["exp"].str.startswith("img"),
+    )
+
+
+def _write_imagery_design(job: Job) -> list[Path]:
+    """Write ``nsdimagery_stimuli.pkl3``, the pictures under the names it gives, and the same table in the truth."""
+    design = make_imagery_design(job)
+    folder = job.root / "nsddata_stimuli" / "stimuli"
+    names = dict(zip(design["cue"], design["stimulus_id"], strict=True))
+    content = {
+        "exps": design["exp"].tolist(),
+        "cues": design["cue"].tolist(),
+        "image_map": {cue: names[cue] for cue in sorted(names)},
+    }
+    paths = [folder / "nsdimagery_stimuli.pkl3"]
+    with replace_atomically(paths[0]) as temporary:
+        temporary.write_bytes(b"".join(split_pickle(content, container="pickle", protocol=3)))
+    (folder / "nsdimagery").mkdir(exist_ok=True)
+    for row in design["row"].unique():
+        source = job.root / job.table["path"].iloc[row]
+        paths.append(folder / "nsdimagery" / source.name)
+        with replace_atomically(paths[-1]) as temporary:
+            temporary.write_bytes(source.read_bytes())
+    return [*paths, write_tsv(job.root / TRUTH / "nsdimagery_trials.tsv", design)]
 
 
 def _write_imagery(job: Job, person: Person, progress: Progress) -> list[Path]:
-    design = make_imagery_design(job, person.index)
+    design = make_imagery_design(job)
     seeds = _IMAGERY_SEED + np.arange(len(design))
 
-    def iterate() -> object:
-        for imagined, part in design.groupby((design["imagined"].diff() != 0).cumsum()):
-            del imagined
+    def iterate() -> Iterator[np.ndarray]:
+        for imagined in (False, True):  # imagined runs come last
+            part = design[design["imagined"] == imagined]
             yield from iterate_betas(
-                person,
-                job.scanner,
-                part["row"].to_numpy(),
-                seeds[part.index],
-                imagery=bool(part["imagined"].iloc[0]),
+                person, job.scanner, part["row"].to_numpy(), seeds[part.index], imagery=imagined
             )
 
     folder = job.root / "nsddata_betas" / "ppdata" / f"subj{person.index + 1:02d}" / nsd.SPACE
-    blocks = progress.watch(iterate(), len)  # type: ignore[arg-type]
+    volumes = iterate_volumes(job.scanner, progress.watch(iterate(), len))
     path = write_volumes(
         folder / f"nsdimagery{VERSION}" / "betas_nsdimagery.nii.gz",
-        (np.rint(volume * nsd.SCALE).astype(np.int16) for volume in iterate_volumes(job.scanner, blocks)),
+        (np.rint(volume * nsd.SCALE).astype(np.int16) for volume in volumes),
         shape=job.scanner.mask.shape,
         n_volumes=len(design),
         affine=job.scanner.affine,
         dtype=np.int16,
         t_r=nsd.T_R,
     )
-    table = job.root / TRUTH / f"sub-{person.name}_nsdimagery_trials.tsv"
-    return [path, write_tsv(table, design)]
+    return [path]
 
 
 FORMAT = Format(

@@ -1,0 +1,188 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.embeddings import bank, extract
+from braindecode_vis.embeddings.extract import embed_shard, embed_stimuli, iterate_decoded, list_banks
+from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.store import hash_file
+
+PIXELS = np.random.default_rng(0).integers(0, 256, size=(11, 4, 4, 3), dtype=np.uint8)
+
+
+class MeanEncoder:
+    """The mean colour of each image, and of which images it was asked."""
+
+    def __init__(self, space="mean", tokens=0):
+        self.space, self.tokens, self.seen = space, tokens, []
+
+    def fit(self, images):
+        return self
+
+    def encode(self, images):
+        rows = np.stack([image.astype(np.float32).mean((0, 1)) for image in images])
+        self.seen.append(len(rows))
+        return np.repeat(rows[:, None], self.tokens, axis=1) if self.tokens else rows
+
+
+def make_stimuli(pixels=PIXELS):
+    table = pd.DataFrame(
+        {"stimulus_id": [f"image{i}" for i in range(len(pixels))], "concept": "x", "path": ""}
+    )
+    return StimulusSet(table.assign(sha256=[hash_pixels(image) for image in pixels]), pixels=pixels)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(extract, "SHARD_SIZE", 4)
+
+
+def test_a_finished_bank_is_one_memory_map_with_its_provenance(tmp_path):
+    stimuli = make_stimuli()
+    embedded = embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path)
+    again = embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path)
+    assert isinstance(again.vectors, np.memmap)
+    np.testing.assert_array_equal(again.vectors, embedded.vectors)
+    np.testing.assert_array_equal(again.vectors, PIXELS.astype(np.float32).mean((1, 2)))
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    assert len(list(folder.glob("*.npy"))) == 1
+    description = json.loads((folder / "bank.json").read_text())
+    assert description["space"] == "mean"
+    assert description["versions"]["numpy"]
+
+
+def test_a_changed_image_recomputes_only_itself(tmp_path):
+    embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
+    changed = PIXELS.copy()
+    changed[5] = 255 - changed[5]
+    encoder = MeanEncoder()
+    embedded = embed_stimuli(encoder, make_stimuli(changed), cache=tmp_path)
+    assert encoder.seen == [1]
+    np.testing.assert_array_equal(embedded.vectors, changed.astype(np.float32).mean((1, 2)))
+
+
+def test_shards_do_not_depend_on_the_number_of_processes(tmp_path):
+    stimuli, batches = make_stimuli(), []
+    for name, count in (("one", 1), ("three", 3)):
+        encoder = MeanEncoder()
+        computed = [
+            embed_shard(encoder, stimuli, cache=tmp_path / name, shard=(i, count)) for i in range(count)
+        ]
+        assert sum(computed) == len(stimuli)
+        batches.append(sorted(encoder.seen))
+        late = MeanEncoder()
+        embedded = embed_stimuli(late, stimuli, cache=tmp_path / name)
+        assert late.seen == []
+        np.testing.assert_array_equal(embedded.vectors, PIXELS.astype(np.float32).mean((1, 2)))
+    assert batches[0] == batches[1]  # the same images share a batch
+    with pytest.raises(ConfigError, match="shard 3 of 3 does not exist"):
+        embed_shard(MeanEncoder(), stimuli, cache=tmp_path, shard=(3, 3))
+
+
+def _run_shard(arguments):
+    cache, index = arguments
+    extract.SHARD_SIZE = 4
+    return embed_shard(MeanEncoder(), make_stimuli(), cache=Path(cache), shard=(index, 2))
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_bank(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        counts = pool.map(_run_shard, [(str(tmp_path), 0), (str(tmp_path), 1)])
+    assert sum(counts) == len(PIXELS)
+    embedded = embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
+    np.testing.assert_array_equal(embedded.vectors, PIXELS.astype(np.float32).mean((1, 2)))
+
+
+def test_a_killed_process_leaves_nothing_half_visible(tmp_path):
+    stimuli, encoder = make_stimuli(), MeanEncoder()
+    folder = bank.open_bank(tmp_path, encoder.space)
+    np.save(folder / "aaaa.npy", np.zeros((4, 3), np.float32))  # died before its .json
+    (folder / ".tmp-123-bbbb.npy").write_bytes(b"half")
+    embedded = embed_stimuli(encoder, stimuli, cache=tmp_path)
+    np.testing.assert_array_equal(embedded.vectors, PIXELS.astype(np.float32).mean((1, 2)))
+
+
+def test_identical_images_share_a_row(tmp_path):
+    pixels = PIXELS[[0, 1, 0, 0, 2]]
+    encoder = MeanEncoder()
+    embedded = embed_stimuli(encoder, make_stimuli(pixels), cache=tmp_path)
+    assert sum(encoder.seen) == 3
+    np.testing.assert_array_equal(embedded.vectors, pixels.astype(np.float32).mean((1, 2)))
+
+
+def test_large_selections_go_through_a_file_and_not_through_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(bank, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(bank, "_COPY_BYTES", 64)
+    stimuli = make_stimuli()
+    embed_stimuli(MeanEncoder(tokens=5), stimuli, cache=tmp_path)
+    some = stimuli.select([f"image{i}" for i in (7, 2, 9, 0)])
+    for _ in range(2):
+        embedded = embed_stimuli(MeanEncoder(tokens=5), some, cache=tmp_path)
+        assert isinstance(embedded.vectors, np.memmap)
+        np.testing.assert_array_equal(
+            embedded.vectors[:, 3], PIXELS[[7, 2, 9, 0]].astype(np.float32).mean((1, 2))
+        )
+
+
+def test_small_additions_do_not_rewrite_the_bank(tmp_path):
+    embed_stimuli(MeanEncoder(), make_stimuli(PIXELS[:9]), cache=tmp_path)
+    embed_stimuli(MeanEncoder(), make_stimuli(PIXELS[:10]), cache=tmp_path)
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    assert len(list(folder.glob("*.npy"))) == 2
+    embedded = embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
+    assert len(list(folder.glob("*.npy"))) == 3
+    np.testing.assert_array_equal(embedded.vectors, PIXELS.astype(np.float32).mean((1, 2)))
+
+
+def test_banks_are_listed(tmp_path):
+    assert list_banks(tmp_path) == []
+    embed_stimuli(MeanEncoder("b", tokens=5), make_stimuli(), cache=tmp_path)
+    embed_stimuli(MeanEncoder("a"), make_stimuli(PIXELS[:3]), cache=tmp_path)
+    first, second = list_banks(tmp_path)
+    assert (first.space, first.n_images, first.shape) == ("a", 3, (3,))
+    assert (second.space, second.n_images, second.shape) == ("b", 11, (5, 3))
+    assert second.n_bytes > 11 * 15 * 4
+
+
+def test_a_bad_vector_names_its_stimulus(tmp_path):
+    class Bad(MeanEncoder):
+        def encode(self, images):
+            vectors = super().encode(images)
+            vectors[2, 1] = np.nan
+            return vectors
+
+    with pytest.raises(DataError, match=r"mean gives no finite embedding of stimulus 'image2'; is it blank"):
+        embed_stimuli(Bad(), make_stimuli(), cache=tmp_path)
+
+
+def test_damage_is_named(tmp_path):
+    embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    (array,) = folder.glob("*.npy")
+    array.write_bytes(array.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"is damaged .* delete it and its \.json"):
+        embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
+    with pytest.raises(DataError, match=r"lacks 1 image\(s\), first absent"):
+        bank.read_rows(folder, ["absent"])
+
+
+def test_files_are_decoded_in_order_by_threads(tmp_path):
+    rows = []
+    for i, image in enumerate(PIXELS):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        rows.append((f"image{i}", "x", f"{i}.png", hash_file(tmp_path / f"{i}.png")))
+    table = pd.DataFrame(rows, columns=["stimulus_id", "concept", "path", "sha256"])
+    stimuli = StimulusSet(table, tmp_path)
+    for decoders in (0, 3):
+        decoded = list(iterate_decoded(stimuli, stimuli.ids, decoders))
+        np.testing.assert_array_equal(np.stack(decoded), PIXELS)
+    (tmp_path / "6.png").unlink()
+    with pytest.raises(DataError, match=r"6\.png is missing"):
+        embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path / "cache")

@@ -1,0 +1,407 @@
+"""Architecture and layers: our networks against state dicts and forward passes of the libraries themselves."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.embeddings import openclip, timm_models, torchvision_models
+from braindecode_vis.embeddings.layers import read_layers
+from braindecode_vis.embeddings.openclip import OpenClipConfig
+from braindecode_vis.embeddings.timm_models import TimmConfig
+from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
+from braindecode_vis.embeddings.transformers_models import TransformersConfig
+
+IMAGE = np.random.default_rng(1).integers(0, 256, size=(90, 70, 3), dtype=np.uint8)
+TEXT = {"layers": 1, "width": 32, "heads": 2}
+CLIPS = {
+    "ViT-B-32": {"embed_dim": 16, "vision_cfg": {"layers": 3, "width": 64, "image_size": 64, "patch_size": 16},
+                 "text_cfg": TEXT},
+    "RN50": {"embed_dim": 16, "vision_cfg": {"layers": [1, 2, 1, 1], "width": 8, "image_size": 64},
+             "text_cfg": TEXT},
+    "coca_ViT-B-32": {"embed_dim": 16, "text_cfg": TEXT, "multimodal_cfg": TEXT,
+                      "vision_cfg": {"layers": 2, "width": 64, "image_size": 64, "patch_size": 16}},
+    "convnext_base": {"embed_dim": 16, "text_cfg": TEXT,
+                      "vision_cfg": {"timm_model_name": "test_convnext", "image_size": 64}},
+}  # fmt: skip
+
+
+def make_clip(architecture, seed=3):
+    import open_clip
+
+    config = OpenClipConfig(architecture=architecture, weights="random", model_args=CLIPS[architecture])
+    description = openclip.read_description(config)
+    description.pop("custom_text", None)
+    torch.manual_seed(seed)
+    model = open_clip.create_model(architecture, **description).eval()
+    for module in model.modules():  # untrained batch statistics would hide a missing tensor
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)
+            torch.nn.init.uniform_(module.weight, 0.5, 1)
+    return model
+
+
+@pytest.mark.parametrize("architecture", CLIPS)
+def test_openclip_agrees_with_the_whole_model_of_the_library(architecture, tmp_path):
+    from open_clip import image_transform
+    from PIL import Image
+
+    model = make_clip(architecture)
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "clip.pt"
+    )
+    config = OpenClipConfig(
+        architecture=architecture, weights=tmp_path / "clip.pt", model_args=CLIPS[architecture]
+    )
+    inputs = image_transform(64, is_train=False)(Image.fromarray(IMAGE))[None]
+    with torch.inference_mode():
+        # CoCa brings its vectors to length one unless told otherwise.
+        raw = {"normalize": False} if architecture.startswith("coca") else {}
+        expected = model.encode_image(inputs, **raw).numpy()
+    # Normalisation is done in another order of rounding.
+    np.testing.assert_allclose(config.build().encode([IMAGE]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, -1, 0.5])
+def test_openclip_layers_are_those_of_its_own_reader(layer):
+    config = OpenClipConfig(architecture="ViT-B-32", weights="random", model_args=CLIPS["ViT-B-32"])
+    tower, inputs = config.make_tower(), torch.rand(2, 3, 64, 64)
+    index = {0: 0, -1: 2, 0.5: 1}[layer]
+    with torch.no_grad():
+        own = tower.network.forward_intermediates(
+            inputs, indices=[index], output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
+        )
+        prefix, patches = own["image_intermediates_prefix"][0], own["image_intermediates"][0]
+        tokens = read_layers(tower, inputs, layers=[layer], pooling="tokens")
+        torch.testing.assert_close(tokens, torch.cat([prefix, patches], 1))
+        mean = read_layers(tower, inputs, layers=[layer], pooling="mean")
+        torch.testing.assert_close(mean, patches.mean(1))
+
+
+def test_openclip_tokens_are_those_that_generators_take():
+    """unCLIP takes the normed patches; Versatile Diffusion the projected class token and patches."""
+    config = OpenClipConfig(architecture="ViT-B-32", weights="random", model_args=CLIPS["ViT-B-32"])
+    tower, inputs = config.make_tower(), torch.rand(2, 3, 64, 64)
+    visual = tower.network
+    visual.output_tokens = True
+    with torch.no_grad():
+        pooled, tokens = visual(inputs)
+        patches = read_layers(tower, inputs, layers=["output"], pooling="patches")
+        projected = read_layers(tower, inputs, layers=["output"], pooling="tokens", project=True)
+    torch.testing.assert_close(patches, tokens)
+    assert projected.shape == (2, 17, 16)
+    torch.testing.assert_close(projected[:, 0], pooled)
+
+
+def test_several_layers_in_one_pass():
+    config = OpenClipConfig(architecture="ViT-B-32", weights="random", model_args=CLIPS["ViT-B-32"])
+    tower, inputs = config.make_tower(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        both = read_layers(tower, inputs, layers=[2, 0], pooling="mean")
+        for column, layer in enumerate((2, 0)):
+            torch.testing.assert_close(
+                both[:, column], read_layers(tower, inputs, layers=[layer], pooling="mean")
+            )
+
+
+def test_openclip_traps_are_refused():
+    with pytest.raises(ValueError, match="knows no architecture 'ViT-H14'.*did you mean 'ViT-H-14'"):
+        OpenClipConfig(architecture="ViT-H14")
+    with pytest.raises(ValueError, match="trained with QuickGELU: set architecture to ViT-L-14-quickgelu"):
+        OpenClipConfig(architecture="ViT-L-14", pretrained="openai")
+    assert OpenClipConfig(architecture="ViT-L-14-quickgelu", pretrained="openai").make_transform().size == 224
+    with pytest.raises(
+        ConfigError, match=r"different transforms; set target\.pretrained to one of .*laion2b_s32b_b82k"
+    ):
+        OpenClipConfig(architecture="ViT-L-14").make_transform()
+    assert (
+        OpenClipConfig(architecture="ViT-H-14").make_transform().name == "shortest224-bicubic-centre224-clip"
+    )
+    with pytest.raises(ConfigError, match=r"CLIP-ViT-H-14-laion2B-s32B-b79K"):
+        _ = OpenClipConfig(architecture="ViT-H-14", pretrained="laion2b_s32b_b79k").digest
+
+
+VITS = {"depth": 3, "embed_dim": 32, "num_heads": 2}
+TIMMS = {
+    "vit_small_patch14_reg4_dinov2": VITS | {"img_size": 28},
+    "vit_small_patch16_dinov3": VITS | {"img_size": 32},
+    "vit_base_patch16_siglip_224": VITS | {"img_size": 32},
+    "vit_intern300m_patch14_448": VITS | {"img_size": 28},
+    "test_convnext": {},
+    "test_resnet": {},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1), "embed_dim": 16, "num_heads": (2, 2), "img_size": 56},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", TIMMS)
+def test_timm_layers_are_those_of_its_own_reader(architecture):
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model(architecture, num_classes=0, **TIMMS[architecture]).eval()
+    tower, side = timm_models.describe_tower(network), TIMMS[architecture].get("img_size", 64)
+    inputs = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(read_layers(tower, inputs, layers=["output"]), network(inputs))
+        if tower.n_prefix or "siglip" in architecture:
+            (patches,) = network.forward_intermediates(
+                inputs, indices=[1], output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+            )
+            patches, prefix = patches if isinstance(patches, tuple) else (patches, None)
+            torch.testing.assert_close(read_layers(tower, inputs, layers=[1], pooling="patches"), patches)
+            if tower.has_class:
+                torch.testing.assert_close(
+                    read_layers(tower, inputs, layers=[1], pooling="cls"), prefix[:, 0]
+                )
+        else:
+            last = network.forward_intermediates(inputs, intermediates_only=True)[-1]
+            mean = read_layers(tower, inputs, layers=[-1], pooling="mean")
+            torch.testing.assert_close(mean, last.mean((2, 3)))
+
+
+def test_attention_pooling_is_the_networks_own_where_it_has_one():
+    import timm
+
+    network = timm.create_model("vit_base_patch16_siglip_224", num_classes=0, img_size=32, **VITS).eval()
+    tower, inputs = timm_models.describe_tower(network), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        pooled = read_layers(tower, inputs, layers=["output"], pooling="attention")
+        torch.testing.assert_close(pooled, network(inputs))
+
+
+def test_timm_reads_the_authors_own_names(tmp_path):
+    """DINOv2's release has a mask token and other names of the register tokens than timm."""
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=28, **VITS).eval()
+    state = {k.replace("reg_token", "register_tokens"): v for k, v in network.state_dict().items()}
+    state["mask_token"] = torch.zeros(1, 32)
+    # There, positions include the class token, and timm adds the two.
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 32), state["pos_embed"]], 1)
+    save_file(state, tmp_path / "dinov2.safetensors")
+    config = TimmConfig(
+        architecture="vit_small_patch14_reg4_dinov2.lvd142m", image_size=28,
+        weights=tmp_path / "dinov2.safetensors", model_args=VITS,
+    )  # fmt: skip
+    inputs = torch.rand(1, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(config.make_tower().forward(inputs), network(inputs))
+
+
+def test_timm_checks_every_tensor(tmp_path):
+    import timm
+
+    state = timm.create_model("test_resnet").state_dict()  # with its classifier, which is left
+    state.pop("layer1.0.conv1.weight")
+    save_file(state, tmp_path / "resnet.safetensors")
+    with pytest.raises(DataError, match=r"lacks layer1\.0\.conv1\.weight \(1 missing"):
+        TimmConfig(architecture="test_resnet", weights=tmp_path / "resnet.safetensors").make_tower()
+    with pytest.raises(
+        ValueError, match="timm knows no run 'x' of vit_base_patch14_dinov2; known are lvd142m"
+    ):
+        TimmConfig(architecture="vit_base_patch14_dinov2.x")
+
+
+TORCHVISIONS = [
+    "vgg19", "inception_v3", "efficientnet_b0", "densenet121", "regnet_y_400mf", "vit_b_16", "swin_t",
+    "squeezenet1_1",
+    *(pytest.param(name, marks=pytest.mark.slow)
+      for name in ("resnet50", "googlenet", "mobilenet_v2", "resnext50_32x4d", "alexnet", "shufflenet_v2_x0_5",
+                   "mnasnet0_5", "convnext_tiny", "maxvit_t")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", TORCHVISIONS)
+def test_every_torchvision_family_has_blocks_and_an_output(architecture):
+    # RegNet draws its weights in a way that a device without memory cannot follow.
+    side, device = 299 if "inception" in architecture else 224, "cpu" if "regnet" in architecture else "meta"
+    slow_start = {"init_weights": False} if architecture in ("inception_v3", "googlenet") else {}
+    with torch.device(device), torch.no_grad():
+        network = torchvision_models.build_network(architecture, slow_start)
+        tower, inputs = torchvision_models.describe_tower(network, architecture), torch.rand(1, 3, side, side)
+        vectors = tower.forward(inputs)
+        middle = read_layers(tower, inputs, layers=[0.5], pooling="mean")
+    widths = {
+        "vgg19": 4096,
+        "resnet50": 2048,
+        "inception_v3": 2048,
+        "densenet121": 1024,
+        "vit_b_16": 768,
+        "swin_t": 768,
+    }
+    assert vectors.shape == (1, widths.get(architecture, vectors.shape[1]))
+    assert middle.ndim == 2
+    assert len(tower.blocks) > 5
+    assert TorchvisionConfig(architecture=architecture, weights="random").make_transform().size == side
+
+
+def test_torchvision_agrees_with_its_own_extractor(tmp_path):
+    import torchvision
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    tower = TorchvisionConfig(architecture="resnet18", weights=tmp_path / "resnet18.pth").make_tower()
+    reader = create_feature_extractor(network, {"layer2.0": "block", "flatten": "output"})
+    inputs = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = reader(inputs)
+        torch.testing.assert_close(tower.forward(inputs), expected["output"])
+        for layer in (2, "layer2.0"):
+            block = read_layers(tower, inputs, layers=[layer], pooling="mean")
+            torch.testing.assert_close(block, expected["block"].mean((2, 3)))
+    with pytest.raises(
+        ConfigError, match=r"names 'layer2\.9', which this network has not.*did you mean 'layer2\."
+    ):
+        read_layers(tower, inputs, layers=["layer2.9"], pooling="mean")
+
+
+def test_densenet_files_with_old_names_are_read(tmp_path):
+    import torchvision
+
+    arguments = {"block_config": [2, 1, 1, 1], "num_init_features": 8, "growth_rate": 4}
+    network = torchvision.models.DenseNet(**arguments).eval()
+    state = {k.replace("norm1.", "norm.1.").replace("conv1.", "conv.1.").replace("norm2.", "norm.2.")
+             .replace("conv2.", "conv.2.") if "denselayer" in k else k: v
+             for k, v in network.state_dict().items()}  # fmt: skip
+    torch.save(state, tmp_path / "densenet.pth")
+    other = torchvision.models.DenseNet(**arguments).eval()
+    torchvision_models.load_weights(other, tmp_path / "densenet.pth", "densenet121")
+    inputs = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(other(inputs), network(inputs))
+
+
+TINY_HF = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+PREPROCESSOR = {
+    "do_resize": True, "size": {"shortest_edge": 28}, "do_center_crop": True, "resample": 3, "do_normalize": True,
+    "crop_size": {"height": 28, "width": 28}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+}  # fmt: skip
+
+
+def save_hf(model, folder):
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+
+
+@pytest.mark.parametrize("architecture", ["clip", "siglip", "dinov2_with_registers", "dinov3_vit", "vit"])
+def test_transformers_folders_give_what_transformers_gives(architecture, tmp_path):
+    from braindecode_vis.embeddings.transformers_models import _build, describe_tower
+
+    torch.manual_seed(0)
+    model = _build(architecture, dict(TINY_HF)).eval()
+    if architecture == "clip":  # people hold the folder of both towers
+        from transformers import CLIPConfig, CLIPModel
+
+        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        whole = CLIPModel(CLIPConfig(vision_config=TINY_HF, text_config=text, projection_dim=16)).eval()
+        save_hf(whole, tmp_path)
+        expected = lambda x: whole.get_image_features(pixel_values=x)  # noqa: E731
+    else:
+        save_hf(model, tmp_path)
+        expected = describe_tower(model, architecture).forward
+    config = TransformersConfig(weights=tmp_path)
+    tower, inputs = config.make_tower(), torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        target = expected(inputs)
+        target = getattr(target, "pooler_output", target)
+        torch.testing.assert_close(tower.forward(inputs), target)
+        if architecture == "siglip":
+            pooled = read_layers(tower, inputs, layers=["output"], pooling="attention")
+            torch.testing.assert_close(pooled, target)
+        else:
+            tokens = tower.network(pixel_values=inputs, output_hidden_states=True).hidden_states
+            torch.testing.assert_close(read_layers(tower, inputs, layers=[0], pooling="cls"), tokens[1][:, 0])
+    assert config.build().encode([IMAGE]).shape == (1, target.shape[1])
+    assert config.build().space.endswith("shortest28-bicubic-centre28-half")
+
+
+def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path):
+    """Transformers would draw it at random and only log that it did."""
+    from safetensors.torch import load_file
+
+    from braindecode_vis.embeddings.transformers_models import _build
+
+    save_hf(_build("dinov2", dict(TINY_HF)), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("layernorm.weight")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"1 tensor\(s\) are missing.*layernorm\.weight"):
+        TransformersConfig(weights=tmp_path).make_tower()
+    with pytest.raises(ConfigError, match=r"target\.architecture is clip, but .* holds a dinov2"):
+        _ = TransformersConfig(weights=tmp_path, architecture="clip").family
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds no preprocessor_config\.json"):
+        _ = TransformersConfig(weights=tmp_path).build().space
+
+
+def test_intern_vit_in_its_authors_names_agrees_with_timm(tmp_path):
+    """The 6B model needs the code of its authors elsewhere; timm has an independent copy of the 300M one."""
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("vit_intern300m_patch14_448", num_classes=0, img_size=28, **VITS).eval()
+    names = {"cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding",
+             "patch_embed.proj": "embeddings.patch_embedding", "blocks.": "encoder.layers.",
+             "ls1.gamma": "ls1", "ls2.gamma": "ls2"}  # fmt: skip
+    state = {}
+    for key, value in network.state_dict().items():
+        for old, new in names.items():
+            key = key.replace(old, new)
+        state[key] = value.clone()
+    save_file(state, tmp_path / "model.safetensors")
+    description = {
+        "model_type": "intern_vit_6b", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 128,
+        "num_hidden_layers": 3, "image_size": 28, "patch_size": 14, "qkv_bias": True, "qk_normalization": False,
+        "norm_type": "layer_norm", "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    tower, inputs = TransformersConfig(weights=tmp_path).make_tower(), torch.rand(2, 3, 28, 28)
+    theirs = timm_models.describe_tower(network)
+    with torch.no_grad():
+        for layer in (0, -1):
+            ours = read_layers(tower, inputs, layers=[layer], pooling="tokens")
+            torch.testing.assert_close(ours, read_layers(theirs, inputs, layers=[layer], pooling="tokens"))
+
+
+def test_intern_vit_with_normed_queries(tmp_path):
+    """The 6B model has root-mean-square norms, no bias in qkv, and norms over all heads of queries and keys."""
+    from braindecode_vis.embeddings.transformers_models import rename_intern_config, rename_intern_weights
+
+    config = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 1,
+              "image_size": 28, "patch_size": 14, "qkv_bias": False, "qk_normalization": True,
+              "norm_type": "rms_norm", "hidden_act": "gelu"}  # fmt: skip
+    from braindecode_vis.embeddings.transformers_models import _build
+
+    network = _build("internvl", rename_intern_config(config))
+    own = network.state_dict()
+    qkv = torch.cat([own[f"encoder.layer.0.attention.{part}_proj.weight"] for part in "qkv"])
+    original = {"encoder.layers.0.attn.qkv.weight": qkv, "encoder.layers.0.attn.q_norm.weight": torch.ones(16),
+                "encoder.layers.0.norm1.weight": torch.ones(16)}  # fmt: skip
+    renamed = rename_intern_weights(
+        {f"vision_model.{k}": v for k, v in original.items()} | {"language.x": qkv}
+    )
+    assert set(renamed) <= set(own)
+    torch.testing.assert_close(
+        renamed["encoder.layer.0.attention.k_proj.weight"], own["encoder.layer.0.attention.k_proj.weight"]
+    )
+
+
+@pytest.mark.slow
+def test_every_architecture_of_openclip_is_described():
+    import open_clip
+
+    for architecture in open_clip.list_models():
+        config = OpenClipConfig(architecture=architecture, weights="random")
+        with torch.device("meta"):
+            tower = openclip.describe_tower(openclip.build_image_tower(config).visual)
+        assert len(tower.blocks) > 3, architecture
