@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.phantom import PhantomConfig
+from braindecode_vis.phantom import PhantomConfig, make_machine
 from braindecode_vis.phantom.assemble import (
     SIZES,
     PhantomSize,
@@ -200,6 +200,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
         tracemalloc.stop()
         return most, (root / "sub-01/ses-01/raw_eeg_test.npy").stat().st_size
 
+    make_machine("eeg63")  # made once in a process, and slow to trace
     short, long = peak(90), peak(150)
     assert long[1] - short[1] > 6e6
     assert long[0] - short[0] < 3e6
