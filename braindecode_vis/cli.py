@@ -112,21 +112,22 @@ def _open(
 
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
-    if out is None and Path(source).is_dir():
-        out = Path(source)
+    folder = Path(source).expanduser()
+    if out is None and (folder / "config.yaml").is_file():
+        out = folder
     return pipeline.open_run(config, out, _ConsoleListener())
 
 
 def _finish(run: pipeline.Run, as_json: bool, message: str = "") -> None:
     from braindecode_vis import pipeline
 
-    rows = pipeline.read_scores(run.folder.path)
+    rows = pipeline.read_run_scores(run)
     if as_json:
         _print_json({"run_folder": str(run.folder.path), "scores": rows})
         return
     console = _console(stderr=False)
     if message:
-        console.print(message)
+        console.print(message, markup=False)
     console.print(f"run folder: {run.folder.path}", markup=False)
 
 
@@ -192,10 +193,12 @@ def check(
             {"run_folder": None, "scores": [], "dataset": dataset, "ok": not wrong, "findings": listed}
         )
     else:
+        from rich.markup import escape
+
         console = _console(stderr=False)
         for finding in findings:
             mark = "[green]ok   [/green]" if finding.ok else "[red]wrong[/red]"
-            console.print(f"{mark} {finding.item}: {finding.message}")
+            console.print(f"{mark} {escape(finding.item)}: {escape(finding.message)}")
     if wrong:
         raise DataError(
             f"{len(wrong)} of {len(findings)} checks of {dataset} failed; first: {wrong[0].message}."

@@ -147,7 +147,7 @@ class RunConfig(Settings):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     dataset: DatasetConfig
     split: SplitConfig = PublishedSplitConfig()
     target: ImageEncoderConfig = PixelsConfig()
@@ -203,17 +203,35 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     path = find_config(source)
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers raise ValueError
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
-    for text in overrides:
+    # A new kind drops the settings of the old one, so kinds are chosen before their settings.
+    for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
         _apply_override(content, text)
     if root is not None:
         if not isinstance(content.get("dataset"), dict):
             raise ConfigError(f"{path} names no dataset that --root could apply to.")
         content["dataset"]["root"] = str(root.expanduser().absolute())
+    _make_paths_absolute(content, path.parent)
     return validate_config(content, where=str(path))
+
+
+def _make_paths_absolute(content: dict[str, Any], base: Path) -> None:
+    """Resolve relative folders and weights here, or beside the YAML file, since a run may be taken up elsewhere."""
+    for role in ("dataset", "target"):
+        settings = content.get(role)
+        if not isinstance(settings, dict):
+            continue
+        for key in ("root", "images", "weights"):
+            value = settings.get(key)
+            if not isinstance(value, str) or value == "random" or Path(value).expanduser().is_absolute():
+                continue
+            here = Path(value).expanduser()
+            settings[key] = str(
+                (here if here.exists() or not (base / here).exists() else base / here).absolute()
+            )
 
 
 def find_config(source: str | Path) -> Path:
@@ -223,6 +241,10 @@ def find_config(source: str | Path) -> Path:
         return path / "config.yaml"
     if path.is_file():
         return path
+    if len(path.parts) > 1 and path.parts[0] != "configs":
+        raise ConfigError(
+            f"the configuration {source} was not found; give a path, a run folder or a shipped name."
+        )
     shipped = {p.stem: p for p in sorted(find_package_data("configs").glob("*.yaml"))}
     name = path.stem if path.suffix in (".yaml", ".yml") else str(source)
     if name in shipped:
@@ -243,16 +265,21 @@ def _apply_override(content: dict[str, Any], text: str) -> None:
         raise ConfigError(f"the override {text!r} must have the form a.b=value, for example seed=1.")
     node = content
     for depth, part in enumerate(parts[:-1]):
-        child = node.setdefault(part, {})
+        if node.get(part) is None:
+            node[part] = {}
+        child = node[part]
         if not isinstance(child, dict):
             raise ConfigError(
                 f"the override {text!r} goes below {'.'.join(parts[: depth + 1])}, which is the value {child!r}."
             )
         node = child
     try:
-        node[parts[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        loaded = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"the value of the override {text!r} is not valid YAML.") from error
+    if parts[-1] == "kind" and node.get("kind") != loaded:
+        node.clear()  # the settings of the old kind are not those of the new one
+    node[parts[-1]] = loaded
 
 
 def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:

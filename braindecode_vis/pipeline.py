@@ -25,8 +25,16 @@ from braindecode_vis.phantom.assemble.truth import PhantomTruth, read_truth
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
-from braindecode_vis.runs import Listener, Run, SilentListener, open_run, publish_scores, read_scores
-from braindecode_vis.seeds import derive_seed
+from braindecode_vis.runs import (
+    Listener,
+    Run,
+    SilentListener,
+    keep_config,
+    open_run,
+    publish_scores,
+    read_scores,
+)
+from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet
 
@@ -60,6 +68,7 @@ def _preprocess(run: Run) -> Prepared:
         return {"inputs": fields["inputs"], "protocol": split.protocol}
 
     artifact = run.produce("preprocess", fields, {}, compute)
+    keep_config(run)
     responses, stimuli = _read_prepared(artifact.path)
     split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials)
     return Prepared(artifact, responses, stimuli, split)
@@ -306,7 +315,7 @@ def _reconstruct(run: Run) -> Reconstructed:
 
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.generators.material import TrainingMaterial
-        from braindecode_vis.reconstruction import reconstruct_fold
+        from braindecode_vis.reconstruction import derange, reconstruct_fold
 
         parts = []
         with run.listener.progress("reconstructing", len(banks)) as advance:
@@ -327,11 +336,18 @@ def _reconstruct(run: Run) -> Reconstructed:
                 )  # fmt: skip
                 advance(1)
         rows = pd.concat([part.rows for part in parts], ignore_index=True)
+        # A class shown only in the test part of one fold has no mean there; a control is scored on all items or none.
+        methods = [name for name in parts[0].images if all(name in part.images for part in parts)]
+        if "class_mean" not in methods:
+            rows = rows.drop(columns="decoded_concept", errors="ignore")
         rows.to_parquet(folder / "rows.parquet", index=False)
-        for method in parts[0].images:
-            images = np.concatenate([part.images[method] for part in parts])
-            np.save(folder / f"{method}.npy", images, allow_pickle=False)
-        return {"methods": list(parts[0].images), "chosen": [part.chosen for part in parts]}
+        images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
+        # Over all folds: a fold may hold one image only, which has no other to be swapped with.
+        order = derange(rows["stimulus_id"].to_numpy(dtype=object), make_generator(config.seed, "shuffled"))
+        images["shuffled"] = images["decoded"][order]
+        for name, stack in images.items():
+            np.save(folder / f"{name}.npy", stack, allow_pickle=False)
+        return {"methods": list(images), "chosen": [part.chosen for part in parts]}
 
     artifact = run.produce("reconstruct", fields, {"retrieve": retrieved.artifact.fingerprint}, compute)
     rows = pd.read_parquet(artifact.path / "rows.parquet")
@@ -406,7 +422,9 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
 def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     """Return the scores of an ideal observer, where the data set is a phantom with its truth beside it."""
     root = getattr(config.dataset, "root", None)
-    if root is None or not (root / "phantom_truth").is_dir():
+    if root is None or config.split.kind != "published" or not (root / "phantom_truth").is_dir():
+        return {}
+    if prepared.responses.trials["subject"].nunique() > 1:
         return {}
     test = prepared.responses.trials.query("split == 'test'")
     averaged = config.repeats.test == "averaged"
@@ -452,9 +470,9 @@ def _report(run: Run) -> Path:
     manifest = read_manifest(run.config.dataset.kind)
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
-    content_digest = store.hash_json([rows, provenance["stages"]])
+    digest = store.hash_json([rows, provenance["stages"], provenance["config"]])
     written = run.folder.path / "provenance.json"
-    if path.is_file() and written.is_file() and store.read_json(written).get("content") == content_digest:
+    if path.is_file() and _read_digests(written) == {"content": digest, "page": store.hash_file(path)}:
         return path
     items = run.seen["items"]
     if run.config.decodes_categories:
@@ -474,8 +492,16 @@ def _report(run: Run) -> Path:
         **parts,
     )
     write_report(path, content)
-    store.write_json(written, {**provenance, "content": content_digest})
+    store.write_json(written, {**provenance, "digests": {"content": digest, "page": store.hash_file(path)}})
     return path
+
+
+def _read_digests(path: Path) -> Any:
+    """Return what the last report was made of; None if there is no readable record."""
+    try:
+        return store.read_json(path).get("digests")
+    except (OSError, DataError, AttributeError):
+        return None
 
 
 def collect_run_provenance(run: Run) -> dict[str, Any]:
@@ -498,6 +524,17 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "stages": stages,
     }
+
+
+def read_run_scores(run: Run) -> list[dict[str, Any]]:
+    """Return the rows of this run; none where those in the folder were made with other settings."""
+    if "evaluate" in run.seen:
+        return run.seen["evaluate"]
+    try:
+        made_with = RunConfig.model_validate(store.read_json(run.folder.path / "provenance.json")["config"])
+    except (OSError, DataError, KeyError, TypeError, ValueError):
+        return []
+    return read_scores(run.folder.path) if made_with.hashed_fields() == run.config.hashed_fields() else []
 
 
 def run_all(run: Run) -> list[dict[str, Any]]:
@@ -592,8 +629,18 @@ def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
     root
         Folder that holds one folder per data set, or one data set.
     """
+    check_folder(root)
     for manifest in read_manifests().values():
         yield manifest, describe_presence(root, manifest)
+
+
+def check_folder(root: Path | None) -> Path | None:
+    """Return `root` if it is a folder or None; otherwise raise."""
+    if root is not None and not root.expanduser().is_dir():
+        raise DataError(
+            f"the root {root} is not a folder; pass the folder that holds the data sets with --root."
+        )
+    return root
 
 
 def describe_presence(root: Path | None, manifest: Manifest) -> str:

@@ -17,7 +17,7 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.nearest import NearestConfig
-from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
 
@@ -80,12 +80,11 @@ def reconstruct_fold(
         classes = ClassMeanGenerator(material)
         rows["decoded_concept"] = classes.classify(predicted)
         made["class_mean"] = classes.generate(predicted, seed=seed)
-    made["shuffled"] = made["decoded"][
-        derange(predicted.ids, make_generator(config.seed, "shuffled", number))
-    ]
     made["oracle"] = generator.generate(true.select(predicted.ids), seed=seed)
 
-    height, width = made["decoded"].shape[1:3]
+    height, width = material.images.shape[
+        1:3
+    ]  # of the stimuli: a coarse target must not make the task easier
     distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
     images = {"seen": np.stack([distinct[i] for i in predicted.ids])}
     for name, stack in made.items():

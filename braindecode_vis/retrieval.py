@@ -218,7 +218,8 @@ def compute_ranks(
     Raises
     ------
     DataError
-        If the spaces differ, a gallery id repeats, a query's stimulus is not in the gallery, or a vector is zero.
+        If the spaces differ, a gallery id repeats, a query's stimulus is not in the gallery, or a gallery vector is
+        zero. A query that is zero ties with the whole gallery.
 
     Examples
     --------
@@ -521,7 +522,13 @@ class _Rows:
             norm = torch.linalg.vector_norm(self.raw(block), dim=1, dtype=torch.float64)
             norms.append(norm.cpu().numpy())
         self.norms = np.concatenate(norms)
-        bad = np.flatnonzero(~(self.norms > 0) | ~np.isfinite(self.norms))
+        empty = self.norms == 0
+        if what == "query":
+            self.norms[empty] = (
+                1.0  # a query without direction is equally far from everything: all tied, at chance
+            )
+            empty = np.zeros(len(self.norms), dtype=bool)
+        bad = np.flatnonzero(empty | ~np.isfinite(self.norms))
         if bad.size:
             name = embeddings.ids[order[bad[0]]]
             raise DataError(

@@ -19,7 +19,7 @@ from braindecode_vis import store
 from braindecode_vis.config import RunConfig, dump_config
 
 #: Raise a number when the code of that stage changes its result.
-STAGE_VERSIONS = {"preprocess": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 1, "evaluate": 1}
+STAGE_VERSIONS = {"preprocess": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 2, "evaluate": 2}
 
 
 class Listener(Protocol):
@@ -79,7 +79,7 @@ class Run:
 
 
 def open_run(config: RunConfig, out: Path | None = None, listener: Listener | None = None) -> Run:
-    """Make or open the run folder and keep the full configuration in it.
+    """Make or open the run folder.
 
     Parameters
     ----------
@@ -91,9 +91,13 @@ def open_run(config: RunConfig, out: Path | None = None, listener: Listener | No
         Shows progress.
     """
     folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
-    with store.replace_atomically(folder.path / "config.yaml") as temporary:
-        temporary.write_text(dump_config(config))
     return Run(config, folder, listener or SilentListener())
+
+
+def keep_config(run: Run) -> None:
+    """Write the full configuration into the run folder, once its data set was found to be readable."""
+    with store.replace_atomically(run.folder.path / "config.yaml") as temporary:
+        temporary.write_text(dump_config(run.config))
 
 
 def publish_scores(folder: Path, rows: list[dict[str, Any]]) -> None:

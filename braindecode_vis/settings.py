@@ -18,7 +18,9 @@ class Settings(BaseModel):
     paths) and cannot change *what* it computes; they stay out of the fingerprint.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
 

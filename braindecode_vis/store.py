@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from braindecode_vis.stimuli import StimulusSet
 
 PROVENANCE = "provenance.json"
 _TEMPORARY = ".tmp-"
+_HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
 _VERSIONED = (
     "numpy", "scipy", "scikit-learn", "torch", "timm", "himalaya", "mne", "nilearn", "diffusers", "open_clip_torch",
 )  # fmt: skip
@@ -153,13 +155,14 @@ class RunFolder:
         fingerprint = compute_fingerprint(stage, version, fields, upstream)
         parent = self.path / "stages" / stage
         final = parent / "-".join(filter(None, [unit, fingerprint]))
-        if (final / PROVENANCE).is_file():
+        damage = find_damage(final) if final.exists() else ""
+        if final.exists() and not damage:
             written = read_json(final / PROVENANCE)["created"]
             return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}")
-        reason = self._explain(parent, unit, version, fields, upstream)
+        reason = damage or self._explain(parent, unit, version, fields, upstream)
         parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(parent, unit)
-        temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{os.getpid()}"
+        temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
         temporary.mkdir()
         started = time.perf_counter()
         try:
@@ -168,9 +171,15 @@ class RunFolder:
                 "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
                 "fields": fields, "upstream": upstream, **extra,
                 **collect_provenance(), "seconds": round(time.perf_counter() - started, 3),
+                "files": _describe_files(temporary),
             }  # fmt: skip
             write_json(temporary / PROVENANCE, record)
             _sync_tree(temporary)
+            damaged = parent / f"{_TEMPORARY}damaged-{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
+            if damage:  # out of the way first: a rename never replaces a folder that holds something
+                with contextlib.suppress(FileNotFoundError):
+                    final.rename(damaged)
+                    shutil.rmtree(damaged, ignore_errors=True)
             try:
                 temporary.rename(final)
             except OSError as error:
@@ -196,9 +205,10 @@ class RunFolder:
         for path in parent.glob(f"*/{PROVENANCE}"):
             if path.parent.name.startswith(_TEMPORARY):
                 continue
-            record = read_json(path)
-            if record.get("unit") == unit:
-                records.append(record)
+            with contextlib.suppress(DataError):  # a damaged neighbour explains nothing and stops nothing
+                record = read_json(path)
+                if isinstance(record, dict) and {"version", "fields", "upstream"} <= record.keys():
+                    records += [record] * (record.get("unit") == unit)
         if not records:
             return "not computed before"
         last = max(records, key=lambda record: str(record.get("created", "")))
@@ -207,6 +217,34 @@ class RunFolder:
         changed = [f"{k}: {old} -> {new}" for k, old, new in _diff(last["fields"], json_plain(fields))]
         changed += [f"{name} changed" for name in upstream if last["upstream"].get(name) != upstream[name]]
         return "; ".join(changed[:3]) or "its inputs changed"
+
+
+HASHED_BYTES = 1 << 20  # files up to this size are compared by content, larger ones by size
+
+
+def _describe_files(folder: Path) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != PROVENANCE)
+    return {path.relative_to(folder).as_posix(): _describe_file(path) for path in files}
+
+
+def _describe_file(path: Path) -> list[Any]:
+    size = path.stat().st_size
+    return [size, hash_file(path) if size <= HASHED_BYTES else None]
+
+
+def find_damage(final: Path) -> str:
+    """Say what is wrong with a finished artifact, or return an empty text."""
+    try:
+        record = read_json(final / PROVENANCE)
+        files = record.get("files", {})
+        record["created"]
+    except (OSError, DataError, KeyError, AttributeError):
+        return f"its {PROVENANCE} was missing or damaged"
+    for name, expected in files.items():
+        path = final / name
+        if not path.is_file() or _describe_file(path) != expected:
+            return f"its file {name} was missing or changed"
+    return ""
 
 
 def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -218,8 +256,8 @@ def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def _remove_stale(parent: Path, unit: str) -> None:
-    """Remove temporary folders whose process is gone."""
-    for path in parent.glob(f"{_TEMPORARY}*"):
+    """Remove temporary folders whose process is gone; those of other machines on a shared disk are left alone."""
+    for path in parent.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         pid = path.name.rsplit("-", 1)[-1]
         if not (pid.isdigit() and _is_alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)

@@ -54,6 +54,29 @@ def test_overrides_are_validated_and_replace_values():
     assert (config.seed, config.split.n_folds, config.encoder.n_features) == (3, 4, (50,))
 
 
+def test_another_kind_drops_the_settings_of_the_old_one():
+    config = read_config(
+        "digits69_ridge_10fold", ["target.size=7", "split.kind=published", "target.kind=pca"]
+    )
+    assert (config.split.kind, config.target.kind, config.target.size) == ("published", "pca", 7)
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=99999999999999999999", "encoder.alphas=[.inf]", "seed=2001-99-99"]
+)
+def test_numbers_out_of_range_are_refused(override):
+    with pytest.raises(ConfigError):
+        read_config("digits69_ridge", [override])
+
+
+def test_relative_folders_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert read_config("digits69_ridge", ["dataset.root=data"]).dataset.root == tmp_path / "data"
+    with pytest.raises(ConfigError, match="was not found"):
+        read_config("no/such/digits69_ridge.yaml")
+
+
 def test_sources_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"neither a configuration file.*digits69_ridge"):
         read_config("digits96")

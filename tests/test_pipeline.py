@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -149,18 +150,64 @@ def test_a_common_gallery_needs_a_common_space(tmp_path):
 
 def test_poisoned_test_trials_change_no_fitted_statistic(tmp_path):
     """Multiplying the responses of the test trials by a thousand must leave every trained weight as it was."""
-    run = make_run(tmp_path / "clean")
-    clean = pipeline.train(run)[0].encoder.fitted
+    clean = pipeline.train(make_run(tmp_path / "clean"))[0].encoder.fitted
     poisoned_run = make_run(tmp_path / "poisoned")
-    folder = pipeline.preprocess(poisoned_run).artifact.path / "responses" / "data.npy"
-    data = np.load(folder)
+    prepared = pipeline.preprocess(poisoned_run)
+    data = np.array(prepared.responses.data)
     data[120:] *= 1000
-    np.save(folder, data)
-    poisoned_run.seen.clear()
+    poisoned_run.seen["preprocess"] = replace(prepared, responses=replace(prepared.responses, data=data))
     poisoned = pipeline.train(poisoned_run)[0].encoder.fitted
     np.testing.assert_array_equal(poisoned.weights, clean.weights)
     np.testing.assert_array_equal(poisoned.zscore.mean, clean.zscore.mean)
     assert poisoned.choices == clean.choices
+
+
+def test_one_image_a_fold_still_has_a_null(tmp_path):
+    """With a single test image in a fold, nothing can be swapped inside it: the folds are permuted together."""
+    overrides = [
+        "dataset.n_train=20",
+        "dataset.n_test=4",
+        "split={kind: kfold, n_folds: 24, stratify: false}",
+    ]
+    rows = pipeline.run_all(make_run(tmp_path, *overrides, "encoder.alphas=[100]"))
+    assert find(rows, "mean_rank")["p_value"] < 0.05
+    shuffled = find(rows, "two_way_identification", "shuffled")
+    assert shuffled["ci_low"] < 0.5 < shuffled["ci_high"]
+    assert find(rows, "two_way_identification")["value"] > shuffled["ci_high"]
+
+
+def test_a_collapsed_encoder_scores_at_chance(tmp_path):
+    rows = pipeline.run_all(make_run(tmp_path, "encoder.alphas=[1.0e30]"))
+    assert find(rows, "2_way")["value"] == pytest.approx(0.5)
+    assert find(rows, "top1")["value"] == 0
+
+
+def test_a_coarse_target_does_not_make_the_task_easier(tmp_path):
+    coarse = pipeline.reconstruct(make_run(tmp_path, "target.size=4"))
+    assert coarse.seen.shape[1:3] == (8, 8)
+
+
+def test_damaged_artifacts_are_found_and_computed_again(finished, tmp_path):
+    _, rows = finished
+    folder = tmp_path / "run"
+    pipeline.run_all(make_run(folder))
+    for path in sorted((folder / "stages").rglob("*")):
+        if path.is_file() and path.name in (
+            "data.npy",
+            "ids.json",
+            "decoded.npy",
+            "provenance.json",
+            "scores.json",
+        ):
+            path.write_bytes(path.read_bytes()[:20])
+    assert pipeline.run_all(make_run(folder)) == rows
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_scores_of_other_settings_are_not_shown(finished):
+    folder, rows = finished
+    assert pipeline.read_run_scores(make_run(folder)) == rows
+    assert pipeline.read_run_scores(make_run(folder, "seed=7")) == []
 
 
 def kill_when_it_appears(folder, stage, command):

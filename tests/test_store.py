@@ -49,14 +49,16 @@ def test_a_failed_computation_leaves_nothing_behind(tmp_path):
 
 def test_the_leftovers_of_a_killed_process_are_removed_and_never_read(tmp_path):
     folder = store.RunFolder(tmp_path)
-    dead = tmp_path / "stages" / "train" / ".tmp--0123456789abcdef-99999999"
-    alive = dead.with_name(f".tmp--fedcba9876543210-{os.getppid()}")
-    for path in (dead, alive):
+    dead = tmp_path / "stages" / "train" / f".tmp--0123456789abcdef-{store._HOST}-99999999"
+    alive = dead.with_name(f".tmp--fedcba9876543210-{store._HOST}-{os.getppid()}")
+    elsewhere = dead.with_name(".tmp--fedcba9876543210-otherhost-99999999")
+    for path in (dead, alive, elsewhere):
         path.mkdir(parents=True)
         (path / store.PROVENANCE).write_text("{")
     assert produce(folder, {}, write_result).reason == "not computed before"
     assert not dead.exists()
     assert alive.exists()
+    assert elsewhere.exists()
 
 
 def test_an_artifact_that_another_process_finished_first_is_taken(tmp_path):

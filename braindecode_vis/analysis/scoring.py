@@ -37,7 +37,6 @@ from braindecode_vis.retrieval import (
     compute_similarity,
     compute_top_k_hits,
 )
-from braindecode_vis.seeds import make_generator
 
 K_WAY = (2, 4, 10, 50, 100)
 LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
@@ -147,9 +146,12 @@ def compute_scores(
         scores += [*_score_retrieval(context), *_score_classes(context)]
         advance(1)
         for method, images in task.images.items():
+            if method == "shuffled":  # shown in the gallery; its scores are those of the permutation null
+                advance(1)
+                continue
             for score, values in _score_images(context, method, images[rows]):
                 scores.append(score)
-                if method == "decoded" and subject != POOLED:
+                if score.method == "decoded" and subject != POOLED:
                     items.loc[rows, score.metric] = values
             if features is not None:
                 scores.append(
@@ -180,6 +182,17 @@ class _Context:
             values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=task.split,
             seed=task.seed, stimulus_ids=[str(i) for i in self.ids], subjects=pooled, n_boot=task.n_bootstrap,
             **details,
+        )  # fmt: skip
+
+    def score_shuffled(
+        self, null: PermutationResult, metric: str, n_queries: int, *, gallery_size: int | None = None
+    ) -> Score:
+        """Return the score of one brain whose rows are shuffled, its interval that of all shuffles."""
+        task = self.task
+        return Score(
+            method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
+            protocol=task.protocol, subject=self.subject, split=task.split, seed=task.seed,
+            ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size,
         )  # fmt: skip
 
     def permute(
@@ -220,10 +233,10 @@ def _score_retrieval(context: _Context) -> Iterator[Score]:
         null = None if tabulate is None else _permute_retrieval(context, parts, tabulate, metric)
         yield context.score(
             collect(compute), metric, "decoded", chance=level, gallery_size=common,
-            p_value=None if null is None else null[0], **details,
+            p_value=None if null is None else null.p_value, **details,
         )  # fmt: skip
-        if null is not None and null[1] is not None:
-            yield context.score(null[1], metric, "shuffled", chance=level, gallery_size=common, **details)
+        if null is not None:
+            yield context.score_shuffled(null, metric, len(context.rows), gallery_size=common)
 
     for k in (1, 5):
         if k < smallest:
@@ -245,39 +258,44 @@ def _permute_retrieval(
     parts: list[tuple[Retrieval, np.ndarray, np.ndarray | None]],
     tabulate: Callable[[np.ndarray], np.ndarray],
     metric: str,
-) -> tuple[float, np.ndarray | None] | None:
-    """Return the p-value over all folds, and the values of a brain whose rows are shuffled."""
+) -> PermutationResult | None:
+    """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted."""
     task = context.task
-    alternative = "less" if "rank" in metric and "reciprocal" not in metric else "greater"
-    nulls, observed, shuffled = [], [], []
-    for number, (retrieval, local, similarity) in enumerate(parts):
-        if similarity is None:
+    alternative: Any = "less" if "rank" in metric and "reciprocal" not in metric else "greater"
+    galleries = {tuple(retrieval.gallery_ids) for retrieval, _, _ in parts}
+    groups = [parts] if len(galleries) == 1 else [[part] for part in parts]
+    results, weights, n_shown = [], [], 0
+    for number, group in enumerate(groups):
+        tables = [tabulate(similarity[local]) for _, local, similarity in group if similarity is not None]
+        if len(tables) < len(group):
             return None
-        table = tabulate(similarity[local])
-        position = pd.Index(retrieval.gallery_ids).get_indexer(pd.Index(retrieval.query_ids[local]))
-        result = permutation_test(
-            table,
-            truth=position,
-            alternative=alternative,
-            n_permutations=task.n_permutations,
-            seed=task.seed + number,
-        )
-        nulls.append(result.null * len(local))
-        observed.append(result.observed * len(local))
-        order = _shift_rows(position, make_generator(task.seed, "shuffled_retrieval", number))
-        shuffled.append(table[order, position])
-    total = np.sum(nulls, axis=0)
-    slack = 1e-9 * max(1.0, abs(sum(observed)))
-    extreme = total >= sum(observed) - slack if alternative == "greater" else total <= sum(observed) + slack
-    return float((extreme.sum() + 1) / (len(total) + 1)), np.concatenate(shuffled)
+        names = np.concatenate([retrieval.query_ids[local] for retrieval, local, _ in group])
+        position = pd.Index(group[0][0].gallery_ids).get_indexer(pd.Index(names))
+        n_shown = max(n_shown, len(np.unique(position)))
+        results.append(
+            permutation_test(
+                np.concatenate(tables), truth=position, alternative=alternative,
+                n_permutations=task.n_permutations, seed=task.seed + number,
+            )
+        )  # fmt: skip
+        weights.append(len(position))
+    if n_shown < 2:
+        return None
+    return _pool_permutations(results, np.array(weights) / sum(weights), alternative)
 
 
-def _shift_rows(position: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return for each row another row, of another stimulus where there is one."""
-    items = generator.permutation(np.unique(position))
-    successor = dict(zip(items, np.roll(items, 1), strict=True))
-    first = {item: int(np.flatnonzero(position == item)[0]) for item in items}
-    return np.array([first[successor[item]] for item in position])
+def _pool_permutations(
+    results: list[PermutationResult], weights: np.ndarray, alternative: Any
+) -> PermutationResult:
+    """Return the null of the weighted mean of independent permutation tests."""
+    null = weights @ np.stack([result.null for result in results])
+    observed = float(weights @ [result.observed for result in results])
+    slack = 1e-12 * max(1.0, abs(observed))
+    extreme = null >= observed - slack if alternative == "greater" else null <= observed + slack
+    low, high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
+    mean = float(weights @ [result.null_mean for result in results])
+    p_value = float((extreme.sum() + 1) / (len(null) + 1))
+    return PermutationResult(observed, mean, low, high, p_value, alternative, null)
 
 
 def _score_classes(context: _Context) -> Iterator[Score]:
@@ -311,6 +329,8 @@ def _score_images(context: _Context, method: str, images: np.ndarray) -> Iterato
             null = context.permute(table, alternative=alternative) if len(distinct) > 1 else None
             level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
             yield context.score(table[own], metric, method, chance=level, p_value=p_value), table[own]
+            if method == "decoded" and null is not None:
+                yield context.score_shuffled(null, metric, len(images)), table[own]
         elif min(seen.shape[1:3]) >= SMALLEST_SSIM:
             yield _score_pairs(context, method, "ssim@native", "ssim", seen, images)
     # Enlarged thumbnails compare the smoothness of the resize, not the images.
@@ -334,15 +354,9 @@ def _score_pairs(
 def _score_identification(
     context: _Context, method: str, similarity: np.ndarray, suffix: str
 ) -> Iterator[tuple[Score, np.ndarray]]:
-    own = np.arange(len(similarity)), context.truth
     size = len(context.columns)
-    table = make_two_way_table(similarity)
-    p_value = context.permute(table).p_value
-    yield (
-        context.score(
-            table[own], f"two_way_identification{suffix}", method, gallery_size=size, p_value=p_value
-        ),
-        table[own],
+    yield from _score_two_way(
+        context, method, make_two_way_table(similarity), f"two_way_identification{suffix}"
     )
     square = similarity[:, context.truth]
     ids = context.ids
@@ -355,9 +369,18 @@ def _score_identification(
     counts = pd.Series(names).value_counts()
     if len(counts) > 1 and counts.min() > 1:
         table = make_two_way_table(similarity, groups=list(names))
-        p_value = context.permute(table, groups=list(names)).p_value
         metric = f"two_way_identification_within_class{suffix}"
-        yield context.score(table[own], metric, method, gallery_size=size, p_value=p_value), table[own]
+        yield from _score_two_way(context, method, table, metric, groups=list(names))
+
+
+def _score_two_way(
+    context: _Context, method: str, table: np.ndarray, metric: str, *, groups: list[Any] | None = None
+) -> Iterator[tuple[Score, np.ndarray]]:
+    values, size = table[np.arange(len(table)), context.truth], len(context.columns)
+    null = context.permute(table, groups=groups)
+    yield context.score(values, metric, method, gallery_size=size, p_value=null.p_value), values
+    if method == "decoded":
+        yield context.score_shuffled(null, metric, len(table), gallery_size=size), values
 
 
 def _compute_errors(images: np.ndarray, distinct: np.ndarray) -> np.ndarray:
@@ -381,10 +404,10 @@ def _tabulate_ssim(images: np.ndarray, distinct: np.ndarray) -> np.ndarray | Non
     return table
 
 
-def _score_features(context: _Context, method: str, seen: np.ndarray, made: np.ndarray) -> Score:
+def _score_features(context: _Context, method: str, seen: np.ndarray, made: np.ndarray) -> list[Score]:
     similarity = compute_correlations(made, seen[context.first])
-    score, _ = next(_score_identification(context, method, similarity, f"@{context.task.feature_name}"))
-    return score
+    metric = f"two_way_identification@{context.task.feature_name}"
+    return [score for score, _ in _score_two_way(context, method, make_two_way_table(similarity), metric)]
 
 
 def _encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:

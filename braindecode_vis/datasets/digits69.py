@@ -109,6 +109,17 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
     blocks, tables, images = [], [], []
     for split, suffix in (("train", "Trn"), ("test", "Test")):
         voxels, stimuli, labels = (content[f"{name}{suffix}"] for name in ("fmri", "stim", "label"))
+        for name, block in (("fmri", voxels), ("stim", stimuli), ("label", labels)):
+            if not isinstance(block, np.ndarray) or block.ndim != 2 or block.dtype.kind not in "uif":
+                raise DataError(
+                    f"{path}: {name}{suffix} is no matrix of numbers; it is not {FILE_NAME} as published."
+                )
+        if (
+            not np.isfinite(stimuli).all()
+            or (stimuli != np.round(stimuli)).any()
+            or (np.abs(stimuli - 127.5) > 127.5).any()
+        ):
+            raise DataError(f"{path}: stim{suffix} must hold whole grey values from 0 to 255.")
         labels = labels.ravel()
         if not len(voxels) == len(stimuli) == len(labels):
             raise DataError(
@@ -132,6 +143,9 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
                 }
             )
         )  # fmt: skip
+    widths = {block.shape[1] for block in blocks}
+    if len(widths) > 1:
+        raise DataError(f"{path} holds {sorted(widths)} voxels in its two parts; they must be the same ones.")
     trials = pd.concat(tables, ignore_index=True)
     data = np.concatenate(blocks).astype(np.float32)
     responses = Responses(

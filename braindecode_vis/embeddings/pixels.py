@@ -18,6 +18,7 @@ from pydantic import Field
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import crop_square
 
 
 class PixelsConfig(Settings):
@@ -112,7 +113,9 @@ def prepare_pixels(image: np.ndarray, size: int | None, colour: bool) -> np.ndar
     if size is not None and image.shape[:2] != (size, size):
         from PIL import Image
 
-        resized = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
+        resized = Image.fromarray(np.ascontiguousarray(crop_square(image))).resize(
+            (size, size), Image.Resampling.LANCZOS
+        )
         image = np.asarray(resized)
     values = image.astype(np.float32) / 255.0
     if colour:

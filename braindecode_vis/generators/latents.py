@@ -17,6 +17,9 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import resize_image
+
+SMALLEST_SSIM = 11  # pixels, the window of the metric
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Gain = Annotated[float, Field(gt=0)]
@@ -35,8 +38,18 @@ class LatentsConfig(Settings):
 
     kind: Literal["latents"] = "latents"
     contrast: Literal["none", "ssim"] = "none"
-    thresholds: tuple[Fraction, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-    gains: tuple[Gain, ...] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+    thresholds: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (
+        0.0,
+        0.05,
+        0.1,
+        0.15,
+        0.2,
+        0.25,
+        0.3,
+        0.35,
+        0.4,
+    )
+    gains: Annotated[tuple[Gain, ...], Field(min_length=1)] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""
@@ -85,7 +98,14 @@ class LatentsGenerator:
             )
         decoded = self.encoder.decode(np.asarray(material.predicted.vectors))
         row_of = {i: row for row, i in enumerate(material.embeddings.ids)}
+        height, width = decoded.shape[1:3]
+        if min(height, width) < SMALLEST_SSIM:
+            raise ConfigError(
+                f"generator.contrast is ssim, which needs images of {SMALLEST_SSIM} pixels, not {height} x {width}; "
+                "set generator.contrast to none, or target.size to more."
+            )
         truth = material.images[[row_of[i] for i in material.predicted.ids]]
+        truth = np.stack([resize_image(image, height, width) for image in truth])
         candidates = list(product(config.thresholds, config.gains))
         scores = [_mean_ssim(stretch_contrast(decoded, *candidate), truth) for candidate in candidates]
         return candidates[int(np.argmax(scores))]

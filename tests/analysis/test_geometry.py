@@ -88,7 +88,7 @@ def test_modality_gap_by_hand_and_by_id():
     assert none.gap == pytest.approx(0, abs=1e-6)
     assert none.alignment == pytest.approx(0, abs=1e-6)
     assert none.uniformity_left == pytest.approx(none.uniformity_right)
-    moved = make(unit(right.vectors) + [4, 0, 0, 0, 0])
+    moved = make(unit(right.vectors) + np.array([4, 0, 0, 0, 0]))
     gap = compute_modality_gap(moved, right)
     a, b = unit(moved.vectors.astype(float)), unit(right.vectors.astype(float))
     assert gap.gap == pytest.approx(np.linalg.norm(a.mean(0) - b.mean(0)))

@@ -31,7 +31,7 @@ def make_list(concepts=CONCEPTS, per_concept=PER_CONCEPT, folder="training_image
     return StimulusSet(table.sample(frac=1, random_state=3).reset_index(drop=True))
 
 
-def make_features(n_concepts=len(CONCEPTS), per_concept=PER_CONCEPT, seed=0, norm=30.0):
+def make_features(n_concepts=6, per_concept=PER_CONCEPT, seed=0, norm=30.0):
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((n_concepts, 1, WIDTH))
     vectors = centres + 0.5 * rng.standard_normal((n_concepts, per_concept, WIDTH)) + 1.0
@@ -153,7 +153,7 @@ def test_mindeye_rows_are_picked_by_image_number(tmp_path):
     np.testing.assert_allclose(bank.embeddings.vectors[:, 1], features[stimuli.table["nsd_id"]], rtol=1e-3)
     late = StimulusSet(stimuli.table.assign(nsd_id=stimuli.table["nsd_id"] + 1))
     with pytest.raises(
-        DataError, match="image number 24 of column nsd_id is outside the 24 rows.*counts from 1"
+        DataError, match=r"image number 24 of column nsd_id is outside the 24 rows.*counts from 1"
     ):
         import_mindeye(path, late, model="x")
     with pytest.raises(ConfigError, match=r"holds no array 'z'; it holds clip/tokens, images"):

@@ -108,7 +108,7 @@ def test_several_layers_in_one_pass():
 
 
 def test_openclip_traps_are_refused():
-    with pytest.raises(ValueError, match="knows no architecture 'ViT-H14'.*did you mean 'ViT-H-14'"):
+    with pytest.raises(ValueError, match=r"knows no architecture 'ViT-H14'.*did you mean 'ViT-H-14'"):
         OpenClipConfig(architecture="ViT-H14")
     with pytest.raises(ValueError, match="trained with QuickGELU: set architecture to ViT-L-14-quickgelu"):
         OpenClipConfig(architecture="ViT-L-14", pretrained="openai")

@@ -37,7 +37,9 @@ def test_openclip_transforms(architecture, tag, image):
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda i: "x".join(map(str, i.shape[:2])))
-@pytest.mark.parametrize("architecture", ["resnet50.a1_in1k", "vit_base_patch14_dinov2.lvd142m", "swin_tiny_patch4_window7_224"])  # fmt: skip
+@pytest.mark.parametrize(
+    "architecture", ["resnet50.a1_in1k", "vit_base_patch14_dinov2.lvd142m", "swin_tiny_patch4_window7_224"]
+)
 def test_timm_transforms(architecture, image):
     import timm
     from timm.data import create_transform, resolve_data_config
