@@ -68,7 +68,7 @@ def main() -> None:
 
     run_bare()
     run_loop()
-    # In turn, so that a neighbour on the machine disturbs both.
+    # In turn, so that other load disturbs both.
     times = [(measure(run_bare), measure(run_loop)) for _ in range(arguments.repeats)]
     bare, loop = (min(t[column] for t in times) for column in (0, 1))
     rate = n_batches * arguments.batch / bare

@@ -128,6 +128,8 @@ class NetworkEncoder:
         with (
             torch.inference_mode(),
             torch.autocast(device, dtype=dtype, enabled=dtype is not torch.float32),
+            # Convolutions on a GPU would otherwise be rounded to ten bits and choose their algorithm by speed.
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         ):
             inputs = self.transform.normalise(batch.to(device, non_blocking=True))
             return self.forward(inputs).float().cpu().numpy()

@@ -4,6 +4,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import yaml
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
@@ -110,10 +111,10 @@ def test_blank_images_stay_finite(config):
     assert np.isfinite(encoder.encode(blank)).all()
 
 
-@pytest.mark.parametrize("config", [c for c in ENCODERS if hasattr(c, "find_weights")], ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "config", [c for c in ENCODERS if hasattr(c, "allow_download")], ids=lambda c: c.kind
+)
 def test_without_weights_one_sentence_says_which_file_to_bring(config):
-    if config.kind == "efficientnet-lite0":
-        pytest.skip("its weights are packaged")
     content = config.model_dump() | {"weights": None, "model_args": {}}
     with pytest.raises(
         ConfigError, match=r"no weights were given: set target\.weights to the path of .+"
@@ -122,6 +123,47 @@ def test_without_weights_one_sentence_says_which_file_to_bring(config):
     assert "allow_download=true" in str(caught.value)
     with pytest.raises(ConfigError, match="does not exist; give the path of"):
         _ = type(config).model_validate(content | {"weights": "/absent/file.safetensors"}).build().space
+
+
+@each_encoder
+def test_a_configuration_survives_its_yaml(config):
+    content = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    assert type(config).model_validate(content) == config
+
+
+DOWNLOADS = [
+    (OpenClipConfig(architecture="ViT-H-14", pretrained="laion2b_s32b_b79k", allow_download=True),
+     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    (TimmConfig(allow_download=True), "timm/vit_base_patch14_dinov2.lvd142m"),
+    (TorchvisionConfig(architecture="vgg19", allow_download=True), "vgg19-dcbb9e9d.pth"),
+    (TransformersConfig(repository="openai/clip-vit-large-patch14", allow_download=True),
+     "openai/clip-vit-large-patch14"),
+    (AutoencoderKLConfig(latents="sdxl", allow_download=True), "madebyollin/sdxl-vae-fp16-fix"),
+    (TinyAutoencoderConfig(allow_download=True), "madebyollin/taesd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "place"), DOWNLOADS, ids=[c.kind for c, _ in DOWNLOADS])
+def test_a_download_asks_the_right_place(config, place, monkeypatch, tmp_path):
+    """No network here: the libraries' own clients are replaced by one that notes what it was asked for."""
+    import huggingface_hub
+    import open_clip.pretrained
+    import torch
+
+    asked = []
+
+    def fetch(*names, **_):
+        asked.append(" ".join(map(str, names)))
+        return str(tmp_path)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for module, name in [(huggingface_hub, "hf_hub_download"), (huggingface_hub, "snapshot_download"),
+                         (open_clip.pretrained, "download_pretrained_from_hf"),
+                         (torch.hub, "download_url_to_file")]:  # fmt: skip
+        monkeypatch.setattr(module, name, fetch)
+    config.find_weights()
+    assert len(asked) == 1
+    assert place in asked[0]
 
 
 def test_gradients_flow_only_where_asked():
