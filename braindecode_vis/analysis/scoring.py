@@ -154,9 +154,7 @@ def compute_scores(
                 if score.method == "decoded" and subject != POOLED:
                     items.loc[rows, score.metric] = values
             if features is not None:
-                scores.append(
-                    _score_features(context, method, features["seen"][rows], features[method][rows])
-                )
+                scores += _score_features(context, method, features["seen"][rows], features[method][rows])
             advance(1)
     return scores, items
 

@@ -21,12 +21,12 @@ from braindecode_vis.roles import ImageEncoder
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, size=(40 + 3 * i, 52 - 2 * i, 3), dtype=np.uint8) for i in range(5)]
 TINY_CLIP = {"embed_dim": 16, "vision_cfg": {"layers": 3, "width": 64, "image_size": 64, "patch_size": 16}}
-TINY_KL = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+TINY_KL = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 TINY_TAESD = {
-    "encoder_block_out_channels": (8, 8, 8, 8),
-    "decoder_block_out_channels": (8, 8, 8, 8),
-    "num_encoder_blocks": (1, 1, 1, 1),
-    "num_decoder_blocks": (1, 1, 1, 1),
+    "encoder_block_out_channels": [8, 8, 8, 8],
+    "decoder_block_out_channels": [8, 8, 8, 8],
+    "num_encoder_blocks": [1, 1, 1, 1],
+    "num_decoder_blocks": [1, 1, 1, 1],
 }
 TINY_HF = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,

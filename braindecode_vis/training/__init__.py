@@ -1,1 +1,0 @@
-"""Fitting networks: losses, loops, augmentation and checkpoints."""
