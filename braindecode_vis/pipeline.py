@@ -419,10 +419,16 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def find_phantom(config: RunConfig) -> Path | None:
+    """Return the root of the data set if it is a phantom with its truth beside it."""
+    root = getattr(config.dataset, "root", None)
+    return root if root is not None and (root / "phantom_truth").is_dir() else None
+
+
 def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     """Return the scores of an ideal observer, where the data set is a phantom with its truth beside it."""
-    root = getattr(config.dataset, "root", None)
-    if root is None or config.split.kind != "published" or not (root / "phantom_truth").is_dir():
+    root = find_phantom(config)
+    if root is None or config.split.kind != "published":
         return {}
     if prepared.responses.trials["subject"].nunique() > 1:
         return {}
@@ -480,13 +486,20 @@ def _report(run: Run) -> Path:
     else:
         space = embed(run)[0].embeddings.space
         parts = summary.describe_images(run.config, prepared, space, retrieve(run), reconstruct(run), items)
+    simulated = find_phantom(run.config) is not None
+    warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
+    if simulated:
+        warnings.insert(
+            0,
+            f"Simulated people and recordings, written in the files of {manifest.title}: no brain was here.",
+        )
     content = ReportContent(
         title=run.config.name,
-        dataset=manifest.title,
-        description=manifest.summary,
-        facts=summary.list_facts(prepared, manifest),
+        dataset=f"phantom in the files of {manifest.title}" if simulated else manifest.title,
+        description="" if simulated else manifest.summary,
+        facts=summary.list_facts(prepared, manifest, simulated=simulated),
         scores=rows,
-        warnings=[str(text) for text in prepared.responses.coords.get("warnings", [])],
+        warnings=warnings,
         provenance=provenance,
         command=provenance["command"],
         **parts,

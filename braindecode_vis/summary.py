@@ -75,7 +75,7 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
     }
 
 
-def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
+def list_facts(prepared: Prepared, manifest: Manifest, *, simulated: bool = False) -> list[tuple[str, Any]]:
     """Return what a reader should know of the data, label by label."""
     responses = prepared.responses
     shape = " x ".join(f"{n} {dim}s" for n, dim in zip(responses.data.shape, responses.dims, strict=True))
@@ -84,6 +84,6 @@ def list_facts(prepared: Prepared, manifest: Manifest) -> list[tuple[str, Any]]:
         ("Responses", shape),
         ("Unit", responses.unit),
         ("Images", len(prepared.stimuli)),
-        ("Licence", manifest.licence),
-        ("Citation", manifest.citation),
+        ("Licence", "simulated, free of rights" if simulated else manifest.licence),
+        ("Citation", f"simulated, in the format of: {manifest.citation}" if simulated else manifest.citation),
     ]

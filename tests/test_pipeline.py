@@ -204,10 +204,10 @@ def test_damaged_artifacts_are_found_and_computed_again(finished, tmp_path):
     assert not list(folder.rglob(".tmp-*"))
 
 
-def test_scores_of_other_settings_are_not_shown(finished):
-    folder, rows = finished
-    assert pipeline.read_run_scores(make_run(folder)) == rows
-    assert pipeline.read_run_scores(make_run(folder, "seed=7")) == []
+def test_scores_of_other_settings_are_not_shown(tmp_path):
+    rows = pipeline.run_all(make_run(tmp_path))
+    assert pipeline.read_run_scores(make_run(tmp_path)) == rows
+    assert pipeline.read_run_scores(make_run(tmp_path, "seed=7")) == []
 
 
 def kill_when_it_appears(folder, stage, command):
