@@ -263,6 +263,30 @@ _add_stage("evaluate", "Score retrieval and reconstructions, with intervals, cha
 _add_stage("report", "Write the self-contained report.html of a run.")
 
 
+@app.command()
+def banks(as_json: Json = False, debug: Debug = False) -> None:
+    """List the cached image embeddings: one bank per space."""
+    from braindecode_vis.embeddings.extract import find_cache_folder, list_banks
+
+    listed = list_banks(find_cache_folder())
+    if as_json:
+        _print_json(
+            {
+                "run_folder": None,
+                "scores": [],
+                "banks": json.loads(json.dumps([vars(bank) for bank in listed], default=str)),
+            }
+        )
+        return
+    console = _console(stderr=False)
+    console.print(f"banks in {find_cache_folder()}: {len(listed)}", markup=False)
+    for bank in listed:
+        console.print(
+            f"{bank.space}\n  {bank.n_images} images, {bank.n_bytes / 1e6:.1f} MB, {bank.folder}",
+            markup=False,
+        )
+
+
 @app.command("run")
 def run_command(
     source: Source,

@@ -35,8 +35,15 @@ from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg import ThingsMegConfig
+from braindecode_vis.embeddings.degradations import ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.embeddings.engineered import EngineeredConfig
+from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
+from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
+from braindecode_vis.embeddings.timm_models import TimmConfig
+from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
+from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.latents import LatentsConfig
@@ -68,7 +75,20 @@ DatasetConfig = Annotated[
     | ThingsMegConfig,
     Field(discriminator="kind"),
 ]
-ImageEncoderConfig = Annotated[PixelsConfig | PcaConfig | EfficientNetConfig, Field(discriminator="kind")]
+ImageEncoderConfig = Annotated[
+    PixelsConfig
+    | PcaConfig
+    | EfficientNetConfig
+    | OpenClipConfig
+    | TimmConfig
+    | TorchvisionConfig
+    | TransformersConfig
+    | EngineeredConfig
+    | AutoencoderKLConfig
+    | TinyAutoencoderConfig
+    | ViewsConfig,
+    Field(discriminator="kind"),
+]
 BrainEncoderConfig = Annotated[RidgeConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")]
 PriorConfig = IdentityPriorConfig
 CATEGORY_DECODERS = ("lda", "logistic")
@@ -177,7 +197,8 @@ class RunConfig(Settings):
         if not self.generator.accepts(self.target.kind):
             raise ValueError(
                 f"the generator {self.generator.kind!r} cannot turn embeddings of the target "
-                f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to pixels or pca"
+                f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to "
+                "pixels, pca, vae or taesd"
             )
         return self
 

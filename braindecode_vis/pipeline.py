@@ -129,7 +129,7 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
         from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
 
         encoder = config.build()
-        if config.kind == "efficientnet-lite0":
+        if config.kind not in ("pixels", "pca"):
             with run.listener.progress("encoding images", len(stimuli)) as advance:
                 bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
         else:

@@ -53,7 +53,7 @@ class LatentsConfig(Settings):
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""
-        return target_kind in ("pixels", "pca")
+        return target_kind in ("pixels", "pca", "vae", "taesd")
 
     def build(self, material: TrainingMaterial) -> LatentsGenerator:
         """Return the generator, its contrast chosen on the training material."""
@@ -68,7 +68,7 @@ class LatentsGenerator:
         if not hasattr(self.encoder, "decode"):
             raise ConfigError(
                 f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "
-                "use a target of kind pixels or pca, or a generator of kind nearest."
+                "use a target of kind pixels, pca, vae or taesd, or a generator of kind nearest."
             )
         self.threshold, self.gain = 0.0, 1.0
         if config.contrast == "ssim":
