@@ -101,7 +101,7 @@ class StimulusSet:
         if self.root is None:
             raise DataError(
                 f"the pixels of stimulus {stimulus_id!r} are not at hand: "
-                "pass the folder of the images as --stimuli."
+                "pass their folder with --set dataset.images=DIR."
             )
         path = self.root / str(self.table["path"].iloc[row])
         return read_image_file(path)
