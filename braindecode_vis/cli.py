@@ -201,7 +201,7 @@ def check(
             console.print(f"{mark} {escape(finding.item)}: {escape(finding.message)}")
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {len(findings)} checks of {dataset} failed; first: {wrong[0].message}."
+            f"{len(wrong)} of {len(findings)} checks of {dataset} failed; first: {wrong[0].message.rstrip('.')}."
         )
 
 

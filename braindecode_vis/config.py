@@ -193,6 +193,18 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_standardising_fits_split(self) -> Self:
+        zscore = getattr(self.dataset, "zscore", "none")
+        # Standardising precedes the split, with the trials that the data set itself declares as training.
+        fits = {"kfold": ("none",), "leave_one_run_out": ("none", "run")}.get(self.split.kind, (zscore,))
+        if zscore not in fits:
+            raise ValueError(
+                f"dataset.zscore {zscore!r} would standardise with trials that the split {self.split.kind!r} tests; "
+                f"set dataset.zscore to {' or '.join(fits)}, or split.kind to published"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_generator_accepts_target(self) -> Self:
         if not self.generator.accepts(self.target.kind):
             raise ValueError(

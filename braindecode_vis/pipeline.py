@@ -447,6 +447,7 @@ def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str
     return "; ".join(
         [
             config.dataset.kind,
+            *filter(None, [prepared.declared_protocol]),
             prepared.split.protocol,
             f"repetitions {config.repeats.train} in train, {config.repeats.test} in test",
             f"target {config.target.kind}",

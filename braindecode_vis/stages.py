@@ -11,7 +11,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import Artifact
+from braindecode_vis.store import Artifact, read_json
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,14 @@ class Prepared:
     responses: Responses
     stimuli: StimulusSet
     split: Split
+
+    @property
+    def declared_protocol(self) -> str:
+        """What the data set says of its published split, for example which shared images of NSD; empty without one."""
+        if not self.split.protocol.startswith("published"):
+            return ""
+        meta = read_json(self.artifact.path / "responses" / "meta.json")
+        return str(meta.get("provenance", {}).get("protocol", ""))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def _refuse(value: Any) -> Any:
 
 def hash_file(path: Path, *, block_bytes: int = 1 << 22) -> str:
     """Return the sha256 of a file, read in blocks."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(block_bytes):
@@ -83,6 +85,8 @@ def hash_file(path: Path, *, block_bytes: int = 1 << 22) -> str:
 
 def hash_sampled(path: Path, *, n_samples: int = 64, block_bytes: int = 4096) -> str:
     """Return a sha256 over the size of a file and evenly spaced blocks of it; small files are read whole."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

@@ -46,6 +46,7 @@ def describe_images(
         "protocol": {
             "Data set": config.dataset.kind,
             "Split": prepared.split.protocol,
+            **({"Declared": prepared.declared_protocol} if prepared.declared_protocol else {}),
             "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
             "Target": space,
             "Brain encoder": config.encoder.kind,

@@ -119,3 +119,35 @@ def test_settings_are_frozen():
     assert isinstance(config, Settings)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 4
+
+
+def test_every_data_set_has_a_default_configuration():
+    """`check` and `preprocess` take the name of a data set, and refused those that no configuration was shipped for."""
+    fmri = (
+        "bids_fmri",
+        "bold5000",
+        "deeprecon",
+        "god",
+        "haxby_slices",
+        "nod",
+        "nsd",
+        "nsd_imagery",
+        "nsd_repack",
+    )
+    for kind in (*fmri, "things_fmri"):
+        assert read_config(kind).dataset.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("nsd", ["split={kind: kfold, n_folds: 3}"]),
+        ("haxby_slices", ["dataset.zscore=session"]),
+    ],
+)
+def test_standardising_may_not_see_what_the_split_tests(name, overrides):
+    with pytest.raises(
+        ConfigError, match=r"dataset\.zscore 'session' would standardise with trials .* to none"
+    ):
+        read_config(name, overrides)
+    assert read_config(name, [*overrides, "dataset.zscore=none"])

@@ -31,7 +31,11 @@ from braindecode_vis.datasets.bids_fmri_source import (
     GlmConfig,
     ModelConfig,
 )
-from braindecode_vis.datasets.bids_fmri_stimuli import make_named_stimuli
+from braindecode_vis.datasets.bids_fmri_stimuli import (
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
 from braindecode_vis.datasets.fmri_sources import (
     AtlasConfig,
     BetasPlan,
@@ -67,7 +71,8 @@ class BoldSettings(Settings):
     t_r
         Repetition time in s, where sidecar and image disagree.
     images
-        Folder of the pictures; without it, the set has no pixels.
+        Folder of the pictures; ``stimuli`` below the root by default, if it holds all of them. Without pictures the
+        set has no pixels.
     mask
         ``brain``: voxels in fMRIPrep's mask of every run. ``varying``: voxels that vary in every run. ``epi``:
         nilearn's brain mask of the mean images. ``auto``: brain where there is one, else epi. Or a NIfTI file.
@@ -211,7 +216,8 @@ def prepare_bold(config: BoldSettings, recipe: Recipe) -> BoldSource:
         _open_run(run, table.drop(columns="path").reset_index(drop=True), others, config)
         for run, table, (_, others) in zip(files, counted, tables, strict=True)
     )
-    stimuli = make_named_stimuli(trials, config.images, title=read_manifest(recipe.name).title)
+    title = read_manifest(recipe.name).title
+    stimuli = make_named_stimuli(trials, config.images, title=title, beside=_find_beside(config, recipe))
     preprocessed = files[0].mask is not None or files[0].confounds is not None
     notes = {
         "model": config.model.hashed_fields(),
@@ -221,6 +227,10 @@ def prepare_bold(config: BoldSettings, recipe: Recipe) -> BoldSource:
     }
     geometry = find_masks(files, runs, config.mask)
     return BoldSource(runs, stimuli, config.model, config.make_plan(), geometry, config.max_constant, notes)
+
+
+def _find_beside(config: BoldSettings, recipe: Recipe) -> Path | None:
+    return find_image_folder(check_root(config.root, read_manifest(recipe.name)), ("stimuli",))
 
 
 def _read_trials(run: RunFiles, recipe: Recipe) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -269,6 +279,7 @@ def hash_bold_inputs(config: BoldSettings, recipe: Recipe) -> dict[str, str]:
             digests[run.confounds.name] = hash_file(run.confounds)
     if isinstance(config.mask, Path):
         digests["mask"] = hash_file(config.mask.expanduser())
+    digests |= hash_image_folder(config.images, _find_beside(config, recipe))
     return digests if config.atlas is None else {**digests, **config.atlas.hash_inputs()}
 
 

@@ -22,7 +22,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.datasets.bids_fmri_stimuli import check_no_overlap, make_named_stimuli
+from braindecode_vis.datasets.bids_fmri_stimuli import (
+    check_no_overlap,
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
 from braindecode_vis.datasets.fmri_sources import (
     BetasPart,
     BetasPlan,
@@ -72,7 +77,7 @@ class DeepreconConfig(Settings):
     rois
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     images
-        Folder of the pictures.
+        Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
     zscore, untrained, dtype
         As in `BetasPlan`; a session is the whole of a person's files.
     """
@@ -93,7 +98,8 @@ class DeepreconConfig(Settings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read, the lists of names among them."""
         held = [item.path for item in self._find()] + list(self._find_lists().values())
-        return {path.name: hash_sampled(path) for path in held}
+        digests = {path.name: hash_sampled(path) for path in held}
+        return digests | hash_image_folder(self.images, self._find_beside())
 
     def prepare(self) -> FmriSource:
         """Return the data set as lazy parts.
@@ -119,7 +125,8 @@ class DeepreconConfig(Settings):
         check_no_overlap(shown, title="Deeprecon")
         suffix = shown["task"].map(_SUFFIXES)
         paths = np.where(shown["task"] == "imagery", "", shown["stimulus_id"] + suffix)
-        stimuli = make_named_stimuli(shown.assign(path=paths), self.images, title="Deeprecon")
+        shown = shown.assign(path=paths)
+        stimuli = make_named_stimuli(shown, self.images, title="Deeprecon", beside=self._find_beside())
         plan = BetasPlan(self.zscore, self.untrained, self.dtype)
         notes = {
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
@@ -145,6 +152,9 @@ class DeepreconConfig(Settings):
             text = f"{n} samples of {trials['stimulus_id'].nunique()} stimuli, declared {declared}"
             findings.append(Finding(item.path.name, n == declared, text))
         return findings
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(check_root(self.root, read_manifest("deeprecon")), ("images", "stimuli"))
 
     def _find(self) -> list[Held]:
         root = check_root(self.root, read_manifest("deeprecon"))

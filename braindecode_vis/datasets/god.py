@@ -21,7 +21,11 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.datasets.bids_fmri_stimuli import make_named_stimuli
+from braindecode_vis.datasets.bids_fmri_stimuli import (
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
 from braindecode_vis.datasets.fmri_sources import (
     BetasPart,
     BetasPlan,
@@ -65,7 +69,7 @@ class GodConfig(Settings):
     rois
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     images
-        Folder of the pictures.
+        Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
     zscore, untrained, dtype
         As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files
         do not say which, so ``session`` means the whole file, and ``run`` has no training trials where it tests.
@@ -85,7 +89,8 @@ class GodConfig(Settings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read."""
-        return {path.name: hash_sampled(path) for path in self._find().values()}
+        digests = {path.name: hash_sampled(path) for path in self._find().values()}
+        return digests | hash_image_folder(self.images, self._find_beside())
 
     def prepare(self) -> FmriSource:
         """Return the data set as lazy parts.
@@ -105,7 +110,8 @@ class GodConfig(Settings):
             part, geometries[subject] = make_bdata_part(data, trials, rows, self.rois)
             parts.append(part)
             tables.append(part.trials)
-        stimuli = make_named_stimuli(make_stimulus_table(tables), self.images, title="GOD")
+        table = make_stimulus_table(tables)
+        stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
         plan = BetasPlan(self.zscore, self.untrained, self.dtype)
         notes = {"protocol": f"1200 training pictures; test: {self.test}", "rois_kept": list(self.rois)}
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
@@ -136,6 +142,9 @@ class GodConfig(Settings):
                     where = f"{path.name} against {listed.name}"
                     findings.append(check_names(names, read_list(listed)["stimulus_id"].tolist(), what=where))
         return findings
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(check_root(self.root, read_manifest("god")), ("images", "stimuli"))
 
     def _find(self) -> dict[int, Path]:
         root = check_root(self.root, read_manifest("god"))

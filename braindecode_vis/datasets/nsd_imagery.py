@@ -66,7 +66,8 @@ class NsdImageryConfig(Settings):
     stimuli
         ``nsdimagery_stimuli.pkl3``, which says what each trial showed; found below the root by default.
     imagery_images
-        Folder of the 18 images, each named as the stimulus table names it.
+        Folder of the 18 images, each named as the stimulus table names it; ``nsddata_stimuli/stimuli/nsdimagery`` below
+        the root by default.
     """
 
     kind: Literal["nsd_imagery"] = "nsd_imagery"
@@ -182,11 +183,12 @@ class NsdImageryConfig(Settings):
 
     def _find_images(self) -> dict[str, Path]:
         folder = self.imagery_images
-        if folder is None or not folder.expanduser().is_dir():
+        if folder is None:
+            folder = check_root(self.root, read_manifest("nsd")) / "nsddata_stimuli/stimuli/nsdimagery"
+        if not folder.expanduser().is_dir():
             raise DataError(
-                f"the folder of the imagery images is {folder}; name it with --set dataset.imagery_images=DIR, or "
-                "leave the "
-                "images out with --set dataset.with_images=false."
+                f"the folder of the imagery images {folder} does not exist; name it with "
+                "--set dataset.imagery_images=DIR, or leave the images out with --set dataset.with_images=false."
             )
         files = sorted(folder.expanduser().iterdir())
         return {path.stem: path for path in files if path.suffix.lower() in _IMAGE_ENDS}
@@ -206,9 +208,8 @@ class NsdImageryConfig(Settings):
         missing = [name for name in own["name"] if name not in files]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(own)} imagery images are not in {self.imagery_images}, first "
-                f"{missing[0]!r}; the "
-                f"folder holds {', '.join(list(files)[:5])}."
+                f"{len(missing)} of {len(own)} imagery images are not in the folder of the imagery images, "
+                f"first {missing[0]!r}; it holds {', '.join(list(files)[:5])}."
             )
         paths = [files[name] for name in own["name"]]
         table.loc[table["nsd_id"] < 0, "path"] = [path.name for path in paths]

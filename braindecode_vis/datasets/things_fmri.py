@@ -21,7 +21,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns, suggest
-from braindecode_vis.datasets.bids_fmri_stimuli import check_no_overlap, make_named_stimuli
+from braindecode_vis.datasets.bids_fmri_stimuli import (
+    check_no_overlap,
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
 from braindecode_vis.datasets.fmri_sources import (
     BetasPart,
     BetasPlan,
@@ -73,7 +78,8 @@ class ThingsFmriConfig(Settings):
         It was estimated by the authors from the repeated test images: responses to them choose the voxels, which
         the notes of the result say.
     images
-        Folder of the THINGS images; they may not be passed on, so they never come with the betas.
+        Folder of the THINGS images; ``object_images`` or ``images`` below the root by default, if it holds all of
+        them. They may not be passed on, so they never come with the betas.
     zscore, untrained, dtype
         As in `BetasPlan`.
     """
@@ -105,7 +111,8 @@ class ThingsFmriConfig(Settings):
                 paths += sorted((root / "betas_vol" / f"sub-{subject}").rglob("*_conditions.tsv"))
             mask = self._find_mask(subject)
             paths += [] if mask is None else [mask]
-        return {path.name: hash_sampled(path) for path in paths}
+        digests = {path.name: hash_sampled(path) for path in paths}
+        return digests | hash_image_folder(self.images, self._find_beside())
 
     def prepare(self) -> FmriSource:
         """Return the betas as lazy parts.
@@ -128,7 +135,8 @@ class ThingsFmriConfig(Settings):
         shown = pd.concat(counted, ignore_index=True)
         check_no_overlap(shown, title="THINGS-fMRI")
         paths = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
-        stimuli = make_named_stimuli(shown.assign(path=paths), self.images, title="THINGS-fMRI")
+        shown = shown.assign(path=paths)
+        stimuli = make_named_stimuli(shown, self.images, title="THINGS-fMRI", beside=self._find_beside())
         notes: dict[str, Any] = {"form": form, "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
             notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
@@ -154,6 +162,11 @@ class ThingsFmriConfig(Settings):
             text = f"{source.find_geometry(subject).n_voxels} voxels"
             findings.append(Finding(f"subject {subject} voxels", True, text))
         return findings
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(
+            check_root(self.root, read_manifest("things_fmri")), ("object_images", "images")
+        )
 
     # --- finding ----------------------------------------------------------------------------------------------
 

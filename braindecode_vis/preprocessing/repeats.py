@@ -12,6 +12,7 @@ from braindecode_vis.arrays import Responses
 def average_repetitions(responses: Responses, rows: np.ndarray | None = None) -> Responses:
     """Average the trials of each subject and stimulus, in order of first appearance.
 
+    Where the trial table has a column `task`, what was seen is not averaged with what was imagined.
     Trials are read group by group, so only the averages are held in memory.
 
     Parameters
@@ -24,11 +25,12 @@ def average_repetitions(responses: Responses, rows: np.ndarray | None = None) ->
     Returns
     -------
     Responses
-        One float32 trial per subject and stimulus; `repetition` becomes the number of trials averaged.
+        One float32 trial per subject and stimulus (and task); `repetition` becomes the number of trials averaged.
     """
     rows = np.arange(responses.n_trials) if rows is None else np.asarray(rows)
     trials = responses.trials.iloc[rows]
-    groups = trials.groupby(["subject", "stimulus_id"], sort=False).ngroup().to_numpy()
+    keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
+    groups = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     if n_groups == len(groups):
         return responses.select(rows)

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.god import GodConfig
@@ -190,3 +191,19 @@ def test_all_1250_real_numbers_name_their_pictures(shared, tmp_path):
     findings = GodConfig(root=tmp_path).check()
     assert len(findings) == 5
     assert all(finding.ok for finding in findings), findings
+
+
+def test_pictures_that_come_later_are_noticed(tmp_path):
+    """A run prepared without pictures was reused for ever, whatever folder of pictures was named afterwards."""
+    write_subject(tmp_path)
+    bare = GodConfig(root=tmp_path)
+    without = bare.hash_inputs()
+    assert bare.prepare().stimuli.root is None
+    folder = tmp_path / "images" / "training"
+    folder.mkdir(parents=True)
+    for number, name in enumerate([*TRAIN, *TEST]):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{name}.png")  # ImageNet's own are .JPEG
+        found = bare.prepare().stimuli.root
+        assert (found is None) == (number < len(TRAIN + TEST) - 1)
+    assert bare.hash_inputs() == GodConfig(root=tmp_path, images=tmp_path / "images").hash_inputs() != without
+    assert bare.prepare().stimuli.read_image(TEST[1])[0, 0, 0] == 4

@@ -7,14 +7,16 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat, savemat
 
-from braindecode_vis import store
+from braindecode_vis import pipeline, store
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd import NsdConfig, check_design_facts
 from braindecode_vis.datasets.nsd_betas import SurfaceBetas
 from braindecode_vis.datasets.nsd_design import describe_protocol, make_trials, read_design
 from braindecode_vis.phantom.writers import nsd
 from braindecode_vis.preprocessing.betas import write_fmri
+from braindecode_vis.stages import Retrieved
 from tests.datasets.nsd_phantom import (
     AFFINE,
     N_TRIALS,
@@ -368,3 +370,21 @@ def test_surface_files_of_different_length(surface_root):
     folder = root / f"nsddata_betas/ppdata/subj01/fsaverage/{VERSION}"
     with pytest.raises(DataError, match="trials\\) is expected"):
         SurfaceBetas((folder / "lh.betas_session01.mgh", folder / "rh.betas_session02.mgh"), divide_by=1)
+
+
+def test_what_nsd_says_of_its_test_set_is_in_every_score(tmp_path):
+    """Whether 982 or 1000 shared images were tested stood in the store alone, and no score said it."""
+    root = write_root(tmp_path / "nsd", sessions=(1, 2))
+    run = pipeline.open_run(
+        read_config("nsd_ridge", ["dataset.sessions=2", "dataset.image_size=32"], root=root), tmp_path / "run"
+    )
+    prepared = pipeline.preprocess(run)
+    assert "shared images are the test set" in prepared.declared_protocol
+    retrieved = Retrieved(prepared.artifact, [], "2 exact test images")
+    assert prepared.declared_protocol in pipeline.describe_protocol(run, prepared, retrieved)
+
+
+def test_a_mask_file_that_is_not_there_is_named(tmp_path):
+    root = write_root(tmp_path / "nsd", sessions=(1, 2))
+    with pytest.raises(DataError, match=r"none\.nii does not exist; correct the setting"):
+        NsdConfig(root=root, mask_file=tmp_path / "none.nii", sessions=2).hash_inputs()

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.scaling import fit_zscore
@@ -79,8 +80,6 @@ def test_inner_folds_never_part_an_image():
 
 
 def test_averaging_equals_a_plain_loop():
-    from braindecode_vis.arrays import Responses
-
     trials = make_trials().sample(frac=1, random_state=0).reset_index(drop=True)
     data = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     averaged = average_repetitions(Responses(data, ("trial", "voxel"), trials, "z"))
@@ -100,3 +99,17 @@ def test_zscore_is_that_of_the_training_rows():
     np.testing.assert_allclose(scaled.mean(0), 0, atol=0.05)  # the mean is kept in single precision
     np.testing.assert_allclose(scaled[:, :2].std(0), 1, rtol=1e-3)
     assert (scaled[:, 2] == 0).all()
+
+
+def test_what_was_seen_is_not_averaged_with_what_was_imagined():
+    """The imagery session shows and asks for the same stimuli; both were averaged into one response."""
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": "1", "run": "1", "stimulus_id": ["a", "a", "a", "b"],
+            "repetition": 0, "split": "test", "task": ["vision", "imagery", "vision", "vision"],
+        }
+    )  # fmt: skip
+    data = np.array([[1.0], [10.0], [3.0], [5.0]], np.float32)
+    averaged = average_repetitions(Responses(data, ("trial", "voxel"), trials, "z"))
+    assert averaged.data[:, 0].tolist() == [2.0, 10.0, 5.0]
+    assert averaged.trials["task"].tolist() == ["vision", "imagery", "vision"]
