@@ -205,6 +205,17 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_whitening_fits_split(self) -> Self:
+        # Noise normalisation precedes the split, too, and learns from the declared training trials.
+        mvnn = getattr(self.dataset, "mvnn", "none")
+        if mvnn != "none" and self.split.kind in ("kfold", "leave_one_run_out"):
+            raise ValueError(
+                f"dataset.mvnn {mvnn!r} would whiten with trials that the split {self.split.kind!r} tests; "
+                "set dataset.mvnn to none, or split.kind to published"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_generator_accepts_target(self) -> Self:
         if not self.generator.accepts(self.target.kind):
             raise ValueError(

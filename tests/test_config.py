@@ -134,7 +134,16 @@ def test_every_data_set_has_a_default_configuration():
         "nsd_imagery",
         "nsd_repack",
     )
-    for kind in (*fmri, "things_fmri"):
+    meeg = (
+        "alljoined1",
+        "alljoined16m",
+        "bids_meeg",
+        "eeg_imagenet",
+        "muse_n170",
+        "things_eeg1",
+        "things_meg",
+    )
+    for kind in (*fmri, *meeg, "things_eeg2", "things_fmri"):
         assert read_config(kind).dataset.kind == kind
 
 
@@ -151,3 +160,11 @@ def test_standardising_may_not_see_what_the_split_tests(name, overrides):
     ):
         read_config(name, overrides)
     assert read_config(name, [*overrides, "dataset.zscore=none"])
+
+
+def test_whitening_may_not_see_what_the_split_tests():
+    with pytest.raises(
+        ConfigError, match=r"dataset\.mvnn 'epochs' would whiten with trials .* set dataset\.mvnn"
+    ):
+        read_config("things_eeg2", ["split={kind: kfold, n_folds: 3}"])
+    assert read_config("things_eeg2", ["split={kind: kfold, n_folds: 3}", "dataset.mvnn=none"])

@@ -30,6 +30,7 @@ from braindecode_vis.datasets.alljoined16m_raw import (
     open_block,
     read_labels,
 )
+from braindecode_vis.datasets.bids_fmri_stimuli import hash_image_folder
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import (
     EpochedPart,
@@ -94,14 +95,17 @@ class Alljoined16mConfig(Settings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content."""
         root, layout = self._find()
+        images = hash_image_folder(self._find_images(root))
         if layout == "raw":
-            return {
+            return images | {
                 f"sub-{b.subject:02d}/session_{b.session:02d}/block_{b.block:02d}": hash_sampled(b.path)
                 for b in self._choose_blocks(root)[0]
             }
         files = [path for _, _, path in self._choose_flat(root)]
         tables = {table for path in files for table in path.parent.glob("experiment_metadata*.parquet")}
-        return {f"{path.parent.name}/{path.name}": hash_sampled(path) for path in [*files, *sorted(tables)]}
+        return images | {
+            f"{path.parent.name}/{path.name}": hash_sampled(path) for path in [*files, *sorted(tables)]
+        }
 
     def prepare(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts; `scratch` is not needed.
@@ -281,15 +285,18 @@ class Alljoined16mConfig(Settings):
         )
         return parts, sfreq, unit, {} if unit == "V" else {"whitening": note}
 
-    def _make_stimuli(self, root: Path, trials: pd.DataFrame) -> StimulusSet:
+    def _find_images(self, root: Path) -> Path | None:
         places = [root / "images", root / "stimuli" / "images", root / "stimuli"]
         folder = next((place for place in places if place.is_dir()), None)
         if self.images is not None:
             folder = self.images.expanduser()
             if not folder.is_dir():
                 raise DataError(f"the folder of images {folder} does not exist; correct dataset.images.")
+        return folder
+
+    def _make_stimuli(self, root: Path, trials: pd.DataFrame) -> StimulusSet:
         table = trials[["stimulus_id", "concept"]].drop_duplicates("stimulus_id").sort_values("stimulus_id")
-        return list_stimuli(table.assign(path=table["stimulus_id"] + ".jpg"), folder)
+        return list_stimuli(table.assign(path=table["stimulus_id"] + ".jpg"), self._find_images(root))
 
 
 def _holds(root: Path, layout: str) -> bool:

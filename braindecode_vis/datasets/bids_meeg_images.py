@@ -14,10 +14,18 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.bids_fmri_stimuli import find_image_folder, hash_image_folder
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
 PLACES = ("", "images", "object_images", "stimuli", "THINGS-images", "images_THINGS/object_images")
+
+
+def hash_images(named: Path | None, root: Path) -> dict[str, str]:
+    """Return a digest of the image files at hand, so that a run prepared without them notices that they have come."""
+    beside = [place for place in PLACES if place]
+    found = find_image_folder(root, [*beside, ""])
+    return hash_image_folder(named, find_image_folder(root.parent, beside) if found is None else found)
 
 
 def make_shown_table(events: Iterable[pd.DataFrame]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.bids_fmri_stimuli import hash_image_folder
 from braindecode_vis.datasets.eeg_imagenet_files import Archive, find_archives, open_archive
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.sources import (
@@ -97,7 +98,8 @@ class EegImagenetConfig(Settings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content, since a part has 4 GB."""
-        return {path.name: hash_sampled(path) for path in self._find()}
+        images = hash_image_folder(self._find_images())
+        return images | {path.name: hash_sampled(path) for path in self._find()}
 
     def prepare(self, scratch: Path | None = None) -> MeegSource:
         """Return one part per subject and category block; samples stay in the files.

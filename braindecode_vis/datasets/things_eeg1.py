@@ -23,7 +23,13 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids_meeg_images import PLACES, describe_images, make_shown_table, make_stimuli
+from braindecode_vis.datasets.bids_meeg_images import (
+    PLACES,
+    describe_images,
+    hash_images,
+    make_shown_table,
+    make_stimuli,
+)
 from braindecode_vis.datasets.bids_meeg_raw import (
     RawReader,
     check_length,
@@ -98,7 +104,7 @@ class ThingsEeg1Config(Settings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read: of its size and of samples of its content."""
         root, held, _ = self._find()
-        digests: dict[str, str] = {}
+        digests = hash_images(self.images, root)
         for item in held:
             digests |= hash_recording(item.path, root) | hash_recording(item.events, root)
         if (root / TEST_LIST).is_file():

@@ -69,9 +69,13 @@ class ThingsEeg2Config(Settings):
     subjects, sessions
         Numbers to read; all that are there by default. Only raw sessions and BIDS can be chosen by session.
     channels
-        ``all63``, ``posterior17`` or names, in the order in which they are stored.
-    sfreq, tmin, tmax, window, baseline, mvnn, dtype
-        As in `EpochPlan`; published epochs keep what their publisher chose, and must have this `sfreq`.
+        ``all63``, ``posterior17`` or names, in the order in which they are stored; by default the 17 that the
+        official 100 Hz files hold, and all 63 elsewhere.
+    sfreq
+        In Hz. By default 250 from continuous recordings, and that of the file for published epochs, which are never
+        resampled.
+    tmin, tmax, window, baseline, mvnn, dtype
+        As in `EpochPlan`; published epochs keep what their publisher chose.
     max_train_repetitions, max_test_repetitions
         Keep the first ones of each subject and image only.
     trust_pickle
@@ -88,8 +92,8 @@ class ThingsEeg2Config(Settings):
     layout: Literal["auto"] | Layout = "auto"
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
-    channels: Literal["all63", "posterior17"] | tuple[str, ...] = "all63"
-    sfreq: float = Field(default=250.0, gt=0)
+    channels: Literal["auto", "all63", "posterior17"] | tuple[str, ...] = "auto"
+    sfreq: float | None = Field(default=None, gt=0)
     tmin: float = -0.2
     tmax: float = 1.0
     window: tuple[float, float] = (0.0, 1.0)
@@ -132,7 +136,7 @@ class ThingsEeg2Config(Settings):
         images_root = find_images(root, self.images)
         table = read_image_list(root, images_root)
         layout = held[0].layout
-        parts, notes = open_held(held, self, table, self.find_channels(), scratch)
+        parts, notes = open_held(held, self, table, self.find_channels(layout), scratch)
         if layout in ("raw", "bids"):
             parts = [_limit(part, self) for part in _count_repetitions(parts)]
             _check_coverage(parts, table, self)
@@ -141,7 +145,7 @@ class ThingsEeg2Config(Settings):
         shown = set().union(*(_shown(part) for part in parts))
         stimuli = make_stimuli(table[table["stimulus_id"].isin(shown)], images_root)
         plan = EpochPlan(
-            self.sfreq,
+            _find_sfreq(parts[0]) if self.sfreq is None else self.sfreq,
             self.tmin,
             self.tmax,
             self.window,
@@ -179,19 +183,19 @@ class ThingsEeg2Config(Settings):
                 findings.append(Finding(name, True, "not opened: it needs dataset.trust_pickle=true"))
                 continue
             try:
-                part = open_held([item], self, table, self.find_channels(), None, convert=False)[0]
+                part = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
                 n = sum(len(p.trials if isinstance(p, EpochedPart) else p.recording.events) for p in part)
                 findings.append(Finding(name, True, f"{n} trials" if part else "readable"))
             except (DataError, ConfigError) as error:
                 findings.append(Finding(name, False, str(error)))
         return findings
 
-    def find_channels(self) -> tuple[str, ...]:
-        """Return the channels to read, in their order."""
-        if self.channels == "all63":
-            return ALL63
-        if self.channels == "posterior17":
+    def find_channels(self, layout: Layout) -> tuple[str, ...]:
+        """Return the channels to read from files of a layout, in their order."""
+        if self.channels == "posterior17" or (self.channels == "auto" and layout == "official"):
             return POSTERIOR17
+        if self.channels in ("auto", "all63"):
+            return ALL63
         names = tuple(self.channels)
         if not names or len(set(names)) != len(names):
             raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
@@ -297,6 +301,13 @@ class _PickedRows:
         rows = self.rows[start:stop]
         runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
         return np.concatenate([self.read(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def _find_sfreq(part: Any) -> float:
+    """Return the rate of the trials in Hz where none was asked for."""
+    if isinstance(part, EpochedPart):
+        return round(1 / float(np.median(np.diff(part.times))), 6)
+    return 250.0
 
 
 def _shown(part: Any) -> set[str]:

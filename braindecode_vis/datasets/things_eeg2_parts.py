@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class Options(Protocol):
 
     trust_pickle: bool
     max_dropped: float
-    sfreq: float
+    sfreq: float | None
     event_column: str | None
 
 
@@ -77,7 +77,13 @@ def open_held(
         elif convert:
             parts.append(_open_ubp(item, options, listed, ch_names, scratch))
     whitening = _WHITENED.get(held[0].layout)
-    return parts, {"whitening": whitening} if whitening else {}
+    notes: dict[str, Any] = {"whitening": whitening} if whitening else {}
+    if held[0].layout == "official":
+        notes["warnings"] = [
+            "These THINGS-EEG2 epochs were whitened by their authors with the covariance of training and test trials "
+            "together, so that no score on them is free of the test set; the raw sessions are."
+        ]
+    return parts, notes
 
 
 def _open_raw(item: Held, options: Options, images: pd.DataFrame, ch_names: Sequence[str]) -> ContinuousPart:
@@ -183,7 +189,7 @@ def _make_part(
 ) -> EpochedPart:
     """Label the epochs of one file; `images` has one row per image of the file, in its order."""
     if isinstance(data, np.ndarray):
-        data = _hold(data, item)
+        data = _SmallArray(data, data.shape)
     if len(data.shape) != 4 or data.dtype.kind != "f":
         raise DataError(
             f"{item.where} should hold numbers of shape (n_images, n_repetitions, n_channels, n_times), "
@@ -200,10 +206,10 @@ def _make_part(
         raise DataError(f"{item.where} has {n_channels} channels of data but names {len(names)}.")
     times = _align_times(times, n_times, item)
     sfreq = 1 / float(np.median(np.diff(times)))
-    if not np.isclose(sfreq, options.sfreq, rtol=1e-3):
+    if options.sfreq is not None and not np.isclose(sfreq, options.sfreq, rtol=1e-3):
         raise ConfigError(
             f"{item.where} has {sfreq:g} Hz, but dataset.sfreq is {options.sfreq:g}; published epochs are not "
-            f"resampled: pass --set dataset.sfreq={sfreq:g}."
+            f"resampled: pass --set dataset.sfreq={sfreq:g} or leave it out."
         )
     rows = find_channels(names, ch_names, item.where)
     trials = images.loc[images.index.repeat(n_repetitions), ["stimulus_id", "concept", "split"]]
@@ -217,16 +223,25 @@ def _make_part(
     return EpochedPart(trials, (item.path,), tuple(ch_names), times, _Picked(flat, rows))
 
 
-def _hold(data: np.ndarray, item: Held) -> FileArray:
-    raise DataError(
-        f"{item.where} holds only an array of shape {data.shape}: it is cut short; fetch it again."
-    )
+@dataclass(frozen=True)
+class _SmallArray:
+    """An array below the size from which arrays stay in their file; read like one of those."""
+
+    array: np.ndarray
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        return self.array.reshape(self.shape)[start:stop]
 
 
 class _Picked:
     """Reads epochs from a file and picks channels."""
 
-    def __init__(self, data: FileArray, rows: np.ndarray) -> None:
+    def __init__(self, data: FileArray | _SmallArray, rows: np.ndarray) -> None:
         self.data, self.rows = data, rows
 
     def __call__(self, start: int, stop: int) -> np.ndarray:

@@ -24,7 +24,13 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids_meeg_images import PLACES, describe_images, make_shown_table, make_stimuli
+from braindecode_vis.datasets.bids_meeg_images import (
+    PLACES,
+    describe_images,
+    hash_images,
+    make_shown_table,
+    make_stimuli,
+)
 from braindecode_vis.datasets.bids_meeg_raw import (
     find_sensor_positions,
     hash_recording,
@@ -126,7 +132,7 @@ class ThingsMegConfig(Settings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read: of its size and of samples of its content."""
         root, held = self._find()
-        digests: dict[str, str] = {}
+        digests = hash_images(self.images, root)
         for item in held:
             if isinstance(item, Run):
                 digests |= hash_recording(item.path, root)

@@ -150,25 +150,34 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
 
 def iterate_trials(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
     """Yield the trials of a part in order, float32 blocks of shape (n, n_channels, n_times), checked to be finite."""
+    low = np.full(len(piece.part.ch_names), np.inf)
+    high = -low
     if isinstance(piece.part, EpochedPart):
         for start in range(0, len(piece.trials), BLOCK_TRIALS):
             block = piece.part.read(start, min(start + BLOCK_TRIALS, len(piece.trials)))
             block = np.ascontiguousarray(block[..., piece.keep], dtype=np.float32)
             _check_block(block, piece, start)
+            low, high = np.minimum(low, block.min(axis=(0, 2))), np.maximum(high, block.max(axis=(0, 2)))
             yield block
+        _check_flat(piece, low, high)
         return
-    part, done = piece.part, 0
-    low, high = np.full(len(part.ch_names), np.inf), np.full(len(part.ch_names), -np.inf)
+    done = 0
     for rows in _group_events(piece, plan):
         block, signal = _cut_stretch(piece, rows, plan)
         _check_block(block, piece, done)
         low, high = np.minimum(low, signal.min(axis=1)), np.maximum(high, signal.max(axis=1))
         done += len(rows)
         yield block
-    flat = [name for name, a, b in zip(part.ch_names, low, high, strict=True) if a == b]
-    if flat:
+    _check_flat(piece, low, high)
+
+
+def _check_flat(piece: Piece, low: np.ndarray, high: np.ndarray) -> None:
+    """Raise `DataError` if the extremes of a channel over all trials are the same."""
+    flat = [name for name, a, b in zip(piece.part.ch_names, low, high, strict=True) if a == b]
+    if flat and len(piece.trials):
         raise DataError(
-            f"{part.where}: the channel(s) {', '.join(flat)} are flat throughout; leave them out with dataset.channels."
+            f"{piece.part.where}: the channel(s) {', '.join(flat)} are flat throughout; "
+            "leave them out with dataset.channels."
         )
 
 

@@ -159,8 +159,37 @@ class LeaveOneRunOutConfig(Settings):
         return Split(f"leave one run out ({len(folds)} runs, within subject)", tuple(folds), trials, "run")
 
 
+class LeaveOneSubjectOutConfig(Settings):
+    """One fold per subject: its test trials are decoded by an encoder that has seen other people only.
+
+    Training and test images are those that the data set declares, so that neither the person nor the image was met.
+    """
+
+    kind: Literal["leave_one_subject_out"] = "leave_one_subject_out"
+
+    def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
+        """Return one fold per subject, over the `split` column of the trial table."""
+        subjects, column = trials["subject"].to_numpy(dtype=object), trials["split"].to_numpy(dtype=object)
+        names = pd.unique(subjects)
+        if len(names) < 2:
+            raise ConfigError(
+                f"leave-one-subject-out needs two subjects, but only subject {names[0]} was read; see dataset.subjects."
+            )
+        if not (column == "test").any():
+            raise ConfigError("the data set declares no test trials; leave-one-subject-out needs them.")
+        folds = tuple(
+            Fold(
+                np.flatnonzero((subjects != name) & (column == "train")),
+                np.flatnonzero((subjects == name) & (column == "test")),
+            )
+            for name in names
+        )
+        return Split(f"leave one subject out ({len(names)} subjects), published images", folds, trials)
+
+
 SplitConfig = Annotated[
-    PublishedSplitConfig | KFoldSplitConfig | LeaveOneRunOutConfig, Field(discriminator="kind")
+    PublishedSplitConfig | KFoldSplitConfig | LeaveOneRunOutConfig | LeaveOneSubjectOutConfig,
+    Field(discriminator="kind"),
 ]
 
 

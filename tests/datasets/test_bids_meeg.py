@@ -330,3 +330,16 @@ def test_the_real_tables_of_things_meg_need_no_sidecars(shared, tmp_path):
     assert (responses.unit, responses.coords["modality"]) == ("T", "meg")
     assert set(responses.trials["split"]) == {"train", "test"}
     assert responses.trials["concept"].iloc[0] == "1760.0"
+
+
+def test_images_that_come_later_change_the_digest(tmp_path):
+    """A run that was prepared without images went on without them for ever."""
+    from braindecode_vis.datasets.bids_meeg_images import hash_images
+
+    assert hash_images(None, tmp_path) == {}
+    (tmp_path / "stimuli").mkdir()
+    (tmp_path / "stimuli" / "ant.jpg").write_bytes(b"1")
+    first = hash_images(None, tmp_path)
+    (tmp_path / "stimuli" / "bee.jpg").write_bytes(b"1")
+    assert first != hash_images(None, tmp_path) != {}
+    assert hash_images(tmp_path / "stimuli", tmp_path / "elsewhere") == hash_images(None, tmp_path)

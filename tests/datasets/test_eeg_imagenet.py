@@ -235,6 +235,7 @@ def test_pictures_at_hand_are_hashed(tmp_path):
     folder.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(folder / f"{FINE[0]}_0.JPEG")
     config = EegImagenetConfig(root=tmp_path)
+    assert "images" in config.hash_inputs()  # a run that was prepared without pictures is prepared again
     stimuli = config.prepare().stimuli
     assert stimuli.table["hashed"].tolist() == ["file"] + 5 * ["name"]
     assert stimuli.read_image(f"{FINE[0]}_0").shape == (4, 4, 3)

@@ -226,15 +226,46 @@ def _no_large_arrays(monkeypatch):
 
 def test_official_files(images, tmp_path):
     data = write_derived(images / "preprocessed", derived.write_official, 100)
-    responses = write(make_config(images, sfreq=100.0), tmp_path / "out")
+    responses = write(make_config(images), tmp_path / "out")
     np.testing.assert_array_equal(responses.data, data[..., 20:].astype(np.float32))
+    assert responses.coords["sfreq"] == 100
+    assert "free of the test set" in responses.coords["warnings"][0]
     assert responses.coords["times"][0] == pytest.approx(0)
     assert responses.unit == "whitened"
     meta = json.loads((tmp_path / "out" / "responses" / "meta.json").read_text())
     assert "training and test trials together" in meta["provenance"]["whitening"]
     assert (responses.trials["session"] == "n/a").all()
     with pytest.raises(ConfigError, match=r"sfreq=100"):
-        make_config(images).prepare()
+        make_config(images, sfreq=250.0).prepare()
+
+
+def test_small_official_files_are_not_called_cut_short(images, tmp_path, monkeypatch):
+    """Files of few images come as arrays, not as places in a file, and were all refused."""
+    data = write_derived(images / "preprocessed", derived.write_official, 100)
+    monkeypatch.setattr("braindecode_vis.datasets.safe_pickle.LARGE_BYTES", 1 << 30)
+    responses = write(make_config(images), tmp_path / "out")
+    np.testing.assert_array_equal(responses.data, data[..., 20:].astype(np.float32))
+
+
+def test_the_defaults_fit_official_files(images, tmp_path):
+    """`check` and `preprocess` without options refused them, asking for 250 Hz and 63 channels."""
+    for part, n in (("training", N_TRAIN), ("test", N_TEST)):
+        epochs = make_epochs(n, 100, n_channels=17)
+        derived.write_official(
+            images, 1, part, iter(epochs), n_images=n, n_repetitions=4, ch_names=POSTERIOR17
+        )
+    assert all(finding.ok for finding in ThingsEeg2Config(root=images).check())
+    responses = write(ThingsEeg2Config(root=images), tmp_path / "out")
+    assert responses.coords["ch_names"] == list(POSTERIOR17)
+
+
+def test_a_flat_channel_of_published_epochs_is_named(images, tmp_path):
+    for part, n in (("training", N_TRAIN), ("test", N_TEST)):
+        epochs = make_epochs(n, 250)
+        epochs[:, :, 1] = 0
+        derived.write_250hz(images, 1, part, iter(epochs), n_images=n, n_repetitions=4, ch_names=CHANNELS)
+    with pytest.raises(DataError, match=r"subject 01, file .*channel\(s\) Oz are flat"):
+        write(make_config(images), tmp_path / "out")
 
 
 def test_250_hz_pickles(images, tmp_path):

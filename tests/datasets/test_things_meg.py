@@ -60,7 +60,7 @@ def base(tmp_path_factory, images, design):
     attributes = phantom.make_sample_attributes(1, design, images)
     phantom.write_sample_attributes(root, 1, attributes)
     times = np.arange(281) / 200 - 0.1
-    epochs = [np.outer([nr % 1000, 1, 2], (times >= 0)) for nr in attributes["image_nr"]]
+    epochs = [np.outer([nr % 1000, 1 + nr % 7, 2 + nr % 5], (times >= 0)) for nr in attributes["image_nr"]]
     phantom.write_preprocessed(root, 1, iter(epochs), attributes, ch_names=KEPT, locs=locs[:3])
     return root
 

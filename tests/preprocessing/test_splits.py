@@ -9,6 +9,7 @@ from braindecode_vis.preprocessing.scaling import fit_zscore
 from braindecode_vis.preprocessing.splits import (
     Fold,
     KFoldSplitConfig,
+    LeaveOneSubjectOutConfig,
     PublishedSplitConfig,
     Split,
     make_inner_folds,
@@ -113,3 +114,19 @@ def test_what_was_seen_is_not_averaged_with_what_was_imagined():
     averaged = average_repetitions(Responses(data, ("trial", "voxel"), trials, "z"))
     assert averaged.data[:, 0].tolist() == [2.0, 10.0, 5.0]
     assert averaged.trials["task"].tolist() == ["vision", "imagery", "vision"]
+
+
+def test_leave_one_subject_out_meets_neither_the_person_nor_the_image():
+    trials = pd.concat([make_trials().assign(subject=name) for name in ("01", "02", "03")], ignore_index=True)
+    split = LeaveOneSubjectOutConfig().make(trials, make_concepts(trials), seed=0)
+    assert len(split.folds) == 3
+    for fold, name in zip(split.folds, ("01", "02", "03"), strict=True):
+        assert set(trials["subject"].iloc[fold.test]) == {name}
+        assert set(trials["subject"].iloc[fold.train]) == {"01", "02", "03"} - {name}
+        assert (trials["split"].iloc[fold.train] == "train").all()
+        assert (trials["split"].iloc[fold.test] == "test").all()
+    with pytest.raises(ConfigError, match="needs two subjects, but only subject 01"):
+        LeaveOneSubjectOutConfig().make(make_trials(), make_concepts(make_trials()), seed=0)
+    leaking = trials.assign(stimulus_id="same")
+    with pytest.raises(DataError, match=r"shows 1 image\(s\) on both sides"):
+        LeaveOneSubjectOutConfig().make(leaking, make_concepts(trials), seed=0)
