@@ -333,7 +333,8 @@ def phantom(
     ] = None,
     test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None,
     snr: Annotated[
-        float, typer.Option("--snr", min=0.0, help="Signal power over noise power, single trials.")
+        float,
+        typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power, single trials."),
     ] = 0.1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
@@ -352,7 +353,8 @@ def phantom(
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
         "test_repetitions": test_repetitions,
     }  # fmt: skip
-    chosen = assemble.SIZES[form][size].replace(**{k: v for k, v in changes.items() if v is not None})
+    given = {key: value for key, value in changes.items() if value is not None}
+    chosen = assemble.change_size(form, assemble.SIZES[form][size], **given)
     estimate = assemble.estimate_phantom(form, chosen)
     cost = (
         f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "
@@ -384,7 +386,7 @@ def demo(
         str, typer.Option("--size", help="Size of the simulated data set: tiny, small or demo.")
     ] = "demo",
     snr: Annotated[
-        float | None, typer.Option("--snr", min=0.0, help="Signal power over noise power.")
+        float | None, typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
     as_json: Json = False,

@@ -260,7 +260,7 @@ class PhantomConfig(Settings):
     """
 
     n_subjects: int = Field(default=2, ge=1)
-    snr: float = Field(default=0.1, ge=0)
+    snr: float = Field(default=0.1, ge=0, le=1000)
     seed: int = Field(default=0, ge=0)
     shared: float = Field(default=0.5, ge=0, le=1)
     gain_sd: float = Field(default=0.15, ge=0)

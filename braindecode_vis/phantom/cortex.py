@@ -143,9 +143,16 @@ def label_networks(positions: np.ndarray) -> np.ndarray:
 
 def find_members(positions: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Return the positions that lie in one of the named regions or networks, as sorted row numbers."""
-    regions = [name for name in names if name not in NETWORKS]
-    inside = np.isin(label_regions(positions), regions)
+    points = np.ascontiguousarray(positions, np.float64)
+    return _find_members(points.tobytes(), frozenset(names)).copy()
+
+
+@lru_cache(maxsize=32)
+def _find_members(points: bytes, names: frozenset[str]) -> np.ndarray:
+    """Return the members among points given as bytes; every stage of every person asks for the same few."""
+    positions = np.frombuffer(points).reshape(-1, 3)
     networks = [name for name in names if name in NETWORKS]
+    inside = np.isin(label_regions(positions), [name for name in names if name not in NETWORKS])
     if networks:
         inside |= np.isin(label_networks(positions), networks)
     return np.flatnonzero(inside)

@@ -99,7 +99,7 @@ def test_truth_lies_beside_the_data(made, name):
     assert np.isfinite(responses).all()
     for path in stimuli["path"]:
         assert (root / path).is_file()
-    assert not (root / ".phantom-scratch").exists()
+    assert not list(root.rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize("name", FORMATS)

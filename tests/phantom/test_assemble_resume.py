@@ -1,7 +1,11 @@
 """Resuming an interrupted call, refusing what cannot be, and the streams underneath."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from braindecode_vis.phantom import PhantomConfig, make_machine
 from braindecode_vis.phantom.assemble import (
     SIZES,
     PhantomSize,
+    change_size,
     check_space,
     estimate_phantom,
     make_phantom,
@@ -101,6 +106,44 @@ def test_a_damaged_file_is_written_again(tmp_path):
     assert path.read_bytes() == content
 
 
+def test_leftovers_of_killed_processes_are_cleared(tmp_path):
+    """A call killed while it wrote left its half-written files beside the data for ever, gigabytes at full size."""
+    make_small(tmp_path)
+    whole = set(list_files(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for owner, name in ((dead.pid, "Subject1.h5"), (os.getpid(), "scratch/spool.npy"), (1, "Subject1.h5")):
+        path = tmp_path / f".tmp-{owner}-{name}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    make_small(tmp_path, embed=refuse)
+    assert set(list_files(tmp_path)) == whole | {".tmp-1-Subject1.h5"}  # process 1 lives
+
+
+def test_betas_beyond_the_format_are_refused_before_they_are_written(tmp_path):
+    """NSD's int16 end at 109 %: the main sessions failed half-way, the imagery file would have wrapped around."""
+    with pytest.raises(ConfigError, match="ratio of 50, trials of subject 01 reach about"):
+        make_phantom(
+            "nsd", tmp_path / "x", size=SIZES["nsd"]["tiny"], config=PhantomConfig(snr=50.0), embed=embed
+        )
+    assert not list(tmp_path.rglob("betas*"))
+
+
+def test_a_smaller_test_has_fewer_imagined_images():
+    """The command has no option for imagined images, so a smaller test of NSD or GOD could not be asked for."""
+    tiny = SIZES["nsd"]["tiny"]
+    for n_test, n_imagery in ((6, 6), (5, 3), (2, 0)):
+        changed = change_size("nsd", tiny, n_test_concepts=n_test)
+        assert (changed.n_imagery, changed.imagery_repetitions) == (n_imagery, 16 if n_imagery else 0)
+        assert change_size("god", SIZES["god"]["tiny"], n_test_concepts=n_test).n_imagery == min(4, n_test)
+        for name in ("nsd", "god"):
+            estimate_phantom(
+                name, change_size(name, SIZES[name]["tiny"], n_test_concepts=n_test, n_sessions=1)
+            )
+    assert change_size("nsd", tiny, n_test_concepts=3, n_imagery=6).n_imagery == 6  # refused later, in words
+    assert change_size("bids-eeg", SIZES["bids-eeg"]["tiny"], n_test_concepts=2).n_imagery is None
+
+
 def test_another_phantom_in_the_same_folder_is_refused(tmp_path):
     make_small(tmp_path / "a")
     with pytest.raises(ConfigError, match=r"config\.snr is 0\.3 there, not 0\.5"):
@@ -110,6 +153,8 @@ def test_another_phantom_in_the_same_folder_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and holds no phantom"):
         make_small(tmp_path)
+    with pytest.raises(ConfigError, match="lies below a file"):
+        make_small(tmp_path / "thesis.txt" / "chapter")
 
 
 def test_ledger_forgets_files_that_are_gone(tmp_path):
@@ -153,10 +198,14 @@ def test_unknown_names_are_refused(tmp_path):
         SMALL.replace(n_session=1)
 
 
-def test_a_full_disk_is_seen_before_it_starts(tmp_path):
+def test_a_full_disk_is_seen_before_it_starts(tmp_path, monkeypatch):
     estimate = dataclasses.replace(estimate_phantom("god", SMALL), n_bytes=1 << 60)
-    with pytest.raises(DataError, match="GB free; choose a smaller size"):
+    with pytest.raises(DataError, match=r"1152921504\.61 GB more in .* free; choose a smaller size"):
         check_space(tmp_path / "new" / "folder", estimate)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100_000))
+    with pytest.raises(DataError, match=r"about 0\.\d MB more in .* the disk has 0\.1 MB free"):
+        check_space(tmp_path, estimate_phantom("god", SMALL))
+    monkeypatch.undo()
     check_space(tmp_path, estimate_phantom("god", SMALL))
 
 

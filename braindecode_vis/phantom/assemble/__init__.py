@@ -7,6 +7,7 @@ a format plans the files; `build` knows the order, `ledger` what is finished, `t
 from braindecode_vis.phantom.assemble.build import (
     FORMATS,
     Estimate,
+    change_size,
     check_space,
     estimate_phantom,
     make_phantom,
@@ -21,6 +22,7 @@ __all__ = [
     "Estimate",
     "PhantomSize",
     "PhantomTruth",
+    "change_size",
     "check_space",
     "estimate_phantom",
     "make_phantom",

@@ -7,6 +7,7 @@ finished it, so that an interrupted call goes on. Knows formats by their `Format
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,33 @@ class Estimate:
     n_steps: int
 
 
+def change_size(format: str, size: PhantomSize, **changes: Any) -> PhantomSize:
+    """Return a size with other numbers, and no more imagined images than it has test images.
+
+    Only test images are imagined, in sets of equal size, so a smaller test needs fewer; with too few for a set,
+    nothing is imagined. Numbers of imagined images that are named in `changes` are taken as they are.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such format, or no such field.
+
+    Examples
+    --------
+    >>> from braindecode_vis.phantom.assemble import SIZES
+    >>> change_size("nsd", SIZES["nsd"]["tiny"], n_test_concepts=5).n_imagery
+    3
+    """
+    form = get_format(format)
+    changed = size.replace(**changes)
+    if not size.n_imagery or {"n_imagery", "imagery_repetitions"} & set(changes):
+        return changed
+    most = changed.n_test_concepts // form.n_imagery_sets * form.n_imagery_sets
+    if most >= size.n_imagery:
+        return changed
+    return changed.replace(n_imagery=most, imagery_repetitions=size.imagery_repetitions if most else 0)
+
+
 def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     """Return what a phantom will cost, without making anything.
 
@@ -119,16 +147,21 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
 def check_space(out: Path, estimate: Estimate) -> None:
     """Raise `DataError` if the disk of `out` has no room for what is still missing there."""
     folder = out.expanduser().absolute()
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    while not folder.exists():
+    finished = folder.rglob("[!.]*") if folder.is_dir() else ()
+    there = sum(path.stat().st_size for path in finished if path.is_file())
+    while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     needed = max(0, estimate.n_bytes - there) + estimate.scratch_bytes
     if needed > free:
         raise DataError(
-            f"the phantom needs about {needed / 1e9:.2f} GB more in {out}, but the disk has {free / 1e9:.2f} GB free; "
+            f"the phantom needs about {_write_size(needed)} more in {out}, but the disk has {_write_size(free)} free; "
             "choose a smaller size or another folder."
         )
+
+
+def _write_size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def make_phantom(
@@ -185,6 +218,7 @@ def make_phantom(
         "config": config.hashed_fields(),
     }
     ledger = Ledger(out, request)
+    ledger.clear_leftovers()
     check_space(out, estimate)
     try:
         return _make(form, ledger, size, config, embed, advance, describe)
@@ -195,7 +229,7 @@ def make_phantom(
             ) from error
         raise
     finally:
-        shutil.rmtree(out / ".phantom-scratch", ignore_errors=True)
+        shutil.rmtree(out / f".tmp-{os.getpid()}-scratch", ignore_errors=True)
 
 
 def _make(

@@ -6,6 +6,7 @@ call finished it. Knows no format.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +124,8 @@ class Job:
 
     @property
     def scratch(self) -> Path:
-        """Folder for temporary files; its name begins with a dot, so that no reader looks into it."""
-        folder = self.root / ".phantom-scratch"
+        """Folder for temporary files of this process; its name begins with a dot: no reader looks into it."""
+        folder = self.root / f".tmp-{os.getpid()}-scratch"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -172,6 +173,8 @@ class Format:
         The simulated machine of a size.
     plan
         The units of a job.
+    n_imagery_sets
+        Imagined images come in so many sets of equal size.
     """
 
     name: str
@@ -185,3 +188,4 @@ class Format:
     count_images: Callable[[PhantomSize], int]
     make_machine: Callable[[PhantomSize], Machine | FmriMachine]
     plan: Callable[[Job], list[Unit]]
+    n_imagery_sets: int = 1

@@ -6,6 +6,9 @@ their sizes. A folder belongs to one request; another one is refused.
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,8 @@ class Ledger:
         self.request = json_plain(request)
         self.fingerprint = compute_fingerprint("phantom", VERSION, self.request, {})
         self.units: dict[str, dict[str, int]] = {}
+        if any(parent.exists() and not parent.is_dir() for parent in root.absolute().parents):
+            raise ConfigError(f"{root} lies below a file, not a folder; choose another folder.")
         if self.path.is_file():
             kept = read_json(self.path)
             if kept["fingerprint"] != self.fingerprint:
@@ -70,8 +75,29 @@ class Ledger:
         }
         self._write()
 
+    def clear_leftovers(self) -> None:
+        """Delete what killed processes had begun, which nobody will finish; what lives is left alone."""
+        for path in list(self.root.rglob(".tmp-*")):
+            owner = re.match(r"\.tmp-(\d+)-", path.name)
+            if owner is None or _is_alive(int(owner[1])):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def _write(self) -> None:
         write_json(self.path, {"fingerprint": self.fingerprint, "request": self.request, "units": self.units})
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()  # this process has begun nothing yet: an earlier one had its number
 
 
 def _compare(old: Any, new: Any, name: str = "") -> list[str]:

@@ -26,7 +26,7 @@ from braindecode_vis.phantom.assemble.volumes import (
     estimate_volume_bytes,
     label_visual_quadrants,
 )
-from braindecode_vis.phantom.bold import compute_voxel_snr
+from braindecode_vis.phantom.bold import compute_betas, compute_voxel_snr
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.scanner import ROIS, make_fmri_machine
 from braindecode_vis.phantom.writers import nsd
@@ -125,6 +125,8 @@ def make_design(size: PhantomSize, seed: int) -> nsd.Design:
 def plan(job: Job) -> list[Unit]:
     """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
     n_images = len(job.table)
+    for person in job.people:
+        _check_range(job, person)
     units = [
         Unit("the experimental design", 1, lambda progress: _write_design(job)),
         Unit("the stimulus brick", n_images, lambda progress: _write_brick(job, progress)),
@@ -149,6 +151,19 @@ def plan(job: Job) -> list[Unit]:
 
             units.append(Unit(f"subject {person.name}, imagery", _count_imagery(job.size), imagine))
     return units
+
+
+def _check_range(job: Job, person: Person) -> None:
+    """Raise `ConfigError` before hours of work if the betas will not fit into the files."""
+    rows = np.unique(np.linspace(0, len(job.table) - 1, 64).astype(int))
+    # Gains of single trials reach twice their mean; noise stays within six standard deviations.
+    most = 2 * float(np.abs(compute_betas(person, job.scanner, rows)).max())
+    most += 6 * person.config.fmri.noise_percent
+    if most > nsd.MOST_PERCENT:
+        raise ConfigError(
+            f"at a signal-to-noise ratio of {person.config.snr:g}, trials of subject {person.name} reach about "
+            f"{most:.0f} % signal change, but the int16 of NSD end at {nsd.MOST_PERCENT:.0f} %; choose a lower snr."
+        )
 
 
 def _write_design(job: Job) -> list[Path]:
@@ -266,7 +281,7 @@ def _write_imagery(job: Job, person: Person, progress: Progress) -> list[Path]:
     volumes = iterate_volumes(job.scanner, progress.watch(iterate(), len))
     path = write_volumes(
         folder / f"nsdimagery{VERSION}" / "betas_nsdimagery.nii.gz",
-        (np.rint(volume * nsd.SCALE).astype(np.int16) for volume in volumes),
+        nsd.scale_betas(volumes, job.scanner.mask.shape, "betas_nsdimagery.nii.gz"),
         shape=job.scanner.mask.shape,
         n_volumes=len(design),
         affine=job.scanner.affine,
@@ -288,4 +303,5 @@ FORMAT = Format(
     count_images=count_images,
     make_machine=lambda size: make_fmri_machine(size.voxel_mm or 0, nsd.T_R),
     plan=plan,
+    n_imagery_sets=len(IMAGERY_SETS),
 )

@@ -28,6 +28,8 @@ from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import replace_atomically
 
 SCALE = 300
+MOST_PERCENT = np.iinfo(np.int16).max / SCALE
+"""The largest signal change that the files can hold."""
 T_R = 4 / 3
 SPACE = "func1pt8mm"
 BETA_VERSIONS = ("betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR")
@@ -265,7 +267,7 @@ def write_betas(
     check_option("beta version", version, BETA_VERSIONS)
     check_option("beta format", form, ("nii.gz", "hdf5"))
     path = _beta_folder(root, subject, version) / f"betas_session{session:02d}.{form}"
-    volumes = _scale(betas, shape, path.name)
+    volumes = scale_betas(betas, shape, path.name)
     if form == "nii.gz":
         return write_volumes(
             path, volumes, shape=shape, n_volumes=n_trials, affine=affine, dtype=np.int16, t_r=T_R
@@ -277,13 +279,20 @@ def _beta_folder(root: Path, subject: int, version: str) -> Path:
     return root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / SPACE / version
 
 
-def _scale(betas: Iterable[np.ndarray], shape: tuple[int, int, int], name: str) -> Iterator[np.ndarray]:
+def scale_betas(betas: Iterable[np.ndarray], shape: tuple[int, int, int], name: str) -> Iterator[np.ndarray]:
+    """Yield volumes of percent signal change as the int16 that are stored in the file `name`.
+
+    Raises
+    ------
+    DataError
+        If a value does not fit into int16, which would come back as another number.
+    """
     for trial, volume in enumerate(betas):
         scaled = np.rint(check_block(volume, shape, what=f"the betas of {name}") * SCALE)
         if np.abs(scaled).max() > np.iinfo(np.int16).max:
             raise DataError(
                 f"trial {trial} of {name} reaches {np.abs(volume).max():.0f} % signal change; "
-                "int16 x 300 ends at 109 %."
+                f"int16 x {SCALE:g} ends at {MOST_PERCENT:.0f} %: lower the signal-to-noise ratio."
             )
         yield scaled.astype(np.int16)
 
