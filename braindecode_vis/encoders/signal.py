@@ -1,0 +1,139 @@
+"""What a network must know of the responses before it can be built: shape, sensors, time axis, subjects.
+
+Every network file holds an ``XConfig`` with ``kind`` and ``build(signal, n_outputs)``, which returns a torch module
+with ``forward(data, subject)``: `data` of shape (batch, *signal.shape), `subject` of shape (batch,) with the row of
+each trial's subject in `signal.subjects`, or `signal.unknown_subject` for a person never trained on; the result has
+the shape (batch, n_outputs). This file knows neither torch nor training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Axes of one trial, as a network sees them.
+
+    Parameters
+    ----------
+    dims
+        Names of the axes after ``trial``: ``("channel", "time")``, ``("voxel",)``, ``("parcel",)`` or
+        ``("parcel", "time")``.
+    shape
+        Their lengths.
+    subjects
+        Subjects of the training trials, in order; their number is the index of an unknown subject.
+    ch_names
+        Channel names, if there are channels.
+    ch_pos : array of shape (n_channels, 3) or None
+        Sensor positions in m.
+    times : array of shape (n_times,) or None
+        Time of each sample in s from stimulus onset.
+    sfreq
+        Sampling rate in Hz.
+    networks
+        Network of each parcel (Yeo names), if there are parcels.
+    n_voxels
+        Number of voxels of each subject where subjects have different ones; their rows are padded with zeros.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    subjects: tuple[str, ...]
+    ch_names: tuple[str, ...] = ()
+    ch_pos: np.ndarray | None = None
+    times: np.ndarray | None = None
+    sfreq: float | None = None
+    networks: tuple[str, ...] = ()
+    n_voxels: tuple[int, ...] = ()
+
+    @property
+    def unknown_subject(self) -> int:
+        """Index that stands for a subject outside the training set."""
+        return len(self.subjects)
+
+    def size_of(self, dim: str) -> int:
+        """Return the length of the axis `dim`; raise `DataError` if there is none."""
+        if dim not in self.dims:
+            raise DataError(
+                f"this network needs a {dim} axis, but the responses have {', '.join(self.dims)}; choose another "
+                "encoder.network.kind."
+            )
+        return self.shape[self.dims.index(dim)]
+
+    def index_subjects(self, subjects: Any) -> np.ndarray:
+        """Return the index of each subject, `unknown_subject` for those never trained on."""
+        rows = pd.Index(self.subjects).get_indexer(pd.Index([str(s) for s in subjects], dtype=object))
+        return np.where(rows < 0, self.unknown_subject, rows).astype(np.int64)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values that `from_json` reads."""
+        return {
+            "dims": list(self.dims),
+            "shape": list(self.shape),
+            "subjects": list(self.subjects),
+            "ch_names": list(self.ch_names),
+            "ch_pos": None if self.ch_pos is None else np.asarray(self.ch_pos, float).tolist(),
+            "times": None if self.times is None else np.asarray(self.times, float).tolist(),
+            "sfreq": self.sfreq,
+            "networks": list(self.networks),
+            "n_voxels": list(self.n_voxels),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Signal:
+        """Return what `as_json` gave."""
+        arrays = {
+            key: None if content[key] is None else np.asarray(content[key], float)
+            for key in ("ch_pos", "times")
+        }
+        rest = {
+            key: tuple(content[key])
+            for key in ("dims", "shape", "subjects", "ch_names", "networks", "n_voxels")
+        }
+        return cls(**rest, **arrays, sfreq=content["sfreq"])
+
+
+def describe_signal(responses: Responses) -> Signal:
+    """Return the signal of training responses."""
+    coords = responses.coords
+    subjects = tuple(sorted({str(s) for s in responses.trials["subject"]}))
+    positions, times = coords.get("ch_pos"), coords.get("times")
+    if positions is not None:
+        positions = np.asarray(positions, float)
+        if positions.shape != (len(coords.get("ch_names", ())), 3) or not np.isfinite(positions).all():
+            positions = None
+    counts = {str(k): int(v) for k, v in dict(coords.get("n_voxels_of", {})).items()}
+    return Signal(
+        dims=responses.dims[1:],
+        shape=tuple(int(n) for n in responses.data.shape[1:]),
+        subjects=subjects,
+        ch_names=tuple(str(name) for name in coords.get("ch_names", ())),
+        ch_pos=positions,
+        times=None if times is None else np.asarray(times, float),
+        sfreq=None if coords.get("sfreq") is None else float(coords["sfreq"]),
+        networks=tuple(str(name) for name in coords.get("parcel_networks", ())),
+        n_voxels=tuple(counts[s] for s in subjects) if counts else (),
+    )
+
+
+def check_signal(expected: Signal, responses: Responses) -> None:
+    """Raise `DataError` unless `responses` have the axes that the network was trained on."""
+    found = tuple(int(n) for n in responses.data.shape[1:])
+    if responses.dims[1:] != expected.dims or found != expected.shape:
+        raise DataError(
+            f"the network was trained on trials of {_describe(expected.dims, expected.shape)}, "
+            f"but these have {_describe(responses.dims[1:], found)}; train it again on this data set."
+        )
+
+
+def _describe(dims: tuple[str, ...], shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{n} {dim}s" for dim, n in zip(dims, shape, strict=True))

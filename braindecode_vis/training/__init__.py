@@ -1,0 +1,1 @@
+"""From a network and a list of objectives to a fitted brain encoder."""
