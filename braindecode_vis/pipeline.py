@@ -9,7 +9,7 @@ depends on changed. Knows roles and nouns, never a particular encoder or data se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,14 @@ from braindecode_vis import categories, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
-from braindecode_vis.phantom.assemble.truth import PhantomTruth, read_truth
+from braindecode_vis.datasets.manifests import read_manifest
+from braindecode_vis.phantom.assemble.truth import read_truth
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
 from braindecode_vis.runs import (
-    Listener,
     Run,
-    SilentListener,
     keep_config,
-    open_run,
     publish_scores,
     read_scores,
 )
@@ -555,182 +552,3 @@ def run_all(run: Run) -> list[dict[str, Any]]:
     """Run every stage, reusing what is there, and return the score rows."""
     report(run)
     return evaluate(run)
-
-
-# --- phantom and demo -------------------------------------------------------------------------------------
-
-
-def make_phantom(
-    form: str, out: Path, *, size: Any, snr: float, seed: int, listener: Listener | None = None
-) -> PhantomTruth:
-    """Simulate people who look at generated images, and write them in the files of a public data set.
-
-    Parameters
-    ----------
-    form
-        One of `braindecode_vis.phantom.assemble.FORMATS`.
-    out
-        Folder of the data set.
-    size
-        A `PhantomSize`.
-    snr
-        Signal power over noise power, as `PhantomConfig` defines it.
-    seed
-        Root seed of people, images and noise.
-    listener
-        Shows progress.
-    """
-    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-    from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
-    from braindecode_vis.phantom import PhantomConfig, assemble
-
-    show = listener or SilentListener()
-    estimate = assemble.estimate_phantom(form, size)
-    assemble.check_space(out, estimate)
-
-    def encode(stimuli: StimulusSet) -> np.ndarray:
-        with show.progress("encoding images", len(stimuli)) as advance:
-            encoder = EfficientNetConfig().build()
-            return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors
-
-    with show.progress("simulating", estimate.n_steps) as advance:
-        return assemble.make_phantom(
-            form, out, size=size, config=PhantomConfig(snr=snr, seed=seed), embed=encode, advance=advance
-        )
-
-
-DEMO_FORMAT = "things-eeg2"
-DEMO_SNR = 0.05
-
-
-def run_demo(
-    out: Path, *, size: str = "demo", snr: float = DEMO_SNR, seed: int = 0, listener: Listener | None = None
-) -> tuple[Run, PhantomTruth]:
-    """Simulate a recording in THINGS-EEG2's raw files and take it through every stage.
-
-    Parameters
-    ----------
-    out
-        The run folder; the simulated data set lies below it, in ``phantom``.
-    size
-        Name of a size of the phantom.
-    snr, seed
-        As for `make_phantom`.
-    listener
-        Shows progress.
-    """
-    from braindecode_vis.config import read_config
-    from braindecode_vis.phantom.assemble import SIZES
-
-    root = out / f"phantom-{size}-snr{snr:g}-seed{seed}"
-    truth = make_phantom(
-        DEMO_FORMAT, root, size=SIZES[DEMO_FORMAT][size], snr=snr, seed=seed, listener=listener
-    )
-    config = read_config("phantom_eeg", [f"seed={seed}"], root=root)
-    run = open_run(config, out, listener)
-    run_all(run)
-    return run, truth
-
-
-# --- datasets and check -----------------------------------------------------------------------------------
-
-
-def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
-    """Yield every manifest with words on what lies on disk.
-
-    Parameters
-    ----------
-    root
-        Folder that holds one folder per data set, or one data set.
-    """
-    check_folder(root)
-    for manifest in read_manifests().values():
-        yield manifest, describe_presence(root, manifest)
-
-
-def check_folder(root: Path | None) -> Path | None:
-    """Return `root` if it is a folder or None; otherwise raise."""
-    if root is not None and not root.expanduser().is_dir():
-        raise DataError(
-            f"the root {root} is not a folder; pass the folder that holds the data sets with --root."
-        )
-    return root
-
-
-def describe_presence(root: Path | None, manifest: Manifest) -> str:
-    """Say how much of a data set lies below `root`, without reading it."""
-    if not manifest.files:
-        return "nothing needed"
-    if root is None:
-        return "not looked for (pass --root)"
-    folders = [root / manifest.name, root]
-    counts = [sum((folder / entry.path).is_file() for entry in manifest.files) for folder in folders]
-    best = int(np.argmax(counts))
-    if counts[best] == 0:
-        return "absent"
-    total = len(manifest.files)
-    amount = "complete" if counts[best] == total else f"{counts[best]} of {total} files"
-    return f"{amount} in {folders[best]}"
-
-
-def fetch_dataset(
-    name: str, root: Path, *, accept_licence: bool, listener: Listener | None = None
-) -> list[Finding]:
-    """Download what is missing of a data set; every file that could not be fetched is an error at the end.
-
-    Parameters
-    ----------
-    name
-        Name of the data set.
-    root
-        Folder to fetch into.
-    accept_licence
-        Whether the user accepts its terms; otherwise they are shown and nothing is fetched.
-    listener
-        Shows progress.
-    """
-    from braindecode_vis.datasets.fetching import fetch
-
-    manifest, show = read_manifest(name), listener or SilentListener()
-    done: dict[str, int] = {}
-    total = sum(entry.bytes or 0 for entry in manifest.files) or None
-    with show.progress(f"fetching {name} (bytes)", total) as advance:
-
-        def progress(path: str, n_bytes: int, size: int | None) -> None:
-            advance(n_bytes - done.get(path, 0))
-            done[path] = n_bytes
-
-        findings = fetch(manifest, root, accept_licence=accept_licence, progress=progress)
-    wrong = [finding for finding in findings if not finding.ok]
-    if wrong:
-        raise DataError(
-            f"{len(wrong)} of {len(findings)} files of {name} were not fetched; first: "
-            f"{wrong[0].item}: {wrong[0].message}."
-        )
-    return findings
-
-
-def check(config: RunConfig) -> list[Finding]:
-    """Verify the files of a data set and recompute the facts that its manifest declares."""
-    return config.dataset.check()
-
-
-__all__ = [
-    "STAGES",
-    "Run",
-    "SilentListener",
-    "check",
-    "embed",
-    "evaluate",
-    "list_datasets",
-    "make_phantom",
-    "open_run",
-    "preprocess",
-    "read_scores",
-    "reconstruct",
-    "report",
-    "retrieve",
-    "run_all",
-    "run_demo",
-    "train",
-]  # fmt: skip

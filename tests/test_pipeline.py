@@ -16,6 +16,7 @@ from braindecode_vis import pipeline, runs, store
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.runs import SilentListener, open_run, read_scores
 
 SMALL = [
     "dataset.n_train=120",
@@ -26,7 +27,7 @@ SMALL = [
 
 
 def make_run(folder, *overrides, source="synthetic_digits"):
-    return pipeline.open_run(read_config(source, [*SMALL, *overrides]), folder)
+    return open_run(read_config(source, [*SMALL, *overrides]), folder)
 
 
 def find(rows, metric, method="decoded"):
@@ -78,21 +79,21 @@ def test_controls_bound_the_system(finished):
 def test_nothing_is_computed_twice_and_the_reason_is_told(finished):
     folder, rows = finished
 
-    class Listener(pipeline.SilentListener):
+    class Listener(SilentListener):
         told = []
 
         def finished(self, stage, artifact, seconds):
             self.told.append((stage, artifact.reused, artifact.reason))
 
     before = (folder / "report.html").stat().st_mtime_ns
-    again = pipeline.open_run(read_config("synthetic_digits", SMALL), folder, Listener())
+    again = open_run(read_config("synthetic_digits", SMALL), folder, Listener())
     assert pipeline.run_all(again) == rows
     assert all(reused for _, reused, _ in Listener.told)
     assert (folder / "report.html").stat().st_mtime_ns == before
 
     Listener.told.clear()
     changed = read_config("synthetic_digits", [*SMALL, "encoder.alphas=[100, 1000]"])
-    pipeline.run_all(pipeline.open_run(changed, folder, Listener()))
+    pipeline.run_all(open_run(changed, folder, Listener()))
     told = {stage: (reused, reason) for stage, reused, reason in Listener.told}
     assert told["embed"][0]
     assert not told["train fold00"][0]
@@ -241,7 +242,7 @@ def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tm
 def test_digits69_reaches_its_numbers(shared, tmp_path):
     """The bars of a plain ridge on the published split: 0.787, 0.0385 and 0.93."""
     config = read_config("digits69_ridge", root=shared / "data/digits69")
-    rows = pipeline.run_all(pipeline.open_run(config, tmp_path))
+    rows = pipeline.run_all(open_run(config, tmp_path))
     assert find(rows, "pixcorr")["value"] >= 0.787
     assert find(rows, "mse")["value"] <= 0.0385
     assert find(rows, "two_way_identification")["value"] >= 0.93
@@ -253,7 +254,7 @@ def test_digits69_reaches_its_numbers(shared, tmp_path):
 @pytest.mark.shared
 def test_digits69_ten_folds_reach_their_numbers(shared, tmp_path):
     config = read_config("digits69_ridge_10fold", root=shared / "data/digits69")
-    rows = pipeline.run_all(pipeline.open_run(config, tmp_path))
+    rows = pipeline.run_all(open_run(config, tmp_path))
     assert find(rows, "pixcorr")["value"] >= 0.74
     assert find(rows, "pixcorr")["ci_low"] > find(rows, "pixcorr", "class_mean")["value"]
     within = find(rows, "two_way_identification_within_class")
@@ -262,5 +263,5 @@ def test_digits69_ten_folds_reach_their_numbers(shared, tmp_path):
 
 
 def test_scores_of_an_empty_folder_are_none(tmp_path):
-    assert pipeline.read_scores(tmp_path) == []
+    assert read_scores(tmp_path) == []
     assert store.RunFolder(tmp_path).path == tmp_path

@@ -16,6 +16,7 @@ from braindecode_vis.datasets.nsd_betas import SurfaceBetas
 from braindecode_vis.datasets.nsd_design import describe_protocol, make_trials, read_design
 from braindecode_vis.phantom.writers import nsd
 from braindecode_vis.preprocessing.betas import write_fmri
+from braindecode_vis.runs import open_run
 from braindecode_vis.stages import Retrieved
 from tests.datasets.nsd_phantom import (
     AFFINE,
@@ -375,7 +376,7 @@ def test_surface_files_of_different_length(surface_root):
 def test_what_nsd_says_of_its_test_set_is_in_every_score(tmp_path):
     """Whether 982 or 1000 shared images were tested stood in the store alone, and no score said it."""
     root = write_root(tmp_path / "nsd", sessions=(1, 2))
-    run = pipeline.open_run(
+    run = open_run(
         read_config("nsd_ridge", ["dataset.sessions=2", "dataset.image_size=32"], root=root), tmp_path / "run"
     )
     prepared = pipeline.preprocess(run)

@@ -1,0 +1,91 @@
+"""The command ``braindecode-vis``: one verb per stage of the pipeline, and verbs about data and studies.
+
+Owns arguments, tables, progress bars and the way errors are told. Computes nothing; everything heavy is imported
+inside the verb that needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from braindecode_vis import __version__
+from braindecode_vis.cli import data, stages
+
+app = typer.Typer(
+    name="braindecode-vis",
+    help="Decode seen images from EEG, MEG and fMRI: brain encoders, retrieval, reconstruction, honest reports.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich help triples the time that --help takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"braindecode-vis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Hold the options that stand before the verb."""
+
+
+_VERBS: dict[str, Callable[..., None]] = {
+    "datasets": data.datasets,
+    "check": data.check,
+    "fetch": data.fetch,
+    **stages.VERBS,
+    "banks": data.banks,
+    "phantom": data.phantom,
+    "demo": data.demo,
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
+
+
+_SYSTEM_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file grew past the size limit",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission was denied",
+    errno.EPERM: "the operation is not permitted",
+}
+
+
+def main() -> None:
+    """Run the command; an expected error is one sentence on standard error and exit code 2."""
+    from braindecode_vis.checks import BraindecodeVisError
+
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except BraindecodeVisError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except OSError as error:
+        if debug or error.errno not in _SYSTEM_ERRORS:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        _fail(
+            f"{_SYSTEM_ERRORS[error.errno]}{where}; finished stages are kept: make room or choose another folder "
+            "with --out, then run the same command again."
+        )
+
+
+def _fail(sentence: str) -> None:
+    sys.stderr.write(f"error: {sentence}\n")
+    raise SystemExit(2)

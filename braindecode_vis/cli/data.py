@@ -1,0 +1,236 @@
+"""Verbs about data: what there is, fetching and checking it, simulating it, and the banks of embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from braindecode_vis.cli.show import (
+    ConsoleListener,
+    Debug,
+    Json,
+    Root,
+    Set,
+    finish,
+    make_console,
+    print_json,
+    print_scores,
+)
+
+
+def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> None:
+    """List the data sets: what they are, where to get them, what is on disk."""
+    from rich.table import Table
+
+    from braindecode_vis import catalogue
+    from braindecode_vis.datasets.manifests import describe_source
+
+    found = list(catalogue.list_datasets(root))
+    if as_json:
+        listed = [
+            {**manifest.model_dump(mode="json"), "where": describe_source(manifest), "on_disk": presence}
+            for manifest, presence in found
+        ]
+        print_json({"run_folder": None, "scores": [], "datasets": listed})
+        return
+    table = Table(title="Data sets", title_justify="left", show_lines=True)
+    for column, width in (
+        ("name", 12),
+        ("what", 22),
+        ("licence", 14),
+        ("where to get it", 14),
+        ("on disk", 12),
+    ):
+        table.add_column(column, overflow="fold", min_width=width)
+    for manifest, presence in found:
+        people = "1 subject" if manifest.subjects == 1 else f"{manifest.subjects} subjects"
+        what = f"{manifest.modality}, {people}; {manifest.stimuli}"
+        table.add_row(manifest.name, what, manifest.licence, describe_source(manifest), presence)
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+def check(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    root: Root = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Verify the files of a data set and recompute every fact that its manifest declares."""
+    from braindecode_vis import catalogue
+    from braindecode_vis.checks import DataError
+    from braindecode_vis.config import read_config
+    from braindecode_vis.datasets.manifests import read_manifest
+
+    read_manifest(dataset)
+    config = read_config(dataset, overrides or [], root=root)
+    findings = catalogue.check(config)
+    wrong = [finding for finding in findings if not finding.ok]
+    if as_json:
+        listed = [vars(finding) for finding in findings]
+        print_json(
+            {"run_folder": None, "scores": [], "dataset": dataset, "ok": not wrong, "findings": listed}
+        )
+    else:
+        from rich.markup import escape
+
+        console = make_console(stderr=False)
+        for finding in findings:
+            mark = "[green]ok   [/green]" if finding.ok else "[red]wrong[/red]"
+            console.print(f"{mark} {escape(finding.item)}: {escape(finding.message)}")
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(findings)} checks of {dataset} failed; first: {wrong[0].message.rstrip('.')}."
+        )
+
+
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder to fetch into.")],
+    accept_licence: Annotated[
+        bool,
+        typer.Option("--accept-licence", help="Accept the terms of the data set, which are shown first."),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Download the files of a data set that have a public address; interrupted transfers go on where they stopped."""
+    from braindecode_vis import catalogue
+
+    listener = ConsoleListener()
+    findings = catalogue.fetch_dataset(dataset, root, accept_licence=accept_licence, listener=listener)
+    if as_json:
+        listed = [vars(finding) for finding in findings]
+        print_json(
+            {"run_folder": None, "scores": [], "dataset": dataset, "root": str(root), "findings": listed}
+        )
+        return
+    for finding in findings:
+        make_console(stderr=False).print(f"{finding.item}: {finding.message}", markup=False)
+
+
+def banks(as_json: Json = False, debug: Debug = False) -> None:
+    """List the cached image embeddings: one bank per space."""
+    from braindecode_vis.embeddings.extract import find_cache_folder, list_banks
+
+    listed = list_banks(find_cache_folder())
+    if as_json:
+        print_json(
+            {
+                "run_folder": None,
+                "scores": [],
+                "banks": json.loads(json.dumps([vars(bank) for bank in listed], default=str)),
+            }
+        )
+        return
+    console = make_console(stderr=False)
+    console.print(f"banks in {find_cache_folder()}: {len(listed)}", markup=False)
+    for bank in listed:
+        console.print(
+            f"{bank.space}\n  {bank.n_images} images, {bank.n_bytes / 1e6:.1f} MB, {bank.folder}",
+            markup=False,
+        )
+
+
+def phantom(
+    form: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="Data set to imitate; a wrong name lists them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],
+    size: Annotated[str, typer.Option("--size", help="tiny, small, demo or full.")] = "small",
+    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated people.")] = None,
+    concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = None,
+    exemplars: Annotated[
+        int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")
+    ] = None,
+    test_concepts: Annotated[
+        int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")
+    ] = None,
+    sessions: Annotated[
+        int | None, typer.Option("--sessions", min=1, help="Sessions of each person.")
+    ] = None,
+    train_repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Times a training image is seen.")
+    ] = None,
+    test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None,
+    snr: Annotated[
+        float,
+        typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power, single trials."),
+    ] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate people looking at images, in the files of a public data set, with the truth beside them."""
+    from braindecode_vis import simulation
+    from braindecode_vis.checks import check_option
+    from braindecode_vis.phantom import assemble
+
+    check_option("FORMAT", form, assemble.FORMATS)
+    check_option("--size", size, assemble.SIZES[form])
+    changes = {
+        "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
+        "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
+        "test_repetitions": test_repetitions,
+    }  # fmt: skip
+    given = {key: value for key, value in changes.items() if value is not None}
+    chosen = assemble.change_size(form, assemble.SIZES[form][size], **given)
+    estimate = assemble.estimate_phantom(form, chosen)
+    cost = (
+        f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "
+        f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core "
+        "beside the image encoder"
+    )
+    make_console().print(cost, markup=False)
+    if dry_run:
+        if as_json:
+            print_json({"run_folder": None, "scores": [], "estimate": vars(estimate)})
+        return
+    truth = simulation.make_phantom(form, out, size=chosen, snr=snr, seed=seed, listener=ConsoleListener())
+    if as_json:
+        people = [dict(person) for person in truth.people]
+        print_json({"run_folder": None, "scores": [], "root": str(truth.root), "people": people})
+        return
+    console = make_console(stderr=False)
+    console.print(f"data set: {truth.root}", markup=False)
+    console.print(f"truth: {truth.folder}", markup=False)
+    for person in truth.people:
+        bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in person["ideal_top1"].items())
+        console.print(f"subject {person['subject']}: top-1 of an ideal observer {bounds}", markup=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("demo_run"),
+    size: Annotated[
+        str, typer.Option("--size", help="Size of the simulated data set: tiny, small or demo.")
+    ] = "demo",
+    snr: Annotated[
+        float | None, typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate EEG of a person looking at images and decode it: no data, no GPU and no network needed."""
+    from braindecode_vis import simulation
+    from braindecode_vis.checks import check_option
+    from braindecode_vis.runs import read_scores
+
+    check_option("--size", size, ("tiny", "small", "demo"))
+    level = simulation.DEMO_SNR if snr is None else snr
+    run, truth = simulation.run_demo(out, size=size, snr=level, seed=seed, listener=ConsoleListener())
+    if not as_json:
+        print_scores(read_scores(run.folder.path))
+        ceiling = max(top for person in truth.people for top in person["ideal_top1"].values())
+        make_console(stderr=False).print(
+            f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
+            f"knows the simulated brain reach {ceiling:.3f}",
+            markup=False,
+        )
+    finish(run, as_json, f"report: {run.folder.path / 'report.html'}")

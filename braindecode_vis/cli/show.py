@@ -1,0 +1,157 @@
+"""What every verb shares: its options, opening a run, and how progress, scores and results are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from braindecode_vis.runs import Run
+    from braindecode_vis.store import Artifact
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A configuration file, a run folder, or the name of a data set or shipped configuration."
+    ),
+]
+Root = Annotated[Path | None, typer.Option("--root", help="Folder that the data set lies in.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting, for example seed=1. Repeatable.")
+]
+Subject = Annotated[list[str] | None, typer.Option("--subject", help="Read this subject only. Repeatable.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+def make_console(*, stderr: bool = True) -> Console:
+    """Return a console on standard error, or on standard output."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+class ConsoleListener:
+    """Tells on standard error what is computed and what is reused, and why."""
+
+    def __init__(self) -> None:
+        self.console = make_console()
+
+    def finished(self, stage: str, artifact: Artifact, seconds: float) -> None:
+        """Print one line about a stage."""
+        from rich.markup import escape
+
+        if artifact.reused:
+            text = f"[dim]{stage:<18} reused    {escape(artifact.reason)}[/dim]"
+        else:
+            text = (
+                f"{stage:<18} [green]computed[/green]  {seconds:6.1f} s  [dim]{escape(artifact.reason)}[/dim]"
+            )
+        self.console.print(text)
+
+    @contextmanager
+    def progress(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show a bar while the context lasts."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+def open_source(
+    source: str,
+    root: Path | None,
+    out: Path | None,
+    overrides: list[str] | None,
+    subjects: list[str] | None = None,
+) -> Run:
+    """Return the run that a verb works on."""
+    from braindecode_vis.config import read_config
+    from braindecode_vis.runs import open_run
+
+    chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
+    config = read_config(source, [*chosen, *(overrides or [])], root=root)
+    folder = Path(source).expanduser()
+    if out is None and (folder / "config.yaml").is_file():
+        out = folder
+    return open_run(config, out, ConsoleListener())
+
+
+def finish(run: Run, as_json: bool, message: str = "") -> None:
+    """Print where the run lies, or its scores as JSON."""
+    from braindecode_vis.pipeline import read_run_scores
+
+    rows = read_run_scores(run)
+    if as_json:
+        print_json({"run_folder": str(run.folder.path), "scores": rows})
+        return
+    console = make_console(stderr=False)
+    if message:
+        console.print(message, markup=False)
+    console.print(f"run folder: {run.folder.path}", markup=False)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def print_scores(rows: list[dict[str, Any]]) -> None:
+    """Print one line per metric and subject: the decoded system, chance, and the best control beside it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    wide = console.width >= 110
+    several = len({row["subject"] for row in rows}) > 1
+    table = Table(title="Scores of the decoded system (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
+    for column in (*["subject"] * several, "metric"):
+        table.add_column(column, no_wrap=True)
+    for column in ("value", "interval", "chance", "p", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ["best control"] * wide:
+        table.add_column(column, style="dim")
+    for row in rows:
+        if row["method"] != "decoded":
+            continue
+        cells = [
+            *[row["subject"]] * several,
+            row["metric"].replace("identification", "ident").replace("efficientnet", "effnet"),
+            f"{row['value']:.3f}",
+            "" if row["ci_low"] is None else f"{row['ci_low']:.3f}-{row['ci_high']:.3f}",
+            "" if row["chance"] is None else f"{row['chance']:.3f}",
+            "" if row["p_value"] is None else f"{row['p_value']:.4f}",
+            str(row["n_queries"]),
+            *[_describe_best_control(row, rows)] * wide,
+        ]
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return name and value of the control that does best, the oracle apart."""
+    rivals = [
+        row
+        for row in rows
+        if row["method"] not in ("decoded", "oracle")
+        and (row["metric"], row["subject"]) == (decoded["metric"], decoded["subject"])
+    ]
+    if not rivals:
+        return ""
+    lower_is_better = decoded["metric"].startswith(("mse", "mean_rank", "median_rank"))
+    best = (min if lower_is_better else max)(rivals, key=lambda row: row["value"])
+    return f"{best['method']} {best['value']:.3f}"

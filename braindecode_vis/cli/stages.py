@@ -1,0 +1,77 @@
+"""One verb per stage of the pipeline, and ``run`` for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from braindecode_vis.cli.show import (
+    Debug,
+    Json,
+    Out,
+    Root,
+    Set,
+    Source,
+    Subject,
+    finish,
+    open_source,
+    print_scores,
+)  # fmt: skip
+
+
+def _make_stage(name: str, summary: str) -> Callable[..., None]:
+    def verb(
+        source: Source,
+        root: Root = None,
+        out: Out = None,
+        subjects: Subject = None,
+        overrides: Set = None,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        from braindecode_vis import pipeline
+        from braindecode_vis.runs import Run, read_scores
+
+        run = open_source(source, root, out, overrides, subjects)
+        stage: Callable[[Run], Any] = getattr(pipeline, name)
+        result = stage(run)
+        if not as_json and name == "evaluate":
+            print_scores(read_scores(run.folder.path))
+        finish(run, as_json, f"report: {result}" if name == "report" else "")
+
+    verb.__doc__ = summary
+    return verb
+
+
+def run_command(
+    source: Source,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run every stage; what is already there is reused, and the reason told."""
+    from braindecode_vis import pipeline
+
+    run = open_source(source, root, out, overrides, subjects)
+    rows = pipeline.run_all(run)
+    if not as_json:
+        print_scores(rows)
+    finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
+
+
+_SUMMARIES = {
+    "preprocess": "Read a recording and its images into a run folder, and fix the split.",
+    "embed": "Encode the images into the target space.",
+    "train": "Fit the brain encoder on the training trials of every fold.",
+    "retrieve": "Predict the embeddings of the test trials and rank the true images in the gallery.",
+    "reconstruct": "Turn predicted embeddings into images, with every control beside them.",
+    "evaluate": "Score retrieval and reconstructions, with intervals, chance and controls.",
+    "report": "Write the self-contained report.html of a run.",
+}
+VERBS: dict[str, Callable[..., None]] = {
+    **{name: _make_stage(name, summary) for name, summary in _SUMMARIES.items()},
+    "run": run_command,
+}
