@@ -156,6 +156,10 @@ class Responses:
             index = np.flatnonzero(index)
         return replace(self, data=self.data[index], trials=self.trials.iloc[index].reset_index(drop=True))
 
+    def with_trials(self, trials: pd.DataFrame) -> Responses:
+        """Return the same data with another trial table of as many rows, without reading the data again."""
+        return Responses.from_checked(self.data, self.dims, trials, self.unit, self.coords)
+
     def as_matrix(self) -> np.ndarray:
         """Return the data as a float32 matrix of shape (n_trials, n_features)."""
         return np.ascontiguousarray(self.data, dtype=np.float32).reshape(len(self.data), -1)

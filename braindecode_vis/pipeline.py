@@ -181,12 +181,13 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        responses = pick_trials(prepared.responses, prepared.split.folds[number].train, config.repeats.train)
+        responses = pick_labelled_trials(prepared, prepared.split.folds[number].train, config.repeats.train)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
         encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
-        encoder.fit(responses, targets)
-        encoder.write(folder)
-        store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
+        with lend_workspace(run, encoder, f"train{number:02d}"):
+            encoder.fit(responses, targets)
+            encoder.write(folder)
+            store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
         return {"n_trials": responses.n_trials}
 
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
@@ -196,9 +197,34 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     )
 
 
+@contextmanager
+def lend_workspace(run: Run, component: Any, name: str) -> Iterator[None]:
+    """Give a component that learns for long a folder for its checkpoints, which outlives a killed run.
+
+    The folder is removed once the component is done; until then the same run finds it again, whatever stage
+    wrote it, and a checkpoint of other settings is refused by the component itself.
+    """
+    if not hasattr(component, "workspace"):
+        yield
+        return
+    folder = run.folder.path / "work" / name
+    component.workspace = folder
+    if hasattr(component, "progress"):
+        component.progress = run.listener.progress
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:
     """Return the given trials, their repetitions averaged if `repeats` is ``averaged``."""
     return average_repetitions(responses, rows) if repeats == "averaged" else responses.select(rows)
+
+
+def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> Responses:
+    """Return the given trials with the concept of each in the trial table; see `pick_trials`."""
+    responses = pick_trials(prepared.responses, rows, repeats)
+    concepts = prepared.stimuli.concepts_of(responses.stimulus_ids)
+    return responses.with_trials(responses.trials.assign(concept=concepts))
 
 
 # --- retrieve ---------------------------------------------------------------------------------------------
@@ -221,13 +247,13 @@ def _retrieve(run: Run) -> Retrieved:
 
         ranks = []
         for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
-            responses = pick_trials(prepared.responses, fold.test, config.repeats.test)
+            responses = pick_labelled_trials(prepared, fold.test, config.repeats.test)
             predicted = fitted.encoder.predict(responses)
-            centre = _fit_centre(prepared, bank, fold.train, config.retrieval.centre)
+            centre = _fit_centre(prepared, bank, fitted.encoder, fold.train, config.retrieval.centre)
             gallery = bank.embeddings.select(whole if whole is not None else pd.unique(predicted.ids))
             ranked = compute_ranks(
                 centre.apply(predicted),
-                centre.apply(gallery),
+                centre.apply(map_targets(fitted.encoder, gallery)),
                 n_top=config.retrieval.n_top,
                 device=config.retrieval.device,
                 protocol=protocol,
@@ -241,19 +267,24 @@ def _retrieve(run: Run) -> Retrieved:
     artifact = run.produce("retrieve", fields, upstream, compute)
     table = pd.read_parquet(artifact.path / "ranks.parquet")
     folds = []
-    for number, (fold, bank) in enumerate(zip(prepared.split.folds, banks, strict=True)):
+    for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
         subjects = table.loc[table["fold"] == number, "subject"].to_numpy(dtype=object)
         ranked = read_retrieval(artifact.path / _name_fold(number))
         predicted = store.read_embeddings(artifact.path / _name_fold(number))
-        centre = _fit_centre(prepared, bank, fold.train, config.retrieval.centre)
-        gallery = centre.apply(bank.embeddings.select(ranked.gallery_ids))
+        centre = _fit_centre(prepared, bank, fitted.encoder, fold.train, config.retrieval.centre)
+        gallery = centre.apply(map_targets(fitted.encoder, bank.embeddings.select(ranked.gallery_ids)))
         folds.append(RetrievedFold(predicted, centre.apply(predicted), gallery, ranked, subjects))
     return Retrieved(artifact, folds, protocol)
 
 
-def _fit_centre(prepared: Prepared, bank: TargetBank, train: np.ndarray, name: str) -> Centre:
+def map_targets(encoder: Any, targets: Embeddings) -> Embeddings:
+    """Bring image embeddings into the space of the encoder's predictions, where it has learnt one of its own."""
+    return encoder.map_targets(targets) if hasattr(encoder, "map_targets") else targets
+
+
+def _fit_centre(prepared: Prepared, bank: TargetBank, encoder: Any, train: np.ndarray, name: str) -> Centre:
     ids = pd.unique(prepared.responses.stimulus_ids[train])
-    return fit_centre(bank.embeddings.select(ids), name)
+    return fit_centre(map_targets(encoder, bank.embeddings.select(ids)), name)
 
 
 def _choose_gallery(
@@ -318,7 +349,7 @@ def _reconstruct(run: Run) -> Reconstructed:
         with run.listener.progress("reconstructing", len(banks)) as advance:
             for number, (fold, bank) in enumerate(zip(prepared.split.folds, banks, strict=True)):
                 train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
-                predicted = retrieved.folds[number].predicted
+                predicted = _predict_targets(run, number)
                 material = TrainingMaterial(
                     bank.encoder,
                     bank.embeddings.select(train_ids),
@@ -363,6 +394,16 @@ def _reconstruct(run: Run) -> Reconstructed:
     )
 
 
+def _predict_targets(run: Run, number: int) -> Embeddings:
+    """Return the predictions of the test trials in the target space, which is what a generator takes."""
+    encoder = train(run)[number].encoder
+    if not hasattr(encoder, "predict_targets"):
+        return retrieve(run).folds[number].predicted
+    prepared = preprocess(run)
+    test = pick_labelled_trials(prepared, prepared.split.folds[number].test, run.config.repeats.test)
+    return encoder.predict_targets(test)
+
+
 # --- evaluate ---------------------------------------------------------------------------------------------
 
 
@@ -378,7 +419,7 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     ceilings = find_ceilings(config, prepared)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
-    protocol = describe_protocol(run, prepared, retrieved)
+    protocol = describe_protocol(run, prepared, retrieved.gallery_protocol)
 
     def compute(folder: Path) -> None:
         from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
@@ -438,7 +479,12 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     return {"top1": truth.get_ideal_top1(n_repetitions)}
 
 
-def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str:
+def describe_gallery(run: Run) -> str:
+    """Return the gallery of a run in words, without ranking anything."""
+    return _choose_gallery(run.config, preprocess(run), embed(run))[1]
+
+
+def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
     """Return data set, split, averaging and gallery in one line."""
     config = run.config
     return "; ".join(
@@ -448,7 +494,7 @@ def describe_protocol(run: Run, prepared: Prepared, retrieved: Retrieved) -> str
             prepared.split.protocol,
             f"repetitions {config.repeats.train} in train, {config.repeats.test} in test",
             f"target {config.target.kind}",
-            f"gallery of {retrieved.gallery_protocol}",
+            f"gallery of {gallery}",
             {
                 "none": "cosine",
                 "mean": "cosine after the training mean",

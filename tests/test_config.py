@@ -77,6 +77,13 @@ def test_relative_folders_are_made_absolute(tmp_path, monkeypatch):
         read_config("no/such/digits69_ridge.yaml")
 
 
+def test_every_path_of_a_setting_is_made_absolute_whatever_its_name(tmp_path, monkeypatch):
+    """Only root, images and weights were; a mask named beside the run was lost when the run was taken up elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    config = read_config("nsd_ridge", ["dataset.mask_file=masks/mine.nii.gz"], root=tmp_path)
+    assert config.dataset.mask_file == tmp_path / "masks" / "mine.nii.gz"
+
+
 def test_sources_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"neither a configuration file.*digits69_ridge"):
         read_config("digits96")

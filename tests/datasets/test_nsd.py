@@ -17,7 +17,6 @@ from braindecode_vis.datasets.nsd_design import describe_protocol, make_trials, 
 from braindecode_vis.phantom.writers import nsd
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.runs import open_run
-from braindecode_vis.stages import Retrieved
 from tests.datasets.nsd_phantom import (
     AFFINE,
     N_TRIALS,
@@ -381,8 +380,7 @@ def test_what_nsd_says_of_its_test_set_is_in_every_score(tmp_path):
     )
     prepared = pipeline.preprocess(run)
     assert "shared images are the test set" in prepared.declared_protocol
-    retrieved = Retrieved(prepared.artifact, [], "2 exact test images")
-    assert prepared.declared_protocol in pipeline.describe_protocol(run, prepared, retrieved)
+    assert prepared.declared_protocol in pipeline.describe_protocol(run, prepared, "2 exact test images")
 
 
 def test_a_mask_file_that_is_not_there_is_named(tmp_path):

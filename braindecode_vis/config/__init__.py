@@ -1,0 +1,30 @@
+"""The configuration of a run: which component plays each role, with which settings.
+
+The unions of `models` are the registry; `source` reads YAML and applies dotted overrides, which are validated again;
+`wording` turns what pydantic found into one sentence.
+"""
+
+from braindecode_vis.config.models import (
+    CATEGORY_DECODERS,
+    EvaluationConfig,
+    RepeatsConfig,
+    RetrievalConfig,
+    RunConfig,
+    list_kinds,
+)
+from braindecode_vis.config.source import dump_config, find_config, read_config
+from braindecode_vis.config.wording import describe_validation_error, validate_config
+
+__all__ = [
+    "CATEGORY_DECODERS",
+    "EvaluationConfig",
+    "RepeatsConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "describe_validation_error",
+    "dump_config",
+    "find_config",
+    "list_kinds",
+    "read_config",
+    "validate_config",
+]

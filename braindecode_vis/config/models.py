@@ -1,0 +1,229 @@
+"""The unions that are the registry, and the frozen model of a run over them.
+
+A new component is one file plus one name in a union here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.datasets.alljoined1 import Alljoined1Config
+from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
+from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
+from braindecode_vis.datasets.bids_meeg import BidsMeegConfig
+from braindecode_vis.datasets.bold5000 import Bold5000Config
+from braindecode_vis.datasets.deeprecon import DeepreconConfig
+from braindecode_vis.datasets.digits69 import Digits69Config
+from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
+from braindecode_vis.datasets.god import GodConfig
+from braindecode_vis.datasets.haxby_slices import HaxbySlicesConfig
+from braindecode_vis.datasets.muse_n170 import MuseN170Config
+from braindecode_vis.datasets.nod import NodConfig
+from braindecode_vis.datasets.nsd import NsdConfig
+from braindecode_vis.datasets.nsd_imagery import NsdImageryConfig
+from braindecode_vis.datasets.nsd_repacks import NsdRepackConfig
+from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
+from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
+from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
+from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
+from braindecode_vis.datasets.things_meg import ThingsMegConfig
+from braindecode_vis.embeddings.degradations import ViewsConfig
+from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.embeddings.engineered import EngineeredConfig
+from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
+from braindecode_vis.embeddings.openclip import OpenClipConfig
+from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
+from braindecode_vis.embeddings.timm_models import TimmConfig
+from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
+from braindecode_vis.embeddings.transformers_models import TransformersConfig
+from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
+from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.generators.latents import LatentsConfig
+from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
+from braindecode_vis.priors.identity import IdentityPriorConfig
+from braindecode_vis.settings import Settings
+
+DatasetConfig = Annotated[
+    Alljoined1Config
+    | Alljoined16mConfig
+    | BidsFmriConfig
+    | BidsMeegConfig
+    | Bold5000Config
+    | DeepreconConfig
+    | Digits69Config
+    | EegImagenetConfig
+    | GodConfig
+    | HaxbySlicesConfig
+    | MuseN170Config
+    | NodConfig
+    | NsdConfig
+    | NsdImageryConfig
+    | NsdRepackConfig
+    | SyntheticDigitsConfig
+    | ThingsEeg1Config
+    | ThingsEeg2Config
+    | ThingsFmriConfig
+    | ThingsMegConfig,
+    Field(discriminator="kind"),
+]
+ImageEncoderConfig = Annotated[
+    PixelsConfig
+    | PcaConfig
+    | EfficientNetConfig
+    | OpenClipConfig
+    | TimmConfig
+    | TorchvisionConfig
+    | TransformersConfig
+    | EngineeredConfig
+    | AutoencoderKLConfig
+    | TinyAutoencoderConfig
+    | ViewsConfig,
+    Field(discriminator="kind"),
+]
+BrainEncoderConfig = Annotated[RidgeConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")]
+PriorConfig = IdentityPriorConfig
+CATEGORY_DECODERS = ("lda", "logistic")
+GeneratorConfig = Annotated[LatentsConfig | NearestConfig, Field(discriminator="kind")]
+
+
+class RetrievalConfig(Settings):
+    """How predictions are searched in a gallery.
+
+    Parameters
+    ----------
+    gallery
+        ``fold`` ranks each query among the test images of its own fold; ``all`` among the test images of all
+        folds, which needs a space that the folds share. ``auto`` takes ``all`` where it can.
+    centre
+        What is taken off every embedding before the cosine: the ``mean`` of the training images' embeddings, their
+        mean and spread (``zscore``), or nothing (``none``, as the papers do that train with the same cosine).
+    n_top
+        How many of the best candidates are kept per query.
+    device
+        Where the similarity runs; does not enter the fingerprint.
+    """
+
+    gallery: Literal["auto", "fold", "all"] = "auto"
+    centre: Literal["mean", "zscore", "none"] = "mean"
+    n_top: int = Field(default=5, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
+
+
+class RepeatsConfig(Settings):
+    """Whether the repetitions of an image are averaged before the brain encoder sees them.
+
+    Parameters
+    ----------
+    train, test
+        ``averaged`` gives one trial per subject and image, ``single`` keeps every trial.
+    """
+
+    train: Literal["averaged", "single"] = "averaged"
+    test: Literal["averaged", "single"] = "averaged"
+
+
+class EvaluationConfig(Settings):
+    """How scores get their intervals and nulls.
+
+    Parameters
+    ----------
+    n_bootstrap
+        Resamples of the stimuli behind every interval.
+    n_permutations
+        Shuffles of the image labels behind every chance level and p-value.
+    features
+        Image encoder whose features are compared as well, beside the pixels; None compares pixels only.
+    """
+
+    n_bootstrap: int = Field(default=10_000, ge=100)
+    n_permutations: int = Field(default=10_000, ge=100)
+    features: EfficientNetConfig | None = None
+
+
+class RunConfig(Settings):
+    """Everything that decides the result of a run.
+
+    Parameters
+    ----------
+    name
+        Name of the run; its folder is ``runs/<name>`` unless ``--out`` says otherwise.
+    seed
+        The one root seed.
+    dataset, split, target, encoder, prior, generator
+        The component of each role, by its ``kind``.
+    repeats, retrieval, evaluation
+        Settings of the steps that have no components.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    dataset: DatasetConfig
+    split: SplitConfig = PublishedSplitConfig()
+    target: ImageEncoderConfig = PixelsConfig()
+    encoder: BrainEncoderConfig = RidgeConfig()
+    repeats: RepeatsConfig = RepeatsConfig()
+    prior: PriorConfig = IdentityPriorConfig()
+    generator: GeneratorConfig = LatentsConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def decodes_categories(self) -> bool:
+        """Whether the encoder names a class instead of predicting an embedding."""
+        return self.encoder.kind in CATEGORY_DECODERS
+
+    @model_validator(mode="after")
+    def _check_split_fits_encoder(self) -> Self:
+        if self.decodes_categories != (self.split.kind == "leave_one_run_out"):
+            raise ValueError(
+                f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories "
+                "are decoded by lda or logistic under split.kind leave_one_run_out, images by other encoders and splits"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_standardising_fits_split(self) -> Self:
+        zscore = getattr(self.dataset, "zscore", "none")
+        # Standardising precedes the split, with the trials that the data set itself declares as training.
+        fits = {"kfold": ("none",), "leave_one_run_out": ("none", "run")}.get(self.split.kind, (zscore,))
+        if zscore not in fits:
+            raise ValueError(
+                f"dataset.zscore {zscore!r} would standardise with trials that the split {self.split.kind!r} tests; "
+                f"set dataset.zscore to {' or '.join(fits)}, or split.kind to published"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_whitening_fits_split(self) -> Self:
+        # Noise normalisation precedes the split, too, and learns from the declared training trials.
+        mvnn = getattr(self.dataset, "mvnn", "none")
+        if mvnn != "none" and self.split.kind in ("kfold", "leave_one_run_out"):
+            raise ValueError(
+                f"dataset.mvnn {mvnn!r} would whiten with trials that the split {self.split.kind!r} tests; "
+                "set dataset.mvnn to none, or split.kind to published"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_generator_accepts_target(self) -> Self:
+        if not self.generator.accepts(self.target.kind):
+            raise ValueError(
+                f"the generator {self.generator.kind!r} cannot turn embeddings of the target "
+                f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to "
+                "pixels, pca, vae or taesd"
+            )
+        return self
+
+
+def list_kinds(role: str) -> list[str]:
+    """Return the known kinds of a role (``dataset``, ``split``, ``target``, ``encoder``, ``prior``, ``generator``)."""
+    annotation = RunConfig.model_fields[role].annotation
+    members = get_args(annotation) or (annotation,)
+    return [
+        m.model_fields["kind"].default for m in members if isinstance(m, type) and issubclass(m, Settings)
+    ]

@@ -1,0 +1,132 @@
+"""Run the analyses of a configuration, each into an artifact of its own: a table, figures and a paragraph.
+
+Owns the `Study` that analyses work on and the files that they leave for the report; computes nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis import pipeline, store
+from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.config import list_analyses, make_analysis
+from braindecode_vis.runs import Run
+from braindecode_vis.seeds import derive_seed
+
+
+def analyze(run: Run, kinds: Sequence[str] = ()) -> list[store.Artifact]:
+    """Run the named analyses, or those of the configuration, and return their artifacts.
+
+    Parameters
+    ----------
+    run
+        The run; its earlier stages are computed where they are missing.
+    kinds
+        Kinds of analyses. One that the configuration sets up is run with these settings, another with its
+        defaults.
+
+    Raises
+    ------
+    ConfigError
+        If no analysis is named anywhere, or a name is unknown.
+    """
+    known = list_analyses()
+    for kind in kinds:
+        if kind not in known:
+            raise ConfigError(
+                f"unknown analysis {kind!r}; known are {', '.join(known)}{suggest(kind, known)}."
+            )
+    configured = list(run.config.analyses)
+    chosen = [c for c in configured if not kinds or c.kind in kinds]
+    chosen += [make_analysis(kind) for kind in kinds if kind not in {c.kind for c in configured}]
+    if not chosen:
+        raise ConfigError(
+            f"{run.config.name} sets up no analyses; name some with --analysis, for example "
+            f"--analysis {known[0]}. Known are {', '.join(known)}."
+        )
+    study = make_study(run)
+    return [_analyze_one(run, study, config, number) for number, config in enumerate(chosen)]
+
+
+def make_study(run: Run) -> Study:
+    """Return trials, targets and encoders of a run as analyses ask for them."""
+    config, prepared, banks = run.config, pipeline.preprocess(run), pipeline.embed(run)
+
+    def pick(rows: np.ndarray, part: str) -> Any:
+        repeats = config.repeats.train if part == "train" else config.repeats.test
+        return pipeline.pick_labelled_trials(prepared, rows, repeats)
+
+    return Study(
+        responses=prepared.responses,
+        stimuli=prepared.stimuli,
+        folds=prepared.split.folds,
+        banks=[bank.embeddings for bank in banks],
+        pick=pick,
+        build=lambda number: config.encoder.build(seed=derive_seed(config.seed, "train", number)),
+        trained=lambda number: pipeline.train(run)[number].encoder,
+        centre=config.retrieval.centre,
+        protocol=pipeline.describe_protocol(run, prepared, pipeline.describe_gallery(run)),
+        seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap,
+        n_permutations=config.evaluation.n_permutations,
+        spaces={bank.embeddings.space: bank.embeddings for bank in banks},
+        progress=run.listener.progress,
+    )
+
+
+def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
+    config, prepared, banks = run.config, pipeline.preprocess(run), pipeline.embed(run)
+    fields = {
+        "analysis": analysis.hashed_fields(),
+        "encoder": config.encoder.hashed_fields(),
+        "repeats": config.repeats.hashed_fields(),
+        "centre": config.retrieval.centre,
+        "evaluation": {"n_bootstrap": study.n_bootstrap, "n_permutations": study.n_permutations},
+        "seed": config.seed,
+    }
+    upstream = {"preprocess": prepared.artifact.fingerprint}
+    upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
+
+    def compute(folder: Path) -> dict[str, Any]:
+        findings: Findings = analysis.compute(study)
+        findings.table.to_parquet(folder / "table.parquet", index=False)
+        findings.table.to_csv(folder / "table.csv", index=False)
+        store.write_json(folder / "scores.json", [score.as_row() for score in findings.scores])
+        for plot in findings.plots:
+            _render(plot, folder)
+        plots = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in findings.plots]
+        return {
+            "kind": analysis.kind, "title": findings.title, "summary": findings.summary, "plots": plots,
+            "protocol": study.protocol,
+        }  # fmt: skip
+
+    return run.produce("analyze", fields, upstream, compute, f"{analysis.kind}{number:02d}")
+
+
+def _render(plot: Plot, folder: Path) -> None:
+    from braindecode_vis.report.plots import render_plot
+
+    for theme in ("light", "dark"):
+        svg = render_plot(plot.draw, size=plot.size, theme=theme)
+        (folder / f"{plot.name}.{theme}.svg").write_text(svg)
+
+
+def read_findings(artifact: store.Artifact) -> dict[str, Any]:
+    """Return what an analysis left: provenance, table and score rows, as `asdict` gives them."""
+    import pandas as pd
+
+    record = store.read_json(artifact.path / store.PROVENANCE)
+    return {
+        **asdict(artifact),
+        "kind": record["kind"],
+        "title": record["title"],
+        "summary": record["summary"],
+        "table": pd.read_parquet(artifact.path / "table.parquet"),
+        "scores": store.read_json(artifact.path / "scores.json"),
+    }
