@@ -9,7 +9,9 @@ depends on changed. Knows roles and nouns, never a particular encoder or data se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,7 @@ from braindecode_vis.phantom.assemble.truth import read_truth
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
-from braindecode_vis.runs import (
-    Run,
-    keep_config,
-    publish_scores,
-    read_scores,
-)
+from braindecode_vis.runs import Run, keep_config, publish_scores, read_scores
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import data, stages
+from braindecode_vis.cli import data, stages, studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -47,6 +47,9 @@ _VERBS: dict[str, Callable[..., None]] = {
     "check": data.check,
     "fetch": data.fetch,
     **stages.VERBS,
+    "analyze": studies.analyze,
+    "sweep": studies.sweep,
+    "compare": studies.compare,
     "banks": data.banks,
     "phantom": data.phantom,
     "demo": data.demo,

@@ -1,0 +1,152 @@
+"""Verbs that ask more of runs: analyses, sweeps over settings, and comparisons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from braindecode_vis.cli.show import (
+    ConsoleListener,
+    Debug,
+    Json,
+    Out,
+    Root,
+    Set,
+    Source,
+    Subject,
+    make_console,
+    open_source,
+    print_json,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def analyze(
+    source: Source,
+    analyses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--analysis", help="Kind of analysis; those of the configuration by default. Repeatable."
+        ),
+    ] = None,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
+    from braindecode_vis.pipeline import report
+    from braindecode_vis.studies.analyze import analyze as analyze_run
+    from braindecode_vis.studies.analyze import read_findings
+
+    run = open_source(source, root, out, overrides, subjects)
+    found = [read_findings(artifact) for artifact in analyze_run(run, analyses or ())]
+    page = report(run)
+    if as_json:
+        listed = [
+            {
+                "kind": item["kind"],
+                "summary": item["summary"],
+                "folder": str(item["path"]),
+                "rows": json.loads(item["table"].to_json(orient="records")),
+            }
+            for item in found
+        ]
+        scores = [row for item in found for row in item["scores"]]
+        print_json({"run_folder": str(run.folder.path), "scores": scores, "analyses": listed})
+        return
+    console = make_console(stderr=False)
+    for item in found:
+        console.print(
+            f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}", markup=False
+        )
+    console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
+
+
+def sweep(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the sweep.")],
+    over: Annotated[
+        list[str],
+        typer.Option(
+            "--over", help="A setting and its values, for example seed=0,1,2 or seed=0..4. Repeatable."
+        ),
+    ],
+    root: Root = None,
+    overrides: Set = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at the same time.")] = 1,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run every combination of some settings, in parallel, into one table; an interrupted sweep goes on."""
+    from braindecode_vis.studies.sweep import parse_axes, summarise
+    from braindecode_vis.studies.sweep import sweep as run_sweep
+
+    axes = parse_axes(over)
+    table = run_sweep(
+        source, axes, out, overrides=overrides or [], root=root, n_jobs=jobs, listener=ConsoleListener()
+    )
+    failed = table[table["error"] != ""]
+    if as_json:
+        rows = json.loads(table.to_json(orient="records"))
+        print_json({"run_folder": str(out), "scores": rows, "failed": sorted(set(failed["run"]))})
+        return
+    shown = summarise(table, list(axes)).drop(columns=["ci_low", "ci_high"], errors="ignore")
+    shown.columns = [str(name).rsplit(".", 1)[-1] for name in shown.columns]
+    _print_table(shown, "Mean over seeds of the decoded system")
+    console = make_console(stderr=False)
+    for run, message in failed[["run", "error"]].itertuples(index=False):
+        console.print(f"{run} failed: {message}", markup=False)
+    console.print(f"tables: {out / 'sweep.csv'}, {out / 'summary.csv'}", markup=False)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared with the first.")],
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write as well.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs on the same test items, with paired intervals and corrected p-values."""
+    from braindecode_vis.store import replace_atomically
+    from braindecode_vis.studies.compare import compare_runs
+
+    table = compare_runs(runs, seed=seed)
+    if out is not None:
+        with replace_atomically(out) as temporary:
+            table.to_csv(temporary, index=False)
+    if as_json:
+        print_json(
+            {"run_folder": None, "scores": [], "comparison": json.loads(table.to_json(orient="records"))}
+        )
+        return
+    shown = table[["metric", "value", "reference_value", "difference"]].rename(
+        columns={"reference_value": runs[0].name}
+    )
+    shown.insert(0, "run", [Path(name).name for name in table["run"]])
+    bounds = zip(table["ci_low"], table["ci_high"], strict=True)
+    shown = shown.assign(
+        interval=[f"{low:.3g} to {high:.3g}" for low, high in bounds], p=table["p_holm"], n=table["n_items"]
+    )
+    _print_table(shown, f"Difference to {runs[0]} (95 % interval, Holm-corrected p)")
+
+
+def _print_table(frame: pd.DataFrame, title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold", no_wrap=str(column) == "metric")
+    for row in frame.itertuples(index=False):
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+        table.add_row(*[cell.replace("identification", "ident") for cell in cells])
+    Console(highlight=False).print(table)

@@ -1,0 +1,127 @@
+"""Compare runs on the same test items: paired differences with intervals, and p-values corrected for their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import pipeline
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import read_config
+from braindecode_vis.metrics.uncertainty import paired_difference
+from braindecode_vis.runs import Run, open_run
+
+KEYS = ["subject", "stimulus_id", "occurrence"]
+
+
+def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """Return the paired difference of each run to the first one, metric by metric.
+
+    Parameters
+    ----------
+    folders
+        Run folders; the first is the one that the others are compared with.
+    n_boot
+        Resamples and sign flips.
+    seed
+        Root seed of both.
+
+    Returns
+    -------
+    DataFrame
+        Columns `run`, `reference`, `metric`, `value`, `reference_value`, `difference`, `ci_low`, `ci_high`,
+        `p_value`, `p_holm` (Holm's correction over all rows), `n_items`, `n_subjects`. Stimuli are resampled, and
+        subjects first where there are several.
+
+    Raises
+    ------
+    DataError
+        If fewer than two runs are given, or two runs share no test items.
+    """
+    if len(folders) < 2:
+        raise DataError(f"a comparison needs at least two run folders, got {len(folders)}.")
+    tables = [read_items(folder) for folder in folders]
+    reference, rows = tables[0], []
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        both = reference.merge(table, on=KEYS, suffixes=("_a", "_b"))
+        if both.empty:
+            raise DataError(
+                f"{folder} and {folders[0]} share no test items, so nothing can be compared in pairs; "
+                "compare runs of the same data set and split."
+            )
+        if len(both) < max(len(reference), len(table)):
+            raise DataError(
+                f"{folder} tests {len(table)} items and {folders[0]} {len(reference)}, of which only {len(both)} "
+                "are the same; compare runs of the same split and subjects."
+            )
+        several = both["subject"].nunique() > 1
+        metrics = [name for name in reference.columns if name in table.columns and name not in KEYS]
+        for metric in metrics:
+            new, old = both[f"{metric}_b"].to_numpy(float), both[f"{metric}_a"].to_numpy(float)
+            if not (np.isfinite(new).all() and np.isfinite(old).all()):
+                continue
+            found = paired_difference(
+                new, old, clusters=list(both["stimulus_id"]), n_boot=n_boot, seed=seed,
+                subjects=list(both["subject"]) if several else None,
+            )  # fmt: skip
+            rows.append(
+                {
+                    "run": str(folder), "reference": str(folders[0]), "metric": metric, "value": new.mean(),
+                    "reference_value": old.mean(), "difference": found.mean, "ci_low": found.interval.low,
+                    "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
+                    "n_subjects": both["subject"].nunique(),
+                }
+            )  # fmt: skip
+    result = pd.DataFrame(rows)
+    result.insert(result.columns.get_loc("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy()))
+    return result
+
+
+def read_items(folder: Path) -> pd.DataFrame:
+    """Return one row per test item of a finished run: its keys and one column per metric.
+
+    Ranks become `top1`, `top5` and `relative_rank`, so that runs are compared in what they report.
+    """
+    run: Run = open_run(read_config(folder), folder)
+    pipeline.evaluate(run)
+    items: pd.DataFrame = run.seen["items"]
+    table = pd.DataFrame({key: items[key].astype(str) for key in ("subject", "stimulus_id")})
+    table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
+    if "rank" in items:
+        size = items["gallery_size"].to_numpy(float)
+        table["top1"] = (items["rank"] <= 1).to_numpy(float)
+        table["top5"] = (items["rank"] <= 5).to_numpy(float)
+        table["relative_rank"] = (items["rank"].to_numpy(float) - 1) / np.maximum(size - 1, 1)
+    if "correct" in items:
+        table["accuracy"] = items["correct"].to_numpy(float)
+    for name in items.columns:
+        if name not in ("rank", "gallery_size", "correct") and pd.api.types.is_float_dtype(items[name]):
+            table[name] = items[name].to_numpy(float)
+    return table
+
+
+def correct_holm(p_values: np.ndarray) -> np.ndarray:
+    """Return Holm's step-down adjusted p-values, shape (n_tests,).
+
+    Parameters
+    ----------
+    p_values : array of shape (n_tests,)
+
+    References
+    ----------
+    Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
+
+    Examples
+    --------
+    >>> correct_holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    n = len(p_values)
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values)[order] * (n - np.arange(n))
+    adjusted = np.empty(n)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return adjusted

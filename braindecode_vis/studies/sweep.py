@@ -1,0 +1,246 @@
+"""Run one configuration at every combination of some settings, in parallel processes, into one tidy table.
+
+The runs of a sweep share one store of artifacts, so a stage that several of them need is computed once. A sweep that
+was interrupted goes on where it stopped; a run that fails is named in the table and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from braindecode_vis import store
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import dump_config, read_config
+from braindecode_vis.runs import Listener, SilentListener, read_scores
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a sweep: its settings and its folder."""
+
+    settings: Mapping[str, str]
+    folder: Path
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings as ``key=value`` texts."""
+        return [f"{key}={value}" for key, value in self.settings.items()]
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each swept key.
+
+    Parameters
+    ----------
+    texts
+        ``key=a,b,c``; a value that itself holds commas stands in brackets, as in ``dataset.subjects=[1],[2]``.
+        A range of whole numbers may be written ``0..4``.
+
+    Raises
+    ------
+    ConfigError
+        If a text has no values, or a key is given twice.
+
+    Examples
+    --------
+    >>> parse_axes(["seed=0..2", "dataset.subjects=[1],[2, 3]"])
+    {'seed': ['0', '1', '2'], 'dataset.subjects': ['[1]', '[2, 3]']}
+    """
+    axes: dict[str, list[str]] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        values = [part.strip() for part in _split_outside_brackets(value)]
+        if not separator or not key.strip() or not all(values):
+            raise ConfigError(
+                f"the axis {text!r} must have the form key=value,value, for example seed=0,1,2."
+            )
+        if key.strip() in axes:
+            raise ConfigError(f"the key {key.strip()} is swept twice; put all its values into one --over.")
+        if len(values) == 1 and (found := re.fullmatch(r"(\d+)\.\.(\d+)", values[0])):
+            values = [str(n) for n in range(int(found[1]), int(found[2]) + 1)]
+        axes[key.strip()] = values
+    return axes
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Combination]:
+    """Return every combination of the values, each with a folder named after its settings."""
+    combinations = []
+    for values in itertools.product(*axes.values()):
+        settings = dict(zip(axes, values, strict=True))
+        parts = [f"{key.split('.')[-1]}-{_make_safe(value)}" for key, value in settings.items()]
+        combinations.append(Combination(settings, out / ("_".join(parts)[:80] or "run")))
+    names = [combination.folder for combination in combinations]
+    if len(set(names)) < len(names):  # long or odd values may look alike once they are file names
+        combinations = [
+            Combination(c.settings, c.folder.with_name(f"{n:03d}_{c.folder.name}"))
+            for n, c in enumerate(combinations)
+        ]
+    return combinations
+
+
+def _make_safe(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-") or "none"
+
+
+def sweep(
+    source: str,
+    axes: Mapping[str, Sequence[str]],
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    root: Path | None = None,
+    n_jobs: int = 1,
+    listener: Listener | None = None,
+) -> pd.DataFrame:
+    """Run every combination and return one row per score, with the swept keys beside it.
+
+    Parameters
+    ----------
+    source, overrides, root
+        As for `read_config`; the overrides hold for all runs.
+    axes
+        Values of each swept key, as text.
+    out
+        Folder of the sweep: one folder per run, a common store, ``sweep.parquet``, ``sweep.csv`` and
+        ``summary.csv``.
+    n_jobs
+        Runs at the same time; the threads of each are limited so that together they use the machine once.
+    listener
+        Shows progress.
+
+    Raises
+    ------
+    ConfigError
+        If any combination is not a valid configuration; nothing is started then.
+    DataError
+        If every run failed.
+    """
+    combinations = list_combinations(axes, out)
+    for combination in combinations:
+        config = read_config(source, [*overrides, *combination.overrides], root=root)
+        _prepare_folder(combination.folder, out / "stages", dump_config(config))
+    failures: dict[Path, str] = {}
+    show = listener or SilentListener()
+    with (
+        show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
+        ThreadPoolExecutor(n_jobs) as pool,
+    ):
+        jobs = {pool.submit(_run_one, c.folder, n_jobs): c for c in combinations}
+        for job in as_completed(jobs):
+            if message := job.result():
+                failures[jobs[job].folder] = message
+            advance(1)
+    table = _collect(combinations, failures)
+    if len(failures) == len(combinations):
+        raise DataError(f"every run of the sweep failed; the first said: {next(iter(failures.values()))}")
+    for name, frame in (("sweep", table), ("summary", summarise(table, list(axes)))):
+        with store.replace_atomically(out / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+    with store.replace_atomically(out / "sweep.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    return table
+
+
+def _prepare_folder(folder: Path, stages: Path, config: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    stages.mkdir(parents=True, exist_ok=True)
+    link = folder / "stages"
+    if not link.exists():
+        link.symlink_to(Path("..") / stages.name, target_is_directory=True)
+    with store.replace_atomically(folder / "config.yaml") as temporary:
+        temporary.write_text(config)
+
+
+def _run_one(folder: Path, n_jobs: int) -> str:
+    """Run one combination in a process of its own; return what went wrong, or an empty text."""
+    threads = str(max(1, (os.cpu_count() or 1) // n_jobs))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    with (folder / "log.txt").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "braindecode_vis.cli", "run", str(folder)],
+            stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, check=False,
+        )  # fmt: skip
+    if done.returncode == 0:
+        return ""
+    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
+    return lines[-1] if lines else f"the run ended with exit code {done.returncode}"
+
+
+def _collect(combinations: Sequence[Combination], failures: Mapping[Path, str]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for combination in combinations:
+        swept = {key: _read_value(value) for key, value in combination.settings.items()}
+        if combination.folder in failures:
+            rows.append({**swept, "run": combination.folder.name, "error": failures[combination.folder]})
+            continue
+        scores = read_scores(combination.folder)
+        rows += [{**score, **swept, "run": combination.folder.name, "error": ""} for score in scores]
+    return pd.DataFrame(rows)
+
+
+def _read_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    return value if isinstance(value, int | float | str | bool) else text
+
+
+def summarise(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return mean and spread of the decoded system over seeds, one row per metric, subject and other setting.
+
+    Parameters
+    ----------
+    table
+        What `sweep` returns.
+    keys
+        The swept keys; `seed` is averaged over, the others are kept.
+
+    Returns
+    -------
+    DataFrame
+        Columns `value` (mean over seeds), `sd` (standard deviation over seeds, empty for a single one), `n_seeds`,
+        `chance`, and the mean bounds of the single runs' intervals, which hold the spread over stimuli.
+    """
+    if "method" not in table:
+        return table
+    decoded = table[(table["method"] == "decoded") & (table["error"] == "")]
+    by = [key for key in keys if key != "seed"] + ["metric", "subject"]
+    rows = []
+    for names, group in decoded.groupby(by, dropna=False, sort=False):
+        values = group["value"].to_numpy(float)
+        chance = pd.to_numeric(group["chance"], errors="coerce").to_numpy(float)
+        rows.append(
+            {
+                **dict(zip(by, names if isinstance(names, tuple) else (names,), strict=True)),
+                "value": values.mean(),
+                "sd": values.std(ddof=1) if len(values) > 1 else np.nan,
+                "n_seeds": len(values),
+                "ci_low": pd.to_numeric(group["ci_low"], errors="coerce").mean(),
+                "ci_high": pd.to_numeric(group["ci_high"], errors="coerce").mean(),
+                "chance": chance.mean(),
+                "n_queries": int(group["n_queries"].iloc[0]),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,118 @@
+"""Sweeps: which runs there are, what is shared, and what a failed run leaves."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.studies.compare import compare_runs, correct_holm, read_items
+from braindecode_vis.studies.sweep import list_combinations, parse_axes, summarise, sweep
+
+QUICK = [
+    "evaluation.n_bootstrap=200",
+    "evaluation.n_permutations=200",
+    "dataset.n_train=40",
+    "dataset.n_test=20",
+]
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("seed=0..2", ["0", "1", "2"]),
+        ("a.b=[1, 2],[3]", ["[1, 2]", "[3]"]),
+        ("x={a: 1, b: 2}", ["{a: 1, b: 2}"]),
+    ],
+)
+def test_axes_are_read_as_written(text, values):
+    assert list(parse_axes([text]).values()) == [values]
+
+
+@pytest.mark.parametrize("texts", [["seed"], ["seed="], ["seed=1,,2"], ["seed=1", "seed=2"]])
+def test_axes_that_mean_nothing_are_refused(texts):
+    with pytest.raises(ConfigError):
+        parse_axes(texts)
+
+
+def test_every_combination_has_a_folder_of_its_own(tmp_path):
+    axes = {"seed": ["0", "1"], "encoder.alphas": ["[1]", "[ 1 ]"]}
+    folders = [c.folder for c in list_combinations(axes, tmp_path)]
+    assert len(set(folders)) == 4
+
+
+def test_the_summary_averages_over_seeds_only():
+    runs = [
+        ("decoded", 0, "a", 0.2),
+        ("decoded", 1, "a", 0.4),
+        ("decoded", 0, "b", 0.9),
+        ("oracle", 0, "a", 1),
+    ]
+    rows = [
+        {"method": m, "error": "", "seed": s, "k": k, "metric": "top1", "subject": "1", "value": v, "ci_low": v - 0.1,
+         "ci_high": v + 0.1, "chance": 0.1, "n_queries": 9}
+        for m, s, k, v in runs
+    ]  # fmt: skip
+    table = summarise(pd.DataFrame(rows), ["seed", "k"]).set_index("k")
+    assert table.loc["a", "value"] == pytest.approx(0.3)
+    assert table.loc["a", "sd"] == pytest.approx(np.std([0.2, 0.4], ddof=1))
+    assert table.loc["b", "n_seeds"] == 1
+    assert np.isnan(table.loc["b", "sd"])
+
+
+def test_a_wrong_value_starts_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="seed"):
+        sweep("synthetic_digits", {"seed": ["0", "-1"]}, tmp_path / "out")
+    assert not (tmp_path / "out" / "sweep.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    axes = {"encoder.alphas": ["[0.1]", "[1000000]"]}
+    return out, sweep("synthetic_digits", axes, out, overrides=QUICK, n_jobs=2)
+
+
+def test_runs_of_a_sweep_share_what_does_not_differ(swept):
+    out, table = swept
+    assert set(table["run"]) == {"alphas-0.1", "alphas-1000000"}
+    assert len(list((out / "stages" / "preprocess").glob("*/provenance.json"))) == 1
+    assert len(list((out / "stages" / "train").glob("*/provenance.json"))) == 2
+    assert (pd.read_parquet(out / "sweep.parquet")["value"].notna()).all()
+
+
+def test_runs_are_compared_item_by_item(swept):
+    out, _ = swept
+    weak, strong = out / "alphas-1000000", out / "alphas-0.1"
+    table = compare_runs([weak, strong], n_boot=500).set_index("metric")
+    items = [read_items(folder)["pixcorr"].mean() for folder in (strong, weak)]
+    assert table.loc["pixcorr", "difference"] == pytest.approx(items[0] - items[1])
+    assert table.loc["pixcorr", "ci_low"] > 0
+    assert (table["p_holm"] >= table["p_value"]).all()
+    same = compare_runs([weak, weak], n_boot=200)
+    assert (same["difference"] == 0).all()
+    assert (same["p_value"] == 1).all()
+
+
+def test_one_run_is_no_comparison(swept):
+    with pytest.raises(DataError, match="at least two"):
+        compare_runs([swept[0]])
+
+
+def test_failed_runs_are_named(tmp_path):
+    """Without its data no run can start; the sweep says so instead of writing an empty table."""
+    with pytest.raises(DataError, match="every run of the sweep failed"):
+        sweep("digits69_ridge", {"seed": ["0"]}, tmp_path, root=tmp_path)
+    assert "Traceback" not in (tmp_path / "seed-0" / "log.txt").read_text()
+
+
+def test_holm_against_the_definition():
+    p_values = np.array([0.2, 0.01, 0.03, 0.03])
+    order = np.argsort(p_values)
+    expected, largest = np.empty(4), 0.0
+    for step, row in enumerate(order):
+        largest = max(largest, min(1.0, p_values[row] * (4 - step)))
+        expected[row] = largest
+    np.testing.assert_allclose(correct_holm(p_values), expected)
+    assert json.dumps(correct_holm(np.array([])).tolist()) == "[]"
