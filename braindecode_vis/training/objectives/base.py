@@ -1,0 +1,127 @@
+"""What every objective shares: its settings, the outputs it asks for, and the checks of one step.
+
+Owns `ObjectiveConfig`, the table from a need to the fields of `Outputs` that serve it, and the sentences for a step
+that cannot be scored. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from braindecode_vis.training.outputs import Outputs
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(gt=0)]
+Duplicates = Literal["positive", "mask", "negative"]
+
+#: Fields of `Outputs` that each need stands for; the training loop fills them if any objective names the need.
+NEED_FIELDS: dict[str, tuple[str, ...]] = {
+    "regression": ("regression", "raw_target"),
+    "text": ("text",),
+    "brain_views": ("brain_views",),
+    "image_views": ("image_views",),
+    "brain_tokens": ("brain_tokens",),
+    "background": ("background",),
+    "clusters": ("clusters",),
+    "teacher": ("teacher_brain", "teacher_image", "queue_brain", "queue_image"),
+    "mix": ("mix_partner", "mix_weight"),
+}
+
+
+class ObjectiveConfig(Settings):
+    """Settings that every objective has.
+
+    A subclass names in `needs` the optional outputs that it uses (keys of `NEED_FIELDS`; read it from the instance,
+    since settings may decide it), and says in `contrastive` whether it compares different images of a batch.
+
+    Parameters
+    ----------
+    weight
+        Factor of this objective in the sum; the module that `build` returns does not apply it.
+    phase
+        Start and end as shares of the training. The objective counts while ``start <= progress < end``; an end of 1
+        includes the last step.
+    """
+
+    kind: str
+    weight: float = Field(default=1.0, gt=0)
+    phase: tuple[Share, Share] = (0.0, 1.0)
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    contrastive: ClassVar[bool] = True
+
+    @field_validator("phase")
+    @classmethod
+    def _check_phase(cls, phase: tuple[float, float]) -> tuple[float, float]:
+        if phase[0] >= phase[1]:
+            raise ValueError(
+                f"phase must start before it ends, but is {list(phase)}; [0, 1] is the whole training"
+            )
+        return phase
+
+    def is_active(self, progress: float) -> bool:
+        """Return whether the objective counts at this share of the training."""
+        start, end = self.phase
+        return start <= progress and (progress < end or end >= 1.0)
+
+    def build(self) -> nn.Module:
+        """Return the module whose ``forward(outputs)`` gives the unweighted scalar."""
+        raise NotImplementedError
+
+
+def compute_phase_fraction(phase: tuple[float, float], progress: float) -> float:
+    """Return how much of the phase is over, 0 to 1.
+
+    Examples
+    --------
+    >>> compute_phase_fraction((0.5, 1.0), 0.75)
+    0.5
+    """
+    start, end = phase
+    return min(max((progress - start) / (end - start), 0.0), 1.0)
+
+
+def check_needs(kind: str, needs: frozenset[str], outputs: Outputs) -> None:
+    """Raise `DataError` naming the first output that the objective needs and the step lacks."""
+    for need in sorted(needs):
+        for field in NEED_FIELDS[need]:
+            if getattr(outputs, field) is None:
+                raise DataError(
+                    f"the objective {kind!r} needs the output {field!r} (need {need!r}), which this training step does "
+                    "not provide: give the network or the data that part, or remove the objective from the list."
+                )
+
+
+def check_batch(stimuli: Tensor, *, what: str = "images") -> None:
+    """Raise `DataError` unless a batch holds at least two different images.
+
+    The values are compared only where that costs no wait for an accelerator: a training loop that keeps the indices
+    on the CPU checks them there, before the step.
+
+    Parameters
+    ----------
+    stimuli : integer tensor of shape (n,)
+        Index of each trial's image (or concept, see `what`).
+    what
+        What the indices stand for, in the message.
+
+    Raises
+    ------
+    DataError
+        If there is a single trial, or all trials show the same.
+    """
+    n_trials = len(stimuli)
+    if n_trials >= 2 and (stimuli.device.type != "cpu" or bool((stimuli != stimuli[0]).any())):
+        return
+    raise DataError(
+        f"contrastive objectives need at least two different {what} in a batch, but this one has {n_trials} trial(s) "
+        f"of one and the same: raise the batch size, drop a last batch of one, or mix {what} in the sampler."
+    )

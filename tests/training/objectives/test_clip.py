@@ -1,0 +1,181 @@
+"""CLIP's contrast against loops in double precision, open_clip, and the published settings."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from open_clip.loss import ClipLoss
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.training.objectives.clip import compute_clip_loss
+from braindecode_vis.training.objectives.config import ClipImageTextObjectiveConfig, ClipObjectiveConfig
+from braindecode_vis.training.objectives.modules import LogitScale
+from braindecode_vis.training.outputs import Outputs
+
+
+def make_pair(n=7, d=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, d, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
+
+
+STIMULI = torch.tensor([3, 1, 3, 0, 2, 1, 3])
+
+
+def reference_clip(brain, image, stimuli, scale, symmetric, duplicates, unit_brain, unit_image):
+    b = [np.asarray(x) / (np.linalg.norm(x) if unit_brain else 1) for x in brain.numpy()]
+    v = [np.asarray(x) / (np.linalg.norm(x) if unit_image else 1) for x in image.numpy()]
+    n = len(b)
+
+    def one_way(queries, keys):
+        total = 0.0
+        for i in range(n):
+            same = [j for j in range(n) if stimuli[j] == stimuli[i]]
+            positives = same if duplicates == "positive" else [i]
+            candidates = [j for j in range(n) if duplicates != "mask" or j == i or j not in same]
+            denominator = sum(math.exp(scale * float(queries[i] @ keys[j])) for j in candidates)
+            for j in positives:
+                total -= math.log(math.exp(scale * float(queries[i] @ keys[j])) / denominator) / len(
+                    positives
+                )
+        return total / n
+
+    return (one_way(b, v) + one_way(v, b)) / 2 if symmetric else one_way(b, v)
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "mask", "negative"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("units", [(True, True), (False, True), (True, False)])
+def test_clip_loss_equals_loops(duplicates, symmetric, units):
+    brain, image = make_pair()
+    got = compute_clip_loss(
+        brain, image, STIMULI, scale=3.0, symmetric=symmetric, duplicates=duplicates,
+        normalise_brain=units[0], normalise_image=units[1],
+    )  # fmt: skip
+    expected = reference_clip(brain, image, STIMULI.tolist(), 3.0, symmetric, duplicates, *units)
+    assert float(got) == pytest.approx(expected, rel=1e-12)
+
+
+def test_clip_loss_equals_open_clip():
+    brain, image = make_pair(12, 8)
+    unit = torch.nn.functional.normalize
+    expected = ClipLoss()(unit(brain, dim=-1), unit(image, dim=-1), 14.3)
+    assert float(compute_clip_loss(brain, image, scale=14.3)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_perfect_alignment_has_the_smallest_loss_that_duplicates_allow():
+    """Two trials of one image cannot be told apart, so a positive pair leaves log 2 for each; a mask leaves nothing."""
+    image = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
+    stimuli = torch.tensor([0, 0, 1, 2])
+    options = {"scale": 200.0, "stimuli": stimuli}
+    assert float(compute_clip_loss(image, image, duplicates="positive", **options)) == pytest.approx(
+        math.log(2) / 2
+    )
+    assert float(compute_clip_loss(image, image, duplicates="mask", **options)) == pytest.approx(
+        0.0, abs=1e-12
+    )
+
+
+def test_positive_duplicates_do_not_push_repetitions_apart():
+    """With duplicates as negatives, the repetition's brain vector has a gradient away from its own image."""
+    image = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
+    stimuli = torch.tensor([0, 0, 1, 2])
+    pull = {}
+    for duplicates in ("mask", "negative"):
+        brain = (image + 0.3).requires_grad_()
+        compute_clip_loss(brain, image, stimuli, scale=5.0, duplicates=duplicates).backward()
+        pull[duplicates] = -float(brain.grad[0] @ image[0])
+    assert pull["mask"] > pull["negative"]
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "mask", "negative"])
+def test_gradients_of_both_sides_and_the_scale(duplicates):
+    brain, image = make_pair(5, 4)
+    scale = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+    stimuli = torch.tensor([0, 1, 0, 2, 3])
+    assert torch.autograd.gradcheck(
+        lambda b, v, s: compute_clip_loss(b, v, stimuli, scale=s, duplicates=duplicates),
+        (brain.requires_grad_(), image.requires_grad_(), scale),
+    )
+
+
+def test_single_precision_survives_autocast_and_extreme_scales():
+    brain, image = (tensor.float() for tensor in make_pair(64, 32))
+    plain = compute_clip_loss(brain, image, scale=100.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compute_clip_loss(brain, image, scale=100.0), plain)
+    assert torch.isfinite(compute_clip_loss(1e4 * brain, image, scale=100.0, normalise_brain=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 1 / 0.07),  # CLIP, ATM
+        ({"learn_temperature": False}, 1 / 0.07),  # NICE
+        ({"scale": "softplus"}, 2.7271),  # UBP
+        ({"scale": "softplus", "learn_temperature": False}, 2.7271),  # NeuroBridge
+        ({"temperature": 1.0, "learn_temperature": False}, 1.0),  # Meta: no temperature
+    ],
+)
+def test_scales_of_the_papers(options, expected):
+    config = ClipObjectiveConfig(**options)
+    objective = config.build()
+    assert objective.term.scale().item() == pytest.approx(expected, rel=1e-4)
+    assert len(list(objective.parameters())) == int(config.learn_temperature)
+
+
+def test_meta_setting_equals_its_formula():
+    """Brain to image alone, ``<f_i, z_j> / |z_j|`` without a temperature."""
+    brain, image = make_pair(9, 6)
+    config = ClipObjectiveConfig(
+        temperature=1.0,
+        learn_temperature=False,
+        symmetric=False,
+        normalise_brain=False,
+        duplicates="negative",
+    )
+    outputs = Outputs(brain=brain, image=image, stimuli=torch.arange(9), concepts=torch.arange(9))
+    logits = brain @ (image / image.norm(dim=-1, keepdim=True)).T
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(9))
+    assert float(config.build()(outputs)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_scale_is_bounded_and_can_come_back():
+    scale = LogitScale(0.07, form="exp", learn=True)
+    with torch.no_grad():
+        scale.raw.fill_(9.0)
+    value = scale()
+    assert value.item() == pytest.approx(100.0, rel=1e-5)
+    value.backward()
+    assert float(scale.raw.grad) > 0  # a clamp inside the graph would give zero here
+
+
+def test_scale_survives_accumulated_graphs():
+    """Two forward passes before the first backward pass, as in gradient accumulation."""
+    for form in ("exp", "softplus"):
+        scale = LogitScale(0.07, form=form, learn=True)
+        first, second = scale(), scale()
+        first.backward()
+        second.backward()
+        assert torch.isfinite(scale.raw.grad)
+
+
+def test_image_text_mix():
+    brain, image = make_pair(6, 4)
+    text = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    concepts = torch.tensor([0, 0, 1, 2, 2, 3])
+    text = text[concepts]
+    objective = ClipImageTextObjectiveConfig().build()
+    outputs = Outputs(brain=brain, image=image, stimuli=torch.arange(6), concepts=concepts, text=text)
+    scale = 1 / 0.07
+    image_term = reference_clip(brain, image, list(range(6)), scale, True, "positive", True, True)
+    text_term = reference_clip(brain, text, concepts.tolist(), scale, True, "positive", True, True)
+    assert objective(outputs).item() == pytest.approx(0.99 * image_term + 0.01 * text_term, rel=1e-6)
+    outputs.concepts = torch.zeros(6, dtype=torch.long)
+    with pytest.raises(DataError, match="two different concepts"):
+        objective(outputs)
+
+
+def test_sides_of_different_size_are_refused():
+    with pytest.raises(DataError, match="same space"):
+        compute_clip_loss(torch.zeros(3, 4), torch.zeros(3, 5), scale=1.0)
