@@ -16,6 +16,7 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
+from braindecode_vis.encoders.volumes import find_first_rows
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.runs import Run, publish_scores
 from braindecode_vis.seeds import derive_seed
@@ -64,6 +65,7 @@ def evaluate_categories(
 ) -> list[dict[str, Any]]:
     """Score the held-out trials of every fold; write ``scores.json`` and ``scores.parquet``."""
     config = run.config
+    encoder: Any = config.encoder
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "task": "categories"}
     upstream = {f"train{number}": fold.artifact.fingerprint for number, fold in enumerate(trained)}
 
@@ -79,6 +81,9 @@ def evaluate_categories(
             columns = [classes.index(str(name)) for name in fitted.decoder.classes]
             decisions[start : start + len(fold.test), columns] = decided
             start += len(fold.test)
+        if encoder.pool:
+            first = find_first_rows(responses.trials.iloc[rows])  # every volume has the decision of its trial
+            rows, decisions = rows[first], decisions[first]
         trials = responses.trials.iloc[rows]
         task = CategoryTask(
             decisions=decisions,
@@ -86,7 +91,8 @@ def evaluate_categories(
             labels=trials["concept"].astype(str).to_numpy(dtype=object),
             runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
             subjects=trials["subject"].astype(str).to_numpy(dtype=object),
-            protocol=f"{config.dataset.kind}; {split.protocol}; category decoding, {len(classes)} classes",
+            protocol=f"{config.dataset.kind}; {split.protocol}; category decoding, {len(classes)} classes"
+            + ("; volumes of a trial decided together" if encoder.pool else ""),
             split="test",
             seed=config.seed,
             n_bootstrap=config.evaluation.n_bootstrap,

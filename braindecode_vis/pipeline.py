@@ -25,6 +25,7 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.phantom.assemble.truth import read_truth
 from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
 from braindecode_vis.runs import Run, keep_config, publish_scores, read_scores
@@ -33,7 +34,7 @@ from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, Retrieved
 from braindecode_vis.stimuli import StimulusSet
 
 #: Data sets of raw BOLD runs, whose single-trial responses are estimated here; the others publish betas.
-BOLD_KINDS = ("bids_fmri", "bold5000", "haxby_slices", "nod")
+BOLD_KINDS = ("bids_fmri", "bold5000", "haxby_slices", "nod", "nsd_timeseries")
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
 # --- preprocess -------------------------------------------------------------------------------------------
@@ -172,13 +173,19 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     config, prepared, bank = run.config, preprocess(run), embed(run)[number]
     fields = {
         "encoder": config.encoder.hashed_fields(),
+        "selection": config.selection.hashed_fields(),
         "repeats": config.repeats.train,
         "seed": config.seed,
         "fold": number,
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        responses = pick_labelled_trials(prepared, prepared.split.folds[number].train, config.repeats.train)
+        rows = prepared.split.folds[number].train
+        selection = _fit_selection(run, prepared, bank, rows)
+        responses = pick_labelled_trials(prepared, rows, config.repeats.train)
+        if selection is not None:
+            selection.write(folder / "selection")
+            responses = selection.apply(responses)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
         encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
         with lend_workspace(run, encoder, f"train{number:02d}"):
@@ -189,9 +196,24 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
 
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
     artifact = run.produce("train", fields, upstream, compute, _name_fold(number))
-    return TrainedFold(
-        artifact, config.encoder.read(artifact.path), store.read_embeddings(artifact.path / "out_of_fold")
+    selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
+    encoder, out_of_fold = (
+        config.encoder.read(artifact.path),
+        store.read_embeddings(artifact.path / "out_of_fold"),
     )
+    return TrainedFold(artifact, encoder, out_of_fold, selection)
+
+
+def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndarray) -> Selection | None:
+    """Choose columns on single training trials, since their repetitions are what reliability is measured by."""
+    config = run.config.selection
+    if config.is_empty:
+        return None
+    responses = prepared.responses.select(rows)
+    targets = None
+    if config.encoding is not None:
+        targets = bank.embeddings.select(list(pd.unique(responses.stimulus_ids)))
+    return fit_selection(config, responses, targets, seed=derive_seed(run.config.seed, "selection"))
 
 
 @contextmanager
@@ -224,6 +246,13 @@ def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> 
     return responses.with_trials(responses.trials.assign(concept=concepts))
 
 
+def pick_test_trials(run: Run, number: int) -> Responses:
+    """Return the test trials of one fold as its encoder takes them."""
+    prepared, selection = preprocess(run), train(run)[number].selection
+    responses = pick_labelled_trials(prepared, prepared.split.folds[number].test, run.config.repeats.test)
+    return responses if selection is None else selection.apply(responses)
+
+
 # --- retrieve ---------------------------------------------------------------------------------------------
 
 
@@ -244,7 +273,7 @@ def _retrieve(run: Run) -> Retrieved:
 
         ranks = []
         for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
-            responses = pick_labelled_trials(prepared, fold.test, config.repeats.test)
+            responses = pick_test_trials(run, number)
             predicted = fitted.encoder.predict(responses)
             centre = _fit_centre(prepared, bank, fitted.encoder, fold.train, config.retrieval.centre)
             gallery = bank.embeddings.select(whole if whole is not None else pd.unique(predicted.ids))
@@ -396,9 +425,7 @@ def _predict_targets(run: Run, number: int) -> Embeddings:
     encoder = train(run)[number].encoder
     if not hasattr(encoder, "predict_targets"):
         return retrieve(run).folds[number].predicted
-    prepared = preprocess(run)
-    test = pick_labelled_trials(prepared, prepared.split.folds[number].test, run.config.repeats.test)
-    return encoder.predict_targets(test)
+    return encoder.predict_targets(pick_test_trials(run, number))
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.preprocessing.selection import Selection
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.stimuli import StimulusSet
@@ -43,11 +44,12 @@ class TargetBank:
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """A fitted brain encoder, and its out-of-fold predictions of the training trials."""
+    """A fitted brain encoder, its out-of-fold predictions of training trials, and the columns it was given."""
 
     artifact: Artifact
     encoder: Any
     out_of_fold: Embeddings
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
 from braindecode_vis.datasets.bids_meeg import BidsMeegConfig
 from braindecode_vis.datasets.bold5000 import Bold5000Config
+from braindecode_vis.datasets.bold5000_betas import Bold5000BetasConfig
 from braindecode_vis.datasets.deeprecon import DeepreconConfig
 from braindecode_vis.datasets.digits69 import Digits69Config
 from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
@@ -24,6 +25,7 @@ from braindecode_vis.datasets.nod import NodConfig
 from braindecode_vis.datasets.nsd import NsdConfig
 from braindecode_vis.datasets.nsd_imagery import NsdImageryConfig
 from braindecode_vis.datasets.nsd_repacks import NsdRepackConfig
+from braindecode_vis.datasets.nsd_timeseries import NsdTimeseriesConfig
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
@@ -42,6 +44,7 @@ from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
@@ -52,6 +55,7 @@ DatasetConfig = Annotated[
     | BidsFmriConfig
     | BidsMeegConfig
     | Bold5000Config
+    | Bold5000BetasConfig
     | DeepreconConfig
     | Digits69Config
     | EegImagenetConfig
@@ -62,6 +66,7 @@ DatasetConfig = Annotated[
     | NsdConfig
     | NsdImageryConfig
     | NsdRepackConfig
+    | NsdTimeseriesConfig
     | SyntheticDigitsConfig
     | ThingsEeg1Config
     | ThingsEeg2Config
@@ -156,6 +161,8 @@ class RunConfig(Settings):
         The one root seed.
     dataset, split, target, encoder, prior, generator
         The component of each role, by its ``kind``.
+    selection
+        Which columns of the responses the encoder sees; chosen by training trials.
     repeats, retrieval, evaluation
         Settings of the steps that have no components.
     """
@@ -164,6 +171,7 @@ class RunConfig(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     dataset: DatasetConfig
     split: SplitConfig = PublishedSplitConfig()
+    selection: SelectionConfig = SelectionConfig()
     target: ImageEncoderConfig = PixelsConfig()
     encoder: BrainEncoderConfig = RidgeConfig()
     repeats: RepeatsConfig = RepeatsConfig()

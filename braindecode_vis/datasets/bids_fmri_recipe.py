@@ -80,7 +80,7 @@ class BoldSettings(Settings):
         What is regressed out.
     model
         How one response per trial is made.
-    zscore, untrained, dtype, atlas
+    zscore, untrained, dtype, atlas, pad_subjects
         As in `BetasPlan`.
     max_constant
         As in `BoldSource`.
@@ -102,6 +102,7 @@ class BoldSettings(Settings):
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
     max_constant: float = Field(default=0.05, ge=0, lt=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "derivatives", "images", "max_constant"})
@@ -119,7 +120,7 @@ class BoldSettings(Settings):
 
     def make_plan(self) -> BetasPlan:
         """Return what is done to the responses."""
-        return BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas)
+        return BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Mumford, Turner, Ashby, Poldrack (2012), doi:10.1016/j.neuroimage.2011.08.076: o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -59,7 +59,7 @@ class CleanConfig(Settings):
 
 
 class GlmConfig(Settings):
-    """One amplitude per trial by a general linear model with a canonical response, fitted by least squares.
+    """One amplitude per trial by a general linear model with a canonical response.
 
     Parameters
     ----------
@@ -67,6 +67,9 @@ class GlmConfig(Settings):
         ``lss``: one model per trial, all other trials of the run as one regressor. ``lsa``: all trials in one model.
     hrf_model
         Canonical response of nilearn.
+    noise_model
+        ``ols``: ordinary least squares. ``ar1``: noise is autoregressive of the first order, with one coefficient per
+        voxel and run, as in nilearn.
     clean
         Drifts join the model; scaling comes first.
     """
@@ -74,6 +77,7 @@ class GlmConfig(Settings):
     kind: Literal["glm"] = "glm"
     trials: Literal["lss", "lsa"] = "lss"
     hrf_model: Literal["glover", "spm"] = "glover"
+    noise_model: Literal["ols", "ar1"] = "ols"
     clean: CleanConfig = CleanConfig()
 
 
@@ -90,7 +94,7 @@ class WindowConfig(Settings):
         Whether the end counts from the ``onset`` or from the ``offset`` of the trial: the latter for blocks.
     keep
         ``mean`` averages the volumes of a trial; ``volumes`` keeps each as a row of its own, with the same stimulus
-        and the column `volume`; ``times`` keeps them as a third axis.
+        and the columns `volume` and `time` (s after the onset); ``times`` keeps them as a third axis.
     clean
         What is done to the time series before.
     """
@@ -257,6 +261,8 @@ class BoldSource:
         response 0 in that run.
     notes
         What a reader of the store should know.
+    read_image
+        As in `FmriSource`.
     """
 
     runs: tuple[BoldRun, ...]
@@ -266,6 +272,7 @@ class BoldSource:
     geometry: Geometry | Mapping[str, Geometry] | MaskMethod
     max_constant: float = 0.05
     notes: Mapping[str, Any] = field(default_factory=dict)
+    read_image: Callable[[int], np.ndarray] | None = None
 
     not_empty: ClassVar[str] = "no run of BOLD was found; check the root, the task and the list of subjects."
 

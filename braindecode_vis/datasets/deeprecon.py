@@ -28,6 +28,7 @@ from braindecode_vis.datasets.bids_fmri_stimuli import (
     hash_image_folder,
     make_named_stimuli,
 )
+from braindecode_vis.datasets.fmri_facts import compare_fact
 from braindecode_vis.datasets.fmri_sources import (
     BetasPart,
     BetasPlan,
@@ -78,7 +79,7 @@ class DeepreconConfig(Settings):
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     images
         Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
-    zscore, untrained, dtype
+    zscore, untrained, dtype, pad_subjects
         As in `BetasPlan`; a session is the whole of a person's files.
     """
 
@@ -92,6 +93,7 @@ class DeepreconConfig(Settings):
     zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
+    pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
@@ -127,7 +129,7 @@ class DeepreconConfig(Settings):
         paths = np.where(shown["task"] == "imagery", "", shown["stimulus_id"] + suffix)
         shown = shown.assign(path=paths)
         stimuli = make_named_stimuli(shown, self.images, title="Deeprecon", beside=self._find_beside())
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype)
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
         notes = {
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
             "rois_kept": list(self.rois),
@@ -149,8 +151,9 @@ class DeepreconConfig(Settings):
                 findings.append(Finding(item.path.name, False, str(error)))
                 continue
             declared, n = facts[f"n_{item.experiment}"], len(trials)
-            text = f"{n} samples of {trials['stimulus_id'].nunique()} stimuli, declared {declared}"
-            findings.append(Finding(item.path.name, n == declared, text))
+            what = f"samples of {trials['stimulus_id'].nunique()} stimuli"
+            root = check_root(self.root, read_manifest("deeprecon"))
+            findings.append(compare_fact(item.path.name, n, declared, root, what=what))
         return findings
 
     def _find_beside(self) -> Path | None:

@@ -26,7 +26,7 @@ from braindecode_vis.store import hash_file
 
 __all__ = [
     "AtlasConfig", "BetasPart", "BetasPlan", "FmriSource", "Geometry", "Parcels", "Roi", "Untrained", "ZScoring",
-    "count_repetitions",
+    "count_repetitions", "join_sources",
 ]  # fmt: skip
 ZScoring = Literal["session", "run", "none"]
 Untrained = Literal["pooled", "own"]
@@ -85,12 +85,16 @@ class BetasPlan:
         Type of the stored numbers.
     atlas
         Average the voxels of each region.
+    pad_subjects
+        Keep the voxels of several subjects with masks of their own in one array, each row filled with zeros up to the
+        largest number of voxels. Only networks with a layer for each subject can learn from it.
     """
 
     zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class FmriSource:
     unit
         Unit of what the parts read, for example ``percent signal change``.
     geometry
-        That of all subjects, or one for each. Several need an atlas: voxels of two brains do not correspond.
+        That of all subjects, or one for each. Several need an atlas or padding: voxels of two brains do not correspond.
     times : array of shape (n_times,), optional
         Third axis of the responses, in s from the onset.
     read_image
@@ -190,11 +194,34 @@ class FmriSource:
                 if part.group in seen:
                     raise DataError(f"{part.where} must follow the other files of its session.")
                 seen.append(part.group)
-        if not isinstance(self.geometry, Geometry) and len(self.subjects) > 1 and self.plan.atlas is None:
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Several brains need something that makes one array of them, and only one such thing."""
+        plan, names = self.plan, ", ".join(self.subjects)
+        if plan.atlas is not None and plan.pad_subjects:
             raise ConfigError(
-                f"the voxels of the subjects {', '.join(self.subjects)} do not correspond: read one subject at a "
-                "time, or average over the regions of an atlas with dataset.atlas."
+                "dataset.pad_subjects keeps the voxels of each subject, dataset.atlas averages them: choose one."
             )
+        if len(self.subjects) == 1 or plan.atlas is not None:
+            return
+        if isinstance(self.geometry, Geometry):
+            if plan.pad_subjects:
+                raise ConfigError(
+                    f"the subjects {names} share one mask, so that their columns correspond already; set "
+                    "dataset.pad_subjects to false."
+                )
+        elif not plan.pad_subjects:
+            raise ConfigError(
+                f"the voxels of the subjects {names} do not correspond: read one subject at a time, average over the "
+                "regions of an atlas with dataset.atlas, or set dataset.pad_subjects for a network with a layer for "
+                "each subject."
+            )
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether rows of subjects with fewer voxels end in zeros."""
+        return self.plan.pad_subjects and len(self.subjects) > 1
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -230,3 +257,53 @@ def count_repetitions(trials: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         table.assign(repetition=number[stop - len(table) : stop])
         for table, stop in zip(trials, stops, strict=True)
     ]
+
+
+def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
+    """Return one source of several single-subject sources of one data set.
+
+    Parameters
+    ----------
+    sources
+        Each of another subject; an image that two of them show has the same id in both.
+    plan
+        Of the whole.
+
+    Raises
+    ------
+    DataError
+        If an image teaches in one subject and is tested in another, or units and times differ.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        if other.unit != first.unit or not np.array_equal(other.times, first.times):  # type: ignore[arg-type]
+            raise DataError("the subjects have other units or time axes, so they cannot be trained together.")
+    geometry = {subject: source.find_geometry(subject) for source in sources for subject in source.subjects}
+    splits = pd.concat([part.trials[["stimulus_id", "split"]] for s in sources for part in s.parts])
+    both = set(splits.loc[splits["split"] == "train", "stimulus_id"])
+    both &= set(splits.loc[splits["split"] == "test", "stimulus_id"])
+    if both:
+        raise DataError(
+            f"{len(both)} images are trained on in one subject and tested in another, first {min(both)}."
+        )
+    table = pd.concat(
+        [s.stimuli.table.assign(_of=n, _row=range(len(s.stimuli))) for n, s in enumerate(sources)]
+    )
+    table = table.drop_duplicates("stimulus_id").reset_index(drop=True)
+    of, row = table["_of"].to_numpy(), table["_row"].to_numpy()
+
+    def read_image(number: int) -> np.ndarray:
+        read = sources[int(of[number])].read_image
+        assert read is not None
+        return read(int(row[number]))
+
+    return FmriSource(
+        tuple(part for source in sources for part in source.parts),
+        StimulusSet(table.drop(columns=["_of", "_row"])),
+        plan,
+        first.unit,
+        geometry,
+        first.times,
+        read_image if all(source.read_image is not None for source in sources) else None,
+        {**first.notes, "protocol": "; ".join(str(s.notes.get("protocol", "")) for s in sources)},
+    )

@@ -26,6 +26,7 @@ from braindecode_vis.datasets.bids_fmri_stimuli import (
     hash_image_folder,
     make_named_stimuli,
 )
+from braindecode_vis.datasets.fmri_facts import compare_fact
 from braindecode_vis.datasets.fmri_sources import (
     BetasPart,
     BetasPlan,
@@ -61,8 +62,8 @@ class GodConfig(Settings):
     root
         Folder of ``Subject1.h5`` ... and, if at hand, of the lists ``stimulus_ImageNet{Training,Test}.tsv``.
     subjects
-        Numbers to read; all that are there by default. Several need an atlas in common, which these files lack, so
-        that one at a time is the rule.
+        Numbers to read; all that are there by default. Several need `pad_subjects`: an atlas in common, which would
+        make parcels of them, is not among these files.
     test
         What the test trials are: the 50 pictures seen (``perception``), the 50 categories imagined (``imagery``), or
         both; the column `task` tells them apart. Training trials are the 1200 training pictures.
@@ -70,7 +71,7 @@ class GodConfig(Settings):
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     images
         Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
-    zscore, untrained, dtype
+    zscore, untrained, dtype, pad_subjects
         As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files
         do not say which, so ``session`` means the whole file, and ``run`` has no training trials where it tests.
     """
@@ -84,6 +85,7 @@ class GodConfig(Settings):
     zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
+    pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
@@ -112,7 +114,7 @@ class GodConfig(Settings):
             tables.append(part.trials)
         table = make_stimulus_table(tables)
         stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype)
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
         notes = {"protocol": f"1200 training pictures; test: {self.test}", "rois_kept": list(self.rois)}
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
         return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
@@ -134,8 +136,7 @@ class GodConfig(Settings):
                 continue
             for task, declared in (("training", "n_train"), ("test", "n_test"), ("imagery", "n_imagery")):
                 n = int((trials["task"] == task).sum())
-                text = f"{n} samples, declared {facts[declared]}"
-                findings.append(Finding(f"{path.name} {task}", n == facts[declared], text))
+                findings.append(compare_fact(f"{path.name} {task}", n, facts[declared], root, what="samples"))
             for split, task in (("train", "training"), ("test", "test")):
                 if (listed := find_list(root, split)) is not None:
                     names = trials.loc[trials["task"] == task, "stimulus_id"].tolist()

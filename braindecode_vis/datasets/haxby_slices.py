@@ -23,6 +23,7 @@ from braindecode_vis.datasets.bids_fmri_files import RunFiles
 from braindecode_vis.datasets.bids_fmri_images import read_seconds
 from braindecode_vis.datasets.bids_fmri_recipe import BoldSettings, Recipe, hash_bold_inputs, prepare_bold
 from braindecode_vis.datasets.bids_fmri_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
+from braindecode_vis.datasets.fmri_facts import compare_fact
 from braindecode_vis.datasets.fmri_sources import ZScoring
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.settings import Settings
@@ -105,10 +106,8 @@ class HaxbySlicesConfig(Settings):
             "t_r": first.t_r,
             f"shape_{self.acq}": list(first.shape),
         }
-        return [
-            Finding(key, value == facts[key], f"{value}, declared {facts[key]}")
-            for key, value in found.items()
-        ]
+        root = check_root(self.root, read_manifest("haxby_slices"))
+        return [compare_fact(key, value, facts[key], root) for key, value in found.items()]
 
     def _make_settings(self) -> BoldSettings:
         root = check_root(self.root, read_manifest("haxby_slices"))

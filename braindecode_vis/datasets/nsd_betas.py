@@ -21,6 +21,8 @@ Version = Literal["betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR
 UNIT = "percent signal change"
 # Single-trial betas are a few percent; times 300 they are several hundred.
 _LARGEST_PERCENT = 30.0
+# Trials whose size is looked at, at the cost of their decompression.
+_SCALE_TRIALS = 5
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 Read = Callable[[int, int], np.ndarray]
 
@@ -136,7 +138,7 @@ def open_volume_session(
         reader = MaskedVolumes(header, mask, divide_by=divide_by)
         n_found = header.n_volumes
     check_trial_count(path, n_found, n_trials)
-    sample = reader.peek() if isinstance(reader, MaskedHdf5) else reader(0, 1)
+    sample = reader.peek() if isinstance(reader, MaskedHdf5) else read_sample(reader, n_trials)
     reader.close()
     check_scale(sample, divide_by, path)
     return reader
@@ -151,6 +153,14 @@ def check_trial_count(path: Path, n_found: int, n_trials: int) -> None:
             "could "
             "be paired with its image for sure; use the design that belongs to these betas, or fetch both again."
         )
+
+
+def read_sample(read: Read, n_trials: int) -> np.ndarray:
+    """Return a few trials: the first ones, since a compressed file is read from its beginning.
+
+    A single trial may be odd (a subject who moved); the median over several is not moved by it.
+    """
+    return read(0, min(_SCALE_TRIALS, n_trials))
 
 
 def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:

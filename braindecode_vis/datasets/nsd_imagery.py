@@ -22,6 +22,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.fmri_facts import compare_fact
 from braindecode_vis.datasets.fmri_sources import (
     AtlasConfig,
     BetasPart,
@@ -34,7 +35,7 @@ from braindecode_vis.datasets.fmri_sources import (
 from braindecode_vis.datasets.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.nsd import NsdConfig
-from braindecode_vis.datasets.nsd_betas import check_scale
+from braindecode_vis.datasets.nsd_betas import check_scale, read_sample
 from braindecode_vis.datasets.safe_pickle import read_pickled_dict
 from braindecode_vis.datasets.sources import SampleType
 from braindecode_vis.settings import Settings
@@ -119,7 +120,7 @@ class NsdImageryConfig(Settings):
         check_same_space(header, geometry.mask.shape, geometry.affine, what="the mask of the core sessions")
         trials = read_trials(self._find_stimuli(root), self.subject, header.n_volumes, path)
         read = MaskedVolumes(header, geometry.mask, divide_by=300)
-        check_scale(read(0, 1), 300, path)
+        check_scale(read_sample(read, header.n_volumes), 300, path)
         read.close()
         whole = BetasPart(trials, (path,), geometry.n_voxels, read)
         tested = _keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())
@@ -142,7 +143,7 @@ class NsdImageryConfig(Settings):
         declared = read_manifest("nsd_imagery").facts["n_stimuli"]
         return [
             Finding("betas", True, f"{found} trials, {len(source.parts) - 1} core sessions"),
-            Finding("n_stimuli", n_stimuli == declared, f"declared {declared}, found {n_stimuli}"),
+            compare_fact("n_stimuli", n_stimuli, declared, check_root(self.root, read_manifest("nsd"))),
             Finding("protocol", True, str(source.notes["protocol"])),
         ]
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.fmri_sources import BetasPart, count_repetitions
-from braindecode_vis.datasets.nsd_betas import check_scale
+from braindecode_vis.datasets.nsd_betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd_repacks import Repack, make_trials
 
 _TRIALS_PER_SESSION = 750
@@ -145,7 +145,7 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
             ).assign(repetition=[row for _, row in rows], trial=[s.trials[row] for s, row in rows])
             read = _Mindeye1Rows(rows, divide_by)
             first = read(0, 1)
-            check_scale(first, divide_by, path)
+            check_scale(read_sample(read, len(trials)), divide_by, path)
             parts.append(BetasPart(trials, (path,), first.shape[1], read))
             image_of |= {s.nsd_id: s.image.read_image for s in samples if s.image is not None}
     return Repack(parts, image_of, files, notes)
@@ -276,7 +276,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     parts = []
     for group, own in zip(groups, trials, strict=True):
         read = _Hdf5Rows(betas, group["trial"].to_numpy(), divide_by)
-        check_scale(read(0, 1), divide_by, betas)
+        check_scale(read_sample(read, len(own)), divide_by, betas)
         parts.append(BetasPart(own, (betas,), int(shape[1]), read))
     image_of = {}
     images = next(iter(sorted(root.glob("coco_images_224*.hdf5"))), None)

@@ -27,7 +27,9 @@ from braindecode_vis.datasets.bids_fmri_stimuli import (
     hash_image_folder,
     make_named_stimuli,
 )
+from braindecode_vis.datasets.fmri_facts import compare_fact
 from braindecode_vis.datasets.fmri_sources import (
+    AtlasConfig,
     BetasPart,
     BetasPlan,
     FmriSource,
@@ -80,7 +82,7 @@ class ThingsFmriConfig(Settings):
     images
         Folder of the THINGS images; ``object_images`` or ``images`` below the root by default, if it holds all of
         them. They may not be passed on, so they never come with the betas.
-    zscore, untrained, dtype
+    zscore, untrained, dtype, atlas, pad_subjects
         As in `BetasPlan`.
     """
 
@@ -95,6 +97,8 @@ class ThingsFmriConfig(Settings):
     zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
@@ -112,7 +116,8 @@ class ThingsFmriConfig(Settings):
             mask = self._find_mask(subject)
             paths += [] if mask is None else [mask]
         digests = {path.name: hash_sampled(path) for path in paths}
-        return digests | hash_image_folder(self.images, self._find_beside())
+        digests |= hash_image_folder(self.images, self._find_beside())
+        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
     def prepare(self) -> FmriSource:
         """Return the betas as lazy parts.
@@ -141,7 +146,7 @@ class ThingsFmriConfig(Settings):
         if self.min_noise_ceiling is not None:
             notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
         geometry = geometries if len(geometries) > 1 else geometries[subjects[0]]
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype)
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
         return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
 
     def check(self) -> list[Finding]:
@@ -151,14 +156,16 @@ class ThingsFmriConfig(Settings):
         except BraindecodeVisError as error:
             return [Finding("layout", False, str(error))]
         facts, findings = read_manifest("things_fmri").facts, []
+        root = check_root(self.root, read_manifest("things_fmri"))
         for subject in source.subjects:
             trials = pd.concat([p.trials for p in source.parts if p.group[0] == subject])
             for split in ("train", "test"):
                 n, declared = int((trials["split"] == split).sum()), facts[f"n_{split}"]
-                whole = n == declared or self.sessions is not None
-                findings.append(
-                    Finding(f"subject {subject} {split}", whole, f"{n} trials, declared {declared}")
-                )
+                item = f"subject {subject} {split}"
+                if self.sessions is not None:
+                    findings.append(Finding(item, True, f"{n} trials of the chosen sessions"))
+                else:
+                    findings.append(compare_fact(item, n, declared, root, what="trials"))
             text = f"{source.find_geometry(subject).n_voxels} voxels"
             findings.append(Finding(f"subject {subject} voxels", True, text))
         return findings

@@ -3,6 +3,7 @@
 Owns shrinkage LDA and logistic regression over z-scored features. Fitting is scikit-learn's; what is kept is one
 matrix and one offset, so that the fitted decoder is stored as plain arrays and decides without scikit-learn. The
 z-score and the penalty are learnt from the trials passed to `fit`. Knows nothing of folds that hold out test trials.
+Where the rows are single volumes of a trial, they can be decided together: see `braindecode_vis.encoders.volumes`.
 
 References
 ----------
@@ -13,15 +14,17 @@ Ledoit, Wolf (2004), doi:10.1016/S0047-259X(03)00096-4: the shrinkage.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+import pandas as pd
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.volumes import find_first_rows, find_window, pool_rows
 from braindecode_vis.preprocessing.splits import Fold, make_groups
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
@@ -31,9 +34,16 @@ _FILE = "categories"
 
 
 class LdaConfig(Settings):
-    """Linear discriminant analysis with the analytic shrinkage of Ledoit and Wolf; nothing to choose."""
+    """Linear discriminant analysis with the analytic shrinkage of Ledoit and Wolf; nothing to choose.
+
+    Parameters
+    ----------
+    pool
+        As in `LogisticConfig`.
+    """
 
     kind: Literal["lda"] = "lda"
+    pool: bool = False
 
     def build(self, *, seed: int) -> CategoryDecoder:
         """Return the unfitted decoder; nothing in it is random."""
@@ -54,11 +64,25 @@ class LogisticConfig(Settings):
         cross-validation over the training trials is taken; the smallest wins a tie.
     max_iter
         Bound on the steps of the solver; not converging by then is an error.
+    pool
+        For rows that are single volumes (``dataset.model.keep: volumes``): each volume is a sample to learn from, and a
+        trial gets one decision, from the mean of the log probabilities of its volumes.
+    windows
+        Candidates for the volumes of a trial that count, each as (s after its onset, s after its offset), chosen
+        together with `c`; the first one wins a tie. Empty: all volumes. Needs `pool`.
     """
 
     kind: Literal["logistic"] = "logistic"
     c: tuple[Annotated[float, Field(gt=0)], ...] = (0.01,)
     max_iter: int = Field(default=5000, ge=1)
+    pool: bool = False
+    windows: tuple[tuple[float, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> LogisticConfig:
+        if self.windows and not self.pool:
+            raise ValueError("windows choose among the volumes of a trial and need pool: true")
+        return self
 
     def build(self, *, seed: int) -> CategoryDecoder:
         """Return the unfitted decoder; nothing in it is random."""
@@ -85,7 +109,9 @@ class LinearDecision:
     classes
         Names of the classes, sorted.
     choices
-        Log loss of each candidate penalty, if there was a choice.
+        Log loss of each candidate, if there was a choice.
+    window
+        Volumes that count, if they were chosen: s after the onset and s after the offset of the trial.
     """
 
     mean: np.ndarray
@@ -94,6 +120,7 @@ class LinearDecision:
     offset: np.ndarray
     classes: tuple[str, ...]
     choices: list[dict[str, float]]
+    window: tuple[float, float] | None = None
 
 
 class CategoryDecoder:
@@ -138,15 +165,23 @@ class CategoryDecoder:
         if isinstance(self.config, LdaConfig):
             self.fitted = _fit_lda(data, labels)
             return self
-        choices = []
-        if len(self.config.c) > 1:
-            choices = _score_candidates(data, labels, make_groups(responses.trials, "run"), self.config)
-        best = min(choices, key=lambda row: (row["log_loss"], row["c"]))["c"] if choices else self.config.c[0]
-        self.fitted = _fit_logistic(data, labels, best, self.config.max_iter, choices)
+        config, choices = self.config, []
+        windows: list[tuple[float, float] | None] = list(config.windows) or [None]
+        c, window = config.c[0], windows[0]
+        if len(config.c) * len(windows) > 1:
+            choices = _score_candidates(data, labels, responses.trials, config)
+            best = min(range(len(choices)), key=lambda n: (choices[n]["log_loss"], choices[n]["c"]))
+            c, window = choices[best]["c"], windows[best // len(config.c)]
+        rows = find_window(responses.trials, window)
+        fitted = _fit_logistic(data[rows], labels[rows], c, config.max_iter, choices)
+        self.fitted = replace(fitted, window=window)
         return self
 
     def decision(self, responses: Responses) -> np.ndarray:
-        """Return the probability of each class, float64 of shape (n_trials, n_classes); rows sum to one."""
+        """Return the probability of each class, float64 of shape (n_trials, n_classes); rows sum to one.
+
+        Where volumes are pooled, all rows of a trial get the probabilities of the trial.
+        """
         fit = self._require_fit()
         data = responses.as_matrix()
         if data.shape[1] != len(fit.mean):
@@ -154,7 +189,10 @@ class CategoryDecoder:
                 f"the {self.config.kind} decoder was fitted on {len(fit.mean)} features, "
                 f"but these responses have {data.shape[1]}."
             )
-        return _decide(fit, data)
+        decided = _decide(fit, data)
+        if not self.config.pool:
+            return decided
+        return pool_rows(decided, responses.trials, find_window(responses.trials, fit.window))
 
     def write(self, folder: Path) -> None:
         """Write the fitted state as safetensors and JSON."""
@@ -166,7 +204,12 @@ class CategoryDecoder:
             {name: np.ascontiguousarray(array) for name, array in tensors.items()},
             folder / f"{_FILE}.safetensors",
         )
-        record = {"kind": self.config.kind, "classes": list(fit.classes), "choices": fit.choices}
+        record = {
+            "kind": self.config.kind,
+            "classes": list(fit.classes),
+            "choices": fit.choices,
+            "window": fit.window,
+        }
         write_json(folder / f"{_FILE}.json", record)
 
     @classmethod
@@ -184,7 +227,9 @@ class CategoryDecoder:
         if record["kind"] != config.kind:
             raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {config.kind!r}.")
         tensors = load_file(folder / f"{_FILE}.safetensors")
-        fitted = LinearDecision(classes=tuple(record["classes"]), choices=record["choices"], **tensors)
+        window = None if record.get("window") is None else (record["window"][0], record["window"][1])
+        classes = tuple(record["classes"])
+        fitted = LinearDecision(classes=classes, choices=record["choices"], window=window, **tensors)
         return cls(config, fitted)
 
     def _require_fit(self) -> LinearDecision:
@@ -253,21 +298,40 @@ def _keep(scaler: Any, model: Any, choices: list[dict[str, float]]) -> LinearDec
 
 
 def _score_candidates(
-    data: np.ndarray, labels: np.ndarray, runs: np.ndarray, config: LogisticConfig
+    data: np.ndarray, labels: np.ndarray, trials: pd.DataFrame, config: LogisticConfig
 ) -> list[dict[str, float]]:
-    """Return the mean log loss of every candidate over the held-out trials of the inner folds."""
-    folds = list(_iterate_inner_folds(labels, runs))
-    rows = []
-    for c in config.c:
-        losses = []
-        for fold in folds:
-            fit = _fit_logistic(data[fold.train], labels[fold.train], c, config.max_iter, [])
-            probabilities = _decide(fit, data[fold.test])
-            own = np.searchsorted(np.array(fit.classes), labels[fold.test])
-            seen = probabilities[np.arange(len(fold.test)), own]
-            losses.append(-np.log(np.maximum(seen, np.finfo(float).tiny)))
-        rows.append({"c": float(c), "log_loss": float(np.concatenate(losses).mean())})
+    """Return the mean log loss of every candidate over the held-out trials of the inner folds, window by window."""
+    folds = list(_iterate_inner_folds(labels, make_groups(trials, "run")))
+    rows: list[dict[str, float]] = []
+    for window in config.windows or (None,):
+        inside = find_window(trials, window)
+        named = {} if window is None else {"start": window[0], "stop": window[1]}
+        for c in config.c:
+            losses = [_score_fold(data, labels, trials, inside, fold, c, config) for fold in folds]
+            rows.append({"c": float(c), "log_loss": float(np.concatenate(losses).mean()), **named})
     return rows
+
+
+def _score_fold(
+    data: np.ndarray,
+    labels: np.ndarray,
+    trials: pd.DataFrame,
+    inside: np.ndarray,
+    fold: Fold,
+    c: float,
+    config: LogisticConfig,
+) -> np.ndarray:
+    """Return the log loss of each held-out trial of one inner fold."""
+    train = fold.train[inside[fold.train]]
+    fit = _fit_logistic(data[train], labels[train], c, config.max_iter, [])
+    probabilities, test = _decide(fit, data[fold.test]), fold.test
+    if config.pool:
+        held = trials.iloc[test]
+        first = find_first_rows(held)
+        probabilities, test = pool_rows(probabilities, held, inside[test])[first], test[first]
+    own = np.searchsorted(np.array(fit.classes), labels[test])
+    seen = probabilities[np.arange(len(test)), own]
+    return -np.log(np.maximum(seen, np.finfo(float).tiny))
 
 
 def _iterate_inner_folds(labels: np.ndarray, runs: np.ndarray) -> Iterator[Fold]:

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.preprocessing.geometry import check_common_columns
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 from braindecode_vis.seeds import make_generator
@@ -114,6 +115,7 @@ class RidgeEncoder:
         targets
             One row per trial, in the order of `responses`.
         """
+        check_common_columns(responses, what="ridge")
         if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
             raise DataError("ridge needs one target per trial, in the order of the trials.")
         data, values = responses.as_matrix(), targets.flat()

@@ -81,8 +81,7 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
     geometries, left_out = place_in_parcels(
         {subject: source.find_geometry(subject) for subject in source.subjects}, plan.atlas
     )
-    first = geometries[source.subjects[0]]
-    n_features = first.n_voxels if first.parcels is None else len(first.parcels.names)
+    n_features = max(_count_features(geometry) for geometry in geometries.values())
     shape: tuple[int, ...] = (source.n_trials, n_features)
     if source.times is not None:
         shape = (*shape, len(source.times))
@@ -101,6 +100,10 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
     _write_images(folder / "stimuli", source)
     summary = {"n_trials": shape[0], "n_features": n_features, "n_bytes": rows.path.stat().st_size}
     return summary | {key: source.notes[key] for key in ("protocol",) if key in source.notes}
+
+
+def _count_features(geometry: Geometry) -> int:
+    return geometry.n_voxels if geometry.parcels is None else len(geometry.parcels.names)
 
 
 def _order_columns(trials: pd.DataFrame) -> pd.DataFrame:
@@ -212,7 +215,8 @@ def _write_session(
         if key in moments and moments[key].n_trials > 1:
             scale = moments[key].finish()
             progress.scales.setdefault(subject, []).append(scale)
-            progress.constant = max(progress.constant, int(scale.is_constant.sum()))
+            own = scale.is_constant[: _count_features(geometry)]
+            progress.constant = max(progress.constant, int(own.sum()))
         elif plan.untrained == "own":
             scale = fit_rows(held, base + rows)
             progress.transductive.append(label)
@@ -225,7 +229,8 @@ def _write_session(
 
 
 def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yield the trials of a part as float32, averaged over parcels if there are any, and checked."""
+    """Yield the trials of a part as float32, averaged over parcels or filled up with zeros, and checked."""
+    missing = shape[1] - _count_features(geometry)
     rest = shape[2:]
     for first, last in split_rows(len(part.trials), part.n_voxels * int(np.prod(rest))):
         block = np.asarray(part.read(first, last))
@@ -241,7 +246,9 @@ def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...])
                 f"{part.where}: trial {first + row} holds {int((~finite[row]).sum())} non-finite responses; "
                 "leave these voxels out of the mask, or fetch the file again."
             )
-        yield block if geometry.parcels is None else average_parcels(block, geometry.parcels)
+        if geometry.parcels is not None:
+            block = average_parcels(block, geometry.parcels)
+        yield np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * len(rest)]) if missing else block
 
 
 def _add_training(
@@ -271,6 +278,8 @@ def _write_meta(
             for key, value in geometries[subject].as_coords().items():
                 common = key in ("parcel_names", "parcel_networks")
                 coords[key if common else f"{key}_sub-{subject}"] = value
+        if source.is_padded:
+            coords["n_voxels_of"] = {subject: geometries[subject].n_voxels for subject in subjects}
     if source.times is not None:
         dims.append("time")
         coords["times"] = np.asarray(source.times, float)

@@ -28,6 +28,7 @@ from braindecode_vis.datasets.fmri_volumes import MaskedVolumes, VolumeHeader
 from braindecode_vis.preprocessing.betas import Advance, write_fmri_source
 from braindecode_vis.preprocessing.glm import (
     fit_trials,
+    fit_trials_ar1,
     make_drifts,
     make_nuisance_basis,
     make_regressors,
@@ -90,7 +91,9 @@ def make_betas(source: BoldSource) -> FmriSource:
     times = _find_times(source)
     notes = {"constant_voxels_by_run": constant, **source.notes}
     unit = _UNITS[source.model.clean.scaling]
-    return FmriSource(tuple(parts), source.stimuli, source.plan, unit, geometry, times, notes=notes)
+    return FmriSource(
+        tuple(parts), source.stimuli, source.plan, unit, geometry, times, source.read_image, notes
+    )
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -106,7 +109,8 @@ def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFr
     counts = [len(window) for window in windows]
     trials = run.trials.loc[np.repeat(np.arange(len(run.trials)), counts)].reset_index(drop=True)
     volumes = np.concatenate(windows)
-    return trials.assign(volume=volumes), [np.array([volume]) for volume in volumes]
+    after = run.frame_times[volumes] - trials["onset"].to_numpy(float)
+    return trials.assign(volume=volumes, time=after), [np.array([volume]) for volume in volumes]
 
 
 def _find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray]:
@@ -114,6 +118,12 @@ def _find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray]:
     times, onsets = run.frame_times, run.trials["onset"].to_numpy(float)
     if model.keep == "times":
         n, first = _count_times(run.t_r, model), np.searchsorted(times, onsets + model.start - 1e-6)
+        early = onsets + model.start < times[0] - 0.5 * run.t_r
+        if early.any():
+            raise DataError(
+                f"{run.where} starts at {times[0]:g} s, but the window of its trial at {onsets[early][0]:g} s opens at "
+                f"{onsets[early][0] + model.start:g} s; let it open later with dataset.model.start."
+            )
         if (last := int(first.max()) + n) > run.n_volumes:
             raise DataError(
                 f"{run.where} ends with volume {run.n_volumes - 1}, but the window of its last trial reaches to "
@@ -194,7 +204,8 @@ class _RunReader:
             if regressors is not None:
                 assert isinstance(model, GlmConfig)
                 try:
-                    out[:, here] = fit_trials(block, regressors, basis, method=model.trials)
+                    fit = fit_trials_ar1 if model.noise_model == "ar1" else fit_trials
+                    out[:, here] = fit(block, regressors, basis, method=model.trials)
                 except DataError as error:
                     raise DataError(f"{run.where}: {error}") from error
             elif len(shape) == 3:

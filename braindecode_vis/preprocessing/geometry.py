@@ -1,7 +1,8 @@
 """Back into the brain, and out of it by region: where the columns of fMRI responses lie, and what they belong to.
 
 Owns the inverse transform of voxels, parcels and vertices to images, and the choice of columns by region or network.
-Works on what the store holds: no mask file is needed again.
+Works on what the store holds: no mask file is needed again. Several people may stand in one array with voxels of their
+own (rows padded with zeros, counts in the coordinate ``n_voxels_of``); then a column means nothing without its subject.
 """
 
 from __future__ import annotations
@@ -38,6 +39,29 @@ def read_geometry(responses: Responses, subject: str | None = None) -> Geometry:
     return Geometry.from_coords({**common, **own})
 
 
+def count_own_voxels(responses: Responses) -> dict[str, int]:
+    """Return how many columns belong to each subject where rows are padded; empty where columns are common to all."""
+    return {str(s): int(n) for s, n in dict(responses.coords.get("n_voxels_of", {})).items()}
+
+
+def check_common_columns(responses: Responses, *, what: str) -> None:
+    """Raise `DataError` if a column is another voxel in every subject.
+
+    Parameters
+    ----------
+    what
+        What needs common columns, for the message.
+    """
+    counts = count_own_voxels(responses)
+    if counts and responses.trials["subject"].nunique() > 1:
+        words = ", ".join(f"{n} of subject {subject}" for subject, n in counts.items())
+        raise DataError(
+            f"{what} needs columns that mean the same in everybody, but these are voxels of several brains "
+            f"({words}, padded with zeros): read one subject, average over the regions of an atlas with dataset.atlas, "
+            "or choose an encoder with a layer for each subject."
+        )
+
+
 def inverse_transform(
     responses: Responses, values: np.ndarray | None = None, *, subject: str | None = None
 ) -> Any:
@@ -50,7 +74,8 @@ def inverse_transform(
     values : array of shape (n_features,) or (n_rows, n_features), optional
         What to show, for example the weights or scores of voxels or parcels; the responses themselves by default.
     subject
-        Whose brain, where there are several.
+        Whose brain, where there are several. Where rows are padded, its own trials are shown by default, and `values`
+        may have its own number of voxels or the padded one.
 
     Returns
     -------
@@ -64,8 +89,14 @@ def inverse_transform(
         If the number of values differs from the number of columns, or the positions are unknown.
     """
     geometry = read_geometry(responses, subject)
-    array = np.asarray(responses.data if values is None else values, dtype=np.float32)
     n_features = responses.data.shape[1]
+    n_own = count_own_voxels(responses).get(str(subject))
+    if n_own is not None:
+        if values is None:
+            values = responses.data[(responses.trials["subject"].astype(str) == subject).to_numpy()]
+        values = values[..., :n_own] if np.shape(values)[-1] == n_features else values
+        n_features = n_own
+    array = np.asarray(responses.data if values is None else values, dtype=np.float32)
     if array.ndim not in (1, 2) or array.shape[-1] != n_features:
         raise DataError(
             f"values of shape {array.shape} cannot be placed: the last axis must have {n_features} entries."
@@ -100,23 +131,27 @@ def _place_on_surface(rows: np.ndarray, geometry: Geometry, ndim: int) -> dict[s
 # --- choosing columns -------------------------------------------------------------------------------------
 
 
-def find_rois(responses: Responses, wanted: Mapping[str, Sequence[str] | None]) -> np.ndarray:
+def find_rois(
+    responses: Responses, wanted: Mapping[str, Sequence[str] | None], *, subject: str | None = None
+) -> np.ndarray:
     """Return which columns belong to one of the wanted regions, shape (n_voxels,), boolean.
 
     Parameters
     ----------
     responses
-        Single-subject responses with the dimension ``voxel``.
+        Responses with the dimension ``voxel``.
     wanted
         Set of regions to the names (or numbers, as text) of the regions wanted; None takes all of the set. For
         example ``{"streams": ["ventral"], "prf-visualrois": None}``.
+    subject
+        Whose voxels, where every subject has a mask of its own.
 
     Raises
     ------
     ConfigError
         If a set or a region does not exist; the nearest name is suggested.
     """
-    geometry = read_geometry(responses)
+    geometry = read_geometry(responses, subject)
     chosen = np.zeros(geometry.n_voxels, bool)
     for set_name, names in wanted.items():
         check_option("the set of regions", set_name, geometry.rois)
@@ -151,33 +186,79 @@ def find_networks(responses: Responses, networks: Sequence[str]) -> np.ndarray:
 
 
 def select_columns(responses: Responses, keep: np.ndarray) -> Responses:
-    """Return the responses of some voxels or parcels, their geometry cut accordingly.
+    """Return the responses of some voxels, parcels or channels, their geometry cut accordingly.
 
     Parameters
     ----------
     keep : bool array of shape (n_features,)
         For example from `find_rois`, `find_networks` or `braindecode_vis.preprocessing.reliability`.
     """
+    if count_own_voxels(responses):
+        raise DataError("these rows are padded, each subject has voxels of its own: use select_own_columns.")
     keep = np.asarray(keep)
-    if keep.dtype != bool or keep.shape != (responses.data.shape[1],):
-        raise DataError(
-            f"the choice of columns must be boolean of shape ({responses.data.shape[1]},), "
-            f"not {keep.dtype} of shape {keep.shape}."
-        )
-    if not keep.any():
-        raise DataError("the choice of columns is empty: no voxel or parcel is left.")
+    _check_choice(keep, responses.data.shape[1])
     data = np.asarray(responses.data[:, keep])
-    if responses.dims[1] == "voxel":
-        if "voxel_id" not in responses.coords:
-            return replace(responses, data=data)
-        cut = Geometry.from_coords(responses.coords).select(keep).as_coords()
-        rest = {k: v for k, v in responses.coords.items() if k not in cut}
-        return replace(responses, data=data, coords={**rest, **cut})
     coords = dict(responses.coords)
+    if responses.dims[1] == "voxel":
+        if "voxel_id" in coords:
+            coords |= Geometry.from_coords(coords).select(keep).as_coords()
+        return replace(responses, data=data, coords=coords)
     number = np.where(keep, np.cumsum(keep), 0)
     for key in coords:
-        if key in ("parcel_names", "parcel_networks"):
+        if key in ("parcel_names", "parcel_networks", "ch_names"):
             coords[key] = [v for v, k in zip(coords[key], keep, strict=True) if k]
+        elif key == "ch_pos" and coords[key] is not None:
+            coords[key] = np.asarray(coords[key])[keep]
         elif key == "voxel_parcel" or key.startswith("voxel_parcel_sub-"):
             coords[key] = np.concatenate([[0], number]).astype(np.int32)[coords[key]]
     return replace(responses, data=data, coords=coords)
+
+
+def select_own_columns(responses: Responses, keep: Mapping[str, np.ndarray]) -> Responses:
+    """Return padded responses of several subjects with some voxels of each, padded again to the largest number.
+
+    Parameters
+    ----------
+    responses
+        Responses with the coordinate ``n_voxels_of``.
+    keep
+        For each subject, bool array of its own number of voxels. Subjects that are not named lose their geometry and
+        may have no trial.
+
+    Raises
+    ------
+    DataError
+        If a trial is of a subject without a choice, or a choice does not fit.
+    """
+    counts = count_own_voxels(responses)
+    subjects = responses.trials["subject"].astype(str).to_numpy()
+    for subject in dict.fromkeys([*subjects.tolist(), *keep]):
+        if subject not in keep or subject not in counts:
+            raise DataError(
+                f"no voxels were chosen for subject {subject}: it was not among the training trials, and voxels of "
+                "other people say nothing about where its own lie."
+            )
+        _check_choice(np.asarray(keep[subject]), counts[subject], of=f" of subject {subject}")
+    sizes = {subject: int(np.sum(chosen)) for subject, chosen in keep.items()}
+    data = np.zeros(
+        (responses.n_trials, max(sizes.values()), *responses.data.shape[2:]), responses.data.dtype
+    )
+    ends = tuple(f"_sub-{subject}" for subject in counts)
+    coords = {key: value for key, value in responses.coords.items() if not key.endswith(ends)}
+    for subject, chosen in keep.items():
+        rows = np.flatnonzero(subjects == subject)
+        data[rows, : sizes[subject]] = responses.data[rows][:, np.flatnonzero(chosen)]
+        own = read_geometry(responses, subject).select(chosen).as_coords()
+        coords |= {f"{key}_sub-{subject}": value for key, value in own.items()}
+    coords |= {"subjects": list(keep), "n_voxels_of": sizes}
+    return replace(responses, data=data, coords=coords)
+
+
+def _check_choice(keep: np.ndarray, n_features: int, *, of: str = "") -> None:
+    if keep.dtype != bool or keep.shape != (n_features,):
+        raise DataError(
+            f"the choice of columns{of} must be boolean of shape ({n_features},), not {keep.dtype} of shape "
+            f"{keep.shape}."
+        )
+    if not keep.any():
+        raise DataError(f"the choice of columns{of} is empty: no voxel, parcel or channel is left.")

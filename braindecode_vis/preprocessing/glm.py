@@ -169,3 +169,60 @@ def _solve_all(gram: np.ndarray, projected: np.ndarray) -> np.ndarray:
         )
     inner = vectors.T @ (scale[:, None] * projected)
     return scale[:, None] * (vectors @ (inner / values[:, None]))
+
+
+# --- autocorrelated noise ---------------------------------------------------------------------------------
+
+
+def fit_trials_ar1(
+    series: np.ndarray, regressors: np.ndarray, basis: np.ndarray, *, method: Literal["lss", "lsa"] = "lss"
+) -> np.ndarray:
+    """Estimate the amplitude of every trial by generalised least squares with first-order autoregressive noise.
+
+    The coefficient of each voxel comes from the residuals of ordinary least squares, is rounded to hundredths as
+    nilearn does, and whitens series and model. For ``lsa`` the residuals are those of the full model, so that the
+    result is nilearn's. For ``lss`` they are those of one model with all trials in one regressor: one coefficient per
+    voxel and run in place of one per trial (a choice of this package).
+
+    Parameters
+    ----------
+    series, regressors, basis, method
+        As for `fit_trials`.
+
+    Returns
+    -------
+    betas : float64 array of shape (n_trials, n_voxels)
+    """
+    check_option("the single-trial method", method, ("lss", "lsa"))
+    model = regressors if method == "lsa" else regressors.sum(axis=1, keepdims=True)
+    coefficients = estimate_ar1(remove_nuisance(series, make_nuisance_basis(np.hstack([basis, model]))))
+    betas = np.empty((regressors.shape[1], series.shape[1]))
+    for value in np.unique(coefficients):
+        voxels = np.flatnonzero(coefficients == value)
+        whitened = make_nuisance_basis(whiten_ar1(basis, value)) if basis.shape[1] else basis
+        betas[:, voxels] = fit_trials(
+            whiten_ar1(series[:, voxels], value), whiten_ar1(regressors, value), whitened, method=method
+        )
+    return betas
+
+
+def estimate_ar1(residuals: np.ndarray) -> np.ndarray:
+    """Return the Yule-Walker coefficient of each voxel, cut to hundredths, shape (n_voxels,); 0 where nothing varies.
+
+    Parameters
+    ----------
+    residuals : array of shape (n_volumes, n_voxels)
+        Of an ordinary fit.
+    """
+    n = len(residuals)
+    power = np.einsum("tv,tv->v", residuals, residuals) / n
+    lagged = np.einsum("tv,tv->v", residuals[1:], residuals[:-1]) / (n - 1)
+    coefficient = np.divide(lagged, power, out=np.zeros_like(power), where=power > np.finfo(float).tiny)
+    return np.trunc(np.clip(coefficient, -0.99, 0.99) * 100) / 100
+
+
+def whiten_ar1(columns: np.ndarray, coefficient: float) -> np.ndarray:
+    """Return time courses of shape (n_volumes, n_columns) less the prediction from the volume before."""
+    white = np.array(columns, dtype=np.float64)
+    white[1:] -= coefficient * columns[:-1]
+    return white

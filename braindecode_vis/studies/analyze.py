@@ -57,6 +57,11 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> list[store.Artifact]:
 def make_study(run: Run) -> Study:
     """Return trials, targets and encoders of a run as analyses ask for them."""
     config, prepared, banks = run.config, pipeline.preprocess(run), pipeline.embed(run)
+    if not config.selection.is_empty:
+        raise ConfigError(
+            "analyses choose columns themselves, so they cannot start from a choice: run them without selection "
+            "(--set selection={})."
+        )
 
     def pick(rows: np.ndarray, part: str) -> Any:
         repeats = config.repeats.train if part == "train" else config.repeats.test

@@ -76,7 +76,9 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
                 }
             )  # fmt: skip
     result = pd.DataFrame(rows)
-    result.insert(result.columns.get_loc("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy()))
+    result.insert(
+        list(result.columns).index("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy())
+    )
     return result
 
 

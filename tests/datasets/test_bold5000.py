@@ -2,6 +2,7 @@
 
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,8 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bold5000 import Bold5000Config, find_concept
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.phantom.writers.nifti import write_volumes
+from braindecode_vis.preprocessing.bold import write_bold
+from braindecode_vis.store import read_responses
 
 
 def write_image(path, n_volumes=194):
@@ -113,3 +116,21 @@ def test_real_events(shared, tmp_path, derivative):
     findings = Bold5000Config(root=root, mask="varying").check()
     assert all(finding.ok for finding in findings)
     assert len(findings) == 11
+
+
+def test_whole_brain_in_parcels_around_the_onset(tmp_path):
+    write_session(tmp_path)
+    labels = np.array([[[1, 2], [1, 2]], [[3, 3], [0, 3]]], np.int16)
+    nib.Nifti1Image(labels, np.eye(4)).to_filename(tmp_path / "atlas.nii.gz")
+    names = ("7Networks_LH_Vis_1", "7Networks_RH_Limbic_OFC_1", "7Networks_RH_Default_PFC_3")
+    (tmp_path / "atlas.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, start=1)))
+    model = {"kind": "window", "start": 0, "stop": 10, "keep": "times"}
+    atlas = {"files": (tmp_path / "atlas.nii.gz",), "labels": tmp_path / "atlas.txt"}
+    config = Bold5000Config(root=tmp_path, mask="varying", model=model, atlas=atlas, zscore="none")
+    write_bold(config, tmp_path / "out")
+    responses = read_responses(tmp_path / "out/responses")
+    assert responses.dims == ("trial", "parcel", "time")
+    assert responses.data.shape == (3, 3, 5)
+    assert responses.coords["parcel_names"] == list(names)
+    assert responses.coords["parcel_networks"] == ["Vis", "Limbic", "Default"]
+    assert list(responses.coords["times"]) == [0, 2, 4, 6, 8]

@@ -109,7 +109,7 @@ def test_one_task_alone(root):
 def test_check_counts_the_stimuli(root):
     findings = {finding.item: finding for finding in make(root).check()}
     assert findings["betas"].ok
-    assert findings["n_stimuli"].message == "declared 18, found 6"
+    assert findings["n_stimuli"].message == "6, declared 18"
     assert not make(root, tasks=("imagery",), stimuli=root / "none").check()[0].ok
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -10,6 +11,7 @@ from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders import categories
 from braindecode_vis.encoders.categories import CategoryDecoder, LdaConfig, LogisticConfig
+from braindecode_vis.encoders.volumes import find_first_rows
 
 
 def make_trials(n_classes=2, n_trials=120, signal=1.0, seed=0, n_runs=4):
@@ -145,3 +147,74 @@ def test_misuse_is_told_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr(categories, "_MAX_LDA_FEATURES", 10)
     with pytest.raises(ConfigError, match="to at most 10 features"):
         LdaConfig().build(seed=0).fit(responses, labels)
+
+
+def make_volumes(n_runs=6, n_volumes=6, seed=0):
+    """Blocks of two classes whose pattern is there only in the volumes from 5 s on; before, it is another class's."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.normal(size=(3, 12))
+    rows, data = [], []
+    for run in range(n_runs):
+        for block, code in enumerate(rng.permutation([0, 1, 2, 0, 1, 2])):
+            for volume in range(n_volumes):
+                rows.append((f"{run:02d}", 20.0 * block, "abc"[code], 2.5 * volume))
+                shown = code if volume >= 2 else (code + 1) % 3
+                data.append(0.5 * patterns[shown] + rng.normal(size=12))
+    trials = pd.DataFrame(rows, columns=["run", "onset", "stimulus_id", "time"])
+    trials = trials.assign(subject="01", session="01", repetition=0, split="train", duration=12.5)
+    labels = trials["stimulus_id"].to_numpy(dtype=object)
+    return Responses(np.array(data, np.float32), ("trial", "voxel"), trials, "z"), labels
+
+
+def test_volumes_of_a_trial_are_decided_together_in_the_window_that_inner_folds_prefer(tmp_path):
+    responses, labels = make_volumes()
+    train, test = np.arange(180), np.arange(180, 216)
+    config = LogisticConfig(c=(0.01, 0.1), pool=True, windows=((0, 0), (0, -7.5), (5, 2.5)))
+    decoder = config.build(seed=0).fit(responses.select(train), labels[train])
+    assert decoder.fitted.window == (5, 2.5)
+    assert len(decoder.fitted.choices) == 6
+    tested = responses.select(test)
+    decided = decoder.decision(tested)
+    first = find_first_rows(tested.trials)
+    assert first.tolist() == list(range(0, 36, 6))
+    for start in first:  # all rows of a block agree
+        np.testing.assert_array_equal(decided[start : start + 6], np.tile(decided[start], (6, 1)))
+    hits = np.array(decoder.classes)[decided[first].argmax(axis=1)] == labels[test][first]
+    assert hits.mean() > 0.8
+    # By hand: volumes from the third on teach, and their log probabilities are averaged.
+    inside = responses.trials["time"].to_numpy() >= 5
+    c = min((row for row in decoder.fitted.choices if row["start"] == 5), key=lambda row: row["log_loss"])[
+        "c"
+    ]
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
+    model.fit(
+        responses.as_matrix()[train][inside[train]].astype(float), labels[train][inside[train]].astype(str)
+    )
+    logs = model.predict_log_proba(tested.as_matrix()[2:6].astype(float)).mean(axis=0)
+    np.testing.assert_allclose(decided[0], np.exp(logs) / np.exp(logs).sum(), atol=1e-6)
+    decoder.write(tmp_path)
+    np.testing.assert_array_equal(config.read(tmp_path).decision(tested), decided)
+
+
+def test_a_window_is_chosen_without_the_tested_run():
+    responses, labels = make_volumes()
+    poisoned = responses.data.copy()
+    poisoned[180:] = 1e3
+    other = Responses(poisoned, responses.dims, responses.trials, "z")
+    config = LogisticConfig(c=(0.01, 0.1), pool=True, windows=((0, 0), (5, 2.5)))
+    rows = np.arange(180)
+    left, right = (config.build(seed=0).fit(r.select(rows), labels[rows]).fitted for r in (responses, other))
+    assert (left.window, left.choices) == (right.window, right.choices)
+    np.testing.assert_array_equal(left.weights, right.weights)
+
+
+def test_pooling_misused_is_told_in_words():
+    responses, labels = make_volumes()
+    with pytest.raises(ValidationError, match="need pool: true"):
+        LogisticConfig(windows=((0, 0),))
+    with pytest.raises(ConfigError, match="have no volume from 30 s"):
+        LogisticConfig(pool=True, windows=((30, 40),)).build(seed=0).fit(responses, labels)
+    plain, names = make_trials()
+    decoder = LdaConfig(pool=True).build(seed=0).fit(plain, names)
+    with pytest.raises(DataError, match=r"lacks the column\(s\) onset"):
+        decoder.decision(plain)

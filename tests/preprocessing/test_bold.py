@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
 from braindecode_vis.datasets.bids_fmri_source import CleanConfig, GlmConfig, WindowConfig
+from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.phantom.writers import bids_fmri as phantom
 from braindecode_vis.preprocessing.bold import clean_series, find_geometry, make_betas, write_bold
 from braindecode_vis.preprocessing.geometry import inverse_transform
@@ -291,3 +292,56 @@ def test_fingerprint_ignores_numbers_that_are_not_used():
     assert one.hashed_fields() == two.hashed_fields()
     three = CleanConfig(drift="polynomial", order=2)
     assert three.hashed_fields() == {"drift": "polynomial", "order": 2, "scaling": "percent"}
+
+
+PARCELS = (
+    "7Networks_LH_Vis_1",
+    "7Networks_RH_Vis_1",
+    "7Networks_LH_Cont_PFCl_1",
+    "7Networks_RH_Default_Temp_2",
+)
+
+
+def write_atlas(folder):
+    """Parcels in the manner of Schaefer's, one for each step of the first axis inside the mask."""
+    labels = np.zeros(SHAPE, np.int16)
+    for number in range(1, 5):
+        labels[number] = number
+    nib.Nifti1Image(labels, AFFINE).to_filename(folder / "atlas.nii.gz")
+    (folder / "atlas.txt").write_text(
+        "".join(f"{i}\t{n}\t0\t0\t0\t0\n" for i, n in enumerate(PARCELS, start=1))
+    )
+    return labels, {"files": (folder / "atlas.nii.gz",), "labels": folder / "atlas.txt"}
+
+
+def test_whole_cortex_in_parcels_around_the_onset(tree, by_hand, tmp_path):
+    """What a network over parcels and time reads: dims, names, networks and seconds, and the averages by hand."""
+    labels, atlas = write_atlas(tmp_path)
+    model = make_window(start=-2.0, stop=8.0, keep="times")
+    write_bold(make_config(tree[0], model=model, confounds={}, atlas=atlas), tmp_path / "out")
+    responses = read_responses(tmp_path / "out" / "responses")
+    assert responses.dims == ("trial", "parcel", "time")
+    assert responses.data.shape == (14, 4, 5)
+    assert list(responses.coords["times"]) == [-2.0, 0.0, 2.0, 4.0, 6.0]
+    assert responses.coords["parcel_names"] == list(PARCELS)
+    assert responses.coords["parcel_networks"] == ["Vis", "Vis", "Cont", "Default"]
+    signal = describe_signal(responses)
+    assert (signal.dims, signal.networks) == (("parcel", "time"), ("Vis", "Vis", "Cont", "Default"))
+    inside = labels[MASK]
+    for row, trial in enumerate(responses.trials.itertuples()):
+        first = int(trial.onset / T_R) - 1
+        for parcel in range(1, 5):
+            expected = by_hand[RUNS.index(trial.run)][first : first + 5, inside == parcel].mean(axis=1)
+            np.testing.assert_allclose(responses.data[row, parcel - 1], expected, atol=1e-4)
+
+
+def test_windows_before_the_run_are_refused(tree):
+    with pytest.raises(DataError, match=r"starts at 0 s, but the window of its trial at 6 s opens at -4 s"):
+        make_betas(make_config(tree[0], model=make_window(start=-10.0, keep="times")).prepare())
+
+
+def test_autoregressive_noise_is_an_option(tree, tmp_path):
+    root, truth = tree
+    write_bold(make_config(root, model=GlmConfig(trials="lsa", noise_model="ar1")), tmp_path)
+    responses = read_responses(tmp_path / "responses")
+    np.testing.assert_allclose(responses.data, truth, atol=0.15)  # as without

@@ -7,7 +7,9 @@ from nilearn.glm.first_level import make_first_level_design_matrix, run_glm
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.glm import (
+    estimate_ar1,
     fit_trials,
+    fit_trials_ar1,
     make_drifts,
     make_nuisance_basis,
     make_regressors,
@@ -130,3 +132,53 @@ def test_trials_that_cannot_be_told_apart_are_named(series, trials):
     late = pd.DataFrame({"onset": [10.0, 60.0, N * T_R - 0.1], "duration": 0.5})
     with pytest.raises(DataError, match="trial 2 of the run leaves no trace"):
         fit_trials(series, make_regressors(late, TIMES), basis)
+
+
+@pytest.fixture(scope="module")
+def coloured():
+    """Noise with coefficients from none to strong."""
+    rng = np.random.default_rng(3)
+    noise = rng.standard_normal((N, 6))
+    for row in range(1, N):
+        noise[row] += np.array([0, 0.1, 0.3, 0.5, 0.7, -0.3]) * noise[row - 1]
+    return 100 + noise
+
+
+def test_ar1_equals_nilearn_where_all_trials_are_in_one_model(coloured, trials, motion):
+    regressors, basis = make_regressors(trials, TIMES), make_basis(motion)
+    betas = fit_trials_ar1(coloured, regressors, basis, method="lsa")
+    labels, results = run_glm(coloured, np.hstack([regressors, basis]), noise_model="ar1")
+    for label in np.unique(labels):
+        expected = results[label].theta[: len(trials)]
+        np.testing.assert_allclose(betas[:, labels == label], expected, rtol=1e-6, atol=1e-8)
+    assert len(np.unique(labels)) > 3
+
+
+def test_ar1_of_one_model_per_trial_is_generalised_least_squares(coloured, trials, motion):
+    """Against the textbook: the inverse of the noise covariance as weight, but for its first entry."""
+    regressors, basis = make_regressors(trials, TIMES), make_basis(motion)
+    betas = fit_trials_ar1(coloured, regressors, basis, method="lss")
+    together = np.hstack([regressors.sum(axis=1, keepdims=True), basis])
+    rest = coloured - together @ np.linalg.lstsq(together, coloured, rcond=None)[0]
+    for voxel, value in enumerate(estimate_ar1(rest)):
+        white = np.eye(N) - value * np.eye(N, k=-1)
+        for row in range(len(trials)):
+            others = np.delete(regressors, row, axis=1).sum(axis=1)
+            design = white @ np.column_stack([regressors[:, row], others, basis])
+            expected = np.linalg.lstsq(design, white @ coloured[:, voxel], rcond=None)[0][0]
+            np.testing.assert_allclose(betas[row, voxel], expected, rtol=1e-6)
+
+
+def test_ar1_is_ordinary_where_noise_is_white_and_better_where_it_is_not(trials, motion):
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((N, 400))
+    for row in range(1, N):
+        noise[row] += 0.6 * noise[row - 1]
+    regressors, basis = make_regressors(trials, TIMES), make_basis(motion)
+    errors = {
+        fit.__name__: np.square(fit(noise, regressors, basis, method="lsa")).mean()
+        for fit in (fit_trials, fit_trials_ar1)
+    }
+    assert errors["fit_trials_ar1"] < 0.97 * errors["fit_trials"]
+    constant = np.full((N, 2), 7.0)
+    np.testing.assert_allclose(fit_trials_ar1(constant, regressors, basis), 0, atol=1e-10)

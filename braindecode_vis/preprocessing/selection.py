@@ -1,0 +1,346 @@
+"""Which columns of the responses a brain encoder sees: by name, by reliability, by what images explain of them.
+
+Owns the configuration of the choice, its fit on training trials, and the fitted choice, which is kept beside the
+encoder and applied to every trial that the encoder is asked about. Steps follow each other in this order: names of
+regions, networks or channels; reliability among what is left; encoding score among what is left then. Nothing but the
+trials passed to `fit_selection` is looked at, so a fold that passes its training trials cannot leak the tested ones.
+
+Where several subjects have voxels of their own (rows padded with zeros), each gets a choice of its own, of the same
+number or above the same threshold. Where columns are common to all, the scores of the subjects are averaged, so that a
+difference between people does not pass for a signal. With a time axis, a column's score is its mean over times (a
+choice of this package).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.preprocessing.column_scores import (
+    pick_subject,
+    pick_unique,
+    score_encoding,
+    score_reliability,
+)
+from braindecode_vis.preprocessing.geometry import (
+    count_own_voxels,
+    find_networks,
+    find_rois,
+    select_columns,
+    select_own_columns,
+)
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import read_json, write_json
+
+_FILE = "selection"
+_ALL = ""  # key of a choice that is common to all subjects
+
+
+class NamesConfig(Settings):
+    """Columns by name.
+
+    Parameters
+    ----------
+    include
+        Names to keep; empty keeps all.
+    exclude
+        Names to leave out; wins over `include`.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is chosen."""
+        return not self.include and not self.exclude
+
+
+class BestConfig(Settings):
+    """How many of the best columns are kept, or above which score; one of the two."""
+
+    n_best: int | None = Field(default=None, ge=1)
+    threshold: float | None = None
+
+    @model_validator(mode="after")
+    def _check_one(self) -> BestConfig:
+        if (self.n_best is None) == (self.threshold is None):
+            raise ValueError("a choice of columns needs either n_best or threshold")
+        return self
+
+
+class ReliabilityConfig(BestConfig):
+    """Columns whose response repeats itself when an image does.
+
+    Parameters
+    ----------
+    measure
+        ``ncsnr``: standard deviation of signal over noise (Allen et al. 2022). ``split_half``: correlation of the
+        means of two random halves of the repetitions. Both need images that the training trials repeat.
+    n_best, threshold
+        How many columns to keep, or above which value.
+    n_splits
+        Random halves to average over.
+    """
+
+    measure: Literal["ncsnr", "split_half"] = "ncsnr"
+    n_splits: int = Field(default=20, ge=1)
+
+
+class EncodingConfig(BestConfig):
+    """Columns that image features predict, by ridge regression cross-validated over the training images.
+
+    Parameters
+    ----------
+    n_best, threshold
+        How many columns to keep, or above which correlation.
+    alphas
+        Penalties; the one with the best mean score counts.
+    n_folds
+        Folds over images.
+    """
+
+    alphas: tuple[float, ...] = (1e1, 1e2, 1e3, 1e4, 1e5)
+    n_folds: int = Field(default=5, ge=2)
+
+
+class SelectionConfig(Settings):
+    """Which columns the encoder sees; everything by default.
+
+    Parameters
+    ----------
+    rois
+        Regions of voxels: names of a set (``nsdgeneral``) or of one of its regions (``streams:ventral``).
+    networks
+        Networks of parcels, as Schaefer's atlas names them (``Vis``, ``Default``).
+    ch_names
+        Channels of EEG and MEG.
+    reliability, encoding
+        Scores on training trials; see there.
+    """
+
+    rois: NamesConfig = NamesConfig()
+    networks: NamesConfig = NamesConfig()
+    ch_names: NamesConfig = NamesConfig()
+    reliability: ReliabilityConfig | None = None
+    encoding: EncodingConfig | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every column is kept."""
+        named = self.rois.is_empty and self.networks.is_empty and self.ch_names.is_empty
+        return named and self.reliability is None and self.encoding is None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A fitted choice of columns.
+
+    Parameters
+    ----------
+    dim
+        Name of the axis: ``voxel``, ``parcel`` or ``channel``.
+    keep
+        Bool array of shape (n_columns,) under the empty text, or one of its own voxels for each subject.
+    steps
+        What each step left of it, for the report.
+    """
+
+    dim: str
+    keep: Mapping[str, np.ndarray]
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+    def apply(self, responses: Responses) -> Responses:
+        """Return the chosen columns of any trials of the same data set, with their geometry.
+
+        Raises
+        ------
+        DataError
+            If the columns are others than those the choice was fitted on, or a subject has no choice.
+        """
+        if responses.dims[1] != self.dim:
+            raise DataError(f"columns were chosen of the axis {self.dim}, not of {responses.dims[1]}.")
+        if _ALL in self.keep:
+            return select_columns(responses, self.keep[_ALL])
+        return select_own_columns(responses, self.keep)
+
+    def write(self, folder: Path) -> None:
+        """Write ``selection.safetensors`` and ``selection.json`` into `folder`."""
+        from safetensors.numpy import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {f"keep_{name}": np.ascontiguousarray(chosen) for name, chosen in self.keep.items()}
+        save_file(arrays, folder / f"{_FILE}.safetensors")
+        record = {"dim": self.dim, "subjects": list(self.keep), "steps": [dict(step) for step in self.steps]}
+        write_json(folder / f"{_FILE}.json", record)
+
+    @classmethod
+    def read(cls, folder: Path) -> Selection:
+        """Return what `write` wrote."""
+        from safetensors.numpy import load_file
+
+        record = read_json(folder / f"{_FILE}.json")
+        arrays = load_file(folder / f"{_FILE}.safetensors")
+        keep = {name: arrays[f"keep_{name}"] for name in record["subjects"]}
+        return cls(record["dim"], keep, tuple(record["steps"]))
+
+
+def fit_selection(
+    config: SelectionConfig, responses: Responses, targets: Embeddings | None = None, *, seed: int = 0
+) -> Selection:
+    """Choose columns by training trials.
+
+    Parameters
+    ----------
+    config
+        What is chosen.
+    responses
+        Training trials of the fold, and nothing else; repetitions single if `config.reliability` is set.
+    targets
+        Embeddings of their images, one row per image or per trial; for `config.encoding` only.
+    seed
+        Of the random halves and the folds.
+
+    Raises
+    ------
+    ConfigError
+        If a name does not exist, targets are missing, or more columns are asked for than there are.
+    DataError
+        If a score cannot be computed, or nothing is left.
+    """
+    if len(responses.dims) < 2 or responses.dims[1] not in ("voxel", "parcel", "channel"):
+        raise DataError(f"columns can be chosen of voxels, parcels or channels, not of {responses.dims}.")
+    counts = count_own_voxels(responses)
+    subjects = list(dict.fromkeys(responses.trials["subject"].astype(str)))
+    people = {name: pick_subject(responses, name, counts.get(name)) for name in subjects}
+    keep = {
+        name: _find_named(config, responses, name if counts else None, counts.get(name))
+        for name in (subjects if counts else [_ALL])
+    }
+    steps = [_describe("names", keep)]
+    if (reliable := config.reliability) is not None:
+        scores = {
+            name: score_reliability(person, reliable.measure, n_splits=reliable.n_splits, seed=seed)
+            for name, person in people.items()
+        }
+        keep, step = _keep_best(scores, keep, reliable, f"reliability ({reliable.measure})")
+        steps.append(step)
+    if (encoding := config.encoding) is not None:
+        if targets is None:
+            raise ConfigError("a choice by encoding score needs the embeddings of the training images.")
+        features = pick_unique(targets)
+        scores = {
+            name: score_encoding(
+                person, features, alphas=encoding.alphas, n_folds=encoding.n_folds, seed=seed
+            )
+            for name, person in people.items()
+        }
+        keep, step = _keep_best(scores, keep, encoding, "encoding score")
+        steps.append(step)
+    return Selection(responses.dims[1], keep, tuple(steps))
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def _find_named(
+    config: SelectionConfig, responses: Responses, subject: str | None, n_own: int | None
+) -> np.ndarray:
+    """Return the columns that regions, networks and channel names leave, shape (n_columns,)."""
+    keep = np.ones(n_own or responses.data.shape[1], bool)
+    if not config.rois.is_empty:
+        _require(responses, "voxel", "selection.rois")
+        keep &= _choose(
+            config.rois, keep, lambda names: find_rois(responses, _parse_rois(names), subject=subject)
+        )
+    if not config.networks.is_empty:
+        _require(responses, "parcel", "selection.networks")
+        keep &= _choose(config.networks, keep, lambda names: find_networks(responses, names))
+    if not config.ch_names.is_empty:
+        _require(responses, "channel", "selection.ch_names")
+        known = [str(name) for name in responses.coords.get("ch_names", ())]
+        for name in (*config.ch_names.include, *config.ch_names.exclude):
+            check_option("the channel in selection.ch_names", name, known)
+        keep &= _choose(config.ch_names, keep, lambda names: np.isin(known, list(names)))
+    if not keep.any():
+        of = "" if subject is None else f" of subject {subject}"
+        raise DataError(f"the names in selection leave no {responses.dims[1]}{of}.")
+    return keep
+
+
+def _choose(
+    names: NamesConfig, everything: np.ndarray, find: Callable[[Sequence[str]], np.ndarray]
+) -> np.ndarray:
+    inside = find(names.include) if names.include else everything
+    return inside & ~find(names.exclude) if names.exclude else inside
+
+
+def _require(responses: Responses, dim: str, what: str) -> None:
+    if responses.dims[1] != dim:
+        raise ConfigError(f"{what} chooses among {dim}s, but these responses have {responses.dims[1]}s.")
+
+
+def _parse_rois(names: Sequence[str]) -> dict[str, list[str] | None]:
+    """Return sets and their regions of ``set`` and ``set:region``; a whole set wins over its regions."""
+    wanted: dict[str, list[str] | None] = {}
+    for name in names:
+        whole, _, region = name.partition(":")
+        if not region:
+            wanted[whole] = None
+        elif (regions := wanted.setdefault(whole, [])) is not None:
+            regions.append(region)
+    return wanted
+
+
+# --- the best -------------------------------------------------------------------------------------------
+
+
+def _keep_best(
+    scores: Mapping[str, np.ndarray], keep: Mapping[str, np.ndarray], config: BestConfig, what: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Narrow each choice to its best columns; common columns are judged by the mean over subjects."""
+    if _ALL in keep:
+        scores = {_ALL: np.mean(list(scores.values()), axis=0)}
+    narrowed = {}
+    for name, chosen in keep.items():
+        values = np.where(chosen, scores[name], -np.inf)
+        of = f" of subject {name}" if name else ""
+        if config.threshold is not None:
+            best = values > config.threshold
+            if not best.any():
+                raise DataError(
+                    f"no column{of} has a {what} above {config.threshold:g}; the best one reaches {values.max():.3g}."
+                )
+        else:
+            assert config.n_best is not None
+            if config.n_best > chosen.sum():
+                raise ConfigError(
+                    f"selection asks for the {config.n_best} columns of the best {what}, but only "
+                    f"{int(chosen.sum())}{of} are left."
+                )
+            best = np.zeros(len(values), bool)
+            best[np.argsort(-values, kind="stable")[: config.n_best]] = True
+        narrowed[name] = best
+    lowest = min(float(scores[name][best].min()) for name, best in narrowed.items())
+    return narrowed, {**_describe(what, narrowed), "lowest": lowest}
+
+
+def _describe(step: str, keep: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {"step": step, "kept": {name or "all": int(chosen.sum()) for name, chosen in keep.items()}}
+
+
+__all__ = [
+    "EncodingConfig",
+    "NamesConfig",
+    "ReliabilityConfig",
+    "Selection",
+    "SelectionConfig",
+    "fit_selection",
+]

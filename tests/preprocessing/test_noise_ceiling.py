@@ -1,0 +1,94 @@
+"""Ceilings against what the planted truth itself reaches."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.preprocessing.noise_ceiling import METRIC, compute_noise_ceilings
+
+SIGNAL = np.array([0.5, 1.0, 2.0])
+
+
+def make_responses(n_images=800, n_rep=4, subject="01", seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.standard_normal((n_images, len(SIGNAL))) * SIGNAL
+    images = np.repeat(np.arange(n_images), n_rep)
+    data = truth[images] + rng.standard_normal((len(images), len(SIGNAL)))
+    trials = pd.DataFrame(
+        {
+            "subject": subject, "session": "01", "run": "01", "stimulus_id": [f"i{i:04d}" for i in images],
+            "repetition": np.tile(np.arange(n_rep), n_images), "split": "test",
+        }
+    )  # fmt: skip
+    coords = {"voxel_id": np.arange(3), "map_ncsnr": SIGNAL}
+    return Responses(data.astype(np.float32), ("trial", "voxel"), trials, "z", coords), truth
+
+
+def reach(responses, truth, averaged):
+    """Correlation of the truth itself with what was measured."""
+    data = responses.data.reshape(len(truth), -1, len(SIGNAL))
+    measured = data.mean(axis=1) if averaged else data[:, 0]
+    return np.array([np.corrcoef(measured[:, v], truth[:, v])[0, 1] for v in range(len(SIGNAL))])
+
+
+@pytest.mark.parametrize("measure", ["ncsnr", "split_half", "published"])
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_ceiling_is_what_the_truth_reaches(measure, averaged):
+    responses, truth = make_responses()
+    (found,) = compute_noise_ceilings(responses, averaged=averaged, measure=measure)
+    # 800 images fix a correlation of 0.5 to 0.03, and its estimate about as well.
+    np.testing.assert_allclose(found.per_column, reach(responses, truth, averaged), atol=0.06)
+    assert found.value == pytest.approx(found.per_column.mean())
+    assert (found.metric, found.n_averaged) == (METRIC, 4 if averaged else 1)
+
+
+def test_training_trials_do_not_count():
+    responses, _ = make_responses(50)
+    trials = responses.trials.copy()
+    trials.loc[trials.index >= 100, "split"] = "train"
+    data = responses.data.copy()
+    data[100:] *= 1000
+    mixed = Responses(data, responses.dims, trials, "z")
+    (one,) = compute_noise_ceilings(mixed)
+    (two,) = compute_noise_ceilings(responses, np.arange(100))
+    np.testing.assert_array_equal(one.per_column, two.per_column)
+    assert one.n_images == 25
+
+
+def test_padded_subjects_have_ceilings_of_their_own():
+    first, second = make_responses(60)[0], make_responses(60, subject="02", seed=1)[0]
+    data = np.concatenate([first.data, second.data])
+    data[240:, 2] = 0
+    trials = pd.concat([first.trials, second.trials], ignore_index=True)
+    joint = Responses(data, first.dims, trials, "z", {"n_voxels_of": {"01": 3, "02": 2}})
+    one, two = compute_noise_ceilings(joint)
+    assert (one.subject, two.subject, len(two.per_column)) == ("01", "02", 2)
+    np.testing.assert_allclose(one.per_column, compute_noise_ceilings(first)[0].per_column)
+
+
+def test_images_shown_unequally_often_take_the_harmonic_mean():
+    responses, _ = make_responses(40)
+    keep = ~((responses.trials["repetition"] > 1) & (responses.trials["stimulus_id"] < "i0020")).to_numpy()
+    (found,) = compute_noise_ceilings(responses.select(keep))
+    assert found.n_averaged == pytest.approx(1 / (0.5 / 2 + 0.5 / 4))
+
+
+def test_what_is_seen_is_not_a_repetition_of_what_is_imagined():
+    responses, _ = make_responses(30, n_rep=2)
+    trials = responses.trials.assign(task=np.tile(["vision", "imagery"], 30))
+    with pytest.raises(DataError, match="is repeated"):
+        compute_noise_ceilings(Responses(responses.data, responses.dims, trials, "z"))
+
+
+def test_what_cannot_be_known_is_refused():
+    responses, _ = make_responses(10, n_rep=1)
+    with pytest.raises(DataError, match="none of the 10 images"):
+        compute_noise_ceilings(responses)
+    plain = Responses(responses.data, responses.dims, responses.trials, "z", {"voxel_id": np.arange(3)})
+    with pytest.raises(DataError, match="no published map"):
+        compute_noise_ceilings(plain, measure="published")
+    train = responses.trials.assign(split="train")
+    with pytest.raises(DataError, match="no test trials"):
+        compute_noise_ceilings(Responses(responses.data, responses.dims, train, "z"))
