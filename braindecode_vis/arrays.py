@@ -7,10 +7,10 @@ one named space. This file knows no file format and no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,114 @@ class Recording:
                 )
 
 
+class TrialRows:
+    """Some trials of a larger array, or averages of some, read when they are asked for.
+
+    Behaves like an array on reading: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along all axes, and conversion
+    by NumPy. What indexing gives is an array in memory.
+
+    Parameters
+    ----------
+    data : array of shape (n_all, ...)
+        Usually a memory map.
+    rows : integer array
+        Trials of `data`, in any order.
+    starts : integer array of shape (n_trials,), optional
+        Where in `rows` the trials of each average begin; averages are float32. Without it every row is a trial.
+
+    Examples
+    --------
+    >>> rows = TrialRows(np.arange(10.0)[:, None], np.array([7, 2, 4]), np.array([0, 1]))
+    >>> rows.shape, rows[1:].tolist()
+    ((2, 1), [[3.0]])
+    """
+
+    def __init__(self, data: np.ndarray, rows: np.ndarray, starts: np.ndarray | None = None) -> None:
+        self.data, self.rows, self.starts = data, np.asarray(rows), starts
+        self.dtype = data.dtype if starts is None else np.dtype(np.float32)
+        self.shape = (len(self.rows) if starts is None else len(starts), *data.shape[1:])
+        self.ndim = data.ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all trials would take in memory."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __getitem__(self, index: Any) -> Any:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if first is Ellipsis:
+            rest = [slice(None)] * (self.ndim - 1 - len(rest)) + rest if rest else []
+            first = slice(None)
+        if isinstance(first, int | np.integer):
+            if not -len(self) <= first < len(self):
+                raise IndexError(f"trial {first} of {len(self)}")
+            one = self._read(np.array([first % len(self)]))[0]
+            return one[tuple(rest)] if rest else one
+        numbers = np.arange(len(self))[first]
+        if not rest:
+            return self._read(numbers)
+        if any(not isinstance(part, slice) for part in rest) and not isinstance(first, slice):
+            return self._read(numbers)[(np.arange(len(numbers)), *rest)]
+        # Block by block, so that the parts that are cut away never lie in memory together.
+        blocks = [block[(slice(None), *rest)] for _, block in self._iterate(numbers)]
+        return np.concatenate(blocks) if blocks else self._read(numbers)[(slice(None), *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("trials that are read on demand cannot become an array without a copy")
+        out = np.empty(self.shape, self.dtype if dtype is None else dtype)
+        for start, block in self._iterate(np.arange(len(self))):
+            out[start : start + len(block)] = block
+        return out
+
+    def _iterate(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        size = max(1, (32 << 20) // max(1, self.nbytes // max(1, len(self))))
+        for start in range(0, len(numbers), size):
+            yield start, self._read(numbers[start : start + size])
+
+    def _read(self, numbers: np.ndarray) -> np.ndarray:
+        if self.starts is None:
+            return _read_rows(self.data, self.rows[numbers])
+        ends = np.append(self.starts[1:], len(self.rows))
+        out = np.empty((len(numbers), *self.shape[1:]), np.float32)
+        for target, number in enumerate(numbers.tolist()):
+            members = np.sort(self.rows[self.starts[number] : ends[number]])
+            out[target] = _read_rows(self.data, members).mean(axis=0, dtype=np.float64)
+        return out
+
+
+def _read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return rows of an array; those of a memory map by plain reads, which are far faster than faults of its pages."""
+    root = data
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    if not isinstance(root, np.memmap) or root.filename is None or not data.flags.c_contiguous:
+        return np.asarray(data[rows])
+    row_bytes = data.nbytes // max(1, len(data))
+    start = root.offset + data.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    out = np.empty((len(rows), *data.shape[1:]), data.dtype)
+    with Path(root.filename).open("rb", buffering=0) as file:
+        for target, row in zip(out, rows.tolist(), strict=True):
+            file.seek(start + (row % len(data)) * row_bytes)
+            if file.readinto(target.reshape(-1).view(np.uint8).data) != row_bytes:
+                raise DataError(f"{root.filename} ends in the middle of its trials; delete it and run again.")
+    return out
+
+
+if TYPE_CHECKING:
+    TrialData = np.ndarray  # whoever reads `Responses.data` uses what both kinds offer
+else:
+    TrialData = np.ndarray | TrialRows
+
+
 @dataclass(frozen=True)
 class Responses:
     """Labelled brain responses, one row per trial.
@@ -73,7 +181,7 @@ class Responses:
     Parameters
     ----------
     data : array of shape (n_trials, ...)
-        Finite numbers, possibly a memory map.
+        Finite numbers, possibly a memory map, or `TrialRows` of one.
     dims
         Names of the axes; the first is ``trial``. For example ``("trial", "channel", "time")`` or
         ``("trial", "voxel")``.
@@ -91,7 +199,7 @@ class Responses:
         If an invariant is broken; a non-finite value is reported with the first bad trial.
     """
 
-    data: np.ndarray
+    data: TrialData
     dims: tuple[str, ...]
     trials: pd.DataFrame
     unit: str
@@ -104,7 +212,7 @@ class Responses:
     @classmethod
     def from_checked(
         cls,
-        data: np.ndarray,
+        data: TrialData,
         dims: tuple[str, ...],
         trials: pd.DataFrame,
         unit: str,

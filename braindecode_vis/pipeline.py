@@ -24,7 +24,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.phantom.assemble.truth import read_truth
-from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
@@ -65,7 +65,8 @@ def _preprocess(run: Run) -> Prepared:
     artifact = run.produce("preprocess", fields, {}, compute)
     keep_config(run)
     responses, stimuli = _read_prepared(artifact.path)
-    split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials)
+    concepts = stimuli.concepts_of(responses.stimulus_ids)
+    split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
     return Prepared(artifact, responses, stimuli, split)
 
 
@@ -236,7 +237,7 @@ def lend_workspace(run: Run, component: Any, name: str) -> Iterator[None]:
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:
     """Return the given trials, their repetitions averaged if `repeats` is ``averaged``."""
-    return average_repetitions(responses, rows) if repeats == "averaged" else responses.select(rows)
+    return average_repetitions(responses, rows) if repeats == "averaged" else pick_rows(responses, rows)
 
 
 def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> Responses:

@@ -170,8 +170,10 @@ def test_standardising_may_not_see_what_the_split_tests(name, overrides):
 
 
 def test_whitening_may_not_see_what_the_split_tests():
-    with pytest.raises(
-        ConfigError, match=r"dataset\.mvnn 'epochs' would whiten with trials .* set dataset\.mvnn"
-    ):
+    with pytest.raises(ConfigError, match=r"dataset\.mvnn would learn from trials .* leave it out"):
         read_config("things_eeg2", ["split={kind: kfold, n_folds: 3}"])
     assert read_config("things_eeg2", ["split={kind: kfold, n_folds: 3}", "dataset.mvnn=none"])
+    with pytest.raises(ConfigError, match=r"dataset\.scaling would learn"):
+        read_config(
+            "things_eeg2", ["split={kind: kfold, n_folds: 3}", "dataset.mvnn=none", "dataset.scaling=robust"]
+        )

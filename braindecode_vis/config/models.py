@@ -208,12 +208,16 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_whitening_fits_split(self) -> Self:
-        # Noise normalisation precedes the split, too, and learns from the declared training trials.
-        mvnn = getattr(self.dataset, "mvnn", "none")
-        if mvnn != "none" and self.split.kind in ("kfold", "leave_one_run_out"):
+        # What is learnt before the split learns from the declared training trials.
+        learnt = [
+            name
+            for name, off in (("mvnn", "none"), ("scaling", None), ("ica", None), ("autoreject", None))
+            if getattr(self.dataset, name, off) not in (off, None)
+        ]
+        if learnt and self.split.kind in ("kfold", "leave_one_run_out"):
             raise ValueError(
-                f"dataset.mvnn {mvnn!r} would whiten with trials that the split {self.split.kind!r} tests; "
-                "set dataset.mvnn to none, or split.kind to published"
+                f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "
+                f"leave it out, or set split.kind to published"
             )
         return self
 

@@ -30,9 +30,11 @@ from braindecode_vis.datasets.alljoined1_files import (
     open_raw,
     open_tables,
 )
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.nsd_design import DESIGN_FILE, NsdDesign, read_design
 from braindecode_vis.datasets.nsd_images import open_images
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import (
     ContinuousPart,
     EpochedPart,
@@ -41,7 +43,6 @@ from braindecode_vis.datasets.sources import (
     Mvnn,
     SampleType,
 )
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_sampled
 
@@ -58,7 +59,7 @@ BROKEN = frozenset({(2, 2), (3, 1), (7, 2), (8, 2)})
 """Subjects and sessions that are missing from the public release, or damaged in it."""
 
 
-class Alljoined1Config(Settings):
+class Alljoined1Config(CleaningOptions):
     """Where the sessions lie, whom to read, and how trials are cut from raw recordings.
 
     Parameters
@@ -80,11 +81,14 @@ class Alljoined1Config(Settings):
     channels
         Names in the order in which they are stored; all 64 by default.
     reference
-        Raw only: ``average`` over all 64 channels, since the amplifier records without a reference; or ``none``.
+        Raw only: ``average`` over all good channels, since the amplifier records without a reference; names; or
+        ``none``.
     sfreq
         Sampling rate of the trials. Raw recordings can be brought to whole fractions of 512 Hz; epochs keep theirs.
     tmin, tmax, window, baseline, mvnn, dtype, max_dropped
         As in `EpochPlan`; of published epochs, which were filtered to 0.5 to 125 Hz, only `window` and `dtype` matter.
+    bads, bad_channels, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`; of published epochs only `scaling` is possible.
     """
 
     kind: Literal["alljoined1"] = "alljoined1"
@@ -97,7 +101,7 @@ class Alljoined1Config(Settings):
     sessions: tuple[int, ...] | None = None
     broken: Literal["skip", "read"] = "skip"
     channels: tuple[str, ...] | None = None
-    reference: Literal["average", "none"] = "average"
+    reference: Literal["none", "average"] | tuple[str, ...] = "average"
     sfreq: float = Field(default=SFREQ, gt=0)
     tmin: float = -0.05
     tmax: float = 0.6
@@ -155,12 +159,13 @@ class Alljoined1Config(Settings):
             "layout": layout,
             "sessions_left_out": left_out,
             "split": "as published" if test else "none: no test_indices.json, every trial is for training",
-            "processing": f"reference {self.reference}, no filter" if layout == "raw"
+            "processing": f"reference {self.reference}, {self.describe_filter()}" if layout == "raw"
             else "by its authors: 0.5 to 125 Hz, ICA, autoreject, average reference",
         }  # fmt: skip
         numbered = _count_repetitions(parts)
         stimuli = self._make_stimuli(root, numbered, scratch)
-        return MeegSource("eeg", tuple(numbered), stimuli, plan, "V", notes=notes)
+        source = MeegSource("eeg", tuple(numbered), stimuli, plan, "V", notes=notes)
+        return add_cleaning(source, self, referenced=layout == "raw" and self._reference_on_reading())
 
     def check(self) -> list[Finding]:
         """Open every session, and pair every event with its image."""
@@ -180,6 +185,7 @@ class Alljoined1Config(Settings):
         for item in sessions:
             try:
                 part = self._open(item, design, find_split(root))
+                sample_part(part, sfreq=SFREQ)
                 table = part.trials if isinstance(part, EpochedPart) else part.recording.events
                 text = f"{len(table)} trials of {table['stimulus_id'].nunique()} images"
                 findings.append(Finding(item.path.name, True, text))
@@ -239,8 +245,12 @@ class Alljoined1Config(Settings):
             )
         if item.layout == "epochs":
             return open_epochs(item, channels, design, test)
-        average = BIOSEMI64 if self.reference == "average" else None
+        average = BIOSEMI64 if self._reference_on_reading() else None
         return open_raw(item, channels, design, test, average, self.max_dropped)
+
+    def _reference_on_reading(self) -> bool:
+        """Whether the mean of all channels is subtracted while reading: if none of them is bad or repaired first."""
+        return self.reference == "average" and not self.bads and self.bad_channels == "keep"
 
     def _make_stimuli(self, root: Path, parts: list[Any], scratch: Path | None) -> StimulusSet:
         tables = [part.trials if isinstance(part, EpochedPart) else part.recording.events for part in parts]

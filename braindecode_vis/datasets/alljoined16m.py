@@ -31,7 +31,9 @@ from braindecode_vis.datasets.alljoined16m_raw import (
     read_labels,
 )
 from braindecode_vis.datasets.bids_fmri_stimuli import hash_image_folder
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import (
     EpochedPart,
     EpochPlan,
@@ -41,14 +43,13 @@ from braindecode_vis.datasets.sources import (
     find_scalp_positions,
     list_stimuli,
 )
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
 N_CHANNELS = 32
 
 
-class Alljoined16mConfig(Settings):
+class Alljoined16mConfig(CleaningOptions):
     """Where the files lie, whom to read, and how trials are cut from raw blocks.
 
     Parameters
@@ -71,6 +72,8 @@ class Alljoined16mConfig(Settings):
         be brought to whole fractions of 256 Hz; preprocessed epochs keep theirs.
     tmin, tmax, window, baseline, mvnn, dtype, max_dropped
         As in `EpochPlan`; of preprocessed epochs, only `window` and `dtype` matter.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`; of preprocessed epochs only `scaling` is possible.
     """
 
     kind: Literal["alljoined16m"] = "alljoined16m"
@@ -136,7 +139,8 @@ class Alljoined16mConfig(Settings):
             self.max_dropped,
         )
         positions = find_scalp_positions(parts[0].ch_names, parts[0].where)
-        return MeegSource("eeg", tuple(parts), stimuli, plan, unit, positions, {"layout": layout, **notes})
+        source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, positions, {"layout": layout, **notes})
+        return add_cleaning(source, self)
 
     def check(self) -> list[Finding]:
         """Open every file, and read every marker."""
@@ -314,6 +318,7 @@ def _name_block(block: Block) -> str:
 def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> Finding:
     try:
         part = opens()[0]
+        sample_part(part)
     except (DataError, ConfigError) as error:
         return Finding(name, False, str(error))
     n = len(part.trials if isinstance(part, EpochedPart) else part.recording.events)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.sources import ContinuousPart, list_scalp_positions
+from braindecode_vis.datasets.sources import ContinuousPart, Sensors, list_scalp_positions
 
 FLEX2 = (
     "Cz", "Fp1", "F7", "F3", "CP5", "CP1", "P1", "P3", "P5", "P7", "PO9", "PO7", "PO3", "O1", "O9", "Pz", "POz", "Oz",
@@ -261,7 +261,8 @@ def open_block(
             "montage, "
             "or choose those that all have with --set dataset.channels=[...]."
         )
-    raw = open_edf(block.path, [electrodes[name] for name in names], block.where)
+    raw = open_edf(block.path, list(electrodes.values()), block.where)
+    every = np.array([raw.ch_names.index(label) for label in electrodes.values()])
     rows = np.array([raw.ch_names.index(electrodes[name]) for name in names])
     sfreq = float(raw.info["sfreq"])
     if not np.isclose(sfreq, SFREQ, rtol=1e-6):
@@ -285,4 +286,5 @@ def open_block(
     recording = Recording(
         f"{block.subject:02d}", f"{block.session:02d}", f"{block.block:02d}", "eeg", (block.path,), events
     )
-    return ContinuousPart(recording, names, sfreq, int(raw.n_times), reader), markers.counts
+    sensors = Sensors(tuple(electrodes), EdfReader(raw, every))
+    return ContinuousPart(recording, names, sfreq, int(raw.n_times), reader, sensors), markers.counts

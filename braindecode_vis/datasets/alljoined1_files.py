@@ -19,8 +19,9 @@ import pandas as pd
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
 from braindecode_vis.datasets.alljoined1_h5 import MAGIC, TableFile, open_table
+from braindecode_vis.datasets.bids_meeg_raw import list_seams
 from braindecode_vis.datasets.nsd_design import NsdDesign, name_image
-from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart
+from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, Sensors
 from braindecode_vis.datasets.things_eeg2_raw import check_codes, find_channels
 
 Layout = Literal["raw", "epochs", "tables"]
@@ -187,7 +188,12 @@ def open_raw(
         pd.concat([events, labels], axis=1),
     )
     read = _Referenced(raw, rows, reference)
-    return ContinuousPart(recording, tuple(channels), float(raw.info["sfreq"]), int(raw.n_times), read)
+    eeg = tuple(n for n, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "eeg")
+    every = _Referenced(raw, find_channels(raw.ch_names, eeg, item.where), reference)
+    return ContinuousPart(
+        recording, tuple(channels), float(raw.info["sfreq"]), int(raw.n_times), read, Sensors(eeg, every),
+        tuple(raw.info["bads"]), list_seams(raw),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,16 @@ from braindecode_vis.datasets.bids_meeg_raw import (
     find_sensor_positions,
     hash_recording,
     list_channels,
+    list_seams,
+    list_sensors,
     number_repetitions,
     open_recording,
     read_text_table,
 )
 from braindecode_vis.datasets.bids_meeg_recipe import BidsRecipe, apply_recipe, check_split
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource, Mvnn, SampleType
 from braindecode_vis.datasets.things_eeg2_raw import find_channels
 from braindecode_vis.stimuli import StimulusSet
@@ -45,7 +49,7 @@ from braindecode_vis.stimuli import StimulusSet
 _UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
-class BidsMeegConfig(BidsRecipe):
+class BidsMeegConfig(CleaningOptions, BidsRecipe):
     """Where the data set lies, how its events are to be read, and how trials are cut.
 
     Parameters
@@ -82,6 +86,9 @@ class BidsMeegConfig(BidsRecipe):
         Rate of the trials in Hz, a whole fraction of that of the recordings; theirs by default.
     tmin, tmax, window, baseline, mvnn, dtype, max_dropped
         As in `EpochPlan`. Noise normalisation needs a split, since it is fitted on training trials.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`. Channels that ``channels.tsv`` marks as bad are among the bad ones of that recording.
+        What learns from training trials (`ica`, `autoreject`, `scaling`) needs a split, too.
     """
 
     kind: Literal["bids_meeg"] = "bids_meeg"
@@ -127,10 +134,11 @@ class BidsMeegConfig(BidsRecipe):
             If anything is missing, damaged or does not fit together; the message names subject, session and file.
         """
         root, held, datatype = self._find()
-        if self.split == "none" and self.mvnn != "none":
+        learning = [name for name in ("ica", "autoreject", "scaling") if getattr(self, name) is not None]
+        if self.split == "none" and (self.mvnn != "none" or learning):
             raise ConfigError(
-                "noise normalisation is fitted on training trials, but dataset.split is none; say which trials train "
-                "with dataset.split, or set dataset.mvnn to none."
+                f"dataset.{learning[0] if learning else 'mvnn'} is fitted on training trials, but dataset.split is "
+                "none; say which trials train with dataset.split, or leave it out (noise normalisation: mvnn none)."
             )
         parts: list[ContinuousPart] = []
         left_out: dict[str, Any] = {}
@@ -148,10 +156,6 @@ class BidsMeegConfig(BidsRecipe):
             parts.append(part)
             left_out |= {item.path.name: counts} if any(counts.values()) else {}
             bads |= {item.path.name: list(raw.info["bads"])} if raw.info["bads"] else {}
-        if _UNITS[first_kind] == "T/m" and self.dtype == "float16" and self.mvnn == "none":
-            raise ConfigError(
-                "float16 cannot hold responses in T/m: set dtype to float32, or whiten with mvnn."
-            )
         check_split(self.split, [part.recording.events for part in parts])
         plan = EpochPlan(
             sfreq=sfreq, tmin=self.tmin, tmax=self.tmax, window=self.window, baseline=self.baseline, mvnn=self.mvnn,
@@ -159,13 +163,16 @@ class BidsMeegConfig(BidsRecipe):
         )  # fmt: skip
         notes: dict[str, Any] = {"stimulus_column": self.stimulus_column, "onset_unit": self.onset_unit}
         notes |= {"events_left_out": left_out} if left_out else {}
-        notes |= {"channels_marked_bad_but_kept": bads} if bads else {}
+        if bads:
+            kept = {"keep": "_but_kept", "drop": "_and_dropped", "interpolate": "_and_interpolated"}
+            notes["channels_marked_bad" + kept[self.bad_channels]] = bads
         parts = number_repetitions(parts)
         stimuli = self._find_images(parts, root)
         modality: Modality = "eeg" if first_kind == "eeg" else "meg"
-        return MeegSource(
+        source = MeegSource(
             modality, tuple(parts), stimuli, plan, _UNITS[first_kind], ch_pos=positions, notes=notes
         )
+        return add_cleaning(source, self)
 
     def check(self) -> list[Finding]:
         """Open every recording and apply the recipe to its events."""
@@ -180,6 +187,7 @@ class BidsMeegConfig(BidsRecipe):
                 raw = self._open(item)
                 names, kind = self._pick(raw, item, datatype)
                 part, counts = self._make_part(item, raw, names, datatype)
+                sample_part(part)
             except (DataError, ConfigError) as error:
                 findings.append(Finding(name, False, str(error)))
                 continue
@@ -289,7 +297,12 @@ class BidsMeegConfig(BidsRecipe):
             item.subject, item.session, item.run, datatype, (item.path, item.events), events
         )
         rows = find_channels(raw.ch_names, names, item.where)
-        return ContinuousPart(recording, names, sfreq, int(raw.n_times), RawReader(raw, rows)), counts
+        kinds = tuple({raw.get_channel_types(picks=[name])[0] for name in names})
+        part = ContinuousPart(
+            recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), list_sensors(raw, kinds),
+            tuple(raw.info["bads"]), list_seams(raw),
+        )  # fmt: skip
+        return part, counts
 
     def _find_images(self, parts: list[ContinuousPart], root: Path) -> StimulusSet:
         try:

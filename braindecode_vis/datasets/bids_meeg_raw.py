@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources import ContinuousPart
+from braindecode_vis.datasets.sources import ContinuousPart, Sensors
 from braindecode_vis.store import hash_sampled
 
 MISSING = ("n/a", "N/A", "NA", "nan", "NaN", "")
@@ -104,6 +104,28 @@ def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
     """Return the channels of the given MNE types (``eeg``, ``mag``, ``grad``), in the order of the file."""
     types = raw.get_channel_types()
     return tuple(name for name, kind in zip(raw.ch_names, types, strict=True) if kind in kinds)
+
+
+def list_sensors(raw: Any, kinds: Sequence[str], leave_out: Sequence[str] = ()) -> Sensors:
+    """Return every sensor of the given MNE types, with positions where all are known."""
+    names = tuple(name for name in list_channels(raw, kinds) if name not in leave_out)
+    rows = np.array([raw.ch_names.index(name) for name in names], dtype=int)
+    positions = find_sensor_positions(raw, names)
+    info = None if "eeg" in kinds else raw.info
+    return Sensors(names, RawReader(raw, rows), positions if np.isfinite(positions).all() else None, info)
+
+
+_JOINS = ("edge", "bad_acq_skip", "boundary", "new segment")
+
+
+def list_seams(raw: Any) -> tuple[int, ...]:
+    """Return the first samples after the joins that a file marks, without its start."""
+    marks = [text.lower().startswith(_JOINS) for text in raw.annotations.description]
+    if not any(marks):
+        return ()
+    onsets = raw.annotations.onset[np.array(marks)]
+    samples = raw.time_as_index(onsets, use_rounding=True, origin=raw.annotations.orig_time)
+    return tuple(sorted({int(s) for s in samples if 0 < s < raw.n_times}))
 
 
 def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:

@@ -25,8 +25,10 @@ from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids_fmri_stimuli import hash_image_folder
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.eeg_imagenet_files import Archive, find_archives, open_archive
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import (
     EpochedPart,
     EpochPlan,
@@ -35,7 +37,6 @@ from braindecode_vis.datasets.sources import (
     find_scalp_positions,
     list_stimuli,
 )
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -57,7 +58,7 @@ WARNING = (
 Granularity = Literal["all", "coarse", "fine", "fine0", "fine1", "fine2", "fine3", "fine4"]
 
 
-class EegImagenetConfig(Settings):
+class EegImagenetConfig(CleaningOptions):
     """Where the files lie, whom and what to read.
 
     Parameters
@@ -81,6 +82,8 @@ class EegImagenetConfig(Settings):
         Type of the stored numbers.
     trust_pickle
         Open files that torch would not open without running code they name; in a process of their own.
+    scaling
+        As in `CleaningOptions`, whose other options are refused: the files hold epochs.
     """
 
     kind: Literal["eeg_imagenet"] = "eeg_imagenet"
@@ -141,15 +144,9 @@ class EegImagenetConfig(Settings):
         }
         stimuli = self._make_stimuli(table.drop_duplicates("stimulus_id"))
         kept = [_without_file(part) for part in parts]
-        return MeegSource(
-            "eeg",
-            tuple(kept),
-            stimuli,
-            plan,
-            unit,
-            ch_pos=find_scalp_positions(channels, "EEG-ImageNet"),
-            notes=notes,
-        )
+        positions = find_scalp_positions(channels, "EEG-ImageNet")
+        source = MeegSource("eeg", tuple(kept), stimuli, plan, unit, ch_pos=positions, notes=notes)
+        return add_cleaning(source, self)
 
     def check(self) -> list[Finding]:
         """Open every file and recount every fact that the manifest declares of a complete set."""
@@ -173,7 +170,7 @@ class EegImagenetConfig(Settings):
             except DataError as error:
                 findings.append(Finding(path.name, False, str(error)))
         if len(archives) == len(paths):
-            findings += _check_facts(archives)
+            findings += [*_check_facts(archives), self._check_samples()]
             images = self._find_images()
             table = pd.concat([archive.entries for archive in archives]).drop_duplicates("file")
             found = (
@@ -187,6 +184,15 @@ class EegImagenetConfig(Settings):
                 )
             )
         return findings
+
+    def _check_samples(self) -> Finding:
+        try:
+            parts = self.prepare().parts
+            for part in parts:
+                sample_part(part, sfreq=SFREQ)
+        except (DataError, ConfigError) as error:
+            return Finding("samples", False, str(error))
+        return Finding("samples", True, f"finite and not flat where looked at, {len(parts)} people")
 
     def _find(self) -> list[Path]:
         return find_archives(check_root(self.root, read_manifest("eeg_imagenet")), self.layout)

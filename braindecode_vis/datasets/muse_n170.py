@@ -133,6 +133,9 @@ class MuseN170Config(Settings):
                 findings.append(Finding(name, False, str(error)))
                 continue
             tables.append((samples.shape[1], codes))
+            flat = [c for c, row in zip(CHANNELS, samples, strict=True) if row.min() == row.max()]
+            if flat:
+                findings.append(Finding(name, False, f"the channel(s) {', '.join(flat)} of {path} are flat"))
             entry = published.get(name)
             if entry is None:
                 findings.append(Finding(name, True, f"{len(onsets)} events; not one of the published runs"))

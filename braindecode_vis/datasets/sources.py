@@ -19,6 +19,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.cleaning import Cleaning
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -48,6 +49,8 @@ class EpochPlan:
         Type of the stored numbers.
     max_dropped
         Largest share of the events of one file that may be unusable before it becomes an error.
+    cleaning
+        What is done to samples and trials beside cutting; nothing by default.
     """
 
     sfreq: float = 250.0
@@ -58,6 +61,7 @@ class EpochPlan:
     mvnn: Mvnn = "epochs"
     dtype: SampleType = "float32"
     max_dropped: float = 0.01
+    cleaning: Cleaning = field(default_factory=Cleaning)
 
     def __post_init__(self) -> None:
         if not self.tmin <= self.window[0] < self.window[1] <= self.tmax:
@@ -87,6 +91,28 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
+class Sensors:
+    """Every brain sensor of a recording, also those that are not stored: references and repairs need them.
+
+    Parameters
+    ----------
+    ch_names
+        Channels that `read` returns.
+    read
+        As in `ContinuousPart`.
+    ch_pos : array of shape (n_channels, 3), optional
+        Positions in m, in head coordinates; looked up in the 10-05 system by default.
+    info
+        The `mne.Info` of a MEG recording, whose coils a repair needs.
+    """
+
+    ch_names: tuple[str, ...]
+    read: Callable[[int, int], np.ndarray]
+    ch_pos: np.ndarray | None = None
+    info: Any = None
+
+
+@dataclass(frozen=True)
 class ContinuousPart:
     """One file of continuous samples.
 
@@ -103,6 +129,12 @@ class ContinuousPart:
         Length of the file.
     read
         ``read(start, stop)`` gives the samples as (n_channels, stop - start), in volt or tesla.
+    sensors
+        All sensors of the file; those of `ch_names` by default.
+    bads
+        Channels that are bad, among all sensors.
+    seams
+        First samples after joins of recordings that the file marks.
     """
 
     recording: Recording
@@ -110,6 +142,9 @@ class ContinuousPart:
     sfreq: float
     n_samples: int
     read: Callable[[int, int], np.ndarray]
+    sensors: Sensors | None = None
+    bads: tuple[str, ...] = ()
+    seams: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         columns = ("sample", "repetition", "split", "concept")
@@ -125,6 +160,16 @@ class ContinuousPart:
     def group(self) -> tuple[str, str]:
         """Subject and session: what shares one noise covariance."""
         return self.recording.subject, self.recording.session
+
+    @property
+    def own_sensors(self) -> Sensors:
+        """The stored channels, for files that have no others."""
+        return Sensors(self.ch_names, self.read)
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of all sensors of the file."""
+        return self.ch_names if self.sensors is None else self.sensors.ch_names
 
 
 @dataclass(frozen=True)

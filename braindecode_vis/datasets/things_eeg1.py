@@ -37,10 +37,14 @@ from braindecode_vis.datasets.bids_meeg_raw import (
     drop_events,
     hash_recording,
     list_channels,
+    list_seams,
+    list_sensors,
     number_repetitions,
     open_recording,
 )
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource, Mvnn, SampleType
 from braindecode_vis.datasets.things_eeg1_events import (
     TEST_LIST,
@@ -50,7 +54,6 @@ from braindecode_vis.datasets.things_eeg1_events import (
     read_test_list,
 )
 from braindecode_vis.datasets.things_eeg2_raw import find_channels
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -58,7 +61,7 @@ _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
 _LARGEST_MONTAGE = 64  # two people wore a cap for 128 electrodes, of which half were not connected
 
 
-class ThingsEeg1Config(Settings):
+class ThingsEeg1Config(CleaningOptions):
     """Where the data set lies, whom to read, and how trials are cut.
 
     Parameters
@@ -80,6 +83,8 @@ class ThingsEeg1Config(Settings):
         Whether to keep the trials on which the fixation mark changed colour and a button was due.
     sfreq, tmin, tmax, window, baseline, mvnn, dtype, max_dropped
         As in `EpochPlan`.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`.
     """
 
     kind: Literal["things_eeg1"] = "things_eeg1"
@@ -132,7 +137,7 @@ class ThingsEeg1Config(Settings):
             mvnn=self.mvnn, dtype=self.dtype, max_dropped=self.max_dropped,
         )  # fmt: skip
         stimuli = self._find_images(parts, root)
-        return MeegSource("eeg", tuple(parts), stimuli, plan, "V", notes=notes)
+        return add_cleaning(MeegSource("eeg", tuple(parts), stimuli, plan, "V", notes=notes), self)
 
     def check(self) -> list[Finding]:
         """Open every recording, pair its events with images, and compare with the published numbers."""
@@ -148,6 +153,7 @@ class ThingsEeg1Config(Settings):
             try:
                 raw = open_recording(item.path, item.where)
                 parts.append(_open_part(item, raw, list_channels(raw, ("eeg",)), tests))
+                sample_part(parts[-1], sfreq=1000.0 if item.layout == "raw" else None)
             except DataError as error:
                 findings.append(Finding(item.path.name, False, str(error)))
                 continue
@@ -276,7 +282,14 @@ def _open_part(item: _Held, raw: Any, names: tuple[str, ...], tests: frozenset[s
     events["split"] = np.where(events["is_test"], "test", "train")
     events["repetition"] = 0
     recording = Recording(f"{item.subject:02d}", "01", "01", "eeg", (item.path, item.events), events)
-    return ContinuousPart(recording, names, sfreq, int(raw.n_times), RawReader(raw, rows))
+    electrodes = list_channels(raw, ("eeg",))
+    # Half of a large montage was not connected, and the reference may have been restored as a channel of zeros.
+    unused = [n for n in electrodes if n not in names and (n == "Cz" or len(electrodes) > _LARGEST_MONTAGE)]
+    sensors = list_sensors(raw, ("eeg",), unused)
+    return ContinuousPart(
+        recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), sensors, tuple(raw.info["bads"]),
+        list_seams(raw),
+    )  # fmt: skip
 
 
 def _check_repetitions(parts: list[ContinuousPart], max_dropped: float) -> None:

@@ -23,7 +23,9 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import (
     ContinuousPart,
     EpochedPart,
@@ -40,7 +42,6 @@ from braindecode_vis.datasets.things_eeg2_images import (
 )
 from braindecode_vis.datasets.things_eeg2_layouts import Held, Layout, find_held
 from braindecode_vis.datasets.things_eeg2_parts import open_held
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 ALL63 = (
@@ -53,9 +54,10 @@ ALL63 = (
 POSTERIOR17 = ALL63[-17:]
 """The parietal and occipital channels of the official preprocessing."""
 SPLITS = ("train", "test")
+_PUBLISHED_SFREQ = {"raw": 1000.0, "official": 100.0, "250hz": 250.0, "ubp": 250.0}
 
 
-class ThingsEeg2Config(Settings):
+class ThingsEeg2Config(CleaningOptions):
     """Where the data set lies, whom to read, and how trials are cut from raw recordings.
 
     Parameters
@@ -84,6 +86,8 @@ class ThingsEeg2Config(Settings):
         BIDS only: the column of the events table that names the image; guessed by default.
     max_dropped
         Largest share of the events of one file that may be unusable before it becomes an error.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`; of published epochs only `scaling` is possible.
     """
 
     kind: Literal["things_eeg2"] = "things_eeg2"
@@ -155,7 +159,8 @@ class ThingsEeg2Config(Settings):
             self.max_dropped,
         )
         unit = "V" if layout in ("raw", "bids") else "whitened"
-        return MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
+        source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
+        return add_cleaning(source, self)
 
     def check(self) -> list[Finding]:
         """Open every file, and pair every event with its image."""
@@ -184,6 +189,8 @@ class ThingsEeg2Config(Settings):
                 continue
             try:
                 part = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
+                for piece in part:
+                    sample_part(piece, sfreq=_PUBLISHED_SFREQ.get(item.layout))
                 n = sum(len(p.trials if isinstance(p, EpochedPart) else p.recording.events) for p in part)
                 findings.append(Finding(name, True, f"{n} trials" if part else "readable"))
             except (DataError, ConfigError) as error:

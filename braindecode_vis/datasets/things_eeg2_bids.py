@@ -15,6 +15,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.bids_meeg_raw import list_seams, list_sensors
 from braindecode_vis.datasets.sources import ContinuousPart
 from braindecode_vis.datasets.things_eeg2_raw import TARGET_CODE, find_channels
 
@@ -83,7 +84,10 @@ def open_bids(
         f"{subject:02d}", f"{session or 1:02d}", run[1] if run else "01", "eeg", (path,), events,
         frozenset(images["stimulus_id"]),
     )  # fmt: skip
-    return ContinuousPart(recording, tuple(ch_names), sfreq, int(raw.n_times), _RawReader(raw, rows))
+    return ContinuousPart(
+        recording, tuple(ch_names), sfreq, int(raw.n_times), _RawReader(raw, rows), list_sensors(raw, ("eeg",)),
+        tuple(raw.info["bads"]), list_seams(raw),
+    )  # fmt: skip
 
 
 class _RawReader:

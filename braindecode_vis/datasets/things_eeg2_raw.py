@@ -18,7 +18,7 @@ import pandas as pd
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.safe_pickle import FileArray, read_pickled_dict
-from braindecode_vis.datasets.sources import ContinuousPart
+from braindecode_vis.datasets.sources import ContinuousPart, Sensors
 
 TARGET_CODE = 99999
 _KEYS = ("raw_eeg_data", "ch_names", "sfreq")
@@ -133,7 +133,9 @@ def make_raw_part(
     )
     recording = Recording(subject, session, run, "eeg", (raw.path,), events, frozenset(images["stimulus_id"]))
     read = partial(raw.data.read_columns, rows)
-    return ContinuousPart(recording, tuple(ch_names), raw.sfreq, raw.data.shape[1], read)
+    every = np.arange(len(raw.ch_names))
+    sensors = Sensors(raw.ch_names, partial(raw.data.read_columns, every + (every >= raw.stim_row)))
+    return ContinuousPart(recording, tuple(ch_names), raw.sfreq, raw.data.shape[1], read, sensors)
 
 
 def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray:

@@ -36,7 +36,9 @@ from braindecode_vis.datasets.bids_meeg_raw import (
     hash_recording,
     number_repetitions,
 )
+from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sampling import sample_part
 from braindecode_vis.datasets.sources import (
     EpochedPart,
     EpochPlan,
@@ -62,7 +64,6 @@ from braindecode_vis.datasets.things_meg_raw import (
 )
 from braindecode_vis.datasets.things_meg_split import TestSet, apply_split, check_facts, describe_split
 from braindecode_vis.datasets.things_meg_tables import find_attributes, find_name_files, read_image_names
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -70,7 +71,7 @@ Layout = Literal["raw", "preprocessed"]
 _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")
 
 
-class ThingsMegConfig(Settings):
+class ThingsMegConfig(CleaningOptions):
     """Where the data set lies, whom to read, and how trials are cut.
 
     Parameters
@@ -100,6 +101,9 @@ class ThingsMegConfig(Settings):
     tmin, tmax, baseline, mvnn
         As in `EpochPlan`, for the raw layout; published epochs are as their authors cut them. Time zero of the window
         is the onset. `mvnn` None is ``epochs`` for raw recordings, and nothing for published epochs.
+    bads, bad_channels, notch, l_freq, h_freq, scaling
+        As in `CleaningOptions`; of published epochs only `scaling` is possible. Its `reference`, `ica` and
+        `autoreject` are for EEG and are refused.
     """
 
     kind: Literal["things_meg"] = "things_meg"
@@ -171,7 +175,8 @@ class ThingsMegConfig(Settings):
         )  # fmt: skip
         unit = "T" if is_raw else "z"
         stimuli = self._find_images(parts, root)
-        return MeegSource("meg", tuple(parts), stimuli, plan, unit, ch_pos=positions, notes=notes)
+        source = MeegSource("meg", tuple(parts), stimuli, plan, unit, ch_pos=positions, notes=notes)
+        return add_cleaning(source, self)
 
     def check(self) -> list[Finding]:
         """Open every file, pair every event with its image, and measure the lag between trigger and picture."""
@@ -277,6 +282,7 @@ class ThingsMegConfig(Settings):
             epochs = open_epochs(file)
             attributes = find_attributes(root, file.subject)
             part, notes = make_epoch_part(file, epochs, names, attributes, self._chosen(), self.sfreq)
+            sample_part(part, sfreq=200.0)
         except (DataError, ConfigError) as error:
             return Finding(file.path.name, False, str(error))
         other = notes.get("n_attribute_mismatches", 0)
@@ -303,6 +309,7 @@ def _check_run(run: Run, names: pd.DataFrame) -> Finding:
         raw = open_run(run)
         events = read_run_events(run, raw, names)
         _, lag = measure_lag(run, raw, events["sample"].to_numpy())
+        sample_part(make_run_part(run, raw, names, None, "optical", 1.0)[0], sfreq=1200.0)
     except DataError as error:
         return Finding(name, False, str(error))
     kinds = f"{int((~events['is_catch']).sum())} pictures, {int(events['is_catch'].sum())} catch trials"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from braindecode_vis.datasets.bids_meeg_raw import (
     check_length,
     check_subset,
     list_channels,
+    list_seams,
+    list_sensors,
     open_recording,
     read_numbers,
     read_text_table,
@@ -156,7 +158,13 @@ def make_run_part(
     )
     start = DROPOUTS.get((run.subject, run.session, run.run))
     gap = () if start is None else ((round(start * sfreq), round((start + 0.2) * sfreq)),)
-    return ContinuousPart(recording, chosen, sfreq, int(raw.n_times), RawReader(raw, rows, gap)), lag
+    every = list_sensors(raw, ("mag",), (DROPPED_SENSOR,))
+    every = replace(every, read=replace(every.read, bridged=gap))
+    reader = RawReader(raw, rows, gap)
+    part = ContinuousPart(
+        recording, chosen, sfreq, int(raw.n_times), reader, every, tuple(raw.info["bads"]), list_seams(raw)
+    )
+    return part, lag
 
 
 def read_run_events(run: Run, raw: Any, names: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,9 @@ dropped is counted, and above a bound it is an error. Knows no file format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,10 @@ class Piece:
         First and past-the-last sample of the recording that a trial may use; empty for published epochs.
     keep
         Samples of published epochs that are kept.
+    repair
+        ``repair(start, block)`` mends the cut trials from `start` on; None leaves them.
+    notes
+        What cleaning found, for the reader of the store.
     """
 
     part: ContinuousPart | EpochedPart
@@ -53,6 +58,8 @@ class Piece:
     times: np.ndarray
     bounds: np.ndarray
     keep: np.ndarray
+    repair: Callable[[int, np.ndarray], np.ndarray] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
@@ -115,34 +122,70 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
     """Return the samples that each event may use, as far as joins of recordings can be seen."""
     onset = part.recording.events["sample"].to_numpy()
     bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
-    if len(onset) < 2:
-        return bounds, np.empty(0, int)
-    gaps = np.diff(onset)
-    long = np.flatnonzero(gaps > 1.5 * np.median(gaps))
+    seams = list(part.seams)
     first, last = _find_extent(part, plan)
     half = len(make_antialias_filter(find_decimation(part.sfreq, plan.sfreq))) // 2
-    length = min(part.n_samples, onset[0] + round(10 * part.sfreq))
-    start = max(0, min(onset[0], length - 2))
-    typical = np.median(np.abs(np.diff(part.read(int(start), int(length)), axis=1)), axis=1)
-    seams = []
-    for gap in long:
+    typical = _find_usual_steps(part) if len(onset) > 1 else np.empty(0)
+    for gap in _find_pauses(onset):
         stop_after = min(onset[gap + 1], onset[gap] + last + half + 1)
         start_before = max(onset[gap], onset[gap + 1] + first - half)
         spans = [(onset[gap], stop_after), (start_before, onset[gap + 1])]
         if start_before <= stop_after:
             spans = [(onset[gap], onset[gap + 1])]
         for low, high in spans:
-            signal = part.read(int(low), int(high))
-            if len(find_steps(signal, typical)):
-                # A join stands out from its surroundings too; in a noisy stretch every step is large.
-                local = np.median(np.abs(np.diff(signal, axis=1)), axis=1)
-                seams.extend((find_steps(signal, np.maximum(typical, local)) + low).tolist())
+            seams.extend(_find_joins(part, int(low), int(high), typical))
     found = np.unique(np.array(seams, dtype=np.int64))
     if len(found):
         edges = np.r_[0, found, part.n_samples]
         at = np.searchsorted(edges, onset, side="right")
         bounds = np.stack([edges[at - 1], edges[at]], axis=1)
     return bounds, found
+
+
+def find_pause_seams(part: ContinuousPart, plan: EpochPlan) -> np.ndarray:
+    """Return the joins of recordings in whole pauses between events, and before the first and after the last.
+
+    Filters that are longer than an epoch must know these, too.
+    """
+    onset = part.recording.events["sample"].to_numpy()
+    if len(onset) < 2:
+        return np.empty(0, int)
+    first, last = _find_extent(part, plan)
+    typical = _find_usual_steps(part)
+    spans = [(onset[gap], onset[gap + 1]) for gap in _find_pauses(onset)]
+    spans = [(0, max(0, onset[0] + first)), *spans, (min(part.n_samples, onset[-1] + last), part.n_samples)]
+    longest = round(_STRETCH_S * part.sfreq)
+    found: list[int] = []
+    for low, high in spans:
+        for start in range(int(low), int(high) - 1, longest):
+            # One sample more, so that a jump between two stretches is seen.
+            found.extend(_find_joins(part, start, min(start + longest + 1, int(high)), typical))
+    return np.unique(np.array(found, dtype=np.int64))
+
+
+def _find_pauses(onset: np.ndarray) -> np.ndarray:
+    """Return after which events an unusually long gap follows: only there may recordings have been joined."""
+    if len(onset) < 2:
+        return np.empty(0, int)
+    gaps = np.diff(onset)
+    return np.flatnonzero(gaps > 1.5 * np.median(gaps))
+
+
+def _find_usual_steps(part: ContinuousPart) -> np.ndarray:
+    """Return the usual difference of neighbouring samples, shape (n_channels,), from ten seconds with events."""
+    onset = part.recording.events["sample"].to_numpy()
+    length = min(part.n_samples, onset[0] + round(10 * part.sfreq))
+    start = max(0, min(onset[0], length - 2))
+    return np.median(np.abs(np.diff(part.read(int(start), int(length)), axis=1)), axis=1)
+
+
+def _find_joins(part: ContinuousPart, low: int, high: int, typical: np.ndarray) -> list[int]:
+    signal = part.read(low, high)
+    if signal.shape[1] < 2 or not len(find_steps(signal, typical)):
+        return []
+    # A join stands out from its surroundings too; in a noisy stretch every step is large.
+    local = np.median(np.abs(np.diff(signal, axis=1)), axis=1)
+    return (find_steps(signal, np.maximum(typical, local)) + low).tolist()
 
 
 # --- cutting ----------------------------------------------------------------------------------------------
@@ -159,16 +202,22 @@ def iterate_trials(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
             _check_block(block, piece, start)
             low, high = np.minimum(low, block.min(axis=(0, 2))), np.maximum(high, block.max(axis=(0, 2)))
             yield block
-        _check_flat(piece, low, high)
+        # One sample of each channel says nothing of whether it varies.
+        if len(piece.trials) * len(piece.keep) > 1:
+            _check_flat(piece, low, high)
         return
-    done = 0
+    done = n_seen = 0
     for rows in _group_events(piece, plan):
         block, signal = _cut_stretch(piece, rows, plan)
         _check_block(block, piece, done)
         low, high = np.minimum(low, signal.min(axis=1)), np.maximum(high, signal.max(axis=1))
+        n_seen += signal.shape[1]
+        if piece.repair is not None:
+            block = piece.repair(done, block)
         done += len(rows)
         yield block
-    _check_flat(piece, low, high)
+    if n_seen > 1:
+        _check_flat(piece, low, high)
 
 
 def _check_flat(piece: Piece, low: np.ndarray, high: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""From continuous EEG or MEG to trials: cutting with anti-aliased decimation, cleaning, scaling, noise ceiling.
+"""From continuous EEG or MEG to trials: cutting with anti-aliased decimation, cleaning, scaling.
 
 The sampling rate is lowered while cutting: a short symmetric filter is evaluated only at the samples that are kept,
 and these lie at exactly the times asked for, whatever sample an event fell on. The filter is finite, so that it sees
@@ -18,7 +18,6 @@ import numpy as np
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.preprocessing.scaling import ZScore
-from braindecode_vis.seeds import make_generator
 
 if TYPE_CHECKING:
     import mne
@@ -298,8 +297,11 @@ def fit_robust_scaler(
     clamp
         20 as in Défossez et al. (2023), doi:10.1038/s42256-023-00714-5.
     max_trials
-        At most this many, evenly spaced ones are looked at.
+        At most this many, evenly spaced ones are looked at, and no more than fill 256 MiB.
     """
+    if not len(rows):
+        raise DataError("the robust scaler needs at least one training trial.")
+    max_trials = max(1, min(max_trials, (256 << 20) // (4 * int(np.prod(data.shape[1:])))))
     picked = np.sort(rows)[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_trials)).astype(int))]
     sample = np.asarray(data[picked], dtype=np.float32)
     low, centre, high = np.percentile(sample, [25, 50, 75], axis=(0, 2))
@@ -338,46 +340,3 @@ def fit_channel_zscore(data: np.ndarray, rows: np.ndarray) -> ZScore:
     std = np.sqrt(np.maximum(squares / n - mean**2, 0))
     std = np.where(std > 1e-12 * np.maximum(np.abs(guess), 1e-30), std, 1.0)
     return ZScore((guess + mean)[:, None].astype(np.float32), std[:, None].astype(np.float32))
-
-
-def compute_noise_ceiling(responses: Responses, *, n_halves: int = 20, seed: int = 0) -> np.ndarray:
-    """Return how well a perfect model could correlate with the averaged responses, per channel and time.
-
-    The repetitions of each image are dealt into two random halves. The correlation of the two averages over images is
-    brought to the full number of repetitions (Spearman-Brown), and its square root bounds the correlation of any
-    prediction with the average. Negative reliabilities count as zero.
-
-    Parameters
-    ----------
-    responses : Responses of dims (trial, channel, time)
-        Of one subject, at least two repetitions per image; images with one are left out.
-    n_halves
-        Number of random divisions.
-
-    Returns
-    -------
-    ceiling : float array of shape (n_channels, n_times)
-        Between 0 and 1.
-    """
-    groups = responses.trials.groupby("stimulus_id", sort=False).indices
-    groups = {name: rows for name, rows in groups.items() if len(rows) > 1}
-    if len(groups) < 3:
-        raise DataError(
-            f"a noise ceiling needs three or more images with repetitions, but there are {len(groups)}."
-        )
-    rng = make_generator(seed, "noise-ceiling")
-    shape = responses.data.shape[1:]
-    halves = np.empty((2, n_halves, len(groups), int(np.prod(shape))), dtype=np.float32)
-    for number, rows in enumerate(groups.values()):
-        trials = np.asarray(responses.data[np.sort(rows)], dtype=np.float32).reshape(len(rows), -1)
-        first = np.argsort(rng.random((n_halves, len(rows))), axis=1) < len(rows) // 2
-        for side, member in enumerate((first, ~first)):
-            weights = member / member.sum(axis=1, keepdims=True)
-            halves[side, :, number] = weights.astype(np.float32) @ trials
-    halves -= halves.mean(axis=2, keepdims=True)
-    norms = np.sqrt(np.square(halves).sum(axis=2))  # (side, division, feature)
-    product = np.prod(norms, axis=0)
-    r = (halves[0] * halves[1]).sum(axis=1) / np.where(product > 0, product, 1.0)
-    mean = r.mean(axis=0).astype(np.float64)
-    reliability = 2 * mean / (1 + np.maximum(mean, -0.99))
-    return np.sqrt(np.clip(reliability, 0, 1)).reshape(shape)

@@ -1,8 +1,9 @@
-"""EEG and MEG data sets to the store, streamed: cut, whiten, write, never more than a few seconds in memory.
+"""EEG and MEG data sets to the store, streamed: clean, cut, whiten, scale, write, a few seconds in memory at a time.
 
 Owns the order of the steps and the bounds on what may be dropped. A loader gives lazy parts; each recording is read in
 stretches of neighbouring events, cut into trials and written. With noise normalisation, the covariance of the training
-trials of a session is summed on the way, and its trials are whitened in a second pass over what was written.
+trials of a session is summed on the way, and its trials are whitened in a second pass over what was written. Scaling is
+a last pass. The noise ceiling of every person is written beside the trials.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +21,10 @@ import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource
+from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.cutting import BLOCK_TRIALS, Piece, iterate_trials, plan_part
+from braindecode_vis.preprocessing.meeg_ceiling import write_noise_ceiling
+from braindecode_vis.preprocessing.meeg_scaling import Scales, scale_trials
 from braindecode_vis.preprocessing.whitening import (
     CovarianceSum,
     Whitener,
@@ -28,7 +33,6 @@ from braindecode_vis.preprocessing.whitening import (
 )
 from braindecode_vis.store import write_json, write_stimuli
 
-_FLOAT16_MAX = 65504.0
 Advance = Callable[[int], Any]
 
 
@@ -77,87 +81,89 @@ def write_source(
     plan = source.plan
     pieces = [plan_part(part, plan) for part in source.parts]
     dropped = pd.concat([piece.dropped for piece in pieces], ignore_index=True)
-    trials = pd.concat([piece.trials for piece in pieces], ignore_index=True)
     times = pieces[0].times
     for piece in pieces:
         if len(piece.times) != len(times) or not np.allclose(piece.times, times, atol=5e-4):
             raise DataError(f"{piece.part.where} has other times than {pieces[0].part.where}.")
     whitens = plan.mvnn != "none" and any(isinstance(piece.part, ContinuousPart) for piece in pieces)
-    if plan.dtype == "float16" and not whitens and source.unit in ("V", "T"):
+    scaling = plan.cleaning.scaling
+    if plan.dtype == "float16" and not whitens and scaling is None and source.unit in ("V", "T", "T/m"):
         raise ConfigError(
-            f"float16 cannot hold responses in {source.unit}: set dtype to float32, or whiten with mvnn."
+            f"float16 cannot hold responses in {source.unit}: set dtype to float32, or whiten with mvnn, or scale."
         )
-    shape = (len(trials), len(source.ch_names), len(times))
+    shape = (sum(len(piece.trials) for piece in pieces), len(source.ch_names), len(times))
     responses = folder / "responses"
     responses.mkdir(parents=True, exist_ok=True)
     _check_space(folder, shape, plan)
-    whiteners: dict[tuple[str, str], Whitener] = {}
-    writer = _ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype))
-    start = 0
+    written = _Written([], {}, dropped)
+    writer = ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype))
     with writer:
+        held = writer
+        if plan.dtype == "float16" and scaling is not None:  # trials in volt would lose their digits
+            scratch.mkdir(parents=True, exist_ok=True)
+            held = ArrayFile(scratch / "unscaled.npy", shape, np.dtype(np.float32))
+        n = 0
         for group, members in groupby(pieces, key=lambda piece: piece.part.group):
-            session = list(members)
-            n = sum(len(piece.trials) for piece in session)
-            if isinstance(session[0].part, ContinuousPart) and plan.mvnn != "none":
-                whiteners[group] = _write_whitened(session, plan, writer, start, scratch, advance)
-            else:
-                _write_plain(session, plan, writer, start, advance)
-            start += n
+            n += _write_session(group, list(members), plan, held, n, scratch, advance, written)
+        writer.shrink(n)
+        trials = pd.concat([piece.trials for piece in written.pieces], ignore_index=True)
+        scales = None if scaling is None else scale_trials(held, writer, trials, scaling)
+        if held is not writer:
+            held.file.close()
+            held.path.unlink()
     trials.to_parquet(responses / "trials.parquet", index=False)
-    _write_meta(responses, source, times, whiteners, dropped)
+    _write_meta(responses, source, times, written, scales)
     write_stimuli(folder / "stimuli", source.stimuli)
-    return {"n_trials": len(trials), "n_dropped": len(dropped), "n_bytes": int(writer.n_bytes)}
+    write_noise_ceiling(responses, trials, writer.shape)
+    return {"n_trials": n, "n_dropped": len(written.dropped), "n_bytes": int(writer.n_bytes)}
 
 
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-class _ArrayFile:
-    """A ``.npy`` file that is written and read row by row, without a memory map that would count as memory."""
+@dataclass
+class _Written:
+    """What has been written so far: pieces in the order of the store, whiteners by session, and dropped events."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self.file = path.open("w+b", buffering=0)
-        np.lib.format.write_array_header_1_0(
-            self.file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
-        self.offset = self.file.tell()
-        self.row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-        self.n_bytes = self.offset + shape[0] * self.row_bytes
-        self.file.truncate(self.n_bytes)
+    pieces: list[Piece]
+    whiteners: dict[tuple[str, str], Whitener]
+    dropped: pd.DataFrame
 
-    def __enter__(self) -> _ArrayFile:
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.file.close()
+def _write_session(
+    group: tuple[str, str],
+    session: list[Piece],
+    plan: EpochPlan,
+    writer: ArrayFile,
+    start: int,
+    scratch: Path,
+    advance: Advance | None,
+    written: _Written,
+) -> int:
+    """Clean, cut and whiten one session, and write it from row `start` on; returns the number of its trials."""
+    is_continuous = isinstance(session[0].part, ContinuousPart)
+    files: list[Path] = []
+    if is_continuous and plan.cleaning.changes_samples:
+        from braindecode_vis.preprocessing.cleaning import clean_pieces
 
-    def write(self, start: int, block: np.ndarray) -> None:
-        """Write rows from `start` on."""
-        if self.dtype == np.float16 and (np.abs(block).max(initial=0) > _FLOAT16_MAX):
-            raise DataError("a response is too large for float16; set dtype to float32.")
-        self.file.seek(self.offset + start * self.row_bytes)
-        rest = np.ascontiguousarray(block, dtype=self.dtype).reshape(-1).view(np.uint8).data
-        try:
-            while rest:
-                rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            raise DataError(
-                f"{self.path} could not be written ({error.strerror}); free some space."
-            ) from error
+        session, files = clean_pieces(session, plan, scratch)
+    if is_continuous and plan.cleaning.autoreject is not None:
+        from braindecode_vis.preprocessing.artefacts import reject_trials
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows `start` to `stop` as float32."""
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        view = out.reshape(-1).view(np.uint8).data
-        self.file.seek(self.offset + start * self.row_bytes)
-        while view:
-            view = view[self.file.readinto(view) :]
-        return out.astype(np.float32, copy=False)
+        session, rejected = reject_trials(session, plan)
+        written.dropped = pd.concat([written.dropped, rejected], ignore_index=True)
+    if is_continuous and plan.mvnn != "none":
+        written.whiteners[group] = _write_whitened(session, plan, writer, start, scratch, advance)
+    else:
+        _write_plain(session, plan, writer, start, advance)
+    for path in files:
+        path.unlink()
+    written.pieces.extend(session)
+    return sum(len(piece.trials) for piece in session)
 
 
 def _write_plain(
-    session: list[Piece], plan: EpochPlan, writer: _ArrayFile, start: int, advance: Advance | None
+    session: list[Piece], plan: EpochPlan, writer: ArrayFile, start: int, advance: Advance | None
 ) -> None:
     for piece in session:
         for block in iterate_trials(piece, plan):
@@ -170,7 +176,7 @@ def _write_plain(
 def _write_whitened(
     session: list[Piece],
     plan: EpochPlan,
-    writer: _ArrayFile,
+    writer: ArrayFile,
     start: int,
     scratch: Path,
     advance: Advance | None,
@@ -188,7 +194,7 @@ def _write_whitened(
     held, base = writer, start
     if writer.dtype == np.float16:  # trials in volt would lose their digits before they are whitened
         scratch.mkdir(parents=True, exist_ok=True)
-        held, base = _ArrayFile(scratch / "session.npy", (n, *writer.shape[1:]), np.dtype(np.float32)), 0
+        held, base = ArrayFile(scratch / "session.npy", (n, *writer.shape[1:]), np.dtype(np.float32)), 0
     total = CovarianceSum(writer.shape[1])
     done = 0
     for piece in session:
@@ -216,7 +222,7 @@ def _write_whitened(
 
 
 def _add_conditions(
-    total: CovarianceSum, held: _ArrayFile, base: int, ids: np.ndarray, is_train: np.ndarray
+    total: CovarianceSum, held: ArrayFile, base: int, ids: np.ndarray, is_train: np.ndarray
 ) -> None:
     rows_of = defaultdict(list)
     for row in np.flatnonzero(is_train):
@@ -227,6 +233,8 @@ def _add_conditions(
 
 def _check_space(folder: Path, shape: tuple[int, ...], plan: EpochPlan) -> None:
     needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(plan.dtype).itemsize
+    if plan.dtype == "float16" and plan.cleaning.scaling is not None:
+        needed *= 3  # the trials in float32 lie beside them until they are scaled
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
@@ -239,11 +247,11 @@ def _write_meta(
     responses: Path,
     source: MeegSource,
     times: np.ndarray,
-    whiteners: dict[tuple[str, str], Whitener],
-    dropped: pd.DataFrame,
+    written: _Written,
+    scales: Scales | None,
 ) -> None:
     """Write ``meta.json`` and the array coordinates, as `store.read_responses` reads them."""
-    plan = source.plan
+    plan, whiteners = source.plan, written.whiteners
     arrays = {"times": times, "ch_pos": find_positions(source)}
     coords: dict[str, Any] = {
         "modality": source.modality,
@@ -255,6 +263,9 @@ def _write_meta(
     if whiteners:
         arrays["whitening"] = np.stack([w.matrix for w in whiteners.values()])
         coords["whitening_sessions"] = [list(group) for group in whiteners]
+    if scales is not None:
+        arrays |= {"scaling_centre": scales.centre, "scaling_scale": scales.scale}
+        coords["scaling_groups"] = [list(group) for group in scales.groups]
     for key, value in arrays.items():
         np.save(responses / f"coord_{key}.npy", value, allow_pickle=False)
     files = [
@@ -263,16 +274,24 @@ def _write_meta(
         for path in (part.recording if isinstance(part, ContinuousPart) else part).files
     ]
     provenance = {
-        "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__},
+        "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__ if name != "cleaning"},
+        "cleaning": plan.cleaning.as_json(),
         "files": ["/".join(path.parts[-3:]) for path in files],
-        "dropped": dropped[["subject", "session", "file", "stimulus_id", "reason"]].to_dict("records"),
+        "found": {
+            piece.part.recording.files[0].name: dict(piece.notes)
+            for piece in written.pieces
+            if piece.notes and isinstance(piece.part, ContinuousPart)
+        },
+        "dropped": written.dropped[["subject", "session", "file", "stimulus_id", "reason"]].to_dict(
+            "records"
+        ),
         **source.notes,
     }
     write_json(
         responses / "meta.json",
         {
             "dims": ["trial", "channel", "time"],
-            "unit": "whitened" if whiteners else source.unit,
+            "unit": scales.unit if scales is not None else "whitened" if whiteners else source.unit,
             "coords": coords,
             "array_coords": list(arrays),
             "provenance": provenance,

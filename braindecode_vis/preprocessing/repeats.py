@@ -1,19 +1,53 @@
-"""Averaging the repetitions of an image."""
+"""Picking trials and averaging the repetitions of an image, without copying what does not fit in memory."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Responses, TrialRows
+
+#: Picked trials of more bytes than this stay in their file, and averages of more than this are taken when asked for.
+MAX_COPIED_BYTES = 64 << 20
+MAX_AVERAGED_BYTES = 1 << 30
+
+
+def pick_rows(responses: Responses, rows: np.ndarray) -> Responses:
+    """Return the given trials, in this order, as they are.
+
+    Trials that lie in a file and are many are not copied: neighbouring ones become a slice of the memory map, others
+    `TrialRows` of it.
+
+    Parameters
+    ----------
+    responses
+        Trials, possibly memory-mapped.
+    rows : int array
+        Row numbers.
+    """
+    rows = np.asarray(rows)
+    n_bytes = len(rows) * (responses.data.nbytes // max(1, len(responses.data)))
+    if not _lies_in_file(responses.data) or n_bytes <= MAX_COPIED_BYTES:
+        return responses.select(rows)
+    data: Any
+    if isinstance(responses.data, TrialRows):
+        data = _take(responses.data, rows)
+    elif (np.diff(rows) == 1).all():
+        data = responses.data[rows[0] : rows[-1] + 1]
+    else:
+        data = TrialRows(responses.data, rows)
+    trials = responses.trials.iloc[rows].reset_index(drop=True)
+    return Responses.from_checked(data, responses.dims, trials, responses.unit, responses.coords)
 
 
 def average_repetitions(responses: Responses, rows: np.ndarray | None = None) -> Responses:
     """Average the trials of each subject and stimulus, in order of first appearance.
 
     Where the trial table has a column `task`, what was seen is not averaged with what was imagined.
-    Trials are read group by group, so only the averages are held in memory.
+    Trials are read group by group, so only the averages are held in memory; where they would take more than 1 GiB,
+    they are `TrialRows`, averaged whenever they are read.
 
     Parameters
     ----------
@@ -33,14 +67,32 @@ def average_repetitions(responses: Responses, rows: np.ndarray | None = None) ->
     groups = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     if n_groups == len(groups):
-        return responses.select(rows)
+        return pick_rows(responses, rows)
     order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(n_groups))
     counts = np.diff(np.append(starts, len(groups)))
-    data = np.empty((n_groups, *responses.data.shape[1:]), dtype=np.float32)
-    for group, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        members = np.sort(rows[order[start : start + count]])
-        data[group] = responses.data[members].mean(axis=0, dtype=np.float64)
     averaged = trials.iloc[order[starts]].reset_index(drop=True)
     averaged["repetition"] = counts
-    return replace(responses, data=data, trials=averaged)
+    source: Any = responses.data
+    if isinstance(source, TrialRows) and source.starts is None:  # one step from the file, not two
+        source, rows = source.data, source.rows[rows]
+    lazy: Any = TrialRows(source, rows[order], starts)
+    if lazy.nbytes > MAX_AVERAGED_BYTES and _lies_in_file(responses.data):
+        return Responses.from_checked(lazy, responses.dims, averaged, responses.unit, responses.coords)
+    return replace(responses, data=np.asarray(lazy), trials=averaged)
+
+
+def _take(data: TrialRows, numbers: np.ndarray) -> TrialRows:
+    """Return some trials of trials that are read on demand, read from the same file."""
+    if data.starts is None:
+        return TrialRows(data.data, data.rows[numbers])
+    ends = np.append(data.starts[1:], len(data.rows))
+    parts = [data.rows[data.starts[n] : ends[n]] for n in numbers.tolist()]
+    starts = np.cumsum([0, *[len(part) for part in parts[:-1]]])
+    return TrialRows(data.data, np.concatenate(parts), starts)
+
+
+def _lies_in_file(data: np.ndarray | TrialRows) -> bool:
+    if isinstance(data, TrialRows):
+        return _lies_in_file(data.data)
+    return isinstance(data, np.memmap)

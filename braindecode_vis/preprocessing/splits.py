@@ -1,13 +1,13 @@
 """Splits as code: which trials may teach and which may only be asked.
 
-Owns the protocols and their proofs. Every split carries the text that names it in the results, and refuses to
-exist if a trial or an image stands on both sides of a fold.
+Owns the protocols and their proofs. Every split carries the text that names it in the results, and what is shown on one
+side of its folds only (images, concepts, repetitions, sessions, subjects); it refuses to exist if that is not so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,10 @@ from pydantic import Field
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
+
+Side = Literal["image", "concept", "repetition", "session", "run", "subject"]
+SIDES: tuple[Side, ...] = get_args(Side)
+_OLD_NAMES = {"stimulus_id": "image"}  # as the first version of split.json has it
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Split:
     trials
         The trial table that the rows refer to, used to prove disjointness.
     by
-        What no fold may show on both sides: ``stimulus_id``, or ``run`` where the categories themselves are
-        decoded and every run shows all of them.
+        What no fold shows on both sides, among `SIDES`. A session is one of one subject, and a run one of one session;
+        a repetition is the number of a presentation. Concepts need a column `concept` in the trial table.
 
     Raises
     ------
@@ -51,10 +55,11 @@ class Split:
     protocol: str
     folds: tuple[Fold, ...]
     trials: pd.DataFrame
-    by: Literal["stimulus_id", "run"] = "stimulus_id"
+    by: tuple[Side, ...] = ("image",)
 
     def __post_init__(self) -> None:
-        groups = make_groups(self.trials, self.by)
+        if not self.by:
+            raise DataError(f"split {self.protocol!r} declares nothing that its folds do not share.")
         tested: set[int] = set()
         for number, fold in enumerate(self.folds):
             where = f"fold {number} of split {self.protocol!r}"
@@ -63,41 +68,174 @@ class Split:
             both = set(fold.train.tolist()) & set(fold.test.tolist())
             if both:
                 raise DataError(f"{where} trains and tests on trial {min(both)}.")
-            shared = set(groups[fold.train]) & set(groups[fold.test])
-            if shared:
-                kind = "image" if self.by == "stimulus_id" else "run"
-                raise DataError(
-                    f"{where} shows {len(shared)} {kind}(s) on both sides, first {sorted(shared)[0]!r}: "
-                    f"split by {kind}, not by trial."
-                )
             again = tested & set(fold.test.tolist())
             if again:
                 raise DataError(f"{where} tests trial {min(again)} a second time.")
             tested |= set(fold.test.tolist())
+        for side in self.by:
+            self._prove(side)
+
+    def _prove(self, side: Side) -> None:
+        groups = make_groups(self.trials, side)
+        for number, fold in enumerate(self.folds):
+            shared = find_shared(groups, fold)
+            if len(shared):
+                raise DataError(
+                    f"fold {number} of split {self.protocol!r} shows {len(shared)} {side}(s) on both sides, first "
+                    f"{shared[0]!r}: split by {side}, not by trial."
+                )
 
     def as_json(self) -> dict[str, Any]:
         """Return the plain form that a run folder keeps."""
         folds = [{"train": fold.train.tolist(), "test": fold.test.tolist()} for fold in self.folds]
-        return {"protocol": self.protocol, "by": self.by, "folds": folds}
+        return {"protocol": self.protocol, "by": list(self.by), "folds": folds}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any], trials: pd.DataFrame) -> Split:
-        """Rebuild a split, proving its disjointness again."""
+    def from_json(
+        cls, record: dict[str, Any], trials: pd.DataFrame, concepts: np.ndarray | None = None
+    ) -> Split:
+        """Rebuild a split, proving its disjointness again.
+
+        Parameters
+        ----------
+        record
+            From `as_json`, or from its first version, in which `by` is one name.
+        concepts : array of shape (n_trials,), optional
+            Concept of each trial. Without them, and without a column `concept`, what was declared of concepts is not
+            proven again and left out of `by`.
+        """
         folds = tuple(Fold(np.array(f["train"], int), np.array(f["test"], int)) for f in record["folds"])
-        return cls(record["protocol"], folds, trials, record["by"])
+        names = [record["by"]] if isinstance(record["by"], str) else record["by"]
+        by = [_OLD_NAMES.get(name, name) for name in names]
+        unknown = [name for name in by if name not in SIDES]
+        if unknown:
+            raise DataError(
+                f"the split {record['protocol']!r} is by {unknown[0]!r}, which is unknown; delete its stage and run "
+                "again."
+            )
+        table = trials if concepts is None else trials.assign(concept=concepts)
+        known: tuple[Any, ...] = tuple(name for name in by if name != "concept" or "concept" in table)
+        return cls(record["protocol"], folds, table, known)
 
 
-def make_groups(trials: pd.DataFrame, by: str) -> np.ndarray:
-    """Return the group of each trial, shape (n_trials,): its stimulus, or its subject, session and run."""
-    if by == "stimulus_id":
+def make_groups(trials: pd.DataFrame, by: Side) -> np.ndarray:
+    """Return what each trial belongs to, shape (n_trials,): its image, its concept, its session of its subject..."""
+    if by == "image":
         return trials["stimulus_id"].to_numpy(dtype=object)
-    return trials[["subject", "session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object)
+    if by in ("concept", "repetition"):
+        if by not in trials:
+            raise DataError(f"the trial table has no column {by}, so that no split can be by {by}.")
+        return trials[by].to_numpy(dtype=object)
+    columns = {
+        "subject": ["subject"],
+        "session": ["subject", "session"],
+        "run": ["subject", "session", "run"],
+    }[by]
+    first, *rest = (trials[column].astype(str) for column in columns)
+    for column in rest:
+        first = first + "/" + column
+    return first.to_numpy(dtype=object)
+
+
+def find_shared(groups: np.ndarray, fold: Fold) -> list[Any]:
+    """Return what stands on both sides of a fold, sorted."""
+    return sorted(set(groups[fold.train].tolist()) & set(groups[fold.test].tolist()))
+
+
+def make_split(
+    protocol: str,
+    folds: tuple[Fold, ...],
+    trials: pd.DataFrame,
+    concepts: np.ndarray,
+    *,
+    needs: tuple[Side, ...],
+    requires: tuple[Side, ...] = (),
+) -> Split:
+    """Build a split that declares everything its folds do not share, and refuses to share what it must not.
+
+    Parameters
+    ----------
+    concepts : array of shape (n_trials,)
+        Concept of each trial.
+    needs
+        What the protocol itself is by.
+    requires
+        What the user asks for besides.
+
+    Raises
+    ------
+    DataError
+        If something of `needs` or `requires` stands on both sides of a fold.
+    """
+    table = trials.assign(concept=concepts)
+    must = tuple(dict.fromkeys([*needs, *requires]))
+    Split(protocol, folds, table, must)  # the proof, with its message
+    found = []
+    for side in SIDES:
+        groups = make_groups(table, side)
+        if side in must or not any(find_shared(groups, fold) for fold in folds):
+            found.append(side)
+    return Split(protocol, folds, table, tuple(found))
+
+
+def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Part training rows into rows to fit on and rows to validate on, which share no concept and so no image.
+
+    Parameters
+    ----------
+    concepts : array of shape (n_rows,)
+        Concept of each training row.
+    fraction
+        Share of the concepts that is held out, above 0 and below 1; one at least, and one at least stays.
+    seed
+        Chooses them.
+
+    Returns
+    -------
+    fit_rows, validation_rows : ascending integer arrays
+        Together all rows.
+
+    Raises
+    ------
+    ConfigError
+        If the fraction is no share.
+    DataError
+        If there are fewer than two concepts.
+
+    Examples
+    --------
+    >>> fit, validation = hold_out_concepts(np.array(["owl", "owl", "cup", "key"]), fraction=0.3, seed=0)
+    >>> len(fit) + len(validation)
+    4
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the share of concepts to hold out must lie between 0 and 1, but is {fraction:g}.")
+    names, codes = np.unique(np.asarray(concepts, dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise DataError(
+            f"validation by concepts needs two concepts or more, but the training trials show {len(names)}; "
+            "validate on other trials, or train for a fixed number of epochs."
+        )
+    n_held = min(max(1, round(fraction * len(names))), len(names) - 1)
+    held = make_generator(seed, "split", "held-out-concepts").permutation(len(names))[:n_held]
+    is_held = np.isin(codes, held)
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
 class PublishedSplitConfig(Settings):
-    """The training and test trials that the authors of the data set declared."""
+    """The training and test trials that the authors of the data set declared.
+
+    Parameters
+    ----------
+    require
+        What must stand on one side only, beside images: for example ``[concept]`` for a zero-shot protocol. What holds
+        is proven and kept whether it is asked for or not.
+    """
 
     kind: Literal["published"] = "published"
+    require: tuple[Side, ...] = ()
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
 
     def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
         """Return one fold from the `split` column of the trial table."""
@@ -106,7 +244,9 @@ class PublishedSplitConfig(Settings):
         if not len(train) or not len(test):
             raise ConfigError("the data set declares no train/test split; set split.kind to kfold.")
         protocol = f"published split ({len(train)} train / {len(test)} test trials)"
-        return Split(protocol, (Fold(train, test),), trials)
+        return make_split(
+            protocol, (Fold(train, test),), trials, concepts, needs=("image",), requires=self.require
+        )
 
 
 class KFoldSplitConfig(Settings):
@@ -136,7 +276,8 @@ class KFoldSplitConfig(Settings):
             for fold in range(self.n_folds)
         )
         kind = "stratified " if self.stratify else ""
-        return Split(f"{kind}{self.n_folds}-fold over {len(first)} images (seed {seed})", folds, trials)
+        protocol = f"{kind}{self.n_folds}-fold over {len(first)} images (seed {seed})"
+        return make_split(protocol, folds, trials, concepts, needs=("image",))
 
 
 class LeaveOneRunOutConfig(Settings):
@@ -156,16 +297,25 @@ class LeaveOneRunOutConfig(Settings):
                     f"subject {subjects[test[0]]} has one run only; leave-one-run-out needs two."
                 )
             folds.append(Fold(train, test))
-        return Split(f"leave one run out ({len(folds)} runs, within subject)", tuple(folds), trials, "run")
+        protocol = f"leave one run out ({len(folds)} runs, within subject)"
+        return make_split(protocol, tuple(folds), trials, concepts, needs=("run",))
 
 
 class LeaveOneSubjectOutConfig(Settings):
     """One fold per subject: its test trials are decoded by an encoder that has seen other people only.
 
     Training and test images are those that the data set declares, so that neither the person nor the image was met.
+
+    Parameters
+    ----------
+    require
+        As in `PublishedSplitConfig`.
     """
 
     kind: Literal["leave_one_subject_out"] = "leave_one_subject_out"
+    require: tuple[Side, ...] = ()
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
 
     def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
         """Return one fold per subject, over the `split` column of the trial table."""
@@ -184,7 +334,10 @@ class LeaveOneSubjectOutConfig(Settings):
             )
             for name in names
         )
-        return Split(f"leave one subject out ({len(names)} subjects), published images", folds, trials)
+        protocol = f"leave one subject out ({len(names)} subjects), published images"
+        return make_split(
+            protocol, folds, trials, concepts, needs=("image", "subject"), requires=self.require
+        )
 
 
 SplitConfig = Annotated[

@@ -328,3 +328,27 @@ def test_the_real_design_names_the_images(shared, tmp_path):
     assert trials["stimulus_id"].tolist()[:2] == ["nsd02951", "nsd02991"]
     make_epochs(tmp_path, np.arange(1, 961))
     assert config(tmp_path, real).prepare().parts[0].trials["stimulus_id"].nunique() == 960
+
+
+def test_bad_electrodes_are_repaired_before_the_average(tmp_path, design):
+    codes = make_codes()
+    _, data, onsets = make_raw(tmp_path / "raw", codes)
+    options = {"channels": ("Oz", "Pz"), "baseline": None}
+    write_meeg(config(tmp_path, design, **options), tmp_path / "plain")
+    plain = read_responses(tmp_path / "plain/responses")
+    changes = {"bads": ("Pz",), "bad_channels": "interpolate", "h_freq": 40.0}
+    write_meeg(config(tmp_path, design, **options, **changes), tmp_path / "out")
+    repaired = read_responses(tmp_path / "out/responses")
+    assert not np.allclose(repaired.data[:, 1], plain.data[:, 1], atol=1e-7)
+    notes = read_json(tmp_path / "out/responses/meta.json")["provenance"]
+    assert notes["processing"] == "reference average, 0 to 40 Hz"
+    changes = {"bads": ("Fp1",), "bad_channels": "drop"}
+    write_meeg(config(tmp_path, design, **options, **changes), tmp_path / "drop")
+    dropped = read_responses(tmp_path / "drop/responses")
+    good = np.delete(data[:64], BIOSEMI64.index("Fp1"), axis=0)
+    row = BIOSEMI64.index("Oz")
+    expected = (data[row] - good.mean(axis=0))[onsets[5] : onsets[5] + 307]
+    np.testing.assert_allclose(dropped.data[5, 0], expected, atol=1e-9)
+    make_epochs(tmp_path / "epochs", codes)
+    with pytest.raises(ConfigError, match=r"dataset.notch needs continuous recordings"):
+        config(tmp_path / "epochs", design, notch=(50.0,)).prepare()

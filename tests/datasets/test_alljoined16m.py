@@ -378,3 +378,18 @@ def test_declared_facts(tmp_path):
     assert stimuli.table.set_index("stimulus_id")["hashed"]["00003"] == "file"
     with pytest.raises(DataError, match=r"folder of images .* does not exist"):
         config(tmp_path, images=tmp_path / "absent").prepare()
+
+
+def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(tmp_path):
+    make_subject(tmp_path / "raw", sessions=(1,))
+    plain_config = config(tmp_path / "raw", mvnn="none")
+    write_meeg(plain_config, tmp_path / "plain")
+    plain = read_responses(tmp_path / "plain/responses")
+    for number, change in enumerate(({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "robust"})):
+        write_meeg(config(tmp_path / "raw", mvnn="none", **change), tmp_path / str(number))
+        changed = read_responses(tmp_path / str(number) / "responses")
+        assert changed.data.shape == plain.data.shape
+        assert not np.allclose(changed.data, plain.data, atol=1e-8)
+    make_flat(tmp_path / "flat")
+    with pytest.raises(ConfigError, match=r"dataset.h_freq needs continuous recordings"):
+        Alljoined16mConfig(root=tmp_path / "flat", h_freq=30.0).prepare()

@@ -343,3 +343,32 @@ def test_images_that_come_later_change_the_digest(tmp_path):
     (tmp_path / "stimuli" / "bee.jpg").write_bytes(b"1")
     assert first != hash_images(None, tmp_path) != {}
     assert hash_images(tmp_path / "stimuli", tmp_path / "elsewhere") == hash_images(None, tmp_path)
+
+
+def test_cleaning_options_change_the_trials(root, tmp_path):
+    options = {"root": root, "split": SPLIT, "sfreq": 250, "window": (0.0, 0.1), "tmax": 0.3}
+    plain, _ = run(BidsMeegConfig(**options), tmp_path / "plain")
+    for number, change in enumerate(({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "zscore"})):
+        config = BidsMeegConfig(**options, **change)
+        assert config.hashed_fields() != BidsMeegConfig(**options).hashed_fields()
+        changed, _ = run(config, tmp_path / str(number))
+        assert changed.data.shape == plain.data.shape
+        assert not np.allclose(changed.data, plain.data, atol=1e-8)
+    with pytest.raises(
+        ConfigError, match=r"dataset.scaling is fitted on training trials, but dataset.split is none"
+    ):
+        BidsMeegConfig(**{**options, "split": "none"}, scaling="robust").prepare()
+
+
+def test_channels_that_a_recording_marks_as_bad_can_be_dropped(root, tmp_path):
+    path = find_table(root, "channels")
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table["status"] = np.where(table["name"] == "PO7", "bad", "good")
+    table.to_csv(path, sep="\t", index=False)
+    options = {"root": root, "split": SPLIT, "sfreq": 250, "window": (0.0, 0.1), "tmax": 0.3}
+    kept = BidsMeegConfig(**options).prepare()
+    assert kept.ch_names == ("Oz", "PO7")
+    assert list(kept.notes["channels_marked_bad_but_kept"].values()) == [["PO7"]]
+    dropped, _ = run(BidsMeegConfig(**options, bad_channels="drop"), tmp_path / "out")
+    assert dropped.coords["ch_names"] == ["Oz"]
+    assert len(dropped.trials["session"].unique()) == 2  # from the recordings that did not mark it, too

@@ -285,3 +285,12 @@ def test_the_manifest_knows_the_real_participants(shared):
     entry = read_manifest("things_eeg1").files[0]
     path = Path(shared) / "data/bids_metadata/ds003825/participants.tsv"
     assert (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) == (entry.bytes, entry.sha256)
+
+
+def test_cleaning_options_change_the_trials(root, tmp_path):
+    options = {"root": root, "subjects": (2,), "tmax": 0.3, "window": (0.0, 0.3), "mvnn": "none"}
+    plain, _ = run(ThingsEeg1Config(**options), tmp_path / "plain")
+    for number, change in enumerate(({"h_freq": 30.0}, {"reference": "average"}, {"scaling": "zscore"})):
+        changed, _ = run(ThingsEeg1Config(**options, **change), tmp_path / str(number))
+        assert changed.data.shape == plain.data.shape
+        assert not np.allclose(changed.data, plain.data)

@@ -539,3 +539,45 @@ def test_reading_leaves_no_warning_and_no_open_file(master):
         warnings.simplefilter("error")
         part = make_config(master).prepare().parts[0]
         part.read(0, 10)
+
+
+def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(master, images, tmp_path):
+    options = {"subjects": (1,), "sessions": (1,), "mvnn": "none"}
+    plain = write(make_config(master, **options), tmp_path / "plain")
+    for number, change in enumerate(
+        (
+            {"h_freq": 20.0},
+            {"reference": "average"},
+            {"scaling": "robust"},
+            {"bads": (CHANNELS[0],), "bad_channels": "drop"},
+        )
+    ):
+        config = make_config(master, **options, **change)
+        assert config.hashed_fields() != make_config(master, **options).hashed_fields()
+        changed = write(config, tmp_path / str(number))
+        assert changed.n_trials == plain.n_trials
+        assert changed.data.shape != plain.data.shape or not np.allclose(changed.data, plain.data)
+    # The reference is that of all electrodes of the file, whichever are stored.
+    one = write(
+        make_config(master, **{**options, "channels": CHANNELS[:1]}, reference="average"), tmp_path / "one"
+    )
+    average = write(make_config(master, **options, reference="average"), tmp_path / "all")
+    np.testing.assert_allclose(one.data, average.data[:, :1], atol=1e-12)
+    write_derived(images / "preprocessed", derived.write_official, 100)
+    with pytest.raises(ConfigError, match=r"dataset.h_freq needs continuous recordings"):
+        make_config(images, h_freq=20.0).prepare()
+    scaled = write(make_config(images, scaling="zscore"), tmp_path / "scaled")
+    assert scaled.unit == "z"
+
+
+def test_check_looks_at_the_samples(root):
+    path = root / "sub-01" / "ses-01" / "raw_eeg_training.npy"
+    content = np.load(path, allow_pickle=True).item()
+    content["raw_eeg_data"][1] = 2e-6
+    np.save(path, content)
+    bad = [finding for finding in make_config(root).check() if not finding.ok]
+    assert len(bad) == 1
+    assert f"the channel(s) {CHANNELS[1]} are flat in 4 pieces" in bad[0].message
+    np.save(path, {**content, "sfreq": 500.0})
+    bad = [finding for finding in make_config(root).check() if not finding.ok]
+    assert "500 Hz, where 1000 Hz is published" in bad[0].message

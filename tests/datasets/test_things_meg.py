@@ -354,3 +354,20 @@ def test_the_real_tables_with_synthetic_signals(shared, tmp_path):
     assert all("follows the trigger by 150.0 ms" in f.message for f in runs), runs
     responses, _ = run(config, tmp_path / "out")
     assert len(responses.trials) == sum((e["trial_type"] != "catch").sum() for e in pieces)
+
+
+def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(base, tmp_path):
+    options = {"root": base, "layout": "raw", "sessions": (1,), "mvnn": "none", "window": (0.0, 0.5)}
+    plain, _ = run(ThingsMegConfig(**options), tmp_path / "plain")
+    for number, change in enumerate(({"h_freq": 30.0}, {"notch": (60.0,)}, {"scaling": "robust"})):
+        changed, _ = run(ThingsMegConfig(**options, **change), tmp_path / str(number))
+        assert changed.data.shape == plain.data.shape
+        assert not np.allclose(changed.data, plain.data, rtol=1e-3, atol=0)
+    with pytest.raises(ConfigError, match=r"dataset.reference is for EEG, but .* is MEG"):
+        ThingsMegConfig(**options, reference="average").prepare()
+    with pytest.raises(ConfigError, match=r"dataset.l_freq needs continuous recordings"):
+        ThingsMegConfig(root=base, l_freq=1.0).prepare()
+    scaled, _ = run(
+        ThingsMegConfig(root=base, scaling={"method": "robust", "clamp": 5.0}), tmp_path / "scaled"
+    )
+    assert np.abs(scaled.data).max() <= 5

@@ -10,7 +10,6 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.preprocessing import epochs as module
 from braindecode_vis.preprocessing.epochs import (
     clean_raw,
-    compute_noise_ceiling,
     cut_epochs,
     export_epochs,
     find_decimation,
@@ -19,6 +18,7 @@ from braindecode_vis.preprocessing.epochs import (
     fit_robust_scaler,
     make_antialias_filter,
 )
+from braindecode_vis.preprocessing.meeg_ceiling import compute_noise_ceiling
 
 
 def make_band_limited(n_channels, n_samples, sfreq=1000.0, high=80.0, seed=0):

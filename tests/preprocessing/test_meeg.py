@@ -16,6 +16,7 @@ from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, EpochP
 from braindecode_vis.preprocessing import meeg
 from braindecode_vis.preprocessing.epochs import make_antialias_filter
 from braindecode_vis.preprocessing.meeg import write_source
+from braindecode_vis.preprocessing.meeg_ceiling import compute_noise_ceiling, read_noise_ceiling
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import read_responses, read_stimuli
 
@@ -286,3 +287,54 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, signal, events, monkeyp
 def test_impossible_plans_are_refused(plan, message):
     with pytest.raises(ConfigError, match=message):
         EpochPlan(**plan)
+
+
+def test_the_noise_ceiling_lies_beside_the_trials(tmp_path, signal, events):
+    """Training images have a response of their own on Oz, test images have none."""
+    rng = np.random.default_rng(7)
+    for name, rows in events.groupby("stimulus_id").indices.items():
+        if name not in IDS[-3:]:
+            shape = 1e-4 * rng.standard_normal()
+            for at in events["sample"].to_numpy()[rows]:
+                signal[1, at + 50 : at + 100] += shape
+    responses, _ = write(make_source(make_part(signal, events), mvnn="none"), tmp_path)
+    train = read_noise_ceiling(tmp_path / "responses", split="train")
+    assert (train.subject, train.n_images, train.n_repetitions) == ("01", 9, 5)
+    assert train.ceiling.shape == (4, 250)
+    assert train.ceiling[1, 14:24].min() > 0.9
+    assert train.ceiling[0].mean() < 0.8
+    rows = np.flatnonzero((responses.trials["split"] == "train").to_numpy())
+    expected = compute_noise_ceiling(responses.select(rows), n_halves=10)
+    np.testing.assert_allclose(train.ceiling, expected, atol=1e-6)
+    test = read_noise_ceiling(tmp_path / "responses", subject="01")
+    assert (test.split, test.n_images) == ("test", 3)
+    with pytest.raises(DataError, match="it has those of subject 01 train, subject 01 test"):
+        read_noise_ceiling(tmp_path / "responses", subject="02")
+    single = events.drop_duplicates("stimulus_id").reset_index(drop=True)
+    write(make_source(make_part(signal, single), mvnn="none"), tmp_path / "single")
+    with pytest.raises(DataError, match="has no noise ceiling: fewer than three images are repeated"):
+        read_noise_ceiling(tmp_path / "single" / "responses")
+
+
+def test_one_sample_is_not_called_flat(tmp_path):
+    trials = pd.DataFrame(
+        {"subject": "01", "session": "n/a", "run": "n/a", "stimulus_id": IDS[:1], "concept": "c",
+         "repetition": 0, "split": "train"}
+    )  # fmt: skip
+    part = EpochedPart(
+        trials,
+        (Path("x.npy"),),
+        CHANNELS,
+        np.array([0.1]),
+        lambda start, stop: np.ones((1, 4, 1), np.float32),
+    )
+    source = replace(make_source(part, sfreq=100.0), unit="whitened")
+    responses, _ = write(source, tmp_path)
+    assert responses.data.tolist() == [[[1.0]] * 4]
+
+
+def test_a_join_that_the_file_marks_bounds_the_epochs(tmp_path, signal, events):
+    at = int(events["sample"][29]) + 600
+    part = replace(make_part(signal, events), seams=(at,))
+    _, summary = write(make_source(part, mvnn="none", max_dropped=0.1), tmp_path)
+    assert summary["n_dropped"] == 2

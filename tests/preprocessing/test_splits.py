@@ -12,6 +12,7 @@ from braindecode_vis.preprocessing.splits import (
     LeaveOneSubjectOutConfig,
     PublishedSplitConfig,
     Split,
+    hold_out_concepts,
     make_inner_folds,
 )
 
@@ -130,3 +131,78 @@ def test_leave_one_subject_out_meets_neither_the_person_nor_the_image():
     leaking = trials.assign(stimulus_id="same")
     with pytest.raises(DataError, match=r"shows 1 image\(s\) on both sides"):
         LeaveOneSubjectOutConfig().make(leaking, make_concepts(trials), seed=0)
+
+
+def make_zero_shot():
+    """Four training and two test concepts of two images, in two sessions."""
+    names = [f"{concept}_{n}" for concept in ("cat", "cup", "key", "owl", "bee", "fan") for n in (1, 2)]
+    trials = pd.DataFrame(
+        {
+            "subject": "01", "session": np.repeat(["01", "02"], 12), "run": "01", "stimulus_id": names * 2,
+            "repetition": np.repeat([0, 1], 12), "split": np.where(np.arange(24) % 12 < 8, "train", "test"),
+        }
+    )  # fmt: skip
+    return trials, trials["stimulus_id"].str[:3].to_numpy(dtype=object)
+
+
+def test_a_published_split_says_what_its_sides_do_not_share():
+    trials, concepts = make_zero_shot()
+    split = PublishedSplitConfig(require=("concept",)).make(trials, concepts, seed=0)
+    assert split.by == ("image", "concept")
+    record = split.as_json()
+    assert record["by"] == ["image", "concept"]
+    assert Split.from_json(record, trials, concepts).by == ("image", "concept")
+    assert Split.from_json(record, trials).by == ("image",)  # nobody knows the concepts there
+    later = trials.assign(split=np.where(trials["session"] == "01", "train", "test"))
+    later["stimulus_id"] += later["session"]
+    assert PublishedSplitConfig().make(later, concepts, seed=0).by == (
+        "image",
+        "repetition",
+        "session",
+        "run",
+    )
+    assert "require" not in PublishedSplitConfig(require=("concept",)).hashed_fields()
+
+
+@pytest.mark.parametrize("side", ["concept", "session", "run", "subject", "repetition"])
+def test_what_is_required_and_not_so_is_refused(side):
+    trials, concepts = make_zero_shot()
+    concepts[-1] = "cat"
+    with pytest.raises(DataError, match=rf"\d {side}\(s\) on both sides, first .*: split by {side}"):
+        PublishedSplitConfig(require=(side,)).make(trials, concepts, seed=0)
+
+
+def test_a_record_that_was_tampered_with_or_is_old(tmp_path):
+    trials, concepts = make_zero_shot()
+    record = PublishedSplitConfig().make(trials, concepts, seed=0).as_json()
+    assert Split.from_json({**record, "by": "stimulus_id"}, trials).by == ("image",)
+    with pytest.raises(DataError, match=r"2 session\(s\) on both sides"):
+        Split.from_json({**record, "by": ["image", "session"]}, trials)
+    with pytest.raises(DataError, match=r"concept\(s\) on both sides"):
+        Split.from_json(record, trials, np.full(24, "cat"))
+    with pytest.raises(DataError, match="is by 'galaxy', which is unknown"):
+        Split.from_json({**record, "by": ["galaxy"]}, trials)
+    with pytest.raises(DataError, match="no column concept"):
+        Split("x", (Fold(np.arange(8), np.arange(8, 12)),), trials, ("concept",))
+
+
+def test_validation_concepts_are_never_fitted_on():
+    concepts = np.repeat([f"c{n:02d}" for n in range(20)], 5)
+    concepts = concepts[np.random.default_rng(0).permutation(100)]
+    fit, validation = hold_out_concepts(concepts, fraction=0.15, seed=3)
+    assert len(validation) == 15
+    assert not set(concepts[fit]) & set(concepts[validation])
+    np.testing.assert_array_equal(np.sort(np.r_[fit, validation]), np.arange(100))
+    again = hold_out_concepts(concepts, fraction=0.15, seed=3)[1]
+    np.testing.assert_array_equal(validation, again)
+    assert set(validation) != set(hold_out_concepts(concepts, fraction=0.15, seed=4)[1])
+    # The choice is one of concepts: the order of the rows does not move it.
+    order = np.argsort(concepts, kind="stable")
+    moved = hold_out_concepts(concepts[order], fraction=0.15, seed=3)[1]
+    assert set(concepts[order][moved]) == set(concepts[validation])
+    assert len(hold_out_concepts(np.array(["a", "b"]), fraction=0.01, seed=0)[1]) == 1
+    assert len(hold_out_concepts(np.array(["a", "b"]), fraction=0.99, seed=0)[0]) == 1
+    with pytest.raises(DataError, match="needs two concepts"):
+        hold_out_concepts(np.array(["a", "a"]), fraction=0.5, seed=0)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        hold_out_concepts(concepts, fraction=1.0, seed=0)

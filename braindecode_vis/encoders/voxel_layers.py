@@ -1,0 +1,298 @@
+"""The modules of the fMRI networks: MindEye's residual perceptron and MindEye2's shared space.
+
+Owns also the adaptation of a trained shared space to a new subject. Knows torch and the signal, not training.
+
+References
+----------
+Scotti et al. (2023), arXiv:2305.18274; Scotti et al. (2024), arXiv:2403.11207.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.residual_mlp import ResidualMlpConfig
+from braindecode_vis.encoders.shared_space import SharedSpaceConfig
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.seeds import derive_seed
+
+
+class ResidualMlp(nn.Module):
+    """MindEye's backbone, with its projector if there are two heads."""
+
+    def __init__(
+        self, config: ResidualMlpConfig, signal: Signal, n_outputs: int, n_regression: int | None
+    ) -> None:
+        super().__init__()
+        _check_voxels(signal)
+        if len(set(signal.n_voxels)) > 1:
+            raise DataError(
+                f"the subjects have {min(signal.n_voxels)} to {max(signal.n_voxels)} voxels of their own, which one "
+                "residual_mlp cannot tell apart; train one per subject, or set encoder.network.kind=shared_space."
+            )
+        _check_regression(config.heads, n_regression)
+        n_inputs, n_backbone = _count(signal.shape), n_regression or n_outputs
+        self.n_tokens = config.n_tokens
+        token_sizes = [_get_token_size(n, config.n_tokens) for n in (n_backbone, n_outputs)]
+        self.first = _make_layer(n_inputs, config.hidden, config.input_dropout)
+        self.blocks = nn.ModuleList(
+            _make_layer(config.hidden, config.hidden, config.block_dropout) for _ in range(config.n_blocks)
+        )
+        self.last = nn.Linear(config.hidden, n_backbone)
+        self.projector = (
+            make_projector(token_sizes[0], config.projector_hidden, token_sizes[1])
+            if config.heads == "two"
+            else None
+        )
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the (contrastive) output, shape (batch, n_outputs); `subject` is not read."""
+        return _project(self.projector, self.forward_backbone(data), self.n_tokens)
+
+    def forward_regression(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return what comes before the projector, shape (batch, n_regression)."""
+        _check_two_heads(self.projector is not None)
+        return self.forward_backbone(data)
+
+    def forward_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both outputs from one pass."""
+        backbone = self.forward_regression(data, subject)
+        return _project(self.projector, backbone, self.n_tokens), backbone
+
+    def forward_backbone(self, data: Tensor) -> Tensor:
+        """Return the output of the last linear layer."""
+        hidden = self.first(data.flatten(1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(hidden)
+
+
+class SharedSpace(nn.Module):
+    """Ridge layers of the subjects, mixer blocks, linear layer and projector of MindEye2."""
+
+    def __init__(
+        self, config: SharedSpaceConfig, signal: Signal, n_outputs: int, n_regression: int | None
+    ) -> None:
+        super().__init__()
+        _check_voxels(signal)
+        _check_regression(config.heads, n_regression)
+        if config.heads == "two" and not config.projector:
+            raise ConfigError("encoder.network.heads=two needs encoder.network.projector=true.")
+        self.config, self.signal = config, signal
+        n_backbone = n_regression or n_outputs
+        sizes = [_get_token_size(n, config.n_tokens) for n in (n_backbone, n_outputs)]
+        width = config.shared * config.n_slots
+        self.subjects = nn.ModuleList(nn.Linear(n, width) for n in _count_voxels(signal))
+        self.blocks = nn.ModuleList(
+            MixerBlock(config.n_slots, config.shared, config.dropout) for _ in range(config.n_blocks)
+        )
+        self.last = nn.Linear(width, n_backbone)
+        self.projector = make_projector(sizes[0], sizes[0], sizes[1]) if config.projector else None
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the (contrastive) output.
+
+        Parameters
+        ----------
+        data : tensor of shape (batch, n_voxels) or (batch, n_voxels, n_times)
+            Rows padded to the largest number of voxels.
+        subject : integer tensor of shape (batch,)
+
+        Returns
+        -------
+        tensor of shape (batch, n_outputs)
+
+        Raises
+        ------
+        DataError
+            If a trial is of an unknown subject and there is more than one layer to choose from.
+        """
+        return _project(self.projector, self.forward_backbone(data, subject), self.config.n_tokens)
+
+    def forward_regression(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return what comes before the projector, shape (batch, n_regression)."""
+        _check_two_heads(self.config.heads == "two")
+        return self.forward_backbone(data, subject)
+
+    def forward_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both outputs from one pass."""
+        backbone = self.forward_regression(data, subject)
+        return _project(self.projector, backbone, self.config.n_tokens), backbone
+
+    def forward_backbone(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output of the last linear layer."""
+        slots = self.share(data, subject)
+        for block in self.blocks:
+            slots = block(slots)
+        return self.last(slots.flatten(1))
+
+    def share(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return each trial in the shared space, shape (batch, n_slots, shared)."""
+        rows = data.flatten(1)
+        if len(self.subjects) == 1:
+            shared = self._apply_layer(0, rows)
+        else:
+            present: list[int] = subject.unique().tolist() or [0]  # an empty batch is of nobody
+            if present[-1] >= len(self.subjects) or present[0] < 0:
+                raise DataError(
+                    f"a trial is of a subject outside {', '.join(self.signal.subjects)}: voxels of a new subject have "
+                    "no layer of their own yet; adapt the network to that subject with some of their trials first."
+                )
+            groups = [(subject == index).nonzero().squeeze(1) for index in present]
+            parts = [self._apply_layer(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
+            shared = torch.cat(parts)[torch.cat(groups).argsort()]  # back in the order of the batch
+        return shared.reshape(len(rows), self.config.n_slots, self.config.shared)
+
+    def _apply_layer(self, index: int, rows: Tensor) -> Tensor:
+        layer = self.subjects[index]
+        assert isinstance(layer, nn.Linear)
+        if rows.shape[1] < layer.in_features:
+            raise DataError(
+                f"subject {self.signal.subjects[index]} has {layer.in_features} voxels, but these rows only "
+                f"{rows.shape[1]}; they belong to another data set."
+            )
+        return layer(rows[:, : layer.in_features])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return trainable parameters with their weight decay: ridge layers, other matrices, biases and norms."""
+        ridge = [p for p in self.subjects.parameters() if p.requires_grad]
+        mine = {id(p) for p in self.subjects.parameters()}
+        others = [p for p in self.parameters() if id(p) not in mine and p.requires_grad]
+        groups = [
+            {"params": ridge, "weight_decay": self.config.ridge},
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def add_subject(self, name: str, n_voxels: int, *, seed: int = 0) -> int:
+        """Append an untrained layer for a new subject and return the subject's index.
+
+        The index of an unknown subject grows by one: use the new `signal` of the network from now on.
+
+        Raises
+        ------
+        DataError
+            If the subject is there already or has no voxels.
+        """
+        if name in self.signal.subjects:
+            raise DataError(f"subject {name} already has a layer in this network.")
+        if n_voxels < 1:
+            raise DataError(f"subject {name} has {n_voxels} voxels; a layer needs at least one.")
+        like = self.last.weight
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "new_subject", name))
+            layer = nn.Linear(n_voxels, self.config.shared * self.config.n_slots)
+        self.subjects.append(layer.to(like.device, like.dtype))
+        counts = (*_count_voxels(self.signal), n_voxels)
+        n_rest = _count(self.signal.shape[1:])
+        shape = (max(counts) // n_rest, *self.signal.shape[1:])
+        voxels = tuple(count // n_rest for count in counts)
+        self.signal = replace(
+            self.signal, subjects=(*self.signal.subjects, name), n_voxels=voxels, shape=shape
+        )
+        return len(self.subjects) - 1
+
+    def freeze_all_but(self, name: str) -> None:
+        """Let only the layer of the subject `name` learn, for an adaptation from few trials.
+
+        MindEye2 instead fine-tunes the whole network; leave this out to do so.
+        """
+        if name not in self.signal.subjects:
+            raise DataError(
+                f"subject {name} has no layer; the network knows {', '.join(self.signal.subjects)}."
+            )
+        self.requires_grad_(False)
+        self.subjects[self.signal.subjects.index(name)].requires_grad_(True)
+
+
+class MixerBlock(nn.Module):
+    """Residual mixing within each slot, then between the slots (if there are several)."""
+
+    def __init__(self, n_slots: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.within = _make_mixer(width, dropout)
+        self.between = _make_mixer(n_slots, dropout) if n_slots > 1 else None
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """Return slots of the same shape (batch, n_slots, width)."""
+        slots = slots + self.within(slots)
+        if self.between is None:
+            return slots
+        return slots + self.between(slots.transpose(1, 2)).transpose(1, 2)
+
+
+def make_projector(n_inputs: int, hidden: int, n_outputs: int) -> nn.Sequential:
+    """Return MindEye's projector: three times LayerNorm, GELU, linear."""
+    return nn.Sequential(
+        nn.LayerNorm(n_inputs), nn.GELU(), nn.Linear(n_inputs, hidden),
+        nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden),
+        nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, n_outputs),
+    )  # fmt: skip
+
+
+def _make_layer(n_inputs: int, n_outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(n_inputs, n_outputs), nn.LayerNorm(n_outputs), nn.GELU(), nn.Dropout(dropout)
+    )
+
+
+def _make_mixer(size: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(size), nn.Linear(size, size), nn.GELU(), nn.Dropout(dropout), nn.Linear(size, size)
+    )
+
+
+def _project(projector: nn.Module | None, backbone: Tensor, n_tokens: int) -> Tensor:
+    if projector is None:
+        return backbone
+    return projector(backbone.reshape(len(backbone), n_tokens, -1)).flatten(1)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    n = 1
+    for length in shape:
+        n *= length
+    return n
+
+
+def _count_voxels(signal: Signal) -> tuple[int, ...]:
+    """Return the number of leading values of a row that belong to each subject."""
+    n_rest = _count(signal.shape[1:])
+    own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
+    return tuple(n * n_rest for n in own)
+
+
+def _check_voxels(signal: Signal) -> None:
+    if signal.dims[0] not in ("voxel", "parcel"):
+        raise DataError(
+            f"this network reads voxels or parcels, but the responses have {' x '.join(signal.dims)}; "
+            "choose another encoder.network.kind."
+        )
+
+
+def _check_regression(heads: str, n_regression: int | None) -> None:
+    if n_regression is not None and heads == "one":
+        raise ConfigError(
+            "a regression objective next to a contrastive one needs the output before the projector; "
+            "set encoder.network.heads=two."
+        )
+
+
+def _check_two_heads(two: bool) -> None:
+    if not two:
+        raise DataError("this network has one head; set encoder.network.heads=two for a regression output.")
+
+
+def _get_token_size(n_outputs: int, n_tokens: int) -> int:
+    if n_outputs % n_tokens:
+        raise ConfigError(
+            f"{n_outputs} outputs do not part into {n_tokens} tokens of equal size; correct "
+            "encoder.network.n_tokens."
+        )
+    return n_outputs // n_tokens

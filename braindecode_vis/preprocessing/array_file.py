@@ -1,0 +1,69 @@
+"""A large ``.npy`` file of trials that is written and read row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.checks import DataError
+
+_FLOAT16_MAX = 65504.0
+
+
+class ArrayFile:
+    """A ``.npy`` file that is written and read row by row, without a memory map that would count as memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.path, self.shape, self.dtype = path, shape, dtype
+        self.file = path.open("w+b", buffering=0)
+        _write_header(self.file, shape, dtype)
+        self.offset = self.file.tell()
+        self.row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        self.n_bytes = self.offset + shape[0] * self.row_bytes
+        self.file.truncate(self.n_bytes)
+
+    def __enter__(self) -> ArrayFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.file.close()
+
+    def shrink(self, n_rows: int) -> None:
+        """Keep the first `n_rows` rows only."""
+        self.shape = (n_rows, *self.shape[1:])
+        self.n_bytes = self.offset + n_rows * self.row_bytes
+        self.file.seek(0)
+        _write_header(self.file, self.shape, self.dtype)
+        # NumPy leaves room for the number of rows to grow, so that a smaller one fits as well.
+        assert self.file.tell() == self.offset
+        self.file.truncate(self.n_bytes)
+
+    def write(self, start: int, block: np.ndarray) -> None:
+        """Write rows from `start` on."""
+        if self.dtype == np.float16 and (np.abs(block).max(initial=0) > _FLOAT16_MAX):
+            raise DataError("a response is too large for float16; set dtype to float32.")
+        self.file.seek(self.offset + start * self.row_bytes)
+        rest = np.ascontiguousarray(block, dtype=self.dtype).reshape(-1).view(np.uint8).data
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise DataError(
+                f"{self.path} could not be written ({error.strerror}); free some space."
+            ) from error
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows `start` to `stop` as float32."""
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        view = out.reshape(-1).view(np.uint8).data
+        self.file.seek(self.offset + start * self.row_bytes)
+        while view:
+            view = view[self.file.readinto(view) :]
+        return out.astype(np.float32, copy=False)
+
+
+def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.shared_space import SharedSpaceConfig
+from braindecode_vis.encoders.signal import Signal
+
+TINY = SharedSpaceConfig(shared=8, n_blocks=2, dropout=0.0)
+SIGNAL = Signal(("voxel",), (30,), ("01", "02", "05"), n_voxels=(30, 21, 25))
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameters_of_the_published_size():
+    signal = Signal(("voxel",), (15724,), ("01", "02"), n_voxels=(15724, 14278))
+    with torch.device("meta"):
+        network = SharedSpaceConfig(n_tokens=256).build(signal, 256 * 1664)
+    ridge = (15724 + 1) * 4096 + (14278 + 1) * 4096
+    blocks = 4 * (2 * 4096 + 2 * (4096 * 4096 + 4096))
+    last = 4096 * 256 * 1664 + 256 * 1664
+    projector = 3 * (2 * 1664 + 1664 * 1664 + 1664)
+    assert count(network) == ridge + blocks + last + projector
+
+
+def test_only_the_first_voxels_of_a_row_and_the_subjects_own_layer_count():
+    network = TINY.build(SIGNAL, 6).eval()
+    data, subject = torch.randn(5, 30), torch.tensor([1, 0, 2, 1, 0])
+    shared = network.share(data, subject)
+    for row, index in enumerate(subject.tolist()):
+        layer, n = network.subjects[index], SIGNAL.n_voxels[index]
+        torch.testing.assert_close(shared[row, 0], layer.weight @ data[row, :n] + layer.bias)
+    padded = data.clone()
+    padded[0, 21:] = 1e6
+    assert torch.equal(network(padded, subject)[0], network(data, subject)[0])
+    network(data[:1], subject[:1]).sum().backward()
+    assert [layer.weight.grad is not None for layer in network.subjects] == [False, True, False]
+
+
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_every_block_changes_the_result(n_slots):
+    """In the released code the blocks cancel out of a single slot; here each of them must matter."""
+    config = TINY.model_copy(update={"n_slots": n_slots})
+    network = config.build(SIGNAL, 6).eval()
+    data, subject = torch.randn(4, 30), torch.tensor([0, 1, 2, 0])
+    before = network(data, subject)
+    for block in network.blocks:
+        for half in [block.within] + ([block.between] if n_slots > 1 else []):
+            with torch.no_grad():
+                weight = half[1].weight
+                kept = weight.clone()
+                weight.mul_(3)
+                assert not torch.allclose(network(data, subject), before, atol=1e-4)
+                weight.copy_(kept)
+
+
+def test_mixing_between_slots_mixes_only_there():
+    block = SharedSpaceConfig(shared=8, n_slots=3, n_blocks=1, dropout=0.0).build(SIGNAL, 6).blocks[0].eval()
+    slots = torch.randn(2, 3, 8, requires_grad=True)
+    middle = slots + block.within(slots)
+    expected = torch.stack([middle[:, :, k] + block.between(middle[:, :, k]) for k in range(8)], dim=2)
+    torch.testing.assert_close(block(slots), expected)
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    config = TINY.model_copy(update={"ridge": 0.3, "weight_decay": 0.1})
+    network = config.build(SIGNAL, 6)
+    groups = network.parameter_groups()
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.1, 0.0]
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in network.parameters())
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in network.subjects.parameters()}
+    torch.optim.AdamW(groups, lr=1e-3)
+
+
+def test_a_subject_without_a_layer_is_refused_unless_there_is_only_one():
+    data = torch.randn(2, 30)
+    with pytest.raises(DataError, match=r"01, 02, 05.*adapt"):
+        TINY.build(SIGNAL, 6)(data, torch.tensor([0, 3]))
+    single = TINY.build(Signal(("voxel",), (30,), ("01",)), 6).eval()
+    assert torch.equal(single(data, torch.tensor([1, 1])), single(data, torch.tensor([0, 0])))
+
+
+def test_adaptation_moves_the_new_layer_alone():
+    network = TINY.build(SIGNAL, 6)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.random.get_rng_state()
+    index = network.add_subject("07", 34, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert index == 3
+    assert network.signal.subjects[index] == "07"
+    assert network.signal.n_voxels == (30, 21, 25, 34)
+    assert network.signal.shape == (34,)
+    assert network.signal.unknown_subject == 4
+    network.freeze_all_but("07")
+    groups = network.parameter_groups()
+    assert [len(group["params"]) for group in groups] == [2]
+    optimiser = torch.optim.AdamW(groups, lr=1e-2)
+    data, subject = torch.randn(6, 34), torch.full((6,), index)
+    start = network(data, subject).square().mean()
+    for _ in range(20):
+        optimiser.zero_grad()
+        loss = network(data, subject).square().mean()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.9 * start
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    twin = TINY.build(SIGNAL, 6)
+    twin.add_subject("07", 34, seed=1)
+    fresh = TINY.build(SIGNAL, 6)
+    fresh.add_subject("07", 34, seed=1)
+    assert torch.equal(twin.subjects[3].weight, fresh.subjects[3].weight)
+
+
+def test_bad_input_says_what_to_do():
+    network = TINY.build(SIGNAL, 6)
+    with pytest.raises(DataError, match="already"):
+        network.add_subject("02", 20)
+    with pytest.raises(DataError, match="no layer"):
+        network.freeze_all_but("09")
+    with pytest.raises(DataError, match="only 22"):
+        network(torch.randn(2, 22), torch.tensor([1, 2]))
+    with pytest.raises(ConfigError, match="projector=true"):
+        SharedSpaceConfig(shared=8, heads="two", projector=False).build(SIGNAL, 6)
+    with pytest.raises(DataError, match="voxels or parcels"):
+        TINY.build(Signal(("channel", "time"), (3, 4), ("01",)), 6)
+    two = TINY.model_copy(update={"heads": "two"}).build(SIGNAL, 6, 10)
+    contrast, regression = two.forward_heads(torch.randn(3, 30), torch.tensor([0, 1, 2]))
+    assert (contrast.shape, regression.shape) == ((3, 6), (3, 10))
