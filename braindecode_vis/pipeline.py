@@ -545,7 +545,10 @@ def _report(run: Run) -> Path:
     manifest = read_manifest(run.config.dataset.kind)
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
-    digest = store.hash_json([rows, provenance["stages"], provenance["config"]])
+    analyses = summary.find_analyses(run.folder.path, _describe_question(run))
+    digest = store.hash_json(
+        [rows, provenance["stages"], provenance["config"], [path.name for path in analyses]]
+    )
     written = run.folder.path / "provenance.json"
     if path.is_file() and _read_digests(written) == {"content": digest, "page": store.hash_file(path)}:
         return path
@@ -555,6 +558,7 @@ def _report(run: Run) -> Path:
     else:
         space = embed(run)[0].embeddings.space
         parts = summary.describe_images(run.config, prepared, space, retrieve(run), reconstruct(run), items)
+    parts["sections"] = [*parts.get("sections", []), *summary.describe_analyses(analyses)]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     if simulated:
@@ -576,6 +580,20 @@ def _report(run: Run) -> Path:
     write_report(path, content)
     store.write_json(written, {**provenance, "digests": {"content": digest, "page": store.hash_file(path)}})
     return path
+
+
+def _describe_question(run: Run) -> dict[str, Any]:
+    """Return what an analysis must have been asked of to belong into the report of this run."""
+    config = run.config
+    return store.json_plain(
+        {
+            "encoder": config.encoder.hashed_fields(),
+            "repeats": config.repeats.hashed_fields(),
+            "centre": config.retrieval.centre,
+            "seed": config.seed,
+            "preprocess": preprocess(run).artifact.fingerprint,
+        }
+    )
 
 
 def _read_digests(path: Path) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from braindecode_vis import store
 from braindecode_vis.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
@@ -74,6 +77,55 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
             ExtraSection("Held-out runs", "Each run was decoded by the others.", table=tabulate_runs(items)),
         ],
     }
+
+
+def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
+    """Return the artifacts of analyses that belong to the present configuration, newest of each kind.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    wanted
+        Fields that the provenance of an analysis must have: what it was asked of, apart from its own settings.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for path in sorted((folder / "stages" / "analyze").glob(f"*/{store.PROVENANCE}")):
+        if path.parent.name.startswith(".") or store.find_damage(path.parent):
+            continue
+        record = store.read_json(path)
+        fields = {**record["fields"], **record["upstream"]}
+        if all(fields.get(key) == value for key, value in wanted.items()):
+            key = store.hash_json(record["fields"]["analysis"])
+            found[key] = (record["created"], path.parent)
+    return [path for _, path in sorted(found.values())]
+
+
+def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
+    """Return one section per figure of each analysis, the table below the last one."""
+    sections = []
+    for path in artifacts:
+        record = store.read_json(path / store.PROVENANCE)
+        table = pd.read_parquet(path / "table.parquet")
+        plots = record["plots"] or [None]
+        for number, plot in enumerate(plots):
+            figures = {}
+            if plot is not None:
+                figures = {
+                    "figure": (path / f"{plot['name']}.light.svg").read_text(),
+                    "figure_dark": (path / f"{plot['name']}.dark.svg").read_text(),
+                    "alt": plot["alt"],
+                }
+            caption = [record["summary"]] * (number == 0) + ([plot["caption"]] if plot else [])
+            sections.append(
+                ExtraSection(
+                    record["title"] if number == 0 else f"{record['title']}, continued",
+                    " ".join(caption),
+                    table=table if number == len(plots) - 1 else None,
+                    **figures,
+                )
+            )
+    return sections
 
 
 def list_facts(prepared: Prepared, manifest: Manifest, *, simulated: bool = False) -> list[tuple[str, Any]]:

@@ -47,6 +47,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "check": data.check,
     "fetch": data.fetch,
     **stages.VERBS,
+    "pretrain": studies.pretrain,
     "analyze": studies.analyze,
     "sweep": studies.sweep,
     "compare": studies.compare,

@@ -70,6 +70,28 @@ def analyze(
     console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
 
 
+def pretrain(
+    source: Source,
+    root: Root = None,
+    out: Out = None,
+    subjects: Subject = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain the whole-cortex encoder on responses without labels, for encoder.network.pretrained."""
+    from braindecode_vis.studies.pretrain import pretrain as pretrain_run
+
+    run = open_source(source, root, out, overrides, subjects)
+    folder = pretrain_run(run)
+    if as_json:
+        print_json({"run_folder": str(run.folder.path), "scores": [], "pretrained": str(folder)})
+        return
+    make_console(stderr=False).print(
+        f"pretrained encoder: {folder}\nuse it with --set encoder.network.pretrained={folder}", markup=False
+    )
+
+
 def sweep(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="Folder of the sweep.")],

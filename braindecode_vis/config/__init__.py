@@ -10,7 +10,9 @@ from braindecode_vis.config.models import (
     RepeatsConfig,
     RetrievalConfig,
     RunConfig,
+    list_analyses,
     list_kinds,
+    make_analysis,
 )
 from braindecode_vis.config.source import dump_config, find_config, read_config
 from braindecode_vis.config.wording import describe_validation_error, validate_config
@@ -24,7 +26,9 @@ __all__ = [
     "describe_validation_error",
     "dump_config",
     "find_config",
+    "list_analyses",
     "list_kinds",
+    "make_analysis",
     "read_config",
     "validate_config",
 ]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
+from braindecode_vis.analysis.registry import AnalysisUnion
 from braindecode_vis.datasets.alljoined1 import Alljoined1Config
 from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
@@ -48,6 +49,7 @@ from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
+from braindecode_vis.training.pretrain import PretrainConfig
 
 DatasetConfig = Annotated[
     Alljoined1Config
@@ -161,10 +163,14 @@ class RunConfig(Settings):
         The one root seed.
     dataset, split, target, encoder, prior, generator
         The component of each role, by its ``kind``.
+    pretrain
+        How the whole-cortex encoder is pretrained without labels; only the verb ``pretrain`` looks at it.
     selection
         Which columns of the responses the encoder sees; chosen by training trials.
     repeats, retrieval, evaluation
         Settings of the steps that have no components.
+    analyses
+        What the verb ``analyze`` does without ``--analysis``.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -174,11 +180,13 @@ class RunConfig(Settings):
     selection: SelectionConfig = SelectionConfig()
     target: ImageEncoderConfig = PixelsConfig()
     encoder: BrainEncoderConfig = RidgeConfig()
+    pretrain: PretrainConfig | None = None
     repeats: RepeatsConfig = RepeatsConfig()
     prior: PriorConfig = IdentityPriorConfig()
     generator: GeneratorConfig = LatentsConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    analyses: tuple[AnalysisUnion, ...] = ()
 
     @property
     def decodes_categories(self) -> bool:
@@ -239,3 +247,13 @@ def list_kinds(role: str) -> list[str]:
     return [
         m.model_fields["kind"].default for m in members if isinstance(m, type) and issubclass(m, Settings)
     ]
+
+
+def list_analyses() -> list[str]:
+    """Return the known kinds of analyses."""
+    return [m.model_fields["kind"].default for m in get_args(get_args(AnalysisUnion)[0])]
+
+
+def make_analysis(kind: str) -> Any:
+    """Return the configuration of one kind of analysis with its defaults."""
+    return TypeAdapter(AnalysisUnion).validate_python({"kind": kind})

@@ -45,38 +45,44 @@ def describe_validation_error(error: ValidationError) -> str:
     return f"{path} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _walk_models(location: list[str]) -> Iterable[tuple[str, Any]]:
-    """Yield each part of an error location with the model that it names, or None."""
+def _walk_models(location: list[str]) -> Iterable[tuple[str, Any, bool]]:
+    """Yield each part of an error location, the model it names or None, and whether it is the tag of a union.
+
+    pydantic puts the tag of the chosen member of a union into the location, which the user never wrote.
+    """
     model: Any = RunConfig
     options: dict[str, Any] = {}
     for part in location:
-        if part in options:  # the tag of a union, which pydantic puts into the location
+        if part in options:
             model, options = options[part], {}
-            yield part, model
+            yield part, model, True
+            continue
+        if part.isdigit():  # the place in a list, whose members are still to be told apart
+            yield part, model, False
             continue
         field = getattr(model, "model_fields", {}).get(part)
-        members = () if field is None else get_args(field.annotation) or (field.annotation,)
-        models = [m for m in members if isinstance(m, type) and issubclass(m, Settings)]
+        models = [] if field is None else _list_models(field.annotation)
         options = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
         model = models[0] if len(models) == 1 else None
         if model is not None:
             options = {}
-        yield part, model
+        yield part, model, False
+
+
+def _list_models(annotation: Any) -> list[type[Settings]]:
+    """Return every settings model that an annotation allows, inside unions, lists and annotations."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [model for member in get_args(annotation) for model in _list_models(member)]
 
 
 def _known_keys(location: list[str]) -> list[str]:
     model: Any = RunConfig
-    for _, found in _walk_models(location):
+    for _, found, _ in _walk_models(location):
         model = found
     return [] if model is None else list(model.model_fields)
 
 
 def _drop_tags(location: list[str]) -> list[str]:
     """Return the location without the union tags, that is, as the user wrote it."""
-    kept, model = [], RunConfig
-    for part, found in _walk_models(location):
-        is_tag = model is None and found is not None
-        if not is_tag:
-            kept.append(part)
-        model = found if found is not None or not is_tag else model
-    return kept
+    return [part for part, _, is_tag in _walk_models(location) if not is_tag]

@@ -1,0 +1,242 @@
+"""The modules of ATM: subject token, value embedding, encoder layers over channels, and what follows them.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721.
+Liu et al. (2024), iTransformer, arXiv:2310.06625.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.encoders.atm import AtmSettings
+from braindecode_vis.encoders.axes import read_axes
+from braindecode_vis.encoders.compact import EEGNetSettings
+from braindecode_vis.encoders.compact_layers import EEGNetMaps
+from braindecode_vis.encoders.readout_layers import Projector, Readout
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.tsconv import TSConvSettings
+from braindecode_vis.encoders.tsconv_layers import TSConv
+
+
+class ConvolutionStage(TSConv):
+    """The convolutions of NICE over the attended channels, as ATM-S has them."""
+
+    def __init__(self, config: TSConvSettings, signal: Signal, network: str) -> None:
+        super().__init__(config, signal, network)
+        self.map_shape = (config.n_maps, self.n_windows)
+
+    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
+        """Return the projection of each pooled window, shape (batch, n_windows, n_outputs)."""
+        return projector.forward_windows(self(data))
+
+
+class EEGNetStage(nn.Module):
+    """EEGNet over the attended channels, as ATM-E has it: its outputs are the features of the projector."""
+
+    def __init__(self, config: EEGNetSettings, signal: Signal, n_features: int) -> None:
+        super().__init__()
+        self.maps = EEGNetMaps(config, signal, "atm_e")
+        self.readout = Readout(self.maps.n_maps, self.maps.n_windows, n_features)
+        self.map_shape = (n_features, 1)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to (batch, n_features, 1)."""
+        return self.readout(self.maps(data)).unsqueeze(2)
+
+    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
+        """Return the projection of each window of EEGNet's maps, shape (batch, n_windows, n_outputs)."""
+        features = self.readout.forward_windows(self.maps(data))
+        return projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
+class Atm(nn.Module):
+    """Attention over channels and a subject token, a convolution stage, a projector.
+
+    Parameters
+    ----------
+    config
+        Sizes of the attention and of the projector.
+    signal
+        Trials of channel x time.
+    n_outputs
+        Size of the output.
+    stage
+        What follows the attention.
+    """
+
+    def __init__(
+        self, config: AtmSettings, signal: Signal, n_outputs: int, stage: ConvolutionStage | EEGNetStage
+    ) -> None:
+        super().__init__()
+        n_channels, n_times = read_axes(signal, "atm")
+        if config.n_heads > n_times:
+            raise ConfigError(
+                f"encoder.network.n_heads is {config.n_heads}, but a token has {n_times} features only."
+            )
+        self.n_subjects = len(signal.subjects)
+        # A single person is never mistaken for an unknown one: hiding the subject would only blur the token.
+        self.unknown_probability = config.unknown_probability if self.n_subjects > 1 else 0.0
+        self.value_embedding: nn.Module
+        if config.joint:
+            self.value_embedding = SubjectLinear(self.n_subjects, n_times)
+        else:
+            self.value_embedding = CommonLinear(n_times)
+        self.subject_tokens = nn.Embedding(self.n_subjects + 1, n_times)  # the last row: unknown subjects
+        self._add_position(config.position, n_channels, n_times)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.Sequential(
+            *(
+                EncoderLayer(n_times, config.n_heads, config.feedforward, config.dropout)
+                for _ in range(config.n_layers)
+            )
+        )
+        self.norm = nn.LayerNorm(n_times)
+        self.convolution = stage
+        self.projector = Projector(*stage.map_shape, n_outputs, config.projector_dropout, config.width)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map trials (batch, n_channels, n_times) and subjects (batch,) to (batch, n_outputs)."""
+        return self.projector(self.convolution(self.attend(data, subject)))
+
+    def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output for each window of time, shape (batch, n_windows, n_outputs)."""
+        return self.convolution.project_windows(self.attend(data, subject), self.projector)
+
+    def attend(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the attended channels, shape (batch, n_channels, n_times)."""
+        subject = self._hide_subjects(subject)
+        channels = self.value_embedding(data, subject)
+        if self.position is not None:
+            channels = channels + self.position
+        who = self.subject_tokens(subject).unsqueeze(1).to(channels.dtype)
+        tokens = self.dropout(torch.cat([who, channels], dim=1))
+        return self.norm(self.layers(tokens))[:, 1:]  # the subject token came first
+
+    def _hide_subjects(self, subject: Tensor) -> Tensor:
+        if not self.training or self.unknown_probability == 0:
+            return subject
+        hidden = torch.rand(subject.shape, device=subject.device) < self.unknown_probability
+        return torch.where(hidden, self.n_subjects, subject)
+
+    def _add_position(self, kind: str, n_channels: int, n_times: int) -> None:
+        self.position: Tensor | None
+        if kind == "learned":
+            self.position = nn.Parameter(torch.empty(n_channels, n_times))
+            nn.init.normal_(self.position, std=0.02)
+        elif kind == "sinusoidal":
+            self.register_buffer("position", make_sinusoids(n_channels, n_times), persistent=False)
+        else:
+            self.position = None
+
+
+class CommonLinear(nn.Module):
+    """A square linear layer that all subjects share.
+
+    Parameters
+    ----------
+    size
+        Of input and output.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, size)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map (batch, n_channels, size) to the same shape."""
+        return self.layer(data)
+
+
+class SubjectLinear(nn.Module):
+    """One square linear layer per subject; an unknown subject gets their mean.
+
+    Parameters
+    ----------
+    n_subjects
+        Number of layers.
+    size
+        Of input and output.
+    """
+
+    def __init__(self, n_subjects: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_subjects, size, size))
+        self.bias = nn.Parameter(torch.empty(n_subjects, size))
+        bound = size**-0.5  # as torch initialises a linear layer
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map (batch, n_channels, size) and subjects (batch,) to (batch, n_channels, size)."""
+        n_subjects = len(self.weight)
+        order = subject.argsort(stable=True)
+        counts = subject.bincount(minlength=n_subjects + 1).tolist()
+        parts = []
+        for index, part in enumerate(data[order].split(counts)):
+            if index < n_subjects:
+                parts.append(functional.linear(part, self.weight[index], self.bias[index]))
+            elif len(part):
+                parts.append(functional.linear(part, self.weight.mean(0), self.bias.mean(0)))
+        return torch.cat(parts)[order.argsort()]
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward part, each with a residual connection and a layer norm behind it.
+
+    Parameters
+    ----------
+    size
+        Features of a token.
+    n_heads
+        Heads of size // n_heads features each; together they may have fewer than a token.
+    feedforward
+        Width of the feed-forward part.
+    dropout
+        Of the attention weights, behind the attention, and twice in the feed-forward part.
+    """
+
+    def __init__(self, size: int, n_heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        inner = size // n_heads * n_heads
+        self.query = nn.Linear(size, inner)
+        self.key = nn.Linear(size, inner)
+        self.value = nn.Linear(size, inner)
+        self.out = nn.Linear(inner, size)
+        self.norm_attention = nn.LayerNorm(size)
+        self.widen = nn.Linear(size, feedforward)
+        self.narrow = nn.Linear(feedforward, size)
+        self.norm_feedforward = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, n_tokens, size) to the same shape."""
+        tokens = self.norm_attention(tokens + self.dropout(self._attend(tokens)))
+        inner = self.dropout(functional.gelu(self.widen(tokens)))
+        return self.norm_feedforward(tokens + self.dropout(self.narrow(inner)))
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        heads = [
+            layer(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # batch, heads, tokens, features
+            for layer in (self.query, self.key, self.value)
+        ]
+        p = self.dropout.p if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], dropout_p=p)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def make_sinusoids(n_positions: int, n_features: int) -> Tensor:
+    """Return sines (even features) and cosines (odd ones) of each position, shape (n_positions, n_features).
+
+    The wavelengths grow from 2 pi to 10 000 * 2 pi, as in Vaswani et al. (2017), arXiv:1706.03762.
+    """
+    rates = torch.exp(torch.arange(0, n_features, 2) * (-math.log(10_000.0) / n_features))
+    angles = torch.arange(n_positions).unsqueeze(1) * rates  # positions, pairs
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :n_features]

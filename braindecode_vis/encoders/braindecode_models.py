@@ -1,0 +1,165 @@
+"""Every network of braindecode by its class name, if braindecode is installed (the extra of that name).
+
+Owns the bridge only: what a class asks for (number of channels, samples, rate, channel positions) is read from the
+signal, the rest are its own keyword settings. The subject plays no part in these networks. braindecode is imported by
+`build` alone. The three classic networks are also in `compact`, without that dependency.
+
+References
+----------
+Schirrmeister et al. (2017), doi:10.1002/hbm.23730; https://braindecode.org.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.encoders.axes import read_axes
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What the signal and the target decide; not for `settings`.
+SIGNAL_ARGUMENTS = ("n_chans", "n_times", "n_outputs", "sfreq", "input_window_seconds", "chs_info")
+
+
+class BraindecodeConfig(Settings):
+    """A network of `braindecode.models`.
+
+    Parameters
+    ----------
+    model
+        Name of its class, for example ``EEGConformer``.
+    settings
+        Keyword arguments of the class beside those that the signal decides (n_chans, n_times, n_outputs, sfreq,
+        input_window_seconds and chs_info, each passed if the class asks for it). The defaults are braindecode's;
+        record its version with a result.
+    """
+
+    kind: Literal["braindecode"] = "braindecode"
+    model: str = Field(min_length=1)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
+        """Return the network; see `signal` for its interface.
+
+        Raises
+        ------
+        ConfigError
+            If braindecode is not installed or does not load, has no such class, refuses the settings or this signal,
+            or the network does not answer a trial with one vector of `n_outputs`.
+        DataError
+            If the trials are not channel x time.
+        """
+        from braindecode_vis.encoders.braindecode_layers import BraindecodeNetwork
+
+        read_axes(signal, f"braindecode's {self.model}")
+        model_class = find_model(self.model)
+        arguments = self._choose_arguments(model_class, signal, n_outputs)
+        try:
+            model = model_class(**arguments, **self.settings)
+        except Exception as error:  # whatever braindecode raises for sizes that do not fit
+            raise ConfigError(
+                f"braindecode's {self.model} cannot be built for {signal.shape[0]} channels x {signal.shape[1]} "
+                f"samples with encoder.network.settings {self.settings}: {error}"
+            ) from error
+        return BraindecodeNetwork(model, self.model, signal, n_outputs)
+
+    def _choose_arguments(self, model_class: type, signal: Signal, n_outputs: int) -> dict[str, Any]:
+        accepted = inspect.signature(model_class).parameters
+        fixed = [name for name in self.settings if name in SIGNAL_ARGUMENTS]
+        if fixed:
+            raise ConfigError(
+                f"encoder.network.settings names {', '.join(fixed)}, which the responses and the target decide; "
+                "leave it out."
+            )
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+            for name in self.settings:
+                if name not in accepted:
+                    raise ConfigError(
+                        f"braindecode's {self.model} has no setting {name!r}{suggest(name, list(accepted))}."
+                    )
+        arguments = _describe_signal(signal, n_outputs, with_channels="chs_info" in accepted)
+        return {name: value for name, value in arguments.items() if name in accepted}
+
+
+def find_model(name: str) -> type:
+    """Return the class of `braindecode.models` called `name`.
+
+    Raises
+    ------
+    ConfigError
+        If braindecode is not there or does not load, or has no network of that name.
+    """
+    models = _import_models()
+    from torch import nn
+
+    known = [key for key in dir(models) if _is_network(getattr(models, key), nn.Module)]
+    if name not in known:
+        raise ConfigError(
+            f"encoder.network.model is {name!r}, but braindecode has no such network{suggest(name, known)}; "
+            f"it has {', '.join(known)}."
+        )
+    return getattr(models, name)
+
+
+def _is_network(value: Any, base: type) -> bool:
+    return inspect.isclass(value) and issubclass(value, base)
+
+
+def _import_models() -> ModuleType:
+    try:
+        import braindecode.models as models
+    except ModuleNotFoundError as error:
+        if error.name not in ("braindecode", "braindecode.models"):
+            raise ConfigError(_explain_load_failure(error)) from error
+        raise ConfigError(
+            "encoder.network.kind is braindecode, which is not installed: pip install 'braindecode_vis[braindecode]', "
+            "or choose eegnet, shallow_fbcsp or deep4, which need no extra."
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(_explain_load_failure(error)) from error
+    return models
+
+
+def _explain_load_failure(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"braindecode is installed, but does not load ({text}); its torchaudio must be built for the installed torch: "
+        "beside a CPU torch, pip install --index-url https://download.pytorch.org/whl/cpu torchaudio."
+    )
+
+
+def _describe_signal(signal: Signal, n_outputs: int, *, with_channels: bool) -> dict[str, Any]:
+    """Return the arguments that the signal knows."""
+    arguments: dict[str, Any] = {
+        "n_chans": signal.size_of("channel"),
+        "n_times": signal.size_of("time"),
+        "n_outputs": n_outputs,
+    }
+    if signal.sfreq is not None:
+        arguments["sfreq"] = signal.sfreq
+        if with_channels and signal.ch_names:
+            arguments["chs_info"] = _make_channel_info(signal)
+    return arguments
+
+
+def _make_channel_info(signal: Signal) -> list[Any]:
+    """Return MNE's description of the channels, with positions in m where the signal knows them."""
+    import mne
+
+    if len(signal.ch_names) != signal.size_of("channel"):
+        raise DataError(
+            f"the responses name {len(signal.ch_names)} channels but have {signal.size_of('channel')}."
+        )
+    info = mne.create_info(list(signal.ch_names), float(signal.sfreq or 1), "eeg")
+    if signal.ch_pos is not None:
+        for channel, position in zip(info["chs"], signal.ch_pos, strict=True):
+            channel["loc"][:3] = position
+    return list(info["chs"])
