@@ -229,9 +229,10 @@ def lend_workspace(run: Run, component: Any, name: str) -> Iterator[None]:
         return
     folder = run.folder.path / "work" / name
     component.workspace = folder
-    if hasattr(component, "progress"):
-        component.progress = run.listener.progress
-    yield
+    with run.listener.watch(f"{name}:") as show:
+        if hasattr(component, "progress"):
+            component.progress = show
+        yield
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -20,7 +20,8 @@ from braindecode_vis.config import RunConfig, dump_config
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
-    "preprocess": 2, "pretrain": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 2, "evaluate": 2, "analyze": 1,
+    "preprocess": 2, "pretrain": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 2, "evaluate": 2,
+    "analyze": 1,
 }  # fmt: skip
 
 
@@ -35,6 +36,13 @@ class Listener(Protocol):
         """Return a context whose value is called with the number of steps done; `total` may be unknown."""
         ...
 
+    def watch(self, description: str) -> AbstractContextManager[Callable[[int, int, str], None]]:
+        """Return a context whose value is called with steps done, steps in all, and words on how it goes.
+
+        A total of 0 means that the words are a message to keep.
+        """
+        ...
+
 
 class SilentListener:
     """Shows nothing."""
@@ -45,6 +53,10 @@ class SilentListener:
     def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         """Ignore."""
         return nullcontext(lambda n: None)
+
+    def watch(self, description: str) -> AbstractContextManager[Callable[[int, int, str], None]]:
+        """Ignore."""
+        return nullcontext(lambda done, total, text: None)
 
 
 @dataclass

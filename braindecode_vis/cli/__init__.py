@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import data, stages, studies
+from braindecode_vis.cli import audit, data, stages, studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -51,6 +51,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "analyze": studies.analyze,
     "sweep": studies.sweep,
     "compare": studies.compare,
+    "audit": audit.audit,
     "banks": data.banks,
     "phantom": data.phantom,
     "demo": data.demo,

@@ -70,6 +70,23 @@ class ConsoleListener:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
 
+    @contextmanager
+    def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Show a bar with words beside it while the context lasts."""
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(description, total=None, words="")
+
+            def show(done: int, total: int, text: str) -> None:
+                if total:
+                    bar.update(task, completed=done, total=total, words=text)
+                else:
+                    self.console.print(f"{description} {text}", markup=False)
+
+            yield show
+
 
 def open_source(
     source: str,

@@ -49,6 +49,7 @@ from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.settings import Settings
+from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.pretrain import PretrainConfig
 
 DatasetConfig = Annotated[
@@ -90,7 +91,9 @@ ImageEncoderConfig = Annotated[
     | ViewsConfig,
     Field(discriminator="kind"),
 ]
-BrainEncoderConfig = Annotated[RidgeConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")]
+BrainEncoderConfig = Annotated[
+    RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")
+]
 PriorConfig = IdentityPriorConfig
 CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[LatentsConfig | NearestConfig, Field(discriminator="kind")]

@@ -1,0 +1,272 @@
+"""What is done to trials before a network sees them: alignment of subjects, then scaling, by training statistics.
+
+Owns the two settings, the statistics (read in blocks, so that a memory map of any size is never held whole) and their
+application to a block of trials. Labels are never used. A subject who was not trained on has no statistics; for the
+alignment they are then computed from that subject's own trials, without labels, and the subject is named in
+`InputTransform.label_free_subjects`, since such a result belongs in a column of its own.
+
+References
+----------
+He, Wu (2020), Euclidean Alignment, doi:10.1109/TBME.2019.2913914, arXiv:1808.05464.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.settings import Settings
+
+BLOCK_BYTES = 64 << 20
+MEDIAN_BYTES = 512 << 20  # trials that medians are taken from; more than this are thinned evenly
+
+
+class InputScalingConfig(Settings):
+    """How each channel (or voxel, or parcel) is scaled; statistics come from the training trials.
+
+    Parameters
+    ----------
+    kind
+        ``none``; ``zscore`` by mean and standard deviation; ``robust`` by median and interquartile range (the choice
+        of Meta's MEG papers and NeuralBench). Channels of a trial with a time axis have one statistic over all times.
+    clamp
+        Largest absolute value after scaling; None does not clamp. 20 in brainmagick and NeuralBench.
+    """
+
+    kind: Literal["none", "zscore", "robust"] = "zscore"
+    clamp: float | None = Field(default=None, gt=0)
+
+
+SubjectAlignment = Literal["none", "euclidean", "zscore"]
+
+
+@dataclass
+class Scale:
+    """Centre and spread, of shape (n_channels, 1) with a time axis and (n_features,) without."""
+
+    centre: np.ndarray
+    spread: np.ndarray
+
+    def apply(self, block: np.ndarray) -> np.ndarray:
+        """Return ``(block - centre) / spread``."""
+        return (block - self.centre) / self.spread
+
+
+@dataclass
+class InputTransform:
+    """Fitted alignment and scaling.
+
+    Parameters
+    ----------
+    scaling, alignment
+        The settings.
+    dims
+        Axes of one trial.
+    matrices
+        Whitening matrix of each subject, shape (n_channels, n_channels) (``euclidean``).
+    scales
+        Centre and spread of each subject (``zscore`` alignment).
+    scale
+        Centre and spread of all training trials after alignment (`scaling`).
+    label_free_subjects
+        Subjects whose alignment came from trials outside the training set, without labels.
+    """
+
+    scaling: InputScalingConfig
+    alignment: SubjectAlignment
+    dims: tuple[str, ...]
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
+    scales: dict[str, Scale] = field(default_factory=dict)
+    scale: Scale | None = None
+    label_free_subjects: tuple[str, ...] = ()
+
+    def fit(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> InputTransform:
+        """Learn from training trials.
+
+        Parameters
+        ----------
+        data : array of shape (n_trials, ...)
+            Read by ascending row numbers only.
+        rows
+            The training trials.
+        subjects : array of shape (n_trials,)
+            Subject of each trial of `data`.
+        """
+        for subject in sorted(set(subjects[rows])):
+            self.add_subject(data, rows[subjects[rows] == subject], subject)
+        if self.scaling.kind == "zscore":
+            self.scale = self._fit_moments(self._iterate_aligned(data, rows, subjects))
+        elif self.scaling.kind == "robust":
+            self.scale = self._fit_quartiles(data, rows, subjects)
+        return self
+
+    def add_subject(self, data: Any, rows: np.ndarray, subject: str) -> None:
+        """Learn the alignment of one subject from these trials."""
+        if self.alignment == "none":
+            return
+        if len(rows) < 2:
+            raise DataError(
+                f"aligning subject {subject} needs at least two of its trials, but there is {len(rows)}; "
+                "set encoder.subject_alignment to none."
+            )
+        blocks = (block for _, block in iterate_blocks(data, rows))
+        if self.alignment == "zscore":
+            self.scales[subject] = self._fit_moments(blocks)
+        else:
+            self.matrices[subject] = fit_euclidean_alignment(blocks, self.dims)
+
+    def with_subjects_of(self, data: Any, subjects: np.ndarray) -> InputTransform:
+        """Return a transform that also knows the subjects of these trials, by their unlabelled trials if new."""
+        known = self.matrices if self.alignment == "euclidean" else self.scales
+        new = [] if self.alignment == "none" else sorted(set(subjects) - set(known))
+        if not new:
+            return self
+        grown = InputTransform(
+            self.scaling, self.alignment, self.dims, dict(self.matrices), dict(self.scales), self.scale,
+            tuple(sorted({*self.label_free_subjects, *new})),
+        )  # fmt: skip
+        for subject in new:
+            grown.add_subject(data, np.flatnonzero(subjects == subject), subject)
+        return grown
+
+    def read(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+        """Return these trials (ascending row numbers) as a network sees them, float32.
+
+        Every trial is computed by itself, so that the result does not depend on its company.
+        """
+        block = np.ascontiguousarray(data[rows], dtype=np.float32)
+        return self._finish(self._align(block, subjects[rows]))
+
+    def _align(self, block: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+        if self.alignment == "none":
+            return block
+        aligned = np.empty_like(block)
+        for subject in set(subjects):
+            chosen = subjects == subject
+            if self.alignment == "euclidean":
+                aligned[chosen] = np.matmul(self.matrices[subject], block[chosen])
+            else:
+                aligned[chosen] = self.scales[subject].apply(block[chosen])
+        return aligned
+
+    def _finish(self, block: np.ndarray) -> np.ndarray:
+        if self.scale is not None:
+            block = self.scale.apply(block)
+        if self.scaling.clamp is not None:
+            block = np.clip(block, -self.scaling.clamp, self.scaling.clamp)
+        return block
+
+    def _iterate_aligned(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> Iterator[np.ndarray]:
+        for chunk, block in iterate_blocks(data, rows):
+            yield self._align(block.astype(np.float32), subjects[chunk])
+
+    def _fit_moments(self, blocks: Iterator[np.ndarray]) -> Scale:
+        """Return mean and standard deviation by merging those of blocks (Chan et al. 1983), in float64."""
+        count, mean, squares = 0, np.zeros(()), np.zeros(())
+        for block in blocks:
+            values = self._as_samples(block).astype(np.float64)  # (n_samples, n_features)
+            n, centre = len(values), values.mean(axis=0)
+            spread = ((values - centre) ** 2).sum(axis=0)
+            if count:
+                shift = centre - mean
+                squares = squares + spread + shift**2 * (count * n / (count + n))
+                mean = mean + shift * (n / (count + n))
+            else:
+                mean, squares = centre, spread
+            count += n
+        return self._make_scale(mean, np.sqrt(squares / count))
+
+    def _fit_quartiles(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> Scale:
+        trial_bytes = 4 * max(1, int(np.prod(data.shape[1:])))
+        step = -(-len(rows) * trial_bytes // MEDIAN_BYTES)
+        blocks = list(self._iterate_aligned(data, rows[::step], subjects))
+        values = self._as_samples(np.concatenate(blocks))
+        low, middle, high = np.percentile(values, [25, 50, 75], axis=0)
+        return self._make_scale(middle, high - low)
+
+    def _as_samples(self, block: np.ndarray) -> np.ndarray:
+        """Return (n_samples, n_features): times are samples of their channel."""
+        if self.dims[-1] == "time" and block.ndim == 3:
+            return block.transpose(0, 2, 1).reshape(-1, block.shape[1])
+        return block.reshape(len(block), -1)
+
+    def _make_scale(self, centre: np.ndarray, spread: np.ndarray) -> Scale:
+        spread = np.where(spread > 1e-12 * np.maximum(np.abs(centre), np.finfo(np.float32).tiny), spread, 1.0)
+        if self.dims[-1] == "time":
+            centre, spread = centre[:, None], spread[:, None]
+        return Scale(centre.astype(np.float32), spread.astype(np.float32))
+
+    def as_tensors(self) -> dict[str, np.ndarray]:
+        """Return named arrays that `from_tensors` reads."""
+        named = {f"align/{subject}": matrix for subject, matrix in self.matrices.items()}
+        for subject, scale in self.scales.items():
+            named[f"align_centre/{subject}"], named[f"align_spread/{subject}"] = scale.centre, scale.spread
+        if self.scale is not None:
+            named["scale_centre"], named["scale_spread"] = self.scale.centre, self.scale.spread
+        return named
+
+    @classmethod
+    def from_tensors(
+        cls,
+        named: dict[str, np.ndarray],
+        *,
+        scaling: InputScalingConfig,
+        alignment: SubjectAlignment,
+        dims: tuple[str, ...],
+    ) -> InputTransform:
+        """Return what `as_tensors` gave."""
+        transform = cls(scaling, alignment, dims)
+        for name, array in named.items():
+            part, _, subject = name.partition("/")
+            if part == "align":
+                transform.matrices[subject] = array
+            elif part == "align_centre":
+                transform.scales[subject] = Scale(array, named[f"align_spread/{subject}"])
+        if "scale_centre" in named:
+            transform.scale = Scale(named["scale_centre"], named["scale_spread"])
+        return transform
+
+
+def fit_euclidean_alignment(blocks: Iterator[np.ndarray], dims: tuple[str, ...]) -> np.ndarray:
+    """Return R^(-1/2) for R the mean over trials of X Xᵀ, float32 of shape (n_channels, n_channels).
+
+    Directions with less than 1e-10 of the largest eigenvalue (after an average reference, for example) are left out
+    rather than blown up.
+
+    Parameters
+    ----------
+    blocks
+        Trials of one subject, arrays of shape (n_trials, n_channels, n_times).
+    dims
+        Axes of a trial.
+    """
+    if dims != ("channel", "time"):
+        raise DataError(
+            f"Euclidean alignment needs channels x times, but the responses have {', '.join(dims)}; "
+            "set encoder.subject_alignment to zscore or none."
+        )
+    total, count = np.zeros(()), 0
+    for block in blocks:
+        x = block.astype(np.float64)
+        total = total + np.einsum("ict,idt->cd", x, x, optimize=True)
+        count += len(x)
+    values, vectors = np.linalg.eigh(total / count)
+    kept = values > 1e-10 * values[-1]
+    if not kept.any():
+        raise DataError("Euclidean alignment found trials that are all zero; drop that subject.")
+    return ((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T).astype(np.float32)
+
+
+def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield row numbers and trials in bounded memory; rows are read in ascending order."""
+    trial_bytes = 8 * max(1, int(np.prod(data.shape[1:])))
+    size = max(1, BLOCK_BYTES // trial_bytes)
+    rows = np.sort(rows)
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        yield chunk, np.asarray(data[chunk])

@@ -1,0 +1,333 @@
+"""Augmentations of training trials, drawn anew at every step from a generator that the step alone decides.
+
+Each works on a batch of shape (n_trials, n_channels, n_times) or (n_trials, n_features) after scaling, on any device,
+and never touches targets, validation or test trials. Trial mixing also says which trials it mixed, for the objectives
+that need it; averaging of repetitions happens where batches are planned. Settings import without torch.
+
+References
+----------
+NeuroBridge (AAAI 2026), smoothing. Scotti et al. (2023), MindEye, arXiv:2305.18274, BiMixCo. Rommel et al. (2022),
+doi:10.1088/1741-2552/aca220, a survey of augmentations for EEG.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ChannelDropoutConfig(Settings):
+    """Set some channels (or voxels, or parcels) of some trials to zero.
+
+    Parameters
+    ----------
+    probability
+        Chance that a trial loses any.
+    share
+        Chance of each of its channels to be lost.
+    """
+
+    kind: Literal["channel_dropout"] = "channel_dropout"
+    probability: Probability = 0.5
+    share: Probability = 0.1
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the augmented trials."""
+        shape = data.shape[:2]
+        lost = _draw(shape, generator) < self.share
+        lost &= _draw(shape[:1], generator)[:, None] < self.probability
+        return data.masked_fill(lost.reshape(*shape, *[1] * (data.ndim - 2)), 0.0)
+
+
+class TimeShiftConfig(Settings):
+    """Move each trial in time; samples that would come from outside are zero.
+
+    Parameters
+    ----------
+    max_shift
+        Largest shift in s, in both directions.
+    """
+
+    kind: Literal["time_shift"] = "time_shift"
+    max_shift: float = Field(default=0.02, gt=0)
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the augmented trials."""
+        import torch
+
+        reach = round(self.max_shift * _require_sfreq(signal, self.kind))
+        n_times = data.shape[-1]
+        shift = torch.randint(-reach, reach + 1, (len(data), 1), generator=generator, device=data.device)
+        source = torch.arange(n_times, device=data.device) - shift  # (n_trials, n_times)
+        outside = (source < 0) | (source >= n_times)
+        index = source.clamp(0, n_times - 1)[:, None].expand(-1, data.shape[1], -1)
+        return data.gather(2, index).masked_fill(outside[:, None], 0.0)
+
+
+class GaussianNoiseConfig(Settings):
+    """Add white noise.
+
+    Parameters
+    ----------
+    probability
+        Chance of each trial.
+    scale
+        Standard deviation of the noise as a share of that of the batch.
+    """
+
+    kind: Literal["gaussian_noise"] = "gaussian_noise"
+    probability: Probability = 0.5
+    scale: float = Field(default=0.1, gt=0)
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the augmented trials."""
+        import torch
+
+        chosen = _draw(data.shape[:1], generator) < self.probability
+        noise = torch.randn(data.shape, generator=generator, device=data.device, dtype=data.dtype)
+        strength = chosen.to(data.dtype) * self.scale * data.std()
+        return data + noise * strength.reshape(-1, *[1] * (data.ndim - 1))
+
+
+class SmoothingConfig(Settings):
+    """Replace some channels of each trial by their moving average over time.
+
+    NeuroBridge smooths each channel with probability .3 and a kernel of 5 samples; that the kernel is a box and that
+    the edges repeat the outermost sample are choices of ours.
+
+    Parameters
+    ----------
+    probability
+        Chance of each channel of each trial.
+    kernel
+        Width in samples, odd.
+    """
+
+    kind: Literal["smoothing"] = "smoothing"
+    probability: Probability = 0.3
+    kernel: int = Field(default=5, ge=3)
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the augmented trials."""
+        from torch.nn import functional
+
+        _require_time(signal, self.kind)
+        if self.kernel % 2 == 0 or self.kernel > 2 * data.shape[-1]:
+            raise ConfigError(f"the kernel of smoothing must be odd and fit the trial, but is {self.kernel}.")
+        half = self.kernel // 2
+        padded = functional.pad(data, (half, half), mode="replicate")
+        smooth = functional.avg_pool1d(padded, self.kernel, stride=1)
+        chosen = _draw(data.shape[:2], generator) < self.probability
+        return smooth.where(chosen[..., None], data)
+
+
+class FrequencyDropoutConfig(Settings):
+    """Take one random band out of the spectrum of some trials.
+
+    Parameters
+    ----------
+    probability
+        Chance of each trial.
+    width
+        Width of the band in Hz; its centre is uniform between 0 and half the sampling rate.
+    """
+
+    kind: Literal["frequency_dropout"] = "frequency_dropout"
+    probability: Probability = 0.5
+    width: float = Field(default=4.0, gt=0)
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the augmented trials."""
+        import torch
+
+        sfreq = _require_sfreq(signal, self.kind)
+        n_times = data.shape[-1]
+        frequencies = torch.fft.rfftfreq(n_times, 1 / sfreq, device=data.device)
+        centre = _draw(data.shape[:1], generator)[:, None] * sfreq / 2
+        lost = (frequencies - centre).abs() <= self.width / 2
+        lost &= _draw(data.shape[:1], generator)[:, None] < self.probability
+        spectrum = torch.fft.rfft(data, dim=-1).masked_fill(lost[:, None], 0.0)
+        return torch.fft.irfft(spectrum, n=n_times, dim=-1)
+
+
+class BraindecodeAugmentationConfig(Settings):
+    """One of braindecode's augmentations, which needs the extra ``braindecode``.
+
+    Parameters
+    ----------
+    name
+        A class of `braindecode.augmentation`, such as ``FTSurrogate`` or ``BandstopFilter``.
+    probability
+        Chance of each trial.
+    parameters
+        Its further arguments; ``sfreq`` is filled in where the class asks for it.
+    """
+
+    kind: Literal["braindecode"] = "braindecode"
+    name: str
+    probability: Probability = 0.5
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the augmented trials."""
+        import inspect
+
+        import numpy as np
+        import torch
+
+        _require_time(signal, f"braindecode {self.name}")
+        try:
+            from braindecode import augmentation
+        except ImportError as error:
+            raise ConfigError(
+                f"the augmentation {self.name} needs braindecode: pip install 'braindecode_vis[braindecode]'."
+            ) from error
+        kind = getattr(augmentation, self.name, None)
+        if kind is None:
+            raise ConfigError(
+                f"braindecode.augmentation has no {self.name}; see its documentation for names."
+            )
+        options = dict(self.parameters)
+        if "sfreq" in inspect.signature(kind).parameters and "sfreq" not in options:
+            options["sfreq"] = _require_sfreq(signal, self.name)
+        seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=data.device))
+        state = np.random.RandomState(seed)
+        return kind(probability=self.probability, random_state=state, **options)(data)
+
+
+class TrialMixingConfig(Settings):
+    """Mix each chosen trial with another one of the batch (BiMixCo); needs an objective that knows of mixing.
+
+    Parameters
+    ----------
+    beta
+        The share of the trial itself is drawn from Beta(beta, beta); 0.15 in MindEye.
+    probability
+        Chance of each trial to be mixed; half of the batch in MindEye.
+    until
+        Share of the training after which nothing is mixed; a third in MindEye.
+    """
+
+    kind: Literal["trial_mixing"] = "trial_mixing"
+    beta: float = Field(default=0.15, gt=0)
+    probability: Probability = 0.5
+    until: float = Field(default=1 / 3, gt=0, le=1)
+
+
+class RepetitionAveragingConfig(Settings):
+    """Average a random subset of the repetitions of an image at every step; needs single trials (`repeats.train`).
+
+    An epoch then visits every image of every subject once, instead of every trial.
+
+    Parameters
+    ----------
+    min_repetitions
+        Fewest repetitions in the average; their number is uniform from here to all of them.
+    """
+
+    kind: Literal["repetition_averaging"] = "repetition_averaging"
+    min_repetitions: int = Field(default=1, ge=1)
+
+
+AugmentationConfig = Annotated[
+    ChannelDropoutConfig
+    | TimeShiftConfig
+    | GaussianNoiseConfig
+    | SmoothingConfig
+    | FrequencyDropoutConfig
+    | BraindecodeAugmentationConfig
+    | TrialMixingConfig
+    | RepetitionAveragingConfig,
+    Field(discriminator="kind"),
+]
+
+
+def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signal: Signal) -> Tensor:
+    """Apply, in order, every augmentation that changes trials one by one."""
+    for augmentation in augmentations:
+        if hasattr(augmentation, "apply"):
+            data = augmentation.apply(data, generator, signal)
+    return data
+
+
+def mix_trials(
+    data: Tensor, config: TrialMixingConfig | None, generator: Generator, progress: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix trials with partners of the same batch.
+
+    Parameters
+    ----------
+    data : tensor of shape (n_trials, ...)
+    config
+        None mixes nothing.
+    generator
+        Draws who is mixed, with whom and how much.
+    progress
+        Share of the training that is done.
+
+    Returns
+    -------
+    data : tensor of shape (n_trials, ...)
+        ``weight * own + (1 - weight) * partner``.
+    partner : integer tensor of shape (n_trials,)
+        The trial itself where nothing was mixed.
+    weight : tensor of shape (n_trials,)
+        Share of the trial itself, 1 where nothing was mixed.
+    """
+    import torch
+
+    n = len(data)
+    own = torch.arange(n, device=data.device)
+    one = torch.ones(n, device=data.device, dtype=data.dtype)
+    if config is None or progress >= config.until:
+        return data, own, one
+    partner = torch.randperm(n, generator=generator, device=data.device)
+    chosen = (_draw((n,), generator) < config.probability) & (partner != own)
+    weight = torch.where(chosen, _draw_beta(config.beta, n, generator).to(data.dtype), one)
+    partner = torch.where(chosen, partner, own)
+    scale = weight.reshape(-1, *[1] * (data.ndim - 1))
+    return data * scale + data[partner] * (1 - scale), partner, weight
+
+
+def _draw(shape: Any, generator: Generator) -> Tensor:
+    import torch
+
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _draw_beta(beta: float, n: int, generator: Generator) -> Tensor:
+    # Two gammas give a beta; torch's own sampler takes no generator in public, so numpy draws from a seed of ours.
+    import numpy as np
+    import torch
+
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    values = np.random.default_rng(seed).beta(beta, beta, size=n)
+    return torch.from_numpy(values.astype(np.float32)).to(generator.device)
+
+
+def _require_time(signal: Signal, kind: str) -> None:
+    if not signal.dims or signal.dims[-1] != "time":
+        raise ConfigError(
+            f"the augmentation {kind} needs a time axis, but the responses have {', '.join(signal.dims)}; remove it."
+        )
+
+
+def _require_sfreq(signal: Signal, kind: str) -> float:
+    _require_time(signal, kind)
+    if signal.sfreq is not None:
+        return signal.sfreq
+    if signal.times is None or len(signal.times) < 2:
+        raise ConfigError(
+            f"the augmentation {kind} needs the sampling rate, which the responses do not tell."
+        )
+    return float((len(signal.times) - 1) / (signal.times[-1] - signal.times[0]))

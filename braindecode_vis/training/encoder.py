@@ -1,0 +1,242 @@
+"""Settings of a network that is trained to find the image that was seen.
+
+Owns `NetworkEncoderConfig`: which network, which objectives, how they are optimised. Imports no torch; the fitted
+object, which plays the role of a `BrainEncoder`, is in `network_encoder`.
+
+References
+----------
+Wu et al. (2025), UBP, arXiv:2503.04207. NeuroBridge (AAAI 2026). Li et al. (2024), ATM, arXiv:2403.07721. Scotti et al.
+(2024), MindEye2, arXiv:2403.11207. Li et al. (2021), ALBEF, arXiv:2107.07651.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.encoders.eegproject import EEGProjectConfig
+from braindecode_vis.settings import Settings
+from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
+from braindecode_vis.training.augment import AugmentationConfig
+from braindecode_vis.training.networks import NetworkConfig
+from braindecode_vis.training.objectives.config import ObjectiveUnion
+from braindecode_vis.training.objectives.pair_configs import ClipObjectiveConfig
+from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.network_encoder import NetworkEncoder
+
+BatchSize = Annotated[int, Field(ge=2)] | Literal["auto"]
+HeldOutShare = Annotated[float, Field(ge=0, le=0.5)]
+
+
+class ProjectorConfig(Settings):
+    """Learned linear maps to a common size.
+
+    Parameters
+    ----------
+    size
+        Features of the common space; 512 in NeuroBridge.
+    sides
+        ``both`` (NeuroBridge), or the ``image`` side alone, where the network itself has `size` outputs.
+    brain_width
+        Outputs of the network before the brain's map; None is the size of the target.
+    """
+
+    size: int = Field(default=512, ge=1)
+    sides: Literal["both", "image"] = "both"
+    brain_width: int | None = Field(default=None, ge=1)
+
+
+class TeacherConfig(Settings):
+    """The moving-average network of momentum objectives.
+
+    Parameters
+    ----------
+    decay
+        Share of the teacher that stays at each update; 0.995 in ALBEF.
+    queue
+        Number of its earlier outputs that are kept; 65 536 in ALBEF, which saw millions of images. A smaller queue
+        is our choice for some ten thousand: entries count as other images, so it must stay well below one epoch.
+    """
+
+    decay: float = Field(default=0.995, ge=0, lt=1)
+    queue: int = Field(default=4096, ge=0)
+
+
+class LastSelectionConfig(Settings):
+    """Keep the weights of the last epoch, a number fixed beforehand (UBP within subject, Shallow Alignment).
+
+    Parameters
+    ----------
+    hold_out
+        Share of the training concepts that is never learnt from: for the validation curve, which decides nothing,
+        and for the out-of-fold predictions that priors and generators learn from. 0 learns from all.
+    """
+
+    kind: Literal["last"] = "last"
+    hold_out: HeldOutShare = 0.05
+
+
+class EarlyStoppingConfig(Settings):
+    """Keep the weights of the best epoch on held-out training concepts, and stop when none was better for a while.
+
+    Parameters
+    ----------
+    hold_out
+        Share of the training concepts that is held out.
+    patience
+        Epochs without a better one after which the training stops; 10 in ATM's rewrite, 5 in NeuralBench.
+    monitor
+        ``accuracy`` (top-5 among the held-out images, top-1 if there are fewer than 20), or ``loss``.
+    """
+
+    kind: Literal["early_stopping"] = "early_stopping"
+    hold_out: HeldOutShare = Field(default=0.1, gt=0)
+    patience: int = Field(default=10, ge=1)
+    monitor: Literal["accuracy", "loss"] = "accuracy"
+
+
+class NetworkEncoderConfig(Settings):
+    """A network, its objectives and its training.
+
+    Parameters
+    ----------
+    network
+        The network, by its ``kind``.
+    objectives
+        Weighted sum of what is minimised; one symmetric CLIP contrast by default.
+    projector
+        Learned linear maps to a common space; without one the network predicts the target space itself.
+    regression_head
+        Where the output for regression objectives comes from: the network's own output (``shared``, as in ATM; without
+        a projector only), its second head (``network``), or a linear map of its output (``linear``). ``auto`` takes the
+        second head if the network has one, then ``shared``, then ``linear``.
+    normalise_targets
+        What is done to target embeddings before they are compared: nothing, unit length (``l2``), the mean of the
+        training images taken off (``centre``), or their z-score. Regressions see untouched targets.
+    optimiser, schedule
+        See their classes.
+    epochs
+        Passes over the training trials (or images, see `augmentations`).
+    batch_size
+        Trials per batch over all processes, which is also the number of candidates of a contrast; UBP and NeuroBridge
+        take 1024. ``auto`` is an eighth of the training set, a power of two from 16 to 1024, halved until it fits
+        into memory (with a message; the number in use is in the log).
+    accumulation
+        Batches per update of the weights. Candidates of a contrast still come from one batch.
+    clip_norm
+        Largest norm of the gradient; None does not clip.
+    precision
+        ``fp32``, or mixed precision in ``bf16`` or ``fp16`` (GPU). Objectives are always computed in float32.
+    ema
+        Decay of an average over the weights, which is then what validates and predicts; 0.999 in ATM's rewrite.
+    teacher
+        The moving-average network, where an objective needs it.
+    selection
+        Which epoch is kept, and how much is held out for it.
+    augmentations
+        In the order in which they are applied.
+    hide_subject
+        Chance of a training trial to be shown as one of an unknown subject, so that the token of unknown subjects
+        is learnt (a choice of ours). Only with several subjects, and networks that take unknown ones.
+    input_scaling
+        Scaling of the responses by training statistics.
+    subject_alignment
+        ``euclidean`` (R^(-1/2) of each subject) or ``zscore`` per subject, without labels. A subject outside the
+        training set is aligned by the trials that are predicted, which makes that result transductive; the fitted
+        encoder lists such subjects in `label_free_subjects`.
+    out_of_fold
+        Number of refits on concept-disjoint folds for `predict_out_of_fold`; None takes the held-out trials.
+    n_clusters
+        Clusters of the training images for objectives that need them, by k-means of the targets.
+    compile
+        Compile the network. Compiled dropout draws other numbers, so this enters the fingerprint.
+    device
+        ``auto`` takes a GPU if there is one.
+    log
+        Trackers beside the JSONL file, which is always written; ``tensorboard`` and ``wandb`` need an extra.
+    max_device_bytes
+        Data up to this size are kept on the device, larger ones are read batch by batch.
+    checkpoint_seconds
+        Time between checkpoints; 0 writes one after every update.
+    """
+
+    kind: Literal["network"] = "network"
+    network: NetworkConfig = EEGProjectConfig()
+    objectives: tuple[ObjectiveUnion, ...] = Field(default=(ClipObjectiveConfig(),), min_length=1)
+    projector: ProjectorConfig | None = None
+    regression_head: Literal["auto", "shared", "network", "linear"] = "auto"
+    normalise_targets: Literal["none", "l2", "centre", "zscore"] = "none"
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    epochs: int = Field(default=50, ge=1)
+    batch_size: BatchSize = "auto"
+    accumulation: int = Field(default=1, ge=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    teacher: TeacherConfig = TeacherConfig()
+    selection: Annotated[LastSelectionConfig | EarlyStoppingConfig, Field(discriminator="kind")] = (
+        LastSelectionConfig()
+    )
+    augmentations: tuple[AugmentationConfig, ...] = ()
+    hide_subject: float = Field(default=0.1, ge=0, le=1)
+    input_scaling: InputScalingConfig = InputScalingConfig()
+    subject_alignment: SubjectAlignment = "none"
+    out_of_fold: int | None = Field(default=None, ge=2)
+    n_clusters: int = Field(default=16, ge=2)
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
+    max_device_bytes: int = Field(default=4 << 30, ge=0)
+    checkpoint_seconds: float = Field(default=120.0, ge=0)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"device", "log", "max_device_bytes", "checkpoint_seconds"}
+    )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the objectives need beside brain and image."""
+        return frozenset().union(*(objective.needs for objective in self.objectives))
+
+    @model_validator(mode="after")
+    def _check_parts_fit_together(self) -> Self:
+        kinds = [augmentation.kind for augmentation in self.augmentations]
+        for kind in ("trial_mixing", "repetition_averaging"):
+            if kinds.count(kind) > 1:
+                raise ValueError(f"augmentations name {kind} {kinds.count(kind)} times; once is enough")
+        mixes = "trial_mixing" in kinds
+        if mixes != ("mix" in self.needs):
+            raise ValueError(
+                "the augmentation trial_mixing and an objective that knows of mixed trials (bimixco) need each other: "
+                "add the one or remove the other"
+            )
+        if (
+            self.regression_head == "shared"
+            and self.projector is not None
+            and self.projector.sides == "image"
+        ):
+            raise ValueError("regression_head shared needs a network with as many outputs as the target")
+        learned_space = self.projector is not None
+        if self.out_of_fold is not None and learned_space and "regression" not in self.needs:
+            raise ValueError(
+                "out_of_fold refits learn a space each with a projector, so their predictions do not meet; add a "
+                "regression objective (mse), or remove out_of_fold or projector"
+            )
+        return self
+
+    def build(self, *, seed: int) -> NetworkEncoder:
+        """Return the unfitted encoder."""
+        from braindecode_vis.training.network_encoder import NetworkEncoder
+
+        return NetworkEncoder(self, seed=seed)
+
+    def read(self, folder: Path) -> NetworkEncoder:
+        """Return the fitted encoder that was written into `folder`."""
+        from braindecode_vis.training.network_encoder import NetworkEncoder
+
+        return NetworkEncoder.read(self, folder)

@@ -1,0 +1,358 @@
+"""Training data as the loop asks for them: responses, targets and what else the objectives need, batch by batch.
+
+Owns the tables that join trials to images, the draw of a batch's repetitions and the assembly of a `Batch` on the
+device. Everything about a batch is a function of the seed, the epoch and the place in it, so that a resumed run, or
+a search for the batch that went wrong, sees the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.seeds import make_generator, make_torch_generator
+from braindecode_vis.training.alignment import InputTransform
+from braindecode_vis.training.augment import (
+    RepetitionAveragingConfig,
+    TrialMixingConfig,
+    augment_trials,
+    mix_trials,
+)
+from braindecode_vis.training.batches import (
+    Draw,
+    RowSource,
+    Units,
+    draw_all,
+    draw_halves,
+    draw_subset,
+    make_units,
+)
+from braindecode_vis.training.model import Batch
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What some objectives need beside responses and targets, by stimulus id.
+
+    Parameters
+    ----------
+    text
+        Text embedding of each image (its concept's), of the size of the targets.
+    image_views
+        Embeddings of other views of the images, each of the size of the targets.
+    clusters
+        Cluster of each image.
+    """
+
+    text: Embeddings | None = None
+    image_views: tuple[Embeddings, ...] = ()
+    clusters: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch to load: where it stands in the training, its units and the trials drawn for them."""
+
+    update: int
+    part: int
+    units: np.ndarray
+    draw: Draw
+    views: tuple[Draw, ...] = ()
+
+
+class Feed:
+    """Data of one training.
+
+    Parameters
+    ----------
+    responses, targets
+        Training trials and one target per trial, in the same order.
+    transform
+        Fitted scaling of the responses.
+    signal
+        The signal that the network was built for.
+    rows, held_rows
+        Trials to learn from, and trials held out; ascending row numbers.
+    settings
+        The `NetworkEncoderConfig`.
+    needs
+        What the objectives need.
+    extras
+        Text, views and clusters.
+    device
+        Where batches go.
+    seed
+        Root of every draw.
+    """
+
+    def __init__(
+        self,
+        responses: Responses,
+        targets: Embeddings,
+        *,
+        transform: InputTransform,
+        signal: Signal,
+        rows: np.ndarray,
+        held_rows: np.ndarray,
+        settings: Any,
+        needs: frozenset[str],
+        extras: Extras,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.signal, self.settings, self.needs = signal, settings, needs
+        self.device, self.seed = device, seed
+        self.ids, self.stimuli, self.concepts = code_trials(responses)
+        self.trials = responses.trials
+        names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+        self.subjects = signal.index_subjects(names)
+        kinds = {a.kind: a for a in settings.augmentations}
+        self.averaging: RepetitionAveragingConfig | None = kinds.get("repetition_averaging")
+        self.mixing: TrialMixingConfig | None = kinds.get("trial_mixing")
+        by_image = self.averaging is not None or "brain_views" in needs
+        self.train = self._make_units(rows, by_image)
+        self.held = self._make_units(held_rows, by_image) if len(held_rows) else None
+        self._check_repetitions()
+        used = np.union1d(rows, held_rows)
+        self._fill_sources(responses, targets, transform, names, extras, used)
+        self.background = self._find_background()
+
+    @property
+    def threaded(self) -> bool:
+        """Whether anything is read from disk."""
+        return any(source.resident is None for source in (self.data, *self.sources.values()))
+
+    def _make_units(self, rows: np.ndarray, by_image: bool) -> Units:
+        return make_units(rows, self.subjects, self.stimuli, self.concepts, by_image=by_image)
+
+    def _check_repetitions(self) -> None:
+        fewest, where = self.train.counts.min(), int(self.train.counts.argmin())
+        if "brain_views" in self.needs and fewest < 2:
+            raise DataError(
+                f"an objective compares halves of the repetitions, but image {self.ids[self.train.stimuli[where]]!r} "
+                "has one training trial only; set repeats.train to single, or leave that objective out."
+            )
+        if self.averaging is not None and self.train.counts.max() < 2:
+            raise DataError(
+                "the augmentation repetition_averaging finds one trial per image; set repeats.train to single."
+            )
+
+    def _fill_sources(
+        self,
+        responses: Responses,
+        targets: Embeddings,
+        transform: InputTransform,
+        names: np.ndarray,
+        extras: Extras,
+        used: np.ndarray,
+    ) -> None:
+        """Decide what stays on the device: targets first, since every batch reads them at random."""
+        left = self.settings.max_device_bytes
+        first = pd.Series(self.stimuli).drop_duplicates().index.to_numpy()  # one trial of each image
+        n_features = int(np.prod(targets.vectors.shape[1:]))
+        self.n_features = n_features
+        everyone = np.arange(len(self.ids))
+
+        def keep(read: Any, rows: np.ndarray, n_values: int) -> RowSource:
+            nonlocal left
+            source = RowSource(read, rows, row_bytes=4 * n_values, device=self.device, max_bytes=left)
+            left -= source.n_bytes if source.resident is not None else 0
+            return source
+
+        self.sources = {"target": keep(lambda r: _flatten(targets.vectors, first[r]), everyone, n_features)}
+        if "text" in self.needs:
+            if extras.text is None:
+                raise ConfigError(
+                    "an objective needs text embeddings; give the encoder text targets, or leave that objective out."
+                )
+            self.sources["text"] = keep(*self._read_by_id(extras.text, "text"), n_features)
+        if "image_views" in self.needs:
+            if not extras.image_views:
+                raise ConfigError(
+                    "an objective needs further views of the images; give the encoder image views (such as the target "
+                    "kind views makes), or leave that objective out."
+                )
+            for number, view in enumerate(extras.image_views):
+                self.sources[f"view{number}"] = keep(*self._read_by_id(view, "an image view"), n_features)
+        self.clusters = self._find_clusters(targets, first, extras) if "clusters" in self.needs else None
+        size = int(np.prod(responses.data.shape[1:]))
+        self.data = keep(lambda r: transform.read(responses.data, r, names), used, size)
+
+    def _read_by_id(self, embeddings: Embeddings, what: str) -> tuple[Any, np.ndarray]:
+        rows = pd.Index(embeddings.ids).get_indexer(pd.Index(self.ids, dtype=object))
+        if (rows < 0).any():
+            missing = self.ids[int(np.flatnonzero(rows < 0)[0])]
+            raise DataError(
+                f"there is no embedding of {what} for the training image {missing!r}; embed it first."
+            )
+        found = int(np.prod(embeddings.vectors.shape[1:]))
+        if found != self.n_features:
+            raise DataError(
+                f"the embeddings of {what} have {found} values, but the targets have {self.n_features}: both must come "
+                "from one joint space."
+            )
+        return (lambda r: _flatten(embeddings.vectors, rows[r])), np.arange(len(self.ids))
+
+    def _find_clusters(self, targets: Embeddings, first: np.ndarray, extras: Extras) -> np.ndarray:
+        if extras.clusters is not None:
+            missing = [i for i in self.ids if i not in extras.clusters]
+            if missing:
+                raise DataError(
+                    f"the training image {missing[0]!r} belongs to no cluster of the earlier stage."
+                )
+            return np.array([extras.clusters[i] for i in self.ids], dtype=np.int64)
+        trained = np.unique(self.train.stimuli)
+        vectors = _flatten(targets.vectors, first)
+        return cluster_images(vectors, trained, self.settings.n_clusters, seed=self.seed)
+
+    def _find_background(self) -> np.ndarray | None:
+        """Return the samples that stand for each time of a background trial: the pre-stimulus part, over and over."""
+        if "background" not in self.needs:
+            return None
+        times = self.signal.times
+        n_before = 0 if times is None else int((times < 0).sum())
+        if n_before < 2 or self.signal.dims[-1] != "time":
+            raise DataError(
+                "an objective needs pre-stimulus samples as background, but the trials start at the stimulus; "
+                "preprocess with a tmin below 0, or leave that objective out."
+            )
+        # To and fro, so that no jump arises where the part starts again.
+        there_and_back = np.concatenate([np.arange(n_before), np.arange(n_before - 2, 0, -1)])
+        return np.resize(there_and_back, self.signal.shape[-1])
+
+    def plan(
+        self, units: Units, batch: np.ndarray, *, update: int, part: int, rank: int, n_ranks: int
+    ) -> Job:
+        """Return the job of one process for one batch of units.
+
+        The draw is made for the whole batch and then cut, so that it does not depend on the number of processes.
+        """
+        size = len(batch) // n_ranks
+        mine = slice(rank * size, (rank + 1) * size)
+        if units is not self.train:
+            return Job(update, part, batch, draw_all(units, batch))
+        rng = make_generator(self.seed, "repetitions", update, part)
+        if self.averaging is not None:
+            draw = draw_subset(units, batch, self.averaging.min_repetitions, rng)
+        else:
+            draw = draw_all(units, batch)
+        views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()
+        return Job(update, part, batch[mine], _cut(draw, mine), tuple(_cut(view, mine) for view in views))
+
+    def load(self, job: Job) -> dict[str, tuple[Tensor, np.ndarray]]:
+        """Read the rows of a job; this may run in another thread."""
+        blocks = {"data": self.data.fetch(job.draw.trials)}
+        for number, view in enumerate(job.views):
+            blocks[f"half{number}"] = self.data.fetch(view.trials)
+        return blocks
+
+    def load_all(self, units: Units, job: Job) -> tuple[Job, dict[str, tuple[Tensor, np.ndarray]]]:
+        """Read responses and targets of a job."""
+        blocks = self.load(job)
+        stimuli = units.stimuli[job.units]
+        blocks.update({name: source.fetch(stimuli) for name, source in self.sources.items()})
+        return job, blocks
+
+    def assemble(
+        self, units: Units, job: Job, blocks: dict[str, tuple[Tensor, np.ndarray]], progress: float
+    ) -> Batch:
+        """Return the batch on the device, without augmentation."""
+        data = self.data.pick(*blocks["data"], job.draw.weights)
+        stimuli, concepts, subject = (
+            torch.from_numpy(codes[job.units]).to(self.device)
+            for codes in (units.stimuli, units.concepts, units.subjects)
+        )
+        found = {name: source.pick(*blocks[name]) for name, source in self.sources.items()}
+        batch = Batch(data, subject, stimuli, concepts, found["target"], progress=progress)
+        batch.text = found.get("text")
+        views = [found[name] for name in found if name.startswith("view")]
+        batch.image_views = torch.stack(views) if views else None
+        if self.clusters is not None:
+            batch.clusters = torch.from_numpy(self.clusters[units.stimuli[job.units]]).to(self.device)
+        if job.views:
+            halves = [self.data.pick(*blocks[f"half{n}"], view.weights) for n, view in enumerate(job.views)]
+            batch.views = torch.stack(halves)
+        if self.background is not None:
+            source = torch.from_numpy(self.background).to(self.device)
+            batch.background = data.index_select(-1, source)
+        return batch
+
+    def augment(self, batch: Batch, job: Job, *, rank: int, hide_subject: float) -> tuple[Batch, Tensor]:
+        """Augment a training batch in place, and return it with the trials that a teacher sees.
+
+        Parameters
+        ----------
+        batch, job
+            What `assemble` gave, and for what.
+        rank
+            Process, which draws numbers of its own.
+        hide_subject
+            Chance of each trial to be shown as one of an unknown subject.
+        """
+        generator = make_torch_generator(
+            self.seed, "augment", job.update, job.part, rank, device=str(self.device)
+        )
+        plain = batch.data if batch.views is None else batch.views[1]
+        augmentations = self.settings.augmentations
+        batch.data = augment_trials(batch.data, augmentations, generator, self.signal)
+        if batch.views is not None:
+            batch.views = torch.stack(
+                [augment_trials(view, augmentations, generator, self.signal) for view in batch.views]
+            )
+        if hide_subject > 0:
+            hidden = torch.rand(len(batch.data), generator=generator, device=self.device) < hide_subject
+            batch.subject = batch.subject.masked_fill(hidden, self.signal.unknown_subject)
+        if "mix" in self.needs:
+            batch.data, batch.mix_partner, batch.mix_weight = mix_trials(
+                batch.data, self.mixing, generator, batch.progress
+            )
+        return batch, plain
+
+
+def code_trials(responses: Responses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ids of all images, and the index of each trial's image and concept.
+
+    A trial table without a `concept` column makes every image its own concept.
+    """
+    stimuli, ids = pd.factorize(responses.stimulus_ids)
+    if "concept" in responses.trials:
+        concepts, _ = pd.factorize(responses.trials["concept"].astype(str).to_numpy(dtype=object))
+    else:
+        concepts = stimuli
+    return np.asarray(ids, dtype=object), stimuli.astype(np.int64), concepts.astype(np.int64)
+
+
+def cluster_images(vectors: np.ndarray, trained: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
+    """Return the cluster of each image by k-means of unit vectors, fitted on the trained images.
+
+    Parameters
+    ----------
+    vectors : array of shape (n_images, n_features)
+    trained : int array
+        Rows that the centres are learnt from.
+    n_clusters
+        Number of clusters, at most that of the trained images.
+    seed
+        Decides the start.
+    """
+    from sklearn.cluster import KMeans
+
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    kmeans = KMeans(min(n_clusters, len(trained)), n_init=1, random_state=seed % 2**32).fit(unit[trained])
+    return kmeans.predict(unit).astype(np.int64)
+
+
+def _cut(draw: Draw, mine: slice) -> Draw:
+    return Draw(draw.trials[mine], None if draw.weights is None else draw.weights[mine])
+
+
+def _flatten(vectors: Any, rows: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors[rows], dtype=np.float32).reshape(len(rows), -1)

@@ -1,0 +1,226 @@
+"""What training leaves behind: a network with its statistics, its predictions, and its files.
+
+Owns in which space a prediction lives, how unknown subjects are met, and the safetensors and JSON of a fitted encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.signal import Signal, check_signal
+from braindecode_vis.store import json_plain, read_json, write_json
+from braindecode_vis.training.alignment import InputTransform
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.encoder import NetworkEncoderConfig
+    from braindecode_vis.training.model import BrainImageModel
+
+WEIGHTS, RECORD = "network.safetensors", "network.json"
+PREDICTED_TOGETHER = 1024  # trials
+
+
+@dataclass
+class NetworkFit:
+    """Everything that prediction needs.
+
+    Parameters
+    ----------
+    model
+        The trained module, in evaluation mode.
+    signal
+        What the network was built for.
+    transform
+        Alignment and scaling of the responses.
+    space, target_shape
+        Name of the target space and shape of one target.
+    takes_unknown
+        Whether the network takes subjects that it was not trained on.
+    history
+        One record per epoch.
+    held_out, held_out_by
+        Ids of the images that were held out, and what was held out whole.
+    batch_size
+        The one in use.
+    """
+
+    model: BrainImageModel
+    signal: Signal
+    transform: InputTransform
+    space: str
+    target_shape: tuple[int, ...]
+    takes_unknown: bool
+    history: list[dict[str, Any]] = field(default_factory=list)
+    held_out: tuple[str, ...] = ()
+    held_out_by: str = ""
+    batch_size: int = 0
+
+    @property
+    def comparison_space(self) -> str:
+        """Name of the space of comparison: the target space, or the learned one by the weights of its image side."""
+        if self.model.image_projector is None:
+            return self.space
+        digest = hashlib.sha256()
+        for part in (self.model.target_scale, self.model.image_projector):
+            for name, value in sorted(part.state_dict().items()):
+                digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        return f"{self.space}/network-{digest.hexdigest()[:12]}"
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether predictions in the space of the targets exist."""
+        return self.model.regression != "none" or self.model.image_projector is None
+
+    def map_targets(self, embeddings: Embeddings) -> Embeddings:
+        """Return image embeddings of the target space in the space of comparison, as they are without a projector."""
+        import torch
+
+        if embeddings.space != self.space:
+            raise DataError(
+                f"this encoder was trained on {self.space!r} and cannot map {embeddings.space!r}."
+            )
+        if self.model.image_projector is None:
+            return embeddings
+        device = next(self.model.parameters()).device
+        mapped = np.empty((len(embeddings), self.model.image_projector.out_features), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(embeddings), PREDICTED_TOGETHER):
+                chunk = slice(start, start + PREDICTED_TOGETHER)
+                rows = np.asarray(embeddings.vectors[chunk], dtype=np.float32)
+                flat = torch.from_numpy(rows.reshape(len(rows), -1)).to(device)
+                mapped[chunk] = self.model.encode_image(flat).cpu().numpy()
+        return Embeddings(mapped, embeddings.ids, self.comparison_space)
+
+    def predict(
+        self, responses: Responses, rows: np.ndarray, space: Literal["comparison", "target"], device: str
+    ) -> tuple[Embeddings, tuple[str, ...]]:
+        """Predict some trials.
+
+        Parameters
+        ----------
+        responses
+            Trials with the axes of the training.
+        rows
+            Which of them, ascending.
+        space
+            Where the predictions live.
+        device
+            ``auto``, ``cpu`` or ``cuda``.
+
+        Returns
+        -------
+        predicted
+            One row per chosen trial.
+        label_free_subjects
+            Subjects that were aligned by these very trials.
+        """
+        import torch
+
+        from braindecode_vis.training.devices import find_device
+
+        check_signal(self.signal, responses)
+        names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+        index = self.signal.index_subjects(names)
+        self._check_subjects(names[rows], index[rows])
+        transform = self.transform.with_subjects_of(responses.data, names)
+        place = find_device(device)
+        self.model.to(place).eval()
+        in_targets = space == "target" or self.model.image_projector is None
+        projector = self.model.image_projector
+        shape = self.target_shape if in_targets or projector is None else (projector.out_features,)
+        vectors = np.empty((len(rows), int(np.prod(shape))), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(rows), PREDICTED_TOGETHER):
+                chunk = rows[start : start + PREDICTED_TOGETHER]
+                data = torch.from_numpy(transform.read(responses.data, chunk, names)).to(place)
+                output = self._forward(data, torch.from_numpy(index[chunk]).to(place), space)
+                vectors[start : start + len(chunk)] = output.float().cpu().numpy()
+        name = self.space if in_targets else self.comparison_space
+        predicted = Embeddings(vectors.reshape(len(rows), *shape), responses.stimulus_ids[rows], name)
+        return predicted, transform.label_free_subjects
+
+    def _forward(self, data: Any, subject: Any, space: str) -> Any:
+        model = self.model
+        if space == "target" and model.regression != "none":
+            return model.encode_heads(data, subject)[1]
+        if space == "target" and model.image_projector is not None:
+            raise DataError(
+                "this encoder compares in a learned space and has no regression head, so it cannot predict the target "
+                "space; add an objective of kind mse."
+            )
+        output = model.encode_brain(data, subject)
+        return output if model.image_projector is not None else model.target_scale.undo(output)
+
+    def _check_subjects(self, names: np.ndarray, index: np.ndarray) -> None:
+        unknown = sorted(set(names[index == self.signal.unknown_subject]))
+        if unknown and not self.takes_unknown:
+            raise DataError(
+                f"subject {unknown[0]} was not among the training subjects {', '.join(self.signal.subjects)}, and this "
+                f"network has weights for these only; adapt the encoder with some trials of {unknown[0]}, or choose "
+                "another encoder.network.kind."
+            )
+
+
+def write_fit(
+    folder: Path, fit: NetworkFit, config: NetworkEncoderConfig, *, seed: int, messages: list[str]
+) -> None:
+    """Write weights and statistics as safetensors, everything else as JSON."""
+    from safetensors.torch import save_file
+    from torch import from_numpy
+
+    tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in fit.model.state_dict().items()}
+    arrays = fit.transform.as_tensors()
+    tensors |= {f"transform.{k}": from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    write_json(
+        folder / RECORD,
+        {
+            "config": config.hashed_fields(), "seed": seed, "signal": fit.signal.as_json(), "space": fit.space,
+            "target_shape": list(fit.target_shape), "comparison_space": fit.comparison_space,
+            "takes_unknown": fit.takes_unknown, "batch_size": fit.batch_size, "messages": messages,
+            "held_out": list(fit.held_out), "held_out_by": fit.held_out_by, "history": fit.history,
+        },
+    )  # fmt: skip
+
+
+def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, int, list[str]]:
+    """Return what `write_fit` wrote: the fit, its seed and its messages.
+
+    Raises
+    ------
+    DataError
+        If it was written with other settings or is of another architecture.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from braindecode_vis.training.assembly import build_model
+    from braindecode_vis.training.checkpoints import check_identity, load_weights, take
+    from braindecode_vis.training.model import TargetScale
+
+    record = read_json(folder / RECORD)
+    own, was = json_plain(config.hashed_fields()), record["config"]
+    check_identity({"network": own.pop("network")}, {"network": was.pop("network", None)}, folder / RECORD)
+    check_identity({"config": own}, {"config": was}, folder / RECORD)
+    signal, shape = Signal.from_json(record["signal"]), tuple(record["target_shape"])
+    n_targets, kind = int(np.prod(shape)), config.normalise_targets
+    image, text = (TargetScale(kind, torch.zeros(n_targets), torch.ones(n_targets)) for _ in range(2))
+    scales = (image, text if "text" in config.needs else None)
+    model = build_model(config, signal, n_targets, seed=record["seed"], scales=scales)
+    tensors = load_file(folder / WEIGHTS)
+    load_weights(model, take(tensors, "model"), what=str(folder / WEIGHTS))
+    transform = InputTransform.from_tensors(
+        {k: v.numpy() for k, v in take(tensors, "transform").items()},
+        scaling=config.input_scaling, alignment=config.subject_alignment, dims=signal.dims,
+    )  # fmt: skip
+    fit = NetworkFit(
+        model.eval(), signal, transform, record["space"], shape, record["takes_unknown"], record["history"],
+        tuple(record["held_out"]), record["held_out_by"], record["batch_size"],
+    )  # fmt: skip
+    return fit, record["seed"], list(record["messages"])

@@ -1,0 +1,432 @@
+"""The fitted brain encoder: a trained network that predicts embeddings from responses.
+
+Owns what happens before and after the loop: who is held out, which statistics are learnt, in which space predictions
+live, adaptation to a new subject, and the files of a fitted encoder.
+
+Spaces. Without a projector of the image side, `predict` gives vectors in the space of the targets. With one, brain and
+images are compared in a learned space of its own, named after its weights: `predict` gives vectors there,
+`map_targets` brings image embeddings there, and `predict_targets` gives the regression head's prediction in the space
+of the targets, for a prior or a generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.signal import Signal, describe_signal
+from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.training.alignment import InputTransform
+from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
+from braindecode_vis.training.validation import hold_out as choose_held_out
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.encoder import NetworkEncoderConfig
+    from braindecode_vis.training.feed import Extras
+    from braindecode_vis.training.model import BrainImageModel
+
+LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
+
+
+class NetworkEncoder:
+    """A network in the role of a `BrainEncoder`.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    seed
+        Root of initial weights, order, augmentations and held-out concepts.
+    fitted
+        What was fitted before.
+
+    Attributes
+    ----------
+    workspace : Path or None
+        Folder for checkpoints and logs, which survives a killed run; set it before `fit`.
+    progress : callable or None
+        Called with updates done, updates in all, and a line of text.
+    text_targets : Embeddings or None
+        Text embedding of each training image, for objectives that need it; rows by stimulus id.
+    image_views : sequence of Embeddings
+        Embeddings of other views of the training images, likewise.
+    clusters : dict or None
+        Cluster of each training image from an earlier stage; k-means of the targets without it.
+    label_free_subjects : tuple of str
+        Subjects whose alignment was computed from the trials that were predicted: a transductive result.
+    messages : list of str
+        What a reader of the results should know, such as a batch size that was halved.
+    """
+
+    def __init__(
+        self, config: NetworkEncoderConfig, *, seed: int = 0, fitted: NetworkFit | None = None
+    ) -> None:
+        self.config, self.seed, self.fitted = config, seed, fitted
+        self.workspace: Path | None = None
+        self.progress: Callable[[int, int, str], None] | None = None
+        self.text_targets: Embeddings | None = None
+        self.image_views: Sequence[Embeddings] = ()
+        self.clusters: dict[str, int] | None = None
+        self.label_free_subjects: tuple[str, ...] = ()
+        self.messages: list[str] = []
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def fit(self, responses: Responses, targets: Embeddings) -> NetworkEncoder:
+        """Train on these trials; a checkpoint in the workspace is continued.
+
+        Parameters
+        ----------
+        responses
+            Training trials. A column `concept` of the trial table says which images belong together; without it every
+            image is a concept of its own.
+        targets
+            One row per trial, in the order of `responses`.
+
+        Raises
+        ------
+        DataError
+            If rows do not match, a checkpoint belongs to another training, or a loss is not finite.
+        """
+        return self._fit_rows(responses, targets, np.arange(responses.n_trials))
+
+    def _fit_rows(self, responses: Responses, targets: Embeddings, rows: np.ndarray) -> NetworkEncoder:
+        _check_rows(responses, targets)
+        train, held, by = self.hold_out(responses, rows)
+        names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+        signal = keep_subjects(describe_signal(responses), set(names[rows]))
+        transform = InputTransform(self.config.input_scaling, self.config.subject_alignment, signal.dims)
+        transform.fit(responses.data, train, names)
+
+        def build() -> BrainImageModel:
+            return self.build_model(signal, targets, train)
+
+        self.train(
+            responses, targets, rows=(train, held, by), signal=signal, transform=transform, build=build,
+            epochs=self.config.epochs,
+        )  # fmt: skip
+        return self
+
+    def hold_out(self, responses: Responses, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return rows to learn from, rows held out, and what is held out whole."""
+        from braindecode_vis.training.batches import check_enough_images
+        from braindecode_vis.training.feed import code_trials
+
+        _, stimuli, concepts = code_trials(responses)
+        selection = self.config.selection
+        seed = derive_seed(self.seed, "validation")
+        try:
+            held = choose_held_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed)
+        except DataError:
+            if selection.kind != "last":  # there, held-out trials decide nothing
+                raise
+            held = choose_held_out(stimuli[rows], concepts[rows], 0.0, seed=seed)
+            self.messages.append("too few training images to hold any out; there is no validation curve")
+        train = rows[~held.mask]
+        check_enough_images(stimuli[train], where="the encoder learns from")
+        return train, rows[held.mask], held.by
+
+    def build_model(self, signal: Signal, targets: Embeddings, train: np.ndarray) -> BrainImageModel:
+        """Return the untrained model, its target statistics from the images of the training rows."""
+        from braindecode_vis.training.assembly import build_model, make_scales
+
+        ids = targets.ids[train]
+        first = train[np.unique(ids.astype(str), return_index=True)[1]]
+        first.sort()
+        n_targets = int(np.prod(targets.vectors.shape[1:]))
+        text = None
+        if "text" in self.config.needs and self.text_targets is not None:
+            text = self.text_targets.select(list(targets.ids[first])).flat()
+        needed = self.config.normalise_targets in ("centre", "zscore")
+        vectors = targets.vectors[first if needed else first[:1]]
+        flat = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), n_targets)
+        scales = make_scales(self.config.normalise_targets, flat, text)
+        return build_model(self.config, signal, n_targets, seed=self.seed, scales=scales)
+
+    def train(
+        self,
+        responses: Responses,
+        targets: Embeddings,
+        *,
+        rows: tuple[np.ndarray, np.ndarray, str],
+        signal: Signal,
+        transform: InputTransform,
+        build: Callable[[], BrainImageModel],
+        epochs: int,
+        identity: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Train what `build` makes and keep the fit; smaller batches are tried if they are automatic and do not fit.
+
+        Parameters
+        ----------
+        responses, targets
+            As for `fit`.
+        rows
+            Rows to learn from, rows held out and what was held out whole, from `hold_out`.
+        signal, transform
+            What the network is built for, and the fitted scaling of its trials.
+        build
+            Returns the model to start from.
+        epochs
+            Passes over the training trials.
+        identity
+            Further things that a checkpoint must agree with.
+        **options
+            Further arguments of the `Trainer`.
+        """
+        from braindecode_vis.training.assembly import takes_unknown_subjects
+        from braindecode_vis.training.checkpoints import CHECKPOINT, read_checkpoint
+        from braindecode_vis.training.devices import is_out_of_memory, open_accelerator
+        from braindecode_vis.training.feed import Feed
+        from braindecode_vis.training.gathering import count_processes
+        from braindecode_vis.training.loop import Trainer
+
+        train, held, by = rows
+        accelerator = open_accelerator(self.config.device, self.config.precision)
+        feed = Feed(
+            responses, targets, transform=transform, signal=signal, rows=train, held_rows=held,
+            settings=self.config, needs=self.config.needs, extras=self._collect_extras(),
+            device=accelerator.device, seed=derive_seed(self.seed, "training"),
+        )  # fmt: skip
+        identity = {**self._identify(responses, targets, train, signal), **(identity or {})}
+        automatic = self.config.batch_size == "auto"
+        size = choose_batch_size(len(feed.train)) if automatic else int(self.config.batch_size)
+        found = read_checkpoint(self.workspace) if self.workspace is not None and automatic else None
+        size = found[1]["batch_size"] if found is not None else size
+        while True:
+            try:
+                model = build()
+                takes = takes_unknown_subjects(model, signal)
+                hide = self.config.hide_subject if takes and len(signal.subjects) > 1 else 0.0
+                trainer = Trainer(
+                    self.config, model.to(accelerator.device), feed, accelerator, batch_size=size, epochs=epochs,
+                    identity=identity, workspace=self.workspace, progress=self.progress,
+                    **{"hide_subject": hide, **options},
+                )  # fmt: skip
+                history = trainer.run()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not automatic or size < 4 or count_processes() > 1:
+                    raise DataError(
+                        f"a batch of {size} trials does not fit into the memory of {accelerator.device}; set "
+                        "encoder.batch_size to a smaller number, or to auto in a single process."
+                    ) from error
+            # Outside the handler, so that the failed step's tensors are gone.
+            size //= 2
+            self._tell(f"out of memory: the training starts again with batches of {size} trials")
+            if self.workspace is not None:
+                (self.workspace / CHECKPOINT).unlink(missing_ok=True)
+        self.fitted = NetworkFit(
+            model, signal, transform, targets.space, tuple(targets.vectors.shape[1:]), takes, history,
+            tuple(sorted({str(i) for i in responses.stimulus_ids[held]})), by, size,
+        )  # fmt: skip
+
+    def _tell(self, message: str) -> None:
+        self.messages.append(message)
+        if self.progress is not None:
+            self.progress(0, 0, message)
+
+    def _collect_extras(self) -> Extras:
+        from braindecode_vis.training.feed import Extras
+
+        return Extras(self.text_targets, tuple(self.image_views), self.clusters)
+
+    def _identify(
+        self, responses: Responses, targets: Embeddings, train: np.ndarray, signal: Signal
+    ) -> dict[str, Any]:
+        """Return what a checkpoint must agree with."""
+        fields = self.config.hashed_fields()
+        columns = responses.trials.iloc[train][["subject", "stimulus_id", "repetition"]].astype(str)
+        ends = train[[0, -1]]
+        digest = hashlib.sha256("\n".join(columns.agg("/".join, axis=1)).encode())
+        for array in (responses.data, targets.vectors):
+            digest.update(np.ascontiguousarray(array[ends], dtype=np.float32).tobytes())
+        signal_fields = {
+            k: v for k, v in signal.as_json().items() if k in ("dims", "shape", "subjects", "n_voxels")
+        }
+        return {
+            "network": fields.pop("network"),
+            "config": fields,
+            "signal": signal_fields,
+            "target": {"space": targets.space, "shape": list(targets.vectors.shape[1:])},
+            "data": digest.hexdigest()[:16],
+            "seed": self.seed,
+        }
+
+    def adapt(
+        self,
+        responses: Responses,
+        targets: Embeddings,
+        *,
+        trainable: Literal["all", "subject"] = "all",
+        epochs: int | None = None,
+        lr_scale: float = 0.1,
+    ) -> NetworkEncoder:
+        """Return an encoder that goes on learning from a few trials of a new subject; this one stays as it is.
+
+        Tables of subjects grow by the new ones, which start from what the network does for an unknown subject.
+
+        Parameters
+        ----------
+        responses, targets
+            Training trials of the new subject (or of known ones), in the target space of the first training.
+        trainable
+            ``all`` weights, or only those that belong to single subjects (``subject``; no weight decay then).
+        epochs
+            Passes over these trials; None is as many as in the first training.
+        lr_scale
+            Learning rate as a share of the first training's (0.1, a choice of ours).
+
+        Raises
+        ------
+        ConfigError
+            If ``subject`` is asked of a network without weights of single subjects.
+        DataError
+            If axes or target space differ from those of the first training.
+        """
+        from braindecode_vis.training.adaptation import adapt_encoder
+
+        _check_rows(responses, targets)
+        return adapt_encoder(self, responses, targets, trainable=trainable, epochs=epochs, lr_scale=lr_scale)
+
+    def copy_for(self, seed: int, workspace: Path | None = None) -> NetworkEncoder:
+        """Return an unfitted encoder of the same settings and extras, for another training."""
+        other = NetworkEncoder(self.config, seed=seed)
+        other.workspace = workspace or self.workspace
+        other.progress, other.text_targets = self.progress, self.text_targets
+        other.image_views, other.clusters = self.image_views, self.clusters
+        return other
+
+    # --- prediction ---------------------------------------------------------------------------------------
+
+    def predict(self, responses: Responses) -> Embeddings:
+        """Return one embedding per trial in the space of comparison; see the module for which that is.
+
+        Raises
+        ------
+        DataError
+            If the axes differ from those of the training, or a subject is unknown to a network that cannot take it.
+        """
+        return self._predict_rows(responses, np.arange(responses.n_trials), "comparison")
+
+    def predict_targets(self, responses: Responses) -> Embeddings:
+        """Return one embedding per trial in the space of the targets: the regression head's, if there is one.
+
+        Raises
+        ------
+        DataError
+            If the encoder compares in a learned space and has no regression head.
+        """
+        return self._predict_rows(responses, np.arange(responses.n_trials), "target")
+
+    def map_targets(self, embeddings: Embeddings) -> Embeddings:
+        """Return image embeddings of the target space in the space of comparison, as they are without a projector."""
+        return self.require_fit().map_targets(embeddings)
+
+    @property
+    def comparison_space(self) -> str:
+        """Name of the space that `predict` predicts: the target space, or the learned one by its weights."""
+        return self.require_fit().comparison_space
+
+    def _predict_rows(
+        self, responses: Responses, rows: np.ndarray, space: Literal["comparison", "target"]
+    ) -> Embeddings:
+        predicted, self.label_free_subjects = self.require_fit().predict(
+            responses, rows, space, self.config.device
+        )
+        return predicted
+
+    def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
+        """Predict training trials by a network that has not learnt from their images, for a prior to learn from.
+
+        With ``out_of_fold: k`` the encoder is fitted k more times, each without a k-th of the concepts, and all trials
+        are predicted. Otherwise the fitted network predicts the trials that it held out, which are fewer rows than
+        trials, and none if nothing was held out. (Early stopping has looked at these trials, so that they are predicted
+        slightly better than new ones.) Trials that a network learnt from are never predicted here. Vectors are in the
+        space of the targets where the encoder can predict it, else in that of the comparison.
+
+        Parameters
+        ----------
+        responses, targets
+            What was given to `fit`.
+        """
+        fit = self.require_fit()
+        if self.config.out_of_fold is None:
+            rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
+            return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
+        from braindecode_vis.training.feed import code_trials
+
+        _, stimuli, concepts = code_trials(responses)
+        n_folds = self.config.out_of_fold
+        groups = concepts if len(np.unique(concepts)) >= 2 * n_folds else stimuli
+        folds = make_inner_folds(
+            groups, n_folds=n_folds, generator=make_generator(self.seed, "network", "out_of_fold")
+        )
+        vectors = np.empty((responses.n_trials, *fit.target_shape), dtype=np.float32)
+        for number, fold in enumerate(folds):
+            folder = None if self.workspace is None else self.workspace / f"out_of_fold{number}"
+            other = self.copy_for(derive_seed(self.seed, "out_of_fold", number), folder)
+            other._fit_rows(responses, targets, fold.train)
+            vectors[fold.test] = other._predict_rows(responses, fold.test, "target").vectors
+        return Embeddings(vectors, responses.stimulus_ids, fit.space)
+
+    def require_fit(self) -> NetworkFit:
+        """Return the fit, or raise `DataError` before there is one."""
+        if self.fitted is None:
+            raise DataError("the network encoder has not been fitted; run train first.")
+        return self.fitted
+
+    # --- files --------------------------------------------------------------------------------------------
+
+    def write(self, folder: Path) -> None:
+        """Write weights and statistics as safetensors, everything else as JSON."""
+        write_fit(folder, self.require_fit(), self.config, seed=self.seed, messages=self.messages)
+
+    @classmethod
+    def read(cls, config: NetworkEncoderConfig, folder: Path) -> NetworkEncoder:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        DataError
+            If it was written with other settings or is of another architecture.
+        """
+        fitted, seed, messages = read_fit(folder, config)
+        encoder = cls(config, seed=seed, fitted=fitted)
+        encoder.messages = messages
+        return encoder
+
+
+def choose_batch_size(n_units: int) -> int:
+    """Return an eighth of the training set as a power of two, from 16 to 1024.
+
+    Examples
+    --------
+    >>> choose_batch_size(16540), choose_batch_size(1000), choose_batch_size(20)
+    (1024, 64, 16)
+    """
+    eighth = 1 << max(0, (n_units // 8).bit_length() - 1)
+    return min(LARGEST_AUTO, max(SMALLEST_AUTO, eighth))
+
+
+def keep_subjects(signal: Signal, names: set[str]) -> Signal:
+    """Return the signal with these of its subjects."""
+    kept = [i for i, name in enumerate(signal.subjects) if name in names]
+    voxels = tuple(signal.n_voxels[i] for i in kept) if signal.n_voxels else ()
+    return replace(signal, subjects=tuple(signal.subjects[i] for i in kept), n_voxels=voxels)
+
+
+def _check_rows(responses: Responses, targets: Embeddings) -> None:
+    if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
+        raise DataError("a network needs one target per trial, in the order of the trials.")

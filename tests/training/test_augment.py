@@ -1,0 +1,138 @@
+"""Augmentations."""
+
+import numpy as np
+import pytest
+import torch
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.training.augment import (
+    BraindecodeAugmentationConfig,
+    ChannelDropoutConfig,
+    FrequencyDropoutConfig,
+    GaussianNoiseConfig,
+    SmoothingConfig,
+    TimeShiftConfig,
+    TrialMixingConfig,
+    augment_trials,
+    mix_trials,
+)
+
+SIGNAL = Signal(("channel", "time"), (6, 100), ("01",), sfreq=100.0)
+VOXELS = Signal(("voxel",), (50,), ("01",))
+
+
+@pytest.fixture
+def data():
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((40, 6, 100)).astype(np.float32))
+
+
+def make_generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ChannelDropoutConfig(),
+        TimeShiftConfig(),
+        GaussianNoiseConfig(),
+        SmoothingConfig(),
+        FrequencyDropoutConfig(),
+    ],
+)
+def test_the_generator_alone_decides(config, data):
+    before = data.clone()
+    torch.manual_seed(0)
+    one = augment_trials(data, [config], make_generator(), SIGNAL)
+    torch.manual_seed(1)
+    assert torch.equal(one, augment_trials(data, [config], make_generator(), SIGNAL))
+    assert not torch.equal(one, augment_trials(data, [config], make_generator(1), SIGNAL))
+    assert torch.equal(data, before)
+    assert one.shape == data.shape
+    assert one.dtype == data.dtype
+
+
+def test_channel_dropout_zeroes_whole_channels_at_its_rate():
+    data = torch.ones(2000, 10, 3)
+    found = ChannelDropoutConfig(probability=0.5, share=0.2).apply(data, make_generator(), SIGNAL)
+    lost = found == 0
+    assert (lost.all(-1) == lost.any(-1)).all()
+    assert abs(float(lost.float().mean()) - 0.1) < 0.01
+    voxels = ChannelDropoutConfig(probability=1, share=0.3).apply(
+        torch.ones(500, 50), make_generator(), VOXELS
+    )
+    assert abs(float((voxels == 0).float().mean()) - 0.3) < 0.02
+
+
+def test_time_shift_moves_and_pads_with_zero(data):
+    found = TimeShiftConfig(max_shift=0.03).apply(data, make_generator(), SIGNAL)
+    shifts = set()
+    for before, after in zip(data, found, strict=True):
+        for shift in range(-3, 4):
+            expected = torch.zeros_like(before)
+            if shift >= 0:
+                expected[:, shift:] = before[:, : 100 - shift]
+            else:
+                expected[:, :shift] = before[:, -shift:]
+            if torch.equal(expected, after):
+                shifts.add(shift)
+                break
+        else:
+            pytest.fail("not a shift")
+    assert shifts == set(range(-3, 4))
+
+
+def test_noise_has_its_share_of_the_deviation(data):
+    noise = GaussianNoiseConfig(probability=1, scale=0.2).apply(5 * data, make_generator(), SIGNAL) - 5 * data
+    assert abs(float(noise.std()) - 1.0) < 0.05
+
+
+def test_smoothing_is_a_moving_average_of_some_channels(data):
+    found = SmoothingConfig(probability=0.5).apply(data, make_generator(), SIGNAL)
+    padded = np.pad(data.numpy(), ((0, 0), (0, 0), (2, 2)), mode="edge")
+    smooth = np.stack([padded[..., k : k + 100] for k in range(5)]).mean(0)
+    changed = (found != data).any(-1).numpy()
+    np.testing.assert_allclose(found.numpy()[changed], smooth[changed], atol=1e-5)
+    assert 0.35 < changed.mean() < 0.65
+
+
+def test_frequency_dropout_takes_one_band_and_no_more(data):
+    found = FrequencyDropoutConfig(probability=1, width=6).apply(data, make_generator(), SIGNAL)
+    before, after = (np.abs(np.fft.rfft(x.numpy())) for x in (data, found))
+    lost = after < 1e-3 * before
+    assert (lost == lost[:, :1]).all()  # one band for all channels
+    assert ((lost[:, 0].sum(axis=1) >= 3) & (lost[:, 0].sum(axis=1) <= 7)).all()  # bins are 1 Hz apart
+    np.testing.assert_allclose(after[~lost], before[~lost], rtol=1e-3, atol=1e-3)
+
+
+def test_mixing_gives_partner_and_share(data):
+    config = TrialMixingConfig(probability=0.5)
+    mixed, partner, weight = mix_trials(data, config, make_generator(), 0.0)
+    expected = data * weight[:, None, None] + data[partner] * (1 - weight)[:, None, None]
+    torch.testing.assert_close(mixed, expected)
+    alone = weight == 1
+    assert torch.equal(partner[alone], torch.arange(40)[alone])
+    assert 8 < int((~alone).sum()) < 32
+    late = mix_trials(data, config, make_generator(), 0.5)
+    assert torch.equal(late[0], data)
+    assert (late[2] == 1).all()
+
+
+@pytest.mark.parametrize("config", [TimeShiftConfig(), SmoothingConfig(), FrequencyDropoutConfig()])
+def test_augmentations_of_time_refuse_voxels(config):
+    with pytest.raises(ConfigError, match="needs a time axis"):
+        config.apply(torch.zeros(3, 50), make_generator(), VOXELS)
+
+
+def test_braindecode_augmentations_or_how_to_get_them(data):
+    config = BraindecodeAugmentationConfig(name="FTSurrogate", probability=1)
+    try:
+        import braindecode.augmentation  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match=r"braindecode_vis\[braindecode\]"):
+            config.apply(data, make_generator(), SIGNAL)
+        return
+    one = config.apply(data, make_generator(), SIGNAL)
+    assert torch.equal(one, config.apply(data, make_generator(), SIGNAL))
+    assert not torch.equal(one, data)

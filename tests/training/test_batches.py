@@ -1,0 +1,112 @@
+"""Which trials stand in which batch."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from braindecode_vis.training.batches import (
+    RowSource,
+    deal_epoch,
+    draw_all,
+    draw_halves,
+    draw_subset,
+    make_units,
+    read_ahead,
+)
+
+
+def test_an_epoch_holds_every_unit_once_in_batches_of_nearly_one_size():
+    batches = deal_epoch(np.arange(103), 20, seed=0, epoch=4)
+    assert sorted(np.concatenate(batches)) == list(range(103))
+    assert sorted({len(b) for b in batches}) == [17, 18]
+    assert (np.concatenate(deal_epoch(np.arange(103), 20, seed=0, epoch=4)) == np.concatenate(batches)).all()
+    assert (np.concatenate(deal_epoch(np.arange(103), 20, seed=0, epoch=5)) != np.concatenate(batches)).any()
+
+
+def test_processes_get_batches_of_one_size():
+    batches = deal_epoch(np.arange(103), 20, seed=0, epoch=0, n_processes=4)
+    assert all(len(batch) % 4 == 0 for batch in batches)
+    assert 103 - sum(map(len, batches)) < 4 * len(batches)
+
+
+def test_no_batch_shows_one_image_alone():
+    stimuli = np.array([0] * 30 + [1, 2, 3, 4])
+    for epoch in range(30):
+        batches = deal_epoch(stimuli, 5, seed=0, epoch=epoch)
+        assert sorted(np.concatenate(batches)) == list(range(34))
+        lone = sum(len(np.unique(stimuli[batch])) == 1 for batch in batches)
+        # Four other images cannot serve seven batches, but none of them may be wasted.
+        assert lone >= 3
+    stimuli = np.array([0] * 6 + [1] * 6)
+    assert all(
+        len(np.unique(stimuli[batch])) == 2
+        for epoch in range(50)
+        for batch in deal_epoch(stimuli, 3, seed=0, epoch=epoch)
+    )
+
+
+@pytest.fixture
+def units():
+    """Three images, seen 1, 2 and 4 times by one subject; the last one once by another."""
+    stimuli = np.array([0, 1, 2, 2, 1, 2, 2, 2])
+    subjects = np.array([0, 0, 0, 0, 0, 0, 0, 1])
+    return make_units(np.arange(8), subjects, stimuli, stimuli, by_image=True)
+
+
+def test_repetitions_of_an_image_stand_together_per_subject(units):
+    assert units.counts.tolist() == [1, 2, 4, 1]
+    assert units.trials[2].tolist() == [2, 3, 5, 6]
+    assert units.subjects.tolist() == [0, 0, 0, 1]
+    assert draw_all(units, np.array([1])).trials[0, :2].tolist() == [1, 4]
+    np.testing.assert_allclose(draw_all(units, np.array([1, 2])).weights, [[0.5, 0.5, 0, 0], [0.25] * 4])
+
+
+def test_subsets_and_halves_weigh_only_own_trials(units):
+    rng = np.random.default_rng(0)
+    batch = np.array([2, 1, 0])
+    sizes = set()
+    for _ in range(60):
+        weights = draw_subset(units, batch, 2, rng).weights
+        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+        assert not weights[1, 2:].any()
+        assert not weights[2, 1:].any()
+        sizes.add(int((weights[0] > 0).sum()))
+        first, second = draw_halves(units, batch[:2], rng)
+        assert not (first.weights * second.weights).any()
+        np.testing.assert_allclose((first.weights + second.weights)[1], [1, 1, 0, 0])
+        assert (first.weights[0] > 0).sum() == 2
+    assert sizes == {2, 3, 4}
+
+
+@pytest.mark.parametrize("max_bytes", [0, 10**9])
+def test_weighted_rows_are_the_mean_of_their_trials(max_bytes):
+    array = np.random.default_rng(0).standard_normal((9, 2, 3)).astype(np.float32)
+    rows = np.array([1, 3, 4, 7])
+    source = RowSource(
+        lambda r: array[r], rows, row_bytes=24, device=torch.device("cpu"), max_bytes=max_bytes
+    )
+    assert (source.resident is None) == (max_bytes == 0)
+    wanted = np.array([[7, 3], [1, 1]])
+    weights = np.array([[0.25, 0.75], [1, 0]], dtype=np.float32)
+    found = source.pick(*source.fetch(wanted), weights)
+    np.testing.assert_allclose(found[0], 0.25 * array[7] + 0.75 * array[3], rtol=1e-6)
+    np.testing.assert_array_equal(found[1], array[1])
+
+
+def test_reading_ahead_keeps_order_raises_and_ends():
+    assert list(read_ahead(range(20), lambda i: i * i, threaded=True)) == [i * i for i in range(20)]
+
+    def fail(i):
+        if i == 3:
+            raise ValueError("row 3")
+        return i
+
+    ahead = read_ahead(range(10), fail, threaded=True)
+    with pytest.raises(ValueError, match="row 3"):
+        list(ahead)
+    endless = read_ahead(iter(int, 1), lambda i: i, threaded=True)
+    assert next(endless) == 0
+    endless.close()
+    assert "read-ahead" not in [thread.name for thread in threading.enumerate()]

@@ -1,0 +1,228 @@
+"""The fitted network encoder: what it learns, in which spaces it predicts, what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.roles import BrainEncoder
+from braindecode_vis.training.encoder import NetworkEncoderConfig
+from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
+
+
+def test_settings_import_without_torch():
+    code = "import sys, braindecode_vis.training.encoder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_it_finds_held_out_images_above_chance_and_logs_every_epoch(tmp_path):
+    responses, targets = make_task(n_images=60)
+    encoder = make_config(epochs=12, selection={"kind": "last", "hold_out": 0.2}).build(seed=0)
+    encoder.workspace, texts = tmp_path, []
+    encoder.progress = lambda done, total, text: texts.append((done, total, text))
+    encoder.fit(responses, targets)
+    assert isinstance(encoder, BrainEncoder)
+    assert encoder.fitted.held_out_by == "concept"
+    record = encoder.fitted.history[-1]
+    assert record["n_validation_images"] == 12
+    assert record["validation_top1"] > 0.5  # chance is 1/12
+    assert record["loss"] < encoder.fitted.history[0]["loss"]
+    lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(12))
+    assert {"loss", "objectives", "lr", "trials_per_second", "seconds", "validation_loss"} <= lines[0].keys()
+    assert texts[-1][0] == texts[-1][1]
+    assert "epoch 12/12" in texts[-1][2]
+
+
+def test_held_out_concepts_teach_nothing():
+    """Poisoned held-out trials and targets change no weight and no statistic."""
+    responses, targets = make_task(n_images=40)
+    config = make_config(selection={"kind": "last", "hold_out": 0.2})
+    clean = config.build(seed=3).fit(responses, targets)
+    held = np.isin(responses.stimulus_ids.astype(str), clean.fitted.held_out)
+    assert 0 < held.sum() < len(held)
+    data, vectors = responses.data.copy(), targets.vectors.copy()
+    data[held], vectors[held] = 1e6, -1e6
+    from dataclasses import replace
+
+    poisoned = config.build(seed=3).fit(
+        replace(responses, data=data), Embeddings(vectors, targets.ids, targets.space)
+    )
+    assert_same_weights(clean, poisoned)
+    np.testing.assert_array_equal(clean.fitted.transform.scale.spread, poisoned.fitted.transform.scale.spread)
+    concepts = responses.trials["concept"].to_numpy()
+    assert not set(concepts[held]) & set(concepts[~held])
+
+
+def test_out_of_fold_predictions_are_never_in_sample():
+    responses, targets = make_task(n_images=40)
+    held = make_config(selection={"kind": "last", "hold_out": 0.2}).build(seed=0).fit(responses, targets)
+    some = held.predict_out_of_fold(responses, targets)
+    assert set(some.ids) == set(held.fitted.held_out)
+    none = make_config().build(seed=0).fit(responses, targets).predict_out_of_fold(responses, targets)
+    assert len(none) == 0
+    assert none.vectors.shape[1:] == (N_TARGETS,)
+
+
+def test_out_of_fold_refits_cover_every_trial_and_do_not_know_their_own_targets():
+    responses, targets = make_task(n_images=18, n_repetitions=1)
+    config = make_config(out_of_fold=3, epochs=2)
+    predicted = config.build(seed=0).fit(responses, targets).predict_out_of_fold(responses, targets)
+    assert (predicted.ids == responses.stimulus_ids).all()
+    concepts = responses.trials["concept"].to_numpy()
+    vectors = targets.vectors.copy()
+    vectors[concepts == concepts[0]] += 5.0
+    other = Embeddings(vectors, targets.ids, targets.space)
+    again = config.build(seed=0).fit(responses, other).predict_out_of_fold(responses, other)
+    own = concepts == concepts[0]
+    np.testing.assert_array_equal(predicted.vectors[own], again.vectors[own])
+    assert (predicted.vectors[~own] != again.vectors[~own]).any()
+
+
+def test_same_seed_same_weights_and_the_global_state_stays():
+    import torch
+
+    responses, targets = make_task()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = make_config().build(seed=1).fit(responses, targets)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(6)
+    assert_same_weights(first, make_config().build(seed=1).fit(responses, targets))
+    other = make_config().build(seed=2).fit(responses, targets)
+    assert any(
+        (a != b).any() for a, b in zip(get_weights(first).values(), get_weights(other).values(), strict=True)
+    )
+
+
+def test_what_is_written_predicts_the_same(tmp_path):
+    responses, targets = make_task(subjects=("01", "02"))
+    config = make_config(
+        subject_alignment="euclidean", normalise_targets="zscore", projector={"size": 3},
+        objectives=[{"kind": "clip"}, {"kind": "mse"}],
+    )  # fmt: skip
+    encoder = config.build(seed=0).fit(responses, targets)
+    encoder.write(tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.suffix not in (".safetensors", ".json")]
+    read = config.read(tmp_path)
+    for method in ("predict", "predict_targets"):
+        one, two = getattr(encoder, method)(responses), getattr(read, method)(responses)
+        assert one.space == two.space
+        np.testing.assert_array_equal(one.vectors, two.vectors)
+    with pytest.raises(DataError, match=r"another architecture \(width: 12, now 8\)"):
+        make_config(**{**config.model_dump(), "network": {"kind": "eegproject", "width": 8}}).read(tmp_path)
+    with pytest.raises(DataError, match=r"other settings.*epochs: 3, now 4"):
+        config.model_copy(update={"epochs": 4}).read(tmp_path)
+
+
+def test_a_learned_space_has_a_name_of_its_own_and_meets_mapped_targets():
+    responses, targets = make_task(n_images=40)
+    config = make_config(projector={"size": 5}, objectives=[{"kind": "clip"}, {"kind": "mse"}], epochs=15)
+    encoder = config.build(seed=0).fit(responses, targets)
+    predicted, mapped = encoder.predict(responses), encoder.map_targets(targets)
+    assert predicted.space == mapped.space != targets.space
+    assert predicted.vectors.shape == mapped.vectors.shape == (80, 5)
+    assert encoder.predict_targets(responses).space == "toy"
+    assert encoder.predict_targets(responses).vectors.shape == (80, N_TARGETS)
+    cosine = _normalise(predicted.vectors) @ _normalise(mapped.vectors).T
+    same = targets.ids[:, None] == targets.ids
+    assert cosine[same].mean() > cosine[~same].mean() + 0.4
+    other = config.build(seed=1).fit(responses, targets)
+    assert other.comparison_space != encoder.comparison_space
+    with pytest.raises(DataError, match="cannot map 'elsewhere'"):
+        encoder.map_targets(Embeddings(targets.vectors, targets.ids, "elsewhere"))
+    alone = make_config(projector={"size": 5}).build(seed=0).fit(responses, targets)
+    with pytest.raises(DataError, match="no regression head"):
+        alone.predict_targets(responses)
+
+
+def test_regression_learns_the_untouched_target():
+    responses, targets = make_task(n_images=60, noise=0.2)
+    shifted = Embeddings(targets.vectors * 3 + 10, targets.ids, targets.space)
+    config = make_config(
+        objectives=[{"kind": "mse"}], normalise_targets="zscore", epochs=40, regression_head="linear",
+        optimiser={"lr": 2e-2},
+    )  # fmt: skip
+    encoder = config.build(seed=0).fit(responses, shifted)
+    error = ((encoder.predict_targets(responses).vectors - shifted.vectors) ** 2).mean()
+    assert error < 0.3 * shifted.vectors.var()
+
+
+def test_scaled_targets_are_predicted_in_the_target_space():
+    responses, targets = make_task(n_images=40)
+    shifted = Embeddings(targets.vectors + 100, targets.ids, targets.space)
+    config = make_config(normalise_targets="centre")
+    predicted = config.build(seed=0).fit(responses, shifted).predict(responses)
+    assert abs(predicted.vectors.mean() - 100) < 2
+
+
+def test_early_stopping_keeps_the_best_epoch():
+    responses, targets = make_task(n_images=60, noise=6.0)
+    config = make_config(epochs=40, selection={"kind": "early_stopping", "patience": 2, "hold_out": 0.2})
+    encoder = config.build(seed=0).fit(responses, targets)
+    scores = [r["validation_top1"] for r in encoder.fitted.history]
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 3 < 40
+    from braindecode_vis.training.validation import compute_top_k
+
+    held = encoder.predict_out_of_fold(responses, targets)
+    gallery = sorted(encoder.fitted.held_out)
+    vectors = np.stack([targets.vectors[list(targets.ids).index(i)] for i in gallery])
+    truth = np.array([gallery.index(i) for i in held.ids])
+    assert compute_top_k(held.vectors, vectors, truth, 1) == scores[best]
+
+
+def test_an_average_of_weights_predicts():
+    responses, targets = make_task()
+    plain = make_config().build(seed=0).fit(responses, targets)
+    averaged = make_config(ema=0.9).build(seed=0).fit(responses, targets)
+    moved = [abs(get_weights(plain)[k] - get_weights(averaged)[k]).max() for k in get_weights(plain)]
+    assert 0 < max(moved) < 1
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"augmentations": [{"kind": "trial_mixing"}]}, "need each other"),
+        ({"objectives": [{"kind": "bimixco"}]}, "need each other"),
+        ({"projector": {}, "out_of_fold": 3}, "do not meet"),
+        ({"objectives": []}, "at least 1"),
+        ({"batch_size": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_settings_that_do_not_fit_together(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        make_config(**settings)
+
+
+def test_bad_input_is_named():
+    responses, targets = make_task(n_images=8)
+    with pytest.raises(DataError, match="in the order of the trials"):
+        make_config().build(seed=0).fit(responses, _reverse(targets))
+    one = responses.select(np.flatnonzero(responses.stimulus_ids == "image000"))
+    with pytest.raises(DataError, match="2 trial\\(s\\) of 1 image\\(s\\)"):
+        make_config().build(seed=0).fit(one, Embeddings(targets.vectors[:2], one.stimulus_ids, "toy"))
+    with pytest.raises(DataError, match="not been fitted"):
+        make_config().build(seed=0).predict(responses)
+    with pytest.raises(ConfigError, match="fp16, which a CPU does not train in"):
+        make_config(precision="fp16").build(seed=0).fit(responses, targets)
+    with pytest.raises(ConfigError, match="needs text embeddings"):
+        make_config(objectives=[{"kind": "clip_image_text"}]).build(seed=0).fit(responses, targets)
+
+
+def test_only_what_changes_the_result_enters_the_fingerprint():
+    hidden = {"device", "log", "max_device_bytes", "checkpoint_seconds"}
+    assert set(NetworkEncoderConfig().hashed_fields()) == set(NetworkEncoderConfig.model_fields) - hidden
+
+
+def _reverse(targets):
+    return Embeddings(targets.vectors[::-1].copy(), targets.ids[::-1].copy(), targets.space)
+
+
+def _normalise(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)

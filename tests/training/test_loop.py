@@ -1,0 +1,278 @@
+"""The loop: exact resume, both ways of reading, bad numbers, memory, objectives that need more than pairs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.training.checkpoints import CHECKPOINT
+from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
+
+EVERYTHING = {
+    "objectives": [
+        {"kind": "clip"}, {"kind": "mse"}, {"kind": "distillation"}, {"kind": "tcl"}, {"kind": "salient"},
+        {"kind": "within_cluster"}, {"kind": "multiview", "views": ["brain_views", "image"]}, {"kind": "bimixco"},
+    ],
+    "augmentations": [
+        {"kind": "channel_dropout"}, {"kind": "time_shift"}, {"kind": "gaussian_noise"}, {"kind": "smoothing"},
+        {"kind": "frequency_dropout"}, {"kind": "trial_mixing"}, {"kind": "repetition_averaging"},
+    ],
+    "ema": 0.9, "accumulation": 2, "batch_size": 8, "clip_norm": 1.0, "n_clusters": 3,
+    "teacher": {"queue": 11}, "schedule": {"kind": "one_cycle", "warmup": 0.1},
+    "selection": {"kind": "early_stopping", "hold_out": 0.2},
+}  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(encoder, update):
+    def progress(done, total, text):
+        if done == update:
+            raise Killed
+
+    encoder.progress = progress
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, seconds):
+    """Killed in the middle of an epoch, with checkpoints after every update or none at all."""
+    responses, targets = make_task(n_repetitions=3, subjects=("01", "02"))
+    config = make_config(**EVERYTHING, checkpoint_seconds=seconds)
+    whole = config.build(seed=0).fit(responses, targets)
+    encoder = config.build(seed=0)
+    encoder.workspace = tmp_path
+    kill_after(encoder, 5)
+    with pytest.raises(Killed):
+        encoder.fit(responses, targets)
+    assert (tmp_path / CHECKPOINT).exists() == (seconds == 0)
+    again = config.build(seed=0)
+    again.workspace, done = tmp_path, []
+    again.progress = lambda n, total, text: done.append(n)
+    again.fit(responses, targets)
+    assert done[0] == (6 if seconds == 0 else 1)
+    assert_same_weights(whole, again)
+    for one, two in zip(whole.fitted.history, again.fitted.history, strict=True):
+        for key in set(one) - {"seconds", "trials_per_second"}:
+            assert one[key] == two[key], key
+    lines = [json.loads(line)["epoch"] for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert lines == [0, 1, 2]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    responses, targets = make_task()
+    first = make_config().build(seed=0)
+    first.workspace = tmp_path
+    first.fit(responses, targets)
+    again = make_config().build(seed=0)
+    again.workspace = tmp_path
+    again.progress = lambda n, total, text: pytest.fail("trained again")
+    assert_same_weights(first, again.fit(responses, targets))
+
+
+def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path):
+    responses, targets = make_task()
+    encoder = make_config().build(seed=0)
+    encoder.workspace = tmp_path
+    encoder.fit(responses, targets)
+    for settings, data, message in (
+        (
+            {"network": {"kind": "eegproject", "width": 20}},
+            targets,
+            r"another architecture \(width: 12, now 20",
+        ),
+        (
+            {"optimiser": {"lr": 1e-3}},
+            targets,
+            r"other settings of the encoder \(optimiser.lr: 0.003, now 0.001",
+        ),
+        (
+            {},
+            Embeddings(targets.vectors, targets.ids, "other"),
+            r"another target space \(space: toy, now other",
+        ),
+    ):
+        other = make_config(**settings).build(seed=0)
+        other.workspace = tmp_path
+        with pytest.raises(DataError, match=message):
+            other.fit(responses, data)
+    other = make_config().build(seed=1)
+    other.workspace = tmp_path
+    with pytest.raises(DataError, match="another seed"):
+        other.fit(responses, targets)
+    (tmp_path / CHECKPOINT).write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"is damaged .* delete it"):
+        encoder.fit(responses, targets)
+
+
+@pytest.mark.parametrize("limit", [0, 1500])  # nothing fits, or the targets only
+def test_reading_from_disk_gives_the_same_bits(tmp_path, limit):
+    responses, targets = make_task(n_repetitions=3, subjects=("01", "02"))
+    np.save(tmp_path / "data.npy", responses.data)
+    mapped = replace(responses, data=np.load(tmp_path / "data.npy", mmap_mode="r"))
+    settings = {
+        "augmentations": [{"kind": "repetition_averaging"}, {"kind": "gaussian_noise"}],
+        "subject_alignment": "euclidean", "input_scaling": {"kind": "robust", "clamp": 5},
+    }  # fmt: skip
+    resident = make_config(**settings).build(seed=0).fit(responses, targets)
+    streamed = make_config(**settings, max_device_bytes=limit).build(seed=0).fit(mapped, targets)
+    assert_same_weights(resident, streamed)
+
+
+def test_a_lazy_view_is_read_by_ascending_rows_only():
+    """The data of a large set are a view over a file: nothing but integer rows may be asked for."""
+    responses, targets = make_task()
+    asked = []
+
+    class View(np.ndarray):
+        def __getitem__(self, rows):
+            if isinstance(rows, np.ndarray) and rows.dtype.kind == "i":
+                assert (np.diff(rows) > 0).all()
+                asked.append(len(rows))
+                return np.asarray(super().__getitem__(rows))
+            raise AssertionError(f"asked for {rows!r}")
+
+    lazy = replace_data(responses, responses.data.view(View))
+    config = make_config(max_device_bytes=0)
+    assert_same_weights(config.build(seed=0).fit(lazy, targets), config.build(seed=0).fit(responses, targets))
+    assert asked
+
+
+def replace_data(responses, data):
+    return type(responses).from_checked(
+        data, responses.dims, responses.trials, responses.unit, responses.coords
+    )
+
+
+def test_the_first_bad_batch_is_saved_and_named(tmp_path):
+    responses, targets = make_task(n_images=40)
+    encoder = make_config(checkpoint_seconds=0, input_scaling={"kind": "none"}).build(seed=0)
+    encoder.workspace = tmp_path
+    bad = responses.data.copy()
+    bad[7] = 3e38  # finite, but its squares are not
+    with pytest.raises(
+        DataError, match=r"the loss is nan at update \d+ .*bad_batch.npz.*last good checkpoint"
+    ):
+        encoder.fit(replace_data(responses, bad), targets)
+    with np.load(tmp_path / "bad_batch.npz", allow_pickle=False) as saved:
+        assert 7 in saved["trial"]
+        assert saved["stimulus_id"][saved["trial"] == 7][0] == responses.stimulus_ids[7]
+        np.testing.assert_array_equal(saved["data"], bad[saved["trial"]])
+        update = int(saved["update"])
+    from braindecode_vis.training.checkpoints import read_checkpoint
+
+    found = read_checkpoint(tmp_path)
+    assert (found is None) == (update == 0)
+    if found is not None:
+        assert found[1]["counters"]["update"] == update
+        assert all(torch.isfinite(t).all() for t in found[0].values())
+
+
+def test_automatic_batches_are_halved_until_they_fit(monkeypatch, tmp_path):
+    from braindecode_vis.encoders.eegproject_layers import EEGProject
+
+    responses, targets = make_task(n_images=150)
+    forward = EEGProject.forward
+
+    def hungry(self, data, subject):
+        if len(data) > 10 and self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, data, subject)
+
+    monkeypatch.setattr(EEGProject, "forward", hungry)
+    encoder = make_config(batch_size="auto", epochs=1).build(seed=0)
+    encoder.workspace = tmp_path
+    encoder.fit(responses, targets)
+    assert encoder.fitted.batch_size == 8
+    assert encoder.messages == [
+        f"out of memory: the training starts again with batches of {n} trials" for n in (16, 8)
+    ]
+    with pytest.raises(DataError, match="a batch of 16 trials does not fit"):
+        make_config(batch_size=16).build(seed=0).fit(responses, targets)
+
+
+def test_accumulated_batches_make_one_update():
+    """Two batches per update are the mean gradient of both; with plain regression, that of one batch twice the size."""
+    responses, targets = make_task(n_images=16, n_repetitions=2)
+    settings = {
+        "objectives": [{"kind": "mse"}], "epochs": 1, "network": {"kind": "eegproject", "dropout": 0},
+        "optimiser": {"kind": "adam", "weight_decay": 0},
+    }  # fmt: skip
+    whole = make_config(**settings, batch_size=32).build(seed=0).fit(responses, targets)
+    parts = make_config(**settings, batch_size=16, accumulation=2).build(seed=0).fit(responses, targets)
+    for name, value in get_weights(whole).items():
+        # Sums in another order; Adam's first step divides by the gradient's size, so rounding shows.
+        np.testing.assert_allclose(get_weights(parts)[name], value, atol=2e-4, err_msg=name)
+
+
+def test_text_views_and_clusters_reach_the_objectives():
+    responses, targets = make_task()
+    config = make_config(
+        objectives=[
+            {"kind": "clip_image_text"},
+            {"kind": "multiview", "views": ["brain", "image_views"]},
+            {"kind": "within_cluster"},
+        ],
+        normalise_targets="centre",
+    )  # fmt: skip
+    ids = list(dict.fromkeys(targets.ids))
+    rng = np.random.default_rng(0)
+
+    def fit(text_seed, shift, clusters):
+        encoder = config.build(seed=0)
+        encoder.text_targets = _embed(ids, text_seed)
+        encoder.image_views = (_embed(ids, 5), _embed(ids, 6 + shift))
+        encoder.clusters = clusters
+        return encoder.fit(responses, targets)
+
+    clusters = {i: int(rng.integers(2)) for i in ids}
+    first = fit(0, 0, clusters)
+    for other in (fit(1, 0, clusters), fit(0, 1, clusters), fit(0, 0, dict.fromkeys(ids, 0))):
+        assert any((get_weights(first)[k] != get_weights(other)[k]).any() for k in get_weights(first))
+    encoder = config.build(seed=0)
+    encoder.text_targets = _embed(ids[1:], 0)
+    with pytest.raises(DataError, match="'image000'"):
+        encoder.fit(responses, targets)
+
+
+def _embed(ids, seed):
+    return Embeddings(
+        np.random.default_rng(seed).standard_normal((len(ids), 6)).astype(np.float32), ids, "text"
+    )
+
+
+def test_objectives_that_the_data_cannot_serve_are_refused():
+    responses, targets = make_task(n_repetitions=1)
+    views = make_config(objectives=[{"kind": "multiview", "views": ["brain_views", "image"]}])
+    with pytest.raises(DataError, match="one training trial only"):
+        views.build(seed=0).fit(responses, targets)
+    with pytest.raises(DataError, match="one trial per image"):
+        make_config(augmentations=[{"kind": "repetition_averaging"}]).build(seed=0).fit(responses, targets)
+    responses, targets = make_task()
+    late = replace(responses, coords={"times": np.arange(16) / 100})
+    with pytest.raises(DataError, match="pre-stimulus samples"):
+        make_config(objectives=[{"kind": "salient"}]).build(seed=0).fit(late, targets)
+
+
+def test_bf16_trains_and_a_missing_tracker_is_named(tmp_path):
+    from braindecode_vis.checks import ConfigError
+
+    responses, targets = make_task()
+    encoder = make_config(precision="bf16", epochs=6).build(seed=0).fit(responses, targets)
+    history = encoder.fitted.history
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(v.dtype == np.float32 for v in get_weights(encoder).values())
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        other = make_config(log=["jsonl", "wandb"]).build(seed=0)
+        other.workspace = tmp_path
+        with pytest.raises(
+            ConfigError, match=r"wandb, which is not installed: pip install 'braindecode_vis\[tracking"
+        ):
+            other.fit(responses, targets)
