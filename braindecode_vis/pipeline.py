@@ -175,10 +175,12 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     fields = {
         "encoder": config.encoder.hashed_fields(),
         "selection": config.selection.hashed_fields(),
+        **({"text": config.text.hashed_fields()} if "text" in getattr(config.encoder, "needs", ()) else {}),
         "repeats": config.repeats.train,
         "seed": config.seed,
         "fold": number,
     }
+    upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
 
     def compute(folder: Path) -> dict[str, Any]:
         rows = prepared.split.folds[number].train
@@ -189,13 +191,14 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
             responses = selection.apply(responses)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
         encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
-        with lend_workspace(run, encoder, f"train{number:02d}"):
+        if "text" in getattr(config.encoder, "needs", ()):
+            encoder.text_targets = _embed_concepts(run, prepared)
+        with lend_workspace(run, encoder, f"train{number:02d}", [fields, upstream]):
             encoder.fit(responses, targets)
             encoder.write(folder)
             store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
         return {"n_trials": responses.n_trials}
 
-    upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
     artifact = run.produce("train", fields, upstream, compute, _name_fold(number))
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
     encoder, out_of_fold = (
@@ -203,6 +206,17 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
         store.read_embeddings(artifact.path / "out_of_fold"),
     )
     return TrainedFold(artifact, encoder, out_of_fold, selection)
+
+
+def _embed_concepts(run: Run, prepared: Prepared) -> Embeddings:
+    """Return a text embedding for every image, from the name of its concept."""
+    from braindecode_vis.embeddings.concepts import embed_concepts, spread_over_images
+
+    def embed_all() -> Embeddings:
+        texts = embed_concepts(run.config.text, run.config.target, prepared.stimuli)
+        return spread_over_images(texts, prepared.stimuli)
+
+    return run.once("texts", embed_all)
 
 
 def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndarray) -> Selection | None:
@@ -218,16 +232,24 @@ def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndar
 
 
 @contextmanager
-def lend_workspace(run: Run, component: Any, name: str) -> Iterator[None]:
+def lend_workspace(run: Run, component: Any, name: str, asked: Any) -> Iterator[None]:
     """Give a component that learns for long a folder for its checkpoints, which outlives a killed run.
 
-    The folder is removed once the component is done; until then the same run finds it again, whatever stage
-    wrote it, and a checkpoint of other settings is refused by the component itself.
+    Parameters
+    ----------
+    run
+        Its folder holds the workspace until the component is done.
+    component
+        Anything; only what has an attribute `workspace` is given one.
+    name
+        First part of the folder's name, for readers.
+    asked
+        What decides the result, so that other settings start in another folder.
     """
     if not hasattr(component, "workspace"):
         yield
         return
-    folder = run.folder.path / "work" / name
+    folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
     component.workspace = folder
     with run.listener.watch(f"{name}:") as show:
         if hasattr(component, "progress"):

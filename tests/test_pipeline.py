@@ -127,8 +127,9 @@ def test_at_high_snr_the_system_is_near_one(tmp_path):
         ["split={kind: kfold, n_folds: 3}"],
         ["target={kind: pca, n_components: 10}", "generator={kind: nearest}"],
         ["generator={kind: latents, contrast: none}", "repeats={train: single, test: single}"],
+        ["encoder={kind: network, epochs: 8, batch_size: 32}"],
     ],
-    ids=["a space per fold", "a space for all folds", "nearest", "single trials"],
+    ids=["a space per fold", "a space for all folds", "nearest", "single trials", "network"],
 )
 def test_other_components_run(tmp_path, overrides):
     rows = pipeline.run_all(make_run(tmp_path, *overrides))
@@ -242,12 +243,31 @@ def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tm
     command = [
         sys.executable, "-m", "braindecode_vis.cli", "run", "synthetic_digits", "--out", str(tmp_path), *overrides,
     ]  # fmt: skip
-    killed = [kill_when_it_appears(tmp_path, stage, command) for stage in runs.STAGE_VERSIONS]
+    killed = [kill_when_it_appears(tmp_path, stage, command) for stage in pipeline.STAGES[:-1]]
     assert sum(killed) >= 4  # a stage can be too quick to be caught
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     resumed = json.loads(done.stdout)["scores"]
     assert resumed == rows
     assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_network_killed_in_its_training_goes_on_where_it_was(tmp_path):
+    network = "{kind: network, epochs: 6, batch_size: 16, checkpoint_seconds: 0}"
+    overrides = [*SMALL, f"encoder={network}"]
+    whole = make_run(tmp_path / "whole", overrides[-1])
+    expected = pipeline.retrieve(whole).folds[0].predicted.vectors
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "braindecode_vis.cli", "retrieve", "synthetic_digits", "--out", str(out)]
+    command += [part for text in overrides for part in ("--set", text)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("work/*/checkpoint.safetensors")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list(out.glob("work/*/checkpoint.safetensors"))
+    resumed = make_run(out, overrides[-1])
+    np.testing.assert_array_equal(pipeline.retrieve(resumed).folds[0].predicted.vectors, expected)
+    assert not list((out / "work").glob("*"))
 
 
 @pytest.mark.shared

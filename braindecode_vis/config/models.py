@@ -32,6 +32,7 @@ from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg import ThingsMegConfig
+from braindecode_vis.embeddings.concepts import ConceptTextConfig
 from braindecode_vis.embeddings.degradations import ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.engineered import EngineeredConfig
@@ -168,6 +169,8 @@ class RunConfig(Settings):
         The component of each role, by its ``kind``.
     pretrain
         How the whole-cortex encoder is pretrained without labels; only the verb ``pretrain`` looks at it.
+    text
+        How names of concepts become vectors, for objectives and scores that compare with text.
     selection
         Which columns of the responses the encoder sees; chosen by training trials.
     repeats, retrieval, evaluation
@@ -184,6 +187,7 @@ class RunConfig(Settings):
     target: ImageEncoderConfig = PixelsConfig()
     encoder: BrainEncoderConfig = RidgeConfig()
     pretrain: PretrainConfig | None = None
+    text: ConceptTextConfig = ConceptTextConfig()
     repeats: RepeatsConfig = RepeatsConfig()
     prior: PriorConfig = IdentityPriorConfig()
     generator: GeneratorConfig = LatentsConfig()
