@@ -388,6 +388,7 @@ def _reconstruct(run: Run) -> Reconstructed:
     fields = {
         "prior": config.prior.hashed_fields(),
         "generator": config.generator.hashed_fields(),
+        "reconstruction": config.reconstruction.hashed_fields(),
         "seed": config.seed,
     }
 
@@ -406,12 +407,14 @@ def _reconstruct(run: Run) -> Reconstructed:
                     prepared.stimuli.select(train_ids),
                     trained[number].out_of_fold,
                 )
-                parts.append(
-                    reconstruct_fold(
+                prior: Any = config.prior.build(seed=derive_seed(config.seed, "fit prior", number))
+                asked = [fields["prior"], trained[number].artifact.fingerprint]
+                with lend_workspace(run, prior, f"prior{number:02d}", asked):
+                    part = reconstruct_fold(
                         config, material, prepared.stimuli, predicted, bank.embeddings,
-                        retrieved.folds[number].subjects, number,
-                    )
-                )  # fmt: skip
+                        retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),
+                    )  # fmt: skip
+                parts.append(part)
                 advance(1)
         rows = pd.concat([part.rows for part in parts], ignore_index=True)
         # A class shown only in the test part of one fold has no mean there; a control is scored on all items or none.
@@ -442,6 +445,32 @@ def _reconstruct(run: Run) -> Reconstructed:
         if "decoded_concept" in rows
         else None,
     )
+
+
+def _make_low_level(run: Run, number: int) -> np.ndarray | None:
+    """Return the images of the low-level branch for the test trials of one fold; None without such a branch.
+
+    The branch is a run of its own over the same trials: another target, another encoder, its latents decoded.
+    """
+    branch = run.config.reconstruction.low_level
+    if branch is None:
+        return None
+    from braindecode_vis.generators.latents import LatentsConfig
+    from braindecode_vis.generators.material import TrainingMaterial
+
+    changes = {
+        "target": branch.target,
+        "encoder": branch.encoder,
+        "reconstruction": type(run.config.reconstruction)(),
+    }
+    low = run.once("low level", lambda: Run(run.config.model_copy(update=changes), run.folder, run.listener))
+    prepared, bank, fold = preprocess(low), embed(low)[number], train(low)[number]
+    ids = pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[number].train])
+    material = TrainingMaterial(
+        bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids), fold.out_of_fold
+    )
+    generator = LatentsConfig().build(material)
+    return generator.generate(_predict_targets(low, number), seed=derive_seed(low.config.seed, "low level"))
 
 
 def _predict_targets(run: Run, number: int) -> Embeddings:

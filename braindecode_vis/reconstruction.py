@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
+from braindecode_vis.generators.fusion import fuse_branches
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.priors.mean import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
@@ -38,12 +41,16 @@ def reconstruct_fold(
     true: Embeddings,
     subjects: np.ndarray,
     number: int,
+    *,
+    prior: Any,
+    low: np.ndarray | None = None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
 
     Controls: ``nearest`` (training image nearest to the prediction), ``mean_image``, ``class_mean`` (mean image of
-    the decoded class, where the test concepts were trained on), ``shuffled`` (the prediction of another test
-    image) and ``oracle`` (the true embedding).
+    the decoded class, where the test concepts were trained on), ``mean_embedding`` (the generator without a brain),
+    ``shuffled`` (the prediction of another test image) and ``oracle`` (the true embedding). With a low-level branch,
+    ``decoded`` is the fused image, and ``high_level`` and ``low_level`` are what went into it.
 
     Parameters
     ----------
@@ -59,11 +66,12 @@ def reconstruct_fold(
         Subject of each row.
     number
         Number of the fold, for seeds and the table.
+    prior
+        The prior, not yet fitted.
+    low : uint8 array of shape (n_rows, height, width, 3), optional
+        Images of the low-level branch, one per row.
     """
-    if material.predicted is not None:
-        targets = material.embeddings.select(material.predicted.ids)
-        prior = config.prior.build().fit(material.predicted, targets)
-        predicted = prior.sample(predicted, n_draws=1, seed=derive_seed(config.seed, "prior", number))
+    sampled = _sample_prior(config, prior, material, predicted, number)
     generator = config.generator.build(material)
     seed = derive_seed(config.seed, "generator", number)
 
@@ -72,7 +80,7 @@ def reconstruct_fold(
         {"stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number}
     )
     made = {
-        "decoded": generator.generate(predicted, seed=seed),
+        **_generate(config, generator, sampled, low, seed=seed),
         "nearest": NearestConfig().build(material).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(material).generate(predicted, seed=seed),
     }
@@ -80,6 +88,10 @@ def reconstruct_fold(
         classes = ClassMeanGenerator(material)
         rows["decoded_concept"] = classes.classify(predicted)
         made["class_mean"] = classes.generate(predicted, seed=seed)
+    if config.generator.kind != "nearest":  # whose nearest image to the mean is any image
+        mean = MeanPrior().fit(predicted, material.embeddings, images=material.embeddings)
+        same = mean.sample(predicted, n_draws=1, seed=seed)
+        made["mean_embedding"] = generator.generate(same, seed=seed)
     made["oracle"] = generator.generate(true.select(predicted.ids), seed=seed)
 
     height, width = material.images.shape[
@@ -88,9 +100,45 @@ def reconstruct_fold(
     distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
     images = {"seen": np.stack([distinct[i] for i in predicted.ids])}
     for name, stack in made.items():
-        images[name] = np.stack([resize_image(image, height, width) for image in stack])
-    chosen = generator.describe() if hasattr(generator, "describe") else {}
+        flat = stack.reshape(-1, *stack.shape[-3:])
+        resized = np.stack([resize_image(image, height, width) for image in flat])
+        images[name] = resized.reshape(*stack.shape[:-3], height, width, 3)
+    chosen = {
+        name: part.describe()
+        for name, part in (("generator", generator), ("prior", prior))
+        if hasattr(part, "describe")
+    }
     return FoldImages(rows, images, chosen)
+
+
+def _sample_prior(
+    config: RunConfig, prior: Any, material: TrainingMaterial, predicted: Embeddings, number: int
+) -> Embeddings:
+    """Fit the prior on out-of-fold predictions and return its draws, those of one row next to each other."""
+    pairs = material.predicted
+    if pairs is not None and len(pairs):
+        prior.fit(pairs, material.embeddings.select(pairs.ids), images=material.embeddings)
+    elif config.prior.kind != "identity":
+        raise ConfigError(
+            f"the prior {config.prior.kind} learns from predictions of training trials that the encoder was not fitted "
+            "on, and it gave none; set encoder.selection.hold_out above 0, or encoder.out_of_fold."
+        )
+    n_draws = config.reconstruction.n_draws
+    return prior.sample(predicted, n_draws=n_draws, seed=derive_seed(config.seed, "prior", number))
+
+
+def _generate(
+    config: RunConfig, generator: Any, sampled: Embeddings, low: np.ndarray | None, *, seed: int
+) -> dict[str, np.ndarray]:
+    """Return decoded images of shape (n_rows, [n_draws,] height, width, 3), and the branches where there are two."""
+    n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
+    if branch is None or low is None:
+        made = {"decoded": generator.generate(sampled, seed=seed)}
+    else:
+        made = fuse_branches(generator, sampled, np.repeat(low, n_draws, axis=0), branch.fusion, seed=seed)
+    if n_draws == 1:
+        return made
+    return {name: stack.reshape(-1, n_draws, *stack.shape[1:]) for name, stack in made.items()}
 
 
 def derange(ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -54,8 +54,8 @@ class BrainEncoder(Protocol):
 class Prior(Protocol):
     """Moves predicted embeddings toward the distribution of image embeddings."""
 
-    def fit(self, predicted: Embeddings, target: Embeddings) -> Self:
-        """Learn from training pairs."""
+    def fit(self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None) -> Self:
+        """Learn from training pairs, and from the embeddings of all training images where that helps."""
         ...
 
     def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:

@@ -5,7 +5,7 @@ A new component is one file plus one name in a union here.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -44,11 +44,17 @@ from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.generators.fusion import FusionConfig
 from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.generators.sdxl_turbo import SdxlTurboConfig
+from braindecode_vis.generators.token_unclip import TokenUnclipConfig
+from braindecode_vis.generators.unclip import KandinskyConfig, UnclipConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
+from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
+from braindecode_vis.priors.mean import MeanPriorConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.pretrain import PretrainConfig
@@ -95,9 +101,14 @@ ImageEncoderConfig = Annotated[
 BrainEncoderConfig = Annotated[
     RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")
 ]
-PriorConfig = IdentityPriorConfig
+PriorConfig = Annotated[
+    IdentityPriorConfig | MeanPriorConfig | DiffusionPriorConfig, Field(discriminator="kind")
+]
 CATEGORY_DECODERS = ("lda", "logistic")
-GeneratorConfig = Annotated[LatentsConfig | NearestConfig, Field(discriminator="kind")]
+GeneratorConfig = Annotated[
+    LatentsConfig | NearestConfig | SdxlTurboConfig | UnclipConfig | KandinskyConfig | TokenUnclipConfig,
+    Field(discriminator="kind"),
+]
 
 
 class RetrievalConfig(Settings):
@@ -138,6 +149,39 @@ class RepeatsConfig(Settings):
     test: Literal["averaged", "single"] = "averaged"
 
 
+class LowLevelConfig(Settings):
+    """A second way from brain to image, for colour and layout.
+
+    Parameters
+    ----------
+    target
+        Latents that are predicted: a target of kind ``taesd`` or ``vae``.
+    encoder
+        The brain encoder that predicts them.
+    fusion
+        How its images and those of the generator become one.
+    """
+
+    target: AutoencoderKLConfig | TinyAutoencoderConfig = Field(discriminator="kind")
+    encoder: Annotated[RidgeConfig | NetworkEncoderConfig, Field(discriminator="kind")] = RidgeConfig()
+    fusion: FusionConfig = FusionConfig()
+
+
+class ReconstructionConfig(Settings):
+    """How many images are made of each trial, and from what.
+
+    Parameters
+    ----------
+    n_draws
+        Images per trial, each from another draw of the prior. Scores are averaged over rounds of draws, never pooled.
+    low_level
+        A branch for colour and layout; none by default.
+    """
+
+    n_draws: int = Field(default=1, ge=1, le=64)
+    low_level: LowLevelConfig | None = None
+
+
 class EvaluationConfig(Settings):
     """How scores get their intervals and nulls.
 
@@ -173,7 +217,7 @@ class RunConfig(Settings):
         How names of concepts become vectors, for objectives and scores that compare with text.
     selection
         Which columns of the responses the encoder sees; chosen by training trials.
-    repeats, retrieval, evaluation
+    repeats, retrieval, reconstruction, evaluation
         Settings of the steps that have no components.
     analyses
         What the verb ``analyze`` does without ``--analysis``.
@@ -191,6 +235,7 @@ class RunConfig(Settings):
     repeats: RepeatsConfig = RepeatsConfig()
     prior: PriorConfig = IdentityPriorConfig()
     generator: GeneratorConfig = LatentsConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     analyses: tuple[AnalysisUnion, ...] = ()

@@ -26,6 +26,7 @@ from braindecode_vis.metrics.uncertainty import (
 #: of different people correlate at 0.6, so the chance level of a pixel correlation is not zero.
 MEASURED_CHANCE = (
     "pixcorr", "mse", "ssim", "ssim_legacy", "correlation_distance", "cosine_to_target", "accuracy",
+    "lpips", "brain_correlation", "rouge1", "rougeL", "meteor_exact", "sentence_similarity",
 )  # fmt: skip
 #: Metrics whose chance level follows from their definition; {n} stands for a number.
 ANALYTIC_CHANCE = (

@@ -15,15 +15,17 @@ class IdentityPriorConfig(Settings):
 
     kind: Literal["identity"] = "identity"
 
-    def build(self) -> IdentityPrior:
-        """Return the prior."""
+    def build(self, *, seed: int = 0) -> IdentityPrior:
+        """Return the prior; nothing in it is random."""
         return IdentityPrior()
 
 
 class IdentityPrior:
     """Returns what it is given, once per draw."""
 
-    def fit(self, predicted: Embeddings, target: Embeddings) -> IdentityPrior:
+    def fit(
+        self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
+    ) -> IdentityPrior:
         """Nothing is learnt."""
         return self
 

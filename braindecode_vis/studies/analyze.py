@@ -56,7 +56,8 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> list[store.Artifact]:
 
 def make_study(run: Run) -> Study:
     """Return trials, targets and encoders of a run as analyses ask for them."""
-    config, prepared, banks = run.config, pipeline.preprocess(run), pipeline.embed(run)
+    config, prepared = run.config, pipeline.preprocess(run)
+    banks = [] if config.decodes_categories else pipeline.embed(run)
     if not config.selection.is_empty:
         raise ConfigError(
             "analyses choose columns themselves, so they cannot start from a choice: run them without selection "
@@ -74,9 +75,9 @@ def make_study(run: Run) -> Study:
         banks=[bank.embeddings for bank in banks],
         pick=pick,
         build=lambda number: config.encoder.build(seed=derive_seed(config.seed, "train", number)),
-        trained=lambda number: pipeline.train(run)[number].encoder,
+        trained=lambda number: _find_fitted(pipeline.train(run)[number]),
         centre=config.retrieval.centre,
-        protocol=pipeline.describe_protocol(run, prepared, pipeline.describe_gallery(run)),
+        protocol=_describe_protocol(run),
         seed=config.seed,
         n_bootstrap=config.evaluation.n_bootstrap,
         n_permutations=config.evaluation.n_permutations,
@@ -85,8 +86,20 @@ def make_study(run: Run) -> Study:
     )
 
 
+def _find_fitted(fold: Any) -> Any:
+    return fold.encoder if hasattr(fold, "encoder") else fold.decoder
+
+
+def _describe_protocol(run: Run) -> str:
+    prepared = pipeline.preprocess(run)
+    if run.config.decodes_categories:
+        return f"{run.config.dataset.kind}; {prepared.split.protocol}"
+    return pipeline.describe_protocol(run, prepared, pipeline.describe_gallery(run))
+
+
 def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
-    config, prepared, banks = run.config, pipeline.preprocess(run), pipeline.embed(run)
+    config, prepared = run.config, pipeline.preprocess(run)
+    banks = [] if config.decodes_categories else pipeline.embed(run)
     fields = {
         "analysis": analysis.hashed_fields(),
         "encoder": config.encoder.hashed_fields(),

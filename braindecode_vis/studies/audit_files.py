@@ -1,8 +1,7 @@
-"""A finished run as an auditor opens it: the artifacts that its scores stand on, and whether they are what they say.
+"""A finished run as an auditor opens it: its trials, its folds, and the artifacts that its scores stand on.
 
-Owns the way from the scores of a run folder back to its trials, along the fingerprints that each artifact recorded, and
-the proof of that chain. Reads files only: nothing is computed again by asking the pipeline, which would repair what is
-to be judged.
+Owns the way from the scores of a run folder back to its trials, along the fingerprints that each artifact recorded.
+Reads files only: nothing is asked of the pipeline, which would repair what is to be judged.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.config import CATEGORY_DECODERS, read_config
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import CATEGORY_DECODERS
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import StimulusSet
 
@@ -36,9 +35,9 @@ class Finding:
     check
         Name of the check.
     level
-        ``ok``; ``transductive`` (unlabelled test trials, or trials of the test subject, were used); ``warning`` (a score
-        may mean less than it seems to); ``leak`` (the test reached what was fitted or chosen, or the files are not
-        those that the run wrote).
+        ``ok``; ``transductive`` (unlabelled test trials, or trials of the test subject, were used); ``warning`` (a
+        score may mean less than it seems to); ``leak`` (the test reached what was fitted or chosen, or the files are
+        not those that the run wrote).
     message
         One sentence, with the first offending ids.
     where
@@ -186,8 +185,8 @@ def open_audited(folder: Path) -> AuditedRun:
     records |= {stage: _read_records(folder, stage) for stage in ("reconstruct", "evaluate")}
     if not records["preprocess"]:
         raise DataError(
-            f"{folder} is no run folder with results: expected {folder / 'stages' / 'preprocess'}; give the folder that "
-            "run printed, or run it first."
+            f"{folder} is no run folder with results: expected {folder / 'stages' / 'preprocess'}; give the folder "
+            "that run printed, or run it first."
         )
     missing: list[str] = []
     evaluated = _find_evaluated(folder, records["evaluate"])
@@ -205,7 +204,8 @@ def open_audited(folder: Path) -> AuditedRun:
     stimuli = store.read_stimuli(prepared.path / "stimuli")
     split = store.read_json(prepared.path / "split.json")
     folds = tuple(
-        Fold(np.array(f["train"], dtype=np.int64), np.array(f["test"], dtype=np.int64)) for f in split["folds"]
+        Fold(np.array(f["train"], dtype=np.int64), np.array(f["test"], dtype=np.int64))
+        for f in split["folds"]
     )
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
@@ -253,7 +253,9 @@ def _follow(
     return candidates[-1] if candidates else None
 
 
-def _follow_folds(record: Record | None, candidates: Sequence[Record], missing: list[str]) -> tuple[Record, ...]:
+def _follow_folds(
+    record: Record | None, candidates: Sequence[Record], missing: list[str]
+) -> tuple[Record, ...]:
     """Return the artifact of each fold in the order of folds."""
     if record is not None:
         keys = sorted((k for k in record.upstream if k.startswith("train")), key=lambda k: int(k[5:] or 0))
@@ -275,95 +277,3 @@ def _follow_folds(record: Record | None, candidates: Sequence[Record], missing: 
         if named or others:
             found.append((named or others)[-1])
     return tuple(found)
-
-
-# --- the chain --------------------------------------------------------------------------------------------
-
-
-def check_chain(run: AuditedRun) -> list[Finding]:
-    """Recompute the name of every artifact from what it recorded, and compare its files with their digests."""
-    findings = [Finding("chain", "leak", f"tampered: there is no {text}.") for text in run.missing]
-    unhashed = 0
-    for record in run.chain:
-        problem = _find_tampering(record)
-        if problem:
-            where = record.path.relative_to(run.folder).as_posix()
-            findings.append(Finding("chain", "leak", f"tampered: {record.name}: {problem}.", where))
-        unhashed += sum(1 for _, digest in record.content.get("files", {}).values() if digest is None)
-    findings += _check_folds(run) + _check_scores(run) + _check_config(run)
-    if all(finding.level != "leak" for finding in findings):
-        rest = f"; {unhashed} file(s) above 1 MiB are known by size only" if unhashed else ""
-        names = f"{len(run.chain)} artifact(s) have the names of what they recorded"
-        findings.insert(0, Finding("chain", "ok", f"{names}, and unchanged files{rest}."))
-    return findings
-
-
-def _find_tampering(record: Record) -> str:
-    content = record.content
-    try:
-        name = store.compute_fingerprint(
-            content["stage"], content["version"], content["fields"], content["upstream"]
-        )
-    except (KeyError, TypeError) as error:
-        return f"its provenance cannot be read ({type(error).__name__}: {error})"
-    if name != record.fingerprint:
-        return f"its settings and upstream make the fingerprint {name}, not {record.fingerprint} as it says"
-    expected = "-".join(filter(None, [str(content.get("unit", "")), name]))
-    if record.path.name != expected or record.path.parent.name != content["stage"]:
-        return f"it belongs into {content['stage']}/{expected}, not {record.path.parent.name}/{record.path.name}"
-    return store.find_damage(record.path)
-
-
-def _check_folds(run: AuditedRun) -> list[Finding]:
-    """Every fold was trained once, on the same trials, against the images of its own fold."""
-    findings = []
-    for number, record in enumerate(run.trained):
-        if record.fields.get("fold") != number:
-            text = f"tampered: fold {number} was trained as fold {record.fields.get('fold')}."
-            findings.append(Finding("chain", "leak", text, name_fold(number)))
-        if record.upstream.get("preprocess") != run.prepared.fingerprint:
-            text = "tampered: it was trained on other trials than those that are here."
-            findings.append(Finding("chain", "leak", text, name_fold(number)))
-    for number, record in enumerate(run.embedded):
-        if record.fields.get("fold") not in (None, number):
-            text = f"its targets were fitted on the training images of fold {record.fields['fold']}."
-            findings.append(Finding("chain", "leak", text, name_fold(number)))
-    if run.trained and len(run.trained) != len(run.folds):
-        text = f"{len(run.trained)} fold(s) were trained, but the split has {len(run.folds)}."
-        findings.append(Finding("chain", "leak" if run.evaluated else "warning", text))
-    return findings
-
-
-def _check_scores(run: AuditedRun) -> list[Finding]:
-    path = run.folder / "scores.json"
-    if run.evaluated is None or not path.is_file():
-        return [Finding("chain", "warning", "the run has no scores yet; only the stages that exist are audited.")]
-    told = [{k: v for k, v in row.items() if k != "fingerprint"} for row in store.read_json(path)]
-    if told != store.read_json(run.evaluated.path / "scores.json"):
-        return [Finding("chain", "leak", "tampered: scores.json differs from what evaluate wrote.", "scores.json")]
-    return []
-
-
-def _check_config(run: AuditedRun) -> list[Finding]:
-    """Compare ``config.yaml`` with the settings that the artifacts were made with."""
-    path = run.folder / "config.yaml"
-    if not path.is_file():
-        return [Finding("chain", "warning", "there is no config.yaml; settings are those of the artifacts.")]
-    try:
-        config = read_config(path)
-    except BraindecodeVisError as error:
-        return [Finding("chain", "warning", f"config.yaml cannot be read: {error}", "config.yaml")]
-    told = {
-        "split": config.split.hashed_fields(), "dataset": config.dataset.hashed_fields(), "seed": config.seed,
-    }  # fmt: skip
-    pairs = [(name, value, run.prepared.fields.get(name)) for name, value in told.items()]
-    if run.trained:
-        fields = run.trained[0].fields
-        pairs.append(("encoder", config.encoder.hashed_fields(), fields.get("encoder")))
-        if "selection" in fields:
-            pairs.append(("selection", config.selection.hashed_fields(), fields["selection"]))
-    changed = [name for name, now, then in pairs if store.json_plain(now) != then]
-    if not changed:
-        return []
-    text = f"config.yaml has other settings of {', '.join(changed)} than the results were made with."
-    return [Finding("chain", "warning", text, "config.yaml")]

@@ -130,10 +130,14 @@ def _check_pixels(run: AuditedRun) -> list[Finding]:
     if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
         return [Finding("pixels", "ok", "stimulus ids are categories; which picture was shown is not known.")]
     if not known.any():
-        return [Finding("pixels", "warning", "no image has a digest, so one picture under two ids goes unseen.")]
+        return [
+            Finding("pixels", "warning", "no image has a digest, so one picture under two ids goes unseen.")
+        ]
     findings = []
     if n_wrong:
-        text = f"{n_wrong} image(s) have other pixels than the stimulus table says; their own digests are used."
+        text = (
+            f"{n_wrong} image(s) have other pixels than the stimulus table says; their own digests are used."
+        )
         findings.append(Finding("pixels", "warning", text))
     ids = run.stimuli.ids
     groups = np.where(known, digests, ids)[run.stimuli.find_rows(run.responses.stimulus_ids)]
@@ -212,19 +216,29 @@ def _check_remade(run: AuditedRun) -> list[Finding]:
         config = TypeAdapter(SplitConfig).validate_python(fields["split"])
         made = config.make(run.responses.trials, run.concepts, seed=int(fields["seed"])).folds
     except DataError as error:
-        return [Finding("split", "leak", f"the split of the configuration cannot be made of these trials: {error}")]
+        return [
+            Finding(
+                "split", "leak", f"the split of the configuration cannot be made of these trials: {error}"
+            )
+        ]
     except (BraindecodeVisError, ValidationError, KeyError) as error:
         return [Finding("split", "warning", f"the split could not be made again ({error}).")]
     if len(made) != len(run.folds):
-        return [Finding("split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}.")]
+        return [
+            Finding("split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}.")
+        ]
     findings = []
     for number, (fold, expected) in enumerate(zip(run.folds, made, strict=True)):
         taught = set(fold.train.tolist()) & set(expected.test.tolist())
         if taught:
-            text = f"{len(taught)} trial(s) teach that the settings of the split test, first row {min(taught)}."
+            text = (
+                f"{len(taught)} trial(s) teach that the settings of the split test, first row {min(taught)}."
+            )
             findings.append(Finding("split", "leak", text, name_fold(number)))
         elif _has_other_rows(fold, expected):
-            text = "split.json has other rows than its settings make; it was edited, or made by another version."
+            text = (
+                "split.json has other rows than its settings make; it was edited, or made by another version."
+            )
             findings.append(Finding("split", "warning", text, name_fold(number)))
     return findings or [Finding("split", "ok", "split.json is what its settings and seed make.")]
 
@@ -251,7 +265,11 @@ def _check_used(run: AuditedRun) -> list[Finding]:
             findings.append(Finding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
     if run.retrieved is not None:
         findings += _check_queries(run.retrieved.path, ids, run.folds)
-    text = "training used the trials of its fold, retrieval its test images." if run.trained else "nothing was trained."
+    text = (
+        "training used the trials of its fold, retrieval its test images."
+        if run.trained
+        else "nothing was trained."
+    )
     return findings or [Finding("used-trials", "ok", text)]
 
 
@@ -278,8 +296,10 @@ def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list
         content = read_json(path)
         asked, test = set(map(str, content["query_ids"])), set(ids[fold.test].tolist())
         if asked != test:
-            text = f"{len(asked ^ test)} image(s) are queried or tested, but not both, first {list_first(asked ^ test)}."
-            findings.append(Finding("used-trials", "leak" if asked - test else "warning", text, name_fold(number)))
+            text = f"{len(asked ^ test)} image(s) are queried or tested, not both, first {list_first(asked ^ test)}."
+            findings.append(
+                Finding("used-trials", "leak" if asked - test else "warning", text, name_fold(number))
+            )
         lacking = test - set(map(str, content["gallery_ids"]))
         if lacking:
             text = f"{len(lacking)} test image(s) are not in the gallery, first {list_first(lacking)}."

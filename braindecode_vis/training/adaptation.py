@@ -15,6 +15,7 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.assembly import grow_state
 from braindecode_vis.training.checkpoints import load_weights
 from braindecode_vis.training.network_encoder import NetworkEncoder
+from braindecode_vis.training.views import settle_views
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,8 @@ def adapt_encoder(
 
 def _check_fits(fit: NetworkFit, responses: Responses, targets: Embeddings) -> None:
     check_signal(fit.signal, responses)
-    if targets.space != fit.space or tuple(targets.vectors.shape[1:]) != fit.target_shape:
+    settled = settle_views(Embeddings(targets.vectors[:1], targets.ids[:1], targets.space), fit.view_choice)
+    if settled.space != fit.space or tuple(settled.vectors.shape[1:]) != fit.target_shape:
         raise DataError(f"this encoder predicts {fit.space!r}, so it cannot be adapted to {targets.space!r}.")
 
 

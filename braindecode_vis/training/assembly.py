@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import derive_seed
+from braindecode_vis.training.fusion import LayerFusion
+from braindecode_vis.training.lora import AdaptedTower, Shapes
 from braindecode_vis.training.model import BrainImageModel, TargetScale
 
 
 def build_model(
     settings: Any,
     signal: Signal,
-    n_targets: int,
+    target_shape: tuple[int, ...],
     *,
     seed: int,
     scales: tuple[TargetScale, TargetScale | None],
+    adapted: Shapes | None = None,
 ) -> BrainImageModel:
     """Return the model with fresh weights that the seed decides.
 
@@ -30,18 +33,24 @@ def build_model(
         The `NetworkEncoderConfig`.
     signal
         Axes and subjects of the trials.
-    n_targets
-        Values of one target embedding.
+    target_shape
+        Shape of one target embedding.
     seed
         Root of the initial weights.
     scales
         Scaling of image and of text embeddings; see `make_scales`.
+    adapted
+        Weights of the image network that change, if known.
     """
-    projector = settings.projector
-    n_common = n_targets if projector is None else projector.size
+    projector, n_targets = settings.projector, int(np.prod(target_shape))
+    fusion = None
+    if settings.fusion is not None:
+        fusion = LayerFusion(settings.fusion, target_shape, len(signal.subjects))
+    n_image = n_targets if fusion is None else fusion.n_features
+    n_common = n_image if projector is None else projector.size
     n_outputs = n_common
     if projector is not None and projector.sides == "both":
-        n_outputs = projector.brain_width or n_targets
+        n_outputs = projector.brain_width or n_image
     regression = _choose_regression(settings, n_outputs, n_targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initial_weights"))
@@ -53,12 +62,16 @@ def build_model(
         return BrainImageModel(
             network,
             brain_projector=nn.Linear(n_outputs, n_common) if both else None,
-            image_projector=nn.Linear(n_targets, n_common) if projector is not None else None,
+            image_projector=nn.Linear(n_image, n_common) if projector is not None else None,
             regression=regression,
             regression_head=nn.Linear(n_outputs, n_targets) if regression == "linear" else None,
             target_scale=scales[0],
             text_scale=scales[1],
             objectives=[objective.build() for objective in settings.objectives],
+            n_common=n_common,
+            fusion=fusion,
+            # Last, so that the other weights are those of a training without it.
+            tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
         )
 
 
@@ -68,7 +81,7 @@ def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
     two_heads = getattr(settings.network, "heads", "one") == "two"
     wanted = settings.regression_head
     if wanted == "auto":
-        plain = settings.projector is None
+        plain = settings.projector is None and settings.fusion is None
         return "network" if two_heads else "shared" if plain else "linear"
     if wanted == "network" and not two_heads:
         raise ConfigError(
@@ -84,7 +97,7 @@ def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
 
 
 def make_scales(
-    kind: str, targets: np.ndarray, text: np.ndarray | None
+    kind: str, targets: np.ndarray, text: np.ndarray | None, *, n_tokens: int = 1
 ) -> tuple[TargetScale, TargetScale | None]:
     """Return the scaling of image and text embeddings from those of the training images.
 
@@ -93,14 +106,16 @@ def make_scales(
     kind
         See `NetworkEncoderConfig.normalise_targets`.
     targets, text : arrays of shape (n_images, n_targets)
+    n_tokens
+        Layers of a target that are scaled each on its own.
     """
-    return _make_scale(kind, targets), None if text is None else _make_scale(kind, text)
+    return _make_scale(kind, targets, n_tokens), None if text is None else _make_scale(kind, text, 1)
 
 
-def _make_scale(kind: str, vectors: np.ndarray) -> TargetScale:
+def _make_scale(kind: str, vectors: np.ndarray, n_tokens: int) -> TargetScale:
     if kind not in ("centre", "zscore"):
         empty = torch.zeros(0)
-        return TargetScale(kind, empty, empty)
+        return TargetScale(kind, empty, empty, n_tokens=n_tokens)
     mean = vectors.mean(axis=0, dtype=np.float64)
     std = vectors.std(axis=0, dtype=np.float64)
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)

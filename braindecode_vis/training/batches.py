@@ -176,11 +176,11 @@ class RowSource:
     Parameters
     ----------
     read
-        Returns float32 rows for ascending row numbers.
+        Returns rows for ascending row numbers.
     rows
         Row numbers that may be asked for, ascending.
     row_bytes
-        Size of a row in float32.
+        Size of a row.
     device
         Where rows go.
     max_bytes
@@ -207,7 +207,7 @@ class RowSource:
         for start in range(0, len(self.rows), size):
             block = torch.from_numpy(np.ascontiguousarray(self.read(self.rows[start : start + size])))
             if whole is None:
-                whole = torch.empty((len(self.rows), *block.shape[1:]), device=self.device)
+                whole = torch.empty((len(self.rows), *block.shape[1:]), dtype=block.dtype, device=self.device)
             whole[start : start + len(block)] = block.to(self.device)
         assert whole is not None
         return whole

@@ -20,6 +20,7 @@ from braindecode_vis.encoders.eegproject import EEGProjectConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
 from braindecode_vis.training.augment import AugmentationConfig
+from braindecode_vis.training.image_config import FusionConfig, ImageTowerConfig, ViewChoice
 from braindecode_vis.training.networks import NetworkConfig
 from braindecode_vis.training.objectives.config import ObjectiveUnion
 from braindecode_vis.training.objectives.pair_configs import ClipObjectiveConfig
@@ -110,6 +111,15 @@ class NetworkEncoderConfig(Settings):
         Weighted sum of what is minimised; one symmetric CLIP contrast by default.
     projector
         Learned linear maps to a common space; without one the network predicts the target space itself.
+    fusion
+        Learned weighted sum over the token axis of the targets (several layers); see its class. Comes before the
+        projector. Regressions see all layers, side by side.
+    view_choice
+        Which of the stacked views of an image is its target in training: their ``mean``, a random one (``sample``), or
+        less, usual or more blur by how well the image is matched (``uncertainty``, UBP). Held-out trials and galleries
+        take the usual view with ``uncertainty``, else the mean. None expects no views.
+    image_tower
+        Low-rank changes of the image network; see its class. Regressions see the embeddings of the frozen network.
     regression_head
         Where the output for regression objectives comes from: the network's own output (``shared``, as in ATM; without
         a projector only), its second head (``network``), or a linear map of its output (``linear``). ``auto`` takes the
@@ -168,6 +178,9 @@ class NetworkEncoderConfig(Settings):
     network: NetworkConfig = EEGProjectConfig()
     objectives: tuple[ObjectiveUnion, ...] = Field(default=(ClipObjectiveConfig(),), min_length=1)
     projector: ProjectorConfig | None = None
+    fusion: FusionConfig | None = None
+    view_choice: ViewChoice | None = None
+    image_tower: ImageTowerConfig | None = None
     regression_head: Literal["auto", "shared", "network", "linear"] = "auto"
     normalise_targets: Literal["none", "l2", "centre", "zscore"] = "none"
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -221,11 +234,35 @@ class NetworkEncoderConfig(Settings):
             and self.projector.sides == "image"
         ):
             raise ValueError("regression_head shared needs a network with as many outputs as the target")
-        learned_space = self.projector is not None
+        learned_space = any(p is not None for p in (self.projector, self.fusion, self.image_tower))
         if self.out_of_fold is not None and learned_space and "regression" not in self.needs:
             raise ValueError(
-                "out_of_fold refits learn a space each with a projector, so their predictions do not meet; add a "
-                "regression objective (mse), or remove out_of_fold or projector"
+                "out_of_fold refits learn a space each with a projector, fusion or image_tower, so their predictions "
+                "do not meet; add a regression objective (mse), or remove out_of_fold or what learns the space"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_image_side(self) -> Self:
+        if self.view_choice is not None and (self.fusion is not None or self.image_tower is not None):
+            other = "fusion" if self.fusion is not None else "image_tower"
+            raise ValueError(
+                f"view_choice and {other} cannot go together: the one chooses among the views that the targets stack, "
+                "the other takes them for layers or computes them anew; remove one of them"
+            )
+        if self.view_choice == "uncertainty" and "mix" in self.needs:
+            raise ValueError(
+                "view_choice uncertainty judges each image by its own trial, which trial_mixing blends with another; "
+                "remove one of them"
+            )
+        if self.fusion is not None and "text" in self.needs:
+            raise ValueError(
+                "an objective compares with text, which has no layers to be fused; remove it or fusion"
+            )
+        if self.image_tower is not None and "image_views" in self.needs:
+            raise ValueError(
+                "an objective compares with views of the images, which were embedded before image_tower tunes the "
+                "network; remove one of them"
             )
         return self
 

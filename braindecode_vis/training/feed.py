@@ -35,7 +35,10 @@ from braindecode_vis.training.batches import (
     draw_subset,
     make_units,
 )
+from braindecode_vis.training.codes import cluster_images, code_trials
+from braindecode_vis.training.lora import AdaptedTower, ImageSource
 from braindecode_vis.training.model import Batch
+from braindecode_vis.training.views import ViewChooser
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,14 @@ class Extras:
         Embeddings of other views of the images, each of the size of the targets.
     clusters
         Cluster of each image.
+    images
+        The images themselves, for a network that is tuned.
     """
 
     text: Embeddings | None = None
     image_views: tuple[Embeddings, ...] = ()
     clusters: dict[str, int] | None = None
+    images: ImageSource | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Job:
     units: np.ndarray
     draw: Draw
     views: tuple[Draw, ...] = ()
+    rank: int = 0
 
 
 class Feed:
@@ -122,13 +129,20 @@ class Feed:
         self.held = self._make_units(held_rows, by_image) if len(held_rows) else None
         self._check_repetitions()
         used = np.union1d(rows, held_rows)
+        self.views: ViewChooser | None = None
+        if settings.view_choice is not None:
+            self.views = ViewChooser(settings.view_choice, targets.vectors.shape[1], self.ids, seed=seed)
         self._fill_sources(responses, targets, transform, names, extras, used)
         self.background = self._find_background()
+        self.images: RowSource | None = None
+        self._image_source = extras.images
+        self._used = used
 
     @property
     def threaded(self) -> bool:
         """Whether anything is read from disk."""
-        return any(source.resident is None for source in (self.data, *self.sources.values()))
+        sources = [self.data, *self.sources.values(), *([] if self.images is None else [self.images])]
+        return any(source.resident is None for source in sources)
 
     def _make_units(self, rows: np.ndarray, by_image: bool) -> Units:
         return make_units(rows, self.subjects, self.stimuli, self.concepts, by_image=by_image)
@@ -157,7 +171,9 @@ class Feed:
         """Decide what stays on the device: targets first, since every batch reads them at random."""
         left = self.settings.max_device_bytes
         first = pd.Series(self.stimuli).drop_duplicates().index.to_numpy()  # one trial of each image
-        n_features = int(np.prod(targets.vectors.shape[1:]))
+        n_features = n_stacked = int(np.prod(targets.vectors.shape[1:]))
+        if self.views is not None:
+            n_features //= self.views.n_views
         self.n_features = n_features
         everyone = np.arange(len(self.ids))
 
@@ -167,7 +183,7 @@ class Feed:
             left -= source.n_bytes if source.resident is not None else 0
             return source
 
-        self.sources = {"target": keep(lambda r: _flatten(targets.vectors, first[r]), everyone, n_features)}
+        self.sources = {"target": keep(lambda r: _flatten(targets.vectors, first[r]), everyone, n_stacked)}
         if "text" in self.needs:
             if extras.text is None:
                 raise ConfigError(
@@ -185,6 +201,27 @@ class Feed:
         self.clusters = self._find_clusters(targets, first, extras) if "clusters" in self.needs else None
         size = int(np.prod(responses.data.shape[1:]))
         self.data = keep(lambda r: transform.read(responses.data, r, names), used, size)
+        self.bytes_left = left
+
+    def open_images(self, tower: AdaptedTower) -> None:
+        """Make ready the images of all trials for a network that is tuned, on the device if they fit beside the rest.
+
+        Raises
+        ------
+        ConfigError
+            If there are no images.
+        """
+        images = self._image_source
+        if images is None:
+            raise ConfigError(
+                "encoder.image_tower tunes an image network, which must see the images; give the encoder its images."
+            )
+        side = tower.frozen.encoder.transform.size
+        self.images = RowSource(
+            lambda rows: tower.prepare(images, [str(self.ids[row]) for row in rows]),
+            np.unique(self.stimuli[self._used]),
+            row_bytes=3 * side**2, device=self.device, max_bytes=self.bytes_left,
+        )  # fmt: skip
 
     def _read_by_id(self, embeddings: Embeddings, what: str) -> tuple[Any, np.ndarray]:
         rows = pd.Index(embeddings.ids).get_indexer(pd.Index(self.ids, dtype=object))
@@ -245,7 +282,8 @@ class Feed:
         else:
             draw = draw_all(units, batch)
         views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()
-        return Job(update, part, batch[mine], _cut(draw, mine), tuple(_cut(view, mine) for view in views))
+        halves = tuple(_cut(view, mine) for view in views)
+        return Job(update, part, batch[mine], _cut(draw, mine), halves, rank)
 
     def load(self, job: Job) -> dict[str, tuple[Tensor, np.ndarray]]:
         """Read the rows of a job; this may run in another thread."""
@@ -259,6 +297,8 @@ class Feed:
         blocks = self.load(job)
         stimuli = units.stimuli[job.units]
         blocks.update({name: source.fetch(stimuli) for name, source in self.sources.items()})
+        if self.images is not None:
+            blocks["images"] = self.images.fetch(np.unique(stimuli))
         return job, blocks
 
     def assemble(
@@ -272,6 +312,12 @@ class Feed:
         )
         found = {name: source.pick(*blocks[name]) for name, source in self.sources.items()}
         batch = Batch(data, subject, stimuli, concepts, found["target"], progress=progress)
+        if self.views is not None:
+            batch.target = self._choose_views(batch.target, units, job)
+        if self.images is not None:
+            batch.images = self.images.pick(*blocks["images"])
+            rows = np.unique(units.stimuli[job.units], return_inverse=True)[1]
+            batch.image_rows = torch.from_numpy(rows).to(self.device)
         batch.text = found.get("text")
         views = [found[name] for name in found if name.startswith("view")]
         batch.image_views = torch.stack(views) if views else None
@@ -284,6 +330,12 @@ class Feed:
             source = torch.from_numpy(self.background).to(self.device)
             batch.background = data.index_select(-1, source)
         return batch
+
+    def _choose_views(self, stacked: Tensor, units: Units, job: Job) -> Tensor:
+        assert self.views is not None
+        if units is not self.train:
+            return self.views.settle(stacked)
+        return self.views.choose(stacked, units.stimuli[job.units], (job.update, job.part, job.rank))
 
     def augment(self, batch: Batch, job: Job, *, rank: int, hide_subject: float) -> tuple[Batch, Tensor]:
         """Augment a training batch in place, and return it with the trials that a teacher sees.
@@ -315,39 +367,6 @@ class Feed:
                 batch.data, self.mixing, generator, batch.progress
             )
         return batch, plain
-
-
-def code_trials(responses: Responses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ids of all images, and the index of each trial's image and concept.
-
-    A trial table without a `concept` column makes every image its own concept.
-    """
-    stimuli, ids = pd.factorize(responses.stimulus_ids)
-    if "concept" in responses.trials:
-        concepts, _ = pd.factorize(responses.trials["concept"].astype(str).to_numpy(dtype=object))
-    else:
-        concepts = stimuli
-    return np.asarray(ids, dtype=object), stimuli.astype(np.int64), concepts.astype(np.int64)
-
-
-def cluster_images(vectors: np.ndarray, trained: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
-    """Return the cluster of each image by k-means of unit vectors, fitted on the trained images.
-
-    Parameters
-    ----------
-    vectors : array of shape (n_images, n_features)
-    trained : int array
-        Rows that the centres are learnt from.
-    n_clusters
-        Number of clusters, at most that of the trained images.
-    seed
-        Decides the start.
-    """
-    from sklearn.cluster import KMeans
-
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    kmeans = KMeans(min(n_clusters, len(trained)), n_init=1, random_state=seed % 2**32).fit(unit[trained])
-    return kmeans.predict(unit).astype(np.int64)
 
 
 def _cut(draw: Draw, mine: slice) -> Draw:

@@ -20,6 +20,8 @@ from braindecode_vis.training.alignment import InputTransform
 
 if TYPE_CHECKING:
     from braindecode_vis.training.encoder import NetworkEncoderConfig
+    from braindecode_vis.training.image_config import ViewChoice
+    from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
@@ -48,6 +50,10 @@ class NetworkFit:
         Ids of the images that were held out, and what was held out whole.
     batch_size
         The one in use.
+    bank_space
+        Name of the space of the targets that were given, which has several views per image with `view_choice`.
+    view_choice
+        How training chose among them.
     """
 
     model: BrainImageModel
@@ -60,14 +66,21 @@ class NetworkFit:
     held_out: tuple[str, ...] = ()
     held_out_by: str = ""
     batch_size: int = 0
+    bank_space: str = ""
+    view_choice: ViewChoice | None = None
+    _tuned: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _tuned_from: Any = field(default=None, repr=False)
 
     @property
     def comparison_space(self) -> str:
         """Name of the space of comparison: the target space, or the learned one by the weights of its image side."""
-        if self.model.image_projector is None:
+        model = self.model
+        if not model.learns_space:
             return self.space
         digest = hashlib.sha256()
-        for part in (self.model.target_scale, self.model.image_projector):
+        for part in (model.target_scale, model.image_projector, model.fusion, model.tower):
+            if part is None:
+                continue
             for name, value in sorted(part.state_dict().items()):
                 digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
         return f"{self.space}/network-{digest.hexdigest()[:12]}"
@@ -75,27 +88,53 @@ class NetworkFit:
     @property
     def predicts_targets(self) -> bool:
         """Whether predictions in the space of the targets exist."""
-        return self.model.regression != "none" or self.model.image_projector is None
+        return self.model.regression != "none" or not self.model.learns_space
 
-    def map_targets(self, embeddings: Embeddings) -> Embeddings:
-        """Return image embeddings of the target space in the space of comparison, as they are without a projector."""
+    def map_targets(
+        self, embeddings: Embeddings, subject: str | None = None, images: ImageSource | None = None
+    ) -> Embeddings:
+        """Return image embeddings in the space of comparison; see `NetworkEncoder.map_targets`."""
         import torch
 
-        if embeddings.space != self.space:
-            raise DataError(
-                f"this encoder was trained on {self.space!r} and cannot map {embeddings.space!r}."
-            )
-        if self.model.image_projector is None:
+        from braindecode_vis.training.views import settle_views
+
+        bank = self.bank_space or self.space
+        if embeddings.space not in (bank, self.space):
+            raise DataError(f"this encoder was trained on {bank!r} and cannot map {embeddings.space!r}.")
+        if embeddings.space == bank:
+            embeddings = settle_views(embeddings, self.view_choice)
+        if not self.model.learns_space:
             return embeddings
         device = next(self.model.parameters()).device
-        mapped = np.empty((len(embeddings), self.model.image_projector.out_features), dtype=np.float32)
+        mapped = np.empty((len(embeddings), self.model.n_common), dtype=np.float32)
+        index = None
+        if subject is not None:
+            index = torch.from_numpy(self.signal.index_subjects([subject])).to(device)
         with torch.inference_mode():
             for start in range(0, len(embeddings), PREDICTED_TOGETHER):
                 chunk = slice(start, start + PREDICTED_TOGETHER)
-                rows = np.asarray(embeddings.vectors[chunk], dtype=np.float32)
+                rows = self._read_raw(embeddings, chunk, images)
                 flat = torch.from_numpy(rows.reshape(len(rows), -1)).to(device)
-                mapped[chunk] = self.model.encode_image(flat).cpu().numpy()
+                person = None if index is None else index.expand(len(rows))
+                mapped[chunk] = self.model.encode_image(flat, person).cpu().numpy()
         return Embeddings(mapped, embeddings.ids, self.comparison_space)
+
+    def _read_raw(self, embeddings: Embeddings, chunk: slice, images: ImageSource | None) -> np.ndarray:
+        """Return raw embeddings, those of a tuned network computed once per image and then remembered."""
+        if self.model.tower is None:
+            return np.asarray(embeddings.vectors[chunk], dtype=np.float32)
+        if images is None:
+            raise DataError(
+                "this encoder has tuned its image network and computes the embeddings of images anew; give it the "
+                "images (its attribute images) first."
+            )
+        if images is not self._tuned_from:
+            self._tuned, self._tuned_from = {}, images
+        ids = [str(i) for i in embeddings.ids[chunk]]
+        new = [i for i in dict.fromkeys(ids) if i not in self._tuned]
+        if new:
+            self._tuned.update(zip(new, self.model.tower.embed(images, new), strict=True))
+        return np.stack([self._tuned[i] for i in ids])
 
     def predict(
         self, responses: Responses, rows: np.ndarray, space: Literal["comparison", "target"], device: str
@@ -131,9 +170,8 @@ class NetworkFit:
         transform = self.transform.with_subjects_of(responses.data, names)
         place = find_device(device)
         self.model.to(place).eval()
-        in_targets = space == "target" or self.model.image_projector is None
-        projector = self.model.image_projector
-        shape = self.target_shape if in_targets or projector is None else (projector.out_features,)
+        in_targets = space == "target" or not self.model.learns_space
+        shape = self.target_shape if in_targets else (self.model.n_common,)
         vectors = np.empty((len(rows), int(np.prod(shape))), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(rows), PREDICTED_TOGETHER):
@@ -149,13 +187,13 @@ class NetworkFit:
         model = self.model
         if space == "target" and model.regression != "none":
             return model.encode_heads(data, subject)[1]
-        if space == "target" and model.image_projector is not None:
+        if space == "target" and model.learns_space:
             raise DataError(
                 "this encoder compares in a learned space and has no regression head, so it cannot predict the target "
                 "space; add an objective of kind mse."
             )
         output = model.encode_brain(data, subject)
-        return output if model.image_projector is not None else model.target_scale.undo(output)
+        return output if model.learns_space else model.target_scale.undo(output)
 
     def _check_subjects(self, names: np.ndarray, index: np.ndarray) -> None:
         unknown = sorted(set(names[index == self.signal.unknown_subject]))
@@ -184,9 +222,19 @@ def write_fit(
             "config": config.hashed_fields(), "seed": seed, "signal": fit.signal.as_json(), "space": fit.space,
             "target_shape": list(fit.target_shape), "comparison_space": fit.comparison_space,
             "takes_unknown": fit.takes_unknown, "batch_size": fit.batch_size, "messages": messages,
+            "bank_space": fit.bank_space, **_describe_image_side(fit),
             "held_out": list(fit.held_out), "held_out_by": fit.held_out_by, "history": fit.history,
         },
     )  # fmt: skip
+
+
+def _describe_image_side(fit: NetworkFit) -> dict[str, Any]:
+    """Return the weights of layers for a reader, and what is needed to build a tuned network without loading it."""
+    fusion, tower = fit.model.fusion, fit.model.tower
+    return {
+        "fusion": None if fusion is None else fusion.describe(fit.signal.subjects),
+        "adapted": None if tower is None else {name: list(shape) for name, shape in tower.shapes.items()},
+    }
 
 
 def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, int, list[str]]:
@@ -210,9 +258,11 @@ def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, in
     check_identity({"config": own}, {"config": was}, folder / RECORD)
     signal, shape = Signal.from_json(record["signal"]), tuple(record["target_shape"])
     n_targets, kind = int(np.prod(shape)), config.normalise_targets
-    image, text = (TargetScale(kind, torch.zeros(n_targets), torch.ones(n_targets)) for _ in range(2))
-    scales = (image, text if "text" in config.needs else None)
-    model = build_model(config, signal, n_targets, seed=record["seed"], scales=scales)
+    start = torch.zeros(n_targets), torch.ones(n_targets)
+    image = TargetScale(kind, *start, n_tokens=1 if config.fusion is None else shape[0])
+    scales = (image, TargetScale(kind, *start) if "text" in config.needs else None)
+    adapted = record["adapted"] and {name: (n[0], n[1]) for name, n in record["adapted"].items()}
+    model = build_model(config, signal, shape, seed=record["seed"], scales=scales, adapted=adapted)
     tensors = load_file(folder / WEIGHTS)
     load_weights(model, take(tensors, "model"), what=str(folder / WEIGHTS))
     transform = InputTransform.from_tensors(
@@ -221,6 +271,7 @@ def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, in
     )  # fmt: skip
     fit = NetworkFit(
         model.eval(), signal, transform, record["space"], shape, record["takes_unknown"], record["history"],
-        tuple(record["held_out"]), record["held_out_by"], record["batch_size"],
+        tuple(record["held_out"]), record["held_out_by"], record["batch_size"], record["bank_space"],
+        config.view_choice,
     )  # fmt: skip
     return fit, record["seed"], list(record["messages"])

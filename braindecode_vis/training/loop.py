@@ -126,6 +126,9 @@ class Trainer:
         self.n_updates = self.n_epoch_updates * epochs
         self.average = MovingAverage(model, settings.ema, warm_up=True) if settings.ema else None
         self.teacher = self._make_teacher()
+        if model.tower is not None:
+            feed.open_images(model.tower)
+        model.keeps_matches = feed.views is not None and feed.views.learns
         optimiser = make_optimiser(settings.optimiser, model, frozen_decay=frozen_decay)
         if settings.compile:
             model.network.compile()
@@ -142,10 +145,7 @@ class Trainer:
         if "teacher" not in self.model.needs:
             return None
         teacher = self.settings.teacher
-        size = self.feed.n_features
-        if self.model.image_projector is not None:
-            size = self.model.image_projector.out_features
-        return Teacher(self.model, decay=teacher.decay, queue=teacher.queue, n_features=size)
+        return Teacher(self.model, decay=teacher.decay, queue=teacher.queue, n_features=self.model.n_common)
 
     # --- the run ------------------------------------------------------------------------------------------
 
@@ -219,6 +219,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss, values = self._forward(job, blocks)
                 self._backward(loss / n_parts)
+            self._learn_views()
             self.pending.append((counters.epoch, job.update * 10_000 + job.part, loss.detach()))
             self.sums += torch.cat([loss.detach().reshape(1), values]).double()
             counters.n_sums += 1
@@ -227,6 +228,11 @@ class Trainer:
             self.average.follow(self.model, counters.update)
         if self.teacher is not None:
             self.teacher.follow(self.model, counters.update)
+
+    def _learn_views(self) -> None:
+        if self.model.matches is not None and self.feed.views is not None:
+            stimuli, similarities = (x.cpu().numpy() for x in self.model.matches)
+            self.feed.views.learn(stimuli, similarities)
 
     def _backward(self, loss: Tensor) -> None:
         # Without a gradient scaler accelerate adds nothing here but a search for packages at every call.
@@ -274,6 +280,7 @@ class Trainer:
             "seconds": round(seconds, 4),
             "trials_per_second": round(len(self.feed.train) / max(seconds, 1e-9), 1),
             **validate(self),
+            **describe_image_side(self.model, self.feed),
         }
         counters.history.append(record)
         keep_best(self, record)
@@ -310,6 +317,16 @@ class Trainer:
             scores = [f"{k.removeprefix('validation_')} {v:.3f}" for k, v in last.items() if "_top" in k]
             text += f", loss {last['loss']:.4g}" + "".join(f", held-out {s}" for s in scores)
         self.progress(counters.update, self.n_updates, text)
+
+
+def describe_image_side(model: BrainImageModel, feed: Feed) -> dict[str, Any]:
+    """Return what the image side has learnt so far: weights of layers, and how many images have which view."""
+    found: dict[str, Any] = {}
+    if model.fusion is not None:
+        found["layer_weights"] = model.fusion.describe(feed.signal.subjects)
+    if feed.views is not None and feed.views.learns:
+        found["view_counts"] = feed.views.count()
+    return found
 
 
 def _name_objectives(objectives: Any) -> list[str]:

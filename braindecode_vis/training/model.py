@@ -1,7 +1,8 @@
 """The module that is trained: a network, projectors of both sides, a regression head, and the objectives.
 
 Owns how an `Outputs` is made from a batch. Knows nothing of epochs, optimisers or files. The image side is frozen
-embeddings, scaled by training statistics and, where asked for, projected; text goes through the same projector.
+embeddings, or those of a network that is tuned, scaled by training statistics and, where asked for, fused over layers
+and projected; text goes through the same projector.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.training.fusion import LayerFusion
 from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
+from braindecode_vis.training.lora import AdaptedTower
 from braindecode_vis.training.outputs import Outputs
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
@@ -38,6 +41,12 @@ class Batch:
         The pre-stimulus part of the trials.
     text : tensor of shape (n, d_raw)
     image_views : tensor of shape (n_views, n, d_raw)
+    images : uint8 tensor of shape (n_images, side, side, 3)
+        Each image of the batch once, for a network that is tuned.
+    image_rows : integer tensor of shape (n,)
+        Row of each trial's image in `images`.
+    tuned : tensor of shape (n, d_raw)
+        Embeddings by that network where they are known already.
     clusters : integer tensor of shape (n,)
     teacher : mapping
         `teacher_brain`, `teacher_image`, `queue_brain`, `queue_image` of `Outputs`.
@@ -56,6 +65,9 @@ class Batch:
     background: Tensor | None = None
     text: Tensor | None = None
     image_views: Tensor | None = None
+    images: Tensor | None = None
+    image_rows: Tensor | None = None
+    tuned: Tensor | None = None
     clusters: Tensor | None = None
     teacher: dict[str, Tensor] | None = None
     mix_partner: Tensor | None = None
@@ -72,14 +84,16 @@ class TargetScale(nn.Module):
         ``none``, ``l2``, ``centre`` or ``zscore``.
     centre, spread : tensors of shape (d,)
         Statistics of the training images.
+    n_tokens
+        Parts of a target that are brought to length one each, by ``l2``.
     """
 
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, kind: str, centre: Tensor, spread: Tensor) -> None:
+    def __init__(self, kind: str, centre: Tensor, spread: Tensor, *, n_tokens: int = 1) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.n_tokens = kind, n_tokens
         if kind in ("centre", "zscore"):
             self.register_buffer("centre", centre)
         if kind == "zscore":
@@ -88,7 +102,8 @@ class TargetScale(nn.Module):
     def forward(self, targets: Tensor) -> Tensor:
         """Return scaled targets of the same shape (..., d)."""
         if self.kind == "l2":
-            return functional.normalize(targets, dim=-1)
+            tokens = targets.unflatten(-1, (self.n_tokens, -1))
+            return functional.normalize(tokens, dim=-1).flatten(-2)
         if self.kind in ("centre", "zscore"):
             targets = targets - self.centre
         return targets / self.spread if self.kind == "zscore" else targets
@@ -101,7 +116,7 @@ class TargetScale(nn.Module):
 
 
 class BrainImageModel(nn.Module):
-    """Network, projectors, regression head, target scaling and objectives.
+    """Network, image side, regression head, target scaling and objectives.
 
     Parameters
     ----------
@@ -118,6 +133,17 @@ class BrainImageModel(nn.Module):
         Scaling of image and text embeddings.
     objectives
         Built objectives, whose ``config`` has ``weight``, ``needs`` and ``is_active``.
+    n_common
+        Features of the space of comparison.
+    fusion
+        Weighted sum of the layers of a target.
+    tower
+        The image network that is tuned.
+
+    Attributes
+    ----------
+    matches : pair of tensors or None
+        Image and cosine of each trial of the last batch; kept if `keeps_matches` is set.
     """
 
     network: Any  # a module whose optional methods only some networks have
@@ -126,6 +152,8 @@ class BrainImageModel(nn.Module):
     image_projector: nn.Linear | None
     target_scale: TargetScale
     text_scale: TargetScale | None
+    fusion: LayerFusion | None
+    tower: AdaptedTower | None
 
     def __init__(
         self,
@@ -138,9 +166,15 @@ class BrainImageModel(nn.Module):
         target_scale: TargetScale,
         text_scale: TargetScale | None,
         objectives: Sequence[Any],
+        n_common: int,
+        fusion: LayerFusion | None = None,
+        tower: AdaptedTower | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.n_common = network, n_common
+        self.fusion, self.tower = fusion, tower
+        self.keeps_matches = False
+        self.matches: tuple[Tensor, Tensor] | None = None
         self.brain_projector, self.image_projector = brain_projector, image_projector
         self.regression, self.regression_head = regression, regression_head
         self.target_scale, self.text_scale = target_scale, text_scale
@@ -152,14 +186,38 @@ class BrainImageModel(nn.Module):
                 "encoder.network.kind or leave that objective out."
             )
 
+    @property
+    def learns_space(self) -> bool:
+        """Whether the space of comparison is another one than that of the targets."""
+        return any(part is not None for part in (self.image_projector, self.fusion, self.tower))
+
+    @property
+    def has_subject_galleries(self) -> bool:
+        """Whether an image has another vector for each subject."""
+        return self.fusion is not None and self.fusion.per_subject
+
     def encode_brain(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the brain side of the comparison, shape (n, d)."""
         return self._project(self.network(data, subject))
 
-    def encode_image(self, targets: Tensor) -> Tensor:
-        """Return the image side of the comparison, shape (..., d), for raw target embeddings of shape (..., d_raw)."""
+    def encode_image(self, targets: Tensor, subject: Tensor | None = None) -> Tensor:
+        """Return the image side of the comparison, shape (..., n, d), for raw embeddings of shape (..., n, d_raw).
+
+        `subject` of shape (n,) matters where subjects have weights of their own; None is an unknown one.
+        """
         scaled = self.target_scale(targets)
+        if self.fusion is not None:
+            scaled = self.fusion(scaled, subject)
         return scaled if self.image_projector is None else self.image_projector(scaled)
+
+    def embed_images(self, batch: Batch) -> Tensor:
+        """Return the raw embedding of each trial's image, shape (n, d_raw), by the tuned network if there is one."""
+        if self.tower is None:
+            return batch.target
+        if batch.tuned is not None:
+            return batch.tuned
+        assert batch.images is not None
+        return self.tower(batch.images)[batch.image_rows]
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Return text embeddings on the image side, shape (n, d)."""
@@ -193,9 +251,8 @@ class BrainImageModel(nn.Module):
         """
         needs = self.needs & PLAIN_NEEDS if plain else self.needs
         brain, regression = self.encode_heads(batch.data, batch.subject)
-        outputs = Outputs(
-            brain, self.encode_image(batch.target), batch.stimuli, batch.concepts, progress=batch.progress
-        )
+        image = self.encode_image(self.embed_images(batch), batch.subject)
+        outputs = Outputs(brain, image, batch.stimuli, batch.concepts, progress=batch.progress)
         if "regression" in needs:
             outputs.regression, outputs.raw_target = regression, batch.target
         if "text" in needs and batch.text is not None:
@@ -205,7 +262,7 @@ class BrainImageModel(nn.Module):
         if "brain_views" in needs and batch.views is not None:
             outputs.brain_views = torch.stack([self.encode_brain(v, batch.subject) for v in batch.views])
         if "image_views" in needs and batch.image_views is not None:
-            outputs.image_views = self.encode_image(batch.image_views)
+            outputs.image_views = self.encode_image(batch.image_views, batch.subject)
         if "brain_tokens" in needs:
             outputs.brain_tokens = self._project(self.network.forward_tokens(batch.data, batch.subject))
         if "background" in needs and batch.background is not None:
@@ -220,6 +277,9 @@ class BrainImageModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of the batch of all processes, and the value of each objective, (n_objectives,)."""
         outputs = gather_outputs(self.make_outputs(batch))
+        if self.keeps_matches:
+            cosine = functional.cosine_similarity(outputs.brain.detach(), outputs.image.detach(), dim=-1)
+            self.matches = outputs.stimuli, cosine.float()
         values = [objective(outputs) for objective in self.objectives]
         return self._sum(values, self.objectives), torch.stack([v.detach().float() for v in values])
 

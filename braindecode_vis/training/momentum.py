@@ -99,7 +99,8 @@ class Teacher:
             The trials that the teacher sees.
         """
         brain = self.average.model.encode_brain(plain, batch.subject).float()
-        image = self.average.model.encode_image(batch.target).float()
+        images = self.average.model.embed_images(batch)
+        image = self.average.model.encode_image(images, batch.subject).float()
         queue_brain, queue_image = self.queue.get()
         self.queue.add(gather_rows(brain), gather_rows(image))
         return {

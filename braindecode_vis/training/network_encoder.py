@@ -3,17 +3,16 @@
 Owns what happens before and after the loop: who is held out, which statistics are learnt, in which space predictions
 live, adaptation to a new subject, and the files of a fitted encoder.
 
-Spaces. Without a projector of the image side, `predict` gives vectors in the space of the targets. With one, brain and
-images are compared in a learned space of its own, named after its weights: `predict` gives vectors there,
-`map_targets` brings image embeddings there, and `predict_targets` gives the regression head's prediction in the space
-of the targets, for a prior or a generator.
+Spaces. Where nothing is learnt on the image side, `predict` gives vectors in the space of the targets. With a
+projector, a fusion of layers or a tuned image network, brain and images are compared in a learned space of its own,
+named after its weights: `predict` gives vectors there, `map_targets` brings image embeddings there, and
+`predict_targets` gives the regression head's prediction in the space of the targets, for a prior or a generator. With
+`view_choice` the space of the targets has the one vector per image that stands for its views.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,14 +25,20 @@ from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
+from braindecode_vis.training.preparation import (
+    check_rows,
+    choose_batch_size,
+    identify_training,
+    keep_subjects,
+    take_rows,
+)
 from braindecode_vis.training.validation import hold_out as choose_held_out
 
 if TYPE_CHECKING:
     from braindecode_vis.training.encoder import NetworkEncoderConfig
     from braindecode_vis.training.feed import Extras
+    from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
-
-LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
 
 
 class NetworkEncoder:
@@ -58,6 +63,9 @@ class NetworkEncoder:
         Text embedding of each training image, for objectives that need it; rows by stimulus id.
     image_views : sequence of Embeddings
         Embeddings of other views of the training images, likewise.
+    images : StimulusSet, callable or None
+        The images, for a network that is tuned; set it before `fit` and `map_targets`. A callable takes stimulus ids
+        and returns uint8 arrays of shape (height, width, 3).
     clusters : dict or None
         Cluster of each training image from an earlier stage; k-means of the targets without it.
     label_free_subjects : tuple of str
@@ -74,6 +82,7 @@ class NetworkEncoder:
         self.progress: Callable[[int, int, str], None] | None = None
         self.text_targets: Embeddings | None = None
         self.image_views: Sequence[Embeddings] = ()
+        self.images: ImageSource | None = None
         self.clusters: dict[str, int] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
@@ -99,7 +108,7 @@ class NetworkEncoder:
         return self._fit_rows(responses, targets, np.arange(responses.n_trials))
 
     def _fit_rows(self, responses: Responses, targets: Embeddings, rows: np.ndarray) -> NetworkEncoder:
-        _check_rows(responses, targets)
+        check_rows(responses, targets)
         train, held, by = self.hold_out(responses, rows)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         signal = keep_subjects(describe_signal(responses), set(names[rows]))
@@ -118,7 +127,7 @@ class NetworkEncoder:
     def hold_out(self, responses: Responses, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Return rows to learn from, rows held out, and what is held out whole."""
         from braindecode_vis.training.batches import check_enough_images
-        from braindecode_vis.training.feed import code_trials
+        from braindecode_vis.training.codes import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         selection = self.config.selection
@@ -137,19 +146,25 @@ class NetworkEncoder:
     def build_model(self, signal: Signal, targets: Embeddings, train: np.ndarray) -> BrainImageModel:
         """Return the untrained model, its target statistics from the images of the training rows."""
         from braindecode_vis.training.assembly import build_model, make_scales
+        from braindecode_vis.training.views import settle_views
 
+        if self.config.image_tower is not None:
+            from braindecode_vis.training.lora import check_same_target
+
+            check_same_target(self.config.image_tower, targets.space)
         ids = targets.ids[train]
         first = train[np.unique(ids.astype(str), return_index=True)[1]]
         first.sort()
-        n_targets = int(np.prod(targets.vectors.shape[1:]))
         text = None
         if "text" in self.config.needs and self.text_targets is not None:
             text = self.text_targets.select(list(targets.ids[first])).flat()
         needed = self.config.normalise_targets in ("centre", "zscore")
-        vectors = targets.vectors[first if needed else first[:1]]
-        flat = np.asarray(vectors, dtype=np.float32).reshape(len(vectors), n_targets)
-        scales = make_scales(self.config.normalise_targets, flat, text)
-        return build_model(self.config, signal, n_targets, seed=self.seed, scales=scales)
+        rows = first if needed else first[:1]
+        settled = settle_views(take_rows(targets, rows), self.config.view_choice)
+        shape = settled.vectors.shape[1:]
+        n_tokens = shape[0] if self.config.fusion is not None and len(shape) == 2 else 1
+        scales = make_scales(self.config.normalise_targets, settled.flat(), text, n_tokens=n_tokens)
+        return build_model(self.config, signal, shape, seed=self.seed, scales=scales)
 
     def train(
         self,
@@ -189,7 +204,9 @@ class NetworkEncoder:
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.gathering import count_processes
         from braindecode_vis.training.loop import Trainer
+        from braindecode_vis.training.views import settle_views
 
+        settled = settle_views(take_rows(targets, np.arange(1)), self.config.view_choice)
         train, held, by = rows
         accelerator = open_accelerator(self.config.device, self.config.precision)
         feed = Feed(
@@ -197,7 +214,10 @@ class NetworkEncoder:
             settings=self.config, needs=self.config.needs, extras=self._collect_extras(),
             device=accelerator.device, seed=derive_seed(self.seed, "training"),
         )  # fmt: skip
-        identity = {**self._identify(responses, targets, train, signal), **(identity or {})}
+        identity = {
+            **identify_training(self.config, self.seed, responses, targets, train, signal),
+            **(identity or {}),
+        }
         automatic = self.config.batch_size == "auto"
         size = choose_batch_size(len(feed.train)) if automatic else int(self.config.batch_size)
         found = read_checkpoint(self.workspace) if self.workspace is not None and automatic else None
@@ -228,8 +248,9 @@ class NetworkEncoder:
             if self.workspace is not None:
                 (self.workspace / CHECKPOINT).unlink(missing_ok=True)
         self.fitted = NetworkFit(
-            model, signal, transform, targets.space, tuple(targets.vectors.shape[1:]), takes, history,
-            tuple(sorted({str(i) for i in responses.stimulus_ids[held]})), by, size,
+            model, signal, transform, settled.space, tuple(settled.vectors.shape[1:]), takes, history,
+            tuple(sorted({str(i) for i in responses.stimulus_ids[held]})), by, size, targets.space,
+            self.config.view_choice,
         )  # fmt: skip
 
     def _tell(self, message: str) -> None:
@@ -240,29 +261,7 @@ class NetworkEncoder:
     def _collect_extras(self) -> Extras:
         from braindecode_vis.training.feed import Extras
 
-        return Extras(self.text_targets, tuple(self.image_views), self.clusters)
-
-    def _identify(
-        self, responses: Responses, targets: Embeddings, train: np.ndarray, signal: Signal
-    ) -> dict[str, Any]:
-        """Return what a checkpoint must agree with."""
-        fields = self.config.hashed_fields()
-        columns = responses.trials.iloc[train][["subject", "stimulus_id", "repetition"]].astype(str)
-        ends = train[[0, -1]]
-        digest = hashlib.sha256("\n".join(columns.agg("/".join, axis=1)).encode())
-        for array in (responses.data, targets.vectors):
-            digest.update(np.ascontiguousarray(array[ends], dtype=np.float32).tobytes())
-        signal_fields = {
-            k: v for k, v in signal.as_json().items() if k in ("dims", "shape", "subjects", "n_voxels")
-        }
-        return {
-            "network": fields.pop("network"),
-            "config": fields,
-            "signal": signal_fields,
-            "target": {"space": targets.space, "shape": list(targets.vectors.shape[1:])},
-            "data": digest.hexdigest()[:16],
-            "seed": self.seed,
-        }
+        return Extras(self.text_targets, tuple(self.image_views), self.clusters, self.images)
 
     def adapt(
         self,
@@ -297,7 +296,7 @@ class NetworkEncoder:
         """
         from braindecode_vis.training.adaptation import adapt_encoder
 
-        _check_rows(responses, targets)
+        check_rows(responses, targets)
         return adapt_encoder(self, responses, targets, trainable=trainable, epochs=epochs, lr_scale=lr_scale)
 
     def copy_for(self, seed: int, workspace: Path | None = None) -> NetworkEncoder:
@@ -305,7 +304,7 @@ class NetworkEncoder:
         other = NetworkEncoder(self.config, seed=seed)
         other.workspace = workspace or self.workspace
         other.progress, other.text_targets = self.progress, self.text_targets
-        other.image_views, other.clusters = self.image_views, self.clusters
+        other.image_views, other.clusters, other.images = self.image_views, self.clusters, self.images
         return other
 
     # --- prediction ---------------------------------------------------------------------------------------
@@ -330,9 +329,54 @@ class NetworkEncoder:
         """
         return self._predict_rows(responses, np.arange(responses.n_trials), "target")
 
-    def map_targets(self, embeddings: Embeddings) -> Embeddings:
-        """Return image embeddings of the target space in the space of comparison, as they are without a projector."""
-        return self.require_fit().map_targets(embeddings)
+    def map_targets(self, embeddings: Embeddings, subject: str | None = None) -> Embeddings:
+        """Return image embeddings in the space of comparison, as they are if that is the space of the targets.
+
+        Parameters
+        ----------
+        embeddings
+            In the space of the targets that were given to `fit`. A tuned image network computes them anew from `images`
+            and looks at their ids only.
+        subject
+            Whose gallery it is, where `has_subject_galleries`: only predictions of this subject may be searched in it.
+            None and unknown subjects take the mean weights.
+
+        Raises
+        ------
+        DataError
+            If the embeddings are of another space, or a tuned image network has no images.
+        """
+        return self.require_fit().map_targets(embeddings, subject, self.images)
+
+    def settle_targets(self, embeddings: Embeddings) -> Embeddings:
+        """Return image embeddings in the space of `predict_targets`: the one vector that stands for the views of each.
+
+        Without `view_choice` they are that already.
+        """
+        from braindecode_vis.training.views import settle_views
+
+        fit = self.require_fit()
+        return settle_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings
+
+    @property
+    def has_subject_galleries(self) -> bool:
+        """Whether each subject's predictions must be searched in a gallery of its own; see `map_targets`."""
+        return self.require_fit().model.has_subject_galleries
+
+    def describe_fusion(self) -> dict[str, list[float]]:
+        """Return the learned weight of each layer: under ``all``, or by subject with their mean under ``unknown``.
+
+        Raises
+        ------
+        DataError
+            If the encoder has no fusion.
+        """
+        fit = self.require_fit()
+        if fit.model.fusion is None:
+            raise DataError(
+                "this encoder was trained without encoder.fusion, so it has no weights of layers."
+            )
+        return fit.model.fusion.describe(fit.signal.subjects)
 
     @property
     def comparison_space(self) -> str:
@@ -365,7 +409,7 @@ class NetworkEncoder:
         if self.config.out_of_fold is None:
             rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
             return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
-        from braindecode_vis.training.feed import code_trials
+        from braindecode_vis.training.codes import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         n_folds = self.config.out_of_fold
@@ -406,27 +450,3 @@ class NetworkEncoder:
         encoder = cls(config, seed=seed, fitted=fitted)
         encoder.messages = messages
         return encoder
-
-
-def choose_batch_size(n_units: int) -> int:
-    """Return an eighth of the training set as a power of two, from 16 to 1024.
-
-    Examples
-    --------
-    >>> choose_batch_size(16540), choose_batch_size(1000), choose_batch_size(20)
-    (1024, 64, 16)
-    """
-    eighth = 1 << max(0, (n_units // 8).bit_length() - 1)
-    return min(LARGEST_AUTO, max(SMALLEST_AUTO, eighth))
-
-
-def keep_subjects(signal: Signal, names: set[str]) -> Signal:
-    """Return the signal with these of its subjects."""
-    kept = [i for i, name in enumerate(signal.subjects) if name in names]
-    voxels = tuple(signal.n_voxels[i] for i in kept) if signal.n_voxels else ()
-    return replace(signal, subjects=tuple(signal.subjects[i] for i in kept), n_voxels=voxels)
-
-
-def _check_rows(responses: Responses, targets: Embeddings) -> None:
-    if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
-        raise DataError("a network needs one target per trial, in the order of the trials.")

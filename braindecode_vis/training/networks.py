@@ -10,6 +10,7 @@ from braindecode_vis.encoders.atm import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.braindecode_models import BraindecodeConfig
 from braindecode_vis.encoders.compact import DeepNetConfig, EEGNetConfig, ShallowNetConfig
 from braindecode_vis.encoders.eegproject import EEGProjectConfig
+from braindecode_vis.encoders.latent_decoder import LatentDecoderConfig
 from braindecode_vis.encoders.parcels import ParcelsConfig
 from braindecode_vis.encoders.residual_mlp import ResidualMlpConfig
 from braindecode_vis.encoders.shared_space import SharedSpaceConfig
@@ -34,6 +35,7 @@ NetworkConfig = Annotated[
     | BraindecodeConfig
     | ResidualMlpConfig
     | SharedSpaceConfig
-    | ParcelsConfig,
+    | ParcelsConfig
+    | LatentDecoderConfig,
     Field(discriminator="kind"),
 ]

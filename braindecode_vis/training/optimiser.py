@@ -117,7 +117,8 @@ def make_optimiser(
     config
         The settings.
     model
-        A `BrainImageModel`: `network`, and `objectives` whose parameters are not decayed.
+        A `BrainImageModel`: `network`, `fusion` and `tower` with groups of their own, and `objectives` whose parameters
+        are not decayed.
     frozen_decay
         Take no weight decay anywhere, for tables of which a batch moves a few rows only.
 
@@ -132,6 +133,10 @@ def make_optimiser(
     own = getattr(model.network, "parameter_groups", None)
     for group in own() if own is not None else []:
         groups.append(_read_group(config, group))
+    for part in (getattr(model, "fusion", None), getattr(model, "tower", None)):
+        groups += (
+            [_read_group(config, group) for group in part.parameter_groups()] if part is not None else []
+        )
     taken = {id(p) for group in groups for p in group["params"]}
     temperatures = {id(p): p for p in model.objectives.parameters()}
     rest = [p for p in model.parameters() if id(p) not in taken and id(p) not in temperatures]

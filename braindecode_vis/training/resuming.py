@@ -45,6 +45,8 @@ def write_training(trainer: Trainer) -> None:
         checkpoints.put(tensors, "teacher", trainer.teacher.average.model.state_dict())
         tensors["queue.rows"] = trainer.teacher.queue.rows
         state["queue"] = [trainer.teacher.queue.next, trainer.teacher.queue.count]
+    if trainer.feed.views is not None:
+        checkpoints.put(tensors, "views", trainer.feed.views.as_tensors())
     checkpoints.write_checkpoint(trainer.workspace, tensors, state)
     trainer.last_checkpoint = time.monotonic()
 
@@ -69,6 +71,8 @@ def resume_training(trainer: Trainer) -> None:
         trainer.teacher.average.model.load_state_dict(checkpoints.take(tensors, "teacher"))
         trainer.teacher.queue.rows.copy_(tensors["queue.rows"])
         trainer.teacher.queue.next, trainer.teacher.queue.count = state["queue"]
+    if trainer.feed.views is not None:
+        trainer.feed.views.load_tensors(checkpoints.take(tensors, "views"))
     if trainer.accelerator.scaler is not None and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.counters = type(trainer.counters)(**state["counters"])

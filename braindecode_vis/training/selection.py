@@ -12,7 +12,7 @@ import torch
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.training.batches import Units
-from braindecode_vis.training.model import Batch
+from braindecode_vis.training.model import Batch, BrainImageModel
 from braindecode_vis.training.validation import compute_top_k, name_top_k
 
 if TYPE_CHECKING:
@@ -26,16 +26,18 @@ def validate(trainer: Trainer) -> dict[str, Any]:
         return {}
     model = trainer.average.model if trainer.average is not None else trainer.model
     model.eval()
-    brain, losses, sizes = [], [], []
-    images: dict[int, np.ndarray] = {}
+    brain, subjects, losses, sizes = [], [], [], []
+    images: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for start in range(0, len(feed.held), trainer.batch_size):
             batch = _load_plain(
                 trainer, feed.held, np.arange(start, min(start + trainer.batch_size, len(feed.held)))
             )
             brain.append(model.encode_brain(batch.data, batch.subject).float().cpu().numpy())
-            for stimulus, image in zip(batch.stimuli.tolist(), model.encode_image(batch.target), strict=True):
-                images.setdefault(stimulus, image.float().cpu().numpy())
+            subjects.append(batch.subject)
+            batch.tuned = model.embed_images(batch)
+            for stimulus, image in zip(batch.stimuli.tolist(), batch.tuned, strict=True):
+                images.setdefault(stimulus, image)
             if len(torch.unique(batch.stimuli)) > 1 and len(torch.unique(batch.concepts)) > 1:
                 loss = model.compute_plain_loss(batch)
                 if loss is not None:
@@ -44,11 +46,36 @@ def validate(trainer: Trainer) -> dict[str, Any]:
     gallery = sorted(images)
     name, k = name_top_k(len(gallery))
     truth = np.searchsorted(gallery, feed.held.stimuli)
-    score = compute_top_k(np.concatenate(brain), np.stack([images[i] for i in gallery]), truth, k)
+    raw = torch.stack([images[i] for i in gallery])
+    score = _score_held_out(model, np.concatenate(brain), torch.cat(subjects), raw, truth, k)
     found = {f"validation_{name}": score, "n_validation_images": len(gallery)}
     if losses:
         found["validation_loss"] = float(np.average(losses, weights=sizes))
     return _agree(trainer, found)
+
+
+def _score_held_out(
+    model: BrainImageModel,
+    brain: np.ndarray,
+    subjects: torch.Tensor,
+    raw: torch.Tensor,
+    truth: np.ndarray,
+    k: int,
+) -> float:
+    """Return the accuracy over all trials, each searched in the gallery of its own subject where there are several."""
+
+    def encode(subject: torch.Tensor | None) -> np.ndarray:
+        with torch.no_grad():
+            return model.encode_image(raw, subject).float().cpu().numpy()
+
+    if not model.has_subject_galleries:
+        return compute_top_k(brain, encode(None), truth, k)
+    found, numbers = 0.0, subjects.cpu().numpy()
+    for number in np.unique(numbers):
+        own = numbers == number
+        gallery = encode(subjects.new_full((len(raw),), int(number)))
+        found += float(own.mean()) * compute_top_k(brain[own], gallery, truth[own], k)
+    return found
 
 
 def _load_plain(trainer: Trainer, units: Units, rows: np.ndarray) -> Batch:

@@ -1,0 +1,132 @@
+"""What the embedded generator reaches on concepts that it never saw, from true and from decoded embeddings.
+
+Run with ``python benchmarks/generator.py [--weights FILE] [--concepts validation|demo] [--decoded FOLDER]``. Concepts 0
+to 39 of seed 0 are the test concepts of the demo: look at them once, at the end. Concepts 40 to 79 are for choices.
+Neither they nor any other concept of their combination of shape and colour are in the training images. FOLDER holds
+embeddings predicted from a brain (``ids.json`` and ``vectors.npy``), for example ``fold00`` of the stage ``retrieve``
+(test concepts) or ``out_of_fold`` of the stage ``train`` of a demo run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.datasets.phantom_stimuli import make_concepts, render_batch
+from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
+from braindecode_vis.generators.latent_diffusion import (
+    LatentDiffusionConfig,
+    LatentDiffusionGenerator,
+    load_model,
+)
+from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
+from braindecode_vis.stimuli import resize_image
+from braindecode_vis.store import read_embeddings
+
+FIRST = {"demo": 0, "validation": 40}
+N = 40
+SIDE = 112  # pixels, of the pictures of the demo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--concepts", choices=FIRST, default="validation")
+    parser.add_argument("--decoded", type=Path)
+    parser.add_argument("--exemplar", type=int, default=0)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--sampler", default="dpm-solver++")
+    parser.add_argument("--condition-noise", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grid", type=Path, help="writes a PNG: seen, autoencoder, oracle, decoded")
+    arguments = parser.parse_args()
+
+    encoder = EfficientNetConfig().build()
+    rows = np.arange(FIRST[arguments.concepts], FIRST[arguments.concepts] + N)
+    names = make_concepts(int(rows[-1]) + 1, seed=0)["concept"].iloc[rows].tolist()
+    seen = render_batch(rows, np.full(N, arguments.exemplar), size=SIDE, seed=0)
+    truth = Embeddings(encoder.encode(seen), names, encoder.space)
+    shown = {"seen": seen}
+
+    for guidance in arguments.guidance:
+        config = LatentDiffusionConfig(
+            weights=arguments.weights,
+            guidance=guidance,
+            steps=arguments.steps,
+            sampler=arguments.sampler,
+            condition_noise=arguments.condition_noise,
+        )
+        generator = LatentDiffusionGenerator(config)
+        if "autoencoder" not in shown:
+            shown["autoencoder"] = pass_through_autoencoder(generator, seen)
+            print_scores("autoencoder", shown["autoencoder"], truth, encoder)
+        print(f"guidance {guidance:g}, {arguments.sampler}, {arguments.steps} steps")
+        generator.generate(Embeddings(truth.vectors[:1], names[:1], truth.space), seed=arguments.seed)
+        begun = time.perf_counter()
+        shown["oracle"] = enlarge(generator.generate(truth, seed=arguments.seed))
+        print(f"sampling {N} images: {time.perf_counter() - begun:.1f} s")
+        print_scores("oracle", shown["oracle"], truth, encoder)
+        if arguments.decoded is not None:
+            decoded = pick_decoded(read_embeddings(arguments.decoded), names, arguments.exemplar)
+            shown["decoded"] = enlarge(generator.generate(decoded, seed=arguments.seed))
+            print_scores("decoded", shown["decoded"], truth, encoder)
+            order = np.roll(np.arange(N), 7)
+            print_scores("shuffled", shown["decoded"][order], truth, encoder)
+    if arguments.grid is not None:
+        write_grid(arguments.grid, list(shown.values()))
+
+
+def pass_through_autoencoder(generator: LatentDiffusionGenerator, seen: np.ndarray) -> np.ndarray:
+    """Return the images encoded and decoded: the most that the denoiser could reach."""
+    import torch
+
+    from braindecode_vis.generators.autoencoder import scale_images, unscale_images
+
+    model = load_model(generator.path, "cpu")
+    side = generator.header.image_size
+    small = np.stack([resize_image(image, side, side) for image in seen])
+    with torch.inference_mode():
+        latents = model.autoencoder.encode(scale_images(torch.from_numpy(small)))
+        return enlarge(unscale_images(model.autoencoder.decode(latents)).numpy())
+
+
+def pick_decoded(predicted: Embeddings, names: list[str], exemplar: int) -> Embeddings:
+    """Return the mean prediction of one exemplar of each concept."""
+    wanted = [f"{name}_{exemplar + 1:02d}" for name in names]
+    ids = np.array([str(i)[:-1] for i in predicted.ids])
+    vectors = np.stack([predicted.vectors[ids == one].mean(axis=0) for one in wanted])
+    return Embeddings(vectors, names, predicted.space)
+
+
+def enlarge(images: np.ndarray) -> np.ndarray:
+    """Return images at the size of the demo's pictures, as the pipeline compares them."""
+    return np.stack([resize_image(image, SIDE, SIDE) for image in images])
+
+
+def print_scores(name: str, images: np.ndarray, truth: Embeddings, encoder: EfficientNetEncoder) -> None:
+    made = encoder.encode(images)
+    two_way = two_way_identification(truth.vectors, made)
+    rng = np.random.default_rng(0)
+    means = two_way[rng.integers(0, N, (2000, N))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    many = n_way_identification(truth.vectors, made, N).mean()
+    print(f"{name:>12}: two-way {two_way.mean():.3f} [{low:.3f}, {high:.3f}], {N}-way {many:.3f}", flush=True)
+
+
+def write_grid(path: Path, stacks: list[np.ndarray], per_row: int = 10) -> None:
+    """Write images of several stacks below each other, `per_row` items a band."""
+    bands = []
+    for start in range(0, N, per_row):
+        bands += [np.concatenate(list(stack[start : start + per_row]), axis=1) for stack in stacks]
+        bands.append(np.full((6, SIDE * per_row, 3), 255, np.uint8))
+    Image.fromarray(np.concatenate(bands)).save(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""One retrieval metric of many decodings of the same test trials, with intervals, chance and a common null.
+
+Owns what every analysis by retrieval shares: fitting on changed trials fold by fold, the metric of each test trial, and
+a null that permutes which image belongs to which prediction. All decodings of one analysis see the same permutations,
+so that curves and matrices can be tested as a whole. Fits nothing itself: encoders come from the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.analysis.study import Change, Study, rank_trials
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.score import compute_chance
+from braindecode_vis.metrics.uncertainty import (
+    PairedDifference,
+    bootstrap_interval,
+    make_rank_table,
+    make_top_k_table,
+    paired_difference,
+)
+from braindecode_vis.retrieval import (
+    Retrieval,
+    compute_k_way_hits,
+    compute_similarity,
+    compute_top_k_hits,
+)
+from braindecode_vis.seeds import make_generator
+
+Metric = Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")]
+LARGEST_GALLERY = 2000  # images whose labels are permuted; the tables of more would not fit
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class FoldValues:
+    """One metric of the test trials of one fold.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows,)
+        Of each test trial.
+    ids, subjects : arrays of shape (n_rows,)
+        Image and subject of each.
+    chance
+        Level without information.
+    table_sum
+        Sum of the values by the table that is permuted.
+    null : array of shape (n_permutations,) or None
+        The same sum under each permutation of the images.
+    """
+
+    values: np.ndarray
+    ids: np.ndarray
+    subjects: np.ndarray
+    chance: float
+    table_sum: float
+    null: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of all test trials under one condition.
+
+    Parameters
+    ----------
+    values, ids, subjects : arrays of shape (n_rows,)
+        As in `FoldValues`, over all folds.
+    chance
+        Level without information.
+    observed
+        Mean that the null is compared with.
+    null : array of shape (n_permutations,) or None
+        Means under permuted images; None where they were not asked for or the gallery is too large.
+    """
+
+    values: np.ndarray
+    ids: np.ndarray
+    subjects: np.ndarray
+    chance: float
+    observed: float
+    null: np.ndarray | None
+
+    @property
+    def value(self) -> float:
+        """Mean over trials; with several subjects, the mean of their means."""
+        return float(pd.Series(self.values).groupby(self.subjects.astype(str)).mean().mean())
+
+    @property
+    def p_value(self) -> float | None:
+        """One-sided, from the permuted images."""
+        if self.null is None:
+            return None
+        slack = 1e-12 * max(1.0, abs(self.observed))
+        return float((1 + (self.null >= self.observed - slack).sum()) / (1 + len(self.null)))
+
+    def as_row(self, study: Study) -> dict[str, Any]:
+        """Return `value`, `ci_low`, `ci_high`, `chance`, `n` and `p_value`; bootstrap over subjects, then images."""
+        low, high = compute_interval(study, self.values, self.ids, self.subjects)
+        return {
+            "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
+            "p_value": self.p_value,
+        }  # fmt: skip
+
+    def compare(self, study: Study, other: np.ndarray) -> PairedDifference | None:
+        """Return the paired difference to other values of the same rows; None for a single image."""
+        several = len(set(self.subjects.tolist())) > 1
+        if not several and len(set(self.ids.tolist())) < 2:
+            return None
+        return paired_difference(
+            self.values, other, clusters=self.ids, subjects=self.subjects if several else None,
+            n_boot=study.n_bootstrap, seed=study.seed,
+        )  # fmt: skip
+
+
+def compute_interval(
+    study: Study, values: np.ndarray, ids: np.ndarray, subjects: np.ndarray
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean, over subjects first where there are several; NaN for a single image."""
+    several = len(set(subjects.tolist())) > 1
+    if not several and len(set(ids.tolist())) < 2:
+        return float("nan"), float("nan")
+    interval = bootstrap_interval(
+        values,
+        clusters=ids,
+        subjects=subjects if several else None,
+        n_boot=study.n_bootstrap,
+        seed=study.seed,
+    )
+    return interval.low, interval.high
+
+
+class Meter:
+    """Measures one metric under permutations of the images that all decodings share.
+
+    Parameters
+    ----------
+    study
+        Trials, number of permutations and seed.
+    metric
+        ``two_way``, ``<k>_way`` or ``top<k>``.
+    """
+
+    def __init__(self, study: Study, metric: str) -> None:
+        self.study, self.metric = study, "2_way" if metric == "two_way" else metric
+        self._shuffles: dict[tuple[str, ...], np.ndarray] = {}
+
+    def measure_fold(self, number: int, test: Responses, encoder: Any, *, permute: bool = True) -> FoldValues:
+        """Predict the test trials of a fold, rank them, and permute their images."""
+        ranked = rank_trials(self.study, number, test, encoder)
+        return self.measure_ranked(test, *ranked, permute=permute)
+
+    def measure_ranked(
+        self,
+        test: Responses,
+        queries: Embeddings,
+        gallery: Embeddings,
+        retrieval: Retrieval,
+        *,
+        permute: bool = True,
+    ) -> FoldValues:
+        """Measure what `braindecode_vis.analysis.study.rank_trials` gave."""
+        values = compute_hits(retrieval, self.metric)
+        chance = compute_chance(self.metric, gallery_size=retrieval.gallery_size)
+        total, null = float(values.sum()), None
+        if permute and 1 < len(gallery) <= LARGEST_GALLERY:
+            total, null = self._permute(queries, gallery)
+        subjects = test.trials["subject"].to_numpy(dtype=object)
+        return FoldValues(values, test.stimulus_ids, subjects, chance, total, null)
+
+    def _permute(self, queries: Embeddings, gallery: Embeddings) -> tuple[float, np.ndarray]:
+        names = tuple(sorted(str(i) for i in gallery.ids))
+        ordered = gallery.select(sorted(gallery.ids, key=str))
+        table = tabulate_hits(compute_similarity(queries, ordered), self.metric)
+        own = pd.Index(names).get_indexer(pd.Index([str(i) for i in queries.ids]))
+        # Rows of one image move together, so they are summed before any permutation.
+        sums = np.zeros((len(names), len(names)))
+        np.add.at(sums, own, table)
+        if names not in self._shuffles:
+            generator = make_generator(self.study.seed, "image labels", len(self._shuffles))
+            order = np.tile(np.arange(len(names), dtype=np.int32), (self.study.n_permutations, 1))
+            self._shuffles[names] = generator.permuted(order, axis=1)
+        rows = np.arange(len(names))
+        return float(np.trace(sums)), sums[rows, self._shuffles[names]].sum(axis=1)
+
+    @staticmethod
+    def join(folds: Sequence[FoldValues]) -> Measured:
+        """Put the folds of one condition together."""
+        sizes = [len(fold.values) for fold in folds]
+        nulls = [fold.null for fold in folds if fold.null is not None]
+        return Measured(
+            values=np.concatenate([fold.values for fold in folds]),
+            ids=np.concatenate([fold.ids for fold in folds]),
+            subjects=np.concatenate([fold.subjects for fold in folds]),
+            chance=float(np.average([fold.chance for fold in folds], weights=sizes)),
+            observed=sum(fold.table_sum for fold in folds) / sum(sizes),
+            null=np.sum(nulls, axis=0) / sum(sizes) if len(nulls) == len(folds) else None,
+        )
+
+
+def compute_hits(retrieval: Retrieval, metric: str) -> np.ndarray:
+    """Return one value per query: ``top<k>`` hits (ties lost) or ``<k>_way`` accuracy (ties shared)."""
+    if metric.startswith("top"):
+        k = int(metric.removeprefix("top"))
+        _check_size(k, retrieval, metric)
+        return compute_top_k_hits(retrieval, k).astype(float)
+    k = 2 if metric == "two_way" else int(metric.removesuffix("_way"))
+    _check_size(k, retrieval, metric)
+    return compute_k_way_hits(retrieval, k)
+
+
+def _check_size(k: int, retrieval: Retrieval, metric: str) -> None:
+    if k > retrieval.gallery_size:
+        raise DataError(
+            f"the metric {metric} needs {k} test images, but a fold has {retrieval.gallery_size}; choose a smaller one."
+        )
+
+
+def tabulate_hits(similarity: np.ndarray, metric: str) -> np.ndarray:
+    """Return the value of each query if each candidate were its image, shape (n_queries, n_gallery).
+
+    For ``<k>_way``, tied candidates have the value of their mean rank, which for two ways is the mean over their
+    orders.
+    """
+    if metric.startswith("top"):
+        return make_top_k_table(similarity, int(metric.removeprefix("top")))
+    size = similarity.shape[1]
+    k = 2 if metric == "two_way" else int(metric.removesuffix("_way"))
+    rank = np.arange(1, size)
+    wins = np.concatenate([[1.0], np.cumprod(np.maximum(size - rank - k + 1, 0) / (size - rank))])
+    return np.interp(make_rank_table(similarity), np.arange(1, size + 1), wins)
+
+
+def measure_changes(
+    study: Study,
+    changes: Mapping[Key, Change | None],
+    metric: str,
+    *,
+    permute: Callable[[Key], bool] = lambda key: True,
+    what: str = "decoding",
+    meter: Meter | None = None,
+) -> dict[Key, Measured]:
+    """Fit and test once per change and fold; the trials of a fold are picked once for all changes.
+
+    Parameters
+    ----------
+    study
+        Trials and encoders.
+    changes
+        What is done to training and test trials; None leaves them.
+    metric
+        As for `Meter`.
+    permute
+        Whether a condition needs a null of its own.
+    what
+        Text for the progress bar.
+    """
+    meter = meter or Meter(study, metric)
+    parts: dict[Key, list[FoldValues]] = {key: [] for key in changes}
+    with study.progress(what, len(changes) * len(study.folds)) as advance:
+        for number, fold in enumerate(study.folds):
+            train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
+            for key, change in changes.items():
+                encoder = fit_picked(study, number, train if change is None else change(train))
+                altered = test if change is None else change(test)
+                parts[key].append(meter.measure_fold(number, altered, encoder, permute=permute(key)))
+                advance(1)
+    return {key: meter.join(folds) for key, folds in parts.items()}
+
+
+def fit_picked(study: Study, number: int, train: Responses) -> Any:
+    """Fit a new encoder of the study on training trials that were picked already."""
+    encoder = study.build(number)
+    encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
+    return encoder
+
+
+def count_subjects(items: Iterable[Any]) -> int:
+    """Return the number of distinct subjects."""
+    return len({str(item) for item in items})
+
+
+def check_retrieval(study: Study, kind: str) -> None:
+    """Raise `DataError` unless the study knows which image was seen."""
+    if not study.banks:
+        raise DataError(
+            f"the analysis {kind} needs to know which image was seen, but this run decodes categories; use "
+            "time_resolved_categories or confusion, or an encoder that predicts embeddings."
+        )
+
+
+def describe_result(row: Any, metric: str) -> str:
+    """Return a value with interval, chance and p-value as text."""
+    p = row.get("p_value")
+    tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
+    return (
+        f"{metric} {row['value']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f}, chance "
+        f"{row['chance']:.3f}, n = {row['n']}{tail})"
+    )

@@ -1,0 +1,246 @@
+"""What is to be scored, and the rows of one subject with the statistics that all their scores share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, Score
+from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.image_table import check_stack
+from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test
+from braindecode_vis.retrieval import Retrieval, compute_similarity
+
+if TYPE_CHECKING:
+    from braindecode_vis.metrics.suite import MetricSuite
+
+LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
+POOLED = "all"
+
+
+class Group(NamedTuple):
+    """Rows that are scored together: of one subject or of all, under one condition or (None) under all."""
+
+    subject: str
+    condition: str | None
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """What is to be scored.
+
+    Parameters
+    ----------
+    retrievals
+        Predictions, gallery and ranks of each fold; their rows in order are the rows below.
+    seen : uint8 array of shape (n_rows, height, width, 3)
+    images
+        Method to uint8 images of the shape of `seen`, or of shape (n_rows, n_draws, height, width, 3). Several draws
+        are scored one round at a time and the rounds averaged; they are never pooled.
+    ids, concepts, subjects : arrays of shape (n_rows,)
+        Stimulus, its concept and the subject of each row.
+    decoded_concepts : array of shape (n_rows,), optional
+        Decoded class of each row.
+    feature_encoder
+        Image encoder for the identification in feature space, or None.
+    feature_name
+        What follows the ``@`` of metrics in that space.
+    protocol, split, seed
+        As in `Score`.
+    n_bootstrap, n_permutations
+        Resamples and shuffles.
+    ceilings
+        Metric to the best value that the noise of the recording allows, where that is known.
+    suite
+        Further rows that compare images in networks, or None.
+    best_of
+        Add, where the decoded system has several draws, the best draw of each image as judged by the metric itself, as
+        ``best_of_<n>_<metric>``: another protocol, whose chance level is that of its own permutation null.
+    conditions : array of shape (n_rows,), optional
+        A further label of each row, for example task and stimulus set of an imagery experiment. Each condition of each
+        subject is scored as well, among the stimuli of that condition, and named in the column `split`.
+    """
+
+    retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
+    seen: np.ndarray
+    images: dict[str, np.ndarray]
+    ids: np.ndarray
+    concepts: np.ndarray
+    subjects: np.ndarray
+    decoded_concepts: np.ndarray | None
+    feature_encoder: Any
+    feature_name: str
+    protocol: str
+    split: str
+    seed: int
+    n_bootstrap: int = 10_000
+    n_permutations: int = 10_000
+    ceilings: Mapping[str, float] = field(default_factory=dict)
+    suite: MetricSuite | None = None
+    best_of: bool = False
+    conditions: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        rows = np.concatenate([predicted.ids for predicted, _, _ in self.retrievals])
+        if len(rows) != len(self.ids) or (rows != self.ids).any():
+            raise DataError("retrieval and reconstruction list different test items; run both again.")
+        for method, images in self.images.items():
+            check_stack(images, self.seen, method)
+        if self.conditions is not None and len(self.conditions) != len(self.ids):
+            raise DataError(f"{len(self.ids)} test items came with {len(self.conditions)} conditions.")
+
+    @property
+    def n_steps(self) -> int:
+        """Number of calls of `advance` to expect."""
+        return len(self.groups) * (len(self.images) + 1) + self.n_suite_steps
+
+    @property
+    def n_suite_steps(self) -> int:
+        """Calls of `advance` that the suite makes: one per network, one for the classifier."""
+        return 0 if self.suite is None else len(self.suite.available) + 1
+
+    @property
+    def not_computed(self) -> list[str]:
+        """One sentence for each row of the suite that lacks its weights."""
+        return [] if self.suite is None else self.suite.not_computed
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Rows of each subject, of all subjects if there are several, then the same for each condition."""
+        names = sorted(set(self.subjects.tolist()))
+        people = [(str(name), np.flatnonzero(self.subjects == name)) for name in names]
+        if len(people) > 1:
+            people.append((POOLED, np.arange(len(self.ids))))
+        groups = [Group(name, None, rows) for name, rows in people]
+        labels = [] if self.conditions is None else sorted({str(label) for label in self.conditions})
+        if len(labels) < 2 or self.conditions is None:
+            return groups
+        given = np.array([str(label) for label in self.conditions])
+        for label in labels:
+            parts = [(name, rows[given[rows] == label]) for name, rows in people]
+            groups += [Group(name, label, rows) for name, rows in parts if len(rows)]
+        return groups
+
+    @cached_property
+    def folds(self) -> np.ndarray:
+        """Fold of each row."""
+        return np.repeat(
+            np.arange(len(self.retrievals)), [len(predicted) for predicted, _, _ in self.retrievals]
+        )
+
+    @cached_property
+    def tables(self) -> list[np.ndarray | None]:
+        """Similarity of the queries of each fold to its gallery; None where it would be too large."""
+        return [
+            compute_similarity(predicted, gallery) if len(predicted) * len(gallery) <= LARGEST_TABLE else None
+            for predicted, gallery, _ in self.retrievals
+        ]
+
+
+class Context:
+    """The rows of one group and what every score of theirs shares.
+
+    Parameters
+    ----------
+    task
+        All rows.
+    group
+        The rows in question.
+    """
+
+    def __init__(self, task: ScoringTask, group: Group) -> None:
+        self.task, self.subject, self.rows = task, group.subject, group.rows
+        self.split = task.split if group.condition is None else f"{task.split}, {group.condition}"
+        self.has_ceiling = group.condition is None
+        self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
+        self.columns, self.truth = np.unique(self.ids.astype(str), return_inverse=True)
+        self.first = np.array([int(np.flatnonzero(self.truth == c)[0]) for c in range(len(self.columns))])
+
+    def score(self, values: np.ndarray, metric: str, method: str, **details: Any) -> Score:
+        """Return the score of one value per row."""
+        task = self.task
+        pooled = task.subjects[self.rows] if self.subject == POOLED else None
+        if details.get("statistic") == "median":
+            pooled = None
+        if method == "decoded" and self.has_ceiling:
+            details["noise_ceiling"] = task.ceilings.get(metric)
+        return make_score(
+            values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
+            seed=task.seed, stimulus_ids=[str(i) for i in self.ids], subjects=pooled, n_boot=task.n_bootstrap,
+            **details,
+        )  # fmt: skip
+
+    def score_shuffled(
+        self, null: PermutationResult, metric: str, n_queries: int, *, gallery_size: int | None = None
+    ) -> Score:
+        """Return the score of one brain whose rows are shuffled, its interval that of all shuffles."""
+        task = self.task
+        return Score(
+            method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
+            protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
+            ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size,
+        )  # fmt: skip
+
+    def permute(
+        self, table: np.ndarray, *, groups: Any = None, alternative: Any = "greater"
+    ) -> PermutationResult:
+        """Test a table of rows by distinct stimuli."""
+        return permutation_test(
+            table, truth=self.truth, groups=groups, alternative=alternative,
+            n_permutations=self.task.n_permutations, seed=self.task.seed,
+        )  # fmt: skip
+
+    def score_table(
+        self, method: str, metric: str, tables: Sequence[np.ndarray], alternative: Any = "greater"
+    ) -> Iterator[tuple[Score, np.ndarray]]:
+        """Yield the scores of a metric known for all pairs of images and stimuli, chance from its permutation null.
+
+        Parameters
+        ----------
+        method, metric
+            As in `Score`.
+        tables
+            For each round an array of shape (n_rows, n_stimuli): the value if that stimulus were the row's own.
+        alternative
+            ``greater`` where high values are good, ``less`` for errors.
+        """
+        several = len(self.columns) > 1
+        table = average(tables)
+        null = self.permute(table, alternative=alternative) if several else None
+        level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
+        yield self.score(self.own(table), metric, method, chance=level, p_value=p_value), self.own(table)
+        if method == "decoded" and null is not None:
+            yield self.score_shuffled(null, metric, len(table)), self.own(table)
+        if several:
+            yield from self.score_best(method, metric, tables, alternative)
+
+    def score_best(
+        self, method: str, metric: str, tables: Sequence[np.ndarray], alternative: Any, **details: Any
+    ) -> Iterator[tuple[Score, np.ndarray]]:
+        """Yield the score of the best of several draws, if that is asked for."""
+        if not self.task.best_of or method != "decoded" or len(tables) < 2:
+            return
+        best = np.max(tables, axis=0) if alternative == "greater" else np.min(tables, axis=0)
+        null = self.permute(best, alternative=alternative, **details)
+        yield (
+            self.score(
+                self.own(best), f"best_of_{len(tables)}_{metric}", method,
+                chance=null.null_mean, p_value=null.p_value,
+            ),
+            self.own(best),
+        )  # fmt: skip
+
+    def own(self, table: np.ndarray) -> np.ndarray:
+        """Return the value of each row against its own stimulus."""
+        return table[np.arange(len(table)), self.truth]
+
+
+def average(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean over rounds; one round is returned as it is."""
+    return tables[0] if len(tables) == 1 else np.mean(tables, axis=0)

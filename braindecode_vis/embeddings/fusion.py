@@ -1,0 +1,204 @@
+"""Several image encoders side by side as one target: the token axis holds one vector per encoder.
+
+For learned fusion of layers, see `encoder.fusion`. Several layers of one width of one network are cheaper as that
+network's own ``layer: [8, 16, 24]``, which reads them in one pass; this is for layers of different widths or networks.
+Vectors of different sizes are brought to a common one by principal components of the training images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.embeddings.degradations import ViewedEncoderConfig
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
+
+FILE = "layers.safetensors"
+
+
+class LayersConfig(Settings):
+    """One vector per image from each of several encoders.
+
+    Parameters
+    ----------
+    members
+        The image encoders, each of one vector per image.
+    size
+        Features of each vector: that many leading principal components of the training images. None keeps the vectors,
+        which must then be of one size.
+    """
+
+    kind: Literal["layers"] = "layers"
+    members: tuple[ViewedEncoderConfig, ...] = Field(min_length=2)
+    size: int | None = Field(default=None, ge=1)
+
+    @property
+    def fitted_on_training_images(self) -> bool:
+        """Whether the target differs from fold to fold."""
+        return self.size is not None
+
+    def build(self) -> LayersEncoder:
+        """Return the unfitted encoder."""
+        return LayersEncoder(self)
+
+    def read(self, folder: Path) -> LayersEncoder:
+        """Return the encoder that was written into `folder`."""
+        return LayersEncoder.read(self, folder)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Mean of shape (n_features,) and components of shape (size, n_features) of one member."""
+
+    mean: np.ndarray
+    components: np.ndarray
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """Return float32 scores of shape (n_images, size)."""
+        return ((vectors - self.mean) @ self.components.T).astype(np.float32)
+
+
+class LayersEncoder:
+    """Several image encoders whose vectors are stacked."""
+
+    def __init__(self, config: LayersConfig, *, fitted: tuple[Projection, ...] = ()) -> None:
+        self.config, self.fitted = config, fitted
+        self.members: list[Any] = [member.build() for member in config.members]
+
+    @property
+    def space(self) -> str:
+        """Names of the members' spaces, with the digest of the components where there are any."""
+        names = hashlib.sha256("\n".join(member.space for member in self.members).encode())
+        kinds = "+".join(member.kind for member in self.config.members)
+        if self.config.size is None:
+            return f"layers/{kinds}/{names.hexdigest()[:12]}"
+        for projection in self._require_fit():
+            names.update(projection.mean.tobytes() + projection.components.tobytes())
+        return f"layers/{kinds}/pca{self.config.size}/fit={names.hexdigest()[:12]}"
+
+    def fit(self, images: Iterable[np.ndarray]) -> LayersEncoder:
+        """Compute the components of the training images, if `size` asks for them."""
+        if self.config.size is not None:
+            listed = list(images)
+            self.fit_vectors([member.encode(listed) for member in self.members])
+        return self
+
+    def fit_vectors(self, vectors: Sequence[np.ndarray]) -> None:
+        """Compute the components from each member's vectors of the training images, (n_images, n_features) each."""
+        size = self.config.size
+        if size is None:
+            return
+        fitted = []
+        for member, found in zip(self.config.members, vectors, strict=True):
+            most = min(len(found) - 1, found.shape[-1])
+            if size > most:
+                raise DataError(
+                    f"target.size is {size}, but {len(found)} training images of {found.shape[-1]} features "
+                    f"({member.kind}) have {most} components; set it to {most} or less."
+                )
+            fitted.append(_fit_components(np.asarray(found, dtype=np.float64), size))
+        self.fitted = tuple(fitted)
+
+    def stack(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 vectors of shape (n_images, n_members, size) from each member's own vectors.
+
+        Raises
+        ------
+        DataError
+            If a member gives tokens, or sizes differ and `size` is None.
+        """
+        for member, found in zip(self.config.members, vectors, strict=True):
+            if found.ndim != 2:
+                raise DataError(
+                    f"a member of target.members ({member.kind}) gives {found.shape[1]} tokens per image; pool them, "
+                    "and list each layer as a member of its own."
+                )
+        if self.config.size is not None:
+            parts = zip(self._require_fit(), vectors, strict=True)
+            return np.stack([projection.apply(found) for projection, found in parts], axis=1)
+        sizes = [found.shape[1] for found in vectors]
+        if len(set(sizes)) > 1:
+            raise DataError(
+                f"the members of the target have {', '.join(map(str, sizes))} features; set target.size to bring them "
+                "to a common one."
+            )
+        return np.stack([np.asarray(found, dtype=np.float32) for found in vectors], axis=1)
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return float32 vectors of shape (n_images, n_members, size)."""
+        listed = list(images)
+        return self.stack([member.encode(listed) for member in self.members])
+
+    def embed(
+        self, stimuli: StimulusSet, train_ids: Sequence[str], embed_member: Callable[[Any], Embeddings]
+    ) -> Embeddings:
+        """Fit on training images and encode all, each member once.
+
+        Parameters
+        ----------
+        stimuli
+            All images.
+        train_ids
+            Those that components are computed from.
+        embed_member
+            Returns a member's embeddings of all stimuli in their order, from a bank where there is one.
+        """
+        banks = [embed_member(member) for member in self.members]
+        rows = stimuli.find_rows(train_ids)
+        self.fit_vectors([bank.vectors[rows] for bank in banks])
+        return Embeddings(self.stack([bank.vectors for bank in banks]), stimuli.ids, self.space)
+
+    def _require_fit(self) -> tuple[Projection, ...]:
+        if not self.fitted:
+            raise DataError("the components of the layers have not been fitted; run embed first.")
+        return self.fitted
+
+    def write(self, folder: Path) -> None:
+        """Write means and components as safetensors, nothing if there are none."""
+        from safetensors.numpy import save_file
+
+        tensors = {}
+        for number, projection in enumerate(self.fitted):
+            tensors[f"{number}.mean"] = projection.mean
+            tensors[f"{number}.components"] = projection.components
+        if tensors:
+            save_file(tensors, folder / FILE)
+
+    @classmethod
+    def read(cls, config: LayersConfig, folder: Path) -> LayersEncoder:
+        """Read what `write` wrote."""
+        if config.size is None:
+            return cls(config)
+        from safetensors.numpy import load_file
+
+        tensors = load_file(folder / FILE)
+        numbers = range(len(config.members))
+        return cls(
+            config,
+            fitted=tuple(Projection(tensors[f"{n}.mean"], tensors[f"{n}.components"]) for n in numbers),
+        )
+
+
+def _fit_components(vectors: np.ndarray, size: int) -> Projection:
+    mean = vectors.mean(axis=0)
+    centred = vectors - mean
+    # The smaller of the two Gram matrices; the larger one may not fit into memory.
+    if len(vectors) < vectors.shape[1]:
+        values, left = np.linalg.eigh(centred @ centred.T)
+        components = (centred.T @ left[:, ::-1][:, :size]).T
+        components /= np.maximum(np.sqrt(np.maximum(values[::-1][:size], 0)), 1e-12)[:, None]
+    else:
+        components = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :size].T
+    # The sign is arbitrary; the largest entry is made positive.
+    largest = np.abs(components).argmax(axis=1)
+    components = components * np.sign(components[np.arange(size), largest])[:, None]
+    return Projection(mean.astype(np.float32), np.ascontiguousarray(components, dtype=np.float32))

@@ -1,0 +1,54 @@
+"""Modules of the low-level decoder; see `latent_decoder`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class LatentDecoder(nn.Module):
+    """Projection in time, one point of many channels, transposed convolutions, a 1 x 1 convolution onto latents."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        has_time: bool,
+        time_features: int,
+        trunk_features: int,
+        first: int,
+        widths: list[int],
+        latent_channels: int,
+    ) -> None:
+        super().__init__()
+        n_rows = 1
+        for n in shape[:-1]:
+            n_rows *= n
+        self.project = nn.Linear(shape[-1], time_features if has_time else trunk_features)
+        trunk = n_rows * self.project.out_features
+        stages: list[nn.Module] = []
+        if first > 1:  # the point becomes the first map
+            stages += _make_stage(trunk, trunk := (widths[0] if widths else trunk_features), first, 1, 0)
+        for width in widths:
+            stages += _make_stage(trunk, width, 4, 2, 1)
+            trunk = width
+        self.grow = nn.Sequential(*stages)
+        self.exit = nn.Conv2d(trunk, latent_channels, kernel_size=1)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return latents of shape (batch, n_outputs); whose brain it was makes no difference here.
+
+        Parameters
+        ----------
+        data : tensor of shape (batch, *shape)
+        subject : integer tensor of shape (batch,)
+        """
+        point = self.project(data).flatten(1)[:, :, None, None]  # (batch, n_rows * features, 1, 1)
+        return self.exit(self.grow(point)).flatten(1)
+
+
+def _make_stage(n_in: int, n_out: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
+    return [
+        nn.ConvTranspose2d(n_in, n_out, kernel, stride, padding),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(),
+    ]

@@ -1,0 +1,162 @@
+"""A compact convolutional autoencoder: 64 x 64 images to 8 x 8 latents of a few channels, and back.
+
+Owns the two halves and the perceptual loss that trains them. The latents have zero mean and unit variance per channel
+by construction (a batch normalisation without weights closes the encoder), and the decoder is trained on latents with
+a little noise, which takes the place of a variational term: near latents must mean near images, or a sampled latent
+would decode to nothing. Knows nothing of embeddings or diffusion.
+
+References
+----------
+Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion models. CVPR. arXiv:2112.10752. The
+widths, the normalised latents and the perceptual network here are choices of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+DOWNSAMPLING = 8  # pixels a latent
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions, each after a SiLU, added to their input; it starts as the identity.
+
+    There is no normalisation: at this size it costs a CPU more than it gains.
+    """
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_channels, n_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(n_channels, n_channels, 3, padding=1)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a map of the same shape."""
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class Autoencoder(nn.Module):
+    """Images in -1 to 1 to standardised latents and back.
+
+    Parameters
+    ----------
+    n_latent_channels
+        Channels of a latent.
+    width
+        Channels at a quarter of the resolution, a multiple of 4; twice as many at an eighth.
+    """
+
+    def __init__(self, *, n_latent_channels: int = 6, width: int = 48) -> None:
+        super().__init__()
+        fine, mid, coarse = width // 2, width, 2 * width
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, mid, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(mid, coarse, 3, stride=2, padding=1),
+            ResidualBlock(coarse),
+            nn.SiLU(),
+            nn.Conv2d(coarse, n_latent_channels, 3, padding=1),
+            nn.BatchNorm2d(n_latent_channels, affine=False, momentum=0.02),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(n_latent_channels, coarse, 3, padding=1),
+            ResidualBlock(coarse),
+            ResidualBlock(coarse),
+            nn.Conv2d(coarse, 4 * mid, 1),
+            nn.PixelShuffle(2),
+            ResidualBlock(mid),
+            nn.Conv2d(mid, 4 * fine, 1),
+            nn.PixelShuffle(2),
+            nn.SiLU(),
+            nn.Conv2d(fine, fine, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(fine, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return latents of shape (n, n_latent_channels, size / 8, size / 8) of images in -1 to 1."""
+        return self.encoder(images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return images of shape (n, 3, size, size); values may leave -1 to 1 by a little."""
+        return self.decoder(latents)
+
+
+class PerceptualLoss(nn.Module):
+    """Distance between the early feature maps of EfficientNet-lite0, the image encoder that the package brings.
+
+    Feature maps of strides 4, 8 and 16 are scaled to unit length per position, as LPIPS does (Zhang et al. 2018,
+    arXiv:1801.03924), but without its learnt weights.
+
+    Parameters
+    ----------
+    network
+        As `braindecode_vis.embeddings.efficientnet.load_network` returns it; its weights do not change.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(network.conv_stem, network.bn1)
+        self.stages = nn.ModuleList([network.blocks[:2], network.blocks[2], network.blocks[3]])
+
+    def compute_features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the unit-length feature maps of images in -1 to 1."""
+        x = self.stem(images * (127.5 / 128) + 0.5 / 128)  # the network expects (rgb255 - 127) / 128
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(F.normalize(x, dim=1))
+        return features
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared distance per position, averaged over the three scales."""
+        with torch.no_grad():
+            wanted = self.compute_features(targets)
+        made = self.compute_features(images)
+        distances = [((m - w) ** 2).sum(dim=1).mean() for m, w in zip(made, wanted, strict=True)]
+        return torch.stack(distances).mean()
+
+
+def compute_autoencoder_loss(
+    autoencoder: Autoencoder,
+    perceptual: PerceptualLoss | None,
+    images: torch.Tensor,
+    noise: torch.Tensor,
+    *,
+    perceptual_weight: float,
+    perceptual_share: float = 1.0,
+) -> torch.Tensor:
+    """Return L1 + mean squared + weighted perceptual loss of images decoded from latents with noise.
+
+    Parameters
+    ----------
+    images : tensor of shape (n, 3, size, size)
+        Between -1 and 1.
+    noise : tensor of the shape of the latents
+        Added to the latents.
+    perceptual_share
+        Share of the images, the first ones, on which the costly perceptual loss is computed.
+    """
+    decoded = autoencoder.decode(autoencoder.encode(images) + noise)
+    loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
+    if perceptual is not None and perceptual_weight > 0:
+        n = max(1, round(perceptual_share * len(images)))
+        loss = loss + perceptual_weight * perceptual(decoded[:n], images[:n])
+    return loss
+
+
+def scale_images(images: torch.Tensor) -> torch.Tensor:
+    """Return uint8 images of shape (n, height, width, 3) as floats in -1 to 1 of shape (n, 3, height, width)."""
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def unscale_images(images: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of `scale_images`, clipped and rounded."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

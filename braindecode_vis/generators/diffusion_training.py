@@ -1,0 +1,335 @@
+"""Train the embedded generator: pairs, autoencoder, latents, denoiser, one weights file.
+
+Owns the order of the stages and what is random in them. Every stage resumes after a kill and ends in the same weights
+as without it. The source is either the phantom, drawn anew, or a user's own images with their embeddings of any space.
+
+References
+----------
+Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion models. CVPR. arXiv:2112.10752.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
+from braindecode_vis.generators.latent_diffusion import WeightsHeader, build_networks, write_weights
+from braindecode_vis.generators.training_pairs import (
+    TrainingPairs,
+    read_pairs,
+    write_phantom_pairs,
+    write_stimulus_pairs,
+)
+from braindecode_vis.seeds import make_generator, make_torch_generator
+from braindecode_vis.stimuli import StimulusSet
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class PhantomSource:
+    """Phantom images drawn on the fly, embedded by an image encoder that needs no fitting."""
+
+    image_encoder: Any
+
+
+@dataclass(frozen=True)
+class StimulusSource:
+    """A user's own training images and one embedding for each."""
+
+    stimuli: StimulusSet
+    embeddings: Embeddings
+
+
+def train_generator(
+    config: GeneratorTrainingConfig,
+    source: PhantomSource | StimulusSource,
+    out: Path,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Path:
+    """Train a latent diffusion generator and return its weights file, for ``generator.weights``.
+
+    Parameters
+    ----------
+    config
+        Sizes and optimisation.
+    source
+        Where images and embeddings come from. Give training images only.
+    out
+        Folder of the run: ``pairs/``, checkpoints, ``log.jsonl``, ``training.json`` and
+        ``latent_diffusion.safetensors``. A run that was killed goes on in the same folder.
+    seed
+        Root seed of everything random.
+    progress
+        Called with the stage, the steps done and the steps wanted.
+
+    Raises
+    ------
+    DataError
+        If the folder holds a run with other settings.
+
+    Examples
+    --------
+    The packaged weights::
+
+        from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+        train_generator(GeneratorTrainingConfig(), PhantomSource(EfficientNetConfig().build()), out, seed=2026)
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pairs = _make_pairs(config, source, out / "pairs", seed, progress)
+    if len(pairs) < 2:
+        raise DataError(f"a generator cannot be trained on {len(pairs)} image(s); give at least 2.")
+    header = _make_header(config, pairs, seed)
+    (out / "training.json").write_text(json.dumps(header.training, indent=2) + "\n", encoding="utf-8")
+    stage = _Stages(config, header, pairs, out, seed, progress)
+    autoencoder = stage.train_autoencoder()
+    latents = stage.encode_images(autoencoder)
+    mean, scale = measure_embeddings(pairs.vectors)
+    denoiser = stage.train_denoiser(latents, mean, scale)
+    return stage.export(autoencoder, denoiser, mean, scale)
+
+
+def measure_embeddings(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each feature, float32; a feature that never varies gets deviation 1."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    squares = np.zeros_like(mean)
+    for start in range(0, len(vectors), 4096):
+        squares += ((vectors[start : start + 4096] - mean) ** 2).sum(axis=0)
+    scale = np.sqrt(squares / len(vectors))
+    return mean.astype(np.float32), np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
+
+
+def _make_pairs(
+    config: GeneratorTrainingConfig,
+    source: PhantomSource | StimulusSource,
+    folder: Path,
+    seed: int,
+    progress: Progress | None,
+) -> TrainingPairs:
+    report = None if progress is None else (lambda done, wanted: progress("pairs", done, wanted))
+    if isinstance(source, PhantomSource):
+        write_phantom_pairs(
+            folder,
+            source.image_encoder,
+            n_images=config.n_images,
+            seed=seed,
+            size=config.image_size,
+            progress=report,
+        )
+    else:
+        write_stimulus_pairs(
+            folder, source.stimuli, source.embeddings, size=config.image_size, progress=report
+        )
+    return read_pairs(folder)
+
+
+def _make_header(config: GeneratorTrainingConfig, pairs: TrainingPairs, seed: int) -> WeightsHeader:
+    return WeightsHeader(
+        space=pairs.space,
+        n_features=pairs.vectors.shape[1],
+        image_size=config.image_size,
+        autoencoder={"n_latent_channels": config.n_latent_channels, "width": config.autoencoder_width},
+        denoiser={
+            "width": config.denoiser_width,
+            "condition_width": config.condition_width,
+            "n_blocks": config.n_blocks,
+        },
+        training={
+            "source": pairs.source,
+            "n_images": len(pairs),
+            "seed": seed,
+            "config": config.hashed_fields(),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of one run, which share settings, images and folder."""
+
+    config: GeneratorTrainingConfig
+    header: WeightsHeader
+    pairs: TrainingPairs
+    out: Path
+    seed: int
+    progress: Progress | None
+
+    @property
+    def device(self) -> str:
+        from braindecode_vis.generators.latent_diffusion import pick_device
+
+        return pick_device(self.config.device)
+
+    def train_autoencoder(self) -> Any:
+        """Return the trained autoencoder."""
+        import torch
+
+        from braindecode_vis.embeddings.efficientnet import find_packaged_weights, load_network
+        from braindecode_vis.generators.autoencoder import (
+            PerceptualLoss,
+            compute_autoencoder_loss,
+            scale_images,
+        )
+
+        config, device = self.config, self.device
+        autoencoder = self._initialise(0).to(device, memory_format=torch.channels_last)
+        perceptual = None
+        if config.perceptual_weight > 0:
+            perceptual = PerceptualLoss(load_network(find_packaged_weights())).to(device)
+        side = config.image_size // 8
+        n_images = min(config.autoencoder_images, len(self.pairs))
+
+        def compute_loss(network: Any, step: int) -> torch.Tensor:
+            rows = self._draw_rows("autoencoder", step, config.autoencoder_batch, n_images)
+            images = scale_images(torch.from_numpy(self.pairs.images[rows]).to(device))
+            generator = make_torch_generator(self.seed, "autoencoder_noise", step)
+            noise = torch.randn(len(rows), config.n_latent_channels, side, side, generator=generator).to(
+                device
+            )
+            images = images.contiguous(memory_format=torch.channels_last)
+            with self._autocast():
+                return compute_autoencoder_loss(
+                    network,
+                    perceptual,
+                    images,
+                    config.latent_noise * noise,
+                    perceptual_weight=config.perceptual_weight,
+                    perceptual_share=config.perceptual_share,
+                )
+
+        steps, lr = config.autoencoder_steps, config.autoencoder_lr
+        return self._optimise(autoencoder, compute_loss, "autoencoder", steps, lr, n_images)
+
+    def encode_images(self, autoencoder: Any) -> np.ndarray:
+        """Return the latents of all images, float16 of shape (n_images, n_latent_channels, side, side)."""
+        import torch
+
+        from braindecode_vis.generators.autoencoder import scale_images
+
+        latents = []
+        with torch.inference_mode():
+            for start in range(0, len(self.pairs), 256):
+                images = torch.from_numpy(self.pairs.images[start : start + 256]).to(self.device)
+                latents.append(autoencoder.encode(scale_images(images)).half().cpu().numpy())
+        return np.concatenate(latents)
+
+    def train_denoiser(self, latents: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Any:
+        """Return the trained denoiser."""
+        import torch
+
+        from braindecode_vis.generators.denoiser import draw_condition_noise
+        from braindecode_vis.generators.sampling import N_TIMES, add_noise
+
+        config, device = self.config, self.device
+        denoiser = self._initialise(1).to(device)
+
+        def compute_loss(network: Any, step: int) -> torch.Tensor:
+            rows = self._draw_rows("denoiser", step, config.denoiser_batch, len(self.pairs))
+            generator = make_torch_generator(self.seed, "denoiser_noise", step)
+            clean = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
+            noise = torch.randn(clean.shape, generator=generator).to(device)
+            times = torch.randint(0, N_TIMES, (len(rows),), generator=generator).to(device)
+            keep = (torch.rand(len(rows), generator=generator) >= config.condition_dropout).to(device)
+            vectors = torch.from_numpy((self.pairs.vectors[rows].astype(np.float32) - mean) / scale)
+            condition = draw_condition_noise(vectors.to(device), generator, strongest=config.condition_noise)
+            noisy, velocity = add_noise(clean, noise, times)
+            with self._autocast():
+                predicted = network(noisy, times, condition, keep)
+            return torch.nn.functional.mse_loss(predicted.float(), velocity)
+
+        steps, lr = config.denoiser_steps, config.denoiser_lr
+        return self._optimise(denoiser, compute_loss, "denoiser", steps, lr, len(self.pairs))
+
+    def export(self, autoencoder: Any, denoiser: Any, mean: np.ndarray, scale: np.ndarray) -> Path:
+        """Write the weights file and return its path."""
+        import torch
+
+        tensors = {f"autoencoder.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
+        tensors |= {f"denoiser.{name}": tensor for name, tensor in denoiser.state_dict().items()}
+        counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+        tensors |= {name: torch.zeros(()) for name in counters}  # may exceed the range of half precision
+        tensors |= {"embedding.mean": torch.from_numpy(mean), "embedding.scale": torch.from_numpy(scale)}
+        path = self.out / "latent_diffusion.safetensors"
+        write_weights(path, self.header, tensors)
+        return path
+
+    def _initialise(self, which: int) -> Any:
+        """Return the autoencoder (0) or the denoiser (1) with first weights from the seed."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(make_generator(self.seed, "weights", which).integers(2**31))
+            return build_networks(self.header)[which]
+
+    def _draw_rows(self, stage: str, step: int, batch_size: int, n: int) -> np.ndarray:
+        """Return the rows of a step: every pass over the first `n` images has an order of its own."""
+        first = step * batch_size
+        turns, places = np.divmod(np.arange(first, first + batch_size), n)
+        orders = {turn: _order_pass(self.seed, stage, turn, n) for turn in np.unique(turns).tolist()}
+        return np.array(
+            [orders[turn][place] for turn, place in zip(turns.tolist(), places.tolist(), strict=True)]
+        )
+
+    def _autocast(self) -> Any:
+        import torch
+
+        is_half = self.config.precision == "bfloat16"
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_half)
+
+    def _optimise(
+        self, network: Any, compute_loss: Any, name: str, n_steps: int, lr: float, n_images: int
+    ) -> Any:
+        from braindecode_vis.generators.optimisation import Plan, optimise
+
+        settings = self.config.hashed_fields()
+        if name == "autoencoder":  # it does not depend on what follows
+            shared = (
+                "image_size",
+                "n_latent_channels",
+                "perceptual_",
+                "latent_noise",
+                "ema_",
+                "weight_",
+                "warmup",
+            )
+            settings = {
+                k: v for k, v in settings.items() if k.startswith(("autoencoder_", "precision", *shared))
+            }
+        what = [name, self.header.space, self.pairs.source, self.seed, n_images, settings]
+        plan = Plan(
+            name=name,
+            n_steps=n_steps,
+            lr=lr,
+            weight_decay=self.config.weight_decay,
+            warmup=self.config.warmup,
+            ema_decay=self.config.ema_decay,
+            every=self.config.checkpoint_every,
+            identity=json.dumps(what, sort_keys=True),
+        )
+        checkpoint = self.out / f"{name}.safetensors"
+        return optimise(
+            network,
+            compute_loss,
+            plan,
+            checkpoint=checkpoint,
+            log=self.out / "log.jsonl",
+            report=self.progress,
+        )
+
+
+@lru_cache(maxsize=2)  # a batch may span two passes
+def _order_pass(seed: int, stage: str, turn: int, n: int) -> np.ndarray:
+    """Return the order of one pass over `n` images."""
+    return make_generator(seed, "generator_order", stage, turn).permutation(n)

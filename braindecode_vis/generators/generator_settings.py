@@ -1,0 +1,79 @@
+"""Settings of the training of the embedded generator; importable without torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from braindecode_vis.settings import Settings
+
+
+class GeneratorTrainingConfig(Settings):
+    """Sizes and optimisation of an autoencoder and a denoiser. The numbers are choices of ours.
+
+    The defaults are sized for a few hours on one CPU core (about 70 minutes to draw and embed the images, 50 for the
+    autoencoder, 140 for the denoiser); the packaged weights come from a much shorter run, which their note describes.
+
+    Parameters
+    ----------
+    n_images
+        Phantom images to draw; without meaning for a user's own stimuli.
+    image_size
+        Height and width of the images in pixels, a multiple of 16.
+    n_latent_channels, autoencoder_width
+        As in `Autoencoder`.
+    autoencoder_steps, autoencoder_batch, autoencoder_lr
+        Optimisation of the autoencoder with AdamW.
+    autoencoder_images
+        The autoencoder sees at most so many of the images, the first ones.
+    perceptual_weight, perceptual_share
+        Weight of the perceptual loss, and share of a batch on which it is computed.
+    latent_noise
+        Deviation of the noise on the latents (which have unit variance) while the autoencoder is trained.
+    denoiser_width, condition_width, n_blocks
+        As in `Denoiser`.
+    denoiser_steps, denoiser_batch, denoiser_lr
+        Optimisation of the denoiser with AdamW.
+    ema_decay
+        Decay per step of the averaged weights, which are the ones that are kept.
+    condition_dropout
+        Share of the images whose embedding is hidden, drawn image by image (arXiv:2207.12598).
+    condition_noise
+        Greatest strength of the noise on the embedding, 0 to 1. Embeddings that ridge decodes from the demo's phantom
+        are 0.21 to 0.34 times as long as true ones, which a strength of 0.94 to 0.98 explains.
+    weight_decay, warmup
+        Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
+    checkpoint_every
+        Steps between checkpoints and lines of the log.
+    device, precision
+        How it runs; ``bfloat16`` is for GPUs.
+    """
+
+    n_images: int = Field(default=102_400, ge=1)
+    image_size: int = Field(default=64, ge=16, multiple_of=16)
+    n_latent_channels: int = Field(default=6, ge=1)
+    autoencoder_width: int = Field(default=40, ge=4, multiple_of=4)
+    autoencoder_steps: int = Field(default=20_000, ge=1)
+    autoencoder_batch: int = Field(default=16, ge=2)
+    autoencoder_lr: float = Field(default=2e-3, gt=0)
+    perceptual_weight: float = Field(default=1.0, ge=0)
+    autoencoder_images: int = Field(default=102_400, ge=2)
+    perceptual_share: float = Field(default=0.5, gt=0, le=1)
+    latent_noise: float = Field(default=0.15, ge=0)
+    denoiser_width: int = Field(default=128, ge=8, multiple_of=8)
+    condition_width: int = Field(default=384, ge=8)
+    n_blocks: int = Field(default=4, ge=1)
+    denoiser_steps: int = Field(default=50_000, ge=1)
+    denoiser_batch: int = Field(default=64, ge=2)
+    denoiser_lr: float = Field(default=1.2e-3, gt=0)
+    ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    condition_noise: float = Field(default=0.98, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: int = Field(default=200, ge=0)
+    checkpoint_every: int = Field(default=500, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})

@@ -1,0 +1,207 @@
+"""Brain correlation: whether the reconstruction would have caused the response that was measured.
+
+A linear encoding model, fitted on training trials only, predicts responses from image embeddings. Applied to the
+embedding of a reconstruction, its prediction is correlated with the measured test response, voxel by voxel over the
+test images, and averaged within regions. A generator that paints plausible images the brain never saw scores low.
+
+References
+----------
+Scotti et al. (2024), MindEye2, arXiv:2403.11207 (with the network GNet in place of a linear model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Embeddings, Responses, Score, check_same_space
+from braindecode_vis.checks import DataError, check_unique
+from braindecode_vis.encoders.ridge import RidgeConfig, RidgeEncoder
+from braindecode_vis.metrics.uncertainty import Interval, permutation_test
+from braindecode_vis.seeds import make_generator
+
+WHOLE = "all"
+BLOCK_VOXELS = 4096
+
+
+@dataclass(frozen=True)
+class RegionCorrelation:
+    """Mean correlation over the voxels of a region, bootstrap interval over images, permutation p and chance."""
+
+    value: float
+    interval: Interval
+    chance: float
+    p_value: float
+    n_voxels: int
+
+
+@dataclass(frozen=True)
+class BrainCorrelation:
+    """Correlation of predicted with measured responses.
+
+    Parameters
+    ----------
+    by_voxel : array of shape (n_voxels,)
+        Over test images, the rounds averaged; 0 for a voxel that does not vary.
+    regions
+        Name to result; ``all`` is the mean over all voxels.
+    n_images
+        Number of test images.
+    """
+
+    by_voxel: np.ndarray
+    regions: dict[str, RegionCorrelation]
+    n_images: int
+
+
+def fit_encoding_model(
+    training: Embeddings, responses: np.ndarray, *, ridge: RidgeConfig | None = None, seed: int = 0
+) -> RidgeEncoder:
+    """Return a linear model from image embeddings to responses; penalty chosen inside the training trials.
+
+    Parameters
+    ----------
+    training : Embeddings of n_trials rows
+        Embedding of the image of each training trial.
+    responses : array of shape (n_trials, n_voxels)
+        What was measured.
+    ridge
+        Candidates of the penalty.
+    seed
+        Of the inner folds, which part stimuli.
+    """
+    if responses.ndim != 2 or len(responses) != len(training):
+        raise DataError(
+            f"an encoding model needs one response vector per embedding, got {responses.shape} for {len(training)}."
+        )
+    space = f"responses of {responses.shape[1]} voxels"
+    targets = Embeddings(np.asarray(responses, dtype=np.float32), training.ids, space)
+    return (ridge or RidgeConfig()).build(seed=seed).fit(_as_features(training), targets)
+
+
+def compute_brain_correlation(
+    model: RidgeEncoder,
+    reconstructed: Sequence[Embeddings],
+    measured: np.ndarray,
+    *,
+    regions: Mapping[str, np.ndarray] | None = None,
+    n_boot: int = 1000,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> BrainCorrelation:
+    """Return how well responses predicted from reconstructions fit those that were measured.
+
+    Parameters
+    ----------
+    model
+        From `fit_encoding_model`.
+    reconstructed
+        Embeddings of the reconstructions, one set per draw, each with one row per test image in the order of
+        `measured`. Rounds are scored one at a time and averaged.
+    measured : array of shape (n_images, n_voxels)
+        Responses to the images that were seen, repetitions averaged.
+    regions
+        Name of each region to a boolean array of shape (n_voxels,); the mean over all voxels is always given.
+    n_boot, n_permutations, seed
+        Resamples of the images, shuffles of the images, and their root seed.
+
+    Raises
+    ------
+    DataError
+        If shapes do not fit, an image has several rows, or a region is empty.
+    """
+    if not reconstructed:
+        raise DataError("brain correlation needs at least one round of reconstructions.")
+    check_unique(list(reconstructed[0].ids), what="test images (average the repetitions of an image)")
+    predictions = []
+    for one in reconstructed:
+        check_same_space(one, reconstructed[0])
+        if len(one) != len(measured) or (one.ids != reconstructed[0].ids).any():
+            raise DataError(f"{len(one)} reconstructions do not fit {len(measured)} measured responses.")
+        predictions.append(model.predict(_as_features(one)).vectors)
+    if measured.ndim != 2 or predictions[0].shape != measured.shape or len(measured) < 3:
+        raise DataError(
+            f"measured responses of shape {measured.shape} do not fit predictions of {predictions[0].shape}; a "
+            "correlation needs at least three images."
+        )
+    masks = {WHOLE: np.ones(measured.shape[1], dtype=bool), **(regions or {})}
+    for name, mask in masks.items():
+        if mask.shape != measured.shape[1:] or mask.dtype != bool or not mask.any():
+            raise DataError(
+                f"region {name!r} must be a boolean array of {measured.shape[1]} voxels with some in it."
+            )
+    n = len(measured)
+    counts = make_generator(seed, "brain-correlation").multinomial(n, np.full(n, 1 / n), size=n_boot)
+    weights = np.concatenate([np.ones((1, n)), counts])  # the first row is the sample itself
+    sums = {name: np.zeros(len(weights)) for name in masks}
+    by_voxel = np.empty(measured.shape[1])
+    tables = {name: np.zeros((n, n)) for name in masks}
+    for start in range(0, measured.shape[1], BLOCK_VOXELS):
+        block = slice(start, start + BLOCK_VOXELS)
+        right = np.asarray(measured[:, block], dtype=np.float64)
+        correlations = np.zeros((len(weights), right.shape[1]))
+        for predicted in predictions:
+            left = predicted[:, block].astype(np.float64)
+            correlations += _correlate_weighted(left, right, weights) / len(predictions)
+            x, y = _standardise(left), _standardise(right)
+            for name, mask in masks.items():
+                inside = mask[block]
+                tables[name] += x[:, inside] @ y[:, inside].T / (mask.sum() * len(predictions))
+        by_voxel[block] = correlations[0]
+        for name, mask in masks.items():
+            sums[name] += correlations[:, mask[block]].sum(axis=1) / mask.sum()
+    found = {}
+    for name, mask in masks.items():
+        # The correlation is the sum over images of products, so times n it is a mean that can be permuted.
+        null = permutation_test(n * tables[name], n_permutations=n_permutations, seed=seed)
+        low, high = (float(q) for q in np.quantile(sums[name][1:], [0.025, 0.975]))
+        interval = Interval(low, high, 0.95, "bootstrap over stimuli", n)
+        found[name] = RegionCorrelation(
+            float(sums[name][0]), interval, null.null_mean, null.p_value, int(mask.sum())
+        )
+    return BrainCorrelation(by_voxel, found, n)
+
+
+def list_brain_scores(
+    result: BrainCorrelation, *, method: str, protocol: str, subject: str, split: str, seed: int
+) -> list[Score]:
+    """Return one row per region, named ``brain_correlation@<region>``."""
+    return [
+        Score(
+            method=method, metric=f"brain_correlation@{name}", value=region.value, chance=region.chance,
+            n_queries=result.n_images, protocol=protocol, subject=subject, split=split, seed=seed,
+            ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
+        )
+        for name, region in result.regions.items()
+    ]  # fmt: skip
+
+
+def _as_features(embeddings: Embeddings) -> Responses:
+    """Return embeddings as what the ridge regresses on; the model of the brain has the two sides exchanged."""
+    trials = pd.DataFrame({"stimulus_id": embeddings.ids})
+    for column in ("subject", "session", "run", "repetition", "split"):
+        trials[column] = "train" if column == "split" else "1"
+    return Responses(embeddings.flat(), ("trial", "feature"), trials, "arbitrary")
+
+
+def _correlate_weighted(left: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the correlation of each column pair under each row of weights, shape (n_weights, n_columns)."""
+    left, right = left - left.mean(axis=0), right - right.mean(axis=0)  # against cancellation
+    share = weights / weights.sum(axis=1, keepdims=True)
+    a, b = share @ left, share @ right
+    covariance = share @ (left * right) - a * b
+    spread = np.sqrt(np.maximum(share @ left**2 - a**2, 0) * np.maximum(share @ right**2 - b**2, 0))
+    scale = left.std(axis=0) * right.std(axis=0)
+    varied = spread > 1e-10 * scale
+    return np.divide(covariance, spread, out=np.zeros_like(covariance), where=varied & (scale > 0))
+
+
+def _standardise(columns: np.ndarray) -> np.ndarray:
+    """Return columns with mean 0 and norm 1; a constant one becomes 0."""
+    centred = columns - columns.mean(axis=0)
+    norm = np.linalg.norm(centred, axis=0)
+    varied = norm > 1e-12 * np.linalg.norm(columns, axis=0)
+    return np.divide(centred, norm, out=np.zeros_like(centred), where=varied)

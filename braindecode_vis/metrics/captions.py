@@ -1,0 +1,286 @@
+"""How well a caption says what was seen: words in common with reference captions, and closeness of meaning.
+
+Owns ROUGE-1 and ROUGE-L, the exact-match part of METEOR, and sentence similarity by a local sentence encoder. Words are
+runs of letters and digits, lower case, without stemming. METEOR as published also matches stems and synonyms of
+WordNet; ``meteor_exact`` does not, so it is lower and has a name of its own. With several references the best counts.
+
+References
+----------
+Lin (2004), ROUGE, ACL W04-1013. Banerjee and Lavie (2005), METEOR, ACL W05-0909; parameters (0.9, 3, 0.5) of Lavie and
+Agarwal (2007), ACL W07-0734. Reimers and Gurevych (2019), Sentence-BERT, arXiv:1908.10084 (mean pooling).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.arrays import Score
+from braindecode_vis.checks import DataError
+from braindecode_vis.embeddings.weights import pick_device
+from braindecode_vis.metrics.score import make_score
+
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
+
+
+# --- words in common ------------------------------------------------------------------------------------------
+
+
+def tokenize(text: str) -> list[str]:
+    """Return the words of a text.
+
+    Examples
+    --------
+    >>> tokenize("A dog's 2nd bone.")
+    ['a', 'dog', 's', '2nd', 'bone']
+    """
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def rouge_1(reference: str, candidate: str) -> float:
+    """Return the F1 of words in common, each as often as both have it.
+
+    Examples
+    --------
+    >>> rouge_1("a dog on the grass", "the dog") == 2 * (2 / 2) * (2 / 5) / (2 / 2 + 2 / 5)
+    True
+    """
+    left, right = tokenize(reference), tokenize(candidate)
+    return _f1(sum((Counter(left) & Counter(right)).values()), len(left), len(right))
+
+
+def rouge_l(reference: str, candidate: str) -> float:
+    """Return the F1 of the longest common subsequence of words.
+
+    Examples
+    --------
+    >>> round(rouge_l("a cat and a dog", "a dog and a cat"), 3)
+    0.6
+    """
+    left, right = tokenize(reference), tokenize(candidate)
+    return _f1(_measure_subsequence(left, right), len(left), len(right))
+
+
+def meteor_exact(reference: str, candidate: str) -> float:
+    """Return METEOR with exact matches only.
+
+    With m matched words, P = m / words of the candidate and R = m / words of the reference, the score is
+    P R / (0.9 P + 0.1 R) times 1 - 0.5 (chunks / m)^3, where a chunk is a run of matched words adjacent in both. Words
+    are matched by taking the longest common run again and again, which matches as many words as can be and keeps chunks
+    few (not always fewest).
+
+    Examples
+    --------
+    >>> meteor_exact("a black cat", "a black cat") == 1 - 0.5 / 27
+    True
+    """
+    left, right = tokenize(reference), tokenize(candidate)
+    n_matches, n_chunks = _match_runs(left, right)
+    if not n_matches:
+        return 0.0
+    precision, recall = n_matches / len(right), n_matches / len(left)
+    mean = precision * recall / (METEOR_ALPHA * precision + (1 - METEOR_ALPHA) * recall)
+    return mean * (1 - METEOR_GAMMA * (n_chunks / n_matches) ** METEOR_BETA)
+
+
+def _f1(n_common: int, n_left: int, n_right: int) -> float:
+    if not n_common:
+        return 0.0
+    precision, recall = n_common / n_right, n_common / n_left
+    return 2 * precision * recall / (precision + recall)
+
+
+def _measure_subsequence(left: list[str], right: list[str]) -> int:
+    row = [0] * (len(right) + 1)
+    for word in left:
+        diagonal = 0
+        for column, other in enumerate(right, start=1):
+            above = row[column]
+            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+            diagonal = above
+    return row[-1]
+
+
+def _match_runs(left: list[str], right: list[str]) -> tuple[int, int]:
+    """Return matched words and chunks, taking the longest run of unmatched words common to both first."""
+    free_left, free_right = [True] * len(left), [True] * len(right)
+    places: list[tuple[int, int]] = []
+    while True:
+        best, ends = 0, (0, 0)
+        lengths = [0] * (len(right) + 1)
+        for i, word in enumerate(left):
+            before = lengths
+            lengths = [0] * (len(right) + 1)
+            for j, other in enumerate(right):
+                if word == other and free_left[i] and free_right[j]:
+                    lengths[j + 1] = before[j] + 1
+                    if lengths[j + 1] > best:
+                        best, ends = lengths[j + 1], (i, j)
+        if not best:
+            break
+        for step in range(best):
+            free_left[ends[0] - step] = free_right[ends[1] - step] = False
+            places.append((ends[0] - step, ends[1] - step))
+    places.sort(key=lambda place: place[1])
+    breaks = sum((b[0] - a[0], b[1] - a[1]) != (1, 1) for a, b in pairwise(places))
+    return len(places), breaks + bool(places)
+
+
+# --- meaning ------------------------------------------------------------------------------------------------------
+
+
+class SentenceEncoder:
+    """A sentence encoder of transformers from a local folder: unit mean of the last hidden states over real tokens.
+
+    Parameters
+    ----------
+    folder
+        With configuration, weights and tokenizer, for example of ``sentence-transformers/all-MiniLM-L6-v2``.
+    batch_size, device
+        How it runs.
+    """
+
+    def __init__(self, folder: Path, *, batch_size: int = 64, device: str = "auto") -> None:
+        self.folder, self.batch_size, self.device = folder.expanduser(), batch_size, device
+        self._loaded: tuple[Any, Any] | None = None
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from transformers import AutoModel, AutoTokenizer
+
+            if not (self.folder / "config.json").is_file():
+                raise DataError(
+                    f"{self.folder} holds no sentence encoder; bring the whole folder of all-MiniLM-L6-v2 "
+                    "(config.json, model.safetensors, tokenizer files)."
+                )
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            model = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
+            self._loaded = tokenizer, model.eval().requires_grad_(False).to(pick_device(self.device))
+        return self._loaded
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 unit vectors of shape (n_texts, n_features)."""
+        import torch
+
+        tokenizer, model = self._load()
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.batch_size):
+                batch = tokenizer(
+                    list(texts[start : start + self.batch_size]),
+                    padding=True,
+                    truncation=True,
+                    return_tensors="pt",
+                ).to(model.device)
+                states = model(**batch).last_hidden_state  # (n, n_tokens, n_features)
+                mask = batch["attention_mask"][..., None].to(states.dtype)
+                mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+                rows.append(torch.nn.functional.normalize(mean, dim=1).float().cpu().numpy())
+        return np.concatenate(rows)
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+_WORD_METRICS: dict[str, Callable[[str, str], float]] = {
+    "rouge1": rouge_1,
+    "rougeL": rouge_l,
+    "meteor_exact": meteor_exact,
+}
+
+
+def compute_caption_metrics(
+    references: Sequence[Sequence[str]], candidates: Sequence[str], *, encoder: SentenceEncoder | None = None
+) -> dict[str, np.ndarray]:
+    """Return each caption metric for each candidate, the best over its references.
+
+    Parameters
+    ----------
+    references : sequence of length n_items
+        One or several captions of what was seen.
+    candidates : sequence of length n_items
+        The decoded caption.
+    encoder
+        Adds ``sentence_similarity``, the cosine of sentence vectors.
+
+    Returns
+    -------
+    dict
+        ``rouge1``, ``rougeL``, ``meteor_exact`` and perhaps ``sentence_similarity`` to an array of shape (n_items,).
+
+    Raises
+    ------
+    DataError
+        If the numbers differ or an item has no reference.
+    """
+    if len(references) != len(candidates) or not len(candidates) or not all(len(r) for r in references):
+        raise DataError(
+            f"{len(candidates)} captions cannot be compared with {len(references)} lists of references; every item "
+            "needs at least one."
+        )
+    values = {
+        name: np.array(
+            [
+                max(metric(r, text) for r in several)
+                for several, text in zip(references, candidates, strict=True)
+            ]
+        )
+        for name, metric in _WORD_METRICS.items()
+    }
+    if encoder is not None:
+        flat = [text for several in references for text in several]
+        owner = np.repeat(np.arange(len(references)), [len(several) for several in references])
+        left, right = encoder.encode(flat), encoder.encode(candidates)
+        cosines = np.einsum("ij,ij->i", left.astype(np.float64), right[owner].astype(np.float64))
+        best = np.full(len(candidates), -np.inf)
+        np.maximum.at(best, owner, cosines)
+        values["sentence_similarity"] = best
+    return values
+
+
+def score_captions(
+    references: Sequence[Sequence[str]],
+    candidates: Sequence[str],
+    ids: Sequence[object] | np.ndarray,
+    *,
+    method: str,
+    protocol: str,
+    subject: str,
+    split: str,
+    seed: int,
+    encoder: SentenceEncoder | None = None,
+    n_boot: int = 10_000,
+) -> list[Score]:
+    """Return one row per caption metric; chance is the mean against the references of the next stimulus.
+
+    Parameters
+    ----------
+    references, candidates, encoder
+        As for `compute_caption_metrics`.
+    ids : sequence of length n_items
+        Stimulus of each item.
+    method, protocol, subject, split, seed, n_boot
+        As for `braindecode_vis.metrics.score.make_score`.
+    """
+    names = [str(i) for i in ids]
+    values = compute_caption_metrics(references, candidates, encoder=encoder)
+    distinct = list(dict.fromkeys(names))
+    level: dict[str, float | None] = dict.fromkeys(values)
+    if len(distinct) > 1:
+        following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
+        first = {name: names.index(name) for name in distinct}
+        others = [references[first[following[name]]] for name in names]
+        mismatched = compute_caption_metrics(others, candidates, encoder=encoder)
+        level = {name: float(rows.mean()) for name, rows in mismatched.items()}
+    return [
+        make_score(
+            rows, metric=name, method=method, protocol=protocol, subject=subject, split=split, seed=seed,
+            chance=level[name], stimulus_ids=names, n_boot=n_boot,
+        )
+        for name, rows in values.items()
+    ]  # fmt: skip

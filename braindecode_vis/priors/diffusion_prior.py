@@ -1,0 +1,321 @@
+"""A diffusion prior: draws embeddings of images that fit a predicted embedding.
+
+Owns what is learnt from training data (scales, the network, how samples are brought back to the training images' mean
+and spread) and how draws are chosen. Settings, networks, training loop, samplers and conditions live in the files
+beside this one; torch is imported only when it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.priors.conditions import fit_prediction_error
+from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.sampling import SAMPLERS, bound_signal, guide
+from braindecode_vis.priors.scales import Scale, find_bounds, fit_scale
+from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.store import read_json, write_json
+
+VALUES_AT_ONCE = 1 << 22  # of one sampling batch; fixed, since the noise depends on how rows are batched
+CALIBRATION_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class DiffusionFit:
+    """What sampling needs; all of it learnt from training trials and training images.
+
+    `bounds`, of shape (2, ...), are the least and greatest standardised value of the training images, widened by a
+    tenth of the range on either side.
+    """
+
+    network: Any
+    condition: Scale
+    target: Scale
+    bounds: np.ndarray
+    samples: Scale | None
+    space: str
+    chosen: dict[str, Any]
+
+
+class DiffusionPrior:
+    """The learned prior; see the module.
+
+    Attributes
+    ----------
+    workspace
+        Folder for checkpoints of the training; None, as it is at first, writes none. A training that was stopped goes
+        on from there and ends as it would have.
+    advance
+        Called with 1 after every epoch of the training.
+    """
+
+    def __init__(
+        self, config: DiffusionPriorConfig, *, seed: int = 0, fitted: DiffusionFit | None = None
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.fitted = fitted
+        self.workspace: Path | None = None
+        self.advance: Callable[[int], None] = lambda n: None
+
+    @property
+    def protocol(self) -> str:
+        """Words for the table: one draw, or the best of several by similarity to the prediction."""
+        if self.config.select == "none":
+            return "one draw of the diffusion prior"
+        return f"best of {self.config.candidates} draws of the diffusion prior by cosine to the prediction"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the length of the training, the epoch that was taken and the protocol."""
+        return {**self._require_fit().chosen, "protocol": self.protocol}
+
+    def fit(
+        self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
+    ) -> DiffusionPrior:
+        """Learn from training data only.
+
+        Parameters
+        ----------
+        predicted
+            Out-of-fold predictions of the training trials.
+        target
+            The embedding of the image of each prediction, row by row.
+        images
+            One row per training image, shown to this brain or not; used by ``condition: noised_targets``. Without it,
+            the images of `target` are all there are.
+
+        Raises
+        ------
+        DataError
+            If rows do not belong together, are too few, or the training diverges.
+        """
+        from braindecode_vis.priors.fitting import NoisedSource, PairSource, fit_network
+
+        config = self.config
+        check_same_space(predicted, target)
+        if len(predicted) != len(target) or (predicted.ids != target.ids).any():
+            raise DataError("the diffusion prior needs one target per prediction, in the same order.")
+        if len(predicted) < 4:
+            raise DataError(f"the diffusion prior cannot learn from {len(predicted)} prediction(s).")
+        whole = _distinct(target if images is None else images)
+        check_same_space(predicted, whole)
+        condition = fit_scale(np.asarray(predicted.vectors))
+        scale = fit_scale(np.asarray(whole.vectors))
+        pairs = PairSource(condition.apply(predicted.vectors), scale.apply(target.vectors))
+        aside = self._choose_held_out(target.ids)
+        seen, held = (np.flatnonzero(~np.isin(target.ids.astype(str), aside)),
+                      np.flatnonzero(np.isin(target.ids.astype(str), aside)))  # fmt: skip
+        held_out = PairSource(pairs.conditions[held], pairs.targets[held]) if len(held) else None
+        if config.condition == "predicted":
+            source: Any = PairSource(pairs.conditions[seen], pairs.targets[seen])
+        else:
+            error = fit_prediction_error(pairs.conditions, pairs.targets)
+            learnt = ~np.isin(whole.ids.astype(str), aside)
+            source = NoisedSource(scale.apply(whole.vectors[learnt]), error)
+        network = self._make_network(predicted.vectors.shape[1:])
+        state = fit_network(
+            network, source, held_out, self._make_recipe(),
+            workspace=self.workspace, checkpoint_every=config.checkpoint_every,
+            bfloat16=config.precision == "bfloat16", advance=self.advance,
+        )  # fmt: skip
+        chosen = {
+            "n_rows": len(source), "epochs": state.epoch, "steps": state.step, "taken_epoch": state.best_epoch,
+            "held_out_loss": state.best_loss, "loss": state.history[-1]["loss"],
+        }  # fmt: skip
+        bounds = find_bounds(scale.apply(whole.vectors))
+        self.fitted = DiffusionFit(network, condition, scale, bounds, None, target.space, chosen)
+        if config.restandardise:
+            self.fitted = replace(self.fitted, samples=self._measure_samples(pairs.conditions))
+        return self
+
+    def _choose_held_out(self, ids: np.ndarray) -> np.ndarray:
+        names = np.unique(ids.astype(str))
+        n = round(self.config.held_out * len(names))
+        if self.config.held_out and not 0 < n < len(names) - 1:
+            raise ConfigError(
+                f"prior.held_out is {self.config.held_out}, which of {len(names)} training images leaves none on one "
+                "side; set it to 0 or to more."
+            )
+        return make_generator(self.seed, "prior", "held out").permutation(names)[:n]
+
+    def _make_recipe(self) -> Any:
+        from braindecode_vis.priors.fitting import Recipe
+
+        c = self.config
+        return Recipe(
+            c.schedule, c.batch_size, c.epochs, c.min_steps, c.learning_rate, c.warmup_steps, c.weight_decay,
+            c.gradient_clip, c.condition_dropout, c.ema_decay, derive_seed(self.seed, "prior", "training"),
+        )  # fmt: skip
+
+    def _make_network(self, shape: tuple[int, ...]) -> Any:
+        import torch
+
+        from braindecode_vis.priors.networks import MlpUnet, TokenTransformer
+
+        c, kind = self.config, self.config.network
+        if kind == "auto":
+            kind = "mlp" if len(shape) == 1 else "transformer"
+        if kind == "mlp" and len(shape) != 1:
+            raise ConfigError(
+                f"prior.network is mlp, but each embedding is {shape[0]} tokens; use transformer or auto."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "prior", "weights"))
+            if kind == "mlp":
+                n = shape[0]
+                network: Any = MlpUnet(
+                    n, n, widths=c.widths, time_features=c.time_features, dropout=c.dropout
+                )
+            else:
+                tokens, n = (1, shape[0]) if len(shape) == 1 else shape
+                width = c.token_width or n
+                if width % c.heads:
+                    raise ConfigError(
+                        f"a transformer of width {width} cannot have {c.heads} heads; set prior.token_width or "
+                        "prior.heads so that one divides the other."
+                    )
+                network = TokenTransformer(
+                    tokens, n, tokens, n, width=width, depth=c.depth, n_heads=c.heads,
+                    time_features=c.time_features, dropout=c.dropout,
+                )  # fmt: skip
+        return network.to(_pick_device(c.device))
+
+    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
+        """Return `n_draws` embeddings per row, draws of one row next to each other.
+
+        Parameters
+        ----------
+        predicted
+            In the space of the fit.
+        n_draws
+            Independent draws per row; with ``best_of`` each is the best of its own candidates.
+        seed
+            Of the noise; the same seed gives the same samples.
+        """
+        fit = self._require_fit()
+        if predicted.space != fit.space or predicted.vectors.shape[1:] != fit.target.mean.shape:
+            raise DataError(
+                f"the diffusion prior was fitted in the space {fit.space!r} with rows of shape "
+                f"{fit.target.mean.shape}, but got {predicted.space!r} with {predicted.vectors.shape[1:]}."
+            )
+        conditions = fit.condition.apply(predicted.vectors)
+        drawn = self._draw(conditions, n_draws, derive_seed(seed, "diffusion prior"))
+        if fit.samples is not None:
+            drawn = fit.samples.apply(drawn)
+        return Embeddings(fit.target.undo(drawn), np.repeat(predicted.ids, n_draws), fit.space)
+
+    def _draw(self, conditions: np.ndarray, n_draws: int, seed: int) -> np.ndarray:
+        """Return standardised samples of shape (n_rows * n_draws, ...), selected if that was asked for."""
+        fit, each = self._require_fit(), 1 if self.config.select == "none" else self.config.candidates
+        rows = np.repeat(conditions, n_draws * each, axis=0)
+        step = max(1, VALUES_AT_ONCE // max(1, rows[:1].size))
+        parts = [self._draw_batch(rows[i : i + step], seed, i) for i in range(0, len(rows), step)]
+        drawn = np.concatenate(parts) if parts else rows
+        if each == 1:
+            return drawn
+        # Directions are compared from the mean of the training rows on both sides.
+        left = drawn.reshape(len(drawn), -1) * fit.target.std.ravel()
+        right = rows.reshape(len(rows), -1) * fit.condition.std.ravel()
+        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        cosine = np.einsum("ij,ij->i", left, right) / np.maximum(norms, 1e-12)
+        best = cosine.reshape(-1, each).argmax(axis=1)
+        return drawn.reshape(-1, each, *drawn.shape[1:])[np.arange(len(best)), best]
+
+    def _draw_batch(self, conditions: np.ndarray, seed: int, start: int) -> np.ndarray:
+        import torch
+
+        config, network = self.config, self._require_fit().network
+        device = next(network.parameters()).device
+        generator = make_torch_generator(seed, "batch", start)
+        condition = torch.from_numpy(np.ascontiguousarray(conditions)).to(device)
+        noise = torch.randn(condition.shape, generator=generator).to(device)
+        with torch.inference_mode():
+            predict = guide(network, condition, config.guidance)
+            low, high = torch.from_numpy(self._require_fit().bounds).to(device)
+            predict = bound_signal(predict, config.schedule, low, high)
+            drawn = SAMPLERS[config.sampler](
+                predict, noise, config.schedule, n_steps=config.steps, generator=generator
+            )
+        return drawn.float().cpu().numpy()
+
+    def _measure_samples(self, conditions: np.ndarray) -> Scale:
+        """Return mean and spread of the samples that training predictions lead to."""
+        rng = make_generator(self.seed, "prior", "calibration rows")
+        n = min(CALIBRATION_ROWS, len(conditions))
+        rows = np.sort(rng.choice(len(conditions), size=n, replace=False))
+        n_draws = max(1, CALIBRATION_ROWS // (4 * n))  # few rows are drawn from several times
+        return fit_scale(
+            self._draw(conditions[rows], n_draws, derive_seed(self.seed, "prior", "calibration"))
+        )
+
+    def _require_fit(self) -> DiffusionFit:
+        if self.fitted is None:
+            raise DataError("the diffusion prior has not been fitted; run train first.")
+        return self.fitted
+
+    def write(self, folder: Path) -> None:
+        """Write the fitted state as safetensors and JSON."""
+        import torch
+        from safetensors.torch import save_file
+
+        fit = self._require_fit()
+        tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in fit.network.state_dict().items()}
+        tensors["bounds"] = torch.from_numpy(fit.bounds.copy())
+        scales = {"condition": fit.condition, "target": fit.target, "samples": fit.samples}
+        for name, scale in scales.items():
+            if scale is not None:
+                tensors[f"{name}.mean"] = torch.from_numpy(scale.mean.copy())
+                tensors[f"{name}.std"] = torch.from_numpy(scale.std.copy())
+        save_file(tensors, folder / "prior.safetensors")
+        meta = {
+            "kind": "diffusion", "space": fit.space, "shape": list(fit.target.mean.shape), "seed": self.seed,
+            "chosen": fit.chosen,
+        }  # fmt: skip
+        write_json(folder / "prior.json", meta)
+
+    @classmethod
+    def read(cls, config: DiffusionPriorConfig, folder: Path) -> DiffusionPrior:
+        """Read what `write` wrote."""
+        from safetensors.torch import load_file
+
+        tensors, meta = load_file(folder / "prior.safetensors"), read_json(folder / "prior.json")
+        prior = cls(config, seed=int(meta["seed"]))
+        network = prior._make_network(tuple(meta["shape"]))
+        network.load_state_dict(
+            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        )
+        network.eval()
+        scales = {
+            name: Scale(tensors[f"{name}.mean"].numpy(), tensors[f"{name}.std"].numpy())
+            for name in ("condition", "target", "samples")
+            if f"{name}.mean" in tensors
+        }
+        prior.fitted = DiffusionFit(
+            network, scales["condition"], scales["target"], tensors["bounds"].numpy(), scales.get("samples"),
+            meta["space"], meta["chosen"],
+        )  # fmt: skip
+        return prior
+
+
+def _distinct(rows: Embeddings) -> Embeddings:
+    """Return the first row of each id."""
+    _, first = np.unique(rows.ids.astype(str), return_index=True)
+    first = np.sort(first)
+    return Embeddings(np.asarray(rows.vectors[first]), rows.ids[first], rows.space)
+
+
+def _pick_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("prior.device is cuda, but torch sees no GPU here; use auto or cpu.")
+    return device

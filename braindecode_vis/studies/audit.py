@@ -1,0 +1,97 @@
+"""Audit of a finished run: whether anything of the test reached a fitted statistic or a choice.
+
+Owns the order of the checks and their verdict. Each check works from the files of a run folder alone: trial table,
+stored numbers, pixels, ``split.json`` and the provenance of each artifact. What can be recomputed is not believed. What
+leaves no trace in a run folder is listed in ``docs/AUDIT.md``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis.studies.audit_chain import check_chain
+from braindecode_vis.studies.audit_choices import check_choices
+from braindecode_vis.studies.audit_design import check_design
+from braindecode_vis.studies.audit_files import LEVELS, AuditedRun, Finding, open_audited
+from braindecode_vis.studies.audit_options import check_options
+from braindecode_vis.studies.audit_refit import check_refit
+from braindecode_vis.studies.audit_splits import check_split
+from braindecode_vis.studies.audit_statistics import check_statistics
+from braindecode_vis.studies.audit_training import check_training
+
+__all__ = ["LEVELS", "Audit", "AuditedRun", "Finding", "audit_run"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings about one run.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    findings
+        In the order of the checks.
+    """
+
+    folder: Path
+    findings: tuple[Finding, ...]
+
+    @property
+    def leaks(self) -> tuple[Finding, ...]:
+        """Findings that no score of the run survives."""
+        return self.list_level("leak")
+
+    def list_level(self, level: str) -> tuple[Finding, ...]:
+        """Return the findings of one of `LEVELS`."""
+        return tuple(finding for finding in self.findings if finding.level == level)
+
+    def summarise(self) -> str:
+        """Return how many findings there are of each level, in words."""
+        counts = Counter(finding.level for finding in self.findings)
+        return ", ".join(f"{counts[level]} {level}" for level in LEVELS)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "run_folder": str(self.folder),
+            "scores": [],
+            "n_leaks": len(self.leaks),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
+    """Audit a run folder; nothing in it is changed.
+
+    Parameters
+    ----------
+    folder
+        A run folder, finished or not; stages that are missing are said to be.
+    refit
+        Also fit every fold twice, on clean and on poisoned test trials; see `audit_refit`.
+    seed
+        Of the permutations of the design check.
+
+    Returns
+    -------
+    Audit
+
+    Raises
+    ------
+    DataError
+        If the folder holds no prepared data, or a file that every check needs cannot be read.
+    """
+    run = open_audited(folder)
+    findings = [*check_chain(run), *check_split(run)]
+    if any(finding.check == "trials" and finding.level == "leak" for finding in findings):
+        # Folds that are no folds have no statistics of their training trials.
+        return Audit(run.folder, tuple(findings))
+    findings += [*check_statistics(run), *check_training(run, thorough=refit), *check_choices(run)]
+    findings += [*check_design(run, seed=seed), *check_options(run)]
+    if refit:
+        findings += check_refit(run)
+    return Audit(run.folder, tuple(findings))

@@ -1,0 +1,142 @@
+"""Which view of an image is its target: the mean of all, a random one, or the one that the brain's answer deserves.
+
+The targets are a bank of stacked views (target kind ``views`` with ``combine: stacked``). Views are chosen in training
+only; held-out trials, galleries and the space of the predictions have one vector per image: the usual view with the
+rule of uncertainty, the mean of the views otherwise.
+
+References
+----------
+Wu et al. (2025), UBP, arXiv:2503.04207.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.embeddings.degradations import UncertaintyRule
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.training.image_config import ViewChoice
+
+LEVELS = 3  # less, usual, more
+USUAL = 1
+
+
+def settle_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
+    """Return the one vector per image that stands for its views outside training, in a space of its own name.
+
+    Parameters
+    ----------
+    stacked
+        Vectors of shape (n_rows, n_views, n_features).
+    choice
+        How training chooses; None returns the embeddings as they are.
+
+    Raises
+    ------
+    DataError
+        If there are no views to choose from, or not three levels for the rule of uncertainty.
+    """
+    if choice is None:
+        return stacked
+    if stacked.vectors.ndim != 3:
+        raise DataError(
+            f"encoder.view_choice is {choice}, but the targets of {stacked.space!r} have one vector per image; set "
+            "target.kind to views with combine stacked, or leave out encoder.view_choice."
+        )
+    if choice == "uncertainty" and stacked.vectors.shape[1] != LEVELS:
+        raise DataError(
+            f"encoder.view_choice uncertainty needs three views (less, usual and more blur), but {stacked.space!r} "
+            f"has {stacked.vectors.shape[1]}; set target.views to fovea of 45, 51 and 57."
+        )
+    space = name_settled(stacked.space, choice)
+    if choice == "uncertainty":
+        return Embeddings(stacked.vectors[:, USUAL], stacked.ids, space)
+    mean = stacked.vectors.mean(axis=1, dtype=np.float32)
+    return Embeddings(mean, stacked.ids, space)
+
+
+def name_settled(space: str, choice: ViewChoice | None) -> str:
+    """Return the name of the space of settled views of a stacked space."""
+    if choice is None:
+        return space
+    return f"{space}/{'usual' if choice == 'uncertainty' else 'mean'}-view"
+
+
+class ViewChooser:
+    """The choice of views during one training.
+
+    Parameters
+    ----------
+    choice
+        ``mean``, ``sample`` or ``uncertainty``.
+    n_views
+        Views of each image.
+    ids
+        Stimulus id of each image code.
+    seed
+        Root of the random choice.
+    """
+
+    def __init__(self, choice: ViewChoice, n_views: int, ids: np.ndarray, *, seed: int) -> None:
+        self.choice, self.n_views, self.ids, self.seed = choice, n_views, [str(i) for i in ids], seed
+        self.rule = UncertaintyRule()
+
+    @property
+    def learns(self) -> bool:
+        """Whether the choice depends on how well images were matched."""
+        return self.choice == "uncertainty"
+
+    def settle(self, stacked: Tensor) -> Tensor:
+        """Return one vector per row as outside training; flat rows of shape (n, n_views * n_features)."""
+        views = stacked.unflatten(-1, (self.n_views, -1))
+        return views[:, USUAL] if self.learns else views.mean(dim=1)
+
+    def choose(self, stacked: Tensor, stimuli: np.ndarray, place: tuple[int, ...]) -> Tensor:
+        """Return the chosen view of each training row, shape (n, n_features).
+
+        Parameters
+        ----------
+        stacked : tensor of shape (n, n_views * n_features)
+        stimuli : int array of shape (n,)
+            Image code of each row.
+        place
+            Update, part and process, which decide a random choice.
+        """
+        if self.choice == "mean":
+            return self.settle(stacked)
+        if self.choice == "sample":
+            chosen = make_generator(self.seed, "views", *place).integers(self.n_views, size=len(stimuli))
+        else:
+            chosen = self.rule.choose([self.ids[code] for code in stimuli])
+        index = torch.from_numpy(chosen).to(stacked.device)
+        return stacked.unflatten(-1, (self.n_views, -1))[torch.arange(len(index), device=index.device), index]
+
+    def learn(self, stimuli: np.ndarray, similarities: np.ndarray) -> None:
+        """Take in how similar brain and image of each trial of a batch were; trials of one image are averaged."""
+        codes, index = np.unique(stimuli, return_inverse=True)
+        means = np.bincount(index, weights=similarities) / np.bincount(index)
+        self.rule.update([self.ids[code] for code in codes], means)
+
+    def count(self) -> list[int]:
+        """Return how many of the scored images have each view at present."""
+        return np.bincount(list(self.rule.view.values()), minlength=self.n_views).tolist()
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """Return the averages and views of the scored images, for a checkpoint."""
+        codes = [code for code, name in enumerate(self.ids) if name in self.rule.average]
+        names = [self.ids[code] for code in codes]
+        return {
+            "codes": torch.tensor(codes, dtype=torch.int64),
+            "average": torch.tensor([self.rule.average[n] for n in names], dtype=torch.float64),
+            "view": torch.tensor([self.rule.view[n] for n in names], dtype=torch.int64),
+        }
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `as_tensors` gave."""
+        names = [self.ids[code] for code in tensors["codes"].tolist()]
+        self.rule.average = dict(zip(names, tensors["average"].tolist(), strict=True))
+        self.rule.view = dict(zip(names, tensors["view"].tolist(), strict=True))

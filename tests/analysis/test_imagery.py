@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binom
+
+from braindecode_vis.analysis.imagery import ImageryConfig, find_targets, list_trials
+from braindecode_vis.analysis.study import Study
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.preprocessing.splits import Fold
+from braindecode_vis.report.plots import render_plot
+from braindecode_vis.stimuli import StimulusSet
+from tests.analysis.planted import make_parcel_study
+
+
+def make_imagery_study(strength=0.5, **options) -> Study:
+    """Return seen training trials, and test images seen in full and imagined at `strength`, in two sets."""
+    study = make_parcel_study(
+        {"Vis": 1.0}, n_parcels=12, n_test=12, n_repetitions=8, averaged=False, **options
+    )
+    trials = study.responses.trials.copy()
+    test = (trials["split"] == "test").to_numpy()
+    imagined = test & (trials["repetition"] >= 2).to_numpy()
+    trials["task"] = np.where(imagined, "imagery", "vision")
+    number = trials["stimulus_id"].str[-3:].astype(int)
+    trials["stimulus_set"] = np.where(number < 6, "simple", "complex")
+    clean = make_parcel_study(
+        {"Vis": 1.0}, n_parcels=12, n_test=12, n_repetitions=8, averaged=False, **{**options, "noise": 0.0}
+    )
+    data = study.responses.data - (1 - strength) * clean.responses.data * imagined[:, None]
+    responses = Responses(data.astype(np.float32), study.responses.dims, trials, "z", study.responses.coords)
+    return replace(study, responses=responses, pick=lambda rows, part: responses.select(rows))
+
+
+def test_imagined_images_are_identified_with_an_encoder_of_seen_ones():
+    found = ImageryConfig(metrics=("two_way", "top1")).compute(make_imagery_study(noise=1.0))
+    table = found.table.set_index(["task", "stimulus_set", "metric"])
+    assert table.loc[("imagery", "all", "two_way"), "value"] > 0.8
+    assert table.loc[("imagery", "all", "two_way"), "p_value"] < 0.001
+    assert table.loc[("imagery", "simple", "two_way"), "n_stimuli"] == 6
+    assert (
+        table.loc[("vision", "all", "two_way"), "value"]
+        >= table.loc[("imagery", "all", "two_way"), "value"] - 0.1
+    )
+    assert (table["n_shuffles"] >= 10_000).all()
+    assert found.scores[0].p_value is not None
+    assert render_plot(found.plots[0].draw)
+
+
+def test_nothing_is_imagined_without_signal():
+    """Ten studies of noise at 5 %: four significant or more come once in a thousand."""
+    config, p_values = ImageryConfig(metrics=("two_way",), beside=(), set_column="none"), []
+    for seed in range(10):
+        table = config.compute(make_imagery_study(0.0, noise=1.0, seed=seed, n_bootstrap=100)).table
+        p_values.append(table.loc[table["stimulus_set"] == "all", "p_value"].item())
+    assert binom.sf(3, 10, 0.05) < 0.0011
+    assert sum(p <= 0.05 for p in p_values) <= 3
+    assert max(p_values) > 0.2
+
+
+def test_an_encoder_that_learnt_from_imagery_is_refused():
+    study = make_imagery_study()
+    fold = study.folds[0]
+    leaky = replace(study, folds=[Fold(np.append(fold.train, fold.test[-1]), fold.test[:-1])])
+    with pytest.raises(DataError, match="trains on trials of the task"):
+        list_trials(leaky, "imagery", strict=True)
+    seen = np.flatnonzero(
+        (study.responses.trials["task"] == "vision") & (study.responses.trials["split"] == "test")
+    )
+    shared = replace(study, folds=[Fold(np.append(fold.train, seen), np.setdiff1d(fold.test, seen))])
+    with pytest.raises(DataError, match="stimuli that the task"):
+        list_trials(shared, "imagery", strict=True)
+
+
+def test_trials_that_no_fold_tests_are_taken_with_the_first_encoder():
+    study = make_imagery_study()
+    imagined = np.flatnonzero(study.responses.trials["task"] == "imagery")
+    fold = study.folds[0]
+    apart = replace(study, folds=[Fold(fold.train, np.setdiff1d(fold.test, imagined))])
+    np.testing.assert_array_equal(list_trials(apart, "imagery", strict=True)[0], imagined)
+
+
+def test_what_has_no_picture_is_the_mean_of_its_concept():
+    study = make_imagery_study()
+    bank = study.banks[0]
+    table = study.stimuli.table.assign(
+        path="x.png", concept=[f"c{n // 4}" for n in range(len(study.stimuli))]
+    )
+    word = pd.DataFrame({"stimulus_id": ["word"], "concept": ["c2"], "path": [""], "sha256": ["w"]})
+    stimuli = StimulusSet(pd.concat([table, word], ignore_index=True))
+    found = find_targets(replace(study, stimuli=stimuli), bank, ["word", "train000"])
+    np.testing.assert_allclose(found.vectors[0], bank.vectors[8:12].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.vectors[1], bank.vectors[0])
+    lost = StimulusSet(pd.concat([table, word.assign(concept="none")], ignore_index=True))
+    with pytest.raises(DataError, match="has no picture"):
+        find_targets(replace(study, stimuli=lost), bank, ["word"])
+
+
+def test_the_task_must_be_there():
+    with pytest.raises(DataError, match="no column task"):
+        ImageryConfig().compute(make_parcel_study({"Vis": 1.0}))
+    with pytest.raises(DataError, match="there are imagery, vision"):
+        ImageryConfig(task="dreaming").compute(make_imagery_study())

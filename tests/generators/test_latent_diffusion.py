@@ -1,0 +1,508 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.generators.diffusion_training import (
+    PhantomSource,
+    StimulusSource,
+    measure_embeddings,
+    train_generator,
+)
+from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
+from braindecode_vis.generators.latent_diffusion import (
+    PACKAGED_TARGET,
+    PACKAGED_WEIGHTS,
+    LatentDiffusionConfig,
+    LatentDiffusionGenerator,
+    load_model,
+    read_header,
+)
+from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.optimisation import Plan, compute_lr, optimise
+from braindecode_vis.generators.sampling import add_noise, guide, sample_latents
+from braindecode_vis.generators.training_pairs import (
+    N_RESERVED_PAIRS,
+    choose_concepts,
+    list_reserved_concepts,
+    read_pairs,
+    write_phantom_pairs,
+    write_stimulus_pairs,
+)
+from braindecode_vis.metrics.identification import two_way_identification
+from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
+from braindecode_vis.store import hash_file
+
+SPACE = "made-up/7"
+TINY = GeneratorTrainingConfig(
+    image_size=16,
+    n_latent_channels=2,
+    autoencoder_width=4,
+    autoencoder_steps=6,
+    autoencoder_batch=4,
+    perceptual_weight=0,
+    denoiser_width=8,
+    condition_width=8,
+    n_blocks=1,
+    denoiser_steps=6,
+    denoiser_batch=4,
+    checkpoint_every=2,
+    warmup=2,
+    device="cpu",
+)
+
+
+def make_source(n=10, n_features=7, space=SPACE):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, 20, 24, 3), dtype=np.uint8)
+    ids = [f"image{i}" for i in range(n)]
+    table = pd.DataFrame(
+        {"stimulus_id": ids, "concept": "thing", "path": "", "sha256": list(map(hash_pixels, pixels))}
+    )
+    vectors = rng.normal(3.0, 2.0, (n, n_features)).astype(np.float32)
+    return StimulusSource(StimulusSet(table, pixels=pixels), Embeddings(vectors, ids, space))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a run with tiny networks."""
+    out = tmp_path_factory.mktemp("tiny")
+    train_generator(TINY, make_source(), out, seed=5)
+    return out
+
+
+@pytest.fixture
+def generator(trained):
+    config = LatentDiffusionConfig(weights=trained / "latent_diffusion.safetensors", steps=3, device="cpu")
+    return LatentDiffusionGenerator(config)
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def test_training_that_was_killed_ends_in_the_same_weights(trained, tmp_path):
+    class Killed(Exception):
+        pass
+
+    for stage in ("autoencoder", "denoiser"):
+
+        def kill(name, done, wanted, stage=stage):
+            if (name, done) == (stage, 4):
+                raise Killed
+
+        with pytest.raises(Killed):
+            train_generator(TINY, make_source(), tmp_path, seed=5, progress=kill)
+    path = train_generator(TINY, make_source(), tmp_path, seed=5)
+    assert path.read_bytes() == (trained / path.name).read_bytes()
+    steps = [
+        (line["stage"], line["step"])
+        for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    ]
+    assert steps == [(stage, step) for stage in ("autoencoder", "denoiser") for step in (2, 4, 6)]
+
+
+def test_another_seed_gives_other_weights_and_may_not_go_on_in_the_same_folder(trained, tmp_path):
+    path = train_generator(TINY, make_source(), tmp_path, seed=6)
+    assert path.read_bytes() != (trained / path.name).read_bytes()
+    with pytest.raises(DataError, match="other settings, images or seed"):
+        train_generator(TINY, make_source(), tmp_path, seed=7)
+
+
+def test_other_images_may_not_go_on_in_the_same_folder(tmp_path):
+    source = make_source()
+    write_stimulus_pairs(tmp_path / "pairs", source.stimuli, source.embeddings, size=16)
+    with pytest.raises(DataError, match=r"'made-up/7'.*'another/7'.*empty folder"):
+        train_generator(TINY, make_source(space="another/7"), tmp_path, seed=5)
+
+
+def test_training_leaves_the_global_random_state_alone(tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    train_generator(TINY, make_source(), tmp_path, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_more_training_lowers_the_loss(tmp_path):
+    """Smooth images of two kinds, told apart by their embedding: both networks must learn something."""
+    rng = np.random.default_rng(1)
+    kind = rng.integers(0, 2, 64)
+    ramp = np.linspace(0, 1, 16)[:, None, None] * np.ones((16, 16, 3))
+    pixels = np.stack([255 * (ramp if k else 1 - ramp) for k in kind]).astype(np.uint8)
+    pixels += rng.integers(0, 2, pixels.shape, dtype=np.uint8)
+    ids = [f"image{i}" for i in range(64)]
+    table = pd.DataFrame(
+        {"stimulus_id": ids, "concept": "ramp", "path": "", "sha256": list(map(hash_pixels, pixels))}
+    )
+    vectors = np.eye(2, dtype=np.float32)[kind]
+    source = StimulusSource(StimulusSet(table, pixels=pixels), Embeddings(vectors, ids, SPACE))
+    longer = {"autoencoder_steps": 100, "denoiser_steps": 200, "checkpoint_every": 50, "denoiser_batch": 32}
+    config = TINY.model_copy(
+        update={**longer, "condition_width": 32, "denoiser_width": 16, "autoencoder_width": 8}
+    )
+    path = train_generator(config, source, tmp_path, seed=0)
+    losses = {}
+    for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()):
+        losses.setdefault(line["stage"], []).append(line["loss"])
+    assert losses["autoencoder"][-1] < 0.6 * losses["autoencoder"][0]
+    assert losses["denoiser"][-1] < 0.8 * losses["denoiser"][0]
+    generator = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, device="cpu"))
+    both = generator.generate(Embeddings(np.eye(2, dtype=np.float32), ["up", "down"], SPACE), seed=0)
+    slopes = both[:, -4:].mean(axis=(1, 2, 3)) - both[:, :4].mean(axis=(1, 2, 3))
+    assert slopes[0] < -50 < 50 < slopes[1]
+
+
+def test_one_image_is_too_few(tmp_path):
+    with pytest.raises(DataError, match="at least 2"):
+        train_generator(TINY, make_source(n=1), tmp_path, seed=0)
+
+
+def test_learning_rate_rises_and_falls_to_zero():
+    plan = Plan("test", 100, 1.0, 0.0, 10, 0.0, 10, "")
+    rates = [compute_lr(step, plan) for step in range(100)]
+    assert rates[0] == 0.1
+    assert np.argmax(rates) in (9, 10)
+    assert rates[-1] < 1e-3
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    plan = Plan("test", 4, 1.0, 0.0, 0, 0.9, 2, "")
+    with pytest.raises(DataError, match="loss of the test is not finite at step 2"):
+        optimise(
+            torch.nn.Linear(2, 1),
+            lambda network, step: network.weight.sum() * float("nan"),
+            plan,
+            checkpoint=tmp_path / "a.safetensors",
+            log=tmp_path / "log.jsonl",
+        )
+
+
+def test_averaged_weights_follow_the_written_rule(tmp_path):
+    plan = Plan("test", 5, 0.1, 0.0, 0, 0.5, 5, "")
+    network, seen = torch.nn.Linear(1, 1, bias=False), []
+
+    def loss(network, step):
+        seen.append(network.weight.item())
+        return network.weight.square().sum()
+
+    paths = {"checkpoint": tmp_path / "a.safetensors", "log": tmp_path / "log.jsonl"}
+    averaged = optimise(network, loss, plan, **paths).weight.item()
+    expected = seen[0]
+    for step, weight in enumerate([*seen[1:], network.weight.item()]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    assert averaged == pytest.approx(expected, rel=1e-5)
+
+
+def test_statistics_of_embeddings():
+    vectors = np.random.default_rng(0).normal(5, 3, (5000, 3)).astype(np.float16)
+    vectors[:, 2] = 1.5
+    mean, scale = measure_embeddings(vectors)
+    np.testing.assert_allclose(mean, vectors.astype(np.float64).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(scale[:2], vectors.astype(np.float64).std(axis=0)[:2], rtol=1e-5)
+    assert scale[2] == 1
+
+
+# --- pairs ------------------------------------------------------------------------------------------------
+
+
+def test_no_training_image_shows_a_reserved_concept():
+    seed, rows = choose_concepts(3, seed=2026)
+    drawn = make_concepts(N_MAX_CONCEPTS, seed=seed).iloc[rows]
+    first = make_concepts(N_RESERVED_PAIRS, seed=0)  # 40 test concepts of the demo, 40 for choices
+    assert len(set(rows)) == len(rows) == 1024
+    assert not set(drawn["concept"]) & list_reserved_concepts()[0]
+    assert not set(drawn["shape"] + drawn["colour"]) & set(first["shape"] + first["colour"])
+    assert set(drawn["shape"]) >= set(first["shape"])
+    assert set(drawn["colour"]) >= set(first["colour"])
+
+
+class MeanColour:
+    """An image encoder of three features that counts its calls."""
+
+    space = "mean-colour"
+    calls = 0
+
+    def encode(self, images):
+        self.calls += 1
+        return np.stack([image.mean(axis=(0, 1)) for image in images]).astype(np.float32)
+
+
+def test_phantom_pairs_are_drawn_once_and_shared_between_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("braindecode_vis.generators.training_pairs.SHARD", 3)
+    monkeypatch.setattr(
+        "braindecode_vis.generators.training_pairs.choose_concepts",
+        lambda number, **_: (number, np.arange(3)),
+    )
+    encoder = MeanColour()
+    write_phantom_pairs(tmp_path / "one", encoder, n_images=8, seed=1, size=16)
+    assert encoder.calls == 3
+    write_phantom_pairs(tmp_path / "one", encoder, n_images=8, seed=1, size=16)
+    assert encoder.calls == 3
+    for part in (1, 0):
+        write_phantom_pairs(tmp_path / "two", encoder, n_images=8, seed=1, size=16, part=part, n_parts=2)
+    one, two = read_pairs(tmp_path / "one"), read_pairs(tmp_path / "two")
+    assert one.images.shape == (9, 16, 16, 3)
+    assert len(np.unique(one.vectors, axis=0)) == 9
+    np.testing.assert_array_equal(one.images, two.images)
+    np.testing.assert_array_equal(one.vectors, two.vectors)
+    with pytest.raises(DataError, match=r"seed 1.*seed 2.*empty folder"):
+        write_phantom_pairs(tmp_path / "one", encoder, n_images=8, seed=2, size=16)
+
+
+def test_pairs_keep_images_and_vectors_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("braindecode_vis.generators.training_pairs.SHARD", 4)
+    source = make_source(n=10)
+    write_stimulus_pairs(tmp_path, source.stimuli, source.embeddings, size=20)
+    pairs = read_pairs(tmp_path)
+    np.testing.assert_allclose(pairs.vectors, source.embeddings.vectors, rtol=1e-3)
+    middle = np.stack([image[:, 2:22] for image in source.stimuli.iterate_images()])
+    np.testing.assert_array_equal(pairs.images, middle)
+
+
+def test_phantom_training_uses_the_encoder_that_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("braindecode_vis.generators.training_pairs.SHARD", 4)
+    monkeypatch.setattr(
+        "braindecode_vis.generators.training_pairs.choose_concepts",
+        lambda number, **_: (number, np.arange(4)),
+    )
+    config = TINY.model_copy(update={"n_images": 8})
+    header = read_header(train_generator(config, PhantomSource(MeanColour()), tmp_path, seed=0))
+    assert (header.space, header.n_features, header.training["n_images"]) == ("mean-colour", 3, 8)
+
+
+def test_a_folder_without_pairs_is_named(tmp_path):
+    with pytest.raises(DataError, match="no training pairs"):
+        read_pairs(tmp_path)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------
+
+
+def test_guidance_formula():
+    conditional, unconditional = torch.tensor([3.0]), torch.tensor([1.0])
+    assert guide(conditional, unconditional, 0).item() == 1
+    assert guide(conditional, unconditional, 1).item() == 3
+    assert guide(conditional, unconditional, 2.5).item() == 6
+
+
+def test_velocity_and_noisy_latents_give_back_what_they_were_made_of():
+    torch.manual_seed(0)
+    clean, noise = torch.randn(6, 2, 4, 4), torch.randn(6, 2, 4, 4)
+    times = torch.tensor([0, 1, 100, 500, 900, 999])
+    noisy, velocity = add_noise(clean, noise, times)
+    cosine = torch.cos((times / 1000 + 0.008) / 1.008 * torch.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)
+    later = torch.cos(((times + 1) / 1000 + 0.008) / 1.008 * torch.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)
+    a = later.clamp(min=0)[:, None, None, None]
+    a[-1] = cosine[-1] * 0.001**0.5  # the last step keeps a thousandth of the variance
+    b = (1 - a**2).sqrt()
+    torch.testing.assert_close(a * noisy - b * velocity, clean, atol=2e-3, rtol=0)
+    torch.testing.assert_close(b * noisy + a * velocity, noise, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
+def test_samplers_find_the_latents_of_a_perfect_denoiser(sampler):
+    torch.manual_seed(0)
+    wanted = torch.randn(3, 2, 4, 4)
+
+    def predict(latents, times):
+        a, b = (part[:, None, None, None] for part in _signal_and_noise(times))
+        return (a * latents - wanted) / b
+
+    noise = torch.randn_like(wanted)
+    found = sample_latents(predict, noise, sampler=sampler, n_steps=20)
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
+def test_samplers_give_the_spread_of_a_gaussian(sampler):
+    """The ideal denoiser of latents N(2, 0.5**2): samples must have that mean and deviation."""
+    torch.manual_seed(0)
+
+    def predict(latents, times):
+        a, b = (part[:, None] for part in _signal_and_noise(times))
+        gain = a * 0.25 / (a**2 * 0.25 + b**2)
+        clean = 2 + gain * (latents - a * 2)
+        return (a * latents - clean) / b
+
+    samples = sample_latents(predict, torch.randn(4000, 1), sampler=sampler, n_steps=25)
+    assert samples.mean().item() == pytest.approx(2, abs=0.05)  # 3 standard errors are 0.024
+    assert samples.std().item() == pytest.approx(0.5, abs=0.05)
+
+
+def _signal_and_noise(times):
+    from braindecode_vis.generators.sampling import compute_signal_and_noise
+
+    return compute_signal_and_noise(times)
+
+
+def test_unknown_sampler():
+    with pytest.raises(ConfigError, match="dpm-solver"):
+        sample_latents(lambda x, t: x, torch.zeros(1, 1), sampler="euler", n_steps=2)
+
+
+# --- networks ---------------------------------------------------------------------------------------------
+
+
+def test_condition_noise_keeps_the_variance_or_shrinks_it_to_the_best_estimate():
+    from braindecode_vis.generators.denoiser import add_condition_noise
+
+    torch.manual_seed(0)
+    clean, noise = torch.randn(20_000, 2), torch.randn(20_000, 2)
+    strengths = torch.full((20_000,), 0.6)
+    kept = add_condition_noise(clean, strengths, torch.zeros(20_000), noise)
+    assert kept.var().item() == pytest.approx(1, abs=0.03)
+    shrunk = add_condition_noise(clean, strengths, torch.ones(20_000), noise)
+    slope = (shrunk * clean).sum() / shrunk.square().sum()  # of the clean embedding on the shrunk one
+    assert slope.item() == pytest.approx(1, abs=0.02)
+    untouched = add_condition_noise(clean, torch.zeros(20_000), torch.ones(20_000), noise)
+    torch.testing.assert_close(untouched, clean)
+
+
+def test_training_conditions_are_as_noisy_as_asked():
+    from braindecode_vis.generators.denoiser import draw_condition_noise
+
+    clean = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    none, some = (
+        draw_condition_noise(clean, torch.Generator().manual_seed(1), strongest=strongest)
+        for strongest in (0.0, 0.98)
+    )
+    torch.testing.assert_close(none, clean)
+    untouched = (some == clean).all(dim=1).float().mean().item()
+    assert untouched == pytest.approx(0.25, abs=0.03)  # 4 standard errors
+
+
+def test_hidden_embeddings_do_not_reach_the_output(generator):
+    denoiser = load_model(generator.path, "cpu").denoiser
+    torch.manual_seed(0)
+    latents, times = torch.randn(4, 2, 2, 2), torch.tensor([3, 3, 700, 700])
+    one, two = torch.randn(4, 7), torch.randn(4, 7)
+    hidden, seen = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
+    assert torch.equal(denoiser(latents, times, one, hidden), denoiser(latents, times, two, hidden))
+    assert not torch.equal(denoiser(latents, times, one, seen), denoiser(latents, times, two, seen))
+
+
+def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_first_argument():
+    from braindecode_vis.embeddings.efficientnet import find_packaged_weights, load_network
+    from braindecode_vis.generators.autoencoder import PerceptualLoss
+
+    perceptual = PerceptualLoss(load_network(find_packaged_weights()))
+    torch.manual_seed(0)
+    one, two = torch.rand(2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
+    assert perceptual(one, one).item() == pytest.approx(0, abs=1e-6)
+    distance = perceptual(one.requires_grad_(), two)
+    distance.backward()
+    assert distance.item() > 0.1
+    assert one.grad.abs().sum() > 0
+
+
+def test_pixels_survive_scaling():
+    from braindecode_vis.generators.autoencoder import scale_images, unscale_images
+
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    assert torch.equal(unscale_images(scale_images(images)), images)
+
+
+# --- generator --------------------------------------------------------------------------------------------
+
+
+def test_images_depend_on_seed_and_row_alone(generator):
+    vectors = np.random.default_rng(0).normal(3, 2, (5, 7)).astype(np.float32)
+    vectors[4] = vectors[0]
+    embeddings = Embeddings(vectors, list("abcda"), SPACE)
+    images = generator.generate(embeddings, seed=1)
+    assert images.shape == (5, 16, 16, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(generator.generate(embeddings, seed=1), images)
+    assert (generator.generate(embeddings, seed=2) != images).any()
+    assert (images[0] != images[4]).any()  # another draw of the same embedding
+    small = LatentDiffusionGenerator(generator.config.model_copy(update={"batch_size": 2}))
+    difference = small.generate(embeddings, seed=1).astype(int) - images
+    assert np.abs(difference).max() <= 1  # sums in another order
+
+
+@pytest.mark.parametrize(
+    "change", [{"guidance": 1.0}, {"guidance": 4.0}, {"condition_noise": 0.8}, {"sampler": "ddim"}]
+)
+def test_every_setting_changes_the_images(generator, change):
+    vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
+    embeddings = Embeddings(vectors, list("abc"), SPACE)
+    other = LatentDiffusionGenerator(generator.config.model_copy(update=change))
+    assert (other.generate(embeddings, seed=0) != generator.generate(embeddings, seed=0)).any()
+    assert other.config.hashed_fields() != generator.config.hashed_fields()
+
+
+def test_no_guidance_equals_one_pass(generator):
+    """Guidance of 1 skips the unconditional pass; one just beside it does not, and must agree."""
+    vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
+    embeddings = Embeddings(vectors, list("abc"), SPACE)
+    one, beside = (
+        LatentDiffusionGenerator(generator.config.model_copy(update={"guidance": g})).generate(
+            embeddings, seed=0
+        )
+        for g in (1.0, 1.000001)
+    )
+    assert np.abs(one.astype(int) - beside).max() <= 1
+
+
+def test_no_rows_give_no_images(generator):
+    empty = Embeddings(np.empty((0, 7), np.float32), [], SPACE)
+    assert generator.generate(empty, seed=0).shape == (0, 16, 16, 3)
+
+
+def test_embeddings_of_another_space_are_refused_with_both_names(generator):
+    other = Embeddings(np.zeros((1, 7), np.float32), ["a"], "another/7")
+    assert generator.accepts(SPACE)
+    assert not generator.accepts("another/7")
+    with pytest.raises(ConfigError, match=r"'made-up/7'.*'another/7'"):
+        generator.generate(other, seed=0)
+    source = make_source()
+    encoder = MeanColour()
+    with pytest.raises(ConfigError, match=r"'made-up/7'.*'mean-colour'"):
+        generator.config.build(TrainingMaterial(encoder, source.embeddings, source.stimuli))
+
+
+def test_the_packaged_weights_are_for_one_target():
+    assert LatentDiffusionConfig().accepts("efficientnet-lite0")
+    assert not LatentDiffusionConfig().accepts("pixels")
+    assert EfficientNetConfig().kind == PACKAGED_TARGET
+
+
+def test_files_that_are_no_weights_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="not a file"):
+        LatentDiffusionConfig(weights=tmp_path / "none.safetensors").hashed_fields()
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a": 1}        ')
+    with pytest.raises(DataError, match="not a weights file"):
+        read_header(path)
+
+
+# --- the packaged weights ---------------------------------------------------------------------------------
+
+
+def test_packaged_weights_are_small_and_the_ones_that_their_note_names():
+    note = json.loads(PACKAGED_WEIGHTS.with_suffix(".json").read_text())
+    assert sum(path.stat().st_size for path in PACKAGED_WEIGHTS.parent.glob("*.safetensors")) <= 8_000_000
+    assert hash_file(PACKAGED_WEIGHTS) == note["sha256"]
+    header = read_header(PACKAGED_WEIGHTS)
+    assert header.space == EfficientNetConfig().build().space
+    assert header.training == note["training"]
+
+
+def test_packaged_weights_paint_what_an_unseen_embedding_says():
+    """Twelve concepts whose shape was never trained in their colour, by the embedding of a picture of each."""
+    encoder = EfficientNetConfig(device="cpu").build()
+    seen = render_batch(range(40, 52), [0] * 12, size=112, seed=0)
+    truth = Embeddings(encoder.encode(seen), [f"unseen{i}" for i in range(12)], encoder.space)
+    images = LatentDiffusionGenerator(LatentDiffusionConfig(device="cpu")).generate(truth, seed=0)
+    made = encoder.encode([resize_image(image, 112, 112) for image in images])
+    right = two_way_identification(truth.vectors, made).mean()
+    shifted = [two_way_identification(truth.vectors, np.roll(made, k, axis=0)).mean() for k in range(1, 12)]
+    assert right > 0.65  # 0.77 and 0.82 for two seeds when the weights were made
+    assert np.mean(shifted) < 0.55

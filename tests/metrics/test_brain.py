@@ -1,0 +1,107 @@
+"""Brain correlation finds the regions that respond to images, and nothing in the reconstructions of other images."""
+
+import numpy as np
+import pytest
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.metrics import brain
+
+RIDGE = RidgeConfig(alphas=(1.0, 100.0), n_inner_folds=3, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def world():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((160, 6))
+    weights = np.concatenate([rng.standard_normal((6, 10)), np.zeros((6, 15))], axis=1)
+    responses = features @ weights + 1.5 * rng.standard_normal((160, 25))
+    responses[:, 24] = 3.0  # a dead voxel
+    ids = np.array([f"i{i}" for i in range(160)], dtype=object)
+    training = Embeddings(features[:120].astype(np.float32), ids[:120], "toy")
+    true = Embeddings(features[120:].astype(np.float32), ids[120:], "toy")
+    regions = {"visual": np.arange(25) < 10, "other": (np.arange(25) >= 10) & (np.arange(25) < 24)}
+    model = brain.fit_encoding_model(training, responses[:120], ridge=RIDGE)
+    return model, true, responses[120:], regions
+
+
+def test_it_equals_one_correlation_per_voxel_and_finds_the_region(world):
+    model, true, measured, regions = world
+    blurred = Embeddings(true.vectors + np.float32(0.5), true.ids, "toy")
+    noisy = Embeddings(
+        true.vectors + np.random.default_rng(1).standard_normal(true.vectors.shape).astype(np.float32),
+        true.ids,
+        "toy",
+    )
+    found = brain.compute_brain_correlation(model, [blurred, noisy], measured, regions=regions, n_boot=300)
+    fit = model.fitted
+    expected = np.zeros(25)
+    for one in (blurred, noisy):
+        predicted = fit.zscore.apply(one.vectors) @ fit.weights + fit.target_mean
+        expected[:24] += [np.corrcoef(predicted[:, v], measured[:, v])[0, 1] / 2 for v in range(24)]
+    np.testing.assert_allclose(found.by_voxel, expected, atol=1e-6)
+    assert found.regions["visual"].value == pytest.approx(expected[:10].mean(), abs=1e-6)
+    assert found.regions["all"].value == pytest.approx(expected.mean(), abs=1e-6)
+    visual, other = found.regions["visual"], found.regions["other"]
+    assert visual.p_value < 0.01
+    assert visual.interval.low > 0.3
+    assert visual.interval.low < visual.value < visual.interval.high
+    assert other.p_value > 0.01
+    assert abs(visual.chance) < 1e-12  # a correlation has mean zero over all assignments
+    rows = brain.list_brain_scores(found, method="decoded", protocol="p", subject="1", split="test", seed=0)
+    assert [row.metric for row in rows] == [
+        "brain_correlation@all",
+        "brain_correlation@visual",
+        "brain_correlation@other",
+    ]
+    assert rows[1].n_queries == 40
+
+
+def test_blocks_of_voxels_change_nothing(world, monkeypatch):
+    model, true, measured, regions = world
+    expected = brain.compute_brain_correlation(
+        model, [true], measured, regions=regions, n_boot=50, n_permutations=50
+    )
+    monkeypatch.setattr(brain, "BLOCK_VOXELS", 7)
+    found = brain.compute_brain_correlation(
+        model, [true], measured, regions=regions, n_boot=50, n_permutations=50
+    )
+    np.testing.assert_allclose(found.by_voxel, expected.by_voxel, atol=1e-12)
+    for name in ("all", "visual", "other"):
+        assert found.regions[name].value == pytest.approx(expected.regions[name].value, abs=1e-12)
+        assert found.regions[name].interval.low == pytest.approx(
+            expected.regions[name].interval.low, abs=1e-12
+        )
+
+
+def test_the_bootstrap_equals_one_resample_at_a_time():
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((2, 9, 3))
+    rows = rng.integers(0, 9, 9)
+    weights = np.bincount(rows, minlength=9)[None].astype(float)
+    expected = [np.corrcoef(left[rows, v], right[rows, v])[0, 1] for v in range(3)]
+    np.testing.assert_allclose(brain._correlate_weighted(left, right, weights)[0], expected, atol=1e-12)
+
+
+def test_the_reconstructions_of_other_images_score_nothing(world):
+    model, true, measured, regions = world
+    order = np.roll(np.arange(40), 7)
+    swapped = Embeddings(true.vectors[order], true.ids, "toy")
+    found = brain.compute_brain_correlation(model, [swapped], measured, regions=regions, n_boot=50)
+    assert found.regions["visual"].p_value > 0.01
+    assert abs(found.regions["visual"].value) < 0.3
+
+
+def test_what_does_not_fit_is_refused(world):
+    model, true, measured, _ = world
+    with pytest.raises(DataError, match="do not fit"):
+        brain.compute_brain_correlation(model, [true], measured[:-1])
+    with pytest.raises(DataError, match="region 'empty'"):
+        brain.compute_brain_correlation(model, [true], measured, regions={"empty": np.zeros(25, dtype=bool)})
+    with pytest.raises(DataError, match="average the repetitions"):
+        brain.compute_brain_correlation(
+            model, [Embeddings(true.vectors, [*true.ids[:-1], true.ids[0]], "toy")], measured
+        )
+    with pytest.raises(DataError, match="one response vector per embedding"):
+        brain.fit_encoding_model(true, measured[:3])

@@ -1,0 +1,164 @@
+"""Caption metrics equal hand counts and slow definitions; encoders and captioners run from local folders."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics import caption_bank, captioning, captions
+
+WORDS = ["a", "cat", "dog", "on", "the", "grass", "red", "car", "##s"]
+
+
+def slow_rouge_l(reference, candidate):
+    left, right = captions.tokenize(reference), captions.tokenize(candidate)
+    common = max(
+        (size for size in range(len(left) + 1) for chosen in itertools.combinations(left, size)
+         if any(chosen == other for other in itertools.combinations(right, size))),
+        default=0,
+    )  # fmt: skip
+    return 0.0 if not common else 2 * common / (len(left) + len(right))
+
+
+def test_words_in_common_equal_slow_definitions():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        left, right = (" ".join(rng.choice(WORDS[:5], rng.integers(1, 8))) for _ in range(2))
+        assert captions.rouge_l(left, right) == pytest.approx(slow_rouge_l(left, right))
+        a, b = captions.tokenize(left), captions.tokenize(right)
+        common = sum(min(a.count(w), b.count(w)) for w in set(a))
+        assert captions.rouge_1(left, right) == pytest.approx(2 * common / (len(a) + len(b)))
+        n_matches, n_chunks = captions._match_runs(a, b)
+        assert n_matches == common
+        assert n_chunks >= min_chunks(a, b)
+    assert captions.rouge_1("a", "b") == captions.rouge_l("", "b") == captions.meteor_exact("a", "") == 0
+
+
+def min_chunks(left, right):
+    """Return the fewest chunks over all alignments with as many matches as possible."""
+    options = [[None, *[i for i, w in enumerate(left) if w == word]] for word in right]
+    best = (0, 0)
+    for choice in itertools.product(*options):
+        used = [i for i in choice if i is not None]
+        if len(set(used)) < len(used):
+            continue
+        places = [(i, j) for j, i in enumerate(choice) if i is not None]
+        breaks = sum((b[0] - a[0], b[1] - a[1]) != (1, 1) for a, b in itertools.pairwise(places))
+        best = min(best, (-len(used), breaks + bool(places)))
+    return best[1]
+
+
+def test_meteor_equals_a_hand_count():
+    # Five of six words match in two chunks ("on the mat", "the cat"): P = R = 5/6.
+    value = captions.meteor_exact("the cat sat on the mat", "on the mat lay the cat")
+    assert value == pytest.approx(5 / 6 * (1 - 0.5 * (2 / 5) ** 3))
+    # Two of three candidate words, two of four reference words, one chunk: R weighs nine times P.
+    precision, recall = 2 / 3, 2 / 4
+    mean = 10 * precision * recall / (recall + 9 * precision)
+    assert captions.meteor_exact("a red car drives", "a red bus") == pytest.approx(mean * (1 - 0.5 / 8))
+
+
+def test_the_best_reference_counts_and_chance_is_the_next_stimulus():
+    references = [["a dog", "the cat"], ["a red car"]]
+    values = captions.compute_caption_metrics(references, ["the cat", "a car"])
+    assert values["rouge1"].tolist() == [1.0, pytest.approx(0.8)]
+    rows = captions.score_captions(
+        references, ["the cat", "a car"], ["s1", "s2"], method="decoded", protocol="p", subject="1", split="test",
+        seed=0, n_boot=100,
+    )  # fmt: skip
+    assert {row.metric for row in rows} == {"rouge1", "rougeL", "meteor_exact"}
+    assert rows[0].chance == pytest.approx((captions.rouge_1("a red car", "the cat") + 0.5) / 2)
+    with pytest.raises(DataError, match="every item needs at least one"):
+        captions.compute_caption_metrics([["a"], []], ["a", "b"])
+
+
+def test_the_bank_gives_the_caption_of_the_nearest_training_image(tmp_path):
+    path = tmp_path / "bank.csv"
+    path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')
+    bank = caption_bank.read_caption_bank(path)
+    assert bank == {"t2": ["a dog, on the grass", "another"], "t1": ["a cat"]}
+    training = Embeddings(np.array([[0, 1], [1, 0], [1, 1.0]]), ["t2", "t1", "t3"], "toy")
+    predicted = Embeddings(np.array([[1, 1.0], [0.1, 2]]), ["q1", "q2"], "toy")
+    found = caption_bank.retrieve_captions(predicted, training, bank, device="cpu")
+    assert found == ["a cat", "a dog, on the grass"]  # t3 has no caption; equally near images go by their ids
+    with pytest.raises(DataError, match="none of the training images"):
+        caption_bank.retrieve_captions(predicted, training, {"x": ["y"]})
+    path.write_text("id,text\n")
+    with pytest.raises(DataError, match="lacks the column"):
+        caption_bank.read_caption_bank(path)
+    path.write_text("id,caption\nt1,\n")
+    with pytest.raises(DataError, match="line 2"):
+        caption_bank.read_caption_bank(path)
+
+
+def write_vocabulary(folder):
+    from transformers import BertTokenizerFast
+
+    folder.mkdir()
+    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    (folder / "vocab.txt").write_text("\n".join(vocab))
+    tokenizer = (
+        BertTokenizerFast(vocab=vocab) if "vocab" in BertTokenizerFast.__init__.__code__.co_varnames else None
+    )
+    tokenizer = tokenizer or BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    return tokenizer, len(vocab)
+
+
+def test_sentences_are_means_over_real_tokens(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path / "minilm"
+    tokenizer, n_words = write_vocabulary(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(
+            BertConfig(vocab_size=n_words, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                       intermediate_size=16)
+        ).eval()  # fmt: skip
+    model.save_pretrained(folder)
+    texts = ["a cat", "the dog on the red grass", "cars"]
+    found = captions.SentenceEncoder(folder, batch_size=2, device="cpu").encode(texts)
+    for text, row in zip(texts, found, strict=True):
+        with torch.inference_mode():  # alone, a sentence has no padding
+            states = model(**tokenizer([text], return_tensors="pt")).last_hidden_state[0]
+        mean = states.mean(dim=0).numpy()
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-5)
+    encoder = captions.SentenceEncoder(folder, device="cpu")
+    values = captions.compute_caption_metrics([["a cat", "cars"]] * 2, ["cars", "a cat"], encoder=encoder)
+    np.testing.assert_allclose(values["sentence_similarity"], 1, atol=1e-6)
+    with pytest.raises(DataError, match="holds no sentence encoder"):
+        captions.SentenceEncoder(tmp_path).encode(["a"])
+
+
+def test_git_captions_images_from_a_local_folder(tmp_path):
+    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
+
+    folder = tmp_path / "git"
+    tokenizer, n_words = write_vocabulary(folder)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 16}  # fmt: skip
+    config = GitConfig(
+        vision_config=vision, vocab_size=n_words, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GitForCausalLM(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    GitProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer).save_pretrained(
+        folder
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+    found = captioning.caption_images(images, folder, max_new_tokens=4, batch_size=2, device="cpu")
+    assert len(found) == 3
+    assert all(isinstance(text, str) for text in found)
+    assert found == captioning.caption_images(images, folder, max_new_tokens=4, batch_size=1, device="cpu")
+    with pytest.raises(DataError, match="holds no captioning network"):
+        captioning.caption_images(images, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="kind 'bert'"):
+        captioning.caption_images(images, tmp_path)

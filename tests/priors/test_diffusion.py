@@ -1,0 +1,264 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics.distribution import compute_frechet
+from braindecode_vis.priors.checkpoints import State
+from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.fitting import CHECKPOINT, compute_loss, find_rate
+from braindecode_vis.priors.sampling import NoiseSchedule
+from braindecode_vis.priors.scales import fit_scale
+from braindecode_vis.roles import Prior
+from braindecode_vis.seeds import make_torch_generator
+
+SMALL = {
+    "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1, "min_steps": 200, "warmup_steps": 20,
+    "dropout": 0.0, "guidance": 1.0, "steps": 20, "device": "cpu", "prediction": "v_prediction", "ema_decay": 0.98,
+}  # fmt: skip
+
+
+def make_pairs(n=400, *, seed=0):
+    """Images in eight clusters of the plane; predictions are shrunken and noisy."""
+    rng = np.random.default_rng(seed)
+    angle = rng.integers(8, size=n) * np.pi / 4
+    centres = (
+        0.03 * np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.5
+    )  # as small as unit vectors' values
+    target = centres + 0.001 * rng.normal(size=(n, 2))
+    predicted = 0.5 + 0.5 * (centres - 0.5) + 0.002 * rng.normal(size=(n, 2))
+    ids = [f"{seed}-{k}" for k in range(n)]
+    return (
+        Embeddings(predicted.astype(np.float32), ids, "toy"),
+        Embeddings(target.astype(np.float32), ids, "toy"),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return DiffusionPriorConfig(**SMALL).build(seed=1).fit(*make_pairs())
+
+
+def test_samples_lie_where_images_lie_and_keep_their_identity(fitted):
+    predicted, target = make_pairs(seed=5)
+    drawn = fitted.sample(predicted, n_draws=1, seed=0)
+    assert isinstance(fitted, Prior)
+    assert compute_frechet(drawn, target) < 0.1 * compute_frechet(predicted, target)
+    angles = [np.arctan2(*(rows.vectors - 0.5).T) for rows in (drawn, target)]
+    apart = np.abs(np.angle(np.exp(1j * (angles[0] - angles[1]))))
+    assert (
+        apart < np.pi / 8
+    ).mean() > 0.75  # one draw in eight clusters, chance 0.125; the training is short
+
+
+def test_draws_lie_next_to_each_other_and_follow_the_seed(fitted):
+    predicted, _ = make_pairs(6)
+    one, again = (fitted.sample(predicted, n_draws=3, seed=4) for _ in range(2))
+    other = fitted.sample(predicted, n_draws=3, seed=5)
+    np.testing.assert_array_equal(one.vectors, again.vectors)
+    assert np.abs(one.vectors - other.vectors).max() > 0
+    assert one.ids.tolist() == np.repeat(predicted.ids, 3).tolist()
+    assert np.abs(one.vectors[0] - one.vectors[1]).max() > 0
+
+
+def test_global_random_state_is_left_alone_and_fits_repeat():
+    config = DiffusionPriorConfig(**(SMALL | {"min_steps": 12, "dropout": 0.2}))
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one = config.build(seed=3).fit(*make_pairs()).fitted.network.state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(8)
+    two = config.build(seed=3).fit(*make_pairs()).fitted.network.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    three = config.build(seed=4).fit(*make_pairs()).fitted.network.state_dict()
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_reading_gives_the_same_samples(fitted, tmp_path):
+    fitted.write(tmp_path)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
+    again = fitted.config.read(tmp_path)
+    predicted, _ = make_pairs(10)
+    np.testing.assert_array_equal(
+        again.sample(predicted, n_draws=2, seed=0).vectors,
+        fitted.sample(predicted, n_draws=2, seed=0).vectors,
+    )
+    assert again.describe() == fitted.describe()
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(tmp_path):
+    config = DiffusionPriorConfig(**(SMALL | {"min_steps": 24, "dropout": 0.1, "checkpoint_every": 2}))
+    whole = config.build(seed=0).fit(*make_pairs())
+
+    class Stop(Exception):
+        pass
+
+    def make(limit):
+        prior, done = config.build(seed=0), []
+        prior.workspace = tmp_path
+
+        def advance(n):
+            done.append(n)
+            if len(done) == limit:
+                raise Stop
+
+        prior.advance = advance
+        return prior, done
+
+    with pytest.raises(Stop):
+        make(3)[0].fit(*make_pairs())
+    assert (tmp_path / CHECKPOINT).is_file()
+    resumed, done = make(100)
+    resumed.fit(*make_pairs())
+    assert len(done) == whole.describe()["epochs"] - 2  # the third epoch came after the checkpoint
+    left, right = whole.fitted.network.state_dict(), resumed.fitted.network.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert resumed.describe() == whole.describe()
+    other, done = make(100)  # other data: the checkpoint is not theirs
+    other.fit(*make_pairs(seed=9))
+    assert len(done) == whole.describe()["epochs"]
+
+
+def test_a_diverging_training_stops_with_its_place():
+    config = DiffusionPriorConfig(**(SMALL | {"learning_rate": 1e30, "warmup_steps": 0, "min_steps": 50}))
+    with pytest.raises(DataError, match=r"loss of the diffusion prior is (nan|inf) at step \d+"):
+        config.build().fit(*make_pairs())
+
+
+def test_the_condition_is_dropped_sample_by_sample():
+    """A tenth of every batch learns without a condition, not a tenth of the batches."""
+    seen = []
+
+    def network(noised, steps, condition, keep):
+        seen.append(keep)
+        return noised
+
+    rows = np.zeros((1000, 2), np.float32)
+    for k in range(3):
+        compute_loss(
+            network, rows, rows, NoiseSchedule(), NoiseSchedule().compute_signal(), make_torch_generator(k),
+            dropout=0.1,
+        )  # fmt: skip
+    shares = [1 - float(keep.mean()) for keep in seen]
+    assert all(0.06 < share < 0.14 for share in shares)
+    assert len({tuple(keep.tolist()) for keep in seen}) == 3
+
+
+def test_test_predictions_change_no_statistic(fitted):
+    """Samples of one row do not depend on which other rows are asked for: restandardising is not transductive."""
+    predicted, _ = make_pairs(4)
+    poisoned = Embeddings(
+        np.concatenate([predicted.vectors[:1], 50 + predicted.vectors[1:]]), predicted.ids, "toy"
+    )
+    left = fitted.sample(predicted, n_draws=1, seed=0).vectors[0]
+    np.testing.assert_allclose(fitted.sample(poisoned, n_draws=1, seed=0).vectors[0], left, rtol=1e-5)
+
+
+def test_samples_of_training_predictions_have_the_targets_moments(fitted):
+    predicted, target = make_pairs()
+    drawn = fitted.sample(predicted, n_draws=2, seed=11).vectors
+    np.testing.assert_allclose(drawn.mean(0), target.vectors.mean(0), atol=0.003)
+    np.testing.assert_allclose(drawn.std(0), target.vectors.std(0), rtol=0.06)
+
+
+def test_best_of_is_nearer_to_the_prediction_and_says_so(fitted):
+    predicted, _ = make_pairs(60, seed=6)
+    chooser = DiffusionPriorConfig(**SMALL, select="best_of", candidates=8).build()
+    chooser.fitted = fitted.fitted
+    drawn = fitted.sample(predicted, n_draws=1, seed=0)
+    chosen = chooser.sample(predicted, n_draws=1, seed=0)
+    mean, centre = fitted.fitted.target.mean, fitted.fitted.condition.mean
+
+    def similarity(rows):
+        left, right = rows.vectors - mean, predicted.vectors - centre
+        return np.mean((left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1))
+
+    assert similarity(chosen) > similarity(drawn)
+    assert chooser.protocol == "best of 8 draws of the diffusion prior by cosine to the prediction"
+    assert fitted.protocol == "one draw of the diffusion prior"
+
+
+def test_all_training_images_teach_where_the_brain_saw_a_few():
+    predicted, target = make_pairs(100)
+    _, images = make_pairs(600, seed=2)
+    everything = Embeddings(
+        np.concatenate([target.vectors, images.vectors]), np.concatenate([target.ids, images.ids]), "toy"
+    )
+    config = DiffusionPriorConfig(
+        **(SMALL | {"condition": "noised_targets", "held_out": 0.1, "min_steps": 120})
+    )
+    prior = config.build(seed=0).fit(predicted, target, images=everything)
+    assert prior.describe()["n_rows"] == 690  # ten images of the pairs are held out
+    queries, truth = make_pairs(seed=5)
+    drawn = prior.sample(queries, n_draws=1, seed=0)
+    assert compute_frechet(drawn, truth) < 0.25 * compute_frechet(queries, truth)
+
+
+def test_tokens_go_through_the_transformer(tmp_path):
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(40, 3, 8)).astype(np.float32)
+    ids = [f"i{k}" for k in range(40)]
+    rows = Embeddings(target, ids, "tokens")
+    config = DiffusionPriorConfig(
+        depth=1, heads=2, token_width=16, min_steps=6, epochs=1, batch_size=16, steps=3, device="cpu",
+        sampler="dpm-solver++", guidance=2.0, time_features=8,
+    )  # fmt: skip
+    prior = config.build().fit(Embeddings(0.5 * target, ids, "tokens"), rows)
+    drawn = prior.sample(rows, n_draws=2, seed=0)
+    assert drawn.vectors.shape == (80, 3, 8)
+    prior.write(tmp_path)
+    np.testing.assert_array_equal(
+        config.read(tmp_path).sample(rows, n_draws=2, seed=0).vectors, drawn.vectors
+    )
+    vectors = Embeddings(target[:, 0], ids, "v")
+    one = config.model_copy(update={"network": "transformer"}).build().fit(vectors, vectors)
+    assert one.sample(vectors, n_draws=1, seed=0).vectors.shape == (40, 8)
+
+
+def test_a_value_that_never_varies_stays_what_it_is():
+    rows = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    rows[:, 1] = 0.1
+    scale = fit_scale(rows)
+    np.testing.assert_allclose(scale.apply(rows)[:, 1], 0, atol=1e-6)
+    np.testing.assert_allclose(scale.undo(scale.apply(rows)), rows, atol=1e-6)
+    np.testing.assert_allclose(scale.apply(rows)[:, [0, 2]].std(0), 1, rtol=1e-5)
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [find_rate(step, 5000, 500) for step in range(5000)]
+    assert rates[0] == pytest.approx(1 / 500)
+    assert rates[499] == 1.0
+    assert rates[2750] == pytest.approx(0.5, abs=0.01)
+    assert 0 <= rates[-1] < 1e-5
+    assert find_rate(4, 50, 500) == 1.0  # a short training does not end in its warm-up
+
+
+def test_misuse_is_refused(fitted):
+    predicted, target = make_pairs(20)
+    with pytest.raises(DataError, match="one target per prediction"):
+        fitted.config.build().fit(predicted, target.select(predicted.ids[::-1]))
+    with pytest.raises(DataError, match="fitted in the space 'toy'"):
+        fitted.sample(Embeddings(predicted.vectors, predicted.ids, "clip"), n_draws=1, seed=0)
+    with pytest.raises(ConfigError, match="leaves none on one side"):
+        DiffusionPriorConfig(**(SMALL | {"held_out": 0.01})).build().fit(predicted, target)
+    with pytest.raises(ConfigError, match="cannot have 3 heads"):
+        DiffusionPriorConfig(**(SMALL | {"network": "transformer", "heads": 3})).build().fit(
+            predicted, target
+        )
+    with pytest.raises(ValidationError, match=r"needs a prior\.condition_dropout above 0"):
+        DiffusionPriorConfig(condition_dropout=0.0)
+    tokens = Embeddings(np.zeros((4, 2, 2), np.float32), list("abcd"), "t")
+    with pytest.raises(ConfigError, match="each embedding is 2 tokens"):
+        DiffusionPriorConfig(**(SMALL | {"network": "mlp", "held_out": 0.0})).build().fit(tokens, tokens)
+
+
+def test_what_enters_the_fingerprint():
+    fields = DiffusionPriorConfig().hashed_fields()
+    assert "device" not in fields
+    assert "checkpoint_every" not in fields
+    assert {"guidance", "sampler", "select", "condition", "ema_decay"} <= set(fields)
+    assert {f.name for f in dataclasses.fields(State)} >= {"network", "average", "optimiser", "epoch", "step"}
