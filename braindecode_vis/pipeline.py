@@ -23,11 +23,12 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import read_manifest
+from braindecode_vis.galleries import GallerySource, order_by_gallery, rank_fold, split_by_gallery
 from braindecode_vis.phantom.assemble.truth import read_truth
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Split
-from braindecode_vis.retrieval import Centre, Retrieval, fit_centre, read_retrieval, write_retrieval
+from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.runs import Run, keep_config, publish_scores, read_scores
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank, TrainedFold
@@ -124,8 +125,15 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
     def compute(folder: Path) -> None:
         from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
 
-        encoder = config.build()
-        if config.kind not in ("pixels", "pca"):
+        encoder: Any = config.build()
+        if config.kind == "layers":
+            fold = prepared.split.folds[number or 0]
+            ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+            cache = find_cache_folder()
+            bank = encoder.embed(
+                stimuli, list(ids), lambda member: embed_stimuli(member, stimuli, cache=cache)
+            )
+        elif config.kind not in ("pixels", "pca"):
             with run.listener.progress("encoding images", len(stimuli)) as advance:
                 bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
         else:
@@ -191,6 +199,8 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
             responses = selection.apply(responses)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
         encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
+        if hasattr(encoder, "images"):
+            encoder.images = prepared.stimuli
         if "text" in getattr(config.encoder, "needs", ()):
             encoder.text_targets = _embed_concepts(run, prepared)
         with lend_workspace(run, encoder, f"train{number:02d}", [fields, upstream]):
@@ -201,10 +211,10 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
 
     artifact = run.produce("train", fields, upstream, compute, _name_fold(number))
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
-    encoder, out_of_fold = (
-        config.encoder.read(artifact.path),
-        store.read_embeddings(artifact.path / "out_of_fold"),
-    )
+    encoder: Any = config.encoder.read(artifact.path)
+    if hasattr(encoder, "images"):
+        encoder.images = prepared.stimuli
+    out_of_fold = store.read_embeddings(artifact.path / "out_of_fold")
     return TrainedFold(artifact, encoder, out_of_fold, selection)
 
 
@@ -274,6 +284,7 @@ def pick_test_trials(run: Run, number: int) -> Responses:
     """Return the test trials of one fold as its encoder takes them."""
     prepared, selection = preprocess(run), train(run)[number].selection
     responses = pick_labelled_trials(prepared, prepared.split.folds[number].test, run.config.repeats.test)
+    responses = order_by_gallery(train(run)[number].encoder, responses)
     return responses if selection is None else selection.apply(responses)
 
 
@@ -292,49 +303,40 @@ def _retrieve(run: Run) -> Retrieved:
     upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
     whole, protocol = _choose_gallery(config, prepared, banks)
 
-    def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.retrieval import compute_ranks
+    sources = [
+        GallerySource(
+            fitted.encoder,
+            bank.embeddings,
+            list(pd.unique(prepared.responses.stimulus_ids[fold.train])),
+            config.retrieval,
+        )
+        for fold, bank, fitted in zip(prepared.split.folds, banks, trained, strict=True)
+    ]
 
+    def compute(folder: Path) -> dict[str, Any]:
         ranks = []
-        for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
+        for number, source in enumerate(sources):
             responses = pick_test_trials(run, number)
-            predicted = fitted.encoder.predict(responses)
-            centre = _fit_centre(prepared, bank, fitted.encoder, fold.train, config.retrieval.centre)
-            gallery = bank.embeddings.select(whole if whole is not None else pd.unique(predicted.ids))
-            ranked = compute_ranks(
-                centre.apply(predicted),
-                centre.apply(map_targets(fitted.encoder, gallery)),
-                n_top=config.retrieval.n_top,
-                device=config.retrieval.device,
-                protocol=protocol,
-            )
+            predicted = source.encoder.predict(responses)
+            subjects = responses.trials["subject"].to_numpy(dtype=object)
+            ids = whole if whole is not None else list(pd.unique(predicted.ids))
+            ranked = rank_fold(source, predicted, subjects, ids, protocol=protocol)
             store.write_embeddings(folder / _name_fold(number), predicted)
             write_retrieval(folder / _name_fold(number), ranked)
-            ranks.append(_tabulate_ranks(ranked, responses.trials["subject"].to_numpy(dtype=object), number))
+            ranks.append(_tabulate_ranks(ranked, subjects, number))
         pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet", index=False)
         return {"gallery": protocol}
 
     artifact = run.produce("retrieve", fields, upstream, compute)
     table = pd.read_parquet(artifact.path / "ranks.parquet")
     folds = []
-    for number, (fold, bank, fitted) in enumerate(zip(prepared.split.folds, banks, trained, strict=True)):
+    for number, source in enumerate(sources):
         subjects = table.loc[table["fold"] == number, "subject"].to_numpy(dtype=object)
         ranked = read_retrieval(artifact.path / _name_fold(number))
         predicted = store.read_embeddings(artifact.path / _name_fold(number))
-        centre = _fit_centre(prepared, bank, fitted.encoder, fold.train, config.retrieval.centre)
-        gallery = centre.apply(map_targets(fitted.encoder, bank.embeddings.select(ranked.gallery_ids)))
-        folds.append(RetrievedFold(predicted, centre.apply(predicted), gallery, ranked, subjects))
+        parts = split_by_gallery(source, predicted, subjects, ranked)
+        folds.append(RetrievedFold(predicted, parts, ranked, subjects))
     return Retrieved(artifact, folds, protocol)
-
-
-def map_targets(encoder: Any, targets: Embeddings) -> Embeddings:
-    """Bring image embeddings into the space of the encoder's predictions, where it has learnt one of its own."""
-    return encoder.map_targets(targets) if hasattr(encoder, "map_targets") else targets
-
-
-def _fit_centre(prepared: Prepared, bank: TargetBank, encoder: Any, train: np.ndarray, name: str) -> Centre:
-    ids = pd.unique(prepared.responses.stimulus_ids[train])
-    return fit_centre(map_targets(encoder, bank.embeddings.select(ids)), name)
 
 
 def _choose_gallery(
@@ -400,10 +402,10 @@ def _reconstruct(run: Run) -> Reconstructed:
         with run.listener.progress("reconstructing", len(banks)) as advance:
             for number, (fold, bank) in enumerate(zip(prepared.split.folds, banks, strict=True)):
                 train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
-                predicted = _predict_targets(run, number)
+                predicted, embeddings = _meet_generator(run, number)
                 material = TrainingMaterial(
                     bank.encoder,
-                    bank.embeddings.select(train_ids),
+                    embeddings.select(train_ids),
                     prepared.stimuli.select(train_ids),
                     trained[number].out_of_fold,
                 )
@@ -411,7 +413,7 @@ def _reconstruct(run: Run) -> Reconstructed:
                 asked = [fields["prior"], trained[number].artifact.fingerprint]
                 with lend_workspace(run, prior, f"prior{number:02d}", asked):
                     part = reconstruct_fold(
-                        config, material, prepared.stimuli, predicted, bank.embeddings,
+                        config, material, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),
                     )  # fmt: skip
                 parts.append(part)
@@ -470,15 +472,23 @@ def _make_low_level(run: Run, number: int) -> np.ndarray | None:
         bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids), fold.out_of_fold
     )
     generator = LatentsConfig().build(material)
-    return generator.generate(_predict_targets(low, number), seed=derive_seed(low.config.seed, "low level"))
+    predicted, _ = _meet_generator(low, number)
+    return generator.generate(predicted, seed=derive_seed(low.config.seed, "low level"))
 
 
-def _predict_targets(run: Run, number: int) -> Embeddings:
-    """Return the predictions of the test trials in the target space, which is what a generator takes."""
-    encoder = train(run)[number].encoder
+def _meet_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:
+    """Return predictions of the test trials, and embeddings of all images, in the space that the generator takes.
+
+    That is the target's space. An encoder that compares in a space it has learnt, and has no second head, cannot go
+    back there; copying the nearest training image then works in the learnt space.
+    """
+    encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
     if not hasattr(encoder, "predict_targets"):
-        return retrieve(run).folds[number].predicted
-    return encoder.predict_targets(pick_test_trials(run, number))
+        return retrieve(run).folds[number].predicted, bank
+    one_way = encoder.comparison_space != bank.space and "regression" not in encoder.config.needs
+    if one_way and run.config.generator.kind == "nearest":
+        return retrieve(run).folds[number].predicted, encoder.map_targets(bank)
+    return encoder.predict_targets(pick_test_trials(run, number)), encoder.settle_targets(bank)
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------
@@ -501,9 +511,10 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     def compute(folder: Path) -> None:
         from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
 
+        parts = [part for fold in retrieved.folds for part in fold.parts]
         features = config.evaluation.features
         task = ScoringTask(
-            retrievals=[(fold.queries, fold.gallery, fold.retrieval) for fold in retrieved.folds],
+            retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
             seen=np.asarray(images.seen),
             images={name: np.asarray(made) for name, made in images.images.items()},
             ids=images.ids,
@@ -518,9 +529,15 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
             n_bootstrap=config.evaluation.n_bootstrap,
             n_permutations=config.evaluation.n_permutations,
             ceilings=ceilings,
+            suite=None if config.evaluation.suite is None else config.evaluation.suite.build(),
+            best_of=config.evaluation.best_of,
+            conditions=_name_conditions(run, images.ids),
         )
         with run.listener.progress("scoring", task.n_steps) as advance:
             scores, items = compute_scores(task, advance=advance)
+        if config.evaluation.protocols:
+            scores += _score_protocols(run, protocol)
+        store.write_json(folder / "not_computed.json", task.not_computed)
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
         items.to_parquet(folder / "items.parquet", index=False)
 
@@ -530,8 +547,75 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     for row in rows:
         row["fingerprint"] = artifact.fingerprint
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
+    run.seen["not computed"] = store.read_json(artifact.path / "not_computed.json")
     publish_scores(run.folder.path, rows)
     return rows
+
+
+def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
+    """Return the condition of each test row: the values of the chosen columns of the trial table."""
+    columns = list(run.config.evaluation.conditions)
+    if not columns:
+        return None
+    tables = [pick_test_trials(run, number).trials for number in range(len(preprocess(run).split.folds))]
+    trials = pd.concat(tables, ignore_index=True)
+    missing = [name for name in columns if name not in trials]
+    if missing:
+        raise ConfigError(
+            f"evaluation.conditions names {missing[0]!r}, but the trials have the columns {', '.join(trials.columns)}; "
+            "averaging keeps only what repetitions share."
+        )
+    if len(trials) != len(ids):
+        raise DataError("conditions and reconstructions list different test items; run both again.")
+    return trials[columns].astype(str).agg(" ".join, axis=1).to_numpy(dtype=object)
+
+
+def _score_protocols(run: Run, protocol: str) -> list[Any]:
+    """Return the score rows of the further protocols that the configuration names."""
+    from braindecode_vis.analysis.protocol_scores import ProtocolTask, score_protocols
+    from braindecode_vis.metrics.protocols import make_concept_templates
+
+    config, prepared, retrieved = run.config, preprocess(run), retrieve(run)
+    wanted, stimuli = config.evaluation.protocols, prepared.stimuli
+    parts = [part for fold in retrieved.folds for part in fold.parts]
+    ids = list(dict.fromkeys(str(i) for part in parts for i in part.gallery.ids))
+    concept_of = {str(i): str(c) for i, c in zip(stimuli.ids, stimuli.concepts_of(stimuli.ids), strict=True)}
+    text = templates = None
+    if "zero_shot_text" in wanted:
+        from braindecode_vis.embeddings.concepts import embed_concepts
+
+        texts = embed_concepts(config.text, config.target, stimuli)
+        text = texts.select(sorted({concept_of[i] for i in ids}))
+    if "concept_templates" in wanted:
+        if len(parts) > 1:
+            raise ConfigError(
+                "the protocol concept_templates needs one fold and one gallery; use split.kind published."
+            )
+        source = GallerySource(
+            train(run)[0].encoder,
+            embed(run)[0].embeddings,
+            list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train])),
+            config.retrieval,
+        )
+        bank = source.fit_centre(None).apply(source.map_targets(source.bank, None))
+        others = bank.select([str(i) for i in bank.ids if str(i) not in set(ids)])
+        tested = {i: concept_of[i] for i in ids}
+        templates = make_concept_templates(others, [concept_of[str(i)] for i in others.ids], tested)
+    task = ProtocolTask(
+        retrievals=[(part.queries, part.gallery, part.retrieval) for part in parts],
+        concepts=reconstruct(run).concepts,
+        subjects=reconstruct(run).subjects,
+        concept_of={i: concept_of[i] for i in ids},
+        protocol=protocol,
+        split="test",
+        seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap,
+        predicted=[fold.predicted for fold in retrieved.folds],
+        text=text,
+        templates=templates,
+        device=config.retrieval.device,
+    )
+    return score_protocols(task, wanted)
 
 
 def find_phantom(config: RunConfig) -> Path | None:
@@ -613,6 +697,7 @@ def _report(run: Run) -> Path:
     parts["sections"] = [*parts.get("sections", []), *summary.describe_analyses(analyses)]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
+    warnings += run.seen.get("not computed", [])
     if simulated:
         warnings.insert(
             0,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.galleries import GalleryPart
 from braindecode_vis.preprocessing.selection import Selection
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.retrieval import Retrieval
@@ -54,14 +55,13 @@ class TrainedFold:
 
 @dataclass(frozen=True)
 class RetrievedFold:
-    """Predictions of the test trials of one fold, their gallery and ranks, and the subject of each.
+    """Predictions of the test trials of one fold, their ranks, and the subject of each.
 
-    `queries` are the predictions as they were compared with `gallery`, both centred.
+    `parts` hold predictions and galleries as they were compared; most encoders have one part.
     """
 
     predicted: Embeddings
-    queries: Embeddings
-    gallery: Embeddings
+    parts: list[GalleryPart]
     retrieval: Retrieval
     subjects: np.ndarray
 

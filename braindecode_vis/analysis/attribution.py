@@ -109,7 +109,7 @@ def explain_trials(
 
     def centre(trials: Any, person: Any) -> Any:
         predicted = model.encode_brain(trials, person)
-        if model.image_projector is None:
+        if not model.learns_space:
             predicted = model.target_scale.undo(predicted)
         return predicted - mean
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses, Score
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.retrieval import (
     Retrieval,
@@ -210,6 +211,11 @@ def rank_trials(
     """
     bank = study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
+    if getattr(encoder, "has_subject_galleries", False) and test.trials["subject"].nunique() > 1:
+        raise ConfigError(
+            "analyses rank all subjects in one gallery, but encoder.fusion.weights per_subject gives each its own; "
+            "use global weights, or one subject."
+        )
     predicted, adapt = encoder.predict(test), getattr(encoder, "map_targets", lambda targets: targets)
     centre = fit_centre(adapt(bank.select(trained_on)), study.centre)
     gallery = centre.apply(adapt(bank.select(pd.unique(test.stimulus_ids))))

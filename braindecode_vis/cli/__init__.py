@@ -48,6 +48,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "fetch": data.fetch,
     **stages.VERBS,
     "pretrain": studies.pretrain,
+    "train-generator": studies.train_generator,
     "analyze": studies.analyze,
     "sweep": studies.sweep,
     "compare": studies.compare,

@@ -92,6 +92,52 @@ def pretrain(
     )
 
 
+def train_generator(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the training.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="Train on the training images of this run; phantom images are drawn without it."),
+    ] = None,
+    root: Root = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change one setting of the training, for example n_images=20000. Repeatable."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 2026,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the embedded image generator; an interrupted training goes on where it stopped."""
+    import yaml
+
+    from braindecode_vis.studies.generator import train_on_phantom, train_on_run
+
+    changes = {}
+    for text in settings or []:
+        key, _, value = text.partition("=")
+        changes[key.strip()] = yaml.safe_load(value)
+    listener = ConsoleListener()
+    with listener.watch("generator:") as show:
+
+        def progress(stage: str, done: int, wanted: int) -> None:
+            show(done, wanted, f"{stage} {done}/{wanted}")
+
+        if source is None:
+            weights = train_on_phantom(out, changes, seed=seed, progress=progress)
+        else:
+            run = open_source(source, root, None, None)
+            weights = train_on_run(run, out, changes, seed=seed, progress=progress)
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "weights": str(weights)})
+        return
+    make_console(stderr=False).print(
+        f"weights: {weights}\nuse them with --set generator.kind=latent_diffusion --set generator.weights={weights}",
+        markup=False,
+    )
+
+
 def sweep(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="Folder of the sweep.")],

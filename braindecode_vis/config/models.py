@@ -36,6 +36,7 @@ from braindecode_vis.embeddings.concepts import ConceptTextConfig
 from braindecode_vis.embeddings.degradations import ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.engineered import EngineeredConfig
+from braindecode_vis.embeddings.fusion import LayersConfig
 from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
@@ -45,11 +46,14 @@ from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.fusion import FusionConfig
+from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.generators.sdxl_turbo import SdxlTurboConfig
 from braindecode_vis.generators.token_unclip import TokenUnclipConfig
 from braindecode_vis.generators.unclip import KandinskyConfig, UnclipConfig
+from braindecode_vis.metrics.protocols import ProtocolName
+from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
@@ -93,6 +97,7 @@ ImageEncoderConfig = Annotated[
     | TorchvisionConfig
     | TransformersConfig
     | EngineeredConfig
+    | LayersConfig
     | AutoencoderKLConfig
     | TinyAutoencoderConfig
     | ViewsConfig,
@@ -106,7 +111,13 @@ PriorConfig = Annotated[
 ]
 CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[
-    LatentsConfig | NearestConfig | SdxlTurboConfig | UnclipConfig | KandinskyConfig | TokenUnclipConfig,
+    LatentsConfig
+    | NearestConfig
+    | LatentDiffusionConfig
+    | SdxlTurboConfig
+    | UnclipConfig
+    | KandinskyConfig
+    | TokenUnclipConfig,
     Field(discriminator="kind"),
 ]
 
@@ -193,11 +204,32 @@ class EvaluationConfig(Settings):
         Shuffles of the image labels behind every chance level and p-value.
     features
         Image encoder whose features are compared as well, beside the pixels; None compares pixels only.
+    suite
+        The networks in which published tables compare images; what lacks weights is said to be missing.
+    best_of
+        Score the best of several draws too, under names of its own.
+    protocols
+        Further galleries and tasks: concept templates, draws of 300, names by text and the like.
+    conditions
+        Columns of the trial table, such as ``task``, whose values are scored apart as well.
     """
 
     n_bootstrap: int = Field(default=10_000, ge=100)
     n_permutations: int = Field(default=10_000, ge=100)
-    features: EfficientNetConfig | None = None
+    features: ImageEncoderConfig | None = None
+    suite: MetricSuiteConfig | None = None
+    best_of: bool = False
+    protocols: tuple[ProtocolName, ...] = ()
+    conditions: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_features(self) -> Self:
+        if self.features is not None and self.features.fitted_on_training_images:
+            raise ValueError(
+                f"evaluation.features compares images in a network of its own, and {self.features.kind} is fitted on "
+                "training images; choose efficientnet-lite0 or another pretrained encoder"
+            )
+        return self
 
 
 class RunConfig(Settings):
@@ -286,8 +318,8 @@ class RunConfig(Settings):
         if not self.generator.accepts(self.target.kind):
             raise ValueError(
                 f"the generator {self.generator.kind!r} cannot turn embeddings of the target "
-                f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to "
-                "pixels, pca, vae or taesd"
+                f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to pixels, pca, vae "
+                "or taesd (generator latents), efficientnet-lite0 (latent_diffusion) or openclip (sdxl_turbo, unclip)"
             )
         return self
 

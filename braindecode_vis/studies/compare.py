@@ -11,6 +11,7 @@ import pandas as pd
 from braindecode_vis import pipeline
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.metrics.multiplicity import correct_holm
 from braindecode_vis.metrics.uncertainty import paired_difference
 from braindecode_vis.runs import Run, open_run
 
@@ -103,27 +104,3 @@ def read_items(folder: Path) -> pd.DataFrame:
         if name not in ("rank", "gallery_size", "correct") and pd.api.types.is_float_dtype(items[name]):
             table[name] = items[name].to_numpy(float)
     return table
-
-
-def correct_holm(p_values: np.ndarray) -> np.ndarray:
-    """Return Holm's step-down adjusted p-values, shape (n_tests,).
-
-    Parameters
-    ----------
-    p_values : array of shape (n_tests,)
-
-    References
-    ----------
-    Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
-
-    Examples
-    --------
-    >>> correct_holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    n = len(p_values)
-    order = np.argsort(p_values, kind="stable")
-    scaled = np.asarray(p_values)[order] * (n - np.arange(n))
-    adjusted = np.empty(n)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
-    return adjusted

@@ -1,13 +1,11 @@
 """Sweeps: which runs there are, what is shared, and what a failed run leaves."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.studies.compare import compare_runs, correct_holm, read_items
+from braindecode_vis.studies.compare import compare_runs, read_items
 from braindecode_vis.studies.sweep import list_combinations, parse_axes, summarise, sweep
 
 QUICK = [
@@ -105,14 +103,3 @@ def test_failed_runs_are_named(tmp_path):
     with pytest.raises(DataError, match="every run of the sweep failed"):
         sweep("digits69_ridge", {"seed": ["0"]}, tmp_path, root=tmp_path)
     assert "Traceback" not in (tmp_path / "seed-0" / "log.txt").read_text()
-
-
-def test_holm_against_the_definition():
-    p_values = np.array([0.2, 0.01, 0.03, 0.03])
-    order = np.argsort(p_values)
-    expected, largest = np.empty(4), 0.0
-    for step, row in enumerate(order):
-        largest = max(largest, min(1.0, p_values[row] * (4 - step)))
-        expected[row] = largest
-    np.testing.assert_allclose(correct_holm(p_values), expected)
-    assert json.dumps(correct_holm(np.array([])).tolist()) == "[]"

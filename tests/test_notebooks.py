@@ -1,0 +1,104 @@
+"""The notebooks run from top to bottom, are kept without outputs, and hold no logic of their own."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SLOW = ("02_preprocessing_quality", "05_time_and_regions")
+
+
+def load_builder():
+    spec = importlib.util.spec_from_file_location("notebook_builder", FOLDER / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mark(path):
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """One folder for all notebooks, so that the simulated recording is made once."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def test_every_subject_has_its_notebook():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_quickstart", "02_preprocessing_quality", "03_retrieval", "04_reconstruction_gallery",
+        "05_time_and_regions", "06_bring_your_own_data",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stripped(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert cell.metadata == {}, cell.id
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert len(path.read_bytes()) < 20_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_thin_and_explained(path):
+    """What would need a function belongs into the package, with a test."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:
+        tree = ast.parse(cell.source)
+        made = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While, ast.Try)
+        assert not [node for node in ast.walk(tree) if isinstance(node, made)], cell.source
+        assert len(cell.source.splitlines()) <= 25
+    assert len(cells) <= 9
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert texts[0].startswith("# ")
+    assert len(texts) >= len(cells) - 2
+    for link in re.findall(r"\]\(([^)]+)\)", "\n".join(texts)):
+        assert (FOLDER / link).exists(), link
+
+
+@pytest.mark.parametrize("path", [mark(path) for path in NOTEBOOKS])
+def test_notebook_runs(path, workspace, monkeypatch):
+    monkeypatch.setenv("BRAINDECODE_VIS_NOTEBOOKS", str(workspace))
+    monkeypatch.setenv("BRAINDECODE_VIS_NOTEBOOK_SIZE", "tiny")
+    monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(workspace / "cache"))
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    before = path.read_bytes()
+    notebook = load_builder().execute(path, timeout=240)
+    assert path.read_bytes() == before
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    errors = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert errors == [], "a notebook warns nobody: " + "".join(errors)
+    assert sum(output.output_type == "execute_result" or "data" in output for output in outputs) >= 1
+
+
+def test_without_nbconvert_the_documentation_links_to_the_notebooks(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "nbconvert", None)
+    load_builder().build(tmp_path / "site" / "notebooks")
+    index = (tmp_path / "site" / "notebooks" / "index.html").read_text()
+    targets = re.findall(r'<li><a href="([^"]+)">([^<]+)</a>', index)
+    assert targets[0][1] == "Quickstart"
+    assert all((tmp_path / "site" / "notebooks" / target).resolve().exists() for target, _ in targets)
+
+
+def test_a_page_holds_the_results_and_links_to_pages():
+    pytest.importorskip("nbconvert", reason="nbconvert is not installed")
+    notebook = nbformat.v4.new_notebook()
+    code = nbformat.v4.new_code_cell("1 + 1")
+    code.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "two"}, execution_count=1)]
+    notebook.cells = [nbformat.v4.new_markdown_cell("# T\n\n[next](02_preprocessing_quality.ipynb)"), code]
+    page = load_builder().render(notebook)
+    assert 'href="02_preprocessing_quality.html"' in page
+    assert "two" in page
+    assert not re.search(r'(?:src|href)="https?://', page)
