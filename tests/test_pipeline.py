@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis import pipeline, runs, store
+from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config

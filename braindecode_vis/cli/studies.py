@@ -42,12 +42,14 @@ def analyze(
     debug: Debug = False,
 ) -> None:
     """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.pipeline import report
     from braindecode_vis.studies.analyze import analyze as analyze_run
     from braindecode_vis.studies.analyze import read_findings
 
     run = open_source(source, root, out, overrides, subjects)
-    found = [read_findings(artifact) for artifact in analyze_run(run, analyses or ())]
+    artifacts, refusals = analyze_run(run, analyses or ())
+    found = [read_findings(artifact) for artifact in artifacts]
     page = report(run)
     if as_json:
         listed = [
@@ -60,14 +62,25 @@ def analyze(
             for item in found
         ]
         scores = [row for item in found for row in item["scores"]]
-        print_json({"run_folder": str(run.folder.path), "scores": scores, "analyses": listed})
-        return
-    console = make_console(stderr=False)
-    for item in found:
-        console.print(
-            f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}", markup=False
+        print_json(
+            {
+                "run_folder": str(run.folder.path),
+                "scores": scores,
+                "analyses": listed,
+                "refused": refusals,
+            }
         )
-    console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
+    else:
+        console = make_console(stderr=False)
+        for item in found:
+            console.print(
+                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}", markup=False
+            )
+        console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
+    if refusals:
+        kind, sentence = next(iter(refusals.items()))
+        others = f" ({len(refusals) - 1} more: {', '.join(list(refusals)[1:])})" if len(refusals) > 1 else ""
+        raise ConfigError(f"the analysis {kind} does not fit this run: {sentence}{others}")
 
 
 def pretrain(

@@ -14,14 +14,14 @@ import numpy as np
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.analysis.study import Findings, Plot, Study
-from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed
 
 
-def analyze(run: Run, kinds: Sequence[str] = ()) -> list[store.Artifact]:
-    """Run the named analyses, or those of the configuration, and return their artifacts.
+def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], dict[str, str]]:
+    """Run the named analyses, or those of the configuration; one that cannot work does not stop the others.
 
     Parameters
     ----------
@@ -30,6 +30,13 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> list[store.Artifact]:
     kinds
         Kinds of analyses. One that the configuration sets up is run with these settings, another with its
         defaults.
+
+    Returns
+    -------
+    artifacts
+        Those of the analyses that worked.
+    refusals
+        Kind of analysis to the sentence that says why it does not fit this run.
 
     Raises
     ------
@@ -51,7 +58,14 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> list[store.Artifact]:
             f"--analysis {known[0]}. Known are {', '.join(known)}."
         )
     study = make_study(run)
-    return [_analyze_one(run, study, config, number) for number, config in enumerate(chosen)]
+    artifacts: list[store.Artifact] = []
+    refusals: dict[str, str] = {}
+    for number, config in enumerate(chosen):
+        try:
+            artifacts.append(_analyze_one(run, study, config, number))
+        except BraindecodeVisError as error:
+            refusals[config.kind] = str(error)
+    return artifacts, refusals
 
 
 def make_study(run: Run) -> Study:

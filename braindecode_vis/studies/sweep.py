@@ -23,7 +23,7 @@ import yaml
 
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config import dump_config, read_config
+from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.runs import Listener, SilentListener, read_scores
 
 
@@ -140,8 +140,8 @@ def sweep(
         If every run failed.
     """
     combinations = list_combinations(axes, out)
-    for combination in combinations:
-        config = read_config(source, [*overrides, *combination.overrides], root=root)
+    configs = [_read_combination(source, c, overrides, root) for c in combinations]
+    for combination, config in zip(combinations, configs, strict=True):
         _prepare_folder(combination.folder, out / "stages", dump_config(config))
     failures: dict[Path, str] = {}
     show = listener or SilentListener()
@@ -163,6 +163,17 @@ def sweep(
     with store.replace_atomically(out / "sweep.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     return table
+
+
+def _read_combination(
+    source: str, combination: Combination, overrides: Sequence[str], root: Path | None
+) -> RunConfig:
+    try:
+        return read_config(source, [*overrides, *combination.overrides], root=root)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the combination {', '.join(combination.overrides)} cannot run: {error}"
+        ) from error
 
 
 def _prepare_folder(folder: Path, stages: Path, config: str) -> None:

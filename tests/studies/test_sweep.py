@@ -62,7 +62,13 @@ def test_the_summary_averages_over_seeds_only():
 def test_a_wrong_value_starts_nothing(tmp_path):
     with pytest.raises(ConfigError, match="seed"):
         sweep("synthetic_digits", {"seed": ["0", "-1"]}, tmp_path / "out")
-    assert not (tmp_path / "out" / "sweep.csv").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_value_is_told_with_its_combination(tmp_path):
+    axes = {"seed": ["3"], "target.kind": ["pixels", "efficientnet-lite0"]}
+    with pytest.raises(ConfigError, match=r"seed=3, target\.kind=efficientnet-lite0 cannot run.*latents"):
+        sweep("synthetic_digits", axes, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
