@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slow lint format bench docs clean
+.PHONY: demo test test-slow lint format bench docs notebooks clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/pdoc --docformat numpy --output-directory site braindecode_vis
+	$(BIN)/python notebooks/build.py site/notebooks
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/build.py site/notebooks
 
 clean:
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

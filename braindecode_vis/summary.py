@@ -13,11 +13,9 @@ from braindecode_vis import store
 from braindecode_vis.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
-from braindecode_vis.report.gallery import GalleryContent
-from braindecode_vis.report.page import ExtraSection, RankContent
+from braindecode_vis.report.gallery import GalleryContent, arrange_rows
+from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved
-
-SHOWN = ("decoded", "nearest", "class_mean", "mean_image", "shuffled", "oracle")
 
 
 def describe_images(
@@ -29,14 +27,27 @@ def describe_images(
     items: pd.DataFrame,
 ) -> dict[str, Any]:
     """Return protocol, ranks and gallery of a run that retrieves and reconstructs images."""
-    first = items.drop_duplicates("stimulus_id").index.to_numpy()
+    first = items.drop_duplicates(["subject", "stimulus_id"]).index.to_numpy()
+    several = items["subject"].nunique() > 1
+    names = [f"{i}, {s}" if several else str(i) for i, s in zip(images.ids, images.subjects, strict=True)]
+    # The low-level branch has one image per trial, repeated beside the draws of the other.
+    made = {
+        name: stack[:, 0] if name == "low_level" and stack.ndim == 5 else stack
+        for name, stack in images.images.items()
+    }
     gallery = GalleryContent(
-        ids=[str(i) for i in images.ids[first]],
+        ids=[names[row] for row in first],
         concepts=[str(c) for c in images.concepts[first]],
         seen=np.asarray(images.seen)[first],
-        rows={name: np.asarray(images.images[name])[first] for name in SHOWN if name in images.images},
+        rows={name: np.asarray(stack)[first] for name, stack in arrange_rows(made).items()},
         score=items["pixcorr"].to_numpy()[first],
         metric="pixcorr",
+        metrics={
+            str(name): items[name].to_numpy()[first]
+            for name in items
+            if name not in ("rank", "gallery_size") and items[name].dtype.kind == "f"
+        },
+        filter_by=["subject"] if several else [],
         details={
             "rank": items["rank"].iloc[first].tolist(),
             "subject": items["subject"].iloc[first].tolist(),
@@ -102,29 +113,21 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
 
 
 def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
-    """Return one section per figure of each analysis, the table below the last one."""
+    """Return one section per analysis: its figures, then its table."""
     sections = []
     for path in artifacts:
         record = store.read_json(path / store.PROVENANCE)
-        table = pd.read_parquet(path / "table.parquet")
-        plots = record["plots"] or [None]
-        for number, plot in enumerate(plots):
-            figures = {}
-            if plot is not None:
-                figures = {
-                    "figure": (path / f"{plot['name']}.light.svg").read_text(),
-                    "figure_dark": (path / f"{plot['name']}.dark.svg").read_text(),
-                    "alt": plot["alt"],
-                }
-            caption = [record["summary"]] * (number == 0) + ([plot["caption"]] if plot else [])
-            sections.append(
-                ExtraSection(
-                    record["title"] if number == 0 else f"{record['title']}, continued",
-                    " ".join(caption),
-                    table=table if number == len(plots) - 1 else None,
-                    **figures,
-                )
+        figures = [
+            SectionFigure(
+                (path / f"{plot['name']}.light.svg").read_text(),
+                (path / f"{plot['name']}.dark.svg").read_text(),
+                plot["alt"],
+                plot["caption"],
             )
+            for plot in record["plots"]
+        ]
+        table = pd.read_parquet(path / "table.parquet")
+        sections.append(ExtraSection(record["title"], record["summary"], figures=figures, table=table))
     return sections
 
 

@@ -110,7 +110,17 @@ def test_how_a_run_is_done_stays_out_of_the_fingerprint(tmp_path):
     assert set(config.target.hashed_fields()) == {"kind", "size", "colour"}
     assert set(config.generator.hashed_fields()) == {"kind", "contrast", "thresholds", "gains"}
     assert set(config.retrieval.hashed_fields()) == {"gallery", "centre", "n_top"}
-    assert set(config.evaluation.hashed_fields()) == {"n_bootstrap", "n_permutations", "features"}
+    evaluation = {
+        "n_bootstrap",
+        "n_permutations",
+        "features",
+        "suite",
+        "best_of",
+        "protocols",
+        "conditions",
+    }
+    assert set(config.evaluation.hashed_fields()) == evaluation
+    assert set(config.reconstruction.hashed_fields()) == {"n_draws", "low_level"}
     assert set(config.split.hashed_fields()) == {"kind"}
 
 
@@ -140,6 +150,8 @@ def test_every_data_set_has_a_default_configuration():
         "nsd",
         "nsd_imagery",
         "nsd_repack",
+        "nsd_timeseries",
+        "bold5000_betas",
     )
     meeg = (
         "alljoined1",

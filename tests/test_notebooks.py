@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -59,11 +60,13 @@ def test_notebooks_are_thin_and_explained(path):
         tree = ast.parse(cell.source)
         made = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While, ast.Try)
         assert not [node for node in ast.walk(tree) if isinstance(node, made)], cell.source
-        assert len(cell.source.splitlines()) <= 25
+        assert len(cell.source.splitlines()) <= 35
+        assert max(map(len, cell.source.splitlines())) <= 110
     assert len(cells) <= 9
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert texts[0].startswith("# ")
     assert len(texts) >= len(cells) - 2
+    assert all(max(map(len, text.splitlines())) <= 130 for text in texts)
     for link in re.findall(r"\]\(([^)]+)\)", "\n".join(texts)):
         assert (FOLDER / link).exists(), link
 
@@ -84,7 +87,7 @@ def test_notebook_runs(path, workspace, monkeypatch):
 
 
 def test_without_nbconvert_the_documentation_links_to_the_notebooks(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "nbconvert", None)
+    monkeypatch.setitem(sys.modules, "nbconvert", None)
     load_builder().build(tmp_path / "site" / "notebooks")
     index = (tmp_path / "site" / "notebooks" / "index.html").read_text()
     targets = re.findall(r'<li><a href="([^"]+)">([^<]+)</a>', index)

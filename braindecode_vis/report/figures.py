@@ -1,8 +1,7 @@
-"""The look of every figure and the words for every number.
+"""The look of every figure: two colour themes and three plots.
 
-Owns the two colour themes, how a number becomes text, what a metric name means to a newcomer, and three
-plots drawn with matplotlib's object interface on the Agg canvas (never pyplot, so no state is shared with the
-caller). Takes plain arrays and score rows; knows nothing of how they were computed.
+Plots are drawn with matplotlib's object interface on the Agg canvas (never pyplot, so no state is shared with
+the caller). Takes plain arrays and score rows; knows nothing of how they were computed.
 """
 
 from __future__ import annotations
@@ -10,22 +9,20 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.report.words import DECODED, ScoreRow, describe_metric, is_missing, sort_methods
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DECODED = "decoded"
-DASH = "–"
 ThemeName = Literal["light", "dark"]
-ScoreRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,198 +43,6 @@ THEMES: Mapping[str, Theme] = {
     "light": Theme("#ffffff", "#1c2530", "#5b6675", "#e4e2dc", "#0d6e74", "#9ccaca", "#b04a12", "#6d55a5"),
     "dark": Theme("#191e25", "#e9ebee", "#a5afbc", "#2d353f", "#5fc9c4", "#2f6f70", "#f2a36b", "#b9a4ec"),
 }
-
-
-# ---- numbers to text
-def is_missing(value: Any) -> bool:
-    """Return whether a value is None, not a number or infinite."""
-    return value is None or (isinstance(value, float | np.floating) and not math.isfinite(value))
-
-
-def count_decimals(values: Iterable[Any]) -> int:
-    """Return how many decimals show about three significant digits of the largest of `values`.
-
-    Examples
-    --------
-    >>> count_decimals([0.787, 0.655]), count_decimals([0.0385]), count_decimals([101.5])
-    (3, 4, 1)
-    """
-    sizes = [abs(float(value)) for value in values if not is_missing(value)]
-    top = max(sizes, default=0.0)
-    if top == 0 or top >= 1000:
-        return 2 if top == 0 else 0
-    if 0.1 <= top <= 1:  # shares and correlations keep three decimals, the perfect 1 included
-        return 3
-    return min(6, max(1, 2 - math.floor(math.log10(top))))
-
-
-def format_number(value: Any, decimals: int | None = None) -> str:
-    """Return a number as text with sensible digits; a dash if it is missing.
-
-    Parameters
-    ----------
-    value
-        A number, None or NaN. Integers get thousands separators; anything else than a number is returned as
-        text.
-    decimals
-        Decimals of a float; by default three significant digits without trailing zeros beyond the second
-        decimal.
-
-    Examples
-    --------
-    >>> format_number(0.787123), format_number(0.1), format_number(0.005), format_number(3092)
-    ('0.787', '0.10', '0.005', '3,092')
-    >>> format_number(float("nan"))
-    '–'
-    """
-    if is_missing(value):
-        return DASH
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}"
-    if not isinstance(value, float | np.floating):
-        return str(value)
-    if decimals is not None:
-        return _fix_minus(f"{float(value):,.{decimals}f}")
-    if 0 < abs(float(value)) < 1e-4:
-        return _fix_minus(f"{float(value):.1e}")
-    shown = count_decimals([value])
-    text = f"{float(value):,.{shown}f}"
-    whole, _, fraction = text.partition(".")
-    fraction = fraction.rstrip("0") if len(fraction) > 2 else fraction
-    return _fix_minus(f"{whole}.{fraction.ljust(min(2, shown), '0')}" if shown else whole)
-
-
-def _fix_minus(text: str) -> str:
-    negative = text.startswith("-") and any(digit in text for digit in "123456789")
-    return f"−{text[1:]}" if negative else text.removeprefix("-")
-
-
-def format_p_value(value: Any) -> str:
-    """Return a p-value as text, never as zero.
-
-    Examples
-    --------
-    >>> format_p_value(0.0001), format_p_value(0.0123), format_p_value(None)
-    ('< 0.001', '0.012', '–')
-    """
-    if is_missing(value):
-        return DASH
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-# ---- names to words
-@dataclass(frozen=True)
-class MetricNote:
-    """What a metric is called and means.
-
-    Parameters
-    ----------
-    label
-        Short name in words.
-    meaning
-        One sentence for somebody who sees the metric for the first time.
-    direction
-        1 if higher is better, -1 if lower is better, 0 if unknown.
-    """
-
-    label: str
-    meaning: str = ""
-    direction: int = 0
-
-
-def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) -> MetricNote:
-    """Return the words for a metric name; the part behind ``@`` (its protocol) is ignored.
-
-    Parameters
-    ----------
-    metric
-        Name as it stands in a score row, for example ``pixcorr`` or ``ssim@28``.
-    notes
-        Words that take precedence, by full metric name or by the part before ``@``.
-
-    Examples
-    --------
-    >>> describe_metric("mse@28").direction, describe_metric("top5").label
-    (-1, 'Top-5 accuracy')
-    """
-    base = metric.split("@")[0].lower().replace("-", "_")
-    for key in (metric, base):
-        if notes and key in notes:
-            return notes[key]
-    for pattern, label, meaning, direction in _METRIC_WORDS:
-        found = re.search(pattern, base)
-        if found:
-            fill = (found.groups() or ("",))[0] or ""
-            return MetricNote(label.replace("#", fill), meaning.replace("#", fill), direction)
-    return MetricNote(metric.split("@")[0].replace("_", " ").capitalize())
-
-
-_METRIC_WORDS: tuple[tuple[str, str, str, int], ...] = (
-    (r"^top_?1(?!\d)", "Top-1 accuracy", "How often the seen image is the best match in the gallery.", 1),
-    (r"^top_?(\d+)", "Top-# accuracy",
-     "How often the seen image is among the # best matches in the gallery.", 1),
-    (r"within_class.*(?:two|2)_?way|(?:two|2)_?way.*within_class", "Within-class two-way identification",
-     "The result is compared with its own image and one other of the same class; how often its own wins.", 1),
-    (r"(?:two_way|^2_?way)", "Two-way identification",
-     "The result is compared with its own image and one other; how often its own wins.", 1),
-    (r"^(\d+|n)_?way", "#-way identification",
-     "How often its own image wins among # candidates.", 1),
-    (r"relative.*rank", "Relative rank",
-     "Position of the seen image in the gallery, from 0 (first) to 1 (last).", -1),
-    (r"median_?rank", "Median rank",
-     "Typical position of the seen image in the sorted gallery; 1 is best.", -1),
-    (r"mean_?rank", "Mean rank",
-     "Average position of the seen image in the sorted gallery; 1 is best.", -1),
-    (r"^(?:mrr|mean_reciprocal)", "Mean reciprocal rank",
-     "Average of 1 / rank of the seen image; 1 means always first.", 1),
-    (r"pix_?corr", "Pixel correlation",
-     "Correlation between the pixels of the seen and the reconstructed image, averaged over images.", 1),
-    (r"^r?mse", "Mean squared error",
-     "Average squared difference between pixels that range from 0 to 1.", -1),
-    (r"^ssim", "Structural similarity",
-     "Agreement of local brightness, contrast and structure; 1 means identical.", 1),
-    (r"^(?:lpips|dreamsim)", "Perceptual distance",
-     "Distance between network features; 0 means identical.", -1),
-    (r"(?:distance|effnet_b$|swav$)", "Feature distance",
-     "Correlation distance between network features; 0 means identical.", -1),
-    (r"brain_?corr", "Brain correlation",
-     "Correlation between the response predicted from the reconstruction and the measured response.", 1),
-    (r"cosine", "Cosine similarity",
-     "Angle between predicted and true embedding; 1 means the same direction.", 1),
-)  # fmt: skip
-
-_CONTROL_WORDS: tuple[tuple[str, str], ...] = (
-    (r"^decoded|^reconstruct", "Made from the brain response: the system under test."),
-    (r"^seen", "What was on the screen."),
-    (r"nearest", "The training image closest to the decoded vector: shows how far memory alone would go."),
-    (r"class.?mean", "The average training image of the decoded class: everything finer must beat it."),
-    (r"mean", "The same average for every trial, blind to the brain: the floor of image metrics."),
-    (r"shuffl|permut", "Brain responses dealt to the wrong images: anything above it comes from the brain."),
-    (r"oracle", "The true embedding in place of the decoded one: the ceiling of the image generator."),
-    (r"low.?level", "Layout and colour alone, without the semantic stage."),
-    (r"random|chance", "A guess that ignores the brain."),
-)
-
-
-def describe_method(name: str) -> str:
-    """Return one sentence on a control or gallery row with a well-known name, otherwise an empty text."""
-    for pattern, words in _CONTROL_WORDS:
-        if re.search(pattern, name.lower()):
-            return words
-    return ""
-
-
-def write_within_sentence(label: str) -> str:
-    """Return a label with a small first letter, unless it starts with an abbreviation.
-
-    Examples
-    --------
-    >>> write_within_sentence("Pixel correlation"), write_within_sentence("SSIM")
-    ('pixel correlation', 'SSIM')
-    """
-    return label if label[1:2].isupper() else label[:1].lower() + label[1:]
 
 
 def compute_axis_limits(values: Sequence[Any]) -> tuple[float, float]:
@@ -429,11 +234,6 @@ def _draw_score_panel(ax: Axes, colours: Theme, metric: str, rows: Sequence[Scor
     better = {1: " – higher is better", -1: " – lower is better", 0: ""}[note.direction]
     ax.set_title(note.label + better, loc="left", fontsize=9.5, color=colours.ink)
     _label(ax, colours, "", "", grid_axis="x")
-
-
-def sort_methods(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """Return score rows with the decoded system first and the controls after, each in their given order."""
-    return sorted(rows, key=lambda row: row.get("method") != DECODED)
 
 
 def check_ranks(ranks: Any, gallery_size: int) -> np.ndarray:

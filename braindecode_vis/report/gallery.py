@@ -1,39 +1,100 @@
-"""Galleries: seen images beside what was made of the brain's answer, chosen by rule.
+"""Galleries: seen images beside what was made of the brain's answer, with what is known of each item.
 
-Owns the content of a gallery, the rule that picks its best, median and worst items (never a hand), the
-bounded set of thumbnails that a page carries, and the same picture as one PNG. Knows nothing of pages or
-metrics: the score of each item is given.
+Owns the content of a gallery: images of every method (several draws of one method included), scores, captions
+and further facts, checked on creation. How it is drawn is in `grid` and `page_gallery`; which items are shown is in
+`picks`. Knows nothing of pages or metrics: every number is given.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_columns, check_unique
-from braindecode_vis.report.figures import (
-    THEMES,
-    ThemeName,
-    count_decimals,
-    describe_metric,
-    format_number,
-    write_within_sentence,
-)
+from braindecode_vis.checks import DataError, check_columns, check_option, check_unique
+from braindecode_vis.report.picks import BLOCKS, describe_picks, select_items
+from braindecode_vis.report.words import count_decimals, describe_metric, format_number, write_within_sentence
+
+__all__ = [
+    "SEEN",
+    "GalleryContent",
+    "arrange_rows",
+    "describe_rule",
+    "name_draw",
+    "order_rows",
+    "select_items",
+]
 
 SEEN = "seen"
-PIXELATED_BELOW = 96  # images smaller than this are enlarged in crisp squares, not blurred
+_ROW_ORDER = (
+    r"^(?:decoded|reconstruct)", r"^high.?level", r"^low.?level", r"^fused", r"^caption", r"^oracle", r"nearest",
+    r"class.?mean", r"mean", r"shuffl|permut", r"random|chance",
+)  # fmt: skip
+
+
+def order_rows(names: Iterable[str]) -> list[str]:
+    """Return method names as a gallery shows them: the system, its branches, the oracle, then the controls.
+
+    Names that are not known stand behind the branches of the system, in their given order; draws of one method stay
+    together.
+
+    Examples
+    --------
+    >>> order_rows(["shuffled", "oracle", "nearest", "low_level", "decoded_draw1", "decoded"])
+    ['decoded_draw1', 'decoded', 'low_level', 'oracle', 'nearest', 'shuffled']
+    """
+
+    def place(name: str) -> float:
+        found = (i for i, pattern in enumerate(_ROW_ORDER) if re.search(pattern, name.lower()))
+        return next(found, 4.5)
+
+    return sorted(names, key=place)
+
+
+def arrange_rows(
+    images: Mapping[str, np.ndarray], *, system: str = "decoded", n_draws: int = 3
+) -> dict[str, np.ndarray]:
+    """Return the rows of a gallery in order, with few draws of the system and one of every other method.
+
+    Parameters
+    ----------
+    images
+        Method to images of shape (n_items, height, width, 3) or (n_items, n_draws, height, width, 3); ``seen`` is left
+        out, since a gallery takes it apart.
+    system
+        The method whose draws are worth seeing.
+    n_draws
+        At most this many of them; always the first ones, never the best.
+    """
+    rows = {}
+    for name in order_rows(images):
+        stack = images[name]
+        if name == SEEN:
+            continue
+        if stack.ndim == 5:
+            stack = stack[:, :n_draws] if name == system else stack[:, 0]
+        rows[name] = stack
+    return rows
+
+
+def name_draw(method: str, draw: int) -> str:
+    """Return the row label of one draw, counted from 0.
+
+    Examples
+    --------
+    >>> name_draw("decoded", 0)
+    'decoded draw 1'
+    """
+    return f"{method} draw {draw + 1}"
 
 
 @dataclass(frozen=True)
 class GalleryContent:
-    """Images of the same items, row by row, with one score per item.
+    """Images of the same items, row by row, with scores, captions and facts of each item.
 
     Parameters
     ----------
@@ -44,27 +105,40 @@ class GalleryContent:
     seen : uint8 array of shape (n_items, height, width, 3)
         The images that were on the screen; may be a memory map.
     rows
-        Label to uint8 images of shape (n_items, height, width, 3), in the order they are shown. The first is
-        the system under test, for example ``reconstructed``; controls follow. Sizes may differ between rows.
+        Method to uint8 images of shape (n_items, height, width, 3), or (n_items, n_draws, height, width, 3) where there
+        are several draws, in the order they are shown (see `order_rows`). The first is the system under test, for
+        example ``reconstructed``; controls follow. Sizes may differ between methods.
     score : array of shape (n_items,)
-        Score of the first row for each item; NaN where it is not defined.
+        Score of the first method for each item; NaN where it is not defined. It alone decides what is shown first.
     metric
         Name of the score.
     higher_is_better
         Whether a high score is a good one; by default what is known of the metric, otherwise true.
+    metrics
+        Further metrics by name: an array of shape (n_items,) for the first method, or a mapping of method to such an
+        array. Values of single draws have the shape (n_items, n_draws). The score itself may be repeated here, to give
+        its values for other methods.
+    captions
+        Method (or ``seen``) to one text per item: what a captioning model said of the image.
     details
-        Further facts on each item (rank, subject, caption, ...): label to a sequence of length n_items.
+        Further facts on each item (rank, subject, ...): label to a sequence of length n_items.
     filter_by
         Labels of `details` that the page offers as filters, beside the concept.
     row_notes
-        Label to one sentence on what the row shows; well-known labels have one already.
+        Method to one sentence on what its row shows; well-known ones have one already.
+    blocks
+        Rules that pick the shown items, in order; see `select_items`.
     n_each
-        Number of best, of median and of worst items.
+        Number of items of each block.
+    seed
+        Seed of the block ``random``.
 
     Raises
     ------
     DataError
         If lengths, types or shapes do not fit together.
+    ConfigError
+        If a block is unknown.
     """
 
     ids: Sequence[str]
@@ -74,42 +148,124 @@ class GalleryContent:
     score: np.ndarray
     metric: str
     higher_is_better: bool | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    captions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     details: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     filter_by: Sequence[str] = ()
     row_notes: Mapping[str, str] = field(default_factory=dict)
+    blocks: Sequence[str] = ("best", "median", "worst")
     n_each: int = 4
+    seed: int = 0
 
     def __post_init__(self) -> None:
         score = np.asarray(self.score, dtype=float)
         object.__setattr__(self, "score", np.where(np.isfinite(score), score, np.nan))
         if self.higher_is_better is None:
             object.__setattr__(self, "higher_is_better", describe_metric(self.metric).direction >= 0)
-        n = len(self.ids)
-        if n == 0:
+        if not len(self.ids):
             raise DataError("a gallery needs at least one item.")
         if self.n_each < 1:
             raise DataError(f"a gallery shows at least 1 item of each kind, not {self.n_each}.")
+        if not self.blocks:
+            raise DataError(f"a gallery shows at least one block; known are {', '.join(BLOCKS)}.")
+        for block in self.blocks:
+            check_option("block of a gallery", block, BLOCKS)
         check_unique(list(self.ids), what="stimulus_id of the gallery")
+        self._check_columns()
+        self._check_images()
+        check_columns(self.details, self.filter_by, what="the details of the gallery")
+        object.__setattr__(self, "metrics", self._read_metrics())
+
+    def _check_columns(self) -> None:
         columns: list[tuple[str, Any]] = [("concepts", self.concepts), ("score", self.score)]
-        for name, column in [*columns, *self.details.items()]:
-            if len(column) != n:
-                raise DataError(f"the gallery has {n} items, but its {name} has {len(column)} entries.")
+        columns += self.details.items()
+        columns += [(f"captions of {method}", texts) for method, texts in self.captions.items()]
+        for name, column in columns:
+            if len(column) != len(self.ids):
+                raise DataError(
+                    f"the gallery has {len(self.ids)} items, but its {name} has {len(column)} entries."
+                )
+        check_columns([SEEN, *self.rows], self.captions, what="the rows of the gallery")
+
+    def _check_images(self) -> None:
+        n = len(self.ids)
         if SEEN in self.rows:
             raise DataError(f"the gallery row {SEEN!r} is given as `seen`, not among the other rows.")
-        for label, images in self.all_rows().items():
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) != n:
+        for label, images in {SEEN: self.seen, **self.rows}.items():
+            fits = images.ndim == 4 or (images.ndim == 5 and images.shape[1] > 0 and label != SEEN)
+            if images.dtype != np.uint8 or not fits or images.shape[-1] != 3 or len(images) != n:
+                draws = "" if label == SEEN else f" or ({n}, n_draws, height, width, 3)"
                 raise DataError(
-                    f"the gallery row {label!r} must be uint8 of shape ({n}, height, width, 3), "
+                    f"the gallery row {label!r} must be uint8 of shape ({n}, height, width, 3){draws}, "
                     f"not {images.dtype} of shape {images.shape}."
                 )
-        check_columns(self.details, self.filter_by, what="the details of the gallery")
+        check_unique([label for label, _ in self._list_rows()], what="row of the gallery")
+
+    def _read_metrics(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return metric to row label to values of shape (n_items,); the score comes first."""
+        first = next(iter(self.rows), SEEN)
+        found: dict[str, dict[str, np.ndarray]] = {self.metric: {}}
+        for metric, given in self.metrics.items():
+            by_method = given if isinstance(given, Mapping) else {first: given}
+            check_columns(self.rows, by_method, what="the rows of the gallery")
+            for method, values in by_method.items():
+                found.setdefault(metric, {}).update(self._read_values(metric, method, values))
+        found[self.metric] = {first: self.score, **found[self.metric]}
+        found[self.metric][first] = self.score
+        return found
+
+    def _read_values(self, metric: str, method: str, values: Any) -> dict[str, np.ndarray]:
+        numbers = np.asarray(values, dtype=float)
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
+        if numbers.shape == (len(self.ids),):
+            return {method: numbers}
+        draws = self.count_draws(method)
+        if numbers.shape == (len(self.ids), draws):
+            return {name_draw(method, d) if draws > 1 else method: numbers[:, d] for d in range(draws)}
+        raise DataError(
+            f"the gallery's {metric} of {method!r} must have the shape ({len(self.ids)},) or "
+            f"({len(self.ids)}, {draws}), not {numbers.shape}."
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def count_draws(self, method: str) -> int:
+        """Return how many draws of a method there are."""
+        images = self.rows[method]
+        return images.shape[1] if images.ndim == 5 else 1
+
     def all_rows(self) -> dict[str, np.ndarray]:
-        """Return label to images, the seen ones first."""
-        return {SEEN: self.seen, **self.rows}
+        """Return row label to images of shape (n_items, height, width, 3), the seen ones first, each draw a row."""
+        return dict(self._list_rows())
+
+    def _list_rows(self) -> list[tuple[str, np.ndarray]]:
+        rows = [(SEEN, self.seen)]
+        for method, images in self.rows.items():
+            if images.ndim == 4:
+                rows.append((method, images))
+            elif images.shape[1] == 1:
+                rows.append((method, images[:, 0]))
+            else:
+                rows += [(name_draw(method, d), images[:, d]) for d in range(images.shape[1])]
+        return rows
+
+    def average_draws(self, metric: str) -> np.ndarray:
+        """Return a metric of the first method, shape (n_items,): as given, or its mean over draws; NaN if unknown."""
+        method, known = next(iter(self.rows), SEEN), self.metrics[metric]
+        if method in known:
+            return known[method]
+        draws = [
+            known[label] for d in range(self.count_draws(method)) if (label := name_draw(method, d)) in known
+        ]
+        return np.mean(draws, axis=0) if draws else np.full(len(self), np.nan)
+
+    def find_caption(self, label: str, item: int) -> str:
+        """Return the caption of one image, or an empty text; that of a method stands at its first draw."""
+        for method, texts in self.captions.items():
+            if label in (method, name_draw(method, 0)):
+                return str(texts[item])
+        return ""
 
     def format_score(self, item: int) -> str:
         """Return the score of an item as text, with as many decimals as every other item."""
@@ -125,265 +281,19 @@ class GalleryContent:
         return np.argsort(key, kind="stable")  # NaN sorts last
 
     def select_items(self) -> dict[str, np.ndarray]:
-        """Return the item numbers that the rule picks, as `select_items` does."""
-        return select_items(self.score, self.n_each, higher_is_better=bool(self.higher_is_better))
-
-
-def select_items(score: Any, n_each: int = 4, *, higher_is_better: bool = True) -> dict[str, np.ndarray]:
-    """Pick the best, the median and the worst items by their score, and nothing else.
-
-    Parameters
-    ----------
-    score : array of shape (n_items,)
-        NaN marks an item without a score, which is never picked.
-    n_each
-        Items of each kind; fewer if three kinds of that many would overlap.
-    higher_is_better
-        Whether a high score is a good one.
-
-    Returns
-    -------
-    picks
-        ``best``, ``median`` and ``worst`` to item numbers, each from better to worse, without overlap. With
-        fewer than three scored items, ``all`` to all of them. Ties keep the given order.
-
-    Examples
-    --------
-    >>> picks = select_items([0.1, 0.9, 0.5, 0.4, 0.8], 1)
-    >>> {name: rows.tolist() for name, rows in picks.items()}
-    {'best': [1], 'median': [2], 'worst': [0]}
-    """
-    values = np.asarray(score, dtype=float)
-    values = np.where(np.isfinite(values), values, np.nan)
-    order = np.argsort(-values if higher_is_better else values, kind="stable")
-    scored = order[: int(np.isfinite(values).sum())]
-    if len(scored) < 3:
-        return {"all": order[: 3 * n_each]}
-    k = min(n_each, len(scored) // 3)
-    start = (len(scored) - k) // 2
-    return {"best": scored[:k], "median": scored[start : start + k], "worst": scored[-k:]}
-
-
-# ---- thumbnails
-def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
-    """Return an image as a ``data:`` address: small ones as exact PNG, others as WebP of at most `max_px`.
-
-    Parameters
-    ----------
-    image : uint8 array of shape (height, width, 3)
-        The image.
-    max_px
-        Longest side in pixels.
-
-    Returns
-    -------
-    address
-        Text for the ``src`` of an image element.
-    """
-    from PIL import Image
-
-    pixels = np.ascontiguousarray(image)
-    grey = bool((pixels[..., :1] == pixels).all())
-    picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels)
-    buffer = io.BytesIO()
-    if max(picture.size) < PIXELATED_BELOW:
-        picture.save(buffer, "PNG", compress_level=9)
-        kind = "png"
-    else:
-        picture.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
-        picture.convert("RGB").save(buffer, "WEBP", quality=82, method=2)
-        kind = "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@dataclass(frozen=True)
-class GalleryThumbnails:
-    """The bounded part of a gallery that a page carries.
-
-    Parameters
-    ----------
-    items
-        Item numbers that are carried, in the given order of the gallery.
-    images
-        Distinct images as ``data:`` addresses.
-    cells : int array of shape (n_carried, n_rows)
-        Which of `images` each carried item shows in each row, the seen row first.
-    """
-
-    items: np.ndarray
-    images: Sequence[str]
-    cells: np.ndarray
-
-
-def make_thumbnails(
-    gallery: GalleryContent,
-    *,
-    max_thumbnails: int = 6000,
-    max_bytes: int = 8_000_000,
-    max_px: int = 160,
-) -> GalleryThumbnails:
-    """Encode the thumbnails of as many items as fit, spread evenly from the best to the worst score.
-
-    Parameters
-    ----------
-    gallery
-        What to encode. The items that the rule of the gallery picks are always carried.
-    max_thumbnails
-        Most thumbnails in all (items times rows).
-    max_bytes
-        Most bytes of text for distinct images; an image that several cells share counts once.
-    max_px
-        Longest side of a thumbnail in pixels.
-
-    Returns
-    -------
-    thumbnails
-        What fits.
-    """
-    picked = np.concatenate(list(gallery.select_items().values()))
-    rows = list(gallery.all_rows().values())
-    encoded: dict[tuple[int, int], str] = {}
-    sample = _spread(gallery, 16)
-    per_item = _encode(rows, sample, max_px, encoded) / len(sample)
-    fits = min(max_thumbnails // len(rows), int(max_bytes / per_item))
-    count = min(len(gallery), max(len(picked), fits))
-    while True:
-        items = np.union1d(picked, _spread(gallery, count if count == len(gallery) else count - len(picked)))
-        size = _encode(rows, items, max_px, encoded)
-        if size <= max_bytes or count == len(picked):
-            break
-        count = max(len(picked), int(count * 0.95 * max_bytes / size))
-    numbers: dict[str, int] = {}
-    cells = [
-        [numbers.setdefault(encoded[item, row], len(numbers)) for row in range(len(rows))] for item in items
-    ]
-    return GalleryThumbnails(items, list(numbers), np.array(cells, dtype=int))
-
-
-def _spread(gallery: GalleryContent, count: int) -> np.ndarray:
-    order = gallery.sort_items()
-    return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
-
-
-def _encode(
-    rows: list[np.ndarray], items: np.ndarray, max_px: int, encoded: dict[tuple[int, int], str]
-) -> int:
-    """Fill `encoded` for these items and return the bytes of their distinct images."""
-    for item in map(int, items):
-        for number, images in enumerate(rows):
-            if (item, number) not in encoded:
-                encoded[item, number] = encode_thumbnail(np.asarray(images[item]), max_px)
-    return sum(map(len, {encoded[int(item), number] for item in items for number in range(len(rows))}))
-
-
-# ---- one picture
-def make_gallery_grid(
-    gallery: GalleryContent,
-    path: str | Path | None = None,
-    *,
-    cell_px: int = 96,
-    theme: ThemeName = "light",
-    rows: Sequence[str] | None = None,
-) -> np.ndarray:
-    """Compose the best, median and worst items as one picture, with labels and the score of each item.
-
-    Parameters
-    ----------
-    gallery
-        Images, scores and the number of items of each kind.
-    path
-        Where to write the picture; the suffix chooses the format (``.png``, ``.webp``, ``.pdf``). Not written
-        by default.
-    cell_px
-        Width of one image in pixels; small images are enlarged in crisp squares.
-    theme
-        ``light`` or ``dark``.
-    rows
-        Labels of the rows to show, in this order; all of them by default.
-
-    Returns
-    -------
-    picture : uint8 array of shape (height, width, 3)
-        The picture.
-
-    Raises
-    ------
-    DataError
-        If a row is unknown.
-    """
-    from PIL import Image, ImageDraw
-
-    colours, images = THEMES[theme], gallery.all_rows()
-    if rows is not None:
-        check_columns(images, rows, what="the gallery")
-        images = {label: images[label] for label in rows}
-    picks = gallery.select_items()
-    unit = max(1.0, cell_px / 96)
-    text, bold = _read_font(round(12 * unit)), _read_font(round(13 * unit), bold=True)
-    cell_h = max(1, round(cell_px * gallery.seen.shape[1] / gallery.seen.shape[2]))
-    gap, margin, block_gap = round(4 * unit), round(18 * unit), round(22 * unit)
-    left = margin + round(max(text.getlength(label.replace("_", " ")) for label in images) + 12 * unit)
-    top = margin + round(24 * unit)
-    n_columns = sum(map(len, picks.values()))
-    width = left + n_columns * (cell_px + gap) - gap * len(picks) + block_gap * (len(picks) - 1) + margin
-    foot = top + len(images) * (cell_h + gap)
-    canvas = Image.new("RGB", (width, foot + round(52 * unit) + margin), colours.background)
-    draw = ImageDraw.Draw(canvas)
-    for r, label in enumerate(images):
-        draw.text(
-            (margin, top + r * (cell_h + gap) + cell_h / 2),
-            label.replace("_", " "),
-            colours.muted,
-            text,
-            anchor="lm",
+        """Return the item numbers that the rules pick, as `select_items` does."""
+        return select_items(
+            self.score,
+            self.n_each,
+            higher_is_better=bool(self.higher_is_better),
+            blocks=self.blocks,
+            seed=self.seed,
         )
-    x = left
-    for name, items in picks.items():
-        draw.text((x, margin), name.capitalize(), colours.ink, bold)
-        for item in items:
-            for r, row in enumerate(images.values()):
-                cell = _fit(np.asarray(row[item]), cell_px, cell_h)
-                canvas.paste(cell, (x, top + r * (cell_h + gap)))
-            score = gallery.format_score(item)
-            draw.text((x + cell_px / 2, foot + 3 * unit), score, colours.accent, text, anchor="ma")
-            x += cell_px + gap
-        x += block_gap - gap
-    draw.text(
-        (margin, canvas.height - margin), describe_rule(gallery, short=True), colours.muted, text, anchor="ls"
-    )
-    if path is not None:
-        canvas.save(path)
-    return np.asarray(canvas)
 
 
 def describe_rule(gallery: GalleryContent, *, short: bool = False) -> str:
     """Return the sentence that says how the shown items were picked."""
-    picks, label = gallery.select_items(), write_within_sentence(describe_metric(gallery.metric).label)
-    k, n = len(next(iter(picks.values()))), len(gallery)
-    if "all" in picks:
-        rule = f"All items, best {label} first." if k == n else f"The first {k} of {n} items."
-    elif short:
-        return f"Picked by {label} alone: {k} best, {k} median, {k} worst of {n:,}."
-    else:
-        rule = (
-            f"All {n:,} items are sorted by {label}; the {k} best, the {k} around the median and the {k} "
-            "worst are shown. The rule alone picks them, never a person."
-        )
+    label = write_within_sentence(describe_metric(gallery.metric).label)
+    rule = describe_picks(gallery.select_items(), len(gallery), label, gallery.seed, short=short)
     unscored = int((~np.isfinite(gallery.score)).sum())
     return rule + (f" {unscored:,} items have no score and are not picked." if unscored and not short else "")
-
-
-def _fit(image: np.ndarray, width: int, height: int) -> Any:
-    from PIL import Image
-
-    small = max(image.shape[:2]) < PIXELATED_BELOW and image.shape[1] <= width
-    how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-    return Image.fromarray(np.ascontiguousarray(image)).resize((width, height), how)
-
-
-def _read_font(size: int, *, bold: bool = False) -> Any:
-    import matplotlib
-    from PIL import ImageFont
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)

@@ -1,0 +1,61 @@
+"""The thumbnails that a page carries, and their bound."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from braindecode_vis.report import thumbnails as t
+from tests.report.material import make_noise_gallery
+
+
+def decode(address):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGB"))
+
+
+def test_small_images_are_embedded_exactly():
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    for exact in (image, np.repeat(image[..., :1], 3, axis=2)):
+        assert (decode(t.encode_thumbnail(exact)) == exact).all()
+
+
+def test_large_images_shrink_to_the_bound():
+    image = np.zeros((300, 600, 3), np.uint8)
+    assert decode(t.encode_thumbnail(image, 256)).shape == (128, 256, 3)
+
+
+def test_every_item_is_carried_where_it_fits_and_equal_images_once():
+    content = make_noise_gallery(20)
+    thumbnails = t.make_thumbnails(content)
+    assert thumbnails.items.tolist() == list(range(20))
+    assert thumbnails.cells.shape == (20, 3)
+    assert len(set(thumbnails.cells[:, 2].tolist())) == 1
+    assert (
+        len(thumbnails.images) == len(set(thumbnails.images)) == 21
+    )  # the reconstructions are the seen, reversed
+    for at in (0, 7, 19):
+        assert (decode(thumbnails.images[thumbnails.cells[at, 0]]) == content.seen[at]).all()
+
+
+@pytest.mark.parametrize("bound", [{"max_thumbnails": 90}, {"max_bytes": 20_000}])
+def test_a_bounded_gallery_is_spread_from_best_to_worst(bound):
+    content = make_noise_gallery(400)
+    thumbnails = t.make_thumbnails(content, **bound)
+    picked = np.concatenate(list(content.select_items().values()))
+    assert set(picked) <= set(thumbnails.items.tolist())
+    assert 13 <= len(thumbnails.items) <= 30
+    assert sum(map(len, thumbnails.images)) <= bound.get("max_bytes", 10**9) * 1.01
+    places = np.flatnonzero(np.isin(content.sort_items(), thumbnails.items))
+    assert np.diff(places).max() < 400 / 4
+
+
+def test_thumbnails_shrink_before_items_are_left_out():
+    images = np.random.default_rng(0).integers(0, 256, (2, 60, 200, 200, 3), dtype=np.uint8)
+    content = make_noise_gallery(60, seen=images[0], rows={"reconstructed": images[1]})
+    assert len(t.make_thumbnails(content, max_px=160).items) == 60
+    bound = sum(map(len, t.make_thumbnails(content, max_px=80).images))
+    bounded = t.make_thumbnails(content, max_px=160, max_bytes=round(bound * 1.05))
+    assert len(bounded.items) == 60
+    assert decode(bounded.images[0]).shape == (80, 80, 3)
