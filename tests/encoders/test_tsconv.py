@@ -51,9 +51,9 @@ def test_flattened_size_follows_the_formula(n_times, n_features):
 def test_fused_pool_equals_the_layers_one_by_one(training, kernel, pool, stride):
     """The convolution and the average pool are one convolution; outputs and gradients must be those of the two."""
     config = TSConvSettings(kernel=kernel, pool=pool, stride=stride, conv_dropout=0.0)
-    layers = TSConv(config, make_signal(7, 131), "tsconv").train(training)
+    layers = TSConv(config, make_signal(7, 131), "tsconv").double().train(training)
     randomise_statistics(layers)
-    data = torch.randn(4, 7, 131, requires_grad=True)
+    data = torch.randn(4, 7, 131, dtype=torch.float64, requires_grad=True)
 
     maps = functional.avg_pool2d(layers.temporal(data.unsqueeze(1)), (1, pool), (1, stride))
     maps = functional.elu(layers.temporal_norm(maps))
@@ -64,9 +64,9 @@ def test_fused_pool_equals_the_layers_one_by_one(training, kernel, pool, stride)
     wanted = torch.autograd.grad((expected * goal).sum(), inputs)
 
     found = layers(data)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
     for a, b in zip(torch.autograd.grad((found * goal).sum(), inputs), wanted, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-3 * float(b.abs().max()), rtol=1e-3)
+        torch.testing.assert_close(a, b, atol=1e-9 * float(b.abs().max()), rtol=1e-9)
 
 
 @torch.no_grad()
