@@ -408,6 +408,7 @@ def _reconstruct(run: Run) -> Reconstructed:
                     embeddings.select(train_ids),
                     prepared.stimuli.select(train_ids),
                     trained[number].out_of_fold,
+                    _measure_noise(run, number),
                 )
                 prior: Any = config.prior.build(seed=derive_seed(config.seed, "fit prior", number))
                 asked = [fields["prior"], trained[number].artifact.fingerprint]
@@ -447,6 +448,33 @@ def _reconstruct(run: Run) -> Reconstructed:
         if "decoded_concept" in rows
         else None,
     )
+
+
+def _measure_noise(run: Run, number: int) -> Any:
+    """Return the noise of single repetitions of a fold's training images, where the generator asks for it."""
+    if not getattr(run.config.generator, "weighs_predictions", False):
+        return None
+    from braindecode_vis.reconstruction import measure_repetition_noise
+
+    prepared, fitted = preprocess(run), train(run)[number]
+    fold, repeats = prepared.split.folds[number], run.config.repeats
+    trials = pick_labelled_trials(prepared, fold.train, "single")
+    if fitted.selection is not None:
+        trials = fitted.selection.apply(trials)
+    counts = {
+        part: _count_repetitions(prepared.responses.trials.iloc[rows], getattr(repeats, part))
+        for part, rows in (("train", fold.train), ("test", fold.test))
+    }
+    predict = getattr(fitted.encoder, "predict_targets", fitted.encoder.predict)
+    return measure_repetition_noise(predict, trials, n_train=counts["train"], n_test=counts["test"])
+
+
+def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
+    """Return the harmonic mean of how many repetitions are averaged."""
+    if repeats != "averaged":
+        return 1.0
+    sizes = trials.groupby(["subject", "stimulus_id"]).size().to_numpy()
+    return float(len(sizes) / (1 / sizes).sum())
 
 
 def _make_low_level(run: Run, number: int) -> np.ndarray | None:

@@ -6,22 +6,25 @@ pipeline's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
 from braindecode_vis.generators.fusion import fuse_branches
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.material import RepetitionNoise, TrainingMaterial
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.priors.mean import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
+
+MOST_REPEATED = 2048  # single trials that the noise of repetitions is measured on
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,17 @@ def reconstruct_fold(
         Images of the low-level branch, one per row.
     """
     sampled = _sample_prior(config, prior, material, predicted, number)
-    generator = config.generator.build(material)
+    generator: Any = config.generator.build(material)
     seed = derive_seed(config.seed, "generator", number)
 
     concepts = test.concepts_of(predicted.ids)
     rows = pd.DataFrame(
         {"stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number}
     )
+    # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
+    trusting = config.prior.kind != "identity" or not hasattr(generator, "for_predictions")
     made = {
-        **_generate(config, generator, sampled, low, seed=seed),
+        **_generate(config, generator if trusting else generator.for_predictions(), sampled, low, seed=seed),
         "nearest": NearestConfig().build(material).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(material).generate(predicted, seed=seed),
     }
@@ -139,6 +144,37 @@ def _generate(
     if n_draws == 1:
         return made
     return {name: stack.reshape(-1, n_draws, *stack.shape[1:]) for name, stack in made.items()}
+
+
+def measure_repetition_noise(
+    predict: Callable[[Responses], Embeddings], trials: Responses, *, n_train: float, n_test: float
+) -> RepetitionNoise | None:
+    """Return how predictions of the same training image differ between repetitions; None without repetitions.
+
+    Where the encoder was fitted on averages, its weights do not depend on these differences, so that they are as
+    large as those of new trials.
+
+    Parameters
+    ----------
+    predict
+        Of single trials.
+    trials
+        Single training trials; those shown once, and all after the first `MOST_REPEATED`, are left out.
+    n_train, n_test
+        Repetitions behind a training and a test trial.
+    """
+    keys = trials.trials[["subject", "stimulus_id"]]
+    groups = keys.groupby(["subject", "stimulus_id"], sort=False)
+    rows = np.flatnonzero(groups["subject"].transform("size").to_numpy() > 1)[:MOST_REPEATED]
+    vectors = pd.DataFrame(predict(trials.select(rows)).flat()) if len(rows) else pd.DataFrame()
+    same = keys.iloc[rows].reset_index(drop=True).groupby(["subject", "stimulus_id"], sort=False)
+    counts = same["subject"].transform("size").to_numpy()
+    kept = counts > 1  # the limit may have cut a group
+    if not kept.any():
+        return None
+    means = vectors.groupby(same.ngroup().to_numpy()).transform("mean")
+    scaled = (vectors - means).to_numpy() * np.sqrt(counts / np.maximum(counts - 1, 1))[:, None]
+    return RepetitionNoise(scaled[kept].astype(np.float32), n_train, n_test)
 
 
 def derange(ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -1,16 +1,9 @@
-"""A compact convolutional denoiser of latents, conditioned on an image embedding.
-
-Owns the network and what happens to an embedding before it: standardisation with the statistics of the training
-images, dropout for classifier-free guidance, and noise. Noise matters because the network is trained on the embeddings
-of images but used on embeddings decoded from a brain, which are blurred and shrunk toward the mean: during training an
-embedding is mixed with noise of a strength drawn per image and then shrunk by a factor drawn per image, up to the one
-that makes it the best linear estimate. The network is not told the strength; the length of a shrunk embedding shows it.
+"""A compact convolutional denoiser of latents, conditioned on components of an image embedding.
 
 References
 ----------
 Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion models. CVPR. arXiv:2112.10752.
 Ho, J. and Salimans, T. (2022). Classifier-free diffusion guidance. arXiv:2207.12598.
-Ho, J. et al. (2022). Cascaded diffusion models (noise on the condition). JMLR 23. arXiv:2106.15282.
 Perez, E. et al. (2018). FiLM: visual reasoning with a general conditioning layer. AAAI. arXiv:1709.07871.
 The layout of the network, in which a learnt map of the embedding enters beside the latents, is a choice of ours.
 """
@@ -45,12 +38,12 @@ class ModulatedBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Predicts the velocity of noisy latents at a time, given a standardised embedding or none.
+    """Predicts the velocity of noisy latents at a time, given what is known of an embedding.
 
     Parameters
     ----------
-    n_features
-        Length of an embedding.
+    n_components
+        Components of an embedding.
     n_latent_channels, latent_size
         Channels, and height and width, of a latent; the size must be even.
     width
@@ -64,7 +57,7 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         *,
-        n_features: int,
+        n_components: int,
         n_latent_channels: int = 6,
         latent_size: int = 8,
         width: int = 128,
@@ -73,9 +66,8 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.coarse, fine = latent_size // 2, 32
-        self.project = nn.Linear(n_features, condition_width)
+        self.project = nn.Linear(2 * n_components, condition_width)
         self.refine = nn.Linear(condition_width, condition_width)
-        self.unconditional = nn.Parameter(torch.zeros(condition_width))
         self.embed_time = nn.Sequential(
             nn.Linear(64, condition_width), nn.SiLU(), nn.Linear(condition_width, condition_width)
         )
@@ -95,7 +87,11 @@ class Denoiser(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, latents: torch.Tensor, times: torch.Tensor, embeddings: torch.Tensor, keep: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        estimate: torch.Tensor,
+        reliability: torch.Tensor,
     ) -> torch.Tensor:
         """Return the velocity, of the shape of `latents`.
 
@@ -104,14 +100,12 @@ class Denoiser(nn.Module):
         latents : tensor of shape (n, n_latent_channels, latent_size, latent_size)
         times : tensor of shape (n,)
             Steps of the noise schedule, 0 to 999.
-        embeddings : tensor of shape (n, n_features)
-            Standardised.
-        keep : boolean tensor of shape (n,)
-            Where False, the embedding is ignored.
+        estimate, reliability : tensors of shape (n, n_components)
+            Estimated components of the embedding, and the share of the variance of each that is known (0 to 1). Both
+            are zero where nothing is known.
         """
-        h = F.silu(self.project(embeddings))
+        h = F.silu(self.project(torch.cat([estimate, reliability], dim=1)))
         h = h + self.refine(h)
-        h = torch.where(keep[:, None], h, self.unconditional)
         condition = F.silu(h + self.embed_time(compute_time_features(times)))
         fine = self.enter(latents)
         x = self.down(F.silu(fine)) + self.make_map(condition).unflatten(1, (-1, self.coarse, self.coarse))
@@ -129,41 +123,3 @@ def compute_time_features(times: torch.Tensor, n_features: int = 64) -> torch.Te
     )
     angles = times.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def add_condition_noise(
-    embeddings: torch.Tensor, strengths: torch.Tensor, shrinkage: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    """Mix standardised embeddings with noise and shrink them.
-
-    ``sqrt(1 - s**2) * embedding + s * noise`` has unit variance; times ``sqrt(1 - s**2)`` it would be the best linear
-    estimate of the embedding. `shrinkage` is the exponent of that factor.
-
-    Parameters
-    ----------
-    embeddings, noise : tensors of shape (n, n_features)
-        Of unit variance.
-    strengths : tensor of shape (n,)
-        s, from 0 (untouched) to 1 (noise alone).
-    shrinkage : tensor of shape (n,)
-        0 leaves the variance at one, 1 shrinks to the estimate.
-    """
-    kept = (1 - strengths**2).sqrt()
-    return (kept[:, None] * embeddings + strengths[:, None] * noise) * (kept**shrinkage)[:, None]
-
-
-def draw_condition_noise(
-    embeddings: torch.Tensor, generator: torch.Generator, *, strongest: float
-) -> torch.Tensor:
-    """Return training conditions: a quarter untouched, the others with noise of strength 0 to `strongest`, shrunk.
-
-    The noise is white, or another row's embedding, or in between: errors of a brain decoder are partly like noise and
-    partly toward other images.
-    """
-    n = len(embeddings)
-    draws = torch.rand(4, n, generator=generator).to(embeddings.device)
-    white = torch.randn(embeddings.shape, generator=generator).to(embeddings.device)
-    angle = draws[0, :, None] * (math.pi / 2)
-    noise = angle.cos() * white + angle.sin() * embeddings.roll(1, dims=0)
-    strengths = strongest * draws[1] * (draws[2] > 0.25)
-    return add_condition_noise(embeddings, strengths, draws[3], noise)

@@ -21,6 +21,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
+from braindecode_vis.generators.conditions import Components, blur, draw_reliability, fit_components
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
 from braindecode_vis.generators.latent_diffusion import WeightsHeader, build_networks, write_weights
 from braindecode_vis.generators.training_pairs import (
@@ -91,24 +92,14 @@ def train_generator(
     pairs = _make_pairs(config, source, out / "pairs", seed, progress)
     if len(pairs) < 2:
         raise DataError(f"a generator cannot be trained on {len(pairs)} image(s); give at least 2.")
-    header = _make_header(config, pairs, seed)
+    components = fit_components(pairs.vectors, config.n_components)
+    header = _make_header(config, pairs, components, seed)
     (out / "training.json").write_text(json.dumps(header.training, indent=2) + "\n", encoding="utf-8")
-    stage = _Stages(config, header, pairs, out, seed, progress)
+    stage = _Stages(config, header, pairs, components, out, seed, progress)
     autoencoder = stage.train_autoencoder()
     latents = stage.encode_images(autoencoder)
-    mean, scale = measure_embeddings(pairs.vectors)
-    denoiser = stage.train_denoiser(latents, mean, scale)
-    return stage.export(autoencoder, denoiser, mean, scale)
-
-
-def measure_embeddings(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each feature, float32; a feature that never varies gets deviation 1."""
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    squares = np.zeros_like(mean)
-    for start in range(0, len(vectors), 4096):
-        squares += ((vectors[start : start + 4096] - mean) ** 2).sum(axis=0)
-    scale = np.sqrt(squares / len(vectors))
-    return mean.astype(np.float32), np.where(scale > 1e-6, scale, 1.0).astype(np.float32)
+    denoiser = stage.train_denoiser(latents)
+    return stage.export(autoencoder, denoiser)
 
 
 def _make_pairs(
@@ -135,13 +126,16 @@ def _make_pairs(
     return read_pairs(folder)
 
 
-def _make_header(config: GeneratorTrainingConfig, pairs: TrainingPairs, seed: int) -> WeightsHeader:
+def _make_header(
+    config: GeneratorTrainingConfig, pairs: TrainingPairs, components: Components, seed: int
+) -> WeightsHeader:
     return WeightsHeader(
         space=pairs.space,
         n_features=pairs.vectors.shape[1],
         image_size=config.image_size,
         autoencoder={"n_latent_channels": config.n_latent_channels, "width": config.autoencoder_width},
         denoiser={
+            "n_components": len(components.scale),
             "width": config.denoiser_width,
             "condition_width": config.condition_width,
             "n_blocks": config.n_blocks,
@@ -162,6 +156,7 @@ class _Stages:
     config: GeneratorTrainingConfig
     header: WeightsHeader
     pairs: TrainingPairs
+    components: Components
     out: Path
     seed: int
     progress: Progress | None
@@ -225,15 +220,15 @@ class _Stages:
                 latents.append(autoencoder.encode(scale_images(images)).half().cpu().numpy())
         return np.concatenate(latents)
 
-    def train_denoiser(self, latents: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Any:
+    def train_denoiser(self, latents: np.ndarray) -> Any:
         """Return the trained denoiser."""
         import torch
 
-        from braindecode_vis.generators.denoiser import draw_condition_noise
         from braindecode_vis.generators.sampling import N_TIMES, add_noise
 
         config, device = self.config, self.device
         denoiser = self._initialise(1).to(device)
+        shares = torch.from_numpy(self.components.shares)
 
         def compute_loss(network: Any, step: int) -> torch.Tensor:
             rows = self._draw_rows("denoiser", step, config.denoiser_batch, len(self.pairs))
@@ -241,18 +236,24 @@ class _Stages:
             clean = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
             noise = torch.randn(clean.shape, generator=generator).to(device)
             times = torch.randint(0, N_TIMES, (len(rows),), generator=generator).to(device)
-            keep = (torch.rand(len(rows), generator=generator) >= config.condition_dropout).to(device)
-            vectors = torch.from_numpy((self.pairs.vectors[rows].astype(np.float32) - mean) / scale)
-            condition = draw_condition_noise(vectors.to(device), generator, strongest=config.condition_noise)
+            known = torch.from_numpy(self.components.apply(self.pairs.vectors[rows].astype(np.float32)))
+            reliability = draw_reliability(
+                shares,
+                len(rows),
+                generator,
+                certain=config.certain_conditions,
+                hidden=config.condition_dropout,
+            )
+            estimate = blur(known, reliability, torch.randn(known.shape, generator=generator))
             noisy, velocity = add_noise(clean, noise, times)
             with self._autocast():
-                predicted = network(noisy, times, condition, keep)
+                predicted = network(noisy, times, estimate.to(device), reliability.to(device))
             return torch.nn.functional.mse_loss(predicted.float(), velocity)
 
         steps, lr = config.denoiser_steps, config.denoiser_lr
         return self._optimise(denoiser, compute_loss, "denoiser", steps, lr, len(self.pairs))
 
-    def export(self, autoencoder: Any, denoiser: Any, mean: np.ndarray, scale: np.ndarray) -> Path:
+    def export(self, autoencoder: Any, denoiser: Any) -> Path:
         """Write the weights file and return its path."""
         import torch
 
@@ -260,7 +261,8 @@ class _Stages:
         tensors |= {f"denoiser.{name}": tensor for name, tensor in denoiser.state_dict().items()}
         counters = [name for name in tensors if name.endswith("num_batches_tracked")]
         tensors |= {name: torch.zeros(()) for name in counters}  # may exceed the range of half precision
-        tensors |= {"embedding.mean": torch.from_numpy(mean), "embedding.scale": torch.from_numpy(scale)}
+        for name in ("mean", "basis", "scale"):
+            tensors[f"embedding.{name}"] = torch.from_numpy(getattr(self.components, name))
         path = self.out / "latent_diffusion.safetensors"
         write_weights(path, self.header, tensors)
         return path

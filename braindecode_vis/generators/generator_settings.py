@@ -37,11 +37,11 @@ class GeneratorTrainingConfig(Settings):
         Optimisation of the denoiser with AdamW.
     ema_decay
         Decay per step of the averaged weights, which are the ones that are kept.
-    condition_dropout
-        Share of the images whose embedding is hidden, drawn image by image (arXiv:2207.12598).
-    condition_noise
-        Greatest strength of the noise on the embedding, 0 to 1. Embeddings that ridge decodes from the demo's phantom
-        are 0.21 to 0.34 times as long as true ones, which a strength of 0.94 to 0.98 explains.
+    n_components
+        Principal components of the embedding that the denoiser is told.
+    certain_conditions, condition_dropout
+        Shares of the images whose embedding is told as it is, and not at all (arXiv:2207.12598), drawn image by image;
+        the others are told with noise, see `braindecode_vis.generators.conditions`.
     weight_decay, warmup
         Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
     checkpoint_every
@@ -68,8 +68,9 @@ class GeneratorTrainingConfig(Settings):
     denoiser_batch: int = Field(default=64, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
     ema_decay: float = Field(default=0.998, ge=0, lt=1)
+    n_components: int = Field(default=320, ge=1)
+    certain_conditions: float = Field(default=0.5, ge=0, le=1)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    condition_noise: float = Field(default=0.98, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=200, ge=0)
     checkpoint_every: int = Field(default=500, ge=1)

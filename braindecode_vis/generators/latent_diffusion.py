@@ -1,11 +1,10 @@
 """Turn embeddings into 64-pixel images with a small latent diffusion model that the package brings.
 
-Owns the configuration, the weights file and the generator: standardise an embedding, sample a latent that suits it,
-decode the latent. Like any second stage it has been trained on images alone and never sees a brain. The packaged
-weights were trained on 17 408 images of the phantom in a short run and are not good yet: the oracle shows background,
-layout and often the colour of an unseen concept, rarely its shape or texture (``weights/latent_diffusion.json`` has the
-command, the seed and the scores, ``latent_diffusion.log.jsonl`` the log). They paint nothing but what the phantom
-shows. Train more, or on other stimuli, with `braindecode_vis.generators.diffusion_training.train_generator`.
+Owns the configuration, the weights file and the generator: reduce an embedding to components, sample latents that suit
+it, decode them, keep the best of some candidates. Like any second stage it has been trained on images alone and never
+sees a brain; what a brain encoder's predictions are worth is learnt from training trials when the generator is built.
+``weights/latent_diffusion.json`` has the command, the seed and the scores of the packaged weights, which paint nothing
+but what the phantom shows. Train on other stimuli with ``braindecode-vis train-generator``.
 
 References
 ----------
@@ -25,6 +24,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.generators.conditions import Components, Uncertainty, fit_uncertainty
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, replace_atomically
@@ -50,9 +50,9 @@ class LatentDiffusionConfig(Settings):
         (arXiv:2211.01095).
     guidance
         Strength of classifier-free guidance; 1 is none.
-    condition_noise
-        Noise mixed into the embedding before sampling, 0 to 1, as in training: more leaves more to the model's own
-        knowledge of images.
+    candidates
+        Images sampled per embedding. The one whose own embedding is most like the one that was asked for is kept, so
+        that scores in the target's space are better than those in others; 1 keeps the only one.
     batch_size, device
         How it runs, not what it computes.
     """
@@ -62,11 +62,13 @@ class LatentDiffusionConfig(Settings):
     sampler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
     steps: int = Field(default=20, ge=1, le=1000)
     guidance: float = Field(default=2.0, ge=0)
-    condition_noise: float = Field(default=0.0, ge=0, lt=1)
+    candidates: int = Field(default=1, ge=1, le=256)
     batch_size: int = Field(default=64, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+    #: Asks the pipeline for the noise of single repetitions.
+    weighs_predictions: ClassVar[bool] = True
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -91,7 +93,7 @@ class LatentDiffusionConfig(Settings):
         ConfigError
             If the weights were trained on another space than the target's.
         """
-        generator = LatentDiffusionGenerator(self)
+        generator = LatentDiffusionGenerator(self, material=material)
         generator.check_space(material.image_encoder.space)
         return generator
 
@@ -126,10 +128,31 @@ class LatentDiffusionGenerator:
     """A trained autoencoder and denoiser; images are reproducible from the seed, row by row.
 
     The networks are read when the first image is asked for.
+
+    Parameters
+    ----------
+    config
+        Weights and sampling.
+    material
+        Its image encoder compares candidates; its predictions say how far a brain encoder can be trusted.
+    uncertainty
+        Of the embeddings that are given; None takes them to be embeddings of images.
     """
 
-    def __init__(self, config: LatentDiffusionConfig) -> None:
+    def __init__(
+        self,
+        config: LatentDiffusionConfig,
+        *,
+        material: TrainingMaterial | None = None,
+        uncertainty: Uncertainty | None = None,
+    ) -> None:
+        if config.candidates > 1 and material is None:
+            raise ConfigError(
+                "generator.candidates above 1 needs an image encoder to compare them; give the training material."
+            )
         self.config = config
+        self.material = material
+        self.uncertainty = uncertainty
         self.path = config.find_weights()
         self.header = read_header(self.path)
 
@@ -146,8 +169,34 @@ class LatentDiffusionGenerator:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return which weights are in use."""
-        return {"weights_sha256": _hash_weights(self.path), "weights_space": self.header.space}
+        """Return which weights are in use, and how reliable the predictions are taken to be."""
+        about = {"weights_sha256": _hash_weights(self.path), "weights_space": self.header.space}
+        uncertainty = self.for_predictions().uncertainty
+        if uncertainty is None:
+            return about
+        shares = load_model(self.path, pick_device(self.config.device)).components.shares
+        return {**about, "explained_variance": float(np.average(uncertainty.reliability, weights=shares))}
+
+    def for_predictions(self) -> LatentDiffusionGenerator:
+        """Return the generator of what a brain encoder predicts: it trusts each component as far as it is reliable.
+
+        Without out-of-fold predictions in the space of the weights nothing is known of that, and predictions are
+        taken as embeddings of images are.
+        """
+        material = self.material
+        if material is None or material.predicted is None or not len(material.predicted):
+            return self
+        if not self.accepts(material.predicted.space):
+            return self
+        components = load_model(self.path, pick_device(self.config.device)).components
+        true = material.embeddings.select(list(material.predicted.ids))
+        uncertainty = fit_uncertainty(
+            components.apply(material.predicted.flat()),
+            components.apply(true.flat()),
+            material.noise,
+            components,
+        )
+        return LatentDiffusionGenerator(self.config, material=material, uncertainty=uncertainty)
 
     def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
         """Return uint8 images of shape (n_rows, image_size, image_size, 3).
@@ -160,68 +209,89 @@ class LatentDiffusionGenerator:
         ConfigError
             If the embeddings are of another space than the weights.
         """
+        self.check_space(embeddings.space)
+        side = self.header.image_size
+        images = np.empty((len(embeddings), side, side, 3), np.uint8)
+        if len(embeddings) == 0:
+            return images
+        model = load_model(self.path, pick_device(self.config.device))
+        estimate = model.components.apply(embeddings.flat())
+        reliability = np.ones_like(estimate)
+        if self.uncertainty is not None:
+            estimate = self.uncertainty.estimate(estimate)
+            reliability[:] = self.uncertainty.reliability
+        n_rows = max(1, self.config.batch_size // self.config.candidates)
+        for start in range(0, len(images), n_rows):
+            rows = np.arange(start, min(start + n_rows, len(images)))
+            made = self._sample(model, estimate[rows], reliability[rows], rows, seed)
+            best = self._find_best(model, made, estimate[rows], reliability[rows])
+            images[rows] = made[np.arange(len(rows)), best]
+        return images
+
+    def _find_best(
+        self, model: Model, made: np.ndarray, estimate: np.ndarray, reliability: np.ndarray
+    ) -> np.ndarray:
+        """Return, for each row, which of its candidates has the embedding most like the estimate."""
+        n_rows, n_candidates = made.shape[:2]
+        if n_candidates == 1:
+            return np.zeros(n_rows, int)
+        encoder = self.material.image_encoder  # type: ignore[union-attr]
+        vectors = np.asarray(encoder.encode(made.reshape(-1, *made.shape[2:])), np.float32)
+        found = model.components.apply(vectors.reshape(len(vectors), -1)).reshape(n_rows, n_candidates, -1)
+        expected = found * reliability[:, None] * model.components.scale
+        wanted = estimate * model.components.scale
+        lengths = np.linalg.norm(expected, axis=2) + 1e-12
+        return np.argmax(np.einsum("nck,nk->nc", expected, wanted) / lengths, axis=1)
+
+    def _sample(
+        self, model: Model, estimate: np.ndarray, reliability: np.ndarray, rows: np.ndarray, seed: int
+    ) -> np.ndarray:
+        """Return the candidates of some rows, uint8 of shape (n_rows, candidates, side, side, 3)."""
         import torch
 
         from braindecode_vis.generators.autoencoder import unscale_images
-
-        self.check_space(embeddings.space)
-        if len(embeddings) == 0:
-            side = self.header.image_size
-            return np.empty((0, side, side, 3), np.uint8)
-        model = load_model(self.path, pick_device(self.config.device))
-        values = torch.from_numpy(embeddings.flat())
-        images = []
-        with torch.inference_mode():
-            for start in range(0, len(values), self.config.batch_size):
-                rows = range(start, min(start + self.config.batch_size, len(values)))
-                latents = self._sample(model, values[rows.start : rows.stop], rows, seed)
-                images.append(unscale_images(model.autoencoder.decode(latents)).cpu().numpy())
-        return np.concatenate(images)
-
-    def _sample(self, model: Model, values: torch.Tensor, rows: range, seed: int) -> torch.Tensor:
-        """Return the sampled latents of some rows."""
-        import torch
-
-        from braindecode_vis.generators.denoiser import add_condition_noise
         from braindecode_vis.generators.sampling import guide, sample_latents
         from braindecode_vis.seeds import make_torch_generator
 
-        condition = model.standardise(values.to(model.mean.device))
-        generators = [make_torch_generator(seed, "latent_diffusion", row) for row in rows]
-        noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(condition)
-        if self.config.condition_noise > 0:
-            mixed = torch.stack([torch.randn(condition.shape[1], generator=g) for g in generators]).to(
-                condition
-            )
-            strengths = torch.full((len(rows),), self.config.condition_noise).to(condition)
-            condition = add_condition_noise(condition, strengths, torch.zeros_like(strengths), mixed)
-        keep = torch.ones(len(rows), dtype=torch.bool, device=condition.device)
+        n_candidates, guidance, device = self.config.candidates, self.config.guidance, model.device
+        noises = []
+        for row in rows:
+            generator = make_torch_generator(seed, "latent_diffusion", int(row))
+            noises += [torch.randn(model.latent_shape, generator=generator) for _ in range(n_candidates)]
+        told, known = (
+            torch.from_numpy(part.astype(np.float32)).repeat_interleave(n_candidates, dim=0).to(device)
+            for part in (estimate, reliability)
+        )
 
         def predict(latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-            if self.config.guidance == 1:
-                return model.denoiser(latents, times, condition, keep)
+            if guidance == 1:
+                return model.denoiser(latents, times, told, known)
+            nothing = torch.zeros_like(told)
             both = model.denoiser(
-                latents.repeat(2, 1, 1, 1), times.repeat(2), condition.repeat(2, 1), torch.cat([keep, ~keep])
+                latents.repeat(2, 1, 1, 1),
+                times.repeat(2),
+                torch.cat([told, nothing]),
+                torch.cat([known, nothing]),
             )
             conditional, unconditional = both.chunk(2)
-            return guide(conditional, unconditional, self.config.guidance)
+            return guide(conditional, unconditional, guidance)
 
-        return sample_latents(predict, noise, sampler=self.config.sampler, n_steps=self.config.steps)
+        with torch.inference_mode():
+            noise = torch.stack(noises).to(device)
+            latents = sample_latents(predict, noise, sampler=self.config.sampler, n_steps=self.config.steps)
+            images = unscale_images(model.autoencoder.decode(latents)).cpu().numpy()
+        return images.reshape(len(rows), n_candidates, *images.shape[1:])
 
 
 @dataclass(frozen=True)
 class Model:
-    """The networks of a weights file in evaluation mode, and the statistics of its embeddings."""
+    """The networks of a weights file in evaluation mode, and the components of its embeddings."""
 
     autoencoder: Any
     denoiser: Any
-    mean: torch.Tensor
-    scale: torch.Tensor
+    components: Components
     latent_shape: tuple[int, int, int]
-
-    def standardise(self, values: torch.Tensor) -> torch.Tensor:
-        """Return embeddings with the mean and deviation of the training images removed."""
-        return (values - self.mean) / self.scale
+    device: str
 
 
 def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
@@ -230,7 +300,6 @@ def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
     from braindecode_vis.generators.denoiser import Denoiser
 
     denoiser = Denoiser(
-        n_features=header.n_features,
         n_latent_channels=header.autoencoder["n_latent_channels"],
         latent_size=header.image_size // DOWNSAMPLING,
         **header.denoiser,
@@ -287,23 +356,23 @@ def load_model(path: Path, device: str) -> Model:
     from safetensors.torch import load_file
 
     header = read_header(path)
-    autoencoder, denoiser = build_networks(header)
     try:
+        autoencoder, denoiser = build_networks(header)
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        mean, scale = tensors.pop("embedding.mean"), tensors.pop("embedding.scale")
+        parts = [tensors.pop(f"embedding.{name}").numpy() for name in ("mean", "basis", "scale")]
         for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
             own = {
                 key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")
             }
             network.load_state_dict(own)
             network.eval().requires_grad_(False).to(device)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise DataError(
-            f"the tensors of {path} do not fit its header ({error}); train the weights again."
+            f"{path} does not hold what this version of the generator needs ({error}); train the weights again."
         ) from error
     side = header.image_size // 8
     shape = (header.autoencoder["n_latent_channels"], side, side)
-    return Model(autoencoder, denoiser, mean.to(device), scale.to(device), shape)
+    return Model(autoencoder, denoiser, Components(*parts), shape, device)
 
 
 @lru_cache(maxsize=8)

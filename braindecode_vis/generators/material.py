@@ -15,6 +15,23 @@ LARGEST_SIDE = 128  # pixels
 
 
 @dataclass(frozen=True)
+class RepetitionNoise:
+    """How predictions of the same image differ from repetition to repetition, in the training trials.
+
+    Parameters
+    ----------
+    deviations : float array of shape (n_trials, n_features)
+        Predictions of single repetitions minus their mean over the image, scaled to the variance of one repetition.
+    n_train, n_test
+        Repetitions behind one training trial and one test trial (harmonic means).
+    """
+
+    deviations: np.ndarray
+    n_train: float
+    n_test: float
+
+
+@dataclass(frozen=True)
 class TrainingMaterial:
     """Images and embeddings of the training split; the test split is never in here.
 
@@ -28,12 +45,15 @@ class TrainingMaterial:
         The training images, in any order.
     predicted
         Out-of-fold predictions of the training trials, if the brain encoder gives them.
+    noise
+        Noise of single repetitions, for generators that weigh predictions by their reliability.
     """
 
     image_encoder: Any
     embeddings: Embeddings
     stimuli: StimulusSet
     predicted: Embeddings | None = None
+    noise: RepetitionNoise | None = None
 
     @cached_property
     def images(self) -> np.ndarray:

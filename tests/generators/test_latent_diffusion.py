@@ -12,7 +12,6 @@ from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.generators.diffusion_training import (
     PhantomSource,
     StimulusSource,
-    measure_embeddings,
     train_generator,
 )
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
@@ -79,6 +78,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def generator(trained):
+    """A generator without training material, so without candidates."""
     config = LatentDiffusionConfig(weights=trained / "latent_diffusion.safetensors", steps=3, device="cpu")
     return LatentDiffusionGenerator(config)
 
@@ -198,15 +198,6 @@ def test_averaged_weights_follow_the_written_rule(tmp_path):
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight
     assert averaged == pytest.approx(expected, rel=1e-5)
-
-
-def test_statistics_of_embeddings():
-    vectors = np.random.default_rng(0).normal(5, 3, (5000, 3)).astype(np.float16)
-    vectors[:, 2] = 1.5
-    mean, scale = measure_embeddings(vectors)
-    np.testing.assert_allclose(mean, vectors.astype(np.float64).mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(scale[:2], vectors.astype(np.float64).std(axis=0)[:2], rtol=1e-5)
-    assert scale[2] == 1
 
 
 # --- pairs ------------------------------------------------------------------------------------------------
@@ -350,42 +341,13 @@ def test_unknown_sampler():
 # --- networks ---------------------------------------------------------------------------------------------
 
 
-def test_condition_noise_keeps_the_variance_or_shrinks_it_to_the_best_estimate():
-    from braindecode_vis.generators.denoiser import add_condition_noise
-
-    torch.manual_seed(0)
-    clean, noise = torch.randn(20_000, 2), torch.randn(20_000, 2)
-    strengths = torch.full((20_000,), 0.6)
-    kept = add_condition_noise(clean, strengths, torch.zeros(20_000), noise)
-    assert kept.var().item() == pytest.approx(1, abs=0.03)
-    shrunk = add_condition_noise(clean, strengths, torch.ones(20_000), noise)
-    slope = (shrunk * clean).sum() / shrunk.square().sum()  # of the clean embedding on the shrunk one
-    assert slope.item() == pytest.approx(1, abs=0.02)
-    untouched = add_condition_noise(clean, torch.zeros(20_000), torch.ones(20_000), noise)
-    torch.testing.assert_close(untouched, clean)
-
-
-def test_training_conditions_are_as_noisy_as_asked():
-    from braindecode_vis.generators.denoiser import draw_condition_noise
-
-    clean = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
-    none, some = (
-        draw_condition_noise(clean, torch.Generator().manual_seed(1), strongest=strongest)
-        for strongest in (0.0, 0.98)
-    )
-    torch.testing.assert_close(none, clean)
-    untouched = (some == clean).all(dim=1).float().mean().item()
-    assert untouched == pytest.approx(0.25, abs=0.03)  # 4 standard errors
-
-
-def test_hidden_embeddings_do_not_reach_the_output(generator):
+def test_what_is_not_known_does_not_reach_the_output(generator):
     denoiser = load_model(generator.path, "cpu").denoiser
-    torch.manual_seed(0)
     latents, times = torch.randn(4, 2, 2, 2), torch.tensor([3, 3, 700, 700])
-    one, two = torch.randn(4, 7), torch.randn(4, 7)
-    hidden, seen = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
-    assert torch.equal(denoiser(latents, times, one, hidden), denoiser(latents, times, two, hidden))
-    assert not torch.equal(denoiser(latents, times, one, seen), denoiser(latents, times, two, seen))
+    nothing, estimate, known = torch.zeros(4, 7), torch.randn(4, 7), torch.full((4, 7), 0.5)
+    bare = denoiser(latents, times, nothing, nothing)
+    assert not torch.equal(denoiser(latents, times, estimate, known), bare)
+    assert not torch.equal(denoiser(latents, times, nothing, known), bare)
 
 
 def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_first_argument():
@@ -427,9 +389,7 @@ def test_images_depend_on_seed_and_row_alone(generator):
     assert np.abs(difference).max() <= 1  # sums in another order
 
 
-@pytest.mark.parametrize(
-    "change", [{"guidance": 1.0}, {"guidance": 4.0}, {"condition_noise": 0.8}, {"sampler": "ddim"}]
-)
+@pytest.mark.parametrize("change", [{"guidance": 1.0}, {"guidance": 4.0}, {"sampler": "ddim"}])
 def test_every_setting_changes_the_images(generator, change):
     vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
     embeddings = Embeddings(vectors, list("abc"), SPACE)
@@ -449,6 +409,69 @@ def test_no_guidance_equals_one_pass(generator):
         for g in (1.0, 1.000001)
     )
     assert np.abs(one.astype(int) - beside).max() <= 1
+
+
+def make_material(predicted=None):
+    """Random images whose embedding is their mean colour, and the generator of that space."""
+    source = make_source(n=12)
+    encoder = MeanColour()
+    ids = list(source.stimuli.ids)
+    bank = Embeddings(encoder.encode(source.stimuli.iterate_images()), ids, encoder.space)
+    if predicted is not None:
+        predicted = Embeddings(predicted(bank.vectors), ids, encoder.space)
+    return bank, TrainingMaterial(encoder, bank, source.stimuli, predicted)
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """Weights of the space of mean colours."""
+    bank, material = make_material()
+    config = TINY.model_copy(update={"denoiser_steps": 40, "denoiser_lr": 0.01})
+    source = StimulusSource(material.stimuli, bank)
+    return train_generator(config, source, tmp_path_factory.mktemp("coloured"), seed=5)
+
+
+def test_the_candidate_most_like_the_embedding_is_kept(coloured):
+    bank, material = make_material()
+    config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu", guidance=1.0)
+    components = load_model(coloured, "cpu").components
+    wanted = components.apply(bank.vectors) * components.scale
+    similarities = {}
+    for candidates in (1, 6):
+        made = config.model_copy(update={"candidates": candidates}).build(material).generate(bank, seed=0)
+        found = components.apply(material.image_encoder.encode(made)) * components.scale
+        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+        similarities[candidates] = (found * wanted).sum(axis=1) / lengths
+    assert (similarities[6] >= similarities[1] - 1e-6).all()  # the first candidate is the only one of before
+    assert similarities[6].mean() > similarities[1].mean()
+    with pytest.raises(ConfigError, match="candidates above 1 needs an image encoder"):
+        LatentDiffusionGenerator(config.model_copy(update={"candidates": 2}))
+
+
+def test_predictions_count_as_far_as_they_are_reliable(coloured):
+    config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu")
+    bank, material = make_material()
+    bare = config.build(material)
+    assert bare.for_predictions() is bare
+    assert "explained_variance" not in bare.describe()
+
+    _, good = make_material(predicted=lambda vectors: 100 + 0.01 * vectors)  # exact, but of another scale
+    generator = config.build(good)
+    assert generator.describe()["explained_variance"] > 0.85
+    squeezed = Embeddings(100 + 0.01 * bank.vectors, bank.ids, bank.space)
+    exact = bare.generate(bank, seed=0).astype(int)
+    assert np.abs(generator.for_predictions().generate(squeezed, seed=0) - exact).mean() < 4
+
+    rng = np.random.default_rng(0)
+    _, useless = make_material(predicted=lambda vectors: -vectors)
+    blind = config.build(useless).for_predictions()
+    one, two = (
+        blind.generate(
+            Embeddings(rng.normal(size=(3, 3)).astype(np.float32), list("abc"), bank.space), seed=0
+        )
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(one, two)
 
 
 def test_no_rows_give_no_images(generator):
