@@ -49,6 +49,7 @@ from braindecode_vis.generators.fusion import FusionConfig
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.sdxl_turbo import SdxlTurboConfig
 from braindecode_vis.generators.token_unclip import TokenUnclipConfig
 from braindecode_vis.generators.unclip import KandinskyConfig, UnclipConfig
@@ -113,6 +114,7 @@ CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[
     LatentsConfig
     | NearestConfig
+    | RefinerConfig
     | LatentDiffusionConfig
     | SdxlTurboConfig
     | UnclipConfig
