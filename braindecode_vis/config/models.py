@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from braindecode_vis.analysis.caption_scores import CaptionScoresConfig
 from braindecode_vis.analysis.registry import AnalysisUnion
+from braindecode_vis.analysis.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.datasets.alljoined1 import Alljoined1Config
 from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
@@ -214,6 +216,12 @@ class EvaluationConfig(Settings):
         Further galleries and tasks: concept templates, draws of 300, names by text and the like.
     conditions
         Columns of the trial table, such as ``task``, whose values are scored apart as well.
+    captions
+        Captions of reconstructions and of the nearest training image, compared with reference captions.
+    brain
+        A linear encoding model that says whether reconstructions explain the responses that were measured.
+    noise_ceiling
+        How the noise ceiling of the test responses is estimated, for the report and beside `brain`; None leaves it out.
     """
 
     n_bootstrap: int = Field(default=10_000, ge=100)
@@ -223,6 +231,9 @@ class EvaluationConfig(Settings):
     best_of: bool = False
     protocols: tuple[ProtocolName, ...] = ()
     conditions: tuple[str, ...] = ()
+    captions: CaptionScoresConfig | None = None
+    brain: BrainScoresConfig | None = None
+    noise_ceiling: CeilingMeasure | None = None
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
