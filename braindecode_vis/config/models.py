@@ -62,6 +62,7 @@ from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConf
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.priors.mean import MeanPriorConfig
+from braindecode_vis.priors.spread import SpreadPriorConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.pretrain import PretrainConfig
@@ -110,7 +111,8 @@ BrainEncoderConfig = Annotated[
     RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")
 ]
 PriorConfig = Annotated[
-    IdentityPriorConfig | MeanPriorConfig | DiffusionPriorConfig, Field(discriminator="kind")
+    IdentityPriorConfig | MeanPriorConfig | SpreadPriorConfig | DiffusionPriorConfig,
+    Field(discriminator="kind"),
 ]
 CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[
