@@ -565,7 +565,9 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
             scores, items = compute_scores(task, advance=advance)
         if config.evaluation.protocols:
             scores += _score_protocols(run, protocol)
-        store.write_json(folder / "not_computed.json", task.not_computed)
+        further, lacking = _score_further(run, protocol, folder)
+        scores += further
+        store.write_json(folder / "not_computed.json", task.not_computed + lacking)
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
         items.to_parquet(folder / "items.parquet", index=False)
 
@@ -576,8 +578,74 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
         row["fingerprint"] = artifact.fingerprint
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
     run.seen["not computed"] = store.read_json(artifact.path / "not_computed.json")
+    for name in ("captions", "response_ceilings"):
+        path = artifact.path / f"{name}.json"
+        run.seen[name] = store.read_json(path) if path.is_file() else None
     publish_scores(run.folder.path, rows)
     return rows
+
+
+def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], list[str]]:
+    """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
+    config, scores, lacking = run.config.evaluation, [], []
+    if config.captions is not None:
+        from braindecode_vis.analysis.caption_scores import score_caption_task
+
+        captions = score_caption_task(_make_caption_task(run, protocol))
+        scores += captions.scores
+        lacking += config.captions.not_computed
+        store.write_json(folder / "captions.json", captions.texts)
+    if config.brain is None and config.noise_ceiling is None:
+        return scores, lacking
+    from braindecode_vis.analysis import response_scores
+
+    responses, folds = preprocess(run).responses, preprocess(run).split.folds
+    ceilings: dict[str, Any] = {}
+    if config.noise_ceiling is not None:
+        tested = np.concatenate([fold.test for fold in folds])
+        ceilings, why = response_scores.find_response_ceilings(
+            responses, tested, measure=config.noise_ceiling, averaged=True, seed=run.config.seed
+        )
+        lacking += why
+        store.write_json(folder / "response_ceilings.json", response_scores.tabulate_ceilings(ceilings))
+    if config.brain is not None:
+        images = reconstruct(run)
+        pairs = [
+            (
+                pick_trials(responses, fold.train, run.config.repeats.train),
+                average_repetitions(responses, fold.test),
+            )
+            for fold in folds
+        ]
+        found, why = response_scores.score_brain(
+            response_scores.BrainTask(
+                config.brain, pairs, preprocess(run).stimuli, images.ids, images.subjects, np.asarray(images.seen),
+                {name: np.asarray(made) for name, made in images.images.items()}, ceilings, protocol, "test",
+                run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations,
+            )
+        )  # fmt: skip
+        scores += found
+        lacking += why
+    return scores, lacking
+
+
+def _make_caption_task(run: Run, protocol: str) -> Any:
+    """Return predictions, true embeddings and training images of every fold in the space that the generator takes."""
+    from braindecode_vis.analysis.caption_scores import CaptionTask
+
+    prepared, images, config = preprocess(run), reconstruct(run), run.config.evaluation
+    assert config.captions is not None
+    predicted, true, training = [], [], []
+    for number, fold in enumerate(prepared.split.folds):
+        queries, bank = _meet_generator(run, number)
+        predicted.append(queries)
+        true.append(bank.select(list(queries.ids)))
+        training.append(bank.select(list(pd.unique(prepared.responses.stimulus_ids[fold.train]))))
+    return CaptionTask(
+        config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
+        {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
+        config.n_bootstrap,
+    )  # fmt: skip
 
 
 def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
@@ -721,8 +789,20 @@ def _report(run: Run) -> Path:
         parts = summary.describe_categories(run.config, prepared, items)
     else:
         space = embed(run)[0].embeddings.space
-        parts = summary.describe_images(run.config, prepared, space, retrieve(run), reconstruct(run), items)
-    parts["sections"] = [*parts.get("sections", []), *summary.describe_analyses(analyses)]
+        parts = summary.describe_images(
+            run.config,
+            prepared,
+            space,
+            retrieve(run),
+            reconstruct(run),
+            items,
+            captions=run.seen.get("captions"),
+        )
+    parts["sections"] = [
+        *parts.get("sections", []),
+        *summary.describe_ceilings(run.seen.get("response_ceilings")),
+        *summary.describe_analyses(analyses),
+    ]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     warnings += run.seen.get("not computed", [])

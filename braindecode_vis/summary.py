@@ -25,8 +25,13 @@ def describe_images(
     retrieved: Retrieved,
     images: Reconstructed,
     items: pd.DataFrame,
+    *,
+    captions: Mapping[str, list[str]] | None = None,
 ) -> dict[str, Any]:
-    """Return protocol, ranks and gallery of a run that retrieves and reconstructs images."""
+    """Return protocol, ranks and gallery of a run that retrieves and reconstructs images.
+
+    `captions` is the text of each row for some of the methods, or for ``seen``.
+    """
     first = items.drop_duplicates(["subject", "stimulus_id"]).index.to_numpy()
     several = items["subject"].nunique() > 1
     names = [f"{i}, {s}" if several else str(i) for i, s in zip(images.ids, images.subjects, strict=True)]
@@ -47,6 +52,7 @@ def describe_images(
             for name in items
             if name not in ("rank", "gallery_size") and items[name].dtype.kind == "f"
         },
+        captions={name: [texts[row] for row in first] for name, texts in (captions or {}).items()},
         filter_by=["subject"] if several else [],
         details={
             "rank": items["rank"].iloc[first].tolist(),
@@ -88,6 +94,17 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
             ExtraSection("Held-out runs", "Each run was decoded by the others.", table=tabulate_runs(items)),
         ],
     }
+
+
+def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
+    """Return the section on noise ceilings of the responses; none where they were not computed."""
+    if not rows:
+        return []
+    caption = (
+        "Highest correlation, over the test images, that any prediction of a column's response can be expected to "
+        "reach with the mean of its repetitions. It bounds brain correlation, not retrieval or image scores."
+    )
+    return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
 
 
 def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:

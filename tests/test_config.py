@@ -118,6 +118,9 @@ def test_how_a_run_is_done_stays_out_of_the_fingerprint(tmp_path):
         "best_of",
         "protocols",
         "conditions",
+        "captions",
+        "brain",
+        "noise_ceiling",
     }
     assert set(config.evaluation.hashed_fields()) == evaluation
     assert set(config.reconstruction.hashed_fields()) == {"n_draws", "low_level"}

@@ -17,6 +17,7 @@ from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.runs import SilentListener, open_run, read_scores
+from braindecode_vis.summary import describe_ceilings
 
 SMALL = [
     "dataset.n_train=120",
@@ -297,3 +298,38 @@ def test_digits69_ten_folds_reach_their_numbers(shared, tmp_path):
 def test_scores_of_an_empty_folder_are_none(tmp_path):
     assert read_scores(tmp_path) == []
     assert store.RunFolder(tmp_path).path == tmp_path
+
+
+def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
+    """What can be computed becomes rows; what lacks weights or repetitions is said in the report, not left out."""
+    run = make_run(tmp_path / "bare")
+    lines = [
+        f"{i},a drawing of {c}"
+        for i, c in pipeline.preprocess(run).stimuli.table[["stimulus_id", "concept"]].values
+    ]
+    (tmp_path / "bank.csv").write_text("\n".join(["id,caption", *lines]))
+    overrides = [
+        f"evaluation.captions={{bank: {tmp_path / 'bank.csv'}, device: cpu}}",
+        "evaluation.brain={features: {kind: pixels}}",
+        "evaluation.noise_ceiling=ncsnr",
+        "reconstruction.n_draws=2",
+    ]  # fmt: skip
+    rows = pipeline.run_all(make_run(tmp_path / "run", *overrides))
+    caption, oracle = (find(rows, "rouge1@nearest-caption", method) for method in ("decoded", "oracle"))
+    assert caption["chance"] < caption["value"] <= 1
+    assert oracle["value"] >= caption["value"] - 0.1
+    brain, seen = (find(rows, "brain_correlation@all", method) for method in ("decoded", "seen"))
+    assert abs(brain["chance"]) < 0.1 < brain["ci_low"]
+    assert seen["value"] > 0.3
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ("noise ceiling of the responses (ncsnr) not computed", "sentence_similarity not computed"):
+        assert text in page
+    assert "a drawing of" in page
+    assert pipeline.run_all(make_run(tmp_path / "run", *overrides)) == rows
+
+
+def test_noise_ceilings_are_a_section_of_the_report():
+    rows = [{"subject": "01", "columns": 3, "mean": 0.4}]
+    (section,) = describe_ceilings(rows)
+    assert "Noise ceiling" in section.title
+    assert describe_ceilings(None) == describe_ceilings([]) == []

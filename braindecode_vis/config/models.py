@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from braindecode_vis.analysis.caption_scores import CaptionScoresConfig
 from braindecode_vis.analysis.registry import AnalysisUnion
+from braindecode_vis.analysis.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.datasets.alljoined1 import Alljoined1Config
 from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
@@ -49,6 +51,7 @@ from braindecode_vis.generators.fusion import FusionConfig
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.sdxl_turbo import SdxlTurboConfig
 from braindecode_vis.generators.token_unclip import TokenUnclipConfig
 from braindecode_vis.generators.unclip import KandinskyConfig, UnclipConfig
@@ -59,6 +62,7 @@ from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConf
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.priors.mean import MeanPriorConfig
+from braindecode_vis.priors.spread import SpreadPriorConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.pretrain import PretrainConfig
@@ -107,12 +111,14 @@ BrainEncoderConfig = Annotated[
     RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")
 ]
 PriorConfig = Annotated[
-    IdentityPriorConfig | MeanPriorConfig | DiffusionPriorConfig, Field(discriminator="kind")
+    IdentityPriorConfig | MeanPriorConfig | SpreadPriorConfig | DiffusionPriorConfig,
+    Field(discriminator="kind"),
 ]
 CATEGORY_DECODERS = ("lda", "logistic")
 GeneratorConfig = Annotated[
     LatentsConfig
     | NearestConfig
+    | RefinerConfig
     | LatentDiffusionConfig
     | SdxlTurboConfig
     | UnclipConfig
@@ -212,6 +218,12 @@ class EvaluationConfig(Settings):
         Further galleries and tasks: concept templates, draws of 300, names by text and the like.
     conditions
         Columns of the trial table, such as ``task``, whose values are scored apart as well.
+    captions
+        Captions of reconstructions and of the nearest training image, compared with reference captions.
+    brain
+        A linear encoding model that says whether reconstructions explain the responses that were measured.
+    noise_ceiling
+        How the noise ceiling of the test responses is estimated, for the report and beside `brain`; None leaves it out.
     """
 
     n_bootstrap: int = Field(default=10_000, ge=100)
@@ -221,6 +233,9 @@ class EvaluationConfig(Settings):
     best_of: bool = False
     protocols: tuple[ProtocolName, ...] = ()
     conditions: tuple[str, ...] = ()
+    captions: CaptionScoresConfig | None = None
+    brain: BrainScoresConfig | None = None
+    noise_ceiling: CeilingMeasure | None = None
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:

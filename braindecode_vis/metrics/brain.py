@@ -121,7 +121,35 @@ def compute_brain_correlation(
         check_same_space(one, reconstructed[0])
         if len(one) != len(measured) or (one.ids != reconstructed[0].ids).any():
             raise DataError(f"{len(one)} reconstructions do not fit {len(measured)} measured responses.")
-        predictions.append(model.predict(_as_features(one)).vectors)
+        predictions.append(predict_responses(model, one))
+    return correlate_responses(
+        predictions, measured, regions=regions, n_boot=n_boot, n_permutations=n_permutations, seed=seed
+    )
+
+
+def predict_responses(model: RidgeEncoder, images: Embeddings) -> np.ndarray:
+    """Return the response that the encoding model expects to each image, shape (n_images, n_voxels)."""
+    return model.predict(_as_features(images)).vectors
+
+
+def correlate_responses(
+    predictions: Sequence[np.ndarray],
+    measured: np.ndarray,
+    *,
+    regions: Mapping[str, np.ndarray] | None = None,
+    n_boot: int = 1000,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> BrainCorrelation:
+    """Return how well expected responses fit those that were measured; see `compute_brain_correlation`.
+
+    Parameters
+    ----------
+    predictions : arrays of shape (n_images, n_voxels)
+        One for each round.
+    measured, regions, n_boot, n_permutations, seed
+        As for `compute_brain_correlation`.
+    """
     if measured.ndim != 2 or predictions[0].shape != measured.shape or len(measured) < 3:
         raise DataError(
             f"measured responses of shape {measured.shape} do not fit predictions of {predictions[0].shape}; a "

@@ -245,7 +245,7 @@ def compute_caption_metrics(
 
 def score_captions(
     references: Sequence[Sequence[str]],
-    candidates: Sequence[str],
+    candidates: Sequence[str] | Sequence[Sequence[str]],
     ids: Sequence[object] | np.ndarray,
     *,
     method: str,
@@ -253,6 +253,8 @@ def score_captions(
     subject: str,
     split: str,
     seed: int,
+    source: str = "",
+    subjects: Sequence[object] | np.ndarray | None = None,
     encoder: SentenceEncoder | None = None,
     n_boot: int = 10_000,
 ) -> list[Score]:
@@ -260,27 +262,40 @@ def score_captions(
 
     Parameters
     ----------
-    references, candidates, encoder
+    references, encoder
         As for `compute_caption_metrics`.
+    candidates : sequence of length n_items, or several of them
+        One caption of each item; several rounds of captions are scored one at a time and averaged.
     ids : sequence of length n_items
         Stimulus of each item.
-    method, protocol, subject, split, seed, n_boot
+    source
+        Where the captions are from, which follows the ``@`` of the metric.
+    method, protocol, subject, split, seed, subjects, n_boot
         As for `braindecode_vis.metrics.score.make_score`.
     """
     names = [str(i) for i in ids]
-    values = compute_caption_metrics(references, candidates, encoder=encoder)
+    rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
+    values = _average_metrics(references, rounds, encoder)
     distinct = list(dict.fromkeys(names))
     level: dict[str, float | None] = dict.fromkeys(values)
     if len(distinct) > 1:
         following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
         first = {name: names.index(name) for name in distinct}
         others = [references[first[following[name]]] for name in names]
-        mismatched = compute_caption_metrics(others, candidates, encoder=encoder)
+        mismatched = _average_metrics(others, rounds, encoder)
         level = {name: float(rows.mean()) for name, rows in mismatched.items()}
     return [
         make_score(
-            rows, metric=name, method=method, protocol=protocol, subject=subject, split=split, seed=seed,
-            chance=level[name], stimulus_ids=names, n_boot=n_boot,
+            rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
+            split=split, seed=seed, chance=level[name], stimulus_ids=names, subjects=subjects, n_boot=n_boot,
         )
         for name, rows in values.items()
     ]  # fmt: skip
+
+
+def _average_metrics(
+    references: Sequence[Sequence[str]], rounds: Sequence[Sequence[str]], encoder: SentenceEncoder | None
+) -> dict[str, np.ndarray]:
+    """Return each metric of each item, the mean over rounds of captions."""
+    found = [compute_caption_metrics(references, one, encoder=encoder) for one in rounds]
+    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}

@@ -1,0 +1,189 @@
+"""The network of the refiner, the images and predictions that it learns from, and its loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.priors.conditions import PredictionError, fit_prediction_error
+from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.refiner import RefinerConfig
+
+AFFINE, SHIFT, ELASTIC, KNOTS = 0.07, 0.036, 0.043, 5
+SSIM_RADIUS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 5, 1.5, 0.01**2, 0.03**2
+ERROR_SCALE = 10.0  # brings squared errors of images in 0..1 to the size of structural dissimilarities
+EMA_DECAY, WEIGHT_DECAY = 0.99, 0.01
+START_THRESHOLD, START_GAIN = 0.35, 6.0  # of the contrast that a fresh network applies
+
+
+class RefinerNetwork(nn.Module):
+    """Two halvings and back, with a dense layer at the coarsest grid; it corrects a learnt contrast of its input.
+
+    Parameters
+    ----------
+    shape
+        Height, width and colours.
+    width
+        Channels at full resolution.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        height, length, colours = shape
+        self.padding = (0, -length % 4, 0, -height % 4)
+        self.size = (height, length)
+        n_coarse = ((height + 3) // 4) * ((length + 3) // 4) * 4 * width
+        self.fine = _make_block(colours, width)
+        self.middle = _make_block(width, 2 * width)
+        self.coarse = nn.Sequential(_make_block(2 * width, 4 * width), _make_block(4 * width, 4 * width))
+        self.whole = nn.Sequential(nn.Linear(n_coarse, 256), nn.SiLU(), nn.Linear(256, n_coarse))
+        self.middle_up = _make_block(6 * width, 2 * width)
+        self.fine_up = _make_block(3 * width, width)
+        self.out = nn.Conv2d(width, colours, 1)
+        self.gain = nn.Parameter(torch.tensor(START_GAIN))
+        self.threshold = nn.Parameter(torch.tensor(START_THRESHOLD))
+
+    def forward(self, predicted: Tensor) -> Tensor:
+        """Return images in 0..1 of the shape of `predicted`, (n, colours, height, width)."""
+        x = functional.pad(predicted, self.padding)
+        fine = self.fine(x)
+        middle = self.middle(functional.avg_pool2d(fine, 2))
+        coarse = self.coarse(functional.avg_pool2d(middle, 2))
+        coarse = coarse + self.whole(coarse.flatten(1)).view_as(coarse)
+        middle = self.middle_up(torch.cat([_double(coarse), middle], dim=1))
+        fine = self.fine_up(torch.cat([_double(middle), fine], dim=1))
+        logits = self.out(fine) + self.gain * (x - self.threshold)
+        return torch.sigmoid(logits)[..., : self.size[0], : self.size[1]]
+
+
+def _make_block(n_in: int, n_out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1), nn.GroupNorm(2, n_out), nn.SiLU())
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2)
+
+
+def train_refiners(
+    config: RefinerConfig, images: np.ndarray, predicted: np.ndarray, true: np.ndarray
+) -> tuple[list[nn.Module], list[float]]:
+    """Return trained networks and the mean loss of the last tenth of the steps of each.
+
+    Parameters
+    ----------
+    config
+        How.
+    images : float array of shape (n_images, height, width, colours)
+        The training images in 0..1.
+    predicted, true : float arrays of shape (n_trials, height, width, colours)
+        Out-of-fold predictions of training trials, and the image of each.
+    """
+    shape = images.shape[1:]
+    error = fit_prediction_error(predicted.reshape(len(predicted), -1), true.reshape(len(true), -1))
+    bank = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
+    trained = [_train(config, bank, shape, error, member) for member in range(config.n_networks)]
+    return [network for network, _ in trained], [loss for _, loss in trained]
+
+
+def _train(
+    config: RefinerConfig, bank: Tensor, shape: tuple[int, ...], error: PredictionError, member: int
+) -> tuple[nn.Module, float]:
+    numbers = make_generator(config.seed, "refiner", member)
+    generator = make_torch_generator(config.seed, "refiner", member)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "refiner weights", member))
+        network = RefinerNetwork((shape[0], shape[1], shape[2]), config.width)
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, config.learning_rate, total_steps=max(config.steps, 4)
+    )
+    losses = []
+    for step in range(config.steps):
+        images = deform_images(
+            bank[numbers.integers(len(bank), size=config.batch_size)], generator, config.deformation
+        )
+        loss = compute_refiner_loss(
+            network(_simulate(error, images, numbers)), images, config.structure_weight
+        )
+        if not bool(torch.isfinite(loss)):
+            raise DataError(
+                f"the loss of the refiner is not finite at step {step}; lower generator.learning_rate."
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        cycle.step()
+        for name, value in network.state_dict().items():
+            average[name].lerp_(value, 1 - EMA_DECAY)
+        losses.append(float(loss.detach()))
+    network.load_state_dict(average)
+    return network.eval().requires_grad_(False), float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+def _simulate(error: PredictionError, images: Tensor, numbers: np.random.Generator) -> Tensor:
+    """Return a simulated prediction of each image; features are ordered height, width, colour."""
+    last = images.permute(0, 2, 3, 1).contiguous()
+    drawn = torch.from_numpy(error.draw(last.flatten(1).numpy(), numbers))
+    return drawn.view(last.shape).permute(0, 3, 1, 2).contiguous()
+
+
+def deform_images(images: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    """Return images (n, colours, height, width) after random linear maps, shifts and smooth displacements."""
+    n, _, height, width = images.shape
+    maps = torch.eye(2, 3).repeat(n, 1, 1)
+    maps[:, :, :2] += strength * AFFINE * torch.randn(n, 2, 2, generator=generator)
+    maps[:, :, 2] += strength * SHIFT * torch.randn(n, 2, generator=generator)
+    grid = functional.affine_grid(maps, [n, 1, height, width], align_corners=False)
+    knots = strength * ELASTIC * torch.randn(n, 2, KNOTS, KNOTS, generator=generator)
+    smooth = functional.interpolate(knots, size=(height, width), mode="bicubic", align_corners=False)
+    grid = grid + smooth.permute(0, 2, 3, 1)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def compute_refiner_loss(painted: Tensor, images: Tensor, structure_weight: float) -> Tensor:
+    """Return the weighted sum of structural dissimilarity and scaled squared error."""
+    structure = 1 - compute_ssim(painted, images).mean()
+    return (
+        structure_weight * structure + (1 - structure_weight) * ERROR_SCALE * (painted - images).pow(2).mean()
+    )
+
+
+def compute_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Return the structural similarity of each image and colour, shape (n, colours), differentiable in both.
+
+    Window and constants are those of the metric ``ssim``; only full windows count.
+    """
+    rows, columns = (_make_band(size, x) for size in x.shape[-2:])
+    mean_x, mean_y, squares, products = (
+        rows @ z @ columns.T for z in (x, y, x * x + y * y, x * y)
+    )  # (n, colours, height - 10, width - 10)
+    both, energy = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    numerator = (2 * both + SSIM_C1) * (2 * (products - both) + SSIM_C2)
+    return (numerator / ((energy + SSIM_C1) * (squares - energy + SSIM_C2))).mean(dim=(-2, -1))
+
+
+def _make_band(size: int, like: Tensor) -> Tensor:
+    """Return the matrix of shape (size - 10, size) that filters with the Gaussian window."""
+    offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=like.dtype)
+    window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    window = window / window.sum()
+    band = torch.zeros(size - 2 * SSIM_RADIUS, size, dtype=like.dtype)
+    for row in range(len(band)):
+        band[row, row : row + len(window)] = window
+    return band
+
+
+def refine(networks: list[nn.Module], predicted: np.ndarray) -> np.ndarray:
+    """Return the mean image of the networks, in 0..1 and of the shape of `predicted`, (n, height, width, colours)."""
+    values = torch.from_numpy(np.ascontiguousarray(predicted.transpose(0, 3, 1, 2), dtype=np.float32))
+    with torch.inference_mode():
+        painted = torch.stack([network(values) for network in networks]).mean(dim=0)
+    return painted.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,103 @@
+"""The refiner undoes what a prediction lost, with nothing but training material."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
+from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.refiner import RefinerConfig
+from braindecode_vis.generators.refiner_training import compute_ssim, deform_images
+from braindecode_vis.metrics.image import ssim
+from braindecode_vis.stimuli import StimulusSet
+
+FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformation=0.3)
+
+
+def make_material(n=40, size=16, target=None):
+    """Bright squares at random places, and predictions that are blurred toward the mean with noise."""
+    import pandas as pd
+
+    from braindecode_vis.stimuli import hash_pixels
+
+    generator = np.random.default_rng(0)
+    grey = np.zeros((n, size, size), np.uint8)
+    for image in grey:
+        top, left = generator.integers(1, size - 8, size=2)
+        image[top : top + 7, left : left + 7] = 255
+    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    ids = [f"image{i}" for i in range(n)]
+    table = pd.DataFrame(
+        {"stimulus_id": ids, "concept": "square", "path": "", "sha256": [hash_pixels(p) for p in pixels]}
+    )
+    encoder = (target or PixelsConfig()).build().fit(pixels)
+    bank = Embeddings(encoder.encode(pixels), ids, encoder.space)
+    noise = generator.normal(scale=0.1, size=bank.vectors.shape)
+    blurred = 0.5 * bank.vectors + 0.5 * bank.vectors.mean(axis=0) + noise
+    return TrainingMaterial(
+        encoder,
+        bank,
+        StimulusSet(table, pixels=pixels),
+        Embeddings(blurred.astype(np.float32), ids, encoder.space),
+    )
+
+
+def test_held_out_predictions_become_more_like_their_images():
+    whole = make_material()
+    ids = whole.embeddings.ids
+    material = dataclasses.replace(
+        whole,
+        embeddings=whole.embeddings.select(ids[:30]),
+        stimuli=whole.stimuli.select(ids[:30]),
+        predicted=whole.predicted.select(ids[:30]),
+    )
+    held_out, truth = whole.predicted.select(ids[30:]), whole.images[30:]
+    generator = FAST.build(material)
+    painted = generator.generate(held_out, seed=0)
+    plain = whole.image_encoder.decode(held_out.vectors)
+    assert painted.shape == truth.shape
+    assert painted.dtype == np.uint8
+    assert ssim(truth, painted).mean() > ssim(truth, plain).mean() + 0.1
+    assert len(generator.describe()["losses"]) == 1
+    np.testing.assert_array_equal(FAST.build(material).generate(held_out, seed=1), painted)
+
+
+def test_the_loss_is_the_metric():
+    generator = np.random.default_rng(0)
+    left, right = generator.random((2, 3, 16, 20, 1))
+    found = compute_ssim(*(torch.from_numpy(v.transpose(0, 3, 1, 2)) for v in (left, right)))
+    np.testing.assert_allclose(found[:, 0].numpy(), ssim(left, right), atol=1e-10)
+
+
+def test_deformations_of_strength_zero_change_nothing():
+    images = torch.rand(2, 1, 14, 18, generator=torch.Generator().manual_seed(0))
+    kept = deform_images(images, torch.Generator().manual_seed(0), 0.0)
+    torch.testing.assert_close(kept, images, atol=1e-5, rtol=0)
+    moved = deform_images(images, torch.Generator().manual_seed(0), 1.0)
+    assert float((moved - images).abs().mean()) > 0.01
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_odd_sizes_and_colours_fit(colour):
+    material = make_material(8, size=18, target=PixelsConfig(size=13, colour=colour))
+    quick = FAST.model_copy(update={"steps": 2})
+    assert quick.build(material).generate(material.predicted, seed=0).shape == (8, 13, 13, 3)
+
+
+def test_what_it_cannot_refine_is_refused():
+    assert not RefinerConfig().accepts("pca")
+    with pytest.raises(ConfigError, match=r"target\.kind to pixels"):
+        FAST.build(make_material(8, target=PcaConfig(n_components=3)))
+    with pytest.raises(ConfigError, match="12 pixels a side"):
+        FAST.build(make_material(8, target=PixelsConfig(size=8)))
+    with pytest.raises(ConfigError, match="out-of-fold predictions"):
+        FAST.build(dataclasses.replace(make_material(8), predicted=None))
+    material = make_material(8)
+    generator = FAST.model_copy(update={"steps": 2}).build(material)
+    other = Embeddings(material.embeddings.vectors, material.embeddings.ids, "elsewhere")
+    with pytest.raises(ConfigError, match="not 'elsewhere'"):
+        generator.generate(other, seed=0)
