@@ -131,6 +131,18 @@ def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
     return sections
 
 
+def describe_imagined(prepared: Prepared) -> list[str]:
+    """Return a warning if test trials imagine something without a picture, which no score of images counts."""
+    rows = np.concatenate([np.array([], int), *prepared.imagined])
+    if not len(rows):
+        return []
+    n_stimuli = len(pd.unique(prepared.responses.stimulus_ids[rows]))
+    return [
+        f"{len(rows)} test trials imagine {n_stimuli} stimuli without a picture: retrieval and reconstruction leave "
+        "them out. The analysis imagery identifies them."
+    ]
+
+
 def list_facts(prepared: Prepared, manifest: Manifest, *, simulated: bool = False) -> list[tuple[str, Any]]:
     """Return what a reader should know of the data, label by label."""
     responses = prepared.responses

@@ -212,15 +212,16 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
     from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
 
     banks: dict[str, Embeddings] = {}
+    stimuli = study.stimuli.select_pictured()
     for config in layers:
         encoder = config.build()
-        with study.progress(f"encoding images: {config.kind}", len(study.stimuli)) as advance:
+        with study.progress(f"encoding images: {config.kind}", len(stimuli)) as advance:
             if config.kind == "pixels":
-                encoder.fit(study.stimuli.iterate_images())
-                vectors = encoder.encode(study.stimuli.iterate_images())
-                bank = Embeddings(vectors, study.stimuli.ids, encoder.space)
+                encoder.fit(stimuli.iterate_images())
+                vectors = encoder.encode(stimuli.iterate_images())
+                bank = Embeddings(vectors, stimuli.ids, encoder.space)
             else:
-                bank = embed_stimuli(encoder, study.stimuli, cache=find_cache_folder(), advance=advance)
+                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
         banks[bank.space] = bank
     if with_targets:
         for name, bank in study.spaces.items():

@@ -150,6 +150,8 @@ class Study:
         Root seed.
     n_bootstrap, n_permutations
         Resamples and shuffles.
+    imagined
+        Rows of the test trials of each fold that imagine something without a picture, and are in no fold.
     spaces
         Further banks by name, for analyses that compare image spaces; embeddings of every image.
     progress
@@ -168,6 +170,7 @@ class Study:
     seed: int
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
+    imagined: Sequence[np.ndarray] = ()
     spaces: dict[str, Embeddings] = field(default_factory=dict)
     progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]] = _no_progress
 

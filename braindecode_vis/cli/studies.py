@@ -43,14 +43,14 @@ def analyze(
 ) -> None:
     """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
     from braindecode_vis.checks import ConfigError
-    from braindecode_vis.pipeline import report
+    from braindecode_vis.pipeline import find_untested, report
     from braindecode_vis.studies.analyze import analyze as analyze_run
     from braindecode_vis.studies.analyze import read_findings
 
     run = open_source(source, root, out, overrides, subjects)
     artifacts, refusals = analyze_run(run, analyses or ())
     found = [read_findings(artifact) for artifact in artifacts]
-    page = report(run)
+    page: object = report(run) if find_untested(run) is None else "none, since no test trial shows a picture"
     if as_json:
         listed = [
             {

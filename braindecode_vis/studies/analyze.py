@@ -14,7 +14,7 @@ import numpy as np
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.analysis.study import Findings, Plot, Study
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, suggest
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed
@@ -85,7 +85,8 @@ def make_study(run: Run) -> Study:
     return Study(
         responses=prepared.responses,
         stimuli=prepared.stimuli,
-        folds=prepared.split.folds,
+        folds=prepared.split.folds if config.decodes_categories else prepared.folds,
+        imagined=() if config.decodes_categories else prepared.imagined,
         banks=[bank.embeddings for bank in banks],
         pick=pick,
         build=lambda number: config.encoder.build(seed=derive_seed(config.seed, "train", number)),
@@ -124,6 +125,13 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
     }
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
+
+    untested = pipeline.find_untested(run)
+    if untested is not None and analysis.kind != "imagery":
+        raise DataError(
+            f"{analysis.kind} needs test trials that show a picture, and fold {untested} only tests what was imagined; "
+            "use the analysis imagery, or test what was seen too (dataset.test)."
+        )
 
     def compute(folder: Path) -> dict[str, Any]:
         findings: Findings = analysis.compute(study)
