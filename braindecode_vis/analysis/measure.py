@@ -18,12 +18,11 @@ from pydantic import Field
 from braindecode_vis.analysis.study import Change, Study, rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.pair_tables import make_k_way_table, make_top_k_table
 from braindecode_vis.metrics.score import compute_chance
 from braindecode_vis.metrics.uncertainty import (
     PairedDifference,
     bootstrap_interval,
-    make_rank_table,
-    make_top_k_table,
     paired_difference,
 )
 from braindecode_vis.retrieval import (
@@ -224,18 +223,10 @@ def _check_size(k: int, retrieval: Retrieval, metric: str) -> None:
 
 
 def tabulate_hits(similarity: np.ndarray, metric: str) -> np.ndarray:
-    """Return the value of each query if each candidate were its image, shape (n_queries, n_gallery).
-
-    For ``<k>_way``, tied candidates have the value of their mean rank, which for two ways is the mean over their
-    orders.
-    """
+    """Return the value of each query if each candidate were its image, shape (n_queries, n_gallery)."""
     if metric.startswith("top"):
         return make_top_k_table(similarity, int(metric.removeprefix("top")))
-    size = similarity.shape[1]
-    k = 2 if metric == "two_way" else int(metric.removesuffix("_way"))
-    rank = np.arange(1, size)
-    wins = np.concatenate([[1.0], np.cumprod(np.maximum(size - rank - k + 1, 0) / (size - rank))])
-    return np.interp(make_rank_table(similarity), np.arange(1, size + 1), wins)
+    return make_k_way_table(similarity, 2 if metric == "two_way" else int(metric.removesuffix("_way")))
 
 
 def measure_changes(
