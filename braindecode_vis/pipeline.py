@@ -740,6 +740,7 @@ def _describe_question(run: Run) -> dict[str, Any]:
             "encoder": config.encoder.hashed_fields(),
             "repeats": config.repeats.hashed_fields(),
             "centre": config.retrieval.centre,
+            "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
         }

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -91,6 +91,8 @@ class LayerTimeConfig(Settings):
     tmin: float | None = None
     tmax: float | None = None
     n_resamples: int = Field(default=300, ge=100)
+
+    uses_encoder: ClassVar[bool] = False
 
     def compute(self, study: Study) -> Findings:
         """Compare every layer with every window."""

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.study import Change, Study, rank_trials
+from braindecode_vis.analysis.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.pair_tables import make_k_way_table, make_top_k_table
@@ -259,18 +259,11 @@ def measure_changes(
         for number, fold in enumerate(study.folds):
             train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
             for key, change in changes.items():
-                encoder = fit_picked(study, number, train if change is None else change(train))
+                encoder = fit_picked(study, number, train if change is None else change(train), change)
                 altered = test if change is None else change(test)
                 parts[key].append(meter.measure_fold(number, altered, encoder, permute=permute(key)))
                 advance(1)
     return {key: meter.join(folds) for key, folds in parts.items()}
-
-
-def fit_picked(study: Study, number: int, train: Responses) -> Any:
-    """Fit a new encoder of the study on training trials that were picked already."""
-    encoder = study.build(number)
-    encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
-    return encoder
 
 
 def count_subjects(items: Iterable[Any]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -51,6 +51,8 @@ class TimeResolvedCategoriesConfig(Settings):
     tmin: float | None = None
     tmax: float | None = None
     alpha: float = Field(default=0.05, gt=0, lt=1)
+
+    uses_encoder: ClassVar[bool] = False
 
     def compute(self, study: Study) -> Findings:
         """Fit one decoder per window and fold, and test the curve."""

@@ -18,6 +18,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, 
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed
+from braindecode_vis.studies.chosen_columns import ChosenColumns, ranks_columns
 
 
 def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], dict[str, str]]:
@@ -72,25 +73,22 @@ def make_study(run: Run) -> Study:
     """Return trials, targets and encoders of a run as analyses ask for them."""
     config, prepared = run.config, pipeline.preprocess(run)
     banks = [] if config.decodes_categories else pipeline.embed(run)
-    if not config.selection.is_empty:
-        raise ConfigError(
-            "analyses choose columns themselves, so they cannot start from a choice: run them without selection "
-            "(--set selection={})."
-        )
+    columns = ChosenColumns(run)
 
     def pick(rows: np.ndarray, part: str) -> Any:
         repeats = config.repeats.train if part == "train" else config.repeats.test
-        return pipeline.pick_labelled_trials(prepared, rows, repeats)
+        return columns.narrow(pipeline.pick_labelled_trials(prepared, rows, repeats))
 
     return Study(
-        responses=prepared.responses,
+        responses=columns.narrow(prepared.responses),
         stimuli=prepared.stimuli,
         folds=prepared.split.folds if config.decodes_categories else prepared.folds,
         imagined=() if config.decodes_categories else prepared.imagined,
         banks=[bank.embeddings for bank in banks],
         pick=pick,
         build=lambda number: config.encoder.build(seed=derive_seed(config.seed, "train", number)),
-        trained=lambda number: _find_fitted(pipeline.train(run)[number]),
+        trained=columns.find_trained,
+        choose=columns.choose,
         centre=config.retrieval.centre,
         protocol=_describe_protocol(run),
         seed=config.seed,
@@ -99,10 +97,6 @@ def make_study(run: Run) -> Study:
         spaces={bank.embeddings.space: bank.embeddings for bank in banks},
         progress=run.listener.progress,
     )
-
-
-def _find_fitted(fold: Any) -> Any:
-    return fold.encoder if hasattr(fold, "encoder") else fold.decoder
 
 
 def _describe_protocol(run: Run) -> str:
@@ -120,12 +114,19 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "encoder": config.encoder.hashed_fields(),
         "repeats": config.repeats.hashed_fields(),
         "centre": config.retrieval.centre,
+        **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
         "evaluation": {"n_bootstrap": study.n_bootstrap, "n_permutations": study.n_permutations},
         "seed": config.seed,
     }
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
 
+    if ranks_columns(config.selection) and not getattr(analysis, "uses_encoder", True):
+        raise ConfigError(
+            f"{analysis.kind} uses all columns and not the encoder that a choice by reliability or encoding score is "
+            "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "
+            "name."
+        )
     untested = pipeline.find_untested(run)
     if untested is not None and analysis.kind != "imagery":
         raise DataError(
