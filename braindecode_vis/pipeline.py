@@ -707,7 +707,7 @@ def _report(run: Run) -> Path:
     else:
         space = embed(run)[0].embeddings.space
         parts = summary.describe_images(run.config, prepared, space, retrieve(run), reconstruct(run), items)
-    parts["sections"] = [*parts.get("sections", []), *summary.describe_analyses(analyses)]
+    parts["sections"] = [*parts.get("sections", []), *summary.describe_analyses(analyses, run.folder.path)]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]

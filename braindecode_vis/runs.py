@@ -21,7 +21,7 @@ from braindecode_vis.config import RunConfig, dump_config
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
     "preprocess": 2, "pretrain": 1, "embed": 1, "train": 1, "retrieve": 1, "reconstruct": 3, "evaluate": 4,
-    "analyze": 1,
+    "analyze": 2,
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from braindecode_vis.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
-from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure
+from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved
 
 
@@ -112,8 +112,8 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
     return [path for _, path in sorted(found.values())]
 
 
-def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
-    """Return one section per analysis: its figures, then its table."""
+def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:
+    """Return one section per analysis: its figures, links to its files from the run folder, then its table."""
     sections = []
     for path in artifacts:
         record = store.read_json(path / store.PROVENANCE)
@@ -127,7 +127,13 @@ def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
             for plot in record["plots"]
         ]
         table = pd.read_parquet(path / "table.parquet")
-        sections.append(ExtraSection(record["title"], record["summary"], figures=figures, table=table))
+        files = [
+            SectionFile((path / file["name"]).relative_to(folder).as_posix(), file["name"], file["caption"])
+            for file in record.get("attachments", ())
+        ]
+        sections.append(
+            ExtraSection(record["title"], record["summary"], figures=figures, files=files, table=table)
+        )
     return sections
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,25 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """One further file of an analysis, which the report links.
+
+    Parameters
+    ----------
+    name
+        File name with suffix.
+    caption
+        What it holds.
+    write
+        Writes it to the path that it is given.
+    """
+
+    name: str
+    caption: str
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What an analysis found.
 
@@ -77,6 +97,8 @@ class Findings:
         Figures, in order.
     scores
         Rows for the table of scores, if a number belongs there.
+    files
+        Further files, for example maps of the brain.
     """
 
     title: str
@@ -84,6 +106,7 @@ class Findings:
     table: pd.DataFrame
     plots: tuple[Plot, ...] = ()
     scores: tuple[Score, ...] = ()
+    files: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True)

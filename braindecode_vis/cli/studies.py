@@ -57,6 +57,7 @@ def analyze(
                 "kind": item["kind"],
                 "summary": item["summary"],
                 "folder": str(item["path"]),
+                "files": [str(path) for path in item["files"]],
                 "rows": json.loads(item["table"].to_json(orient="records")),
             }
             for item in found
@@ -73,8 +74,10 @@ def analyze(
     else:
         console = make_console(stderr=False)
         for item in found:
+            files = "".join(f"\n  file: {path}" for path in item["files"])
             console.print(
-                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}", markup=False
+                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}{files}",
+                markup=False,
             )
         console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
     if refusals:

@@ -1,4 +1,4 @@
-"""Run the analyses of a configuration, each into an artifact of its own: a table, figures and a paragraph.
+"""Run the analyses of a configuration, each into an artifact of its own: a table, figures, files and a paragraph.
 
 Owns the `Study` that analyses work on and the files that they leave for the report; computes nothing itself.
 """
@@ -141,9 +141,12 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         store.write_json(folder / "scores.json", [score.as_row() for score in findings.scores])
         for plot in findings.plots:
             _render(plot, folder)
+        for file in findings.files:
+            file.write(folder / file.name)
         plots = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in findings.plots]
         return {
             "kind": analysis.kind, "title": findings.title, "summary": findings.summary, "plots": plots,
+            "attachments": [{"name": file.name, "caption": file.caption} for file in findings.files],
             "protocol": study.protocol,
         }  # fmt: skip
 
@@ -159,7 +162,7 @@ def _render(plot: Plot, folder: Path) -> None:
 
 
 def read_findings(artifact: store.Artifact) -> dict[str, Any]:
-    """Return what an analysis left: provenance, table and score rows, as `asdict` gives them."""
+    """Return what an analysis left: provenance, table, score rows and the paths of further files."""
     import pandas as pd
 
     record = store.read_json(artifact.path / store.PROVENANCE)
@@ -169,5 +172,6 @@ def read_findings(artifact: store.Artifact) -> dict[str, Any]:
         "title": record["title"],
         "summary": record["summary"],
         "table": pd.read_parquet(artifact.path / "table.parquet"),
+        "files": [artifact.path / file["name"] for file in record["attachments"]],
         "scores": store.read_json(artifact.path / "scores.json"),
     }

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -71,6 +73,29 @@ def test_what_was_imagined_is_identified_among_the_pictures_of_its_categories(bo
     assert two_way["imagery"]["n_stimuli"] == 10
     if test == "both":
         assert two_way["test"]["value"] >= two_way["imagery"]["value"]
+
+
+def test_maps_lie_beside_the_table_and_the_report_links_them(both):
+    asked = [
+        "analyze",
+        str(both.folder.path),
+        "--analysis",
+        "spatial_patterns",
+        "--analysis",
+        "occlusion",
+        "--json",
+    ]
+    answer = CliRunner().invoke(app, asked)
+    assert answer.exit_code == 0, answer.output
+    files = [Path(path) for item in json.loads(answer.stdout)["analyses"] for path in item["files"]]
+    assert [path.name for path in files] == ["pattern.nii.gz", "pattern_significant.nii.gz", "loss.nii.gz"]
+    page = (both.folder.path / "report.html").read_text()
+    coords = pipeline.preprocess(both).responses.coords
+    for path in files:
+        assert f'href="{path.relative_to(both.folder.path).as_posix()}"' in page
+        image = nibabel.load(path)
+        assert image.shape == np.asarray(coords["mask"]).shape
+        np.testing.assert_array_equal(image.affine, coords["affine"])
 
 
 def test_a_run_that_tests_imagery_alone_says_what_to_do(root, tmp_path):
