@@ -286,5 +286,5 @@ def describe_result(row: Any, metric: str) -> str:
     tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
     return (
         f"{metric} {row['value']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f}, chance "
-        f"{row['chance']:.3f}, n = {row['n']}{tail})"
+        f"{row['chance']:.3f}, n = {row['n']:.0f}{tail})"
     )
