@@ -12,13 +12,8 @@ import time
 
 import numpy as np
 
-from braindecode_vis.metrics.uncertainty import (
-    bootstrap_interval,
-    make_top_k_table,
-    make_two_way_table,
-    paired_difference,
-    permutation_test,
-)
+from braindecode_vis.metrics.pair_tables import make_top_k_table, make_two_way_table
+from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference, permutation_test
 
 N_QUERIES, N_RESAMPLES = 200, 10_000
 

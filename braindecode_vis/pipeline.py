@@ -112,14 +112,14 @@ def embed(run: Run) -> list[TargetBank]:
 def _embed(run: Run) -> list[TargetBank]:
     _refuse_categories(run, "embed")
     prepared = preprocess(run)
-    folds = prepared.split.folds
+    folds = prepared.folds
     if not run.config.target.fitted_on_training_images:
         return [_embed_fold(run, prepared, None)] * len(folds)
     return [_embed_fold(run, prepared, number) for number in range(len(folds))]
 
 
 def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
-    config, stimuli = run.config.target, prepared.stimuli
+    config, stimuli = run.config.target, prepared.stimuli.select_pictured()
     fields = {"target": config.hashed_fields(), "fold": number}
 
     def compute(folder: Path) -> None:
@@ -127,7 +127,7 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
 
         encoder: Any = config.build()
         if config.kind == "layers":
-            fold = prepared.split.folds[number or 0]
+            fold = prepared.folds[number or 0]
             ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
             cache = find_cache_folder()
             bank = encoder.embed(
@@ -137,7 +137,7 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
             with run.listener.progress("encoding images", len(stimuli)) as advance:
                 bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
         else:
-            fold = prepared.split.folds[number or 0]
+            fold = prepared.folds[number or 0]
             ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
             encoder.fit(stimuli.iterate_images(ids))
             bank = Embeddings(encoder.encode(stimuli.iterate_images()), stimuli.ids, encoder.space)
@@ -175,7 +175,7 @@ def _train(run: Run) -> list[Any]:
         return categories.train_categories(
             run, prepared.responses, prepared.split, prepared.artifact.fingerprint
         )
-    return [_train_fold(run, number) for number in range(len(prepared.split.folds))]
+    return [_train_fold(run, number) for number in range(len(prepared.folds))]
 
 
 def _train_fold(run: Run, number: int) -> TrainedFold:
@@ -191,7 +191,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
 
     def compute(folder: Path) -> dict[str, Any]:
-        rows = prepared.split.folds[number].train
+        rows = prepared.folds[number].train
         selection = _fit_selection(run, prepared, bank, rows)
         responses = pick_labelled_trials(prepared, rows, config.repeats.train)
         if selection is not None:
@@ -283,7 +283,7 @@ def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> 
 def pick_test_trials(run: Run, number: int) -> Responses:
     """Return the test trials of one fold as its encoder takes them."""
     prepared, selection = preprocess(run), train(run)[number].selection
-    responses = pick_labelled_trials(prepared, prepared.split.folds[number].test, run.config.repeats.test)
+    responses = pick_labelled_trials(prepared, prepared.folds[number].test, run.config.repeats.test)
     responses = order_by_gallery(train(run)[number].encoder, responses)
     return responses if selection is None else selection.apply(responses)
 
@@ -298,6 +298,12 @@ def retrieve(run: Run) -> Retrieved:
 
 def _retrieve(run: Run) -> Retrieved:
     _refuse_categories(run, "retrieve")
+    if (number := find_untested(run)) is not None:
+        raise DataError(
+            f"all {len(preprocess(run).imagined[number])} test trials of fold {number} imagine something without a "
+            "picture, so there is no image to retrieve; use analyze --analysis imagery, or test what was seen too "
+            "(dataset.test)."
+        )
     config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
     fields = {"retrieval": config.retrieval.hashed_fields(), "repeats": config.repeats.test}
     upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
@@ -310,7 +316,7 @@ def _retrieve(run: Run) -> Retrieved:
             list(pd.unique(prepared.responses.stimulus_ids[fold.train])),
             config.retrieval,
         )
-        for fold, bank, fitted in zip(prepared.split.folds, banks, trained, strict=True)
+        for fold, bank, fitted in zip(prepared.folds, banks, trained, strict=True)
     ]
 
     def compute(folder: Path) -> dict[str, Any]:
@@ -339,11 +345,18 @@ def _retrieve(run: Run) -> Retrieved:
     return Retrieved(artifact, folds, protocol)
 
 
+def find_untested(run: Run) -> int | None:
+    """Return the first fold that tests nothing but what was imagined without a picture; None without such a fold."""
+    if run.config.decodes_categories:
+        return None
+    return next((n for n, fold in enumerate(preprocess(run).folds) if not len(fold.test)), None)
+
+
 def _choose_gallery(
     config: RunConfig, prepared: Prepared, banks: list[TargetBank]
 ) -> tuple[list[str] | None, str]:
     """Return the ids of the common gallery, or None for one gallery per fold, and words for it."""
-    folds = prepared.split.folds
+    folds = prepared.folds
     ids = prepared.responses.stimulus_ids
     shared = len({bank.embeddings.space for bank in banks}) == 1
     if config.retrieval.gallery == "all" and not shared:
@@ -400,7 +413,7 @@ def _reconstruct(run: Run) -> Reconstructed:
 
         parts = []
         with run.listener.progress("reconstructing", len(banks)) as advance:
-            for number, (fold, bank) in enumerate(zip(prepared.split.folds, banks, strict=True)):
+            for number, (fold, bank) in enumerate(zip(prepared.folds, banks, strict=True)):
                 train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
                 predicted, embeddings = _meet_generator(run, number)
                 material = TrainingMaterial(
@@ -495,7 +508,7 @@ def _make_low_level(run: Run, number: int) -> np.ndarray | None:
     }
     low = run.once("low level", lambda: Run(run.config.model_copy(update=changes), run.folder, run.listener))
     prepared, bank, fold = preprocess(low), embed(low)[number], train(low)[number]
-    ids = pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[number].train])
+    ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     material = TrainingMaterial(
         bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids), fold.out_of_fold
     )
@@ -653,7 +666,7 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
     columns = list(run.config.evaluation.conditions)
     if not columns:
         return None
-    tables = [pick_test_trials(run, number).trials for number in range(len(preprocess(run).split.folds))]
+    tables = [pick_test_trials(run, number).trials for number in range(len(preprocess(run).folds))]
     trials = pd.concat(tables, ignore_index=True)
     missing = [name for name in columns if name not in trials]
     if missing:
@@ -690,7 +703,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
         source = GallerySource(
             train(run)[0].encoder,
             embed(run)[0].embeddings,
-            list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train])),
+            list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[0].train])),
             config.retrieval,
         )
         bank = source.fit_centre(None).apply(source.map_targets(source.bank, None))
@@ -727,7 +740,7 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
         return {}
     if prepared.responses.trials["subject"].nunique() > 1:
         return {}
-    test = prepared.responses.trials.query("split == 'test'")
+    test = prepared.responses.trials.iloc[prepared.folds[0].test]
     averaged = config.repeats.test == "averaged"
     n_repetitions = int(test.groupby(["subject", "stimulus_id"]).size().min()) if averaged else 1
     truth = read_truth(root)
@@ -801,11 +814,11 @@ def _report(run: Run) -> Path:
     parts["sections"] = [
         *parts.get("sections", []),
         *summary.describe_ceilings(run.seen.get("response_ceilings")),
-        *summary.describe_analyses(analyses),
+        *summary.describe_analyses(analyses, run.folder.path),
     ]
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
-    warnings += run.seen.get("not computed", [])
+    warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
     if simulated:
         warnings.insert(
             0,
@@ -835,6 +848,7 @@ def _describe_question(run: Run) -> dict[str, Any]:
             "encoder": config.encoder.hashed_fields(),
             "repeats": config.repeats.hashed_fields(),
             "centre": config.retrieval.centre,
+            "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
         }

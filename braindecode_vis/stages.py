@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.galleries import GalleryPart
+from braindecode_vis.preprocessing.imagined import part_imagined
 from braindecode_vis.preprocessing.selection import Selection
-from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.preprocessing.splits import Fold, Split
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import Artifact, read_json
@@ -18,12 +20,30 @@ from braindecode_vis.store import Artifact, read_json
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preprocessing gives: responses, stimuli and the split."""
+    """What preprocessing gives: responses, stimuli and the split.
+
+    `folds` are those of the split without the test trials that have no picture, whose rows `imagined` keeps; see
+    `braindecode_vis.preprocessing.imagined`.
+    """
 
     artifact: Artifact
     responses: Responses
     stimuli: StimulusSet
     split: Split
+
+    @cached_property
+    def _parted(self) -> tuple[tuple[Fold, ...], tuple[np.ndarray, ...]]:
+        return part_imagined(self.responses.trials, self.stimuli, self.split.folds)
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The folds, tested on trials that show a picture."""
+        return self._parted[0]
+
+    @property
+    def imagined(self) -> tuple[np.ndarray, ...]:
+        """Rows of the test trials of each fold that imagine something without a picture."""
+        return self._parted[1]
 
     @property
     def declared_protocol(self) -> str:

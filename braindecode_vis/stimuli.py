@@ -65,6 +65,24 @@ class StimulusSet:
         """Stimulus ids, shape (n_stimuli,)."""
         return self.table["stimulus_id"].to_numpy(dtype=object)
 
+    @property
+    def has_pixels(self) -> bool:
+        """Whether images can be read at all: as an array, or from files below `root`."""
+        return self.pixels is not None or self.root is not None
+
+    @property
+    def has_picture(self) -> np.ndarray:
+        """Whether each stimulus has an image, shape (n_stimuli,): what was only imagined has an empty `path`."""
+        if self.pixels is not None:
+            return np.ones(len(self), bool)
+        return (self.table["path"].astype(str) != "").to_numpy()
+
+    def select_pictured(self) -> StimulusSet:
+        """Return the sub-set that has images; without any at hand, the set itself."""
+        if not self.has_pixels or self.has_picture.all():
+            return self
+        return self.select(self.ids[self.has_picture])
+
     def find_rows(self, ids: Iterable[str]) -> np.ndarray:
         """Return the row of each id, shape (len(ids),).
 

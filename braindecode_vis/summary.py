@@ -14,7 +14,7 @@ from braindecode_vis.categories import tabulate_confusions, tabulate_runs
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
-from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure
+from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
 from braindecode_vis.stages import Prepared, Reconstructed, Retrieved
 
 
@@ -129,8 +129,8 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
     return [path for _, path in sorted(found.values())]
 
 
-def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
-    """Return one section per analysis: its figures, then its table."""
+def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:
+    """Return one section per analysis: its figures, links to its files from the run folder, then its table."""
     sections = []
     for path in artifacts:
         record = store.read_json(path / store.PROVENANCE)
@@ -144,8 +144,26 @@ def describe_analyses(artifacts: list[Path]) -> list[ExtraSection]:
             for plot in record["plots"]
         ]
         table = pd.read_parquet(path / "table.parquet")
-        sections.append(ExtraSection(record["title"], record["summary"], figures=figures, table=table))
+        files = [
+            SectionFile((path / file["name"]).relative_to(folder).as_posix(), file["name"], file["caption"])
+            for file in record.get("attachments", ())
+        ]
+        sections.append(
+            ExtraSection(record["title"], record["summary"], figures=figures, files=files, table=table)
+        )
     return sections
+
+
+def describe_imagined(prepared: Prepared) -> list[str]:
+    """Return a warning if test trials imagine something without a picture, which no score of images counts."""
+    rows = np.concatenate([np.array([], int), *prepared.imagined])
+    if not len(rows):
+        return []
+    n_stimuli = len(pd.unique(prepared.responses.stimulus_ids[rows]))
+    return [
+        f"{len(rows)} test trials imagine {n_stimuli} stimuli without a picture: retrieval and reconstruction leave "
+        "them out. The analysis imagery identifies them."
+    ]
 
 
 def list_facts(prepared: Prepared, manifest: Manifest, *, simulated: bool = False) -> list[tuple[str, Any]]:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from braindecode_vis.analysis.choice import show_chosen
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.analysis.measure import check_retrieval, compute_interval
 from braindecode_vis.analysis.patterns import list_columns
@@ -91,7 +92,7 @@ def explain_trials(
     from torch.nn import functional
 
     gradients = _open_captum()
-    encoder = study.trained(number)
+    encoder, test, keep = show_chosen(study.trained(number), test)
     fit: Any = getattr(encoder, "fitted", None)
     if not hasattr(fit, "model") or not hasattr(fit, "transform"):
         raise ConfigError(
@@ -136,6 +137,14 @@ def explain_trials(
     finally:
         for parameter, want in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(want)
+    if keep is None:
+        return values, error
+    whole = np.zeros((len(values), len(keep), *values.shape[2:]), np.float32)
+    if (
+        values.shape[1] == keep.sum()
+    ):  # else the network's own scaling changed the shape, which is named later
+        whole[:, keep] = values
+        values = whole
     return values, error
 
 

@@ -10,6 +10,7 @@ King and Dehaene (2014), doi:10.1016/j.tics.2014.01.002.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,9 +25,8 @@ from braindecode_vis.analysis.measure import (
     Meter,
     Metric,
     check_retrieval,
-    fit_picked,
 )
-from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis.analysis.study import Findings, Plot, Study, fit_picked
 from braindecode_vis.checks import DataError
 from braindecode_vis.settings import Settings
 
@@ -70,7 +70,8 @@ class TimeGeneralizationConfig(Settings):
                 train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
                 tests = [cut_window(test, window, cut) for window in windows]
                 for i, window in enumerate(windows):
-                    encoder = fit_picked(study, number, cut_window(train, window, cut))
+                    change = partial(cut_window, window=window, outside=cut)
+                    encoder = fit_picked(study, number, change(train), change)
                     for j in range(n):
                         cells[i, j].append(meter.measure_fold(number, tests[j], encoder))
                     advance(1)

@@ -61,7 +61,7 @@ class HubnessConfig(Settings):
             spread = self._resample(study, queries, gallery, number)
             for name, value in found.items():
                 draws = spread.get(name)
-                low, high = (np.nan, np.nan) if draws is None else np.quantile(draws, [0.025, 0.975])
+                low, high = (np.nan, np.nan) if draws is None else _shift_interval(value, draws)
                 rows.append(
                     {
                         "fold": number, "quantity": name, "value": value, "ci_low": float(low), "ci_high": float(high),
@@ -120,6 +120,16 @@ class HubnessConfig(Settings):
             "folds with 95 % intervals; diamonds are what the targets would give in the place of the predictions."
         )
         return Findings("Geometry of the predictions", found, table, (Plot("hubness", caption, found, draw),))
+
+
+def _shift_interval(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of resamples, moved by their bias so that it stands around the value.
+
+    A resample repeats some images, which lowers dimensions and moves centres apart; the plain percentiles may then
+    leave out the value that they are to describe.
+    """
+    low, high = np.quantile(draws, [0.025, 0.975]) - draws.mean() + value
+    return float(low), float(high)
 
 
 def count_neighbours(queries: Embeddings, gallery: Embeddings, k: int) -> pd.Series:

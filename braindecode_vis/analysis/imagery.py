@@ -182,7 +182,9 @@ def list_trials(study: Study, task: str, *, strict: bool) -> dict[int, np.ndarra
     """
     trials = study.responses.trials
     mine = np.flatnonzero(trials["task"].astype(str).to_numpy() == task)
-    chosen = {n: np.intersect1d(fold.test, mine) for n, fold in enumerate(study.folds)}
+    imagined = study.imagined or [np.array([], int)] * len(study.folds)
+    tested = [np.append(fold.test, rows) for fold, rows in zip(study.folds, imagined, strict=True)]
+    chosen = {n: np.intersect1d(rows, mine) for n, rows in enumerate(tested)}
     chosen = {n: rows for n, rows in chosen.items() if len(rows)}
     if not chosen:
         rows = np.setdiff1d(mine, study.folds[0].train)
@@ -221,10 +223,7 @@ def find_targets(study: Study, bank: Embeddings, ids: list[str]) -> Embeddings:
     """
     table = study.stimuli.table
     held = set(bank.ids.tolist())
-    pictured = np.ones(len(table), bool)
-    if study.stimuli.pixels is None:
-        pictured = (table["path"].astype(str) != "").to_numpy()
-    usable = pictured & table["stimulus_id"].isin(held).to_numpy()
+    usable = study.stimuli.has_picture & table["stimulus_id"].isin(held).to_numpy()
     own = dict(zip(table["stimulus_id"], usable, strict=True))
     concepts = study.stimuli.concepts_of(ids)
     vectors = []

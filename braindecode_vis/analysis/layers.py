@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -91,6 +91,8 @@ class LayerTimeConfig(Settings):
     tmin: float | None = None
     tmax: float | None = None
     n_resamples: int = Field(default=300, ge=100)
+
+    uses_encoder: ClassVar[bool] = False
 
     def compute(self, study: Study) -> Findings:
         """Compare every layer with every window."""
@@ -212,15 +214,16 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
     from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
 
     banks: dict[str, Embeddings] = {}
+    stimuli = study.stimuli.select_pictured()
     for config in layers:
         encoder = config.build()
-        with study.progress(f"encoding images: {config.kind}", len(study.stimuli)) as advance:
+        with study.progress(f"encoding images: {config.kind}", len(stimuli)) as advance:
             if config.kind == "pixels":
-                encoder.fit(study.stimuli.iterate_images())
-                vectors = encoder.encode(study.stimuli.iterate_images())
-                bank = Embeddings(vectors, study.stimuli.ids, encoder.space)
+                encoder.fit(stimuli.iterate_images())
+                vectors = encoder.encode(stimuli.iterate_images())
+                bank = Embeddings(vectors, stimuli.ids, encoder.space)
             else:
-                bank = embed_stimuli(encoder, study.stimuli, cache=find_cache_folder(), advance=advance)
+                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
         banks[bank.space] = bank
     if with_targets:
         for name, bank in study.spaces.items():

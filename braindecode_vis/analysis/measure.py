@@ -15,15 +15,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.study import Change, Study, rank_trials
+from braindecode_vis.analysis.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.pair_tables import make_k_way_table, make_top_k_table
 from braindecode_vis.metrics.score import compute_chance
 from braindecode_vis.metrics.uncertainty import (
     PairedDifference,
     bootstrap_interval,
-    make_rank_table,
-    make_top_k_table,
     paired_difference,
 )
 from braindecode_vis.retrieval import (
@@ -224,18 +223,10 @@ def _check_size(k: int, retrieval: Retrieval, metric: str) -> None:
 
 
 def tabulate_hits(similarity: np.ndarray, metric: str) -> np.ndarray:
-    """Return the value of each query if each candidate were its image, shape (n_queries, n_gallery).
-
-    For ``<k>_way``, tied candidates have the value of their mean rank, which for two ways is the mean over their
-    orders.
-    """
+    """Return the value of each query if each candidate were its image, shape (n_queries, n_gallery)."""
     if metric.startswith("top"):
         return make_top_k_table(similarity, int(metric.removeprefix("top")))
-    size = similarity.shape[1]
-    k = 2 if metric == "two_way" else int(metric.removesuffix("_way"))
-    rank = np.arange(1, size)
-    wins = np.concatenate([[1.0], np.cumprod(np.maximum(size - rank - k + 1, 0) / (size - rank))])
-    return np.interp(make_rank_table(similarity), np.arange(1, size + 1), wins)
+    return make_k_way_table(similarity, 2 if metric == "two_way" else int(metric.removesuffix("_way")))
 
 
 def measure_changes(
@@ -268,18 +259,11 @@ def measure_changes(
         for number, fold in enumerate(study.folds):
             train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
             for key, change in changes.items():
-                encoder = fit_picked(study, number, train if change is None else change(train))
+                encoder = fit_picked(study, number, train if change is None else change(train), change)
                 altered = test if change is None else change(test)
                 parts[key].append(meter.measure_fold(number, altered, encoder, permute=permute(key)))
                 advance(1)
     return {key: meter.join(folds) for key, folds in parts.items()}
-
-
-def fit_picked(study: Study, number: int, train: Responses) -> Any:
-    """Fit a new encoder of the study on training trials that were picked already."""
-    encoder = study.build(number)
-    encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
-    return encoder
 
 
 def count_subjects(items: Iterable[Any]) -> int:
@@ -302,5 +286,5 @@ def describe_result(row: Any, metric: str) -> str:
     tail = "" if p is None or pd.isna(p) else f", p = {p:.2g}"
     return (
         f"{metric} {row['value']:.3f} (95 % interval {row['ci_low']:.3f} to {row['ci_high']:.3f}, chance "
-        f"{row['chance']:.3f}, n = {row['n']}{tail})"
+        f"{row['chance']:.3f}, n = {row['n']:.0f}{tail})"
     )

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from braindecode_vis.analysis.brain_maps import make_maps
 from braindecode_vis.analysis.cuts import make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.analysis.measure import FoldValues, Measured, Meter, Metric, check_retrieval
 from braindecode_vis.analysis.patterns import list_columns
-from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.preprocessing.geometry import check_common_columns
@@ -129,9 +130,20 @@ class OcclusionConfig(Settings):
         how = "One part of the test trials at a time was replaced by its mean over training trials."
         caption = "Loss of the score when a part is hidden, with 95 % intervals; the 20 largest for columns."
         size = (7.4, 5.0 if "columns" in kinds else 3.4)
-        return Findings(
-            "Occlusion", f"{how} {found}", table, (Plot("occlusion", caption, found, draw, size),)
-        )
+        plot = Plot("occlusion", caption, found, draw, size)
+        return Findings("Occlusion", f"{how} {found}", table, (plot,), files=self._make_files(study, table))
+
+    def _make_files(self, study: Study, table: pd.DataFrame) -> tuple[Attachment, ...]:
+        """Return a map of the loss; columns that were hidden together have the same."""
+        own = table[table["part"] == "columns"]
+        if own.empty:
+            return ()
+        n = study.responses.data.shape[1]
+        sizes = [len(block) for block in np.array_split(np.arange(n), len(own))]
+        values = np.repeat(own["value"].to_numpy(float), sizes)
+        together = f", of {max(sizes)} neighbours in the table together" if max(sizes) > 1 else ""
+        caption = f"Loss of {self.metric} when a {study.responses.dims[1]} is hidden{together}."
+        return make_maps(study.responses, values, "loss", caption)
 
 
 def _make_index(axis: int, numbers: np.ndarray) -> Callable[[np.ndarray], Any]:

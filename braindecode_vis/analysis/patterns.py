@@ -20,12 +20,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from braindecode_vis.analysis.brain_maps import make_maps, place_pattern
 from braindecode_vis.analysis.cuts import Window, make_sliding_windows
 from braindecode_vis.analysis.measure import check_retrieval
-from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.preprocessing.geometry import check_common_columns, inverse_transform
+from braindecode_vis.preprocessing.geometry import check_common_columns
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 
@@ -240,7 +241,29 @@ def _report(
     n_rows = -(-len(panels) // 5)
     plot = Plot("spatial_patterns", caption, found, draw, (7.4, 0.6 + 1.9 * n_rows))
     how = "Patterns are computed on test trials, with the encoders of the run."
-    return Findings("Spatial patterns", f"{how} {found}", table, (plot,))
+    files = _make_files(study.responses, table, len(windows), n_components)
+    return Findings("Spatial patterns", f"{how} {found}", table, (plot,), files=files)
+
+
+def _make_files(
+    responses: Responses, table: pd.DataFrame, n_windows: int, n_components: int
+) -> tuple[Attachment, ...]:
+    """Return two maps per component, all values and the significant ones; windows follow along the fourth axis."""
+    files: list[Attachment] = []
+    for k in range(1, n_components + 1):
+        own = table[table["component"] == k]
+        values, p_value = (
+            own[c].to_numpy(float).reshape(n_windows, -1).squeeze(0 if n_windows == 1 else ())
+            for c in ("value", "p_value")
+        )
+        name = f"pattern{k}" if n_components > 1 else "pattern"
+        what = f"Activation pattern{f' of component {k}' if n_components > 1 else ''}, {responses.unit}"
+        files += make_maps(responses, values, name, f"{what}.")
+        files += make_maps(
+            responses, np.where(p_value <= 0.05, values, 0.0), f"{name}_significant",
+            f"{what}, 0 where p corrected for all cells is above 0.05.",
+        )  # fmt: skip
+    return tuple(files)
 
 
 def _find_positions(responses: Responses) -> Any:
@@ -292,7 +315,9 @@ def _draw_brains(figure: Figure, panels: Sequence[_Panel], responses: Responses)
     """Draw the largest magnitude along each axis of the volume, in the space of the data."""
     grid = figure.subplots(len(panels), 3, squeeze=False)
     for row, panel in zip(grid, panels, strict=True):
-        volume = place_pattern(responses, panel.values)
+        volume = place_pattern(
+            responses, panel.values
+        )  # of the first subject, where each has a brain of its own
         if volume is None:
             for axes in row[1:]:
                 axes.set_axis_off()
@@ -307,27 +332,6 @@ def _draw_brains(figure: Figure, panels: Sequence[_Panel], responses: Responses)
             axes.imshow(seen.T, origin="lower", vmin=-reach, vmax=reach, interpolation="nearest")
             axes.set_title(f"{panel.title} {name}".strip())
             axes.set_axis_off()
-
-
-def place_pattern(responses: Responses, values: np.ndarray, *, subject: str | None = None) -> Any:
-    """Return a pattern as a NIfTI image in the space of the data, or None where positions are unknown.
-
-    Parameters
-    ----------
-    responses
-        With the geometry.
-    values : array of shape (n_columns,)
-        The column `value` of one component and window.
-
-    Examples
-    --------
-    In MNI space, ``nilearn.plotting.plot_glass_brain(place_pattern(responses, values))`` draws it in a glass brain.
-    """
-    try:
-        image = inverse_transform(responses, values, subject=subject)
-    except DataError:
-        return None
-    return None if isinstance(image, dict) else image
 
 
 def _draw_columns(figure: Figure, panels: Sequence[_Panel], names: list[str]) -> None:

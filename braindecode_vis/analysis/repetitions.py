@@ -85,8 +85,8 @@ class RepetitionsConfig(Settings):
 
         first, last = table.iloc[0], table.iloc[-1]
         found = (
-            f"With {first['repetitions']} repetition(s) {describe_result(first, self.metric)}; with "
-            f"{last['repetitions']} {describe_result(last, self.metric)}."
+            f"With {first['repetitions']:.0f} repetition(s) {describe_result(first, self.metric)}; with "
+            f"{last['repetitions']:.0f} {describe_result(last, self.metric)}."
         )
         how = f"Repetitions of {trials} test images were drawn and averaged; the encoder is that of the run."
         caption = f"{self.metric} by number of averaged repetitions, mean over draws, with 95 % intervals over images."

@@ -11,13 +11,16 @@ import pandas as pd
 from braindecode_vis.analysis.scoring_task import Context
 from braindecode_vis.arrays import Score
 from braindecode_vis.metrics.identification import classification_accuracy
-from braindecode_vis.metrics.score import compute_chance
-from braindecode_vis.metrics.uncertainty import (
-    PermutationResult,
+from braindecode_vis.metrics.pair_tables import (
+    Order,
+    count_order,
+    make_k_way_table,
     make_rank_table,
+    make_reciprocal_rank_table,
     make_top_k_table,
-    permutation_test,
 )
+from braindecode_vis.metrics.score import compute_chance
+from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test_folds
 from braindecode_vis.retrieval import (
     Retrieval,
     compute_k_way_hits,
@@ -35,7 +38,8 @@ def score_retrieval(context: Context) -> Iterator[Score]:
     for fold, (_, _, retrieval) in enumerate(task.retrievals):
         local = context.rows[task.folds[context.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
         if len(local):
-            parts.append((retrieval, local, task.tables[fold]))
+            similarity = task.tables[fold]
+            parts.append((retrieval, local, None if similarity is None else count_order(similarity[local])))
     sizes = {retrieval.gallery_size for retrieval, _, _ in parts}
     smallest, common = min(sizes), (sizes.pop() if len(sizes) == 1 else None)
 
@@ -50,11 +54,11 @@ def score_retrieval(context: Context) -> Iterator[Score]:
     def both(
         metric: str,
         compute: Callable[[Retrieval], np.ndarray],
-        tabulate: Callable[[np.ndarray], np.ndarray] | None = None,
+        tabulate: Callable[[Order], np.ndarray],
         **details: Any,
     ) -> Iterator[Score]:
         level = chance(metric)
-        null = None if tabulate is None else _permute_retrieval(context, parts, tabulate, metric)
+        null = _permute_retrieval(context, parts, tabulate, metric)
         yield context.score(
             collect(compute), metric, "decoded", chance=level, gallery_size=common,
             p_value=None if null is None else null.p_value, **details,
@@ -71,16 +75,18 @@ def score_retrieval(context: Context) -> Iterator[Score]:
             )
     for k in K_WAY:
         if 2 <= k < smallest:
-            yield from both(f"{k}_way", lambda r, k=k: compute_k_way_hits(r, k))
-    yield from both("mean_reciprocal_rank", compute_reciprocal_ranks)
+            yield from both(
+                f"{k}_way", lambda r, k=k: compute_k_way_hits(r, k), lambda t, k=k: make_k_way_table(t, k)
+            )
+    yield from both("mean_reciprocal_rank", compute_reciprocal_ranks, make_reciprocal_rank_table)
     yield from both("mean_rank", lambda r: r.ranks, make_rank_table)
-    yield from both("median_rank", lambda r: r.ranks, statistic="median")
+    yield from both("median_rank", lambda r: r.ranks, make_rank_table, statistic="median")
 
 
 def _permute_retrieval(
     context: Context,
-    parts: list[tuple[Retrieval, np.ndarray, np.ndarray | None]],
-    tabulate: Callable[[np.ndarray], np.ndarray],
+    parts: list[tuple[Retrieval, np.ndarray, Order | None]],
+    tabulate: Callable[[Order], np.ndarray],
     metric: str,
 ) -> PermutationResult | None:
     """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted."""
@@ -88,38 +94,20 @@ def _permute_retrieval(
     alternative: Any = "less" if "rank" in metric and "reciprocal" not in metric else "greater"
     galleries = {tuple(retrieval.gallery_ids) for retrieval, _, _ in parts}
     groups = [parts] if len(galleries) == 1 else [[part] for part in parts]
-    results, weights, n_shown = [], [], 0
-    for number, group in enumerate(groups):
-        tables = [tabulate(similarity[local]) for _, local, similarity in group if similarity is not None]
-        if len(tables) < len(group):
+    tables, truths = [], []
+    for group in groups:
+        known = [tabulate(order) for _, _, order in group if order is not None]
+        if len(known) < len(group):
             return None
         names = np.concatenate([retrieval.query_ids[local] for retrieval, local, _ in group])
-        position = pd.Index(group[0][0].gallery_ids).get_indexer(pd.Index(names))
-        n_shown = max(n_shown, len(np.unique(position)))
-        results.append(
-            permutation_test(
-                np.concatenate(tables), truth=position, alternative=alternative,
-                n_permutations=task.n_permutations, seed=task.seed + number,
-            )
-        )  # fmt: skip
-        weights.append(len(position))
-    if n_shown < 2:
+        tables.append(np.concatenate(known))
+        truths.append(pd.Index(group[0][0].gallery_ids).get_indexer(pd.Index(names)))
+    if max(len(np.unique(truth)) for truth in truths) < 2:
         return None
-    return _pool_permutations(results, np.array(weights) / sum(weights), alternative)
-
-
-def _pool_permutations(
-    results: list[PermutationResult], weights: np.ndarray, alternative: Any
-) -> PermutationResult:
-    """Return the null of the weighted mean of independent permutation tests."""
-    null = weights @ np.stack([result.null for result in results])
-    observed = float(weights @ [result.observed for result in results])
-    slack = 1e-12 * max(1.0, abs(observed))
-    extreme = null >= observed - slack if alternative == "greater" else null <= observed + slack
-    low, high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
-    mean = float(weights @ [result.null_mean for result in results])
-    p_value = float((extreme.sum() + 1) / (len(null) + 1))
-    return PermutationResult(observed, mean, low, high, p_value, alternative, null)
+    return permutation_test_folds(
+        tables, truths, alternative=alternative, n_permutations=task.n_permutations, seed=task.seed,
+        statistic="median" if metric == "median_rank" else "mean",
+    )  # fmt: skip
 
 
 def score_classes(context: Context) -> Iterator[Score]:

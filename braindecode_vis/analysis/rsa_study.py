@@ -67,6 +67,7 @@ class RsaConfig(Settings):
     step: float = Field(default=0.05, gt=0)
     n_resamples: int = Field(default=300, ge=100)
 
+    uses_encoder: ClassVar[bool] = False
     not_hashed: ClassVar[frozenset[str]] = frozenset({"other"})
 
     def hashed_fields(self) -> dict[str, Any]:

@@ -107,8 +107,19 @@ class ScoringTask:
 
     @property
     def not_computed(self) -> list[str]:
-        """One sentence for each row of the suite that lacks its weights."""
-        return [] if self.suite is None else self.suite.not_computed
+        """One sentence for each row of the suite that lacks its weights, and for p-values that are too much work."""
+        sentences = [] if self.suite is None else list(self.suite.not_computed)
+        large = [
+            (len(predicted), len(gallery))
+            for (predicted, gallery, _), table in zip(self.retrievals, self.tables, strict=True)
+            if table is None
+        ]
+        if large:
+            sentences.append(
+                f"p-values of retrieval not computed: {large[0][0]} predictions in a gallery of {large[0][1]} are more "
+                f"than {LARGEST_TABLE:,} pairs."
+            )
+        return sentences
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -197,7 +208,13 @@ class Context:
         )  # fmt: skip
 
     def score_table(
-        self, method: str, metric: str, tables: Sequence[np.ndarray], alternative: Any = "greater"
+        self,
+        method: str,
+        metric: str,
+        tables: Sequence[np.ndarray],
+        alternative: Any = "greater",
+        *,
+        groups: Any = None,
     ) -> Iterator[tuple[Score, np.ndarray]]:
         """Yield the scores of a metric known for all pairs of images and stimuli, chance from its permutation null.
 
@@ -209,16 +226,18 @@ class Context:
             For each round an array of shape (n_rows, n_stimuli): the value if that stimulus were the row's own.
         alternative
             ``greater`` where high values are good, ``less`` for errors.
+        groups : sequence of length n_stimuli, optional
+            Stimuli are permuted within their group.
         """
         several = len(self.columns) > 1
         table = average(tables)
-        null = self.permute(table, alternative=alternative) if several else None
+        null = self.permute(table, groups=groups, alternative=alternative) if several else None
         level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
         yield self.score(self.own(table), metric, method, chance=level, p_value=p_value), self.own(table)
         if method == "decoded" and null is not None:
             yield self.score_shuffled(null, metric, len(table)), self.own(table)
         if several:
-            yield from self.score_best(method, metric, tables, alternative)
+            yield from self.score_best(method, metric, tables, alternative, groups=groups)
 
     def score_best(
         self, method: str, metric: str, tables: Sequence[np.ndarray], alternative: Any, **details: Any

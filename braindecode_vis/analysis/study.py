@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from braindecode_vis.analysis.choice import ChoosingEncoder
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.preprocessing.selection import Selection
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.retrieval import (
     Retrieval,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Change = Callable[[Responses], Responses]
+Choose = Callable[[int, Change | None], Selection | None]
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,25 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """One further file of an analysis, which the report links.
+
+    Parameters
+    ----------
+    name
+        File name with suffix.
+    caption
+        What it holds.
+    write
+        Writes it to the path that it is given.
+    """
+
+    name: str
+    caption: str
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What an analysis found.
 
@@ -74,6 +97,8 @@ class Findings:
         Figures, in order.
     scores
         Rows for the table of scores, if a number belongs there.
+    files
+        Further files, for example maps of the brain.
     """
 
     title: str
@@ -81,6 +106,7 @@ class Findings:
     table: pd.DataFrame
     plots: tuple[Plot, ...] = ()
     scores: tuple[Score, ...] = ()
+    files: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +148,10 @@ def _no_progress(description: str, total: int | None) -> AbstractContextManager[
     return nullcontext(lambda n: None)
 
 
+def _keep_all(number: int, change: Change | None) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Study:
     """Trials, targets and encoders of one run.
@@ -150,6 +180,11 @@ class Study:
         Root seed.
     n_bootstrap, n_permutations
         Resamples and shuffles.
+    imagined
+        Rows of the test trials of each fold that imagine something without a picture, and are in no fold.
+    choose
+        ``choose(fold_number, change)`` returns the columns that the run's setting chooses by the changed training
+        trials of a fold, or None where all are kept.
     spaces
         Further banks by name, for analyses that compare image spaces; embeddings of every image.
     progress
@@ -168,6 +203,8 @@ class Study:
     seed: int
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
+    imagined: Sequence[np.ndarray] = ()
+    choose: Choose = _keep_all
     spaces: dict[str, Embeddings] = field(default_factory=dict)
     progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
@@ -189,12 +226,17 @@ def fit_changed(study: Study, number: int, change: Change | None = None) -> Any:
     change
         Applied to the trials before fitting; None keeps them.
     """
-    fold = study.folds[number]
-    train = study.pick(fold.train, "train")
-    train = train if change is None else change(train)
+    train = study.pick(study.folds[number].train, "train")
+    return fit_picked(study, number, train if change is None else change(train), change)
+
+
+def fit_picked(study: Study, number: int, train: Responses, change: Change | None) -> Any:
+    """Fit a new encoder on training trials that were picked, and changed by `change`, already."""
+    choice = study.choose(number, change)
+    train = train if choice is None else choice.apply(train)
     encoder = study.build(number)
     encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
-    return encoder
+    return encoder if choice is None else ChoosingEncoder(encoder, choice)
 
 
 def rank_trials(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from braindecode_vis.analysis.image_scores import SMALLEST_425, score_pairs, score_two_way
+from braindecode_vis.analysis.image_scores import SMALLEST_425, score_identification, score_pairs
 from braindecode_vis.analysis.scoring_task import POOLED, Context, Group, ScoringTask, average
 from braindecode_vis.arrays import Score
 from braindecode_vis.metrics.image_table import ImageTable, make_image_table, split_rounds
@@ -95,7 +95,7 @@ def _score_pixels(context: Context, method: str, suite: MetricSuite) -> Iterator
     rounds = split_rounds(context.task.images[method][context.rows])
     for metric in list_pixel_metrics(suite.config):
         if not large or metric not in ("pixcorr@425", "ssim@425"):
-            yield score_pairs(context, method, metric, metric, rounds)
+            yield from score_pairs(context, method, metric, metric, rounds)
 
 
 def _select(context: Context, matrix: np.ndarray, table: ImageTable, method: str) -> list[np.ndarray]:
@@ -110,7 +110,7 @@ def _score_space(
     if not is_two_way:
         yield from context.score_table(method, metric, [1 - one for one in similarities], "less")
     elif len(context.columns) > 1:
-        yield from score_two_way(context, method, similarities, metric)
+        yield from score_identification(context, method, similarities, metric)
 
 
 def _compute_lpips(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -52,11 +52,14 @@ class TimeResolvedCategoriesConfig(Settings):
     tmax: float | None = None
     alpha: float = Field(default=0.05, gt=0, lt=1)
 
+    uses_encoder: ClassVar[bool] = False
+
     def compute(self, study: Study) -> Findings:
         """Fit one decoder per window and fold, and test the curve."""
         windows = make_sliding_windows(study.responses, self.width, self.step, self.tmin, self.tmax)
         check_windows(windows)
         responses = label_trials(study)
+        _check_shared_categories(responses, study)
         blocks = decide_windows(study, responses, windows)
         subjects = np.array([block.subject for block in blocks], dtype=object)
         areas = np.stack([block.areas for block in blocks])  # (n_blocks, n_windows)
@@ -87,6 +90,16 @@ class TimeResolvedCategoriesConfig(Settings):
         finished = finish_curve(windows, rows, test, draws)
         return report_curve(
             study, finished, "auc", name=self.kind, title="Categories against time", how=how, by_end=False
+        )
+
+
+def _check_shared_categories(responses: Responses, study: Study) -> None:
+    """Raise `DataError` if no fold trains on a category that it tests."""
+    concepts = responses.trials["concept"].astype(str).to_numpy()
+    if all(not set(concepts[fold.train]) & set(concepts[fold.test]) for fold in study.folds):
+        raise DataError(
+            "no category that is tested was trained on, so none can be decoded and every curve would be chance; use a "
+            "split whose folds share categories, for example split.kind leave_one_run_out, or sliding_window."
         )
 
 

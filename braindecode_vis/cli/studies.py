@@ -43,20 +43,21 @@ def analyze(
 ) -> None:
     """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
     from braindecode_vis.checks import ConfigError
-    from braindecode_vis.pipeline import report
+    from braindecode_vis.pipeline import find_untested, report
     from braindecode_vis.studies.analyze import analyze as analyze_run
     from braindecode_vis.studies.analyze import read_findings
 
     run = open_source(source, root, out, overrides, subjects)
     artifacts, refusals = analyze_run(run, analyses or ())
     found = [read_findings(artifact) for artifact in artifacts]
-    page = report(run)
+    page: object = report(run) if find_untested(run) is None else "none, since no test trial shows a picture"
     if as_json:
         listed = [
             {
                 "kind": item["kind"],
                 "summary": item["summary"],
                 "folder": str(item["path"]),
+                "files": [str(path) for path in item["files"]],
                 "rows": json.loads(item["table"].to_json(orient="records")),
             }
             for item in found
@@ -73,14 +74,19 @@ def analyze(
     else:
         console = make_console(stderr=False)
         for item in found:
+            files = "".join(f"\n  file: {path}" for path in item["files"])
             console.print(
-                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}", markup=False
+                f"{item['title']}\n  {item['summary']}\n  table: {item['path'] / 'table.csv'}{files}",
+                markup=False,
             )
         console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
     if refusals:
-        kind, sentence = next(iter(refusals.items()))
-        others = f" ({len(refusals) - 1} more: {', '.join(list(refusals)[1:])})" if len(refusals) > 1 else ""
-        raise ConfigError(f"the analysis {kind} does not fit this run: {sentence}{others}")
+        *others, last = [
+            f"the analysis {kind} does not fit this run: {text}" for kind, text in refusals.items()
+        ]
+        for sentence in others:
+            make_console().print(f"refused: {sentence}", markup=False)
+        raise ConfigError(last)
 
 
 def pretrain(
@@ -196,9 +202,17 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare runs on the same test items, with paired intervals and corrected p-values."""
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.store import replace_atomically
     from braindecode_vis.studies.compare import compare_runs
 
+    try:  # before the comparison, which may take minutes
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written ({error.strerror}); choose another with --out."
+        ) from error
     table = compare_runs(runs, seed=seed)
     if out is not None:
         with replace_atomically(out) as temporary:
@@ -208,10 +222,11 @@ def compare(
             {"run_folder": None, "scores": [], "comparison": json.loads(table.to_json(orient="records"))}
         )
         return
+    unique = len({path.name for path in runs}) == len(runs)
     shown = table[["metric", "value", "reference_value", "difference"]].rename(
-        columns={"reference_value": runs[0].name}
+        columns={"reference_value": runs[0].name if unique else str(runs[0])}
     )
-    shown.insert(0, "run", [Path(name).name for name in table["run"]])
+    shown.insert(0, "run", [Path(name).name if unique else name for name in table["run"]])
     bounds = zip(table["ci_low"], table["ci_high"], strict=True)
     shown = shown.assign(
         interval=[f"{low:.3g} to {high:.3g}" for low, high in bounds], p=table["p_holm"], n=table["n_items"]
@@ -226,8 +241,13 @@ def _print_table(frame: pd.DataFrame, title: str) -> None:
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in frame.columns:
-        table.add_column(str(column), overflow="fold", no_wrap=str(column) == "metric")
+        table.add_column(str(column), overflow="fold", no_wrap=str(column) not in ("run", "error"))
     for row in frame.itertuples(index=False):
         cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
-        table.add_row(*[cell.replace("identification", "ident") for cell in cells])
-    Console(highlight=False).print(table)
+        table.add_row(
+            *[cell.replace("identification", "ident").replace("efficientnet", "effnet") for cell in cells]
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no edge that numbers would have to be cut at
+        console.width = max(console.width, 200)
+    console.print(table)

@@ -302,6 +302,15 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_selection_fits_encoder(self) -> Self:
+        if self.decodes_categories and not self.selection.is_empty:
+            raise ValueError(
+                f"selection chooses columns for encoders of images, and the encoder {self.encoder.kind!r} decodes "
+                "categories from all columns; leave selection out, or choose with the settings of the data set"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_standardising_fits_split(self) -> Self:
         zscore = getattr(self.dataset, "zscore", "none")
         # Standardising precedes the split, with the trials that the data set itself declares as training.

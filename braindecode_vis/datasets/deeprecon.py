@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,8 @@ _EXPERIMENTS: dict[str, Experiment] = {
     "imagery": "imagery", "Imagery": "imagery",
 }  # fmt: skip
 _LISTS = {"shapes": "stimulus_ArtificialImage.tsv", "letters": "stimulus_LetterImage.tsv"}
-_SUFFIXES = {"training": ".JPEG", "natural": ".JPEG", "shapes": ".tiff", "letters": ".tif", "imagery": ""}
+_SUFFIXES = {"training": ".JPEG", "natural": ".JPEG", "shapes": ".tiff", "letters": ".tif"}
+_IMAGINED = "imagined_"
 _FILE = re.compile(r"^sub-(\d+)_([A-Za-z]+)_(.+)\.h5$")
 _FIRST_SYNSET = 1_000_000
 
@@ -125,10 +126,9 @@ class DeepreconConfig(Settings):
         parts = _count_per_subject(parts)
         shown = pd.concat([part.trials for part in parts], ignore_index=True)
         check_no_overlap(shown, title="Deeprecon")
-        suffix = shown["task"].map(_SUFFIXES)
-        paths = np.where(shown["task"] == "imagery", "", shown["stimulus_id"] + suffix)
-        shown = shown.assign(path=paths)
-        stimuli = make_named_stimuli(shown, self.images, title="Deeprecon", beside=self._find_beside())
+        stimuli = make_named_stimuli(
+            make_stimulus_table(shown), self.images, title="Deeprecon", beside=self._find_beside()
+        )
         plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
         notes = {
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
@@ -255,7 +255,7 @@ def read_samples(
         ids = [_name_code(code, experiment, names) for code in codes]
     concepts = [find_synset(name) if re.match(r"n\d{8}", name) else name for name in ids]
     if experiment == "imagery":
-        ids = [f"imagined_{name}" for name in ids]
+        ids = [f"{_IMAGINED}{name}" for name in ids]
     runs = data.read_label("Run").astype(int) if "Run" in data.metadata else np.ones(data.n_samples, int)
     table = pd.DataFrame(
         {
@@ -267,6 +267,24 @@ def read_samples(
     if "Block" in data.metadata:
         table["block"] = data.read_label("Block").astype(int)
     return table
+
+
+def make_stimulus_table(shown: pd.DataFrame) -> pd.DataFrame:
+    """Return `stimulus_id`, `concept` and `path` of what a trial table shows.
+
+    What is imagined has no path, but the picture that people had in mind is listed under its own name even where no
+    trial shows it: the analysis of imagery needs its embedding.
+    """
+    imagined = shown["task"] == "imagery"
+    pictures = shown[~imagined]
+    suffix: Any = pictures["task"].map(_SUFFIXES)
+    table = pictures[["stimulus_id", "concept"]].assign(path=pictures["stimulus_id"] + suffix)
+    own = shown.loc[imagined, ["stimulus_id", "concept"]].assign(path="")
+    meant = own.assign(stimulus_id=own["stimulus_id"].str.removeprefix(_IMAGINED))
+    natural = meant["stimulus_id"].str.match(r"n\d{8}_")
+    meant["path"] = meant["stimulus_id"] + np.where(natural, _SUFFIXES["natural"], _SUFFIXES["shapes"])
+    meant = meant[~meant["stimulus_id"].isin(table["stimulus_id"])]
+    return pd.concat([table, meant, own], ignore_index=True).drop_duplicates()
 
 
 def _read_codes(data: BData) -> tuple[list[float], Mapping[float, str] | None]:

@@ -111,7 +111,9 @@ class GodConfig(Settings):
             rows = np.flatnonzero(trials["task"].isin(wanted))
             part, geometries[subject] = make_bdata_part(data, trials, rows, self.rois)
             parts.append(part)
-            tables.append(part.trials)
+            # What is imagined is represented by the picture of its category, which only the test trials show.
+            shown = wanted | ({"test"} if "imagery" in wanted else set())
+            tables.append(trials[trials["task"].isin(shown)])
         table = make_stimulus_table(tables)
         stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
         plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)

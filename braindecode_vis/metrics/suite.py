@@ -253,7 +253,7 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
         If shapes do not fit or two seen images are the same.
     """
     from braindecode_vis.metrics.image import compute_image_metric
-    from braindecode_vis.metrics.uncertainty import make_two_way_table
+    from braindecode_vis.metrics.pair_tables import make_two_way_table
 
     suite, table = config.build(), make_image_table(truth, {"decoded": decoded})
     if len(table.shown) < len(truth):

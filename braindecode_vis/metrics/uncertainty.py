@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
-from braindecode_vis.metrics.identification import TIE_TOLERANCE
 from braindecode_vis.seeds import make_generator
 
 Alternative = Literal["greater", "less", "two-sided"]
@@ -49,9 +48,10 @@ class PermutationResult:
     Parameters
     ----------
     observed
-        Mean over predictions under the true assignment.
+        Mean (or median) over predictions under the true assignment.
     null_mean
-        Exact mean over all admissible assignments: the chance level of this statistic on these data.
+        Exact mean over all admissible assignments: the chance level of this statistic on these data. Of a median, the
+        mean of the null.
     null_low, null_high
         2.5 and 97.5 percentiles of the null.
     p_value
@@ -223,6 +223,7 @@ def permutation_test(
     *,
     truth: np.ndarray | None = None,
     groups: Labels | None = None,
+    statistic: Statistic = "mean",
     alternative: Alternative = "greater",
     n_permutations: int = 10_000,
     seed: int = 0,
@@ -233,12 +234,14 @@ def permutation_test(
     ----------
     table : array of shape (n_predictions, n_stimuli)
         Value of each prediction (row) if each stimulus (column) were its ground truth: any per-item metric such
-        as pixcorr, or the result of `make_top_k_table`, `make_two_way_table` or `make_rank_table`.
+        as pixcorr, or a table of `braindecode_vis.metrics.pair_tables`.
     truth : int array of shape (n_predictions,), optional
         True column of each row, by default the diagonal. Rows of one stimulus are permuted together; columns that
         no row names (further gallery items) take no part in the permutation.
     groups : sequence of length n_stimuli, optional
         Class of each column; stimuli are then permuted within their class only, as a within-class score needs.
+    statistic
+        Of the values of all predictions: ``mean`` or ``median``.
     alternative
         ``greater`` where high values are good, ``less`` for errors and ranks, or ``two-sided``.
     n_permutations
@@ -249,103 +252,129 @@ def permutation_test(
     Returns
     -------
     PermutationResult
-        Observed mean, null and p-value.
+        Observed statistic, null and p-value.
 
     Examples
     --------
     >>> permutation_test(np.eye(8), n_permutations=999).p_value
     0.001
     """
+    truth = np.arange(len(table)) if truth is None else truth
+    return permutation_test_folds(
+        [table], [truth], groups=[groups], statistic=statistic, alternative=alternative,
+        n_permutations=n_permutations, seed=seed,
+    )  # fmt: skip
+
+
+def permutation_test_folds(
+    tables: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    *,
+    groups: Sequence[Labels | None] | None = None,
+    statistic: Statistic = "mean",
+    alternative: Alternative = "greater",
+    n_permutations: int = 10_000,
+    seed: int = 0,
+) -> PermutationResult:
+    """Test the statistic of all predictions of several galleries, each permuted within its own.
+
+    Parameters
+    ----------
+    tables, truths, groups
+        One per gallery, as for `permutation_test`.
+    statistic, alternative, n_permutations, seed
+        As for `permutation_test`; the permutations of the galleries are independent of each other.
+    """
     check_option("alternative", alternative, ("greater", "less", "two-sided"))
-    check_finite(table, what="the table to permute", row_names=range(len(table)), unit="prediction")
-    n_rows, n_columns = table.shape
-    truth = np.arange(n_rows) if truth is None else np.asarray(truth)
-    if len(truth) != n_rows or truth.min() < 0 or truth.max() >= n_columns:
-        raise DataError(f"`truth` must name one of {n_columns} columns for each of {n_rows} predictions.")
-    shown, slot = np.unique(truth, return_inverse=True)
-    labels = _encode(groups, n_columns, "group")[shown] if groups is not None else np.zeros(len(shown), int)
-    blocks = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-
-    observed = float(table[np.arange(n_rows), truth].mean())
-    column_sums = np.zeros(n_rows)
-    for block in blocks:  # the mean over all permutations is the mean over admissible cells
-        rows = np.flatnonzero(np.isin(slot, block))
-        column_sums[rows] = table[np.ix_(rows, shown[block])].mean(axis=1)
-    null_mean = float(column_sums.mean())
-
-    generator = make_generator(seed, "permutation")
-    flat, offset = np.ascontiguousarray(table, dtype=np.float64).ravel(), np.arange(n_rows) * n_columns
-    parts = []
-    for n in _chunks(n_permutations, max(n_rows, len(shown))):
-        assigned = np.empty((n, len(shown)), dtype=np.int64)
-        for block in blocks:
-            assigned[:, block] = generator.permuted(np.tile(shown[block], (n, 1)), axis=1)
-        parts.append(flat[offset + assigned[:, slot]].mean(axis=1))
-    null = np.concatenate(parts)
+    check_option("statistic", statistic, ("mean", "median"))
+    listed = [None] * len(tables) if groups is None else list(groups)
+    parts = [_Permuted.make(*part) for part in zip(tables, truths, listed, strict=True)]
+    own = np.concatenate([part.own for part in parts])
+    n_rows = len(own)
+    width = sum(len(part.shown) for part in parts)
+    sizes = list(_chunks(n_permutations, width if statistic == "mean" else max(n_rows, width)))
+    nulls = []
+    drawn = [
+        part.iterate(sizes, make_generator(seed + number, "permutation"), summed=statistic == "mean")
+        for number, part in enumerate(parts)
+    ]
+    for blocks in zip(*drawn, strict=True):
+        values = np.concatenate(blocks, axis=1)
+        nulls.append(values.sum(axis=1) / n_rows if statistic == "mean" else np.median(values, axis=1))
+    null = np.concatenate(nulls)
+    if statistic == "mean":
+        observed, null_mean = float(own.mean()), sum(part.cell_sum for part in parts) / n_rows
+    else:
+        observed, null_mean = float(np.median(own)), float(null.mean())
     low, high = _percentiles(null, 0.95)
     p_value = _p_value(observed, null, null_mean, alternative)
     return PermutationResult(observed, null_mean, low, high, p_value, alternative, null)
 
 
-def make_top_k_table(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return 1 where a column ranks among the `k` best of its row, ties lost.
+@dataclass(frozen=True)
+class _Permuted:
+    """A table whose shown columns are permuted within blocks.
 
     Parameters
     ----------
-    scores : array of shape (n_predictions, n_stimuli)
-        Similarities, higher is better.
-    k
-        How many candidates may be named.
-
-    Returns
-    -------
-    float array of shape (n_predictions, n_stimuli)
-        Zeros and ones.
+    table : array of shape (n_rows, n_columns)
+    shown : int array of shape (n_shown,)
+        Columns that are some row's own.
+    slot : int array of shape (n_rows,)
+        Entry of `shown` that is the row's own.
+    blocks
+        Entries of `shown` that are permuted among each other.
     """
-    n_below, _ = _count_order(scores)
-    return (scores.shape[1] - n_below <= k).astype(float)
 
+    table: np.ndarray
+    shown: np.ndarray
+    slot: np.ndarray
+    blocks: list[np.ndarray]
 
-def make_rank_table(scores: np.ndarray) -> np.ndarray:
-    """Return the rank of each column in its row of `scores`, 1 is best, ties sharing the mean rank."""
-    n_below, n_above = _count_order(scores)
-    return (scores.shape[1] - n_below + n_above + 1) / 2
+    @classmethod
+    def make(cls, table: np.ndarray, truth: np.ndarray, groups: Labels | None) -> _Permuted:
+        check_finite(table, what="the table to permute", row_names=range(len(table)), unit="prediction")
+        n_rows, n_columns = table.shape
+        truth = np.asarray(truth)
+        if len(truth) != n_rows or truth.min() < 0 or truth.max() >= n_columns:
+            raise DataError(f"`truth` must name one of {n_columns} columns for each of {n_rows} predictions.")
+        shown, slot = np.unique(truth, return_inverse=True)
+        labels = (
+            _encode(groups, n_columns, "group")[shown] if groups is not None else np.zeros(len(shown), int)
+        )
+        blocks = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        return cls(np.asarray(table, dtype=np.float64), shown, slot, blocks)
 
+    @property
+    def own(self) -> np.ndarray:
+        """Value of each row against its own column."""
+        return self.table[np.arange(len(self.table)), self.shown[self.slot]]
 
-def make_two_way_table(scores: np.ndarray, *, groups: Labels | None = None) -> np.ndarray:
-    """Return for each cell the fraction of other columns that it beats in its row, ties lost.
+    @property
+    def cell_sum(self) -> float:
+        """Sum over rows of their mean over admissible columns: the mean over all permutations, exactly."""
+        total = 0.0
+        for block in self.blocks:
+            rows = np.flatnonzero(np.isin(self.slot, block))
+            total += float(self.table[np.ix_(rows, self.shown[block])].mean(axis=1).sum())
+        return total
 
-    Parameters
-    ----------
-    scores : array of shape (n_predictions, n_stimuli)
-        Similarities, higher is better.
-    groups : sequence of length n_stimuli, optional
-        Class of each column; a column is then compared with columns of its own class only.
-
-    Returns
-    -------
-    float array of shape (n_predictions, n_stimuli)
-        Two-way identification of each prediction if each stimulus were its ground truth.
-    """
-    codes = np.zeros(scores.shape[1], int) if groups is None else _encode(groups, scores.shape[1], "group")
-    table = np.empty(scores.shape)
-    for code in np.unique(codes):
-        columns = np.flatnonzero(codes == code)
-        if len(columns) < 2:
-            raise DataError(f"stimulus {columns[0]} has no distractor in its class; drop it from this score.")
-        table[:, columns] = _count_order(scores[:, columns])[0] / (len(columns) - 1)
-    return table
-
-
-def _count_order(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many columns of its row each cell beats, and how many beat it."""
-    scores = scores.astype(np.float64)  # the tolerance is lost in single precision
-    n_below, n_above = np.empty(scores.shape, int), np.empty(scores.shape, int)
-    for row, values in enumerate(scores):
-        ordered = np.sort(values)
-        n_below[row] = np.searchsorted(ordered, values - TIE_TOLERANCE, side="left")
-        n_above[row] = len(values) - np.searchsorted(ordered, values + TIE_TOLERANCE, side="right")
-    return n_below, n_above
+    def iterate(
+        self, sizes: Sequence[int], generator: np.random.Generator, *, summed: bool
+    ) -> Iterator[np.ndarray]:
+        """Yield the values under permutations, (size, n_rows); summed over the rows of a stimulus, (size, n_shown)."""
+        n_shown = len(self.shown)
+        table, slot = self.table[:, self.shown], self.slot
+        if summed:
+            sums = np.zeros((n_shown, n_shown))
+            np.add.at(sums, slot, table)
+            table, slot = sums, np.arange(n_shown)
+        flat, offset = np.ascontiguousarray(table).ravel(), np.arange(len(table)) * n_shown
+        for size in sizes:
+            assigned = np.empty((size, n_shown), dtype=np.int64)
+            for block in self.blocks:
+                assigned[:, block] = generator.permuted(np.tile(block, (size, 1)), axis=1)
+            yield flat[offset + assigned[:, slot]]
 
 
 def _bootstrap_clusters(

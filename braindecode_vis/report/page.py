@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,15 @@ class SectionFigure:
 
 
 @dataclass(frozen=True)
+class SectionFile:
+    """A file that a section links: its path from the page, its name, and what it holds."""
+
+    path: str
+    name: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class ExtraSection:
     """A further analysis: text, figures and a table, or some of them.
 
@@ -106,6 +116,8 @@ class ExtraSection:
         A data frame or a list of rows (dicts); long ones are folded away, and cut with a note.
     figures
         Further figures, each with words and a caption of its own.
+    files
+        Files beside the page, which are linked: they are found as long as page and files are moved together.
     """
 
     title: str
@@ -115,6 +127,7 @@ class ExtraSection:
     alt: str = ""
     table: pd.DataFrame | Sequence[Mapping[str, Any]] | None = None
     figures: Sequence[SectionFigure] = ()
+    files: Sequence[SectionFile] = ()
 
 
 @dataclass(frozen=True)
@@ -289,6 +302,9 @@ def _view_section(section: ExtraSection, number: int) -> dict[str, Any]:
                 "caption": figure.caption,
             }
             for figure in drawn
+        ],
+        "files": [
+            {"href": quote(file.path), "name": file.name, "caption": file.caption} for file in section.files
         ],
         "table": None if section.table is None else _view_table(pd.DataFrame(section.table)),
     }

@@ -1,4 +1,4 @@
-"""Run the analyses of a configuration, each into an artifact of its own: a table, figures and a paragraph.
+"""Run the analyses of a configuration, each into an artifact of its own: a table, figures, files and a paragraph.
 
 Owns the `Study` that analyses work on and the files that they leave for the report; computes nothing itself.
 """
@@ -14,10 +14,11 @@ import numpy as np
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.analysis.study import Findings, Plot, Study
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, suggest
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed
+from braindecode_vis.studies.chosen_columns import ChosenColumns, ranks_columns
 
 
 def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], dict[str, str]]:
@@ -72,24 +73,22 @@ def make_study(run: Run) -> Study:
     """Return trials, targets and encoders of a run as analyses ask for them."""
     config, prepared = run.config, pipeline.preprocess(run)
     banks = [] if config.decodes_categories else pipeline.embed(run)
-    if not config.selection.is_empty:
-        raise ConfigError(
-            "analyses choose columns themselves, so they cannot start from a choice: run them without selection "
-            "(--set selection={})."
-        )
+    columns = ChosenColumns(run)
 
     def pick(rows: np.ndarray, part: str) -> Any:
         repeats = config.repeats.train if part == "train" else config.repeats.test
-        return pipeline.pick_labelled_trials(prepared, rows, repeats)
+        return columns.narrow(pipeline.pick_labelled_trials(prepared, rows, repeats))
 
     return Study(
-        responses=prepared.responses,
+        responses=columns.narrow(prepared.responses),
         stimuli=prepared.stimuli,
-        folds=prepared.split.folds,
+        folds=prepared.split.folds if config.decodes_categories else prepared.folds,
+        imagined=() if config.decodes_categories else prepared.imagined,
         banks=[bank.embeddings for bank in banks],
         pick=pick,
         build=lambda number: config.encoder.build(seed=derive_seed(config.seed, "train", number)),
-        trained=lambda number: _find_fitted(pipeline.train(run)[number]),
+        trained=columns.find_trained,
+        choose=columns.choose,
         centre=config.retrieval.centre,
         protocol=_describe_protocol(run),
         seed=config.seed,
@@ -98,10 +97,6 @@ def make_study(run: Run) -> Study:
         spaces={bank.embeddings.space: bank.embeddings for bank in banks},
         progress=run.listener.progress,
     )
-
-
-def _find_fitted(fold: Any) -> Any:
-    return fold.encoder if hasattr(fold, "encoder") else fold.decoder
 
 
 def _describe_protocol(run: Run) -> str:
@@ -119,11 +114,25 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "encoder": config.encoder.hashed_fields(),
         "repeats": config.repeats.hashed_fields(),
         "centre": config.retrieval.centre,
+        **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
         "evaluation": {"n_bootstrap": study.n_bootstrap, "n_permutations": study.n_permutations},
         "seed": config.seed,
     }
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
+
+    if ranks_columns(config.selection) and not getattr(analysis, "uses_encoder", True):
+        raise ConfigError(
+            f"{analysis.kind} uses all columns and not the encoder that a choice by reliability or encoding score is "
+            "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "
+            "name."
+        )
+    untested = pipeline.find_untested(run)
+    if untested is not None and analysis.kind != "imagery":
+        raise DataError(
+            f"{analysis.kind} needs test trials that show a picture, and fold {untested} only tests what was imagined; "
+            "use the analysis imagery, or test what was seen too (dataset.test)."
+        )
 
     def compute(folder: Path) -> dict[str, Any]:
         findings: Findings = analysis.compute(study)
@@ -132,9 +141,12 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         store.write_json(folder / "scores.json", [score.as_row() for score in findings.scores])
         for plot in findings.plots:
             _render(plot, folder)
+        for file in findings.files:
+            file.write(folder / file.name)
         plots = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in findings.plots]
         return {
             "kind": analysis.kind, "title": findings.title, "summary": findings.summary, "plots": plots,
+            "attachments": [{"name": file.name, "caption": file.caption} for file in findings.files],
             "protocol": study.protocol,
         }  # fmt: skip
 
@@ -150,7 +162,7 @@ def _render(plot: Plot, folder: Path) -> None:
 
 
 def read_findings(artifact: store.Artifact) -> dict[str, Any]:
-    """Return what an analysis left: provenance, table and score rows, as `asdict` gives them."""
+    """Return what an analysis left: provenance, table, score rows and the paths of further files."""
     import pandas as pd
 
     record = store.read_json(artifact.path / store.PROVENANCE)
@@ -160,5 +172,6 @@ def read_findings(artifact: store.Artifact) -> dict[str, Any]:
         "title": record["title"],
         "summary": record["summary"],
         "table": pd.read_parquet(artifact.path / "table.parquet"),
+        "files": [artifact.path / file["name"] for file in record["attachments"]],
         "scores": store.read_json(artifact.path / "scores.json"),
     }

@@ -155,6 +155,20 @@ def name_fold(number: int) -> str:
     return f"fold {number}"
 
 
+def drop_digests(fields: Any) -> Any:
+    """Return hashed settings without the digests of files that stand beside them, as the settings' own type takes them.
+
+    Examples
+    --------
+    >>> drop_digests({"kind": "x", "members": [{"width": 2, "weights_sha256": "ab"}]})
+    {'kind': 'x', 'members': [{'width': 2}]}
+    """
+    if isinstance(fields, Mapping):
+        ends = ("_sha256", "_digest", "_digests")
+        return {key: drop_digests(value) for key, value in fields.items() if not str(key).endswith(ends)}
+    return [drop_digests(value) for value in fields] if isinstance(fields, list | tuple) else fields
+
+
 def list_first(values: Iterable[Any], n: int = 3) -> str:
     """Return the first values as text.
 

@@ -129,7 +129,7 @@ def _compare_cosines(run: AuditedRun, retrieved: Record, number: int, name: str)
     asked = list(map(str, read_json(folder / "retrieval.json")["query_ids"]))
     truth = bank.select(asked).flat()
     train = bank.select(list(dict.fromkeys(run.responses.stimulus_ids[fold.train].tolist()))).flat()
-    tested = bank.select(list(dict.fromkeys(run.responses.stimulus_ids[fold.test].tolist()))).flat()
+    tested = bank.select(list(dict.fromkeys(asked))).flat()
     queries = predicted.flat()
     off = {
         who: float(np.abs(_compute_cosines(queries, truth, taught, name) - stored).max())

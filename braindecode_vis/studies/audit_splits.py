@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.preprocessing.imagined import part_imagined
 from braindecode_vis.preprocessing.splits import SIDES, Fold, SplitConfig, find_shared, make_groups
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import read_json
@@ -264,7 +265,8 @@ def _check_used(run: AuditedRun) -> list[Finding]:
             text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "
             findings.append(Finding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
     if run.retrieved is not None:
-        findings += _check_queries(run.retrieved.path, ids, run.folds)
+        pictured, _ = part_imagined(run.trials, run.stimuli, run.folds)
+        findings += _check_queries(run.retrieved.path, ids, pictured)
     text = (
         "training used the trials of its fold, retrieval its test images."
         if run.trained

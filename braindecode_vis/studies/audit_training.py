@@ -19,7 +19,7 @@ from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_json
-from braindecode_vis.studies.audit_files import AuditedRun, Finding, Record, name_fold
+from braindecode_vis.studies.audit_files import AuditedRun, Finding, Record, drop_digests, name_fold
 from braindecode_vis.studies.audit_moments import compute_column_moments
 from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
 
@@ -198,7 +198,7 @@ def _check_targets(run: AuditedRun) -> list[Finding]:
     """Fit target spaces again on the training images of their fold."""
     findings = []
     for number, (fold, record) in enumerate(zip(run.folds, run.embedded, strict=False)):
-        config: Any = TypeAdapter(ImageEncoderConfig).validate_python(record.fields["target"])
+        config: Any = TypeAdapter(ImageEncoderConfig).validate_python(drop_digests(record.fields["target"]))
         if not config.fitted_on_training_images:
             continue
         stored = read_embeddings(record.path)

@@ -44,6 +44,14 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
     """
     if len(folders) < 2:
         raise DataError(f"a comparison needs at least two run folders, got {len(folders)}.")
+    real = [folder.expanduser().resolve() for folder in folders]
+    for place, folder in enumerate(folders):
+        if not (folder.expanduser() / "config.yaml").is_file():
+            raise DataError(
+                f"{folder} is no run folder: it holds no config.yaml; give the folder that run printed."
+            )
+        if real[place] in real[:place]:
+            raise DataError(f"the run {folder} is named twice; a run differs from itself by nothing.")
     tables = [read_items(folder) for folder in folders]
     reference, rows = tables[0], []
     for folder, table in zip(folders[1:], tables[1:], strict=True):
@@ -58,8 +66,18 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
                 f"{folder} tests {len(table)} items and {folders[0]} {len(reference)}, of which only {len(both)} "
                 "are the same; compare runs of the same split and subjects."
             )
-        several = both["subject"].nunique() > 1
-        metrics = [name for name in reference.columns if name in table.columns and name not in KEYS]
+        if "gallery_size" in reference and (both["gallery_size_a"] != both["gallery_size_b"]).any():
+            sizes = " and ".join(f"{both[f'gallery_size_{side}'].max():.0f}" for side in "ba")
+            raise DataError(
+                f"{folder} and {folders[0]} rank the same items among {sizes} images, so their hits say nothing about "
+                "each other; give both the same retrieval.gallery."
+            )
+        people, several = both["subject"], both["subject"].nunique() > 1
+        metrics = [
+            name
+            for name in reference.columns
+            if name in table.columns and name not in (*KEYS, "gallery_size")
+        ]
         for metric in metrics:
             new, old = both[f"{metric}_b"].to_numpy(float), both[f"{metric}_a"].to_numpy(float)
             if not (np.isfinite(new).all() and np.isfinite(old).all()):
@@ -70,8 +88,9 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
             )  # fmt: skip
             rows.append(
                 {
-                    "run": str(folder), "reference": str(folders[0]), "metric": metric, "value": new.mean(),
-                    "reference_value": old.mean(), "difference": found.mean, "ci_low": found.interval.low,
+                    "run": str(folder), "reference": str(folders[0]), "metric": metric,
+                    "value": _average(new, people),
+                    "reference_value": _average(old, people), "difference": found.mean, "ci_low": found.interval.low,
                     "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
                     "n_subjects": both["subject"].nunique(),
                 }
@@ -81,6 +100,11 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
         list(result.columns).index("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy())
     )
     return result
+
+
+def _average(values: np.ndarray, subjects: pd.Series) -> float:
+    """Return the mean over subjects of their means, as the difference between runs is taken."""
+    return float(pd.Series(values).groupby(subjects.to_numpy()).mean().mean())
 
 
 def read_items(folder: Path) -> pd.DataFrame:
@@ -95,6 +119,7 @@ def read_items(folder: Path) -> pd.DataFrame:
     table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
     if "rank" in items:
         size = items["gallery_size"].to_numpy(float)
+        table["gallery_size"] = size
         table["top1"] = (items["rank"] <= 1).to_numpy(float)
         table["top5"] = (items["rank"] <= 5).to_numpy(float)
         table["relative_rank"] = (items["rank"].to_numpy(float) - 1) / np.maximum(size - 1, 1)

@@ -52,7 +52,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     Raises
     ------
     ConfigError
-        If a text has no values, or a key is given twice.
+        If a text has no values, or a key or a value is given twice.
 
     Examples
     --------
@@ -71,6 +71,13 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(f"the key {key.strip()} is swept twice; put all its values into one --over.")
         if len(values) == 1 and (found := re.fullmatch(r"(\d+)\.\.(\d+)", values[0])):
             values = [str(n) for n in range(int(found[1]), int(found[2]) + 1)]
+            if not values:
+                raise ConfigError(f"the range {text!r} is empty; the smaller number comes first.")
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ConfigError(
+                f"the axis {text!r} names {twice} twice, which would count one run as two; name it once."
+            )
         axes[key.strip()] = values
     return axes
 
@@ -139,10 +146,17 @@ def sweep(
     DataError
         If every run failed.
     """
+    if (out / "config.yaml").is_file():
+        raise ConfigError(f"{out} is a run folder; give the sweep a folder of its own with --out.")
     combinations = list_combinations(axes, out)
     configs = [_read_combination(source, c, overrides, root) for c in combinations]
     for combination, config in zip(combinations, configs, strict=True):
-        _prepare_folder(combination.folder, out / "stages", dump_config(config))
+        try:
+            _prepare_folder(combination.folder, out / "stages", dump_config(config))
+        except OSError as error:
+            raise ConfigError(
+                f"the folder {combination.folder} cannot be written ({error.strerror}); choose another with --out."
+            ) from error
     failures: dict[Path, str] = {}
     show = listener or SilentListener()
     with (
@@ -198,7 +212,7 @@ def _run_one(folder: Path, n_jobs: int) -> str:
     if done.returncode == 0:
         return ""
     lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
-    return lines[-1] if lines else f"the run ended with exit code {done.returncode}"
+    return lines[-1].removeprefix("error: ") if lines else f"the run ended with exit code {done.returncode}"
 
 
 def _collect(combinations: Sequence[Combination], failures: Mapping[Path, str]) -> pd.DataFrame:

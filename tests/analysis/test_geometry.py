@@ -10,6 +10,7 @@ from braindecode_vis.analysis.geometry import (
     compute_modality_gap,
     compute_uniformity,
 )
+from braindecode_vis.analysis.hubness import _shift_interval
 from braindecode_vis.analysis.rsa import compare_layers_with_brain, compute_noise_ceiling, compute_rdm
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
@@ -179,3 +180,11 @@ def test_the_noise_ceiling_bounds_the_true_model():
     low, high = compute_noise_ceiling(rdms)
     assert 0 < low < high <= 1
     assert compute_noise_ceiling([rdms[0], rdms[0]]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_intervals_of_the_geometry_hold_their_value():
+    """Resampled images repeat, which lowers a dimension: the value once lay above its own interval."""
+    draws = np.random.default_rng(0).normal(5.0, 0.5, 400)
+    low, high = _shift_interval(7.0, draws)
+    assert low < 7.0 < high
+    assert high - low == pytest.approx(np.subtract(*np.quantile(draws, [0.975, 0.025])))

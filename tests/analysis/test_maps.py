@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 
 from braindecode_vis.analysis.attribution import IntegratedGradientsConfig, explain_trials
+from braindecode_vis.analysis.brain_maps import make_maps, place_pattern
 from braindecode_vis.analysis.layers import LayerTimeConfig, embed_subjects
 from braindecode_vis.analysis.occlusion import OcclusionConfig
-from braindecode_vis.analysis.patterns import SpatialPatternsConfig, _whiten, place_pattern, predict_signal
+from braindecode_vis.analysis.patterns import SpatialPatternsConfig, _whiten, predict_signal
 from braindecode_vis.analysis.study import rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
@@ -94,7 +96,7 @@ def test_a_topographic_map_finds_the_active_channels_after_the_onset():
     assert svg[0] != svg[1]
 
 
-def test_a_pattern_of_voxels_goes_back_into_the_volume():
+def test_a_pattern_of_voxels_goes_back_into_the_volume(tmp_path):
     mask = np.zeros((3, 4, 5), bool)
     mask[1, 1:3, 1:4] = True
 
@@ -116,6 +118,69 @@ def test_a_pattern_of_voxels_goes_back_into_the_volume():
     assert strongest == np.unravel_index(np.flatnonzero(mask)[2], mask.shape)
     assert np.array_equal(image.affine, coords["affine"])
     assert render_plot(found.plots[0].draw, size=(6, 2))
+    assert [file.name for file in found.files] == ["pattern.nii.gz", "pattern_significant.nii.gz"]
+    for file, threshold in zip(found.files, (1.1, 0.05), strict=True):
+        file.write(tmp_path / file.name)
+        read = nibabel.load(tmp_path / file.name)
+        assert np.array_equal(read.affine, coords["affine"])
+        kept = np.where(found.table["p_value"] <= threshold, found.table["value"], 0)
+        np.testing.assert_allclose(read.get_fdata()[mask], kept, rtol=1e-6)
+        assert (read.get_fdata()[~mask] == 0).all()
+    written = (tmp_path / "pattern.nii.gz").read_bytes()
+    found.files[0].write(tmp_path / "pattern.nii.gz")
+    assert (tmp_path / "pattern.nii.gz").read_bytes() == written
+    lost = OcclusionConfig(max_columns=3).compute(study)
+    (loss,) = lost.files
+    loss.write(tmp_path / loss.name)
+    sizes = [len(block) for block in np.array_split(np.arange(mask.sum()), 3)]
+    np.testing.assert_allclose(
+        nibabel.load(tmp_path / loss.name).get_fdata()[mask], np.repeat(lost.table["value"], sizes), atol=1e-6
+    )
+
+
+def test_a_map_over_time_has_the_windows_on_its_fourth_axis(tmp_path):
+    study = make_epochs_study(n_times=30)
+    assert make_maps(study.responses, np.zeros(16), "map", "") == ()  # channels lie in no volume
+    mask = np.ones((2, 2, 4), bool)
+    coords = {"voxel_id": np.arange(16), "mask": mask, "affine": np.eye(4), "roi_names": {}}
+    coords |= {"times": study.responses.coords["times"]}
+    voxels = replace(study.responses, dims=("trial", "voxel", "time"), coords=coords)
+    found = SpatialPatternsConfig(n_resamples=100, width=0.1, n_components=2).compute(
+        replace(study, responses=voxels, pick=lambda rows, part: voxels.select(rows))
+    )
+    assert [file.name for file in found.files] == [
+        "pattern1.nii.gz", "pattern1_significant.nii.gz", "pattern2.nii.gz", "pattern2_significant.nii.gz",
+    ]  # fmt: skip
+    found.files[2].write(tmp_path / "map.nii.gz")
+    volume = nibabel.load(tmp_path / "map.nii.gz").get_fdata()
+    assert volume.shape == (2, 2, 4, 3)
+    own = found.table[found.table["component"] == 2]
+    np.testing.assert_allclose(volume.reshape(16, 3).T.ravel(), own["value"], rtol=1e-6)
+
+
+def test_every_brain_has_its_map_where_masks_differ(tmp_path):
+    """Drawing parcels of two people once failed: each has a mask of its own, and none was named."""
+    masks = {"01": np.ones((2, 2, 2), bool), "02": np.ones((2, 2, 3), bool)}
+    coords = {"parcel_names": list("abcd"), "parcel_networks": [""] * 4, "subjects": list(masks)}
+    for subject, mask in masks.items():
+        coords |= {
+            f"voxel_id_sub-{subject}": np.arange(mask.sum()), f"mask_sub-{subject}": mask,
+            f"affine_sub-{subject}": np.eye(4) * (2 if subject == "01" else 3),
+            f"voxel_parcel_sub-{subject}": np.arange(mask.sum()) % 4 + 1,
+        }  # fmt: skip
+    study = make_study(
+        lambda vectors, generator: vectors @ generator.standard_normal((4, 4)), ("trial", "parcel"), coords,
+        subjects=("01", "02"),
+    )  # fmt: skip
+    found = SpatialPatternsConfig(n_resamples=100).compute(study)
+    assert render_plot(found.plots[0].draw, size=(6, 2))
+    assert [file.name for file in found.files[:2]] == ["pattern_sub-01.nii.gz", "pattern_sub-02.nii.gz"]
+    for file, shape in zip(found.files[:2], ((2, 2, 2), (2, 2, 3)), strict=True):
+        file.write(tmp_path / file.name)
+        read = nibabel.load(tmp_path / file.name)
+        assert read.shape == shape
+        assert read.affine[0, 0] == (2 if "01" in file.name else 3)
+        np.testing.assert_allclose(read.get_fdata().ravel()[:4], found.table["value"], rtol=1e-6)
 
 
 def test_hiding_the_planted_channels_and_times_costs_the_score():

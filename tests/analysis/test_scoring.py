@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from braindecode_vis.analysis import image_scores, retrieval_scores, scoring_task
 from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
@@ -123,6 +124,64 @@ def test_conditions_are_scored_among_their_own_stimuli():
     assert (score.value, score.n_queries, score.gallery_size) == (pytest.approx(expected), 4, 4)
     assert find(scores, "top1", subject="01", split="test").noise_ceiling == 0.9
     assert find(scores, "top1", subject="01", split="test, imagery, simple").noise_ceiling is None
+
+
+def test_every_row_of_the_system_under_test_has_a_p_value(monkeypatch):
+    """Half of the rows once had none, although the same permutations of the stimuli judge them."""
+    monkeypatch.setattr(retrieval_scores, "K_WAY", (2, 4))
+    task = make_task(2, subjects=("01", "02"), feature_encoder=Mean(), feature_name="mean")
+    scores, _ = compute_scores(task)
+    judged = [s for s in scores if s.method == "decoded"]
+    assert {
+        "top1", "2_way", "4_way", "mean_reciprocal_rank", "mean_rank", "median_rank", "pixcorr", "mse", "ssim",
+        "two_way_identification", "two_way_identification@mean",
+    } <= {s.metric for s in judged}  # fmt: skip
+    assert {s.subject for s in judged} == {"01", "02", "all"}
+    for score in judged:
+        assert 0 < score.p_value <= 1, score.metric
+        assert find(scores, score.metric, "shuffled", subject=score.subject).ci_low is not None
+    # Rows of two people who saw the same images move together, so that 8 stimuli give no smaller p than 1 / 201.
+    assert find(scores, "ssim", subject="all").p_value == 1 / 201
+    assert all(s.p_value is not None for s in scores if s.method == "oracle" and s.metric != "ssim")
+
+
+def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
+    task = make_task()
+    whole = find(compute_scores(task)[0], "ssim")
+    calls = []
+    real = image_scores.tabulate_image_metric
+
+    def count(name, truth, images):
+        calls.append(len(truth) * len(images))
+        return real(name, truth, images)
+
+    monkeypatch.setattr(image_scores, "tabulate_image_metric", count)
+    monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", N * 4 * 16 * 16)
+    parted = find(compute_scores(task)[0], "ssim")
+    assert calls == [16, 16]
+    assert parted.value == whole.value
+    assert whole.p_value == 1 / 201
+    assert 1 / 201 <= parted.p_value < 0.02  # (4!)^2 permutations
+    monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", 0)
+    assert find(compute_scores(task)[0], "ssim").p_value == pytest.approx(1 / 2**4, abs=0.06)
+
+
+def test_blocks_hold_every_stimulus_and_never_one_alone():
+    for n in (2, 3, 7, 20):
+        for size in (0, 2, 3, 50):
+            counts = np.bincount(image_scores.make_blocks(n, size, 0))
+            assert counts.sum() == n
+            assert counts.min() >= 2
+
+
+def test_p_values_that_are_too_much_work_are_named(monkeypatch):
+    monkeypatch.setattr(scoring_task, "LARGEST_TABLE", 10)
+    task = make_task()
+    scores, _ = compute_scores(task)
+    assert find(scores, "2_way").p_value is None
+    assert task.not_computed == [
+        "p-values of retrieval not computed: 8 predictions in a gallery of 8 are more than 10 pairs."
+    ]
 
 
 def test_wrong_shapes_are_refused():

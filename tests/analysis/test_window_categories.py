@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,12 @@ def test_faces_and_houses_of_four_electrodes(shared: Path, tmp_path):
     assert 0.15 < peak["start"] < 0.3
     assert peak["value"] > 0.58
     assert peak["p_cluster"] < 0.01
+
+
+def test_categories_that_training_never_shows_are_refused():
+    """On a zero-shot split every curve was 0.5 from first to last, with p = 1, as if something had been tested."""
+    study = make_category_study(classes=("face", "house", "tool", "animal"), n_runs=2)
+    concepts = study.responses.trials["concept"].isin(["face", "house"]).to_numpy()
+    apart = replace(study, folds=[Fold(np.flatnonzero(concepts), np.flatnonzero(~concepts))])
+    with pytest.raises(DataError, match="no category that is tested was trained on"):
+        TimeResolvedCategoriesConfig().compute(apart)

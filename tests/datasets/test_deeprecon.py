@@ -60,6 +60,13 @@ def test_every_experiment_becomes_trials(root):
     assert responses.data.shape == (13, 3)
 
 
+def test_the_pictures_that_people_had_in_mind_are_listed_without_being_shown(root):
+    """Imagery alone left nothing to represent what was imagined by."""
+    table = DeepreconConfig(root=root, test=("imagery",)).prepare().stimuli.table.set_index("stimulus_id")
+    assert table.loc[[TEST[0], "shape_2"], "path"].tolist() == [f"{TEST[0]}.JPEG", "shape_2.tiff"]
+    assert table.loc["imagined_shape_2", ["concept", "path"]].tolist() == ["shape_2", ""]
+
+
 def test_names_in_the_file_win_over_numbers(tmp_path):
     """Later releases carry a map from numbers to names."""
     for experiment in ("ImageNetTraining", "ImageNetTest"):

@@ -75,6 +75,14 @@ def test_which_samples_test(tmp_path, test, n):
     assert GodConfig(root=tmp_path, test=test).prepare().n_trials == n
 
 
+def test_imagery_alone_lists_the_pictures_of_its_categories(tmp_path):
+    """Without them nothing represents a category that was only imagined."""
+    write_subject(tmp_path)
+    table = GodConfig(root=tmp_path, test="imagery").prepare().stimuli.table.set_index("stimulus_id")
+    assert set(table.index) == {*TRAIN, *TEST, "n01621127", "n01443537"}
+    assert (table["path"] == "").sum() == 2
+
+
 def test_zscore_is_that_of_training_samples(tmp_path):
     _, data = write_subject(tmp_path)
     write_fmri(GodConfig(root=tmp_path), tmp_path / "out")

@@ -117,3 +117,17 @@ def test_bad_images_are_named():
         image.ssim(good[:, :10, :10], good[:, :10, :10])
     with pytest.raises(DataError, match="must have the shape"):
         image.mse(good[0, 0], good[0, 0])
+
+
+@pytest.mark.parametrize(
+    "name", ["ssim@native", "ssim_legacy@native", "pixcorr@native", "mse@native", "ssim@425"]
+)
+def test_a_table_of_pairs_equals_the_pairs(name):
+    truth, decoded = _images(3, 20, 3), _images(4, 20, 3, seed=1)
+    decoded[0] = truth[1]
+    table = image.tabulate_image_metric(name, truth, decoded)
+    for column in range(3):
+        expected = image.compute_image_metric(name, np.repeat(truth[column : column + 1], 4, axis=0), decoded)
+        np.testing.assert_allclose(table[:, column], expected, rtol=0, atol=1e-12)  # rounding only
+    with pytest.raises(DataError):
+        image.tabulate_image_metric("ssim@native", truth, decoded[:, :15])

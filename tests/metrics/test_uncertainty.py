@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics import pair_tables as tables
 from braindecode_vis.metrics import uncertainty as unc
 from braindecode_vis.metrics.identification import identify_from_scores
 from tests import references
@@ -124,8 +125,10 @@ def test_false_positive_rate_is_nominal(kind, alternative):
             25
         )  # some items are similar to everything
         table = {
-            "pairs": lambda s: s, "two-way": unc.make_two_way_table, "top-k": lambda s: unc.make_top_k_table(s, 5),
-        }[kind](scores)  # fmt: skip
+            "pairs": lambda s: s,
+            "two-way": tables.make_two_way_table,
+            "top-k": lambda s: tables.make_top_k_table(s, 5),
+        }[kind](scores)
         n_false += (
             unc.permutation_test(table, n_permutations=199, alternative=alternative, seed=run).p_value <= 0.05
         )
@@ -139,16 +142,16 @@ def test_tables_equal_the_scores_they_permute():
     rng = np.random.default_rng(6)
     scores = rng.integers(0, 6, (9, 9)).astype(np.float32)
     labels = np.arange(9) % 3
-    diagonal = np.diagonal(unc.make_two_way_table(scores))
+    diagonal = np.diagonal(tables.make_two_way_table(scores))
     np.testing.assert_allclose(diagonal, identify_from_scores(scores))
-    within = np.diagonal(unc.make_two_way_table(scores, groups=labels))
+    within = np.diagonal(tables.make_two_way_table(scores, groups=labels))
     np.testing.assert_allclose(within, identify_from_scores(scores, groups=labels))
     own = np.diagonal(scores)[:, None]
     above, tied = (scores > own).sum(axis=1), (scores == own).sum(axis=1) - 1
-    np.testing.assert_array_equal(np.diagonal(unc.make_rank_table(scores)), 1 + above + tied / 2)
-    np.testing.assert_array_equal(np.diagonal(unc.make_top_k_table(scores, 3)), above + tied < 3)
+    np.testing.assert_array_equal(np.diagonal(tables.make_rank_table(scores)), 1 + above + tied / 2)
+    np.testing.assert_array_equal(np.diagonal(tables.make_top_k_table(scores, 3)), above + tied < 3)
     with pytest.raises(DataError, match="no distractor"):
-        unc.make_two_way_table(scores, groups=[0, 0, 0, 0, 0, 0, 0, 0, 1])
+        tables.make_two_way_table(scores, groups=[0, 0, 0, 0, 0, 0, 0, 0, 1])
 
 
 def test_permuting_within_groups_ignores_what_the_group_tells():
@@ -175,6 +178,42 @@ def test_rows_of_one_stimulus_are_permuted_together_among_shown_stimuli():
         unc.permutation_test(table, truth=truth + 2)
     with pytest.raises(DataError, match="one of 3 columns"):
         unc.permutation_test(np.ones((5, 3)))
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_galleries_are_permuted_apart_and_judged_together(statistic):
+    rng = np.random.default_rng(9)
+    parts = [rng.standard_normal((4, 3)), rng.standard_normal((3, 3))]
+    truths = [np.array([0, 1, 2, 2]), np.array([2, 0, 1])]
+    found = unc.permutation_test_folds(parts, truths, statistic=statistic, n_permutations=20_000)
+    compute = {"mean": np.mean, "median": np.median}[statistic]
+    values = [
+        compute(
+            [t[r, p[c]] for t, own, p in zip(parts, truths, pair, strict=True) for r, c in enumerate(own)]
+        )
+        for pair in itertools.product(itertools.permutations(range(3)), repeat=2)
+    ]
+    assert found.observed == pytest.approx(values[0])  # the identity comes first
+    expected = np.mean(np.array(values) >= values[0] - 1e-12)
+    assert found.p_value == pytest.approx(expected, abs=6 * (0.25 / 20_000) ** 0.5)
+    assert set(np.round(found.null, 9)) == set(np.round(values, 9))
+    if statistic == "mean":
+        assert found.null_mean == pytest.approx(np.mean(values))
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_many_rows_of_few_stimuli_keep_the_level(statistic):
+    """Rows of one stimulus share its noise: permuting rows would call it an effect, permuting stimuli must not."""
+    rng = np.random.default_rng(10)
+    truth, n_false = np.repeat(np.arange(8), 12), 0
+    for run in range(300):
+        scores = rng.standard_normal((8, 8))[truth] + 0.1 * rng.standard_normal((96, 8))
+        ranks = tables.make_rank_table(scores)
+        result = unc.permutation_test(
+            ranks, truth=truth, statistic=statistic, alternative="less", n_permutations=199, seed=run
+        )
+        n_false += result.p_value <= 0.05
+    assert n_false / 300 < 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
 
 
 def test_paired_difference_sees_what_separate_intervals_hide():

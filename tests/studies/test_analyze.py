@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from braindecode_vis import pipeline
+from braindecode_vis.analysis.study import decode
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
 from braindecode_vis.runs import open_run
-from braindecode_vis.studies.analyze import analyze, read_findings
+from braindecode_vis.studies.analyze import analyze, make_study, read_findings
+from braindecode_vis.summary import find_analyses
 
 QUICK = [
     "dataset.n_train=80",
@@ -49,7 +52,61 @@ def test_unknown_analyses_are_answered_with_the_known_ones(run):
         analyze(run, ["hubnes"])
 
 
-def test_columns_are_chosen_by_analyses_alone(tmp_path):
-    chosen = [*QUICK, "selection.encoding={n_best: 5}"]
-    with pytest.raises(ConfigError, match="run them without selection"):
-        analyze(open_run(read_config("synthetic_digits", chosen), tmp_path))
+CHOSEN = [
+    *QUICK,
+    "dataset.n_voxels=24",
+    "target={kind: pca, n_components: 5}",
+    "selection.encoding={n_best: 12}",
+]
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    return open_run(read_config("synthetic_digits", CHOSEN), tmp_path_factory.mktemp("chosen"))
+
+
+def test_an_uncut_refit_chooses_the_columns_of_the_run(chosen):
+    study, retrieved = make_study(chosen), pipeline.retrieve(chosen)
+    decoded = decode(study)
+    expected = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    np.testing.assert_array_equal(np.concatenate([r.ranks for r in decoded.retrievals]), expected)
+    kept = pipeline.train(chosen)[0].selection.keep[""]
+    np.testing.assert_array_equal(study.choose(0, None).keep[""], kept)
+    np.testing.assert_allclose(
+        study.trained(0).predict(study.pick(study.folds[0].test, "test")).vectors,
+        retrieved.folds[0].predicted.vectors,
+    )
+
+
+def test_columns_that_were_not_chosen_cost_nothing_when_they_are_hidden(chosen):
+    (artifact,), refusals = analyze(chosen, ["occlusion"])
+    assert not refusals
+    table = read_findings(artifact)["table"]
+    kept = pipeline.train(chosen)[0].selection.keep[""]
+    hidden = table[table["part"] == "columns"] if "part" in table else table
+    assert len(hidden) == len(kept)
+    assert (hidden["value"].to_numpy()[~kept] == 0).all()
+    assert (hidden["value"].to_numpy()[kept] != 0).any()
+
+
+def test_an_analysis_without_the_encoder_refuses_ranked_columns_with_a_reason(chosen):
+    _, refusals = analyze(chosen, ["rsa"])
+    assert "uses all columns and not the encoder" in refusals["rsa"]
+
+
+def test_an_analysis_of_chosen_columns_belongs_to_their_run_alone(chosen):
+    """The report of a run without a choice must not show what was found with one."""
+    analyze(chosen, ["hubness"])
+    everything = [text for text in CHOSEN if not text.startswith("selection")]
+    plain = open_run(read_config("synthetic_digits", everything), chosen.folder.path)
+    titles = [
+        len(find_analyses(chosen.folder.path, pipeline._describe_question(run))) for run in (chosen, plain)
+    ]
+    assert titles[0] >= 1
+    assert titles[1] == 0
+
+
+def test_category_decoders_refuse_a_choice_they_would_ignore():
+    changes = ["selection.encoding={n_best: 5}"]
+    with pytest.raises(ConfigError, match="decodes categories from all columns"):
+        read_config("haxby_slices", changes)

@@ -1,10 +1,14 @@
 """Sweeps: which runs there are, what is shared, and what a failed run leaves."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.studies import compare
 from braindecode_vis.studies.compare import compare_runs, read_items
 from braindecode_vis.studies.sweep import list_combinations, parse_axes, summarise, sweep
 
@@ -28,7 +32,9 @@ def test_axes_are_read_as_written(text, values):
     assert list(parse_axes([text]).values()) == [values]
 
 
-@pytest.mark.parametrize("texts", [["seed"], ["seed="], ["seed=1,,2"], ["seed=1", "seed=2"]])
+@pytest.mark.parametrize(
+    "texts", [["seed"], ["seed="], ["seed=1,,2"], ["seed=1", "seed=2"], ["seed=3..1"], ["seed=0,1,0"]]
+)
 def test_axes_that_mean_nothing_are_refused(texts):
     with pytest.raises(ConfigError):
         parse_axes(texts)
@@ -94,9 +100,19 @@ def test_runs_are_compared_item_by_item(swept):
     assert table.loc["pixcorr", "difference"] == pytest.approx(items[0] - items[1])
     assert table.loc["pixcorr", "ci_low"] > 0
     assert (table["p_holm"] >= table["p_value"]).all()
-    same = compare_runs([weak, weak], n_boot=200)
+    copy = Path(shutil.copytree(weak, out.parent / "copy", symlinks=False))
+    same = compare_runs([weak, copy], n_boot=200)
     assert (same["difference"] == 0).all()
     assert (same["p_value"] == 1).all()
+
+
+def test_ranks_in_galleries_of_other_sizes_are_not_compared(swept, monkeypatch):
+    out, _ = swept
+    first, second = read_items(out / "alphas-0.1"), read_items(out / "alphas-1000000")
+    tables = iter([first, second.assign(gallery_size=50.0)])
+    monkeypatch.setattr(compare, "read_items", lambda folder: next(tables))
+    with pytest.raises(DataError, match="among 50 and 20 images"):
+        compare_runs([out / "alphas-0.1", out / "alphas-1000000"])
 
 
 def test_one_run_is_no_comparison(swept):
@@ -109,3 +125,17 @@ def test_failed_runs_are_named(tmp_path):
     with pytest.raises(DataError, match="every run of the sweep failed"):
         sweep("digits69_ridge", {"seed": ["0"]}, tmp_path, root=tmp_path)
     assert "Traceback" not in (tmp_path / "seed-0" / "log.txt").read_text()
+
+
+def test_places_that_cannot_be_swept_or_compared_are_named(tmp_path):
+    """An empty range and a file in the place of a folder once ended in tracebacks; a shipped name made a run folder."""
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match="is a run folder"):
+        sweep("synthetic_digits", {"seed": ["0"]}, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        sweep("synthetic_digits", {"seed": ["0"]}, tmp_path / "file")
+    with pytest.raises(DataError, match="is no run folder"):
+        compare_runs([tmp_path, Path("synthetic_digits")])
+    with pytest.raises(DataError, match="named twice"):
+        compare_runs([tmp_path, tmp_path / ".." / tmp_path.name])
