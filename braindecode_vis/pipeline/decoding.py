@@ -1,0 +1,267 @@
+"""Open the test trials: retrieve the seen images, and reconstruct them with every control beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import RunConfig
+from braindecode_vis.galleries import GallerySource, rank_fold, split_by_gallery
+from braindecode_vis.pipeline.learning import (
+    embed,
+    lend_workspace,
+    name_fold,
+    pick_labelled_trials,
+    pick_test_trials,
+    preprocess,
+    refuse_categories,
+    train,
+)
+from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
+from braindecode_vis.runs import Run
+from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank
+
+
+def retrieve(run: Run) -> Retrieved:
+    """Open the test trials: predict their embeddings and rank the true images in the gallery."""
+    return run.once("retrieve", lambda: _retrieve(run))
+
+
+def _retrieve(run: Run) -> Retrieved:
+    refuse_categories(run, "retrieve")
+    if (number := find_untested(run)) is not None:
+        raise DataError(
+            f"all {len(preprocess(run).imagined[number])} test trials of fold {number} imagine something without a "
+            "picture, so there is no image to retrieve; use analyze --analysis imagery, or test what was seen too "
+            "(dataset.test)."
+        )
+    config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
+    fields = {"retrieval": config.retrieval.hashed_fields(), "repeats": config.repeats.test}
+    upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
+    whole, protocol = choose_gallery(config, prepared, banks)
+
+    sources = [
+        GallerySource(
+            fitted.encoder,
+            bank.embeddings,
+            list(pd.unique(prepared.responses.stimulus_ids[fold.train])),
+            config.retrieval,
+        )
+        for fold, bank, fitted in zip(prepared.folds, banks, trained, strict=True)
+    ]
+
+    def compute(folder: Path) -> dict[str, Any]:
+        ranks = []
+        for number, source in enumerate(sources):
+            responses = pick_test_trials(run, number)
+            predicted = source.encoder.predict(responses)
+            subjects = responses.trials["subject"].to_numpy(dtype=object)
+            ids = whole if whole is not None else list(pd.unique(predicted.ids))
+            ranked = rank_fold(source, predicted, subjects, ids, protocol=protocol)
+            store.write_embeddings(folder / name_fold(number), predicted)
+            write_retrieval(folder / name_fold(number), ranked)
+            ranks.append(_tabulate_ranks(ranked, subjects, number))
+        pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet", index=False)
+        return {"gallery": protocol}
+
+    artifact = run.produce("retrieve", fields, upstream, compute)
+    table = pd.read_parquet(artifact.path / "ranks.parquet")
+    folds = []
+    for number, source in enumerate(sources):
+        subjects = table.loc[table["fold"] == number, "subject"].to_numpy(dtype=object)
+        ranked = read_retrieval(artifact.path / name_fold(number))
+        predicted = store.read_embeddings(artifact.path / name_fold(number))
+        parts = split_by_gallery(source, predicted, subjects, ranked)
+        folds.append(RetrievedFold(predicted, parts, ranked, subjects))
+    return Retrieved(artifact, folds, protocol)
+
+
+def find_untested(run: Run) -> int | None:
+    """Return the first fold that tests nothing but what was imagined without a picture; None without such a fold."""
+    if run.config.decodes_categories:
+        return None
+    return next((n for n, fold in enumerate(preprocess(run).folds) if not len(fold.test)), None)
+
+
+def choose_gallery(
+    config: RunConfig, prepared: Prepared, banks: list[TargetBank]
+) -> tuple[list[str] | None, str]:
+    """Return the ids of the common gallery, or None for one gallery per fold, and words for it."""
+    folds = prepared.folds
+    ids = prepared.responses.stimulus_ids
+    shared = len({bank.embeddings.space for bank in banks}) == 1
+    if config.retrieval.gallery == "all" and not shared:
+        raise DataError(
+            f"retrieval.gallery is all, but the target {config.target.kind} has another space in every fold; "
+            "set retrieval.gallery to fold."
+        )
+    if config.retrieval.gallery == "fold" or not shared or len(folds) == 1:
+        sizes = sorted({len(pd.unique(ids[fold.test])) for fold in folds})
+        size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        return None, f"{size} exact test images" + (" of the fold" if len(folds) > 1 else "")
+    whole = list(pd.unique(np.concatenate([ids[fold.test] for fold in folds])))
+    return whole, f"{len(whole)} exact images of all folds"
+
+
+def _tabulate_ranks(retrieval: Retrieval, subjects: np.ndarray, fold: int) -> pd.DataFrame:
+    names = np.asarray(retrieval.gallery_ids, dtype=object)
+    return pd.DataFrame(
+        {
+            "stimulus_id": retrieval.query_ids,
+            "subject": subjects,
+            "fold": fold,
+            "rank": retrieval.ranks,
+            "worst_rank": retrieval.worst_ranks,
+            "gallery_size": retrieval.gallery_size,
+            "similarity": retrieval.true_similarities,
+            "top_ids": [list(names[row]) for row in retrieval.top_indices],
+        }
+    )
+
+
+def reconstruct(run: Run) -> Reconstructed:
+    """Turn the predictions into images, with every control beside them."""
+    return run.once("reconstruct", lambda: _reconstruct(run))
+
+
+def _reconstruct(run: Run) -> Reconstructed:
+    refuse_categories(run, "reconstruct")
+    config, prepared, banks = run.config, preprocess(run), embed(run)
+    trained, retrieved = train(run), retrieve(run)
+    fields = {
+        "prior": config.prior.hashed_fields(),
+        "generator": config.generator.hashed_fields(),
+        "reconstruction": config.reconstruction.hashed_fields(),
+        "seed": config.seed,
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        from braindecode_vis.generators.material import TrainingMaterial
+        from braindecode_vis.reconstruction import derange, reconstruct_fold
+
+        parts = []
+        with run.listener.progress("reconstructing", len(banks)) as advance:
+            for number, (fold, bank) in enumerate(zip(prepared.folds, banks, strict=True)):
+                train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+                predicted, embeddings = meet_generator(run, number)
+                material = TrainingMaterial(
+                    bank.encoder,
+                    embeddings.select(train_ids),
+                    prepared.stimuli.select(train_ids),
+                    trained[number].out_of_fold,
+                    _measure_noise(run, number),
+                )
+                prior: Any = config.prior.build(seed=derive_seed(config.seed, "fit prior", number))
+                asked = [fields["prior"], trained[number].artifact.fingerprint]
+                with lend_workspace(run, prior, f"prior{number:02d}", asked):
+                    part = reconstruct_fold(
+                        config, material, prepared.stimuli, predicted, embeddings,
+                        retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),
+                    )  # fmt: skip
+                parts.append(part)
+                advance(1)
+        rows = pd.concat([part.rows for part in parts], ignore_index=True)
+        # A class shown only in the test part of one fold has no mean there; a control is scored on all items or none.
+        methods = [name for name in parts[0].images if all(name in part.images for part in parts)]
+        if "class_mean" not in methods:
+            rows = rows.drop(columns="decoded_concept", errors="ignore")
+        rows.to_parquet(folder / "rows.parquet", index=False)
+        images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
+        # Over all folds: a fold may hold one image only, which has no other to be swapped with.
+        order = derange(rows["stimulus_id"].to_numpy(dtype=object), make_generator(config.seed, "shuffled"))
+        images["shuffled"] = images["decoded"][order]
+        for name, stack in images.items():
+            np.save(folder / f"{name}.npy", stack, allow_pickle=False)
+        return {"methods": list(images), "chosen": [part.chosen for part in parts]}
+
+    artifact = run.produce("reconstruct", fields, {"retrieve": retrieved.artifact.fingerprint}, compute)
+    rows = pd.read_parquet(artifact.path / "rows.parquet")
+    methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
+    images = {name: np.load(artifact.path / f"{name}.npy", mmap_mode="r") for name in methods}
+    return Reconstructed(
+        artifact=artifact,
+        ids=rows["stimulus_id"].to_numpy(dtype=object),
+        concepts=rows["concept"].to_numpy(dtype=object),
+        subjects=rows["subject"].to_numpy(dtype=object),
+        seen=images.pop("seen"),
+        images=images,
+        decoded_concepts=rows["decoded_concept"].to_numpy(dtype=object)
+        if "decoded_concept" in rows
+        else None,
+    )
+
+
+def _measure_noise(run: Run, number: int) -> Any:
+    """Return the noise of single repetitions of a fold's training images, where the generator asks for it."""
+    if not getattr(run.config.generator, "weighs_predictions", False):
+        return None
+    from braindecode_vis.reconstruction import measure_repetition_noise
+
+    prepared, fitted = preprocess(run), train(run)[number]
+    fold, repeats = prepared.split.folds[number], run.config.repeats
+    trials = pick_labelled_trials(prepared, fold.train, "single")
+    if fitted.selection is not None:
+        trials = fitted.selection.apply(trials)
+    counts = {
+        part: _count_repetitions(prepared.responses.trials.iloc[rows], getattr(repeats, part))
+        for part, rows in (("train", fold.train), ("test", fold.test))
+    }
+    predict = getattr(fitted.encoder, "predict_targets", fitted.encoder.predict)
+    return measure_repetition_noise(predict, trials, n_train=counts["train"], n_test=counts["test"])
+
+
+def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
+    """Return the harmonic mean of how many repetitions are averaged."""
+    if repeats != "averaged":
+        return 1.0
+    sizes = trials.groupby(["subject", "stimulus_id"]).size().to_numpy()
+    return float(len(sizes) / (1 / sizes).sum())
+
+
+def _make_low_level(run: Run, number: int) -> np.ndarray | None:
+    """Return the images of the low-level branch for the test trials of one fold; None without such a branch.
+
+    The branch is a run of its own over the same trials: another target, another encoder, its latents decoded.
+    """
+    branch = run.config.reconstruction.low_level
+    if branch is None:
+        return None
+    from braindecode_vis.generators.latents import LatentsConfig
+    from braindecode_vis.generators.material import TrainingMaterial
+
+    changes = {
+        "target": branch.target,
+        "encoder": branch.encoder,
+        "reconstruction": type(run.config.reconstruction)(),
+    }
+    low = run.once("low level", lambda: Run(run.config.model_copy(update=changes), run.folder, run.listener))
+    prepared, bank, fold = preprocess(low), embed(low)[number], train(low)[number]
+    ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
+    material = TrainingMaterial(
+        bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids), fold.out_of_fold
+    )
+    generator = LatentsConfig().build(material)
+    predicted, _ = meet_generator(low, number)
+    return generator.generate(predicted, seed=derive_seed(low.config.seed, "low level"))
+
+
+def meet_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:
+    """Return predictions of the test trials, and embeddings of all images, in the space that the generator takes.
+
+    That is the target's space. An encoder that compares in a space it has learnt, and has no second head, cannot go
+    back there; copying the nearest training image then works in the learnt space.
+    """
+    encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
+    if not hasattr(encoder, "predict_targets"):
+        return retrieve(run).folds[number].predicted, bank
+    one_way = encoder.comparison_space != bank.space and "regression" not in encoder.config.needs
+    if one_way and run.config.generator.kind == "nearest":
+        return retrieve(run).folds[number].predicted, encoder.map_targets(bank)
+    return encoder.predict_targets(pick_test_trials(run, number)), encoder.settle_targets(bank)

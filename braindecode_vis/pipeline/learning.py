@@ -1,0 +1,274 @@
+"""From recordings and images to fitted encoders: preprocess, embed, train.
+
+The first half of the sentence. Only training trials are looked at here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import categories, store
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.datasets.manifests import read_manifest
+from braindecode_vis.galleries import order_by_gallery
+from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
+from braindecode_vis.preprocessing.selection import Selection, fit_selection
+from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.runs import Run, keep_config
+from braindecode_vis.seeds import derive_seed
+from braindecode_vis.stages import Prepared, TargetBank, TrainedFold
+from braindecode_vis.stimuli import StimulusSet
+
+#: Data sets of raw BOLD runs, whose single-trial responses are estimated here; the others publish betas.
+BOLD_KINDS = ("bids_fmri", "bold5000", "haxby_slices", "nod", "nsd_timeseries")
+
+
+def preprocess(run: Run) -> Prepared:
+    """Read the recording and its images, and fix the split."""
+    return run.once("preprocess", lambda: _preprocess(run))
+
+
+def _preprocess(run: Run) -> Prepared:
+    config = run.config
+    fields = {
+        "dataset": config.dataset.hashed_fields(),
+        "split": config.split.hashed_fields(),
+        "inputs": config.dataset.hash_inputs(),
+        "seed": config.seed,
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        write_dataset(run, folder)
+        responses, stimuli = _read_prepared(folder)
+        concepts = stimuli.concepts_of(responses.stimulus_ids)
+        split = config.split.make(responses.trials, concepts, seed=config.seed)
+        store.write_json(folder / "split.json", split.as_json())
+        return {"inputs": fields["inputs"], "protocol": split.protocol}
+
+    artifact = run.produce("preprocess", fields, {}, compute)
+    keep_config(run)
+    responses, stimuli = _read_prepared(artifact.path)
+    concepts = stimuli.concepts_of(responses.stimulus_ids)
+    split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
+    return Prepared(artifact, responses, stimuli, split)
+
+
+def write_dataset(run: Run, folder: Path) -> None:
+    """Let a small data set write itself, and stream a large one through the preprocessing of its modality."""
+    dataset: Any = run.config.dataset
+    seed = derive_seed(run.config.seed, "dataset")
+    if hasattr(dataset, "write"):
+        dataset.write(folder, seed=seed)
+        return
+    with run.listener.progress("reading trials", None) as advance:
+        _find_writer(dataset.kind)(dataset, folder, seed=seed, advance=advance)
+
+
+def _find_writer(kind: str) -> Callable[..., Any]:
+    """Return the function that streams a data set of this kind."""
+    if read_manifest(kind).modality in ("eeg", "meg"):
+        from braindecode_vis.preprocessing.meeg import write_meeg
+
+        return write_meeg
+    if kind in BOLD_KINDS:
+        from braindecode_vis.preprocessing.bold import write_bold
+
+        return write_bold
+    from braindecode_vis.preprocessing.betas import write_fmri
+
+    return write_fmri
+
+
+def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:
+    return store.read_responses(folder / "responses"), store.read_stimuli(folder / "stimuli")
+
+
+def embed(run: Run) -> list[TargetBank]:
+    """Encode every image; encoders that are fitted see the training images of their fold only."""
+    return run.once("embed", lambda: _embed(run))
+
+
+def _embed(run: Run) -> list[TargetBank]:
+    refuse_categories(run, "embed")
+    prepared = preprocess(run)
+    folds = prepared.folds
+    if not run.config.target.fitted_on_training_images:
+        return [_embed_fold(run, prepared, None)] * len(folds)
+    return [_embed_fold(run, prepared, number) for number in range(len(folds))]
+
+
+def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
+    config, stimuli = run.config.target, prepared.stimuli.select_pictured()
+    fields = {"target": config.hashed_fields(), "fold": number}
+
+    def compute(folder: Path) -> None:
+        from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
+
+        encoder: Any = config.build()
+        if config.kind == "layers":
+            fold = prepared.folds[number or 0]
+            ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+            cache = find_cache_folder()
+            bank = encoder.embed(
+                stimuli, list(ids), lambda member: embed_stimuli(member, stimuli, cache=cache)
+            )
+        elif config.kind not in ("pixels", "pca"):
+            with run.listener.progress("encoding images", len(stimuli)) as advance:
+                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
+        else:
+            fold = prepared.folds[number or 0]
+            ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+            encoder.fit(stimuli.iterate_images(ids))
+            bank = Embeddings(encoder.encode(stimuli.iterate_images()), stimuli.ids, encoder.space)
+        encoder.write(folder)
+        store.write_embeddings(folder, bank)
+
+    upstream = {"preprocess": prepared.artifact.fingerprint}
+    artifact = run.produce("embed", fields, upstream, compute, name_fold(number))
+    return TargetBank(artifact, config.read(artifact.path), store.read_embeddings(artifact.path))
+
+
+def refuse_categories(run: Run, verb: str) -> None:
+    """Raise `ConfigError` where the run decodes categories, so that the verb has no image to work with."""
+    if run.config.decodes_categories:
+        raise ConfigError(
+            f"{verb} needs to know which image was seen, but the encoder {run.config.encoder.kind} decodes categories; "
+            "use train, evaluate and report, or another encoder.kind."
+        )
+
+
+def name_fold(number: int | None) -> str:
+    """Return the name of a fold's artifact; nothing where one serves all folds."""
+    return "" if number is None else f"fold{number:02d}"
+
+
+def train(run: Run) -> list[Any]:
+    """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
+    return run.once("train", lambda: _train(run))
+
+
+def _train(run: Run) -> list[Any]:
+    prepared = preprocess(run)
+    if run.config.decodes_categories:
+        return categories.train_categories(
+            run, prepared.responses, prepared.split, prepared.artifact.fingerprint
+        )
+    return [_train_fold(run, number) for number in range(len(prepared.folds))]
+
+
+def _train_fold(run: Run, number: int) -> TrainedFold:
+    config, prepared, bank = run.config, preprocess(run), embed(run)[number]
+    fields = {
+        "encoder": config.encoder.hashed_fields(),
+        "selection": config.selection.hashed_fields(),
+        **({"text": config.text.hashed_fields()} if "text" in getattr(config.encoder, "needs", ()) else {}),
+        "repeats": config.repeats.train,
+        "seed": config.seed,
+        "fold": number,
+    }
+    upstream = {"preprocess": prepared.artifact.fingerprint, "embed": bank.artifact.fingerprint}
+
+    def compute(folder: Path) -> dict[str, Any]:
+        rows = prepared.folds[number].train
+        selection = _fit_selection(run, prepared, bank, rows)
+        responses = pick_labelled_trials(prepared, rows, config.repeats.train)
+        if selection is not None:
+            selection.write(folder / "selection")
+            responses = selection.apply(responses)
+        targets = bank.embeddings.select(list(responses.stimulus_ids))
+        encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
+        if hasattr(encoder, "images"):
+            encoder.images = prepared.stimuli
+        if "text" in getattr(config.encoder, "needs", ()):
+            encoder.text_targets = _embed_concepts(run, prepared)
+        with lend_workspace(run, encoder, f"train{number:02d}", [fields, upstream]):
+            encoder.fit(responses, targets)
+            encoder.write(folder)
+            store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
+        return {"n_trials": responses.n_trials}
+
+    artifact = run.produce("train", fields, upstream, compute, name_fold(number))
+    selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
+    encoder: Any = config.encoder.read(artifact.path)
+    if hasattr(encoder, "images"):
+        encoder.images = prepared.stimuli
+    out_of_fold = store.read_embeddings(artifact.path / "out_of_fold")
+    return TrainedFold(artifact, encoder, out_of_fold, selection)
+
+
+def _embed_concepts(run: Run, prepared: Prepared) -> Embeddings:
+    """Return a text embedding for every image, from the name of its concept."""
+    from braindecode_vis.embeddings.concepts import embed_concepts, spread_over_images
+
+    def embed_all() -> Embeddings:
+        texts = embed_concepts(run.config.text, run.config.target, prepared.stimuli)
+        return spread_over_images(texts, prepared.stimuli)
+
+    return run.once("texts", embed_all)
+
+
+def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndarray) -> Selection | None:
+    """Choose columns on single training trials, since their repetitions are what reliability is measured by."""
+    config = run.config.selection
+    if config.is_empty:
+        return None
+    responses = prepared.responses.select(rows)
+    targets = None
+    if config.encoding is not None:
+        targets = bank.embeddings.select(list(pd.unique(responses.stimulus_ids)))
+    return fit_selection(config, responses, targets, seed=derive_seed(run.config.seed, "selection"))
+
+
+@contextmanager
+def lend_workspace(run: Run, component: Any, name: str, asked: Any) -> Iterator[None]:
+    """Give a component that learns for long a folder for its checkpoints, which outlives a killed run.
+
+    Parameters
+    ----------
+    run
+        Its folder holds the workspace until the component is done.
+    component
+        Anything; only what has an attribute `workspace` is given one.
+    name
+        First part of the folder's name, for readers.
+    asked
+        What decides the result, so that other settings start in another folder.
+    """
+    if not hasattr(component, "workspace"):
+        yield
+        return
+    folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
+    component.workspace = folder
+    with run.listener.watch(f"{name}:") as show:
+        if hasattr(component, "progress"):
+            component.progress = show
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:
+    """Return the given trials, their repetitions averaged if `repeats` is ``averaged``."""
+    return average_repetitions(responses, rows) if repeats == "averaged" else pick_rows(responses, rows)
+
+
+def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> Responses:
+    """Return the given trials with the concept of each in the trial table; see `pick_trials`."""
+    responses = pick_trials(prepared.responses, rows, repeats)
+    concepts = prepared.stimuli.concepts_of(responses.stimulus_ids)
+    return responses.with_trials(responses.trials.assign(concept=concepts))
+
+
+def pick_test_trials(run: Run, number: int) -> Responses:
+    """Return the test trials of one fold as its encoder takes them."""
+    prepared, selection = preprocess(run), train(run)[number].selection
+    responses = pick_labelled_trials(prepared, prepared.folds[number].test, run.config.repeats.test)
+    responses = order_by_gallery(train(run)[number].encoder, responses)
+    return responses if selection is None else selection.apply(responses)

@@ -1,0 +1,140 @@
+"""The report of a run, where everything in it came from, and the whole sentence at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis import store
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import RunConfig
+from braindecode_vis.datasets.manifests import read_manifest
+from braindecode_vis.pipeline.decoding import reconstruct, retrieve
+from braindecode_vis.pipeline.learning import embed, preprocess, train
+from braindecode_vis.pipeline.scoring import evaluate, find_phantom
+from braindecode_vis.runs import Run, read_scores
+
+
+def report(run: Run) -> Path:
+    """Write the self-contained ``report.html`` of the run and return its path."""
+    return run.once("report", lambda: _report(run))
+
+
+def _report(run: Run) -> Path:
+    from braindecode_vis import summary
+    from braindecode_vis.report.page import ReportContent, write_report
+
+    prepared, rows = preprocess(run), evaluate(run)
+    manifest = read_manifest(run.config.dataset.kind)
+    provenance = collect_run_provenance(run)
+    path = run.folder.path / "report.html"
+    analyses = summary.find_analyses(run.folder.path, describe_question(run))
+    digest = store.hash_json(
+        [rows, provenance["stages"], provenance["config"], [path.name for path in analyses]]
+    )
+    written = run.folder.path / "provenance.json"
+    if path.is_file() and _read_digests(written) == {"content": digest, "page": store.hash_file(path)}:
+        return path
+    items = run.seen["items"]
+    if run.config.decodes_categories:
+        parts = summary.describe_categories(run.config, prepared, items)
+    else:
+        space = embed(run)[0].embeddings.space
+        parts = summary.describe_images(
+            run.config,
+            prepared,
+            space,
+            retrieve(run),
+            reconstruct(run),
+            items,
+            captions=run.seen.get("captions"),
+        )
+    parts["sections"] = [
+        *parts.get("sections", []),
+        *summary.describe_ceilings(run.seen.get("response_ceilings")),
+        *summary.describe_analyses(analyses, run.folder.path),
+    ]
+    simulated = find_phantom(run.config) is not None
+    warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
+    warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
+    if simulated:
+        warnings.insert(
+            0,
+            f"Simulated people and recordings, written in the files of {manifest.title}: no brain was here.",
+        )
+    content = ReportContent(
+        title=run.config.name,
+        dataset=f"phantom in the files of {manifest.title}" if simulated else manifest.title,
+        description="" if simulated else manifest.summary,
+        facts=summary.list_facts(prepared, manifest, simulated=simulated),
+        scores=rows,
+        warnings=warnings,
+        provenance=provenance,
+        command=provenance["command"],
+        **parts,
+    )
+    write_report(path, content)
+    store.write_json(written, {**provenance, "digests": {"content": digest, "page": store.hash_file(path)}})
+    return path
+
+
+def describe_question(run: Run) -> dict[str, Any]:
+    """Return what an analysis must have been asked of to belong into the report of this run."""
+    config = run.config
+    return store.json_plain(
+        {
+            "encoder": config.encoder.hashed_fields(),
+            "repeats": config.repeats.hashed_fields(),
+            "centre": config.retrieval.centre,
+            "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
+            "seed": config.seed,
+            "preprocess": preprocess(run).artifact.fingerprint,
+        }
+    )
+
+
+def _read_digests(path: Path) -> Any:
+    """Return what the last report was made of; None if there is no readable record."""
+    try:
+        return store.read_json(path).get("digests")
+    except (OSError, DataError, AttributeError):
+        return None
+
+
+def collect_run_provenance(run: Run) -> dict[str, Any]:
+    """Return the configuration, the inputs and the fingerprint of every stage that ran."""
+    artifacts: list[store.Artifact] = [preprocess(run).artifact, *[fold.artifact for fold in train(run)]]
+    if not run.config.decodes_categories:
+        banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
+        artifacts[1:1] = banks.values()
+        artifacts += [retrieve(run).artifact, reconstruct(run).artifact]
+    stages = {}
+    for artifact in artifacts:
+        record = store.read_json(artifact.path / store.PROVENANCE)
+        stages[f"{record['stage']} {record['unit']}".strip()] = {
+            key: record[key] for key in ("fingerprint", "version", "created", "seconds")
+        }
+    return {
+        **store.collect_provenance(),
+        "seed": run.config.seed,
+        "inputs": run.config.dataset.hash_inputs(),
+        "config": run.config.model_dump(mode="json"),
+        "stages": stages,
+    }
+
+
+def read_run_scores(run: Run) -> list[dict[str, Any]]:
+    """Return the rows of this run; none where those in the folder were made with other settings."""
+    if "evaluate" in run.seen:
+        return run.seen["evaluate"]
+    try:
+        made_with = RunConfig.model_validate(store.read_json(run.folder.path / "provenance.json")["config"])
+    except (OSError, DataError, KeyError, TypeError, ValueError):
+        return []
+    return read_scores(run.folder.path) if made_with.hashed_fields() == run.config.hashed_fields() else []
+
+
+def run_all(run: Run) -> list[dict[str, Any]]:
+    """Run every stage, reusing what is there, and return the score rows."""
+    report(run)
+    return evaluate(run)

@@ -1,0 +1,259 @@
+"""Score what was retrieved and reconstructed, and say in words under which protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import categories, store
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import RunConfig
+from braindecode_vis.galleries import GallerySource
+from braindecode_vis.phantom.assemble.truth import read_truth
+from braindecode_vis.pipeline.decoding import choose_gallery, meet_generator, reconstruct, retrieve
+from braindecode_vis.pipeline.learning import embed, pick_test_trials, pick_trials, preprocess, train
+from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.runs import Run, publish_scores
+from braindecode_vis.stages import Prepared
+
+
+def evaluate(run: Run) -> list[dict[str, Any]]:
+    """Score retrieval and reconstructions; write ``scores.json`` and ``scores.parquet`` into the run folder."""
+    return run.once("evaluate", lambda: _evaluate(run))
+
+
+def _evaluate(run: Run) -> list[dict[str, Any]]:
+    if run.config.decodes_categories:
+        prepared = preprocess(run)
+        return categories.evaluate_categories(run, prepared.responses, prepared.split, train(run))
+    config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
+    ceilings = find_ceilings(config, prepared)
+    fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
+    protocol = describe_protocol(run, prepared, retrieved.gallery_protocol)
+
+    def compute(folder: Path) -> None:
+        from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
+
+        parts = [part for fold in retrieved.folds for part in fold.parts]
+        features = config.evaluation.features
+        task = ScoringTask(
+            retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
+            seen=np.asarray(images.seen),
+            images={name: np.asarray(made) for name, made in images.images.items()},
+            ids=images.ids,
+            concepts=images.concepts,
+            subjects=images.subjects,
+            decoded_concepts=images.decoded_concepts,
+            feature_encoder=None if features is None else features.build(),
+            feature_name="" if features is None else features.kind,
+            protocol=protocol,
+            split="test",
+            seed=config.seed,
+            n_bootstrap=config.evaluation.n_bootstrap,
+            n_permutations=config.evaluation.n_permutations,
+            ceilings=ceilings,
+            suite=None if config.evaluation.suite is None else config.evaluation.suite.build(),
+            best_of=config.evaluation.best_of,
+            conditions=_name_conditions(run, images.ids),
+        )
+        with run.listener.progress("scoring", task.n_steps) as advance:
+            scores, items = compute_scores(task, advance=advance)
+        if config.evaluation.protocols:
+            scores += _score_protocols(run, protocol)
+        further, lacking = _score_further(run, protocol, folder)
+        scores += further
+        store.write_json(folder / "not_computed.json", task.not_computed + lacking)
+        store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        items.to_parquet(folder / "items.parquet", index=False)
+
+    upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
+    artifact = run.produce("evaluate", fields, upstream, compute)
+    rows = store.read_json(artifact.path / "scores.json")
+    for row in rows:
+        row["fingerprint"] = artifact.fingerprint
+    run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
+    run.seen["not computed"] = store.read_json(artifact.path / "not_computed.json")
+    for name in ("captions", "response_ceilings"):
+        path = artifact.path / f"{name}.json"
+        run.seen[name] = store.read_json(path) if path.is_file() else None
+    publish_scores(run.folder.path, rows)
+    return rows
+
+
+def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], list[str]]:
+    """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
+    config, scores, lacking = run.config.evaluation, [], []
+    if config.captions is not None:
+        from braindecode_vis.analysis.caption_scores import score_caption_task
+
+        captions = score_caption_task(_make_caption_task(run, protocol))
+        scores += captions.scores
+        lacking += config.captions.not_computed
+        store.write_json(folder / "captions.json", captions.texts)
+    if config.brain is None and config.noise_ceiling is None:
+        return scores, lacking
+    from braindecode_vis.analysis import response_scores
+
+    responses, folds = preprocess(run).responses, preprocess(run).split.folds
+    ceilings: dict[str, Any] = {}
+    if config.noise_ceiling is not None:
+        tested = np.concatenate([fold.test for fold in folds])
+        ceilings, why = response_scores.find_response_ceilings(
+            responses, tested, measure=config.noise_ceiling, averaged=True, seed=run.config.seed
+        )
+        lacking += why
+        store.write_json(folder / "response_ceilings.json", response_scores.tabulate_ceilings(ceilings))
+    if config.brain is not None:
+        images = reconstruct(run)
+        pairs = [
+            (
+                pick_trials(responses, fold.train, run.config.repeats.train),
+                average_repetitions(responses, fold.test),
+            )
+            for fold in folds
+        ]
+        found, why = response_scores.score_brain(
+            response_scores.BrainTask(
+                config.brain, pairs, preprocess(run).stimuli, images.ids, images.subjects, np.asarray(images.seen),
+                {name: np.asarray(made) for name, made in images.images.items()}, ceilings, protocol, "test",
+                run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations,
+            )
+        )  # fmt: skip
+        scores += found
+        lacking += why
+    return scores, lacking
+
+
+def _make_caption_task(run: Run, protocol: str) -> Any:
+    """Return predictions, true embeddings and training images of every fold in the space that the generator takes."""
+    from braindecode_vis.analysis.caption_scores import CaptionTask
+
+    prepared, images, config = preprocess(run), reconstruct(run), run.config.evaluation
+    assert config.captions is not None
+    predicted, true, training = [], [], []
+    for number, fold in enumerate(prepared.split.folds):
+        queries, bank = meet_generator(run, number)
+        predicted.append(queries)
+        true.append(bank.select(list(queries.ids)))
+        training.append(bank.select(list(pd.unique(prepared.responses.stimulus_ids[fold.train]))))
+    return CaptionTask(
+        config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
+        {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
+        config.n_bootstrap,
+    )  # fmt: skip
+
+
+def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
+    """Return the condition of each test row: the values of the chosen columns of the trial table."""
+    columns = list(run.config.evaluation.conditions)
+    if not columns:
+        return None
+    tables = [pick_test_trials(run, number).trials for number in range(len(preprocess(run).folds))]
+    trials = pd.concat(tables, ignore_index=True)
+    missing = [name for name in columns if name not in trials]
+    if missing:
+        raise ConfigError(
+            f"evaluation.conditions names {missing[0]!r}, but the trials have the columns {', '.join(trials.columns)}; "
+            "averaging keeps only what repetitions share."
+        )
+    if len(trials) != len(ids):
+        raise DataError("conditions and reconstructions list different test items; run both again.")
+    return trials[columns].astype(str).agg(" ".join, axis=1).to_numpy(dtype=object)
+
+
+def _score_protocols(run: Run, protocol: str) -> list[Any]:
+    """Return the score rows of the further protocols that the configuration names."""
+    from braindecode_vis.analysis.protocol_scores import ProtocolTask, score_protocols
+    from braindecode_vis.metrics.protocols import make_concept_templates
+
+    config, prepared, retrieved = run.config, preprocess(run), retrieve(run)
+    wanted, stimuli = config.evaluation.protocols, prepared.stimuli
+    parts = [part for fold in retrieved.folds for part in fold.parts]
+    ids = list(dict.fromkeys(str(i) for part in parts for i in part.gallery.ids))
+    concept_of = {str(i): str(c) for i, c in zip(stimuli.ids, stimuli.concepts_of(stimuli.ids), strict=True)}
+    text = templates = None
+    if "zero_shot_text" in wanted:
+        from braindecode_vis.embeddings.concepts import embed_concepts
+
+        texts = embed_concepts(config.text, config.target, stimuli)
+        text = texts.select(sorted({concept_of[i] for i in ids}))
+    if "concept_templates" in wanted:
+        if len(parts) > 1:
+            raise ConfigError(
+                "the protocol concept_templates needs one fold and one gallery; use split.kind published."
+            )
+        source = GallerySource(
+            train(run)[0].encoder,
+            embed(run)[0].embeddings,
+            list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[0].train])),
+            config.retrieval,
+        )
+        bank = source.fit_centre(None).apply(source.map_targets(source.bank, None))
+        others = bank.select([str(i) for i in bank.ids if str(i) not in set(ids)])
+        tested = {i: concept_of[i] for i in ids}
+        templates = make_concept_templates(others, [concept_of[str(i)] for i in others.ids], tested)
+    task = ProtocolTask(
+        retrievals=[(part.queries, part.gallery, part.retrieval) for part in parts],
+        concepts=reconstruct(run).concepts,
+        subjects=reconstruct(run).subjects,
+        concept_of={i: concept_of[i] for i in ids},
+        protocol=protocol,
+        split="test",
+        seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap,
+        predicted=[fold.predicted for fold in retrieved.folds],
+        text=text,
+        templates=templates,
+        device=config.retrieval.device,
+    )
+    return score_protocols(task, wanted)
+
+
+def find_phantom(config: RunConfig) -> Path | None:
+    """Return the root of the data set if it is a phantom with its truth beside it."""
+    root = getattr(config.dataset, "root", None)
+    return root if root is not None and (root / "phantom_truth").is_dir() else None
+
+
+def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
+    """Return the scores of an ideal observer, where the data set is a phantom with its truth beside it."""
+    root = find_phantom(config)
+    if root is None or config.split.kind != "published":
+        return {}
+    if prepared.responses.trials["subject"].nunique() > 1:
+        return {}
+    test = prepared.responses.trials.iloc[prepared.folds[0].test]
+    averaged = config.repeats.test == "averaged"
+    n_repetitions = int(test.groupby(["subject", "stimulus_id"]).size().min()) if averaged else 1
+    truth = read_truth(root)
+    if any(str(n_repetitions) not in person["ideal_top1"] for person in truth.people):
+        return {}
+    return {"top1": truth.get_ideal_top1(n_repetitions)}
+
+
+def describe_gallery(run: Run) -> str:
+    """Return the gallery of a run in words, without ranking anything."""
+    return choose_gallery(run.config, preprocess(run), embed(run))[1]
+
+
+def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
+    """Return data set, split, averaging and gallery in one line."""
+    config = run.config
+    return "; ".join(
+        [
+            config.dataset.kind,
+            *filter(None, [prepared.declared_protocol]),
+            prepared.split.protocol,
+            f"repetitions {config.repeats.train} in train, {config.repeats.test} in test",
+            f"target {config.target.kind}",
+            f"gallery of {gallery}",
+            {
+                "none": "cosine",
+                "mean": "cosine after the training mean",
+                "zscore": "cosine of training z-scores",
+            }[config.retrieval.centre],
+        ]
+    )
