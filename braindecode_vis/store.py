@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -339,6 +340,12 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
 
 
+def _name_program() -> str:
+    """Return what was started, as a reader would type it."""
+    name = Path(sys.argv[0]).name
+    return "braindecode-vis" if name == "__main__.py" else name
+
+
 def collect_provenance() -> dict[str, Any]:
     """Return who, when and with which versions: everything about a result but its inputs."""
     return {
@@ -346,7 +353,7 @@ def collect_provenance() -> dict[str, Any]:
         "versions": collect_versions(),
         "git_revision": read_git_revision(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_name_program(), *sys.argv[1:]]),
     }
 
 
