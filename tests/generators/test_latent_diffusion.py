@@ -79,7 +79,8 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def generator(trained):
     """A generator without training material, so without candidates."""
-    config = LatentDiffusionConfig(weights=trained / "latent_diffusion.safetensors", steps=3, device="cpu")
+    weights = trained / "latent_diffusion.safetensors"
+    config = LatentDiffusionConfig(weights=weights, steps=3, device="cpu", candidates=1)
     return LatentDiffusionGenerator(config)
 
 
@@ -151,7 +152,7 @@ def test_more_training_lowers_the_loss(tmp_path):
         losses.setdefault(line["stage"], []).append(line["loss"])
     assert losses["autoencoder"][-1] < 0.6 * losses["autoencoder"][0]
     assert losses["denoiser"][-1] < 0.8 * losses["denoiser"][0]
-    generator = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, device="cpu"))
+    generator = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, device="cpu", candidates=1))
     both = generator.generate(Embeddings(np.eye(2, dtype=np.float32), ["up", "down"], SPACE), seed=0)
     slopes = both[:, -4:].mean(axis=(1, 2, 3)) - both[:, :4].mean(axis=(1, 2, 3))
     assert slopes[0] < -50 < 50 < slopes[1]
@@ -449,7 +450,7 @@ def test_the_candidate_most_like_the_embedding_is_kept(coloured):
 
 
 def test_predictions_count_as_far_as_they_are_reliable(coloured):
-    config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu")
+    config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu", candidates=1)
     bank, material = make_material()
     bare = config.build(material)
     assert bare.for_predictions() is bare
@@ -523,9 +524,10 @@ def test_packaged_weights_paint_what_an_unseen_embedding_says():
     encoder = EfficientNetConfig(device="cpu").build()
     seen = render_batch(range(40, 52), [0] * 12, size=112, seed=0)
     truth = Embeddings(encoder.encode(seen), [f"unseen{i}" for i in range(12)], encoder.space)
-    images = LatentDiffusionGenerator(LatentDiffusionConfig(device="cpu")).generate(truth, seed=0)
+    config = LatentDiffusionConfig(device="cpu", candidates=1)
+    images = LatentDiffusionGenerator(config).generate(truth, seed=0)
     made = encoder.encode([resize_image(image, 112, 112) for image in images])
     right = two_way_identification(truth.vectors, made).mean()
     shifted = [two_way_identification(truth.vectors, np.roll(made, k, axis=0)).mean() for k in range(1, 12)]
-    assert right > 0.65  # 0.77 and 0.82 for two seeds when the weights were made
+    assert right > 0.75
     assert np.mean(shifted) < 0.55
