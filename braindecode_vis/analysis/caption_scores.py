@@ -73,6 +73,17 @@ class CaptionScoresConfig(Settings):
             )
         return {**super().hashed_fields(), **digests, "bank_sha256": hash_file(bank)}
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the bank can be read and each folder holds a network."""
+        read_caption_bank(self.bank.expanduser())
+        for name in ("captioner", "sentence_encoder"):
+            folder = getattr(self, name)
+            if folder is not None and not (folder.expanduser() / "config.json").is_file():
+                raise ConfigError(
+                    f"evaluation.captions.{name} names {folder}, which holds no config.json and thus no network; "
+                    "correct it or leave it out."
+                )
+
     @property
     def not_computed(self) -> list[str]:
         """One sentence for each kind of row that lacks its weights."""
