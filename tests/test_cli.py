@@ -78,6 +78,13 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
     assert call("run", "synthetic_digits", "--nonsense").returncode == 2
 
 
+def test_a_missing_caption_bank_is_refused_before_anything_runs(tmp_path):
+    bank = ("--set", f"evaluation.captions.bank={tmp_path / 'no.csv'}")
+    done = call("run", "synthetic_digits", "--out", tmp_path / "run", *SMALL, *bank)
+    check_refusal(done, "evaluation.captions.bank names", "does not exist")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_debug_shows_the_traceback():
     done = call("run", "digits96", "--debug")
     assert done.returncode == 1

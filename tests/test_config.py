@@ -1,8 +1,10 @@
 import pytest
 import yaml
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.config import RunConfig, dump_config, list_kinds, read_config
+from braindecode_vis import pipeline
+from braindecode_vis.checks import BraindecodeVisError, ConfigError
+from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
+from braindecode_vis.config.files import READS
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.settings import Settings
 
@@ -192,3 +194,64 @@ def test_whitening_may_not_see_what_the_split_tests():
         read_config(
             "things_eeg2", ["split={kind: kfold, n_folds: 3}", "dataset.mvnn=none", "dataset.scaling=robust"]
         )
+
+
+TINY_CLIP = (
+    "{kind: openclip, architecture: ViT-B-32, weights: random, model_args: {embed_dim: 8, vision_cfg: "
+    "{layers: 1, width: 64, image_size: 32, patch_size: 16}, text_cfg: {layers: 1, width: 32, heads: 2}}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage", "sentence"),
+    [
+        (
+            ["evaluation.captions={bank: no.csv}"],
+            "evaluate",
+            r"captions\.bank names .*no\.csv, which does not exist",
+        ),
+        (["evaluation.captions={bank: bank.csv, captioner: .}"], "evaluate", "captioner names .* no network"),
+        (["evaluation.captions={bank: wrong.csv}"], "evaluate", "caption"),
+        (["evaluation.suite={weights: {clip: no.pt}}"], "evaluate", r"suite\.weights\.clip names"),
+        (["evaluation.features={kind: openclip}"], "evaluate", "no weights were given"),
+        (
+            [f"target={TINY_CLIP}", "generator={kind: unclip}"],
+            "reconstruct",
+            "generator unclip has no weights",
+        ),
+        (
+            ["reconstruction.low_level={target: {kind: taesd, weights: none}}"],
+            "reconstruct",
+            r"reconstruction\.low_level\.target\.weights names",
+        ),
+        (["target={kind: openclip}", "generator.kind=nearest"], "embed", "no weights were given"),
+        (
+            [
+                "encoder={kind: network, objectives: [{kind: clip_image_text}]}",
+                "text.tower={kind: openclip, weights: none}",
+            ],
+            "train",
+            r"text\.tower\.weights names",
+        ),
+    ],
+)
+def test_missing_files_are_found_before_anything_is_computed(
+    overrides, stage, sentence, tmp_path, monkeypatch
+):
+    """A caption bank that was not there used to be refused at the very end of a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bank.csv").write_text("id,caption\na,b\n")
+    (tmp_path / "wrong.csv").write_text("id,text\na,b\n")
+    config = read_config("synthetic_digits", overrides)
+    stages = list(pipeline.STAGES)
+    for earlier in stages[: stages.index(stage)]:
+        check_files(config, earlier)
+    for last in stages[stages.index(stage) :]:
+        with pytest.raises(BraindecodeVisError, match=sentence):
+            check_files(config, last)
+
+
+def test_what_a_run_does_not_read_is_not_asked_for():
+    config = read_config("synthetic_digits", ["text.tower={kind: openclip, weights: none}"])
+    check_files(config)
+    assert list(READS) == list(pipeline.STAGES)

@@ -321,6 +321,8 @@ def test_captions_responses_and_ceilings_are_switches_of_the_run(tmp_path):
     brain, seen = (find(rows, "brain_correlation@all", method) for method in ("decoded", "seen"))
     assert abs(brain["chance"]) < 0.1 < brain["ci_low"]
     assert seen["value"] > 0.3
+    assert caption["p_value"] < 0.05
+    assert brain["p_value"] < 0.05
     page = (tmp_path / "run" / "report.html").read_text()
     for text in ("noise ceiling of the responses (ncsnr) not computed", "sentence_similarity not computed"):
         assert text in page

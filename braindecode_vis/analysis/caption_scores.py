@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.analysis.scoring_task import POOLED
+from braindecode_vis.analysis.image_scores import make_blocks
+from braindecode_vis.analysis.scoring_task import POOLED, average
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.caption_bank import read_caption_bank, retrieve_captions
-from braindecode_vis.metrics.captions import SentenceEncoder, score_captions
+from braindecode_vis.metrics.captions import SentenceEncoder, score_captions, tabulate_captions
 from braindecode_vis.metrics.image_table import make_image_table
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json
@@ -26,6 +27,7 @@ from braindecode_vis.store import hash_file, hash_json
 NEAREST = "nearest-caption"
 #: Methods whose images a network describes: the system, its ceiling, and the copying control.
 DESCRIBED = ("decoded", "oracle", "nearest")
+LARGEST_TEXT_TABLE = 400_000  # pairs of captions that are compared for a null, about half a minute
 
 
 class CaptionScoresConfig(Settings):
@@ -73,6 +75,17 @@ class CaptionScoresConfig(Settings):
             )
         return {**super().hashed_fields(), **digests, "bank_sha256": hash_file(bank)}
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the bank can be read and each folder holds a network."""
+        read_caption_bank(self.bank.expanduser())
+        for name in ("captioner", "sentence_encoder"):
+            folder = getattr(self, name)
+            if folder is not None and not (folder.expanduser() / "config.json").is_file():
+                raise ConfigError(
+                    f"evaluation.captions.{name} names {folder}, which holds no config.json and thus no network; "
+                    "correct it or leave it out."
+                )
+
     @property
     def not_computed(self) -> list[str]:
         """One sentence for each kind of row that lacks its weights."""
@@ -114,7 +127,7 @@ class CaptionTask:
     seen : uint8 array of shape (n_rows, height, width, 3)
     images
         Method to images as in `ScoringTask`.
-    protocol, split, seed, n_bootstrap
+    protocol, split, seed, n_bootstrap, n_permutations
         As in `ScoringTask`.
     """
 
@@ -130,6 +143,7 @@ class CaptionTask:
     split: str
     seed: int
     n_bootstrap: int = 10_000
+    n_permutations: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -174,16 +188,39 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         texts = {method: several[0] for method, several in written.items()}
     texts = {**texts, "seen": [bank[str(i)][0] for i in task.ids]}
     references = [bank[str(i)] for i in task.ids]
+    stimuli, truth = np.unique(task.ids.astype(str), return_inverse=True)
     scores = []
-    for subject, rows in _list_groups(task.subjects):
-        for (method, source), several in rounds.items():
+    for (method, source), several in rounds.items():
+        null: dict[str, Any] = {}
+        if method == "decoded":
+            null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
+        for subject, rows in _list_groups(task.subjects):
+            tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],
                 task.ids[rows], method=method, protocol=task.protocol, subject=subject, split=task.split,
                 seed=task.seed, source=source, encoder=encoder, n_boot=task.n_bootstrap,
-                subjects=task.subjects[rows] if subject == POOLED else None,
+                subjects=task.subjects[rows] if subject == POOLED else None, tables=tables or None,
+                truth=truth[rows], blocks=null.get("blocks"), n_permutations=task.n_permutations,
             )  # fmt: skip
     return CaptionScores(scores, texts)
+
+
+def _tabulate(
+    task: CaptionTask,
+    several: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    truth: np.ndarray,
+    encoder: SentenceEncoder | None,
+) -> dict[str, Any]:
+    """Return the metrics of all captions against all stimuli of their block, rounds averaged, and the blocks."""
+    n_texts = sum(len(set(one)) for one in several)
+    n_pairs = n_texts * sum(len(texts) for texts in references)
+    size = max(1, LARGEST_TEXT_TABLE * len(references) // n_pairs)
+    blocks = make_blocks(len(references), size, task.seed)
+    wanted = blocks[truth][:, None] == blocks[None]
+    found = [tabulate_captions(references, one, wanted=wanted, encoder=encoder) for one in several]
+    return {"tables": {name: average([one[name] for one in found]) for name in found[0]}, "blocks": blocks}
 
 
 def _list_groups(subjects: np.ndarray) -> list[tuple[str, np.ndarray]]:

@@ -30,11 +30,13 @@ def compute_scores(
     scores
         Method ``decoded`` first within each metric, then the controls; one block per subject.
     items : DataFrame of n_rows rows
-        The decoded system's value of every metric for every item, draws averaged.
+        The decoded system's value of every metric for every item, draws averaged. Ties share the mean `rank`, and are
+        lost in `worst_rank`, which decides top-k.
     """
     scores: list[Score] = []
     items = pd.DataFrame({"stimulus_id": task.ids, "concept": task.concepts, "subject": task.subjects})
     items["rank"] = np.concatenate([retrieval.ranks for _, _, retrieval in task.retrievals])
+    items["worst_rank"] = np.concatenate([retrieval.worst_ranks for _, _, retrieval in task.retrievals])
     items["gallery_size"] = np.concatenate(
         [np.full(r.n_queries, r.gallery_size) for _, _, r in task.retrievals]
     )

@@ -30,9 +30,11 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         debug: Debug = False,
     ) -> None:
         from braindecode_vis import pipeline
+        from braindecode_vis.config import check_files
         from braindecode_vis.runs import Run, read_scores
 
         run = open_source(source, root, out, overrides, subjects)
+        check_files(run.config, name)
         stage: Callable[[Run], Any] = getattr(pipeline, name)
         result = stage(run)
         if not as_json and name == "evaluate":
@@ -54,8 +56,10 @@ def run_command(
 ) -> None:
     """Run every stage; what is already there is reused, and the reason told."""
     from braindecode_vis import pipeline
+    from braindecode_vis.config import check_files
 
     run = open_source(source, root, out, overrides, subjects)
+    check_files(run.config)
     rows = pipeline.run_all(run)
     if not as_json:
         print_scores(rows)

@@ -1,9 +1,10 @@
 """The configuration of a run: which component plays each role, with which settings.
 
 The unions of `models` are the registry; `source` reads YAML and applies dotted overrides, which are validated again;
-`wording` turns what pydantic found into one sentence.
+`wording` turns what pydantic found into one sentence; `files` looks whether named files are there.
 """
 
+from braindecode_vis.config.files import check_files
 from braindecode_vis.config.models import (
     CATEGORY_DECODERS,
     EvaluationConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "RepeatsConfig",
     "RetrievalConfig",
     "RunConfig",
+    "check_files",
     "describe_validation_error",
     "dump_config",
     "find_config",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.weights import pick_device
 from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.uncertainty import permutation_test
 
 METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
 
@@ -243,6 +244,52 @@ def compute_caption_metrics(
     return values
 
 
+def tabulate_captions(
+    references: Sequence[Sequence[str]],
+    candidates: Sequence[str],
+    *,
+    wanted: np.ndarray | None = None,
+    encoder: SentenceEncoder | None = None,
+) -> dict[str, np.ndarray]:
+    """Return what each caption metric would be if each stimulus were the one that was seen.
+
+    Parameters
+    ----------
+    references : sequence of length n_stimuli
+        One or several captions of each stimulus.
+    candidates : sequence of length n_items
+        The decoded caption; equal ones are compared once.
+    wanted : bool array of shape (n_items, n_stimuli), optional
+        Which pairs are needed; the others may be 0.
+    encoder
+        As for `compute_caption_metrics`.
+
+    Returns
+    -------
+    dict
+        The metrics of `compute_caption_metrics` to arrays of shape (n_items, n_stimuli).
+
+    Examples
+    --------
+    >>> tabulate_captions([["a red car"], ["a cat"]], ["a car"])["rouge1"].tolist()
+    [[0.8, 0.5]]
+    """
+    texts, place = np.unique(np.asarray(candidates, dtype=str), return_inverse=True)
+    asked = np.ones((len(candidates), len(references)), bool) if wanted is None else wanted
+    pairs = np.zeros((len(texts), len(references)), bool)
+    np.logical_or.at(pairs, place, asked)
+    tables = {name: np.zeros(pairs.shape) for name in _WORD_METRICS}
+    for text, stimulus in zip(*np.nonzero(pairs), strict=True):
+        for name, metric in _WORD_METRICS.items():
+            tables[name][text, stimulus] = max(metric(r, texts[text]) for r in references[stimulus])
+    if encoder is not None:
+        flat = [text for several in references for text in several]
+        starts = np.cumsum([0, *(len(several) for several in references)])[:-1]
+        left, right = (encoder.encode(list(some)).astype(np.float64) for some in (texts, flat))
+        tables["sentence_similarity"] = np.maximum.reduceat(left @ right.T, starts, axis=1)
+    return {name: table[place] for name, table in tables.items()}
+
+
 def score_captions(
     references: Sequence[Sequence[str]],
     candidates: Sequence[str] | Sequence[Sequence[str]],
@@ -257,8 +304,14 @@ def score_captions(
     subjects: Sequence[object] | np.ndarray | None = None,
     encoder: SentenceEncoder | None = None,
     n_boot: int = 10_000,
+    tables: Mapping[str, np.ndarray] | None = None,
+    truth: np.ndarray | None = None,
+    blocks: np.ndarray | None = None,
+    n_permutations: int = 10_000,
 ) -> list[Score]:
     """Return one row per caption metric; chance is the mean against the references of the next stimulus.
+
+    With tables, chance is the mean over all permutations of the stimuli instead, and the row has a p-value.
 
     Parameters
     ----------
@@ -272,13 +325,28 @@ def score_captions(
         Where the captions are from, which follows the ``@`` of the metric.
     method, protocol, subject, split, seed, subjects, n_boot
         As for `braindecode_vis.metrics.score.make_score`.
+    tables
+        Metric to an array of shape (n_items, n_stimuli) from `tabulate_captions`, rounds averaged.
+    truth : int array of shape (n_items,)
+        Column of the tables that each item saw.
+    blocks : array of shape (n_stimuli,), optional
+        Stimuli are permuted within their block, where the tables hold these pairs only.
+    n_permutations
+        Permutations of the stimuli.
     """
     names = [str(i) for i in ids]
     rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
     values = _average_metrics(references, rounds, encoder)
     distinct = list(dict.fromkeys(names))
     level: dict[str, float | None] = dict.fromkeys(values)
-    if len(distinct) > 1:
+    p_values: dict[str, float | None] = dict.fromkeys(values)
+    if len(distinct) > 1 and tables is not None:
+        for name in values:
+            null = permutation_test(
+                tables[name], truth=truth, groups=blocks, n_permutations=n_permutations, seed=seed
+            )
+            level[name], p_values[name] = null.null_mean, null.p_value
+    elif len(distinct) > 1:
         following = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
         first = {name: names.index(name) for name in distinct}
         others = [references[first[following[name]]] for name in names]
@@ -288,6 +356,7 @@ def score_captions(
         make_score(
             rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
             split=split, seed=seed, chance=level[name], stimulus_ids=names, subjects=subjects, n_boot=n_boot,
+            p_value=p_values[name],
         )
         for name, rows in values.items()
     ]  # fmt: skip

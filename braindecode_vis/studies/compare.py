@@ -108,24 +108,32 @@ def _average(values: np.ndarray, subjects: pd.Series) -> float:
 
 
 def read_items(folder: Path) -> pd.DataFrame:
-    """Return one row per test item of a finished run: its keys and one column per metric.
-
-    Ranks become `top1`, `top5` and `relative_rank`, so that runs are compared in what they report.
-    """
+    """Return one row per test item of a finished run: its keys and one column per metric."""
     run: Run = open_run(read_config(folder), folder)
     pipeline.evaluate(run)
-    items: pd.DataFrame = run.seen["items"]
+    return tabulate_items(run.seen["items"])
+
+
+def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
+    """Return the metrics of test items as runs report them.
+
+    Ranks become `relative_rank`, in which ties share the mean rank, and `top1` and `top5`, which lose every tie, as in
+    the table of scores, and are left out where a gallery has no more candidates than that.
+    """
     table = pd.DataFrame({key: items[key].astype(str) for key in ("subject", "stimulus_id")})
     table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
     if "rank" in items:
         size = items["gallery_size"].to_numpy(float)
         table["gallery_size"] = size
-        table["top1"] = (items["rank"] <= 1).to_numpy(float)
-        table["top5"] = (items["rank"] <= 5).to_numpy(float)
+        for k in (1, 5):
+            if k < size.min():
+                table[f"top{k}"] = (items["worst_rank"] <= k).to_numpy(float)
         table["relative_rank"] = (items["rank"].to_numpy(float) - 1) / np.maximum(size - 1, 1)
     if "correct" in items:
         table["accuracy"] = items["correct"].to_numpy(float)
     for name in items.columns:
-        if name not in ("rank", "gallery_size", "correct") and pd.api.types.is_float_dtype(items[name]):
+        if name not in ("rank", "worst_rank", "gallery_size", "correct") and pd.api.types.is_float_dtype(
+            items[name]
+        ):
             table[name] = items[name].to_numpy(float)
     return table

@@ -7,6 +7,7 @@ from braindecode_vis.analysis import caption_scores
 from braindecode_vis.analysis.caption_scores import CaptionScoresConfig, CaptionTask, score_caption_task
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics import captions
 
 
 def make_task(folder, *, subjects=("01",) * 3, references=None, **changes):
@@ -80,3 +81,59 @@ def test_missing_references_and_folders_are_named(tmp_path):
     assert fields["captioner_digest"] is None
     assert "bank" not in fields
     assert caption_scores.NEAREST == "nearest-caption"
+
+
+def make_large_task(folder, *, n=12, n_people=1, informative=True):
+    """Every prediction is near the training image whose caption is that of its own stimulus, or of a random one."""
+    words = [f"word{k} and word{k + 1}" for k in range(n)]
+    lines = [
+        "id,caption",
+        *(f"t{k},{w}" for k, w in enumerate(words)),
+        *(f"q{k},{w}" for k, w in enumerate(words)),
+    ]
+    (folder / "bank.csv").write_text("\n".join(lines) + "\n")
+    order = np.arange(n) if informative else np.random.default_rng(0).permutation(n)
+    rows = np.tile(np.arange(n), n_people)
+    ids = np.array([f"q{k}" for k in rows], dtype=object)
+    predicted = Embeddings(np.eye(n)[order[rows]], list(ids), "toy")
+    seen = np.zeros((len(rows), 4, 4, 3), np.uint8)
+    return CaptionTask(
+        CaptionScoresConfig(bank=folder / "bank.csv", device="cpu"), [predicted],
+        [Embeddings(np.eye(n)[rows], list(ids), "toy")], [Embeddings(np.eye(n), [f"t{k}" for k in range(n)], "toy")],
+        ids, np.repeat([f"{who:02d}" for who in range(n_people)], n).astype(object), seen, {"decoded": seen}, "toy",
+        "test", 0, 200, 999,
+    )  # fmt: skip
+
+
+def test_rows_of_the_decoded_system_have_a_p_value(tmp_path):
+    decoded = [s for s in score_caption_task(make_large_task(tmp_path)).scores if s.method == "decoded"]
+    assert [s.p_value for s in decoded] == [0.001] * 3
+    by_hand = np.mean([[captions.rouge_1(f"word{i} and word{i + 1}", f"word{k} and word{k + 1}") for i in range(12)]
+                       for k in range(12)])  # fmt: skip
+    assert decoded[0].chance == pytest.approx(by_hand)
+    noise = score_caption_task(make_large_task(tmp_path, informative=False)).scores
+    assert all(s.p_value > 0.05 for s in noise if s.method == "decoded")
+    assert all(s.p_value is None for s in noise if s.method == "oracle")
+
+
+def test_people_who_saw_the_same_stimuli_are_no_further_evidence(tmp_path):
+    """Eight people with one and the same chance finding: were rows permuted, its p-value would shrink with them."""
+    one, many = (
+        score_caption_task(make_large_task(tmp_path, n=6, n_people=people, informative=False)).scores
+        for people in (1, 8)
+    )
+    alone = {s.metric: s.p_value for s in one if s.method == "decoded"}
+    pooled = {s.metric: s.p_value for s in many if s.method == "decoded" and s.subject == "all"}
+    assert pooled == pytest.approx(alone)
+
+
+def test_large_tables_of_captions_are_permuted_in_blocks(tmp_path, monkeypatch):
+    whole = [s for s in score_caption_task(make_large_task(tmp_path)).scores if s.method == "decoded"]
+    monkeypatch.setattr(caption_scores, "LARGEST_TEXT_TABLE", 12 * 4)
+    compared = []
+    rouge = captions.rouge_1
+    monkeypatch.setitem(captions._WORD_METRICS, "rouge1", lambda r, c: compared.append(r) or rouge(r, c))
+    parts = [s for s in score_caption_task(make_large_task(tmp_path)).scores if s.method == "decoded"]
+    assert len(compared) < 12 * 12
+    assert [s.value for s in parts] == [s.value for s in whole]
+    assert all(0.001 <= s.p_value < 0.05 for s in parts)

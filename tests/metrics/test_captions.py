@@ -134,6 +134,32 @@ def test_sentences_are_means_over_real_tokens(tmp_path):
         captions.SentenceEncoder(tmp_path).encode(["a"])
 
 
+class Letters(captions.SentenceEncoder):
+    """A sentence encoder without a network: unit counts of letters."""
+
+    def __init__(self):
+        pass
+
+    def encode(self, texts):
+        counts = np.array([[text.count(letter) for letter in "abcdeghorst"] for text in texts], float)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_tables_hold_the_metric_of_every_pair():
+    references = [["a cat", "a red car"], ["the dog"], ["grass on the car", "a dog", "the grass"]]
+    candidates = ["a red cat", "the dog", "the dog", "grass"]
+    tables = captions.tabulate_captions(references, candidates, encoder=Letters())
+    for column, several in enumerate(references):
+        own = captions.compute_caption_metrics([several] * 4, candidates, encoder=Letters())
+        assert set(own) == set(tables)
+        for name, values in own.items():
+            np.testing.assert_allclose(tables[name][:, column], values, err_msg=name)
+    wanted = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], bool)
+    some = captions.tabulate_captions(references, candidates, wanted=wanted)
+    np.testing.assert_array_equal(some["rouge1"][wanted], tables["rouge1"][wanted])
+    assert some["rouge1"][0, 1] == some["rouge1"][3, 0] == 0
+
+
 def test_git_captions_images_from_a_local_folder(tmp_path):
     from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
 

@@ -110,3 +110,40 @@ def test_category_decoders_refuse_a_choice_they_would_ignore():
     changes = ["selection.encoding={n_best: 5}"]
     with pytest.raises(ConfigError, match="decodes categories from all columns"):
         read_config("haxby_slices", changes)
+
+
+TINY_CLIP = (
+    "{kind: openclip, architecture: ViT-B-32, weights: random, workers: 0, model_args: {embed_dim: 8, vision_cfg: "
+    "{layers: 2, width: 64, image_size: 32, patch_size: 16}, text_cfg: {layers: 1, width: 32, heads: 2}}}"
+)
+FIRST_LAYER = TINY_CLIP.replace("random,", "random, layer: 0, pooling: cls,")
+LEARNT_BESIDE_TRIALS = {
+    "text": [f"target={TINY_CLIP}", "encoder.objectives=[{kind: clip}, {kind: clip_image_text}]"],
+    "views": [
+        f"target={{kind: views, combine: stacked, encoder: {TINY_CLIP}}}",
+        "encoder.view_choice=sample",
+    ],
+    "fusion": [
+        f"target={{kind: layers, members: [{TINY_CLIP}, {FIRST_LAYER}], size: 6}}",
+        "encoder.fusion={}",
+        "encoder.projector={size: 4, sides: image}",
+    ],
+    "images": [
+        f"target={TINY_CLIP}",
+        f"encoder.image_tower={{rank: 2, target: {TINY_CLIP}}}",
+    ],
+}
+
+
+@pytest.mark.parametrize("what", list(LEARNT_BESIDE_TRIALS))
+def test_a_refit_is_given_what_training_was_given(what, tmp_path):
+    """Texts and images used to reach the run's own training only, so no analysis could fit such a network again."""
+    config = [
+        *QUICK[2:4], "dataset.n_train=48", "dataset.n_test=12", "generator.kind=nearest",
+        "encoder={kind: network, network: {kind: residual_mlp, hidden: 8, n_blocks: 1}, epochs: 1, device: cpu}",
+        *LEARNT_BESIDE_TRIALS[what],
+    ]  # fmt: skip
+    run = open_run(read_config("synthetic_digits", config), tmp_path)
+    decoded, retrieved = decode(make_study(run)), pipeline.retrieve(run)
+    expected = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    np.testing.assert_array_equal(np.concatenate([r.ranks for r in decoded.retrievals]), expected)

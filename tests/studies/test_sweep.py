@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.retrieval import Retrieval, compute_top_k_hits
+from braindecode_vis.runs import read_scores
 from braindecode_vis.studies import compare
 from braindecode_vis.studies.compare import compare_runs, read_items
 from braindecode_vis.studies.sweep import list_combinations, parse_axes, summarise, sweep
@@ -100,10 +102,36 @@ def test_runs_are_compared_item_by_item(swept):
     assert table.loc["pixcorr", "difference"] == pytest.approx(items[0] - items[1])
     assert table.loc["pixcorr", "ci_low"] > 0
     assert (table["p_holm"] >= table["p_value"]).all()
+    reported = {row["metric"]: row["value"] for row in read_scores(strong) if row["method"] == "decoded"}
+    for metric in ("top1", "top5", "pixcorr"):
+        assert table.loc[metric, "value"] == pytest.approx(reported[metric])
     copy = Path(shutil.copytree(weak, out.parent / "copy", symlinks=False))
     same = compare_runs([weak, copy], n_boot=200)
     assert (same["difference"] == 0).all()
     assert (same["p_value"] == 1).all()
+
+
+def test_ties_are_lost_as_in_the_table_of_scores():
+    """Mean ranks would call a true image at rank 4 to 6, tied with two others, one of the best five."""
+    names = np.array(list("abcdefgh"), dtype=object)
+    retrieval = Retrieval(
+        names[:4], names, np.array([3, 0, 0, 2]), np.array([2, 1, 0, 2]), np.zeros(4), np.zeros((4, 1), int),
+        np.zeros((4, 1)), "toy",
+    )  # fmt: skip
+    items = pd.DataFrame(
+        {
+            "subject": "01",
+            "stimulus_id": list("abcd"),
+            "rank": retrieval.ranks,
+            "worst_rank": retrieval.worst_ranks,
+            "gallery_size": 8,
+        }
+    )
+    table = compare.tabulate_items(items)
+    for k in (1, 5):
+        assert table[f"top{k}"].tolist() == compute_top_k_hits(retrieval, k).tolist()
+    assert table["top5"].tolist() == [0, 1, 1, 1]
+    assert "top5" not in compare.tabulate_items(items.assign(gallery_size=5))
 
 
 def test_ranks_in_galleries_of_other_sizes_are_not_compared(swept, monkeypatch):

@@ -1,0 +1,80 @@
+"""Whether the files that a configuration names are there, asked before anything is computed.
+
+Owns which settings each stage reads. A data set and an analysis check their own files, which they read first anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.config.models import RunConfig
+from braindecode_vis.settings import Settings
+
+#: Settings that are read first at each stage; a stage needs those of the stages before it too.
+READS = {
+    "preprocess": (),
+    "embed": ("target",),
+    "train": ("encoder", "text"),
+    "retrieve": (),
+    "reconstruct": ("prior", "generator", "reconstruction"),
+    "evaluate": ("evaluation", "text"),
+    "report": (),
+}
+FINDERS = ("find_weights", "find_folder", "find_adapter", "check_files")
+
+
+def check_files(config: RunConfig, stage: str = "report") -> None:
+    """Raise `ConfigError` where a file that a run needs up to a stage is not there.
+
+    Paths must exist, a network without embedded weights must have some or be allowed to fetch them, and a caption bank
+    must be readable.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    stage
+        The last stage that is asked for.
+    """
+    stages = list(READS)
+    for name in stages[: stages.index(stage) + 1]:
+        for part in READS[name]:
+            if _is_read(config, part, name):
+                for key, settings in _walk(getattr(config, part), part):
+                    _check_settings(key, settings)
+
+
+def _is_read(config: RunConfig, part: str, stage: str) -> bool:
+    if config.decodes_categories:
+        return part == "encoder"
+    if part != "text":
+        return True
+    named = "zero_shot_text" in config.evaluation.protocols
+    return named if stage == "evaluate" else "text" in getattr(config.encoder, "needs", ())
+
+
+def _walk(value: Any, key: str) -> Iterator[tuple[str, Settings]]:
+    """Yield settings and all that are nested in them, with their full keys."""
+    if isinstance(value, Settings):
+        yield key, value
+        for name in type(value).model_fields:
+            yield from _walk(getattr(value, name), f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for place, entry in enumerate(value):
+            yield from _walk(entry, f"{key}.{place}")
+
+
+def _check_settings(key: str, settings: Settings) -> None:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        named = value if isinstance(value, dict) else {"": value}
+        for entry, path in named.items():
+            if isinstance(path, Path) and not path.expanduser().exists():
+                whole = f"{key}.{name}.{entry}".rstrip(".")
+                raise ConfigError(f"{whole} names {path}, which does not exist; correct it or leave it out.")
+    if not getattr(settings, "allow_download", False):
+        for finder in FINDERS:
+            getattr(settings, finder, lambda: None)()
