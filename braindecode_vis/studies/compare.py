@@ -110,11 +110,14 @@ def _average(values: np.ndarray, subjects: pd.Series) -> float:
 def read_items(folder: Path) -> pd.DataFrame:
     """Return one row per test item of a finished run: its keys and one column per metric.
 
-    Ranks become `top1`, `top5` and `relative_rank`, so that runs are compared in what they report.
+    Ranks become `top1`, `top5` and `relative_rank`, so that runs are compared in what they report. Where categories are
+    decoded no image is known: a trial is then an item of its own, named by its place in its run.
     """
     run: Run = open_run(read_config(folder), folder)
     pipeline.evaluate(run)
     items: pd.DataFrame = run.seen["items"]
+    if "stimulus_id" not in items:
+        return _read_decided_trials(items)
     table = pd.DataFrame({key: items[key].astype(str) for key in ("subject", "stimulus_id")})
     table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
     if "rank" in items:
@@ -128,4 +131,17 @@ def read_items(folder: Path) -> pd.DataFrame:
     for name in items.columns:
         if name not in ("rank", "gallery_size", "correct") and pd.api.types.is_float_dtype(items[name]):
             table[name] = items[name].to_numpy(float)
+    return table
+
+
+def _read_decided_trials(items: pd.DataFrame) -> pd.DataFrame:
+    place = items.groupby(["subject", "run"]).cumcount().astype(str)
+    table = pd.DataFrame(
+        {
+            "subject": items["subject"].astype(str),
+            "stimulus_id": items["run"].astype(str) + " trial " + place + " " + items["label"].astype(str),
+        }
+    )
+    table["occurrence"] = 0
+    table["accuracy"] = (items["decoded"] == items["label"]).to_numpy(float)
     return table
