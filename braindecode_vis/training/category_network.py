@@ -77,6 +77,7 @@ class NetworkCategoriesConfig(Settings):
             {
                 **shared,
                 "objectives": [{"kind": "clip", "temperature": self.temperature}],
+                "normalise_targets": "none",
                 "projector": {"sides": "image", "size": self.size},
                 "selection": {"kind": "last", "hold_out": 0},
             }
