@@ -64,6 +64,7 @@ from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.priors.mean import MeanPriorConfig
 from braindecode_vis.priors.spread import SpreadPriorConfig
 from braindecode_vis.settings import Settings
+from braindecode_vis.training.category_network import NetworkCategoriesConfig
 from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.pretrain import PretrainConfig
 
@@ -108,13 +109,14 @@ ImageEncoderConfig = Annotated[
     Field(discriminator="kind"),
 ]
 BrainEncoderConfig = Annotated[
-    RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig, Field(discriminator="kind")
+    RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig | NetworkCategoriesConfig,
+    Field(discriminator="kind"),
 ]
 PriorConfig = Annotated[
     IdentityPriorConfig | MeanPriorConfig | SpreadPriorConfig | DiffusionPriorConfig,
     Field(discriminator="kind"),
 ]
-CATEGORY_DECODERS = ("lda", "logistic")
+CATEGORY_DECODERS = ("lda", "logistic", "network_categories")
 GeneratorConfig = Annotated[
     LatentsConfig
     | NearestConfig
@@ -297,7 +299,8 @@ class RunConfig(Settings):
         if self.decodes_categories != (self.split.kind == "leave_one_run_out"):
             raise ValueError(
                 f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories "
-                "are decoded by lda or logistic under split.kind leave_one_run_out, images by other encoders and splits"
+                f"are decoded by {', '.join(CATEGORY_DECODERS)} under split.kind leave_one_run_out, images by other "
+                "encoders and splits"
             )
         return self
 

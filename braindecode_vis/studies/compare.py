@@ -118,8 +118,11 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
     """Return the metrics of test items as runs report them.
 
     Ranks become `relative_rank`, in which ties share the mean rank, and `top1` and `top5`, which lose every tie, as in
-    the table of scores, and are left out where a gallery has no more candidates than that.
+    the table of scores, and are left out where a gallery has no more candidates than that. Where categories are decoded
+    no image is known: a trial is then an item of its own, named by its place in its run.
     """
+    if "stimulus_id" not in items:
+        return _read_decided_trials(items)
     table = pd.DataFrame({key: items[key].astype(str) for key in ("subject", "stimulus_id")})
     table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
     if "rank" in items:
@@ -136,4 +139,17 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
             items[name]
         ):
             table[name] = items[name].to_numpy(float)
+    return table
+
+
+def _read_decided_trials(items: pd.DataFrame) -> pd.DataFrame:
+    place = items.groupby(["subject", "run"]).cumcount().astype(str)
+    table = pd.DataFrame(
+        {
+            "subject": items["subject"].astype(str),
+            "stimulus_id": items["run"].astype(str) + " trial " + place + " " + items["label"].astype(str),
+        }
+    )
+    table["occurrence"] = 0
+    table["accuracy"] = (items["decoded"] == items["label"]).to_numpy(float)
     return table

@@ -125,8 +125,10 @@ class NetworkEncoderConfig(Settings):
         a projector only), its second head (``network``), or a linear map of its output (``linear``). ``auto`` takes the
         second head if the network has one, then ``shared``, then ``linear``.
     normalise_targets
-        What is done to target embeddings before they are compared: nothing, unit length (``l2``), the mean of the
-        training images taken off (``centre``), or their z-score. Regressions see untouched targets.
+        What is done to target embeddings before they are compared: nothing (``none``, as in the papers), unit length
+        (``l2``), the mean of the training images taken off (``centre``), or their z-score. Should be what
+        ``retrieval.centre`` does at the test: ``centre`` goes with ``mean``, ``none`` with ``none``. Regressions see
+        untouched targets.
     optimiser, schedule
         See their classes.
     epochs
@@ -182,7 +184,7 @@ class NetworkEncoderConfig(Settings):
     view_choice: ViewChoice | None = None
     image_tower: ImageTowerConfig | None = None
     regression_head: Literal["auto", "shared", "network", "linear"] = "auto"
-    normalise_targets: Literal["none", "l2", "centre", "zscore"] = "none"
+    normalise_targets: Literal["none", "l2", "centre", "zscore"] = "centre"
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     epochs: int = Field(default=50, ge=1)

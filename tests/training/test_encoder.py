@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config.models import RetrievalConfig
 from braindecode_vis.roles import BrainEncoder
 from braindecode_vis.training.encoder import NetworkEncoderConfig
+from braindecode_vis.training.validation import compute_top_k
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
 
 
@@ -161,6 +163,22 @@ def test_scaled_targets_are_predicted_in_the_target_space():
     assert abs(predicted.vectors.mean() - 100) < 2
 
 
+def test_by_default_a_network_learns_the_comparison_that_retrieval_makes():
+    """With plain targets the default retrieval took off a mean that training had kept."""
+    assert (make_config().normalise_targets, RetrievalConfig().centre) == ("centre", "mean")
+    responses, targets = make_task(n_images=60, noise=2.0, per_concept=1)
+    shifted = Embeddings(targets.vectors + 5, targets.ids, targets.space)
+    learnt, asked = responses.select(np.arange(80)), responses.select(np.arange(80, 120))
+    train = Embeddings(shifted.vectors[:80], shifted.ids[:80], shifted.space)
+    gallery = shifted.vectors[80::2]
+    centre, hits = shifted.vectors[:80:2].mean(axis=0), {}
+    for kind in ("centre", "none"):
+        encoder = make_config(epochs=30, normalise_targets=kind).build(seed=0).fit(learnt, train)
+        found = encoder.predict(asked).vectors - centre
+        hits[kind] = compute_top_k(found, gallery - centre, np.arange(40) // 2, 1)
+    assert hits["centre"] > 0.5 > hits["none"] + 0.1
+
+
 def test_early_stopping_keeps_the_best_epoch():
     responses, targets = make_task(n_images=60, noise=6.0)
     config = make_config(epochs=40, selection={"kind": "early_stopping", "patience": 2, "hold_out": 0.2})
@@ -168,8 +186,6 @@ def test_early_stopping_keeps_the_best_epoch():
     scores = [r["validation_top1"] for r in encoder.fitted.history]
     best = int(np.argmax(scores))
     assert len(scores) == best + 3 < 40
-    from braindecode_vis.training.validation import compute_top_k
-
     held = encoder.predict_out_of_fold(responses, targets)
     gallery = sorted(encoder.fitted.held_out)
     vectors = np.stack([targets.vectors[list(targets.ids).index(i)] for i in gallery])

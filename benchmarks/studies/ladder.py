@@ -1,0 +1,259 @@
+"""The ablation ladder: which network, objective and training generalise best to concepts never trained on.
+
+    braindecode-vis phantom things-eeg2 --size demo --concepts 320 --test-concepts 100 --test-repetitions 20 \
+        --snr 0.05 --out PHANTOM
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage networks
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage training     # then chosen, test
+    python benchmarks/studies/ladder.py PEOPLE --out FOLDER --stage test --set split.kind=leave_one_subject_out
+
+A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
+concepts and is scored on this fifth, never on the test concepts. Each exemplar makes a gallery of its own, with one
+image per concept. ``test`` trains on all training concepts and opens the test trials. Intervals are 95 % bootstraps
+over concepts (and people, where there are several) of the mean over seeds. What is done already is kept in FOLDER,
+one file of ranks per rung and seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.config import read_config
+from braindecode_vis.config.models import BrainEncoderConfig
+from braindecode_vis.galleries import GallerySource, rank_fold
+from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
+from braindecode_vis.pipeline import embed, pick_labelled_trials, preprocess
+from braindecode_vis.runs import open_run
+from braindecode_vis.seeds import make_generator
+
+SHARE = 0.2  # of the training concepts, for choices
+
+NOISY = [
+    {"kind": "channel_dropout"}, {"kind": "time_shift"}, {"kind": "gaussian_noise"}, {"kind": "smoothing"},
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rung:
+    """An encoder, what retrieval takes off (`centre`), and whether training trials are averaged (`repeats`)."""
+
+    encoder: dict[str, Any]
+    centre: str = "mean"
+    repeats: str = "averaged"
+
+
+def make_network(network: dict[str, Any], lr: float, **changes: Any) -> Rung:
+    base = {
+        "kind": "network", "network": network, "optimiser": {"lr": lr}, "epochs": 50, "device": "cpu",
+        "normalise_targets": "centre", "selection": {"kind": "last", "hold_out": 0},
+    }  # fmt: skip
+    return Rung({**base, **changes})
+
+
+VOXELS = "residual mlp, width 256"  # for voxels only, and used where it is asked for by name
+#: Each at its paper's learning rate, everything else alike.
+NETWORKS = {
+    "ridge": Rung({"kind": "ridge", "alphas": [1e2, 1e3, 1e4, 1e5, 1e6]}),
+    "eegproject": make_network({"kind": "eegproject"}, 1e-4),
+    "eegproject, width 256": make_network({"kind": "eegproject", "width": 256}, 1e-4),
+    "tsconv": make_network({"kind": "tsconv"}, 2e-4),
+    "atm_s": make_network({"kind": "atm_s"}, 3e-4),
+    VOXELS: make_network({"kind": "residual_mlp", "hidden": 256, "n_blocks": 1}, 1e-4),
+}
+
+
+def change(rung: Rung, centre: str | None = None, repeats: str | None = None, **changes: Any) -> Rung:
+    return Rung({**rung.encoder, **changes}, centre or rung.centre, repeats or rung.repeats)
+
+
+def list_training(base: Rung) -> dict[str, Rung]:
+    """Return the base with one change each."""
+    optimiser = base.encoder["optimiser"]
+    single = {"augmentations": [{"kind": "repetition_averaging"}], "repeats": "single"}
+    return {
+        "+ MSE 9:1": change(base, objectives=[{"kind": "mse", "weight": 9}, {"kind": "clip"}]),
+        "SigLIP": change(base, objectives=[{"kind": "siglip"}]),
+        "CUA": change(base, objectives=[{"kind": "cua"}]),
+        "SoftCLIP": change(base, objectives=[{"kind": "soft_clip"}]),
+        "targets as they are, centred in retrieval": change(base, normalise_targets="none"),
+        "no centring anywhere": change(base, normalise_targets="none", centre="none"),
+        "z-scores": change(base, normalise_targets="zscore", centre="zscore"),
+        "single trials": change(base, repeats="single"),
+        "random averages": change(base, **single),
+        "four augmentations": change(base, augmentations=NOISY),
+        **{f"only {one['kind']}": change(base, augmentations=[one]) for one in NOISY},
+        "EMA 0.99": change(base, ema=0.99),
+        "early stopping": change(base, selection={"kind": "early_stopping"}),
+        "100 epochs": change(base, epochs=100),
+        "20 epochs": change(base, epochs=20),
+        "cosine": change(base, schedule={"kind": "cosine"}),
+        "weight decay 0.1": change(base, optimiser={**optimiser, "weight_decay": 0.1}),
+        "learning rate x 3": change(base, optimiser={**optimiser, "lr": 3 * optimiser["lr"]}),
+        "batches of 512": change(base, batch_size=512),
+    }
+
+
+def combine(name: str) -> Rung:
+    """Return a network with what helped in the stage ``training``: augmentation of random averages."""
+    kinds = [*NOISY, {"kind": "repetition_averaging"}]
+    return change(NETWORKS[name], augmentations=kinds, repeats="single")
+
+
+#: Written down after the stage ``training``; those of `TESTED` meet the test trials, beside the plain networks.
+CHOSEN = {
+    f"{name}, four augmentations of random averages": combine(name)
+    for name in ("eegproject, width 256", "eegproject", "tsconv", "atm_s")
+}
+TESTED = ("atm_s, four augmentations of random averages",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fold of a phantom: who is trained on, who is asked, and the galleries."""
+
+    prepared: Any
+    bank: Embeddings
+    settings: Any
+    train: np.ndarray
+    asked: np.ndarray
+    galleries: list[list[str]]
+
+
+def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[str]) -> list[Task]:
+    run = open_run(read_config(config, changes, root=root), folder / "run")
+    prepared, banks = preprocess(run), embed(run)
+    ids = prepared.responses.stimulus_ids
+    concepts = prepared.stimuli.concepts_of(ids).astype(str)
+    tasks = []
+    for fold, bank in zip(prepared.split.folds, banks, strict=True):
+        train, asked = fold.train, fold.test
+        if stage != "test":
+            names = np.unique(concepts[train])
+            chosen = make_generator(0, "ladder").permutation(names)[: round(SHARE * len(names))]
+            held = np.isin(concepts[train], chosen)
+            train, asked = train[~held], train[held]
+        images = pd.DataFrame({"id": ids[asked], "concept": concepts[asked]}).drop_duplicates("id")
+        images = images.sort_values(["concept", "id"])
+        number = images.groupby("concept").cumcount()
+        galleries = [images["id"][number == k].tolist() for k in sorted(number.unique())]
+        tasks.append(Task(prepared, bank.embeddings, run.config.retrieval, train, asked, galleries))
+    return tasks
+
+
+def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
+    """Return the rank of the true image of every query."""
+    config = TypeAdapter(BrainEncoderConfig).validate_python(rung.encoder)
+    responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
+    encoder = config.build(seed=seed)
+    encoder.fit(responses, task.bank.select(list(responses.stimulus_ids)))
+    queries = pick_labelled_trials(task.prepared, task.asked, "averaged")
+    settings = task.settings.model_copy(update={"centre": rung.centre})
+    source = GallerySource(encoder, task.bank, list(pd.unique(responses.stimulus_ids)), settings)
+    tables = []
+    for ids in task.galleries:
+        own = queries.select(np.flatnonzero(np.isin(queries.stimulus_ids.astype(str), ids)))
+        subjects = own.trials["subject"].to_numpy(dtype=object)
+        ranked = rank_fold(source, encoder.predict(own), subjects, ids, protocol="ladder")
+        columns = {"subject": subjects, "id": ranked.query_ids, "concept": own.trials["concept"]}
+        tables.append(pd.DataFrame({**columns, "rank": ranked.worst_ranks, "size": len(ids)}))
+    return pd.concat(tables, ignore_index=True).assign(seed=seed)
+
+
+def tabulate(folder: Path, names: list[str], reference: str) -> pd.DataFrame:
+    """Return top-1 and top-5 with intervals, and the paired difference in top-5 to a reference."""
+    rows = []
+    read = {name: pd.concat(map(pd.read_csv, sorted(folder.glob(f"{slug(name)}-*.csv")))) for name in names}
+    keys = ["subject", "concept", "id"]
+    hits = {
+        (name, k): (table["rank"] <= k).groupby([table[key] for key in keys]).mean()
+        for name, table in read.items()
+        for k in (1, 5)
+    }
+    for name in names:
+        row: dict[str, Any] = {"rung": name, "seeds": read[name]["seed"].nunique()}
+        for k in (1, 5):
+            values = hits[name, k]
+            found = bootstrap_interval(values.to_numpy(), **name_units(values))
+            row[f"top-{k}"] = f"{values.mean():.3f} ({found.low:.3f} to {found.high:.3f})"
+        values = hits[name, 5]
+        gain = paired_difference(
+            values.to_numpy(), hits[reference, 5][values.index].to_numpy(), **name_units(values)
+        )
+        row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    table.attrs["size"] = int(read[reference]["size"].iloc[0])
+    return table
+
+
+def name_units(values: pd.Series) -> dict[str, Any]:
+    """Return what is resampled: concepts, and people first where there are several."""
+    people = values.index.get_level_values("subject")
+    concepts = list(values.index.get_level_values("concept"))
+    return {"clusters": concepts, "subjects": list(people) if people.nunique() > 1 else None}
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.+]+", "_", name.lower())
+
+
+def list_rungs(stage: str, base: str) -> dict[str, Rung]:
+    if stage == "networks":
+        return NETWORKS
+    if stage == "training":
+        return {base: NETWORKS[base], **list_training(NETWORKS[base])}
+    if stage == "chosen":
+        return {base: NETWORKS[base], **CHOSEN}
+    return {**NETWORKS, **{name: CHOSEN[name] for name in TESTED}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", choices=("networks", "training", "chosen", "test"), default="networks")
+    parser.add_argument("--base", choices=list(NETWORKS), default="eegproject", help="what the stages change")
+    parser.add_argument("--config", default="phantom_eeg")
+    parser.add_argument("--set", action="append", default=[], help="changes of the configuration")
+    parser.add_argument("--epochs", type=int, help="for all networks")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="*", help="names of rungs")
+    options = parser.parse_args()
+    tasks = open_tasks(options.root, options.out, options.stage, options.config, options.set)
+    rungs = list_rungs(options.stage, options.base)
+    only = options.only or [name for name in rungs if name != VOXELS]
+    rungs = {name: rung for name, rung in rungs.items() if name in only}
+    folder = options.out / ("test" if options.stage == "test" else "validation")
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for name, rung in rungs.items():
+            path, is_network = folder / f"{slug(name)}-{seed}.csv", rung.encoder["kind"] == "network"
+            if path.exists() or (seed > 0 and not is_network):
+                continue
+            if options.epochs and is_network:
+                rung = change(rung, epochs=options.epochs)
+            started = time.process_time()
+            table = pd.concat([score(task, rung, seed) for task in tasks], ignore_index=True)
+            table.to_csv(path, index=False)
+            top5 = (table["rank"] <= 5).mean()
+            print(f"{name}, seed {seed}: top-5 {top5:.3f}, {time.process_time() - started:.0f} s", flush=True)
+    reference = next(iter(rungs))
+    table = tabulate(folder, list(rungs), reference)
+    size = table.attrs["size"]
+    print(f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-5 to {reference}")
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

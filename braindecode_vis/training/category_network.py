@@ -1,0 +1,187 @@
+"""A network as a category decoder: trained by contrast between trials and one learned prototype per class.
+
+Owns the class-shaped targets and the way from cosines back to probabilities; training is that of `NetworkEncoder`.
+The target of a trial is the indicator of its class, and the image side one linear map, whose value for a class is its
+prototype. The two directions of the contrast are then a softmax over prototypes, and for each prototype one over the
+trials of the batch, all those of its class being right answers (supervised contrast). Imports torch only to train.
+
+References
+----------
+Khosla et al. (2020), arXiv:2004.11362: several positives. Snell et al. (2017), arXiv:1703.05175: prototypes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.eegproject import EEGProjectConfig
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import read_json, write_json
+from braindecode_vis.training.alignment import InputScalingConfig
+from braindecode_vis.training.augment import AugmentationConfig
+from braindecode_vis.training.encoder import BatchSize, NetworkEncoderConfig
+from braindecode_vis.training.networks import NetworkConfig
+from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.network_encoder import NetworkEncoder
+
+_FILE = "categories.json"
+_SPACE = "classes"
+
+
+class NetworkCategoriesConfig(Settings):
+    """A network that names the class of a trial; the last epoch is kept, and every training trial is learnt from.
+
+    Parameters
+    ----------
+    network
+        The network, by its ``kind``.
+    size
+        Features of the space in which trials and prototypes are compared.
+    temperature
+        Where the learned temperature of the contrast starts; CLIP's.
+    epochs, batch_size, optimiser, schedule, augmentations, input_scaling, device
+        As in `NetworkEncoderConfig`.
+    """
+
+    kind: Literal["network_categories"] = "network_categories"
+    network: NetworkConfig = EEGProjectConfig()
+    size: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.07, gt=0)
+    epochs: int = Field(default=50, ge=1)
+    batch_size: BatchSize = "auto"
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    augmentations: tuple[AugmentationConfig, ...] = ()
+    input_scaling: InputScalingConfig = InputScalingConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"device"})
+
+    @property
+    def pool(self) -> bool:
+        """Whether the volumes of a trial are decided together: each row is a trial of its own here."""
+        return False
+
+    def make_training(self) -> NetworkEncoderConfig:
+        """Return the settings of the training by contrast with prototypes."""
+        shared = {name: getattr(self, name) for name in self._shared}
+        return NetworkEncoderConfig.model_validate(
+            {
+                **shared,
+                "objectives": [{"kind": "clip", "temperature": self.temperature}],
+                "normalise_targets": "none",
+                "projector": {"sides": "image", "size": self.size},
+                "selection": {"kind": "last", "hold_out": 0},
+            }
+        )
+
+    _shared: ClassVar[tuple[str, ...]] = (
+        "network", "epochs", "batch_size", "optimiser", "schedule", "augmentations", "input_scaling", "device",
+    )  # fmt: skip
+
+    def build(self, *, seed: int) -> NetworkCategoryDecoder:
+        """Return the unfitted decoder."""
+        return NetworkCategoryDecoder(self, seed=seed)
+
+    def read(self, folder: Path) -> NetworkCategoryDecoder:
+        """Return the fitted decoder that was written into `folder`."""
+        return NetworkCategoryDecoder.read(self, folder)
+
+
+class NetworkCategoryDecoder:
+    """A classifier of trials by their nearest prototype; see the module for what is learnt."""
+
+    def __init__(self, config: NetworkCategoriesConfig, *, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        self.encoder: NetworkEncoder | None = None
+        self._classes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of `decision`."""
+        self._require_fit()
+        return self._classes
+
+    def fit(self, responses: Responses, labels: np.ndarray) -> NetworkCategoryDecoder:
+        """Learn from training trials.
+
+        Parameters
+        ----------
+        responses
+            Training trials.
+        labels : array of shape (n_trials,)
+            Name of the class of each trial.
+
+        Raises
+        ------
+        DataError
+            If labels and trials do not match, there is one class only, or a loss is not finite.
+        """
+        names = np.asarray(labels).astype(str)
+        if names.shape != (responses.n_trials,):
+            raise DataError(
+                f"the {self.config.kind} decoder needs one label per trial: {responses.n_trials} trials "
+                f"came with labels of shape {names.shape}."
+            )
+        classes, codes = np.unique(names, return_inverse=True)
+        if len(classes) < 2:
+            raise DataError(f"a category decoder needs two classes, but all trials are {str(classes[0])!r}.")
+        ids = classes.astype(object)[codes]
+        named = responses.with_trials(responses.trials.assign(stimulus_id=ids, concept=ids))
+        indicators = np.eye(len(classes), dtype=np.float32)
+        encoder = self.config.make_training().build(seed=self.seed)
+        self.encoder = encoder.fit(named, Embeddings(indicators[codes], ids, _SPACE))
+        self._classes = tuple(str(name) for name in classes)
+        return self
+
+    def decision(self, responses: Responses) -> np.ndarray:
+        """Return the probability of each class, float64 of shape (n_trials, n_classes); rows sum to one."""
+        from scipy.special import softmax
+
+        encoder, classes = self._require_fit(), np.array(self._classes, dtype=object)
+        bank = Embeddings(np.eye(len(classes), dtype=np.float32), classes, _SPACE)
+        prototypes = _normalise(encoder.map_targets(bank).vectors)
+        brain = _normalise(encoder.predict(responses).vectors)
+        objective: Any = encoder.require_fit().model.objectives[0]
+        scale = float(objective.term.scale().detach())
+        return np.asarray(softmax(scale * brain @ prototypes.T, axis=1))
+
+    def write(self, folder: Path) -> None:
+        """Write the network as safetensors and JSON, and the names of the classes beside it."""
+        self._require_fit().write(folder)
+        write_json(folder / _FILE, {"kind": self.config.kind, "classes": list(self._classes)})
+
+    @classmethod
+    def read(cls, config: NetworkCategoriesConfig, folder: Path) -> NetworkCategoryDecoder:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        DataError
+            If it was written with other settings or is a decoder of another kind.
+        """
+        record = read_json(folder / _FILE)
+        if record["kind"] != config.kind:
+            raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {config.kind!r}.")
+        decoder = cls(config)
+        decoder.encoder = config.make_training().read(folder)
+        decoder._classes = tuple(record["classes"])
+        return decoder
+
+    def _require_fit(self) -> NetworkEncoder:
+        if self.encoder is None:
+            raise DataError(f"the {self.config.kind} decoder has not been fitted; run train first.")
+        return self.encoder
+
+
+def _normalise(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, dtype=np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
