@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,35 @@ class RepetitionNoise:
     n_test: float
 
 
+@dataclass
+class Workshop:
+    """What a generator that trains for long is lent: a folder that outlives a killed run, and someone to tell.
+
+    Parameters
+    ----------
+    workspace
+        Folder of finished parts; without one, none is kept.
+    progress
+        Called with steps done, steps in all, and words on how it goes.
+    """
+
+    workspace: Path | None = None
+    progress: Callable[[int, int, str], None] | None = None
+
+    def take(self, name: str) -> Workshop:
+        """Return a part of the workshop for one of several trainings, for example a fold."""
+        progress = self.progress
+        return Workshop(
+            None if self.workspace is None else self.workspace / name,
+            None if progress is None else lambda done, total, text: progress(done, total, f"{name}, {text}"),
+        )
+
+
+def open_workshop(generator: Any) -> Workshop | None:
+    """Return an empty workshop for a generator (its configuration) that uses one; None for any other."""
+    return Workshop() if getattr(generator, "uses_workshop", False) else None
+
+
 @dataclass(frozen=True)
 class TrainingMaterial:
     """Images and embeddings of the training split; the test split is never in here.
@@ -47,6 +78,8 @@ class TrainingMaterial:
         Out-of-fold predictions of the training trials, if the brain encoder gives them.
     noise
         Noise of single repetitions, for generators that weigh predictions by their reliability.
+    workshop
+        For generators that train for long.
     """
 
     image_encoder: Any
@@ -54,6 +87,7 @@ class TrainingMaterial:
     stimuli: StimulusSet
     predicted: Embeddings | None = None
     noise: RepetitionNoise | None = None
+    workshop: Workshop | None = None
 
     @cached_property
     def images(self) -> np.ndarray:

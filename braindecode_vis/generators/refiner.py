@@ -13,7 +13,7 @@ Zhao et al. (2017), losses for image restoration, doi:10.1109/TCI.2016.2644865 (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -60,12 +60,16 @@ class RefinerConfig(Settings):
     n_networks: int = Field(default=3, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
+    uses_workshop: ClassVar[bool] = True
+
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""
         return target_kind == "pixels"
 
     def build(self, material: TrainingMaterial) -> RefinerGenerator:
         """Return the generator, trained on the training material.
+
+        Networks that lie finished in the workspace of the material's workshop are taken from there.
 
         Raises
         ------
@@ -96,6 +100,7 @@ class RefinerConfig(Settings):
             material.embeddings.flat().reshape(-1, *shape),
             pairs.flat().reshape(-1, *shape),
             material.embeddings.select(list(pairs.ids)).flat().reshape(-1, *shape),
+            workshop=material.workshop,
         )
         return RefinerGenerator(material.image_encoder, networks, losses)
 

@@ -1,7 +1,14 @@
-"""The network of the refiner, the images and predictions that it learns from, and its loss."""
+"""The network of the refiner, the images and predictions that it learns from, and its loss.
+
+Networks of the ensemble are trained one after the other; each is kept in the workspace when it is done, so that a
+training that was stopped goes on with the first that is missing.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.generators.material import Workshop
+from braindecode_vis.priors.checkpoints import sign_training
 from braindecode_vis.priors.conditions import PredictionError, fit_prediction_error
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.store import replace_atomically
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.refiner import RefinerConfig
@@ -20,6 +30,7 @@ AFFINE, SHIFT, ELASTIC, KNOTS = 0.07, 0.036, 0.043, 5
 SSIM_RADIUS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 5, 1.5, 0.01**2, 0.03**2
 ERROR_SCALE = 10.0  # brings squared errors of images in 0..1 to the size of structural dissimilarities
 EMA_DECAY, WEIGHT_DECAY = 0.99, 0.01
+STEPS_BETWEEN_WORDS = 10
 START_THRESHOLD, START_GAIN = 0.35, 6.0  # of the contrast that a fresh network applies
 
 
@@ -72,7 +83,12 @@ def _double(x: Tensor) -> Tensor:
 
 
 def train_refiners(
-    config: RefinerConfig, images: np.ndarray, predicted: np.ndarray, true: np.ndarray
+    config: RefinerConfig,
+    images: np.ndarray,
+    predicted: np.ndarray,
+    true: np.ndarray,
+    *,
+    workshop: Workshop | None = None,
 ) -> tuple[list[nn.Module], list[float]]:
     """Return trained networks and the mean loss of the last tenth of the steps of each.
 
@@ -84,22 +100,89 @@ def train_refiners(
         The training images in 0..1.
     predicted, true : float arrays of shape (n_trials, height, width, colours)
         Out-of-fold predictions of training trials, and the image of each.
+    workshop
+        Where finished networks are kept, and who is told how it goes. A network of another training is ignored.
     """
+    workshop = workshop or Workshop()
     shape = images.shape[1:]
     error = fit_prediction_error(predicted.reshape(len(predicted), -1), true.reshape(len(true), -1))
     bank = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
-    trained = [_train(config, bank, shape, error, member) for member in range(config.n_networks)]
+    trained = []
+    for member in range(config.n_networks):
+        network = _start_network(config, shape, member)
+        signature = sign_training(
+            network, {**config.hashed_fields(), "member": member}, [images, predicted, true]
+        )
+        folder = workshop.workspace
+        path = None if folder is None else folder / f"network{member}.safetensors"
+        loss = None if path is None else _read_network(path, network, signature)
+        if loss is None:
+            loss = _train(config, network, bank, error, member, tell=_make_teller(config, workshop, member))
+            if path is not None:
+                _write_network(path, network, signature, loss)
+        trained.append((network.eval().requires_grad_(False), loss))
     return [network for network, _ in trained], [loss for _, loss in trained]
 
 
-def _train(
-    config: RefinerConfig, bank: Tensor, shape: tuple[int, ...], error: PredictionError, member: int
-) -> tuple[nn.Module, float]:
-    numbers = make_generator(config.seed, "refiner", member)
-    generator = make_torch_generator(config.seed, "refiner", member)
+def _start_network(config: RefinerConfig, shape: tuple[int, ...], member: int) -> RefinerNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "refiner weights", member))
-        network = RefinerNetwork((shape[0], shape[1], shape[2]), config.width)
+        return RefinerNetwork((shape[0], shape[1], shape[2]), config.width)
+
+
+def _make_teller(config: RefinerConfig, workshop: Workshop, member: int) -> Callable[[int, float], None]:
+    """Return what is called with the steps done by a network and its last loss."""
+
+    def tell(done: int, loss: float) -> None:
+        if workshop.progress is not None and (done % STEPS_BETWEEN_WORDS == 0 or done == config.steps):
+            workshop.progress(
+                member * config.steps + done, config.n_networks * config.steps,
+                f"network {member + 1} of {config.n_networks}, loss {loss:.3f}",
+            )  # fmt: skip
+
+    return tell
+
+
+def _write_network(path: Path, network: nn.Module, signature: str, loss: float) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+    with replace_atomically(path) as temporary:
+        save_file(
+            tensors, temporary, metadata={"refiner": json.dumps({"signature": signature, "loss": loss})}
+        )
+
+
+def _read_network(path: Path, network: nn.Module, signature: str) -> float | None:
+    """Put the weights of a finished training into `network` and return its loss; None if there is no such file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            record = json.loads((file.metadata() or {}).get("refiner", "{}"))
+            if record.get("signature") != signature:
+                return None
+            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except SafetensorError:  # a damaged file costs one training
+        return None
+    return float(record["loss"])
+
+
+def _train(
+    config: RefinerConfig,
+    network: nn.Module,
+    bank: Tensor,
+    error: PredictionError,
+    member: int,
+    *,
+    tell: Callable[[int, float], None],
+) -> float:
+    """Train `network` in place, which then holds its averaged weights, and return its loss."""
+    numbers = make_generator(config.seed, "refiner", member)
+    generator = make_torch_generator(config.seed, "refiner", member)
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -124,8 +207,9 @@ def _train(
         for name, value in network.state_dict().items():
             average[name].lerp_(value, 1 - EMA_DECAY)
         losses.append(float(loss.detach()))
+        tell(step + 1, losses[-1])
     network.load_state_dict(average)
-    return network.eval().requires_grad_(False), float(np.mean(losses[-max(1, len(losses) // 10) :]))
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 
 def _simulate(error: PredictionError, images: Tensor, numbers: np.random.Generator) -> Tensor:

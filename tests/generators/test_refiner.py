@@ -9,7 +9,9 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators import refiner_training
+from braindecode_vis.generators.material import TrainingMaterial, Workshop, open_workshop
+from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.refiner_training import compute_ssim, deform_images
 from braindecode_vis.metrics.image import ssim
@@ -64,6 +66,51 @@ def test_held_out_predictions_become_more_like_their_images():
     assert ssim(truth, painted).mean() > ssim(truth, plain).mean() + 0.1
     assert len(generator.describe()["losses"]) == 1
     np.testing.assert_array_equal(FAST.build(material).generate(held_out, seed=1), painted)
+
+
+def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_path, monkeypatch):
+    config = FAST.model_copy(update={"steps": 20, "n_networks": 3})
+    material = make_material(12)
+    whole = config.build(material)
+    told = []
+
+    def stop(done, total, text):
+        told.append((done, total, text))
+        if done >= 50:
+            raise KeyboardInterrupt
+
+    lent = Workshop(tmp_path, stop).take("fold03")
+    with pytest.raises(KeyboardInterrupt):
+        config.build(dataclasses.replace(material, workshop=lent))
+    assert [(done, total) for done, total, _ in told] == [(10 * n, 60) for n in range(1, 6)]
+    assert told[-1][2].startswith("fold03, network 3 of 3, loss 0.")
+    kept = sorted(path.name for path in (tmp_path / "fold03").iterdir())
+    assert kept == ["network0.safetensors", "network1.safetensors"]
+
+    trained, train = [], refiner_training._train
+    monkeypatch.setattr(
+        refiner_training, "_train", lambda *given, **more: trained.append(given[4]) or train(*given, **more)
+    )
+    (tmp_path / "fold03" / "network0.safetensors").write_bytes(b"damaged")
+    again = config.build(dataclasses.replace(material, workshop=Workshop(tmp_path / "fold03")))
+    assert trained == [0, 2]
+    assert again.losses == whole.losses
+    for one, other in zip(whole.networks, again.networks, strict=True):
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, atol=0, rtol=0)
+
+
+def test_networks_of_another_training_are_not_taken(tmp_path):
+    config = FAST.model_copy(update={"steps": 5})
+    material = dataclasses.replace(make_material(12), workshop=Workshop(tmp_path))
+    config.build(material)
+    longer = config.model_copy(update={"steps": 6})
+    other = dataclasses.replace(material, predicted=material.predicted.select(material.embeddings.ids[:9]))
+    for changed, given in ((longer, material), (config, other)):
+        plain = changed.build(dataclasses.replace(given, workshop=None))
+        assert changed.build(given).losses == plain.losses
+    assert open_workshop(config) == Workshop()
+    assert open_workshop(NearestConfig()) is None
 
 
 def test_the_loss_is_the_metric():
