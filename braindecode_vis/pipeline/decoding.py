@@ -143,7 +143,7 @@ def _reconstruct(run: Run) -> Reconstructed:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.generators.material import TrainingMaterial
+        from braindecode_vis.generators.material import TrainingMaterial, open_workshop
         from braindecode_vis.reconstruction import derange, reconstruct_fold
 
         parts = []
@@ -157,10 +157,16 @@ def _reconstruct(run: Run) -> Reconstructed:
                     prepared.stimuli.select(train_ids),
                     trained[number].out_of_fold,
                     _measure_noise(run, number),
+                    open_workshop(config.generator),
                 )
                 prior: Any = config.prior.build(seed=derive_seed(config.seed, "fit prior", number))
-                asked = [fields["prior"], trained[number].artifact.fingerprint]
-                with lend_workspace(run, prior, f"prior{number:02d}", asked):
+                fitted = trained[number].artifact.fingerprint
+                with (
+                    lend_workspace(run, prior, f"prior{number:02d}", [fields["prior"], fitted]),
+                    lend_workspace(
+                        run, material.workshop, f"generator{number:02d}", [fields["generator"], fitted]
+                    ),
+                ):
                     part = reconstruct_fold(
                         config, material, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),
