@@ -83,7 +83,7 @@ class TargetScale(nn.Module):
     kind
         ``none``, ``l2``, ``centre`` or ``zscore``.
     centre, spread : tensors of shape (d,)
-        Statistics of the training images.
+        Statistics of the training images, copied: images and texts may start from the same, but must not share them.
     n_tokens
         Parts of a target that are brought to length one each, by ``l2``.
     """
@@ -95,9 +95,9 @@ class TargetScale(nn.Module):
         super().__init__()
         self.kind, self.n_tokens = kind, n_tokens
         if kind in ("centre", "zscore"):
-            self.register_buffer("centre", centre)
+            self.register_buffer("centre", centre.clone())
         if kind == "zscore":
-            self.register_buffer("spread", spread)
+            self.register_buffer("spread", spread.clone())
 
     def forward(self, targets: Tensor) -> Tensor:
         """Return scaled targets of the same shape (..., d)."""

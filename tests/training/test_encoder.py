@@ -102,6 +102,20 @@ def test_same_seed_same_weights_and_the_global_state_stays():
     )
 
 
+@pytest.mark.parametrize("kind", ["centre", "zscore"])
+def test_statistics_of_texts_do_not_replace_those_of_images(kind, tmp_path):
+    """Both started from one tensor when an encoder was read, so the texts' mean stood for the images' too."""
+    responses, targets = make_task()
+    config = make_config(objectives=[{"kind": "clip"}, {"kind": "clip_image_text"}], normalise_targets=kind)
+    encoder = config.build(seed=0)
+    texts = 5 + np.random.default_rng(0).standard_normal(targets.vectors.shape).astype(np.float32)
+    names, first = np.unique(targets.ids.astype(str), return_index=True)
+    encoder.text_targets = Embeddings(texts[first], list(names), "text")
+    encoder.fit(responses, targets).write(tmp_path)
+    again = config.read(tmp_path)
+    np.testing.assert_array_equal(again.predict(responses).vectors, encoder.predict(responses).vectors)
+
+
 def test_what_is_written_predicts_the_same(tmp_path):
     responses, targets = make_task(subjects=("01", "02"))
     config = make_config(
