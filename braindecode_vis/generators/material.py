@@ -48,6 +48,14 @@ class Workshop:
     workspace: Path | None = None
     progress: Callable[[int, int, str], None] | None = None
 
+    def take(self, name: str) -> Workshop:
+        """Return a part of the workshop for one of several trainings, for example a fold."""
+        progress = self.progress
+        return Workshop(
+            None if self.workspace is None else self.workspace / name,
+            None if progress is None else lambda done, total, text: progress(done, total, f"{name}, {text}"),
+        )
+
 
 def open_workshop(generator: Any) -> Workshop | None:
     """Return an empty workshop for a generator (its configuration) that uses one; None for any other."""

@@ -146,8 +146,12 @@ def _reconstruct(run: Run) -> Reconstructed:
         from braindecode_vis.generators.material import TrainingMaterial, open_workshop
         from braindecode_vis.reconstruction import derange, reconstruct_fold
 
-        parts = []
-        with run.listener.progress("reconstructing", len(banks)) as advance:
+        parts, lent = [], open_workshop(config.generator)
+        learnt_from = [fold.artifact.fingerprint for fold in trained]
+        with (
+            run.listener.progress("reconstructing", len(banks)) as advance,
+            lend_workspace(run, lent, "generator", [fields["generator"], learnt_from]),
+        ):
             for number, (fold, bank) in enumerate(zip(prepared.folds, banks, strict=True)):
                 train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
                 predicted, embeddings = meet_generator(run, number)
@@ -157,16 +161,11 @@ def _reconstruct(run: Run) -> Reconstructed:
                     prepared.stimuli.select(train_ids),
                     trained[number].out_of_fold,
                     _measure_noise(run, number),
-                    open_workshop(config.generator),
+                    lent and lent.take(f"fold{number:02d}"),
                 )
                 prior: Any = config.prior.build(seed=derive_seed(config.seed, "fit prior", number))
-                fitted = trained[number].artifact.fingerprint
-                with (
-                    lend_workspace(run, prior, f"prior{number:02d}", [fields["prior"], fitted]),
-                    lend_workspace(
-                        run, material.workshop, f"generator{number:02d}", [fields["generator"], fitted]
-                    ),
-                ):
+                asked = [fields["prior"], trained[number].artifact.fingerprint]
+                with lend_workspace(run, prior, f"prior{number:02d}", asked):
                     part = reconstruct_fold(
                         config, material, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),

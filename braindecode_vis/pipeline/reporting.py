@@ -7,7 +7,7 @@ from typing import Any
 
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
-from braindecode_vis.config import RunConfig
+from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.pipeline.decoding import reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, train
@@ -87,6 +87,7 @@ def describe_question(run: Run) -> dict[str, Any]:
             "repeats": config.repeats.hashed_fields(),
             "centre": config.retrieval.centre,
             "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
+            "text": config.text.hashed_fields() if "text" in getattr(config.encoder, "needs", ()) else None,
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
         }
@@ -136,5 +137,6 @@ def read_run_scores(run: Run) -> list[dict[str, Any]]:
 
 def run_all(run: Run) -> list[dict[str, Any]]:
     """Run every stage, reusing what is there, and return the score rows."""
+    check_files(run.config)
     report(run)
     return evaluate(run)

@@ -142,7 +142,7 @@ def _make_caption_task(run: Run, protocol: str) -> Any:
     return CaptionTask(
         config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
         {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
-        config.n_bootstrap,
+        config.n_bootstrap, config.n_permutations,
     )  # fmt: skip
 
 

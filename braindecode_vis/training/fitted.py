@@ -258,12 +258,9 @@ def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, in
     check_identity({"config": own}, {"config": was}, folder / RECORD)
     signal, shape = Signal.from_json(record["signal"]), tuple(record["target_shape"])
     n_targets, kind = int(np.prod(shape)), config.normalise_targets
-    # Tensors of their own: weights are copied into them.
-    image, text = (
-        TargetScale(kind, torch.zeros(n_targets), torch.ones(n_targets), n_tokens=n)
-        for n in (1 if config.fusion is None else shape[0], 1)
-    )
-    scales = (image, text if "text" in config.needs else None)
+    start = torch.zeros(n_targets), torch.ones(n_targets)
+    image = TargetScale(kind, *start, n_tokens=1 if config.fusion is None else shape[0])
+    scales = (image, TargetScale(kind, *start) if "text" in config.needs else None)
     adapted = record["adapted"] and {name: (n[0], n[1]) for name, n in record["adapted"].items()}
     model = build_model(config, signal, shape, seed=record["seed"], scales=scales, adapted=adapted)
     tensors = load_file(folder / WEIGHTS)

@@ -79,11 +79,11 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
         if done >= 50:
             raise KeyboardInterrupt
 
-    lent = Workshop(tmp_path / "fold03", stop)
+    lent = Workshop(tmp_path, stop).take("fold03")
     with pytest.raises(KeyboardInterrupt):
         config.build(dataclasses.replace(material, workshop=lent))
     assert [(done, total) for done, total, _ in told] == [(10 * n, 60) for n in range(1, 6)]
-    assert told[-1][2].startswith("network 3 of 3, loss 0.")
+    assert told[-1][2].startswith("fold03, network 3 of 3, loss 0.")
     kept = sorted(path.name for path in (tmp_path / "fold03").iterdir())
     assert kept == ["network0.safetensors", "network1.safetensors"]
 
