@@ -123,6 +123,28 @@ class LinearDecision:
     window: tuple[float, float] | None = None
 
 
+def read_labels(kind: str, responses: Responses, labels: np.ndarray) -> np.ndarray:
+    """Return one class name per trial as str; refuse another number of labels, or a single class.
+
+    Parameters
+    ----------
+    kind
+        Of the decoder, for the message.
+    responses, labels
+        Training trials and the label of each.
+    """
+    names = np.asarray(labels).astype(str)
+    if names.shape != (responses.n_trials,):
+        raise DataError(
+            f"the {kind} decoder needs one label per trial: {responses.n_trials} trials "
+            f"came with labels of shape {names.shape}."
+        )
+    classes = np.unique(names)
+    if len(classes) < 2:
+        raise DataError(f"a category decoder needs two classes, but all trials are {str(classes[0])!r}.")
+    return names
+
+
 class CategoryDecoder:
     """A linear classifier of trials; see the module for what is learnt and kept."""
 
@@ -152,15 +174,7 @@ class CategoryDecoder:
         ConfigError
             If a penalty must be chosen but there is one run only, or the solver does not converge.
         """
-        labels = np.asarray(labels).astype(str)
-        if labels.shape != (responses.n_trials,):
-            raise DataError(
-                f"the {self.config.kind} decoder needs one label per trial: {responses.n_trials} trials "
-                f"came with labels of shape {labels.shape}."
-            )
-        classes = np.unique(labels)
-        if len(classes) < 2:
-            raise DataError(f"a category decoder needs two classes, but all trials are {str(classes[0])!r}.")
+        labels = read_labels(self.config.kind, responses, labels)
         data = responses.as_matrix().astype(np.float64)
         if isinstance(self.config, LdaConfig):
             self.fitted = _fit_lda(data, labels)

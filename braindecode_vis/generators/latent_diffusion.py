@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -171,11 +171,13 @@ class LatentDiffusionGenerator:
     def describe(self) -> dict[str, Any]:
         """Return which weights are in use, and how reliable the predictions are taken to be."""
         about = {"weights_sha256": _hash_weights(self.path), "weights_space": self.header.space}
-        uncertainty = self.for_predictions().uncertainty
-        if uncertainty is None:
+        if self._of_predictions is None:
             return about
         shares = load_model(self.path, pick_device(self.config.device)).components.shares
-        return {**about, "explained_variance": float(np.average(uncertainty.reliability, weights=shares))}
+        return {
+            **about,
+            "explained_variance": float(np.average(self._of_predictions.reliability, weights=shares)),
+        }
 
     def for_predictions(self) -> LatentDiffusionGenerator:
         """Return the generator of what a brain encoder predicts: it trusts each component as far as it is reliable.
@@ -183,20 +185,25 @@ class LatentDiffusionGenerator:
         Without out-of-fold predictions in the space of the weights nothing is known of that, and predictions are
         taken as embeddings of images are.
         """
+        if self._of_predictions is None:
+            return self
+        return LatentDiffusionGenerator(self.config, material=self.material, uncertainty=self._of_predictions)
+
+    @cached_property
+    def _of_predictions(self) -> Uncertainty | None:
         material = self.material
         if material is None or material.predicted is None or not len(material.predicted):
-            return self
+            return None
         if not self.accepts(material.predicted.space):
-            return self
+            return None
         components = load_model(self.path, pick_device(self.config.device)).components
         true = material.embeddings.select(list(material.predicted.ids))
-        uncertainty = fit_uncertainty(
+        return fit_uncertainty(
             components.apply(material.predicted.flat()),
             components.apply(true.flat()),
             material.noise,
             components,
         )
-        return LatentDiffusionGenerator(self.config, material=material, uncertainty=uncertainty)
 
     def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
         """Return uint8 images of shape (n_rows, image_size, image_size, 3).

@@ -11,12 +11,14 @@ depends on changed. Knows roles and nouns, never a particular encoder or data se
 
 from braindecode_vis.pipeline.decoding import find_untested, reconstruct, retrieve
 from braindecode_vis.pipeline.learning import (
+    build_encoder,
     embed,
     lend_workspace,
     pick_labelled_trials,
     pick_test_trials,
     pick_trials,
     preprocess,
+    reads_text,
     train,
     write_dataset,
 )
@@ -39,6 +41,7 @@ STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate",
 
 __all__ = [
     "STAGES",
+    "build_encoder",
     "collect_run_provenance",
     "describe_gallery",
     "describe_protocol",
@@ -54,6 +57,7 @@ __all__ = [
     "pick_trials",
     "preprocess",
     "read_run_scores",
+    "reads_text",
     "reconstruct",
     "report",
     "retrieve",

@@ -210,7 +210,7 @@ def _measure_noise(run: Run, number: int) -> Any:
     from braindecode_vis.reconstruction import measure_repetition_noise
 
     prepared, fitted = preprocess(run), train(run)[number]
-    fold, repeats = prepared.split.folds[number], run.config.repeats
+    fold, repeats = prepared.folds[number], run.config.repeats
     trials = pick_labelled_trials(prepared, fold.train, "single")
     if fitted.selection is not None:
         trials = fitted.selection.apply(trials)

@@ -169,7 +169,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     fields = {
         "encoder": config.encoder.hashed_fields(),
         "selection": config.selection.hashed_fields(),
-        **({"text": config.text.hashed_fields()} if "text" in getattr(config.encoder, "needs", ()) else {}),
+        **({"text": config.text.hashed_fields()} if reads_text(run) else {}),
         "repeats": config.repeats.train,
         "seed": config.seed,
         "fold": number,
@@ -184,11 +184,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
             selection.write(folder / "selection")
             responses = selection.apply(responses)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
-        encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
-        if hasattr(encoder, "images"):
-            encoder.images = prepared.stimuli
-        if "text" in getattr(config.encoder, "needs", ()):
-            encoder.text_targets = _embed_concepts(run, prepared)
+        encoder = build_encoder(run, number)
         with lend_workspace(run, encoder, f"train{number:02d}", [fields, upstream]):
             encoder.fit(responses, targets)
             encoder.write(folder)
@@ -204,15 +200,27 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     return TrainedFold(artifact, encoder, out_of_fold, selection)
 
 
-def _embed_concepts(run: Run, prepared: Prepared) -> Embeddings:
-    """Return a text embedding for every image, from the name of its concept."""
-    from braindecode_vis.embeddings.concepts import embed_concepts, spread_over_images
+def reads_text(run: Run) -> bool:
+    """Say whether the encoder compares with embeddings of text."""
+    return "text" in getattr(run.config.encoder, "needs", ())
 
-    def embed_all() -> Embeddings:
-        texts = embed_concepts(run.config.text, run.config.target, prepared.stimuli)
-        return spread_over_images(texts, prepared.stimuli)
 
-    return run.once("texts", embed_all)
+def build_encoder(run: Run, number: int) -> Any:
+    """Return a new encoder of a fold, with the images and texts that it learns from beside trials.
+
+    Images and texts are of every stimulus; training looks at those of its own trials.
+    """
+    config, stimuli = run.config, preprocess(run).stimuli
+    encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
+    if hasattr(encoder, "images"):
+        encoder.images = stimuli
+    if reads_text(run):
+        from braindecode_vis.embeddings.concepts import embed_concepts, spread_over_images
+
+        encoder.text_targets = run.once(
+            "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
+        )
+    return encoder
 
 
 def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndarray) -> Selection | None:

@@ -10,7 +10,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.pipeline.decoding import reconstruct, retrieve
-from braindecode_vis.pipeline.learning import embed, preprocess, train
+from braindecode_vis.pipeline.learning import embed, preprocess, reads_text, train
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 from braindecode_vis.runs import Run, read_scores
 
@@ -87,7 +87,7 @@ def describe_question(run: Run) -> dict[str, Any]:
             "repeats": config.repeats.hashed_fields(),
             "centre": config.retrieval.centre,
             "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
-            "text": config.text.hashed_fields() if "text" in getattr(config.encoder, "needs", ()) else None,
+            "text": config.text.hashed_fields() if reads_text(run) else None,
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
         }

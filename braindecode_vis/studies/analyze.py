@@ -17,7 +17,6 @@ from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.runs import Run
-from braindecode_vis.seeds import derive_seed
 from braindecode_vis.studies.chosen_columns import ChosenColumns, ranks_columns
 
 
@@ -86,7 +85,7 @@ def make_study(run: Run) -> Study:
         imagined=() if config.decodes_categories else prepared.imagined,
         banks=[bank.embeddings for bank in banks],
         pick=pick,
-        build=lambda number: _build_encoder(run, number),
+        build=lambda number: pipeline.build_encoder(run, number),
         trained=columns.find_trained,
         choose=columns.choose,
         centre=config.retrieval.centre,
@@ -97,28 +96,6 @@ def make_study(run: Run) -> Study:
         spaces={bank.embeddings.space: bank.embeddings for bank in banks},
         progress=run.listener.progress,
     )
-
-
-def _build_encoder(run: Run, number: int) -> Any:
-    """Return a new encoder of the run's configuration, with the images and texts that training gives it beside trials.
-
-    Images and texts are of every stimulus; a refit looks at those of its own training trials.
-    """
-    config, stimuli = run.config, pipeline.preprocess(run).stimuli
-    encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
-    if hasattr(encoder, "images"):
-        encoder.images = stimuli
-    if _reads_text(run):
-        from braindecode_vis.embeddings.concepts import embed_concepts, spread_over_images
-
-        encoder.text_targets = run.once(
-            "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
-        )
-    return encoder
-
-
-def _reads_text(run: Run) -> bool:
-    return "text" in getattr(run.config.encoder, "needs", ())
 
 
 def _describe_protocol(run: Run) -> str:
@@ -137,7 +114,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "repeats": config.repeats.hashed_fields(),
         "centre": config.retrieval.centre,
         **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
-        **({"text": config.text.hashed_fields()} if _reads_text(run) else {}),
+        **({"text": config.text.hashed_fields()} if pipeline.reads_text(run) else {}),
         "evaluation": {"n_bootstrap": study.n_bootstrap, "n_permutations": study.n_permutations},
         "seed": config.seed,
     }

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.categories import read_labels
 from braindecode_vis.encoders.eegproject import EEGProjectConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
@@ -125,15 +126,8 @@ class NetworkCategoryDecoder:
         DataError
             If labels and trials do not match, there is one class only, or a loss is not finite.
         """
-        names = np.asarray(labels).astype(str)
-        if names.shape != (responses.n_trials,):
-            raise DataError(
-                f"the {self.config.kind} decoder needs one label per trial: {responses.n_trials} trials "
-                f"came with labels of shape {names.shape}."
-            )
+        names = read_labels(self.config.kind, responses, labels)
         classes, codes = np.unique(names, return_inverse=True)
-        if len(classes) < 2:
-            raise DataError(f"a category decoder needs two classes, but all trials are {str(classes[0])!r}.")
         ids = classes.astype(object)[codes]
         named = responses.with_trials(responses.trials.assign(stimulus_id=ids, concept=ids))
         indicators = np.eye(len(classes), dtype=np.float32)
