@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.analysis.image_scores import make_blocks
-from braindecode_vis.analysis.scoring_task import POOLED, average
+from braindecode_vis.analysis.scoring_task import POOLED, average, list_people
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.caption_bank import read_caption_bank, retrieve_captions
@@ -194,7 +194,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         null: dict[str, Any] = {}
         if method == "decoded":
             null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
-        for subject, rows in _list_groups(task.subjects):
+        for subject, rows in list_people(task.subjects):
             tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],
@@ -221,12 +221,6 @@ def _tabulate(
     wanted = blocks[truth][:, None] == blocks[None]
     found = [tabulate_captions(references, one, wanted=wanted, encoder=encoder) for one in several]
     return {"tables": {name: average([one[name] for one in found]) for name in found[0]}, "blocks": blocks}
-
-
-def _list_groups(subjects: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    people = sorted({str(s) for s in subjects})
-    groups = [(who, np.flatnonzero(subjects.astype(str) == who)) for who in people]
-    return [*groups, (POOLED, np.arange(len(subjects)))] if len(people) > 1 else groups
 
 
 def _retrieve(

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from braindecode_vis.analysis.scoring_task import POOLED
+from braindecode_vis.analysis.scoring_task import POOLED, list_people
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.metrics import protocols
@@ -121,11 +121,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
             scores += _score_draws(task)
             continue
         for found in _COMPUTE[name](task):
-            people = sorted(set(found.subjects.tolist()))
-            groups = [(str(who), found.subjects == who) for who in people]
-            if len(people) > 1:
-                groups.append((POOLED, np.ones(len(found.ids), dtype=bool)))
-            scores += [_make_score(task, found, who, rows) for who, rows in groups]
+            scores += [_make_score(task, found, who, rows) for who, rows in list_people(found.subjects)]
     return scores
 
 

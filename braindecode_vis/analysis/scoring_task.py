@@ -124,10 +124,7 @@ class ScoringTask:
     @cached_property
     def groups(self) -> list[Group]:
         """Rows of each subject, of all subjects if there are several, then the same for each condition."""
-        names = sorted(set(self.subjects.tolist()))
-        people = [(str(name), np.flatnonzero(self.subjects == name)) for name in names]
-        if len(people) > 1:
-            people.append((POOLED, np.arange(len(self.ids))))
+        people = list_people(self.subjects)
         groups = [Group(name, None, rows) for name, rows in people]
         labels = [] if self.conditions is None else sorted({str(label) for label in self.conditions})
         if len(labels) < 2 or self.conditions is None:
@@ -263,3 +260,10 @@ class Context:
 def average(tables: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean over rounds; one round is returned as it is."""
     return tables[0] if len(tables) == 1 else np.mean(tables, axis=0)
+
+
+def list_people(subjects: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return each subject with its rows, and `POOLED` with all rows where there are several subjects."""
+    names = subjects.astype(str)
+    people = [(str(name), np.flatnonzero(names == name)) for name in np.unique(names)]
+    return [*people, (POOLED, np.arange(len(names)))] if len(people) > 1 else people
