@@ -20,6 +20,7 @@ from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGen
 from braindecode_vis.generators.fusion import fuse_branches
 from braindecode_vis.generators.material import RepetitionNoise, TrainingMaterial
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.priors.image_source import ImageSourceSettings, leave_out, read_images
 from braindecode_vis.priors.mean import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
@@ -74,8 +75,9 @@ def reconstruct_fold(
     low : uint8 array of shape (n_rows, height, width, 3), optional
         Images of the low-level branch, one per row.
     """
-    sampled = _sample_prior(config, prior, material, predicted, number)
     generator: Any = config.generator.build(material)
+    known = _find_images(config, material, generator, true.select(pd.unique(predicted.ids)))
+    sampled = _sample_prior(config, prior, material, known, predicted, number)
     seed = derive_seed(config.seed, "generator", number)
 
     concepts = test.concepts_of(predicted.ids)
@@ -116,14 +118,32 @@ def reconstruct_fold(
     return FoldImages(rows, images, chosen)
 
 
-def _sample_prior(
-    config: RunConfig, prior: Any, material: TrainingMaterial, predicted: Embeddings, number: int
+def _find_images(
+    config: RunConfig, material: TrainingMaterial, generator: Any, tested: Embeddings
 ) -> Embeddings:
-    """Fit the prior on out-of-fold predictions and return its draws, those of one row next to each other."""
-    pairs = material.predicted
-    if pairs is not None and len(pairs):
-        prior.fit(pairs, material.embeddings.select(pairs.ids), images=material.embeddings)
-    elif config.prior.kind != "identity":
+    """Return the images that the prior may know; tested ones are never among them."""
+    source = config.prior if isinstance(config.prior, ImageSourceSettings) else ImageSourceSettings()
+    if source.images == "generator":
+        return leave_out(generator.read_known_images(), tested)
+    folder = source.find_folder()
+    return material.embeddings if folder is None else leave_out(read_images(folder, tested), tested)
+
+
+def _sample_prior(
+    config: RunConfig,
+    prior: Any,
+    material: TrainingMaterial,
+    known: Embeddings,
+    predicted: Embeddings,
+    number: int,
+) -> Embeddings:
+    """Fit the prior, mostly on out-of-fold predictions, and return its draws, those of one row next to each other."""
+    pairs, needs = material.predicted, getattr(config.prior, "needs_predictions", True)
+    if not needs:
+        prior.fit(None, material.embeddings, images=known)
+    elif pairs is not None and len(pairs):
+        prior.fit(pairs, material.embeddings.select(pairs.ids), images=known)
+    else:
         raise ConfigError(
             f"the prior {config.prior.kind} learns from predictions of training trials that the encoder was not fitted "
             "on, and it gave none; set encoder.selection.hold_out above 0, or encoder.out_of_fold."

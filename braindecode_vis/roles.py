@@ -54,8 +54,13 @@ class BrainEncoder(Protocol):
 class Prior(Protocol):
     """Moves predicted embeddings toward the distribution of image embeddings."""
 
-    def fit(self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None) -> Self:
-        """Learn from training pairs, and from the embeddings of all training images where that helps."""
+    def fit(
+        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
+    ) -> Self:
+        """Learn from training pairs, and from the embeddings of images that were not shown where that helps.
+
+        A prior whose settings say ``needs_predictions = False`` does without predictions.
+        """
         ...
 
     def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:

@@ -141,6 +141,14 @@ def test_other_components_run(tmp_path, overrides):
     assert find(rows, "two_way_identification")["value"] > 0.6
 
 
+def test_a_prior_may_know_the_images_of_another_run_but_no_tested_one(finished, tmp_path):
+    (bank,) = (finished[0] / "stages" / "embed").iterdir()
+    run = make_run(tmp_path, f"prior={{kind: neighbours, images: {bank}}}")
+    artifact = pipeline.reconstruct(run).artifact
+    (chosen,) = store.read_json(artifact.path / store.PROVENANCE)["chosen"]
+    assert chosen["prior"] == {"n_images": 120}  # of 144
+
+
 def test_a_common_gallery_needs_a_common_space(tmp_path):
     overrides = [
         "split={kind: kfold, n_folds: 3}",

@@ -61,7 +61,9 @@ from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
+from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.mean import MeanPriorConfig
+from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.priors.spread import SpreadPriorConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.category_network import NetworkCategoriesConfig
@@ -113,7 +115,7 @@ BrainEncoderConfig = Annotated[
     Field(discriminator="kind"),
 ]
 PriorConfig = Annotated[
-    IdentityPriorConfig | MeanPriorConfig | SpreadPriorConfig | DiffusionPriorConfig,
+    IdentityPriorConfig | MeanPriorConfig | SpreadPriorConfig | NeighboursPriorConfig | DiffusionPriorConfig,
     Field(discriminator="kind"),
 ]
 CATEGORY_DECODERS = ("lda", "logistic", "network_categories")
@@ -337,6 +339,16 @@ class RunConfig(Settings):
             raise ValueError(
                 f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "
                 f"leave it out, or set split.kind to published"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_generator_knows_images(self) -> Self:
+        wanted = isinstance(self.prior, ImageSourceSettings) and self.prior.images == "generator"
+        if wanted and not getattr(self.generator, "knows_images", False):
+            raise ValueError(
+                f"prior.images is generator, and the generator {self.generator.kind!r} brings no images along; set "
+                "prior.images to training or to a folder of embeddings, or generator.kind to latent_diffusion"
             )
         return self
 

@@ -52,6 +52,11 @@ class Components:
         """Return components of shape (n, n_components) of vectors of shape (n, n_features)."""
         return ((vectors - self.mean) @ self.basis) / self.scale
 
+    def restore(self, components: np.ndarray) -> np.ndarray:
+        """Return vectors of shape (n, n_features) from the first components of each, of shape (n, at most all)."""
+        n = components.shape[1]
+        return self.mean + (components * self.scale[:n]) @ self.basis[:, :n].T
+
 
 def fit_components(vectors: np.ndarray, n_components: int) -> Components:
     """Return the leading principal components of embeddings; fewer where rows or features are fewer.

@@ -23,7 +23,12 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.generators.conditions import Components, blur, draw_reliability, fit_components
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
-from braindecode_vis.generators.latent_diffusion import WeightsHeader, build_networks, write_weights
+from braindecode_vis.generators.latent_diffusion import (
+    WeightsHeader,
+    build_networks,
+    encode_known_images,
+    write_weights,
+)
 from braindecode_vis.generators.training_pairs import (
     TrainingPairs,
     read_pairs,
@@ -263,6 +268,8 @@ class _Stages:
         tensors |= {name: torch.zeros(()) for name in counters}  # may exceed the range of half precision
         for name in ("mean", "basis", "scale"):
             tensors[f"embedding.{name}"] = torch.from_numpy(getattr(self.components, name))
+        known = encode_known_images(self.components, self.pairs.vectors)
+        tensors |= {name: torch.from_numpy(codes) for name, codes in known.items()}
         path = self.out / "latent_diffusion.safetensors"
         write_weights(path, self.header, tensors)
         return path

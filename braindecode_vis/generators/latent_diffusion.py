@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
 PACKAGED_TARGET = "efficientnet-lite0"
 _HEADER = "latent_diffusion"
+_IMAGES = "images.components"
+#: Of the images that a weights file brings along: at most so many, so many components, in parts of a deviation.
+N_KNOWN, N_KNOWN_COMPONENTS, CODE = 4096, 64, 16
 
 
 class LatentDiffusionConfig(Settings):
@@ -69,6 +72,8 @@ class LatentDiffusionConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
     #: Asks the pipeline for the noise of single repetitions.
     weighs_predictions: ClassVar[bool] = True
+    #: A prior may ask for images with ``prior.images: generator``.
+    knows_images: ClassVar[bool] = True
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -167,6 +172,27 @@ class LatentDiffusionGenerator:
                 f"the generator 'latent_diffusion' has weights for the space {self.header.space!r}, not for "
                 f"{space!r}; choose that target, or train weights on this space and name them in generator.weights."
             )
+
+    def read_known_images(self) -> Embeddings:
+        """Return embeddings of a sample of the images that the weights were trained on, to `N_KNOWN_COMPONENTS`.
+
+        Raises
+        ------
+        ConfigError
+            If the weights were made before they brought any.
+        """
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="np") as file:
+            if _IMAGES not in file.keys():  # noqa: SIM118 (no mapping)
+                raise ConfigError(
+                    f"{self.path} holds none of the images that it was trained on; train the weights again, or set "
+                    "prior.images to training or to a folder of embeddings."
+                )
+            codes = file.get_tensor(_IMAGES).astype(np.float32)
+        vectors = load_model(self.path, pick_device(self.config.device)).components.restore(codes / CODE)
+        names = [f"{self.header.training['source']} {row}" for row in range(len(codes))]
+        return Embeddings(vectors.astype(np.float32), names, self.header.space)
 
     def describe(self) -> dict[str, Any]:
         """Return which weights are in use, and how reliable the predictions are taken to be."""
@@ -312,12 +338,30 @@ def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
     return Autoencoder(**header.autoencoder), denoiser
 
 
+def encode_known_images(components: Components, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the tensor that keeps a sample of images in a weights file, one byte per component.
+
+    Parameters
+    ----------
+    components
+        Of the generator.
+    vectors : float array of shape (n_images, n_features)
+        Evenly spaced rows are taken, at most `N_KNOWN`.
+    """
+    rows = vectors[:: -(-len(vectors) // N_KNOWN)].astype(np.float32)
+    found = components.apply(rows)[:, :N_KNOWN_COMPONENTS]
+    return {_IMAGES: np.clip(np.rint(found * CODE), -127, 127).astype(np.int8)}
+
+
 def write_weights(path: Path, header: WeightsHeader, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a weights file in half precision, under its name only when it is complete."""
+    """Write a weights file in half precision, whole numbers as they are, under its name only when it is complete."""
     import torch
     from safetensors.torch import save_file
 
-    half = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    half = {
+        name: (tensor.to(torch.float16) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+    }
     with replace_atomically(path) as temporary:
         save_file(half, temporary, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
 

@@ -204,8 +204,12 @@ def _reconstruct(run: Run) -> Reconstructed:
 
 
 def _measure_noise(run: Run, number: int) -> Any:
-    """Return the noise of single repetitions of a fold's training images, where the generator asks for it."""
-    if not getattr(run.config.generator, "weighs_predictions", False):
+    """Return the noise of single repetitions of a fold's training images, where the generator asks for it.
+
+    With another prior than the identity it is given no predictions to weigh.
+    """
+    weighs = getattr(run.config.generator, "weighs_predictions", False)
+    if not weighs or run.config.prior.kind != "identity":
         return None
     from braindecode_vis.reconstruction import measure_repetition_noise
 

@@ -18,6 +18,7 @@ from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.priors.conditions import fit_prediction_error
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.image_source import keep_distinct
 from braindecode_vis.priors.sampling import SAMPLERS, bound_signal, guide
 from braindecode_vis.priors.scales import Scale, find_bounds, fit_scale
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
@@ -104,7 +105,7 @@ class DiffusionPrior:
             raise DataError("the diffusion prior needs one target per prediction, in the same order.")
         if len(predicted) < 4:
             raise DataError(f"the diffusion prior cannot learn from {len(predicted)} prediction(s).")
-        whole = _distinct(target if images is None else images)
+        whole = keep_distinct(target if images is None else images)
         check_same_space(predicted, whole)
         condition = fit_scale(np.asarray(predicted.vectors))
         scale = fit_scale(np.asarray(whole.vectors))
@@ -302,13 +303,6 @@ class DiffusionPrior:
             meta["space"], meta["chosen"],
         )  # fmt: skip
         return prior
-
-
-def _distinct(rows: Embeddings) -> Embeddings:
-    """Return the first row of each id."""
-    _, first = np.unique(rows.ids.astype(str), return_index=True)
-    first = np.sort(first)
-    return Embeddings(np.asarray(rows.vectors[first]), rows.ids[first], rows.space)
 
 
 def _pick_device(device: str) -> str:

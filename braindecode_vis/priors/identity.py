@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,8 @@ class IdentityPriorConfig(Settings):
 
     kind: Literal["identity"] = "identity"
 
+    needs_predictions: ClassVar[bool] = False
+
     def build(self, *, seed: int = 0) -> IdentityPrior:
         """Return the prior; nothing in it is random."""
         return IdentityPrior()
@@ -24,7 +26,7 @@ class IdentityPrior:
     """Returns what it is given, once per draw."""
 
     def fit(
-        self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
+        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
     ) -> IdentityPrior:
         """Nothing is learnt."""
         return self

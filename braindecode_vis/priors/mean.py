@@ -7,7 +7,7 @@ identification score of it is chance.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class MeanPriorConfig(Settings):
     """Hand the mean embedding of the training images to the generator, whatever was predicted."""
 
     kind: Literal["mean"] = "mean"
+
+    needs_predictions: ClassVar[bool] = False
 
     def build(self, *, seed: int = 0) -> MeanPrior:
         """Return the unfitted prior; nothing in it is random."""
@@ -39,7 +41,7 @@ class MeanPrior:
         self.space = space
 
     def fit(
-        self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
+        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
     ) -> MeanPrior:
         """Average the embeddings of the training images, each image once.
 

@@ -84,6 +84,35 @@ def generator(trained):
     return LatentDiffusionGenerator(config)
 
 
+# --- images that come with the weights --------------------------------------------------------------------
+
+
+def test_weights_bring_some_of_the_images_that_made_them(trained, generator):
+    known, made_from = generator.read_known_images(), make_source().embeddings
+    assert (len(known), known.space) == (10, SPACE)
+    np.testing.assert_allclose(known.vectors, made_from.vectors, atol=0.3)  # a byte per component
+
+
+def test_weights_without_images_say_so(trained, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "old.safetensors"
+    with safe_open(trained / "latent_diffusion.safetensors", framework="pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("images.")}  # noqa: SIM118
+        save_file(kept, path, metadata=file.metadata())
+    old = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, candidates=1, device="cpu"))
+    with pytest.raises(ConfigError, match="holds none of the images that it was trained on"):
+        old.read_known_images()
+
+
+def test_the_packaged_weights_stay_within_eight_megabytes_and_know_no_reserved_image():
+    assert PACKAGED_WEIGHTS.stat().st_size < 8_000_000
+    known = LatentDiffusionGenerator(LatentDiffusionConfig(candidates=1, device="cpu")).read_known_images()
+    assert known.vectors.shape == (4096, 1280)
+    assert known.space == EfficientNetConfig().build().space
+
+
 # --- training ---------------------------------------------------------------------------------------------
 
 

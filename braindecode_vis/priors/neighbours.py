@@ -1,0 +1,170 @@
+"""Draw a prediction toward the images that look most like it: a prior without parameters.
+
+The images that exist, as embeddings, are the prior: Naselaris et al. weighed six million photographs by how well each
+explains a response. Here the mean of the nearest images stands for the manifold of images, and the prediction is moved
+part of the way to it; halfway, what tells one prediction from another is kept. Directions are compared from the
+training mean, as in retrieval, so that neither a shrunk prediction nor one of unit length needs a scale of its own.
+Nothing is random, and no prediction of training trials is needed.
+
+References
+----------
+Naselaris, T. et al. (2009). Bayesian reconstruction of natural images from human brain activity. Neuron 63, 902-915.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.priors.image_source import ImageSourceSettings, keep_distinct
+from braindecode_vis.store import read_json, write_json
+
+ROWS_AT_ONCE = 4096  # of the images; they may be a memory map larger than memory
+
+
+class NeighboursPriorConfig(ImageSourceSettings):
+    """Move predictions toward the mean of their nearest images.
+
+    Parameters
+    ----------
+    images
+        Where the images come from; see `ImageSourceSettings`.
+    n_neighbours
+        Images that are averaged.
+    pull
+        How far the direction moves, from 0 (not at all) to 1 (onto the neighbours' mean).
+    """
+
+    kind: Literal["neighbours"] = "neighbours"
+    n_neighbours: int = Field(default=16, ge=1)
+    pull: float = Field(default=0.5, ge=0, le=1)
+
+    needs_predictions: ClassVar[bool] = False
+
+    def build(self, *, seed: int = 0) -> NeighboursPrior:
+        """Return the unfitted prior; nothing in it is random."""
+        return NeighboursPrior(self)
+
+    def read(self, folder: Path) -> NeighboursPrior:
+        """Return the prior that was written into `folder`."""
+        return NeighboursPrior.read(self, folder)
+
+
+class NeighboursPrior:
+    """The images, and mean and length of the training images; see the module."""
+
+    def __init__(
+        self,
+        config: NeighboursPriorConfig,
+        *,
+        images: Embeddings | None = None,
+        mean: np.ndarray | None = None,
+        length: float = 1.0,
+    ) -> None:
+        self.config, self.images, self.mean, self.length = config, images, mean, length
+
+    def fit(
+        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
+    ) -> NeighboursPrior:
+        """Keep the images; nothing is learnt but the mean and the length of the training images.
+
+        Parameters
+        ----------
+        predicted
+            Not looked at.
+        target
+            Embeddings of training images. Directions are measured from their mean, and draws get their root mean
+            square distance from it; each image counts once.
+        images
+            The images to be near to; those of `target` where they are not given.
+
+        Raises
+        ------
+        DataError
+            If the spaces differ.
+        ConfigError
+            If there are fewer images than neighbours.
+        """
+        distinct = keep_distinct(target)
+        known = distinct if images is None else images
+        check_same_space(distinct, known)
+        if len(known) < self.config.n_neighbours:
+            raise ConfigError(
+                f"prior.n_neighbours is {self.config.n_neighbours}, more than the {len(known)} images of prior.images; "
+                "ask for fewer, or name more images."
+            )
+        rows = distinct.flat()
+        mean = rows.mean(axis=0, dtype=np.float64)
+        length = float(np.sqrt(((rows - mean) ** 2).sum(axis=1).mean()))
+        self.images, self.mean, self.length = known, mean.astype(np.float32), length
+        return self
+
+    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
+        """Return each moved prediction `n_draws` times, draws of one row next to each other."""
+        images, mean = self._require_fit()
+        check_same_space(predicted, images)
+        own, pull = _normalise(predicted.flat() - mean), self.config.pull
+        near = _normalise(self._average_neighbours(own) - mean)
+        vectors = mean + self.length * _normalise((1 - pull) * own + pull * near)
+        shaped = vectors.astype(np.float32).reshape(predicted.vectors.shape)
+        return Embeddings(
+            np.repeat(shaped, n_draws, axis=0), np.repeat(predicted.ids, n_draws), predicted.space
+        )
+
+    def _average_neighbours(self, directions: np.ndarray) -> np.ndarray:
+        """Return the mean of the images nearest to each direction, shape (n_rows, n_features)."""
+        images, mean = self._require_fit()
+        k, n = self.config.n_neighbours, len(directions)
+        best, rows = np.empty((n, 0), np.float32), np.empty((n, 0), int)
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            part = _flatten(images.vectors[start : start + ROWS_AT_ONCE])
+            numbers = np.broadcast_to(np.arange(start, start + len(part)), (n, len(part)))
+            best = np.concatenate([best, directions @ _normalise(part - mean).T], axis=1)
+            rows = np.concatenate([rows, numbers], axis=1)
+            kept = np.argsort(-best, axis=1, kind="stable")[:, :k]
+            best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
+        averages = [_flatten(images.vectors[np.sort(chosen)]).mean(axis=0) for chosen in rows]
+        return np.stack(averages) if n else np.empty((0, len(mean)), np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Return how many images there are."""
+        images, _ = self._require_fit()
+        return {"n_images": len(images)}
+
+    def _require_fit(self) -> tuple[Embeddings, np.ndarray]:
+        if self.images is None or self.mean is None:
+            raise DataError("the neighbours prior has not been fitted; run train first.")
+        return self.images, self.mean
+
+    def write(self, folder: Path) -> None:
+        """Write images and mean as safetensors, the rest as JSON."""
+        from safetensors.numpy import save_file
+
+        images, mean = self._require_fit()
+        vectors = np.ascontiguousarray(images.vectors)
+        save_file({"images": vectors, "mean": mean}, folder / "prior.safetensors")
+        ids = [str(i) for i in images.ids]
+        about = {"kind": "neighbours", "space": images.space, "length": self.length, "ids": ids}
+        write_json(folder / "prior.json", about)
+
+    @classmethod
+    def read(cls, config: NeighboursPriorConfig, folder: Path) -> NeighboursPrior:
+        """Read what `write` wrote."""
+        from safetensors.numpy import load_file
+
+        meta, tensors = read_json(folder / "prior.json"), load_file(folder / "prior.safetensors")
+        images = Embeddings(tensors["images"], meta["ids"], meta["space"])
+        return cls(config, images=images, mean=tensors["mean"], length=float(meta["length"]))
+
+
+def _flatten(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors, np.float32).reshape(len(vectors), -1)
+
+
+def _normalise(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
