@@ -78,7 +78,7 @@ def run_demo(
     truth = make_phantom(
         DEMO_FORMAT, root, size=SIZES[DEMO_FORMAT][size], snr=snr, seed=seed, listener=listener
     )
-    config = read_config("phantom_eeg", [f"seed={seed}"], root=root)
+    config = read_config("phantom_eeg_network", [f"seed={seed}"], root=root)
     run = open_run(config, out, listener)
     run_all(run)
     return run, truth
