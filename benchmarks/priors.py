@@ -7,7 +7,8 @@ Runs the stages up to `retrieve`, fits each prior on out-of-fold predictions of 
 test images' embeddings (all folds together; components are turned back into pixels first, since folds have their own),
 two-way identification and top-1 among the test images of the fold (cosine after the training mean). The guidance of the
 diffusion prior is chosen by two-way identification of single draws on a quarter of the training images that it was not
-fitted on. `images` is the MMD of as many training images, the level to reach.
+fitted on; one that learns from images alone (``--diffusion simulated``) has its guidance fixed. `images` is the MMD of
+as many training images, the level to reach.
 """
 
 from __future__ import annotations
@@ -21,12 +22,22 @@ import numpy as np
 from braindecode_vis import pipeline
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
+from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig, LatentDiffusionGenerator
 from braindecode_vis.metrics.distribution import compute_mmd, find_bandwidth
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.diffusion_prior import DiffusionPrior
+from braindecode_vis.priors.image_source import leave_out, read_images
+from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.priors.spread import SpreadPriorConfig
 from braindecode_vis.runs import open_run
 
 SMALL = {"widths": (256, 128, 64), "time_features": 64, "batch_size": 64, "warmup_steps": 100, "steps": 25}
+# Guidance was chosen on concepts that are tested nowhere (docs/RESULTS.md).
+SIMULATED = {
+    "condition": "simulated", "widths": (512, 256, 128), "time_features": 64, "batch_size": 256, "min_steps": 8000,
+    "epochs": 1, "warmup_steps": 200, "dropout": 0.0, "held_out": 0.0, "prediction": "v_prediction",
+    "betas": "squaredcos_cap_v2", "sampler": "dpm-solver++", "steps": 20, "guidance": 2.0, "restandardise": False,
+}  # fmt: skip
 GUIDANCES, N_MEAN = (1.0, 2.0, 5.0), 16
 
 
@@ -77,7 +88,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--diffusion", choices=["none", "small", "atm"], default="small")
+    parser.add_argument("--diffusion", choices=["none", "small", "atm", "simulated"], default="small")
+    parser.add_argument("--images", default="training", help="training, generator, or a folder of embeddings")
     asked = parser.parse_args()
     run = open_run(read_config(asked.config, asked.set, root=asked.root), asked.out)
     prepared, banks, trained, retrieved = (
@@ -98,7 +110,14 @@ def main() -> None:
         spread = SpreadPriorConfig().build().fit(pairs, training.select(list(pairs.ids)), images=training)
         found = {"identity": [predicted], "spread": [spread.sample(predicted, n_draws=1, seed=0)]}
         print(f"fold {number}: gain of spread {spread.gain:.2f}", flush=True)
-        if asked.diffusion != "none":
+        tested = bank.embeddings.select(list(dict.fromkeys(predicted.ids)))
+        known = find_images(asked.images, training, tested)
+        near = NeighboursPriorConfig().build().fit(None, training, images=known)
+        found["neighbours"] = [near.sample(predicted, n_draws=1, seed=0)]
+        if asked.diffusion == "simulated":
+            prior = DiffusionPriorConfig(**SIMULATED).build(seed=number).fit(None, training, images=known)
+            found |= draw_all(prior, predicted, number)
+        elif asked.diffusion != "none":
             config = DiffusionPriorConfig(**SMALL) if asked.diffusion == "small" else DiffusionPriorConfig()
             found |= draw(config, pairs, training, predicted, number)
         kept.setdefault("images", []).append(Made([share_space(bank.encoder, some)], np.full(2, np.nan)))
@@ -113,6 +132,16 @@ def main() -> None:
         mmd = np.mean([compute_mmd(wrap(one), wrap(whole), bandwidth=width) for one in rounds])
         two_way, top1 = np.mean([part.ranks for part in parts], axis=0)
         print(f"{name:32s} {mmd:8.4f} {two_way:8.3f} {top1:8.3f}")
+
+
+def find_images(source: str, training: Embeddings, tested: Embeddings) -> Embeddings:
+    """Return the images that a prior may know."""
+    if source == "training":
+        return training
+    if source == "generator":
+        generator = LatentDiffusionGenerator(LatentDiffusionConfig(candidates=1))
+        return leave_out(generator.read_known_images(), tested)
+    return leave_out(read_images(Path(source), tested), tested)
 
 
 @dataclass(frozen=True)
@@ -140,6 +169,11 @@ def draw(
     """Return single draws, their mean and the best by similarity to the prediction."""
     prior, guidance = fit_diffusion(config, pairs, training, seed)
     print(f"fold {seed}: guidance {guidance}", flush=True)
+    return draw_all(prior, predicted, seed)
+
+
+def draw_all(prior: DiffusionPrior, predicted: Embeddings, seed: int) -> dict[str, list[Embeddings]]:
+    """Return single draws of a fitted prior, their mean and the best by similarity to the prediction."""
     drawn = prior.sample(predicted, n_draws=N_MEAN, seed=seed)
     rounds = drawn.vectors.reshape(len(predicted), N_MEAN, *drawn.vectors.shape[1:])
     singles = [Embeddings(rounds[:, k].copy(), predicted.ids, drawn.space) for k in range(N_MEAN)]

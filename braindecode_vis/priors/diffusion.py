@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.sampling import NoiseSchedule, Prediction, Sampler
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from braindecode_vis.priors.diffusion_prior import DiffusionPrior
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 Width = Annotated[int, Field(ge=1)]
 
 
-class DiffusionPriorConfig(Settings):
+class DiffusionPriorConfig(ImageSourceSettings):
     """A diffusion model over image embeddings, conditioned on predicted ones.
 
     Parameters
     ----------
+    images
+        Where the images come from; see `ImageSourceSettings`. With ``condition: predicted`` they give only the scale.
     network
         ``mlp`` is ATM's U-Net on one vector, ``transformer`` attends over tokens; ``auto`` takes the one that the
         target's shape asks for.
@@ -46,6 +48,8 @@ class DiffusionPriorConfig(Settings):
     condition
         ``predicted`` learns from out-of-fold predictions and their targets. ``noised_targets`` learns from all training
         images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs (see `conditions`).
+        ``simulated`` learns from images alone, each seen through an encoder drawn at random (see `directions`), and
+        needs no predictions.
     condition_dropout
         Share of samples that learn without their condition (ATM 0.1, there for whole batches).
     prediction, betas, timesteps
@@ -64,7 +68,7 @@ class DiffusionPriorConfig(Settings):
         away from the true spread of images.
     select, candidates
         ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
-        to the prediction's; that is another protocol and `DiffusionPrior.protocol` names it.
+        to the prediction's, ``mean`` averages them; these are other protocols and `DiffusionPrior.protocol` names them.
     restandardise
         Shift and scale samples so that, for out-of-fold predictions of training trials, they have the mean and spread
         of the training targets in every dimension. Test predictions never enter.
@@ -82,7 +86,7 @@ class DiffusionPriorConfig(Settings):
     depth: int = Field(default=6, ge=1)
     heads: int = Field(default=8, ge=1)
     token_width: int | None = Field(default=None, ge=1)
-    condition: Literal["predicted", "noised_targets"] = "predicted"
+    condition: Literal["predicted", "noised_targets", "simulated"] = "predicted"
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     prediction: Prediction = "epsilon"
     betas: Literal["linear", "squaredcos_cap_v2"] = "linear"
@@ -99,7 +103,7 @@ class DiffusionPriorConfig(Settings):
     sampler: Sampler = "ddpm"
     steps: int = Field(default=50, ge=1)
     guidance: float = Field(default=5.0, ge=0)
-    select: Literal["none", "best_of"] = "none"
+    select: Literal["none", "best_of", "mean"] = "none"
     candidates: int = Field(default=16, ge=2)
     restandardise: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -117,6 +121,11 @@ class DiffusionPriorConfig(Settings):
         if self.guidance not in (0.0, 1.0) and self.condition_dropout == 0:
             raise ValueError("prior.guidance other than 1 needs a prior.condition_dropout above 0")
         return self
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether it learns from out-of-fold predictions."""
+        return self.condition != "simulated"
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -45,6 +45,18 @@ class DiffusionFit:
     chosen: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What a network is trained on, and the conditions whose samples are measured afterwards."""
+
+    source: Any
+    held_out: Any
+    condition: Scale
+    target: Scale
+    bounds: np.ndarray
+    conditions: np.ndarray
+
+
 class DiffusionPrior:
     """The learned prior; see the module.
 
@@ -71,6 +83,8 @@ class DiffusionPrior:
         """Words for the table: one draw, or the best of several by similarity to the prediction."""
         if self.config.select == "none":
             return "one draw of the diffusion prior"
+        if self.config.select == "mean":
+            return f"mean of {self.config.candidates} draws of the diffusion prior"
         return f"best of {self.config.candidates} draws of the diffusion prior by cosine to the prediction"
 
     def describe(self) -> dict[str, Any]:
@@ -78,63 +92,101 @@ class DiffusionPrior:
         return {**self._require_fit().chosen, "protocol": self.protocol}
 
     def fit(
-        self, predicted: Embeddings, target: Embeddings, *, images: Embeddings | None = None
+        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
     ) -> DiffusionPrior:
         """Learn from training data only.
 
         Parameters
         ----------
         predicted
-            Out-of-fold predictions of the training trials.
+            Out-of-fold predictions of the training trials; ``condition: simulated`` does without them.
         target
-            The embedding of the image of each prediction, row by row.
+            The embedding of the image of each prediction, row by row; without predictions, of training images.
         images
-            One row per training image, shown to this brain or not; used by ``condition: noised_targets``. Without it,
-            the images of `target` are all there are.
+            One row per image, shown to this brain or not, that gives the scale of samples and from which
+            ``noised_targets`` and ``simulated`` learn. Without it, the images of `target` are all there are.
 
         Raises
         ------
         DataError
             If rows do not belong together, are too few, or the training diverges.
         """
-        from braindecode_vis.priors.fitting import NoisedSource, PairSource, fit_network
+        from braindecode_vis.priors.fitting import fit_network
 
         config = self.config
+        if images is not None:
+            check_same_space(target, images)
+        whole = keep_distinct(target if images is None else images)
+        if config.condition == "simulated":
+            lesson = self._prepare_directions(whole)
+        else:
+            lesson = self._prepare_pairs(predicted, target, whole)
+        network = self._make_network(whole.vectors.shape[1:])
+        state = fit_network(
+            network, lesson.source, lesson.held_out, self._make_recipe(),
+            workspace=self.workspace, checkpoint_every=config.checkpoint_every,
+            bfloat16=config.precision == "bfloat16", advance=self.advance,
+        )  # fmt: skip
+        chosen = {
+            "n_rows": len(lesson.source), "epochs": state.epoch, "steps": state.step,
+            "taken_epoch": state.best_epoch, "held_out_loss": state.best_loss, "loss": state.history[-1]["loss"],
+        }  # fmt: skip
+        self.fitted = DiffusionFit(
+            network, lesson.condition, lesson.target, lesson.bounds, None, whole.space, chosen
+        )
+        if config.restandardise:
+            self.fitted = replace(self.fitted, samples=self._measure_samples(lesson.conditions))
+        return self
+
+    def _prepare_pairs(self, predicted: Embeddings | None, target: Embeddings, whole: Embeddings) -> _Lesson:
+        from braindecode_vis.priors.fitting import NoisedSource, PairSource
+
+        if predicted is None:
+            raise DataError(
+                f"the diffusion prior with prior.condition {self.config.condition} learns from predictions, and there "
+                "are none; set prior.condition to simulated."
+            )
         check_same_space(predicted, target)
         if len(predicted) != len(target) or (predicted.ids != target.ids).any():
             raise DataError("the diffusion prior needs one target per prediction, in the same order.")
         if len(predicted) < 4:
             raise DataError(f"the diffusion prior cannot learn from {len(predicted)} prediction(s).")
-        whole = keep_distinct(target if images is None else images)
-        check_same_space(predicted, whole)
-        condition = fit_scale(np.asarray(predicted.vectors))
-        scale = fit_scale(np.asarray(whole.vectors))
+        condition, scale = fit_scale(np.asarray(predicted.vectors)), fit_scale(np.asarray(whole.vectors))
         pairs = PairSource(condition.apply(predicted.vectors), scale.apply(target.vectors))
         aside = self._choose_held_out(target.ids)
-        seen, held = (np.flatnonzero(~np.isin(target.ids.astype(str), aside)),
-                      np.flatnonzero(np.isin(target.ids.astype(str), aside)))  # fmt: skip
-        held_out = PairSource(pairs.conditions[held], pairs.targets[held]) if len(held) else None
-        if config.condition == "predicted":
-            source: Any = PairSource(pairs.conditions[seen], pairs.targets[seen])
+        is_held = np.isin(target.ids.astype(str), aside)
+        held_out = PairSource(pairs.conditions[is_held], pairs.targets[is_held]) if is_held.any() else None
+        if self.config.condition == "predicted":
+            source: Any = PairSource(pairs.conditions[~is_held], pairs.targets[~is_held])
         else:
             error = fit_prediction_error(pairs.conditions, pairs.targets)
             learnt = ~np.isin(whole.ids.astype(str), aside)
             source = NoisedSource(scale.apply(whole.vectors[learnt]), error)
-        network = self._make_network(predicted.vectors.shape[1:])
-        state = fit_network(
-            network, source, held_out, self._make_recipe(),
-            workspace=self.workspace, checkpoint_every=config.checkpoint_every,
-            bfloat16=config.precision == "bfloat16", advance=self.advance,
-        )  # fmt: skip
-        chosen = {
-            "n_rows": len(source), "epochs": state.epoch, "steps": state.step, "taken_epoch": state.best_epoch,
-            "held_out_loss": state.best_loss, "loss": state.history[-1]["loss"],
-        }  # fmt: skip
-        bounds = find_bounds(scale.apply(whole.vectors))
-        self.fitted = DiffusionFit(network, condition, scale, bounds, None, target.space, chosen)
-        if config.restandardise:
-            self.fitted = replace(self.fitted, samples=self._measure_samples(pairs.conditions))
-        return self
+        return _Lesson(
+            source, held_out, condition, scale, find_bounds(scale.apply(whole.vectors)), pairs.conditions
+        )
+
+    def _prepare_directions(self, whole: Embeddings) -> _Lesson:
+        from braindecode_vis.priors.directions import Direction, DirectionSource, fit_simulated_encoders
+        from braindecode_vis.priors.fitting import PairSource
+
+        if whole.vectors.ndim != 2:
+            raise ConfigError(
+                f"prior.condition is simulated, which is for one vector per image, but each embedding is "
+                f"{whole.vectors.shape[1]} tokens; set prior.condition to noised_targets."
+            )
+        if len(whole) < 4:
+            raise DataError(f"the diffusion prior cannot learn from {len(whole)} image(s).")
+        scale = fit_scale(np.asarray(whole.vectors))
+        targets, direction = scale.apply(whole.vectors), Direction(scale.mean, scale.std)
+        is_held = np.isin(whole.ids.astype(str), self._choose_held_out(whole.ids))
+        encoders = fit_simulated_encoders(scale.undo(targets[~is_held]), direction)
+        source, held = (DirectionSource(targets[rows], scale, encoders) for rows in (~is_held, is_held))
+        rng = make_generator(self.seed, "prior", "simulated conditions")
+        held_out = PairSource(*held.draw(np.arange(len(held)), rng)) if len(held) else None
+        rows = np.sort(rng.choice(len(source), min(CALIBRATION_ROWS, len(source)), replace=False))
+        conditions, _ = source.draw(rows, rng)
+        return _Lesson(source, held_out, direction, scale, find_bounds(targets), conditions)
 
     def _choose_held_out(self, ids: np.ndarray) -> np.ndarray:
         names = np.unique(ids.astype(str))
@@ -196,7 +248,7 @@ class DiffusionPrior:
         predicted
             In the space of the fit.
         n_draws
-            Independent draws per row; with ``best_of`` each is the best of its own candidates.
+            Independent draws per row; with ``best_of`` or ``mean`` each is made of candidates of its own.
         seed
             Of the noise; the same seed gives the same samples.
         """
@@ -219,15 +271,18 @@ class DiffusionPrior:
         step = max(1, VALUES_AT_ONCE // max(1, rows[:1].size))
         parts = [self._draw_batch(rows[i : i + step], seed, i) for i in range(0, len(rows), step)]
         drawn = np.concatenate(parts) if parts else rows
-        if each == 1:
+        if self.config.select == "none":
             return drawn
+        candidates = drawn.reshape(-1, each, *drawn.shape[1:])
+        if self.config.select == "mean":
+            return candidates.mean(axis=1)
         # Directions are compared from the mean of the training rows on both sides.
         left = drawn.reshape(len(drawn), -1) * fit.target.std.ravel()
         right = rows.reshape(len(rows), -1) * fit.condition.std.ravel()
         norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
         cosine = np.einsum("ij,ij->i", left, right) / np.maximum(norms, 1e-12)
         best = cosine.reshape(-1, each).argmax(axis=1)
-        return drawn.reshape(-1, each, *drawn.shape[1:])[np.arange(len(best)), best]
+        return candidates[np.arange(len(best)), best]
 
     def _draw_batch(self, conditions: np.ndarray, seed: int, start: int) -> np.ndarray:
         import torch
@@ -298,6 +353,10 @@ class DiffusionPrior:
             for name in ("condition", "target", "samples")
             if f"{name}.mean" in tensors
         }
+        if config.condition == "simulated":
+            from braindecode_vis.priors.directions import Direction
+
+            scales["condition"] = Direction(scales["condition"].mean, scales["condition"].std)
         prior.fitted = DiffusionFit(
             network, scales["condition"], scales["target"], tensors["bounds"].numpy(), scales.get("samples"),
             meta["space"], meta["chosen"],

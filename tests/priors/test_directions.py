@@ -1,0 +1,105 @@
+"""A diffusion prior that learns from images alone, seen through simulated encoders."""
+
+import numpy as np
+import pytest
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics.distribution import compute_frechet
+from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.directions import Direction, fit_simulated_encoders
+from braindecode_vis.priors.scales import fit_scale
+
+SMALL = {
+    "condition": "simulated", "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1,
+    "min_steps": 400, "warmup_steps": 20, "dropout": 0.0, "guidance": 2.0, "steps": 20, "device": "cpu",
+    "prediction": "v_prediction", "betas": "squaredcos_cap_v2", "sampler": "ddim", "ema_decay": 0.98,
+}  # fmt: skip
+
+
+def make_images(n=500, *, seed=0):
+    """Images in four clusters of twelve dimensions, off the origin."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(3).normal(size=(4, 12))
+    centres -= centres.mean(axis=0)
+    which = rng.integers(4, size=n)
+    vectors = 2 + centres[which] + 0.1 * rng.normal(size=(n, 12))
+    return Embeddings(vectors.astype(np.float32), [f"{seed}-{k}" for k in range(n)], "toy"), which
+
+
+def predict(images, *, length):
+    """What an encoder might give: of any length, and mixed with another image."""
+    away = images.vectors - 2
+    away = away + 0.3 * np.roll(away, 1, axis=0)
+    return Embeddings((2 + length * away).astype(np.float32), images.ids, images.space)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return DiffusionPriorConfig(**SMALL).build(seed=1).fit(None, make_images()[0])
+
+
+def test_samples_lie_where_images_lie_whatever_the_length_of_a_prediction(fitted):
+    seen, which = make_images(300, seed=5)
+    centres = np.stack([seen.vectors[which == k].mean(axis=0) for k in range(4)])
+    for length in (0.1, 7.0):
+        predicted = predict(seen, length=length)
+        drawn = fitted.sample(predicted, n_draws=1, seed=0)
+        assert compute_frechet(drawn, seen) < 0.5 * compute_frechet(predicted, seen)
+        nearest = ((drawn.vectors[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+        assert (nearest == which).mean() > 0.7  # one draw, chance 0.25
+
+
+def test_it_survives_disk_and_says_what_it_is(fitted, tmp_path):
+    predicted = predict(make_images(10, seed=5)[0], length=0.3)
+    fitted.write(tmp_path)
+    again = fitted.config.read(tmp_path)
+    np.testing.assert_array_equal(
+        again.sample(predicted, n_draws=2, seed=0).vectors,
+        fitted.sample(predicted, n_draws=2, seed=0).vectors,
+    )
+    assert fitted.describe()["n_rows"] == 450  # a tenth is held out
+
+
+def test_the_mean_of_draws_is_another_protocol_and_nearer_to_the_seen(fitted):
+    seen, _ = make_images(200, seed=5)
+    predicted = predict(seen, length=0.5)
+    config = fitted.config.model_copy(update={"select": "mean", "candidates": 8})
+    averaging = type(fitted)(config, seed=1, fitted=fitted.fitted)
+    one, mean = (prior.sample(predicted, n_draws=1, seed=0) for prior in (fitted, averaging))
+    errors = [((rows.vectors - seen.vectors) ** 2).mean() for rows in (one, mean)]
+    assert errors[1] < errors[0]
+    assert averaging.protocol == "mean of 8 draws of the diffusion prior"
+
+
+def test_simulated_predictions_pass_on_the_leading_components_best():
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(4000, 30)) * np.linspace(3, 0.5, 30) + 1).astype(np.float32)
+    scale = fit_scale(vectors)
+    direction = Direction(scale.mean, scale.std)
+    drawn = fit_simulated_encoders(vectors, direction).draw(vectors, np.random.default_rng(1))
+    rows = drawn * scale.std
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), np.linalg.norm(scale.std), rtol=1e-4)
+    correlation = [np.corrcoef(rows[:, k], vectors[:, k])[0, 1] for k in range(30)]
+    assert correlation[0] > correlation[10] > correlation[25] > 0.05
+
+
+def test_a_direction_forgets_the_length_only():
+    rows = np.array([[3.0, 4.0], [1.0, 1.0]])
+    direction = Direction(np.array([1.0, 1.0]), np.array([2.0, 0.5]))
+    one, far = direction.apply(rows), direction.apply(1 + 5 * (rows - 1))
+    np.testing.assert_allclose(one[0], far[0], rtol=1e-6)
+    assert np.linalg.norm(one[0] * direction.std) == pytest.approx(np.hypot(2, 0.5))
+    assert (one[1] == 0).all()  # the mean itself has no direction
+
+
+def test_tokens_and_few_images_are_refused():
+    images, _ = make_images(40)
+    tokens = Embeddings(images.vectors.reshape(40, 3, 4), images.ids, "toy")
+    with pytest.raises(ConfigError, match=r"is 3 tokens; set prior\.condition to noised_targets"):
+        DiffusionPriorConfig(**SMALL).build().fit(None, tokens)
+    with pytest.raises(DataError, match="cannot learn from 2 image"):
+        DiffusionPriorConfig(**SMALL).build().fit(None, images.select(images.ids[:2]))
+    pairs = DiffusionPriorConfig(**(SMALL | {"condition": "predicted"}))
+    with pytest.raises(DataError, match="learns from predictions, and there are none"):
+        pairs.build().fit(None, images)
