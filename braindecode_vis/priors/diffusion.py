@@ -50,6 +50,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
         images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs (see `conditions`).
         ``simulated`` learns from images alone, each seen through an encoder drawn at random (see `directions`), and
         needs no predictions.
+    n_components
+        Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
     condition_dropout
         Share of samples that learn without their condition (ATM 0.1, there for whole batches).
     prediction, betas, timesteps
@@ -87,6 +89,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
     heads: int = Field(default=8, ge=1)
     token_width: int | None = Field(default=None, ge=1)
     condition: Literal["predicted", "noised_targets", "simulated"] = "predicted"
+    n_components: int = Field(default=64, ge=1)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     prediction: Prediction = "epsilon"
     betas: Literal["linear", "squaredcos_cap_v2"] = "linear"

@@ -32,16 +32,19 @@ CALIBRATION_ROWS = 1024
 class DiffusionFit:
     """What sampling needs; all of it learnt from training trials and training images.
 
+    `condition` and `target` standardise rows (`Scale`, or the components of `directions`), whose own shape is `shape`.
+
     `bounds`, of shape (2, ...), are the least and greatest standardised value of the training images, widened by a
     tenth of the range on either side.
     """
 
     network: Any
-    condition: Scale
-    target: Scale
+    condition: Any
+    target: Any
     bounds: np.ndarray
     samples: Scale | None
     space: str
+    shape: tuple[int, ...]
     chosen: dict[str, Any]
 
 
@@ -51,8 +54,8 @@ class _Lesson:
 
     source: Any
     held_out: Any
-    condition: Scale
-    target: Scale
+    condition: Any
+    target: Any
     bounds: np.ndarray
     conditions: np.ndarray
 
@@ -118,10 +121,10 @@ class DiffusionPrior:
             check_same_space(target, images)
         whole = keep_distinct(target if images is None else images)
         if config.condition == "simulated":
-            lesson = self._prepare_directions(whole)
+            lesson = self._prepare_directions(target, whole)
         else:
             lesson = self._prepare_pairs(predicted, target, whole)
-        network = self._make_network(whole.vectors.shape[1:])
+        network = self._make_network(lesson.bounds.shape[1:])
         state = fit_network(
             network, lesson.source, lesson.held_out, self._make_recipe(),
             workspace=self.workspace, checkpoint_every=config.checkpoint_every,
@@ -132,8 +135,9 @@ class DiffusionPrior:
             "taken_epoch": state.best_epoch, "held_out_loss": state.best_loss, "loss": state.history[-1]["loss"],
         }  # fmt: skip
         self.fitted = DiffusionFit(
-            network, lesson.condition, lesson.target, lesson.bounds, None, whole.space, chosen
-        )
+            network, lesson.condition, lesson.target, lesson.bounds, None, whole.space,
+            whole.vectors.shape[1:], chosen,
+        )  # fmt: skip
         if config.restandardise:
             self.fitted = replace(self.fitted, samples=self._measure_samples(lesson.conditions))
         return self
@@ -166,8 +170,8 @@ class DiffusionPrior:
             source, held_out, condition, scale, find_bounds(scale.apply(whole.vectors)), pairs.conditions
         )
 
-    def _prepare_directions(self, whole: Embeddings) -> _Lesson:
-        from braindecode_vis.priors.directions import Direction, DirectionSource, fit_simulated_encoders
+    def _prepare_directions(self, target: Embeddings, whole: Embeddings) -> _Lesson:
+        from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
         from braindecode_vis.priors.fitting import PairSource
 
         if whole.vectors.ndim != 2:
@@ -177,11 +181,12 @@ class DiffusionPrior:
             )
         if len(whole) < 4:
             raise DataError(f"the diffusion prior cannot learn from {len(whole)} image(s).")
-        scale = fit_scale(np.asarray(whole.vectors))
-        targets, direction = scale.apply(whole.vectors), Direction(scale.mean, scale.std)
         is_held = np.isin(whole.ids.astype(str), self._choose_held_out(whole.ids))
-        encoders = fit_simulated_encoders(scale.undo(targets[~is_held]), direction)
-        source, held = (DirectionSource(targets[rows], scale, encoders) for rows in (~is_held, is_held))
+        scale = fit_components(whole.flat()[~is_held], self.config.n_components)
+        # Short predictions point from the mean of the run's own images, wherever the mean of the others may be.
+        origin = keep_distinct(target).flat().mean(axis=0, dtype=np.float64).astype(np.float32)
+        targets, direction = scale.apply(whole.flat()), Direction(origin, scale.basis, scale.std)
+        source, held = (DirectionSource(targets[rows], direction) for rows in (~is_held, is_held))
         rng = make_generator(self.seed, "prior", "simulated conditions")
         held_out = PairSource(*held.draw(np.arange(len(held)), rng)) if len(held) else None
         rows = np.sort(rng.choice(len(source), min(CALIBRATION_ROWS, len(source)), replace=False))
@@ -253,10 +258,10 @@ class DiffusionPrior:
             Of the noise; the same seed gives the same samples.
         """
         fit = self._require_fit()
-        if predicted.space != fit.space or predicted.vectors.shape[1:] != fit.target.mean.shape:
+        if predicted.space != fit.space or predicted.vectors.shape[1:] != fit.shape:
             raise DataError(
                 f"the diffusion prior was fitted in the space {fit.space!r} with rows of shape "
-                f"{fit.target.mean.shape}, but got {predicted.space!r} with {predicted.vectors.shape[1:]}."
+                f"{fit.shape}, but got {predicted.space!r} with {predicted.vectors.shape[1:]}."
             )
         conditions = fit.condition.apply(predicted.vectors)
         drawn = self._draw(conditions, n_draws, derive_seed(seed, "diffusion prior"))
@@ -324,14 +329,12 @@ class DiffusionPrior:
         fit = self._require_fit()
         tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in fit.network.state_dict().items()}
         tensors["bounds"] = torch.from_numpy(fit.bounds.copy())
-        scales = {"condition": fit.condition, "target": fit.target, "samples": fit.samples}
-        for name, scale in scales.items():
-            if scale is not None:
-                tensors[f"{name}.mean"] = torch.from_numpy(scale.mean.copy())
-                tensors[f"{name}.std"] = torch.from_numpy(scale.std.copy())
+        for name in ("condition", "target", "samples"):
+            for key, values in vars(getattr(fit, name) or {}).items():
+                tensors[f"{name}.{key}"] = torch.from_numpy(values.copy())
         save_file(tensors, folder / "prior.safetensors")
         meta = {
-            "kind": "diffusion", "space": fit.space, "shape": list(fit.target.mean.shape), "seed": self.seed,
+            "kind": "diffusion", "space": fit.space, "shape": list(fit.shape), "seed": self.seed,
             "chosen": fit.chosen,
         }  # fmt: skip
         write_json(folder / "prior.json", meta)
@@ -341,25 +344,32 @@ class DiffusionPrior:
         """Read what `write` wrote."""
         from safetensors.torch import load_file
 
+        from braindecode_vis.priors.directions import ComponentScale, Direction
+
         tensors, meta = load_file(folder / "prior.safetensors"), read_json(folder / "prior.json")
         prior = cls(config, seed=int(meta["seed"]))
-        network = prior._make_network(tuple(meta["shape"]))
-        network.load_state_dict(
-            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        )
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = value
+        bounds = tensors["bounds"].numpy()
+        network = prior._make_network(bounds.shape[1:])
+        network.load_state_dict(parts["network"])
         network.eval()
-        scales = {
-            name: Scale(tensors[f"{name}.mean"].numpy(), tensors[f"{name}.std"].numpy())
-            for name in ("condition", "target", "samples")
-            if f"{name}.mean" in tensors
+        simulated = config.condition == "simulated"
+        kinds = {
+            "condition": Direction if simulated else Scale,
+            "target": ComponentScale if simulated else Scale,
+            "samples": Scale,
         }
-        if config.condition == "simulated":
-            from braindecode_vis.priors.directions import Direction
-
-            scales["condition"] = Direction(scales["condition"].mean, scales["condition"].std)
+        scales: dict[str, Any] = {
+            name: kind(**{key: value.numpy() for key, value in parts[name].items()})
+            for name, kind in kinds.items()
+            if name in parts
+        }
         prior.fitted = DiffusionFit(
-            network, scales["condition"], scales["target"], tensors["bounds"].numpy(), scales.get("samples"),
-            meta["space"], meta["chosen"],
+            network, scales["condition"], scales["target"], bounds, scales.get("samples"), meta["space"],
+            tuple(meta["shape"]), meta["chosen"],
         )  # fmt: skip
         return prior
 

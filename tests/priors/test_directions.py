@@ -7,8 +7,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.distribution import compute_frechet
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
-from braindecode_vis.priors.directions import Direction, fit_simulated_encoders
-from braindecode_vis.priors.scales import fit_scale
+from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
 
 SMALL = {
     "condition": "simulated", "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1,
@@ -61,6 +60,14 @@ def test_it_survives_disk_and_says_what_it_is(fitted, tmp_path):
     assert fitted.describe()["n_rows"] == 450  # a tenth is held out
 
 
+def test_directions_are_measured_from_the_images_of_the_run(fitted):
+    shown = Embeddings(make_images(200, seed=4)[0].vectors + 1, [f"s{k}" for k in range(200)], "toy")
+    config = fitted.config.model_copy(update={"min_steps": 2})
+    moved = config.build(seed=1).fit(None, shown, images=make_images()[0])
+    np.testing.assert_allclose(moved.fitted.condition.mean, shown.vectors.mean(axis=0), rtol=1e-5)
+    assert np.abs(moved.fitted.target.mean - shown.vectors.mean(axis=0)).min() > 0.5
+
+
 def test_the_mean_of_draws_is_another_protocol_and_nearer_to_the_seen(fitted):
     seen, _ = make_images(200, seed=5)
     predicted = predict(seen, length=0.5)
@@ -75,22 +82,27 @@ def test_the_mean_of_draws_is_another_protocol_and_nearer_to_the_seen(fitted):
 def test_simulated_predictions_pass_on_the_leading_components_best():
     rng = np.random.default_rng(0)
     vectors = (rng.normal(size=(4000, 30)) * np.linspace(3, 0.5, 30) + 1).astype(np.float32)
-    scale = fit_scale(vectors)
-    direction = Direction(scale.mean, scale.std)
-    drawn = fit_simulated_encoders(vectors, direction).draw(vectors, np.random.default_rng(1))
-    rows = drawn * scale.std
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), np.linalg.norm(scale.std), rtol=1e-4)
-    correlation = [np.corrcoef(rows[:, k], vectors[:, k])[0, 1] for k in range(30)]
+    scale = fit_components(vectors, 30)
+    direction = Direction(scale.mean, scale.basis, scale.std)
+    targets = scale.apply(vectors)
+    drawn, same = DirectionSource(targets, direction).draw(np.arange(4000), np.random.default_rng(1))
+    np.testing.assert_array_equal(same, targets)
+    np.testing.assert_allclose(
+        np.linalg.norm(drawn * scale.std, axis=1), np.linalg.norm(scale.std), rtol=1e-4
+    )
+    correlation = [np.corrcoef(drawn[:, k], targets[:, k])[0, 1] for k in range(30)]
     assert correlation[0] > correlation[10] > correlation[25] > 0.05
 
 
-def test_a_direction_forgets_the_length_only():
-    rows = np.array([[3.0, 4.0], [1.0, 1.0]])
-    direction = Direction(np.array([1.0, 1.0]), np.array([2.0, 0.5]))
-    one, far = direction.apply(rows), direction.apply(1 + 5 * (rows - 1))
-    np.testing.assert_allclose(one[0], far[0], rtol=1e-6)
-    assert np.linalg.norm(one[0] * direction.std) == pytest.approx(np.hypot(2, 0.5))
-    assert (one[1] == 0).all()  # the mean itself has no direction
+def test_components_come_back_and_a_direction_forgets_the_length_only():
+    rows = np.random.default_rng(0).normal(size=(50, 5)) * [3, 2, 1, 0.5, 1e-6] + 4
+    scale = fit_components(rows, 10)
+    assert scale.basis.shape == (4, 5)  # what hardly varies is left at its mean
+    np.testing.assert_allclose(scale.undo(scale.apply(rows)), rows, atol=1e-4)
+    direction = Direction(scale.mean, scale.basis, scale.std)
+    far = scale.mean + 7 * (rows - scale.mean)
+    np.testing.assert_allclose(direction.apply(rows), direction.apply(far), rtol=1e-3, atol=1e-4)
+    assert (direction.apply(scale.mean[None]) == 0).all()  # the mean itself has none
 
 
 def test_tokens_and_few_images_are_refused():
