@@ -126,12 +126,12 @@ def main() -> None:
             kept.setdefault(name, []).append(Made([share_space(bank.encoder, one) for one in rounds], ranks))
     whole = np.concatenate(true)
     width = find_bandwidth(whole)
-    print(f"{'prior':32s} {'MMD':>8s} {'two-way':>8s} {'top-1':>8s}")
+    print(f"{'prior':36s} {'MMD':>8s} {'two-way':>8s} {'top-1':>8s}")
     for name, parts in kept.items():
         rounds = [np.concatenate(one) for one in zip(*[part.vectors for part in parts], strict=True)]
         mmd = np.mean([compute_mmd(wrap(one), wrap(whole), bandwidth=width) for one in rounds])
         two_way, top1 = np.mean([part.ranks for part in parts], axis=0)
-        print(f"{name:32s} {mmd:8.4f} {two_way:8.3f} {top1:8.3f}")
+        print(f"{name:36s} {mmd:8.4f} {two_way:8.3f} {top1:8.3f}")
 
 
 def find_images(source: str, training: Embeddings, tested: Embeddings) -> Embeddings:
@@ -173,15 +173,24 @@ def draw(
 
 
 def draw_all(prior: DiffusionPrior, predicted: Embeddings, seed: int) -> dict[str, list[Embeddings]]:
-    """Return single draws of a fitted prior, their mean and the best by similarity to the prediction."""
+    """Return single draws of a fitted prior, their mean, half the way to it, and the best by similarity."""
     drawn = prior.sample(predicted, n_draws=N_MEAN, seed=seed)
     rounds = drawn.vectors.reshape(len(predicted), N_MEAN, *drawn.vectors.shape[1:])
     singles = [Embeddings(rounds[:, k].copy(), predicted.ids, drawn.space) for k in range(N_MEAN)]
-    prior.config = prior.config.model_copy(update={"select": "best_of", "candidates": N_MEAN})
+    best, halfway = (
+        prior.config.model_copy(update={"candidates": N_MEAN, **update})
+        for update in ({"select": "best_of"}, {"select": "mean", "pull": 0.5})
+    )
+
+    def sample_once(config: DiffusionPriorConfig) -> Embeddings:
+        prior.config = config
+        return prior.sample(predicted, n_draws=1, seed=seed)
+
     return {
         "diffusion, one draw": singles,
         f"diffusion, mean of {N_MEAN} draws": [average_draws(drawn, N_MEAN)],
-        f"diffusion, best of {N_MEAN} draws": [prior.sample(predicted, n_draws=1, seed=seed)],
+        f"diffusion, best of {N_MEAN} draws": [sample_once(best)],
+        f"diffusion, halfway to the mean of {N_MEAN}": [sample_once(halfway)],
     }
 
 

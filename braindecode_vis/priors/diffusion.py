@@ -71,6 +71,9 @@ class DiffusionPriorConfig(ImageSourceSettings):
     select, candidates
         ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
         to the prediction's, ``mean`` averages them; these are other protocols and `DiffusionPrior.protocol` names them.
+    pull
+        How far a prediction's direction moves toward the sample's: 1 gives the sample itself, as ATM does. Less keeps
+        more of what tells one prediction from another; the length is then the one that images have on average.
     restandardise
         Shift and scale samples so that, for out-of-fold predictions of training trials, they have the mean and spread
         of the training targets in every dimension. Test predictions never enter.
@@ -108,6 +111,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
     guidance: float = Field(default=5.0, ge=0)
     select: Literal["none", "best_of", "mean"] = "none"
     candidates: int = Field(default=16, ge=2)
+    pull: float = Field(default=1.0, gt=0, le=1)
     restandardise: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = Field(default=10, ge=1)

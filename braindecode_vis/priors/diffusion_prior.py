@@ -20,7 +20,7 @@ from braindecode_vis.priors.conditions import fit_prediction_error
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.image_source import keep_distinct
 from braindecode_vis.priors.sampling import SAMPLERS, bound_signal, guide
-from braindecode_vis.priors.scales import Scale, find_bounds, fit_scale
+from braindecode_vis.priors.scales import Scale, find_bounds, fit_scale, turn_rows
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import read_json, write_json
 
@@ -84,11 +84,13 @@ class DiffusionPrior:
     @property
     def protocol(self) -> str:
         """Words for the table: one draw, or the best of several by similarity to the prediction."""
+        pull, n = self.config.pull, self.config.candidates
+        part = "" if pull == 1 else f", {100 * pull:g} % of the way from the prediction"
         if self.config.select == "none":
-            return "one draw of the diffusion prior"
+            return f"one draw of the diffusion prior{part}"
         if self.config.select == "mean":
-            return f"mean of {self.config.candidates} draws of the diffusion prior"
-        return f"best of {self.config.candidates} draws of the diffusion prior by cosine to the prediction"
+            return f"mean of {n} draws of the diffusion prior{part}"
+        return f"best of {n} draws of the diffusion prior by cosine to the prediction{part}"
 
     def describe(self) -> dict[str, Any]:
         """Return the length of the training, the epoch that was taken and the protocol."""
@@ -267,7 +269,19 @@ class DiffusionPrior:
         drawn = self._draw(conditions, n_draws, derive_seed(seed, "diffusion prior"))
         if fit.samples is not None:
             drawn = fit.samples.apply(drawn)
-        return Embeddings(fit.target.undo(drawn), np.repeat(predicted.ids, n_draws), fit.space)
+        vectors = fit.target.undo(drawn)
+        if self.config.pull < 1:
+            vectors = self._pull(np.repeat(predicted.vectors, n_draws, axis=0), vectors)
+        return Embeddings(vectors, np.repeat(predicted.ids, n_draws), fit.space)
+
+    def _pull(self, predicted: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Return rows between the directions of predictions and of what was drawn for them, as long as images are."""
+        fit, n = self._require_fit(), len(drawn)
+        # Simulated predictions share the images' origin; real ones may lie elsewhere, so that each has its own mean.
+        origin = (fit.condition if self.config.condition == "simulated" else fit.target).mean
+        own, goals = (predicted - fit.condition.mean).reshape(n, -1), (drawn - origin).reshape(n, -1)
+        turned = turn_rows(own, goals, self.config.pull) * np.linalg.norm(fit.target.std)
+        return (origin + turned.reshape(drawn.shape)).astype(np.float32)
 
     def _draw(self, conditions: np.ndarray, n_draws: int, seed: int) -> np.ndarray:
         """Return standardised samples of shape (n_rows * n_draws, ...), selected if that was asked for."""

@@ -22,6 +22,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.priors.image_source import ImageSourceSettings, keep_distinct
+from braindecode_vis.priors.scales import normalise_rows, turn_rows
 from braindecode_vis.store import read_json, write_json
 
 ROWS_AT_ONCE = 4096  # of the images; they may be a memory map larger than memory
@@ -108,9 +109,9 @@ class NeighboursPrior:
         """Return each moved prediction `n_draws` times, draws of one row next to each other."""
         images, mean = self._require_fit()
         check_same_space(predicted, images)
-        own, pull = _normalise(predicted.flat() - mean), self.config.pull
-        near = _normalise(self._average_neighbours(own) - mean)
-        vectors = mean + self.length * _normalise((1 - pull) * own + pull * near)
+        own = normalise_rows(predicted.flat() - mean)
+        near = self._average_neighbours(own) - mean
+        vectors = mean + self.length * turn_rows(own, near, self.config.pull)
         shaped = vectors.astype(np.float32).reshape(predicted.vectors.shape)
         return Embeddings(
             np.repeat(shaped, n_draws, axis=0), np.repeat(predicted.ids, n_draws), predicted.space
@@ -124,7 +125,7 @@ class NeighboursPrior:
         for start in range(0, len(images), ROWS_AT_ONCE):
             part = _flatten(images.vectors[start : start + ROWS_AT_ONCE])
             numbers = np.broadcast_to(np.arange(start, start + len(part)), (n, len(part)))
-            best = np.concatenate([best, directions @ _normalise(part - mean).T], axis=1)
+            best = np.concatenate([best, directions @ normalise_rows(part - mean).T], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             kept = np.argsort(-best, axis=1, kind="stable")[:, :k]
             best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
@@ -164,7 +165,3 @@ class NeighboursPrior:
 
 def _flatten(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors, np.float32).reshape(len(vectors), -1)
-
-
-def _normalise(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

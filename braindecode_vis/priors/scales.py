@@ -36,3 +36,13 @@ def find_bounds(rows: np.ndarray) -> np.ndarray:
     low, high = rows.min(axis=0), rows.max(axis=0)
     margin = 0.1 * (high - low)
     return np.stack([low - margin, high + margin]).astype(np.float32)
+
+
+def normalise_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows of shape (n, n_features) with length 1; a row of zeros stays one."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def turn_rows(rows: np.ndarray, goals: np.ndarray, pull: float) -> np.ndarray:
+    """Return directions of length 1 between those of `rows` (pull 0) and of `goals` (1), both (n, n_features)."""
+    return normalise_rows((1 - pull) * normalise_rows(rows) + pull * normalise_rows(goals))

@@ -8,6 +8,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.distribution import compute_frechet
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
+from braindecode_vis.priors.scales import normalise_rows
 
 SMALL = {
     "condition": "simulated", "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1,
@@ -77,6 +78,22 @@ def test_the_mean_of_draws_is_another_protocol_and_nearer_to_the_seen(fitted):
     errors = [((rows.vectors - seen.vectors) ** 2).mean() for rows in (one, mean)]
     assert errors[1] < errors[0]
     assert averaging.protocol == "mean of 8 draws of the diffusion prior"
+
+
+def test_part_of_the_way_lies_between_prediction_and_sample_and_is_as_long_as_images_are(fitted):
+    seen, _ = make_images(200, seed=5)
+    predicted, origin = predict(seen, length=0.5), fitted.fitted.condition.mean
+    apart = DiffusionPriorConfig(**{**SMALL, "pull": 0.25}).build(seed=0)
+    apart.fitted = fitted.fitted
+    whole, part = (p.sample(predicted, n_draws=2, seed=1) for p in (fitted, apart))
+    rows = [normalise_rows(v - origin) for v in (np.repeat(predicted.vectors, 2, axis=0), whole.vectors)]
+    turned = part.vectors - origin
+    np.testing.assert_allclose(
+        np.linalg.norm(turned, axis=1), np.linalg.norm(fitted.fitted.target.std), rtol=1e-3
+    )
+    goal = normalise_rows(0.75 * rows[0] + 0.25 * rows[1])
+    np.testing.assert_allclose(normalise_rows(turned), goal, atol=1e-3)
+    assert "25 % of the way" in apart.describe()["protocol"]
 
 
 def test_simulated_predictions_pass_on_the_leading_components_best():
