@@ -48,10 +48,12 @@ class Denoiser(nn.Module):
         Channels, and height and width, of a latent; the size must be even.
     width
         Channels of the maps at half the latent's resolution, a multiple of 8.
+    fine_width
+        Channels of the maps at the latent's own resolution, a multiple of 8.
     condition_width
         Length of the vector made of embedding and time.
-    n_blocks
-        Modulated blocks.
+    n_blocks, n_fine_blocks
+        Modulated blocks at half the resolution, and after them at the latent's own.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class Denoiser(nn.Module):
         n_latent_channels: int = 6,
         latent_size: int = 8,
         width: int = 128,
+        fine_width: int = 64,
         condition_width: int = 384,
-        n_blocks: int = 4,
+        n_blocks: int = 3,
+        n_fine_blocks: int = 2,
     ) -> None:
         super().__init__()
-        self.coarse, fine = latent_size // 2, 32
+        self.coarse, fine = latent_size // 2, fine_width
         self.project = nn.Linear(2 * n_components, condition_width)
         self.refine = nn.Linear(condition_width, condition_width)
         self.embed_time = nn.Sequential(
@@ -76,12 +80,10 @@ class Denoiser(nn.Module):
         self.down = nn.Conv2d(fine, width, 2, stride=2)
         self.blocks = nn.ModuleList(ModulatedBlock(width, condition_width) for _ in range(n_blocks))
         self.up = nn.ConvTranspose2d(width, fine, 2, stride=2)
+        self.merge = nn.Conv2d(2 * fine, fine, 1)
+        self.fine_blocks = nn.ModuleList(ModulatedBlock(fine, condition_width) for _ in range(n_fine_blocks))
         self.leave = nn.Sequential(
-            nn.GroupNorm(8, 2 * fine),
-            nn.SiLU(),
-            nn.Conv2d(2 * fine, fine, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(fine, n_latent_channels, 3, padding=1),
+            nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, n_latent_channels, 3, padding=1)
         )
         for parameter in self.leave[-1].parameters():
             nn.init.zeros_(parameter)
@@ -111,7 +113,10 @@ class Denoiser(nn.Module):
         x = self.down(F.silu(fine)) + self.make_map(condition).unflatten(1, (-1, self.coarse, self.coarse))
         for block in self.blocks:
             x = block(x, condition)
-        return self.leave(torch.cat([fine, self.up(x)], dim=1))
+        x = self.merge(torch.cat([fine, self.up(x)], dim=1))
+        for block in self.fine_blocks:
+            x = block(x, condition)
+        return self.leave(x)
 
 
 def compute_time_features(times: torch.Tensor, n_features: int = 64) -> torch.Tensor:

@@ -143,7 +143,9 @@ def _make_header(
             "n_components": len(components.scale),
             "width": config.denoiser_width,
             "condition_width": config.condition_width,
+            "fine_width": config.fine_width,
             "n_blocks": config.n_blocks,
+            "n_fine_blocks": config.n_fine_blocks,
         },
         training={
             "source": pairs.source,

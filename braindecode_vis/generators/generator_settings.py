@@ -31,7 +31,7 @@ class GeneratorTrainingConfig(Settings):
         Weight of the perceptual loss, and share of a batch on which it is computed.
     latent_noise
         Deviation of the noise on the latents (which have unit variance) while the autoencoder is trained.
-    denoiser_width, condition_width, n_blocks
+    denoiser_width, fine_width, condition_width, n_blocks, n_fine_blocks
         As in `Denoiser`.
     denoiser_steps, denoiser_batch, denoiser_lr
         Optimisation of the denoiser with AdamW.
@@ -52,23 +52,25 @@ class GeneratorTrainingConfig(Settings):
 
     n_images: int = Field(default=102_400, ge=1)
     image_size: int = Field(default=64, ge=16, multiple_of=16)
-    n_latent_channels: int = Field(default=6, ge=1)
-    autoencoder_width: int = Field(default=40, ge=4, multiple_of=4)
-    autoencoder_steps: int = Field(default=8_000, ge=1)
+    n_latent_channels: int = Field(default=8, ge=1)
+    autoencoder_width: int = Field(default=48, ge=4, multiple_of=4)
+    autoencoder_steps: int = Field(default=20_000, ge=1)
     autoencoder_batch: int = Field(default=16, ge=2)
     autoencoder_lr: float = Field(default=2e-3, gt=0)
     perceptual_weight: float = Field(default=1.0, ge=0)
     autoencoder_images: int = Field(default=40_960, ge=2)
     perceptual_share: float = Field(default=0.5, gt=0, le=1)
-    latent_noise: float = Field(default=0.15, ge=0)
+    latent_noise: float = Field(default=0.1, ge=0)
     denoiser_width: int = Field(default=128, ge=8, multiple_of=8)
+    fine_width: int = Field(default=64, ge=8, multiple_of=8)
     condition_width: int = Field(default=384, ge=8)
-    n_blocks: int = Field(default=4, ge=1)
-    denoiser_steps: int = Field(default=24_000, ge=1)
+    n_blocks: int = Field(default=3, ge=1)
+    n_fine_blocks: int = Field(default=2, ge=0)
+    denoiser_steps: int = Field(default=30_000, ge=1)
     denoiser_batch: int = Field(default=64, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
-    ema_decay: float = Field(default=0.998, ge=0, lt=1)
-    n_components: int = Field(default=320, ge=1)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    n_components: int = Field(default=256, ge=1)
     certain_conditions: float = Field(default=0.5, ge=0, le=1)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
