@@ -321,7 +321,7 @@ class LatentEncoder:
         network, device = self.load(), pick_device(self.config.device)
         assert self._loaded is not None
         side, step, images = self.config.image_size, self.config.batch_size, []
-        latents = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, *self.latent_shape)
+        latents = np.array(vectors, dtype=np.float32).reshape(-1, *self.latent_shape)  # torch wants to own it
         with torch.inference_mode():
             for start in range(0, len(latents), step):
                 batch = torch.from_numpy(latents[start : start + step]).to(device)

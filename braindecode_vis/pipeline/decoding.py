@@ -23,6 +23,7 @@ from braindecode_vis.pipeline.learning import (
     refuse_categories,
     train,
 )
+from braindecode_vis.pipeline.low_level import make_low_level, name_fits
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed, make_generator
@@ -168,7 +169,7 @@ def _reconstruct(run: Run) -> Reconstructed:
                 with lend_workspace(run, prior, f"prior{number:02d}", asked):
                     part = reconstruct_fold(
                         config, material, prepared.stimuli, predicted, embeddings,
-                        retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),
+                        retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
                     )  # fmt: skip
                 parts.append(part)
                 advance(1)
@@ -186,7 +187,8 @@ def _reconstruct(run: Run) -> Reconstructed:
             np.save(folder / f"{name}.npy", stack, allow_pickle=False)
         return {"methods": list(images), "chosen": [part.chosen for part in parts]}
 
-    artifact = run.produce("reconstruct", fields, {"retrieve": retrieved.artifact.fingerprint}, compute)
+    upstream = {"retrieve": retrieved.artifact.fingerprint, **name_fits(run)}
+    artifact = run.produce("reconstruct", fields, upstream, compute)
     rows = pd.read_parquet(artifact.path / "rows.parquet")
     methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
     images = {name: np.load(artifact.path / f"{name}.npy", mmap_mode="r") for name in methods}
@@ -232,33 +234,6 @@ def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
         return 1.0
     sizes = trials.groupby(["subject", "stimulus_id"]).size().to_numpy()
     return float(len(sizes) / (1 / sizes).sum())
-
-
-def _make_low_level(run: Run, number: int) -> np.ndarray | None:
-    """Return the images of the low-level branch for the test trials of one fold; None without such a branch.
-
-    The branch is a run of its own over the same trials: another target, another encoder, its latents decoded.
-    """
-    branch = run.config.reconstruction.low_level
-    if branch is None:
-        return None
-    from braindecode_vis.generators.latents import LatentsConfig
-    from braindecode_vis.generators.material import TrainingMaterial
-
-    changes = {
-        "target": branch.target,
-        "encoder": branch.encoder,
-        "reconstruction": type(run.config.reconstruction)(),
-    }
-    low = run.once("low level", lambda: Run(run.config.model_copy(update=changes), run.folder, run.listener))
-    prepared, bank, fold = preprocess(low), embed(low)[number], train(low)[number]
-    ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
-    material = TrainingMaterial(
-        bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids), fold.out_of_fold
-    )
-    generator = LatentsConfig().build(material)
-    predicted, _ = meet_generator(low, number)
-    return generator.generate(predicted, seed=derive_seed(low.config.seed, "low level"))
 
 
 def meet_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:

@@ -8,7 +8,7 @@ leaves no trace in a run folder is listed in ``docs/AUDIT.md``.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from braindecode_vis.studies.audit_design import check_design
 from braindecode_vis.studies.audit_files import LEVELS, AuditedRun, Finding, open_audited
 from braindecode_vis.studies.audit_options import check_options
 from braindecode_vis.studies.audit_refit import check_refit
-from braindecode_vis.studies.audit_splits import check_split
+from braindecode_vis.studies.audit_splits import check_split, check_used
 from braindecode_vis.studies.audit_statistics import check_statistics
 from braindecode_vis.studies.audit_training import check_training
 
@@ -94,4 +94,21 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     findings += [*check_design(run, seed=seed), *check_options(run)]
     if refit:
         findings += check_refit(run)
+    if run.low_level is not None:
+        findings += _check_low_level(run.low_level, findings, refit=refit)
     return Audit(run.folder, tuple(findings))
+
+
+def _check_low_level(low: AuditedRun, told: list[Finding], *, refit: bool) -> list[Finding]:
+    """Judge the fits of the low-level branch like those of the encoder; what was told already is not repeated."""
+    found = [*check_used(low), *check_training(low, thorough=refit), *check_choices(low), *check_options(low)]
+    if refit:
+        found += check_refit(low)
+    known = {(item.check, item.message) for item in told if "fold" not in item.where}
+    findings = [
+        replace(item, where=f"low-level branch {item.where}".strip())
+        for item in found
+        if item.level != "ok" and (item.check, item.message) not in known
+    ]
+    text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
+    return findings or [Finding("low-level", "ok", text)]

@@ -43,6 +43,7 @@ def check_training(run: AuditedRun, *, thorough: bool = False) -> list[Finding]:
         *_check_inputs(run),
         *_check_columns(run, thorough=thorough),
         *_check_targets(run),
+        *_check_target_means(run),
     ]
 
 
@@ -225,3 +226,56 @@ def _is_same_space(run: AuditedRun, config: Any, ids: np.ndarray, stored: Embedd
     made = np.asarray(made).reshape(len(made), *vectors.shape[1:])
     scale = np.abs(vectors).max() or 1.0
     return made.shape == vectors.shape and float(np.abs(made - vectors).max()) < 1e-3 * scale
+
+
+def _check_target_means(run: AuditedRun) -> list[Finding]:
+    """Compare the mean of the targets that an encoder keeps with that of its training trials or images."""
+    findings, n = [], 0
+    for number, fold in enumerate(run.folds[: len(run.trained)]):
+        off = _measure_targets(run, number, fold.train)
+        if off is None:
+            continue
+        n += 1
+        if off <= TOLERANCE:
+            continue
+        whole = _measure_targets(run, number, np.sort(np.r_[fold.train, fold.test]))
+        also = ", but that of training and test images" if whole is not None and whole <= TOLERANCE else ""
+        text = f"the encoder's target mean is not that of its training images{also} (off by {off:.2g} SD)."
+        findings.append(Finding("target-means", "leak", text, name_fold(number)))
+    text = "the encoder's target mean is that of its training images." if n else "no target mean is kept."
+    return findings or [Finding("target-means", "ok", text)]
+
+
+def _measure_targets(run: AuditedRun, number: int, rows: np.ndarray) -> float | None:
+    """Return the largest difference between stored and recomputed target statistics, in standard deviations."""
+    from safetensors.numpy import load_file
+
+    from braindecode_vis.training.views import settle_views
+
+    record = run.trained[number]
+    centre: np.ndarray | None
+    spread: np.ndarray | None
+    if number >= len(run.embedded):
+        return None
+    bank = read_embeddings(run.embedded[number].path)
+    if (record.path / "ridge.safetensors").is_file():
+        stored = load_file(record.path / "ridge.safetensors")
+        taught = bank.select(list(pick_inputs(run, record, rows).stimulus_ids)).flat()
+        centre, spread = stored["target_mean"], None
+    elif (record.path / "network.json").is_file():
+        stored = load_file(record.path / "network.safetensors")
+        centre, spread = (stored.get(f"model.target_scale.{name}") for name in ("centre", "spread"))
+        ids = pd.unique(run.responses.stimulus_ids[rows].astype(str))
+        held = read_json(record.path / "network.json")["held_out"]
+        bank = settle_views(bank, record.fields["encoder"].get("view_choice"))
+        taught = bank.select(list(ids[~np.isin(ids, held)])).flat()
+    else:
+        return None
+    if centre is None or centre.shape != taught.shape[1:]:
+        return None
+    mean, std = taught.mean(axis=0, dtype=np.float64), taught.std(axis=0, dtype=np.float64)
+    varies = std > 1e-6 * np.maximum(1e-30, np.abs(mean))
+    if not varies.any():
+        return None
+    off = float((np.abs(mean - centre)[varies] / std[varies]).max())
+    return off if spread is None else max(off, float(np.abs(spread[varies] / std[varies] - 1).max()))
