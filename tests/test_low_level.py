@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from braindecode_vis import pipeline, store
-from braindecode_vis.config import read_config
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import check_files, read_config
 from braindecode_vis.pipeline import low_level
 from braindecode_vis.runs import open_run
 from braindecode_vis.studies.audit import audit_run
@@ -93,5 +94,23 @@ def test_the_audit_finds_latents_of_test_images_in_the_branch(finished, tmp_path
     (leak,) = audit_run(folder).leaks
     assert (leak.check, leak.where) == ("target-means", "low-level branch fold 0")
     assert "but that of training and test images" in leak.message
+    (fit / "ridge.safetensors").write_bytes((fit / "ridge.safetensors").read_bytes()[:3000])
+    assert any("weights cannot be read" in leak.message for leak in audit_run(folder).leaks)
     shutil.rmtree(fit)
     assert any("train fold00" in leak.message for leak in audit_run(folder).leaks)
+
+
+def test_weights_that_are_cut_short_are_found_before_anything_is_trained(tmp_path):
+    """They were found when the first image was decoded, after the encoder had been trained for hours."""
+    (tmp_path / "taesd_encoder.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "taesd_decoder.safetensors").write_bytes(b"")
+    low = f"reconstruction.low_level={{target: {{kind: taesd, weights: {tmp_path}}}}}"
+    config = read_config("synthetic_digits", [low])
+    with pytest.raises(DataError, match=r"taesd_encoder\.safetensors is no intact safetensors file"):
+        check_files(config)
+    (tmp_path / "taesd_encoder.safetensors").unlink()
+    with pytest.raises(DataError, match="lacks a half of the tiny autoencoder"):
+        check_files(config)
+    missing = read_config("synthetic_digits", ["reconstruction.low_level={target: {kind: taesd}}"])
+    with pytest.raises(ConfigError, match=r"set reconstruction\.low_level\.target\.weights to"):
+        check_files(missing)

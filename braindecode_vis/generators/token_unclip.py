@@ -118,8 +118,14 @@ def load_networks(folder: Path, config: TokenUnclipConfig) -> TokenUnclip:
         update={"precision": "float32"}
     )  # SDXL's autoencoder overflows in half precision
     vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", exact)
-    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    about = folder / "scheduler" / "scheduler_config.json"
+    try:
+        settings = json.loads(about.read_text(encoding="utf-8"))
+        scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{about} does not describe a scheduler ({type(error).__name__}); copy the whole folder again."
+        ) from error
     kind = unet.config.addition_embed_type
     if kind is not None:
         room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim

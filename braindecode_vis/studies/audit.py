@@ -85,18 +85,29 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     DataError
         If the folder holds no prepared data, or a file that every check needs cannot be read.
     """
+    from safetensors import SafetensorError
+
     run = open_audited(folder)
     findings = [*check_chain(run), *check_split(run)]
     if any(finding.check == "trials" and finding.level == "leak" for finding in findings):
         # Folds that are no folds have no statistics of their training trials.
         return Audit(run.folder, tuple(findings))
-    findings += [*check_statistics(run), *check_training(run, thorough=refit), *check_choices(run)]
+    try:
+        findings += _check_fits(run, refit=refit, seed=seed)
+    except SafetensorError as error:  # `check_chain` has named the file that is not as it was written
+        text = f"tampered: a file of weights cannot be read ({error}), so that fits cannot be judged."
+        findings.append(Finding("training", "leak", text))
+    return Audit(run.folder, tuple(findings))
+
+
+def _check_fits(run: AuditedRun, *, refit: bool, seed: int) -> list[Finding]:
+    findings = [*check_statistics(run), *check_training(run, thorough=refit), *check_choices(run)]
     findings += [*check_design(run, seed=seed), *check_options(run)]
     if refit:
         findings += check_refit(run)
     if run.low_level is not None:
         findings += _check_low_level(run.low_level, findings, refit=refit)
-    return Audit(run.folder, tuple(findings))
+    return findings
 
 
 def _check_low_level(low: AuditedRun, told: list[Finding], *, refit: bool) -> list[Finding]:
