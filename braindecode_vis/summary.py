@@ -85,13 +85,7 @@ def _describe_low_level(config: RunConfig) -> dict[str, str]:
     branch = config.reconstruction.low_level
     if branch is None:
         return {}
-    how, target = branch.fusion, branch.target
-    words = {
-        "pixels": f"{how.weight:g} of the high-level image",
-        "initial": f"the generator starts from it at strength {how.strength:g}",
-        "both": f"the generator starts from it at strength {how.strength:g}, then {how.weight:g} of the result",
-    }
-    text = f"{branch.encoder.kind} to {target.build().space}; fusion {how.mode}: {words[how.mode]}"
+    text = f"{branch.encoder.kind} to {branch.target.build().space}; {branch.fusion.describe()}"
     return {"Low-level branch": text}
 
 

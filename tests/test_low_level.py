@@ -60,7 +60,7 @@ def test_reconstructions_name_the_fits_of_the_branch(finished):
     assert "low-level embed" in stages
     page = (finished / "report.html").read_text()
     assert "ridge to taesd/sd/random-0" in page
-    assert "fusion pixels: 0.75 of the high-level image" in page
+    assert "0.75 of the high-level image" in page
 
 
 def test_rows_of_the_branch_are_those_of_the_encoder(finished, monkeypatch):
