@@ -16,6 +16,7 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets import synthetic_digits
 from braindecode_vis.runs import SilentListener, open_run, read_scores
 from braindecode_vis.summary import describe_ceilings
 
@@ -343,3 +344,27 @@ def test_noise_ceilings_are_a_section_of_the_report():
     (section,) = describe_ceilings(rows)
     assert "Noise ceiling" in section.title
     assert describe_ceilings(None) == describe_ceilings([]) == []
+
+
+@pytest.mark.parametrize("overrides", [(), ("reconstruction.n_draws=3", "evaluation.best_of=true")])
+def test_a_single_test_image_is_scored_for_what_it_can_tell(tmp_path, monkeypatch, overrides):
+    """The report compared it with "all 1 candidate images", and showed the image itself as that of a shuffled brain."""
+    make = synthetic_digits.make_synthetic_digits
+
+    def make_one(config, *, seed):
+        responses, stimuli = make(config, seed=seed)
+        return responses.select(np.arange(config.n_train + 1)), stimuli
+
+    monkeypatch.setattr(synthetic_digits, "make_synthetic_digits", make_one)
+    run = make_run(tmp_path / "run", *overrides)
+    rows = pipeline.run_all(run)
+    assert all(np.isfinite(row["value"]) for row in rows)
+    assert find(rows, "pixcorr")["chance"] is None
+    assert not any("identification" in row["metric"] for row in rows)
+    assert "shuffled" not in pipeline.reconstruct(run).images
+    assert find(rows, "mean_rank")["protocol"].count("gallery of 1 exact test image;") == 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "There is one candidate image" in page
+    assert "there is one test image, and nothing to tell it from" in page
+    for wrong in ("all 1 ", "1 queries", "1 items", "1 exact test images"):
+        assert wrong not in page

@@ -106,7 +106,8 @@ def choose_gallery(
     if config.retrieval.gallery == "fold" or not shared or len(folds) == 1:
         sizes = sorted({len(pd.unique(ids[fold.test])) for fold in folds})
         size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        return None, f"{size} exact test images" + (" of the fold" if len(folds) > 1 else "")
+        images = "image" if size == "1" else "images"
+        return None, f"{size} exact test {images}" + (" of the fold" if len(folds) > 1 else "")
     whole = list(pd.unique(np.concatenate([ids[fold.test] for fold in folds])))
     return whole, f"{len(whole)} exact images of all folds"
 
@@ -181,8 +182,9 @@ def _reconstruct(run: Run) -> Reconstructed:
         rows.to_parquet(folder / "rows.parquet", index=False)
         images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
         # Over all folds: a fold may hold one image only, which has no other to be swapped with.
-        order = derange(rows["stimulus_id"].to_numpy(dtype=object), make_generator(config.seed, "shuffled"))
-        images["shuffled"] = images["decoded"][order]
+        if rows["stimulus_id"].nunique() > 1:
+            ids = rows["stimulus_id"].to_numpy(dtype=object)
+            images["shuffled"] = images["decoded"][derange(ids, make_generator(config.seed, "shuffled"))]
         for name, stack in images.items():
             np.save(folder / f"{name}.npy", stack, allow_pickle=False)
         return {"methods": list(images), "chosen": [part.chosen for part in parts]}
