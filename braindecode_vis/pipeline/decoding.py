@@ -146,7 +146,7 @@ def _reconstruct(run: Run) -> Reconstructed:
 
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.generators.material import TrainingMaterial, open_workshop
-        from braindecode_vis.reconstruction import derange, reconstruct_fold
+        from braindecode_vis.reconstruction import derange, describe_same_draws, reconstruct_fold
 
         parts, lent = [], open_workshop(config.generator)
         learnt_from = [fold.artifact.fingerprint for fold in trained]
@@ -182,6 +182,9 @@ def _reconstruct(run: Run) -> Reconstructed:
         rows.to_parquet(folder / "rows.parquet", index=False)
         images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
         # Over all folds: a fold may hold one image only, which has no other to be swapped with.
+        if same := describe_same_draws(config, images["decoded"]):
+            with run.listener.watch("reconstruct:") as show:
+                show(0, 0, same)
         if rows["stimulus_id"].nunique() > 1:
             ids = rows["stimulus_id"].to_numpy(dtype=object)
             images["shuffled"] = images["decoded"][derange(ids, make_generator(config.seed, "shuffled"))]

@@ -13,6 +13,7 @@ from braindecode_vis.pipeline.decoding import reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, reads_text, train
 from braindecode_vis.pipeline.low_level import open_low_level
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
+from braindecode_vis.reconstruction import describe_same_draws
 from braindecode_vis.runs import Run, read_scores
 
 
@@ -58,6 +59,8 @@ def _report(run: Run) -> Path:
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
+    if not run.config.decodes_categories:
+        warnings += filter(None, [describe_same_draws(run.config, reconstruct(run).images["decoded"])])
     if simulated:
         warnings.insert(
             0,
