@@ -286,6 +286,13 @@ TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
             ],
             "reconstruction.low_level makes images",
         ),
+        (
+            [
+                f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}], "
+                "network: {kind: latent_decoder, latent_channels: 3}}}"
+            ],
+            "latent_decoder needs a target of 3 square maps, but this one has 64 values",
+        ),
         (["generator.gains=[1, 2]"], "gains is .* which nothing looks at: contrast none"),
         (["prior={kind: diffusion, candidates: 4}"], "candidates is 4, which nothing looks at: select none"),
         (["prior={kind: diffusion, n_components: 4}"], "n_components is 4, which nothing looks at"),

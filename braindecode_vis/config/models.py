@@ -5,6 +5,7 @@ A new component is one file plus one name in a union here.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -200,6 +201,11 @@ class LowLevelConfig(Settings):
                     f"encoder.objectives {', '.join(kinds)} say nothing of the scale of latents, so that they cannot "
                     "be decoded; add l1 (as ATM does) or mse"
                 )
+            if self.encoder.network.kind == "latent_decoder":
+                try:
+                    self.encoder.network.plan(math.prod(self.target.build().latent_shape))
+                except ConfigError as error:
+                    raise ValueError(f"encoder: {str(error).rstrip('.')}") from error
         return self
 
 

@@ -133,6 +133,11 @@ class LatentConfig(Settings):
         if self.find_weights() is None:
             return f"random-{self.random_seed}{changes}"
         digests = [hash_weights(part) for part in self.find_parts()]
+        path = self.find_weights()
+        if self._kind == "vae" and path is not None and (path / "config.json").is_file():
+            digests.append(
+                hash_json(_read_sizes(path / "config.json"))
+            )  # groups and shift change every latent
         return digests[0] if len(digests) == 1 else hash_json(digests)
 
     def hashed_fields(self) -> dict[str, Any]:
@@ -181,6 +186,11 @@ class AutoencoderKLConfig(LatentConfig):
         }  # fmt: skip
         if path is not None and path.is_dir() and (path / "config.json").is_file():
             sizes |= _read_sizes(path / "config.json")
+            if sizes["latent_channels"] != 4:
+                raise DataError(
+                    f"{path} has {sizes['latent_channels']} latent channels, those of {self.latents} are 4; bring "
+                    f"{self.describe_weights()}."
+                )
             if not math.isclose(sizes["scaling_factor"], SCALING[self.latents], abs_tol=1e-6):
                 raise DataError(
                     f"{path} scales its latents by {sizes['scaling_factor']}, those of {self.latents} by "

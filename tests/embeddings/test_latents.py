@@ -113,6 +113,24 @@ def test_latents_of_another_model_are_refused(tmp_path):
     AutoencoderKLConfig(weights=tmp_path, latents="sdxl").build().load()
 
 
+def test_the_description_of_the_network_is_a_part_of_its_name(tmp_path):
+    """Other groups or another shift give other latents from the same weights, which the bank took for the same."""
+    make_kl(tmp_path)
+    before = AutoencoderKLConfig(weights=tmp_path, image_size=32)
+    space, digest = before.build().space, before.digest
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"norm_num_groups": 4', '"norm_num_groups": 2'))
+    after = AutoencoderKLConfig(weights=tmp_path, image_size=32)
+    assert digest != after.digest
+    assert space != after.build().space
+
+
+def test_latents_of_another_number_of_channels_are_refused(tmp_path):
+    make_kl(tmp_path, latent_channels=8)
+    with pytest.raises(DataError, match="has 8 latent channels, those of sd are 4"):
+        AutoencoderKLConfig(weights=tmp_path).build().load()
+
+
 def test_decoding_nothing_gives_nothing():
     encoder = AutoencoderKLConfig(weights="random", image_size=32, model_args=TINY_KL).build()
     assert encoder.decode(np.empty((0, 64))).shape == (0, 32, 32, 3)
