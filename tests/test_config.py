@@ -293,6 +293,14 @@ TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
             ],
             "latent_decoder needs a target of 3 square maps, but this one has 64 values",
         ),
+        (
+            [
+                f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}], "
+                "out_of_fold: 3}}"
+            ],
+            "out_of_fold is 3, which nothing looks at",
+        ),
+        (["generator={kind: token_unclip, guidance: 1, unconditional: zeros}"], "unconditional is 'zeros'"),
         (["generator.gains=[1, 2]"], "gains is .* which nothing looks at: contrast none"),
         (["prior={kind: diffusion, candidates: 4}"], "candidates is 4, which nothing looks at: select none"),
         (["prior={kind: diffusion, n_components: 4}"], "n_components is 4, which nothing looks at"),

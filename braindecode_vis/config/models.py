@@ -193,8 +193,9 @@ class LowLevelConfig(Settings):
     fusion: FusionConfig = FusionConfig()
 
     @model_validator(mode="after")
-    def _check_objectives(self) -> Self:
+    def _check_network(self) -> Self:
         if self.encoder.kind == "network":
+            self.encoder.refuse_unused("out_of_fold", because="nothing learns from predictions of the branch")
             kinds = [objective.kind for objective in self.encoder.objectives]
             if not self.with_scale.intersection(kinds):
                 raise ValueError(

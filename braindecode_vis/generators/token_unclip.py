@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.generators.hub import HubConfig, load_pipeline, resize_initial
@@ -62,6 +62,12 @@ class TokenUnclipConfig(HubConfig):
     image_size: int | None = Field(default=768, ge=8, multiple_of=8)
 
     supports_initial: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.guidance <= 1:
+            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
+        return self
 
     def load(self) -> TokenUnclip:
         """Return networks and scheduler."""

@@ -21,6 +21,7 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_json
 from braindecode_vis.studies.audit_files import AuditedRun, Finding, Record, drop_digests, name_fold
 from braindecode_vis.studies.audit_moments import compute_column_moments
+from braindecode_vis.studies.audit_splits import count_units
 from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
 
 LARGEST_REFIT = (
@@ -43,7 +44,7 @@ def check_training(run: AuditedRun, *, thorough: bool = False) -> list[Finding]:
         *_check_inputs(run),
         *_check_columns(run, thorough=thorough),
         *_check_targets(run),
-        *_check_target_means(run),
+        *_check_target_means(run, thorough=thorough),
     ]
 
 
@@ -228,54 +229,68 @@ def _is_same_space(run: AuditedRun, config: Any, ids: np.ndarray, stored: Embedd
     return made.shape == vectors.shape and float(np.abs(made - vectors).max()) < 1e-3 * scale
 
 
-def _check_target_means(run: AuditedRun) -> list[Finding]:
+def _check_target_means(run: AuditedRun, *, thorough: bool) -> list[Finding]:
     """Compare the mean of the targets that an encoder keeps with that of its training trials or images."""
     findings, n = [], 0
-    for number, fold in enumerate(run.folds[: len(run.trained)]):
-        off = _measure_targets(run, number, fold.train)
-        if off is None:
+    for number, fold in enumerate(run.folds[: len(run.embedded)]):
+        centre, spread = _read_target_statistics(run.trained[number])
+        if centre is None:
             continue
-        n += 1
+        n, where = n + 1, name_fold(number)
+        size = (run.embedded[number].path / "vectors.npy").stat().st_size
+        if size > LARGEST_REFIT and not thorough:
+            text = f"the target mean was not computed again: {size / 1e9:.1f} GB of targets; add --refit."
+            findings.append(Finding("target-means", "warning", text, where))
+            continue
+        off = _measure_targets(run, number, fold.train, centre, spread)
         if off <= TOLERANCE:
             continue
-        whole = _measure_targets(run, number, np.sort(np.r_[fold.train, fold.test]))
-        also = ", but that of training and test images" if whole is not None and whole <= TOLERANCE else ""
+        whole = np.sort(np.r_[fold.train, fold.test])
+        leaked = _measure_targets(run, number, whole, centre, spread) <= TOLERANCE
+        also = ", but that of training and test images" if leaked else ""
         text = f"the encoder's target mean is not that of its training images{also} (off by {off:.2g} SD)."
-        findings.append(Finding("target-means", "leak", text, name_fold(number)))
+        findings.append(Finding("target-means", "leak", text, where))
     text = "the encoder's target mean is that of its training images." if n else "no target mean is kept."
     return findings or [Finding("target-means", "ok", text)]
 
 
-def _measure_targets(run: AuditedRun, number: int, rows: np.ndarray) -> float | None:
-    """Return the largest difference between stored and recomputed target statistics, in standard deviations."""
-    from safetensors.numpy import load_file
+def _read_target_statistics(record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return mean and standard deviation of the targets that an encoder keeps, None for what it does not keep."""
+    from safetensors import safe_open
 
+    for name, keys in (
+        ("ridge", ("target_mean", "")),
+        ("network", ("model.target_scale.centre", "model.target_scale.spread")),
+    ):
+        path = record.path / f"{name}.safetensors"
+        if path.is_file():
+            with safe_open(path, framework="np") as file:
+                known = set(file.keys())
+                centre, spread = (file.get_tensor(key) if key in known else None for key in keys)
+            return centre, spread
+    return None, None
+
+
+def _measure_targets(
+    run: AuditedRun, number: int, rows: np.ndarray, centre: np.ndarray, spread: np.ndarray | None
+) -> float:
+    """Return the largest difference between stored and recomputed target statistics, in standard deviations."""
     from braindecode_vis.training.views import settle_views
 
-    record = run.trained[number]
-    centre: np.ndarray | None
-    spread: np.ndarray | None
-    if number >= len(run.embedded):
-        return None
-    bank = read_embeddings(run.embedded[number].path)
-    if (record.path / "ridge.safetensors").is_file():
-        stored = load_file(record.path / "ridge.safetensors")
-        taught = bank.select(list(pick_inputs(run, record, rows).stimulus_ids)).flat()
-        centre, spread = stored["target_mean"], None
-    elif (record.path / "network.json").is_file():
-        stored = load_file(record.path / "network.safetensors")
-        centre, spread = (stored.get(f"model.target_scale.{name}") for name in ("centre", "spread"))
-        ids = pd.unique(run.responses.stimulus_ids[rows].astype(str))
+    record, bank = run.trained[number], read_embeddings(run.embedded[number].path)
+    if (record.path / "network.json").is_file():  # each image once, without those that were held out
         held = read_json(record.path / "network.json")["held_out"]
+        ids = pd.unique(run.responses.stimulus_ids[rows].astype(str))
+        ids = ids[~np.isin(ids, held)]
         bank = settle_views(bank, record.fields["encoder"].get("view_choice"))
-        taught = bank.select(list(ids[~np.isin(ids, held)])).flat()
     else:
-        return None
-    if centre is None or centre.shape != taught.shape[1:]:
-        return None
-    mean, std = taught.mean(axis=0, dtype=np.float64), taught.std(axis=0, dtype=np.float64)
+        units = count_units(run.trials, rows, str(record.fields.get("repeats", "single")))
+        ids = units["stimulus_id"].astype(str).to_numpy()
+    places = pd.Index(bank.ids.astype(str)).get_indexer(pd.Index(ids))
+    mean, std = compute_column_moments(bank.vectors.reshape(len(bank), 1, -1), places[places >= 0])
+    if centre.shape != mean.shape:
+        return np.inf
     varies = std > 1e-6 * np.maximum(1e-30, np.abs(mean))
-    if not varies.any():
-        return None
-    off = float((np.abs(mean - centre)[varies] / std[varies]).max())
-    return off if spread is None else max(off, float(np.abs(spread[varies] / std[varies] - 1).max()))
+    off = np.abs(mean - centre)[varies] / std[varies]
+    wide = np.zeros(1) if spread is None else np.abs(spread[varies] / std[varies] - 1)
+    return float(max(off.max(initial=0.0), wide.max(initial=0.0)))
