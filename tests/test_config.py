@@ -313,6 +313,18 @@ def test_settings_that_would_change_nothing_are_refused(overrides, sentence):
         read_config("synthetic_digits", overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("target={kind: taesd, weights: 3}", r"target\.weights is 3, but"),
+        ("encoder={kind: network, batch_size: 1}", r"encoder\.batch_size is 1, but"),
+    ],
+)
+def test_members_of_unions_are_not_named_in_pydantic_words(override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read_config("synthetic_digits", [override])
+
+
 def test_a_configuration_that_was_written_out_is_read_again(tmp_path):
     """Written out it names every setting, those that the chosen mode does not look at too."""
     low = f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}]}}}}"

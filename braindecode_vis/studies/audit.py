@@ -107,6 +107,12 @@ def _check_fits(run: AuditedRun, *, refit: bool, seed: int) -> list[Finding]:
         findings += check_refit(run)
     if run.low_level is not None:
         findings += _check_low_level(run.low_level, findings, refit=refit)
+    made = [record.fields for record in run.chain if record.content.get("stage") == "reconstruct"]
+    if run.low_level is None and any(
+        (fields.get("reconstruction") or {}).get("low_level") for fields in made
+    ):
+        text = "the reconstructions do not name the fits of their low-level branch; make them again to judge them."
+        findings.append(Finding("low-level", "warning", text))
     return findings
 
 
