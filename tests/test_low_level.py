@@ -114,3 +114,21 @@ def test_weights_that_are_cut_short_are_found_before_anything_is_trained(tmp_pat
     missing = read_config("synthetic_digits", ["reconstruction.low_level={target: {kind: taesd}}"])
     with pytest.raises(ConfigError, match=r"set reconstruction\.low_level\.target\.weights to"):
         check_files(missing)
+
+
+def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
+    network = "{kind: latent_decoder, widest: 16, last_width: 8, trunk_features: 20}"
+    encoder = f"{{kind: network, network: {network}, objectives: [{{kind: l1}}], epochs: 2, device: cpu}}"
+    low = f"reconstruction.low_level={{target: {TARGET}, encoder: {encoder}}}"
+    run = make_run(tmp_path / "run", low)
+    made = pipeline.reconstruct(run).images
+    assert made["low_level"].shape == made["decoded"].shape
+    audit = audit_run(tmp_path / "run")
+    assert not audit.leaks
+    fit = find_low_fit(tmp_path / "run")
+    tensors = load_file(fit / "network.safetensors")
+    tensors["model.target_scale.centre"] = tensors["model.target_scale.centre"] + 1
+    save_file(tensors, fit / "network.safetensors")
+    assert {(leak.check, leak.where) for leak in audit_run(tmp_path / "run").leaks} >= {
+        ("target-means", "low-level branch fold 0")
+    }
