@@ -116,6 +116,15 @@ def test_weights_that_are_cut_short_are_found_before_anything_is_trained(tmp_pat
         check_files(missing)
 
 
+def test_a_branch_of_other_sizes_is_judged(tmp_path):
+    """The audit read the target's settings without the word random, which sizes need, and ended in a traceback."""
+    sizes = "{block_out_channels: [8, 8, 8, 8], layers_per_block: 1, norm_num_groups: 4}"
+    target = f"{{kind: vae, weights: random, image_size: 32, device: cpu, model_args: {sizes}}}"
+    run = make_run(tmp_path / "run", f"reconstruction.low_level={{target: {target}}}")
+    pipeline.reconstruct(run)
+    assert not audit_run(tmp_path / "run").leaks
+
+
 def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
     network = "{kind: latent_decoder, widest: 16, last_width: 8, trunk_features: 20}"
     encoder = f"{{kind: network, network: {network}, objectives: [{{kind: l1}}], epochs: 2, device: cpu}}"
