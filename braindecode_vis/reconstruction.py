@@ -166,6 +166,24 @@ def _generate(
     return {name: stack.reshape(-1, n_draws, *stack.shape[1:]) for name, stack in made.items()}
 
 
+def describe_same_draws(config: RunConfig, decoded: np.ndarray) -> str:
+    """Say in one sentence that the draws of every image are the same; an empty text if they are not.
+
+    Parameters
+    ----------
+    config
+        Names the prior and the generator.
+    decoded : uint8 array of shape (n_rows, [n_draws,] height, width, 3)
+    """
+    if decoded.ndim != 5 or decoded.shape[1] == 1 or any((row != row[:1]).any() for row in decoded):
+        return ""
+    return (
+        f"the {decoded.shape[1]} draws of every image are identical: neither the prior {config.prior.kind} nor the "
+        f"generator {config.generator.kind} drew anything at random; one draw, or the best of all, says as "
+        "much."
+    )
+
+
 def measure_repetition_noise(
     predict: Callable[[Responses], Embeddings], trials: Responses, *, n_train: float, n_test: float
 ) -> RepetitionNoise | None:

@@ -24,6 +24,16 @@ class Settings(BaseModel):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
 
+    def refuse_unused(self, *names: str, because: str) -> None:
+        """Raise `ValueError` if one of these settings is not its default, though nothing looks at it.
+
+        A default is let pass: a configuration that was written out has all of them.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is {value!r}, which nothing looks at: {because}; leave {name} out")
+
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain values that enter the fingerprint, nested settings included."""
         fields: dict[str, Any] = {}

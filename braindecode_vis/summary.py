@@ -70,12 +70,23 @@ def describe_images(
             "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
             "Target": space,
             "Brain encoder": config.encoder.kind,
+            "Prior": config.prior.kind,
             "Generator": config.generator.kind,
+            **_describe_low_level(config),
             "Gallery": retrieved.gallery_protocol,
         },
         "ranks": RankContent(ranks, sizes.pop(), caption) if len(sizes) == 1 else None,
         "gallery": gallery,
     }
+
+
+def _describe_low_level(config: RunConfig) -> dict[str, str]:
+    """Return what the low-level branch predicts, by what, with which weights, and how its images enter."""
+    branch = config.reconstruction.low_level
+    if branch is None:
+        return {}
+    text = f"{branch.encoder.kind} to {branch.target.build().space}; {branch.fusion.describe()}"
+    return {"Low-level branch": text}
 
 
 def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFrame) -> dict[str, Any]:

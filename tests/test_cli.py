@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
+from braindecode_vis.cli import show
+
 SMALL = [
     "--set", "dataset.n_train=60", "--set", "dataset.n_test=12",
     "--set", "evaluation.n_bootstrap=200", "--set", "evaluation.n_permutations=200",
@@ -194,3 +196,25 @@ def test_a_phantom_says_what_it_costs_before_it_starts(tmp_path):
         call("phantom", "things-eeg3", "--out", tmp_path), "must be one of things-eeg2", "did you mean"
     )
     check_refusal(call("phantom", "nsd", "--size", "huge", "--out", tmp_path), "--size is 'huge'", "tiny")
+
+
+def test_no_number_is_cut_in_a_narrow_window(capsys, monkeypatch):
+    """Long names of metrics once left every number one character, an ellipsis behind it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {
+        "method": "decoded",
+        "metric": "best_of_2_50_way_top1_semantic_accuracy@efficientnet-lite0",
+        "subject": "01",
+    }
+    numbers = {
+        "value": 0.366,
+        "ci_low": 0.1,
+        "ci_high": 0.913,
+        "chance": 0.35,
+        "p_value": 0.4478,
+        "n_queries": 200,
+    }
+    show.print_scores([row | numbers])
+    shown = capsys.readouterr().out
+    for text in ("0.366", "0.100-0.913", "0.350", "0.4478", "200"):
+        assert text in shown

@@ -252,6 +252,87 @@ def test_missing_files_are_found_before_anything_is_computed(
             check_files(config, last)
 
 
+TINY_LOW = "target: {kind: taesd, weights: random, image_size: 32}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["evaluation.best_of=true"], "best_of scores the best of several draws, and reconstruction.n_draws is 1"),
+        ([f"reconstruction.low_level={{{TINY_LOW}, fusion: {{strength: 0.7}}}}"], "strength is 0.7, which nothing"),
+        (
+            [f"reconstruction.low_level={{{TINY_LOW}, fusion: {{mode: initial, weight: 0.7}}}}"],
+            "weight is 0.7, which nothing looks at: mode initial",
+        ),
+        (
+            [f"reconstruction.low_level={{{TINY_LOW}, fusion: {{mode: initial}}}}"],
+            "reconstruction.low_level.fusion.mode is initial, but the generator takes no initial image",
+        ),
+        (
+            [
+                f"target={TINY_CLIP}", "generator={kind: sdxl_turbo, steps: 4}",
+                f"reconstruction.low_level={{{TINY_LOW}, fusion: {{mode: both, strength: 0.2}}}}",
+            ],
+            "strength 0.2 of 4 generator.steps leaves no step to run",
+        ),
+        (
+            [f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network}}}}"],
+            "objectives clip say nothing of the scale of latents",
+        ),
+        (
+            [
+                f"reconstruction.low_level={{{TINY_LOW}}}", "encoder={kind: lda}", "generator={kind: nearest}",
+                "split={kind: leave_one_run_out}",
+            ],
+            "reconstruction.low_level makes images",
+        ),
+        (
+            [
+                f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}], "
+                "network: {kind: latent_decoder, latent_channels: 3}}}"
+            ],
+            "latent_decoder needs a target of 3 square maps, but this one has 64 values",
+        ),
+        (
+            [
+                f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}], "
+                "out_of_fold: 3}}"
+            ],
+            "out_of_fold is 3, which nothing looks at",
+        ),
+        (["generator={kind: token_unclip, guidance: 1, unconditional: zeros}"], "unconditional is 'zeros'"),
+        (["generator.gains=[1, 2]"], "gains is .* which nothing looks at: contrast none"),
+        (["prior={kind: diffusion, candidates: 4}"], "candidates is 4, which nothing looks at: select none"),
+        (["prior={kind: diffusion, n_components: 4}"], "n_components is 4, which nothing looks at"),
+        (["evaluation.captions={bank: no.csv, n_beams: 3}"], "n_beams is 3, which nothing looks at"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_change_nothing_are_refused(overrides, sentence):
+    """They were taken and ignored, and stood in the fingerprint as if they had done something."""
+    with pytest.raises(ConfigError, match=sentence):
+        read_config("synthetic_digits", overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("target={kind: taesd, weights: 3}", r"target\.weights is 3, but"),
+        ("encoder={kind: network, batch_size: 1}", r"encoder\.batch_size is 1, but"),
+    ],
+)
+def test_members_of_unions_are_not_named_in_pydantic_words(override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read_config("synthetic_digits", [override])
+
+
+def test_a_configuration_that_was_written_out_is_read_again(tmp_path):
+    """Written out it names every setting, those that the chosen mode does not look at too."""
+    low = f"reconstruction.low_level={{{TINY_LOW}, encoder: {{kind: network, objectives: [{{kind: l1}}]}}}}"
+    config = read_config("synthetic_digits", [low, "prior={kind: diffusion}"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert read_config(str(tmp_path / "config.yaml")) == config
+
+
 def test_what_a_run_does_not_read_is_not_asked_for():
     config = read_config("synthetic_digits", ["text.tower={kind: openclip, weights: none}"])
     check_files(config)

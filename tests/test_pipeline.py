@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,8 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets import synthetic_digits
+from braindecode_vis.reconstruction import describe_same_draws
 from braindecode_vis.runs import SilentListener, open_run, read_scores
 from braindecode_vis.summary import describe_ceilings
 
@@ -343,3 +346,46 @@ def test_noise_ceilings_are_a_section_of_the_report():
     (section,) = describe_ceilings(rows)
     assert "Noise ceiling" in section.title
     assert describe_ceilings(None) == describe_ceilings([]) == []
+
+
+@pytest.mark.parametrize("overrides", [(), ("reconstruction.n_draws=3", "evaluation.best_of=true")])
+def test_a_single_test_image_is_scored_for_what_it_can_tell(tmp_path, monkeypatch, overrides):
+    """The report compared it with "all 1 candidate images", and showed the image itself as that of a shuffled brain."""
+    make = synthetic_digits.make_synthetic_digits
+
+    def make_one(config, *, seed):
+        responses, stimuli = make(config, seed=seed)
+        return responses.select(np.arange(config.n_train + 1)), stimuli
+
+    monkeypatch.setattr(synthetic_digits, "make_synthetic_digits", make_one)
+    run = make_run(tmp_path / "run", *overrides)
+    rows = pipeline.run_all(run)
+    assert all(np.isfinite(row["value"]) for row in rows)
+    assert find(rows, "pixcorr")["chance"] is None
+    assert not any("identification" in row["metric"] for row in rows)
+    assert "shuffled" not in pipeline.reconstruct(run).images
+    assert find(rows, "mean_rank")["protocol"].count("gallery of 1 exact test image;") == 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "There is one candidate image" in page
+    assert "there is one test image, and nothing to tell it from" in page
+    for wrong in ("all 1 ", "1 queries", "1 items", "1 exact test images"):
+        assert wrong not in page
+
+
+def test_draws_that_are_all_the_same_are_named(tmp_path):
+    """Several draws of a prior and a generator without noise looked like certainty."""
+
+    class Listener(SilentListener):
+        told = []
+
+        def watch(self, description):
+            return nullcontext(lambda done, total, text: self.told.append(text))
+
+    config = read_config("synthetic_digits", [*SMALL, "reconstruction.n_draws=2", "prior.kind=spread"])
+    pipeline.run_all(open_run(config, tmp_path / "run", Listener()))
+    sentence = "the 2 draws of every image are identical: neither the prior spread nor the generator latents"
+    assert any(text.startswith(sentence) for text in Listener.told)
+    assert sentence in (tmp_path / "run" / "report.html").read_text()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3), dtype=np.uint8)
+    assert describe_same_draws(config, noise) == ""
+    assert describe_same_draws(config, noise[:, :1]) == describe_same_draws(config, noise[:, 0]) == ""

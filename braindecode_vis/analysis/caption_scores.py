@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.analysis.image_scores import make_blocks
 from braindecode_vis.analysis.scoring_task import POOLED, average, list_people
@@ -59,6 +59,12 @@ class CaptionScoresConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"bank", "captioner", "sentence_encoder", "batch_size", "device"}
     )
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.captioner is None:
+            self.refuse_unused("max_new_tokens", "n_beams", because="only a captioner writes captions")
+        return self
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of every file that is used."""
@@ -171,8 +177,8 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
     missing = [str(i) for i in task.ids if str(i) not in bank]
     if missing:
         raise DataError(
-            f"the caption bank {task.config.bank} has no caption of the test image {missing[0]} and {len(missing) - 1} "
-            "other rows; every test image needs a reference."
+            f"the caption bank {task.config.bank} has no caption of the test image {missing[0]} (and {len(missing)} of "
+            f"{len(task.ids)} rows in all); every test image needs a reference."
         )
     folder = task.config.sentence_encoder
     encoder = None if folder is None else SentenceEncoder(folder, device=task.config.device)

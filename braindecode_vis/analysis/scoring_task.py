@@ -107,8 +107,13 @@ class ScoringTask:
 
     @property
     def not_computed(self) -> list[str]:
-        """One sentence for each row of the suite that lacks its weights, and for p-values that are too much work."""
+        """One sentence for each row of the suite that lacks its weights, and for what the test set cannot tell."""
         sentences = [] if self.suite is None else list(self.suite.not_computed)
+        if len(np.unique(self.ids.astype(str))) == 1:
+            sentences.append(
+                "identification and p-values not computed: there is one test image, and nothing to tell it from; its "
+                "rank is the first whatever was predicted."
+            )
         large = [
             (len(predicted), len(gallery))
             for (predicted, gallery, _), table in zip(self.retrievals, self.tables, strict=True)

@@ -136,8 +136,9 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
     wide = console.width >= 110
     several = len({row["subject"] for row in rows}) > 1
     table = Table(title="Scores of the decoded system (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
-    for column in (*["subject"] * several, "metric"):
+    for column in ["subject"] * several:
         table.add_column(column, no_wrap=True)
+    table.add_column("metric", overflow="fold")  # gives way, so that no number is cut
     for column in ("value", "interval", "chance", "p", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ["best control"] * wide:

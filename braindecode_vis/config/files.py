@@ -5,11 +5,12 @@ Owns which settings each stage reads. A data set and an analysis check their own
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.settings import Settings
 
@@ -76,5 +77,10 @@ def _check_settings(key: str, settings: Settings) -> None:
                 whole = f"{key}.{name}.{entry}".rstrip(".")
                 raise ConfigError(f"{whole} names {path}, which does not exist; correct it or leave it out.")
     if not getattr(settings, "allow_download", False):
-        for finder in FINDERS:
-            getattr(settings, finder, lambda: None)()
+        try:
+            for finder in FINDERS:
+                getattr(settings, finder, lambda: None)()
+        except BraindecodeVisError as error:
+            # A network speaks of itself as the target, wherever it is used.
+            text = re.sub(r"(?<![\w./])target\.(?=\w)", f"{key}.", str(error))
+            raise type(error)(text) from error

@@ -5,6 +5,7 @@ A new component is one file plus one name in a union here.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -12,6 +13,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from braindecode_vis.analysis.caption_scores import CaptionScoresConfig
 from braindecode_vis.analysis.registry import AnalysisUnion
 from braindecode_vis.analysis.response_scores import BrainScoresConfig, CeilingMeasure
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.datasets.alljoined1 import Alljoined1Config
 from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
@@ -183,9 +185,29 @@ class LowLevelConfig(Settings):
         How its images and those of the generator become one.
     """
 
+    #: Objectives that learn latents with their scale, without which they are no images.
+    with_scale: ClassVar[frozenset[str]] = frozenset({"l1", "mse"})
+
     target: AutoencoderKLConfig | TinyAutoencoderConfig = Field(discriminator="kind")
     encoder: Annotated[RidgeConfig | NetworkEncoderConfig, Field(discriminator="kind")] = RidgeConfig()
     fusion: FusionConfig = FusionConfig()
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        if self.encoder.kind == "network":
+            self.encoder.refuse_unused("out_of_fold", because="nothing learns from predictions of the branch")
+            kinds = [objective.kind for objective in self.encoder.objectives]
+            if not self.with_scale.intersection(kinds):
+                raise ValueError(
+                    f"encoder.objectives {', '.join(kinds)} say nothing of the scale of latents, so that they cannot "
+                    "be decoded; add l1 (as ATM does) or mse"
+                )
+            if self.encoder.network.kind == "latent_decoder":
+                try:
+                    self.encoder.network.plan(math.prod(self.target.build().latent_shape))
+                except ConfigError as error:
+                    raise ValueError(f"encoder: {str(error).rstrip('.')}") from error
+        return self
 
 
 class ReconstructionConfig(Settings):
@@ -340,6 +362,31 @@ class RunConfig(Settings):
                 f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "
                 f"leave it out, or set split.kind to published"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_draws(self) -> Self:
+        if self.evaluation.best_of and self.reconstruction.n_draws == 1:
+            raise ValueError(
+                "evaluation.best_of scores the best of several draws, and reconstruction.n_draws is 1; ask for more "
+                "draws, or leave best_of out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_low_level(self) -> Self:
+        low = self.reconstruction.low_level
+        if low is None:
+            return self
+        if self.decodes_categories:
+            raise ValueError(
+                f"reconstruction.low_level makes images, and the encoder {self.encoder.kind!r} decodes categories; "
+                "leave it out"
+            )
+        try:
+            low.fusion.check_generator(self.generator)
+        except ConfigError as error:
+            raise ValueError(f"reconstruction.{str(error).rstrip('.')}") from error
         return self
 
     @model_validator(mode="after")

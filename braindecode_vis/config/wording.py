@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -10,6 +11,9 @@ from pydantic import ValidationError
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.settings import Settings
+
+#: What pydantic calls a member of a union that is no model, for example ``constrained-int`` or ``literal['auto']``.
+_TYPE = re.compile(r"(constrained-\w+|int|float|str|bool|path|none|.*\[.*)", re.DOTALL)
 
 
 def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:
@@ -84,5 +88,5 @@ def _known_keys(location: list[str]) -> list[str]:
 
 
 def _drop_tags(location: list[str]) -> list[str]:
-    """Return the location without the union tags, that is, as the user wrote it."""
-    return [part for part, _, is_tag in _walk_models(location) if not is_tag]
+    """Return the location without the tags and types of union members, that is, as the user wrote it."""
+    return [part for part, _, is_tag in _walk_models(location) if not is_tag and not _TYPE.fullmatch(part)]

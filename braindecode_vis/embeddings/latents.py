@@ -12,6 +12,7 @@ Rombach et al. (2022), CVPR, arXiv:2112.10752; TAESD: https://github.com/madebyo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
+    check_intact,
     draw_weights,
     find_weights,
     hash_weights,
@@ -84,6 +86,11 @@ class LatentConfig(Settings):
     def _check_random(self) -> Self:
         if self.model_args and self.weights != "random":
             raise ValueError("model_args describes random weights; a file says its own sizes")
+        channels = self.model_args.get("latent_channels", 4)
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(
+                f"model_args.latent_channels is {channels!r}, but should be a whole number from 1"
+            )
         return self
 
     @property
@@ -114,6 +121,11 @@ class LatentConfig(Settings):
         path = self.find_weights()
         return [] if path is None else [path]
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless every file of the weights is there and whole."""
+        for part in self.find_parts():
+            check_intact(part)
+
     @property
     def digest(self) -> str:
         """Name of the weights: the hash of their bytes, or the seed of random ones."""
@@ -121,6 +133,11 @@ class LatentConfig(Settings):
         if self.find_weights() is None:
             return f"random-{self.random_seed}{changes}"
         digests = [hash_weights(part) for part in self.find_parts()]
+        path = self.find_weights()
+        if self._kind == "vae" and path is not None and (path / "config.json").is_file():
+            digests.append(
+                hash_json(_read_sizes(path / "config.json"))
+            )  # groups and shift change every latent
         return digests[0] if len(digests) == 1 else hash_json(digests)
 
     def hashed_fields(self) -> dict[str, Any]:
@@ -130,6 +147,18 @@ class LatentConfig(Settings):
     def make_network(self) -> tuple[Any, float, float]:
         """Return the autoencoder, the factor and the shift of its latents."""
         raise NotImplementedError
+
+    def _make(self, kind: Any, sizes: dict[str, Any]) -> Any:
+        """Return an untrained network of these sizes and `model_args`."""
+        try:
+            with draw_weights(self.random_seed):
+                return kind(**(sizes | self.model_args))
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            source = "target.model_args" if self.model_args else f"config.json of {self.weights}"
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"{source} does not describe an {kind.__name__} ({first}); correct it."
+            ) from error
 
     def build(self) -> LatentEncoder:
         """Return the encoder; the network is loaded when the first image comes."""
@@ -156,17 +185,21 @@ class AutoencoderKLConfig(LatentConfig):
             "sample_size": 512, "scaling_factor": SCALING[self.latents],
         }  # fmt: skip
         if path is not None and path.is_dir() and (path / "config.json").is_file():
-            stored = json.loads((path / "config.json").read_text())
-            sizes |= {key: value for key, value in stored.items() if not key.startswith("_")}
-            if abs(sizes["scaling_factor"] - SCALING[self.latents]) > 1e-6:
+            sizes |= _read_sizes(path / "config.json")
+            if sizes["latent_channels"] != 4:
+                raise DataError(
+                    f"{path} has {sizes['latent_channels']} latent channels, those of {self.latents} are 4; bring "
+                    f"{self.describe_weights()}."
+                )
+            if not math.isclose(sizes["scaling_factor"], SCALING[self.latents], abs_tol=1e-6):
                 raise DataError(
                     f"{path} scales its latents by {sizes['scaling_factor']}, those of {self.latents} by "
                     f"{SCALING[self.latents]}; correct target.latents or bring {self.describe_weights()}."
                 )
-        with draw_weights(self.random_seed):
-            network = AutoencoderKL(**(sizes | self.model_args))
+        network = self._make(AutoencoderKL, sizes)
         if path is not None:
             load_state(network, rename_kl(read_state(path), network), path=path, what="an AutoencoderKL")
+            _check_finite(network, path)
         return network, float(network.config.scaling_factor), float(network.config.shift_factor or 0)
 
 
@@ -196,14 +229,15 @@ class TinyAutoencoderConfig(LatentConfig):
         """Return the autoencoder; its latents are scaled already."""
         from diffusers import AutoencoderTiny
 
-        with draw_weights(self.random_seed):
-            network = AutoencoderTiny(**({"latent_channels": 4} | self.model_args))
+        network = self._make(AutoencoderTiny, {"latent_channels": 4})
         parts = self.find_parts()
         if parts:
             state: dict[str, Any] = {}
             for part in parts:
                 state |= rename_tiny(read_state(part), part)
-            load_state(network, state, path=parts[0], what="an AutoencoderTiny")
+            whole = parts[0] if len(parts) == 1 else parts[0].parent
+            load_state(network, state, path=whole, what="an AutoencoderTiny")
+            _check_finite(network, whole)
         return network, 1.0, 0.0
 
 
@@ -218,9 +252,34 @@ def rename_tiny(state: dict[str, Any], path: Path) -> dict[str, Any]:
     renamed = {}
     for name, value in state.items():
         index, _, rest = name.partition(".")
+        if not index.isdecimal():
+            renamed[name] = value  # named as too much when the network is filled
+            continue
         half = f"decoder.layers.{int(index) - 1}" if is_decoder else f"encoder.layers.{index}"
         renamed[f"{half}.{rest}"] = value
     return renamed
+
+
+def _read_sizes(path: Path) -> dict[str, Any]:
+    """Return what a ``config.json`` of diffusers says of its network."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {key: value for key, value in stored.items() if not key.startswith("_")}
+        if "scaling_factor" in sizes:
+            sizes["scaling_factor"] = float(sizes["scaling_factor"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}); copy the whole folder again."
+        ) from error
+    return sizes
+
+
+def _check_finite(network: Any, path: Path) -> None:
+    import torch
+
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"{path} holds weights that are no finite numbers, first {name}; fetch it again.")
 
 
 def rename_kl(state: dict[str, Any], network: Any) -> dict[str, Any]:
@@ -321,7 +380,7 @@ class LatentEncoder:
         network, device = self.load(), pick_device(self.config.device)
         assert self._loaded is not None
         side, step, images = self.config.image_size, self.config.batch_size, []
-        latents = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1, *self.latent_shape)
+        latents = np.array(vectors, dtype=np.float32).reshape(-1, *self.latent_shape)  # torch wants to own it
         with torch.inference_mode():
             for start in range(0, len(latents), step):
                 batch = torch.from_numpy(latents[start : start + step]).to(device)

@@ -181,7 +181,12 @@ def find_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     for index in sorted(path.glob("*.index.json")):
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{index} is damaged ({type(error).__name__}); copy the whole folder again."
+            ) from error
         missing = [name for name in names if not (path / name).is_file()]
         if not missing:
             return [path / name for name in names]
@@ -233,6 +238,21 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def check_intact(path: Path) -> None:
+    """Raise `DataError` if the files of a path are missing or cut short, without reading their tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in find_files(path):
+        if not file.is_file() or file.stat().st_size == 0:
+            raise DataError(f"{file} is empty; fetch it again.")
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except SafetensorError as error:
+                raise DataError(f"{file} is no intact safetensors file ({error}); fetch it again.") from error
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     import torch
     from safetensors import SafetensorError
@@ -256,6 +276,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, Mapping):
         raise DataError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    if not all(isinstance(name, str) for name in content):
+        raise DataError(f"{path} holds tensors without names, not a state dict; bring the right file.")
     return dict(content)
 
 
@@ -305,10 +327,11 @@ def load_state(
             f"{path} does not hold the weights of {what}: it {problem} "
             f"({len(missing)} missing and {len(left_over)} left over of {len(own)}); bring the right file."
         )
-    wrong = [name for name in own if own[name].shape != state[name].shape]
+    wrong = [name for name in own if own[name].shape != getattr(state[name], "shape", None)]
     if wrong:
         raise DataError(
-            f"{path} does not hold the weights of {what}: {wrong[0]} has the shape {tuple(state[wrong[0]].shape)}, "
+            f"{path} does not hold the weights of {what}: {wrong[0]} has the shape "
+            f"{tuple(getattr(state[wrong[0]], 'shape', ()))}, "
             f"where the network has {tuple(own[wrong[0]].shape)}; bring the right file."
         )
     with torch.no_grad():

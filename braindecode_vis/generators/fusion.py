@@ -8,10 +8,10 @@ went in is always returned beside what came out, so that tables can show what th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
@@ -37,12 +37,34 @@ class FusionConfig(Settings):
     weight: float = Field(default=0.75, ge=0, le=1)
     strength: float = Field(default=0.5, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.mode == "pixels":
+            self.refuse_unused("strength", because="mode pixels mixes images by weight")
+        if self.mode == "initial":
+            self.refuse_unused(
+                "weight", because="mode initial starts the generator from the image at strength"
+            )
+        return self
+
+    def describe(self) -> str:
+        """Return mode and numbers in words."""
+        mixed = f"{self.weight:g} of the high-level image"
+        started = f"denoised from it at strength {self.strength:g}"
+        return {"pixels": mixed, "initial": started, "both": f"{started}, then {mixed}"}[self.mode]
+
     def check_generator(self, generator: Any) -> None:
-        """Raise `ConfigError` if the generator cannot start from an image where that is asked for."""
+        """Raise `ConfigError` if the generator (or its settings) cannot start from an image where that is asked for."""
         if self.mode != "pixels" and not getattr(generator, "supports_initial", False):
             raise ConfigError(
                 f"low_level.fusion.mode is {self.mode}, but the generator takes no initial image; use pixels, or a "
                 "generator of kind sdxl_turbo, kandinsky or token_unclip."
+            )
+        steps = getattr(getattr(generator, "config", generator), "steps", None)
+        if self.mode != "pixels" and steps is not None and int(steps * self.strength) < 1:
+            raise ConfigError(
+                f"low_level.fusion.strength {self.strength:g} of {steps} generator.steps leaves no step to run from "
+                f"the low-level image; set strength to at least {1 / steps:g}, or more steps."
             )
 
 

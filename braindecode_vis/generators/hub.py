@@ -309,6 +309,8 @@ def load_pipeline(make: Callable[..., Any], folder: Path, config: HubConfig) -> 
     DataError
         If the folder does not hold the pipeline.
     """
+    from safetensors import SafetensorError
+
     try:
         with (
             warnings.catch_warnings()
@@ -317,7 +319,7 @@ def load_pipeline(make: Callable[..., Any], folder: Path, config: HubConfig) -> 
             pipeline = make(
                 str(folder), torch_dtype=config.torch_dtype, local_files_only=True, use_safetensors=True
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{folder} cannot be read as {_name(make)} ({first}); copy the whole folder."

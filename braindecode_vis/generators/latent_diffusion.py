@@ -24,6 +24,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generators.conditions import Components, Uncertainty, fit_uncertainty
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.settings import Settings
@@ -82,6 +83,11 @@ class LatentDiffusionConfig(Settings):
     def find_weights(self) -> Path:
         """Return the path of the weights in use."""
         return PACKAGED_WEIGHTS if self.weights is None else self.weights.expanduser()
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the weights are there and whole."""
+        read_header(self.find_weights())
+        check_intact(self.find_weights())
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images.
@@ -183,6 +189,7 @@ class LatentDiffusionGenerator:
         """
         from safetensors import safe_open
 
+        model = load_model(self.path, pick_device(self.config.device))
         with safe_open(self.path, framework="np") as file:
             if _IMAGES not in file.keys():  # noqa: SIM118 (no mapping)
                 raise ConfigError(
@@ -190,7 +197,7 @@ class LatentDiffusionGenerator:
                     "prior.images to training or to a folder of embeddings."
                 )
             codes = file.get_tensor(_IMAGES).astype(np.float32)
-        vectors = load_model(self.path, pick_device(self.config.device)).components.restore(codes / CODE)
+        vectors = model.components.restore(codes / CODE)
         names = [f"{self.header.training['source']} {row}" for row in range(len(codes))]
         return Embeddings(vectors.astype(np.float32), names, self.header.space)
 
@@ -402,6 +409,7 @@ def load_model(path: Path, device: str) -> Model:
     DataError
         If tensors are missing or of another shape than the header says.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     header = read_header(path)
@@ -415,6 +423,8 @@ def load_model(path: Path, device: str) -> Model:
             }
             network.load_state_dict(own)
             network.eval().requires_grad_(False).to(device)
+    except SafetensorError as error:
+        raise DataError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
     except (RuntimeError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} does not hold what this version of the generator needs ({error}); train the weights again."

@@ -8,10 +8,10 @@ that out-of-fold predictions of the training trials reach the best structural si
 from __future__ import annotations
 
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
@@ -50,6 +50,12 @@ class LatentsConfig(Settings):
         0.4,
     )
     gains: Annotated[tuple[Gain, ...], Field(min_length=1)] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.contrast == "none":
+            self.refuse_unused("thresholds", "gains", because="contrast none leaves grey values as they are")
+        return self
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""

@@ -95,6 +95,7 @@ class SdxlTurboConfig(HubConfig):
         """Return the text-to-image pipeline with its adapter."""
         from diffusers import StableDiffusionXLPipeline
         from diffusers.utils import logging
+        from safetensors import SafetensorError
 
         file = self.find_adapter()
         pipeline = load_pipeline(StableDiffusionXLPipeline.from_pretrained, self.find_folder(), self)
@@ -105,7 +106,7 @@ class SdxlTurboConfig(HubConfig):
                 str(file.parent), subfolder="", weight_name=file.name, image_encoder_folder=None,
                 local_files_only=True,
             )  # fmt: skip
-        except (ValueError, KeyError, RuntimeError, OSError) as error:
+        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"{file} is no IP-Adapter for {self.find_folder()} ({first}); bring {_ADAPTER_FILE}."

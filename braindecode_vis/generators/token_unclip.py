@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.generators.hub import HubConfig, load_pipeline, resize_initial
@@ -62,6 +62,12 @@ class TokenUnclipConfig(HubConfig):
     image_size: int | None = Field(default=768, ge=8, multiple_of=8)
 
     supports_initial: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.guidance <= 1:
+            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
+        return self
 
     def load(self) -> TokenUnclip:
         """Return networks and scheduler."""
@@ -118,8 +124,14 @@ def load_networks(folder: Path, config: TokenUnclipConfig) -> TokenUnclip:
         update={"precision": "float32"}
     )  # SDXL's autoencoder overflows in half precision
     vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", exact)
-    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    about = folder / "scheduler" / "scheduler_config.json"
+    try:
+        settings = json.loads(about.read_text(encoding="utf-8"))
+        scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{about} does not describe a scheduler ({type(error).__name__}); copy the whole folder again."
+        ) from error
     kind = unet.config.addition_embed_type
     if kind is not None:
         room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim

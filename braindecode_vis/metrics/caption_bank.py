@@ -5,7 +5,9 @@ A decoder of captions that needs no language model and cannot say anything new: 
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,28 +24,53 @@ def read_caption_bank(path: Path) -> dict[str, list[str]]:
     Parameters
     ----------
     path
-        CSV file; an image with several captions has several rows.
+        CSV file in UTF-8, or in UTF-16 with its mark, as spreadsheets write them; an image with several captions has
+        several rows.
 
     Raises
     ------
     DataError
-        If the file, a column or a caption is missing.
+        If the file, a column or a caption is missing, or its bytes are no such text.
     """
     check_file(path, what="the caption bank", hint="bring a CSV file with the columns id and caption")
     bank: dict[str, list[str]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        check_columns(reader.fieldnames or [], ["id", "caption"], what=f"the caption bank {path}")
-        for number, row in enumerate(reader, start=2):
-            name, caption = (row["id"] or "").strip(), (row["caption"] or "").strip()
-            if not name or not caption:
-                raise DataError(
-                    f"{path} lacks an id or a caption in line {number}; fill it in or drop the line."
-                )
-            bank.setdefault(name, []).append(caption)
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        columns = reader.fieldnames or []
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(
+            f"the caption bank {path} is no CSV file after line {reader.line_num} ({error}); close its quotes and save "
+            "it again."
+        ) from error
+    check_columns(columns, ["id", "caption"], what=f"the caption bank {path}")
+    for number, row in rows:
+        name, caption = (row["id"] or "").strip(), (row["caption"] or "").strip()
+        if not name or not caption:
+            raise DataError(f"{path} lacks an id or a caption in line {number}; fill it in or drop the line.")
+        if None in row:
+            raise DataError(
+                f"{path} has more fields than columns in line {number}; put captions with commas into quotes."
+            )
+        bank.setdefault(name, []).append(caption)
     if not bank:
         raise DataError(f"{path} holds no caption.")
     return bank
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8 or, with its mark, UTF-16; a mark at the start is no part of the text."""
+    content = path.read_bytes()
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # In another encoding, a guess would put wrong letters into captions and ids.
+        raise DataError(
+            f"the caption bank {path} is not encoded in UTF-8 (line {content[: error.start].count(10) + 1}); save it "
+            "as UTF-8, for example with iconv -f latin1 -t utf-8."
+        ) from error
 
 
 def retrieve_captions(

@@ -16,6 +16,7 @@ import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.weights import pick_device
+from braindecode_vis.metrics.captions import load_parts
 from braindecode_vis.store import read_json
 
 KINDS = ("git", "blip")
@@ -84,7 +85,6 @@ def load_captioner(weights: Path) -> tuple[Any, Any]:
         )
     from transformers import AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
 
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     network: Any = GitForCausalLM if kind == "git" else BlipForConditionalGeneration
-    model = network.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    processor, model = load_parts(folder, AutoProcessor, network)
     return processor, model.eval().requires_grad_(False)

@@ -136,6 +136,24 @@ def _match_runs(left: list[str], right: list[str]) -> tuple[int, int]:
 # --- meaning ------------------------------------------------------------------------------------------------------
 
 
+def load_parts(folder: Path, tokenizer: Any, network: Any) -> tuple[Any, Any]:
+    """Return tokenizer (or processor) and network of a folder of transformers, without fetching anything.
+
+    Raises
+    ------
+    DataError
+        If a file of it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        first = tokenizer.from_pretrained(folder, local_files_only=True)
+        return first, network.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{folder} cannot be read ({words}); copy the whole folder again.") from error
+
+
 class SentenceEncoder:
     """A sentence encoder of transformers from a local folder: unit mean of the last hidden states over real tokens.
 
@@ -160,8 +178,7 @@ class SentenceEncoder:
                     f"{self.folder} holds no sentence encoder; bring the whole folder of all-MiniLM-L6-v2 "
                     "(config.json, model.safetensors, tokenizer files)."
                 )
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-            model = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
+            tokenizer, model = load_parts(self.folder, AutoTokenizer, AutoModel)
             self._loaded = tokenizer, model.eval().requires_grad_(False).to(pick_device(self.device))
         return self._loaded
 

@@ -23,6 +23,7 @@ from braindecode_vis.pipeline.learning import (
     refuse_categories,
     train,
 )
+from braindecode_vis.pipeline.low_level import make_low_level, name_fits
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed, make_generator
@@ -105,7 +106,8 @@ def choose_gallery(
     if config.retrieval.gallery == "fold" or not shared or len(folds) == 1:
         sizes = sorted({len(pd.unique(ids[fold.test])) for fold in folds})
         size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-        return None, f"{size} exact test images" + (" of the fold" if len(folds) > 1 else "")
+        images = "image" if size == "1" else "images"
+        return None, f"{size} exact test {images}" + (" of the fold" if len(folds) > 1 else "")
     whole = list(pd.unique(np.concatenate([ids[fold.test] for fold in folds])))
     return whole, f"{len(whole)} exact images of all folds"
 
@@ -144,7 +146,7 @@ def _reconstruct(run: Run) -> Reconstructed:
 
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.generators.material import TrainingMaterial, open_workshop
-        from braindecode_vis.reconstruction import derange, reconstruct_fold
+        from braindecode_vis.reconstruction import derange, describe_same_draws, reconstruct_fold
 
         parts, lent = [], open_workshop(config.generator)
         learnt_from = [fold.artifact.fingerprint for fold in trained]
@@ -168,7 +170,7 @@ def _reconstruct(run: Run) -> Reconstructed:
                 with lend_workspace(run, prior, f"prior{number:02d}", asked):
                     part = reconstruct_fold(
                         config, material, prepared.stimuli, predicted, embeddings,
-                        retrieved.folds[number].subjects, number, prior=prior, low=_make_low_level(run, number),
+                        retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
                     )  # fmt: skip
                 parts.append(part)
                 advance(1)
@@ -180,13 +182,18 @@ def _reconstruct(run: Run) -> Reconstructed:
         rows.to_parquet(folder / "rows.parquet", index=False)
         images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
         # Over all folds: a fold may hold one image only, which has no other to be swapped with.
-        order = derange(rows["stimulus_id"].to_numpy(dtype=object), make_generator(config.seed, "shuffled"))
-        images["shuffled"] = images["decoded"][order]
+        if same := describe_same_draws(config, images["decoded"]):
+            with run.listener.watch("reconstruct:") as show:
+                show(0, 0, same)
+        if rows["stimulus_id"].nunique() > 1:
+            ids = rows["stimulus_id"].to_numpy(dtype=object)
+            images["shuffled"] = images["decoded"][derange(ids, make_generator(config.seed, "shuffled"))]
         for name, stack in images.items():
             np.save(folder / f"{name}.npy", stack, allow_pickle=False)
         return {"methods": list(images), "chosen": [part.chosen for part in parts]}
 
-    artifact = run.produce("reconstruct", fields, {"retrieve": retrieved.artifact.fingerprint}, compute)
+    upstream = {"retrieve": retrieved.artifact.fingerprint, **name_fits(run)}
+    artifact = run.produce("reconstruct", fields, upstream, compute)
     rows = pd.read_parquet(artifact.path / "rows.parquet")
     methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
     images = {name: np.load(artifact.path / f"{name}.npy", mmap_mode="r") for name in methods}
@@ -232,33 +239,6 @@ def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
         return 1.0
     sizes = trials.groupby(["subject", "stimulus_id"]).size().to_numpy()
     return float(len(sizes) / (1 / sizes).sum())
-
-
-def _make_low_level(run: Run, number: int) -> np.ndarray | None:
-    """Return the images of the low-level branch for the test trials of one fold; None without such a branch.
-
-    The branch is a run of its own over the same trials: another target, another encoder, its latents decoded.
-    """
-    branch = run.config.reconstruction.low_level
-    if branch is None:
-        return None
-    from braindecode_vis.generators.latents import LatentsConfig
-    from braindecode_vis.generators.material import TrainingMaterial
-
-    changes = {
-        "target": branch.target,
-        "encoder": branch.encoder,
-        "reconstruction": type(run.config.reconstruction)(),
-    }
-    low = run.once("low level", lambda: Run(run.config.model_copy(update=changes), run.folder, run.listener))
-    prepared, bank, fold = preprocess(low), embed(low)[number], train(low)[number]
-    ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
-    material = TrainingMaterial(
-        bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids), fold.out_of_fold
-    )
-    generator = LatentsConfig().build(material)
-    predicted, _ = meet_generator(low, number)
-    return generator.generate(predicted, seed=derive_seed(low.config.seed, "low level"))
 
 
 def meet_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:

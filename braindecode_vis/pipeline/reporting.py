@@ -11,7 +11,9 @@ from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.pipeline.decoding import reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, reads_text, train
+from braindecode_vis.pipeline.low_level import open_low_level
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
+from braindecode_vis.reconstruction import describe_same_draws
 from braindecode_vis.runs import Run, read_scores
 
 
@@ -57,6 +59,8 @@ def _report(run: Run) -> Path:
     simulated = find_phantom(run.config) is not None
     warnings = [str(text) for text in prepared.responses.coords.get("warnings", [])]
     warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
+    if not run.config.decodes_categories:
+        warnings += filter(None, [describe_same_draws(run.config, reconstruct(run).images["decoded"])])
     if simulated:
         warnings.insert(
             0,
@@ -109,12 +113,11 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
         banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
         artifacts[1:1] = banks.values()
         artifacts += [retrieve(run).artifact, reconstruct(run).artifact]
-    stages = {}
-    for artifact in artifacts:
-        record = store.read_json(artifact.path / store.PROVENANCE)
-        stages[f"{record['stage']} {record['unit']}".strip()] = {
-            key: record[key] for key in ("fingerprint", "version", "created", "seconds")
-        }
+    stages = _describe_stages(artifacts)
+    if (low := open_low_level(run)) is not None:
+        banks = {bank.artifact.path: bank.artifact for bank in embed(low)}
+        fits = _describe_stages([*banks.values(), *[fold.artifact for fold in train(low)]])
+        stages |= {f"low-level {name}": about for name, about in fits.items()}
     return {
         **store.collect_provenance(),
         "seed": run.config.seed,
@@ -122,6 +125,16 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "stages": stages,
     }
+
+
+def _describe_stages(artifacts: list[store.Artifact]) -> dict[str, Any]:
+    stages = {}
+    for artifact in artifacts:
+        record = store.read_json(artifact.path / store.PROVENANCE)
+        stages[f"{record['stage']} {record['unit']}".strip()] = {
+            key: record[key] for key in ("fingerprint", "version", "created", "seconds")
+        }
+    return stages
 
 
 def read_run_scores(run: Run) -> list[dict[str, Any]]:

@@ -234,6 +234,16 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     return {"top1": truth.get_ideal_top1(n_repetitions)}
 
 
+def describe_choices(config: RunConfig) -> list[str]:
+    """Return what makes the images of a run those of another protocol than one draw of one branch."""
+    words, low = [], config.reconstruction.low_level
+    if (select := getattr(config.prior, "select", "none")) != "none":
+        words.append(f"images from the {select.replace('_', ' ')} of {config.prior.candidates} draws")  # type: ignore[union-attr]
+    if low is not None:
+        words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
+    return words
+
+
 def describe_gallery(run: Run) -> str:
     """Return the gallery of a run in words, without ranking anything."""
     return choose_gallery(run.config, preprocess(run), embed(run))[1]
@@ -255,5 +265,6 @@ def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
                 "mean": "cosine after the training mean",
                 "zscore": "cosine of training z-scores",
             }[config.retrieval.centre],
+            *describe_choices(config),
         ]
     )

@@ -129,6 +129,14 @@ class DiffusionPriorConfig(ImageSourceSettings):
             raise ValueError("prior.guidance other than 1 needs a prior.condition_dropout above 0")
         return self
 
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.select == "none":
+            self.refuse_unused("candidates", because="select none keeps every draw")
+        if self.condition != "simulated":
+            self.refuse_unused("n_components", because="only condition simulated draws components")
+        return self
+
     @property
     def needs_predictions(self) -> bool:
         """Whether it learns from out-of-fold predictions."""

@@ -111,6 +111,8 @@ def describe_picks(
     """
     if "all" in picks:
         k = len(picks["all"])
+        if n_items == 1:
+            return "The only item."
         return f"All items, best {score} first." if k == n_items else f"The first {k} of {n_items} items."
     parts = [BLOCKS[name].format(k=len(items), seed=seed) for name, items in picks.items()]
     if short:

@@ -8,7 +8,7 @@ leaves no trace in a run folder is listed in ``docs/AUDIT.md``.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from braindecode_vis.studies.audit_design import check_design
 from braindecode_vis.studies.audit_files import LEVELS, AuditedRun, Finding, open_audited
 from braindecode_vis.studies.audit_options import check_options
 from braindecode_vis.studies.audit_refit import check_refit
-from braindecode_vis.studies.audit_splits import check_split
+from braindecode_vis.studies.audit_splits import check_split, check_used
 from braindecode_vis.studies.audit_statistics import check_statistics
 from braindecode_vis.studies.audit_training import check_training
 
@@ -85,13 +85,47 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     DataError
         If the folder holds no prepared data, or a file that every check needs cannot be read.
     """
+    from safetensors import SafetensorError
+
     run = open_audited(folder)
     findings = [*check_chain(run), *check_split(run)]
     if any(finding.check == "trials" and finding.level == "leak" for finding in findings):
         # Folds that are no folds have no statistics of their training trials.
         return Audit(run.folder, tuple(findings))
-    findings += [*check_statistics(run), *check_training(run, thorough=refit), *check_choices(run)]
+    try:
+        findings += _check_fits(run, refit=refit, seed=seed)
+    except SafetensorError as error:  # `check_chain` has named the file that is not as it was written
+        text = f"tampered: a file of weights cannot be read ({error}), so that fits cannot be judged."
+        findings.append(Finding("training", "leak", text))
+    return Audit(run.folder, tuple(findings))
+
+
+def _check_fits(run: AuditedRun, *, refit: bool, seed: int) -> list[Finding]:
+    findings = [*check_statistics(run), *check_training(run, thorough=refit), *check_choices(run)]
     findings += [*check_design(run, seed=seed), *check_options(run)]
     if refit:
         findings += check_refit(run)
-    return Audit(run.folder, tuple(findings))
+    if run.low_level is not None:
+        findings += _check_low_level(run.low_level, findings, refit=refit)
+    made = [record.fields for record in run.chain if record.content.get("stage") == "reconstruct"]
+    if run.low_level is None and any(
+        (fields.get("reconstruction") or {}).get("low_level") for fields in made
+    ):
+        text = "the reconstructions do not name the fits of their low-level branch; make them again to judge them."
+        findings.append(Finding("low-level", "warning", text))
+    return findings
+
+
+def _check_low_level(low: AuditedRun, told: list[Finding], *, refit: bool) -> list[Finding]:
+    """Judge the fits of the low-level branch like those of the encoder; what was told already is not repeated."""
+    found = [*check_used(low), *check_training(low, thorough=refit), *check_choices(low), *check_options(low)]
+    if refit:
+        found += check_refit(low)
+    known = {(item.check, item.message) for item in told if "fold" not in item.where}
+    findings = [
+        replace(item, where=f"low-level branch {item.where}".strip())
+        for item in found
+        if item.level != "ok" and (item.check, item.message) not in known
+    ]
+    text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
+    return findings or [Finding("low-level", "ok", text)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,6 +104,8 @@ class AuditedRun:
         Content of ``split.json``.
     folds
         Its folds.
+    low_trained, low_embedded
+        `trained` and `embedded` of the low-level branch of the reconstructions; empty without one.
     """
 
     folder: Path
@@ -119,6 +121,18 @@ class AuditedRun:
     concepts: np.ndarray
     split: Mapping[str, Any]
     folds: tuple[Fold, ...]
+    low_trained: tuple[Record, ...] = ()
+    low_embedded: tuple[Record, ...] = ()
+
+    @property
+    def low_level(self) -> AuditedRun | None:
+        """The low-level branch as a run that has come as far as training; None without one."""
+        if not self.low_trained:
+            return None
+        return replace(
+            self, trained=self.low_trained, embedded=self.low_embedded, low_trained=(), low_embedded=(),
+            chain=(*self.low_embedded, *self.low_trained), missing=(), retrieved=None, evaluated=None,
+        )  # fmt: skip
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -207,13 +221,19 @@ def open_audited(folder: Path) -> AuditedRun:
     retrieved = _follow(evaluated, "retrieve", records["retrieve"], missing)
     reconstructed = _follow(evaluated, "reconstruct", records["reconstruct"], missing)
     trained = _follow_folds(retrieved or evaluated, records["train"], missing)
-    embedded = tuple(
-        found for fold in trained if (found := _follow(fold, "embed", records["embed"], missing)) is not None
+    low_trained = (
+        _follow_folds(reconstructed, records["train"], missing, "low_level") if reconstructed else ()
+    )
+    embedded, low_embedded = (
+        tuple(found for fold in fits if (found := _follow(fold, "embed", records["embed"], missing)))
+        for fits in (trained, low_trained)
     )
     prepared = _follow(trained[0] if trained else None, "preprocess", records["preprocess"], missing)
     assert prepared is not None
     last = [record for record in (retrieved, reconstructed, evaluated) if record is not None]
-    chain = {record.path: record for record in (prepared, *embedded, *trained, *last)}
+    chain = {
+        record.path: record for record in (prepared, *embedded, *trained, *low_embedded, *low_trained, *last)
+    }
     responses = store.read_responses(prepared.path / "responses")
     stimuli = store.read_stimuli(prepared.path / "stimuli")
     split = store.read_json(prepared.path / "split.json")
@@ -224,6 +244,7 @@ def open_audited(folder: Path) -> AuditedRun:
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, stimuli.concepts_of(responses.stimulus_ids), split, folds,
+        low_trained, low_embedded,
     )  # fmt: skip
 
 
@@ -268,11 +289,12 @@ def _follow(
 
 
 def _follow_folds(
-    record: Record | None, candidates: Sequence[Record], missing: list[str]
+    record: Record | None, candidates: Sequence[Record], missing: list[str], name: str = "train"
 ) -> tuple[Record, ...]:
-    """Return the artifact of each fold in the order of folds."""
+    """Return the artifact of each fold in the order of folds; `name` is what a record calls them."""
     if record is not None:
-        keys = sorted((k for k in record.upstream if k.startswith("train")), key=lambda k: int(k[5:] or 0))
+        found_keys = (key for key in record.upstream if key.startswith(name))
+        keys = sorted(found_keys, key=lambda key: int(key.removeprefix(name) or 0))
         pairs = [(f"fold{number:02d}", record.upstream[key]) for number, key in enumerate(keys)]
     else:
         newest = candidates[-1].upstream.get("preprocess") if candidates else None

@@ -36,7 +36,7 @@ def check_split(run: AuditedRun) -> list[Finding]:
         *_check_pixels(run),
         *_check_copies(run),
         *_check_remade(run),
-        *_check_used(run),
+        *check_used(run),
     ]
 
 
@@ -249,7 +249,7 @@ def _has_other_rows(fold: Fold, expected: Fold) -> bool:
     return any(set(a.tolist()) != set(b.tolist()) for a, b in pairs)
 
 
-def _check_used(run: AuditedRun) -> list[Finding]:
+def check_used(run: AuditedRun) -> list[Finding]:
     """Compare the trials that later stages say they used with the folds."""
     findings = []
     ids = run.responses.stimulus_ids.astype(str)

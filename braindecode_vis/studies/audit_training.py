@@ -21,6 +21,7 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_json
 from braindecode_vis.studies.audit_files import AuditedRun, Finding, Record, drop_digests, name_fold
 from braindecode_vis.studies.audit_moments import compute_column_moments
+from braindecode_vis.studies.audit_splits import count_units
 from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
 
 LARGEST_REFIT = (
@@ -43,6 +44,7 @@ def check_training(run: AuditedRun, *, thorough: bool = False) -> list[Finding]:
         *_check_inputs(run),
         *_check_columns(run, thorough=thorough),
         *_check_targets(run),
+        *_check_target_means(run, thorough=thorough),
     ]
 
 
@@ -198,7 +200,10 @@ def _check_targets(run: AuditedRun) -> list[Finding]:
     """Fit target spaces again on the training images of their fold."""
     findings = []
     for number, (fold, record) in enumerate(zip(run.folds, run.embedded, strict=False)):
-        config: Any = TypeAdapter(ImageEncoderConfig).validate_python(drop_digests(record.fields["target"]))
+        target = drop_digests(record.fields["target"])
+        if target["kind"] in ("vae", "taesd"):
+            continue  # pretrained; sizes of untrained ones are not taken without the word that says so
+        config: Any = TypeAdapter(ImageEncoderConfig).validate_python(target)
         if not config.fitted_on_training_images:
             continue
         stored = read_embeddings(record.path)
@@ -225,3 +230,70 @@ def _is_same_space(run: AuditedRun, config: Any, ids: np.ndarray, stored: Embedd
     made = np.asarray(made).reshape(len(made), *vectors.shape[1:])
     scale = np.abs(vectors).max() or 1.0
     return made.shape == vectors.shape and float(np.abs(made - vectors).max()) < 1e-3 * scale
+
+
+def _check_target_means(run: AuditedRun, *, thorough: bool) -> list[Finding]:
+    """Compare the mean of the targets that an encoder keeps with that of its training trials or images."""
+    findings, n = [], 0
+    for number, fold in enumerate(run.folds[: len(run.embedded)]):
+        centre, spread = _read_target_statistics(run.trained[number])
+        if centre is None:
+            continue
+        n, where = n + 1, name_fold(number)
+        size = (run.embedded[number].path / "vectors.npy").stat().st_size
+        if size > LARGEST_REFIT and not thorough:
+            text = f"the target mean was not computed again: {size / 1e9:.1f} GB of targets; add --refit."
+            findings.append(Finding("target-means", "warning", text, where))
+            continue
+        off = _measure_targets(run, number, fold.train, centre, spread)
+        if off <= TOLERANCE:
+            continue
+        whole = np.sort(np.r_[fold.train, fold.test])
+        leaked = _measure_targets(run, number, whole, centre, spread) <= TOLERANCE
+        also = ", but that of training and test images" if leaked else ""
+        text = f"the encoder's target mean is not that of its training images{also} (off by {off:.2g} SD)."
+        findings.append(Finding("target-means", "leak", text, where))
+    text = "the encoder's target mean is that of its training images." if n else "no target mean is kept."
+    return findings or [Finding("target-means", "ok", text)]
+
+
+def _read_target_statistics(record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return mean and standard deviation of the targets that an encoder keeps, None for what it does not keep."""
+    from safetensors import safe_open
+
+    for name, keys in (
+        ("ridge", ("target_mean", "")),
+        ("network", ("model.target_scale.centre", "model.target_scale.spread")),
+    ):
+        path = record.path / f"{name}.safetensors"
+        if path.is_file():
+            with safe_open(path, framework="np") as file:
+                known = set(file.keys())
+                centre, spread = (file.get_tensor(key) if key in known else None for key in keys)
+            return centre, spread
+    return None, None
+
+
+def _measure_targets(
+    run: AuditedRun, number: int, rows: np.ndarray, centre: np.ndarray, spread: np.ndarray | None
+) -> float:
+    """Return the largest difference between stored and recomputed target statistics, in standard deviations."""
+    from braindecode_vis.training.views import settle_views
+
+    record, bank = run.trained[number], read_embeddings(run.embedded[number].path)
+    if (record.path / "network.json").is_file():  # each image once, without those that were held out
+        held = read_json(record.path / "network.json")["held_out"]
+        ids = pd.unique(run.responses.stimulus_ids[rows].astype(str))
+        ids = ids[~np.isin(ids, held)]
+        bank = settle_views(bank, record.fields["encoder"].get("view_choice"))
+    else:
+        units = count_units(run.trials, rows, str(record.fields.get("repeats", "single")))
+        ids = units["stimulus_id"].astype(str).to_numpy()
+    places = pd.Index(bank.ids.astype(str)).get_indexer(pd.Index(ids))
+    mean, std = compute_column_moments(bank.vectors.reshape(len(bank), 1, -1), places[places >= 0])
+    if centre.shape != mean.shape:
+        return np.inf
+    varies = std > 1e-6 * np.maximum(1e-30, np.abs(mean))
+    off = np.abs(mean - centre)[varies] / std[varies]
+    wide = np.zeros(1) if spread is None else np.abs(spread[varies] / std[varies] - 1)
+    return float(max(off.max(initial=0.0), wide.max(initial=0.0)))

@@ -240,7 +240,7 @@ class NetworkEncoderConfig(Settings):
         if self.out_of_fold is not None and learned_space and "regression" not in self.needs:
             raise ValueError(
                 "out_of_fold refits learn a space each with a projector, fusion or image_tower, so their predictions "
-                "do not meet; add a regression objective (mse), or remove out_of_fold or what learns the space"
+                "do not meet; add a regression objective (mse, l1), or remove out_of_fold or what learns the space"
             )
         return self
 

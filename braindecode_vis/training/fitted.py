@@ -190,7 +190,7 @@ class NetworkFit:
         if space == "target" and model.learns_space:
             raise DataError(
                 "this encoder compares in a learned space and has no regression head, so it cannot predict the target "
-                "space; add an objective of kind mse."
+                "space; add an objective of kind mse or l1."
             )
         output = model.encode_brain(data, subject)
         return output if model.learns_space else model.target_scale.undo(output)

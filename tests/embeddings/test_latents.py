@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.stimuli import crop_square, resize_image
 
@@ -113,6 +113,89 @@ def test_latents_of_another_model_are_refused(tmp_path):
     AutoencoderKLConfig(weights=tmp_path, latents="sdxl").build().load()
 
 
+def test_the_description_of_the_network_is_a_part_of_its_name(tmp_path):
+    """Other groups or another shift give other latents from the same weights, which the bank took for the same."""
+    make_kl(tmp_path)
+    before = AutoencoderKLConfig(weights=tmp_path, image_size=32)
+    space, digest = before.build().space, before.digest
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"norm_num_groups": 4', '"norm_num_groups": 2'))
+    after = AutoencoderKLConfig(weights=tmp_path, image_size=32)
+    assert digest != after.digest
+    assert space != after.build().space
+
+
+def test_latents_of_another_number_of_channels_are_refused(tmp_path):
+    make_kl(tmp_path, latent_channels=8)
+    with pytest.raises(DataError, match="has 8 latent channels, those of sd are 4"):
+        AutoencoderKLConfig(weights=tmp_path).build().load()
+
+
 def test_decoding_nothing_gives_nothing():
     encoder = AutoencoderKLConfig(weights="random", image_size=32, model_args=TINY_KL).build()
     assert encoder.decode(np.empty((0, 64))).shape == (0, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ('{"down_block', r"config\.json is damaged"),
+        ("[1]", r"config\.json is damaged"),
+        ('{"scaling_factor": "much"}', r"config\.json is damaged"),
+        ('{"nonsense": 3}', "does not describe an AutoencoderKL"),
+    ],
+)
+def test_a_damaged_description_of_an_autoencoder_is_named(tmp_path, config, match):
+    make_kl(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises((ConfigError, DataError), match=match):
+        AutoencoderKLConfig(weights=tmp_path, image_size=32).build().load()
+
+
+def make_tiny(folder, change):
+    """Write the halves of a TAESD under the names of the original release, changed by `change`."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    state = AutoencoderTiny().state_dict()
+    for half, shift in (("encoder", 0), ("decoder", 1)):
+        prefix = f"{half}.layers."
+        parts = [(n.removeprefix(prefix).partition("."), v) for n, v in state.items() if n.startswith(prefix)]
+        torch.save(
+            change({f"{int(i) + shift}.{rest}": v for (i, _, rest), v in parts}), folder / f"taesd_{half}.pth"
+        )
+    return TinyAutoencoderConfig(weights=folder, image_size=32, device="cpu").build()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda state: {**state, "epoch": 3}, "it has epoch"),
+        (lambda state: dict(enumerate(state.values())), "tensors without names"),
+        (lambda state: {**state, next(iter(state)): 3}, "has the shape"),
+        (lambda state: {k: v * float("nan") for k, v in state.items()}, "no finite numbers"),
+        (
+            lambda state: {f"x{k}": v for k, v in state.items()},
+            "does not hold the weights of an AutoencoderTiny",
+        ),
+    ],
+)
+def test_a_file_that_holds_something_else_is_one_sentence(tmp_path, change, match):
+    make_tiny(tmp_path, lambda state: state).load()
+    with pytest.raises(DataError, match=match):
+        make_tiny(tmp_path, change).load()
+
+
+def test_latents_read_from_disk_are_decoded():
+    """A memory map is read-only, which torch warns of."""
+    encoder = AutoencoderKLConfig(weights="random", image_size=32, model_args=TINY_KL, device="cpu").build()
+    vectors = np.zeros((1, 64), np.float32)
+    vectors.setflags(write=False)
+    assert encoder.decode(vectors).shape == (1, 32, 32, 3)
+
+
+def test_a_wrong_architecture_is_refused():
+    with pytest.raises(ValueError, match="should be a whole number"):
+        TinyAutoencoderConfig(weights="random", model_args={"latent_channels": "many"})
+    with pytest.raises(ConfigError, match=r"target\.model_args does not describe an AutoencoderTiny"):
+        TinyAutoencoderConfig(weights="random", model_args={"foo": 1}).build().load()

@@ -536,6 +536,17 @@ def test_files_that_are_no_weights_are_named(tmp_path):
         read_header(path)
 
 
+def test_weights_that_are_cut_short_are_one_sentence(trained, tmp_path):
+    """The header at the start of the file was whole, and the rest failed with a traceback."""
+    path = tmp_path / "short.safetensors"
+    path.write_bytes((trained / "latent_diffusion.safetensors").read_bytes()[:-100])
+    config = LatentDiffusionConfig(weights=path, candidates=1, device="cpu")
+    with pytest.raises(DataError, match="fetch it again"):
+        config.check_files()
+    with pytest.raises(DataError, match="cut short or damaged"):
+        LatentDiffusionGenerator(config).read_known_images()
+
+
 # --- the packaged weights ---------------------------------------------------------------------------------
 
 

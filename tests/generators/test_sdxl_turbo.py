@@ -177,3 +177,13 @@ def test_the_adapter_is_ridge_with_the_penalty_of_least_left_out_error():
     np.testing.assert_allclose(adapter.weights, solve(xc, yc, alphas[best] * unit), rtol=1e-3, atol=1e-5)
     with pytest.raises(ConfigError, match="not 'c'"):
         adapter.apply(Embeddings(x, ids, "c"))
+
+
+@pytest.mark.parametrize("name", ["sdxl/text_encoder/model.safetensors", "adapter.safetensors"])
+def test_files_that_are_cut_short_are_one_sentence(tmp_path, name):
+    copy = models.write_sdxl(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:500])
+    material = models.make_material()
+    with pytest.raises(DataError, match=r"cannot be read as|is no IP-Adapter for"):
+        make_config(copy).build(material).generate(pick(material, 1), seed=0)

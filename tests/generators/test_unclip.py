@@ -165,3 +165,11 @@ def test_each_kind_says_what_to_bring(written):
             config.find_folder()
     with pytest.raises(ConfigError, match="is conditioned on"):
         UnclipConfig(weights=written["unclip"]).build(models.make_material(space="timm/dino"))
+
+
+def test_a_damaged_scheduler_is_one_sentence(tmp_path):
+    folder = models.write_token_unclip(tmp_path)
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class')
+    config, material = make("token_unclip", {"token_unclip": folder})
+    with pytest.raises(DataError, match="does not describe a scheduler"):
+        config.build(material).generate(material.embeddings, seed=0)

@@ -94,6 +94,36 @@ def test_the_bank_gives_the_caption_of_the_nearest_training_image(tmp_path):
         caption_bank.read_caption_bank(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_banks_of_spreadsheets_are_read(tmp_path, encoding):
+    """The mark that spreadsheets put first was taken for a part of the first column's name."""
+    path = tmp_path / "bank.csv"
+    path.write_text("id,caption\nt1,ein Kätzchen\n", encoding=encoding)
+    assert caption_bank.read_caption_bank(path) == {"t1": ["ein Kätzchen"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "match"),
+    [
+        ("id,caption\nt1,a cat\nt2,ein Kätzchen\n", "latin-1", r"not encoded in UTF-8 \(line 3\)"),
+        ('id,caption\nt1,"a cat\nt2,a dog\n', "utf-8", "no CSV file after line 1"),
+        ("id,caption\nt1,a cat, asleep\n", "utf-8", "more fields than columns in line 2"),
+    ],
+)
+def test_banks_that_would_be_misread_are_refused(tmp_path, text, encoding, match):
+    path = tmp_path / "bank.csv"
+    path.write_text(text, encoding=encoding)
+    with pytest.raises(DataError, match=match):
+        caption_bank.read_caption_bank(path)
+
+
+def test_a_damaged_sentence_encoder_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be read .*; copy the whole folder again"):
+        captions.SentenceEncoder(tmp_path, device="cpu").encode(["a"])
+
+
 def write_vocabulary(folder):
     from transformers import BertTokenizerFast
 

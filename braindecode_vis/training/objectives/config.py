@@ -11,6 +11,7 @@ from braindecode_vis.training.objectives.pair_configs import (
     ClipImageTextObjectiveConfig,
     ClipObjectiveConfig,
     CosineObjectiveConfig,
+    L1ObjectiveConfig,
     MseObjectiveConfig,
     SiglipObjectiveConfig,
     SoftClipObjectiveConfig,
@@ -32,6 +33,7 @@ ObjectiveUnion = Annotated[
     | ClipImageTextObjectiveConfig
     | SiglipObjectiveConfig
     | MseObjectiveConfig
+    | L1ObjectiveConfig
     | CosineObjectiveConfig
     | SoftClipObjectiveConfig
     | BimixcoObjectiveConfig

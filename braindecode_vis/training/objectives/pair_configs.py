@@ -140,6 +140,22 @@ class MseObjectiveConfig(ObjectiveConfig):
         return Objective(self, RegressionTerm(self))
 
 
+class L1ObjectiveConfig(ObjectiveConfig):
+    """Mean absolute error of the regression head on the untouched target embedding (ATM's low-level branch)."""
+
+    kind: Literal["l1"] = "l1"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"regression"})
+    contrastive: ClassVar[bool] = False
+
+    def build(self) -> nn.Module:
+        """Return the module."""
+        from braindecode_vis.training.objectives.modules import Objective
+        from braindecode_vis.training.objectives.regression import RegressionTerm
+
+        return Objective(self, RegressionTerm(self))
+
+
 class CosineObjectiveConfig(ObjectiveConfig):
     """One minus the cosine of the regression head's output and the untouched target embedding."""
 

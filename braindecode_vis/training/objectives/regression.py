@@ -11,7 +11,11 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.similarity import normalise, upcast
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.objectives.pair_configs import CosineObjectiveConfig, MseObjectiveConfig
+    from braindecode_vis.training.objectives.pair_configs import (
+        CosineObjectiveConfig,
+        L1ObjectiveConfig,
+        MseObjectiveConfig,
+    )
     from braindecode_vis.training.outputs import Outputs
 
 
@@ -30,6 +34,23 @@ def compute_mse(predicted: Tensor, target: Tensor) -> Tensor:
     """
     _check_same(predicted, target)
     return functional.mse_loss(upcast(predicted), upcast(target))
+
+
+def compute_l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute error over trials and features.
+
+    Parameters
+    ----------
+    predicted, target : tensors of shape (n, ...)
+
+    Examples
+    --------
+    >>> import torch
+    >>> float(compute_l1(torch.zeros(2, 3), torch.full((2, 3), -2.0)))
+    2.0
+    """
+    _check_same(predicted, target)
+    return functional.l1_loss(upcast(predicted), upcast(target))
 
 
 def compute_cosine_distance(predicted: Tensor, target: Tensor) -> Tensor:
@@ -53,11 +74,12 @@ def _check_same(predicted: Tensor, target: Tensor) -> None:
 
 
 class RegressionTerm(nn.Module):
-    """`compute_mse` or `compute_cosine_distance` of the regression head."""
+    """`compute_mse`, `compute_l1` or `compute_cosine_distance` of the regression head."""
 
-    def __init__(self, config: MseObjectiveConfig | CosineObjectiveConfig) -> None:
+    def __init__(self, config: MseObjectiveConfig | L1ObjectiveConfig | CosineObjectiveConfig) -> None:
         super().__init__()
-        self.compute = compute_mse if config.kind == "mse" else compute_cosine_distance
+        kinds = {"mse": compute_mse, "l1": compute_l1, "cosine": compute_cosine_distance}
+        self.compute = kinds[config.kind]
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""

@@ -1,0 +1,143 @@
+"""The low-level branch of a run: its own fits over the same trials, known to fingerprints, report and audit."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from braindecode_vis import pipeline, store
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import check_files, read_config
+from braindecode_vis.pipeline import low_level
+from braindecode_vis.runs import open_run
+from braindecode_vis.studies.audit import audit_run
+
+QUICK = [
+    "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",
+    "evaluation.n_permutations=100", "encoder.alphas=[1,10,100]",
+]  # fmt: skip
+TARGET = "{kind: taesd, weights: random, image_size: 32, device: cpu}"
+LOW = f"reconstruction.low_level={{target: {TARGET}}}"
+
+
+def make_run(folder, *overrides):
+    return open_run(read_config("synthetic_digits", [*QUICK, *overrides]), folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("low") / "run"
+    pipeline.run_all(make_run(folder, LOW))
+    return folder
+
+
+def list_artifacts(folder, stage):
+    return sorted(path for path in (folder / "stages" / stage).iterdir())
+
+
+def find_low_fit(folder):
+    (made,) = list_artifacts(folder, "reconstruct")
+    name = store.read_json(made / store.PROVENANCE)["upstream"]["low_level0"]
+    (path,) = [path for path in list_artifacts(folder, "train") if path.name.endswith(name)]
+    return path
+
+
+def test_the_branch_leaves_the_configuration_of_the_run_alone(finished):
+    """The branch once prepared the data again as a run of its own, and its settings stood in config.yaml."""
+    config = read_config(str(finished / "config.yaml"))
+    assert config.target.kind == "pixels"
+    assert config.reconstruction.low_level.target.kind == "taesd"
+
+
+def test_reconstructions_name_the_fits_of_the_branch(finished):
+    record = store.read_json(find_low_fit(finished) / store.PROVENANCE)
+    assert record["upstream"]["embed"] in {path.name for path in list_artifacts(finished, "embed")}
+    assert len(list_artifacts(finished, "retrieve")) == 1  # the branch ranks nothing
+    stages = store.read_json(finished / "provenance.json")["stages"]
+    assert stages["low-level train fold00"]["fingerprint"] == record["fingerprint"]
+    assert "low-level embed" in stages
+    page = (finished / "report.html").read_text()
+    assert "ridge to taesd/sd/random-0" in page
+    assert "0.75 of the high-level image" in page
+
+
+def test_rows_of_the_branch_are_those_of_the_encoder(finished, monkeypatch):
+    """An encoder with a gallery per subject has its rows sorted by subject; the branch must follow it, not its own."""
+    run = make_run(finished, LOW)
+    plain = low_level.make_low_level(run, 0)
+    reverse = lambda encoder, trials: trials.select(np.arange(trials.n_trials)[::-1])  # noqa: E731
+    monkeypatch.setattr(low_level, "order_by_gallery", reverse)
+    assert (low_level.make_low_level(run, 0)[::-1] == plain).all()
+
+
+def test_the_audit_judges_the_branch_too(finished):
+    audit = audit_run(finished, refit=True)
+    assert not audit.leaks
+    assert "low-level" in {item.check for item in audit.list_level("ok")}
+    assert any("target mean is that" in item.message for item in audit.list_level("ok"))
+
+
+def test_the_audit_finds_latents_of_test_images_in_the_branch(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    fit = find_low_fit(folder)
+    bank = store.read_embeddings(
+        folder / "stages" / "embed" / store.read_json(fit / store.PROVENANCE)["upstream"]["embed"]
+    )
+    tensors = load_file(fit / "ridge.safetensors")
+    tensors["target_mean"] = bank.flat().mean(axis=0)
+    save_file(tensors, fit / "ridge.safetensors")
+    record = store.read_json(fit / store.PROVENANCE)
+    record["files"] = store._describe_files(fit)
+    store.write_json(fit / store.PROVENANCE, record)
+    (leak,) = audit_run(folder).leaks
+    assert (leak.check, leak.where) == ("target-means", "low-level branch fold 0")
+    assert "but that of training and test images" in leak.message
+    (fit / "ridge.safetensors").write_bytes((fit / "ridge.safetensors").read_bytes()[:3000])
+    assert any("weights cannot be read" in leak.message for leak in audit_run(folder).leaks)
+    shutil.rmtree(fit)
+    assert any("train fold00" in leak.message for leak in audit_run(folder).leaks)
+
+
+def test_weights_that_are_cut_short_are_found_before_anything_is_trained(tmp_path):
+    """They were found when the first image was decoded, after the encoder had been trained for hours."""
+    (tmp_path / "taesd_encoder.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "taesd_decoder.safetensors").write_bytes(b"")
+    low = f"reconstruction.low_level={{target: {{kind: taesd, weights: {tmp_path}}}}}"
+    config = read_config("synthetic_digits", [low])
+    with pytest.raises(DataError, match=r"taesd_encoder\.safetensors is no intact safetensors file"):
+        check_files(config)
+    (tmp_path / "taesd_encoder.safetensors").unlink()
+    with pytest.raises(DataError, match="lacks a half of the tiny autoencoder"):
+        check_files(config)
+    missing = read_config("synthetic_digits", ["reconstruction.low_level={target: {kind: taesd}}"])
+    with pytest.raises(ConfigError, match=r"set reconstruction\.low_level\.target\.weights to"):
+        check_files(missing)
+
+
+def test_a_branch_of_other_sizes_is_judged(tmp_path):
+    """The audit read the target's settings without the word random, which sizes need, and ended in a traceback."""
+    sizes = "{block_out_channels: [8, 8, 8, 8], layers_per_block: 1, norm_num_groups: 4}"
+    target = f"{{kind: vae, weights: random, image_size: 32, device: cpu, model_args: {sizes}}}"
+    run = make_run(tmp_path / "run", f"reconstruction.low_level={{target: {target}}}")
+    pipeline.reconstruct(run)
+    assert not audit_run(tmp_path / "run").leaks
+
+
+def test_a_network_learns_latents_by_l1_and_is_judged(tmp_path):
+    network = "{kind: latent_decoder, widest: 16, last_width: 8, trunk_features: 20}"
+    encoder = f"{{kind: network, network: {network}, objectives: [{{kind: l1}}], epochs: 2, device: cpu}}"
+    low = f"reconstruction.low_level={{target: {TARGET}, encoder: {encoder}}}"
+    run = make_run(tmp_path / "run", low)
+    made = pipeline.reconstruct(run).images
+    assert made["low_level"].shape == made["decoded"].shape
+    audit = audit_run(tmp_path / "run")
+    assert not audit.leaks
+    fit = find_low_fit(tmp_path / "run")
+    tensors = load_file(fit / "network.safetensors")
+    tensors["model.target_scale.centre"] = tensors["model.target_scale.centre"] + 1
+    save_file(tensors, fit / "network.safetensors")
+    assert {(leak.check, leak.where) for leak in audit_run(tmp_path / "run").leaks} >= {
+        ("target-means", "low-level branch fold 0")
+    }
