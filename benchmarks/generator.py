@@ -3,7 +3,7 @@
 Run with ``python benchmarks/generator.py [--weights FILE] [--concepts validation|demo]``. Concepts 0 to 39 of seed 0
 are the test concepts of the demo: look at them once, at the end. Concepts 40 to 79 are for choices. Neither they
 nor any other concept of their combination of shape and colour are in the training images. Scores from decoded
-embeddings are those of ``braindecode-vis run phantom_eeg --set generator.kind=latent_diffusion``.
+embeddings are those of ``braindecode-vis demo``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
+from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.reconstruction import describe_same_draws
 from braindecode_vis.runs import SilentListener, open_run, read_scores
 from braindecode_vis.summary import describe_ceilings
@@ -150,6 +151,22 @@ def test_a_prior_may_know_the_images_of_another_run_but_no_tested_one(finished, 
     artifact = pipeline.reconstruct(run).artifact
     (chosen,) = store.read_json(artifact.path / store.PROVENANCE)["chosen"]
     assert chosen["prior"] == {"n_images": 120}  # of 144
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ("{kind: identity}", []),
+        ("{kind: neighbours}", ["images from embeddings 50 % of the way to the prior's"]),
+        ("{kind: diffusion, select: best_of}", ["images from the best of 16 draws"]),
+        (
+            "{kind: diffusion, select: mean, candidates: 4, pull: 0.25}",
+            ["images from the mean of 4 draws", "images from embeddings 25 % of the way to the prior's"],
+        ),
+    ],
+)
+def test_the_protocol_names_what_a_prior_does_beside_one_draw(tmp_path, prior, words):
+    assert describe_choices(make_run(tmp_path, f"prior={prior}").config) == words
 
 
 def test_a_common_gallery_needs_a_common_space(tmp_path):

@@ -238,7 +238,9 @@ def describe_choices(config: RunConfig) -> list[str]:
     """Return what makes the images of a run those of another protocol than one draw of one branch."""
     words, low = [], config.reconstruction.low_level
     if (select := getattr(config.prior, "select", "none")) != "none":
-        words.append(f"images from the {select.replace('_', ' ')} of {config.prior.candidates} draws")  # type: ignore[union-attr]
+        words.append(f"images from the {select.removesuffix('_of')} of {config.prior.candidates} draws")  # type: ignore[union-attr]
+    if (pull := getattr(config.prior, "pull", 1)) < 1:
+        words.append(f"images from embeddings {100 * pull:g} % of the way to the prior's")
     if low is not None:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
     return words
