@@ -12,8 +12,8 @@ from braindecode_vis.settings import Settings
 class GeneratorTrainingConfig(Settings):
     """Sizes and optimisation of an autoencoder and a denoiser. The numbers are choices of ours.
 
-    The defaults made the packaged weights: about 40 minutes of one CPU core to draw and embed the images, 10 for the
-    autoencoder and 20 for the denoiser.
+    The defaults made the packaged weights: about 45 minutes of one CPU core to draw and embed the images, 35 for the
+    autoencoder, and 55 of two cores for the denoiser.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class GeneratorTrainingConfig(Settings):
     condition_width: int = Field(default=384, ge=8)
     n_blocks: int = Field(default=3, ge=1)
     n_fine_blocks: int = Field(default=2, ge=0)
-    denoiser_steps: int = Field(default=30_000, ge=1)
+    denoiser_steps: int = Field(default=20_000, ge=1)
     denoiser_batch: int = Field(default=64, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
