@@ -188,24 +188,22 @@ def draw(
 
 
 def draw_all(prior: DiffusionPrior, predicted: Embeddings, seed: int) -> dict[str, list[Embeddings]]:
-    """Return single draws of a fitted prior, their mean, half the way to it, and the best by similarity."""
+    """Return single draws of a fitted prior, their mean, parts of the way to it, and the best by similarity."""
     drawn = prior.sample(predicted, n_draws=N_MEAN, seed=seed)
     rounds = drawn.vectors.reshape(len(predicted), N_MEAN, *drawn.vectors.shape[1:])
     singles = [Embeddings(rounds[:, k].copy(), predicted.ids, drawn.space) for k in range(N_MEAN)]
-    best, halfway = (
-        prior.config.model_copy(update={"candidates": N_MEAN, **update})
-        for update in ({"select": "best_of"}, {"select": "mean", "pull": 0.5})
-    )
+    whole = prior.config.model_copy(update={"candidates": N_MEAN})
 
-    def sample_once(config: DiffusionPriorConfig) -> Embeddings:
-        prior.config = config
-        return prior.sample(predicted, n_draws=1, seed=seed)
+    def sample_once(**update: object) -> list[Embeddings]:
+        prior.config = whole.model_copy(update=update)
+        return [prior.sample(predicted, n_draws=1, seed=seed)]
 
     return {
         "diffusion, one draw": singles,
         f"diffusion, mean of {N_MEAN} draws": [average_draws(drawn, N_MEAN)],
-        f"diffusion, best of {N_MEAN} draws": [sample_once(best)],
-        f"diffusion, halfway to the mean of {N_MEAN}": [sample_once(halfway)],
+        f"diffusion, best of {N_MEAN} draws": sample_once(select="best_of"),
+        f"diffusion, halfway to the mean of {N_MEAN}": sample_once(select="mean", pull=0.5),
+        "diffusion, a quarter of the way": sample_once(select="mean", pull=0.25),
     }
 
 
