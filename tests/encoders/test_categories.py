@@ -57,7 +57,8 @@ def test_decisions_equal_scikit_learn_and_survive_the_disk(tmp_path, config, mod
     decoder.write(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
     back = config.read(tmp_path)
-    np.testing.assert_array_equal(back.decision(test), decoder.decision(test))
+    # Matrix products round by how their operands lie in memory.
+    np.testing.assert_allclose(back.decision(test), decoder.decision(test), rtol=1e-12)
     assert back.classes == decoder.classes
 
 
