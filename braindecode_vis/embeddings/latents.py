@@ -132,13 +132,12 @@ class LatentConfig(Settings):
         changes = f"-{hash_json(self.model_args)[:8]}" if self.model_args else ""
         if self.find_weights() is None:
             return f"random-{self.random_seed}{changes}"
-        digests = [hash_weights(part) for part in self.find_parts()]
-        path = self.find_weights()
-        if self._kind == "vae" and path is not None and (path / "config.json").is_file():
-            digests.append(
-                hash_json(_read_sizes(path / "config.json"))
-            )  # groups and shift change every latent
+        digests = [*map(hash_weights, self.find_parts()), *self._digest_sizes()]
         return digests[0] if len(digests) == 1 else hash_json(digests)
+
+    def _digest_sizes(self) -> list[str]:
+        """Return a hash of what a file beside the weights says of the network, where it changes the latents."""
+        return []
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
@@ -173,6 +172,12 @@ class AutoencoderKLConfig(LatentConfig):
     """Latents of the autoencoder of Stable Diffusion or SDXL, at the mean of the posterior."""
 
     kind: Literal["vae"] = "vae"
+
+    def _digest_sizes(self) -> list[str]:
+        path = self.find_weights()
+        if path is None or not (path / "config.json").is_file():
+            return []
+        return [hash_json(_read_sizes(path / "config.json"))]  # groups and shift change every latent
 
     def make_network(self) -> tuple[Any, float, float]:
         """Return the autoencoder, the factor and the shift of its latents."""
