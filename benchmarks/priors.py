@@ -28,7 +28,7 @@ from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig, L
 from braindecode_vis.metrics.distribution import compute_mmd, find_bandwidth
 from braindecode_vis.priors.diffusion import DiffusionPriorConfig
 from braindecode_vis.priors.diffusion_prior import DiffusionPrior
-from braindecode_vis.priors.image_source import leave_out, read_images
+from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.priors.spread import SpreadPriorConfig
 from braindecode_vis.runs import open_run
@@ -111,7 +111,8 @@ def main() -> None:
         found = {"identity": [predicted], "spread": [spread.sample(predicted, n_draws=1, seed=0)]}
         print(f"fold {number}: gain of spread {spread.gain:.2f}", flush=True)
         tested = bank.embeddings.select(list(dict.fromkeys(predicted.ids)))
-        known = find_images(asked.images, training, tested)
+        generator = LatentDiffusionGenerator(LatentDiffusionConfig(candidates=1))
+        known = ImageSourceSettings(images=asked.images).find_images(training, generator, tested)
         near = NeighboursPriorConfig().build().fit(None, training, images=known)
         found["neighbours"] = [near.sample(predicted, n_draws=1, seed=0)]
         if asked.diffusion == "simulated":
@@ -147,16 +148,6 @@ def bound_mean(differences: np.ndarray) -> str:
     means = differences[np.random.default_rng(0).integers(0, n, (10_000, n))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def find_images(source: str, training: Embeddings, tested: Embeddings) -> Embeddings:
-    """Return the images that a prior may know."""
-    if source == "training":
-        return training
-    if source == "generator":
-        generator = LatentDiffusionGenerator(LatentDiffusionConfig(candidates=1))
-        return leave_out(generator.read_known_images(), tested)
-    return leave_out(read_images(Path(source), tested), tested)
 
 
 @dataclass(frozen=True)

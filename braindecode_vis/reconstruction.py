@@ -20,7 +20,7 @@ from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGen
 from braindecode_vis.generators.fusion import fuse_branches
 from braindecode_vis.generators.material import RepetitionNoise, TrainingMaterial
 from braindecode_vis.generators.nearest import NearestConfig
-from braindecode_vis.priors.image_source import ImageSourceSettings, leave_out, read_images
+from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.mean import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
@@ -76,7 +76,9 @@ def reconstruct_fold(
         Images of the low-level branch, one per row.
     """
     generator: Any = config.generator.build(material)
-    known = _find_images(config, material, generator, true.select(pd.unique(predicted.ids)))
+    known = material.embeddings
+    if isinstance(config.prior, ImageSourceSettings):
+        known = config.prior.find_images(known, generator, true.select(pd.unique(predicted.ids)))
     sampled = _sample_prior(config, prior, material, known, predicted, number)
     seed = derive_seed(config.seed, "generator", number)
 
@@ -118,17 +120,6 @@ def reconstruct_fold(
     return FoldImages(rows, images, chosen)
 
 
-def _find_images(
-    config: RunConfig, material: TrainingMaterial, generator: Any, tested: Embeddings
-) -> Embeddings:
-    """Return the images that the prior may know; tested ones are never among them."""
-    source = config.prior if isinstance(config.prior, ImageSourceSettings) else ImageSourceSettings()
-    if source.images == "generator":
-        return leave_out(generator.read_known_images(), tested)
-    folder = source.find_folder()
-    return material.embeddings if folder is None else leave_out(read_images(folder, tested), tested)
-
-
 def _sample_prior(
     config: RunConfig,
     prior: Any,
@@ -138,8 +129,8 @@ def _sample_prior(
     number: int,
 ) -> Embeddings:
     """Fit the prior, mostly on out-of-fold predictions, and return its draws, those of one row next to each other."""
-    pairs, needs = material.predicted, getattr(config.prior, "needs_predictions", True)
-    if not needs:
+    pairs = material.predicted
+    if not config.prior.needs_predictions:
         prior.fit(None, material.embeddings, images=known)
     elif pairs is not None and len(pairs):
         prior.fit(pairs, material.embeddings.select(pairs.ids), images=known)

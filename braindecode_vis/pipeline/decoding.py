@@ -181,10 +181,10 @@ def _reconstruct(run: Run) -> Reconstructed:
             rows = rows.drop(columns="decoded_concept", errors="ignore")
         rows.to_parquet(folder / "rows.parquet", index=False)
         images = {name: np.concatenate([part.images[name] for part in parts]) for name in methods}
-        # Over all folds: a fold may hold one image only, which has no other to be swapped with.
         if same := describe_same_draws(config, images["decoded"]):
             with run.listener.watch("reconstruct:") as show:
                 show(0, 0, same)
+        # Over all folds: a fold may hold one image only, which has no other to be swapped with.
         if rows["stimulus_id"].nunique() > 1:
             ids = rows["stimulus_id"].to_numpy(dtype=object)
             images["shuffled"] = images["decoded"][derange(ids, make_generator(config.seed, "shuffled"))]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from braindecode_vis.priors.scales import normalise_rows
+
 FEWEST_PASSED = 6.0  # components that the narrowest encoder passes on
 GAINS = (0.1, 10.0)  # of the passed components, relative to the noise
 
@@ -53,8 +55,7 @@ class Direction(ComponentScale):
 
     def standardise(self, away: np.ndarray) -> np.ndarray:
         """Return components of that length, in deviations, of components that are not in deviations."""
-        lengths = np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-12)
-        return (away / lengths * np.linalg.norm(self.std) / self.std).astype(np.float32)
+        return (normalise_rows(away) * np.linalg.norm(self.std) / self.std).astype(np.float32)
 
 
 def fit_components(rows: np.ndarray, n_components: int) -> ComponentScale:

@@ -5,6 +5,7 @@ Owns the setting, what of a folder enters the fingerprint, and that no tested im
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,23 @@ class ImageSourceSettings(Settings):
                 )
         return folder
 
+    def find_images(self, training: Embeddings, generator: Any, tested: Embeddings) -> Embeddings:
+        """Return the images that the prior may know, without the tested ones.
+
+        Parameters
+        ----------
+        training
+            Training images of the run.
+        generator
+            Asked with `read_known_images` for ``generator``.
+        tested
+            Images that are to be decoded.
+        """
+        if self.images == "generator":
+            return leave_out(generator.read_known_images(), tested)
+        folder = self.find_folder()
+        return training if folder is None else leave_out(read_images(folder, tested), tested)
+
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields, with a digest in the place of a folder."""
         folder = self.find_folder()
@@ -96,8 +114,7 @@ def leave_out(images: Embeddings, tested: Embeddings) -> Embeddings:
     power = (rows**2).sum(axis=1)
     near = SAME**2 * float(power.mean())
     kept = np.array([str(i) not in names for i in images.ids], dtype=bool)
-    for start in range(0, len(images), ROWS_AT_ONCE):
-        part = np.asarray(images.vectors[start : start + ROWS_AT_ONCE], np.float32).reshape(-1, rows.shape[1])
+    for start, part in iterate_rows(images):
         distances = (part**2).sum(axis=1)[:, None] + power - 2 * part @ rows.T
         # The expansion loses small distances to rounding, so what looks near is measured again.
         for row, column in zip(*np.nonzero(distances < 100 * near), strict=True):
@@ -106,6 +123,13 @@ def leave_out(images: Embeddings, tested: Embeddings) -> Embeddings:
     if kept.all():
         return images
     return Embeddings(images.vectors[kept], images.ids[kept], images.space)
+
+
+def iterate_rows(images: Embeddings) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number of a first row and float32 rows of shape (n, n_features); images may exceed the memory."""
+    for start in range(0, len(images), ROWS_AT_ONCE):
+        part = np.asarray(images.vectors[start : start + ROWS_AT_ONCE], np.float32)
+        yield start, part.reshape(len(part), -1)
 
 
 def keep_distinct(rows: Embeddings) -> Embeddings:

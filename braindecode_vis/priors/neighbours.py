@@ -21,11 +21,9 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.priors.image_source import ImageSourceSettings, keep_distinct
+from braindecode_vis.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
 from braindecode_vis.priors.scales import normalise_rows, turn_rows
 from braindecode_vis.store import read_json, write_json
-
-ROWS_AT_ONCE = 4096  # of the images; they may be a memory map larger than memory
 
 
 class NeighboursPriorConfig(ImageSourceSettings):
@@ -122,14 +120,15 @@ class NeighboursPrior:
         images, mean = self._require_fit()
         k, n = self.config.n_neighbours, len(directions)
         best, rows = np.empty((n, 0), np.float32), np.empty((n, 0), int)
-        for start in range(0, len(images), ROWS_AT_ONCE):
-            part = _flatten(images.vectors[start : start + ROWS_AT_ONCE])
+        for start, part in iterate_rows(images):
             numbers = np.broadcast_to(np.arange(start, start + len(part)), (n, len(part)))
             best = np.concatenate([best, directions @ normalise_rows(part - mean).T], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             kept = np.argsort(-best, axis=1, kind="stable")[:, :k]
             best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
-        averages = [_flatten(images.vectors[np.sort(chosen)]).mean(axis=0) for chosen in rows]
+        averages = [
+            images.vectors[np.sort(chosen)].astype(np.float32).mean(axis=0).ravel() for chosen in rows
+        ]
         return np.stack(averages) if n else np.empty((0, len(mean)), np.float32)
 
     def describe(self) -> dict[str, Any]:
@@ -161,7 +160,3 @@ class NeighboursPrior:
         meta, tensors = read_json(folder / "prior.json"), load_file(folder / "prior.safetensors")
         images = Embeddings(tensors["images"], meta["ids"], meta["space"])
         return cls(config, images=images, mean=tensors["mean"], length=float(meta["length"]))
-
-
-def _flatten(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors, np.float32).reshape(len(vectors), -1)

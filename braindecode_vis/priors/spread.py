@@ -9,7 +9,7 @@ the same before and after. Nothing is random.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class SpreadPriorConfig(Settings):
     """Stretch predictions away from the training mean by one gain that training trials determine."""
 
     kind: Literal["spread"] = "spread"
+
+    needs_predictions: ClassVar[bool] = True
 
     def build(self, *, seed: int = 0) -> SpreadPrior:
         """Return the unfitted prior; nothing in it is random."""

@@ -6,7 +6,6 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.distribution import compute_mmd
-from braindecode_vis.priors import neighbours
 from braindecode_vis.priors.image_source import ImageSourceSettings, leave_out, read_images
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.roles import Prior
@@ -46,7 +45,9 @@ def slow_sample(predicted, training, images, k, pull):
 @pytest.mark.parametrize("shape", [(6,), (2, 3)])
 @pytest.mark.parametrize("pull", [0.0, 0.5, 1.0])
 def test_rows_are_those_of_a_slow_reference(monkeypatch, shape, pull):
-    monkeypatch.setattr(neighbours, "ROWS_AT_ONCE", 7)  # neighbours come from several parts
+    monkeypatch.setattr(
+        "braindecode_vis.priors.image_source.ROWS_AT_ONCE", 7
+    )  # neighbours come from several parts
     training, known = make_rows(12, seed=1, shape=shape), make_rows(40, seed=2, shape=shape, name="k")
     predicted = predict(make_rows(5, seed=3, shape=shape, name="t"))
     prior = NeighboursPriorConfig(n_neighbours=4, pull=pull).build().fit(None, training, images=known)
