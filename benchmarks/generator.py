@@ -23,9 +23,9 @@ from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, Efficien
 from braindecode_vis.generators.latent_diffusion import (
     LatentDiffusionConfig,
     LatentDiffusionGenerator,
-    load_model,
 )
 from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 

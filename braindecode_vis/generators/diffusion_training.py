@@ -23,17 +23,17 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.generators.conditions import Components, blur, draw_reliability, fit_components
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
-from braindecode_vis.generators.latent_diffusion import (
-    WeightsHeader,
-    build_networks,
-    encode_known_images,
-    write_weights,
-)
 from braindecode_vis.generators.training_pairs import (
     TrainingPairs,
     read_pairs,
     write_phantom_pairs,
     write_stimulus_pairs,
+)
+from braindecode_vis.generators.weights_file import (
+    WeightsHeader,
+    build_networks,
+    encode_known_images,
+    write_weights,
 )
 from braindecode_vis.seeds import make_generator, make_torch_generator
 from braindecode_vis.stimuli import StimulusSet
@@ -170,7 +170,7 @@ class _Stages:
 
     @property
     def device(self) -> str:
-        from braindecode_vis.generators.latent_diffusion import pick_device
+        from braindecode_vis.generators.weights_file import pick_device
 
         return pick_device(self.config.device)
 
@@ -262,18 +262,10 @@ class _Stages:
 
     def export(self, autoencoder: Any, denoiser: Any) -> Path:
         """Write the weights file and return its path."""
-        import torch
-
-        tensors = {f"autoencoder.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
-        tensors |= {f"denoiser.{name}": tensor for name, tensor in denoiser.state_dict().items()}
-        counters = [name for name in tensors if name.endswith("num_batches_tracked")]
-        tensors |= {name: torch.zeros(()) for name in counters}  # may exceed the range of half precision
-        for name in ("mean", "basis", "scale"):
-            tensors[f"embedding.{name}"] = torch.from_numpy(getattr(self.components, name))
-        known = encode_known_images(self.components, self.pairs.vectors)
-        tensors |= {name: torch.from_numpy(codes) for name, codes in known.items()}
         path = self.out / "latent_diffusion.safetensors"
-        write_weights(path, self.header, tensors)
+        networks = {"autoencoder": autoencoder, "denoiser": denoiser}
+        known = encode_known_images(self.components, self.pairs.vectors)
+        write_weights(path, self.header, networks, self.components, known)
         return path
 
     def _initialise(self, which: int) -> Any:

@@ -13,9 +13,7 @@ Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,22 +21,25 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.weights import check_intact
-from braindecode_vis.generators.conditions import Components, Uncertainty, fit_uncertainty
+from braindecode_vis.generators.conditions import Uncertainty, fit_uncertainty
 from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.weights_file import (
+    Model,
+    hash_weights,
+    load_model,
+    pick_device,
+    read_header,
+    read_known_components,
+)
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file, replace_atomically
 
 if TYPE_CHECKING:
     import torch
 
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
 PACKAGED_TARGET = "efficientnet-lite0"
-_HEADER = "latent_diffusion"
-_IMAGES = "images.components"
-#: Of the images that a weights file brings along: at most so many, so many components, in parts of a deviation.
-N_KNOWN, N_KNOWN_COMPONENTS, CODE = 4096, 64, 16
 
 
 class LatentDiffusionConfig(Settings):
@@ -78,7 +79,7 @@ class LatentDiffusionConfig(Settings):
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digest of the weights."""
-        return {**super().hashed_fields(), "weights_sha256": _hash_weights(self.find_weights())}
+        return {**super().hashed_fields(), "weights_sha256": hash_weights(self.find_weights())}
 
     def find_weights(self) -> Path:
         """Return the path of the weights in use."""
@@ -107,32 +108,6 @@ class LatentDiffusionConfig(Settings):
         generator = LatentDiffusionGenerator(self, material=material)
         generator.check_space(material.image_encoder.space)
         return generator
-
-
-@dataclass(frozen=True)
-class WeightsHeader:
-    """What a weights file says about itself.
-
-    Parameters
-    ----------
-    space
-        Name of the embedding space that conditions the model.
-    n_features
-        Length of an embedding.
-    image_size
-        Height and width of the images in pixels.
-    autoencoder, denoiser
-        Sizes of the two networks.
-    training
-        Source of the images, seed, steps and settings.
-    """
-
-    space: str
-    n_features: int
-    image_size: int
-    autoencoder: dict[str, int]
-    denoiser: dict[str, int]
-    training: dict[str, Any]
 
 
 class LatentDiffusionGenerator:
@@ -180,30 +155,22 @@ class LatentDiffusionGenerator:
             )
 
     def read_known_images(self) -> Embeddings:
-        """Return embeddings of a sample of the images that the weights were trained on, to `N_KNOWN_COMPONENTS`.
+        """Return embeddings of a sample of the images that the weights were trained on, to
+        `weights_file.N_KNOWN_COMPONENTS`.
 
         Raises
         ------
         ConfigError
             If the weights were made before they brought any.
         """
-        from safetensors import safe_open
-
         model = load_model(self.path, pick_device(self.config.device))
-        with safe_open(self.path, framework="np") as file:
-            if _IMAGES not in file.keys():  # noqa: SIM118 (no mapping)
-                raise ConfigError(
-                    f"{self.path} holds none of the images that it was trained on; train the weights again, or set "
-                    "prior.images to training or to a folder of embeddings."
-                )
-            codes = file.get_tensor(_IMAGES).astype(np.float32)
-        vectors = model.components.restore(codes / CODE)
-        names = [f"{self.header.training['source']} {row}" for row in range(len(codes))]
+        vectors = model.components.restore(read_known_components(self.path))
+        names = [f"{self.header.training['source']} {row}" for row in range(len(vectors))]
         return Embeddings(vectors.astype(np.float32), names, self.header.space)
 
     def describe(self) -> dict[str, Any]:
         """Return which weights are in use, and how reliable the predictions are taken to be."""
-        about = {"weights_sha256": _hash_weights(self.path), "weights_space": self.header.space}
+        about = {"weights_sha256": hash_weights(self.path), "weights_space": self.header.space}
         if self._of_predictions is None:
             return about
         shares = load_model(self.path, pick_device(self.config.device)).components.shares
@@ -319,133 +286,3 @@ class LatentDiffusionGenerator:
             latents = sample_latents(predict, noise, sampler=self.config.sampler, n_steps=self.config.steps)
             images = unscale_images(model.autoencoder.decode(latents)).cpu().numpy()
         return images.reshape(len(rows), n_candidates, *images.shape[1:])
-
-
-@dataclass(frozen=True)
-class Model:
-    """The networks of a weights file in evaluation mode, and the components of its embeddings."""
-
-    autoencoder: Any
-    denoiser: Any
-    components: Components
-    latent_shape: tuple[int, int, int]
-    device: str
-
-
-def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
-    """Return the autoencoder and the denoiser that a header describes, with fresh weights."""
-    from braindecode_vis.generators.autoencoder import DOWNSAMPLING, Autoencoder
-    from braindecode_vis.generators.denoiser import Denoiser
-
-    denoiser = Denoiser(
-        n_latent_channels=header.autoencoder["n_latent_channels"],
-        latent_size=header.image_size // DOWNSAMPLING,
-        **header.denoiser,
-    )
-    return Autoencoder(**header.autoencoder), denoiser
-
-
-def encode_known_images(components: Components, vectors: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the tensor that keeps a sample of images in a weights file, one byte per component.
-
-    Parameters
-    ----------
-    components
-        Of the generator.
-    vectors : float array of shape (n_images, n_features)
-        Evenly spaced rows are taken, at most `N_KNOWN`.
-    """
-    rows = vectors[:: -(-len(vectors) // N_KNOWN)].astype(np.float32)
-    found = components.apply(rows)[:, :N_KNOWN_COMPONENTS]
-    return {_IMAGES: np.clip(np.rint(found * CODE), -127, 127).astype(np.int8)}
-
-
-def write_weights(path: Path, header: WeightsHeader, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a weights file in half precision, whole numbers as they are, under its name only when it is complete."""
-    import torch
-    from safetensors.torch import save_file
-
-    half = {
-        name: (tensor.to(torch.float16) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in tensors.items()
-    }
-    with replace_atomically(path) as temporary:
-        save_file(half, temporary, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
-
-
-def read_header(path: Path) -> WeightsHeader:
-    """Read what a weights file says about itself, without its tensors.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file.
-    DataError
-        If it was not made by `train_generator`.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"generator.weights names {path}, which is not a file; train weights with train_generator, or leave the "
-            "setting out for the packaged ones."
-        )
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            content = json.loads(file.read(min(length, 1 << 22)))
-        return WeightsHeader(**json.loads(content["__metadata__"][_HEADER]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is not a weights file of the generator 'latent_diffusion' ({type(error).__name__}); name one that "
-            "train_generator made."
-        ) from error
-
-
-@lru_cache(maxsize=2)
-def load_model(path: Path, device: str) -> Model:
-    """Read a weights file into networks on a device.
-
-    Raises
-    ------
-    DataError
-        If tensors are missing or of another shape than the header says.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    header = read_header(path)
-    try:
-        autoencoder, denoiser = build_networks(header)
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-        parts = [tensors.pop(f"embedding.{name}").numpy() for name in ("mean", "basis", "scale")]
-        for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
-            own = {
-                key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")
-            }
-            network.load_state_dict(own)
-            network.eval().requires_grad_(False).to(device)
-    except SafetensorError as error:
-        raise DataError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} does not hold what this version of the generator needs ({error}); train the weights again."
-        ) from error
-    side = header.image_size // 8
-    shape = (header.autoencoder["n_latent_channels"], side, side)
-    return Model(autoencoder, denoiser, Components(*parts), shape, device)
-
-
-@lru_cache(maxsize=8)
-def _hash_weights(path: Path) -> str:
-    read_header(path)
-    return hash_file(path)
-
-
-def pick_device(device: str) -> str:
-    """Return ``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("generator.device is cuda, but torch sees no GPU here; use auto or cpu.")
-    return device

@@ -9,6 +9,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.generators.conditions import Components
 from braindecode_vis.generators.diffusion_training import (
     PhantomSource,
     StimulusSource,
@@ -20,8 +21,6 @@ from braindecode_vis.generators.latent_diffusion import (
     PACKAGED_WEIGHTS,
     LatentDiffusionConfig,
     LatentDiffusionGenerator,
-    load_model,
-    read_header,
 )
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.optimisation import Plan, compute_lr, optimise
@@ -33,6 +32,13 @@ from braindecode_vis.generators.training_pairs import (
     read_pairs,
     write_phantom_pairs,
     write_stimulus_pairs,
+)
+from braindecode_vis.generators.weights_file import (
+    WeightsHeader,
+    build_networks,
+    load_model,
+    read_header,
+    write_weights,
 )
 from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
@@ -104,6 +110,37 @@ def test_weights_without_images_say_so(trained, tmp_path):
     old = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, candidates=1, device="cpu"))
     with pytest.raises(ConfigError, match="holds none of the images that it was trained on"):
         old.read_known_images()
+
+
+def test_networks_are_kept_to_a_byte_per_weight(tmp_path):
+    header = WeightsHeader(
+        space=SPACE,
+        n_features=6,
+        image_size=16,
+        autoencoder={"n_latent_channels": 4, "width": 8},
+        denoiser={"n_components": 5, "width": 16, "condition_width": 24, "fine_width": 8},
+        training={"source": "none"},
+    )
+    torch.manual_seed(0)
+    networks = dict(zip(("autoencoder", "denoiser"), build_networks(header), strict=True))
+    for parameter in networks["denoiser"].parameters():
+        parameter.data = torch.randn_like(parameter)  # no row of zeros is left
+    networks["denoiser"].make_map.weight.data[3] = 0
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 5)))
+    components = Components(np.zeros(6, np.float32), basis.astype(np.float32), np.ones(5, np.float32))
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, header, networks, components, {})
+    model = load_model(path, "cpu")
+    for name, network in networks.items():
+        for key, wanted in network.state_dict().items():
+            found = getattr(model, name).state_dict()[key]
+            if wanted.dim() > 1:  # rounded to 127 parts of the largest weight of the row
+                steps = wanted.flatten(1).abs().amax(dim=1) / 127
+                assert ((found - wanted).flatten(1).abs().amax(dim=1) <= 0.501 * steps + 1e-7).all(), key
+            else:
+                torch.testing.assert_close(found.float(), wanted.float(), rtol=1e-3, atol=1e-6)
+    n_weights = sum(p.numel() for network in networks.values() for p in network.parameters())
+    assert path.stat().st_size < 2 * n_weights
 
 
 def test_the_packaged_weights_stay_within_eight_megabytes_and_know_no_reserved_image():

@@ -1,0 +1,252 @@
+"""The weights file of the embedded generator: two networks, the components of embeddings, and a sample of images.
+
+Owns the file format and the networks that are read from it. A file is a ``.safetensors`` with a header that says how
+large the networks are and how they were trained; it appears under its name only when it is complete. Knows nothing of
+sampling or of how the weights were learnt.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.generators.conditions import Components
+from braindecode_vis.store import hash_file, replace_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_HEADER = "latent_diffusion"
+_IMAGES = "images.components"
+_SCALE = ".scale"  # ends the name of the scales of a tensor that is stored in whole numbers
+#: Of the images that a weights file brings along: at most so many, so many components, in parts of a deviation.
+N_KNOWN, N_KNOWN_COMPONENTS, CODE = 4096, 64, 16
+
+
+@dataclass(frozen=True)
+class WeightsHeader:
+    """What a weights file says about itself.
+
+    Parameters
+    ----------
+    space
+        Name of the embedding space that conditions the model.
+    n_features
+        Length of an embedding.
+    image_size
+        Height and width of the images in pixels.
+    autoencoder, denoiser
+        Sizes of the two networks.
+    training
+        Source of the images, seed, steps and settings.
+    """
+
+    space: str
+    n_features: int
+    image_size: int
+    autoencoder: dict[str, int]
+    denoiser: dict[str, int]
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The networks of a weights file in evaluation mode, and the components of its embeddings."""
+
+    autoencoder: Any
+    denoiser: Any
+    components: Components
+    latent_shape: tuple[int, int, int]
+    device: str
+
+
+def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
+    """Return the autoencoder and the denoiser that a header describes, with fresh weights."""
+    from braindecode_vis.generators.autoencoder import DOWNSAMPLING, Autoencoder
+    from braindecode_vis.generators.denoiser import Denoiser
+
+    denoiser = Denoiser(
+        n_latent_channels=header.autoencoder["n_latent_channels"],
+        latent_size=header.image_size // DOWNSAMPLING,
+        **header.denoiser,
+    )
+    return Autoencoder(**header.autoencoder), denoiser
+
+
+def encode_known_images(components: Components, vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the tensor that keeps a sample of images in a weights file, one byte per component.
+
+    Parameters
+    ----------
+    components
+        Of the generator.
+    vectors : float array of shape (n_images, n_features)
+        Evenly spaced rows are taken, at most `N_KNOWN`.
+    """
+    rows = vectors[:: -(-len(vectors) // N_KNOWN)].astype(np.float32)
+    found = components.apply(rows)[:, :N_KNOWN_COMPONENTS]
+    return {_IMAGES: np.clip(np.rint(found * CODE), -127, 127).astype(np.int8)}
+
+
+def read_known_components(path: Path) -> np.ndarray:
+    """Return the components of the images that a weights file brings along, shape (n_images, at most 64).
+
+    Raises
+    ------
+    ConfigError
+        If the weights were made before they brought any.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        if _IMAGES not in file.keys():  # noqa: SIM118 (no mapping)
+            raise ConfigError(
+                f"{path} holds none of the images that it was trained on; train the weights again, or set "
+                "prior.images to training or to a folder of embeddings."
+            )
+        return file.get_tensor(_IMAGES).astype(np.float32) / CODE
+
+
+def write_weights(
+    path: Path,
+    header: WeightsHeader,
+    networks: dict[str, nn.Module],
+    components: Components,
+    known: dict[str, np.ndarray],
+) -> None:
+    """Write a weights file under its name only when it is complete.
+
+    Matrices and kernels of the networks are stored as one byte per weight with one scale per output (or, for a
+    transposed convolution, input) channel, everything else in half precision.
+
+    Parameters
+    ----------
+    networks
+        By the first part of their tensors' names: ``autoencoder`` and ``denoiser``.
+    components
+        Of the embeddings.
+    known
+        As `encode_known_images` returns them.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for network, module in networks.items():
+        for name, tensor in module.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor = torch.zeros(())  # may exceed the range of half precision
+            tensors |= _pack(f"{network}.{name}", tensor.detach().cpu().float())
+    for name in ("mean", "basis", "scale"):
+        tensors[f"embedding.{name}"] = torch.from_numpy(getattr(components, name)).half().contiguous()
+    tensors |= {name: torch.from_numpy(codes) for name, codes in known.items()}
+    with replace_atomically(path) as temporary:
+        save_file(tensors, temporary, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
+
+
+def _pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what is stored of a network's tensor."""
+    import torch
+
+    if tensor.dim() < 2:
+        return {name: tensor.half().contiguous()}
+    rows = tensor.flatten(1)
+    scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-12)
+    codes = (rows / scale).round().to(torch.int8).view(tensor.shape)
+    return {name: codes.contiguous(), name + _SCALE: scale.flatten()}
+
+
+def _unpack(tensors: dict[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:
+    """Return a network's tensors as floats, without the first part of their names."""
+    found = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(f"{network}.") or name.endswith(_SCALE):
+            continue
+        value = tensor.float()
+        if name + _SCALE in tensors:
+            value = value * tensors[name + _SCALE].float().view(-1, *[1] * (value.dim() - 1))
+        found[name.removeprefix(f"{network}.")] = value
+    return found
+
+
+def read_header(path: Path) -> WeightsHeader:
+    """Read what a weights file says about itself, without its tensors.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    DataError
+        If it was not made by `train_generator`.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"generator.weights names {path}, which is not a file; train weights with train_generator, or leave the "
+            "setting out for the packaged ones."
+        )
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            content = json.loads(file.read(min(length, 1 << 22)))
+        return WeightsHeader(**json.loads(content["__metadata__"][_HEADER]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is not a weights file of the generator 'latent_diffusion' ({type(error).__name__}); name one that "
+            "train_generator made."
+        ) from error
+
+
+@lru_cache(maxsize=2)
+def load_model(path: Path, device: str) -> Model:
+    """Read a weights file into networks on a device.
+
+    Raises
+    ------
+    DataError
+        If tensors are missing or of another shape than the header says.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        autoencoder, denoiser = build_networks(header)
+        tensors = load_file(path)
+        parts = [tensors[f"embedding.{name}"].float().numpy() for name in ("mean", "basis", "scale")]
+        for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
+            network.load_state_dict(_unpack(tensors, name))
+            network.eval().requires_grad_(False).to(device)
+    except SafetensorError as error:
+        raise DataError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} does not hold what this version of the generator needs ({error}); train the weights again."
+        ) from error
+    side = header.image_size // 8
+    shape = (header.autoencoder["n_latent_channels"], side, side)
+    return Model(autoencoder, denoiser, Components(*parts), shape, device)
+
+
+@lru_cache(maxsize=8)
+def hash_weights(path: Path) -> str:
+    """Return the digest of a weights file, read once per process."""
+    read_header(path)
+    return hash_file(path)
+
+
+def pick_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("generator.device is cuda, but torch sees no GPU here; use auto or cpu.")
+    return device
