@@ -201,7 +201,7 @@ class _Stages:
                 device
             )
             images = images.contiguous(memory_format=torch.channels_last)
-            with self._autocast():
+            with self._autocast(config.autoencoder_precision):
                 return compute_autoencoder_loss(
                     network,
                     perceptual,
@@ -231,7 +231,7 @@ class _Stages:
         """Return the trained denoiser."""
         import torch
 
-        from braindecode_vis.generators.sampling import N_TIMES, add_noise
+        from braindecode_vis.generators.sampling import add_noise, draw_times
 
         config, device = self.config, self.device
         denoiser = self._initialise(1).to(device)
@@ -242,7 +242,7 @@ class _Stages:
             generator = make_torch_generator(self.seed, "denoiser_noise", step)
             clean = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
             noise = torch.randn(clean.shape, generator=generator).to(device)
-            times = torch.randint(0, N_TIMES, (len(rows),), generator=generator).to(device)
+            times = draw_times(len(rows), generator, bias=config.time_bias).to(device)
             known = torch.from_numpy(self.components.apply(self.pairs.vectors[rows].astype(np.float32)))
             reliability = draw_reliability(
                 shares,
@@ -253,7 +253,7 @@ class _Stages:
             )
             estimate = blur(known, reliability, torch.randn(known.shape, generator=generator))
             noisy, velocity = add_noise(clean, noise, times)
-            with self._autocast():
+            with self._autocast(config.denoiser_precision):
                 predicted = network(noisy, times, estimate.to(device), reliability.to(device))
             return torch.nn.functional.mse_loss(predicted.float(), velocity)
 
@@ -285,11 +285,10 @@ class _Stages:
             [orders[turn][place] for turn, place in zip(turns.tolist(), places.tolist(), strict=True)]
         )
 
-    def _autocast(self) -> Any:
+    def _autocast(self, precision: str) -> Any:
         import torch
 
-        is_half = self.config.precision == "bfloat16"
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_half)
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
     def _optimise(
         self, network: Any, compute_loss: Any, name: str, n_steps: int, lr: float, n_images: int
@@ -307,9 +306,7 @@ class _Stages:
                 "weight_",
                 "warmup",
             )
-            settings = {
-                k: v for k, v in settings.items() if k.startswith(("autoencoder_", "precision", *shared))
-            }
+            settings = {k: v for k, v in settings.items() if k.startswith(("autoencoder_", *shared))}
         what = [name, self.header.space, self.pairs.source, self.seed, n_images, settings]
         plan = Plan(
             name=name,

@@ -42,12 +42,16 @@ class GeneratorTrainingConfig(Settings):
     certain_conditions, condition_dropout
         Shares of the images whose embedding is told as it is, and not at all (arXiv:2207.12598), drawn image by image;
         the others are told with noise, see `braindecode_vis.generators.conditions`.
+    time_bias
+        Toward which noise the denoiser learns, see `braindecode_vis.generators.sampling.draw_times`.
     weight_decay, warmup
         Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
     checkpoint_every
         Steps between checkpoints and lines of the log.
-    device, precision
-        How it runs; ``bfloat16`` is for GPUs.
+    autoencoder_precision, denoiser_precision
+        ``bfloat16`` is faster on GPUs and on processors that multiply in it (AMX), and far slower on others.
+    device
+        Where it runs.
     """
 
     n_images: int = Field(default=102_400, ge=1)
@@ -61,22 +65,24 @@ class GeneratorTrainingConfig(Settings):
     autoencoder_images: int = Field(default=40_960, ge=2)
     perceptual_share: float = Field(default=0.5, gt=0, le=1)
     latent_noise: float = Field(default=0.1, ge=0)
-    denoiser_width: int = Field(default=128, ge=8, multiple_of=8)
-    fine_width: int = Field(default=64, ge=8, multiple_of=8)
+    denoiser_width: int = Field(default=224, ge=8, multiple_of=8)
+    fine_width: int = Field(default=96, ge=8, multiple_of=8)
     condition_width: int = Field(default=384, ge=8)
     n_blocks: int = Field(default=3, ge=1)
-    n_fine_blocks: int = Field(default=2, ge=0)
+    n_fine_blocks: int = Field(default=3, ge=0)
     denoiser_steps: int = Field(default=20_000, ge=1)
-    denoiser_batch: int = Field(default=64, ge=2)
+    denoiser_batch: int = Field(default=128, ge=2)
     denoiser_lr: float = Field(default=1.2e-3, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     n_components: int = Field(default=256, ge=1)
-    certain_conditions: float = Field(default=0.5, ge=0, le=1)
+    certain_conditions: float = Field(default=0.75, ge=0, le=1)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    time_bias: float = 0.5
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=200, ge=0)
     checkpoint_every: int = Field(default=500, ge=1)
+    autoencoder_precision: Literal["float32", "bfloat16"] = "float32"
+    denoiser_precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})

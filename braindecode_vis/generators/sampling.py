@@ -64,6 +64,25 @@ def add_noise(
     return a * latents + b * noise, a * noise - b * latents
 
 
+def draw_times(n: int, generator: torch.Generator, *, bias: float) -> torch.Tensor:
+    """Return the steps of the schedule at which a batch learns, int64 of shape (n,).
+
+    Four of five come from a logit-normal distribution (Esser et al. 2024, arXiv:2403.03206) that leaves out the ends,
+    where little can be learnt; one of five is drawn evenly, because sampling begins at the very end.
+
+    Parameters
+    ----------
+    bias
+        Mean before the logistic function: the larger, the more noise, where the condition matters most.
+    """
+    import torch
+
+    even = torch.rand(n, generator=generator)
+    middle = torch.sigmoid(bias + torch.randn(n, generator=generator))
+    share = torch.where(torch.rand(n, generator=generator) < 0.2, even, middle)
+    return (share * N_TIMES).long().clamp(max=N_TIMES - 1)
+
+
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
     """Return ``unconditional + guidance * (conditional - unconditional)``; 1 is no guidance, 0 no condition."""
     return unconditional + guidance * (conditional - unconditional)

@@ -24,7 +24,7 @@ from braindecode_vis.generators.latent_diffusion import (
 )
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.optimisation import Plan, compute_lr, optimise
-from braindecode_vis.generators.sampling import add_noise, guide, sample_latents
+from braindecode_vis.generators.sampling import N_TIMES, add_noise, draw_times, guide, sample_latents
 from braindecode_vis.generators.training_pairs import (
     N_RESERVED_PAIRS,
     choose_concepts,
@@ -141,6 +141,14 @@ def test_networks_are_kept_to_a_byte_per_weight(tmp_path):
                 torch.testing.assert_close(found.float(), wanted.float(), rtol=1e-3, atol=1e-6)
     n_weights = sum(p.numel() for network in networks.values() for p in network.parameters())
     assert path.stat().st_size < 2 * n_weights
+
+
+def test_times_reach_both_ends_and_lean_toward_noise():
+    draw = [draw_times(20_000, torch.Generator().manual_seed(3), bias=bias) for bias in (0.5, 1.5)]
+    assert draw[0].min() < 10
+    assert draw[0].max() > N_TIMES - 10  # where the sampler starts
+    assert N_TIMES / 2 < draw[0].double().mean() < draw[1].double().mean()
+    assert (draw[0] > 900).double().mean() < 0.1  # evenly drawn alone, they would be a tenth
 
 
 def test_the_packaged_weights_stay_within_eight_megabytes_and_know_no_reserved_image():
