@@ -227,6 +227,15 @@ class _Stages:
                 latents.append(autoencoder.encode(scale_images(images)).half().cpu().numpy())
         return np.concatenate(latents)
 
+    def _compute_components(self) -> np.ndarray:
+        """Return the components of all embeddings, float32 of shape (n_images, n_components)."""
+        vectors, n = self.pairs.vectors, 4096
+        parts = [
+            self.components.apply(vectors[start : start + n].astype(np.float32))
+            for start in range(0, len(vectors), n)
+        ]
+        return np.concatenate(parts).astype(np.float32, copy=False)
+
     def train_denoiser(self, latents: np.ndarray) -> Any:
         """Return the trained denoiser."""
         import torch
@@ -236,6 +245,8 @@ class _Stages:
         config, device = self.config, self.device
         denoiser = self._initialise(1).to(device)
         shares = torch.from_numpy(self.components.shares)
+        # Once and not in every step: NumPy's threads, waiting for more, hold up those of torch.
+        components = self._compute_components()
 
         def compute_loss(network: Any, step: int) -> torch.Tensor:
             rows = self._draw_rows("denoiser", step, config.denoiser_batch, len(self.pairs))
@@ -243,7 +254,7 @@ class _Stages:
             clean = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
             noise = torch.randn(clean.shape, generator=generator).to(device)
             times = draw_times(len(rows), generator, bias=config.time_bias).to(device)
-            known = torch.from_numpy(self.components.apply(self.pairs.vectors[rows].astype(np.float32)))
+            known = torch.from_numpy(components[rows])
             reliability = draw_reliability(
                 shares,
                 len(rows),
