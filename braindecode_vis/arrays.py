@@ -340,6 +340,11 @@ class Embeddings:
         return np.ascontiguousarray(self.vectors, dtype=np.float32).reshape(len(self), -1)
 
 
+def normalise_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows of shape (n, n_features) with length 1; a row of zeros stays one."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 def check_same_space(left: Embeddings, right: Embeddings) -> None:
     """Raise `DataError` unless both embeddings live in the same space and have the same row shape."""
     if left.space != right.space:

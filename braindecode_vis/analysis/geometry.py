@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.checks import DataError
 
 _BLOCK = 1024  # rows of a similarity matrix held at once
@@ -25,8 +25,7 @@ _BLOCK = 1024  # rows of a similarity matrix held at once
 
 def make_unit(vectors: np.ndarray) -> np.ndarray:
     """Return float64 rows of length one, shape (n_rows, n_features); tokens are flattened, zero rows stay zero."""
-    flat = np.asarray(vectors, dtype=np.float64).reshape(len(vectors), -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    return normalise_rows(np.asarray(vectors, dtype=np.float64).reshape(len(vectors), -1))
 
 
 @dataclass(frozen=True)

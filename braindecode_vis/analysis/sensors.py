@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Responses, normalise_rows
 from braindecode_vis.checks import DataError
 
 REGIONS = ("frontal", "temporal", "central", "parietal", "occipital")
@@ -88,8 +88,7 @@ def place_regions(positions: np.ndarray, everyone: np.ndarray) -> list[str]:
     """
     directions, regions = _read_standard()
     centre = fit_sphere(everyone) if len(everyone) >= 8 else np.array([0.0, 0.0, 0.04])
-    seen = positions - centre
-    seen = seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-12)
+    seen = normalise_rows(positions - centre)
     return [regions[i] for i in (seen @ directions.T).argmax(axis=1)]
 
 

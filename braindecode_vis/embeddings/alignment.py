@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.roles import ImageEncoder
 from braindecode_vis.seeds import make_generator
@@ -34,8 +34,7 @@ def check_concepts(vectors: np.ndarray, concepts: np.ndarray, path: Path) -> Non
     if counts.max() < 2 or len(counts) < 2:
         return
     flat = vectors.reshape(len(vectors), -1).astype(np.float64)
-    flat = flat - flat.mean(axis=0)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    flat = normalise_rows(flat - flat.mean(axis=0))
     sums = np.zeros((len(counts), flat.shape[1]))
     np.add.at(sums, codes, flat)
     # Sum over pairs within a concept = squared length of its sum minus the lengths themselves.
@@ -81,8 +80,7 @@ def check_against_encoder(
         raise DataError(
             f"the bank has {theirs.shape[1]} features per image, {encoder.space} has {ours.shape[1]}."
         )
-    units = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (ours, theirs)]
-    similarity = units[0] @ units[1].T
+    similarity = normalise_rows(ours) @ normalise_rows(theirs).T
     wrong = np.flatnonzero(similarity.argmax(axis=1) != np.arange(len(chosen)))
     if wrong.size:
         first = int(wrong[0])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braindecode_vis.priors.scales import normalise_rows
+from braindecode_vis.arrays import normalise_rows
 
 FEWEST_PASSED = 6.0  # components that the narrowest encoder passes on
 GAINS = (0.1, 10.0)  # of the passed components, relative to the noise

@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
-from braindecode_vis.priors.scales import normalise_rows, turn_rows
+from braindecode_vis.priors.scales import turn_rows
 from braindecode_vis.store import read_json, write_json
 
 

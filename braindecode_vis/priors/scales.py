@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from braindecode_vis.arrays import normalise_rows
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -36,11 +38,6 @@ def find_bounds(rows: np.ndarray) -> np.ndarray:
     low, high = rows.min(axis=0), rows.max(axis=0)
     margin = 0.1 * (high - low)
     return np.stack([low - margin, high + margin]).astype(np.float32)
-
-
-def normalise_rows(rows: np.ndarray) -> np.ndarray:
-    """Return rows of shape (n, n_features) with length 1; a row of zeros stays one."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def turn_rows(rows: np.ndarray, goals: np.ndarray, pull: float) -> np.ndarray:

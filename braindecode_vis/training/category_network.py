@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.categories import read_labels
 from braindecode_vis.encoders.eegproject import EEGProjectConfig
@@ -142,8 +142,8 @@ class NetworkCategoryDecoder:
 
         encoder, classes = self._require_fit(), np.array(self._classes, dtype=object)
         bank = Embeddings(np.eye(len(classes), dtype=np.float32), classes, _SPACE)
-        prototypes = _normalise(encoder.map_targets(bank).vectors)
-        brain = _normalise(encoder.predict(responses).vectors)
+        prototypes = normalise_rows(encoder.map_targets(bank).vectors.astype(np.float64))
+        brain = normalise_rows(encoder.predict(responses).vectors.astype(np.float64))
         objective: Any = encoder.require_fit().model.objectives[0]
         scale = float(objective.term.scale().detach())
         return np.asarray(softmax(scale * brain @ prototypes.T, axis=1))
@@ -174,8 +174,3 @@ class NetworkCategoryDecoder:
         if self.encoder is None:
             raise DataError(f"the {self.config.kind} decoder has not been fitted; run train first.")
         return self.encoder
-
-
-def _normalise(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, dtype=np.float64)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

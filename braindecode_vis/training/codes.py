@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Responses, normalise_rows
 
 
 def code_trials(responses: Responses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,6 +36,6 @@ def cluster_images(vectors: np.ndarray, trained: np.ndarray, n_clusters: int, *,
     """
     from sklearn.cluster import KMeans
 
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit = normalise_rows(vectors)
     kmeans = KMeans(min(n_clusters, len(trained)), n_init=1, random_state=seed % 2**32).fit(unit[trained])
     return kmeans.predict(unit).astype(np.int64)

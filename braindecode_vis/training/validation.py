@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from braindecode_vis.arrays import normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.seeds import make_generator
 
@@ -90,9 +91,6 @@ def compute_top_k(brain: np.ndarray, gallery: np.ndarray, truth: np.ndarray, k: 
     >>> compute_top_k(np.eye(3), np.eye(3), np.array([0, 1, 0]), 1) == 2 / 3
     True
     """
-    queries, images = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (brain, gallery)
-    )
-    similarity = queries @ images.T
+    similarity = normalise_rows(brain) @ normalise_rows(gallery).T
     own = similarity[np.arange(len(truth)), truth]
     return float(((similarity >= own[:, None]).sum(axis=1) <= k).mean())
