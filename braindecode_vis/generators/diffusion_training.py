@@ -33,6 +33,7 @@ from braindecode_vis.generators.weights_file import (
     WeightsHeader,
     build_networks,
     encode_known_images,
+    pick_device,
     write_weights,
 )
 from braindecode_vis.seeds import make_generator, make_torch_generator
@@ -170,8 +171,6 @@ class _Stages:
 
     @property
     def device(self) -> str:
-        from braindecode_vis.generators.weights_file import pick_device
-
         return pick_device(self.config.device)
 
     def train_autoencoder(self) -> Any:

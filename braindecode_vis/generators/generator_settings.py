@@ -43,7 +43,8 @@ class GeneratorTrainingConfig(Settings):
         Shares of the images whose embedding is told as it is, and not at all (arXiv:2207.12598), drawn image by image;
         the others are told with noise, see `braindecode_vis.generators.conditions`.
     time_bias
-        Toward which noise the denoiser learns, see `braindecode_vis.generators.sampling.draw_times`.
+        Toward how much noise the denoiser leans as it learns; larger is more. See
+        `braindecode_vis.generators.sampling.draw_times`.
     weight_decay, warmup
         Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
     checkpoint_every
@@ -77,7 +78,7 @@ class GeneratorTrainingConfig(Settings):
     n_components: int = Field(default=256, ge=1)
     certain_conditions: float = Field(default=0.75, ge=0, le=1)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    time_bias: float = 0.5
+    time_bias: float = Field(default=0.5, ge=-5, le=5)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=200, ge=0)
     checkpoint_every: int = Field(default=500, ge=1)

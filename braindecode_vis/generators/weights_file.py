@@ -96,12 +96,16 @@ def encode_known_images(components: Components, vectors: np.ndarray) -> dict[str
 
 
 def read_known_components(path: Path) -> np.ndarray:
-    """Return the components of the images that a weights file brings along, shape (n_images, at most 64).
+    """Return the components of the images that a weights file brings along.
+
+    Their shape is (n_images, at most `N_KNOWN_COMPONENTS`).
 
     Raises
     ------
     ConfigError
         If the weights were made before they brought any.
+    DataError
+        If they are not a table of such components.
     """
     from safetensors import safe_open
 
@@ -111,7 +115,12 @@ def read_known_components(path: Path) -> np.ndarray:
                 f"{path} holds none of the images that it was trained on; train the weights again, or set "
                 "prior.images to training or to a folder of embeddings."
             )
-        return file.get_tensor(_IMAGES).astype(np.float32) / CODE
+        codes = file.get_tensor(_IMAGES)
+    if codes.dtype != np.int8 or codes.ndim != 2 or codes.shape[1] > N_KNOWN_COMPONENTS:
+        raise DataError(
+            f"{path} holds images in another form than this version reads; train the weights again."
+        )
+    return codes.astype(np.float32) / CODE
 
 
 def write_weights(
@@ -134,6 +143,11 @@ def write_weights(
         Of the embeddings.
     known
         As `encode_known_images` returns them.
+
+    Raises
+    ------
+    DataError
+        If a value is not finite.
     """
     import torch
     from safetensors.torch import save_file
@@ -147,6 +161,11 @@ def write_weights(
     for name in ("mean", "basis", "scale"):
         tensors[f"embedding.{name}"] = torch.from_numpy(getattr(components, name)).half().contiguous()
     tensors |= {name: torch.from_numpy(codes) for name, codes in known.items()}
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise DataError(
+            f"{broken[0]} is not finite, or too large for half precision; {path.name} is not written."
+        )
     with replace_atomically(path) as temporary:
         save_file(tensors, temporary, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
 
@@ -164,16 +183,36 @@ def _pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _unpack(tensors: dict[str, torch.Tensor], network: str) -> dict[str, torch.Tensor]:
-    """Return a network's tensors as floats, without the first part of their names."""
-    found = {}
-    for name, tensor in tensors.items():
-        if not name.startswith(f"{network}.") or name.endswith(_SCALE):
-            continue
-        value = tensor.float()
-        if name + _SCALE in tensors:
-            value = value * tensors[name + _SCALE].float().view(-1, *[1] * (value.dim() - 1))
-        found[name.removeprefix(f"{network}.")] = value
-    return found
+    """Return a network's tensors as floats, without the first part of their names.
+
+    Raises
+    ------
+    ValueError
+        If a tensor in whole numbers has no scale for each of its rows, or if a value is not finite.
+    """
+    import torch
+
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{network}.")}
+    for name in [name for name, tensor in own.items() if tensor.dtype == torch.int8]:
+        codes, scale = own[name], own.pop(name + _SCALE, None)
+        if scale is None or scale.shape != codes.shape[:1]:
+            raise ValueError(f"{name} has not one scale per row")
+        own[name] = codes.float() * scale.float().view(-1, *[1] * (codes.dim() - 1))
+    for name, tensor in own.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    return {name.removeprefix(f"{network}."): tensor.float() for name, tensor in own.items()}
+
+
+def _read_components(tensors: dict[str, torch.Tensor], header: WeightsHeader) -> Components:
+    """Return the components of the embeddings; `ValueError` if they are not finite or not as the header says."""
+    mean, basis, scale = (tensors[f"embedding.{name}"].float() for name in ("mean", "basis", "scale"))
+    n_features, n_components = header.n_features, header.denoiser["n_components"]
+    if (mean.shape, basis.shape, scale.shape) != ((n_features,), (n_features, n_components), (n_components,)):
+        raise ValueError("the components of the embeddings are of another shape than the header says")
+    if not all(part.isfinite().all() for part in (mean, basis, scale)):
+        raise ValueError("the components of the embeddings are not finite")
+    return Components(mean.numpy(), basis.numpy(), scale.numpy())
 
 
 def read_header(path: Path) -> WeightsHeader:
@@ -210,28 +249,30 @@ def load_model(path: Path, device: str) -> Model:
     Raises
     ------
     DataError
-        If tensors are missing or of another shape than the header says.
+        If tensors are missing, not finite, or of another shape than the header says.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from braindecode_vis.generators.autoencoder import DOWNSAMPLING
 
     header = read_header(path)
     try:
         autoencoder, denoiser = build_networks(header)
         tensors = load_file(path)
-        parts = [tensors[f"embedding.{name}"].float().numpy() for name in ("mean", "basis", "scale")]
+        components = _read_components(tensors, header)
         for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
             network.load_state_dict(_unpack(tensors, name))
             network.eval().requires_grad_(False).to(device)
     except SafetensorError as error:
         raise DataError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
-    except (RuntimeError, KeyError, TypeError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} does not hold what this version of the generator needs ({error}); train the weights again."
         ) from error
-    side = header.image_size // 8
+    side = header.image_size // DOWNSAMPLING
     shape = (header.autoencoder["n_latent_channels"], side, side)
-    return Model(autoencoder, denoiser, Components(*parts), shape, device)
+    return Model(autoencoder, denoiser, components, shape, device)
 
 
 @lru_cache(maxsize=8)

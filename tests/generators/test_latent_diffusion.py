@@ -143,6 +143,73 @@ def test_networks_are_kept_to_a_byte_per_weight(tmp_path):
     assert path.stat().st_size < 2 * n_weights
 
 
+def rewrite(source, path, change):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(source, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        change(tensors)
+        save_file(tensors, path, metadata=file.metadata())
+    return path
+
+
+def test_weights_in_half_precision_are_read(trained, tmp_path):
+    source = trained / "latent_diffusion.safetensors"
+    model = load_model(source, "cpu")
+
+    def widen(tensors):
+        for name in [
+            name for name in tensors if name.endswith(".scale") and not name.startswith("embedding")
+        ]:
+            del tensors[name]
+        for part in ("autoencoder", "denoiser"):
+            for key, tensor in getattr(model, part).state_dict().items():
+                tensors[f"{part}.{key}"] = tensor.half().contiguous()
+
+    old = load_model(rewrite(source, tmp_path / "half.safetensors", widen), "cpu")
+    for key, tensor in model.denoiser.state_dict().items():
+        torch.testing.assert_close(old.denoiser.state_dict()[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("denoiser.make_map.weight.scale", None, "one scale per row"),
+        ("denoiser.make_map.weight.scale", lambda t: t[:1].clone(), "one scale per row"),
+        ("denoiser.make_map.weight.scale", lambda t: t * float("nan"), "not finite"),
+        ("denoiser.odd.scale", lambda t: torch.ones(3), "odd"),
+        ("embedding.mean", lambda t: t[:-1].clone(), "another shape than the header"),
+        ("embedding.basis", lambda t: t[:, :-1].clone(), "another shape than the header"),
+        ("embedding.scale", lambda t: t * float("inf"), "not finite"),
+    ],
+)
+def test_weights_that_were_tampered_with_are_refused(trained, tmp_path, name, change, words):
+    def tamper(tensors):
+        if change is None:
+            del tensors[name]
+        else:
+            tensors[name] = change(tensors.get(name))
+
+    path = rewrite(trained / "latent_diffusion.safetensors", tmp_path / "odd.safetensors", tamper)
+    with pytest.raises(DataError, match=words):
+        load_model(path, "cpu")
+
+
+def test_weights_that_are_not_finite_are_not_written(trained, tmp_path):
+    model = load_model(trained / "latent_diffusion.safetensors", "cpu")
+    model.denoiser.make_map.bias.data[0] = 1e6
+    try:
+        path = tmp_path / "weights.safetensors"
+        header = read_header(trained / "latent_diffusion.safetensors")
+        networks = {"autoencoder": model.autoencoder, "denoiser": model.denoiser}
+        with pytest.raises(DataError, match=r"make_map\.bias is not finite"):
+            write_weights(path, header, networks, model.components, {})
+        assert not path.exists()
+    finally:
+        load_model.cache_clear()
+
+
 def test_times_reach_both_ends_and_lean_toward_noise():
     draw = [draw_times(20_000, torch.Generator().manual_seed(3), bias=bias) for bias in (0.5, 1.5)]
     assert draw[0].min() < 10
