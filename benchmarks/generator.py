@@ -22,7 +22,6 @@ from braindecode_vis.datasets.phantom_stimuli import make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generators.latent_diffusion import (
     LatentDiffusionConfig,
-    LatentDiffusionGenerator,
 )
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.weights_file import load_model
@@ -68,7 +67,9 @@ def main() -> None:
         )
         generator = config.build(material)
         if "autoencoder" not in shown:
-            shown["autoencoder"] = pass_through_autoencoder(generator, seen)
+            side = generator.header.image_size
+            small = np.stack([resize_image(image, side, side) for image in seen])
+            shown["autoencoder"] = enlarge(pass_through_autoencoder(generator.path, small))
             print_scores("autoencoder", shown["autoencoder"], truth, encoder)
         print(f"guidance {guidance:g}, {arguments.sampler}, {arguments.steps} steps, best of {candidates}")
         generator.generate(Embeddings(truth.vectors[:1], names[:1], truth.space), seed=arguments.seed)
@@ -81,18 +82,16 @@ def main() -> None:
         write_grid(arguments.grid, list(shown.values()))
 
 
-def pass_through_autoencoder(generator: LatentDiffusionGenerator, seen: np.ndarray) -> np.ndarray:
+def pass_through_autoencoder(path: Path, images: np.ndarray) -> np.ndarray:
     """Return the images encoded and decoded: the most that the denoiser could reach."""
     import torch
 
     from braindecode_vis.generators.autoencoder import scale_images, unscale_images
 
-    model = load_model(generator.path, "cpu")
-    side = generator.header.image_size
-    small = np.stack([resize_image(image, side, side) for image in seen])
+    model = load_model(path, "cpu")
     with torch.inference_mode():
-        latents = model.autoencoder.encode(scale_images(torch.from_numpy(small)))
-        return enlarge(unscale_images(model.autoencoder.decode(latents)).numpy())
+        latents = model.autoencoder.encode(scale_images(torch.from_numpy(images)))
+        return unscale_images(model.autoencoder.decode(latents)).numpy()
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:

@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from generator import pass_through_autoencoder  # the script beside this one
 from torch import nn
 from torch.nn import functional as F
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.autoencoder import scale_images, unscale_images
+from braindecode_vis.generators.autoencoder import scale_images
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.training_pairs import choose_concepts
-from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 
@@ -116,7 +116,7 @@ def main() -> None:
         told = reader(torch.from_numpy(vectors))
     report("embedding", {key: answer.numpy() for key, answer in told.items()}, wanted)
     config = LatentDiffusionConfig(weights=arguments.weights)
-    report("autoencoder", ask(judge, pass_through(config.find_weights(), small)), wanted)
+    report("autoencoder", ask(judge, pass_through_autoencoder(config.find_weights(), small)), wanted)
     for guidance in arguments.guidance:
         for candidates in arguments.candidates:
             config = LatentDiffusionConfig(
@@ -210,15 +210,6 @@ def disturb(x: torch.Tensor) -> torch.Tensor:
     kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)
     x = F.conv2d(x, kernel.transpose(2, 3), padding=(3, 0), groups=3)
     return F.conv2d(x, kernel, padding=(0, 3), groups=3)
-
-
-def pass_through(path: Path, images: np.ndarray) -> np.ndarray:
-    """Return the images encoded and decoded: the most that the denoiser could reach."""
-    autoencoder = load_model(path, "cpu").autoencoder
-    with torch.inference_mode():
-        return unscale_images(
-            autoencoder.decode(autoencoder.encode(scale_images(torch.from_numpy(images))))
-        ).numpy()
 
 
 def ask(judge: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:

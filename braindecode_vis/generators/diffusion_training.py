@@ -179,6 +179,7 @@ class _Stages:
 
         from braindecode_vis.embeddings.efficientnet import find_packaged_weights, load_network
         from braindecode_vis.generators.autoencoder import (
+            DOWNSAMPLING,
             PerceptualLoss,
             compute_autoencoder_loss,
             scale_images,
@@ -189,7 +190,7 @@ class _Stages:
         perceptual = None
         if config.perceptual_weight > 0:
             perceptual = PerceptualLoss(load_network(find_packaged_weights())).to(device)
-        side = config.image_size // 8
+        side = config.image_size // DOWNSAMPLING
         n_images = min(config.autoencoder_images, len(self.pairs))
 
         def compute_loss(network: Any, step: int) -> torch.Tensor:
