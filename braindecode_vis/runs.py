@@ -61,12 +61,16 @@ class SilentListener:
 
 @dataclass
 class Run:
-    """One run folder, its configuration, and the stages that this process has already looked at."""
+    """One run folder, its configuration, and the stages that this process has already looked at.
+
+    `follows` is true in a process that trains together with others of which another one writes.
+    """
 
     config: RunConfig
     folder: store.RunFolder
     listener: Listener = field(default_factory=SilentListener)
     seen: dict[str, Any] = field(default_factory=dict)
+    follows: bool = False
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for `key`."""

@@ -94,17 +94,41 @@ def open_source(
     out: Path | None,
     overrides: list[str] | None,
     subjects: list[str] | None = None,
+    *,
+    trains: bool = False,
 ) -> Run:
-    """Return the run that a verb works on."""
+    """Return the run that a verb works on; only one that trains takes several processes."""
+    from braindecode_vis.checks import ConfigError
     from braindecode_vis.config import read_config
-    from braindecode_vis.runs import open_run
+    from braindecode_vis.runs import SilentListener, open_run
+    from braindecode_vis.training.processes import count_launched, is_first
+
+    if count_launched() > 1 and not trains:
+        raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
 
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
     folder = Path(source).expanduser()
     if out is None and (folder / "config.yaml").is_file():
         out = folder
-    return open_run(config, out, ConsoleListener())
+    return open_run(config, out, ConsoleListener() if is_first() else SilentListener())
+
+
+@contextmanager
+def training_together(run: Run) -> Iterator[None]:
+    """Train with the other processes that torchrun started, if it did; then only the first one enters the block."""
+    from braindecode_vis.pipeline import train_together
+    from braindecode_vis.training.processes import count_launched, forget_launch, is_first, leave
+
+    if count_launched() == 1:
+        forget_launch()
+        yield
+        return
+    first = is_first()
+    train_together(run)
+    if first:
+        yield
+    leave()
 
 
 def finish(run: Run, as_json: bool, message: str = "") -> None:

@@ -16,6 +16,7 @@ from braindecode_vis.cli.show import (
     finish,
     open_source,
     print_scores,
+    training_together,
 )  # fmt: skip
 
 
@@ -33,13 +34,14 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         from braindecode_vis.config import check_files
         from braindecode_vis.runs import Run, read_scores
 
-        run = open_source(source, root, out, overrides, subjects)
+        run = open_source(source, root, out, overrides, subjects, trains=name == "train")
         check_files(run.config, name)
         stage: Callable[[Run], Any] = getattr(pipeline, name)
-        result = stage(run)
-        if not as_json and name == "evaluate":
-            print_scores(read_scores(run.folder.path))
-        finish(run, as_json, f"report: {result}" if name == "report" else "")
+        with training_together(run):
+            result = stage(run)
+            if not as_json and name == "evaluate":
+                print_scores(read_scores(run.folder.path))
+            finish(run, as_json, f"report: {result}" if name == "report" else "")
 
     verb.__doc__ = summary
     return verb
@@ -54,22 +56,23 @@ def run_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run every stage; what is already there is reused, and the reason told."""
+    """Run every stage, reuse what is already there and say why; all processes that torchrun started train together."""
     from braindecode_vis import pipeline
     from braindecode_vis.config import check_files
 
-    run = open_source(source, root, out, overrides, subjects)
+    run = open_source(source, root, out, overrides, subjects, trains=True)
     check_files(run.config)
-    rows = pipeline.run_all(run)
-    if not as_json:
-        print_scores(rows)
-    finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
+    with training_together(run):
+        rows = pipeline.run_all(run)
+        if not as_json:
+            print_scores(rows)
+        finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
 
 
 _SUMMARIES = {
     "preprocess": "Read a recording and its images into a run folder, and fix the split.",
     "embed": "Encode the images into the target space.",
-    "train": "Fit the brain encoder on the training trials of every fold.",
+    "train": "Fit the brain encoder on the training trials of every fold, with all processes that torchrun started.",
     "retrieve": "Predict the embeddings of the test trials and rank the true images in the gallery.",
     "reconstruct": "Turn predicted embeddings into images, with every control beside them.",
     "evaluate": "Score retrieval and reconstructions, with intervals, chance and controls.",

@@ -36,6 +36,7 @@ from braindecode_vis.pipeline.scoring import (
     find_ceilings,
     find_phantom,
 )
+from braindecode_vis.pipeline.together import train_together
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
@@ -63,5 +64,6 @@ __all__ = [
     "retrieve",
     "run_all",
     "train",
+    "train_together",
     "write_dataset",
 ]

@@ -26,6 +26,7 @@ from braindecode_vis.runs import Run, keep_config
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stages import Prepared, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.training.processes import count_launched
 
 #: Data sets of raw BOLD runs, whose single-trial responses are estimated here; the others publish betas.
 BOLD_KINDS = ("bids_fmri", "bold5000", "haxby_slices", "nod", "nsd_timeseries")
@@ -189,7 +190,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
             encoder.fit(responses, targets)
             encoder.write(folder)
             store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
-        return {"n_trials": responses.n_trials}
+        return {"n_trials": responses.n_trials, "n_processes": count_launched()}
 
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
@@ -259,7 +260,8 @@ def lend_workspace(run: Run, component: Any, name: str, asked: Any) -> Iterator[
         if hasattr(component, "progress"):
             component.progress = show
         yield
-    shutil.rmtree(folder, ignore_errors=True)
+    if not run.follows:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:

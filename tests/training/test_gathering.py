@@ -50,6 +50,8 @@ if get_rank() == 0:
     from safetensors.torch import save_file
     save_file({k: v.clone() for k, v in encoder.fitted.model.state_dict().items()}, folder / "w.safetensors")
 dist.destroy_process_group()
+from braindecode_vis.training.processes import leave
+leave()
 """
 
 

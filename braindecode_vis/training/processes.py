@@ -1,0 +1,111 @@
+"""The processes of one training, as torchrun starts them: joining, agreeing, and leaving.
+
+Owns the process group and what the launcher's variables mean. Knows nothing of runs or encoders. While the group is
+open, `braindecode_vis.training.gathering` and accelerate see its processes; afterwards each is alone again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NoReturn
+
+#: The first process may embed a data set's images while the others wait.
+_LONGEST_WAIT = timedelta(days=14)
+_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
+
+
+def count_launched() -> int:
+    """Return how many processes torchrun started beside and with this one; 1 without it."""
+    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    return int(size) if size.isdigit() else 1
+
+
+def is_first() -> bool:
+    """Say whether this process is the first of its launch, which writes and speaks for all."""
+    return count_launched() == 1 or os.environ["RANK"] == "0"
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[None]:
+    """Hold the group of all launched processes open.
+
+    Parameters
+    ----------
+    device
+        What the training runs on: ``auto``, ``cpu`` or ``cuda``. A process takes the GPU of its local rank.
+
+    Raises
+    ------
+    ConfigError
+        If a GPU is asked for and there is none, or fewer than processes on this machine.
+    """
+    import torch
+    from torch import distributed as dist
+
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.training.devices import find_device
+
+    on_gpu = find_device(device).type == "cuda"
+    if on_gpu:
+        place, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= found:
+            raise ConfigError(
+                f"torchrun started a process for GPU {place + 1} of this machine, which has {found}; "
+                "start as many with --nproc-per-node as there are GPUs."
+            )
+        torch.cuda.set_device(place)
+    else:
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    # gloo beside nccl: waiting and agreeing happen on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST_WAIT)
+    yield
+    # Not after an error: others may still wait for this process, and a group that waits cannot be closed.
+    dist.destroy_process_group()
+    forget_launch()
+
+
+def forget_launch() -> None:
+    """Let accelerate take this process for one that was started alone."""
+    for name in _LAUNCH_VARIABLES:
+        os.environ.pop(name, None)
+
+
+def tell_all(value: bool = False) -> bool:
+    """Return what the first process says, in every process; also a point that all of them wait for.
+
+    Parameters
+    ----------
+    value
+        Looked at in the first process alone.
+
+    Raises
+    ------
+    DataError
+        If another process has ended.
+    """
+    import torch
+    from torch import distributed as dist
+
+    from braindecode_vis.checks import DataError
+
+    said = torch.tensor([int(value)])
+    try:
+        dist.broadcast(said, src=0)
+    except RuntimeError as error:
+        raise DataError("another process of this training has ended; its own message says why.") from error
+    return bool(said.item())
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End this process without taking the interpreter apart.
+
+    torch keeps the threads of a group that `DistributedDataParallel` used, and a thread that still lets go of a tensor
+    while the interpreter ends aborts the process, after all its work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,98 @@
+"""The command started by torchrun: processes that train together leave what one process leaves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.test_cli import SMALL, call
+
+NETWORK = [
+    "--set", "encoder={kind: network, epochs: 4, batch_size: 16, checkpoint_seconds: 0, device: cpu, out_of_fold: 2}",
+    "--set", "encoder.network={kind: eegproject, dropout: 0}", "--set", "split={kind: kfold, n_folds: 2}",
+]  # fmt: skip
+
+
+def launch(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, "-m", "braindecode_vis.cli", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def read_vectors(out):
+    """Return what the trained networks predict: training trials out of fold, and test trials."""
+    folders = [*out.glob("stages/train/*/out_of_fold"), *out.glob("stages/retrieve/*")]
+    paths = sorted(path for folder in folders for path in folder.rglob("*.npy"))
+    assert len(paths) > 4
+    return {str(path.relative_to(out)): np.load(path) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    out = tmp_path_factory.mktemp("together")
+    process = launch("run", "synthetic_digits", "--out", out, *SMALL, *NETWORK, "--json")
+    told, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return out, told, errors
+
+
+def test_two_processes_train_what_one_trains(together, tmp_path):
+    out, told, errors = together
+    assert json.loads(told)["scores"] == json.loads((out / "scores.json").read_text())
+    assert errors.count("train fold01") == 1
+    for path in out.glob("stages/train/*/provenance.json"):
+        assert json.loads(path.read_text())["n_processes"] == 2
+    assert not list(out.rglob(".tmp-*"))
+    assert not list((out / "work").glob("*"))
+
+    done = call("retrieve", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
+    assert done.returncode == 0, done.stderr
+    alone, vectors = read_vectors(tmp_path), read_vectors(out)
+    assert alone.keys() == vectors.keys()
+    for name, expected in alone.items():
+        if expected.dtype.kind == "f":  # sums in another order, which Adam makes larger
+            assert np.linalg.norm(vectors[name] - expected) < 0.02 * np.linalg.norm(expected), name
+
+
+def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
+    process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(tmp_path.glob("work/*/out_of_fold0/checkpoint.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
+    errors = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, errors
+    assert call("retrieve", tmp_path).returncode == 0
+    expected, found = read_vectors(together[0]), read_vectors(tmp_path)
+    assert found.keys() == expected.keys()
+    for name, vectors in expected.items():
+        np.testing.assert_array_equal(found[name], vectors, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [
+        ("train", "encoder.kind=ridge is fitted by one process; start it without torchrun"),
+        ("retrieve", "only train and run work with several processes"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(tmp_path, verb, sentence):
+    process = launch(verb, "synthetic_digits", "--out", tmp_path, *SMALL)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode
+    assert re.search(f"error: (process 1: )?{sentence}", errors)  # the launcher stops whoever is later
+    assert "braindecode_vis.cli.main" not in errors  # no traceback of ours
+    assert not (tmp_path / "stages").exists()
