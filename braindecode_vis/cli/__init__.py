@@ -7,6 +7,7 @@ inside the verb that needs it, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -75,6 +76,9 @@ def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
     from braindecode_vis.checks import BraindecodeVisError
 
+    # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     debug = "--debug" in sys.argv
     try:
         app()
@@ -93,5 +97,8 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    sys.stderr.write(f"error: {sentence}\n")
+    from braindecode_vis.training.processes import is_first
+
+    who = "" if is_first() else f"process {os.environ['RANK']}: "
+    sys.stderr.write(f"error: {who}{sentence}\n")
     raise SystemExit(2)
