@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -254,6 +255,18 @@ def test_another_seed_gives_other_weights_and_may_not_go_on_in_the_same_folder(t
     assert path.read_bytes() != (trained / path.name).read_bytes()
     with pytest.raises(DataError, match="other settings, images or seed"):
         train_generator(TINY, make_source(), tmp_path, seed=7)
+
+
+def test_another_denoiser_is_trained_on_the_autoencoder_that_is_there(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    config = TINY.model_copy(update={"denoiser_precision": "bfloat16"})
+    with pytest.raises(DataError, match=r"denoiser\.safetensors was written with other settings"):
+        train_generator(config, make_source(), tmp_path, seed=5)
+    (tmp_path / "denoiser.safetensors").unlink()
+    path = train_generator(config, make_source(), tmp_path, seed=5)
+    assert path.read_bytes() != (trained / path.name).read_bytes()
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert stages == ["autoencoder"] * 3 + ["denoiser"] * 6
 
 
 def test_other_images_may_not_go_on_in_the_same_folder(tmp_path):
