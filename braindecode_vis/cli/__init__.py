@@ -35,12 +35,18 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def root_options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Hold the options that stand before the verb."""
+    """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.training.processes import count_launched
+
+    if count_launched() > 1 and context.invoked_subcommand not in ("train", "run"):
+        raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
 
 
 _VERBS: dict[str, Callable[..., None]] = {

@@ -94,17 +94,11 @@ def open_source(
     out: Path | None,
     overrides: list[str] | None,
     subjects: list[str] | None = None,
-    *,
-    trains: bool = False,
 ) -> Run:
-    """Return the run that a verb works on; only one that trains takes several processes."""
-    from braindecode_vis.checks import ConfigError
+    """Return the run that a verb works on."""
     from braindecode_vis.config import read_config
     from braindecode_vis.runs import SilentListener, open_run
-    from braindecode_vis.training.processes import count_launched, is_first
-
-    if count_launched() > 1 and not trains:
-        raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
+    from braindecode_vis.training.processes import is_first
 
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)

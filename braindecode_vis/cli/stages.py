@@ -34,7 +34,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         from braindecode_vis.config import check_files
         from braindecode_vis.runs import Run, read_scores
 
-        run = open_source(source, root, out, overrides, subjects, trains=name == "train")
+        run = open_source(source, root, out, overrides, subjects)
         check_files(run.config, name)
         stage: Callable[[Run], Any] = getattr(pipeline, name)
         with training_together(run):
@@ -60,7 +60,7 @@ def run_command(
     from braindecode_vis import pipeline
     from braindecode_vis.config import check_files
 
-    run = open_source(source, root, out, overrides, subjects, trains=True)
+    run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
     with training_together(run):
         rows = pipeline.run_all(run)
