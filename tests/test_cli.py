@@ -101,6 +101,16 @@ def test_a_wrong_root_is_named(tmp_path):
     check_refusal(call("check", "digits69", "--root", tmp_path), "digit69_28x28.mat", "was not found")
 
 
+def test_a_log_file_gets_lines_instead_of_bars(monkeypatch, capsys):
+    monkeypatch.setattr(show, "_SECONDS_A_LINE", 0)
+    listener = show.ConsoleListener()
+    with listener.watch("train:") as tell:
+        tell(1, 10, "epoch 1/10")
+    with listener.progress("reading trials", 3) as advance:
+        advance(1)
+    assert capsys.readouterr().err == "train: epoch 1/10\n"
+
+
 @pytest.fixture
 def copied(shared, tmp_path):
     root = tmp_path / "digits69"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+_SECONDS_A_LINE = 60.0
 
 
 def make_console(*, stderr: bool = True) -> Console:
@@ -66,24 +70,30 @@ class ConsoleListener:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as bar:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
 
     @contextmanager
     def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Show a bar with words beside it while the context lasts."""
+        """Show a bar with words beside it while the context lasts; a line a minute where there is no terminal."""
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        in_terminal, last = self.console.is_terminal, time.monotonic()
+        with Progress(*columns, console=self.console, transient=True, disable=not in_terminal) as bar:
             task = bar.add_task(description, total=None, words="")
 
             def show(done: int, total: int, text: str) -> None:
+                nonlocal last
                 if total:
                     bar.update(task, completed=done, total=total, words=text)
-                else:
-                    self.console.print(f"{description} {text}", markup=False)
+                    if in_terminal or time.monotonic() - last < _SECONDS_A_LINE:
+                        return
+                    last = time.monotonic()
+                self.console.print(f"{description} {text}", markup=False)
 
             yield show
 
