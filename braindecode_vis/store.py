@@ -128,7 +128,7 @@ class RunFolder:
         self.path = path.expanduser().absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f"{_TEMPORARY}probe-{os.getpid()}"
+            probe = self.path / f"{_TEMPORARY}probe-{_HOST}-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:

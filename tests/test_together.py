@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.test_cli import SMALL, call
+from tests.test_cli import SMALL, call, check_refusal
 
 NETWORK = [
     "--set", "encoder={kind: network, epochs: 4, batch_size: 16, checkpoint_seconds: 0, device: cpu, out_of_fold: 2}",
@@ -19,10 +19,12 @@ NETWORK = [
 ]  # fmt: skip
 
 
-def launch(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def launch(*arguments, program=("-m", "braindecode_vis.cli")):
     return subprocess.Popen(
-        [*command, "-m", "braindecode_vis.cli", *map(str, arguments)],
+        [*LAUNCHER, *program, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
@@ -94,5 +96,22 @@ def test_what_several_processes_cannot_do_is_refused(tmp_path, verb, sentence):
     errors = process.communicate(timeout=120)[1]
     assert process.returncode
     assert re.search(f"error: (process 1: )?{sentence}", errors)  # the launcher stops whoever is later
-    assert "braindecode_vis.cli.main" not in errors  # no traceback of ours
+    assert "braindecode_vis/cli" not in errors  # the only traceback is torchrun's
     assert not (tmp_path / "stages").exists()
+
+
+def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
+    script = f'exec {sys.executable} -m braindecode_vis.cli "$@" --out {tmp_path}/$RANK'
+    process = launch(
+        "-c", script, "bash", "train", "synthetic_digits", *SMALL, *NETWORK, program=("--no-python", "bash")
+    )
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode
+    assert f"what the first process wrote is not in {tmp_path}/1 here" in errors
+    assert not (tmp_path / "1" / "config.yaml").exists()
+
+
+def test_a_run_over_several_machines_is_refused(tmp_path):
+    launched = {**os.environ, "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    done = call("run", "synthetic_digits", "--out", tmp_path, *SMALL, env=launched)
+    check_refusal(done, "train on several machines with the verb train")

@@ -81,30 +81,37 @@ _SYSTEM_ERRORS = {
 def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
     from braindecode_vis.checks import BraindecodeVisError
+    from braindecode_vis.training.processes import count_launched
 
     # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    shared = count_launched() > 1
+    if shared:  # else every process warns that no parameter went unused
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     debug = "--debug" in sys.argv
     try:
         app()
     except BraindecodeVisError as error:
         if debug:
             raise
-        _fail(str(error))
+        _fail(str(error), shared)
     except OSError as error:
         if debug or error.errno not in _SYSTEM_ERRORS:
             raise
         where = f" at {error.filename}" if error.filename else ""
         _fail(
             f"{_SYSTEM_ERRORS[error.errno]}{where}; finished stages are kept: make room or choose another folder "
-            "with --out, then run the same command again."
+            "with --out, then run the same command again.",
+            shared,
         )
 
 
-def _fail(sentence: str) -> None:
-    from braindecode_vis.training.processes import is_first
+def _fail(sentence: str, shared: bool) -> None:
+    from braindecode_vis.training.processes import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
     sys.stderr.write(f"error: {who}{sentence}\n")
+    if shared:
+        leave(2)
     raise SystemExit(2)

@@ -55,7 +55,8 @@ def _preprocess(run: Run) -> Prepared:
         return {"inputs": fields["inputs"], "protocol": split.protocol}
 
     artifact = run.produce("preprocess", fields, {}, compute)
-    keep_config(run)
+    if not run.follows:
+        keep_config(run)
     responses, stimuli = _read_prepared(artifact.path)
     concepts = stimuli.concepts_of(responses.stimulus_ids)
     split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
@@ -182,14 +183,17 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
         selection = _fit_selection(run, prepared, bank, rows)
         responses = pick_labelled_trials(prepared, rows, config.repeats.train)
         if selection is not None:
-            selection.write(folder / "selection")
             responses = selection.apply(responses)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
         encoder = build_encoder(run, number)
         with lend_workspace(run, encoder, f"train{number:02d}", [fields, upstream]):
             encoder.fit(responses, targets)
-            encoder.write(folder)
-            store.write_embeddings(folder / "out_of_fold", encoder.predict_out_of_fold(responses, targets))
+            out_of_fold = encoder.predict_out_of_fold(responses, targets)
+            if not run.follows:
+                if selection is not None:
+                    selection.write(folder / "selection")
+                encoder.write(folder)
+                store.write_embeddings(folder / "out_of_fold", out_of_fold)
         return {"n_trials": responses.n_trials, "n_processes": count_launched()}
 
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))

@@ -6,17 +6,17 @@ it from the run folder, and take their part of every batch of every training.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.runs import Run
 from braindecode_vis.store import Artifact
-from braindecode_vis.training.processes import is_first, join_processes, tell_all
+from braindecode_vis.training.processes import hear_first, is_first, join_processes, naming_lost_processes
 
 
 def train_together(run: Run) -> None:
@@ -27,15 +27,17 @@ def train_together(run: Run) -> None:
     Raises
     ------
     ConfigError
-        If the encoder is not a network.
+        If the encoder is not a network that finds images.
+    DataError
+        If another process has ended, or does not see the same run folder.
     """
     encoder: Any = run.config.encoder
     if encoder.kind != "network":
+        other = "" if run.config.decodes_categories else ", or set encoder.kind=network"
         raise ConfigError(
-            f"encoder.kind={encoder.kind} is fitted by one process; start it without torchrun, or set "
-            "encoder.kind=network."
+            f"encoder.kind={encoder.kind} is fitted by one process; start it without torchrun{other}."
         )
-    with join_processes(encoder.device):
+    with join_processes(encoder.device), naming_lost_processes():
         train(_SharedRun(run.config, run.folder, run.listener, run.seen, follows=not is_first()))
 
 
@@ -52,22 +54,26 @@ class _SharedRun(Run):
         unit: str = "",
     ) -> Artifact:
         """Let the first process produce the artifact, with the help of the others where it trains."""
-        helped = stage == "train"
+        helped, called = stage == "train", False
         if self.follows:
-            if helped and tell_all():
-                with TemporaryDirectory() as scratch:
-                    compute(Path(scratch))
-            tell_all()
-            return super().produce(stage, fields, upstream, compute, unit)
-        called = False
+            if helped and hear_first():
+                compute(Path(os.devnull))  # one that follows writes nothing
+            hear_first()
+            return super().produce(stage, fields, upstream, self._refuse, unit)
 
         def compute_with_help(folder: Path) -> Mapping[str, Any] | None:
             nonlocal called
-            called = tell_all(True)
+            called = hear_first(True)
             return compute(folder)
 
         artifact = super().produce(stage, fields, upstream, compute_with_help if helped else compute, unit)
         if helped and not called:
-            tell_all(False)
-        tell_all()  # it is written
+            hear_first(False)
+        hear_first()  # it is written
         return artifact
+
+    def _refuse(self, folder: Path) -> NoReturn:
+        raise DataError(
+            f"what the first process wrote is not in {self.folder.path} here; all processes need the same run folder "
+            "and the same files of the data set."
+        )

@@ -5,8 +5,8 @@ of the seed and the number of the epoch, the draw of repetitions, and the readin
 data fit, otherwise batch by batch in ascending row order by a thread that reads ahead. Both ways give the same numbers.
 
 Last batch: an epoch is dealt into ``ceil(n / batch_size)`` batches whose sizes differ by one at most, so that no trial
-is dropped and no batch is much smaller than the others. With several processes each batch is cut to a multiple of
-their number, which leaves out fewer trials per batch than there are processes, others in every epoch.
+is dropped and no batch is much smaller than the others. With several processes every batch is a multiple of their
+number, which leaves out fewer trials per epoch than there are processes, others in every epoch.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def make_units(
     return Units(trials, counts, subjects[first], stimuli[first], concepts[first])
 
 
+def count_batches(n_units: int, batch_size: int, n_processes: int = 1) -> int:
+    """Return the number of batches of an epoch; see `deal_epoch`."""
+    return -(-(n_units // n_processes) // (batch_size // n_processes))
+
+
 def deal_epoch(
     stimuli: np.ndarray, batch_size: int, *, seed: int, epoch: int, n_processes: int = 1
 ) -> list[np.ndarray]:
@@ -94,14 +99,16 @@ def deal_epoch(
     seed, epoch
         Decide the order.
     n_processes
-        Batches are cut to a multiple of this.
+        Each batch is a multiple of this, so that every process gets as many units.
     """
     order = make_generator(seed, "order", epoch).permutation(len(stimuli))
-    batches = np.array_split(order, -(-len(order) // batch_size))
+    n_shared = len(order) // n_processes
+    parts = np.array_split(np.arange(n_shared), count_batches(len(order), batch_size, n_processes))
+    batches = [order[n_processes * part[0] : n_processes * (part[-1] + 1)] for part in parts]
     for number, batch in enumerate(batches):
         if len(np.unique(stimuli[batch])) == 1 and len(batches) > 1:
             _trade(stimuli, batches, number)
-    return [batch[: len(batch) // n_processes * n_processes] for batch in batches]
+    return batches
 
 
 def _trade(stimuli: np.ndarray, batches: list[np.ndarray], number: int) -> None:

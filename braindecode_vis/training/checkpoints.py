@@ -25,6 +25,7 @@ _MEANING = {
     "target": "another target space",
     "data": "other training trials",
     "seed": "another seed",
+    "n_processes": "another number of processes",
 }
 
 

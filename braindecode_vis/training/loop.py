@@ -23,10 +23,10 @@ from torch import Tensor
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.bad_numbers import look_at_losses
-from braindecode_vis.training.batches import deal_epoch, read_ahead
+from braindecode_vis.training.batches import count_batches, deal_epoch, read_ahead
 from braindecode_vis.training.devices import keep_random_state, seed_device
 from braindecode_vis.training.feed import Feed, Job
-from braindecode_vis.training.gathering import count_processes, get_rank
+from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
 from braindecode_vis.training.logs import TrainingLog
 from braindecode_vis.training.model import Batch, BrainImageModel
 from braindecode_vis.training.momentum import MovingAverage, Teacher
@@ -112,16 +112,17 @@ class Trainer:
         frozen_decay: bool = False,
     ) -> None:
         self.settings, self.model, self.feed, self.accelerator = settings, model, feed, accelerator
-        self.epochs, self.identity = epochs, identity
+        self.epochs, self.identity = epochs, {**identity, "n_processes": count_processes()}
         self.workspace, self.progress, self.hide_subject = workspace, progress, hide_subject
         self.lr_scale = lr_scale
         self.rank, self.n_ranks = get_rank(), count_processes()
         self.batch_size = min(batch_size, len(feed.train))
         if self.batch_size // self.n_ranks < 1:
             raise ConfigError(
-                f"encoder.batch_size {batch_size} is smaller than the {self.n_ranks} processes."
+                f"a batch of {self.batch_size} trials cannot be shared by {self.n_ranks} processes; start fewer, or "
+                "raise encoder.batch_size if there are more training trials."
             )
-        n_batches = -(-len(feed.train) // self.batch_size)
+        n_batches = count_batches(len(feed.train), self.batch_size, self.n_ranks)
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
         self.average = MovingAverage(model, settings.ema, warm_up=True) if settings.ema else None
@@ -156,6 +157,7 @@ class Trainer:
         """
         with keep_random_state(self.feed.device):
             resume_training(self)
+            self._meet()
             log = self._open_log()
             try:
                 while self.counters.epoch < self.epochs and not is_stopped(self):
@@ -164,6 +166,16 @@ class Trainer:
                 log.close()
         take_final_weights(self)
         return self.counters.history
+
+    def _meet(self) -> None:
+        """Wait until all processes have read the checkpoint, which the first one may soon replace or delete."""
+        if self.n_ranks == 1:
+            return
+        starts = gather_rows(torch.tensor([float(self.counters.update)], device=self.feed.device)).tolist()
+        if len(set(starts)) > 1:
+            raise DataError(
+                f"the processes found different checkpoints in {self.workspace}; all of them need the same run folder."
+            )
 
     def _open_log(self) -> TrainingLog:
         if self.rank:
@@ -294,7 +306,7 @@ class Trainer:
     # --- checkpoints --------------------------------------------------------------------------------------
 
     def _checkpoint_in_time(self) -> None:
-        if self.workspace is None:
+        if self.workspace is None or self.rank:
             return
         if time.monotonic() - self.last_checkpoint >= self.settings.checkpoint_seconds:
             look_at_losses(self, force=bool(self.pending))

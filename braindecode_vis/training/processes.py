@@ -29,6 +29,11 @@ def is_first() -> bool:
     return count_launched() == 1 or os.environ["RANK"] == "0"
 
 
+def spans_machines() -> bool:
+    """Say whether the launch has processes on other machines."""
+    return count_launched() > 1 and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
+
+
 @contextmanager
 def join_processes(device: str) -> Iterator[None]:
     """Hold the group of all launched processes open.
@@ -58,8 +63,6 @@ def join_processes(device: str) -> Iterator[None]:
                 "start as many with --nproc-per-node as there are GPUs."
             )
         torch.cuda.set_device(place)
-    else:
-        os.environ["ACCELERATE_USE_CPU"] = "1"
     # gloo beside nccl: waiting and agreeing happen on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST_WAIT)
     yield
@@ -74,30 +77,42 @@ def forget_launch() -> None:
         os.environ.pop(name, None)
 
 
-def tell_all(value: bool = False) -> bool:
-    """Return what the first process says, in every process; also a point that all of them wait for.
+def hear_first(value: bool = False) -> bool:
+    """Wait for the first process and return what it says.
 
     Parameters
     ----------
     value
-        Looked at in the first process alone.
+        What the first process says; the others need not give it.
+    """
+    import torch
+    from torch import distributed as dist
+
+    said = torch.tensor([int(value)])
+    dist.broadcast(said, src=0)
+    return bool(said.item())
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Make one sentence of what torch says when another process is gone.
 
     Raises
     ------
     DataError
         If another process has ended.
     """
-    import torch
-    from torch import distributed as dist
-
     from braindecode_vis.checks import DataError
 
-    said = torch.tensor([int(value)])
     try:
-        dist.broadcast(said, src=0)
+        yield
     except RuntimeError as error:
-        raise DataError("another process of this training has ended; its own message says why.") from error
-    return bool(said.item())
+        words = str(error)
+        if "gloo" not in words and "NCCL" not in words:
+            raise
+        raise DataError(
+            "another process of this training has ended; its own message, or torchrun's table, says why."
+        ) from error
 
 
 def leave(code: int = 0) -> NoReturn:

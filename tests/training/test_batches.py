@@ -8,6 +8,7 @@ import torch
 
 from braindecode_vis.training.batches import (
     RowSource,
+    count_batches,
     deal_epoch,
     draw_all,
     draw_halves,
@@ -27,8 +28,11 @@ def test_an_epoch_holds_every_unit_once_in_batches_of_nearly_one_size():
 
 def test_processes_get_batches_of_one_size():
     batches = deal_epoch(np.arange(103), 20, seed=0, epoch=0, n_processes=4)
-    assert all(len(batch) % 4 == 0 for batch in batches)
-    assert 103 - sum(map(len, batches)) < 4 * len(batches)
+    assert all(len(batch) % 4 == 0 and len(batch) <= 20 for batch in batches)
+    assert 103 - sum(map(len, batches)) < 4
+    assert len(batches) == count_batches(103, 20, 4)
+    batches = deal_epoch(np.arange(57), 18, seed=0, epoch=0, n_processes=8)  # at most 16 in a batch
+    assert [len(batch) for batch in batches] == [16, 16, 16, 8]
 
 
 def test_no_batch_shows_one_image_alone():
