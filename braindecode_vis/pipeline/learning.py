@@ -66,12 +66,11 @@ def _preprocess(run: Run) -> Prepared:
 def write_dataset(run: Run, folder: Path) -> None:
     """Let a small data set write itself, and stream a large one through the preprocessing of its modality."""
     dataset: Any = run.config.dataset
-    seed = derive_seed(run.config.seed, "dataset")
     if hasattr(dataset, "write"):
-        dataset.write(folder, seed=seed)
+        dataset.write(folder, seed=derive_seed(run.config.seed, "dataset"))
         return
     with run.listener.progress("reading trials", None) as advance:
-        _find_writer(dataset.kind)(dataset, folder, seed=seed, advance=advance)
+        _find_writer(dataset.kind)(dataset, folder, advance=advance)
 
 
 def _find_writer(kind: str) -> Callable[..., Any]:

@@ -46,9 +46,7 @@ class Preparable(Protocol):
         ...
 
 
-def write_fmri(
-    config: Preparable, folder: Path, *, seed: int = 0, advance: Advance | None = None
-) -> dict[str, Any]:
+def write_fmri(config: Preparable, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
     Parameters
@@ -57,8 +55,6 @@ def write_fmri(
         Configuration of the data set.
     folder
         Where ``responses`` and ``stimuli`` are written; made if needed.
-    seed
-        Unused: nothing here is random.
     advance
         Called with the number of trials done since the last call.
 

@@ -49,9 +49,7 @@ class BoldConfig(Protocol):
         ...
 
 
-def write_bold(
-    config: BoldConfig, folder: Path, *, seed: int = 0, advance: Advance | None = None
-) -> dict[str, Any]:
+def write_bold(config: BoldConfig, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
     """Read a data set of time series and write responses and stimuli below `folder`.
 
     Parameters
@@ -60,8 +58,6 @@ def write_bold(
         Configuration of the data set.
     folder
         Where ``responses`` and ``stimuli`` are written; made if needed.
-    seed
-        Unused: nothing here is random.
     advance
         Called with the number of trials done since the last call.
 

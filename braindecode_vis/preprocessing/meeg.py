@@ -45,9 +45,7 @@ class Preparable(Protocol):
         ...
 
 
-def write_meeg(
-    config: Preparable, folder: Path, *, seed: int = 0, advance: Advance | None = None
-) -> dict[str, Any]:
+def write_meeg(config: Preparable, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
     Parameters
@@ -56,8 +54,6 @@ def write_meeg(
         Configuration of the data set.
     folder
         Where ``responses`` and ``stimuli`` are written; made if needed.
-    seed
-        Unused: nothing here is random.
     advance
         Called with the number of trials done since the last call.
 

@@ -63,7 +63,7 @@ def root(base, tmp_path):
 
 
 def run(config, folder):
-    write_meeg(config, folder, seed=0)
+    write_meeg(config, folder)
     return read_responses(folder / "responses"), read_stimuli(folder / "stimuli")
 
 
