@@ -11,7 +11,6 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SLOW = ("02_preprocessing_quality", "05_time_and_regions")
 
 
 def load_builder():
@@ -19,10 +18,6 @@ def load_builder():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def mark(path):
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def test_notebooks_are_thin_and_explained(path):
         assert (FOLDER / link).exists(), link
 
 
-@pytest.mark.parametrize("path", [mark(path) for path in NOTEBOOKS])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, workspace, monkeypatch):
     monkeypatch.setenv("BRAINDECODE_VIS_NOTEBOOKS", str(workspace))
     monkeypatch.setenv("BRAINDECODE_VIS_NOTEBOOK_SIZE", "tiny")
