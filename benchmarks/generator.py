@@ -20,9 +20,8 @@ from PIL import Image
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.datasets.phantom_stimuli import make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.latent_diffusion import (
-    LatentDiffusionConfig,
-)
+from braindecode_vis.generators.autoencoder import reconstruct_images
+from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
@@ -69,7 +68,9 @@ def main() -> None:
         if "autoencoder" not in shown:
             side = generator.header.image_size
             small = np.stack([resize_image(image, side, side) for image in seen])
-            shown["autoencoder"] = enlarge(pass_through_autoencoder(generator.path, small))
+            shown["autoencoder"] = enlarge(
+                reconstruct_images(load_model(generator.path, "cpu").autoencoder, small)
+            )
             print_scores("autoencoder", shown["autoencoder"], truth, encoder)
         print(f"guidance {guidance:g}, {arguments.sampler}, {arguments.steps} steps, best of {candidates}")
         generator.generate(Embeddings(truth.vectors[:1], names[:1], truth.space), seed=arguments.seed)
@@ -80,18 +81,6 @@ def main() -> None:
         print_scores("shuffled", np.roll(shown["oracle"], 7, axis=0), truth, encoder)
     if arguments.grid is not None:
         write_grid(arguments.grid, list(shown.values()))
-
-
-def pass_through_autoencoder(path: Path, images: np.ndarray) -> np.ndarray:
-    """Return the images encoded and decoded: the most that the denoiser could reach."""
-    import torch
-
-    from braindecode_vis.generators.autoencoder import scale_images, unscale_images
-
-    model = load_model(path, "cpu")
-    with torch.inference_mode():
-        latents = model.autoencoder.encode(scale_images(torch.from_numpy(images)))
-        return unscale_images(model.autoencoder.decode(latents)).numpy()
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:

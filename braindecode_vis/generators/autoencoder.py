@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -150,6 +151,18 @@ def compute_autoencoder_loss(
         n = max(1, round(perceptual_share * len(images)))
         loss = loss + perceptual_weight * perceptual(decoded[:n], images[:n])
     return loss
+
+
+def reconstruct_images(autoencoder: Autoencoder, images: np.ndarray) -> np.ndarray:
+    """Return images encoded and decoded, the most that a denoiser of the latents could reach.
+
+    Parameters
+    ----------
+    images : uint8 array of shape (n, size, size, 3)
+    """
+    with torch.inference_mode():
+        latents = autoencoder.encode(scale_images(torch.from_numpy(images)))
+        return unscale_images(autoencoder.decode(latents)).numpy()
 
 
 def scale_images(images: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.generators.autoencoder import reconstruct_images
 from braindecode_vis.generators.conditions import Components
 from braindecode_vis.generators.diffusion_training import (
     PhantomSource,
@@ -517,6 +518,15 @@ def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_first_argument
     distance.backward()
     assert distance.item() > 0.1
     assert one.grad.abs().sum() > 0
+
+
+def test_images_go_through_the_autoencoder(trained):
+    autoencoder = load_model(trained / "latent_diffusion.safetensors", "cpu").autoencoder
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    again = reconstruct_images(autoencoder, images)
+    assert again.shape == images.shape
+    assert again.dtype == np.uint8
+    np.testing.assert_array_equal(reconstruct_images(autoencoder, images[1:]), again[1:])
 
 
 def test_pixels_survive_scaling():

@@ -1,6 +1,6 @@
 """What a prior does to predictions: nearer to the images' embeddings, or not, and at what cost in identification.
 
-    python benchmarks/priors.py digits69_ridge_5fold --root ROOT --out runs/priors \\
+    python benchmarks/studies/priors.py digits69_ridge_5fold --root ROOT --out runs/priors \\
         --set "target={kind: pca, n_components: 30}"
 
 Runs the stages up to `retrieve`, fits each prior on out-of-fold predictions of training trials, and prints MMD to the

@@ -1,7 +1,7 @@
 """Whether shape, colour and texture can still be told in what the embedded generator paints.
 
-Run with ``python benchmarks/recognition.py [--weights FILE] [--judge FILE]``. A small network, the judge, learns to
-name the shape (of 55), the colour and the texture (of 12 each) of phantom images, sharp and blurred, drawn with a seed
+Run with ``python benchmarks/studies/recognition.py [--weights FILE] [--judge FILE]``. A small network, the judge, learns
+to name the shape (of 55), the colour and the texture (of 12 each) of phantom images, sharp and blurred, drawn with a seed
 of their own. It then names those of 400 concepts that no training image of the generator shows, in the images
 themselves, after the autoencoder, and in images made from the true embedding. The concepts of the demo's test are not
 among them. What the judge finds in the images themselves is the ceiling; the line of the embedding says what a network
@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from generator import pass_through_autoencoder  # the script beside this one
 from torch import nn
 from torch.nn import functional as F
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.autoencoder import scale_images
+from braindecode_vis.generators.autoencoder import reconstruct_images, scale_images
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.training_pairs import choose_concepts
+from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 
@@ -115,8 +115,8 @@ def main() -> None:
     with torch.inference_mode():
         told = reader(torch.from_numpy(vectors))
     report("embedding", {key: answer.numpy() for key, answer in told.items()}, wanted)
-    config = LatentDiffusionConfig(weights=arguments.weights)
-    report("autoencoder", ask(judge, pass_through_autoencoder(config.find_weights(), small)), wanted)
+    model = load_model(LatentDiffusionConfig(weights=arguments.weights).find_weights(), "cpu")
+    report("autoencoder", ask(judge, reconstruct_images(model.autoencoder, small)), wanted)
     for guidance in arguments.guidance:
         for candidates in arguments.candidates:
             config = LatentDiffusionConfig(
