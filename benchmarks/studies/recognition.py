@@ -1,12 +1,12 @@
 """Whether shape, colour and texture can still be told in what the embedded generator paints.
 
-Run with ``python benchmarks/studies/recognition.py [--weights FILE] [--judge FILE]``. A small network, the judge, learns
-to name the shape (of 55), the colour and the texture (of 12 each) of phantom images, sharp and blurred, drawn with a seed
-of their own. It then names those of 400 concepts that no training image of the generator shows, in the images
-themselves, after the autoencoder, and in images made from the true embedding. The concepts of the demo's test are not
-among them. What the judge finds in the images themselves is the ceiling; the line of the embedding says what a network
-that reads the embedding alone can tell. The judge takes half an hour to learn; `--judge` keeps it. The recipe of the
-packaged weights was compared on these concepts, so what is found is a score of development.
+Run with ``python benchmarks/studies/recognition.py [--weights FILE] [--judge FILE]``. A small network, the judge,
+learns to name the shape (of 55), the colour and the texture (of 12 each) of phantom images, sharp and blurred, drawn
+with a seed of their own. It then names those of 400 concepts that no training image of the generator shows, in the
+images themselves, after the autoencoder, and in images made from the true embedding. The concepts of the demo's test
+are not among them. What the judge finds in the images themselves is the ceiling; the line of the embedding says what
+a network that reads the embedding alone can tell. The judge takes half an hour to learn; `--judge` keeps it. The
+recipe of the packaged weights was compared on these concepts, so what is found is a score of development.
 """
 
 from __future__ import annotations
