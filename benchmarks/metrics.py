@@ -35,12 +35,12 @@ def _slow_pixcorr(truth, decoded):
 def _compare(name, slow, fast, truth, decoded, n_repeats=3):
     seconds = np.full((n_repeats, 2), np.inf)
     for repeat in range(n_repeats):
+        values = []
         for which, function in enumerate((slow, fast)):
             start = time.perf_counter()
-            values = function(truth, decoded)
+            values.append(np.asarray(function(truth, decoded)))
             seconds[repeat, which] = time.perf_counter() - start
-            reference = values if which == 0 else reference
-    error = np.abs(np.asarray(reference) - values).max()
+    error = np.abs(values[0] - values[1]).max()
     best = seconds.min(axis=0)
     n, size = truth.shape[:2]
     print(

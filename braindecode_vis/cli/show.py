@@ -36,6 +36,7 @@ Json = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
+#: Between lines about progress where there is no terminal, as in the log of a Slurm job.
 _SECONDS_A_LINE = 60.0
 
 

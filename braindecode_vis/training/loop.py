@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.bad_numbers import look_at_losses
 from braindecode_vis.training.batches import count_batches, deal_epoch, read_ahead

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,23 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(together):
     loss.backward()
     torch.testing.assert_close(found["loss"], loss.detach())
     torch.testing.assert_close(found["gradient"], weight.grad)
+
+
+def test_processes_that_read_different_checkpoints_stop(monkeypatch):
+    """A folder of its own on each machine: one would train on from where the other begins."""
+    import torch
+
+    from braindecode_vis.checks import DataError
+    from braindecode_vis.training import loop
+
+    trainer = loop.Trainer.__new__(loop.Trainer)
+    trainer.n_ranks, trainer.counters, trainer.workspace = 2, loop.Counters(update=3), "runs/work"
+    trainer.feed = SimpleNamespace(device="cpu")
+    monkeypatch.setattr(loop, "gather_rows", lambda mine: torch.cat([mine, mine]))
+    trainer._meet()
+    monkeypatch.setattr(loop, "gather_rows", lambda mine: torch.cat([mine, mine + 2]))
+    with pytest.raises(DataError, match="different checkpoints in runs/work"):
+        trainer._meet()
 
 
 def test_training_together_is_training_alone(together):
