@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the workers have the cores; threads of each would wait for the other's
+# The workers have the cores; threads of one would wait for those of the other.
+if "PYTEST_XDIST_WORKER" in os.environ:
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
