@@ -37,18 +37,25 @@ def check_folder(root: Path | None) -> Path | None:
 
 def describe_presence(root: Path | None, manifest: Manifest) -> str:
     """Say how much of a data set lies below `root`, without reading it."""
-    if not manifest.files:
+    if manifest.name == "synthetic_digits":
         return "nothing needed"
+    if not manifest.files:
+        return f"no list of files; try: braindecode-vis check {manifest.name} --root FOLDER"
     if root is None:
         return "not looked for (pass --root)"
     folders = [root / manifest.name, root]
-    counts = [sum((folder / entry.path).is_file() for entry in manifest.files) for folder in folders]
+    folders += [folder / "recordings" for folder in folders]
+    counts = [sum(_lies_there(folder / entry.path) for entry in manifest.files) for folder in folders]
     best = int(np.argmax(counts))
     if counts[best] == 0:
         return "absent"
     total = len(manifest.files)
     amount = "complete" if counts[best] == total else f"{counts[best]} of {total} files"
     return f"{amount} in {folders[best]}"
+
+
+def _lies_there(path: Path) -> bool:
+    return path.is_file() or path.with_name(f"{path.name}.gz").is_file()
 
 
 def fetch_dataset(

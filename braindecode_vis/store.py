@@ -306,9 +306,17 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_read_umask())  # safetensors writes for its owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@cache
+def _read_umask() -> int:
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask
 
 
 def json_plain(value: Any) -> Any:

@@ -54,6 +54,17 @@ def test_datasets_are_listed_for_people_and_programs():
     assert {"digits69", "synthetic_digits"} <= {entry["name"] for entry in listed["datasets"]}
 
 
+def test_a_narrow_terminal_shows_where_data_lie(tmp_path):
+    folder = tmp_path / "muse_n170" / "recordings"
+    folder.mkdir(parents=True)
+    (folder / "data_2017-09-13-15.30.01.csv.gz").touch()
+    listed = call("datasets", "--root", tmp_path, env={**os.environ, "COLUMNS": "80"}).stdout
+    assert "on disk: 1 of 6 files in" in listed
+    assert "on disk: no list of files; try: braindecode-vis check alljoined1" in listed
+    assert listed.count("nothing needed") == 1
+    assert max(map(len, listed.splitlines())) <= 80
+
+
 def test_stages_one_by_one_and_json(tmp_path):
     out = tmp_path / "run"
     done = call("preprocess", "synthetic_digits", "--out", out, *SMALL, "--json")

@@ -103,6 +103,15 @@ def test_atomic_replacement_keeps_the_old_file_on_failure(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
 
 
+def test_files_are_as_readable_as_any_other(tmp_path):
+    """Safetensors writes for the owner alone, which locks a laboratory out of its weights."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    with store.replace_atomically(tmp_path / "weights.safetensors") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "weights.safetensors").stat().st_mode == plain.stat().st_mode
+
+
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "meta.json").write_text("{")
     with pytest.raises(DataError, match=r"meta\.json is damaged"):

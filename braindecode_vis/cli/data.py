@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,11 @@ from braindecode_vis.cli.show import (
     print_json,
     print_scores,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from braindecode_vis.datasets.manifests import Manifest
 
 
 def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> None:
@@ -36,6 +41,13 @@ def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> 
         ]
         print_json({"run_folder": None, "scores": [], "datasets": listed})
         return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if console.width < 120:
+        for manifest, presence in found:
+            _print_dataset(console, manifest, describe_source(manifest), presence)
+        return
     table = Table(title="Data sets", title_justify="left", show_lines=True)
     for column, width in (
         ("name", 12),
@@ -46,12 +58,31 @@ def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> 
     ):
         table.add_column(column, overflow="fold", min_width=width)
     for manifest, presence in found:
-        people = "1 subject" if manifest.subjects == 1 else f"{manifest.subjects} subjects"
-        what = f"{manifest.modality}, {people}; {manifest.stimuli}"
-        table.add_row(manifest.name, what, manifest.licence, describe_source(manifest), presence)
-    from rich.console import Console
+        table.add_row(
+            manifest.name, _describe_content(manifest), manifest.licence, describe_source(manifest), presence
+        )
+    console.print(table)
 
-    Console(highlight=False).print(table)
+
+def _describe_content(manifest: Manifest) -> str:
+    people = "1 subject" if manifest.subjects == 1 else f"{manifest.subjects} subjects"
+    return f"{manifest.modality}, {people}; {manifest.stimuli}"
+
+
+def _print_dataset(console: Console, manifest: Manifest, source: str, presence: str) -> None:
+    """Print what a narrow terminal cannot show as a row of a table."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(f"[bold]{manifest.name}[/bold]")
+    lines = {
+        "on disk": presence,
+        "what": _describe_content(manifest),
+        "licence": manifest.licence,
+        "from": source,
+    }
+    for name, text in lines.items():
+        console.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 2)))
 
 
 def check(

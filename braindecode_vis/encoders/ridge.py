@@ -51,8 +51,10 @@ class RidgeConfig(Settings):
     """
 
     kind: Literal["ridge"] = "ridge"
-    alphas: tuple[Annotated[float, Field(gt=0)], ...] = tuple(float(10**e) for e in np.linspace(1, 6, 11))
-    n_features: tuple[Annotated[int, Field(ge=1)] | None, ...] = (None,)
+    alphas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=tuple(float(10**e) for e in np.linspace(1, 6, 11)), min_length=1
+    )
+    n_features: tuple[Annotated[int, Field(ge=1)] | None, ...] = Field(default=(None,), min_length=1)
     n_inner_folds: int = Field(default=5, ge=2)
     device: Device = "auto"
 
@@ -60,8 +62,6 @@ class RidgeConfig(Settings):
 
     def build(self, *, seed: int) -> RidgeEncoder:
         """Return the unfitted encoder."""
-        if not self.alphas or not self.n_features:
-            raise ConfigError("encoder.alphas and encoder.n_features must offer at least one candidate each.")
         return RidgeEncoder(self, seed=seed)
 
     def read(self, folder: Path) -> RidgeEncoder:

@@ -227,7 +227,8 @@ def read_header(path: Path) -> WeightsHeader:
     """
     if not path.is_file():
         raise ConfigError(
-            f"generator.weights names {path}, which is not a file; train weights with train_generator, or leave the "
+            f"generator.weights names {path}, which is not a file; train weights with "
+            "`braindecode-vis train-generator`, or leave the "
             "setting out for the packaged ones."
         )
     try:
@@ -237,8 +238,8 @@ def read_header(path: Path) -> WeightsHeader:
         return WeightsHeader(**json.loads(content["__metadata__"][_HEADER]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} is not a weights file of the generator 'latent_diffusion' ({type(error).__name__}); name one that "
-            "train_generator made."
+            f"{path} is cut off or no weights file of the generator 'latent_diffusion'; name one that "
+            "`braindecode-vis train-generator` made."
         ) from error
 
 

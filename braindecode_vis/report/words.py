@@ -132,7 +132,17 @@ def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) 
     --------
     >>> describe_metric("mse@28").direction, describe_metric("top5").label
     (-1, 'Top-5 accuracy')
+    >>> describe_metric("best_of_3_mse").label
+    'Best of 3 draws: Mean squared error'
     """
+    best = re.match(r"best_of_(\d+)_(.+)", metric)
+    if best:
+        note = describe_metric(best[2], notes)
+        return MetricNote(
+            f"Best of {best[1]} draws: {note.label}",
+            f"{note.meaning} Of each image the best of {best[1]} draws counts, chosen with the seen image.".strip(),
+            note.direction,
+        )
     base = metric.split("@")[0].lower().replace("-", "_")
     for key in (metric, base):
         if notes and key in notes:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
 from braindecode_vis import pipeline
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import describe_validation_error
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
 from braindecode_vis.runs import Run
@@ -48,9 +49,22 @@ def train_on_run(
     from braindecode_vis.generators.diffusion_training import StimulusSource, train_generator
 
     prepared, bank = pipeline.preprocess(run), pipeline.embed(run)[0]
+    settings = make_settings(changes)
+    _check_target(bank, settings.image_size)
     ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train]))
     source = StimulusSource(prepared.stimuli.select(ids), bank.embeddings.select(ids))
-    return train_generator(make_settings(changes), source, out, seed=seed, progress=progress)
+    return train_generator(settings, source, out, seed=seed, progress=progress)
+
+
+def _check_target(bank: Any, size: int) -> None:
+    """Raise `ConfigError` if the image encoder does not take the images that the generator will make."""
+    try:
+        bank.encoder.encode([np.zeros((size, size, 3), np.uint8)])
+    except DataError as error:
+        raise ConfigError(
+            f"the target {bank.embeddings.space} does not take images of {size} x {size} pixels, which the generator "
+            "would paint; set image_size to the target's, or choose a target.kind that takes any image."
+        ) from error
 
 
 def make_settings(changes: Mapping[str, Any]) -> GeneratorTrainingConfig:

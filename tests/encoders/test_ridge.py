@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from sklearn.linear_model import Ridge
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.ridge import RidgeConfig, compute_inner_errors, score_features
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
@@ -100,8 +101,9 @@ def test_misuse_is_told_in_words():
         RidgeConfig().build(seed=0).fit(responses, Embeddings(targets.vectors, targets.ids[::-1], "toy"))
     with pytest.raises(DataError, match="has not been fitted"):
         RidgeConfig().build(seed=0).predict(responses)
-    with pytest.raises(ConfigError, match="at least one candidate"):
-        RidgeConfig(alphas=()).build(seed=0)
+    for name in ("alphas", "n_features"):
+        with pytest.raises(ValidationError, match="at least 1 item"):
+            RidgeConfig(**{name: ()})
     few, few_targets = make_task(n_trials=3)
     with pytest.raises(DataError, match="wants 5 folds, but there are only 3 images"):
         RidgeConfig().build(seed=0).fit(few, few_targets)

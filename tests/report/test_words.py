@@ -55,3 +55,10 @@ def test_known_metrics_have_words_and_a_direction(metric, label, direction):
 def test_given_words_win():
     mine = words.MetricNote("Mine", "", -1)
     assert words.describe_metric("ssim@28", {"ssim": mine}) is mine
+
+
+def test_the_best_of_several_draws_has_a_name_of_its_own():
+    note = words.describe_metric("best_of_3_mse@28")
+    assert note.label == "Best of 3 draws: Mean squared error"
+    assert note.direction == -1
+    assert "chosen with the seen image" in note.meaning
