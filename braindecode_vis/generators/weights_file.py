@@ -7,8 +7,9 @@ sampling or of how the weights were learnt.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ class WeightsHeader:
         Sizes of the two networks.
     training
         Source of the images, seed, steps and settings.
+    digest
+        Of the tensors of the file; empty in files of earlier versions.
     """
 
     space: str
@@ -54,6 +57,7 @@ class WeightsHeader:
     autoencoder: dict[str, int]
     denoiser: dict[str, int]
     training: dict[str, Any]
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,18 @@ def write_weights(
         raise DataError(
             f"{broken[0]} is not finite, or too large for half precision; {path.name} is not written."
         )
+    whole = replace(header, digest=_digest(tensors))
     with replace_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
+        save_file(tensors, temporary, metadata={_HEADER: json.dumps(asdict(whole), sort_keys=True)})
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Return what changes with every byte of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -261,12 +275,14 @@ def load_model(path: Path, device: str) -> Model:
     try:
         autoencoder, denoiser = build_networks(header)
         tensors = load_file(path)
+        if header.digest and header.digest != _digest(tensors):
+            raise DataError(f"{path} is damaged: it does not hold what was written; train or copy it again.")
         components = _read_components(tensors, header)
         for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
             network.load_state_dict(_unpack(tensors, name))
             network.eval().requires_grad_(False).to(device)
     except SafetensorError as error:
-        raise DataError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
+        raise DataError(f"{path} is cut short or damaged ({error}); train or copy it again.") from error
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} does not hold what this version of the generator needs ({error}); train the weights again."

@@ -102,13 +102,8 @@ def test_weights_bring_some_of_the_images_that_made_them(trained, generator):
 
 
 def test_weights_without_images_say_so(trained, tmp_path):
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    path = tmp_path / "old.safetensors"
-    with safe_open(trained / "latent_diffusion.safetensors", framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("images.")}  # noqa: SIM118
-        save_file(kept, path, metadata=file.metadata())
+    source, path = trained / "latent_diffusion.safetensors", tmp_path / "old.safetensors"
+    rewrite(source, path, lambda tensors: tensors.pop("images.components"))
     old = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, candidates=1, device="cpu"))
     with pytest.raises(ConfigError, match="holds none of the images that it was trained on"):
         old.read_known_images()
@@ -152,7 +147,8 @@ def rewrite(source, path, change):
     with safe_open(source, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         change(tensors)
-        save_file(tensors, path, metadata=file.metadata())
+        header = json.loads(file.metadata()["latent_diffusion"]) | {"digest": ""}
+        save_file(tensors, path, metadata={"latent_diffusion": json.dumps(header)})
     return path
 
 
@@ -195,6 +191,15 @@ def test_weights_that_were_tampered_with_are_refused(trained, tmp_path, name, ch
 
     path = rewrite(trained / "latent_diffusion.safetensors", tmp_path / "odd.safetensors", tamper)
     with pytest.raises(DataError, match=words):
+        load_model(path, "cpu")
+
+
+def test_a_flipped_bit_is_noticed(trained, tmp_path):
+    content = bytearray((trained / "latent_diffusion.safetensors").read_bytes())
+    content[-len(content) // 3] ^= 1
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged: it does not hold what was written"):
         load_model(path, "cpu")
 
 
@@ -667,7 +672,7 @@ def test_files_that_are_no_weights_are_named(tmp_path):
         LatentDiffusionConfig(weights=tmp_path / "none.safetensors").hashed_fields()
     path = tmp_path / "other.safetensors"
     path.write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a": 1}        ')
-    with pytest.raises(DataError, match="not a weights file"):
+    with pytest.raises(DataError, match="cut off or no weights file"):
         read_header(path)
 
 
