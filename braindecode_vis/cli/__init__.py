@@ -43,10 +43,15 @@ def root_options(
 ) -> None:
     """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
     from braindecode_vis.checks import ConfigError
-    from braindecode_vis.training.processes import count_launched
+    from braindecode_vis.training.processes import count_launched, spans_machines
 
     if count_launched() > 1 and context.invoked_subcommand not in ("train", "run"):
         raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
+    if spans_machines() and context.invoked_subcommand == "run":
+        raise ConfigError(
+            "run keeps all machines waiting while one of them evaluates; train on several machines with the verb "
+            "train, then start run without torchrun."
+        )
 
 
 _VERBS: dict[str, Callable[..., None]] = {

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
     from braindecode_vis.runs import Run
     from braindecode_vis.store import Artifact
@@ -68,23 +69,21 @@ class ConsoleListener:
     @contextmanager
     def progress(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a bar while the context lasts."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as bar:
+        with self._make_bar(*columns) as bar:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
 
     @contextmanager
     def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
         """Show a bar with words beside it while the context lasts; a line a minute where there is no terminal."""
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
         in_terminal, last = self.console.is_terminal, time.monotonic()
-        with Progress(*columns, console=self.console, transient=True, disable=not in_terminal) as bar:
+        with self._make_bar(*columns) as bar:
             task = bar.add_task(description, total=None, words="")
 
             def show(done: int, total: int, text: str) -> None:
@@ -97,6 +96,12 @@ class ConsoleListener:
                 self.console.print(f"{description} {text}", markup=False)
 
             yield show
+
+    def _make_bar(self, *columns: ProgressColumn) -> Progress:
+        """Return a bar that shows itself in a terminal only; elsewhere it would leave empty lines."""
+        from rich.progress import Progress
+
+        return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
 
 def open_source(

@@ -58,15 +58,8 @@ def run_command(
 ) -> None:
     """Run every stage, reuse what is already there and say why; all processes that torchrun started train together."""
     from braindecode_vis import pipeline
-    from braindecode_vis.checks import ConfigError
     from braindecode_vis.config import check_files
-    from braindecode_vis.training.processes import spans_machines
 
-    if spans_machines():
-        raise ConfigError(
-            "run keeps all machines waiting while one of them evaluates; train on several machines with the verb "
-            "train, then start run without torchrun."
-        )
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
     with training_together(run):

@@ -180,7 +180,7 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
+        digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -242,8 +242,7 @@ def read_header(path: Path) -> WeightsHeader:
     if not path.is_file():
         raise ConfigError(
             f"generator.weights names {path}, which is not a file; train weights with "
-            "`braindecode-vis train-generator`, or leave the "
-            "setting out for the packaged ones."
+            "`braindecode-vis train-generator`, or leave the setting out for the packaged ones."
         )
     try:
         with path.open("rb") as file:

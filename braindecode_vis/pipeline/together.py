@@ -54,7 +54,7 @@ class _SharedRun(Run):
         unit: str = "",
     ) -> Artifact:
         """Let the first process produce the artifact, with the help of the others where it trains."""
-        helped, called = stage == "train", False
+        helped = stage == "train"
         if self.follows:
             if helped and hear_first():
                 compute(Path(os.devnull))  # one that follows writes nothing
@@ -62,12 +62,11 @@ class _SharedRun(Run):
             return super().produce(stage, fields, upstream, self._refuse, unit)
 
         def compute_with_help(folder: Path) -> Mapping[str, Any] | None:
-            nonlocal called
-            called = hear_first(True)
+            hear_first(True)
             return compute(folder)
 
         artifact = super().produce(stage, fields, upstream, compute_with_help if helped else compute, unit)
-        if helped and not called:
+        if helped and artifact.reused:
             hear_first(False)
         hear_first()  # it is written
         return artifact

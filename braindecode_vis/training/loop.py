@@ -112,10 +112,10 @@ class Trainer:
         frozen_decay: bool = False,
     ) -> None:
         self.settings, self.model, self.feed, self.accelerator = settings, model, feed, accelerator
-        self.epochs, self.identity = epochs, {**identity, "n_processes": count_processes()}
+        self.rank, self.n_ranks = get_rank(), count_processes()
+        self.epochs, self.identity = epochs, {**identity, "n_processes": self.n_ranks}
         self.workspace, self.progress, self.hide_subject = workspace, progress, hide_subject
         self.lr_scale = lr_scale
-        self.rank, self.n_ranks = get_rank(), count_processes()
         self.batch_size = min(batch_size, len(feed.train))
         if self.batch_size // self.n_ranks < 1:
             raise ConfigError(
