@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from braindecode_vis.embeddings.extract import embed_stimuli
-from braindecode_vis.embeddings.networks import NetworkEncoder
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
+from braindecode_vis.embeddings.vision_network import NetworkEncoder
 from braindecode_vis.embeddings.weights import pick_device
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file

@@ -18,13 +18,13 @@ import pandas as pd
 from PIL import Image
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.datasets.phantom_stimuli import make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generators.autoencoder import reconstruct_images
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
+from braindecode_vis.phantom.stimuli.concepts import make_concepts, render_batch
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 
 FIRST = {"demo": 0, "validation": 40}

@@ -46,7 +46,7 @@ def run_reader(reader: str, path: Path, mask_path: Path, out: Path) -> None:
     """Read one session, and print seconds and the peak memory of the process."""
     import nibabel
 
-    from braindecode_vis.datasets.fmri_volumes import MaskedVolumes, read_volume_header
+    from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, read_volume_header
 
     mask = np.load(mask_path)
     start = time.perf_counter()
@@ -83,7 +83,7 @@ def main() -> None:
             options.reader, folder / "betas.nii.gz", folder / "mask.npy", folder / f"{options.reader}.npy"
         )
         return
-    from braindecode_vis.datasets.fmri_volumes import find_gunzip
+    from braindecode_vis.datasets.sources.fmri_volumes import find_gunzip
 
     n_trials = 750 if options.full else 150
     with tempfile.TemporaryDirectory() as name:

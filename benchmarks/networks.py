@@ -15,16 +15,16 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from braindecode_vis.encoders.atm import AtmEConfig, AtmSConfig
-from braindecode_vis.encoders.compact import DeepNetConfig, EEGNetConfig, ShallowNetConfig
-from braindecode_vis.encoders.eegproject import EEGProjectConfig
+from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
+from braindecode_vis.encoders.compact_config import DeepNetConfig, EEGNetConfig, ShallowNetConfig
+from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.simpleconv import (
+from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvConfig,
     SimpleConvImageConfig,
     SimpleConvTimeAggConfig,
 )
-from braindecode_vis.encoders.tsconv import TSConvConfig
+from braindecode_vis.encoders.tsconv_config import TSConvConfig
 
 NETWORKS = {
     "eegproject": EEGProjectConfig(),

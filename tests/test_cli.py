@@ -19,7 +19,7 @@ SMALL = [
 
 
 def call(*arguments, **options):
-    command = [sys.executable, "-m", "braindecode_vis.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "braindecode_vis", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
 
 

@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from braindecode_vis import pipeline, store
+from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import check_files, read_config
 from braindecode_vis.pipeline import low_level
-from braindecode_vis.runs import open_run
-from braindecode_vis.studies.audit import audit_run
+from braindecode_vis.pipeline.runs import open_run
 
 QUICK = [
     "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",

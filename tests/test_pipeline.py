@@ -18,10 +18,10 @@ from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
+from braindecode_vis.pipeline.reconstruction import describe_same_draws
+from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
 from braindecode_vis.pipeline.scoring import describe_choices
-from braindecode_vis.reconstruction import describe_same_draws
-from braindecode_vis.runs import SilentListener, open_run, read_scores
-from braindecode_vis.summary import describe_ceilings
+from braindecode_vis.pipeline.summary import describe_ceilings
 
 SMALL = [
     "dataset.n_train=120",
@@ -270,7 +270,7 @@ def test_a_run_killed_in_every_stage_ends_like_an_uninterrupted_one(finished, tm
     _, rows = finished
     overrides = [part for text in SMALL for part in ("--set", text)]
     command = [
-        sys.executable, "-m", "braindecode_vis.cli", "run", "synthetic_digits", "--out", str(tmp_path), *overrides,
+        sys.executable, "-m", "braindecode_vis", "run", "synthetic_digits", "--out", str(tmp_path), *overrides,
     ]  # fmt: skip
     killed = [kill_when_it_appears(tmp_path, stage, command) for stage in pipeline.STAGES[:-1]]
     assert sum(killed) >= 4  # a stage can be too quick to be caught
@@ -286,7 +286,7 @@ def test_a_network_killed_in_its_training_goes_on_where_it_was(tmp_path):
     whole = make_run(tmp_path / "whole", overrides[-1])
     expected = pipeline.retrieve(whole).folds[0].predicted.vectors
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "braindecode_vis.cli", "retrieve", "synthetic_digits", "--out", str(out)]
+    command = [sys.executable, "-m", "braindecode_vis", "retrieve", "synthetic_digits", "--out", str(out)]
     command += [part for text in overrides for part in ("--set", text)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob("work/*/checkpoint.safetensors")):

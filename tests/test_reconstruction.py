@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.reconstruction import measure_repetition_noise
+from braindecode_vis.pipeline.reconstruction import measure_repetition_noise
 
 
 def make_trials(ids, values):

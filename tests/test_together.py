@@ -22,7 +22,7 @@ NETWORK = [
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def launch(*arguments, program=("-m", "braindecode_vis.cli")):
+def launch(*arguments, program=("-m", "braindecode_vis")):
     return subprocess.Popen(
         [*LAUNCHER, *program, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -101,7 +101,7 @@ def test_what_several_processes_cannot_do_is_refused(tmp_path, verb, sentence):
 
 
 def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
-    script = f'exec {sys.executable} -m braindecode_vis.cli "$@" --out {tmp_path}/$RANK'
+    script = f'exec {sys.executable} -m braindecode_vis "$@" --out {tmp_path}/$RANK'
     process = launch(
         "-c", script, "bash", "train", "synthetic_digits", *SMALL, *NETWORK, program=("--no-python", "bash")
     )

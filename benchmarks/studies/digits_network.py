@@ -21,7 +21,7 @@ from braindecode_vis.config import read_config
 from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
 from braindecode_vis.pipeline import embed, preprocess, train
-from braindecode_vis.runs import Run, open_run
+from braindecode_vis.pipeline.runs import Run, open_run
 from braindecode_vis.studies.compare import read_items
 
 VOXELS = ("{encoding: {n_best: 400}}",)

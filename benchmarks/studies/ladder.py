@@ -29,10 +29,10 @@ from pydantic import TypeAdapter
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
 from braindecode_vis.config.models import BrainEncoderConfig
-from braindecode_vis.galleries import GallerySource, rank_fold
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
 from braindecode_vis.pipeline import embed, pick_labelled_trials, preprocess
-from braindecode_vis.runs import open_run
+from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.seeds import make_generator
 
 SHARE = 0.2  # of the training concepts, for choices

@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generators.autoencoder import reconstruct_images, scale_images
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
@@ -31,6 +30,7 @@ from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.training_pairs import choose_concepts
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval
+from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 
 PROPERTIES = ("shape", "colour", "texture")

@@ -15,7 +15,7 @@ import numpy as np
 from braindecode_vis.analysis.study import Attachment
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.preprocessing.geometry import inverse_transform
+from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
 
 
 def list_brains(responses: Responses) -> list[str | None]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.preprocessing.geometry import count_own_voxels
 from braindecode_vis.preprocessing.selection import BestConfig, Selection, SelectionConfig, fit_selection
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.analysis.clusters import (
+from braindecode_vis.analysis.cluster_tests import (
     MAX_DRAWS,
     MIN_SUBJECTS,
     ClusterTest,

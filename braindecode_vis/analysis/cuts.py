@@ -13,7 +13,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.preprocessing.geometry import count_own_voxels, select_columns, select_own_columns
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, select_columns, select_own_columns
 
 Outside = Literal["cut", "zero"]
 Columns = np.ndarray | Mapping[str, np.ndarray]

@@ -1,8 +1,8 @@
 """What of the score is geometry: hubs, effective dimension, the gap between predictions and targets, likeness of
 concepts.
 
-Owns the numbers of `braindecode_vis.analysis.geometry` for the predictions and the gallery of a run, each beside the
-value that the targets themselves would give in the place of the predictions.
+Owns the numbers of `braindecode_vis.analysis.embedding_geometry` for the predictions and the gallery of a run, each
+beside the value that the targets themselves would give in the place of the predictions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.analysis.drawing import draw_bars
-from braindecode_vis.analysis.geometry import (
+from braindecode_vis.analysis.embedding_geometry import (
     compute_concept_similarity,
     compute_effective_dimension,
     compute_hubness,
@@ -134,7 +134,7 @@ def _shift_interval(value: float, draws: np.ndarray) -> tuple[float, float]:
 
 def count_neighbours(queries: Embeddings, gallery: Embeddings, k: int) -> pd.Series:
     """Return how often each image is among the `k` nearest of a query."""
-    from braindecode_vis.analysis.geometry import make_unit
+    from braindecode_vis.analysis.embedding_geometry import make_unit
 
     similarity = make_unit(queries.vectors) @ make_unit(gallery.vectors).T
     k = min(k, len(gallery))

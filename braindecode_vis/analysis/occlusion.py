@@ -27,7 +27,7 @@ from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.preprocessing.geometry import check_common_columns
+from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:

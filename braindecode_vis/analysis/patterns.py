@@ -26,7 +26,7 @@ from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.preprocessing.geometry import check_common_columns
+from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 
@@ -274,7 +274,7 @@ def _find_positions(responses: Responses) -> Any:
     places = np.asarray(positions, float)
     if len(places) < 3 or not np.isfinite(places).all() or not places.any(axis=1).all():
         return None
-    from braindecode_vis.analysis.sensors import fit_sphere
+    from braindecode_vis.analysis.sensor_groups import fit_sphere
 
     centre = fit_sphere(places) if len(places) >= 8 else np.array([0.0, 0.0, 0.04])
     seen = places - centre

@@ -11,11 +11,11 @@ from pydantic import Field
 from braindecode_vis.analysis.ablation import ablate
 from braindecode_vis.analysis.cuts import Columns, Outside
 from braindecode_vis.analysis.measure import Metric, check_retrieval
-from braindecode_vis.analysis.sensors import REGIONS, assign_regions
+from braindecode_vis.analysis.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, check_option
-from braindecode_vis.preprocessing.geometry import count_own_voxels, find_rois, read_geometry
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, find_rois, read_geometry
 from braindecode_vis.settings import Settings
 
 

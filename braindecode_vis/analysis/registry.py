@@ -13,8 +13,8 @@ from braindecode_vis.analysis.failures import FailuresConfig
 from braindecode_vis.analysis.generalization import TimeGeneralizationConfig
 from braindecode_vis.analysis.hubness import HubnessConfig
 from braindecode_vis.analysis.imagery import ImageryConfig
-from braindecode_vis.analysis.layers import LayerTimeConfig
-from braindecode_vis.analysis.networks import NetworkAblationConfig
+from braindecode_vis.analysis.layer_time import LayerTimeConfig
+from braindecode_vis.analysis.network_ablation import NetworkAblationConfig
 from braindecode_vis.analysis.occlusion import OcclusionConfig
 from braindecode_vis.analysis.patterns import SpatialPatternsConfig
 from braindecode_vis.analysis.regions import RoisConfig, SensorRegionsConfig

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
-from braindecode_vis.analysis.layers import (
+from braindecode_vis.analysis.layer_time import (
     LayerConfig,
     average_test_trials,
     collect_layers,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.analysis.clusters import (
+from braindecode_vis.analysis.cluster_tests import (
     MAX_DRAWS,
     MIN_SUBJECTS,
     cluster_over_labels,
@@ -26,7 +26,7 @@ from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windo
 from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.categories import LdaConfig
+from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings

@@ -10,7 +10,7 @@ import typer
 from braindecode_vis.cli.show import Debug, Json, make_console, print_json
 
 if TYPE_CHECKING:
-    from braindecode_vis.studies.audit import Audit
+    from braindecode_vis.audit.run import Audit
 
 _STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak": "bold red"}
 
@@ -24,8 +24,8 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Prove from the files of a run that no test data reached what was fitted or chosen; a leak is exit code 2."""
+    from braindecode_vis.audit.run import audit_run
     from braindecode_vis.checks import DataError
-    from braindecode_vis.studies.audit import audit_run
 
     found = audit_run(run, refit=refit)
     if as_json:

@@ -30,7 +30,7 @@ def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> 
     """List the data sets: what they are, where to get them, what is on disk."""
     from rich.table import Table
 
-    from braindecode_vis import catalogue
+    from braindecode_vis.cli import catalogue
     from braindecode_vis.datasets.manifests import describe_source
 
     found = list(catalogue.list_datasets(root))
@@ -93,8 +93,8 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Verify the files of a data set and recompute every fact that its manifest declares."""
-    from braindecode_vis import catalogue
     from braindecode_vis.checks import DataError
+    from braindecode_vis.cli import catalogue
     from braindecode_vis.config import read_config
     from braindecode_vis.datasets.manifests import read_manifest
 
@@ -131,7 +131,7 @@ def fetch(
     debug: Debug = False,
 ) -> None:
     """Download the files of a data set that have a public address; interrupted transfers go on where they stopped."""
-    from braindecode_vis import catalogue
+    from braindecode_vis.cli import catalogue
 
     listener = ConsoleListener()
     findings = catalogue.fetch_dataset(dataset, root, accept_licence=accept_licence, listener=listener)
@@ -199,9 +199,9 @@ def phantom(
     debug: Debug = False,
 ) -> None:
     """Simulate people looking at images, in the files of a public data set, with the truth beside them."""
-    from braindecode_vis import simulation
     from braindecode_vis.checks import check_option
     from braindecode_vis.phantom import assemble
+    from braindecode_vis.studies import demo as simulation
 
     check_option("FORMAT", form, assemble.FORMATS)
     check_option("--size", size, assemble.SIZES[form])
@@ -249,9 +249,9 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Simulate EEG of a person looking at images and decode it: no data, no GPU and no network needed."""
-    from braindecode_vis import simulation
     from braindecode_vis.checks import check_option
-    from braindecode_vis.runs import read_scores
+    from braindecode_vis.pipeline.runs import read_scores
+    from braindecode_vis.studies import demo as simulation
 
     check_option("--size", size, ("tiny", "small", "demo"))
     level = simulation.DEMO_SNR if snr is None else snr

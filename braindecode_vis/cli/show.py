@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
-    from braindecode_vis.runs import Run
+    from braindecode_vis.pipeline.runs import Run
     from braindecode_vis.store import Artifact
 
 Source = Annotated[
@@ -113,7 +113,7 @@ def open_source(
 ) -> Run:
     """Return the run that a verb works on."""
     from braindecode_vis.config import read_config
-    from braindecode_vis.runs import SilentListener, open_run
+    from braindecode_vis.pipeline.runs import SilentListener, open_run
     from braindecode_vis.training.processes import is_first
 
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []

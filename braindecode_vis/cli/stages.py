@@ -32,7 +32,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
     ) -> None:
         from braindecode_vis import pipeline
         from braindecode_vis.config import check_files
-        from braindecode_vis.runs import Run, read_scores
+        from braindecode_vis.pipeline.runs import Run, read_scores
 
         run = open_source(source, root, out, overrides, subjects)
         check_files(run.config, name)

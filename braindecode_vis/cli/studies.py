@@ -131,7 +131,7 @@ def train_generator(
     """Train the embedded image generator; an interrupted training goes on where it stopped."""
     import yaml
 
-    from braindecode_vis.studies.generator import train_on_phantom, train_on_run
+    from braindecode_vis.studies.train_generator import train_on_phantom, train_on_run
 
     changes = {}
     for text in settings or []:

@@ -10,44 +10,42 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from braindecode_vis.analysis.caption_scores import CaptionScoresConfig
 from braindecode_vis.analysis.registry import AnalysisUnion
-from braindecode_vis.analysis.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.datasets.alljoined1 import Alljoined1Config
-from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
-from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
-from braindecode_vis.datasets.bids_meeg import BidsMeegConfig
-from braindecode_vis.datasets.bold5000 import Bold5000Config
-from braindecode_vis.datasets.bold5000_betas import Bold5000BetasConfig
-from braindecode_vis.datasets.deeprecon import DeepreconConfig
+from braindecode_vis.datasets.alljoined.alljoined1 import Alljoined1Config
+from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
+from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
+from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
+from braindecode_vis.datasets.bold5000.betas import Bold5000BetasConfig
+from braindecode_vis.datasets.bold5000.raw import Bold5000Config
 from braindecode_vis.datasets.digits69 import Digits69Config
-from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
-from braindecode_vis.datasets.god import GodConfig
+from braindecode_vis.datasets.eeg_imagenet.dataset import EegImagenetConfig
 from braindecode_vis.datasets.haxby_slices import HaxbySlicesConfig
+from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
+from braindecode_vis.datasets.kamitani.god import GodConfig
 from braindecode_vis.datasets.muse_n170 import MuseN170Config
 from braindecode_vis.datasets.nod import NodConfig
-from braindecode_vis.datasets.nsd import NsdConfig
-from braindecode_vis.datasets.nsd_imagery import NsdImageryConfig
-from braindecode_vis.datasets.nsd_repacks import NsdRepackConfig
-from braindecode_vis.datasets.nsd_timeseries import NsdTimeseriesConfig
+from braindecode_vis.datasets.nsd.dataset import NsdConfig
+from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
+from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
+from braindecode_vis.datasets.nsd.timeseries import NsdTimeseriesConfig
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
-from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
-from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
-from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
-from braindecode_vis.datasets.things_meg import ThingsMegConfig
+from braindecode_vis.datasets.things_eeg1.dataset import ThingsEeg1Config
+from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
+from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
+from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
 from braindecode_vis.embeddings.concepts import ConceptTextConfig
 from braindecode_vis.embeddings.degradations import ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.engineered import EngineeredConfig
-from braindecode_vis.embeddings.fusion import LayersConfig
 from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
+from braindecode_vis.embeddings.layer_fusion import LayersConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
-from braindecode_vis.encoders.categories import LdaConfig, LogisticConfig
+from braindecode_vis.encoders.category_decoders import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.fusion import FusionConfig
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
@@ -67,6 +65,8 @@ from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.mean import MeanPriorConfig
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.priors.spread import SpreadPriorConfig
+from braindecode_vis.scores.caption_scores import CaptionScoresConfig
+from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.category_network import NetworkCategoriesConfig
 from braindecode_vis.training.encoder import NetworkEncoderConfig

@@ -19,13 +19,13 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns
-from braindecode_vis.datasets.bids_fmri_files import RunFiles
-from braindecode_vis.datasets.bids_fmri_images import read_seconds
-from braindecode_vis.datasets.bids_fmri_recipe import BoldSettings, Recipe, hash_bold_inputs, prepare_bold
-from braindecode_vis.datasets.bids_fmri_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
-from braindecode_vis.datasets.fmri_facts import compare_fact
-from braindecode_vis.datasets.fmri_sources import ZScoring
+from braindecode_vis.datasets.bids.fmri_files import RunFiles
+from braindecode_vis.datasets.bids.fmri_images import read_seconds
+from braindecode_vis.datasets.bids.fmri_recipe import BoldSettings, Recipe, hash_bold_inputs, prepare_bold
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.betas_source import ZScoring
+from braindecode_vis.datasets.sources.bold_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.settings import Settings
 
 CATEGORIES = ("bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe")

@@ -28,7 +28,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
-from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource, SampleType
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, MeegSource, SampleType
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 

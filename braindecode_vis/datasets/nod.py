@@ -18,19 +18,19 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns
-from braindecode_vis.datasets.bids_fmri import make_stimulus_id
-from braindecode_vis.datasets.bids_fmri_files import RunFiles
-from braindecode_vis.datasets.bids_fmri_images import read_seconds
-from braindecode_vis.datasets.bids_fmri_recipe import (
+from braindecode_vis.datasets.bids.fmri_dataset import make_stimulus_id
+from braindecode_vis.datasets.bids.fmri_files import RunFiles
+from braindecode_vis.datasets.bids.fmri_images import read_seconds
+from braindecode_vis.datasets.bids.fmri_recipe import (
     BoldSettings,
     Recipe,
     check_bold,
     hash_bold_inputs,
     prepare_bold,
 )
-from braindecode_vis.datasets.bids_fmri_source import BoldSource
-from braindecode_vis.datasets.bids_fmri_stimuli import check_no_overlap
+from braindecode_vis.datasets.bids.fmri_stimuli import check_no_overlap
 from braindecode_vis.datasets.manifests import Finding
+from braindecode_vis.datasets.sources.bold_source import BoldSource
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
 _WITHOUT_PICTURE = {1000: "", 2000: "fixation_change"}

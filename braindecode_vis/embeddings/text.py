@@ -22,7 +22,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError, check_unique
-from braindecode_vis.embeddings.layers import OUTPUT
+from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.weights import draw_weights, load_state, pick_device, read_state
 from braindecode_vis.settings import Settings

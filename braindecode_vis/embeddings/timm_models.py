@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
-from braindecode_vis.embeddings.layers import Tower, expand_blocks
+from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import Transform, floor_crop
 from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
-from braindecode_vis.embeddings.layers import Tower
+from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import Transform
 from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
 

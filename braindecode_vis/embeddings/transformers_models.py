@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.layers import Tower
+from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
 

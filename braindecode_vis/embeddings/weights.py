@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.layers import OUTPUT, Layer, Pooling, Tower, check_choice
+from braindecode_vis.embeddings.layer_readout import OUTPUT, Layer, Pooling, Tower, check_choice
 from braindecode_vis.embeddings.transforms import Transform
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json
@@ -109,7 +109,7 @@ class NetworkConfig(Settings):
 
     def build(self) -> Any:
         """Return the encoder; the network is loaded when the first image comes."""
-        from braindecode_vis.embeddings.networks import NetworkEncoder
+        from braindecode_vis.embeddings.vision_network import NetworkEncoder
 
         return NetworkEncoder(self)
 

@@ -1,124 +1,242 @@
-"""ATM: each channel is a token that attends to the others, then convolutions and a projector.
-
-Owns the configurations of ATM-S (with the convolutions of NICE) and ATM-E (with EEGNet in their place); the modules
-are in `atm_layers`, so that torch is loaded only by `build`. A subject token tells the attention who is recorded; it
-is what is dropped afterwards, so that every channel reaches the convolutions. Subjects are known by their place in
-the training set, whatever their names.
+"""The modules of ATM: subject token, value embedding, encoder layers over channels, and what follows them.
 
 References
 ----------
-Li et al. (2024), Visual decoding and reconstruction via EEG embeddings with guided diffusion, arXiv:2403.07721.
-Liu et al. (2024), iTransformer, arXiv:2310.06625: the encoder layer.
+Li et al. (2024), ATM, arXiv:2403.07721.
+Liu et al. (2024), iTransformer, arXiv:2310.06625.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
 
-from pydantic import Field
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from braindecode_vis.encoders.compact import EEGNetSettings
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.encoders.atm_config import AtmSettings
+from braindecode_vis.encoders.axes import read_axes
+from braindecode_vis.encoders.compact import EEGNetMaps
+from braindecode_vis.encoders.compact_config import EEGNetSettings
+from braindecode_vis.encoders.readout_layers import Projector, Readout
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv import TSConvSettings
-from braindecode_vis.settings import Settings
-
-if TYPE_CHECKING:
-    from torch import nn
+from braindecode_vis.encoders.tsconv import TSConv
+from braindecode_vis.encoders.tsconv_config import TSConvSettings
 
 
-class AtmSettings(Settings):
-    """What both variants share; at 63 channels, 250 samples and 10 subjects this part has 444 500 parameters.
+class ConvolutionStage(TSConv):
+    """The convolutions of NICE over the attended channels, as ATM-S has them."""
 
-    The paper's table counts 553 078 for its attention, which does not follow from the layers that it describes; with
-    the convolutions (103 680) and the projector onto 1024 outputs (2 527 232), ATM-S as described has 3 075 412.
+    def __init__(self, config: TSConvSettings, signal: Signal, network: str) -> None:
+        super().__init__(config, signal, network)
+        self.map_shape = (config.n_maps, self.n_windows)
 
-    Parameters
-    ----------
-    n_layers, n_heads, feedforward, dropout
-        Encoder layers, heads of each, width of the feed-forward part, and dropout of embedding, attention and
-        feed-forward (1, 4, 256, 0.25). A head has n_times // n_heads features, a token n_times.
-    position
-        Code of the channel's place in the order of channels, added to its token: ``none`` (the published model),
-        ``sinusoidal`` or ``learned``. The subject token gets none; where the paper's variants added theirs is
-        unverified.
-    joint
-        One value embedding per subject instead of a common one. A person never trained on gets the mean of all
-        (our choice; the released code cannot embed one).
-    unknown_probability
-        Share of the training trials whose subject is hidden, so that the token of unknown subjects (and the mean
-        embedding of `joint`) is trained for people never seen. Acts on training sets of several subjects only.
-        Our choice; in the released code that token is never trained alongside the others.
-    projector_dropout
-        In the residual block of the projector (0.5).
-    width
-        Size of the projector; None is the size of the target, as published. Another size adds a last linear layer
-        (our choice).
-    """
-
-    n_layers: int = Field(default=1, ge=1)
-    n_heads: int = Field(default=4, ge=1)
-    feedforward: int = Field(default=256, ge=1)
-    dropout: float = Field(default=0.25, ge=0, lt=1)
-    position: Literal["none", "sinusoidal", "learned"] = "none"
-    joint: bool = False
-    unknown_probability: float = Field(default=0.1, ge=0, lt=1)
-    projector_dropout: float = Field(default=0.5, ge=0, lt=1)
-    width: int | None = Field(default=None, ge=1)
+    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
+        """Return the projection of each pooled window, shape (batch, n_windows, n_outputs)."""
+        return projector.forward_windows(self(data))
 
 
-class AtmSConfig(AtmSettings):
-    """ATM-S; the other settings are those of `AtmSettings`.
+class EEGNetStage(nn.Module):
+    """EEGNet over the attended channels, as ATM-E has it: its outputs are the features of the projector."""
+
+    def __init__(self, config: EEGNetSettings, signal: Signal, n_features: int) -> None:
+        super().__init__()
+        self.maps = EEGNetMaps(config, signal, "atm_e")
+        self.readout = Readout(self.maps.n_maps, self.maps.n_windows, n_features)
+        self.map_shape = (n_features, 1)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to (batch, n_features, 1)."""
+        return self.readout(self.maps(data)).unsqueeze(2)
+
+    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
+        """Return the projection of each window of EEGNet's maps, shape (batch, n_windows, n_outputs)."""
+        features = self.readout.forward_windows(self.maps(data))
+        return projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
+class Atm(nn.Module):
+    """Attention over channels and a subject token, a convolution stage, a projector.
 
     Parameters
     ----------
-    convolution
-        Settings of the temporal and spatial convolutions, see `TSConvSettings`.
+    config
+        Sizes of the attention and of the projector.
+    signal
+        Trials of channel x time.
+    n_outputs
+        Size of the output.
+    stage
+        What follows the attention.
     """
 
-    kind: Literal["atm_s"] = "atm_s"
-    convolution: TSConvSettings = TSConvSettings()
+    def __init__(
+        self, config: AtmSettings, signal: Signal, n_outputs: int, stage: ConvolutionStage | EEGNetStage
+    ) -> None:
+        super().__init__()
+        n_channels, n_times = read_axes(signal, "atm")
+        if config.n_heads > n_times:
+            raise ConfigError(
+                f"encoder.network.n_heads is {config.n_heads}, but a token has {n_times} features only."
+            )
+        self.n_subjects = len(signal.subjects)
+        # A single person is never mistaken for an unknown one: hiding the subject would only blur the token.
+        self.unknown_probability = config.unknown_probability if self.n_subjects > 1 else 0.0
+        self.value_embedding: nn.Module
+        if config.joint:
+            self.value_embedding = SubjectLinear(self.n_subjects, n_times)
+        else:
+            self.value_embedding = CommonLinear(n_times)
+        self.subject_tokens = nn.Embedding(self.n_subjects + 1, n_times)  # the last row: unknown subjects
+        self._add_position(config.position, n_channels, n_times)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.Sequential(
+            *(
+                EncoderLayer(n_times, config.n_heads, config.feedforward, config.dropout)
+                for _ in range(config.n_layers)
+            )
+        )
+        self.norm = nn.LayerNorm(n_times)
+        self.convolution = stage
+        self.projector = Projector(*stage.map_shape, n_outputs, config.projector_dropout, config.width)
 
-    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
-        """Return the network; see `signal` for its interface.
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map trials (batch, n_channels, n_times) and subjects (batch,) to (batch, n_outputs)."""
+        return self.projector(self.convolution(self.attend(data, subject)))
 
-        Raises
-        ------
-        ConfigError, DataError
-            If there are more heads than samples, or the trials are not channel x time or too short.
-        """
-        from braindecode_vis.encoders.atm_layers import Atm, ConvolutionStage
+    def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output for each window of time, shape (batch, n_windows, n_outputs)."""
+        return self.convolution.project_windows(self.attend(data, subject), self.projector)
 
-        stage = ConvolutionStage(self.convolution, signal, "atm_s")
-        return Atm(self, signal, n_outputs, stage)
+    def attend(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the attended channels, shape (batch, n_channels, n_times)."""
+        subject = self._hide_subjects(subject)
+        channels = self.value_embedding(data, subject)
+        if self.position is not None:
+            channels = channels + self.position
+        who = self.subject_tokens(subject).unsqueeze(1).to(channels.dtype)
+        tokens = self.dropout(torch.cat([who, channels], dim=1))
+        return self.norm(self.layers(tokens))[:, 1:]  # the subject token came first
+
+    def _hide_subjects(self, subject: Tensor) -> Tensor:
+        if not self.training or self.unknown_probability == 0:
+            return subject
+        hidden = torch.rand(subject.shape, device=subject.device) < self.unknown_probability
+        return torch.where(hidden, self.n_subjects, subject)
+
+    def _add_position(self, kind: str, n_channels: int, n_times: int) -> None:
+        self.position: Tensor | None
+        if kind == "learned":
+            self.position = nn.Parameter(torch.empty(n_channels, n_times))
+            nn.init.normal_(self.position, std=0.02)
+        elif kind == "sinusoidal":
+            self.register_buffer("position", make_sinusoids(n_channels, n_times), persistent=False)
+        else:
+            self.position = None
 
 
-class AtmEConfig(AtmSettings):
-    """ATM-E; the other settings are those of `AtmSettings`.
-
-    The attention is that of ATM-S; the released script for ATM-E has an earlier kind, over time points.
+class CommonLinear(nn.Module):
+    """A square linear layer that all subjects share.
 
     Parameters
     ----------
-    convolution
-        Settings of EEGNet, see `EEGNetSettings`. The defaults are those of the released script: 8 temporal filters of
-        4 samples, 20 spatial filters of each, dropout 0.25, lengths not scaled.
-    n_features
-        Outputs of EEGNet, which the projector reads (1440).
+    size
+        Of input and output.
     """
 
-    kind: Literal["atm_e"] = "atm_e"
-    convolution: EEGNetSettings = EEGNetSettings(kernel=4, depth_multiplier=20, scale_to_sfreq=False)
-    n_features: int = Field(default=1440, ge=1)
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, size)
 
-    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
-        """Return the network; see `signal` for its interface.
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map (batch, n_channels, size) to the same shape."""
+        return self.layer(data)
 
-        Raises
-        ------
-        ConfigError, DataError
-            If there are more heads than samples, or the trials are not channel x time or too short.
-        """
-        from braindecode_vis.encoders.atm_layers import Atm, EEGNetStage
 
-        stage = EEGNetStage(self.convolution, signal, self.n_features)
-        return Atm(self, signal, n_outputs, stage)
+class SubjectLinear(nn.Module):
+    """One square linear layer per subject; an unknown subject gets their mean.
+
+    Parameters
+    ----------
+    n_subjects
+        Number of layers.
+    size
+        Of input and output.
+    """
+
+    def __init__(self, n_subjects: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_subjects, size, size))
+        self.bias = nn.Parameter(torch.empty(n_subjects, size))
+        bound = size**-0.5  # as torch initialises a linear layer
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map (batch, n_channels, size) and subjects (batch,) to (batch, n_channels, size)."""
+        n_subjects = len(self.weight)
+        order = subject.argsort(stable=True)
+        counts = subject.bincount(minlength=n_subjects + 1).tolist()
+        parts = []
+        for index, part in enumerate(data[order].split(counts)):
+            if index < n_subjects:
+                parts.append(functional.linear(part, self.weight[index], self.bias[index]))
+            elif len(part):
+                parts.append(functional.linear(part, self.weight.mean(0), self.bias.mean(0)))
+        return torch.cat(parts)[order.argsort()]
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward part, each with a residual connection and a layer norm behind it.
+
+    Parameters
+    ----------
+    size
+        Features of a token.
+    n_heads
+        Heads of size // n_heads features each; together they may have fewer than a token.
+    feedforward
+        Width of the feed-forward part.
+    dropout
+        Of the attention weights, behind the attention, and twice in the feed-forward part.
+    """
+
+    def __init__(self, size: int, n_heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        inner = size // n_heads * n_heads
+        self.query = nn.Linear(size, inner)
+        self.key = nn.Linear(size, inner)
+        self.value = nn.Linear(size, inner)
+        self.out = nn.Linear(inner, size)
+        self.norm_attention = nn.LayerNorm(size)
+        self.widen = nn.Linear(size, feedforward)
+        self.narrow = nn.Linear(feedforward, size)
+        self.norm_feedforward = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, n_tokens, size) to the same shape."""
+        tokens = self.norm_attention(tokens + self.dropout(self._attend(tokens)))
+        inner = self.dropout(functional.gelu(self.widen(tokens)))
+        return self.norm_feedforward(tokens + self.dropout(self.narrow(inner)))
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        heads = [
+            layer(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # batch, heads, tokens, features
+            for layer in (self.query, self.key, self.value)
+        ]
+        p = self.dropout.p if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], dropout_p=p)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def make_sinusoids(n_positions: int, n_features: int) -> Tensor:
+    """Return sines (even features) and cosines (odd ones) of each position, shape (n_positions, n_features).
+
+    The wavelengths grow from 2 pi to 10 000 * 2 pi, as in Vaswani et al. (2017), arXiv:1706.03762.
+    """
+    rates = torch.exp(torch.arange(0, n_features, 2) * (-math.log(10_000.0) / n_features))
+    angles = torch.arange(n_positions).unsqueeze(1) * rates  # positions, pairs
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :n_features]

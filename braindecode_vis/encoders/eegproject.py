@@ -1,49 +1,44 @@
-"""EEGProject: the plain residual projector over the flattened trial.
-
-Owns its configuration; the module is in `eegproject_layers`, so that torch is loaded only by `build`. On averaged
-trials of 17 occipito-parietal channels it is the strongest simple encoder within a subject; across subjects it has
-nothing that could adapt to a person, and ignores who it is.
-
-References
-----------
-Wu et al. (2025), Uncertainty-aware Blur Prior, arXiv:2503.04207 (``base/eeg_backbone.py`` of its code).
-"""
+"""The module of EEGProject; see `eegproject`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import math
 
-from pydantic import Field
+from torch import Tensor, nn
 
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
+from braindecode_vis.encoders.readout_layers import Projector
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.settings import Settings
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
-class EEGProjectConfig(Settings):
-    """Flatten, linear layer, residual block of GELU, linear layer and dropout, layer norm.
+class EEGProject(nn.Module):
+    """A projector over all values of a trial, whatever its axes."""
 
-    Parameters
-    ----------
-    dropout
-        Probability in the residual block; the published value.
-    width
-        Size of the layers; None is the size of the target, as published. Another size adds a last linear layer
-        (our choice).
-    n_windows
-        Number of neighbouring windows of time that get outputs of their own when an objective asks for local
-        ones; no parameters belong to them (our choice).
-    """
+    def __init__(self, config: EEGProjectConfig, signal: Signal, n_outputs: int) -> None:
+        super().__init__()
+        n_times = signal.shape[-1] if signal.dims[-1] == "time" else 1
+        n_maps = math.prod(signal.shape) // n_times
+        self.map_shape = (n_maps, n_times)
+        self.dims = signal.dims
+        self.n_windows = config.n_windows
+        self.projector = Projector(n_maps, n_times, n_outputs, config.dropout, config.width)
 
-    kind: Literal["eegproject"] = "eegproject"
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    width: int | None = Field(default=None, ge=1)
-    n_windows: int = Field(default=5, ge=1)
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map trials of shape (batch, *signal.shape) to (batch, n_outputs); the subject plays no part."""
+        return self.projector(data.reshape(len(data), *self.map_shape))
 
-    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
-        """Return the network for trials of any axes; see `signal` for its interface."""
-        from braindecode_vis.encoders.eegproject_layers import EEGProject
+    def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output for each window of time, shape (batch, n_windows, n_outputs).
 
-        return EEGProject(self, signal, n_outputs)
+        Raises
+        ------
+        DataError
+            If the trials have no time axis.
+        """
+        if self.dims[-1] != "time":
+            raise DataError(
+                f"local outputs are windows of time, but these responses have {', '.join(self.dims)}; "
+                "leave the local objective out."
+            )
+        return self.projector.forward_windows(data.reshape(len(data), *self.map_shape), self.n_windows)

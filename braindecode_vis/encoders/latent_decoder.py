@@ -1,101 +1,54 @@
-"""The low-level branch of ATM: from a trial to the latent image of a diffusion autoencoder.
-
-Each channel is projected in time, all of them become the channels of one point, and transposed convolutions grow that
-point to a map of latents. The network obeys the contract of `signal`: its `n_outputs` values are the flattened latents
-(channels, height, width) of a target of kind ``vae`` or ``taesd``. The published loss is the mean absolute error (L1)
-with AdamW 1e-3, weight decay 1e-4, a cosine down to 1e-6, 200 epochs, batches of 30; training and loss are not known
-here. The authors call this branch unstable. Modules are in `latent_decoder_layers`.
-
-References
-----------
-Li et al. (2024), ATM, arXiv:2403.07721, low-level pipeline.
-"""
+"""Modules of the low-level decoder; see `latent_decoder`."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import Field
-
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.settings import Settings
-
-if TYPE_CHECKING:
-    from torch import nn
+from torch import Tensor, nn
 
 
-class LatentDecoderConfig(Settings):
-    """A transposed-convolution decoder onto latents.
+class LatentDecoder(nn.Module):
+    """Projection in time, one point of many channels, transposed convolutions, a 1 x 1 convolution onto latents."""
 
-    The stages follow from the size of the latents: every stage doubles height and width (kernel 4, stride 2, padding
-    1), and the widths halve down to `last_width`. 64 x 64 gives the published 1024-512-256-128-64-32; 96 = 3 x 32
-    starts from 3 x 3.
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        has_time: bool,
+        time_features: int,
+        trunk_features: int,
+        first: int,
+        widths: list[int],
+        latent_channels: int,
+    ) -> None:
+        super().__init__()
+        n_rows = 1
+        for n in shape[:-1]:
+            n_rows *= n
+        self.project = nn.Linear(shape[-1], time_features if has_time else trunk_features)
+        trunk = n_rows * self.project.out_features
+        stages: list[nn.Module] = []
+        if first > 1:  # the point becomes the first map
+            stages += _make_stage(trunk, trunk := (widths[0] if widths else trunk_features), first, 1, 0)
+        for width in widths:
+            stages += _make_stage(trunk, width, 4, 2, 1)
+            trunk = width
+        self.grow = nn.Sequential(*stages)
+        self.exit = nn.Conv2d(trunk, latent_channels, kernel_size=1)
 
-    Parameters
-    ----------
-    latent_channels
-        Channels of the latents (4 for Stable Diffusion and SDXL).
-    time_features
-        Size of each channel's projection in time (128). With 63 channels, 8064 values enter the first convolution.
-        Responses without a time axis (voxels, parcels) are projected by one linear layer onto `trunk_features`.
-    trunk_features
-        Size of that projection; ours, the published model is for EEG and MEG.
-    last_width
-        Channels after the last stage (32).
-    widest
-        Upper bound on the channels of a stage (1024).
-    """
-
-    kind: Literal["latent_decoder"] = "latent_decoder"
-    latent_channels: int = Field(default=4, ge=1)
-    time_features: int = Field(default=128, ge=1)
-    trunk_features: int = Field(default=2048, ge=1)
-    last_width: int = Field(default=32, ge=1)
-    widest: int = Field(default=1024, ge=1)
-
-    def plan(self, n_outputs: int) -> tuple[int, list[int]]:
-        """Return the side of the first map and the channels of each stage.
-
-        Raises
-        ------
-        ConfigError
-            If the target is no square map of `latent_channels`.
-        """
-        side = math.isqrt(n_outputs // self.latent_channels)
-        if self.latent_channels * side * side != n_outputs or side < 2:
-            raise ConfigError(
-                f"the network latent_decoder needs a target of {self.latent_channels} square maps, but this one has "
-                f"{n_outputs} values; use a target of kind vae or taesd, or set latent_channels."
-            )
-        first, n_stages = side, 0
-        while first % 2 == 0:
-            first, n_stages = first // 2, n_stages + 1
-        widths = [
-            min(self.widest, self.last_width * 2 ** (n_stages - 1 - stage)) for stage in range(n_stages)
-        ]
-        return first, widths
-
-    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
-        """Return the untrained network for trials of this shape.
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return latents of shape (batch, n_outputs); whose brain it was makes no difference here.
 
         Parameters
         ----------
-        signal
-            Axes of the trials: channels and times, or one axis of voxels or parcels.
-        n_outputs
-            Number of values of a latent image.
+        data : tensor of shape (batch, *shape)
+        subject : integer tensor of shape (batch,)
         """
-        from braindecode_vis.encoders.latent_decoder_layers import LatentDecoder
+        point = self.project(data).flatten(1)[:, :, None, None]  # (batch, n_rows * features, 1, 1)
+        return self.exit(self.grow(point)).flatten(1)
 
-        first, widths = self.plan(n_outputs)
-        return LatentDecoder(
-            signal.shape,
-            has_time=signal.dims[-1] == "time",
-            time_features=self.time_features,
-            trunk_features=self.trunk_features,
-            first=first,
-            widths=widths,
-            latent_channels=self.latent_channels,
-        )
+
+def _make_stage(n_in: int, n_out: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:
+    return [
+        nn.ConvTranspose2d(n_in, n_out, kernel, stride, padding),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(),
+    ]

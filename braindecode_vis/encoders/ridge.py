@@ -23,9 +23,9 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.preprocessing.geometry import check_common_columns
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
+from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json

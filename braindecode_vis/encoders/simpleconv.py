@@ -1,195 +1,289 @@
-"""SimpleConv for EEG and MEG: the speech network, its NeuralBench image variant and Meta's image decoder.
+"""The modules of SimpleConv: virtual channels, subject matrices, gated dilated convolutions, time aggregation.
 
-Owns the three configurations of one convolutional stack: virtual channels from an attention over the sensor
-positions, a 1x1 convolution, one matrix per subject, dilated residual convolutions with gated linear units, an
-average over time, and one or two heads. The modules are in `simpleconv_layers`, so that torch is loaded only by
-`build`.
+Knows torch and the signal, not training. `SpatialAttention` and `SubjectLayer` stand on their own.
 
 References
 ----------
-Defossez et al. (2023), doi:10.1038/s42256-023-00714-5 (speech).
-Benchetrit, Banville and King (2024), arXiv:2310.19812 (images).
+Defossez et al. (2023), doi:10.1038/s42256-023-00714-5.
+Bahdanau, Cho and Bengio (2015), arXiv:1409.0473.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+import math
 
-from pydantic import Field, model_validator
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.settings import Settings
-
-if TYPE_CHECKING:
-    import torch
-
-Merger = Literal["attention", "linear"]
-TimeAggregation = Literal["mean", "affine", "attention"]
+from braindecode_vis.encoders.simpleconv_config import SimpleConvSettings
 
 
-class SimpleConvSettings(Settings):
-    """What the three variants share; the defaults are those of the speech network.
+class SimpleConv(nn.Module):
+    """Virtual channels, subject matrices, dilated gated convolutions, one vector per trial, one or two heads."""
 
-    Parameters
-    ----------
-    merger
-        How sensors become virtual channels: ``attention`` weighs them by their position and needs positions;
-        ``linear`` is a plain 1x1 convolution for data without any. Sensors at the same place (the triplets of
-        some MEG helmets) get equal weights under ``attention``, so prefer ``linear`` for those.
-    n_virtual_channels
-        Learned heads of the attention.
-    position_dims
-        2 for a flat map of the head (azimuthal equidistant), 3 for positions in space.
-    position_features
-        Length of the Fourier code of a position, 2 * k ** position_dims for k frequencies per axis: 2048 is
-        32 x 32 in 2-D, 2000 is 10 x 10 x 10 in 3-D.
-    position_margin
-        Share of the map that is added on each side, so that the code's period does not join opposite sensors.
-    dropout_radius
-        In training, sensors within this distance of a random centre are left out, in units of the map (each axis
-        0 to 1); 0 leaves out none.
-    initial_channels
-        Outputs of the first 1x1 convolution.
-    subject_layer
-        One matrix per subject after it; a person never trained on gets the mean of all matrices.
-    hidden, depth, kernel_size
-        Channels, number and length (samples) of the convolutions.
-    dilation_period
-        The dilation doubles with each convolution and starts anew at 1 after this many.
-    glu_every, glu_context
-        After how many convolutions a gated linear unit comes, and how many samples it sees on each side.
-    final
-        Last step of the stack at each sample: ``two_layers`` is 1x1 to 2 x hidden, GELU, 1x1; ``one_layer`` is one
-        1x1 convolution.
-    backbone_outputs
-        Outputs of that last step. None stands for the outputs of the network: no head follows.
-    time_aggregation
-        ``mean`` over time, ``affine`` (a learned weighted sum and a bias) or ``attention`` (Bahdanau).
-    attention_size
-        Hidden units of the Bahdanau attention.
-    heads
-        ``one`` output, or ``two`` with parameters of their own: one for contrast, one for regression.
-    head_hidden
-        Hidden units of each head (linear, LayerNorm, GELU, linear); None is a single linear layer.
-    n_windows
-        Number of equal windows of `forward_tokens`.
-
-    References
-    ----------
-    Defossez et al. (2023), doi:10.1038/s42256-023-00714-5.
-    """
-
-    merger: Merger = "attention"
-    n_virtual_channels: int = Field(default=270, ge=1)
-    position_dims: Literal[2, 3] = 2
-    position_features: int = Field(default=2048, ge=2)
-    position_margin: float = Field(default=0.2, ge=0)
-    dropout_radius: float = Field(default=0.2, ge=0, lt=1)
-    initial_channels: int = Field(default=270, ge=1)
-    subject_layer: bool = True
-    hidden: int = Field(default=320, ge=1)
-    depth: int = Field(default=10, ge=1)
-    kernel_size: int = Field(default=3, ge=1)
-    dilation_period: int = Field(default=5, ge=1)
-    glu_every: int = Field(default=2, ge=0)
-    glu_context: int = Field(default=1, ge=0)
-    final: Literal["two_layers", "one_layer"] = "two_layers"
-    backbone_outputs: int | None = Field(default=None, ge=1)
-    time_aggregation: TimeAggregation = "mean"
-    attention_size: int = Field(default=256, ge=1)
-    heads: Literal["one", "two"] = "one"
-    head_hidden: int | None = Field(default=None, ge=1)
-    n_windows: int = Field(default=4, ge=1)
-
-    has_regression_head: ClassVar[bool] = True
-
-    @property
-    def n_frequencies(self) -> int:
-        """Frequencies per axis of the position code."""
-        return round((self.position_features / 2) ** (1 / self.position_dims))
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> SimpleConvSettings:
-        if 2 * self.n_frequencies**self.position_dims != self.position_features:
-            near = 2 * self.n_frequencies**self.position_dims
-            raise ValueError(
-                f"position_features must be 2 * k ** {self.position_dims} for a whole number k, for example {near}"
+    def __init__(
+        self, config: SimpleConvSettings, signal: Signal, n_outputs: int, n_regression: int | None
+    ) -> None:
+        super().__init__()
+        n_channels, n_times = signal.size_of("channel"), signal.size_of("time")
+        if signal.dims != ("channel", "time"):
+            raise DataError(f"SimpleConv reads trials of channels x times, not {' x '.join(signal.dims)}.")
+        self.n_windows = config.n_windows
+        n_features = config.backbone_outputs or n_outputs
+        self.merger = _make_merger(config, signal, n_channels)
+        self.initial = nn.Conv1d(config.n_virtual_channels, config.initial_channels, 1)
+        self.subjects = (
+            SubjectLayer(config.initial_channels, len(signal.subjects)) if config.subject_layer else None
+        )
+        self.stack = ConvStack(config)
+        self.final: nn.Module = (
+            nn.Conv1d(config.hidden, n_features, 1)
+            if config.final == "one_layer"
+            else nn.Sequential(
+                nn.Conv1d(config.hidden, 2 * config.hidden, 1),
+                nn.GELU(),
+                nn.Conv1d(2 * config.hidden, n_features, 1),
             )
-        if self.kernel_size % 2 == 0:
-            raise ValueError("kernel_size must be odd, so that a convolution keeps the number of samples")
-        if self.backbone_outputs is None and (self.heads == "two" or self.head_hidden is not None):
-            raise ValueError(
-                "heads: two and head_hidden need backbone_outputs, the size of what the heads see"
-            )
-        return self
+        )
+        self.aggregate = _make_aggregation(config, n_features, n_times)
+        self.head: nn.Module = nn.Identity()
+        self.regression_head: nn.Module | None = None
+        if config.backbone_outputs is not None:
+            self.head = _make_head(n_features, config.head_hidden, n_outputs)
+            if config.heads == "two":
+                self.regression_head = _make_head(n_features, config.head_hidden, n_regression or n_outputs)
 
-    def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
-        """Return the network.
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the (contrastive) output.
 
         Parameters
         ----------
-        signal
-            Needs a channel and a time axis, and sensor positions for ``merger: attention``.
-        n_outputs
-            Size of the contrastive output.
-        n_regression
-            Size of the regression output, by default `n_outputs`; only with ``heads: two``.
+        data : tensor of shape (batch, n_channels, n_times)
+        subject : integer tensor of shape (batch,)
 
-        Raises
-        ------
-        ConfigError
-            If a regression output is asked of a network with one head.
-        DataError
-            If an axis or the sensor positions are missing.
+        Returns
+        -------
+        tensor of shape (batch, n_outputs)
         """
-        from braindecode_vis.encoders.simpleconv_layers import SimpleConv
+        return self.head(self.aggregate(self._encode(data, subject)))
 
-        if n_regression is not None and self.heads == "one":
-            raise ConfigError(
-                "a regression objective next to a contrastive one needs a second head here; "
-                "set encoder.network.heads=two and encoder.network.backbone_outputs."
+    def forward_regression(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output of the regression head, shape (batch, n_regression)."""
+        return self._regress(self.aggregate(self._encode(data, subject)))
+
+    def forward_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both outputs from one pass through the stack, under one random disc of left-out sensors."""
+        features = self.aggregate(self._encode(data, subject))
+        return self.head(features), self._regress(features)
+
+    def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the head's output for the mean over each of `n_windows` windows, (batch, n_windows, n_outputs)."""
+        series = self._encode(data, subject)  # (batch, n_features, n_times)
+        windows = nn.functional.adaptive_avg_pool1d(series, self.n_windows)
+        return self.head(windows.transpose(1, 2))
+
+    def _regress(self, features: Tensor) -> Tensor:
+        if self.regression_head is None:
+            raise DataError("this network has one head; set encoder.network.heads=two for a regression head.")
+        return self.regression_head(features)
+
+    def _encode(self, data: Tensor, subject: Tensor) -> Tensor:
+        series = self.initial(self.merger(data))
+        if self.subjects is not None:
+            series = self.subjects(series, subject)
+        return self.final(self.stack(series))
+
+
+class SpatialAttention(nn.Module):
+    """Virtual channels: each is an average of the sensors, weighted by a learned function of their positions.
+
+    Parameters
+    ----------
+    positions : array of shape (n_channels, 2) or (n_channels, 3)
+        Each axis from 0 to 1.
+    n_virtual, n_frequencies, margin, dropout_radius
+        See `SimpleConvSettings`.
+    """
+
+    code: Tensor
+    positions: Tensor
+
+    def __init__(
+        self, positions: np.ndarray, n_virtual: int, n_frequencies: int, margin: float, dropout_radius: float
+    ) -> None:
+        super().__init__()
+        places = torch.as_tensor(np.asarray(positions, float), dtype=torch.float32)
+        code = compute_fourier_code(places, n_frequencies, margin)
+        self.register_buffer("positions", places, persistent=False)
+        self.register_buffer("code", code, persistent=False)
+        self.dropout_radius = dropout_radius
+        self.heads = nn.Parameter(torch.randn(n_virtual, code.shape[1]) / math.sqrt(code.shape[1]))
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Return virtual channels of shape (batch, n_virtual, n_times)."""
+        return self.compute_weights() @ data
+
+    def compute_weights(self) -> Tensor:
+        """Return the weight of each sensor in each virtual channel, shape (n_virtual, n_channels)."""
+        scores = self.heads @ self.code.T
+        if self.training and self.dropout_radius > 0:
+            scores = scores.masked_fill(self._draw_disc(), -math.inf)
+        return scores.softmax(dim=1)
+
+    def _draw_disc(self) -> Tensor:
+        """Return which sensors lie in a disc about a random centre; one disc per batch, as in the original."""
+        centre = torch.rand(self.positions.shape[1], device=self.positions.device)
+        inside = (self.positions - centre).norm(dim=1) <= self.dropout_radius
+        # With very few sensors the disc can hold them all; a softmax over none would be NaN.
+        return inside & ~inside.all()
+
+
+class SubjectLayer(nn.Module):
+    """One square matrix per subject, applied to the channels of each sample; the mean matrix for anyone else."""
+
+    def __init__(self, n_channels: int, n_subjects: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(n_subjects, n_channels, n_channels) / math.sqrt(n_channels))
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return ``weights[subject].T @ data``, shape (batch, n_channels, n_times)."""
+        if len(self.weights) == 1:  # the mean of one matrix is that matrix
+            return self.weights[0].T @ data
+        table = torch.cat([self.weights, self.weights.mean(dim=0, keepdim=True)])
+        return table[subject].transpose(1, 2) @ data
+
+
+class ConvStack(nn.Module):
+    """Dilated convolutions with batch norm, GELU and skip connections, and a gated linear unit now and then."""
+
+    def __init__(self, config: SimpleConvSettings) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.gates = nn.ModuleList()
+        hidden = config.hidden
+        for number in range(config.depth):
+            n_in = hidden if number else config.initial_channels
+            dilation = 2 ** (number % config.dilation_period)
+            padding = config.kernel_size // 2 * dilation
+            convolution = nn.Conv1d(n_in, hidden, config.kernel_size, padding=padding, dilation=dilation)
+            self.layers.append(nn.Sequential(convolution, nn.BatchNorm1d(hidden), nn.GELU()))
+            gated = config.glu_every > 0 and (number + 1) % config.glu_every == 0
+            context = config.glu_context
+            self.gates.append(
+                nn.Sequential(nn.Conv1d(hidden, 2 * hidden, 1 + 2 * context, padding=context), nn.GLU(dim=1))
+                if gated
+                else nn.Identity()
             )
-        return SimpleConv(self, signal, n_outputs, n_regression)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return a series of shape (batch, hidden, n_times)."""
+        for layer, gate in zip(self.layers, self.gates, strict=True):
+            out = layer(series)
+            series = gate(out + series if out.shape == series.shape else out)
+        return series
 
 
-class SimpleConvConfig(SimpleConvSettings):
-    """The speech network of Defossez et al. as it was released, averaged over time.
+class MeanOverTime(nn.Module):
+    """The mean over time."""
 
-    The original predicts a series; here its outputs are averaged over the trial (our choice of `time_aggregation`).
-    Settings as in `SimpleConvSettings`. The paper trains with Adam 3e-4 and batches of 256.
+    def forward(self, series: Tensor) -> Tensor:
+        """Return shape (batch, n_features)."""
+        return series.mean(dim=-1)
+
+
+class AffineOverTime(nn.Module):
+    """One learned weight per sample, shared by all features, and one bias."""
+
+    def __init__(self, n_times: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_times, 1)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return shape (batch, n_features)."""
+        return self.linear(series).squeeze(-1)
+
+
+class AttentionOverTime(nn.Module):
+    """Additive attention of Bahdanau et al. without a query: samples weigh themselves."""
+
+    def __init__(self, n_features: int, size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(n_features, size)
+        self.score = nn.Linear(size, 1)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return shape (batch, n_features)."""
+        scores = self.score(self.hidden(series.transpose(1, 2)).tanh())  # (batch, n_times, 1)
+        return (series @ scores.softmax(dim=1)).squeeze(-1)
+
+
+def compute_fourier_code(positions: Tensor, n_frequencies: int, margin: float) -> Tensor:
+    """Return cosines and sines of all combinations of frequencies, shape (n_channels, 2 * k ** n_dims).
+
+    The phase of the frequencies (k_1, k_2, ...) is 2 pi (k . (x + margin)) / (1 + 2 margin).
     """
+    n_dims = positions.shape[1]
+    steps = torch.arange(n_frequencies, dtype=positions.dtype)
+    grid = torch.cartesian_prod(*[steps] * n_dims).reshape(-1, n_dims)  # (k ** n_dims, n_dims)
+    phases = 2 * math.pi * (positions + margin) @ grid.T / (1 + 2 * margin)
+    return torch.cat([phases.cos(), phases.sin()], dim=1)
 
-    kind: Literal["simpleconv"] = "simpleconv"
 
+def project_positions(positions: np.ndarray) -> np.ndarray:
+    """Return the azimuthal equidistant map of sensor positions, shape (n_channels, 2).
 
-class SimpleConvTimeAggConfig(SimpleConvSettings):
-    """The variant of the NeuralBench image task: 4 convolutions, positions in space, affine time aggregation.
+    The angle from the vertical through the origin of the head's coordinates becomes the distance from the middle of
+    the map, so sensors below the equator lie outside those above it.
 
-    Settings as in `SimpleConvSettings`. No subject layer by default, 512 backbone outputs, one linear head. That
-    the backbone ends with two layers, as in the speech network, is unverified. NeuralBench trains with AdamW 1e-4,
-    weight decay 0.05, one cycle (10 % warm-up), batches of 64, 40 epochs, clipping at 1.
+    Examples
+    --------
+    >>> project_positions(np.array([[0.0, 0.0, 0.1], [0.1, 0.0, 0.0]])).round(3)
+    array([[0.   , 0.   ],
+           [1.571, 0.   ]])
     """
-
-    kind: Literal["simpleconv_time_agg"] = "simpleconv_time_agg"
-    position_dims: Literal[2, 3] = 3
-    position_features: int = Field(default=2000, ge=2)
-    subject_layer: bool = False
-    depth: int = Field(default=4, ge=1)
-    backbone_outputs: int | None = Field(default=512, ge=1)
-    time_aggregation: TimeAggregation = "affine"
+    x, y, z = np.asarray(positions, float).T
+    polar, azimuth = np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)
+    return np.stack([polar * np.cos(azimuth), polar * np.sin(azimuth)], axis=1)
 
 
-class SimpleConvImageConfig(SimpleConvSettings):
-    """The image decoder of Benchetrit, Banville and King: speech stack, affine aggregation, CLIP and MSE heads.
+def scale_positions(positions: np.ndarray) -> np.ndarray:
+    """Return positions with each axis stretched to 0 to 1; an axis without extent becomes 0.5."""
+    low, span = positions.min(axis=0), np.ptp(positions, axis=0)
+    return np.where(span > 0, (positions - low) / np.where(span > 0, span, 1.0), 0.5)
 
-    Settings as in `SimpleConvSettings`. There is no official code: that affine aggregation was the best is
-    reported at second hand, and the sizes of the backbone's output and of the heads (2048 each) are unverified.
-    The paper trains with 3e-4 and batches of 128.
-    """
 
-    kind: Literal["simpleconv_image"] = "simpleconv_image"
-    backbone_outputs: int | None = Field(default=2048, ge=1)
-    time_aggregation: TimeAggregation = "affine"
-    heads: Literal["one", "two"] = "two"
-    head_hidden: int | None = Field(default=2048, ge=1)
+def _make_merger(config: SimpleConvSettings, signal: Signal, n_channels: int) -> nn.Module:
+    if config.merger == "linear":
+        return nn.Conv1d(n_channels, config.n_virtual_channels, 1)
+    if signal.ch_pos is None:
+        raise DataError(
+            "the spatial attention of SimpleConv needs the position of every sensor, but these responses lack them; "
+            "set encoder.network.merger=linear, or give the data set a montage."
+        )
+    flat = project_positions(signal.ch_pos) if config.position_dims == 2 else np.asarray(signal.ch_pos, float)
+    return SpatialAttention(
+        scale_positions(flat),
+        config.n_virtual_channels,
+        config.n_frequencies,
+        config.position_margin,
+        config.dropout_radius,
+    )
+
+
+def _make_aggregation(config: SimpleConvSettings, n_features: int, n_times: int) -> nn.Module:
+    if config.time_aggregation == "affine":
+        return AffineOverTime(n_times)
+    if config.time_aggregation == "attention":
+        return AttentionOverTime(n_features, config.attention_size)
+    return MeanOverTime()
+
+
+def _make_head(n_features: int, hidden: int | None, n_outputs: int) -> nn.Module:
+    if hidden is None:
+        return nn.Linear(n_features, n_outputs)
+    return nn.Sequential(
+        nn.Linear(n_features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, n_outputs)
+    )

@@ -1,90 +1,185 @@
-"""NICE: temporal and spatial convolutions (TSConv) and a projector, plain or after attention over the channels.
-
-Owns the configuration; the modules are in `tsconv_layers`, so that torch is loaded only by `build`.
+"""The modules of NICE: the convolutions, also used by ATM, and two kinds of attention over channels.
 
 References
 ----------
-Song et al. (2024), Decoding natural images from EEG for object recognition, arXiv:2308.13234.
+Song et al. (2024), NICE, arXiv:2308.13234.
 Velickovic et al. (2018), Graph attention networks, arXiv:1710.10903.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from pydantic import Field
-
+from braindecode_vis.encoders.axes import count_windows, read_axes, scale_length
+from braindecode_vis.encoders.readout_layers import Projector
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.settings import Settings
+from braindecode_vis.encoders.tsconv_config import TSConvConfig, TSConvSettings
 
-if TYPE_CHECKING:
-    from torch import nn
+PUBLISHED_SFREQ = 250.0  # Hz
+_STD = 0.02
 
 
-class TSConvSettings(Settings):
-    """The convolutions: 1 x kernel, average pool, batch norm, ELU, channels x 1, batch norm, ELU, dropout, 1 x 1.
+class TSConvNetwork(nn.Module):
+    """Optional attention over channels, the convolutions, the projector."""
+
+    def __init__(self, config: TSConvConfig, signal: Signal, n_outputs: int) -> None:
+        super().__init__()
+        n_channels, n_times = read_axes(signal, "tsconv")
+        self.attention: nn.Module
+        if config.attention == "self":
+            self.attention = ChannelSelfAttention(n_channels, n_times, config.attention_dropout)
+        elif config.attention == "graph":
+            self.attention = ChannelGraphAttention(n_times, config.attention_dropout)
+        else:
+            self.attention = nn.Identity()
+        self.convolution = TSConv(config, signal, "tsconv")
+        self.projector = Projector(
+            config.n_maps, self.convolution.n_windows, n_outputs, config.projector_dropout, config.width
+        )
+        if config.initialisation == "nice":
+            self.apply(_initialise)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
+        return self.projector(self.convolution(self.attention(data)))
+
+    def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output for each pooled window of time, shape (batch, n_windows, n_outputs)."""
+        return self.projector.forward_windows(self.convolution(self.attention(data)))
+
+
+class TSConv(nn.Module):
+    """Temporal convolution and average pool, spatial convolution, 1 x 1 convolution.
+
+    A temporal convolution followed by an average pool is one convolution with a longer kernel and a step; and a
+    convolution of step s is one of step 1 over blocks of s samples. It is computed as such: without the long map
+    between the two, and several times as fast on a CPU. Nothing but rounding changes.
 
     Parameters
     ----------
-    n_maps
-        Feature maps of every convolution (40).
-    kernel, pool, stride
-        Length of the temporal kernels, and length and step of the average pool, in samples (25, 51 and 5 at
-        250 Hz).
-    conv_dropout
-        After the spatial convolution (0.5).
-    scale_to_sfreq
-        Stretch the three lengths from 250 Hz to the signal's rate. The papers keep them, at 200 Hz too.
+    config
+        Sizes.
+    signal
+        Trials of channel x time.
+    network
+        Name in messages.
     """
 
-    n_maps: int = Field(default=40, ge=1)
-    kernel: int = Field(default=25, ge=1)
-    pool: int = Field(default=51, ge=1)
-    stride: int = Field(default=5, ge=1)
-    conv_dropout: float = Field(default=0.5, ge=0, lt=1)
-    scale_to_sfreq: bool = False
+    def __init__(self, config: TSConvSettings, signal: Signal, network: str) -> None:
+        super().__init__()
+        n_channels, _ = read_axes(signal, network)
+        lengths = [config.kernel, config.pool, config.stride]
+        if config.scale_to_sfreq:
+            lengths = [scale_length(length, signal, network, PUBLISHED_SFREQ) for length in lengths]
+        kernel, self.pool, self.stride = lengths
+        self.n_windows = count_windows(
+            signal, network, lambda n: (n - kernel + 1 - self.pool) // self.stride + 1
+        )
+        n_maps = config.n_maps
+        self.temporal = nn.Conv2d(1, n_maps, (1, kernel))
+        self.temporal_norm = nn.BatchNorm2d(n_maps)
+        self.spatial = nn.Conv2d(n_maps, n_maps, (n_channels, 1))
+        self.spatial_norm = nn.BatchNorm2d(n_maps)
+        self.dropout = nn.Dropout(config.conv_dropout)
+        self.mixing = nn.Conv2d(n_maps, n_maps, 1)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to (batch, n_maps, n_windows)."""
+        maps = self._convolve_and_pool(data)
+        maps = functional.elu(self.temporal_norm(maps))  # batch, maps, channels, windows
+        maps = functional.elu(self.spatial_norm(self.spatial(maps)))  # batch, maps, 1, windows
+        return self.mixing(self.dropout(maps)).squeeze(2)
+
+    def _convolve_and_pool(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to (batch, n_maps, n_channels, n_windows)."""
+        # The full convolution of the kernel with a box: both ends padded by the box less one.
+        padded = functional.pad(self.temporal.weight[:, 0, 0], (self.pool - 1, self.pool - 1))
+        weight = padded.unfold(1, self.pool, 1).mean(-1)  # maps, kernel + pool - 1
+        weight = functional.pad(weight, (0, -weight.shape[1] % self.stride))
+        weight = (
+            weight.unflatten(1, (-1, self.stride)).transpose(1, 2).unsqueeze(2)
+        )  # maps, stride, 1, blocks
+        n_used = (self.n_windows - 1 + weight.shape[3]) * self.stride
+        data = functional.pad(data, (0, n_used - data.shape[2]))  # a negative number cuts
+        blocks = data.unflatten(2, (-1, self.stride)).permute(0, 3, 1, 2)  # batch, stride, channels, blocks
+        return functional.conv2d(blocks.contiguous(), weight.contiguous(), self.temporal.bias)
 
 
-class TSConvConfig(TSConvSettings):
-    """NICE, NICE-SA and NICE-GA.
+class ChannelSelfAttention(nn.Module):
+    """Attention of each channel over all channels (NICE-SA), with layer norm before and a residual connection.
 
-    The settings of the convolutions are those of `TSConvSettings`.
+    Queries and keys are linear mixtures of the channels, compared over time; the channels themselves are the values; a
+    linear mixture follows. The comparison is scaled by the root of the number of samples, the length of a query; the
+    released code has the root of 8.
 
     Parameters
     ----------
-    attention
-        What precedes the convolutions, around a residual connection: ``none``; ``self``, attention over channels
-        (NICE-SA); ``graph``, a graph attention layer in which all channels are neighbours (NICE-GA). In the
-        released code neither does what the paper describes: the self-attention sums its weights to one and returns
-        its input, and the graph holds the channels of the first trial of each batch only. Both are implemented here
-        as described; that the published accuracies would hold is unverified.
-    attention_dropout
-        Dropout around the attention (0.3); unused by ``attention: none``.
-    projector_dropout
-        In the residual block of the projector (0.5).
-    width
-        Size of the projector. NICE has 768, the size of its target (CLIP ViT-L/14); None takes the size of the target.
-        Another size adds a last linear layer (our choice).
-    initialisation
-        ``nice`` draws the weights of convolutions and linear layers from N(0, 0.02) and the scales of batch norms
-        from N(1, 0.02); ``torch`` leaves torch's defaults.
+    n_channels, n_times
+        Shape of a trial.
+    dropout
+        After each mixture and after the block.
     """
 
-    kind: Literal["tsconv"] = "tsconv"
-    attention: Literal["none", "self", "graph"] = "none"
-    attention_dropout: float = Field(default=0.3, ge=0, lt=1)
-    projector_dropout: float = Field(default=0.5, ge=0, lt=1)
-    width: int | None = Field(default=None, ge=1)
-    initialisation: Literal["nice", "torch"] = "nice"
+    def __init__(self, n_channels: int, n_times: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(n_times)
+        self.query = _make_mixture(n_channels, dropout)
+        self.key = _make_mixture(n_channels, dropout)
+        self.mixing = _make_mixture(n_channels, dropout)
+        self.dropout = nn.Dropout(dropout)
 
-    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
-        """Return the network; see `signal` for its interface.
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to the same shape."""
+        values = self.norm(data)
+        by_time = values.transpose(1, 2)  # batch, times, channels
+        query, key = self.query(by_time).transpose(1, 2), self.key(by_time).transpose(1, 2)
+        attended = functional.scaled_dot_product_attention(query, key, values.to(query.dtype))
+        mixed = self.mixing(attended.transpose(1, 2)).transpose(1, 2)
+        return data + self.dropout(mixed)
 
-        Raises
-        ------
-        DataError
-            If the trials are not channel x time, or too short.
-        """
-        from braindecode_vis.encoders.tsconv_layers import TSConvNetwork
 
-        return TSConvNetwork(self, signal, n_outputs)
+class ChannelGraphAttention(nn.Module):
+    """One graph attention head over the complete graph of channels (NICE-GA), with a residual connection.
+
+    Parameters
+    ----------
+    n_times
+        Length of a channel's signal, the feature vector of a node.
+    dropout
+        After the layer.
+    """
+
+    def __init__(self, n_times: int, dropout: float) -> None:
+        super().__init__()
+        self.node = nn.Linear(n_times, n_times, bias=False)
+        self.source = nn.Parameter(torch.empty(1, n_times))
+        self.target = nn.Parameter(torch.empty(1, n_times))
+        self.bias = nn.Parameter(torch.zeros(n_times))
+        self.dropout = nn.Dropout(dropout)
+        for weight in (self.node.weight, self.source, self.target):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to the same shape."""
+        nodes = self.node(data)  # batch, channels, times
+        to, origin = functional.linear(nodes, self.target), functional.linear(nodes, self.source)
+        scores = functional.leaky_relu(to + origin.transpose(1, 2), 0.2)  # batch, to, from
+        attended = scores.softmax(-1).to(nodes.dtype) @ nodes + self.bias
+        return data + self.dropout(attended)
+
+
+def _make_mixture(n_channels: int, dropout: float) -> nn.Sequential:
+    linear = nn.Linear(n_channels, n_channels)
+    nn.init.xavier_normal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.LayerNorm(n_channels), nn.Dropout(dropout))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, 0.0, _STD)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, _STD)
+        nn.init.zeros_(module.bias)

@@ -5,11 +5,11 @@ images -> `drive` (features) -> `brain` (tuning and time courses on `cortex`) ->
 what the best decoder could score.
 """
 
-from braindecode_vis.phantom.bold import compute_betas, simulate_betas, simulate_bold
+from braindecode_vis.phantom.bold_signal import compute_betas, simulate_betas, simulate_bold
 from braindecode_vis.phantom.brain import Person, make_person
-from braindecode_vis.phantom.config import PhantomConfig
 from braindecode_vis.phantom.drive import StimulusDrive, make_drive
 from braindecode_vis.phantom.forward import Machine, make_machine
+from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked, simulate_continuous
 from braindecode_vis.phantom.scanner import FmriMachine, make_fmri_machine
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, check_option
-from braindecode_vis.phantom.config import NETWORKS, ComponentConfig, Feature, PhantomConfig
 from braindecode_vis.phantom.cortex import REGIONS, compute_receptive_fields, find_members
 from braindecode_vis.phantom.drive import EARLY_GRID, MID_GRID, N_EARLY, N_MID, StimulusDrive
+from braindecode_vis.phantom.phantom_config import NETWORKS, ComponentConfig, Feature, PhantomConfig
 from braindecode_vis.seeds import make_generator
 
 FIELD_LENGTH_MM = 9.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.phantom.bold import compute_betas, make_noise_modes
+from braindecode_vis.phantom.bold_signal import compute_betas, make_noise_modes
 from braindecode_vis.phantom.brain import RESPONSE_S, Person, compute_time_course
 from braindecode_vis.phantom.forward import Machine
 from braindecode_vis.phantom.noise import compute_noise_power, compute_noise_spectra

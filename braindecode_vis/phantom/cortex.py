@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from braindecode_vis.phantom.config import NETWORKS
+from braindecode_vis.phantom.phantom_config import NETWORKS
 
 N_VERTICES = 2562
 """Vertices per hemisphere: the first 2562 of fsaverage5 are those of fsaverage4 (icosahedral subdivision)."""

@@ -16,7 +16,7 @@ import numpy as np
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.cortex import find_members, make_cortex
 from braindecode_vis.phantom.forward import Machine
-from braindecode_vis.phantom.sensors import compute_patterns, pick_training_rows, project_images
+from braindecode_vis.phantom.sensor_positions import compute_patterns, pick_training_rows, project_images
 from braindecode_vis.seeds import make_generator
 
 CHUNK_S = 2.0

@@ -17,7 +17,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.phantom.brain import RESPONSE_S, Person, compute_time_course, draw_trials
 from braindecode_vis.phantom.forward import Machine
 from braindecode_vis.phantom.noise import CHUNK_S, compute_noise_power, simulate_noise
-from braindecode_vis.phantom.sensors import compute_patterns, pick_training_rows, project_images
+from braindecode_vis.phantom.sensor_positions import compute_patterns, pick_training_rows, project_images
 
 SNR_WINDOW_S = (0.0, 0.6)
 """Time after stimulus onset over which the signal-to-noise ratio is stated."""

@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, check_option
-from braindecode_vis.phantom.config import NETWORKS
 from braindecode_vis.phantom.cortex import label_networks, label_regions, make_cortex
+from braindecode_vis.phantom.phantom_config import NETWORKS
 
 ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
     "nsdgeneral": (("V1", "V2", "V3", "hV4", "LO", "OPA", "FFA", "PPA", "EBA", "VWFA", "IT"),),

@@ -12,7 +12,7 @@ from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.galleries import GallerySource, rank_fold, split_by_gallery
+from braindecode_vis.pipeline.galleries import GallerySource, rank_fold, split_by_gallery
 from braindecode_vis.pipeline.learning import (
     embed,
     lend_workspace,
@@ -24,10 +24,16 @@ from braindecode_vis.pipeline.learning import (
     train,
 )
 from braindecode_vis.pipeline.low_level import make_low_level, name_fits
+from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.pipeline.stage_results import (
+    Prepared,
+    Reconstructed,
+    Retrieved,
+    RetrievedFold,
+    TargetBank,
+)
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
-from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.stages import Prepared, Reconstructed, Retrieved, RetrievedFold, TargetBank
 
 
 def retrieve(run: Run) -> Retrieved:
@@ -146,7 +152,7 @@ def _reconstruct(run: Run) -> Reconstructed:
 
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.generators.material import TrainingMaterial, open_workshop
-        from braindecode_vis.reconstruction import derange, describe_same_draws, reconstruct_fold
+        from braindecode_vis.pipeline.reconstruction import derange, describe_same_draws, reconstruct_fold
 
         parts, lent = [], open_workshop(config.generator)
         learnt_from = [fold.artifact.fingerprint for fold in trained]
@@ -218,7 +224,7 @@ def _measure_noise(run: Run, number: int) -> Any:
     weighs = getattr(run.config.generator, "weighs_predictions", False)
     if not weighs or run.config.prior.kind != "identity":
         return None
-    from braindecode_vis.reconstruction import measure_repetition_noise
+    from braindecode_vis.pipeline.reconstruction import measure_repetition_noise
 
     prepared, fitted = preprocess(run), train(run)[number]
     fold, repeats = prepared.folds[number], run.config.repeats

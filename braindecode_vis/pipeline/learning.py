@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import categories, store
+from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.galleries import order_by_gallery
+from braindecode_vis.pipeline import categories
+from braindecode_vis.pipeline.galleries import order_by_gallery
+from braindecode_vis.pipeline.runs import Run, keep_config
+from braindecode_vis.pipeline.stage_results import Prepared, TargetBank, TrainedFold
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Split
-from braindecode_vis.runs import Run, keep_config
 from braindecode_vis.seeds import derive_seed
-from braindecode_vis.stages import Prepared, TargetBank, TrainedFold
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.processes import count_launched
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.galleries import order_by_gallery
+from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.learning import embed, pick_labelled_trials, preprocess, train
-from braindecode_vis.runs import Run
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.seeds import derive_seed
 
 

@@ -12,9 +12,9 @@ from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.pipeline.decoding import reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, reads_text, train
 from braindecode_vis.pipeline.low_level import open_low_level
+from braindecode_vis.pipeline.reconstruction import describe_same_draws
+from braindecode_vis.pipeline.runs import Run, read_scores
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
-from braindecode_vis.reconstruction import describe_same_draws
-from braindecode_vis.runs import Run, read_scores
 
 
 def report(run: Run) -> Path:
@@ -23,7 +23,7 @@ def report(run: Run) -> Path:
 
 
 def _report(run: Run) -> Path:
-    from braindecode_vis import summary
+    from braindecode_vis.pipeline import summary
     from braindecode_vis.report.page import ReportContent, write_report
 
     prepared, rows = preprocess(run), evaluate(run)

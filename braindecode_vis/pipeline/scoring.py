@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import categories, store
+from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.galleries import GallerySource
 from braindecode_vis.phantom.assemble.truth import read_truth
+from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, meet_generator, reconstruct, retrieve
+from braindecode_vis.pipeline.galleries import GallerySource
 from braindecode_vis.pipeline.learning import embed, pick_test_trials, pick_trials, preprocess, train
+from braindecode_vis.pipeline.runs import Run, publish_scores
+from braindecode_vis.pipeline.stage_results import Prepared
 from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.runs import Run, publish_scores
-from braindecode_vis.stages import Prepared
 
 
 def evaluate(run: Run) -> list[dict[str, Any]]:
@@ -35,7 +36,7 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     protocol = describe_protocol(run, prepared, retrieved.gallery_protocol)
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
+        from braindecode_vis.scores.score_table import ScoringTask, compute_scores
 
         parts = [part for fold in retrieved.folds for part in fold.parts]
         features = config.evaluation.features
@@ -87,7 +88,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
     """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
     config, scores, lacking = run.config.evaluation, [], []
     if config.captions is not None:
-        from braindecode_vis.analysis.caption_scores import score_caption_task
+        from braindecode_vis.scores.caption_scores import score_caption_task
 
         captions = score_caption_task(_make_caption_task(run, protocol))
         scores += captions.scores
@@ -95,7 +96,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
         store.write_json(folder / "captions.json", captions.texts)
     if config.brain is None and config.noise_ceiling is None:
         return scores, lacking
-    from braindecode_vis.analysis import response_scores
+    from braindecode_vis.scores import response_scores
 
     responses, folds = preprocess(run).responses, preprocess(run).split.folds
     ceilings: dict[str, Any] = {}
@@ -129,7 +130,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
 
 def _make_caption_task(run: Run, protocol: str) -> Any:
     """Return predictions, true embeddings and training images of every fold in the space that the generator takes."""
-    from braindecode_vis.analysis.caption_scores import CaptionTask
+    from braindecode_vis.scores.caption_scores import CaptionTask
 
     prepared, images, config = preprocess(run), reconstruct(run), run.config.evaluation
     assert config.captions is not None
@@ -166,8 +167,8 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
 
 def _score_protocols(run: Run, protocol: str) -> list[Any]:
     """Return the score rows of the further protocols that the configuration names."""
-    from braindecode_vis.analysis.protocol_scores import ProtocolTask, score_protocols
     from braindecode_vis.metrics.protocols import make_concept_templates
+    from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
 
     config, prepared, retrieved = run.config, preprocess(run), retrieve(run)
     wanted, stimuli = config.evaluation.protocols, prepared.stimuli

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.pipeline.learning import train
-from braindecode_vis.runs import Run
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.store import Artifact
 from braindecode_vis.training.processes import hear_first, is_first, join_processes, naming_lost_processes
 

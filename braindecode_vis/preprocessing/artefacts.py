@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.cleaning import AutorejectConfig, IcaConfig
-from braindecode_vis.datasets.safe_pickle import open_npy
-from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, Sensors
+from braindecode_vis.datasets.sources.cleaning_options import AutorejectConfig, IcaConfig
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, Sensors
+from braindecode_vis.datasets.sources.safe_pickle import open_npy
 from braindecode_vis.preprocessing.cleaning import CleanedReader, filter_file, make_info, make_interpolation
 from braindecode_vis.preprocessing.cutting import Piece, iterate_trials
 from braindecode_vis.seeds import derive_seed

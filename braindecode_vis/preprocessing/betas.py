@@ -20,8 +20,8 @@ import pandas as pd
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.fmri_sources import BetasPart, BetasPlan, FmriSource, Geometry
-from braindecode_vis.preprocessing.parcels import average_parcels, place_in_parcels
+from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
+from braindecode_vis.preprocessing.parcellation import average_parcels, place_in_parcels
 from braindecode_vis.preprocessing.streamed import (
     Moments,
     RowFile,

@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.bids_fmri_source import (
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry
+from braindecode_vis.datasets.sources.bold_source import (
     BoldRun,
     BoldSource,
     CleanConfig,
     GlmConfig,
     WindowConfig,
 )
-from braindecode_vis.datasets.fmri_sources import BetasPart, FmriSource, Geometry
-from braindecode_vis.datasets.fmri_volumes import MaskedVolumes, VolumeHeader
+from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, VolumeHeader
 from braindecode_vis.preprocessing.betas import Advance, write_fmri_source
 from braindecode_vis.preprocessing.glm import (
     fit_trials,

@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.cleaning import Cleaning
-from braindecode_vis.datasets.safe_pickle import FileArray, open_npy
-from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, Sensors, find_scalp_positions
+from braindecode_vis.datasets.sources.cleaning_options import Cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochPlan,
+    Sensors,
+    find_scalp_positions,
+)
+from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
 from braindecode_vis.preprocessing.cutting import Piece, find_pause_seams
 
 _BLOCK_BYTES = 64 << 20

@@ -17,7 +17,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, EpochPlan
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan
 from braindecode_vis.preprocessing.epochs import (
     cut_epochs,
     find_decimation,

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources import ContinuousPart, EpochPlan, MeegSource
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, MeegSource
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.cutting import BLOCK_TRIALS, Piece, iterate_trials, plan_part
 from braindecode_vis.preprocessing.meeg_ceiling import write_noise_ceiling

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.cleaning import ScalingConfig
+from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.cutting import BLOCK_TRIALS
 from braindecode_vis.preprocessing.epochs import RobustScaler, fit_channel_zscore, fit_robust_scaler

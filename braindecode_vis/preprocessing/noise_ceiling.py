@@ -22,8 +22,8 @@ import numpy as np
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.preprocessing.geometry import count_own_voxels, read_geometry
 from braindecode_vis.preprocessing.reliability import compute_ncsnr, compute_split_half
+from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
 
 #: The one metric that these ceilings bound.
 METRIC = "response correlation"

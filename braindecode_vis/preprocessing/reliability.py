@@ -225,7 +225,7 @@ def select_voxels(
     Returns
     -------
     bool array of shape (n_voxels,)
-        For `braindecode_vis.preprocessing.geometry.select_columns`.
+        For `braindecode_vis.preprocessing.voxel_geometry.select_columns`.
 
     Raises
     ------

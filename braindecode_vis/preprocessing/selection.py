@@ -29,7 +29,7 @@ from braindecode_vis.preprocessing.column_scores import (
     score_encoding,
     score_reliability,
 )
-from braindecode_vis.preprocessing.geometry import (
+from braindecode_vis.preprocessing.voxel_geometry import (
     count_own_voxels,
     find_networks,
     find_rois,

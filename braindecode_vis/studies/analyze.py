@@ -16,7 +16,7 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
-from braindecode_vis.runs import Run
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.studies.chosen_columns import ChosenColumns, ranks_columns
 
 

@@ -17,8 +17,8 @@ from braindecode_vis import pipeline
 from braindecode_vis.analysis.choice import ChoosingEncoder, choose_columns
 from braindecode_vis.analysis.study import Change
 from braindecode_vis.arrays import Responses
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
-from braindecode_vis.runs import Run
 from braindecode_vis.seeds import derive_seed
 
 

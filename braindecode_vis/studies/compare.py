@@ -13,7 +13,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.metrics.multiplicity import correct_holm
 from braindecode_vis.metrics.uncertainty import paired_difference
-from braindecode_vis.runs import Run, open_run
+from braindecode_vis.pipeline.runs import Run, open_run
 
 KEYS = ["subject", "stimulus_id", "occurrence"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.runs import Run
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.seeds import derive_seed
 
 FOLDER = "pretrained"

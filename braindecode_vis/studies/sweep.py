@@ -24,7 +24,7 @@ import yaml
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
-from braindecode_vis.runs import Listener, SilentListener, read_scores
+from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _run_one(folder: Path, n_jobs: int) -> str:
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-m", "braindecode_vis.cli", "run", str(folder)],
+            [sys.executable, "-m", "braindecode_vis", "run", str(folder)],
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, check=False,
         )  # fmt: skip
     if done.returncode == 0:

@@ -20,8 +20,8 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.categories import read_labels
-from braindecode_vis.encoders.eegproject import EEGProjectConfig
+from braindecode_vis.encoders.category_decoders import read_labels
+from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
 from braindecode_vis.training.alignment import InputScalingConfig

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.encoders.eegproject import EEGProjectConfig
+from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
 from braindecode_vis.training.augment import AugmentationConfig

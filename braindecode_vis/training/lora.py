@@ -28,7 +28,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.layers import resolve_layer
+from braindecode_vis.embeddings.layer_readout import resolve_layer
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.transforms import map_ahead

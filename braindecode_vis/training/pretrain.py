@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.parcels import ParcelsConfig
+from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings

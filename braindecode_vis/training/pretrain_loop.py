@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.parcel_layers import MaskedAutoencoder
 from braindecode_vis.encoders.parcel_weights import DESCRIPTION, describe_encoder
-from braindecode_vis.encoders.parcels import WEIGHTS
+from braindecode_vis.encoders.parcels import MaskedAutoencoder
+from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import hash_json, replace_atomically, write_json

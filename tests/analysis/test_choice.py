@@ -7,7 +7,7 @@ import pytest
 
 from braindecode_vis.analysis.choice import ChoosingEncoder, choose_columns, show_chosen
 from braindecode_vis.analysis.generalization import TimeGeneralizationConfig
-from braindecode_vis.analysis.networks import NetworkAblationConfig
+from braindecode_vis.analysis.network_ablation import NetworkAblationConfig
 from braindecode_vis.analysis.study import decode, fit_changed
 from braindecode_vis.analysis.windows import SlidingWindowConfig
 from braindecode_vis.checks import ConfigError

@@ -3,7 +3,7 @@ import pytest
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import skew, spearmanr
 
-from braindecode_vis.analysis.geometry import (
+from braindecode_vis.analysis.embedding_geometry import (
     compute_concept_similarity,
     compute_effective_dimension,
     compute_hubness,
@@ -62,7 +62,7 @@ def test_effective_dimension_against_the_eigenvalues(shape):
 
 
 def test_concept_similarity_against_all_pairs(monkeypatch):
-    from braindecode_vis.analysis import geometry
+    from braindecode_vis.analysis import embedding_geometry as geometry
 
     monkeypatch.setattr(geometry, "_BLOCK", 7)
     vectors, concepts = RNG.standard_normal((40, 6)) + 1, np.array(list("abcde"))[RNG.integers(5, size=40)]

@@ -9,7 +9,7 @@ import pytest
 
 from braindecode_vis.analysis.attribution import IntegratedGradientsConfig, explain_trials
 from braindecode_vis.analysis.brain_maps import make_maps, place_pattern
-from braindecode_vis.analysis.layers import LayerTimeConfig, embed_subjects
+from braindecode_vis.analysis.layer_time import LayerTimeConfig, embed_subjects
 from braindecode_vis.analysis.occlusion import OcclusionConfig
 from braindecode_vis.analysis.patterns import SpatialPatternsConfig, _whiten, predict_signal
 from braindecode_vis.analysis.study import rank_trials

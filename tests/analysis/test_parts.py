@@ -7,9 +7,9 @@ from scipy.stats import binom
 from braindecode_vis.analysis.ablation import _draw, _key
 from braindecode_vis.analysis.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.analysis.cuts import keep_columns
-from braindecode_vis.analysis.networks import NetworkAblationConfig
+from braindecode_vis.analysis.network_ablation import NetworkAblationConfig
 from braindecode_vis.analysis.regions import RoisConfig, SensorRegionsConfig, list_rois
-from braindecode_vis.analysis.sensors import assign_regions, find_region, place_regions
+from braindecode_vis.analysis.sensor_groups import assign_regions, find_region, place_regions
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.report.plots import render_plot

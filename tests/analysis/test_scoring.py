@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from braindecode_vis.analysis import image_scores, retrieval_scores, scoring_task
-from braindecode_vis.analysis.scoring import ScoringTask, compute_scores
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics import feature_networks
@@ -14,6 +12,8 @@ from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.metrics.image import pixcorr
 from braindecode_vis.metrics.suite import MetricSuiteConfig, compute_suite
 from braindecode_vis.retrieval import compute_ranks
+from braindecode_vis.scores import image_scores, retrieval_scores, scoring_task
+from braindecode_vis.scores.score_table import ScoringTask, compute_scores
 
 N = 8
 

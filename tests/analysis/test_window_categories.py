@@ -17,7 +17,7 @@ from braindecode_vis.analysis.window_categories import (
 )
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.categories import LdaConfig
+from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.plots import render_plot
 from braindecode_vis.stimuli import StimulusSet
@@ -121,7 +121,7 @@ def test_faces_and_houses_of_four_electrodes(shared: Path, tmp_path):
     """Real recordings: an effect after the onset, none before it (the baseline itself is subtracted)."""
     from braindecode_vis import pipeline
     from braindecode_vis.config import read_config
-    from braindecode_vis.runs import Run
+    from braindecode_vis.pipeline.runs import Run
     from braindecode_vis.store import RunFolder
 
     config = read_config("muse_n170", [], root=shared / "data" / "muse_n170")

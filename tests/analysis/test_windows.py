@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from braindecode_vis.analysis.clusters import (
+from braindecode_vis.analysis.cluster_tests import (
     bootstrap_curves,
     cluster_over_labels,
     cluster_over_subjects,

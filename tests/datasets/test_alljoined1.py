@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.alljoined1 import BIOSEMI64, BROKEN, SFREQ, Alljoined1Config
-from braindecode_vis.datasets.alljoined1_files import number_blocks
+from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, BROKEN, SFREQ, Alljoined1Config
+from braindecode_vis.datasets.alljoined.alljoined1_files import number_blocks
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.nsd_design import read_design
-from braindecode_vis.datasets.sources import find_scalp_positions
+from braindecode_vis.datasets.nsd.experiment_design import read_design
+from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
 from braindecode_vis.phantom.writers import nsd
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli

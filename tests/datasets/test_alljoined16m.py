@@ -6,8 +6,13 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.alljoined16m import Alljoined16mConfig
-from braindecode_vis.datasets.alljoined16m_raw import FLEX2, find_electrodes, parse_markers, read_labels
+from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
+from braindecode_vis.datasets.alljoined.alljoined16m_raw import (
+    FLEX2,
+    find_electrodes,
+    parse_markers,
+    read_labels,
+)
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli

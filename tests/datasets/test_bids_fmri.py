@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
-from braindecode_vis.datasets.bids_fmri_files import find_runs
+from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
+from braindecode_vis.datasets.bids.fmri_files import find_runs
 from braindecode_vis.phantom.writers.nifti import write_volume, write_volumes
 
 SHAPE = (3, 3, 2)

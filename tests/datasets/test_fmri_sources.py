@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets import fmri_volumes
-from braindecode_vis.datasets.fmri_sources import (
+from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
     BetasPlan,
@@ -19,8 +18,9 @@ from braindecode_vis.datasets.fmri_sources import (
     Roi,
     count_repetitions,
 )
-from braindecode_vis.datasets.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
-from braindecode_vis.datasets.label_tables import read_label_table
+from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
+from braindecode_vis.datasets.sources.label_tables import read_label_table
+from braindecode_vis.datasets.sources.meeg_source import fmri_volumes
 from braindecode_vis.stimuli import StimulusSet
 
 SHAPE = (6, 5, 4)

@@ -11,12 +11,12 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.nsd import NsdConfig, check_design_facts
-from braindecode_vis.datasets.nsd_betas import SurfaceBetas
-from braindecode_vis.datasets.nsd_design import describe_protocol, make_trials, read_design
+from braindecode_vis.datasets.nsd.betas import SurfaceBetas
+from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
+from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
 from braindecode_vis.phantom.writers import nsd
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.betas import write_fmri
-from braindecode_vis.runs import open_run
 from tests.datasets.nsd_phantom import (
     AFFINE,
     N_TRIALS,
@@ -332,7 +332,7 @@ def surface_root(tmp_path):
 
 
 def test_surface_betas(surface_root, tmp_path):
-    from braindecode_vis.preprocessing.geometry import find_rois, inverse_transform
+    from braindecode_vis.preprocessing.voxel_geometry import find_rois, inverse_transform
 
     root, values, labels = surface_root
     config = NsdConfig(

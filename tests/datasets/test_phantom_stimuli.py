@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.phantom_render import BACKGROUNDS, TEXTURES, Look, list_shapes, render_look
-from braindecode_vis.datasets.phantom_stimuli import (
+from braindecode_vis.phantom.stimuli.concepts import (
     COLOURS,
     N_MAX_CONCEPTS,
     STIMULUS_COLUMNS,
@@ -23,6 +22,7 @@ from braindecode_vis.datasets.phantom_stimuli import (
     render_scene,
     write_images,
 )
+from braindecode_vis.phantom.stimuli.render import BACKGROUNDS, TEXTURES, Look, list_shapes, render_look
 from braindecode_vis.stimuli import StimulusSet
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_batch_order_and_company_do_not_matter():
 
 def test_another_process_draws_the_same_pixels():
     code = (
-        "import hashlib; from braindecode_vis.datasets.phantom_stimuli import render_batch;"
+        "import hashlib; from braindecode_vis.phantom.stimuli.concepts import render_batch;"
         "print(hashlib.sha256(render_batch([8, 1000], [0, 3], size=64, seed=4).tobytes()).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.datasets.things_eeg2 import ALL63, POSTERIOR17, ThingsEeg2Config
-from braindecode_vis.datasets.things_eeg2_images import read_image_list
+from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
+from braindecode_vis.datasets.things_eeg2.images import read_image_list
 from braindecode_vis.phantom.forward import THINGS_EEG2_CHANNELS
 from braindecode_vis.phantom.writers import bids_eeg, things_eeg2
 from braindecode_vis.phantom.writers import things_eeg2_derived as derived
@@ -221,7 +221,7 @@ def write_derived(root, writer, n_times, **options):
 @pytest.fixture(autouse=True)
 def _no_large_arrays(monkeypatch):
     """The arrays of these tests are small; the loader must leave them in the file all the same."""
-    monkeypatch.setattr("braindecode_vis.datasets.safe_pickle.LARGE_BYTES", 20_000)
+    monkeypatch.setattr("braindecode_vis.datasets.sources.safe_pickle.LARGE_BYTES", 20_000)
 
 
 def test_official_files(images, tmp_path):
@@ -242,7 +242,7 @@ def test_official_files(images, tmp_path):
 def test_small_official_files_are_not_called_cut_short(images, tmp_path, monkeypatch):
     """Files of few images come as arrays, not as places in a file, and were all refused."""
     data = write_derived(images / "preprocessed", derived.write_official, 100)
-    monkeypatch.setattr("braindecode_vis.datasets.safe_pickle.LARGE_BYTES", 1 << 30)
+    monkeypatch.setattr("braindecode_vis.datasets.sources.safe_pickle.LARGE_BYTES", 1 << 30)
     responses = write(make_config(images), tmp_path / "out")
     np.testing.assert_array_equal(responses.data, data[..., 20:].astype(np.float32))
 

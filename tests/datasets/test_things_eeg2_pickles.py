@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.safe_pickle import FileArray, open_npy, read_pickled_dict, sniff
+from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy, read_pickled_dict, sniff
 
 CONTENT = {
     "big": np.random.default_rng(0).standard_normal((64, 4000)),

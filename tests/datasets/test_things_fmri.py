@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
-from braindecode_vis.datasets.things_fmri_table import find_concept, open_response_table
+from braindecode_vis.datasets.things_fmri.betas_table import find_concept, open_response_table
+from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.phantom.writers import things_fmri as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.store import read_responses, read_stimuli
@@ -116,7 +116,7 @@ def test_one_session_alone(tree, design):
 @pytest.mark.parametrize("chunks", [None, (4, 3)])
 def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, monkeypatch):
     """pandas compresses if asked to; then the matrix is no plain part of the file. Small caches change nothing."""
-    from braindecode_vis.datasets import things_fmri_table
+    from braindecode_vis.datasets.things_fmri.dataset import betas_table as things_fmri_table
 
     expected = ThingsFmriConfig(root=tree).prepare().parts[0]
     n = len(expected.trials)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.embeddings.layers import Tower, pool_tokens, read_layers, resolve_layer
+from braindecode_vis.embeddings.layer_readout import Tower, pool_tokens, read_layers, resolve_layer
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 
 TOKENS = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))  # class, register, five patches

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings import openclip, timm_models, torchvision_models
-from braindecode_vis.embeddings.layers import read_layers
+from braindecode_vis.embeddings.layer_readout import read_layers
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig

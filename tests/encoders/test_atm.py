@@ -3,9 +3,9 @@ import torch
 from torch.nn import functional
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.atm import AtmEConfig, AtmSConfig
-from braindecode_vis.encoders.atm_layers import EncoderLayer, SubjectLinear, make_sinusoids
-from braindecode_vis.encoders.compact import EEGNetSettings
+from braindecode_vis.encoders.atm import EncoderLayer, SubjectLinear, make_sinusoids
+from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
+from braindecode_vis.encoders.compact_config import EEGNetSettings
 from braindecode_vis.encoders.signal import Signal
 
 

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.compact import DeepNetConfig, EEGNetConfig, ShallowNetConfig
+from braindecode_vis.encoders.compact_config import DeepNetConfig, EEGNetConfig, ShallowNetConfig
 from braindecode_vis.encoders.signal import Signal
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.parcel_layers import MaskedAutoencoder, ParcelEncoder, read_centroids
-from braindecode_vis.encoders.parcels import ParcelsConfig
+from braindecode_vis.encoders.parcels import MaskedAutoencoder, ParcelEncoder, read_centroids
+from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
 
 NETWORKS = ("Vis", "Vis", "Default", "Default", "Cont", "Vis")

@@ -8,11 +8,6 @@ from pydantic import ValidationError
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv import (
-    SimpleConvConfig,
-    SimpleConvImageConfig,
-    SimpleConvTimeAggConfig,
-)
-from braindecode_vis.encoders.simpleconv_layers import (
     AffineOverTime,
     AttentionOverTime,
     SpatialAttention,
@@ -20,6 +15,11 @@ from braindecode_vis.encoders.simpleconv_layers import (
     compute_fourier_code,
     project_positions,
     scale_positions,
+)
+from braindecode_vis.encoders.simpleconv_config import (
+    SimpleConvConfig,
+    SimpleConvImageConfig,
+    SimpleConvTimeAggConfig,
 )
 
 TINY = {"n_virtual_channels": 6, "initial_channels": 6, "hidden": 8}

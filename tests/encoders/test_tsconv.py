@@ -4,8 +4,8 @@ from torch.nn import functional
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv import TSConvConfig, TSConvSettings
-from braindecode_vis.encoders.tsconv_layers import ChannelGraphAttention, ChannelSelfAttention, TSConv
+from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConv
+from braindecode_vis.encoders.tsconv_config import TSConvConfig, TSConvSettings
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 

@@ -8,7 +8,6 @@ import torch
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.generators.autoencoder import reconstruct_images
 from braindecode_vis.generators.conditions import Components
@@ -43,6 +42,7 @@ from braindecode_vis.generators.weights_file import (
     write_weights,
 )
 from braindecode_vis.metrics.identification import two_way_identification
+from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 from braindecode_vis.store import hash_file
 

@@ -5,7 +5,7 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.latents import TinyAutoencoderConfig
-from braindecode_vis.encoders.latent_decoder import LatentDecoderConfig
+from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.generators.fusion import FusionConfig, fuse_branches, mix_images
 from braindecode_vis.generators.latents import LatentsConfig

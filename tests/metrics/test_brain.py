@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.metrics import brain
+from braindecode_vis.metrics import brain_correlation as brain
 
 RIDGE = RidgeConfig(alphas=(1.0, 100.0), n_inner_folds=3, device="cpu")
 

@@ -12,15 +12,15 @@ import pytest
 from scipy.io import loadmat
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.bids_fmri import BidsFmriConfig
-from braindecode_vis.datasets.bids_meeg import BidsMeegConfig
-from braindecode_vis.datasets.god import GodConfig
-from braindecode_vis.datasets.god_names import read_list
-from braindecode_vis.datasets.nsd import NsdConfig
-from braindecode_vis.datasets.nsd_imagery import NsdImageryConfig
-from braindecode_vis.datasets.things_eeg2 import ThingsEeg2Config
-from braindecode_vis.datasets.things_fmri import ThingsFmriConfig
-from braindecode_vis.datasets.things_meg import ThingsMegConfig
+from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
+from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
+from braindecode_vis.datasets.kamitani.god import GodConfig
+from braindecode_vis.datasets.kamitani.stimulus_names import read_list
+from braindecode_vis.datasets.nsd.dataset import NsdConfig
+from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
+from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
+from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
+from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
 from braindecode_vis.phantom import PhantomConfig, compute_evoked, make_machine
 from braindecode_vis.phantom.assemble import (
     FORMATS,
@@ -31,8 +31,8 @@ from braindecode_vis.phantom.assemble import (
     read_truth,
 )
 from braindecode_vis.phantom.assemble.ledger import TRUTH
-from braindecode_vis.phantom.assemble.stimuli import compute_drive
-from braindecode_vis.phantom.assemble.volumes import GRIDS
+from braindecode_vis.phantom.assemble.stimulus_files import compute_drive
+from braindecode_vis.phantom.assemble.volume_files import GRIDS
 from braindecode_vis.phantom.brain import make_person
 from braindecode_vis.phantom.scanner import make_fmri_machine
 

@@ -7,7 +7,7 @@ import pytest
 
 from braindecode_vis.phantom import PhantomConfig
 from braindecode_vis.phantom.assemble import PhantomSize, make_phantom
-from braindecode_vis.phantom.config import NoiseConfig
+from braindecode_vis.phantom.phantom_config import NoiseConfig
 
 EPOCHS = PhantomSize(1, 40, 3, 20, 2, 2, 16, 32, n_runs=1, pause_s=0.5)
 RAW = PhantomSize(1, 4, 2, 8, 2, 2, 60, 32, n_runs=1, pause_s=0.5)

@@ -4,7 +4,7 @@ from nilearn.glm.first_level import make_first_level_design_matrix
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.phantom import PhantomConfig, make_fmri_machine, make_person
-from braindecode_vis.phantom.bold import (
+from braindecode_vis.phantom.bold_signal import (
     compute_betas,
     compute_voxel_snr,
     simulate_betas,
@@ -12,7 +12,7 @@ from braindecode_vis.phantom.bold import (
     simulate_motion,
 )
 from braindecode_vis.phantom.ceiling import compute_betas_gram, compute_ideal_top1
-from braindecode_vis.phantom.config import FmriConfig
+from braindecode_vis.phantom.phantom_config import FmriConfig
 from braindecode_vis.phantom.scanner import ROIS
 
 SILENT = FmriConfig(series_noise_percent=0, drift_percent=0, motion_percent=0)

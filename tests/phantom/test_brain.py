@@ -12,7 +12,6 @@ from braindecode_vis.phantom.brain import (
     draw_trials,
     get_features,
 )
-from braindecode_vis.phantom.config import NETWORKS, ComponentConfig, NetworkDrive
 from braindecode_vis.phantom.cortex import (
     REGIONS,
     compute_receptive_fields,
@@ -21,6 +20,7 @@ from braindecode_vis.phantom.cortex import (
     label_regions,
     make_cortex,
 )
+from braindecode_vis.phantom.phantom_config import NETWORKS, ComponentConfig, NetworkDrive
 
 TIMES = np.arange(-0.2, 1.0, 0.001)
 

@@ -3,13 +3,13 @@ import pytest
 from scipy import signal
 
 from braindecode_vis.phantom import PhantomConfig, make_person
-from braindecode_vis.phantom.config import NoiseConfig
 from braindecode_vis.phantom.noise import (
     compute_noise_power,
     compute_noise_spectra,
     make_mixing,
     simulate_noise,
 )
+from braindecode_vis.phantom.phantom_config import NoiseConfig
 
 QUIET = {"blinks_per_minute": 0.0, "line": 0.0, "drift": 0.0}
 

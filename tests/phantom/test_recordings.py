@@ -10,8 +10,8 @@ from braindecode_vis.phantom.ceiling import (
     compute_ideal_top1,
     compute_noise_ceiling,
 )
-from braindecode_vis.phantom.config import NoiseConfig
 from braindecode_vis.phantom.noise import compute_noise_power
+from braindecode_vis.phantom.phantom_config import NoiseConfig
 from braindecode_vis.phantom.recordings import find_samples
 
 CALM = NoiseConfig(blinks_per_minute=0.0, line=0.0, drift=0.0)

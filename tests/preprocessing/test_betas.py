@@ -11,7 +11,7 @@ import pytest
 
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.fmri_sources import BetasPart, BetasPlan, FmriSource, Geometry
+from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing import betas, streamed
 from braindecode_vis.stimuli import StimulusSet
 
@@ -205,7 +205,7 @@ MEMORY = """
 import resource, sys, tempfile
 from pathlib import Path
 import numpy as np, pandas as pd
-from braindecode_vis.datasets.fmri_sources import BetasPart, BetasPlan, FmriSource, Geometry
+from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.stimuli import StimulusSet
 

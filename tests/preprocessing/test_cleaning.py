@@ -12,8 +12,14 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.cleaning import CleaningOptions, add_cleaning
-from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, EpochPlan, MeegSource, Sensors
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    Sensors,
+)
 from braindecode_vis.preprocessing.artefacts import fit_eye_projection
 from braindecode_vis.preprocessing.epochs import clean_raw
 from braindecode_vis.preprocessing.meeg import write_source

@@ -12,16 +12,23 @@ import pytest
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.fmri_sources import AtlasConfig, BetasPart, BetasPlan, FmriSource, Geometry, Roi
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasConfig,
+    BetasPart,
+    BetasPlan,
+    FmriSource,
+    Geometry,
+    Roi,
+)
 from braindecode_vis.preprocessing.betas import write_fmri_source
-from braindecode_vis.preprocessing.geometry import (
+from braindecode_vis.preprocessing.parcellation import average_parcels, place_in_parcels, read_atlas
+from braindecode_vis.preprocessing.voxel_geometry import (
     find_networks,
     find_rois,
     inverse_transform,
     read_geometry,
     select_columns,
 )
-from braindecode_vis.preprocessing.parcels import average_parcels, place_in_parcels, read_atlas
 from braindecode_vis.stimuli import StimulusSet
 
 SHAPE = (6, 5, 4)

@@ -12,7 +12,7 @@ from sklearn.covariance import ledoit_wolf
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources import ContinuousPart, EpochedPart, EpochPlan, MeegSource
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
 from braindecode_vis.preprocessing import meeg
 from braindecode_vis.preprocessing.epochs import make_antialias_filter
 from braindecode_vis.preprocessing.meeg import write_source

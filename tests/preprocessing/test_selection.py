@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.fmri_sources import (
+from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasPlan,
     FmriSource,
@@ -18,13 +18,13 @@ from braindecode_vis.datasets.fmri_sources import (
 )
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.preprocessing.betas import write_fmri_source
-from braindecode_vis.preprocessing.geometry import (
+from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.preprocessing.voxel_geometry import (
     check_common_columns,
     find_rois,
     inverse_transform,
     read_geometry,
 )
-from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.stimuli import StimulusSet
 
 AFFINE = np.diag([2.0, 2, 2, 1])

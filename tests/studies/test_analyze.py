@@ -10,9 +10,9 @@ from braindecode_vis import pipeline
 from braindecode_vis.analysis.study import decode
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
-from braindecode_vis.runs import open_run
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.pipeline.summary import find_analyses
 from braindecode_vis.studies.analyze import analyze, make_study, read_findings
-from braindecode_vis.summary import find_analyses
 
 QUICK = [
     "dataset.n_train=80",

@@ -6,7 +6,7 @@ import pytest
 
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline import evaluate
-from braindecode_vis.runs import open_run
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.compare import compare_runs, read_items
 
 QUICK = ["evaluation.n_bootstrap=200", "evaluation.n_permutations=200"]

@@ -7,8 +7,8 @@ from braindecode_vis import pipeline
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
 from braindecode_vis.generators.training_pairs import read_pairs
-from braindecode_vis.runs import open_run
-from braindecode_vis.studies.generator import make_settings, train_on_run
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.studies.train_generator import make_settings, train_on_run
 
 DINOV2 = "target={kind: timm, architecture: vit_small_patch14_reg4_dinov2.lvd142m, weights: random, image_size: 28}"
 TINY = {

@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from braindecode_vis import pipeline
+from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import DataError
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
 from braindecode_vis.phantom.assemble import SIZES
-from braindecode_vis.runs import open_run
-from braindecode_vis.simulation import make_phantom
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.analyze import analyze
-from braindecode_vis.studies.audit import audit_run
+from braindecode_vis.studies.demo import make_phantom
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "god_ridge.yaml")
 QUICK = ["evaluation.n_bootstrap=200", "evaluation.n_permutations=200", "encoder.alphas=[1000, 100000]"]

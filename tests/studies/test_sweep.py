@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.pipeline.runs import read_scores
 from braindecode_vis.retrieval import Retrieval, compute_top_k_hits
-from braindecode_vis.runs import read_scores
 from braindecode_vis.studies import compare
 from braindecode_vis.studies.compare import compare_runs, read_items
 from braindecode_vis.studies.sweep import list_combinations, parse_axes, summarise, sweep

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.parcels import ParcelsConfig
+from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.training.pretrain import PretrainConfig, count_visible, pretrain, split_rows
 from braindecode_vis.training.pretrain_loop import PretrainRun, measure_parcels

@@ -15,9 +15,9 @@ import pandas as pd
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.assemble.jobs import Counts, Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.sizes import PhantomSize, check_numbers, divide
-from braindecode_vis.phantom.assemble.stimuli import list_split
-from braindecode_vis.phantom.assemble.volumes import GRIDS, count_voxels, estimate_volume_bytes
-from braindecode_vis.phantom.bold import simulate_bold, simulate_motion
+from braindecode_vis.phantom.assemble.stimulus_files import list_split
+from braindecode_vis.phantom.assemble.volume_files import GRIDS, count_voxels, estimate_volume_bytes
+from braindecode_vis.phantom.bold_signal import simulate_bold, simulate_motion
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.forward import make_machine
 from braindecode_vis.phantom.recordings import simulate_continuous

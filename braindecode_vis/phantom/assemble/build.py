@@ -27,7 +27,7 @@ from braindecode_vis.phantom.assemble import (
 from braindecode_vis.phantom.assemble.jobs import Advance, Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.ledger import TRUTH, Ledger
 from braindecode_vis.phantom.assemble.sizes import PhantomSize
-from braindecode_vis.phantom.assemble.stimuli import Embed, compute_drive, write_image_files
+from braindecode_vis.phantom.assemble.stimulus_files import Embed, compute_drive, write_image_files
 from braindecode_vis.phantom.assemble.truth import (
     PhantomTruth,
     count_bytes,
@@ -36,7 +36,7 @@ from braindecode_vis.phantom.assemble.truth import (
     write_summary,
 )
 from braindecode_vis.phantom.brain import make_person
-from braindecode_vis.phantom.config import PhantomConfig
+from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.store import is_disk_full
 
 _ALL = (

@@ -16,9 +16,9 @@ import pandas as pd
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.assemble.jobs import Counts, Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.sizes import PhantomSize, check_imagery, check_numbers
-from braindecode_vis.phantom.assemble.stimuli import list_split
+from braindecode_vis.phantom.assemble.stimulus_files import list_split
 from braindecode_vis.phantom.assemble.streams import iterate_betas
-from braindecode_vis.phantom.assemble.volumes import GRIDS, count_voxels
+from braindecode_vis.phantom.assemble.volume_files import GRIDS, count_voxels
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.drive import N_EARLY, N_MID
 from braindecode_vis.phantom.scanner import FmriMachine, make_fmri_machine

@@ -17,9 +17,9 @@ import pandas as pd
 
 from braindecode_vis.phantom.assemble.sizes import PhantomSize
 from braindecode_vis.phantom.brain import Person
-from braindecode_vis.phantom.config import PhantomConfig
 from braindecode_vis.phantom.drive import StimulusDrive
 from braindecode_vis.phantom.forward import Machine
+from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.scanner import FmriMachine
 
 Advance = Callable[[int], Any]

@@ -18,15 +18,15 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.assemble.jobs import Counts, Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.ledger import TRUTH
 from braindecode_vis.phantom.assemble.sizes import PhantomSize, check_imagery, check_numbers, divide
-from braindecode_vis.phantom.assemble.stimuli import list_split
+from braindecode_vis.phantom.assemble.stimulus_files import list_split
 from braindecode_vis.phantom.assemble.streams import iterate_betas, iterate_volumes
-from braindecode_vis.phantom.assemble.volumes import (
+from braindecode_vis.phantom.assemble.volume_files import (
     GRIDS,
     count_voxels,
     estimate_volume_bytes,
     label_visual_quadrants,
 )
-from braindecode_vis.phantom.bold import compute_betas, compute_voxel_snr
+from braindecode_vis.phantom.bold_signal import compute_betas, compute_voxel_snr
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.scanner import ROIS, make_fmri_machine
 from braindecode_vis.phantom.writers import nsd

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from braindecode_vis.checks import ConfigError, check_option
-from braindecode_vis.datasets.phantom_stimuli import N_MAX_CONCEPTS
+from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS
 
 SIZE_NAMES = ("tiny", "small", "demo", "full")
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.phantom.bold import simulate_betas
+from braindecode_vis.phantom.bold_signal import simulate_betas
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.forward import Machine, make_machine
 from braindecode_vis.phantom.scanner import FmriMachine

@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.datasets.phantom_stimuli import make_concepts
 from braindecode_vis.phantom.assemble.jobs import Counts, Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.sizes import PhantomSize, check_numbers, check_one_exemplar_a_session
-from braindecode_vis.phantom.assemble.stimuli import match_concepts
+from braindecode_vis.phantom.assemble.stimulus_files import match_concepts
 from braindecode_vis.phantom.assemble.streams import iterate_betas, iterate_volumes
-from braindecode_vis.phantom.assemble.volumes import GRIDS, count_voxels, estimate_volume_bytes
-from braindecode_vis.phantom.bold import compute_voxel_snr
+from braindecode_vis.phantom.assemble.volume_files import GRIDS, count_voxels, estimate_volume_bytes
+from braindecode_vis.phantom.bold_signal import compute_voxel_snr
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.scanner import FmriMachine, make_fmri_machine
+from braindecode_vis.phantom.stimuli.concepts import make_concepts
 from braindecode_vis.phantom.writers import things_fmri
 from braindecode_vis.phantom.writers.nifti import HEADER_BYTES
 from braindecode_vis.seeds import derive_seed

@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.datasets.phantom_stimuli import make_concepts
 from braindecode_vis.phantom.assemble.jobs import Counts, Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.sizes import PhantomSize, check_numbers, check_one_exemplar_a_session
-from braindecode_vis.phantom.assemble.stimuli import match_concepts
+from braindecode_vis.phantom.assemble.stimulus_files import match_concepts
 from braindecode_vis.phantom.assemble.streams import cut_epochs, make_lowpass, make_machine_at
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.forward import make_machine
 from braindecode_vis.phantom.recordings import simulate_continuous
+from braindecode_vis.phantom.stimuli.concepts import make_concepts
 from braindecode_vis.phantom.writers.things_meg import (
     DROPPED_SENSOR,
     EPOCH_N_TIMES,

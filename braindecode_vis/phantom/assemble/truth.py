@@ -19,8 +19,8 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.phantom.assemble.jobs import Format, Job, Progress, Unit
 from braindecode_vis.phantom.assemble.ledger import TRUTH
 from braindecode_vis.phantom.assemble.sizes import PhantomSize
-from braindecode_vis.phantom.assemble.volumes import count_voxels, describe_voxels
-from braindecode_vis.phantom.bold import compute_betas, compute_voxel_snr
+from braindecode_vis.phantom.assemble.volume_files import count_voxels, describe_voxels
+from braindecode_vis.phantom.bold_signal import compute_betas, compute_voxel_snr
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.ceiling import (
     compute_betas_gram,
@@ -28,8 +28,8 @@ from braindecode_vis.phantom.ceiling import (
     compute_ideal_top1,
     compute_noise_ceiling,
 )
-from braindecode_vis.phantom.config import PhantomConfig
 from braindecode_vis.phantom.drive import N_EARLY, N_MID
+from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked
 from braindecode_vis.phantom.writers.nifti import write_volume
 from braindecode_vis.phantom.writers.tables import write_tsv

@@ -1,0 +1,1 @@
+"""Proofs over a finished run, made from its files and by recomputing."""

@@ -1,0 +1,309 @@
+"""Who stands on which side: trials, images, their pixels, concepts, repetitions, runs, sessions and subjects.
+
+Everything is worked out from the trial table, the pixels and ``split.json``; the proofs that the split made of itself
+are not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from braindecode_vis.audit.files import AuditedRun, Finding, Level, Record, list_first, name_fold
+from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.preprocessing.imagined import part_imagined
+from braindecode_vis.preprocessing.splits import SIDES, Fold, SplitConfig, find_shared, make_groups
+from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.store import read_json
+
+LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets are known by their table
+_PIECE = 32  # numbers at the start, middle and end of a trial by which copies are looked for
+
+
+def check_split(run: AuditedRun) -> list[Finding]:
+    """Prove again that nothing stands on both sides of a fold that must not."""
+    broken = _check_rows(run)
+    if broken:
+        return broken
+    return [
+        Finding("trials", "ok", f"{len(run.folds)} fold(s) share no row, and no row is tested twice."),
+        *_check_sides(run),
+        *_check_pixels(run),
+        *_check_copies(run),
+        *_check_remade(run),
+        *check_used(run),
+    ]
+
+
+def _check_rows(run: AuditedRun) -> list[Finding]:
+    findings, tested = [], set[int]()
+    n = run.responses.n_trials
+    for number, fold in enumerate(run.folds):
+        where, test = name_fold(number), set(fold.test.tolist())
+        both = test & set(fold.train.tolist())
+        outside = [row for row in (*fold.train.tolist(), *fold.test.tolist()) if not 0 <= row < n]
+        twice = len(fold.test) - len(test) or len(tested & test)
+        if not len(fold.train) or not len(fold.test):
+            findings.append(Finding("trials", "leak", "one side of the fold is empty.", where))
+        if outside:
+            text = f"row {outside[0]} is not among the {n} trials."
+            findings.append(Finding("trials", "leak", text, where))
+        if both:
+            text = f"{len(both)} trial(s) teach and are tested, first row {min(both)}."
+            findings.append(Finding("trials", "leak", text, where))
+        if twice:
+            findings.append(Finding("trials", "leak", f"{twice} trial(s) are tested more than once.", where))
+        tested |= test
+    return findings
+
+
+# --- sides ------------------------------------------------------------------------------------------------
+
+
+def _check_sides(run: AuditedRun) -> list[Finding]:
+    findings = []
+    for side in SIDES:
+        groups = make_groups(run.trials, side)
+        shared = [(number, find_shared(groups, fold)) for number, fold in enumerate(run.folds)]
+        shared = [(number, names) for number, names in shared if names]
+        declared = side in run.declared or (side == "image" and not run.decodes_categories)
+        if not shared:
+            claim = "" if side in run.declared else ", although the split does not declare it"
+            findings.append(Finding(side, "ok", f"no {side} is on both sides of a fold{claim}."))
+            continue
+        number, names = shared[0]
+        seen = f"{len(names)} {side}(s) are on both sides, first {list_first(names)}"
+        level, rest = _judge_shared(run, str(side), declared)
+        more = f" (and in {len(shared) - 1} more fold(s))" if len(shared) > 1 else ""
+        findings.append(Finding(side, level, f"{seen}{more}; {rest}.", name_fold(number)))
+    return findings
+
+
+def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, str]:
+    if declared:
+        return "leak", f"the split must not share any {side}"
+    if side == "concept" and _claims_zero_shot(run):
+        return "leak", "but the protocol is called zero-shot"
+    meaning = {
+        "image": "a category is decoded, not the image",
+        "concept": "this is no zero-shot protocol",
+        "repetition": "repetitions are not what is tested",
+        "session": "decoding is within session",
+        "run": "decoding is within run, where time can stand in for what was seen: see design",
+        "subject": "decoding is within subject",
+    }
+    if side == "image" and set(run.responses.stimulus_ids) != set(run.concepts):
+        return "warning", "a category can be known by its very pictures, and need not carry over to others"
+    return "ok", meaning[side]
+
+
+def _claims_zero_shot(run: AuditedRun) -> bool:
+    notes = run.meta.get("provenance", {})
+    texts = (run.split.get("protocol", ""), notes.get("protocol", "") if isinstance(notes, dict) else "")
+    return any("zero-shot" in str(text).lower() or "zero shot" in str(text).lower() for text in texts)
+
+
+# --- the same picture, the same trial ---------------------------------------------------------------------
+
+
+def hash_images(stimuli: StimulusSet) -> tuple[np.ndarray, int]:
+    """Return the digest of every image, and how many differ from the table.
+
+    Pixels that travel with the run are hashed again; files of images that do not are known by the table.
+    """
+    told = stimuli.table["sha256"].to_numpy(dtype=object)
+    if stimuli.pixels is None or stimuli.pixels.nbytes > LARGEST_HASHED:
+        return told, 0
+    found = np.array([hash_pixels(image) for image in stimuli.pixels], dtype=object)
+    wrong = found != told
+    return found, 0 if wrong.all() else int(wrong.sum())  # all: the table has digests of files
+
+
+def _check_pixels(run: AuditedRun) -> list[Finding]:
+    """Look for one picture under several ids."""
+    digests, n_wrong = hash_images(run.stimuli)
+    known = np.array([isinstance(d, str) and len(d) > 8 for d in digests], dtype=bool)
+    if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
+        return [Finding("pixels", "ok", "stimulus ids are categories; which picture was shown is not known.")]
+    if not known.any():
+        return [
+            Finding("pixels", "warning", "no image has a digest, so one picture under two ids goes unseen.")
+        ]
+    findings = []
+    if n_wrong:
+        text = (
+            f"{n_wrong} image(s) have other pixels than the stimulus table says; their own digests are used."
+        )
+        findings.append(Finding("pixels", "warning", text))
+    ids = run.stimuli.ids
+    groups = np.where(known, digests, ids)[run.stimuli.find_rows(run.responses.stimulus_ids)]
+    for number, fold in enumerate(run.folds):
+        shared = set(find_shared(groups, fold)) & set(digests[known].tolist())
+        if not shared:
+            continue
+        first = min(shared)
+        names = list_first(set(ids[digests == first].tolist()))
+        level: Level = "warning" if run.decodes_categories else "leak"
+        text = f"{len(shared)} picture(s) are on both sides by their pixels, first {names} (sha256 {first[:12]})."
+        findings.append(Finding("pixels", level, text, name_fold(number)))
+    if all(finding.level != "leak" for finding in findings):
+        unknown = f"; {int((~known).sum())} image(s) have no digest" if not known.all() else ""
+        findings.append(Finding("pixels", "ok", f"no picture is on both sides under another id{unknown}."))
+    return findings
+
+
+def _check_copies(run: AuditedRun) -> list[Finding]:
+    """Look for one recorded trial in two rows."""
+    codes = find_copies(run.responses.data)
+    findings = []
+    for number, fold in enumerate(run.folds):
+        shared = find_shared(codes, fold)
+        if not shared:
+            continue
+        pair = [int(rows[codes[rows] == shared[0]][0]) for rows in (fold.train, fold.test)]
+        ids = [str(run.responses.stimulus_ids[row]) for row in pair]
+        text = (
+            f"{len(shared)} trial(s) have the very same numbers on both sides, first rows {pair[0]} ({ids[0]}) and "
+            f"{pair[1]} ({ids[1]})."
+        )
+        findings.append(Finding("copies", "leak", text, name_fold(number)))
+    return findings or [Finding("copies", "ok", "no recorded trial is on both sides a second time.")]
+
+
+def find_copies(data: np.ndarray) -> np.ndarray:
+    """Return a number for each trial, equal for trials with equal values, shape (n_trials,).
+
+    A few values of every trial are compared first, so that a large file is not read whole; trials of equal values
+    throughout (all zero, for example) are no copies.
+
+    Parameters
+    ----------
+    data : array of shape (n_trials, ...)
+
+    Examples
+    --------
+    >>> find_copies(np.array([[1.0, 2], [3, 4], [1, 2]])).tolist()
+    [0, 1, 0]
+    """
+    size = int(np.prod(data.shape[1:]))
+    picked = np.unique(np.r_[np.arange(_PIECE), size // 2 + np.arange(_PIECE), size - 1 - np.arange(_PIECE)])
+    picked = picked[(picked >= 0) & (picked < size)]
+    quick: dict[bytes, list[int]] = {}
+    for row in range(len(data)):
+        trial = np.asarray(data[row]).reshape(-1)
+        quick.setdefault(trial[picked].tobytes(), []).append(row)
+    codes = np.arange(len(data))
+    for rows in quick.values():
+        seen: dict[bytes, int] = {}
+        for row in rows if len(rows) > 1 else []:
+            trial = np.ascontiguousarray(data[row])
+            if trial.min() < trial.max():
+                codes[row] = seen.setdefault(hashlib.sha256(trial.tobytes()).digest(), row)
+    return codes
+
+
+# --- as configured, and as used ---------------------------------------------------------------------------
+
+
+def _check_remade(run: AuditedRun) -> list[Finding]:
+    """Make the split again from its settings and compare rows."""
+    fields = run.prepared.fields
+    try:
+        config = TypeAdapter(SplitConfig).validate_python(fields["split"])
+        made = config.make(run.responses.trials, run.concepts, seed=int(fields["seed"])).folds
+    except DataError as error:
+        return [
+            Finding(
+                "split", "leak", f"the split of the configuration cannot be made of these trials: {error}"
+            )
+        ]
+    except (BraindecodeVisError, ValidationError, KeyError) as error:
+        return [Finding("split", "warning", f"the split could not be made again ({error}).")]
+    if len(made) != len(run.folds):
+        return [
+            Finding("split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}.")
+        ]
+    findings = []
+    for number, (fold, expected) in enumerate(zip(run.folds, made, strict=True)):
+        taught = set(fold.train.tolist()) & set(expected.test.tolist())
+        if taught:
+            text = (
+                f"{len(taught)} trial(s) teach that the settings of the split test, first row {min(taught)}."
+            )
+            findings.append(Finding("split", "leak", text, name_fold(number)))
+        elif _has_other_rows(fold, expected):
+            text = (
+                "split.json has other rows than its settings make; it was edited, or made by another version."
+            )
+            findings.append(Finding("split", "warning", text, name_fold(number)))
+    return findings or [Finding("split", "ok", "split.json is what its settings and seed make.")]
+
+
+def _has_other_rows(fold: Fold, expected: Fold) -> bool:
+    pairs = ((fold.train, expected.train), (fold.test, expected.test))
+    return any(set(a.tolist()) != set(b.tolist()) for a, b in pairs)
+
+
+def check_used(run: AuditedRun) -> list[Finding]:
+    """Compare the trials that later stages say they used with the folds."""
+    findings = []
+    ids = run.responses.stimulus_ids.astype(str)
+    for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
+        where = name_fold(number)
+        expected = len(count_units(run.trials, fold.train, str(record.fields.get("repeats", "single"))))
+        found = record.content.get("n_trials")
+        if found is not None and int(found) != expected:
+            text = f"the encoder learnt from {found} trials, but the fold has {expected} to learn from."
+            findings.append(Finding("used-trials", "leak", text, where))
+        foreign = _read_ids(record, "out_of_fold") - set(ids[fold.train].tolist())
+        if foreign:
+            text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "
+            findings.append(Finding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
+    if run.retrieved is not None:
+        pictured, _ = part_imagined(run.trials, run.stimuli, run.folds)
+        findings += _check_queries(run.retrieved.path, ids, pictured)
+    text = (
+        "training used the trials of its fold, retrieval its test images."
+        if run.trained
+        else "nothing was trained."
+    )
+    return findings or [Finding("used-trials", "ok", text)]
+
+
+def count_units(trials: pd.DataFrame, rows: np.ndarray, repeats: str) -> pd.DataFrame:
+    """Return one row per trial that an encoder is given: averages over the repetitions of an image, or all trials."""
+    picked = trials.iloc[rows]
+    if repeats != "averaged":
+        return picked
+    keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
+    return picked.drop_duplicates(keys)
+
+
+def _read_ids(record: Record, folder: str) -> set[str]:
+    path = record.path / folder / "ids.json"
+    return set(map(str, read_json(path)["ids"])) if path.is_file() else set()
+
+
+def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list[Finding]:
+    findings = []
+    for number, fold in enumerate(folds):
+        path = folder / f"fold{number:02d}" / "retrieval.json"
+        if not path.is_file():
+            continue
+        content = read_json(path)
+        asked, test = set(map(str, content["query_ids"])), set(ids[fold.test].tolist())
+        if asked != test:
+            text = f"{len(asked ^ test)} image(s) are queried or tested, not both, first {list_first(asked ^ test)}."
+            findings.append(
+                Finding("used-trials", "leak" if asked - test else "warning", text, name_fold(number))
+            )
+        lacking = test - set(map(str, content["gallery_ids"]))
+        if lacking:
+            text = f"{len(lacking)} test image(s) are not in the gallery, first {list_first(lacking)}."
+            findings.append(Finding("used-trials", "warning", text, name_fold(number)))
+    return findings

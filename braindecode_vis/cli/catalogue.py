@@ -1,0 +1,100 @@
+"""What is known of the data sets and what of them lies on disk: listing, fetching, checking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import RunConfig
+from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
+from braindecode_vis.pipeline.runs import Listener, SilentListener
+
+
+def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
+    """Yield every manifest with words on what lies on disk.
+
+    Parameters
+    ----------
+    root
+        Folder that holds one folder per data set, or one data set.
+    """
+    check_folder(root)
+    for manifest in read_manifests().values():
+        yield manifest, describe_presence(root, manifest)
+
+
+def check_folder(root: Path | None) -> Path | None:
+    """Return `root` if it is a folder or None; otherwise raise."""
+    if root is not None and not root.expanduser().is_dir():
+        raise DataError(
+            f"the root {root} is not a folder; pass the folder that holds the data sets with --root."
+        )
+    return root
+
+
+def describe_presence(root: Path | None, manifest: Manifest) -> str:
+    """Say how much of a data set lies below `root`, without reading it."""
+    if manifest.name == "synthetic_digits":
+        return "nothing needed"
+    if not manifest.files:
+        return f"no list of files; try: braindecode-vis check {manifest.name} --root FOLDER"
+    if root is None:
+        return "not looked for (pass --root)"
+    folders = [root / manifest.name, root]
+    folders += [folder / "recordings" for folder in folders]
+    counts = [sum(_lies_there(folder / entry.path) for entry in manifest.files) for folder in folders]
+    best = int(np.argmax(counts))
+    if counts[best] == 0:
+        return "absent"
+    total = len(manifest.files)
+    amount = "complete" if counts[best] == total else f"{counts[best]} of {total} files"
+    return f"{amount} in {folders[best]}"
+
+
+def _lies_there(path: Path) -> bool:
+    return path.is_file() or path.with_name(f"{path.name}.gz").is_file()
+
+
+def fetch_dataset(
+    name: str, root: Path, *, accept_licence: bool, listener: Listener | None = None
+) -> list[Finding]:
+    """Download what is missing of a data set; every file that could not be fetched is an error at the end.
+
+    Parameters
+    ----------
+    name
+        Name of the data set.
+    root
+        Folder to fetch into.
+    accept_licence
+        Whether the user accepts its terms; otherwise they are shown and nothing is fetched.
+    listener
+        Shows progress.
+    """
+    from braindecode_vis.datasets.fetching import fetch
+
+    manifest, show = read_manifest(name), listener or SilentListener()
+    done: dict[str, int] = {}
+    total = sum(entry.bytes or 0 for entry in manifest.files) or None
+    with show.progress(f"fetching {name} (bytes)", total) as advance:
+
+        def progress(path: str, n_bytes: int, size: int | None) -> None:
+            advance(n_bytes - done.get(path, 0))
+            done[path] = n_bytes
+
+        findings = fetch(manifest, root, accept_licence=accept_licence, progress=progress)
+    wrong = [finding for finding in findings if not finding.ok]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(findings)} files of {name} were not fetched; first: "
+            f"{wrong[0].item}: {wrong[0].message}."
+        )
+    return findings
+
+
+def check(config: RunConfig) -> list[Finding]:
+    """Verify the files of a data set and recompute the facts that its manifest declares."""
+    return config.dataset.check()

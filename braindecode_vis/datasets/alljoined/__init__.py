@@ -1,0 +1,1 @@
+"""Alljoined1 and Alljoined-1.6M (EEG)."""

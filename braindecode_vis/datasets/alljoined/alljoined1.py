@@ -1,0 +1,293 @@
+"""Alljoined1 (Xu et al. 2024): 64-channel EEG of eight people who saw the shared images of NSD.
+
+Owns the configuration, the three forms in which a session is published (raw FIF, epochs FIF, HDF5 tables) and the
+pairing of events with images. An event code counts the shared images of NSD from 1; the tables name images by 73KID
+counted from 0. Pictures belong to NSD and do not come along. Knows nothing of epoching.
+
+References
+----------
+Xu et al. (2024), arXiv:2404.05553.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.alljoined.alljoined1_files import (
+    Layout,
+    Session,
+    find_sessions,
+    find_split,
+    open_epochs,
+    open_raw,
+    open_tables,
+)
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.nsd.experiment_design import DESIGN_FILE, NsdDesign, read_design
+from braindecode_vis.datasets.nsd.images import open_images
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    Mvnn,
+    SampleType,
+)
+from braindecode_vis.datasets.sources.spot_checks import sample_part
+from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.store import hash_sampled
+
+SFREQ = 512.0
+BIOSEMI64 = (
+    "Fp1", "AF7", "AF3", "F1", "F3", "F5", "F7", "FT7", "FC5", "FC3", "FC1", "C1", "C3", "C5", "T7", "TP7", "CP5",
+    "CP3", "CP1", "P1", "P3", "P5", "P7", "P9", "PO7", "PO3", "O1", "Iz", "Oz", "POz", "Pz", "CPz", "Fpz", "Fp2",
+    "AF8", "AF4", "AFz", "Fz", "F2", "F4", "F6", "F8", "FT8", "FC6", "FC4", "FC2", "FCz", "Cz", "C2", "C4", "C6",
+    "T8", "TP8", "CP6", "CP4", "CP2", "P2", "P4", "P6", "P8", "P10", "PO8", "PO4", "O2",
+)  # fmt: skip
+"""The channels of the amplifier, in the order of the files."""
+SESSIONS = (1, 2)
+BROKEN = frozenset({(2, 2), (3, 1), (7, 2), (8, 2)})
+"""Subjects and sessions that are missing from the public release, or damaged in it."""
+
+
+class Alljoined1Config(CleaningOptions):
+    """Where the sessions lie, whom to read, and how trials are cut from raw recordings.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``subj01_session1_eeg.fif``, ``..._epo.fif`` or ``subj01_session1.h5``, itself or in folders.
+    design
+        ``nsd_expdesign.mat`` of NSD, which the FIF files need; found below or beside the root by default.
+    images
+        ``nsd_stimuli.hdf5`` of NSD. Without it, trials can be preprocessed, but not paired with pixels.
+    image_size
+        Edge of the pictures in pixels.
+    layout
+        ``raw``, ``epochs`` or ``tables``; whichever there is by default.
+    subjects, sessions
+        Numbers to read; all by default.
+    broken
+        Whether to ``skip`` or ``read`` the sessions that are known to be damaged, should their files be there.
+    channels
+        Names in the order in which they are stored; all 64 by default.
+    reference
+        Raw only: ``average`` over all good channels, since the amplifier records without a reference; names; or
+        ``none``.
+    sfreq
+        Sampling rate of the trials. Raw recordings can be brought to whole fractions of 512 Hz; epochs keep theirs.
+    tmin, tmax, window, baseline, mvnn, dtype, max_dropped
+        As in `EpochPlan`; of published epochs, which were filtered to 0.5 to 125 Hz, only `window` and `dtype` matter.
+    bads, bad_channels, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`; of published epochs only `scaling` is possible.
+    """
+
+    kind: Literal["alljoined1"] = "alljoined1"
+    root: Path | None = None
+    design: Path | None = None
+    images: Path | None = None
+    image_size: int = Field(default=224, ge=16)
+    layout: Literal["auto"] | Layout = "auto"
+    subjects: tuple[int, ...] | None = None
+    sessions: tuple[int, ...] | None = None
+    broken: Literal["skip", "read"] = "skip"
+    channels: tuple[str, ...] | None = None
+    reference: Literal["none", "average"] | tuple[str, ...] = "average"
+    sfreq: float = Field(default=SFREQ, gt=0)
+    tmin: float = -0.05
+    tmax: float = 0.6
+    window: tuple[float, float] = (0.0, 0.6)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn = "none"
+    dtype: SampleType = "float32"
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "design", "images", "max_dropped"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file: of its size and of samples of its content."""
+        root, sessions, _ = self._find()
+        files = {item.path.name: item.path for item in sessions}
+        extra = [self._find_design(root), find_split(root), self.images]
+        files |= {path.name: path for path in extra if path is not None and path.is_file()}
+        return {name: hash_sampled(path) for name, path in files.items()}
+
+    def prepare(self, scratch: Path | None = None) -> MeegSource:
+        """Return the sessions as lazy parts.
+
+        Parameters
+        ----------
+        scratch
+            Folder for a copy of the pictures, if they are asked for.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together; the message names subject, session and file.
+        """
+        root, sessions, left_out = self._find()
+        design = self._read_design(root)
+        layout = sessions[0].layout
+        test = find_split(root)
+        parts = [self._open(item, design, test) for item in sessions]
+        if layout != "raw" and self.sfreq != SFREQ:
+            raise ConfigError(
+                f"published epochs have {SFREQ:g} Hz and are not resampled; unset dataset.sfreq."
+            )
+        if layout != "raw" and self.mvnn != "none":
+            raise ConfigError("dataset.mvnn needs the raw layout; published epochs are taken as they are.")
+        plan = EpochPlan(
+            self.sfreq,
+            self.tmin,
+            self.tmax,
+            self.window,
+            self.baseline,
+            self.mvnn,
+            self.dtype,
+            self.max_dropped,
+        )
+        notes: dict[str, Any] = {
+            "layout": layout,
+            "sessions_left_out": left_out,
+            "split": "as published" if test else "none: no test_indices.json, every trial is for training",
+            "processing": f"reference {self.reference}, {self.describe_filter()}" if layout == "raw"
+            else "by its authors: 0.5 to 125 Hz, ICA, autoreject, average reference",
+        }  # fmt: skip
+        numbered = _count_repetitions(parts)
+        stimuli = self._make_stimuli(root, numbered, scratch)
+        source = MeegSource("eeg", tuple(numbered), stimuli, plan, "V", notes=notes)
+        return add_cleaning(source, self, referenced=layout == "raw" and self._reference_on_reading())
+
+    def check(self) -> list[Finding]:
+        """Open every session, and pair every event with its image."""
+        try:
+            root, sessions, left_out = self._find()
+        except (DataError, ConfigError) as error:
+            return [Finding("layout", False, str(error))]
+        findings = [Finding("layout", True, f"{sessions[0].layout}, {len(sessions)} session(s)")]
+        findings += [
+            Finding(text, True, "left out: missing or damaged in the public release") for text in left_out
+        ]
+        try:
+            design = self._read_design(root)
+        except DataError as error:
+            findings.append(Finding(DESIGN_FILE.name, False, str(error)))
+            return findings
+        for item in sessions:
+            try:
+                part = self._open(item, design, find_split(root))
+                sample_part(part, sfreq=SFREQ)
+                table = part.trials if isinstance(part, EpochedPart) else part.recording.events
+                text = f"{len(table)} trials of {table['stimulus_id'].nunique()} images"
+                findings.append(Finding(item.path.name, True, text))
+            except (DataError, ConfigError) as error:
+                findings.append(Finding(item.path.name, False, str(error)))
+        return findings
+
+    def _find(self) -> tuple[Path, list[Session], list[str]]:
+        """Return the sessions to read, and in words those that are left out."""
+        root = check_root(self.root, read_manifest("alljoined1"))
+        there = find_sessions(root, None if self.layout == "auto" else self.layout)
+        subjects = sorted({item.subject for item in there}) if self.subjects is None else list(self.subjects)
+        by_key = {(item.subject, item.session): item for item in there}
+        chosen, left_out = [], []
+        for key in ((subject, session) for subject in subjects for session in self.sessions or SESSIONS):
+            name = f"subject {key[0]:02d}, session {key[1]}"
+            if key in BROKEN and (self.broken == "skip" or key not in by_key):
+                left_out.append(name)
+            elif key in by_key:
+                chosen.append(by_key[key])
+            else:
+                raise DataError(
+                    f"{name} of Alljoined1 is missing below {root}; fetch it, or list what to use with "
+                    "--set dataset.subjects=[...] and dataset.sessions=[...]."
+                )
+        if not chosen:
+            raise DataError(
+                f"nothing is left to read below {root}: {'; '.join(left_out)} are missing or damaged in the public "
+                "release. "
+                "Choose other sessions, or set dataset.broken to read."
+            )
+        return root, chosen, left_out
+
+    def _find_design(self, root: Path) -> Path | None:
+        if self.design is not None:
+            return self.design.expanduser()
+        places = [base / name for base in (root, root.parent) for name in (DESIGN_FILE.name, DESIGN_FILE)]
+        return next((path for path in places if path.is_file()), None)
+
+    def _read_design(self, root: Path) -> NsdDesign | None:
+        path = self._find_design(root)
+        if path is not None and not path.is_file():
+            raise DataError(f"the design of NSD was not found at {path}; correct dataset.design.")
+        return None if path is None else read_design(path)
+
+    def _open(
+        self, item: Session, design: NsdDesign | None, test: Path | None
+    ) -> ContinuousPart | EpochedPart:
+        channels = BIOSEMI64 if self.channels is None else self.channels
+        if item.layout == "tables":
+            return open_tables(item, channels, BIOSEMI64, design, test)
+        if design is None:
+            raise DataError(
+                f"{item.where} names images by their place among the shared images of NSD: put {DESIGN_FILE.name} "
+                "(from "
+                "NSD's bucket, after its terms) beside the root, or name it with --set dataset.design=FILE."
+            )
+        if item.layout == "epochs":
+            return open_epochs(item, channels, design, test)
+        average = BIOSEMI64 if self._reference_on_reading() else None
+        return open_raw(item, channels, design, test, average, self.max_dropped)
+
+    def _reference_on_reading(self) -> bool:
+        """Whether the mean of all channels is subtracted while reading: if none of them is bad or repaired first."""
+        return self.reference == "average" and not self.bads and self.bad_channels == "keep"
+
+    def _make_stimuli(self, root: Path, parts: list[Any], scratch: Path | None) -> StimulusSet:
+        tables = [part.trials if isinstance(part, EpochedPart) else part.recording.events for part in parts]
+        ids = sorted(set().union(*(table["stimulus_id"] for table in tables)))
+        table = pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": ""})
+        table["nsd_id"] = [int(name.removeprefix("nsd")) - 1 for name in ids]
+        if self.images is None:
+            return StimulusSet(table.assign(sha256=""))
+        if scratch is None:
+            raise ConfigError("copying pictures of NSD needs a scratch folder.")
+        read = open_images(
+            StimulusSet(table.assign(sha256="")), root, self.images.expanduser(), self.image_size
+        )
+        scratch.mkdir(parents=True, exist_ok=True)
+        shape = (len(ids), self.image_size, self.image_size, 3)
+        pixels = np.lib.format.open_memmap(scratch / "pixels.npy", "w+", np.uint8, shape)
+        for row in range(len(ids)):
+            pixels[row] = read(row)
+        hashes = [hash_pixels(image) for image in pixels]
+        return StimulusSet(table.assign(path=self.images.name, sha256=hashes), pixels=pixels)
+
+
+def _count_repetitions(parts: list[Any]) -> list[Any]:
+    """Number the repetitions of each image over the sessions of a subject, in the order of presentation."""
+    seen: Counter[tuple[str, str]] = Counter()
+    numbered = []
+    for part in parts:
+        is_epoched = isinstance(part, EpochedPart)
+        table = part.trials if is_epoched else part.recording.events
+        subject = part.group[0]
+        repetition = []
+        for name in table["stimulus_id"]:
+            repetition.append(seen[subject, name])
+            seen[subject, name] += 1
+        table = table.assign(repetition=repetition)
+        if is_epoched:
+            numbered.append(replace(part, trials=table))
+        else:
+            numbered.append(replace(part, recording=replace(part.recording, events=table)))
+    return numbered

@@ -1,0 +1,348 @@
+"""Alljoined-1.6M (Xu et al. 2025): 1.6 million trials of 20 people with a 32-channel consumer headset.
+
+Owns the configuration, the choice between raw blocks and the authors' epochs, and the pairing of trials with pictures.
+Pictures are those of THINGS-EEG2, numbered from 0; the number is the file name. Knows nothing of epoching.
+
+References
+----------
+Xu et al. (2025), arXiv:2508.18571.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.alljoined.alljoined16m_flat import find_flat, label_flat, read_categories
+from braindecode_vis.datasets.alljoined.alljoined16m_raw import (
+    FLEX2,
+    Block,
+    find_blocks,
+    find_electrodes,
+    open_block,
+    read_labels,
+)
+from braindecode_vis.datasets.bids.fmri_stimuli import hash_image_folder
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    Mvnn,
+    SampleType,
+    find_scalp_positions,
+    list_stimuli,
+)
+from braindecode_vis.datasets.sources.spot_checks import sample_part
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
+
+N_CHANNELS = 32
+
+
+class Alljoined16mConfig(CleaningOptions):
+    """Where the files lie, whom to read, and how trials are cut from raw blocks.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``raw_eeg`` or ``preprocessed_eeg``, or one of these.
+    images
+        Folder of the pictures (``00000.jpg`` ...); ``images`` or ``stimuli`` below the root by default. Trials can be
+        preprocessed without them.
+    layout
+        ``raw`` or ``preprocessed``; whichever there is by default.
+    subjects, sessions, blocks
+        Numbers to read; all that are there by default. Only raw recordings can be chosen by session and block.
+        Blocks 1 to 4 are for testing, 5 to 19 for training.
+    channels
+        ``recorded`` keeps the 32 electrodes of the files, in their order; or names, in the order in which they are
+        stored.
+    sfreq
+        Sampling rate of the trials; that of the files (256 Hz raw, 250 Hz preprocessed) by default. Raw blocks can
+        be brought to whole fractions of 256 Hz; preprocessed epochs keep theirs.
+    tmin, tmax, window, baseline, mvnn, dtype, max_dropped
+        As in `EpochPlan`; of preprocessed epochs, only `window` and `dtype` matter.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`; of preprocessed epochs only `scaling` is possible.
+    """
+
+    kind: Literal["alljoined16m"] = "alljoined16m"
+    root: Path | None = None
+    images: Path | None = None
+    layout: Literal["auto", "raw", "preprocessed"] = "auto"
+    subjects: tuple[int, ...] | None = None
+    sessions: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    channels: Literal["recorded"] | tuple[str, ...] = "recorded"
+    sfreq: float | None = Field(default=None, gt=0)
+    tmin: float = -0.2
+    tmax: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn = "epochs"
+    dtype: SampleType = "float32"
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file: of its size and of samples of its content."""
+        root, layout = self._find()
+        images = hash_image_folder(self._find_images(root))
+        if layout == "raw":
+            return images | {
+                f"sub-{b.subject:02d}/session_{b.session:02d}/block_{b.block:02d}": hash_sampled(b.path)
+                for b in self._choose_blocks(root)[0]
+            }
+        files = [path for _, _, path in self._choose_flat(root)]
+        tables = {table for path in files for table in path.parent.glob("experiment_metadata*.parquet")}
+        return images | {
+            f"{path.parent.name}/{path.name}": hash_sampled(path) for path in [*files, *sorted(tables)]
+        }
+
+    def prepare(self, scratch: Path | None = None) -> MeegSource:
+        """Return the data set as lazy parts; `scratch` is not needed.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together; the message names subject, session and file.
+        """
+        root, layout = self._find()
+        categories = read_categories(root)
+        name_concept = partial(_name_concept, categories)
+        parts, sfreq, unit, notes = (
+            self._open_raw(root, name_concept) if layout == "raw" else self._open_flat(root, name_concept)
+        )
+        tables = [p.trials if isinstance(p, EpochedPart) else p.recording.events for p in parts]
+        stimuli = self._make_stimuli(root, pd.concat(tables, ignore_index=True))
+        if not categories:
+            notes["concepts"] = "unknown: no experiment_metadata_categories.parquet; every picture is its own"
+        plan = EpochPlan(
+            self.sfreq or sfreq,
+            self.tmin,
+            self.tmax,
+            self.window,
+            self.baseline,
+            self.mvnn,
+            self.dtype,
+            self.max_dropped,
+        )
+        positions = find_scalp_positions(parts[0].ch_names, parts[0].where)
+        source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, positions, {"layout": layout, **notes})
+        return add_cleaning(source, self)
+
+    def check(self) -> list[Finding]:
+        """Open every file, and read every marker."""
+        try:
+            root, layout = self._find()
+            categories = read_categories(root)
+        except (DataError, ConfigError) as error:
+            return [Finding("layout", False, str(error))]
+        findings = [Finding("layout", True, layout)]
+        message = f"known of {len(categories)} pictures" if categories else "unknown: their table is not here"
+        findings.append(Finding("categories", True, message))
+        concept = partial(_name_concept, categories)
+        try:
+            if layout == "raw":
+                chosen, ignored = self._choose_blocks(root)
+                findings += [
+                    Finding(name, True, "is no session or block and is left out") for name in ignored
+                ]
+                names = find_electrodes(read_labels(chosen[0].path, chosen[0].where))
+                findings += [
+                    _try(_name_block(b), partial(open_block, b, tuple(names), concept)) for b in chosen
+                ]
+            else:
+                findings += [
+                    _try(
+                        "/".join(item[2].parts[-2:]),
+                        partial(label_flat, item, self._names(), self.sfreq, concept),
+                    )
+                    for item in self._choose_flat(root)
+                ]
+        except (DataError, ConfigError) as error:
+            findings.append(Finding(layout, False, str(error)))
+        return findings
+
+    def _find(self) -> tuple[Path, str]:
+        root = check_root(self.root, read_manifest("alljoined16m"))
+        there = [name for name in ("raw", "preprocessed") if _holds(root, name)]
+        if self.layout != "auto":
+            if self.layout not in there:
+                raise DataError(f"{root} does not hold Alljoined-1.6M in the layout {self.layout!r}.")
+            return root, self.layout
+        if not there:
+            raise DataError(
+                f"no recording of Alljoined-1.6M was found in {root}: expected "
+                "raw_eeg/sub-01/session_01/block_01/*.edf or "
+                "preprocessed_eeg/sub-01/preprocessed_eeg_training_flat.npy."
+            )
+        if len(there) > 1:
+            raise ConfigError(
+                f"{root} holds Alljoined-1.6M both raw and preprocessed; choose with --set dataset.layout=raw or "
+                "preprocessed."
+            )
+        return root, there[0]
+
+    def _names(self) -> tuple[str, ...] | None:
+        return None if self.channels == "recorded" else tuple(self.channels)
+
+    def _choose_blocks(self, root: Path) -> tuple[list[Block], list[str]]:
+        found, ignored = find_blocks(root)
+        subjects = _choose(self.subjects, {b.subject for b in found}, "subject", root)
+        sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
+        blocks = self.blocks or tuple(range(1, read_manifest("alljoined16m").facts["n_blocks"] + 1))
+        by_key = {(b.subject, b.session, b.block): b for b in found}
+        chosen = []
+        for key in ((s, e, b) for s in subjects for e in sessions for b in blocks):
+            if key not in by_key:
+                raise DataError(
+                    f"subject {key[0]:02d}, session {key[1]:02d} lacks its block {key[2]:02d} below {root}; fetch "
+                    "it, or list "
+                    "what to use with --set dataset.sessions=[...] and dataset.blocks=[...]."
+                )
+            chosen.append(by_key[key])
+        return chosen, ignored
+
+    def _choose_flat(self, root: Path) -> list[tuple[int, str, Path]]:
+        if self.sessions is not None or self.blocks is not None:
+            raise ConfigError(
+                "the preprocessed files of Alljoined-1.6M hold all sessions of a person; unset dataset.sessions and "
+                "dataset.blocks, or read the raw layout."
+            )
+        found = find_flat(root)
+        subjects = _choose(self.subjects, {item[0] for item in found}, "subject", root)
+        for subject in subjects:
+            missing = {"train", "test"} - {split for number, split, _ in found if number == subject}
+            if missing:
+                raise DataError(
+                    f"subject {subject:02d} lacks its {missing.pop()} file below {root}; fetch it."
+                )
+        return [item for subject in subjects for item in found if item[0] == subject]
+
+    # --- raw ------------------------------------------------------------------------------------------------------
+
+    def _open_raw(
+        self, root: Path, concept: Callable[[int], str]
+    ) -> tuple[list[Any], float, str, dict[str, Any]]:
+        blocks, ignored = self._choose_blocks(root)
+        names = tuple(find_electrodes(read_labels(blocks[0].path, blocks[0].where)))
+        if self.channels != "recorded":
+            names = tuple(self.channels)
+        elif len(names) != N_CHANNELS:
+            raise DataError(
+                f"{blocks[0].where} has {len(names)} electrodes ({', '.join(names)}), where {N_CHANNELS} are "
+                "published; "
+                "name those to use with --set dataset.channels=[...]."
+            )
+        parts, left_out = [], Counter[str]()
+        seen: Counter[tuple[int, int]] = Counter()
+        for block in blocks:
+            part, counts = open_block(block, names, concept)
+            events = part.recording.events
+            repetition = []
+            for image in events["stimulus_id"].astype(int).tolist():
+                repetition.append(seen[block.subject, image])
+                seen[block.subject, image] += 1
+            part.recording.events["repetition"] = repetition
+            parts.append(part)
+            left_out.update(counts)
+        _check_disjoint(pd.concat([part.recording.events for part in parts]), blocks[0].where)
+        notes: dict[str, Any] = {
+            "markers_left_out": dict(left_out), "folders_left_out": ignored,
+            "montage": "as published" if set(names) == set(FLEX2) else "other electrodes than published",
+        }  # fmt: skip
+        return parts, parts[0].sfreq, "V", notes
+
+    # --- preprocessed ---------------------------------------------------------------------------------------------
+
+    def _open_flat(
+        self, root: Path, concept: Callable[[int], str]
+    ) -> tuple[list[Any], float, str, dict[str, Any]]:
+        opened = [label_flat(item, self._names(), self.sfreq, concept) for item in self._choose_flat(root)]
+        parts = [part for part, _ in opened]
+        flats = [flat for _, flat in opened]
+        whitened = {flat.whitened for flat in flats}
+        if len(whitened) > 1:
+            raise DataError(
+                f"{root} holds preprocessed files that are whitened and others that are not; fetch them again from "
+                "one place."
+            )
+        _check_disjoint(pd.concat([part.trials for part in parts]), flats[0].where)
+        sfreq = 1 / float(np.median(np.diff(flats[0].times)))
+        unit = "V" if whitened == {False} else "whitened"
+        note = (
+            "not stated in the file"
+            if whitened == {None}
+            else "by its authors, from training trials of each session"
+        )
+        return parts, sfreq, unit, {} if unit == "V" else {"whitening": note}
+
+    def _find_images(self, root: Path) -> Path | None:
+        places = [root / "images", root / "stimuli" / "images", root / "stimuli"]
+        folder = next((place for place in places if place.is_dir()), None)
+        if self.images is not None:
+            folder = self.images.expanduser()
+            if not folder.is_dir():
+                raise DataError(f"the folder of images {folder} does not exist; correct dataset.images.")
+        return folder
+
+    def _make_stimuli(self, root: Path, trials: pd.DataFrame) -> StimulusSet:
+        table = trials[["stimulus_id", "concept"]].drop_duplicates("stimulus_id").sort_values("stimulus_id")
+        return list_stimuli(table.assign(path=table["stimulus_id"] + ".jpg"), self._find_images(root))
+
+
+def _holds(root: Path, layout: str) -> bool:
+    return bool(find_blocks(root)[0] if layout == "raw" else find_flat(root))
+
+
+def _name_concept(categories: dict[int, str], image: int) -> str:
+    return categories.get(image, f"{image:05d}")
+
+
+def _name_block(block: Block) -> str:
+    return f"sub-{block.subject:02d}/session_{block.session:02d}/block_{block.block:02d}"
+
+
+def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> Finding:
+    try:
+        part = opens()[0]
+        sample_part(part)
+    except (DataError, ConfigError) as error:
+        return Finding(name, False, str(error))
+    n = len(part.trials if isinstance(part, EpochedPart) else part.recording.events)
+    return Finding(name, True, f"{n} trials")
+
+
+def _choose(wanted: tuple[int, ...] | None, there: set[int], what: str, root: Path) -> list[int]:
+    chosen = sorted(there) if wanted is None else list(wanted)
+    absent = [number for number in chosen if number not in there]
+    if absent:
+        raise DataError(
+            f"{what} {absent[0]:02d} of Alljoined-1.6M is not below {root}, which has "
+            f"{', '.join(f'{n:02d}' for n in sorted(there))}; fetch it, or list others with --set "
+            f"dataset.{what}s=[...]."
+        )
+    return chosen
+
+
+def _check_disjoint(trials: pd.DataFrame, where: str) -> None:
+    sides = trials.groupby("split")["stimulus_id"].agg(set)
+    both = sorted(sides.get("train", set()) & sides.get("test", set()))
+    if both:
+        raise DataError(
+            f"{len(both)} picture(s) are marked for both training and testing, first {both[0]} (looked at from "
+            f"{where} on): "
+            "the recordings are of different releases."
+        )

@@ -1,0 +1,317 @@
+"""The sessions of Alljoined1 on disk: recognised by what is in a file, and opened lazily.
+
+Owns finding them and the meaning of codes and ids. Names of files tell subject and session and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Recording
+from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.alljoined.alljoined1_h5 import MAGIC, TableFile, open_table
+from braindecode_vis.datasets.bids.meeg_raw import list_seams
+from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors
+from braindecode_vis.datasets.things_eeg2.raw import check_codes, find_channels
+
+Layout = Literal["raw", "epochs", "tables"]
+N_IMAGES = 960
+N_PER_BLOCK = 120
+_NAME = re.compile(r"subj(\d+)_session(\d+)")
+_TIMES = (np.arange(334) - 26) / 512.0  # -0.05 to 0.6 s as MNE rounds them; tables do not say
+_SPLIT_FILE = "test_indices.json"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One file and whose it is."""
+
+    layout: Layout
+    subject: int
+    session: int
+    path: Path
+
+    @property
+    def where(self) -> str:
+        """Subject, session and file, for messages."""
+        return f"subject {self.subject:02d}, session {self.session}, file {self.path}"
+
+
+def find_sessions(root: Path, layout: Layout | None) -> list[Session]:
+    """Return the sessions of one layout below `root`, down to three folders deep.
+
+    Raises
+    ------
+    DataError
+        If there is none, or a file is damaged beyond recognition.
+    ConfigError
+        If there are several layouts and none was asked for, or a session is there twice.
+    """
+    paths = [
+        path for depth in ("", "*/", "*/*/", "*/*/*/") for path in sorted(root.glob(f"{depth}subj*_session*"))
+        if path.is_file() and path.suffix in (".fif", ".h5", ".hdf5")
+    ]  # fmt: skip
+    found = []
+    for path in paths:
+        match = _NAME.match(path.name)
+        if match and not re.search(r"-\d+\.fif$", path.name):  # later parts of a split file
+            held = Session(recognise(path), int(match[1]), int(match[2]), path)
+            if layout in (None, held.layout):
+                found.append(held)
+    if not found:
+        raise DataError(
+            f"no {f'{layout} ' if layout else ''}session of Alljoined1 was found below {root}: expected "
+            "subj01_session1_eeg.fif, "
+            "subj01_session1_epo.fif or subj01_session1.h5."
+        )
+    layouts = sorted({item.layout for item in found})
+    if len(layouts) > 1:
+        raise ConfigError(
+            f"{root} holds Alljoined1 in the layouts {', '.join(layouts)}; choose one with --set dataset.layout=..."
+        )
+    seen: dict[tuple[int, int], Session] = {}
+    for item in found:
+        other = seen.setdefault((item.subject, item.session), item)
+        if other is not item:
+            raise ConfigError(
+                f"{root} holds subject {item.subject:02d}, session {item.session} twice, as {other.path} and "
+                f"{item.path} "
+                "(two frequency bands?); pass the folder of one of them as --root."
+            )
+    return found
+
+
+def recognise(path: Path) -> Layout:
+    """Return the layout of a file, from what is in it."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return "tables"
+    import mne
+
+    try:
+        kind = mne.what(path)
+    except Exception:  # damaged bytes lead the reader anywhere
+        kind = "unknown"
+    if kind not in ("raw", "epochs"):
+        raise DataError(f"{path} is neither raw nor epoched FIF nor HDF5, or is cut short; fetch it again.")
+    return kind
+
+
+def find_split(root: Path) -> Path | None:
+    """Return the authors' list of test images, if it is below the root or beside it."""
+    places = [root / _SPLIT_FILE, root.parent / _SPLIT_FILE, *sorted(root.glob(f"*/{_SPLIT_FILE}"))]
+    return next((path for path in places if path.is_file()), None)
+
+
+def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
+    """Return `stimulus_id`, `concept` and `split` of 73KIDs, which count from 1.
+
+    A scene has no single concept, so every image stands for itself.
+    """
+    ids = [name_image(number) for number in numbers.tolist()]
+    held_out: set[int] = set()
+    if test is not None:
+        try:
+            held_out = {int(number) + 1 for number in json.loads(test.read_text())}
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{test} should be a list of numbers, but is not ({error}); fetch it again."
+            ) from error
+    split = ["test" if number in held_out else "train" for number in numbers.tolist()]
+    return pd.DataFrame({"stimulus_id": ids, "concept": ids, "split": split})
+
+
+def number_blocks(codes: np.ndarray) -> list[str]:
+    """Return the block of each event: a new one starts where codes leave their 120.
+
+    Examples
+    --------
+    >>> number_blocks(np.array([1, 120, 121, 3]))
+    ['01', '01', '02', '03']
+    """
+    eighth = (codes - 1) // N_PER_BLOCK
+    return [f"{number:02d}" for number in 1 + np.r_[0, np.cumsum(np.diff(eighth) != 0)].astype(int)]
+
+
+def open_raw(
+    item: Session,
+    channels: Sequence[str],
+    design: NsdDesign,
+    test: Path | None,
+    average: Sequence[str] | None,
+    max_dropped: float,
+) -> ContinuousPart:
+    """Open a raw session and pair the pulses of its Status channel with images.
+
+    Parameters
+    ----------
+    average
+        Channels whose mean is the reference; None keeps the recording as it is.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, a channel is missing, or codes are not those of merged triggers.
+    """
+    import mne
+
+    raw = _read(item, lambda: mne.io.read_raw_fif(item.path, preload=False, verbose="error"))
+    _check_rate(float(raw.info["sfreq"]), item)
+    rows = find_channels(raw.ch_names, channels, item.where)
+    reference = None if average is None else find_channels(raw.ch_names, average, item.where)
+    stim = [name for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "stim"]
+    if len(stim) != 1:
+        raise DataError(f"{item.where} should have one stimulus channel (Status), but has {len(stim)}.")
+    pulses = np.round(_read(item, lambda: raw.get_data(picks=stim))[0]).astype(np.int64)
+    samples = np.flatnonzero((pulses != 0) & (np.r_[0, pulses[:-1]] != pulses))
+    codes = pulses[samples]
+    numbers = design.shared[:N_IMAGES]
+    check_codes(codes, pd.DataFrame({"number": numbers}), item.where, max_dropped)
+    events = pd.DataFrame({"onset": samples / raw.info["sfreq"], "sample": samples, "repetition": 0})
+    labels = label_images(numbers[codes - 1], test)
+    recording = Recording(
+        f"{item.subject:02d}",
+        f"{item.session:02d}",
+        "01",
+        "eeg",
+        (item.path,),
+        pd.concat([events, labels], axis=1),
+    )
+    read = _Referenced(raw, rows, reference)
+    eeg = tuple(n for n, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "eeg")
+    every = _Referenced(raw, find_channels(raw.ch_names, eeg, item.where), reference)
+    return ContinuousPart(
+        recording, tuple(channels), float(raw.info["sfreq"]), int(raw.n_times), read, Sensors(eeg, every),
+        tuple(raw.info["bads"]), list_seams(raw),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Referenced:
+    """Reads samples in V, against the mean of the reference channels."""
+
+    raw: Any
+    rows: np.ndarray
+    reference: np.ndarray | None
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop`."""
+        if self.reference is None:
+            return self.raw.get_data(picks=self.rows, start=start, stop=stop)
+        both = np.r_[self.rows, self.reference]
+        data = self.raw.get_data(start=start, stop=stop)[both]
+        return data[: len(self.rows)] - data[len(self.rows) :].mean(axis=0)
+
+
+def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test: Path | None) -> EpochedPart:
+    """Open the authors' epochs of a session; they stay in the file."""
+    import mne
+
+    epochs = _read(item, lambda: mne.read_epochs(item.path, preload=False, proj=False, verbose="error"))
+    _check_rate(float(epochs.info["sfreq"]), item)
+    rows = find_channels(epochs.ch_names, channels, item.where)
+    codes = epochs.events[:, 2].astype(np.int64)
+    unknown = codes[(codes < 1) | (codes > N_IMAGES)]
+    if len(unknown):
+        raise DataError(
+            f"{item.where} has {len(unknown)} epochs that mean no image, first code {unknown[0]}, where 1 to "
+            f"{N_IMAGES} are "
+            "known: its triggers were not merged, or it is another release."
+        )
+    labels = label_images(design.shared[codes - 1], test)
+    trials = labels.assign(
+        subject=f"{item.subject:02d}", session=f"{item.session:02d}", run=number_blocks(codes), repetition=0
+    )
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return _read(item, lambda: epochs[start:stop].get_data(picks=rows, verbose="error"))
+
+    return EpochedPart(trials, (item.path,), tuple(channels), np.asarray(epochs.times), read)
+
+
+def open_tables(
+    item: Session,
+    channels: Sequence[str],
+    recorded: Sequence[str],
+    design: NsdDesign | None,
+    test: Path | None,
+) -> EpochedPart:
+    """Open an HDF5 table; its arrays stay in the file.
+
+    Parameters
+    ----------
+    recorded
+        Channels in the order of the arrays, which do not name them.
+    design
+        To see whether ids count from 0 as published; None takes their word.
+
+    Raises
+    ------
+    DataError
+        If columns are missing, the rows are another session's, or ids are shifted.
+    """
+    table = open_table(item.path, (len(recorded), len(_TIMES)))
+    numbers = table.numbers
+    check_columns(numbers.columns, ("73k_id", "subject_id", "session"), what=f"the table of {item.where}")
+    named = set(zip(numbers["subject_id"].astype(int), numbers["session"].astype(int), strict=True))
+    if named != {(item.subject, item.session)}:
+        raise DataError(
+            f"{item.where} holds rows of subject and session {', '.join(map(str, sorted(named)))}: it was renamed, "
+            "or is "
+            "another release."
+        )
+    ids = numbers["73k_id"].to_numpy(dtype=np.int64)
+    if design is not None:
+        _check_ids(ids, design, item)
+    trials = label_images(ids + 1, test).assign(
+        subject=f"{item.subject:02d}", session=f"{item.session:02d}", repetition=0,
+        run=[f"{int(block):02d}" for block in numbers["block"]] if "block" in numbers else "n/a",
+    )  # fmt: skip
+    rows = find_channels(recorded, channels, item.where)
+    return EpochedPart(trials, (item.path,), tuple(channels), _TIMES, partial(_read_table, table, rows))
+
+
+def _read_table(table: TableFile, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return table.read(start, stop)[:, rows]
+
+
+def _check_ids(ids: np.ndarray, design: NsdDesign, item: Session) -> None:
+    shared = set(design.shared.tolist())
+    outside = [number for number in np.unique(ids).tolist() if number + 1 not in shared]
+    if not outside:
+        return
+    if set(ids.tolist()) <= shared:
+        raise DataError(
+            f"{item.where}: its 73k_id count from 1, where the published ones count from 0; subtract one, or every "
+            "image is "
+            "taken for its neighbour."
+        )
+    raise DataError(
+        f"{item.where}: {len(outside)} image(s) are not among the shared images of {design.path}, first 73k_id "
+        f"{outside[0]}: "
+        "the table or the design is of another release."
+    )
+
+
+def _read(item: Session, action: Any) -> Any:
+    try:
+        return action()
+    except Exception as error:  # a reader of damaged bytes raises what it likes
+        raise DataError(
+            f"{item.where} cannot be read ({type(error).__name__}: {error}); fetch it again."
+        ) from error
+
+
+def _check_rate(sfreq: float, item: Session) -> None:
+    if not np.isclose(sfreq, 512.0, rtol=1e-6):
+        raise DataError(f"{item.where} has {sfreq:g} Hz, where 512 Hz is published.")

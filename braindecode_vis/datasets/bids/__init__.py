@@ -1,0 +1,1 @@
+"""EEG, MEG and fMRI in any BIDS tree."""

@@ -1,0 +1,321 @@
+"""Any BIDS data set of EEG or MEG, read with a recipe that says which column of the events names the image.
+
+Owns the configuration, the search for recordings (mne-bids) and their opening. `prepare` gives lazy parts and reads no
+samples. Knows no particular data set.
+
+References
+----------
+Appelhoff et al. (2019), MNE-BIDS, Journal of Open Source Software 4, 1896. doi:10.21105/joss.01896
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from braindecode_vis.arrays import Modality, Recording
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.bids.meeg_find import EXTENSIONS, HeldRecording, find_recordings
+from braindecode_vis.datasets.bids.meeg_images import (
+    PLACES,
+    describe_images,
+    hash_images,
+    make_shown_table,
+    make_stimuli,
+)
+from braindecode_vis.datasets.bids.meeg_raw import (
+    RawReader,
+    check_length,
+    check_subset,
+    find_sensor_positions,
+    hash_recording,
+    list_channels,
+    list_seams,
+    list_sensors,
+    number_repetitions,
+    open_recording,
+    read_text_table,
+)
+from braindecode_vis.datasets.bids.meeg_recipe import BidsRecipe, apply_recipe, check_split
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochPlan,
+    MeegSource,
+    Mvnn,
+    SampleType,
+)
+from braindecode_vis.datasets.sources.spot_checks import sample_part
+from braindecode_vis.datasets.things_eeg2.raw import find_channels
+from braindecode_vis.stimuli import StimulusSet
+
+_UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
+
+
+class BidsMeegConfig(CleaningOptions, BidsRecipe):
+    """Where the data set lies, how its events are to be read, and how trials are cut.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set (``sub-01``...).
+    images
+        Folder that the file names in `stimulus_column` start from; ``stimuli`` and its like below the root by default.
+        Without it trials are written all the same.
+    datatype
+        ``eeg`` or ``meg``; ``auto`` takes what is there.
+    task, subjects, sessions, runs
+        BIDS labels to read; all that are there by default. ``emptyroom`` is never read.
+    stimulus_column
+        Column that names the image, as a file or any text. Backslashes become slashes. Rows without a value
+        show no image.
+    id_from
+        The id of an image is its ``name`` without folder and ending, or its whole ``path`` without ending where names
+        repeat in several folders.
+    concept_column, concept_pattern
+        Column that names the concept, or a regular expression whose first group catches it in the image's name; the
+        folder of the image by default, else the image itself.
+    trial_types, trial_type_column
+        Values of a column that choose the events; all events by default.
+    onset_column, onset_unit
+        Column of the onsets, and ``seconds`` (as BIDS asks for), ``milliseconds`` or ``samples``.
+    split
+        ``none``, or a column with its values on test (and training) trials.
+    sidecars
+        Apply ``channels.tsv`` and ``electrodes.tsv`` through mne-bids. Without, only the recording itself is believed.
+    picks
+        Channels to read: ``auto`` for all of the data type, ``eeg``, ``mag``, ``grad``, or names.
+    sfreq
+        Rate of the trials in Hz, a whole fraction of that of the recordings; theirs by default.
+    tmin, tmax, window, baseline, mvnn, dtype, max_dropped
+        As in `EpochPlan`. Noise normalisation needs a split, since it is fitted on training trials.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`. Channels that ``channels.tsv`` marks as bad are among the bad ones of that recording.
+        What learns from training trials (`ica`, `autoreject`, `scaling`) needs a split, too.
+    """
+
+    kind: Literal["bids_meeg"] = "bids_meeg"
+    root: Path | None = None
+    images: Path | None = None
+    datatype: Literal["auto", "eeg", "meg"] = "auto"
+    task: str | None = None
+    subjects: tuple[str, ...] | None = None
+    sessions: tuple[str, ...] | None = None
+    runs: tuple[str, ...] | None = None
+    sidecars: bool = True
+    picks: Literal["auto", "eeg", "mag", "grad"] | tuple[str, ...] = "auto"
+    sfreq: float | None = Field(default=None, gt=0)
+    tmin: float = -0.2
+    tmax: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn = "none"
+    dtype: SampleType = "float32"
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+
+    @field_validator("subjects", "sessions", "runs", mode="before")
+    @classmethod
+    def _as_labels(cls, value: Any) -> Any:
+        return [str(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file that is read: of its size and of samples of its content."""
+        root, held, _ = self._find()
+        digests = hash_images(self.images, root)
+        for item in held:
+            digests |= hash_recording(item.path, root)
+        return digests
+
+    def prepare(self, scratch: Path | None = None) -> MeegSource:
+        """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together; the message names subject, session and file.
+        """
+        root, held, datatype = self._find()
+        learning = [name for name in ("ica", "autoreject", "scaling") if getattr(self, name) is not None]
+        if self.split == "none" and (self.mvnn != "none" or learning):
+            raise ConfigError(
+                f"dataset.{learning[0] if learning else 'mvnn'} is fitted on training trials, but dataset.split is "
+                "none; say which trials train with dataset.split, or leave it out (noise normalisation: mvnn none)."
+            )
+        parts: list[ContinuousPart] = []
+        left_out: dict[str, Any] = {}
+        bads: dict[str, Any] = {}
+        for item in held:
+            raw = self._open(item)
+            names, kind = self._pick(raw, item, datatype)
+            part, counts = self._make_part(item, raw, names, datatype)
+            if not parts:
+                first_kind, positions, sfreq = (
+                    kind,
+                    find_sensor_positions(raw, names),
+                    self.sfreq or part.sfreq,
+                )
+            parts.append(part)
+            left_out |= {item.path.name: counts} if any(counts.values()) else {}
+            bads |= {item.path.name: list(raw.info["bads"])} if raw.info["bads"] else {}
+        check_split(self.split, [part.recording.events for part in parts])
+        plan = EpochPlan(
+            sfreq=sfreq, tmin=self.tmin, tmax=self.tmax, window=self.window, baseline=self.baseline, mvnn=self.mvnn,
+            dtype=self.dtype, max_dropped=self.max_dropped,
+        )  # fmt: skip
+        notes: dict[str, Any] = {"stimulus_column": self.stimulus_column, "onset_unit": self.onset_unit}
+        notes |= {"events_left_out": left_out} if left_out else {}
+        if bads:
+            kept = {"keep": "_but_kept", "drop": "_and_dropped", "interpolate": "_and_interpolated"}
+            notes["channels_marked_bad" + kept[self.bad_channels]] = bads
+        parts = number_repetitions(parts)
+        stimuli = self._find_images(parts, root)
+        modality: Modality = "eeg" if first_kind == "eeg" else "meg"
+        source = MeegSource(
+            modality, tuple(parts), stimuli, plan, _UNITS[first_kind], ch_pos=positions, notes=notes
+        )
+        return add_cleaning(source, self)
+
+    def check(self) -> list[Finding]:
+        """Open every recording and apply the recipe to its events."""
+        try:
+            root, held, datatype = self._find()
+        except (DataError, ConfigError) as error:
+            return [Finding("recordings", False, str(error))]
+        findings = [Finding("recordings", True, f"{len(held)} of {datatype} below {root}")]
+        for item in held:
+            name = "/".join(item.path.relative_to(root).parts)
+            try:
+                raw = self._open(item)
+                names, kind = self._pick(raw, item, datatype)
+                part, counts = self._make_part(item, raw, names, datatype)
+                sample_part(part)
+            except (DataError, ConfigError) as error:
+                findings.append(Finding(name, False, str(error)))
+                continue
+            events = part.recording.events
+            told = ", ".join(f"{value} {key[2:].replace('_', ' ')}" for key, value in counts.items() if value)
+            findings.append(
+                Finding(
+                    name,
+                    True,
+                    f"{len(names)} {kind} channels, {part.sfreq:g} Hz, {len(events)} events of "
+                    f"{events['stimulus_id'].nunique()} images" + (f"; left out: {told}" if told else ""),
+                )
+            )
+        try:
+            findings.append(Finding("source", True, describe_images(self.prepare().stimuli)))
+        except (DataError, ConfigError) as error:
+            findings.append(Finding("source", False, str(error)))
+        return findings
+
+    def _find(self) -> tuple[Path, list[HeldRecording], Modality]:
+        root = check_root(self.root, read_manifest("bids_meeg"))
+        kinds = ("eeg", "meg") if self.datatype == "auto" else (self.datatype,)
+        found = find_recordings(root, kinds, self.task)
+        kinds_there = sorted({item.datatype for item in found})
+        if not found:
+            task = "" if self.task is None else f" of the task {self.task}"
+            raise DataError(
+                f"no {' or '.join(kinds)} recording{task} was found below {root}: expected sub-01/[ses-01/]"
+                f"{kinds[0]}/sub-01_..._{kinds[0]}{EXTENSIONS[kinds[0]][0]} and its like."
+            )
+        if len(kinds_there) > 1:
+            raise ConfigError(
+                f"{root} holds both EEG and MEG; choose one with --set dataset.datatype=eeg or meg."
+            )
+        tasks = sorted({item.task for item in found})
+        if len(tasks) > 1:
+            raise ConfigError(
+                f"{root} holds the tasks {', '.join(tasks)}; choose one with --set dataset.task=NAME."
+            )
+        for name in (
+            "run",
+            "session",
+            "subject",
+        ):  # sorting is stable, so that runs stay in order within a session
+            there = sorted({getattr(item, name) for item in found})
+            wanted = check_subset(
+                getattr(self, f"{name}s"), there, what=f"below {root}, {name}", option=f"dataset.{name}s"
+            )
+            found = [item for label in wanted for item in found if getattr(item, name) == label]
+        if not found:
+            raise DataError(
+                f"no recording below {root} is of the subjects, sessions and runs asked for together."
+            )
+        return root, found, "eeg" if kinds_there[0] == "eeg" else "meg"
+
+    def _open(self, item: HeldRecording) -> Any:
+        if not self.sidecars:
+            return open_recording(item.path, item.where)
+
+        def read_with_sidecars() -> Any:
+            import mne_bids
+
+            return mne_bids.read_raw_bids(item.bids, verbose="error")
+
+        try:
+            return open_recording(item.path, item.where, read_with_sidecars)
+        except DataError as error:
+            raise DataError(
+                f"{error} If only its sidecars are at fault, set dataset.sidecars to false."
+            ) from error
+
+    def _pick(self, raw: Any, item: HeldRecording, datatype: str) -> tuple[tuple[str, ...], str]:
+        """Return the channels to read and their type."""
+        types = dict(zip(raw.ch_names, raw.get_channel_types(), strict=True))
+        if isinstance(self.picks, tuple):
+            find_channels(raw.ch_names, self.picks, item.where)
+            names = self.picks
+        elif self.picks == "auto":
+            names = list_channels(raw, ("eeg",) if datatype == "eeg" else ("mag", "grad"))
+        else:
+            names = list_channels(raw, (self.picks,))
+        kinds = sorted({types[name] for name in names})
+        if not names:
+            hint = "; if channels.tsv is wrong, set dataset.sidecars to false" if self.sidecars else ""
+            raise DataError(
+                f"{item.where} has no channel for picks {self.picks!r}: its types are "
+                f"{', '.join(sorted(set(types.values())))}{hint}, or name channels with --set dataset.picks=[...]."
+            )
+        if len(kinds) > 1 or kinds[0] not in _UNITS:
+            raise ConfigError(
+                f"{item.where}: the channels to read are of the types {', '.join(kinds)}, whose units differ or "
+                "are not brain signals; choose with --set dataset.picks=eeg, mag, grad or names."
+            )
+        return names, kinds[0]
+
+    def _make_part(
+        self, item: HeldRecording, raw: Any, names: tuple[str, ...], datatype: Modality
+    ) -> tuple[ContinuousPart, dict[str, int]]:
+        table = read_text_table(item.events, item.where)
+        sfreq = float(raw.info["sfreq"])
+        events, counts = apply_recipe(self, table, item.events, sfreq, self.max_dropped)
+        if events.empty:
+            raise DataError(f"{item.where}: no event is left after the recipe; check dataset.split.")
+        hint = f"its onsets were read as {self.onset_unit}; see dataset.onset_unit (seconds, milliseconds, samples)"
+        check_length(float(events["onset"].iloc[-1]), raw, item.where, hint)
+        recording = Recording(
+            item.subject, item.session, item.run, datatype, (item.path, item.events), events
+        )
+        rows = find_channels(raw.ch_names, names, item.where)
+        kinds = tuple({raw.get_channel_types(picks=[name])[0] for name in names})
+        part = ContinuousPart(
+            recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), list_sensors(raw, kinds),
+            tuple(raw.info["bads"]), list_seams(raw),
+        )  # fmt: skip
+        return part, counts
+
+    def _find_images(self, parts: list[ContinuousPart], root: Path) -> StimulusSet:
+        try:
+            shown = make_shown_table(part.recording.events for part in parts)
+        except DataError as error:
+            raise DataError(f"{error} Where folders repeat names, set dataset.id_from to path.") from error
+        guesses = [root / "stimuli", *[root / place for place in PLACES]]
+        return make_stimuli(
+            shown, self.images, guesses, lambda file, _: (file, file.removeprefix("stimuli/"))
+        )

@@ -1,0 +1,244 @@
+"""Continuous recordings of any format that MNE reads, opened without their samples.
+
+Owns the opener that BIDS, THINGS-EEG1 and THINGS-MEG share, the reading of pieces, sensor positions, tables whose cells
+stay text, and the count of repetitions. Knows no data set.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, Sensors
+from braindecode_vis.store import hash_sampled
+
+MISSING = ("n/a", "N/A", "NA", "nan", "NaN", "")
+
+
+def open_recording(path: Path, where: str, opener: Callable[[], Any] | None = None) -> Any:
+    """Open a recording with MNE, without its samples.
+
+    Parameters
+    ----------
+    path
+        The data file, or the ``.ds`` folder of a CTF recording.
+    where
+        Subject, session and file, for messages.
+    opener
+        Opens the recording; by default ``mne.io.read_raw``, which chooses by format.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged or of no format that MNE knows.
+    """
+    import mne
+
+    if not path.exists():
+        raise DataError(f"{where} does not exist; fetch it, or leave it out.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sidecars and headers; what matters is checked here
+            if opener is not None:
+                return opener()
+            return mne.io.read_raw(path, preload=False, verbose="error")
+    except Exception as error:  # readers of many formats raise what they like
+        text = " ".join(str(error).split())
+        raise DataError(
+            f"{where} cannot be opened ({type(error).__name__}: {text}); copy or fetch it again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class RawReader:
+    """Reads samples of an MNE recording, in volt or tesla.
+
+    Parameters
+    ----------
+    raw
+        The recording, not loaded.
+    rows
+        Channels to read, in this order.
+    bridged
+        First and past-the-last sample of stretches without signal, which a straight line replaces.
+    """
+
+    raw: Any
+    rows: np.ndarray
+    bridged: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop`, shape (n_channels, stop - start)."""
+        data = self._read(start, stop)
+        for first, last in self.bridged:
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                ends = np.hstack([self._read_one(first - 1), self._read_one(last)])
+                share = (np.arange(low, high) - first + 1) / (last - first + 1)
+                data[:, low - start : high - start] = ends[:, :1] + share * (ends[:, 1:] - ends[:, :1])
+        return data
+
+    def _read_one(self, sample: int) -> np.ndarray:
+        at = min(max(sample, 0), self.raw.n_times - 1)
+        return self._read(at, at + 1)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        try:
+            return self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
+        except (OSError, ValueError, IndexError) as error:  # what MNE meets where a file ends too early
+            raise DataError(
+                f"{self.raw.filenames[0]}: samples {start} to {stop} cannot be read ({error}); the file is cut short, "
+                "copy or fetch it again."
+            ) from error
+
+
+def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the channels of the given MNE types (``eeg``, ``mag``, ``grad``), in the order of the file."""
+    types = raw.get_channel_types()
+    return tuple(name for name, kind in zip(raw.ch_names, types, strict=True) if kind in kinds)
+
+
+def list_sensors(raw: Any, kinds: Sequence[str], leave_out: Sequence[str] = ()) -> Sensors:
+    """Return every sensor of the given MNE types, with positions where all are known."""
+    names = tuple(name for name in list_channels(raw, kinds) if name not in leave_out)
+    rows = np.array([raw.ch_names.index(name) for name in names], dtype=int)
+    positions = find_sensor_positions(raw, names)
+    info = None if "eeg" in kinds else raw.info
+    return Sensors(names, RawReader(raw, rows), positions if np.isfinite(positions).all() else None, info)
+
+
+_JOINS = ("edge", "bad_acq_skip", "boundary", "new segment")
+
+
+def list_seams(raw: Any) -> tuple[int, ...]:
+    """Return the first samples after the joins that a file marks, without its start."""
+    marks = [text.lower().startswith(_JOINS) for text in raw.annotations.description]
+    if not any(marks):
+        return ()
+    onsets = raw.annotations.onset[np.array(marks)]
+    samples = raw.time_as_index(onsets, use_rounding=True, origin=raw.annotations.orig_time)
+    return tuple(sorted({int(s) for s in samples if 0 < s < raw.n_times}))
+
+
+def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
+    """Return sensor positions in m, shape (n_channels, 3): of the file, else of the 10-05 system, else NaN."""
+    import mne
+
+    known = {name.lower(): np.asarray(p) for name, p in _read_standard_positions(mne).items()}
+    out = np.full((len(names), 3), np.nan)
+    for row, name in enumerate(names):
+        channel = raw.info["chs"][raw.ch_names.index(name)]
+        place = np.asarray(channel["loc"][:3], dtype=float)
+        if np.isfinite(place).all() and place.any():
+            out[row] = place
+        elif name.lower() in known and channel["kind"] == mne._fiff.constants.FIFF.FIFFV_EEG_CH:
+            out[row] = known[name.lower()]
+    return out
+
+
+def _read_standard_positions(mne: Any) -> dict[str, np.ndarray]:
+    # MNE 1.13 renamed the template of the 10-05 system.
+    name = next(n for n in ("colin27_1005", "standard_1005") if n in mne.channels.get_builtin_montages())
+    return mne.channels.make_standard_montage(name).get_positions()["ch_pos"]
+
+
+def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a tab-separated table whose cells stay text, so that ``021.50`` is not 21.5.
+
+    Missing cells become NaN. With `columns`, those among them that exist are read.
+    """
+    if not path.is_file():
+        raise DataError(f"{where} has no {path.name} beside it, which says what was shown when; fetch it.")
+    try:
+        wanted = None if columns is None else lambda name: name in columns
+        table = pd.read_csv(
+            path, sep="\t", dtype=str, na_values=MISSING, keep_default_na=False, usecols=wanted
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no table of tab-separated text ({error}); fetch it again.") from error
+    if not len(table):
+        raise DataError(f"{path} lists no event; fetch it again.")
+    return table
+
+
+def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    """Return a column of text as float64; a cell that is no number is named with its line."""
+    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        cell = table[column].iloc[bad[0]]
+        raise DataError(
+            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must "
+            "be; repair it."
+        )
+    return numbers
+
+
+def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
+    """Raise `DataError` if the last event lies beyond the end of the recording (times in s)."""
+    length = raw.n_times / float(raw.info["sfreq"])
+    if last_s >= length:
+        raise DataError(
+            f"{where} lasts {length:.1f} s, but its last event is at {last_s:.1f} s: either it is cut short, or its "
+            f"events are of another recording or in another unit; {hint}."
+        )
+
+
+def number_repetitions(parts: Sequence[ContinuousPart]) -> list[ContinuousPart]:
+    """Number the presentations of each image over all parts of a subject, in their order."""
+    seen: Counter[tuple[str, str]] = Counter()
+    numbered = []
+    for part in parts:
+        recording, counts = part.recording, []
+        for stimulus in recording.events["stimulus_id"]:
+            counts.append(seen[recording.subject, stimulus])
+            seen[recording.subject, stimulus] += 1
+        events = recording.events.assign(repetition=np.array(counts, dtype=np.int64))
+        numbered.append(replace(part, recording=replace(recording, events=events)))
+    return numbered
+
+
+def drop_events(part: ContinuousPart, keep: np.ndarray) -> ContinuousPart:
+    """Return the part with the events that the boolean array keeps."""
+    events = part.recording.events[keep].reset_index(drop=True)
+    return replace(part, recording=replace(part.recording, events=events))
+
+
+def hash_recording(path: Path, root: Path) -> dict[str, str]:
+    """Return digests of a recording and the files that share its name, by their place below `root`."""
+    entities = path.name.rsplit("_", 1)[0]
+    beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
+    inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return {p.relative_to(root).as_posix(): hash_sampled(p) for p in sorted([*inside, *beside])}
+
+
+def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:
+    """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
+    if wanted is None:
+        return list(there)
+    wanted = [_match_label(label, there) for label in wanted]
+    absent = [label for label in wanted if label not in there]
+    if absent:
+        raise DataError(
+            f"{what} {absent[0]} is not there; found {', '.join(map(str, there))}: fetch it, or list others with "
+            f"--set {option}."
+        )
+    if len(set(wanted)) != len(wanted):
+        raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
+    return list(wanted)
+
+
+def _match_label(label: Any, there: Sequence[Any]) -> Any:
+    """Return the label that is there, if `label` differs from it by leading zeros only."""
+    if label in there or not str(label).isdigit():
+        return label
+    same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
+    return same[0] if len(same) == 1 else label

@@ -1,0 +1,1 @@
+"""BOLD5000 (fMRI): raw runs and released betas."""

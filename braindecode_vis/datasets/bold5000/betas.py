@@ -1,0 +1,322 @@
+"""BOLD5000 release 2.0: single-trial betas of GLMsingle, as volumes of each session or as tables of ten regions.
+
+Owns the names of the files (``CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-01.nii.gz`` with ``CSI1_brainmask.nii.gz``,
+or ``..._allses_LHEarlyVis.npy``) and the list that names the picture of every trial, ``CSI1_imgnames.txt``. The names
+are those that published readers of the release open; they were not seen on an original download. Test pictures are
+those of ``repeated_stimuli_113_list.txt`` where it is found, else those that the person saw more than once.
+
+References
+----------
+Chang, N. et al. (2019), doi:10.1038/s41597-019-0052-3. Prince, J. S. et al. (2022), GLMsingle, doi:10.7554/eLife.77599.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.datasets.bids.fmri_dataset import make_stimulus_id
+from braindecode_vis.datasets.bids.fmri_stimuli import (
+    check_no_overlap,
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
+from braindecode_vis.datasets.bold5000.raw import find_concept
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasConfig,
+    BetasPart,
+    BetasPlan,
+    FmriSource,
+    Geometry,
+    Roi,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+)
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.fmri_volumes import (
+    MaskedVolumes,
+    check_same_space,
+    read_volume,
+    read_volume_header,
+)
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
+
+_LIST = "repeated_stimuli_113_list.txt"
+_COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
+
+
+class Bold5000BetasConfig(Settings):
+    """Where the betas lie, and in which form they are read.
+
+    Parameters
+    ----------
+    root
+        Folder below which the files are looked for.
+    subjects
+        1 to 4; all that are there by default.
+    betas
+        Version of the model, as the file names spell it.
+    form
+        ``volumes`` in each person's space, tables of ``rois``, or what is there (``auto``: volumes first).
+    rois
+        Regions of the tables, for example ``[LHEarlyVis, RHLOC]``; all by default.
+    images
+        Folder of the pictures; ``stimuli`` or ``BOLD5000_Stimuli`` below the root by default, if it holds all of them.
+    zscore, untrained, dtype, atlas, pad_subjects
+        As in `BetasPlan`. The tables do not say where a session ends, so that ``session`` means all of them there.
+    """
+
+    kind: Literal["bold5000_betas"] = "bold5000_betas"
+    root: Path | None = None
+    subjects: tuple[Annotated[int, Field(ge=1, le=4)], ...] | None = None
+    betas: str = "TYPED-FITHRF-GLMDENOISE-RR"
+    form: Literal["auto", "volumes", "rois"] = "auto"
+    rois: tuple[str, ...] = ()
+    images: Path | None = None
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        root = self._find_root()
+        paths = [path for found in self._find() for path in found.paths]
+        listed = _find_one(root, _LIST)
+        digests = {path.name: hash_sampled(path) for path in [*paths, *([listed] if listed else [])]}
+        digests |= hash_image_folder(self.images, self._find_beside())
+        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+
+    def prepare(self) -> FmriSource:
+        """Return the betas as lazy parts.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a file is missing or damaged, or betas and names of pictures are not equally many.
+        """
+        parts: list[BetasPart] = []
+        geometries: dict[str, Geometry] = {}
+        tested = self._read_list()
+        for found in self._find():
+            trials = read_names(found.names, found.subject, tested)
+            opened, geometries[found.subject] = (_open_rois if found.form == "rois" else _open_volumes)(
+                found, trials
+            )
+            parts += opened
+        counted = count_repetitions([part.trials for part in parts])
+        shown = pd.concat(counted, ignore_index=True)
+        check_no_overlap(shown, title="BOLD5000")
+        stimuli = make_named_stimuli(shown, self.images, title="BOLD5000", beside=self._find_beside())
+        parts = [
+            BetasPart(table.drop(columns="path"), part.files, part.n_voxels, part.read)
+            for table, part in zip(counted, parts, strict=True)
+        ]
+        n_test = shown.loc[shown["split"] == "test", "stimulus_id"].nunique()
+        notes = {"protocol": f"BOLD5000 release 2.0, {self.betas}; test: {n_test} repeated pictures"}
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
+        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        return FmriSource(tuple(parts), stimuli, plan, "percent signal change", geometry, notes=notes)
+
+    def check(self) -> list[Finding]:
+        """Open every file and compare the number of repeated pictures with the declared one."""
+        try:
+            source = self.prepare()
+        except (DataError, ConfigError) as error:
+            return [Finding("data", False, str(error))]
+        facts = read_manifest("bold5000_betas").facts
+        findings = []
+        for subject in source.subjects:
+            trials = pd.concat([part.trials for part in source.parts if part.group[0] == subject])
+            n = trials.loc[trials["split"] == "test", "stimulus_id"].nunique()
+            text = f"{len(trials)} trials, {source.find_geometry(subject).n_voxels} voxels"
+            findings.append(Finding(f"subject {subject}", True, text))
+            item = f"subject {subject} repeated pictures"
+            findings.append(compare_fact(item, n, facts["n_repeated"], self._find_root()))
+        return findings
+
+    def _find_root(self) -> Path:
+        return check_root(self.root, read_manifest("bold5000_betas"))
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(self._find_root(), ("stimuli", "BOLD5000_Stimuli"))
+
+    def _read_list(self) -> set[str] | None:
+        path = _find_one(self._find_root(), _LIST)
+        if path is None:
+            return None
+        return {_name(line) for line in path.read_text().splitlines() if line.strip()}
+
+    def _find(self) -> list[Found]:
+        root = self._find_root()
+        pattern = re.compile(
+            rf"^CSI(\d)_GLMbetas-{re.escape(self.betas)}_(ses-\d+\.nii(\.gz)?|allses_\w+\.npy)$"
+        )
+        held: dict[str, list[Path]] = {}
+        for path in sorted(root.rglob("CSI*_GLMbetas-*")):
+            if match := pattern.match(path.name):
+                held.setdefault(match[1], []).append(path)
+        if not held:
+            raise DataError(
+                f"{root} holds no file like CSI1_GLMbetas-{self.betas}_ses-01.nii.gz; fetch release 2.0 from KiltHub, "
+                "or correct dataset.betas."
+            )
+        wanted = sorted(held) if self.subjects is None else [str(number) for number in self.subjects]
+        absent = [subject for subject in wanted if subject not in held]
+        if absent:
+            raise DataError(
+                f"{root} holds no betas of CSI{absent[0]}, but of CSI{', CSI'.join(sorted(held))}."
+            )
+        return [self._pick_files(root, f"CSI{subject}", held[subject]) for subject in wanted]
+
+    def _pick_files(self, root: Path, subject: str, paths: list[Path]) -> Found:
+        volumes = [path for path in paths if path.suffix != ".npy"]
+        tables = [path for path in paths if path.suffix == ".npy"]
+        form: Literal["volumes", "rois"]
+        form = ("volumes" if volumes else "rois") if self.form == "auto" else self.form
+        chosen = volumes if form == "volumes" else tables
+        if not chosen:
+            raise DataError(f"{root} holds no {form} of {subject}; set dataset.form to what is there.")
+        if form == "volumes" and self.rois:
+            raise ConfigError("dataset.rois chooses among the tables of regions; set dataset.form to rois.")
+        if self.rois:
+            known = {path.stem.rpartition("_")[2]: path for path in chosen}
+            for roi in self.rois:
+                check_option(f"the region in dataset.rois of {subject}", roi, known)
+            chosen = [known[roi] for roi in self.rois]
+        names = _find_one(root, f"{subject}_imgnames.txt")
+        mask = _find_one(root, f"{subject}_brainmask.nii.gz")
+        if names is None or (form == "volumes" and mask is None):
+            missing = "imgnames.txt" if names is None else "brainmask.nii.gz"
+            raise DataError(
+                f"{subject}_{missing} is not below {root}; fetch it with the betas of release 2.0."
+            )
+        return Found(subject, form, tuple(chosen), names, mask if form == "volumes" else None)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one person."""
+
+    subject: str
+    form: Literal["volumes", "rois"]
+    betas: tuple[Path, ...]
+    names: Path
+    mask: Path | None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.betas, self.names, *((self.mask,) if self.mask is not None else ()))
+
+
+def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFrame:
+    """Return the trials that ``imgnames.txt`` lists, one a line, in the order of the betas.
+
+    Parameters
+    ----------
+    tested
+        Names of the test pictures; None takes those that occur more than once.
+    """
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    ids = pd.Series([_name(line) for line in lines], dtype=object)
+    counts = ids.map(ids.value_counts())
+    is_test = ids.isin(tested) if tested is not None else counts > 1
+    again = (counts > 1) & ~is_test
+    if again.any():
+        raise DataError(
+            f"{path} shows {ids[again].iloc[0]!r} more than once, but {_LIST} does not list it: they are of different "
+            "releases."
+        )
+    if not is_test.any():
+        raise DataError(
+            f"no picture of {path} is repeated or listed in {_LIST}; there would be nothing to test on."
+        )
+    kinds = [find_kind(name) for name in ids]
+    return pd.DataFrame(
+        {
+            "subject": subject, "session": "all", "run": "all", "stimulus_id": ids, "repetition": 0,
+            "split": np.where(is_test, "test", "train"),
+            "concept": [find_concept(name, kind) for name, kind in zip(ids, kinds, strict=True)],
+            "image_type": kinds, "path": [re.sub(r"^rep_", "", line) for line in lines],
+        }
+    )  # fmt: skip
+
+
+def find_kind(name: str) -> str:
+    """Return whether a picture is of COCO, ImageNet or a scene, by its name.
+
+    Examples
+    --------
+    >>> [find_kind(name) for name in ("COCO_train2014_000000113449", "n01641577_1229", "concert5")]
+    ['coco', 'imagenet', 'scenes']
+    """
+    return "coco" if _COCO.match(name) else "imagenet" if _IMAGENET.match(name) else "scenes"
+
+
+def _name(line: str) -> str:
+    return re.sub(r"^rep_", "", make_stimulus_id(line))
+
+
+def _find_one(root: Path, name: str) -> Path | None:
+    return next(iter(sorted(root.rglob(name))), None)
+
+
+def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geometry]:
+    assert found.mask is not None
+    values, affine = read_volume(found.mask)
+    mask = values > 0
+    headers = [read_volume_header(path) for path in found.betas]
+    n_found = sum(header.n_volumes for header in headers)
+    if n_found != len(trials):
+        raise DataError(
+            f"the {len(headers)} session(s) of {found.subject} have {n_found} betas, but {found.names} lists "
+            f"{len(trials)} pictures: sessions are missing, and no beta could be paired for sure."
+        )
+    parts, start = [], 0
+    for path, header in zip(found.betas, headers, strict=True):
+        check_same_space(header, mask.shape, affine, what=f"the mask {found.mask.name}")
+        session = re.sub(r"^.*_ses-(\d+)\.nii.*$", r"\1", path.name)
+        own = trials.iloc[start : start + header.n_volumes].assign(session=session).reset_index(drop=True)
+        parts.append(BetasPart(own, (path,), int(mask.sum()), MaskedVolumes(header, mask)))
+        start += header.n_volumes
+    return parts, Geometry.from_mask(mask, affine)
+
+
+def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geometry]:
+    tables = []
+    for path in found.betas:
+        try:
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read as an array ({error}); fetch it again.") from error
+        if table.ndim != 2 or len(table) != len(trials):
+            raise DataError(
+                f"{path} has the shape {table.shape}, but {found.names} lists {len(trials)} pictures; one row for each "
+                "is expected."
+            )
+        tables.append(table)
+    sizes = [table.shape[1] for table in tables]
+    labels = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    names = {n: path.stem.rpartition("_")[2] for n, path in enumerate(found.betas, start=1)}
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.concatenate([np.asarray(table[start:stop], np.float32) for table in tables], axis=1)
+
+    geometry = Geometry(np.arange(sum(sizes)), rois={"roi": Roi(labels, names)})
+    return [BetasPart(trials, found.betas, sum(sizes), read)], geometry

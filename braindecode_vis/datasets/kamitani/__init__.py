@@ -1,0 +1,1 @@
+"""fMRI of the Kamitani lab: Generic Object Decoding and Deeprecon."""

@@ -1,0 +1,327 @@
+"""Deep Image Reconstruction (Shen, Horikawa, Majima and Kamitani 2019): three people, pictures, shapes and letters.
+
+Owns the preprocessed BData files of figshare, one for each person and experiment, under both of their namings
+(``sub-01_perceptionNaturalImageTest_original_VC.h5``, ``sub-01_ImageNetTest_fmriprep_volume_native.h5``), and how their
+numbers name what was seen: ImageNet's code for photographs, a running number for shapes and letters.
+
+References
+----------
+.. [1] Shen, G., Horikawa, T., Majima, K., Kamitani, Y. (2019). Deep image reconstruction from human brain activity.
+   PLOS Computational Biology 15, e1006633. doi:10.1371/journal.pcbi.1006633
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.datasets.bids.fmri_stimuli import (
+    check_no_overlap,
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
+from braindecode_vis.datasets.kamitani.bdata import BData, read_bdata
+from braindecode_vis.datasets.kamitani.god import make_bdata_part
+from braindecode_vis.datasets.kamitani.stimulus_names import decode_stimulus_id, find_synset
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.betas_source import (
+    BetasPart,
+    BetasPlan,
+    FmriSource,
+    Geometry,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+)
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
+
+Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
+_EXPERIMENTS: dict[str, Experiment] = {
+    "perceptionNaturalImageTraining": "training", "ImageNetTraining": "training",
+    "perceptionNaturalImageTest": "natural", "ImageNetTest": "natural",
+    "perceptionArtificialImage": "shapes", "ArtificialShapes": "shapes", "ArtificialImage": "shapes",
+    "perceptionLetterImage": "letters", "Letters": "letters", "LetterImage": "letters",
+    "imagery": "imagery", "Imagery": "imagery",
+}  # fmt: skip
+_LISTS = {"shapes": "stimulus_ArtificialImage.tsv", "letters": "stimulus_LetterImage.tsv"}
+_SUFFIXES = {"training": ".JPEG", "natural": ".JPEG", "shapes": ".tiff", "letters": ".tif"}
+_IMAGINED = "imagined_"
+_FILE = re.compile(r"^sub-(\d+)_([A-Za-z]+)_(.+)\.h5$")
+_FIRST_SYNSET = 1_000_000
+
+
+class DeepreconConfig(Settings):
+    """Where the files lie, and which experiments are read.
+
+    Parameters
+    ----------
+    root
+        Folder of the ``.h5`` files and, if at hand, of the lists ``stimulus_{ArtificialImage,LetterImage}.tsv``.
+    subjects
+        Numbers to read; all that are there by default.
+    test
+        Experiments whose samples are test trials: the 50 ``natural`` pictures, 40 ``shapes``, 10 ``letters``, or
+        ``imagery`` of 10 pictures and 15 shapes. The training trials are the 1200 pictures of the training
+        experiment.
+    variant
+        End of the file names, for example ``original_VC``, where there are several.
+    rois
+        Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
+    images
+        Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
+    zscore, untrained, dtype, pad_subjects
+        As in `BetasPlan`; a session is the whole of a person's files.
+    """
+
+    kind: Literal["deeprecon"] = "deeprecon"
+    root: Path | None = None
+    subjects: tuple[int, ...] | None = None
+    test: tuple[Literal["natural", "shapes", "letters", "imagery"], ...] = ("natural",)
+    variant: str | None = None
+    rois: tuple[str, ...] = ()
+    images: Path | None = None
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    pad_subjects: bool = False
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file that is read, the lists of names among them."""
+        held = [item.path for item in self._find()] + list(self._find_lists().values())
+        digests = {path.name: hash_sampled(path) for path in held}
+        return digests | hash_image_folder(self.images, self._find_beside())
+
+    def prepare(self) -> FmriSource:
+        """Return the data set as lazy parts.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a file is missing or damaged, or the files of a person have other voxels.
+        """
+        held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
+        parts: list[BetasPart] = []
+        geometries: dict[str, Geometry] = {}
+        first: dict[str, Path] = {}
+        for item in held:
+            data = read_bdata(item.path)
+            trials = read_samples(data, item.subject, item.experiment, names)
+            part, own = make_bdata_part(data, trials, np.arange(len(trials)), self.rois)
+            known = geometries.setdefault(item.subject, own)
+            _check_same_voxels(known, own, item.path, first.setdefault(item.subject, item.path))
+            parts.append(part)
+        parts = _count_per_subject(parts)
+        shown = pd.concat([part.trials for part in parts], ignore_index=True)
+        check_no_overlap(shown, title="Deeprecon")
+        stimuli = make_named_stimuli(
+            make_stimulus_table(shown), self.images, title="Deeprecon", beside=self._find_beside()
+        )
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
+        notes = {
+            "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
+            "rois_kept": list(self.rois),
+        }
+        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
+
+    def check(self) -> list[Finding]:
+        """Open every file and compare the number of its samples with the declared one."""
+        try:
+            held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
+        except BraindecodeVisError as error:
+            return [Finding("layout", False, str(error))]
+        facts, findings = read_manifest("deeprecon").facts, []
+        for item in held:
+            try:
+                trials = read_samples(read_bdata(item.path), item.subject, item.experiment, names)
+            except BraindecodeVisError as error:
+                findings.append(Finding(item.path.name, False, str(error)))
+                continue
+            declared, n = facts[f"n_{item.experiment}"], len(trials)
+            what = f"samples of {trials['stimulus_id'].nunique()} stimuli"
+            root = check_root(self.root, read_manifest("deeprecon"))
+            findings.append(compare_fact(item.path.name, n, declared, root, what=what))
+        return findings
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(check_root(self.root, read_manifest("deeprecon")), ("images", "stimuli"))
+
+    def _find(self) -> list[Held]:
+        root = check_root(self.root, read_manifest("deeprecon"))
+        folders = [folder for folder in (root, root / "fmri", root / "data") if folder.is_dir()]
+        held = []
+        for path in (path for folder in folders for path in sorted(folder.iterdir())):
+            match = _FILE.match(path.name)
+            if match and match[2] in _EXPERIMENTS:
+                held.append(Held(f"{int(match[1]):02d}", _EXPERIMENTS[match[2]], match[3], path))
+        if not held:
+            raise DataError(
+                f"{root} holds no file like sub-01_perceptionNaturalImageTest_original_VC.h5; fetch them from figshare "
+                "(7033577), or pass their folder with --root. Raw BIDS data (ds001506) are for bids_fmri."
+            )
+        return _choose(held, self, root)
+
+    def _find_lists(self) -> dict[str, Path]:
+        root = check_root(self.root, read_manifest("deeprecon"))
+        places = (root, root / "stimuli", root / "data", root.parent / "stimuli")
+        found = {key: next((p / n for p in places if (p / n).is_file()), None) for key, n in _LISTS.items()}
+        return {key: path for key, path in found.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class Held:
+    """One file: whose it is and what was shown."""
+
+    subject: str
+    experiment: Experiment
+    variant: str
+    path: Path
+
+
+def _choose(held: list[Held], config: DeepreconConfig, root: Path) -> list[Held]:
+    subjects = sorted({item.subject for item in held})
+    wanted = subjects if config.subjects is None else [f"{number:02d}" for number in config.subjects]
+    chosen = []
+    for subject in wanted:
+        for experiment in ("training", *config.test):
+            fits = [h for h in held if (h.subject, h.experiment) == (subject, experiment)]
+            named = [h for h in fits if config.variant is None or h.variant == config.variant]
+            if not named:
+                there = sorted({f"{h.experiment} ({h.variant})" for h in held if h.subject == subject})
+                raise DataError(
+                    f"{root} has no {experiment} file of subject {subject}"
+                    + (f" that ends in {config.variant}" if config.variant else "")
+                    + f"; it has {', '.join(there) or 'nothing of this subject'}: fetch it, or correct dataset.test."
+                )
+            if len(named) > 1:
+                variants = ", ".join(h.variant for h in named)
+                raise ConfigError(
+                    f"{root} has the {experiment} experiment of subject {subject} as {variants}; choose one "
+                    "with --set dataset.variant=..."
+                )
+            chosen.append(named[0])
+    return chosen
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    """Return number (as text) to name from a list of shapes or letters."""
+    table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
+    if table.shape[1] < 2:
+        raise DataError(f"{path} has one column; a name and a number are expected, separated by a tab.")
+    numbers = [_format_number(number) for number in table[1]]
+    return dict(zip(numbers, (re.sub(r"\.[A-Za-z]+$", "", name) for name in table[0]), strict=True))
+
+
+def _format_number(number: float | str) -> str:
+    """Return a number as its shortest text, for example ``"12"`` or ``"12.5"``."""
+    try:
+        return f"{float(number):.6f}".rstrip("0").rstrip(".")
+    except ValueError:
+        return str(number)
+
+
+def read_samples(
+    data: BData, subject: str, experiment: Experiment, names: Mapping[str, Mapping[str, str]]
+) -> pd.DataFrame:
+    """Return one row per sample of a Deeprecon file, in its order.
+
+    Parameters
+    ----------
+    names
+        For ``shapes`` and ``letters``, number to name. Without them a number is kept, as ``shape_12``.
+    """
+    codes, label = _read_codes(data)
+    if label is not None:
+        ids = [re.sub(r"\.[A-Za-z]+$", "", label[code]) for code in codes]
+    else:
+        if experiment in ("training", "natural") and not data.precise:
+            raise DataError(
+                f"{data.path} stores its matrix in single precision, in which numbers like 1518878.005958 lose the "
+                "image; fetch the published file."
+            )
+        ids = [_name_code(code, experiment, names) for code in codes]
+    concepts = [find_synset(name) if re.match(r"n\d{8}", name) else name for name in ids]
+    if experiment == "imagery":
+        ids = [f"{_IMAGINED}{name}" for name in ids]
+    runs = data.read_label("Run").astype(int) if "Run" in data.metadata else np.ones(data.n_samples, int)
+    table = pd.DataFrame(
+        {
+            "subject": subject, "session": "01", "run": [f"{experiment}-{run:02d}" for run in runs],
+            "stimulus_id": ids, "repetition": 0, "split": "train" if experiment == "training" else "test",
+            "concept": concepts, "task": experiment,
+        }
+    )  # fmt: skip
+    if "Block" in data.metadata:
+        table["block"] = data.read_label("Block").astype(int)
+    return table
+
+
+def make_stimulus_table(shown: pd.DataFrame) -> pd.DataFrame:
+    """Return `stimulus_id`, `concept` and `path` of what a trial table shows.
+
+    What is imagined has no path, but the picture that people had in mind is listed under its own name even where no
+    trial shows it: the analysis of imagery needs its embedding.
+    """
+    imagined = shown["task"] == "imagery"
+    pictures = shown[~imagined]
+    suffix: Any = pictures["task"].map(_SUFFIXES)
+    table = pictures[["stimulus_id", "concept"]].assign(path=pictures["stimulus_id"] + suffix)
+    own = shown.loc[imagined, ["stimulus_id", "concept"]].assign(path="")
+    meant = own.assign(stimulus_id=own["stimulus_id"].str.removeprefix(_IMAGINED))
+    natural = meant["stimulus_id"].str.match(r"n\d{8}_")
+    meant["path"] = meant["stimulus_id"] + np.where(natural, _SUFFIXES["natural"], _SUFFIXES["shapes"])
+    meant = meant[~meant["stimulus_id"].isin(table["stimulus_id"])]
+    return pd.concat([table, meant, own], ignore_index=True).drop_duplicates()
+
+
+def _read_codes(data: BData) -> tuple[list[float], Mapping[float, str] | None]:
+    for key in ("stimulus_name", "stimulus_id"):
+        if key in data.metadata and key in data.labels:
+            codes = data.read_label(key).astype(float).tolist()
+            unknown = [code for code in codes if code not in data.labels[key]]
+            if unknown:
+                raise DataError(f"{data.path} has no name for the {key} {unknown[0]:g}; the file is damaged.")
+            return codes, data.labels[key]
+    return data.read_label("stimulus_id").astype(float).tolist(), None
+
+
+def _name_code(code: float, experiment: Experiment, names: Mapping[str, Mapping[str, str]]) -> str:
+    if code >= _FIRST_SYNSET:
+        return decode_stimulus_id(code)
+    number = _format_number(code)
+    kind = "letters" if experiment == "letters" else "shapes"
+    if number in names.get(kind, {}):
+        return names[kind][number]
+    return f"{'letter' if kind == 'letters' else 'shape'}_{number}"
+
+
+def _check_same_voxels(first: Geometry, other: Geometry, path: Path, than: Path) -> None:
+    same = first.n_voxels == other.n_voxels and np.array_equal(first.voxel_ids, other.voxel_ids)
+    if same and first.affine is not None and other.affine is not None:
+        same = np.allclose(first.affine, other.affine)
+    if not same:
+        raise DataError(
+            f"{path.name} has {other.n_voxels} voxels that are not the {first.n_voxels} of {than.name}; take both from "
+            "one release, or choose with dataset.variant and dataset.rois."
+        )
+
+
+def _count_per_subject(parts: list[BetasPart]) -> list[BetasPart]:
+    counted = count_repetitions([part.trials for part in parts])
+    return [
+        BetasPart(trials, part.files, part.n_voxels, part.read)
+        for part, trials in zip(parts, counted, strict=True)
+    ]

@@ -1,0 +1,266 @@
+"""Generic Object Decoding (Horikawa and Kamitani 2017): five people, ImageNet pictures seen and imagined.
+
+Owns the preprocessed ``Subject1.h5`` ... ``Subject5.h5`` of figshare: which samples are trials, which picture each of
+them shows, and where its voxels lie. Samples are block averages in the authors' own units. The pictures themselves are
+ImageNet's and are not shipped; the imagined objects have no picture at all.
+
+References
+----------
+.. [1] Horikawa, T., Kamitani, Y. (2017). Generic decoding of seen and imagined objects using hierarchical
+   visual features. Nature Communications 8, 15037. doi:10.1038/ncomms15037
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.datasets.bids.fmri_stimuli import (
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
+from braindecode_vis.datasets.kamitani.bdata import BData, make_bdata_geometry, read_bdata
+from braindecode_vis.datasets.kamitani.stimulus_names import (
+    check_names,
+    decode_stimulus_id,
+    find_list,
+    find_synset,
+    read_list,
+)
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.betas_source import (
+    BetasPart,
+    BetasPlan,
+    FmriSource,
+    Geometry,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+)
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
+
+Task = Literal["training", "test", "imagery"]
+_TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
+_FILE = re.compile(r"^Subject(\d+)\.h5$")
+
+
+class GodConfig(Settings):
+    """Where the files lie, and which samples are read.
+
+    Parameters
+    ----------
+    root
+        Folder of ``Subject1.h5`` ... and, if at hand, of the lists ``stimulus_ImageNet{Training,Test}.tsv``.
+    subjects
+        Numbers to read; all that are there by default. Several need `pad_subjects`: an atlas in common, which would
+        make parcels of them, is not among these files.
+    test
+        What the test trials are: the 50 pictures seen (``perception``), the 50 categories imagined (``imagery``), or
+        both; the column `task` tells them apart. Training trials are the 1200 training pictures.
+    rois
+        Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
+    images
+        Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
+    zscore, untrained, dtype, pad_subjects
+        As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files
+        do not say which, so ``session`` means the whole file, and ``run`` has no training trials where it tests.
+    """
+
+    kind: Literal["god"] = "god"
+    root: Path | None = None
+    subjects: tuple[int, ...] | None = None
+    test: Literal["perception", "imagery", "both"] = "perception"
+    rois: tuple[str, ...] = ()
+    images: Path | None = None
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    pad_subjects: bool = False
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file that is read."""
+        digests = {path.name: hash_sampled(path) for path in self._find().values()}
+        return digests | hash_image_folder(self.images, self._find_beside())
+
+    def prepare(self) -> FmriSource:
+        """Return the data set as lazy parts.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a file is missing or damaged, or its numbers do not name ImageNet pictures.
+        """
+        opened = {f"{number:02d}": read_bdata(path) for number, path in self._find().items()}
+        wanted = {"training", *(("test",) if self.test != "imagery" else ())}
+        wanted |= {"imagery"} if self.test != "perception" else set()
+        parts, geometries, tables = [], {}, []
+        for subject, data in opened.items():
+            trials = read_trials(data, subject)
+            rows = np.flatnonzero(trials["task"].isin(wanted))
+            part, geometries[subject] = make_bdata_part(data, trials, rows, self.rois)
+            parts.append(part)
+            # What is imagined is represented by the picture of its category, which only the test trials show.
+            shown = wanted | ({"test"} if "imagery" in wanted else set())
+            tables.append(trials[trials["task"].isin(shown)])
+        table = make_stimulus_table(tables)
+        stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
+        notes = {"protocol": f"1200 training pictures; test: {self.test}", "rois_kept": list(self.rois)}
+        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
+
+    def check(self) -> list[Finding]:
+        """Open every file, decode every number, and compare with the lists and the declared counts."""
+        try:
+            paths = self._find()
+        except BraindecodeVisError as error:
+            return [Finding("layout", False, str(error))]
+        root = check_root(self.root, read_manifest("god"))
+        findings = []
+        facts = read_manifest("god").facts
+        for number, path in paths.items():
+            try:
+                trials = read_trials(read_bdata(path), f"{number:02d}")
+            except BraindecodeVisError as error:
+                findings.append(Finding(path.name, False, str(error)))
+                continue
+            for task, declared in (("training", "n_train"), ("test", "n_test"), ("imagery", "n_imagery")):
+                n = int((trials["task"] == task).sum())
+                findings.append(compare_fact(f"{path.name} {task}", n, facts[declared], root, what="samples"))
+            for split, task in (("train", "training"), ("test", "test")):
+                if (listed := find_list(root, split)) is not None:
+                    names = trials.loc[trials["task"] == task, "stimulus_id"].tolist()
+                    where = f"{path.name} against {listed.name}"
+                    findings.append(check_names(names, read_list(listed)["stimulus_id"].tolist(), what=where))
+        return findings
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(check_root(self.root, read_manifest("god")), ("images", "stimuli"))
+
+    def _find(self) -> dict[int, Path]:
+        root = check_root(self.root, read_manifest("god"))
+        folders = [folder for folder in (root, root / "data", root / "fmri") if folder.is_dir()]
+        found = {
+            int(m[1]): p for folder in folders for p in sorted(folder.iterdir()) if (m := _FILE.match(p.name))
+        }
+        if not found:
+            raise DataError(
+                f"{root} holds no Subject1.h5 ... of GOD; fetch them from figshare (7387130), or pass their "
+                "folder with --root. Raw BIDS data (ds001246) are for bids_fmri."
+            )
+        absent = [number for number in self.subjects or () if number not in found]
+        if absent:
+            there = ", ".join(map(str, sorted(found)))
+            raise DataError(
+                f"Subject{absent[0]}.h5 is not in {root}, which has the subjects {there}; fetch it."
+            )
+        return {number: found[number] for number in (self.subjects or sorted(found))}
+
+
+def read_trials(data: BData, subject: str) -> pd.DataFrame:
+    """Return one row per sample of a GOD file, in its order.
+
+    Returns
+    -------
+    DataFrame
+        The columns of every trial table, `concept` (synset), `task` (``training``, ``test``, ``imagery``) and `block`.
+
+    Raises
+    ------
+    DataError
+        If a sample has an unknown type, or its number is no ImageNet number.
+    """
+    if not data.precise:
+        raise DataError(
+            f"{data.path} stores its matrix in single precision, in which numbers like 1518878.005958 lose the image; "
+            "fetch the published file, which is in double precision."
+        )
+    kinds = data.read_label("DataType")
+    unknown = sorted(set(kinds.tolist()) - set(_TASKS))
+    if unknown:
+        raise DataError(f"{data.path} has samples of DataType {unknown[0]:g}; 1 to 3 are known.")
+    tasks = [_TASKS[int(kind)] for kind in kinds]
+    names = [decode_stimulus_id(float(code)) for code in data.read_label("stimulus_id")]
+    for row, (task, name) in enumerate(zip(tasks, names, strict=True)):
+        if task != "imagery" and "_" not in name:
+            raise DataError(
+                f"sample {row} of {data.path} is a {task} sample, but its number names the category {name} and no "
+                "image; the file was rounded."
+            )
+    # A number that an imagined category may carry behind its point names no picture that was seen.
+    imagined = [task == "imagery" for task in tasks]
+    concepts = [find_synset(name) for name in names]
+    ids = [c if i else n for n, c, i in zip(names, concepts, imagined, strict=True)]
+    runs = data.read_label("Run")
+    table = pd.DataFrame(
+        {
+            "subject": subject, "session": "01",
+            "run": [f"{task}-{int(run):02d}" for task, run in zip(tasks, runs, strict=True)],
+            "stimulus_id": ids, "repetition": 0, "split": np.where(np.array(tasks) == "training", "train", "test"),
+            "concept": concepts, "task": tasks,
+        }
+    )  # fmt: skip
+    if "Block" in data.metadata:
+        table["block"] = data.read_label("Block").astype(int)
+    _check_disjoint(table, data.path)
+    return table
+
+
+def _check_disjoint(table: pd.DataFrame, path: Path) -> None:
+    train = set(table.loc[table["task"] == "training", "concept"])
+    both = sorted(train & set(table.loc[table["task"] == "test", "concept"]))
+    if both:
+        raise DataError(
+            f"{path} tests {len(both)} categories that it trains on, first {both[0]}: the published parts share none, "
+            "so the numbers or types of its samples are wrong."
+        )
+
+
+def make_bdata_part(
+    data: BData, trials: pd.DataFrame, rows: np.ndarray, rois: tuple[str, ...]
+) -> tuple[BetasPart, Geometry]:
+    """Return the chosen samples of a file as one lazy part, and where its voxels lie.
+
+    Parameters
+    ----------
+    trials
+        One row per sample of the file.
+    rows
+        Samples to keep, ascending.
+    rois
+        Keys of regions whose union is kept; every voxel if empty.
+    """
+    geometry, columns = make_bdata_geometry(data, rois)
+    kept = count_repetitions([trials.iloc[rows].reset_index(drop=True)])[0]
+    return BetasPart(kept, (data.path,), len(columns), _SampleReader(data, rows, columns)), geometry
+
+
+@dataclass(frozen=True)
+class _SampleReader:
+    """Reads samples of a BData file in the order of its trial table."""
+
+    data: BData
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        return self.data.read_rows(self.rows[start:stop], self.columns)
+
+
+def make_stimulus_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return `stimulus_id`, `concept` and `path` of what several trial tables show; imagined things have no path."""
+    joined: Any = pd.concat(tables, ignore_index=True)
+    paths = np.where(joined["task"] == "imagery", "", joined["stimulus_id"] + ".JPEG")
+    return joined[["stimulus_id", "concept"]].assign(path=paths).drop_duplicates()

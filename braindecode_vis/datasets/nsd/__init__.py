@@ -1,0 +1,1 @@
+"""The Natural Scenes Dataset (fMRI): betas, time series, imagery and repacked copies."""

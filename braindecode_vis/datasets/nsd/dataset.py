@@ -1,0 +1,326 @@
+"""The Natural Scenes Dataset (Allen et al. 2022), as its bucket lays it out.
+
+Owns the configuration and the order in which design, betas, regions and images are brought together. `prepare` gives
+lazy sessions; of each file it reads the head and one trial. NSD asks for a signed agreement and may not be passed on:
+nothing here fetches it.
+
+References
+----------
+Allen et al. (2022), doi:10.1038/s41593-021-00962-x; the data manual at https://cvnlab.slite.page.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.nsd.betas import (
+    UNIT,
+    SessionFile,
+    Space,
+    SurfaceBetas,
+    Version,
+    check_scale,
+    check_trial_count,
+    find_beta_folder,
+    find_sessions,
+    open_volume_session,
+)
+from braindecode_vis.datasets.nsd.experiment_design import (
+    SESSIONS,
+    NsdDesign,
+    check_behaviour,
+    describe_protocol,
+    find_design,
+    make_trials,
+    read_design,
+)
+from braindecode_vis.datasets.nsd.images import find_images_file, make_stimuli, open_images
+from braindecode_vis.datasets.nsd.rois import (
+    Regions,
+    choose_labels,
+    find_mask,
+    find_regions,
+    make_surface_geometry,
+    make_volume_geometry,
+)
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasConfig,
+    BetasPart,
+    BetasPlan,
+    FmriSource,
+    Geometry,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+    join_sources,
+)
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
+
+# Vertices of fsaverage that a subject's slices did not reach are NaN; more than this share is another problem.
+_LARGEST_UNSEEN = 0.2
+
+
+class NsdConfig(Settings):
+    """Where the bucket's folders lie, whose betas to read, and through which mask.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
+    subject
+        1 to 8.
+    subjects
+        Several in place of `subject`, for joint training. Their voxels do not correspond, so that this needs `atlas`
+        or `pad_subjects` in the functional volume; on fsaverage too, where each keeps the vertices that it reached.
+    sessions
+        Numbers from 1, or how many from the first on; all that the subject completed by default. The usual protocols
+        are 37 (982 shared images) and 40 (1000).
+    betas
+        Version of the single-trial model.
+    space
+        ``func1pt8mm`` (NIfTI or HDF5, recognised by content) or ``fsaverage`` (MGH).
+    mask
+        ``nsdgeneral``, ``cortex``, ``brain``, any set of regions, or ``set:region,region``, for example
+        ``prf-visualrois:V1v,V1d``.
+    mask_file
+        A mask volume of your own instead; voxels above 0.
+    rois
+        Sets of regions that travel along; the known ones that are there by default.
+    divide_by
+        What the stored betas are divided by; 300 in the volume and 1 on the surface by default, as published. A file
+        that contradicts it is refused.
+    zscore, untrained, dtype, atlas, pad_subjects
+        As in `BetasPlan`.
+    images
+        ``nsd_stimuli.hdf5``; in its place below the root by default.
+    image_size
+        Width and height of the images that the run keeps, in pixels; 425 as published by default (10,000 images are
+        then 5.4 GB).
+    with_images
+        Switch off to read responses alone, without the images.
+    """
+
+    kind: Literal["nsd"] = "nsd"
+    root: Path | None = None
+    subject: int = Field(default=1, ge=1, le=8)
+    subjects: tuple[Annotated[int, Field(ge=1, le=8)], ...] | None = None
+    sessions: int | tuple[int, ...] | None = None
+    betas: Version = "betas_fithrf_GLMdenoise_RR"
+    space: Space = "func1pt8mm"
+    mask: str = "nsdgeneral"
+    mask_file: Path | None = None
+    rois: tuple[str, ...] | None = None
+    divide_by: float | None = Field(default=None, gt=0)
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
+    images: Path | None = None
+    image_size: int | None = Field(default=None, ge=32)
+    with_images: bool = True
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "mask_file"})
+
+    @model_validator(mode="after")
+    def _check_subjects(self) -> Self:
+        if self.subjects is None:
+            return self
+        if not self.subjects or len(set(self.subjects)) < len(self.subjects):
+            raise ValueError("subjects must name at least one subject, and each once")
+        if self.mask_file is not None and len(self.subjects) > 1:
+            raise ValueError("mask_file lies in the space of one subject; choose several with mask")
+        return self
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        if self.subjects is not None:
+            own = {config.subject: config.hash_inputs() for config in self._split_subjects()}
+            return {
+                f"subj{s:02d}/{name}": digest for s, found in own.items() for name, digest in found.items()
+            }
+        root, design = self._open()
+        regions = find_regions(root, self.subject, self.space)
+        paths = [design.path, *(p for item in self._find_sessions(root, design) for p in item.paths)]
+        paths += [path for name in sorted(regions.files) for path in regions.files[name]]
+        if self.mask_file is not None:
+            paths.append(self.mask_file.expanduser())
+        if self.with_images:
+            paths.append(find_images_file(root, self.images))
+        digests = {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths}
+        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+
+    def prepare(self) -> FmriSource:
+        """Return the data set as lazy sessions.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together; the message names session and file.
+        """
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
+        if self.subjects is not None:
+            return join_sources([config.prepare() for config in self._split_subjects()], plan)
+        root, design = self._open()
+        items = self._find_sessions(root, design)
+        numbers = [item.session for item in items]
+        checked = check_behaviour(root, design, self.subject, numbers)
+        trials = count_repetitions([make_trials(design, self.subject, number) for number in numbers])
+        regions = find_regions(root, self.subject, self.space)
+        opened = self._open_surface if self.space == "fsaverage" else self._open_volume
+        geometry, parts = opened(root, regions, items, trials)
+        stimuli = make_stimuli(pd.concat(trials))
+        protocol = f"{describe_protocol(trials, len(design.shared))}; {self.betas}, {self.describe_scaling()}"
+        notes = {
+            "protocol": protocol,
+            "betas": self.betas,
+            "space": self.space,
+            "mask": self.mask if self.mask_file is None else self.mask_file.name,
+            "trials_cross_checked_with_responses_tsv": checked,
+        }
+        read_image = open_images(stimuli, root, self.images, self.image_size) if self.with_images else None
+        return FmriSource(tuple(parts), stimuli, plan, UNIT, geometry, None, read_image, notes)
+
+    def _split_subjects(self) -> list[NsdConfig]:
+        """Return the configuration of each subject alone."""
+        return [self.model_copy(update={"subject": s, "subjects": None}) for s in self.subjects or ()]
+
+    def describe_scaling(self) -> str:
+        """Return in words how voxels are standardised."""
+        if self.zscore == "none":
+            return "not standardised"
+        return f"z-scored per {self.zscore} with the training trials only"
+
+    def check(self) -> list[Finding]:
+        """Recompute what the manifest declares of the design, and open every session, mask and image file."""
+        try:
+            root, design = self._open()
+        except (DataError, ConfigError) as error:
+            return [Finding("design", False, str(error))]
+        findings = check_design_facts(design, root)
+        try:
+            source = self.prepare()
+        except (DataError, ConfigError) as error:
+            return [*findings, Finding("data", False, str(error))]
+        voxels = " and ".join(str(source.find_geometry(s).n_voxels) for s in source.subjects)
+        found = f"{len(source.parts)} sessions, {source.n_trials} trials, {voxels} voxels"
+        return [
+            *findings,
+            Finding("betas", True, found),
+            Finding("protocol", True, str(source.notes["protocol"])),
+        ]
+
+    def find_divisor(self) -> float:
+        """Return what stored betas are divided by."""
+        return self.divide_by or (1.0 if self.space == "fsaverage" else 300.0)
+
+    def _open(self) -> tuple[Path, NsdDesign]:
+        root = check_root(self.root, read_manifest("nsd"))
+        design = read_design(find_design(root))
+        if self.subject > len(design.images):
+            raise DataError(f"{design.path} lists {len(design.images)} subjects, not subject {self.subject}.")
+        return root, design
+
+    def _find_sessions(self, root: Path, design: NsdDesign) -> list[SessionFile]:
+        last = design.find_sessions(self.subject)
+        wanted: list[int]
+        if self.sessions is None:
+            wanted = list(range(1, last + 1))
+        elif isinstance(self.sessions, int):
+            wanted = list(range(1, self.sessions + 1))
+        else:
+            wanted = sorted(set(self.sessions))
+        beyond = [number for number in wanted if not 1 <= number <= last]
+        if beyond or not wanted:
+            raise ConfigError(
+                f"dataset.sessions asks for session {beyond[0] if beyond else 'none'}, but subject {self.subject:02d} "
+                f"completed sessions 1 to {last}."
+            )
+        folder = find_beta_folder(root, self.subject, self.space, self.betas)
+        return find_sessions(folder, wanted, self.space)
+
+    def _open_volume(
+        self, root: Path, regions: Regions, items: list[SessionFile], trials: list[pd.DataFrame]
+    ) -> tuple[Geometry, list[BetasPart]]:
+        mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
+        ncsnr = items[0].paths[0].with_name("ncsnr.nii.gz")
+        maps = {"ncsnr": ncsnr} if ncsnr.is_file() else {}
+        parts = []
+        for item, table in zip(items, trials, strict=True):
+            read = open_volume_session(item, mask, affine, len(table), divide_by=self.find_divisor())
+            parts.append(BetasPart(table, item.paths, int(mask.sum()), read))
+        return make_volume_geometry(regions, mask, affine, self.rois, maps), parts
+
+    def _open_surface(
+        self, root: Path, regions: Regions, items: list[SessionFile], trials: list[pd.DataFrame]
+    ) -> tuple[Geometry, list[BetasPart]]:
+        if self.mask_file is not None:
+            raise ConfigError(
+                "dataset.mask_file is a volume and cannot be used with dataset.space=fsaverage."
+            )
+        readers = [SurfaceBetas(item.paths, divide_by=self.find_divisor()) for item in items]
+        n_vertices = readers[0].n_vertices
+        if self.mask == "brain":
+            keep = np.ones(sum(n_vertices), bool)
+        else:
+            keep = choose_labels(regions, self.mask)[0]
+        if len(keep) != sum(n_vertices):
+            raise DataError(
+                f"the regions for {self.mask} have {len(keep)} vertices, the betas {sum(n_vertices)}."
+            )
+        seen = keep.copy()
+        for reader, item, table in zip(readers, items, trials, strict=True):
+            check_trial_count(item.paths[0], reader.n_volumes, len(table))
+            first = reader(0, 1)[0]
+            apart = np.unique(np.linspace(0, len(table) - 1, 5).astype(int))
+            sample = np.concatenate([reader(row, row + 1)[:, keep] for row in apart.tolist()])
+            check_scale(sample, self.find_divisor(), item.paths[0])
+            seen &= np.isfinite(first)
+        unseen = int(keep.sum() - seen.sum())
+        if unseen > _LARGEST_UNSEEN * keep.sum():
+            raise DataError(
+                f"{unseen} of {int(keep.sum())} vertices of {self.mask} are not finite in {items[0].paths[0].parent}; "
+                "fetch these files again."
+            )
+        for reader in readers:
+            reader.vertices = np.flatnonzero(seen)
+        parts = [
+            BetasPart(table, item.paths, int(seen.sum()), reader)
+            for item, table, reader in zip(items, trials, readers, strict=True)
+        ]
+        return make_surface_geometry(regions, seen, n_vertices, self.rois), parts
+
+
+def check_design_facts(design: NsdDesign, root: Path | None = None) -> list[Finding]:
+    """Compare the design with what the manifest declares; that of a phantom below `root` is told, not judged."""
+    n_subjects = len(design.images)
+    sessions = [design.find_sessions(subject) for subject in range(1, n_subjects + 1)]
+    counts = [design.count_showings(n) for n in sessions]
+    n_shared = len(design.shared)
+    at37 = design.count_showings(37)[:n_shared]
+    found = {
+        "n_subjects": n_subjects,
+        "n_images": len(np.unique(design.images)),
+        "n_shared": n_shared,
+        "n_trials_per_session": design.n_per_session,
+        "sessions_per_subject": sessions,
+        "images_seen_per_subject": [int((count > 0).sum()) for count in counts],
+        "n_shared_seen_three_times_by_all": int((np.stack(counts)[:, :n_shared] == 3).all(axis=0).sum()),
+        "n_shared_seen_in_37_sessions": int((at37 > 0).sum()),
+        "n_shared_seen_in_40_sessions": int((design.count_showings(40)[:n_shared] > 0).sum()),
+    }
+    facts = read_manifest("nsd").facts
+    return [compare_fact(name, found[name], facts[name], root) for name in facts if name in found]
+
+
+__all__ = ["SESSIONS", "NsdConfig", "check_design_facts"]

@@ -1,0 +1,315 @@
+"""NSD-Imagery (Kneeland et al. 2025): what subjects of NSD saw, and later imagined.
+
+Owns the imagery session and its published protocol: train on the other images of the NSD core sessions, and test on
+the 18 stimuli that were seen or imagined, none of which was trained on. The session itself has no training trial, so
+its voxels are standardised with the level and spread of the core sessions; standardising it with its own trials, as
+published numbers do, is transductive and called so.
+
+References
+----------
+Kneeland et al. (2025), NSD-Imagery, CVPR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
+from braindecode_vis.datasets.nsd.dataset import NsdConfig
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasConfig,
+    BetasPart,
+    FmriSource,
+    Geometry,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+)
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet, read_image_file
+from braindecode_vis.store import hash_sampled
+
+Task = Literal["vision", "imagery", "attention"]
+BETAS_FILE = "nsdimagerybetas_fithrf_GLMdenoise_RR/betas_nsdimagery.nii.gz"
+STIMULI_FILE = "nsdimagery_stimuli.pkl3"
+SESSION = "nsdimagery"
+_TASKS: dict[str, Task] = {"vis": "vision", "img": "imagery", "att": "attention"}
+_SETS = {"A": "simple", "B": "complex", "C": "concept"}
+_IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+class NsdImageryConfig(Settings):
+    """Which subject, which tasks are tested, and how the core sessions train.
+
+    Parameters
+    ----------
+    root
+        Folder of NSD; the imagery betas lie in ``nsddata_betas/ppdata/subjAA/func1pt8mm``.
+    subject, sessions, mask, mask_file, rois, zscore, dtype, atlas, images, image_size, with_images
+        Of the core sessions, as in `NsdConfig`. Their shared images are left out: some of them are imagined.
+    tasks
+        Trials of the imagery session that are kept, all of them test trials.
+    untrained
+        ``pooled`` standardises the imagery session with the core sessions, ``own`` with its own test trials.
+    stimuli
+        ``nsdimagery_stimuli.pkl3``, which says what each trial showed; found below the root by default.
+    imagery_images
+        Folder of the 18 images, each named as the stimulus table names it; ``nsddata_stimuli/stimuli/nsdimagery`` below
+        the root by default.
+    """
+
+    kind: Literal["nsd_imagery"] = "nsd_imagery"
+    root: Path | None = None
+    subject: int = Field(default=1, ge=1, le=8)
+    sessions: int | tuple[int, ...] | None = None
+    mask: str = "nsdgeneral"
+    mask_file: Path | None = None
+    rois: tuple[str, ...] | None = None
+    tasks: tuple[Task, ...] = ("vision", "imagery")
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    stimuli: Path | None = None
+    images: Path | None = None
+    imagery_images: Path | None = None
+    image_size: int | None = Field(default=None, ge=32)
+    with_images: bool = True
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"root", "images", "mask_file", "stimuli", "imagery_images"}
+    )
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        root = check_root(self.root, read_manifest("nsd"))
+        paths = [self._find_betas(root), self._find_stimuli(root)]
+        if self.with_images:
+            paths += list(self._find_images().values())
+        return self._make_core().hash_inputs() | {path.name: hash_sampled(path) for path in paths}
+
+    def prepare(self) -> FmriSource:
+        """Return the core sessions (training) followed by the imagery session (test), lazily.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together.
+        """
+        root = check_root(self.root, read_manifest("nsd"))
+        core = self._make_core().prepare()
+        geometry = core.geometry
+        if not isinstance(geometry, Geometry) or geometry.mask is None or geometry.affine is None:
+            raise DataError("the core sessions have no mask.")
+        training = [_keep_rows(part, (part.trials["split"] == "train").to_numpy()) for part in core.parts]
+        path = self._find_betas(root)
+        header = read_volume_header(path)
+        check_same_space(header, geometry.mask.shape, geometry.affine, what="the mask of the core sessions")
+        trials = read_trials(self._find_stimuli(root), self.subject, header.n_volumes, path)
+        read = MaskedVolumes(header, geometry.mask, divide_by=300)
+        check_scale(read_sample(read, header.n_volumes), 300, path)
+        read.close()
+        whole = BetasPart(trials, (path,), geometry.n_voxels, read)
+        tested = _keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())
+        tested = replace(tested, trials=count_repetitions([tested.trials])[0])
+        table, read_image = self._join_images(core, training, tested)
+        notes = {**core.notes, "protocol": self._describe(training, tested), "tasks": list(self.tasks)}
+        return FmriSource(
+            (*training, tested), StimulusSet(table), core.plan, core.unit, geometry, None, read_image, notes
+        )
+
+    def check(self) -> list[Finding]:
+        """Open the core sessions, the imagery betas and their trial table."""
+        try:
+            source = self.prepare()
+        except (DataError, ConfigError) as error:
+            return [Finding("data", False, str(error))]
+        counts = source.parts[-1].trials["task"].value_counts()
+        found = ", ".join(f"{count} {task}" for task, count in counts.items())
+        n_stimuli = source.parts[-1].trials["stimulus_id"].nunique()
+        declared = read_manifest("nsd_imagery").facts["n_stimuli"]
+        return [
+            Finding("betas", True, f"{found} trials, {len(source.parts) - 1} core sessions"),
+            compare_fact("n_stimuli", n_stimuli, declared, check_root(self.root, read_manifest("nsd"))),
+            Finding("protocol", True, str(source.notes["protocol"])),
+        ]
+
+    def _make_core(self) -> NsdConfig:
+        names = (
+            "root", "subject", "sessions", "mask", "mask_file", "rois", "zscore", "untrained", "dtype", "atlas",
+            "images", "image_size", "with_images",
+        )  # fmt: skip
+        return NsdConfig(**{name: getattr(self, name) for name in names})
+
+    def _find_betas(self, root: Path) -> Path:
+        place = Path(f"ppdata/subj{self.subject:02d}/func1pt8mm") / BETAS_FILE
+        path = next((p for p in (root / "nsddata_betas" / place, root / place) if p.is_file()), None)
+        if path is None:
+            raise DataError(
+                f"{root / 'nsddata_betas' / place} does not exist; fetch it from the bucket of NSD."
+            )
+        return path
+
+    def _find_stimuli(self, root: Path) -> Path:
+        if self.stimuli is not None:
+            places = [self.stimuli.expanduser()]
+        else:
+            folders = (
+                "nsddata_stimuli/stimuli",
+                "nsddata_stimuli/stimuli/nsdimagery",
+                "nsddata/experiments/nsdimagery",
+                "",
+            )
+            places = [root / folder / STIMULI_FILE for folder in folders]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise DataError(
+                f"{STIMULI_FILE}, which says what each imagery trial showed, is not at {places[0]}; name it with "
+                "--set dataset.stimuli=FILE."
+            )
+        return path
+
+    def _find_images(self) -> dict[str, Path]:
+        folder = self.imagery_images
+        if folder is None:
+            folder = check_root(self.root, read_manifest("nsd")) / "nsddata_stimuli/stimuli/nsdimagery"
+        if not folder.expanduser().is_dir():
+            raise DataError(
+                f"the folder of the imagery images {folder} does not exist; name it with "
+                "--set dataset.imagery_images=DIR, or leave the images out with --set dataset.with_images=false."
+            )
+        files = sorted(folder.expanduser().iterdir())
+        return {path.stem: path for path in files if path.suffix.lower() in _IMAGE_ENDS}
+
+    def _join_images(
+        self, core: FmriSource, training: list[BetasPart], tested: BetasPart
+    ) -> tuple[pd.DataFrame, Callable[[int], np.ndarray] | None]:
+        """Return one table of the training images and the imagery stimuli, and one reader for both."""
+        shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
+        rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))
+        seen = core.stimuli.table.iloc[rows].reset_index(drop=True)
+        own = tested.trials.drop_duplicates("stimulus_id")[["stimulus_id", "concept", "name", "split"]]
+        table = pd.concat([seen, own.assign(path="", sha256="", nsd_id=-1)], ignore_index=True)
+        if not self.with_images or core.read_image is None:
+            return table.drop(columns="name"), None
+        files = self._find_images()
+        missing = [name for name in own["name"] if name not in files]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(own)} imagery images are not in the folder of the imagery images, "
+                f"first {missing[0]!r}; it holds {', '.join(list(files)[:5])}."
+            )
+        paths = [files[name] for name in own["name"]]
+        table.loc[table["nsd_id"] < 0, "path"] = [path.name for path in paths]
+        read_core = core.read_image
+        size = read_core(int(rows[0])).shape[0]
+
+        def read_image(row: int) -> np.ndarray:
+            if row < len(rows):
+                return read_core(int(rows[row]))
+            return _resize(read_image_file(paths[row - len(rows)]), size)
+
+        return table.drop(columns="name"), read_image
+
+    def _describe(self, training: list[BetasPart], tested: BetasPart) -> str:
+        n_images = pd.concat([part.trials["stimulus_id"] for part in training]).nunique()
+        if self.zscore == "none":
+            how = "not standardised"
+        elif self.untrained == "pooled":
+            how = "standardised with the core sessions"
+        else:
+            how = f"standardised per {self.zscore} with its own test trials (transductive)"
+        return (
+            f"NSD-Imagery subject {self.subject:02d}: trained on {n_images} non-shared images of {len(training)} NSD "
+            "core "
+            f"sessions, tested zero-shot on {tested.trials['stimulus_id'].nunique()} stimuli in {len(tested.trials)} "
+            f"{' and '.join(self.tasks)} trials; imagery session {how}"
+        )
+
+
+def read_trials(path: Path, subject: int, n_betas: int, betas: Path) -> pd.DataFrame:
+    """Return the trials of the imagery session from ``nsdimagery_stimuli.pkl3``.
+
+    Parameters
+    ----------
+    path
+        Dictionary with `exps` (``visA``, ``imgB_1``...), `cues` (a letter) of each beta, and `image_map` (cue to
+        stimulus).
+    n_betas
+        Fourth dimension of the betas: attention trials have two epochs, so it may be larger than 576.
+
+    Raises
+    ------
+    DataError
+        If the lists do not have one entry per beta, or name unknown experiments or cues.
+    """
+    content: dict[str, Any] = read_pickled_dict(path)
+    missing = [key for key in ("exps", "cues", "image_map") if key not in content]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; it is not {STIMULI_FILE}.")
+    exps = [str(e) for e in np.asarray(content["exps"]).ravel().tolist()]
+    cues = [str(c) for c in np.asarray(content["cues"]).ravel().tolist()]
+    names = {str(cue): value for cue, value in dict(content["image_map"]).items()}
+    if not len(exps) == len(cues) == n_betas:
+        raise DataError(
+            f"{path} lists {len(exps)} experiments and {len(cues)} cues, but {betas} has {n_betas} betas: they are of "
+            "different releases."
+        )
+    odd = next((e for e in exps if e[:3] not in _TASKS or e[3:4] not in _SETS), None)
+    if odd is not None:
+        raise DataError(f"{path} names the experiment {odd!r}; visA, attB, imgC_1 and the like are known.")
+    # Attention trials show other pictures, whose cues need no image.
+    unknown = [c for c, e in zip(cues, exps, strict=True) if c not in names and not e.startswith("att")]
+    if unknown:
+        raise DataError(f"{path} maps no stimulus to the cue {unknown[0]!r}.")
+    labels = [_name(names[c]) if c in names else f"attention-{c}" for c in cues]
+    run = np.cumsum([True, *(a != b for a, b in zip(exps[1:], exps[:-1], strict=True))])
+    ids = [f"imagery_{label}" for label in labels]
+    return pd.DataFrame(
+        {
+            "subject": f"{subject:02d}", "session": SESSION, "run": [f"{n:02d}" for n in run], "stimulus_id": ids,
+            "repetition": 0, "split": "test", "concept": ids, "task": [_TASKS[e[:3]] for e in exps],
+            "stimulus_set": [_SETS[e[3]] for e in exps], "name": labels,
+        }
+    )  # fmt: skip
+
+
+def _name(value: Any) -> str:
+    return f"{int(value):02d}" if isinstance(value, int | np.integer) else Path(str(value)).stem
+
+
+def _keep_rows(part: BetasPart, keep: np.ndarray) -> BetasPart:
+    """Return the part with some of its trials."""
+    rows = np.flatnonzero(keep)
+    if not len(rows):
+        raise DataError(f"{part.where} has no trial of the kind that is wanted.")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = int(rows[start]), int(rows[stop - 1]) + 1
+        return part.read(first, last)[rows[start:stop] - first]
+
+    return replace(part, trials=part.trials.iloc[rows].reset_index(drop=True), read=read)
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Cut the largest square from the middle, and scale it."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))

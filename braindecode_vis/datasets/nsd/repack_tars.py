@@ -1,0 +1,340 @@
+"""MindEye's copies of NSD: web datasets, that is, plain tars whose members share the first part of their name.
+
+Owns their index: which sample lies where in which tar. Small members are read on opening, responses and images when
+asked for, by their place in the file; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
+from braindecode_vis.datasets.nsd.repacks import Repack, make_trials
+from braindecode_vis.datasets.sources.betas_source import BetasPart, count_repetitions
+
+_TRIALS_PER_SESSION = 750
+_SPLIT_OF = {"train": "train", "val": "train", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a tar, by its place."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise DataError(f"{self.path} ends in the middle of a member; copy or fetch it again.")
+        return content
+
+    def read_array(self) -> np.ndarray:
+        """Return it as an array."""
+        try:
+            return np.load(io.BytesIO(self.read()), allow_pickle=False)
+        except ValueError as error:
+            raise DataError(
+                f"a member of {self.path} is no plain .npy ({error}); fetch the tar again."
+            ) from error
+
+    def read_image(self) -> np.ndarray:
+        """Return it as uint8 of shape (height, width, 3)."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.read())) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+def iterate_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield the samples of a tar: their name, and their members by ending (``jpg``, ``nsdgeneral.npy``...).
+
+    Raises
+    ------
+    DataError
+        If the tar is truncated.
+    """
+    samples: dict[str, dict[str, Member]] = defaultdict(dict)
+    last = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.isfile():
+                    folder, _, name = info.name.rpartition("/")
+                    key, _, end = name.partition(".")
+                    samples[f"{folder}/{key}"][end] = Member(path, info.offset_data, info.size)
+                    last = info.offset_data + info.size
+    except tarfile.TarError as error:
+        raise DataError(f"{path} cannot be read as a tar ({error}); copy or fetch it again.") from error
+    # tarfile takes a header that is cut off for the end of the archive; a whole one ends with two empty blocks.
+    needed = (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE
+    if path.stat().st_size < needed:
+        raise DataError(
+            f"{path} is truncated: {path.stat().st_size} of {needed} bytes or more; fetch it again."
+        )
+    yield from samples.items()
+
+
+def find_tars(folder: Path) -> list[Path]:
+    """Return the tars below a folder, ``10.tar`` after ``9.tar``."""
+    return sorted(folder.glob("**/*.tar"), key=lambda path: (path.parent, len(path.name), path.name))
+
+
+# --- MindEye1 ---------------------------------------------------------------------------------------------
+
+
+def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
+    """Return the samples of ``train``, ``val`` and ``test``, one image each with up to three repetitions.
+
+    The folder ``val`` as it was first shared holds the test tars again: it is left out if all of its images are test
+    images, and counts as training otherwise.
+
+    Raises
+    ------
+    DataError
+        If a part is missing, a sample is incomplete, or another subject lies in the same folder.
+    """
+    base = _find_base(root, subject)
+    tables: dict[str, list[tuple[Path, list[_Sample]]]] = {}
+    for name in _SPLIT_OF:
+        tars = [path for path in find_tars(base / name) if _is_of(path, subject)]
+        tables[name] = [(path, [_read_sample(path, *s) for s in iterate_samples(path)]) for path in tars]
+    for name in ("train", "test"):
+        if not tables[name]:
+            raise DataError(
+                f"no tar of subject {subject:02d} is in {base / name}; fetch that part of the copy."
+            )
+    notes = {
+        "layout": "MindEye1",
+        "standardised": "z-scored per session by its authors, test images included",
+    }
+    tested = {sample.nsd_id for _, samples in tables["test"] for sample in samples}
+    validated = {sample.nsd_id for _, samples in tables["val"] for sample in samples}
+    if validated and validated <= tested:
+        notes["left_out"] = f"folder val: its {len(validated)} images are all test images"
+        tables["val"] = []
+    elif validated & tested:
+        raise DataError(
+            f"{len(validated & tested)} of {len(validated)} images of {base / 'val'} are test images: the folder "
+            "mixes the two; remove it, or fetch it again."
+        )
+    parts, image_of, files = [], {}, []
+    for name, split in _SPLIT_OF.items():
+        for path, samples in tables[name]:
+            files.append(path)
+            rows = [(sample, row) for sample in samples for row in range(sample.n_repetitions)]
+            trials = make_trials(
+                subject,
+                np.array([s.nsd_id for s, _ in rows]),
+                split,
+                session="all",
+                run=f"{name}-{path.stem}",
+            ).assign(repetition=[row for _, row in rows], trial=[s.trials[row] for s, row in rows])
+            read = _Mindeye1Rows(rows, divide_by)
+            first = read(0, 1)
+            check_scale(read_sample(read, len(trials)), divide_by, path)
+            parts.append(BetasPart(trials, (path,), first.shape[1], read))
+            image_of |= {s.nsd_id: s.image.read_image for s in samples if s.image is not None}
+    return Repack(parts, image_of, files, notes)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image of MindEye1."""
+
+    nsd_id: int
+    n_repetitions: int
+    trials: tuple[int, ...]
+    responses: Member
+    image: Member | None
+
+
+def _find_base(root: Path, subject: int) -> Path:
+    for base in (root, root / "webdataset_avg_split", root / f"subj{subject:02d}"):
+        if (base / "train").is_dir() and (base / "test").is_dir():
+            return base
+    raise DataError(f"{root} holds no folders train and test; pass webdataset_avg_split as --root.")
+
+
+def _is_of(path: Path, subject: int) -> bool:
+    """Say whether a tar may be of this subject: names of several subjects carry ``subj01``."""
+    return "subj" not in path.name or f"subj{subject:02d}" in path.name
+
+
+def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
+    missing = [end for end in ("nsdgeneral.npy", "coco73k.npy") if end not in members]
+    if missing:
+        raise DataError(
+            f"sample {name.strip('/')} of {path} lacks {', '.join(missing)}; it is not of MindEye1."
+        )
+    number = int(members["coco73k.npy"].read_array().ravel()[0])
+    trials = members["trial.npy"].read_array().ravel() if "trial.npy" in members else None
+    n = None
+    if "num_uniques.npy" in members:
+        n = int(members["num_uniques.npy"].read_array().ravel()[0])
+    elif trials is not None:
+        n = len(np.unique(trials))
+    if n is None:
+        raise DataError(
+            f"sample {name.strip('/')} of {path} has neither num_uniques.npy nor trial.npy: how many of its "
+            "responses are copies is unknown."
+        )
+    # An image seen fewer than three times is padded with copies of a response, whose trial number repeats.
+    kept = np.arange(n) if trials is None else np.sort(np.unique(trials, return_index=True)[1])
+    if len(kept) != n or (trials is not None and kept[-1] != n - 1):
+        raise DataError(
+            f"sample {name.strip('/')} of {path} says that it has {n} different responses, but its trials are "
+            f"{trials.tolist() if trials is not None else []}."
+        )
+    named = tuple(int(t) for t in trials[:n]) if trials is not None else tuple([-1] * n)
+    return _Sample(number, n, named, members["nsdgeneral.npy"], members.get("jpg", members.get("png")))
+
+
+class _Mindeye1Rows:
+    """Reads single responses out of the samples of a tar."""
+
+    def __init__(self, rows: list[tuple[_Sample, int]], divide_by: float) -> None:
+        self.rows, self.divide_by = rows, divide_by
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        out = []
+        member, block = None, np.empty((0, 0))
+        for sample, row in self.rows[start:stop]:
+            if sample.responses is not member:
+                member, block = sample.responses, np.atleast_2d(np.squeeze(sample.responses.read_array()))
+            if row >= len(block):
+                raise DataError(
+                    f"a sample of {member.path} has {len(block)} responses, but counts {row + 1}."
+                )
+            out.append(block[row])
+        return np.stack(out).astype(np.float32) / np.float32(self.divide_by)
+
+
+# --- MindEye2 ---------------------------------------------------------------------------------------------
+
+
+def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> Repack:
+    """Return the trials that the tars name, session by session; responses and images lie in two HDF5 files.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, or the tars name trials or images that are not there.
+    """
+    import h5py
+
+    betas = next(iter(sorted(root.glob(f"betas_all_subj{subject:02d}*.hdf5"))), None)
+    if betas is None:
+        raise DataError(f"no betas_all_subj{subject:02d}_fp32_renorm.hdf5 is in {root}; fetch it.")
+    folder = root / "wds" / f"subj{subject:02d}"
+    frames, files = [], [betas]
+    for name, split in (("train", "train"), (test_set, "test")):
+        tars = find_tars(folder / name)
+        if not tars:
+            raise DataError(f"no tar is in {folder / name}; fetch it, or choose another dataset.test_set.")
+        for path in tars:
+            files.append(path)
+            frames.append(_read_behaviour(path).assign(split=split))
+    table = pd.concat(frames, ignore_index=True).sort_values("trial", kind="stable", ignore_index=True)
+    again = table.loc[table["trial"].duplicated(), "trial"]
+    if len(again):
+        raise DataError(
+            f"the tars below {folder} name trial {again.iloc[0]} more than once; fetch them again."
+        )
+    try:
+        with h5py.File(betas, "r") as file:
+            shape = file["betas"].shape
+    except (OSError, KeyError) as error:
+        raise DataError(f"{betas} holds no readable /betas ({error}); copy or fetch it again.") from error
+    if table["trial"].max() >= shape[0]:
+        raise DataError(
+            f"the tars below {folder} name trial {table['trial'].max()}, but {betas} has {shape[0]} rows."
+        )
+    table["session"] = table["trial"] // _TRIALS_PER_SESSION + 1
+    groups = [group for _, group in table.groupby("session")]
+    trials = count_repetitions(
+        [
+            make_trials(
+                subject, g["nsd_id"].to_numpy(), g["split"].to_numpy(), session=f"{g['session'].iloc[0]:02d}"
+            ).assign(trial=g["trial"].to_numpy())
+            for g in groups
+        ]
+    )
+    parts = []
+    for group, own in zip(groups, trials, strict=True):
+        read = _Hdf5Rows(betas, group["trial"].to_numpy(), divide_by)
+        check_scale(read_sample(read, len(own)), divide_by, betas)
+        parts.append(BetasPart(own, (betas,), int(shape[1]), read))
+    image_of = {}
+    images = next(iter(sorted(root.glob("coco_images_224*.hdf5"))), None)
+    if images is not None:
+        files.append(images)
+        image_of = {int(i): _CocoImage(images, int(i)) for i in table["nsd_id"].unique()}
+    notes = {
+        "layout": "MindEye2",
+        "standardised": "z-scored per session by its authors, shared images included (by their notebook)",
+        "test_set": test_set,
+    }
+    return Repack(parts, image_of, files, notes)
+
+
+def _read_behaviour(path: Path) -> pd.DataFrame:
+    """Return image and trial of each sample, both counted from 0."""
+    rows = []
+    for name, members in iterate_samples(path):
+        if "behav.npy" not in members:
+            raise DataError(f"sample {name.strip('/')} of {path} lacks behav.npy; it is not of MindEye2.")
+        values = np.atleast_2d(members["behav.npy"].read_array())
+        if values.ndim != 2 or values.shape[1] < 6:
+            raise DataError(f"behav.npy of {path} has the shape {values.shape}; 17 columns are expected.")
+        rows += [(int(row[0]), int(row[5])) for row in values if row[0] >= 0]
+    return pd.DataFrame(rows, columns=["nsd_id", "trial"])
+
+
+class _Hdf5Rows:
+    """Reads the rows of some trials."""
+
+    def __init__(self, path: Path, rows: np.ndarray, divide_by: float) -> None:
+        self.path, self.rows, self.divide_by = path, rows, divide_by
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            values = file["betas"][self.rows[start:stop]]  # ascending, as h5py asks for
+        return values.astype(np.float32) / np.float32(self.divide_by)
+
+
+@dataclass(frozen=True)
+class _CocoImage:
+    """One image of ``coco_images_224_float16.hdf5``, (3, 224, 224) in 0..1."""
+
+    path: Path
+    row: int
+
+    def __call__(self) -> np.ndarray:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            images = file["images"]
+            if self.row >= images.shape[0]:
+                raise DataError(
+                    f"{self.path} holds {images.shape[0]} images, not image {self.row}; it is truncated."
+                )
+            image = np.asarray(images[self.row], np.float32)
+        if image.min() < -0.01 or image.max() > 1.01:
+            raise DataError(f"image {self.row} of {self.path} is not in 0..1; fetch the file again.")
+        return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)

@@ -1,0 +1,215 @@
+"""NSD as other groups passed it on: MindEye1 and MindEye2 web datasets, and Brain-Diffuser arrays.
+
+Owns the configuration and the choice of the layout, which is recognised by looking into the folder. These copies were
+standardised or averaged before they were shared, with the test images included where noted, so nothing is standardised
+again by default; the responses carry no positions unless the region they were cut from is given.
+
+References
+----------
+Scotti et al. (2023), arXiv:2305.18274; Scotti et al. (2024), arXiv:2403.11207; Ozcelik, VanRullen (2023),
+arXiv:2303.05334.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.nsd.experiment_design import name_image
+from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry, ZScoring
+from braindecode_vis.datasets.sources.fmri_volumes import read_volume
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
+
+Layout = Literal["mindeye1", "mindeye2", "brain_diffuser"]
+
+
+@dataclass(frozen=True)
+class Repack:
+    """What one layout gives.
+
+    Parameters
+    ----------
+    parts
+        Lazy responses.
+    image_of : mapping of `nsd_id` (from 0) to a function without arguments
+        Pixels of each image that is there, uint8 (height, width, 3).
+    files
+        Everything that is read.
+    notes
+        What was done to the responses before.
+    """
+
+    parts: list[BetasPart]
+    image_of: dict[int, Callable[[], np.ndarray]]
+    files: list[Path]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class NsdRepackConfig(Settings):
+    """Where the copy lies and whose it is.
+
+    Parameters
+    ----------
+    root
+        MindEye1: the folder that holds ``train`` and ``test`` with their tars (``webdataset_avg_split``); MindEye2: the
+        folder of ``betas_all_subj0X_fp32_renorm.hdf5`` and ``wds``; Brain-Diffuser: the folder of
+        ``nsd_train_fmriavg_nsdgeneral_subX.npy``.
+    layout
+        Recognised by default.
+    subject
+        1 to 8.
+    test_set
+        MindEye2: ``new_test`` (40 sessions, 1000 images) or ``test`` (37 sessions, 982).
+    design
+        Brain-Diffuser: ``nsd_expdesign.mat``, without which nobody knows which row is which image.
+    region_file
+        ``nsdgeneral.nii.gz`` of the subject, so that the responses can be put back into the brain.
+    divide_by
+        1 for the copies as shared.
+    zscore
+        ``session`` standardises again, with training trials only; MindEye2 alone knows the sessions.
+    """
+
+    kind: Literal["nsd_repack"] = "nsd_repack"
+    root: Path | None = None
+    layout: Literal["auto"] | Layout = "auto"
+    subject: int = Field(default=1, ge=1, le=8)
+    test_set: Literal["new_test", "test"] = "new_test"
+    design: Path | None = None
+    region_file: Path | None = None
+    divide_by: float = Field(default=1.0, gt=0)
+    zscore: ZScoring = "none"
+    dtype: SampleType = "float32"
+    with_images: bool = True
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "design", "region_file"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        paths = self._open().files + ([self.region_file.expanduser()] if self.region_file else [])
+        return {"/".join(path.parts[-3:]): hash_sampled(path) for path in paths}
+
+    def prepare(self) -> FmriSource:
+        """Return the copy as lazy parts.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together.
+        """
+        repack = self._open()
+        trials = pd.concat([part.trials for part in repack.parts], ignore_index=True)
+        check_parts(trials, check_root(self.root, read_manifest("nsd_repack")))
+        shown = trials.drop_duplicates("stimulus_id")[["stimulus_id", "concept", "split", "nsd_id"]]
+        stimuli = StimulusSet(shown.reset_index(drop=True).assign(path="", sha256=""))
+        read_image = self._find_reader(stimuli, repack)
+        counts = stimuli.table["split"].value_counts()
+        protocol = (
+            f"NSD subject {self.subject:02d} as shared with {repack.notes['layout']}: {counts.get('train', 0)} "
+            f"training and {counts.get('test', 0)} shared test images; {repack.notes['standardised']}"
+        )
+        geometry = self._find_geometry(repack.parts[0].n_voxels)
+        plan = BetasPlan(zscore=self.zscore, dtype=self.dtype)
+        notes = {"protocol": protocol, **repack.notes}
+        return FmriSource(
+            tuple(repack.parts), stimuli, plan, "arbitrary", geometry, read_image=read_image, notes=notes
+        )
+
+    def check(self) -> list[Finding]:
+        """Open every file and pair every response with its image."""
+        try:
+            source = self.prepare()
+        except (DataError, ConfigError) as error:
+            return [Finding("data", False, str(error))]
+        found = f"{source.n_trials} responses of {source.parts[0].n_voxels} voxels"
+        return [Finding("data", True, found), Finding("protocol", True, str(source.notes["protocol"]))]
+
+    def find_layout(self, root: Path) -> Layout:
+        """Return the layout of a folder by what it holds."""
+        if self.layout != "auto":
+            return self.layout
+        if any(root.glob("betas_all_subj*.hdf5")):
+            return "mindeye2"
+        if any(root.glob("**/nsd_train_fmriavg_*.npy")):
+            return "brain_diffuser"
+        if any(root.glob("**/train/**/*.tar")):
+            return "mindeye1"
+        raise DataError(
+            f"{root} is no copy of NSD that is known: neither betas_all_subj0X_fp32_renorm.hdf5 (MindEye2), nor "
+            "train/*.tar (MindEye1), nor nsd_train_fmriavg_nsdgeneral_subX.npy (Brain-Diffuser) is below it."
+        )
+
+    def _open(self) -> Repack:
+        root = check_root(self.root, read_manifest("nsd_repack"))
+        layout = self.find_layout(root)
+        if layout == "brain_diffuser":
+            from braindecode_vis.datasets.nsd.repack_arrays import open_brain_diffuser
+
+            return open_brain_diffuser(root, self.subject, self.design, self.divide_by)
+        from braindecode_vis.datasets.nsd.repack_tars import open_mindeye1, open_mindeye2
+
+        if layout == "mindeye1":
+            return open_mindeye1(root, self.subject, self.divide_by)
+        return open_mindeye2(root, self.subject, self.test_set, self.divide_by)
+
+    def _find_reader(self, stimuli: StimulusSet, repack: Repack) -> Callable[[int], np.ndarray] | None:
+        if not self.with_images:
+            return None
+        ids = stimuli.table["nsd_id"].to_numpy()
+        missing = [name_image(i + 1) for i in ids if i not in repack.image_of]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(ids)} images are not in {self.root}, first {missing[0]}; fetch the image "
+                "files that belong to it, or leave the images out with --set dataset.with_images=false."
+            )
+        return lambda row: repack.image_of[int(ids[row])]()
+
+    def _find_geometry(self, n_voxels: int) -> Geometry:
+        if self.region_file is None:
+            return Geometry(np.arange(n_voxels))
+        labels, affine = read_volume(self.region_file.expanduser())
+        mask = labels > 0  # -1 outside the cortex
+        if int(mask.sum()) != n_voxels:
+            raise DataError(
+                f"{self.region_file} has {int(mask.sum())} voxels above 0, but the responses {n_voxels}: it is of "
+                "another subject or region."
+            )
+        return Geometry.from_mask(mask, affine)
+
+
+def make_trials(
+    subject: int, nsd_ids: np.ndarray, split: str | np.ndarray, *, session: str | np.ndarray, run: str = "01"
+) -> pd.DataFrame:
+    """Return trials of a copy; `nsd_ids` count from 0, as all of these copies do."""
+    ids = [name_image(int(i) + 1) for i in nsd_ids]
+    return pd.DataFrame(
+        {
+            "subject": f"{subject:02d}", "session": session, "run": run, "stimulus_id": ids, "repetition": 0,
+            "split": split, "concept": ids, "nsd_id": np.asarray(nsd_ids, int),
+        }
+    )  # fmt: skip
+
+
+def check_parts(trials: pd.DataFrame, root: Path) -> None:
+    """Raise `DataError` if an image is in both parts: a copy of the test files then passes as training data."""
+    parts = trials.groupby("split")["stimulus_id"].agg(set)
+    for split in ("train", "test"):
+        if split not in parts:
+            raise DataError(f"{root} holds no {split} responses; fetch both parts.")
+    both = parts["train"] & parts["test"]
+    if both:
+        raise DataError(
+            f"{len(both)} image(s) are in both the training and the test part of {root}, first {min(both)}: one of the "
+            "folders holds files of the other."
+        )

@@ -1,0 +1,256 @@
+"""NSD's preprocessed time series: what whole-cortex decoders over parcels and time read in place of betas.
+
+Owns the pairing of runs with their designs. A session has twelve runs of pictures; where it has fourteen, the first and
+the last are rest and are left out. A design file is a column with one number for each volume: the 73KID (from 1) of the
+picture that begins there, else 0. Every run is checked against ``nsd_expdesign.mat``, so that another meaning of the
+column cannot pass. What is done with the series is `braindecode_vis.preprocessing.bold`'s.
+
+References
+----------
+Allen et al. (2022), doi:10.1038/s41593-021-00962-x.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.nsd.experiment_design import (
+    NsdDesign,
+    describe_protocol,
+    find_design,
+    make_trials,
+    read_design,
+)
+from braindecode_vis.datasets.nsd.images import find_images_file, make_stimuli, open_images
+from braindecode_vis.datasets.nsd.rois import find_mask, find_regions, make_volume_geometry
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasConfig,
+    BetasPlan,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+)
+from braindecode_vis.datasets.sources.bold_source import (
+    BoldRun,
+    BoldSource,
+    CleanConfig,
+    ModelConfig,
+    WindowConfig,
+)
+from braindecode_vis.datasets.sources.fmri_volumes import read_volume_header
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
+
+T_R = 4 / 3
+"""Of the 1.8 mm series, in s: they were resampled in time, so that the volume n was taken at n times this."""
+PICTURE_S = 3.0
+_FILE = re.compile(r"^timeseries_session(\d+)_run(\d+)\.nii(\.gz)?$")
+
+
+class NsdTimeseriesConfig(Settings):
+    """Where the bucket's folders lie, and how a trial is cut out of the series.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``nsddata`` and ``nsddata_timeseries``.
+    subject
+        1 to 8.
+    sessions
+        Numbers from 1, or how many from the first on; all of those whose series are there by default.
+    mask, mask_file, rois, images, image_size, with_images
+        As in `NsdConfig`; the whole cortex by default.
+    model
+        By default the volumes from the onset to 8 s after it, as a time axis of six, after slow drifts were taken out.
+    motion
+        Regress out the six motion parameters that lie beside the series.
+    zscore, untrained, dtype, atlas
+        As in `BetasPlan`. A label volume for `atlas` must lie in the functional space of the subject.
+    """
+
+    kind: Literal["nsd_timeseries"] = "nsd_timeseries"
+    root: Path | None = None
+    subject: int = Field(default=1, ge=1, le=8)
+    sessions: int | tuple[int, ...] | None = None
+    mask: str = "cortex"
+    mask_file: Path | None = None
+    rois: tuple[str, ...] | None = ()
+    model: ModelConfig = Field(
+        default=WindowConfig(start=0.0, stop=8.0, keep="times", clean=CleanConfig(scaling="zscore")),
+        discriminator="kind",
+    )
+    motion: bool = False
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    images: Path | None = None
+    image_size: int | None = Field(default=None, ge=32)
+    with_images: bool = True
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "mask_file"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        root, design = self._open()
+        regions = find_regions(root, self.subject, "func1pt8mm")
+        paths = [design.path, *(path for name in sorted(regions.files) for path in regions.files[name])]
+        for session, files in self._find_runs(root).items():
+            for path in _leave_out_rest(files, session):
+                paths += [path, _beside(path, "design"), *([_beside(path, "motion")] if self.motion else [])]
+        if self.mask_file is not None:
+            paths.append(self.mask_file.expanduser())
+        if self.with_images:
+            paths.append(find_images_file(root, self.images))
+        digests = {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths}
+        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+
+    def prepare(self) -> BoldSource:
+        """Return the runs of pictures, lazily.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a file is missing or damaged, or a run shows other pictures than the design; the message names it.
+        """
+        root, design = self._open()
+        found = self._find_runs(root)
+        trials = count_repetitions([make_trials(design, self.subject, session) for session in found])
+        runs: list[BoldRun] = []
+        for (session, files), table in zip(found.items(), trials, strict=True):
+            paths, tables = (
+                _leave_out_rest(files, session),
+                [own for _, own in table.groupby("run", sort=True)],
+            )
+            if len(paths) != len(tables):
+                raise DataError(
+                    f"session {session:02d} in {files[0].parent} has {len(paths)} runs of pictures, the design "
+                    f"{len(tables)}; fetch what is missing."
+                )
+            runs += [self._open_run(path, own) for path, own in zip(paths, tables, strict=True)]
+        regions = find_regions(root, self.subject, "func1pt8mm")
+        mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
+        geometry = make_volume_geometry(regions, mask, affine, self.rois, {})
+        stimuli = make_stimuli(pd.concat(trials))
+        notes = {
+            "protocol": f"{describe_protocol(trials, len(design.shared))}; time series",
+            "model": self.model.hashed_fields(),
+        }
+        read_image = open_images(stimuli, root, self.images, self.image_size) if self.with_images else None
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas)
+        return BoldSource(
+            tuple(runs), stimuli, self.model, plan, geometry, notes=notes, read_image=read_image
+        )
+
+    def check(self) -> list[Finding]:
+        """Open every header and design, and pair volumes with trials."""
+        try:
+            source = self.prepare()
+        except (DataError, ConfigError) as error:
+            return [Finding("data", False, str(error))]
+        n_trials = sum(len(run.trials) for run in source.runs)
+        return [
+            Finding("time series", True, f"{len(source.runs)} runs of pictures, {n_trials} trials"),
+            Finding("protocol", True, str(source.notes["protocol"])),
+        ]
+
+    def _open(self) -> tuple[Path, NsdDesign]:
+        root = check_root(self.root, read_manifest("nsd_timeseries"))
+        return root, read_design(find_design(root))
+
+    def _find_runs(self, root: Path) -> dict[int, list[Path]]:
+        """Return the files of each wanted session, in the order of their runs."""
+        place = Path(f"ppdata/subj{self.subject:02d}/func1pt8mm/timeseries")
+        folder = next(
+            (base / place for base in (root / "nsddata_timeseries", root) if (base / place).is_dir()), None
+        )
+        if folder is None:
+            raise DataError(
+                f"{root / 'nsddata_timeseries' / place} does not exist; fetch it, or correct the root."
+            )
+        found: dict[int, list[Path]] = {}
+        for path in sorted(folder.iterdir()):
+            if match := _FILE.match(path.name):
+                found.setdefault(int(match[1]), []).append(path)
+        if isinstance(self.sessions, int):
+            wanted = list(range(1, self.sessions + 1))
+        else:
+            wanted = sorted(found) if self.sessions is None else sorted(set(self.sessions))
+        missing = [session for session in wanted if session not in found]
+        if missing or not wanted:
+            raise DataError(
+                f"{folder} holds no time series of session {missing[0] if missing else 1:02d}; fetch them, or list the "
+                "sessions to use with --set dataset.sessions=[...]."
+            )
+        return {session: found[session] for session in wanted}
+
+    def _open_run(self, path: Path, trials: pd.DataFrame) -> BoldRun:
+        header = read_volume_header(path)
+        design = _beside(path, "design")
+        shown = _read_columns(design, 1)[:, 0]
+        if not len(shown) == header.n_volumes:
+            raise DataError(
+                f"{design} has {len(shown)} rows, but {path.name} {header.n_volumes} volumes: the design must be that "
+                "of the 1.8 mm series, with one row for each volume."
+            )
+        starts = np.flatnonzero(shown)
+        expected = trials["nsd_id"].to_numpy() + 1
+        if len(starts) != len(expected) or not np.array_equal(shown[starts], expected):
+            raise DataError(
+                f"{design} begins {len(starts)} pictures, and not the {len(expected)} that nsd_expdesign.mat lists for "
+                f"run {trials['run'].iloc[0]} of session {trials['session'].iloc[0]}: a run of another number or "
+                "subject, or a column with another meaning."
+            )
+        files, confounds = [path, design], np.zeros((header.n_volumes, 0))
+        if self.motion:
+            files.append(_beside(path, "motion"))
+            confounds = _read_columns(files[-1], 6)
+            if len(confounds) != header.n_volumes:
+                raise DataError(
+                    f"{files[-1]} has {len(confounds)} rows for {header.n_volumes} volumes; fetch it again."
+                )
+        timed = trials.assign(onset=T_R * starts, duration=PICTURE_S).reset_index(drop=True)
+        others = pd.DataFrame({"onset": [], "duration": [], "trial_type": []})
+        return BoldRun(timed, others, header, T_R, 0.0, confounds, tuple(files))
+
+
+def _leave_out_rest(files: Sequence[Path], session: int) -> list[Path]:
+    """Return the twelve runs of pictures of a session, without the resting ones around them."""
+    numbers = [int(_FILE.match(path.name)[2]) for path in files]  # type: ignore[index]
+    if numbers == list(range(1, 15)):
+        return list(files[1:-1])
+    if numbers == list(range(1, len(numbers) + 1)):
+        return list(files)
+    raise DataError(
+        f"session {session:02d} in {files[0].parent} has the runs {', '.join(map(str, numbers))}; runs are missing, "
+        "fetch them."
+    )
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """Return the design or the motion parameters of a run."""
+    stem = path.name.removesuffix(".gz").removesuffix(".nii").removeprefix("timeseries")
+    return path.parent.parent / kind / f"{kind}{stem}.tsv"
+
+
+def _read_columns(path: Path, n_columns: int) -> np.ndarray:
+    """Return a table of numbers without a header."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; fetch it with the time series.")
+    try:
+        values = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise DataError(f"{path} is no table of numbers ({error}); fetch it again.") from error
+    if values.shape[1] != n_columns:
+        raise DataError(f"{path} has {values.shape[1]} columns, not {n_columns}; it is another file.")
+    return values

@@ -1,0 +1,309 @@
+"""What a loader of fMRI hands to preprocessing: lazy single-trial responses, and where in the brain they come from.
+
+Owns the parts of a data set (one file or run of single-trial responses each), the geometry that travels with them into
+the store, and the plan of what is done on the way. A loader fills these in and reads no responses;
+`braindecode_vis.preprocessing.betas` streams through them. Knows no file format and computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.arrays import TRIAL_COLUMNS
+from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.sources.fmri_geometry import Geometry, Parcels, Roi
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_file
+
+__all__ = [
+    "AtlasConfig", "BetasPart", "BetasPlan", "FmriSource", "Geometry", "Parcels", "Roi", "Untrained", "ZScoring",
+    "count_repetitions", "join_sources",
+]  # fmt: skip
+ZScoring = Literal["session", "run", "none"]
+Untrained = Literal["pooled", "own"]
+
+
+class AtlasConfig(Settings):
+    """A label image whose regions the voxels are averaged over.
+
+    Parameters
+    ----------
+    files
+        One label volume (NIfTI), or the left and the right ``.annot`` or ``.label.gii`` of a surface.
+    labels
+        Table of the names: a text file with a number and a name per line (FreeSurfer's colour tables and the
+        tables that come with Schaefer's atlas are of this kind), or nothing if the files hold them.
+    fetch
+        Download the atlas with nilearn instead: only if asked for, never by itself.
+    resample
+        Accept a volume of the same space on another grid: each voxel takes the label at its own millimetre
+        position. Without it, another shape or affine is an error.
+    max_missing
+        Largest share of the regions that may hold no voxel of the mask before it becomes an error; they are left
+        out and listed.
+    """
+
+    files: tuple[Path, ...] = ()
+    labels: Path | None = None
+    fetch: Literal["schaefer400", "schaefer1000", "aal"] | None = None
+    resample: bool = False
+    max_missing: float = Field(default=0.05, ge=0, le=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of each file; the configuration of a data set adds them to its own."""
+        paths = [*self.files, *([self.labels] if self.labels is not None else [])]
+        for path in paths:
+            if not path.expanduser().is_file():
+                raise DataError(f"the atlas file {path} does not exist; correct dataset.atlas.")
+        return {f"atlas/{path.name}": hash_file(path.expanduser()) for path in paths}
+
+
+@dataclass(frozen=True)
+class BetasPlan:
+    """What is done to single-trial responses on their way into the store.
+
+    Parameters
+    ----------
+    zscore
+        Standardise each voxel with the mean and standard deviation of the training trials of its ``session`` or
+        ``run``, or not at all (``none``).
+    untrained
+        Where a session or run has no training trial: use the mean of the other ones' statistics of the same
+        subject (``pooled``), or those of its own test trials (``own``, which is transductive and said so).
+    dtype
+        Type of the stored numbers.
+    atlas
+        Average the voxels of each region.
+    pad_subjects
+        Keep the voxels of several subjects with masks of their own in one array, each row filled with zeros up to the
+        largest number of voxels. Only networks with a layer for each subject can learn from it.
+    """
+
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
+
+
+@dataclass(frozen=True)
+class BetasPart:
+    """The single-trial responses of one file, run or session.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        One row per trial, in the order of `read`: `subject`, `session`, `run`, `stimulus_id`, `repetition`, `split`
+        (``train`` or ``test``) and `concept`; further columns are kept. All of one subject and session.
+    files
+        Where they come from.
+    n_voxels
+        Columns of what `read` returns.
+    read
+        ``read(start, stop)`` gives trials as float32 of shape (stop - start, n_voxels), or (stop - start,
+        n_voxels, n_times) if the source has times. Called with ascending, adjoining ranges from 0 to the end, so a
+        reader of a compressed file may keep its place and free what it holds after the last.
+    """
+
+    trials: pd.DataFrame
+    files: tuple[Path, ...]
+    n_voxels: int
+    read: Callable[[int, int], np.ndarray]
+
+    def __post_init__(self) -> None:
+        check_columns(self.trials.columns, (*TRIAL_COLUMNS, "concept"), what=f"the trials of {self.files[0]}")
+        groups = self.trials[["subject", "session"]].drop_duplicates()
+        if len(groups) != 1:
+            raise DataError(f"{self.files[0]} holds {len(groups)} subjects or sessions; one part holds one.")
+        unknown = set(self.trials["split"]) - {"train", "test"}
+        if unknown:
+            raise DataError(f"{self.where} has the split {unknown.pop()!r}; it must be train or test.")
+
+    @property
+    def where(self) -> str:
+        """Subject, session and file, for messages."""
+        return f"subject {self.group[0]}, session {self.group[1]}, file {self.files[0]}"
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Subject and session."""
+        return str(self.trials["subject"].iloc[0]), str(self.trials["session"].iloc[0])
+
+
+@dataclass(frozen=True)
+class FmriSource:
+    """A whole data set of single-trial responses, ready to be streamed.
+
+    Parameters
+    ----------
+    parts
+        In the order of the trials; those of one subject and session follow each other.
+    stimuli
+        Every image that a trial names.
+    plan
+        What is done on the way.
+    unit
+        Unit of what the parts read, for example ``percent signal change``.
+    geometry
+        That of all subjects, or one for each. Several need an atlas or padding: voxels of two brains do not correspond.
+    times : array of shape (n_times,), optional
+        Third axis of the responses, in s from the onset.
+    read_image
+        Row of the stimulus table to uint8 of shape (height, width, 3). Where it is given, the images are copied into
+        the store one by one, which frees a run from an archive that is too large or not a folder of
+        files.
+    notes
+        What a reader of the store should know, ``protocol`` among it; kept in its ``meta.json``.
+
+    Raises
+    ------
+    DataError
+        If parts and geometry do not belong together.
+    """
+
+    parts: tuple[BetasPart, ...]
+    stimuli: StimulusSet
+    plan: BetasPlan
+    unit: str
+    geometry: Geometry | Mapping[str, Geometry]
+    times: np.ndarray | None = None
+    read_image: Callable[[int], np.ndarray] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    modality: Literal["fmri"] = "fmri"
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise DataError("no fMRI file was found; check the root and the list of subjects.")
+        seen: list[tuple[str, str]] = []
+        for part in self.parts:
+            expected = self.find_geometry(part.group[0]).n_voxels
+            if part.n_voxels != expected:
+                raise DataError(f"{part.where} has {part.n_voxels} voxels, but its geometry {expected}.")
+            if not seen or seen[-1] != part.group:
+                if part.group in seen:
+                    raise DataError(f"{part.where} must follow the other files of its session.")
+                seen.append(part.group)
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Several brains need something that makes one array of them, and only one such thing."""
+        plan, names = self.plan, ", ".join(self.subjects)
+        if plan.atlas is not None and plan.pad_subjects:
+            raise ConfigError(
+                "dataset.pad_subjects keeps the voxels of each subject, dataset.atlas averages them: choose one."
+            )
+        if len(self.subjects) == 1 or plan.atlas is not None:
+            return
+        if isinstance(self.geometry, Geometry):
+            if plan.pad_subjects:
+                raise ConfigError(
+                    f"the subjects {names} share one mask, so that their columns correspond already; set "
+                    "dataset.pad_subjects to false."
+                )
+        elif not plan.pad_subjects:
+            raise ConfigError(
+                f"the voxels of the subjects {names} do not correspond: read one subject at a time, average over the "
+                "regions of an atlas with dataset.atlas, or set dataset.pad_subjects for a network with a layer for "
+                "each subject."
+            )
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether rows of subjects with fewer voxels end in zeros."""
+        return self.plan.pad_subjects and len(self.subjects) > 1
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects in the order of the parts."""
+        return tuple(dict.fromkeys(part.group[0] for part in self.parts))
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials of all parts."""
+        return sum(len(part.trials) for part in self.parts)
+
+    def find_geometry(self, subject: str) -> Geometry:
+        """Return the geometry of one subject."""
+        if isinstance(self.geometry, Geometry):
+            return self.geometry
+        if subject not in self.geometry:
+            raise DataError(f"there is no geometry for subject {subject}.")
+        return self.geometry[subject]
+
+
+def count_repetitions(trials: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the tables with `repetition` numbered from 0 per subject and image, in order of presentation.
+
+    Parameters
+    ----------
+    trials
+        Tables of several sessions, earlier ones first; each keeps its own rows.
+    """
+    joined = pd.concat(trials, ignore_index=True)
+    number = joined.groupby(["subject", "stimulus_id"], sort=False).cumcount().to_numpy()
+    stops = np.cumsum([len(table) for table in trials])
+    return [
+        table.assign(repetition=number[stop - len(table) : stop])
+        for table, stop in zip(trials, stops, strict=True)
+    ]
+
+
+def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
+    """Return one source of several single-subject sources of one data set.
+
+    Parameters
+    ----------
+    sources
+        Each of another subject; an image that two of them show has the same id in both.
+    plan
+        Of the whole.
+
+    Raises
+    ------
+    DataError
+        If an image teaches in one subject and is tested in another, or units and times differ.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        if other.unit != first.unit or not np.array_equal(other.times, first.times):  # type: ignore[arg-type]
+            raise DataError("the subjects have other units or time axes, so they cannot be trained together.")
+    geometry = {subject: source.find_geometry(subject) for source in sources for subject in source.subjects}
+    splits = pd.concat([part.trials[["stimulus_id", "split"]] for s in sources for part in s.parts])
+    both = set(splits.loc[splits["split"] == "train", "stimulus_id"])
+    both &= set(splits.loc[splits["split"] == "test", "stimulus_id"])
+    if both:
+        raise DataError(
+            f"{len(both)} images are trained on in one subject and tested in another, first {min(both)}."
+        )
+    table = pd.concat(
+        [s.stimuli.table.assign(_of=n, _row=range(len(s.stimuli))) for n, s in enumerate(sources)]
+    )
+    table = table.drop_duplicates("stimulus_id").reset_index(drop=True)
+    of, row = table["_of"].to_numpy(), table["_row"].to_numpy()
+
+    def read_image(number: int) -> np.ndarray:
+        read = sources[int(of[number])].read_image
+        assert read is not None
+        return read(int(row[number]))
+
+    return FmriSource(
+        tuple(part for source in sources for part in source.parts),
+        StimulusSet(table.drop(columns=["_of", "_row"])),
+        plan,
+        first.unit,
+        geometry,
+        first.times,
+        read_image if all(source.read_image is not None for source in sources) else None,
+        {**first.notes, "protocol": "; ".join(str(s.notes.get("protocol", "")) for s in sources)},
+    )

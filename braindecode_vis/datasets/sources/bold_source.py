@@ -1,0 +1,327 @@
+"""What a loader of BOLD time series hands to preprocessing: runs with their trials, and how responses are made of them.
+
+Owns the lazy description of each run (image, timing, trials, confounds), the model that turns time series into one
+response per trial, and the mask. A loader fills these in and reads no volumes; `braindecode_vis.preprocessing.bold`
+computes. Knows no file names.
+
+References
+----------
+Mumford, Turner, Ashby, Poldrack (2012), doi:10.1016/j.neuroimage.2011.08.076: one model per trial (LSS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from braindecode_vis.arrays import TRIAL_COLUMNS
+from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.datasets.sources.betas_source import BetasPlan, Geometry
+from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader
+from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
+
+MaskMethod = Literal["varying", "epi"]
+
+
+class CleanConfig(Settings):
+    """What is taken out of each voxel's time series, run by run, before responses are made.
+
+    Parameters
+    ----------
+    drift
+        Slow drifts: discrete cosines up to a period, Legendre polynomials up to an order, or none.
+    cutoff
+        Shortest period (s) that the cosines model.
+    order
+        Degree of the polynomials.
+    scaling
+        ``percent`` of the voxel's mean in the run, ``zscore`` over the volumes of the run, or ``none``. The run is
+        taken as a whole, labels unseen.
+    """
+
+    drift: Literal["cosine", "polynomial", "none"] = "cosine"
+    cutoff: float = Field(default=128.0, gt=0)
+    order: int = Field(default=1, ge=0, le=10)
+    scaling: Literal["percent", "zscore", "none"] = "percent"
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Leave out the number that the chosen drift does not use."""
+        fields = super().hashed_fields()
+        unused = {"cosine": ("order",), "polynomial": ("cutoff",), "none": ("cutoff", "order")}[self.drift]
+        return {key: value for key, value in fields.items() if key not in unused}
+
+
+class GlmConfig(Settings):
+    """One amplitude per trial by a general linear model with a canonical response.
+
+    Parameters
+    ----------
+    trials
+        ``lss``: one model per trial, all other trials of the run as one regressor. ``lsa``: all trials in one model.
+    hrf_model
+        Canonical response of nilearn.
+    noise_model
+        ``ols``: ordinary least squares. ``ar1``: noise is autoregressive of the first order, with one coefficient per
+        voxel and run, as in nilearn.
+    clean
+        Drifts join the model; scaling comes first.
+    """
+
+    kind: Literal["glm"] = "glm"
+    trials: Literal["lss", "lsa"] = "lss"
+    hrf_model: Literal["glover", "spm"] = "glover"
+    noise_model: Literal["ols", "ar1"] = "ols"
+    clean: CleanConfig = CleanConfig()
+
+
+class WindowConfig(Settings):
+    """Volumes in a window around each trial, after cleaning.
+
+    Parameters
+    ----------
+    start
+        Beginning of the window, in s after the onset.
+    stop
+        Its end (excluded), in s after `until`.
+    until
+        Whether the end counts from the ``onset`` or from the ``offset`` of the trial: the latter for blocks.
+    keep
+        ``mean`` averages the volumes of a trial; ``volumes`` keeps each as a row of its own, with the same stimulus
+        and the columns `volume` and `time` (s after the onset); ``times`` keeps them as a third axis.
+    clean
+        What is done to the time series before.
+    """
+
+    kind: Literal["window"] = "window"
+    start: float = 4.0
+    stop: float = 8.0
+    until: Literal["onset", "offset"] = "onset"
+    keep: Literal["mean", "volumes", "times"] = "mean"
+    clean: CleanConfig = CleanConfig(scaling="zscore")
+
+    @model_validator(mode="after")
+    def _check_window(self) -> Self:
+        if self.until == "onset" and self.stop <= self.start:
+            raise ValueError(
+                f"the window ends at {self.stop} s, but starts at {self.start} s after the onset"
+            )
+        if self.until == "offset" and self.keep == "times":
+            raise ValueError("times need windows of equal length; set until to onset")
+        return self
+
+
+ModelConfig = GlmConfig | WindowConfig
+
+
+class ConfoundsConfig(Settings):
+    """Which nuisance time courses are regressed out.
+
+    Parameters
+    ----------
+    strategy
+        Families as nilearn names and loads them from fMRIPrep's table; empty for none.
+    motion, wm_csf, global_signal
+        How far each family is expanded.
+    n_compcor
+        Number of anatomical components that ``compcor`` takes; None takes all.
+    columns
+        Columns by name instead, of any table, old fMRIPrep's among them. What the first volume lacks becomes the
+        next value.
+    """
+
+    strategy: tuple[Literal["motion", "wm_csf", "global_signal", "compcor", "high_pass"], ...] = ()
+    motion: Literal["basic", "power2", "derivatives", "full"] = "basic"
+    wm_csf: Literal["basic", "power2", "derivatives", "full"] = "basic"
+    global_signal: Literal["basic", "power2", "derivatives", "full"] = "basic"
+    n_compcor: int | None = Field(default=None, ge=1)
+    columns: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if self.strategy and self.columns:
+            raise ValueError("give confounds.strategy or confounds.columns, not both")
+        if "compcor" in self.strategy and "high_pass" not in self.strategy:
+            raise ValueError("compcor was computed on filtered data and needs high_pass in the strategy")
+        return self
+
+
+@dataclass(frozen=True)
+class BoldRun:
+    """One run of BOLD and what was shown in it.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        One row per trial: `onset` and `duration` (s), the columns of every trial table, and `concept`.
+    others : DataFrame
+        `onset`, `duration` and `trial_type` of events that a model must know but that are no trials.
+    header
+        Of the image.
+    t_r
+        Repetition time (s).
+    start_s
+        When, after the start of a volume, its samples count as taken (s).
+    confounds : array of shape (n_volumes, n_confounds)
+        Nuisance time courses; finite.
+    files
+        All that was read, the image first.
+    """
+
+    trials: pd.DataFrame
+    others: pd.DataFrame
+    header: VolumeHeader
+    t_r: float
+    start_s: float
+    confounds: np.ndarray
+    files: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        needed = ("onset", "duration", *TRIAL_COLUMNS, "concept")
+        check_columns(self.trials.columns, needed, what=f"the trials of {self.where}")
+        check_columns(
+            self.others.columns, ("onset", "duration", "trial_type"), what=f"other events of {self.where}"
+        )
+        end = self.n_volumes * self.t_r
+        late = self.trials["onset"] >= end
+        if late.any():
+            worst = self.trials[late].iloc[0]
+            raise DataError(
+                f"{self.where}: {int(late.sum())} of {len(late)} trials start after the end of the run at {end:g} s "
+                f"({self.n_volumes} volumes of {self.t_r:g} s), first {worst['stimulus_id']} at {worst['onset']:g}; "
+                "the onsets are in other units than seconds, or the image was cut."
+            )
+        if len(self.confounds) != self.n_volumes:
+            raise DataError(
+                f"{self.where} has {self.n_volumes} volumes, but its confounds have {len(self.confounds)} rows."
+            )
+
+    @property
+    def image(self) -> Path:
+        """The 4-D file."""
+        return self.header.path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one volume."""
+        return self.header.shape
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices to mm, shape (4, 4)."""
+        return self.header.affine
+
+    @property
+    def n_volumes(self) -> int:
+        """Number of volumes."""
+        return self.header.n_volumes
+
+    @property
+    def subject(self) -> str:
+        """Label of the subject."""
+        return str(self.trials["subject"].iloc[0])
+
+    @property
+    def where(self) -> str:
+        """Subject, session, run and file, for messages."""
+        row = self.trials.iloc[0]
+        return f"subject {row['subject']}, session {row['session']}, run {row['run']}, file {self.image.name}"
+
+    @property
+    def frame_times(self) -> np.ndarray:
+        """Time of each volume in s, shape (n_volumes,)."""
+        return self.start_s + self.t_r * np.arange(self.n_volumes)
+
+
+@dataclass(frozen=True)
+class BoldSource:
+    """A whole data set of time series, ready to be streamed run by run.
+
+    Parameters
+    ----------
+    runs
+        In the order of the trials; those of one subject and session follow each other.
+    stimuli
+        Every image that a trial names.
+    model
+        How responses are made.
+    plan
+        What is done to the responses afterwards.
+    geometry
+        Mask of all subjects or of each, or how to find it in the images: voxels that vary in every run
+        (``varying``), or nilearn's brain mask of echo-planar images (``epi``).
+    max_constant
+        Largest share of the voxels of a mask that may be constant in a run before it becomes an error; they get the
+        response 0 in that run.
+    notes
+        What a reader of the store should know.
+    read_image
+        As in `FmriSource`.
+    """
+
+    runs: tuple[BoldRun, ...]
+    stimuli: StimulusSet
+    model: ModelConfig
+    plan: BetasPlan
+    geometry: Geometry | Mapping[str, Geometry] | MaskMethod
+    max_constant: float = 0.05
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    read_image: Callable[[int], np.ndarray] | None = None
+
+    not_empty: ClassVar[str] = "no run of BOLD was found; check the root, the task and the list of subjects."
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise DataError(self.not_empty)
+        first: dict[str, BoldRun] = {}
+        for run in self.runs:
+            subject = run.subject
+            # With one mask for all, all must share its grid.
+            key = "" if isinstance(self.geometry, Geometry) else subject
+            other = first.setdefault(key, run)
+            check_grid(run.shape, run.affine, other.shape, other.affine, what=run.where, than=other.where)
+            geometry = self.find_geometry(subject)
+            if geometry is not None and geometry.mask is not None and geometry.affine is not None:
+                check_grid(
+                    run.shape,
+                    run.affine,
+                    geometry.mask.shape,
+                    geometry.affine,
+                    what=run.where,
+                    than="the mask",
+                )
+
+    def find_geometry(self, subject: str) -> Geometry | None:
+        """Return the mask of a subject, or None if it is still to be found in the images."""
+        if isinstance(self.geometry, str):
+            return None
+        return self.geometry if isinstance(self.geometry, Geometry) else self.geometry[subject]
+
+
+def check_grid(
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    other_shape: tuple[int, ...],
+    other: np.ndarray,
+    *,
+    what: str,
+    than: str,
+) -> None:
+    """Raise `DataError` unless two images lie on the same grid, to a hundredth of a millimetre."""
+    if tuple(shape) != tuple(other_shape):
+        raise DataError(
+            f"{what} has volumes of shape {tuple(shape)}, but {than} {tuple(other_shape)}: other spaces."
+        )
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    apart = float(np.abs(corners @ (np.asarray(affine) - np.asarray(other)).T).max())
+    if apart > 0.01:
+        raise DataError(
+            f"{what} has the shape of {than}, but lies up to {apart:.2f} mm away from it (another affine); "
+            "use images that were resampled to one space."
+        )

@@ -1,0 +1,335 @@
+"""What a loader of EEG or MEG hands to preprocessing: where the samples are, and how to read a piece of them.
+
+Owns the lazy parts of a data set (continuous recordings or published epochs), and the plan that turns them into
+trials. A loader fills these in and reads no samples; `braindecode_vis.preprocessing.meeg` streams through them. Knows
+no file format and does no signal processing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
+from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.sources.cleaning_options import Cleaning
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_file
+
+Mvnn = Literal["epochs", "time", "none"]
+SampleType = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """How trials are cut.
+
+    Parameters
+    ----------
+    sfreq
+        Sampling rate of the trials in Hz.
+    tmin, tmax
+        Epoch in s around the onset; its samples lie at ``tmin + k / sfreq`` before `tmax`.
+    window
+        Part of the epoch that is kept, in s; the end is excluded.
+    baseline
+        Interval in s, both ends included, whose mean is subtracted from each channel; None in place of an end
+        means that of the epoch, None alone switches it off.
+    mvnn
+        Multivariate noise normalisation: covariance of each epoch over time (``epochs``), of each time over
+        repetitions (``time``), or ``none``.
+    dtype
+        Type of the stored numbers.
+    max_dropped
+        Largest share of the events of one file that may be unusable before it becomes an error.
+    cleaning
+        What is done to samples and trials beside cutting; nothing by default.
+    """
+
+    sfreq: float = 250.0
+    tmin: float = -0.2
+    tmax: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn = "epochs"
+    dtype: SampleType = "float32"
+    max_dropped: float = 0.01
+    cleaning: Cleaning = field(default_factory=Cleaning)
+
+    def __post_init__(self) -> None:
+        if not self.tmin <= self.window[0] < self.window[1] <= self.tmax:
+            raise ConfigError(
+                f"the kept window {self.window} s must be ascending and lie inside the epoch "
+                f"from {self.tmin} to {self.tmax} s."
+            )
+        if self.baseline is not None:
+            start, stop = self.find_baseline()
+            if not self.tmin <= start < stop <= self.tmax:
+                raise ConfigError(
+                    f"the baseline from {start} to {stop} s must be ascending and lie inside the epoch "
+                    f"from {self.tmin} to {self.tmax} s."
+                )
+
+    def find_baseline(self) -> tuple[float, float]:
+        """Return both ends of the baseline in s."""
+        assert self.baseline is not None
+        start, stop = self.baseline
+        return (self.tmin if start is None else start), (self.tmax if stop is None else stop)
+
+    def find_times(self) -> np.ndarray:
+        """Return the times of the kept samples in s."""
+        first = round((self.window[0] - self.tmin) * self.sfreq)
+        last = round((self.window[1] - self.tmin) * self.sfreq)
+        return self.tmin + np.arange(first, last) / self.sfreq
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """Every brain sensor of a recording, also those that are not stored: references and repairs need them.
+
+    Parameters
+    ----------
+    ch_names
+        Channels that `read` returns.
+    read
+        As in `ContinuousPart`.
+    ch_pos : array of shape (n_channels, 3), optional
+        Positions in m, in head coordinates; looked up in the 10-05 system by default.
+    info
+        The `mne.Info` of a MEG recording, whose coils a repair needs.
+    """
+
+    ch_names: tuple[str, ...]
+    read: Callable[[int, int], np.ndarray]
+    ch_pos: np.ndarray | None = None
+    info: Any = None
+
+
+@dataclass(frozen=True)
+class ContinuousPart:
+    """One file of continuous samples.
+
+    Parameters
+    ----------
+    recording
+        Who, when and what was shown. Its events also have `sample` (index of the onset), `repetition`, `split` and
+        `concept`.
+    ch_names
+        Channels that `read` returns.
+    sfreq
+        In Hz.
+    n_samples
+        Length of the file.
+    read
+        ``read(start, stop)`` gives the samples as (n_channels, stop - start), in volt or tesla.
+    sensors
+        All sensors of the file; those of `ch_names` by default.
+    bads
+        Channels that are bad, among all sensors.
+    seams
+        First samples after joins of recordings that the file marks.
+    """
+
+    recording: Recording
+    ch_names: tuple[str, ...]
+    sfreq: float
+    n_samples: int
+    read: Callable[[int, int], np.ndarray]
+    sensors: Sensors | None = None
+    bads: tuple[str, ...] = ()
+    seams: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        columns = ("sample", "repetition", "split", "concept")
+        check_columns(self.recording.events.columns, columns, what=f"the event table of {self.where}")
+
+    @property
+    def where(self) -> str:
+        """Subject, session and file, for messages."""
+        r = self.recording
+        return f"subject {r.subject}, session {r.session}, file {r.files[0]}"
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Subject and session: what shares one noise covariance."""
+        return self.recording.subject, self.recording.session
+
+    @property
+    def own_sensors(self) -> Sensors:
+        """The stored channels, for files that have no others."""
+        return Sensors(self.ch_names, self.read)
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of all sensors of the file."""
+        return self.ch_names if self.sensors is None else self.sensors.ch_names
+
+
+@dataclass(frozen=True)
+class EpochedPart:
+    """One file of epochs that its publisher has cut.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        One row per epoch, in the order of the file.
+    files
+        Where they come from.
+    ch_names, times
+        Axes of what `read` returns; times in s.
+    read
+        ``read(start, stop)`` gives the epochs as (stop - start, n_channels, n_times).
+    """
+
+    trials: pd.DataFrame
+    files: tuple[Path, ...]
+    ch_names: tuple[str, ...]
+    times: np.ndarray
+    read: Callable[[int, int], np.ndarray]
+
+    def __post_init__(self) -> None:
+        check_columns(self.trials.columns, (*TRIAL_COLUMNS, "concept"), what=f"the trials of {self.where}")
+
+    @property
+    def where(self) -> str:
+        """Subject and file, for messages."""
+        return f"subject {self.trials['subject'].iloc[0]}, file {self.files[0]}"
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Subject and file: published epochs are taken as they are, one file after the other."""
+        return str(self.trials["subject"].iloc[0]), str(self.files[0])
+
+
+@dataclass(frozen=True)
+class MeegSource:
+    """A whole data set, ready to be streamed.
+
+    Parameters
+    ----------
+    modality
+        ``eeg`` or ``meg``.
+    parts
+        Files in the order of the trials; those of one subject and session follow each other.
+    stimuli
+        Every image that a trial names.
+    plan
+        How trials are cut.
+    unit
+        Unit of what the parts read.
+    ch_pos : array of shape (n_channels, 3), optional
+        Sensor positions in m; looked up in the 10-05 system by default.
+    notes
+        What a reader of the store should know; kept in its ``meta.json``.
+    """
+
+    modality: Modality
+    parts: tuple[ContinuousPart | EpochedPart, ...]
+    stimuli: StimulusSet
+    plan: EpochPlan
+    unit: str
+    ch_pos: np.ndarray | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise DataError("no recording was found; check the root and the list of subjects.")
+        first = self.parts[0]
+        for part in self.parts:
+            if part.ch_names != first.ch_names:
+                raise DataError(
+                    f"{part.where} has other channels than {first.where}: {part.ch_names} and {first.ch_names}."
+                )
+
+    @property
+    def ch_names(self) -> tuple[str, ...]:
+        """Channels of every part."""
+        return self.parts[0].ch_names
+
+    @property
+    def n_trials(self) -> int:
+        """Number of events or epochs, before any is dropped."""
+        return sum(
+            len(part.trials) if isinstance(part, EpochedPart) else len(part.recording.events)
+            for part in self.parts
+        )
+
+
+def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
+    """Return the pictures that were shown, for data sets that do not bring all of them along.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per picture: `stimulus_id`, `concept` and `path`, relative to `images` or empty.
+    images
+        Folder of the pictures, if there is one.
+
+    Returns
+    -------
+    stimuli : StimulusSet
+        The column `hashed` says what `sha256` is of: the ``file``, or the ``name`` (the stimulus id) where the picture
+        is not at hand.
+    """
+    at_hand = [bool(path) and images is not None and (images / path).is_file() for path in table["path"]]
+    digests = [
+        hash_file(images / path)
+        if there and images is not None
+        else hashlib.sha256(name.encode()).hexdigest()
+        for there, path, name in zip(at_hand, table["path"], table["stimulus_id"], strict=True)
+    ]
+    columns = table[["stimulus_id", "concept", "path"]].reset_index(drop=True)
+    return StimulusSet(
+        columns.assign(sha256=digests, hashed=["file" if there else "name" for there in at_hand]), images
+    )
+
+
+_ALIASES = {"CB1": "POO7", "CB2": "POO8"}  # as MNE has them
+
+
+@lru_cache(maxsize=1)
+def list_scalp_positions() -> Mapping[str, np.ndarray]:
+    """Return positions in m, in head coordinates, of all electrodes of the 10-20, 10-10 and 10-05 systems.
+
+    Both are MNE's, on the same head; the smaller one has names (``O9``, ``O10``) that the larger one lacks.
+    """
+    import mne
+
+    builtin = mne.channels.get_builtin_montages()
+    points: dict[str, np.ndarray] = {}
+    for suffix in ("1005", "1020"):
+        # MNE 1.13 renamed its templates.
+        name = next(n for n in (f"colin27_{suffix}", f"standard_{suffix}") if n in builtin)
+        held = mne.channels.make_standard_montage(name).get_positions()
+        points = {**held["ch_pos"], **points}
+        frame = {key: held[key] for key in ("nasion", "lpa", "rpa", "coord_frame")}
+    points |= {alias: points[name] for alias, name in _ALIASES.items() if alias not in points}
+    info = mne.create_info(list(points), 1.0, "eeg")
+    info.set_montage(mne.channels.make_dig_montage(points, **frame))  # moves the template to head coordinates
+    return {channel["ch_name"]: channel["loc"][:3].copy() for channel in info["chs"]}
+
+
+def find_scalp_positions(ch_names: Sequence[str], where: str) -> np.ndarray:
+    """Return the positions of electrodes by name, in m, shape (n_channels, 3).
+
+    Raises
+    ------
+    DataError
+        If a name is not among `list_scalp_positions`.
+    """
+    known = list_scalp_positions()
+    unknown = [name for name in ch_names if name not in known]
+    if unknown:
+        raise DataError(
+            f"the channel(s) {', '.join(unknown)} of {where} are not in the 10-05 system, so their positions are "
+            "unknown: "
+            "the montage is another one."
+        )
+    return np.stack([known[name] for name in ch_names])

@@ -1,0 +1,340 @@
+"""THINGS-EEG2 (Gifford et al. 2022) in the forms in which people hold it.
+
+Owns the configuration of the data set and the choice of its layout, which is recognised by looking into the files.
+`prepare` gives lazy parts and reads no samples. Knows nothing of epoching or whitening.
+
+References
+----------
+Gifford, Dwivedi, Roig, Cichy (2022), doi:10.1016/j.neuroimage.2022.119754.
+Song et al. (2024), arXiv:2308.13234: the 250 Hz preprocessing that the defaults follow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    Mvnn,
+    SampleType,
+)
+from braindecode_vis.datasets.sources.spot_checks import sample_part
+from braindecode_vis.datasets.things_eeg2.images import (
+    find_images,
+    find_metadata,
+    make_stimuli,
+    read_image_list,
+)
+from braindecode_vis.datasets.things_eeg2.layouts import Held, Layout, find_held
+from braindecode_vis.datasets.things_eeg2.parts import open_held
+from braindecode_vis.store import hash_sampled
+
+ALL63 = (
+    "Fp1", "Fp2", "AF7", "AF3", "AFz", "AF4", "AF8", "F7", "F5", "F3", "F1", "F2", "F4", "F6", "F8", "FT9", "FT7",
+    "FC5", "FC3", "FC1", "FCz", "FC2", "FC4", "FC6", "FT8", "FT10", "T7", "C5", "C3", "C1", "Cz", "C2", "C4", "C6",
+    "T8", "TP9", "TP7", "CP5", "CP3", "CP1", "CPz", "CP2", "CP4", "CP6", "TP8", "TP10", "P7", "P5", "P3", "P1", "Pz",
+    "P2", "P4", "P6", "P8", "PO7", "PO3", "POz", "PO4", "PO8", "O1", "Oz", "O2",
+)  # fmt: skip
+"""The channels of the public files, in their order; Fz, the online reference, is absent."""
+POSTERIOR17 = ALL63[-17:]
+"""The parietal and occipital channels of the official preprocessing."""
+SPLITS = ("train", "test")
+_PUBLISHED_SFREQ = {"raw": 1000.0, "official": 100.0, "250hz": 250.0, "ubp": 250.0}
+
+
+class ThingsEeg2Config(CleaningOptions):
+    """Where the data set lies, whom to read, and how trials are cut from raw recordings.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``sub-01``..., or a folder that does.
+    images
+        Folder of ``training_images`` and ``test_images``; found below or beside the root by default.
+    layout
+        Form of the files; ``auto`` looks into them.
+    subjects, sessions
+        Numbers to read; all that are there by default. Only raw sessions and BIDS can be chosen by session.
+    channels
+        ``all63``, ``posterior17`` or names, in the order in which they are stored; by default the 17 that the
+        official 100 Hz files hold, and all 63 elsewhere.
+    sfreq
+        In Hz. By default 250 from continuous recordings, and that of the file for published epochs, which are never
+        resampled.
+    tmin, tmax, window, baseline, mvnn, dtype
+        As in `EpochPlan`; published epochs keep what their publisher chose.
+    max_train_repetitions, max_test_repetitions
+        Keep the first ones of each subject and image only.
+    trust_pickle
+        Open ``.pt`` files, which may run any code when opened.
+    event_column
+        BIDS only: the column of the events table that names the image; guessed by default.
+    max_dropped
+        Largest share of the events of one file that may be unusable before it becomes an error.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`; of published epochs only `scaling` is possible.
+    """
+
+    kind: Literal["things_eeg2"] = "things_eeg2"
+    root: Path | None = None
+    images: Path | None = None
+    layout: Literal["auto"] | Layout = "auto"
+    subjects: tuple[int, ...] | None = None
+    sessions: tuple[int, ...] | None = None
+    channels: Literal["auto", "all63", "posterior17"] | tuple[str, ...] = "auto"
+    sfreq: float | None = Field(default=None, gt=0)
+    tmin: float = -0.2
+    tmax: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn = "epochs"
+    dtype: SampleType = "float32"
+    max_train_repetitions: int | None = Field(default=None, ge=1)
+    max_test_repetitions: int | None = Field(default=None, ge=1)
+    trust_pickle: bool = False
+    event_column: str | None = None
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "trust_pickle", "max_dropped"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file: of its size and of samples of its content, since a subject has 14 GB."""
+        root, held = self._find()
+        digests = {}
+        for item in held:
+            digests |= {
+                Path(item.key).with_name(path.name).as_posix(): hash_sampled(path) for path in item.files
+            }
+        metadata = find_metadata(root, find_images(root, self.images))
+        return digests if metadata is None else {**digests, metadata.name: hash_sampled(metadata)}
+
+    def prepare(self, scratch: Path | None = None) -> MeegSource:
+        """Return the data set as lazy parts.
+
+        Parameters
+        ----------
+        scratch
+            Folder for converted copies of files that cannot be read in place.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together; the message names subject, session and file.
+        """
+        root, held = self._find()
+        images_root = find_images(root, self.images)
+        table = read_image_list(root, images_root)
+        layout = held[0].layout
+        parts, notes = open_held(held, self, table, self.find_channels(layout), scratch)
+        if layout in ("raw", "bids"):
+            parts = [_limit(part, self) for part in _count_repetitions(parts)]
+            _check_coverage(parts, table, self)
+        else:
+            parts = _limit_published(parts, self)
+        shown = set().union(*(_shown(part) for part in parts))
+        stimuli = make_stimuli(table[table["stimulus_id"].isin(shown)], images_root)
+        plan = EpochPlan(
+            _find_sfreq(parts[0]) if self.sfreq is None else self.sfreq,
+            self.tmin,
+            self.tmax,
+            self.window,
+            self.baseline,
+            self.mvnn,
+            self.dtype,
+            self.max_dropped,
+        )
+        unit = "V" if layout in ("raw", "bids") else "whitened"
+        source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
+        return add_cleaning(source, self)
+
+    def check(self) -> list[Finding]:
+        """Open every file, and pair every event with its image."""
+        try:
+            _, held = self._find()
+        except (DataError, ConfigError) as error:
+            return [Finding("layout", False, str(error))]
+        subjects = sorted({item.subject for item in held})
+        findings = [
+            Finding("layout", True, f"{held[0].layout}, {len(subjects)} subject(s), {len(held)} file(s)")
+        ]
+        try:
+            root = self._find()[0]
+            images = find_images(root, self.images)
+            table = read_image_list(root, images)
+            counts = table["split"].value_counts()
+            findings.append(
+                Finding("images", True, f"{counts['train']} training and {counts['test']} test images")
+            )
+        except DataError as error:
+            return [*findings, Finding("images", False, str(error))]
+        for item in held:
+            name = "/".join(item.path.parts[-3:])
+            if item.layout == "ubp" and not self.trust_pickle:
+                findings.append(Finding(name, True, "not opened: it needs dataset.trust_pickle=true"))
+                continue
+            try:
+                part = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
+                for piece in part:
+                    sample_part(piece, sfreq=_PUBLISHED_SFREQ.get(item.layout))
+                n = sum(len(p.trials if isinstance(p, EpochedPart) else p.recording.events) for p in part)
+                findings.append(Finding(name, True, f"{n} trials" if part else "readable"))
+            except (DataError, ConfigError) as error:
+                findings.append(Finding(name, False, str(error)))
+        return findings
+
+    def find_channels(self, layout: Layout) -> tuple[str, ...]:
+        """Return the channels to read from files of a layout, in their order."""
+        if self.channels == "posterior17" or (self.channels == "auto" and layout == "official"):
+            return POSTERIOR17
+        if self.channels in ("auto", "all63"):
+            return ALL63
+        names = tuple(self.channels)
+        if not names or len(set(names)) != len(names):
+            raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
+        return names
+
+    def _find(self) -> tuple[Path, list[Held]]:
+        root = check_root(self.root, read_manifest("things_eeg2"))
+        held = find_held(root, None if self.layout == "auto" else self.layout)
+        return root, _choose(held, self, root)
+
+
+def _choose(held: list[Held], config: ThingsEeg2Config, root: Path) -> list[Held]:
+    """Keep the wanted subjects and sessions, and make sure that each is complete."""
+    subjects = sorted({item.subject for item in held})
+    wanted = list(config.subjects) if config.subjects is not None else subjects
+    absent = [number for number in wanted if number not in subjects]
+    if absent:
+        raise DataError(
+            f"subject {absent[0]:02d} of THINGS-EEG2 is not below {root}; there are "
+            f"{', '.join(f'{s:02d}' for s in subjects)}: fetch it, or list others with --set dataset.subjects."
+        )
+    chosen = [item for item in held if item.subject in wanted]
+    if chosen[0].session is not None:
+        chosen = _choose_sessions(chosen, config, wanted)
+    if held[0].layout == "bids":
+        return chosen
+    by_key = {(item.subject, item.session, item.split) for item in chosen}
+    for subject, session in dict.fromkeys((item.subject, item.session) for item in chosen):
+        for split in SPLITS:
+            if (subject, session, split) not in by_key:
+                folder = next(i.path.parent for i in chosen if (i.subject, i.session) == (subject, session))
+                place = f"subject {subject:02d}" + (f", session {session:02d}" if session else "")
+                raise DataError(
+                    f"{place} lacks its {'training' if split == 'train' else 'test'} file in {folder}; "
+                    "copy or fetch it again."
+                )
+    return sorted(
+        chosen, key=lambda i: (wanted.index(i.subject), i.session or 0, SPLITS.index(i.split or "train"))
+    )
+
+
+def _choose_sessions(held: list[Held], config: ThingsEeg2Config, subjects: Sequence[int]) -> list[Held]:
+    last = max(item.session or 0 for item in held)
+    wanted = list(config.sessions) if config.sessions is not None else list(range(1, last + 1))
+    for subject in subjects:
+        there = sorted({item.session for item in held if item.subject == subject})
+        for session in wanted:
+            if session not in there:
+                raise DataError(
+                    f"session {session:02d} of subject {subject:02d} is missing (found "
+                    f"{', '.join(f'{s:02d}' for s in there)}); fetch it, or list the sessions to use with "
+                    "--set dataset.sessions=[...]."
+                )
+    return [item for item in held if item.session in wanted]
+
+
+def _count_repetitions(parts: list[Any]) -> list[ContinuousPart]:
+    """Number the repetitions of each image over all sessions of a subject, in the order of presentation."""
+    seen: Counter[tuple[str, str]] = Counter()
+    counted = []
+    for part in parts:
+        events = part.recording.events
+        within = events.groupby("stimulus_id").cumcount()
+        before = events["stimulus_id"].map(lambda i, s=part.recording.subject: seen[s, i])
+        seen.update((part.recording.subject, i) for i in events["stimulus_id"])
+        recording = replace(part.recording, events=events.assign(repetition=(within + before).astype(int)))
+        counted.append(replace(part, recording=recording))
+    return counted
+
+
+def _limit(part: ContinuousPart, config: ThingsEeg2Config) -> ContinuousPart:
+    events = part.recording.events
+    keep = _is_kept(events, config)
+    if keep.all():
+        return part
+    return replace(part, recording=replace(part.recording, events=events[keep].reset_index(drop=True)))
+
+
+def _is_kept(trials: pd.DataFrame, config: ThingsEeg2Config) -> np.ndarray:
+    limits = {"train": config.max_train_repetitions, "test": config.max_test_repetitions}
+    most = trials["split"].map(lambda split: np.inf if limits[split] is None else limits[split])
+    return (trials["repetition"] < most).to_numpy()
+
+
+def _limit_published(parts: list[Any], config: ThingsEeg2Config) -> list[EpochedPart]:
+    limited = []
+    for part in parts:
+        rows = np.flatnonzero(_is_kept(part.trials, config))
+        if len(rows) < len(part.trials):
+            trials = part.trials.iloc[rows].reset_index(drop=True)
+            part = replace(part, trials=trials, read=_PickedRows(part.read, rows))
+        limited.append(part)
+    return limited
+
+
+class _PickedRows:
+    """Reads the picked ones among the epochs of a file."""
+
+    def __init__(self, read: Any, rows: np.ndarray) -> None:
+        self.read, self.rows = read, rows
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        rows = self.rows[start:stop]
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        return np.concatenate([self.read(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def _find_sfreq(part: Any) -> float:
+    """Return the rate of the trials in Hz where none was asked for."""
+    if isinstance(part, EpochedPart):
+        return round(1 / float(np.median(np.diff(part.times))), 6)
+    return 250.0
+
+
+def _shown(part: Any) -> set[str]:
+    table = part.trials if isinstance(part, EpochedPart) else part.recording.events
+    return set(table["stimulus_id"])
+
+
+def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: ThingsEeg2Config) -> None:
+    """Training images must be shown equally often over all sessions; otherwise a session is missing."""
+    if config.sessions is not None or config.max_train_repetitions is not None:
+        return
+    listed = table.loc[table["split"] == "train", "stimulus_id"]
+    for subject in dict.fromkeys(part.recording.subject for part in parts):
+        events = [p.recording.events for p in parts if p.recording.subject == subject]
+        sessions = sorted({p.recording.session for p in parts if p.recording.subject == subject})
+        counts = pd.concat(events)["stimulus_id"].value_counts().reindex(listed, fill_value=0)
+        expected = counts.mode().max()
+        if (counts - expected).abs().sum() > config.max_dropped * counts.sum():
+            raise DataError(
+                f"subject {subject} saw its training images between {counts.min()} and {counts.max()} times in the "
+                f"session(s) {', '.join(sessions)}: a session is missing. To go on without it, list those to use "
+                f"with --set dataset.sessions=[{','.join(re.sub('^0+', '', s) for s in sessions)}]."
+            )

@@ -1,0 +1,311 @@
+"""The response table of THINGS-fMRI: a pandas HDF frame of voxels by trials, and the two tables that describe it.
+
+Owns reading the frame without PyTables: pandas keeps numbers of one type in one matrix (a block), so the block that has
+one column per trial is read in place, a few columns at a time. Column labels are a pickle in the file and are not
+opened: the order of the trials is that of ``StimulusMetadata.csv``, as published.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError, check_columns, check_file, check_unique
+from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
+from braindecode_vis.datasets.sources.fmri_volumes import read_volume
+from braindecode_vis.datasets.sources.safe_pickle import FileArray
+
+_CACHE_BYTES = 128 << 20
+_STIMULUS_COLUMNS = ("trial_type", "session", "run", "stimulus", "concept")
+_NOT_REGIONS = ("voxel_id", "subject_id", "voxel_x", "voxel_y", "voxel_z")
+_MAP_PREFIXES = ("nc_", "splithalf", "prf-")
+_GLASSER = "glasser-"
+
+
+def find_table_files(root: Path, subject: str) -> list[Path]:
+    """Return the response table of a person, and the tables of its trials and of its voxels."""
+    folder = root / "betas_csv" if (root / "betas_csv").is_dir() else root
+    names = ("ResponseData.h5", "StimulusMetadata.csv", "VoxelMetadata.csv")
+    hint = "fetch it from figshare+ (20492835)"
+    return [check_file(folder / f"sub-{subject}_{name}", what=name, hint=hint) for name in names]
+
+
+def find_concept(stimulus: str) -> str:
+    """Return the concept in the name of a THINGS image; a folder is cut short where the name has two words.
+
+    Examples
+    --------
+    >>> find_concept("coat_rack_13s")
+    'coat_rack'
+    """
+    return re.sub(r"_\d+[a-z]*$", "", stimulus)
+
+
+def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
+    """Return one row per column of the response table: the trial table, and `column`.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or names and concepts are shifted against each other.
+    """
+    stimuli = pd.read_csv(path, dtype=str, keep_default_na=False)
+    check_columns(stimuli.columns, _STIMULUS_COLUMNS, what=str(path))
+    unknown = sorted(set(stimuli["trial_type"]) - {"train", "test"})
+    if unknown:
+        raise DataError(
+            f"{path} has trials of the type {unknown[0]!r}; train and test are known, and catch trials are not part of "
+            "the table."
+        )
+    ids = stimuli["stimulus"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
+    concepts = ids.map(find_concept)
+    wrong = int((concepts != stimuli["concept"]).sum())
+    if wrong > 0.05 * len(stimuli):
+        row = int(np.flatnonzero(concepts != stimuli["concept"])[0])
+        raise DataError(
+            f"{path} pairs {ids.iloc[row]} with the concept {stimuli['concept'].iloc[row]!r} ({wrong} of "
+            f"{len(stimuli)} such pairs): its columns are shifted against each other."
+        )
+    return pd.DataFrame(
+        {
+            "subject": subject,
+            "session": [f"{int(float(number)):02d}" for number in stimuli["session"]],
+            "run": [f"{int(float(number)):02d}" for number in stimuli["run"]],
+            "stimulus_id": ids, "repetition": 0, "split": stimuli["trial_type"], "concept": concepts,
+            "column": np.arange(len(stimuli)),
+        }
+    )  # fmt: skip
+
+
+def read_voxels(path: Path) -> pd.DataFrame:
+    """Return the voxel table; `voxel_id` is unique and positions are whole numbers."""
+    voxels = pd.read_csv(path)
+    check_columns(voxels.columns, _NOT_REGIONS, what=str(path))
+    check_unique(voxels["voxel_id"].tolist(), what=f"voxel_id in {path}")
+    positions = voxels[["voxel_x", "voxel_y", "voxel_z"]].to_numpy(float)
+    if not np.array_equal(positions, np.rint(positions)) or (positions < 0).any():
+        raise DataError(
+            f"{path} gives positions that are no voxel indices (whole, from 0); it is another release."
+        )
+    return voxels
+
+
+def find_regions(voxels: pd.DataFrame, path: Path) -> list[str]:
+    """Return the columns that flag regions with 0 and 1."""
+    names = [
+        str(name)
+        for name in voxels.columns
+        if name not in _NOT_REGIONS and not str(name).startswith(_MAP_PREFIXES)
+    ]
+    for name in names:
+        values = pd.to_numeric(voxels[name], errors="coerce")
+        if not values.isin([0, 1]).all():
+            raise DataError(
+                f"the column {name!r} of {path} should flag a region with 0 and 1, but holds other values."
+            )
+    return names
+
+
+def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> tuple[Geometry, np.ndarray]:
+    """Return where the voxels lie, and their rows in the order of the geometry.
+
+    Parameters
+    ----------
+    voxels
+        Rows of the voxel table.
+    mask_path
+        Brain mask, which gives the grid; without it the indices are kept as the maps `voxel_x`, `voxel_y`, `voxel_z`.
+    where
+        The voxel table, for messages.
+    """
+    indices = voxels[["voxel_x", "voxel_y", "voxel_z"]].to_numpy(int)
+    order = np.arange(len(voxels))
+    ids, mask, affine = voxels["voxel_id"].to_numpy(), None, None
+    if mask_path is not None:
+        brain, affine = read_volume(mask_path)
+        inside = np.all(indices < np.array(brain.shape), axis=1)
+        inside[inside] = brain[tuple(indices[inside].T)] > 0
+        if not inside.all():
+            raise DataError(
+                f"{int((~inside).sum())} of {len(inside)} voxels of {where} lie outside {mask_path.name}: they are of "
+                "different subjects."
+            )
+        ids = np.ravel_multi_index(tuple(indices.T), brain.shape)
+        check_unique(ids.tolist(), what=f"voxel positions in {where}")
+        order = np.argsort(ids)
+        ids = ids[order]
+        mask = np.zeros(brain.shape, bool)
+        mask.ravel()[ids] = True
+    table = voxels.iloc[order]
+    maps = {
+        _clean_name(str(name)): table[name].to_numpy(float)
+        for name in table.columns
+        if str(name).startswith(_MAP_PREFIXES)
+    }
+    if mask is None:
+        maps |= {f"voxel_{axis}": indices[:, n].astype(float) for n, axis in enumerate("xyz")}
+    return Geometry(ids, mask, affine, _make_rois(table, where), maps=maps), order
+
+
+def _make_rois(table: pd.DataFrame, where: Path) -> dict[str, Roi]:
+    """Return one set per region, but a single one for the parcellation of Glasser et al., which is disjoint."""
+    names = find_regions(table, where)
+    glasser = [name for name in names if name.startswith(_GLASSER)]
+    rois = {}
+    flags = table[glasser].to_numpy(float) == 1
+    if glasser and (flags.sum(axis=1) <= 1).all():
+        labels = np.where(flags.any(axis=1), flags.argmax(axis=1) + 1, 0)
+        rois["glasser"] = Roi(labels, {n + 1: name.removeprefix(_GLASSER) for n, name in enumerate(glasser)})
+        names = [name for name in names if name not in glasser]
+    for name in names:
+        rois[_clean_name(name)] = Roi((table[name].to_numpy(float) == 1).astype(np.int16), {1: name})
+    return rois
+
+
+def _clean_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "_", name).strip("_")
+
+
+@dataclass(frozen=True)
+class ResponseTable:
+    """The matrix of voxels by trials in an HDF file.
+
+    Parameters
+    ----------
+    path, key
+        File, and the block of numbers in it.
+    first_column
+        Column of the first trial.
+    voxel_ids
+        Of each row.
+    contiguous
+        The block as a part of the file, where it is neither compressed nor cut in chunks.
+    """
+
+    path: Path
+    key: str
+    first_column: int
+    voxel_ids: np.ndarray
+    contiguous: FileArray | None
+
+    def find_rows(self, voxel_ids: np.ndarray) -> np.ndarray:
+        """Return the row of each voxel.
+
+        Raises
+        ------
+        DataError
+            If table and voxels are not the same set.
+        """
+        rows = pd.Index(self.voxel_ids).get_indexer(pd.Index(voxel_ids))
+        if len(voxel_ids) != len(self.voxel_ids) or (rows < 0).any():
+            raise DataError(
+                f"{self.path} has {len(self.voxel_ids)} voxels, of which the {len(voxel_ids)} of VoxelMetadata.csv "
+                f"name {int((rows >= 0).sum())}; take both tables from the same release."
+            )
+        return rows
+
+    def read(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Return trials `start` to `stop` of some voxels, float32 of shape (len(rows), stop - start)."""
+        start, stop = start + self.first_column, stop + self.first_column
+        if self.contiguous is not None:
+            return self.contiguous.read_columns(rows, start, stop).astype(np.float32, copy=False)
+        import h5py
+
+        with h5py.File(self.path) as file:
+            return np.asarray(file[self.key][:, start:stop])[rows].astype(np.float32)
+
+
+def open_response_table(path: Path, *, n_trials: int) -> ResponseTable:
+    """Find the responses in a pandas HDF file.
+
+    Parameters
+    ----------
+    n_trials
+        Number of trials that the stimulus table lists.
+
+    Raises
+    ------
+    DataError
+        If the file is no such frame, or has another number of trials.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            frame = _find_frame(file, path)
+            blocks = {key: frame[key] for key in frame if re.fullmatch(r"block\d+_values", key)}
+            for key, block in blocks.items():
+                if block.dtype.kind == "f" and block.ndim == 2 and block.shape[1] - n_trials in (0, 1):
+                    return _describe(path, frame, key, block.shape[1] - n_trials)
+            shapes = ", ".join(f"{key} {block.shape}" for key, block in blocks.items())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as HDF5 ({error}); it is damaged or truncated.") from error
+    raise DataError(
+        f"{path} has the matrices {shapes or 'none'}, but StimulusMetadata.csv lists {n_trials} trials, one of which "
+        "belongs to each column; catch trials are in neither. Take both from the same release."
+    )
+
+
+def _find_frame(file: Any, path: Path) -> Any:
+    frames = [file[key] for key in file if isinstance(file[key], type(file["/"]))]
+    fixed = [frame for frame in frames if any(key.startswith("block0_") for key in frame)]
+    if not fixed:
+        raise DataError(
+            f"{path} holds {', '.join(file) or 'nothing'}, but no pandas frame of the fixed kind; fetch the published "
+            "ResponseData.h5."
+        )
+    return fixed[0]
+
+
+def _describe(path: Path, frame: Any, key: str, first_column: int) -> ResponseTable:
+    block = frame[key]
+    if first_column:
+        ids = block[:, 0]
+    else:
+        others = [frame[k] for k in frame if re.fullmatch(r"block\d+_values", k) and k != key]
+        single = [other for other in others if other.shape == (len(block), 1)]
+        if len(single) != 1:
+            raise DataError(f"{path} has no column voxel_id beside its responses; fetch the published file.")
+        ids = single[0][:, 0]
+    check_unique(np.asarray(ids).tolist(), what=f"voxel_id in {path}")
+    offset = block.id.get_offset() if block.chunks is None else None
+    contiguous = None if offset is None else FileArray(path, int(offset), block.shape, block.dtype)
+    return ResponseTable(path, block.name, first_column, np.asarray(ids).astype(np.int64), contiguous)
+
+
+@dataclass
+class TableReader:
+    """Reads trials of a response table; some more of them than asked for, since they lie apart in the file.
+
+    Parameters
+    ----------
+    table
+        Where they are.
+    rows
+        Of the voxels, in the order of the geometry.
+    columns
+        Of the trials, ascending.
+    """
+
+    table: ResponseTable
+    rows: np.ndarray
+    columns: np.ndarray
+    held: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return trials as float32 of shape (stop - start, n_voxels)."""
+        first, last = int(self.columns[start]), int(self.columns[stop - 1]) + 1
+        if self.held is None or first < self.held[0] or last > self.held[0] + self.held[1].shape[1]:
+            n = max(last - first, _CACHE_BYTES // (4 * len(self.rows)))
+            end = max(last, min(first + n, int(self.columns[-1]) + 1))
+            self.held = (first, self.table.read(self.rows, first, end))
+        offset, values = self.held
+        block = np.ascontiguousarray(values[:, self.columns[start:stop] - offset].T)
+        if stop == len(self.columns):
+            self.held = None
+        return block

@@ -1,0 +1,300 @@
+"""THINGS-fMRI (Hebart et al. 2023): single-trial betas of three people, as tables or as volumes.
+
+Owns the two forms of the published betas. The table is a pandas HDF file of voxels by trials (8 GB), read in place
+without PyTables and without a pickle, a few trials of all voxels at a time; it leaves catch trials out. The volumes
+hold one beta per trial and keep the catch trials, which are dropped here by their file names. The raw runs (ds004192)
+are read by the data set `bids_fmri`.
+
+References
+----------
+.. [1] Hebart, M. N. et al. (2023). THINGS-data, a multimodal collection of large-scale datasets for investigating
+   object representations in human brain and behavior. eLife 12, e82580. doi:10.7554/eLife.82580
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns, suggest
+from braindecode_vis.datasets.bids.fmri_stimuli import (
+    check_no_overlap,
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasConfig,
+    BetasPart,
+    BetasPlan,
+    FmriSource,
+    Geometry,
+    Untrained,
+    ZScoring,
+    count_repetitions,
+)
+from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.fmri_volumes import (
+    MaskedVolumes,
+    check_same_space,
+    read_volume,
+    read_volume_header,
+)
+from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.datasets.things_fmri.betas_table import (
+    TableReader,
+    find_regions,
+    find_table_files,
+    open_response_table,
+    place_voxels,
+    read_table_trials,
+    read_voxels,
+)
+from braindecode_vis.datasets.things_fmri.betas_volumes import VolumeReader, name_conditions, read_volume_runs
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_sampled
+
+
+class ThingsFmriConfig(Settings):
+    """Where the betas lie, and which of them are read.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``betas_csv``, ``betas_vol`` and ``brainmasks``, or some of them.
+    form
+        ``table`` or ``volume``; ``auto`` prefers the table, which comes with regions and noise ceilings.
+    subjects
+        Numbers to read; all that are there by default. Voxels of several do not correspond.
+    sessions
+        Numbers to read; all by default.
+    rois
+        Regions of the table whose union is kept, for example ``("V1", "lFFA", "glasser-V4")``.
+    min_noise_ceiling
+        Keep the voxels of the table whose noise ceiling for single trials (`nc_singletrial`, percent) is at least this.
+        It was estimated by the authors from the repeated test images: responses to them choose the voxels, which
+        the notes of the result say.
+    images
+        Folder of the THINGS images; ``object_images`` or ``images`` below the root by default, if it holds all of
+        them. They may not be passed on, so they never come with the betas.
+    zscore, untrained, dtype, atlas, pad_subjects
+        As in `BetasPlan`.
+    """
+
+    kind: Literal["things_fmri"] = "things_fmri"
+    root: Path | None = None
+    form: Literal["auto", "table", "volume"] = "auto"
+    subjects: tuple[int, ...] | None = None
+    sessions: tuple[int, ...] | None = None
+    rois: tuple[str, ...] = ()
+    min_noise_ceiling: float | None = None
+    images: Path | None = None
+    zscore: ZScoring = "session"
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+    atlas: AtlasConfig | None = None
+    pad_subjects: bool = False
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file that is read, of its size and of samples of its content."""
+        form, subjects = self._find_form()
+        root = check_root(self.root, read_manifest("things_fmri"))
+        paths: list[Path] = []
+        for subject in subjects:
+            if form == "table":
+                paths += find_table_files(root, subject)
+            else:
+                paths += sorted((root / "betas_vol" / f"sub-{subject}").rglob("*_betas.nii.gz"))
+                paths += sorted((root / "betas_vol" / f"sub-{subject}").rglob("*_conditions.tsv"))
+            mask = self._find_mask(subject)
+            paths += [] if mask is None else [mask]
+        digests = {path.name: hash_sampled(path) for path in paths}
+        digests |= hash_image_folder(self.images, self._find_beside())
+        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+
+    def prepare(self) -> FmriSource:
+        """Return the betas as lazy parts.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If a file is missing or damaged, or table, trials and voxels do not fit together.
+        """
+        form, subjects = self._find_form()
+        parts: list[BetasPart] = []
+        geometries: dict[str, Geometry] = {}
+        for subject in subjects:
+            opened, geometries[subject] = (self._open_table if form == "table" else self._open_volumes)(
+                subject
+            )
+            parts += opened
+        counted = count_repetitions([part.trials for part in parts])
+        parts = [BetasPart(t, p.files, p.n_voxels, p.read) for p, t in zip(parts, counted, strict=True)]
+        shown = pd.concat(counted, ignore_index=True)
+        check_no_overlap(shown, title="THINGS-fMRI")
+        paths = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
+        shown = shown.assign(path=paths)
+        stimuli = make_named_stimuli(shown, self.images, title="THINGS-fMRI", beside=self._find_beside())
+        notes: dict[str, Any] = {"form": form, "rois_kept": list(self.rois)}
+        if self.min_noise_ceiling is not None:
+            notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
+        geometry = geometries if len(geometries) > 1 else geometries[subjects[0]]
+        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
+        return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
+
+    def check(self) -> list[Finding]:
+        """Open every file, pair trials with responses and voxels with regions, and compare with declared counts."""
+        try:
+            source = self.prepare()
+        except BraindecodeVisError as error:
+            return [Finding("layout", False, str(error))]
+        facts, findings = read_manifest("things_fmri").facts, []
+        root = check_root(self.root, read_manifest("things_fmri"))
+        for subject in source.subjects:
+            trials = pd.concat([p.trials for p in source.parts if p.group[0] == subject])
+            for split in ("train", "test"):
+                n, declared = int((trials["split"] == split).sum()), facts[f"n_{split}"]
+                item = f"subject {subject} {split}"
+                if self.sessions is not None:
+                    findings.append(Finding(item, True, f"{n} trials of the chosen sessions"))
+                else:
+                    findings.append(compare_fact(item, n, declared, root, what="trials"))
+            text = f"{source.find_geometry(subject).n_voxels} voxels"
+            findings.append(Finding(f"subject {subject} voxels", True, text))
+        return findings
+
+    def _find_beside(self) -> Path | None:
+        return find_image_folder(
+            check_root(self.root, read_manifest("things_fmri")), ("object_images", "images")
+        )
+
+    # --- finding ----------------------------------------------------------------------------------------------
+
+    def _find_form(self) -> tuple[Literal["table", "volume"], list[str]]:
+        root = check_root(self.root, read_manifest("things_fmri"))
+        tables = self._list(root / "betas_csv", r"^sub-(\d+)_ResponseData\.h5$") or self._list(
+            root, r"^sub-(\d+)_ResponseData\.h5$"
+        )
+        volumes = self._list(root / "betas_vol", r"^sub-(\d+)$")
+        form = self.form if self.form != "auto" else ("table" if tables else "volume")
+        there = tables if form == "table" else volumes
+        if not there:
+            name = "betas_csv/sub-01_ResponseData.h5" if form == "table" else "betas_vol/sub-01"
+            raise DataError(
+                f"{root} holds no {name} of THINGS-fMRI; fetch it from figshare+ (20492835), or pass its folder with "
+                "--root. Raw runs (ds004192) are read by the data set bids_fmri."
+            )
+        if form == "volume" and (self.rois or self.min_noise_ceiling is not None):
+            raise ConfigError(
+                "dataset.rois and dataset.min_noise_ceiling need the table of betas; set dataset.form."
+            )
+        wanted = there if self.subjects is None else [f"{number:02d}" for number in self.subjects]
+        absent = [subject for subject in wanted if subject not in there]
+        if absent:
+            raise DataError(
+                f"{root} has no {form} of subject {absent[0]}, but of {', '.join(there)}; fetch it."
+            )
+        return form, wanted
+
+    def _list(self, folder: Path, pattern: str) -> list[str]:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(m[1] for name in names if (m := re.match(pattern, name)))
+
+    def _find_mask(self, subject: str) -> Path | None:
+        root = check_root(self.root, read_manifest("things_fmri"))
+        name = f"sub-{subject}_space-T1w_brainmask.nii.gz"
+        places = (root / "brainmasks" / name, root / "betas_vol" / "brainmasks" / name, root / name)
+        return next((path for path in places if path.is_file()), None)
+
+    # --- the table --------------------------------------------------------------------------------------------
+
+    def _open_table(self, subject: str) -> tuple[list[BetasPart], Geometry]:
+        root = check_root(self.root, read_manifest("things_fmri"))
+        path, stimuli_path, voxels_path = find_table_files(root, subject)
+        trials = read_table_trials(stimuli_path, subject)
+        voxels = read_voxels(voxels_path)
+        table = open_response_table(path, n_trials=len(trials))
+        rows = table.find_rows(voxels["voxel_id"].to_numpy())
+        keep = self._choose_voxels(voxels, voxels_path)
+        geometry, order = place_voxels(
+            voxels[keep].reset_index(drop=True), self._find_mask(subject), voxels_path
+        )
+        rows = rows[keep][order]
+        parts = []
+        for session, chosen in trials.groupby("session", sort=True):
+            if self.sessions is not None and int(str(session)) not in self.sessions:
+                continue
+            reader = TableReader(table, rows, chosen["column"].to_numpy())
+            files = (path, stimuli_path, voxels_path)
+            parts.append(
+                BetasPart(chosen.drop(columns="column").reset_index(drop=True), files, len(rows), reader)
+            )
+        _check_sessions(self.sessions, trials["session"], stimuli_path)
+        return parts, geometry
+
+    def _choose_voxels(self, voxels: pd.DataFrame, path: Path) -> np.ndarray:
+        keep = np.ones(len(voxels), bool)
+        regions = find_regions(voxels, path)
+        if self.rois:
+            for name in self.rois:
+                if name not in regions:
+                    raise ConfigError(
+                        f"{path} has no region {name!r}{suggest(name, regions)}; correct dataset.rois."
+                    )
+            keep = (voxels[list(self.rois)].to_numpy(float) == 1).any(axis=1)
+        if self.min_noise_ceiling is not None:
+            check_columns(voxels.columns, ("nc_singletrial",), what=str(path))
+            keep &= voxels["nc_singletrial"].to_numpy(float) >= self.min_noise_ceiling
+        if not keep.any():
+            raise ConfigError(
+                f"no voxel of {path} is left; lower dataset.min_noise_ceiling or name other regions."
+            )
+        return keep
+
+    # --- the volumes ------------------------------------------------------------------------------------------
+
+    def _open_volumes(self, subject: str) -> tuple[list[BetasPart], Geometry]:
+        root = check_root(self.root, read_manifest("things_fmri"))
+        mask_path = self._find_mask(subject)
+        if mask_path is None:
+            raise DataError(
+                f"{root} has no brainmasks/sub-{subject}_space-T1w_brainmask.nii.gz, without which the volumes of "
+                f"subject {subject} have no voxels; fetch it from figshare+."
+            )
+        runs = read_volume_runs(root / "betas_vol" / f"sub-{subject}", subject)
+        sessions = pd.concat([table["session"] for table in runs.values()])
+        _check_sessions(self.sessions, sessions, root / "betas_vol")
+        values, affine = read_volume(mask_path)
+        geometry = Geometry.from_mask(values > 0, affine)
+        parts = []
+        for path, table in runs.items():
+            if self.sessions is not None and int(table["session"].iloc[0]) not in self.sessions:
+                continue
+            header = read_volume_header(path)
+            check_same_space(header, values.shape, affine, what=f"the mask {mask_path.name}")
+            if header.n_volumes != len(table):
+                raise DataError(
+                    f"{path} holds {header.n_volumes} betas, but its conditions list {len(table)} trials; they are of "
+                    "different runs."
+                )
+            kept = table[table["stimulus_id"] != ""]
+            reader = VolumeReader(MaskedVolumes(header, values > 0), kept["column"].to_numpy())
+            trials = kept.drop(columns="column").reset_index(drop=True)
+            parts.append(BetasPart(trials, (path, name_conditions(path)), geometry.n_voxels, reader))
+        return parts, geometry
+
+
+def _check_sessions(wanted: tuple[int, ...] | None, sessions: pd.Series, where: Path) -> None:
+    there = sorted({int(session) for session in sessions})
+    absent = [number for number in wanted or () if number not in there]
+    if absent:
+        raise DataError(
+            f"{where} has the sessions {', '.join(map(str, there))}, but not {absent[0]}; fetch it."
+        )

@@ -1,0 +1,320 @@
+"""THINGS-MEG (Hebart et al. 2023): raw CTF runs, or the epochs that the authors published.
+
+Owns the configuration, the choice of the layout and the split. `prepare` gives lazy parts and reads no samples.
+
+Onsets. The events table holds when an optical sensor saw the picture; the trigger on ``UPPT001`` differs by about
+150 ms. The default is optical: it is the time of the picture itself, and the authors cut their epochs by it, so that
+time zero means the same in both layouts. ``check`` measures the difference in every run.
+
+References
+----------
+Hebart et al. (2023), THINGS-data, a multimodal collection of large-scale datasets for investigating object
+representations in human brain and behavior, eLife 12, e82580. doi:10.7554/eLife.82580
+Benchetrit, Banville, King (2024), Brain decoding: toward real-time reconstruction of visual perception,
+arXiv:2310.19812: small and large test set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.bids.meeg_images import (
+    PLACES,
+    describe_images,
+    hash_images,
+    make_shown_table,
+    make_stimuli,
+)
+from braindecode_vis.datasets.bids.meeg_raw import (
+    find_sensor_positions,
+    hash_recording,
+    number_repetitions,
+)
+from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.meeg_source import (
+    EpochedPart,
+    EpochPlan,
+    MeegSource,
+    Mvnn,
+    SampleType,
+)
+from braindecode_vis.datasets.sources.spot_checks import sample_part
+from braindecode_vis.datasets.things_meg.epoch_files import (
+    EpochFile,
+    find_epoch_files,
+    make_epoch_part,
+    open_epochs,
+)
+from braindecode_vis.datasets.things_meg.raw import (
+    DROPOUTS,
+    Onset,
+    Run,
+    find_runs,
+    make_run_part,
+    measure_lag,
+    open_run,
+    read_run_events,
+)
+from braindecode_vis.datasets.things_meg.tables import find_attributes, find_name_files, read_image_names
+from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, check_facts, describe_split
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
+
+Layout = Literal["raw", "preprocessed"]
+_RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")
+
+
+class ThingsMegConfig(CleaningOptions):
+    """Where the data set lies, whom to read, and how trials are cut.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set (``sub-BIGMEG1``..., ``derivatives``, ``sourcedata``), or of the epochs.
+    images
+        Folder of the THINGS images: ``object_images/concept/name.jpg``, or ``images_meg`` and ``images_test_meg``;
+        looked for below and beside the root by default. Without it trials are written all the same.
+    layout
+        ``preprocessed`` (epochs of the authors: 0.1-40 Hz, 200 Hz, 271 sensors, -0.1 to 1.3 s, baseline z-score) or
+        ``raw``; ``auto`` takes the epochs if there.
+    subjects, sessions
+        Numbers to read; all that are there by default. Sessions can be chosen in the raw layout only.
+    channels
+        ``all`` gradiometers but MRO11-1609, or names.
+    onset
+        ``optical`` sensor or ``trigger``; raw only, see above.
+    test_set
+        ``small``: the 200 repeated images. ``large``: the 2400 other images of their concepts, shown once each, so that
+        retrieval must tell images of one concept apart; the repeated ones are left out.
+    zero_shot
+        Keep the images of test concepts out of training. The large test set needs it.
+    sfreq, window, dtype, max_dropped
+        As in `EpochPlan`; published epochs keep their rate. `max_dropped` also bounds how many trials the split may
+        lack.
+    tmin, tmax, baseline, mvnn
+        As in `EpochPlan`, for the raw layout; published epochs are as their authors cut them. Time zero of the window
+        is the onset. `mvnn` None is ``epochs`` for raw recordings, and nothing for published epochs.
+    bads, bad_channels, notch, l_freq, h_freq, scaling
+        As in `CleaningOptions`; of published epochs only `scaling` is possible. Its `reference`, `ica` and
+        `autoreject` are for EEG and are refused.
+    """
+
+    kind: Literal["things_meg"] = "things_meg"
+    root: Path | None = None
+    images: Path | None = None
+    layout: Literal["auto"] | Layout = "auto"
+    subjects: tuple[int, ...] | None = None
+    sessions: tuple[int, ...] | None = None
+    channels: Literal["all"] | tuple[str, ...] = "all"
+    onset: Onset = "optical"
+    test_set: TestSet = "small"
+    zero_shot: bool = True
+    sfreq: float = Field(default=200.0, gt=0)
+    tmin: float = -0.1
+    tmax: float = 1.3
+    window: tuple[float, float] = (0.0, 1.0)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn | None = None
+    dtype: SampleType = "float32"
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+
+    @model_validator(mode="after")
+    def _large_is_zero_shot(self) -> ThingsMegConfig:
+        if self.test_set == "large" and not self.zero_shot:
+            raise ValueError("the large test set is made of images of test concepts; it needs zero_shot true")
+        return self
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of every file that is read: of its size and of samples of its content."""
+        root, held = self._find()
+        digests = hash_images(self.images, root)
+        for item in held:
+            if isinstance(item, Run):
+                digests |= hash_recording(item.path, root)
+            else:
+                digests |= {p.relative_to(root).as_posix(): hash_sampled(p) for p in item.files}
+        tables = find_name_files(root, self.images, dict.fromkeys(item.subject for item in held))
+        digests |= {path.name: hash_sampled(path) for path in tables}
+        return digests
+
+    def prepare(self, scratch: Path | None = None) -> MeegSource:
+        """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
+
+        Raises
+        ------
+        DataError, ConfigError
+            If anything is missing, damaged or does not fit together; the message names subject, session and file.
+        """
+        root, held = self._find()
+        is_raw = isinstance(held[0], Run)
+        if not is_raw:
+            self._refuse_raw_options()
+        names = self._read_names(root, held)
+        parts, notes, positions = (
+            self._open_raw(held, names) if is_raw else self._open_epochs(held, root, names)
+        )
+        parts, sizes = apply_split(parts, self.test_set, self.zero_shot, self.max_dropped)
+        notes |= {
+            "layout": "raw" if is_raw else "preprocessed",
+            "split": describe_split(self.test_set, self.zero_shot),
+            "counts": sizes,
+        }
+        mvnn: Mvnn = self.mvnn or ("epochs" if is_raw else "none")
+        plan = EpochPlan(
+            sfreq=self.sfreq, tmin=self.tmin, tmax=self.tmax, window=self.window, baseline=self.baseline, mvnn=mvnn,
+            dtype=self.dtype, max_dropped=self.max_dropped,
+        )  # fmt: skip
+        unit = "T" if is_raw else "z"
+        stimuli = self._find_images(parts, root)
+        source = MeegSource("meg", tuple(parts), stimuli, plan, unit, ch_pos=positions, notes=notes)
+        return add_cleaning(source, self)
+
+    def check(self) -> list[Finding]:
+        """Open every file, pair every event with its image, and measure the lag between trigger and picture."""
+        try:
+            root, held = self._find()
+            names = self._read_names(root, held)
+        except (DataError, ConfigError) as error:
+            return [Finding("layout", False, str(error))]
+        layout = "raw" if isinstance(held[0], Run) else "preprocessed"
+        findings = [
+            Finding(
+                "layout", True, f"{layout}, {len({i.subject for i in held})} subject(s), {len(held)} file(s)"
+            ),
+            Finding("image numbers", True, f"{len(names)} images of {names['concept'].nunique()} concepts"),
+        ]
+        for item in held:
+            findings.append(
+                _check_run(item, names) if isinstance(item, Run) else self._check_epochs(item, root, names)
+            )
+        try:
+            source = self.prepare()
+        except (DataError, ConfigError) as error:
+            return [*findings, Finding("split", False, str(error))]
+        findings.append(Finding("images", True, describe_images(source.stimuli)))
+        if self.test_set == "small" and self.zero_shot and self.sessions is None:
+            findings += check_facts(source.notes["counts"])
+        return findings
+
+    def _find(self) -> tuple[Path, list[Any]]:
+        root = check_root(self.root, read_manifest("things_meg"))
+        held: list[Any] = []
+        if self.layout in ("auto", "preprocessed"):
+            held = list(find_epoch_files(root, self.subjects))
+        if not held and self.layout in ("auto", "raw"):
+            held = list(find_runs(root, self.subjects, self.sessions))
+        if not held:
+            raise DataError(
+                f"no {'' if self.layout == 'auto' else self.layout + ' '}THINGS-MEG recording was found below {root}: "
+                "expected derivatives/preprocessed/preprocessed_P1-epo.fif or sub-BIGMEG1/ses-01/meg/"
+                "sub-BIGMEG1_ses-01_task-main_run-01_meg.ds and their like."
+            )
+        return root, held
+
+    def _refuse_raw_options(self) -> None:
+        for name in _RAW_ONLY:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                if name == "mvnn" and self.mvnn == "none":
+                    continue
+                raise ConfigError(
+                    f"dataset.{name} applies to raw recordings, but published epochs were found; leave it out, or set "
+                    "dataset.layout to raw."
+                )
+
+    def _read_names(self, root: Path, held: list[Any]) -> pd.DataFrame:
+        tables = [find_attributes(root, subject) for subject in dict.fromkeys(item.subject for item in held)]
+        return read_image_names(root, self.images, [table for table in tables if table is not None])
+
+    def _chosen(self) -> tuple[str, ...] | None:
+        if self.channels == "all":
+            return None
+        names = tuple(self.channels)
+        if not names or len(set(names)) != len(names):
+            raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
+        return names
+
+    def _open_raw(self, runs: list[Run], names: pd.DataFrame) -> tuple[list[Any], dict[str, Any], np.ndarray]:
+        parts, lags = [], {}
+        for run in runs:
+            raw = open_run(run)
+            part, lag = make_run_part(run, raw, names, self._chosen(), self.onset, self.max_dropped)
+            parts.append(part)
+            if len(parts) == 1:
+                positions = find_sensor_positions(raw, part.ch_names)
+            if lag is not None:
+                lags[run.path.name] = lag["median_ms"]
+        notes: dict[str, Any] = {"onset": self.onset}
+        if lags:
+            notes["optical_after_trigger_ms"] = lags
+        bridged = [run.path.name for run in runs if (run.subject, run.session, run.run) in DROPOUTS]
+        if bridged:
+            notes["bridged_dropouts"] = (
+                f"0.2 s without signal were replaced by a straight line in {', '.join(bridged)}"
+            )
+        return list(number_repetitions(parts)), notes, positions
+
+    def _open_epochs(
+        self, files: list[EpochFile], root: Path, names: pd.DataFrame
+    ) -> tuple[list[Any], dict[str, Any], np.ndarray]:
+        parts, notes = [], {}
+        for file in files:
+            epochs = open_epochs(file)
+            attributes = find_attributes(root, file.subject)
+            part, notes[f"subject_{file.subject:02d}"] = make_epoch_part(
+                file, epochs, names, attributes, self._chosen(), self.sfreq
+            )
+            parts.append(part)
+            if len(parts) == 1:
+                positions = find_sensor_positions(epochs, part.ch_names)
+        return parts, {"onset": "optical", "epochs": notes}, positions
+
+    def _check_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> Finding:
+        try:
+            epochs = open_epochs(file)
+            attributes = find_attributes(root, file.subject)
+            part, notes = make_epoch_part(file, epochs, names, attributes, self._chosen(), self.sfreq)
+            sample_part(part, sfreq=200.0)
+        except (DataError, ConfigError) as error:
+            return Finding(file.path.name, False, str(error))
+        other = notes.get("n_attribute_mismatches", 0)
+        return Finding(
+            file.path.name, True,
+            f"{len(part.trials)} epochs in {len(file.files)} part(s), {len(part.ch_names)} sensors, "
+            f"{len(part.times)} times, {other} row(s) of the attributes name another image",
+        )  # fmt: skip
+
+    def _find_images(self, parts: list[Any], root: Path) -> StimulusSet:
+        tables = (p.trials if isinstance(p, EpochedPart) else p.recording.events for p in parts)
+        guesses = [base / place for base in (root, root.parent) for place in PLACES]
+        return make_stimuli(make_shown_table(tables), self.images, guesses, _list_places)
+
+
+def _list_places(file: str, concept: str) -> tuple[str, ...]:
+    name = file.rsplit("/", 1)[-1]
+    return (file, f"object_images/{file}", f"images/{file}", f"images_meg/{file}", f"images_test_meg/{name}")
+
+
+def _check_run(run: Run, names: pd.DataFrame) -> Finding:
+    name = "/".join(run.path.parts[-3:])
+    try:
+        raw = open_run(run)
+        events = read_run_events(run, raw, names)
+        _, lag = measure_lag(run, raw, events["sample"].to_numpy())
+        sample_part(make_run_part(run, raw, names, None, "optical", 1.0)[0], sfreq=1200.0)
+    except DataError as error:
+        return Finding(name, False, str(error))
+    kinds = f"{int((~events['is_catch']).sum())} pictures, {int(events['is_catch'].sum())} catch trials"
+    return Finding(
+        name, True,
+        f"{kinds}; the optical onset follows the trigger by {lag['median_ms']:.1f} ms ({lag['min_ms']:.1f} to "
+        f"{lag['max_ms']:.1f}), {lag['n_without_trigger']:.0f} picture(s) without trigger",
+    )  # fmt: skip

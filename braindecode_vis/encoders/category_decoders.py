@@ -1,0 +1,367 @@
+"""Linear category decoders: which class was seen, for data that know no image.
+
+Owns shrinkage LDA and logistic regression over z-scored features. Fitting is scikit-learn's; what is kept is one
+matrix and one offset, so that the fitted decoder is stored as plain arrays and decides without scikit-learn. The
+z-score and the penalty are learnt from the trials passed to `fit`. Knows nothing of folds that hold out test trials.
+Where the rows are single volumes of a trial, they can be decided together: see `braindecode_vis.encoders.volume_conv`.
+
+References
+----------
+Blankertz et al. (2011), doi:10.1016/j.neuroimage.2010.06.048: shrinkage LDA for single-trial evoked responses.
+Ledoit, Wolf (2004), doi:10.1016/S0047-259X(03)00096-4: the shrinkage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.volume_conv import find_first_rows, find_window, pool_rows
+from braindecode_vis.preprocessing.splits import Fold, make_groups
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import read_json, write_json
+
+_MAX_LDA_FEATURES = 8192  # its covariance takes 0.5 GiB
+_FILE = "categories"
+
+
+class LdaConfig(Settings):
+    """Linear discriminant analysis with the analytic shrinkage of Ledoit and Wolf; nothing to choose.
+
+    Parameters
+    ----------
+    pool
+        As in `LogisticConfig`.
+    """
+
+    kind: Literal["lda"] = "lda"
+    pool: bool = False
+
+    def build(self, *, seed: int) -> CategoryDecoder:
+        """Return the unfitted decoder; nothing in it is random."""
+        return CategoryDecoder(self)
+
+    def read(self, folder: Path) -> CategoryDecoder:
+        """Return the fitted decoder that was written into `folder`."""
+        return CategoryDecoder.read(self, folder)
+
+
+class LogisticConfig(Settings):
+    """Logistic regression with an L2 penalty.
+
+    Parameters
+    ----------
+    c
+        Candidates for the inverse penalty. Of several, the one with the lowest log loss in an inner leave-one-run-out
+        cross-validation over the training trials is taken; the smallest wins a tie.
+    max_iter
+        Bound on the steps of the solver; not converging by then is an error.
+    pool
+        For rows that are single volumes (``dataset.model.keep: volumes``): each volume is a sample to learn from, and a
+        trial gets one decision, from the mean of the log probabilities of its volumes.
+    windows
+        Candidates for the volumes of a trial that count, each as (s after its onset, s after its offset), chosen
+        together with `c`; the first one wins a tie. Empty: all volumes. Needs `pool`.
+    """
+
+    kind: Literal["logistic"] = "logistic"
+    c: tuple[Annotated[float, Field(gt=0)], ...] = (0.01,)
+    max_iter: int = Field(default=5000, ge=1)
+    pool: bool = False
+    windows: tuple[tuple[float, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> LogisticConfig:
+        if self.windows and not self.pool:
+            raise ValueError("windows choose among the volumes of a trial and need pool: true")
+        return self
+
+    def build(self, *, seed: int) -> CategoryDecoder:
+        """Return the unfitted decoder; nothing in it is random."""
+        if not self.c:
+            raise ConfigError("encoder.c must offer at least one candidate.")
+        return CategoryDecoder(self)
+
+    def read(self, folder: Path) -> CategoryDecoder:
+        """Return the fitted decoder that was written into `folder`."""
+        return CategoryDecoder.read(self, folder)
+
+
+@dataclass(frozen=True)
+class LinearDecision:
+    """Everything that a decision needs.
+
+    Parameters
+    ----------
+    mean, scale : float64 arrays of shape (n_features,)
+        Of the training trials; constant features have scale 1.
+    weights : float64 array of shape (n_rows, n_features)
+        One row per class, or a single one for two classes.
+    offset : float64 array of shape (n_rows,)
+    classes
+        Names of the classes, sorted.
+    choices
+        Log loss of each candidate, if there was a choice.
+    window
+        Volumes that count, if they were chosen: s after the onset and s after the offset of the trial.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+    classes: tuple[str, ...]
+    choices: list[dict[str, float]]
+    window: tuple[float, float] | None = None
+
+
+def read_labels(kind: str, responses: Responses, labels: np.ndarray) -> np.ndarray:
+    """Return one class name per trial as str; refuse another number of labels, or a single class.
+
+    Parameters
+    ----------
+    kind
+        Of the decoder, for the message.
+    responses, labels
+        Training trials and the label of each.
+    """
+    names = np.asarray(labels).astype(str)
+    if names.shape != (responses.n_trials,):
+        raise DataError(
+            f"the {kind} decoder needs one label per trial: {responses.n_trials} trials "
+            f"came with labels of shape {names.shape}."
+        )
+    classes = np.unique(names)
+    if len(classes) < 2:
+        raise DataError(f"a category decoder needs two classes, but all trials are {str(classes[0])!r}.")
+    return names
+
+
+class CategoryDecoder:
+    """A linear classifier of trials; see the module for what is learnt and kept."""
+
+    def __init__(self, config: LdaConfig | LogisticConfig, fitted: LinearDecision | None = None) -> None:
+        self.config = config
+        self.fitted = fitted
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of `decision`."""
+        return self._require_fit().classes
+
+    def fit(self, responses: Responses, labels: np.ndarray) -> CategoryDecoder:
+        """Learn from training trials.
+
+        Parameters
+        ----------
+        responses
+            Training trials.
+        labels : array of shape (n_trials,)
+            Name of the class of each trial.
+
+        Raises
+        ------
+        DataError
+            If labels and trials do not match, or there is one class only.
+        ConfigError
+            If a penalty must be chosen but there is one run only, or the solver does not converge.
+        """
+        labels = read_labels(self.config.kind, responses, labels)
+        data = responses.as_matrix().astype(np.float64)
+        if isinstance(self.config, LdaConfig):
+            self.fitted = _fit_lda(data, labels)
+            return self
+        config, choices = self.config, []
+        windows: list[tuple[float, float] | None] = list(config.windows) or [None]
+        c, window = config.c[0], windows[0]
+        if len(config.c) * len(windows) > 1:
+            choices = _score_candidates(data, labels, responses.trials, config)
+            best = min(range(len(choices)), key=lambda n: (choices[n]["log_loss"], choices[n]["c"]))
+            c, window = choices[best]["c"], windows[best // len(config.c)]
+        rows = find_window(responses.trials, window)
+        fitted = _fit_logistic(data[rows], labels[rows], c, config.max_iter, choices)
+        self.fitted = replace(fitted, window=window)
+        return self
+
+    def decision(self, responses: Responses) -> np.ndarray:
+        """Return the probability of each class, float64 of shape (n_trials, n_classes); rows sum to one.
+
+        Where volumes are pooled, all rows of a trial get the probabilities of the trial.
+        """
+        fit = self._require_fit()
+        data = responses.as_matrix()
+        if data.shape[1] != len(fit.mean):
+            raise DataError(
+                f"the {self.config.kind} decoder was fitted on {len(fit.mean)} features, "
+                f"but these responses have {data.shape[1]}."
+            )
+        decided = _decide(fit, data)
+        if not self.config.pool:
+            return decided
+        return pool_rows(decided, responses.trials, find_window(responses.trials, fit.window))
+
+    def write(self, folder: Path) -> None:
+        """Write the fitted state as safetensors and JSON."""
+        from safetensors.numpy import save_file
+
+        fit = self._require_fit()
+        tensors = {name: getattr(fit, name) for name in ("mean", "scale", "weights", "offset")}
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+            folder / f"{_FILE}.safetensors",
+        )
+        record = {
+            "kind": self.config.kind,
+            "classes": list(fit.classes),
+            "choices": fit.choices,
+            "window": fit.window,
+        }
+        write_json(folder / f"{_FILE}.json", record)
+
+    @classmethod
+    def read(cls, config: LdaConfig | LogisticConfig, folder: Path) -> CategoryDecoder:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        DataError
+            If the folder holds a decoder of another kind.
+        """
+        from safetensors.numpy import load_file
+
+        record = read_json(folder / f"{_FILE}.json")
+        if record["kind"] != config.kind:
+            raise DataError(f"{folder} holds a decoder of kind {record['kind']!r}, not {config.kind!r}.")
+        tensors = load_file(folder / f"{_FILE}.safetensors")
+        window = None if record.get("window") is None else (record["window"][0], record["window"][1])
+        classes = tuple(record["classes"])
+        fitted = LinearDecision(classes=classes, choices=record["choices"], window=window, **tensors)
+        return cls(config, fitted)
+
+    def _require_fit(self) -> LinearDecision:
+        if self.fitted is None:
+            raise DataError(f"the {self.config.kind} decoder has not been fitted; run train first.")
+        return self.fitted
+
+
+def _decide(fit: LinearDecision, data: np.ndarray) -> np.ndarray:
+    """Return probabilities of shape (n_trials, n_classes)."""
+    from scipy.special import expit, softmax
+
+    scores = (data - fit.mean) / fit.scale @ fit.weights.T + fit.offset
+    if scores.shape[1] > 1:
+        return np.asarray(softmax(scores, axis=1))
+    second = expit(scores[:, 0])
+    return np.stack([1 - second, second], axis=1)
+
+
+def _fit_lda(data: np.ndarray, labels: np.ndarray) -> LinearDecision:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.preprocessing import StandardScaler
+
+    if data.shape[1] > _MAX_LDA_FEATURES:
+        raise ConfigError(
+            f"lda on {data.shape[1]} features needs a covariance of {data.shape[1] ** 2 * 8 / 2**30:.1f} GiB; "
+            f"preprocess to at most {_MAX_LDA_FEATURES} features (fewer channels or a lower sfreq), or set "
+            "encoder.kind to logistic."
+        )
+    scaler = StandardScaler().fit(data)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(scaler.transform(data), labels)
+    return _keep(scaler, model, [])
+
+
+def _fit_logistic(
+    data: np.ndarray, labels: np.ndarray, c: float, max_iter: int, choices: list[dict[str, float]]
+) -> LinearDecision:
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            model = LogisticRegression(C=c, max_iter=max_iter).fit(scaler.transform(data), labels)
+        except ConvergenceWarning as error:
+            raise ConfigError(
+                f"logistic regression with C = {c:g} did not converge in {max_iter} steps; "
+                "raise encoder.max_iter or lower encoder.c."
+            ) from error
+    return _keep(scaler, model, choices)
+
+
+def _keep(scaler: Any, model: Any, choices: list[dict[str, float]]) -> LinearDecision:
+    return LinearDecision(
+        mean=np.asarray(scaler.mean_, dtype=np.float64),
+        scale=np.asarray(scaler.scale_, dtype=np.float64),
+        weights=np.asarray(model.coef_, dtype=np.float64),
+        offset=np.asarray(model.intercept_, dtype=np.float64),
+        classes=tuple(str(name) for name in model.classes_),
+        choices=choices,
+    )
+
+
+def _score_candidates(
+    data: np.ndarray, labels: np.ndarray, trials: pd.DataFrame, config: LogisticConfig
+) -> list[dict[str, float]]:
+    """Return the mean log loss of every candidate over the held-out trials of the inner folds, window by window."""
+    folds = list(_iterate_inner_folds(labels, make_groups(trials, "run")))
+    rows: list[dict[str, float]] = []
+    for window in config.windows or (None,):
+        inside = find_window(trials, window)
+        named = {} if window is None else {"start": window[0], "stop": window[1]}
+        for c in config.c:
+            losses = [_score_fold(data, labels, trials, inside, fold, c, config) for fold in folds]
+            rows.append({"c": float(c), "log_loss": float(np.concatenate(losses).mean()), **named})
+    return rows
+
+
+def _score_fold(
+    data: np.ndarray,
+    labels: np.ndarray,
+    trials: pd.DataFrame,
+    inside: np.ndarray,
+    fold: Fold,
+    c: float,
+    config: LogisticConfig,
+) -> np.ndarray:
+    """Return the log loss of each held-out trial of one inner fold."""
+    train = fold.train[inside[fold.train]]
+    fit = _fit_logistic(data[train], labels[train], c, config.max_iter, [])
+    probabilities, test = _decide(fit, data[fold.test]), fold.test
+    if config.pool:
+        held = trials.iloc[test]
+        first = find_first_rows(held)
+        probabilities, test = pool_rows(probabilities, held, inside[test])[first], test[first]
+    own = np.searchsorted(np.array(fit.classes), labels[test])
+    seen = probabilities[np.arange(len(test)), own]
+    return -np.log(np.maximum(seen, np.finfo(float).tiny))
+
+
+def _iterate_inner_folds(labels: np.ndarray, runs: np.ndarray) -> Iterator[Fold]:
+    names = np.unique(runs.astype(str))
+    if len(names) < 2:
+        raise ConfigError(
+            "choosing encoder.c leaves out one training run after the other, but the training trials are of one run; "
+            "give a single value of encoder.c."
+        )
+    for name in names:
+        fold = Fold(np.flatnonzero(runs != name), np.flatnonzero(runs == name))
+        unseen = sorted(set(labels[fold.test]) - set(labels[fold.train]))
+        if unseen:
+            raise DataError(
+                f"the class {str(unseen[0])!r} occurs in the run {name} only, so that encoder.c cannot be chosen by "
+                "leaving "
+                "runs out; give a single value of encoder.c."
+            )
+        yield fold

@@ -1,0 +1,158 @@
+"""Whole-cortex parcel encoder: a masked-autoencoder transformer over parcels and time patches.
+
+Owns the configuration of the encoder and of the files it starts from. The modules are in `parcel_layers` and the
+reading of weights in `parcel_weights`, so that torch is loaded only by `build`; `training.pretrain` trains the
+encoder without labels.
+
+The paper that this follows names a pretrained fMRI foundation encoder that is tuned by contrast and reports that
+networks beyond the visual one contribute; it does not give the encoder's inside. Tokens, sizes and embeddings are
+therefore ours, built as He et al. describe.
+
+References
+----------
+Wang et al. (2024), arXiv:2411.07121. He et al. (2022), arXiv:2111.06377 (masked autoencoders).
+Yeo et al. (2011), doi:10.1152/jn.00338.2011 (networks).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import check_file
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_file
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "encoder.safetensors"
+
+
+class ParcelsConfig(Settings):
+    """Transformer over tokens of one parcel and one stretch of time each, pooled and projected.
+
+    Parameters
+    ----------
+    patch_times
+        Samples of a token; the number of samples must be a multiple. None takes all of them, so that each parcel is
+        one token, as it is for responses without a time axis.
+    width, depth, n_heads, mlp_ratio
+        Of the transformer (pre-norm, GELU); choices of ours.
+    dropout
+        In the blocks and the projector.
+    network_embedding
+        Add a learned vector of the parcel's Yeo network; needs the names of the networks.
+    parcel_position
+        ``learned``: one vector per parcel. ``coordinates``: a linear map of the standardised centroid, so that parcels
+        start out alike where they lie close.
+    coordinates
+        For ``coordinates``, a table (comma or tab between columns) with a row per parcel, in order, and columns
+        x, y, z or R, A, S in mm, as Schaefer's centroid tables have.
+    pooling
+        ``cls`` takes the extra token, ``mean`` averages the others.
+    projector_hidden
+        Hidden units between the pooled token and the outputs.
+    pretrained
+        Folder that ``pretrain`` wrote, or a file of weights (safetensors, or a torch file that holds tensors only).
+    key_map
+        For a foreign file, prefixes to replace in its names: ``{"backbone.": ""}`` takes ``backbone.norm.weight`` as
+        ``norm.weight``. Applied in order, the first that fits.
+    ignore_keys
+        Prefixes of names in a foreign file that are left out, for example its decoder.
+    freeze_depth
+        The embeddings and this many blocks keep their values (0 lets all learn).
+    """
+
+    kind: Literal["parcels"] = "parcels"
+    patch_times: int | None = Field(default=None, ge=1)
+    width: int = Field(default=256, ge=1)
+    depth: int = Field(default=6, ge=1)
+    n_heads: int = Field(default=8, ge=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    network_embedding: bool = True
+    parcel_position: Literal["learned", "coordinates"] = "learned"
+    coordinates: Path | None = None
+    pooling: Literal["cls", "mean"] = "mean"
+    projector_hidden: int = Field(default=1024, ge=1)
+    pretrained: Path | None = None
+    key_map: dict[str, str] = Field(default_factory=dict)
+    ignore_keys: tuple[str, ...] = ()
+    freeze_depth: int = Field(default=0, ge=0)
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"coordinates", "pretrained"})
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> ParcelsConfig:
+        if self.width % self.n_heads:
+            raise ValueError(
+                f"width must be a multiple of n_heads, but {self.width} is none of {self.n_heads}"
+            )
+        if self.freeze_depth > self.depth:
+            raise ValueError(f"freeze_depth is {self.freeze_depth}, but there are only {self.depth} blocks")
+        if (self.parcel_position == "coordinates") != (self.coordinates is not None):
+            raise ValueError("parcel_position: coordinates and a table in coordinates belong together")
+        if self.pretrained is None and (self.key_map or self.ignore_keys):
+            raise ValueError("key_map and ignore_keys are for the file in pretrained, but none is given")
+        return self
+
+    @property
+    def weights_file(self) -> Path | None:
+        """File of the pretrained weights, that of `pretrain` if a folder is given.
+
+        Raises
+        ------
+        DataError
+            If there is no such file.
+        """
+        if self.pretrained is None:
+            return None
+        path = self.pretrained.expanduser()
+        if path.is_dir():
+            path = path / WEIGHTS
+        return check_file(path, what="the pretrained encoder", hint="correct encoder.network.pretrained")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of the files, which count by their content."""
+        fields = super().hashed_fields()
+        if (weights := self.weights_file) is not None:
+            fields["pretrained_digest"] = hash_file(weights)
+        if self.coordinates is not None:
+            path = self.coordinates.expanduser()
+            check_file(path, what="the table of parcel centroids", hint="correct encoder.network.coordinates")
+            fields["coordinates_digest"] = hash_file(path)
+        return fields
+
+    def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:
+        """Return the network, with the pretrained weights in its encoder if any are given.
+
+        What was read, under which name, is in its `load_report`.
+
+        Parameters
+        ----------
+        signal
+            Axes ``("parcel",)`` or ``("parcel", "time")``.
+        n_outputs
+            Size of the output.
+
+        Raises
+        ------
+        DataError
+            If the axes, the networks, the centroids or the pretrained weights do not fit.
+        """
+        from braindecode_vis.encoders.parcel_weights import check_description, describe_encoder, read_encoder
+        from braindecode_vis.encoders.parcels import ParcelNetwork
+
+        network = ParcelNetwork(self, signal, n_outputs)
+        if (weights := self.weights_file) is not None:
+            if weights.name == WEIGHTS:
+                check_description(describe_encoder(network.encoder, signal, self), weights.parent)
+            network.load_report = read_encoder(
+                network.encoder, weights, key_map=self.key_map, ignore=self.ignore_keys
+            )
+        network.freeze()
+        return network

@@ -1,0 +1,195 @@
+"""SimpleConv for EEG and MEG: the speech network, its NeuralBench image variant and Meta's image decoder.
+
+Owns the three configurations of one convolutional stack: virtual channels from an attention over the sensor
+positions, a 1x1 convolution, one matrix per subject, dilated residual convolutions with gated linear units, an
+average over time, and one or two heads. The modules are in `simpleconv_layers`, so that torch is loaded only by
+`build`.
+
+References
+----------
+Defossez et al. (2023), doi:10.1038/s42256-023-00714-5 (speech).
+Benchetrit, Banville and King (2024), arXiv:2310.19812 (images).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+Merger = Literal["attention", "linear"]
+TimeAggregation = Literal["mean", "affine", "attention"]
+
+
+class SimpleConvSettings(Settings):
+    """What the three variants share; the defaults are those of the speech network.
+
+    Parameters
+    ----------
+    merger
+        How sensors become virtual channels: ``attention`` weighs them by their position and needs positions;
+        ``linear`` is a plain 1x1 convolution for data without any. Sensors at the same place (the triplets of
+        some MEG helmets) get equal weights under ``attention``, so prefer ``linear`` for those.
+    n_virtual_channels
+        Learned heads of the attention.
+    position_dims
+        2 for a flat map of the head (azimuthal equidistant), 3 for positions in space.
+    position_features
+        Length of the Fourier code of a position, 2 * k ** position_dims for k frequencies per axis: 2048 is
+        32 x 32 in 2-D, 2000 is 10 x 10 x 10 in 3-D.
+    position_margin
+        Share of the map that is added on each side, so that the code's period does not join opposite sensors.
+    dropout_radius
+        In training, sensors within this distance of a random centre are left out, in units of the map (each axis
+        0 to 1); 0 leaves out none.
+    initial_channels
+        Outputs of the first 1x1 convolution.
+    subject_layer
+        One matrix per subject after it; a person never trained on gets the mean of all matrices.
+    hidden, depth, kernel_size
+        Channels, number and length (samples) of the convolutions.
+    dilation_period
+        The dilation doubles with each convolution and starts anew at 1 after this many.
+    glu_every, glu_context
+        After how many convolutions a gated linear unit comes, and how many samples it sees on each side.
+    final
+        Last step of the stack at each sample: ``two_layers`` is 1x1 to 2 x hidden, GELU, 1x1; ``one_layer`` is one
+        1x1 convolution.
+    backbone_outputs
+        Outputs of that last step. None stands for the outputs of the network: no head follows.
+    time_aggregation
+        ``mean`` over time, ``affine`` (a learned weighted sum and a bias) or ``attention`` (Bahdanau).
+    attention_size
+        Hidden units of the Bahdanau attention.
+    heads
+        ``one`` output, or ``two`` with parameters of their own: one for contrast, one for regression.
+    head_hidden
+        Hidden units of each head (linear, LayerNorm, GELU, linear); None is a single linear layer.
+    n_windows
+        Number of equal windows of `forward_tokens`.
+
+    References
+    ----------
+    Defossez et al. (2023), doi:10.1038/s42256-023-00714-5.
+    """
+
+    merger: Merger = "attention"
+    n_virtual_channels: int = Field(default=270, ge=1)
+    position_dims: Literal[2, 3] = 2
+    position_features: int = Field(default=2048, ge=2)
+    position_margin: float = Field(default=0.2, ge=0)
+    dropout_radius: float = Field(default=0.2, ge=0, lt=1)
+    initial_channels: int = Field(default=270, ge=1)
+    subject_layer: bool = True
+    hidden: int = Field(default=320, ge=1)
+    depth: int = Field(default=10, ge=1)
+    kernel_size: int = Field(default=3, ge=1)
+    dilation_period: int = Field(default=5, ge=1)
+    glu_every: int = Field(default=2, ge=0)
+    glu_context: int = Field(default=1, ge=0)
+    final: Literal["two_layers", "one_layer"] = "two_layers"
+    backbone_outputs: int | None = Field(default=None, ge=1)
+    time_aggregation: TimeAggregation = "mean"
+    attention_size: int = Field(default=256, ge=1)
+    heads: Literal["one", "two"] = "one"
+    head_hidden: int | None = Field(default=None, ge=1)
+    n_windows: int = Field(default=4, ge=1)
+
+    has_regression_head: ClassVar[bool] = True
+
+    @property
+    def n_frequencies(self) -> int:
+        """Frequencies per axis of the position code."""
+        return round((self.position_features / 2) ** (1 / self.position_dims))
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> SimpleConvSettings:
+        if 2 * self.n_frequencies**self.position_dims != self.position_features:
+            near = 2 * self.n_frequencies**self.position_dims
+            raise ValueError(
+                f"position_features must be 2 * k ** {self.position_dims} for a whole number k, for example {near}"
+            )
+        if self.kernel_size % 2 == 0:
+            raise ValueError("kernel_size must be odd, so that a convolution keeps the number of samples")
+        if self.backbone_outputs is None and (self.heads == "two" or self.head_hidden is not None):
+            raise ValueError(
+                "heads: two and head_hidden need backbone_outputs, the size of what the heads see"
+            )
+        return self
+
+    def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
+        """Return the network.
+
+        Parameters
+        ----------
+        signal
+            Needs a channel and a time axis, and sensor positions for ``merger: attention``.
+        n_outputs
+            Size of the contrastive output.
+        n_regression
+            Size of the regression output, by default `n_outputs`; only with ``heads: two``.
+
+        Raises
+        ------
+        ConfigError
+            If a regression output is asked of a network with one head.
+        DataError
+            If an axis or the sensor positions are missing.
+        """
+        from braindecode_vis.encoders.simpleconv import SimpleConv
+
+        if n_regression is not None and self.heads == "one":
+            raise ConfigError(
+                "a regression objective next to a contrastive one needs a second head here; "
+                "set encoder.network.heads=two and encoder.network.backbone_outputs."
+            )
+        return SimpleConv(self, signal, n_outputs, n_regression)
+
+
+class SimpleConvConfig(SimpleConvSettings):
+    """The speech network of Defossez et al. as it was released, averaged over time.
+
+    The original predicts a series; here its outputs are averaged over the trial (our choice of `time_aggregation`).
+    Settings as in `SimpleConvSettings`. The paper trains with Adam 3e-4 and batches of 256.
+    """
+
+    kind: Literal["simpleconv"] = "simpleconv"
+
+
+class SimpleConvTimeAggConfig(SimpleConvSettings):
+    """The variant of the NeuralBench image task: 4 convolutions, positions in space, affine time aggregation.
+
+    Settings as in `SimpleConvSettings`. No subject layer by default, 512 backbone outputs, one linear head. That
+    the backbone ends with two layers, as in the speech network, is unverified. NeuralBench trains with AdamW 1e-4,
+    weight decay 0.05, one cycle (10 % warm-up), batches of 64, 40 epochs, clipping at 1.
+    """
+
+    kind: Literal["simpleconv_time_agg"] = "simpleconv_time_agg"
+    position_dims: Literal[2, 3] = 3
+    position_features: int = Field(default=2000, ge=2)
+    subject_layer: bool = False
+    depth: int = Field(default=4, ge=1)
+    backbone_outputs: int | None = Field(default=512, ge=1)
+    time_aggregation: TimeAggregation = "affine"
+
+
+class SimpleConvImageConfig(SimpleConvSettings):
+    """The image decoder of Benchetrit, Banville and King: speech stack, affine aggregation, CLIP and MSE heads.
+
+    Settings as in `SimpleConvSettings`. There is no official code: that affine aggregation was the best is
+    reported at second hand, and the sizes of the backbone's output and of the heads (2048 each) are unverified.
+    The paper trains with 3e-4 and batches of 128.
+    """
+
+    kind: Literal["simpleconv_image"] = "simpleconv_image"
+    backbone_outputs: int | None = Field(default=2048, ge=1)
+    time_aggregation: TimeAggregation = "affine"
+    heads: Literal["one", "two"] = "two"
+    head_hidden: int | None = Field(default=2048, ge=1)

@@ -1,0 +1,127 @@
+"""Category decoding: the short way through the pipeline for data that say which class was seen, not which image.
+
+    preprocess -> train (a classifier per fold) -> evaluate (accuracy, AUC) -> report
+
+Owns the artifacts of that way. The split parts runs, since every run shows every category.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.arrays import Responses
+from braindecode_vis.encoders.volume_conv import find_first_rows
+from braindecode_vis.pipeline.runs import Run, publish_scores
+from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class TrainedDecoder:
+    """A fitted category decoder of one fold."""
+
+    artifact: store.Artifact
+    decoder: Any
+
+
+def train_categories(run: Run, responses: Responses, split: Split, upstream: str) -> list[TrainedDecoder]:
+    """Fit one category decoder per fold on its training trials.
+
+    Parameters
+    ----------
+    run
+        The run.
+    responses, split
+        Trials with a `concept` column, and folds that part runs.
+    upstream
+        Fingerprint of the preprocessing.
+    """
+    encoder: Any = run.config.encoder
+    seed = run.config.seed
+    trained = []
+    for number, fold in enumerate(split.folds):
+        fields = {"encoder": encoder.hashed_fields(), "seed": seed, "fold": number}
+
+        def compute(folder: Path, number: int = number, rows: np.ndarray = fold.train) -> dict[str, Any]:
+            picked = responses.select(rows)
+            decoder = encoder.build(seed=derive_seed(seed, "train", number))
+            decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
+            decoder.write(folder)
+            return {"n_trials": picked.n_trials}
+
+        artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
+        trained.append(TrainedDecoder(artifact, encoder.read(artifact.path)))
+    return trained
+
+
+def evaluate_categories(
+    run: Run, responses: Responses, split: Split, trained: list[TrainedDecoder]
+) -> list[dict[str, Any]]:
+    """Score the held-out trials of every fold; write ``scores.json`` and ``scores.parquet``."""
+    config = run.config
+    encoder: Any = config.encoder
+    fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "task": "categories"}
+    upstream = {f"train{number}": fold.artifact.fingerprint for number, fold in enumerate(trained)}
+
+    def compute(folder: Path) -> None:
+        from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
+
+        classes = tuple(sorted(set(responses.trials["concept"].astype(str))))
+        rows = np.concatenate([fold.test for fold in split.folds])
+        decisions = np.zeros((len(rows), len(classes)))
+        start = 0
+        for fold, fitted in zip(split.folds, trained, strict=True):
+            decided = fitted.decoder.decision(responses.select(fold.test))
+            columns = [classes.index(str(name)) for name in fitted.decoder.classes]
+            decisions[start : start + len(fold.test), columns] = decided
+            start += len(fold.test)
+        if encoder.pool:
+            first = find_first_rows(responses.trials.iloc[rows])  # every volume has the decision of its trial
+            rows, decisions = rows[first], decisions[first]
+        trials = responses.trials.iloc[rows]
+        task = CategoryTask(
+            decisions=decisions,
+            classes=classes,
+            labels=trials["concept"].astype(str).to_numpy(dtype=object),
+            runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
+            subjects=trials["subject"].astype(str).to_numpy(dtype=object),
+            protocol=f"{config.dataset.kind}; {split.protocol}; category decoding, {len(classes)} classes"
+            + ("; volumes of a trial decided together" if encoder.pool else ""),
+            split="test",
+            seed=config.seed,
+            n_bootstrap=config.evaluation.n_bootstrap,
+            n_permutations=config.evaluation.n_permutations,
+        )
+        scores, items = compute_category_scores(task)
+        store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        items.to_parquet(folder / "items.parquet", index=False)
+
+    artifact = run.produce("evaluate", fields, upstream, compute)
+    rows = store.read_json(artifact.path / "scores.json")
+    for row in rows:
+        row["fingerprint"] = artifact.fingerprint
+    run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
+    publish_scores(run.folder.path, rows)
+    return rows
+
+
+def tabulate_confusions(items: pd.DataFrame) -> pd.DataFrame:
+    """Return how often each class was decoded as each, in percent of its trials; a row per true class."""
+    counts = pd.crosstab(items["label"], items["decoded"])
+    names = sorted(set(items["label"]) | set(items["decoded"]))
+    counts = counts.reindex(index=sorted(set(items["label"])), columns=names, fill_value=0)
+    shares = (100 * counts.div(counts.sum(axis=1), axis=0)).round(1)
+    return shares.rename_axis(columns=None).rename_axis("seen \\ decoded (%)").reset_index()
+
+
+def tabulate_runs(items: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy of each held-out run."""
+    hits = items.assign(hit=items["label"] == items["decoded"]).groupby(["subject", "run"], sort=True)["hit"]
+    table = hits.agg(trials="size", accuracy="mean").reset_index()
+    return table.assign(accuracy=table["accuracy"].round(3))

@@ -1,0 +1,191 @@
+"""What the report of a run says: facts, protocol, ranks, gallery and tables, from the results of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.config import RunConfig
+from braindecode_vis.datasets.manifests import Manifest
+from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
+from braindecode_vis.pipeline.stage_results import Prepared, Reconstructed, Retrieved
+from braindecode_vis.report.gallery import GalleryContent, arrange_rows
+from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
+
+
+def describe_images(
+    config: RunConfig,
+    prepared: Prepared,
+    space: str,
+    retrieved: Retrieved,
+    images: Reconstructed,
+    items: pd.DataFrame,
+    *,
+    captions: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """Return protocol, ranks and gallery of a run that retrieves and reconstructs images.
+
+    `captions` is the text of each row for some of the methods, or for ``seen``.
+    """
+    first = items.drop_duplicates(["subject", "stimulus_id"]).index.to_numpy()
+    several = items["subject"].nunique() > 1
+    names = [f"{i}, {s}" if several else str(i) for i, s in zip(images.ids, images.subjects, strict=True)]
+    # The low-level branch has one image per trial, repeated beside the draws of the other.
+    made = {
+        name: stack[:, 0] if name == "low_level" and stack.ndim == 5 else stack
+        for name, stack in images.images.items()
+    }
+    gallery = GalleryContent(
+        ids=[names[row] for row in first],
+        concepts=[str(c) for c in images.concepts[first]],
+        seen=np.asarray(images.seen)[first],
+        rows={name: np.asarray(stack)[first] for name, stack in arrange_rows(made).items()},
+        score=items["pixcorr"].to_numpy()[first],
+        metric="pixcorr",
+        metrics={
+            str(name): items[name].to_numpy()[first]
+            for name in items
+            if name not in ("rank", "gallery_size") and items[name].dtype.kind == "f"
+        },
+        captions={name: [texts[row] for row in first] for name, texts in (captions or {}).items()},
+        filter_by=["subject"] if several else [],
+        details={
+            "rank": items["rank"].iloc[first].tolist(),
+            "subject": items["subject"].iloc[first].tolist(),
+        },
+    )
+    sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
+    ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
+    caption = f"Gallery: {retrieved.gallery_protocol}."
+    return {
+        "protocol": {
+            "Data set": config.dataset.kind,
+            "Split": prepared.split.protocol,
+            **({"Declared": prepared.declared_protocol} if prepared.declared_protocol else {}),
+            "Repetitions": f"{config.repeats.train} in training, {config.repeats.test} in test",
+            "Target": space,
+            "Brain encoder": config.encoder.kind,
+            "Prior": config.prior.kind,
+            "Generator": config.generator.kind,
+            **_describe_low_level(config),
+            "Gallery": retrieved.gallery_protocol,
+        },
+        "ranks": RankContent(ranks, sizes.pop(), caption) if len(sizes) == 1 else None,
+        "gallery": gallery,
+    }
+
+
+def _describe_low_level(config: RunConfig) -> dict[str, str]:
+    """Return what the low-level branch predicts, by what, with which weights, and how its images enter."""
+    branch = config.reconstruction.low_level
+    if branch is None:
+        return {}
+    text = f"{branch.encoder.kind} to {branch.target.build().space}; {branch.fusion.describe()}"
+    return {"Low-level branch": text}
+
+
+def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFrame) -> dict[str, Any]:
+    """Return protocol and tables of a run that decodes categories."""
+    return {
+        "protocol": {
+            "Data set": config.dataset.kind,
+            "Split": prepared.split.protocol,
+            "Decoder": config.encoder.kind,
+            "Null": "true labels permuted within each run, decisions kept",
+        },
+        "sections": [
+            ExtraSection(
+                "Confusions", "Share of the trials of each class.", table=tabulate_confusions(items)
+            ),
+            ExtraSection("Held-out runs", "Each run was decoded by the others.", table=tabulate_runs(items)),
+        ],
+    }
+
+
+def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
+    """Return the section on noise ceilings of the responses; none where they were not computed."""
+    if not rows:
+        return []
+    caption = (
+        "Highest correlation, over the test images, that any prediction of a column's response can be expected to "
+        "reach with the mean of its repetitions. It bounds brain correlation, not retrieval or image scores."
+    )
+    return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
+
+
+def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
+    """Return the artifacts of analyses that belong to the present configuration, newest of each kind.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    wanted
+        Fields that the provenance of an analysis must have: what it was asked of, apart from its own settings.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for path in sorted((folder / "stages" / "analyze").glob(f"*/{store.PROVENANCE}")):
+        if path.parent.name.startswith(".") or store.find_damage(path.parent):
+            continue
+        record = store.read_json(path)
+        fields = {**record["fields"], **record["upstream"]}
+        if all(fields.get(key) == value for key, value in wanted.items()):
+            key = store.hash_json(record["fields"]["analysis"])
+            found[key] = (record["created"], path.parent)
+    return [path for _, path in sorted(found.values())]
+
+
+def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:
+    """Return one section per analysis: its figures, links to its files from the run folder, then its table."""
+    sections = []
+    for path in artifacts:
+        record = store.read_json(path / store.PROVENANCE)
+        figures = [
+            SectionFigure(
+                (path / f"{plot['name']}.light.svg").read_text(),
+                (path / f"{plot['name']}.dark.svg").read_text(),
+                plot["alt"],
+                plot["caption"],
+            )
+            for plot in record["plots"]
+        ]
+        table = pd.read_parquet(path / "table.parquet")
+        files = [
+            SectionFile((path / file["name"]).relative_to(folder).as_posix(), file["name"], file["caption"])
+            for file in record.get("attachments", ())
+        ]
+        sections.append(
+            ExtraSection(record["title"], record["summary"], figures=figures, files=files, table=table)
+        )
+    return sections
+
+
+def describe_imagined(prepared: Prepared) -> list[str]:
+    """Return a warning if test trials imagine something without a picture, which no score of images counts."""
+    rows = np.concatenate([np.array([], int), *prepared.imagined])
+    if not len(rows):
+        return []
+    n_stimuli = len(pd.unique(prepared.responses.stimulus_ids[rows]))
+    return [
+        f"{len(rows)} test trials imagine {n_stimuli} stimuli without a picture: retrieval and reconstruction leave "
+        "them out. The analysis imagery identifies them."
+    ]
+
+
+def list_facts(prepared: Prepared, manifest: Manifest, *, simulated: bool = False) -> list[tuple[str, Any]]:
+    """Return what a reader should know of the data, label by label."""
+    responses = prepared.responses
+    shape = " x ".join(f"{n} {dim}s" for n, dim in zip(responses.data.shape, responses.dims, strict=True))
+    return [
+        ("Modality", manifest.modality),
+        ("Responses", shape),
+        ("Unit", responses.unit),
+        ("Images", len(prepared.stimuli)),
+        ("Licence", "simulated, free of rights" if simulated else manifest.licence),
+        ("Citation", f"simulated, in the format of: {manifest.citation}" if simulated else manifest.citation),
+    ]

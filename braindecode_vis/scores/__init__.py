@@ -1,0 +1,1 @@
+"""The rows that `evaluate` writes: one file per family of scores."""

@@ -1,0 +1,118 @@
+"""Protocol rows carry their name, gallery, n, chance and interval; a brain that says nothing is at chance."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.metrics.protocols import average_predictions
+from braindecode_vis.metrics.score import compute_chance
+from braindecode_vis.retrieval import compute_k_way_hits, compute_ranks, compute_top_k_hits
+from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
+
+N, SPACE = 24, "toy"
+
+
+def make_task(noise=1.0, n_repeats=3, subjects=("01", "02"), **changes):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((N, 8)).astype(np.float32)
+    ids = np.array([f"s{i:02d}" for i in range(N)], dtype=object)
+    rows = np.tile(np.arange(N), n_repeats * len(subjects))
+    people = np.repeat(np.array(subjects, dtype=object), N * n_repeats)
+    signal = images[rows] if np.isfinite(noise) else 0
+    scale = noise if np.isfinite(noise) else 1
+    vectors = (signal + scale * rng.standard_normal((len(rows), 8))).astype(np.float32)
+    queries, gallery = Embeddings(vectors, ids[rows], SPACE), Embeddings(images, ids, SPACE)
+    concept_of = {i: f"c{int(i[1:]) % 6}" for i in ids}
+    task = ProtocolTask(
+        retrievals=[(queries, gallery, compute_ranks(queries, gallery, device="cpu"))],
+        concepts=np.array([concept_of[i] for i in ids[rows]], dtype=object), subjects=people, concept_of=concept_of,
+        protocol="toy", split="test", seed=0, n_bootstrap=300, n_drawn=10, n_draws=20, device="cpu",
+    )  # fmt: skip
+    return replace(task, **changes)
+
+
+def find(scores, metric, subject="01"):
+    (score,) = [s for s in scores if (s.metric, s.subject) == (metric, subject)]
+    return score
+
+
+NAMES = ("relative_median_rank", "mean_average_precision", "within_concept", "instances", "nsd_300")
+
+
+def test_every_row_can_be_read_on_its_own():
+    scores = score_protocols(make_task(), NAMES)
+    for score in scores:
+        assert score.ci_low <= score.value <= score.ci_high
+        assert score.chance is not None
+        assert score.gallery_size in (N, 10)
+    assert {s.subject for s in scores if s.metric == "top1@instance"} == {"01", "02", "all"}
+    assert find(scores, "top1@instance").n_queries == 3 * N
+    averaged = find(scores, "top1@averaged")
+    assert averaged.n_queries == N
+    assert averaged.value > find(scores, "top1@instance").value  # averaging takes noise off
+    assert find(scores, "relative_median_rank@zero-to-one").chance == 0.5
+    assert find(scores, "relative_median_rank@fraction").chance == (N + 1) / (2 * N)
+    assert compute_chance("relative_median_rank@zero-to-one", gallery_size=N) == 0.5
+
+
+def test_rows_equal_what_they_are_made_of():
+    task = make_task(subjects=("01",))
+    scores = score_protocols(task, NAMES)
+    queries, gallery, ranked = task.retrievals[0]
+    assert find(scores, "relative_median_rank@zero-to-one").value == np.median((ranked.ranks - 1) / (N - 1))
+    averaged, _ = average_predictions(queries)
+    again = compute_ranks(averaged, gallery, device="cpu")
+    assert find(scores, "top5@averaged").value == compute_top_k_hits(again, 5).mean()
+    exact = compute_k_way_hits(again, 10, ties="against").mean()
+    assert find(scores, "image_retrieval@10-way-exact").value == pytest.approx(exact)
+    drawn = find(scores, "image_retrieval@10-way-20-draws")
+    assert drawn.value == pytest.approx(exact, abs=0.15)
+    assert drawn.chance == 0.1
+
+
+def test_a_brain_that_says_nothing_is_at_chance():
+    for score in score_protocols(make_task(noise=np.inf, n_repeats=8), NAMES):
+        width = max(score.ci_high - score.ci_low, 0.02)  # about four standard errors
+        assert score.chance == pytest.approx(score.value, abs=width), score.metric
+
+
+def test_text_and_templates_have_names_of_their_own():
+    task = make_task()
+    queries, gallery, _ = task.retrievals[0]
+    concepts = sorted(set(task.concept_of.values()))
+    text = Embeddings(np.stack([gallery.vectors[i] for i in range(6)]), concepts, SPACE)
+    scores = score_protocols(
+        replace(task, text=text, predicted=[queries], templates=gallery),
+        ["zero_shot_text", "concept_templates"],
+    )
+    assert {s.metric for s in scores} == {
+        "top1@text",
+        "top5@text",
+        "top1@concept-templates",
+        "top5@concept-templates",
+    }
+    assert find(scores, "top1@text").gallery_size == 6
+    assert find(scores, "top1@text").chance == pytest.approx(1 / 6)
+    assert find(scores, "top1@concept-templates").gallery_size == N
+
+
+def test_what_a_protocol_lacks_is_told():
+    task = make_task(n_repeats=1)
+    for name, words in (
+        ("instances", "set repeats.test to single"),
+        ("zero_shot_text", "needs embeddings of the concept names"),
+        ("concept_templates", "further images of the test concepts"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            score_protocols(task, [name])
+    two = np.tile(task.concepts, 2), np.tile(task.subjects, 2)
+    folds = replace(task, retrievals=task.retrievals * 2, concepts=two[0], subjects=two[1])
+    with pytest.raises(ConfigError, match="one test set"):
+        score_protocols(folds, ["nsd_300"])
+    with pytest.raises(ConfigError, match="did you mean 'nsd_300'"):
+        score_protocols(task, ["nsd300"])
+    with pytest.raises(DataError, match="came with 3 concepts"):
+        replace(task, concepts=task.concepts[:3])
