@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.sources import fmri_volumes
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
@@ -20,7 +21,6 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.label_tables import read_label_table
-from braindecode_vis.datasets.sources import fmri_volumes
 from braindecode_vis.stimuli import StimulusSet
 
 SHAPE = (6, 5, 4)
