@@ -20,8 +20,8 @@ from PIL import Image
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generators.autoencoder import reconstruct_images
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
-from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
 from braindecode_vis.phantom.stimuli.concepts import make_concepts, render_batch
@@ -55,7 +55,7 @@ def main() -> None:
     table = pd.DataFrame(
         {"stimulus_id": names, "concept": names, "path": "", "sha256": list(map(hash_pixels, seen))}
     )
-    material = TrainingMaterial(encoder, truth, StimulusSet(table, pixels=seen))
+    data = GeneratorData(encoder, truth, StimulusSet(table, pixels=seen))
     for guidance, candidates in product(arguments.guidance, arguments.candidates):
         config = LatentDiffusionConfig(
             weights=arguments.weights,
@@ -64,7 +64,7 @@ def main() -> None:
             sampler=arguments.sampler,
             candidates=candidates,
         )
-        generator = config.build(material)
+        generator = config.build(data)
         if "autoencoder" not in shown:
             side = generator.header.image_size
             small = np.stack([resize_image(image, side, side) for image in seen])

@@ -27,8 +27,8 @@ from braindecode_vis.config import read_config
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig, LatentDiffusionGenerator
 from braindecode_vis.metrics.distribution import compute_mmd, find_bandwidth
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.priors.diffusion import DiffusionPriorConfig
-from braindecode_vis.priors.diffusion_prior import DiffusionPrior
+from braindecode_vis.priors.diffusion import DiffusionPrior
+from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
 from braindecode_vis.priors.spread import SpreadPriorConfig

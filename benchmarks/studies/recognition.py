@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
 from braindecode_vis.generators.autoencoder import reconstruct_images, scale_images
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
-from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.training_pairs import choose_concepts
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval
@@ -108,7 +108,7 @@ def main() -> None:
     files = pd.DataFrame(
         {"stimulus_id": truth.ids, "concept": truth.ids, "path": "", "sha256": list(map(hash_pixels, seen))}
     )
-    material = TrainingMaterial(encoder, truth, StimulusSet(files, pixels=seen))
+    data = GeneratorData(encoder, truth, StimulusSet(files, pixels=seen))
 
     print(f"chance: {', '.join(f'{key} {1 / len(names[key]):.3f}' for key in PROPERTIES)}; 95 % intervals")
     report("seen", ask(judge, small), wanted)
@@ -122,7 +122,7 @@ def main() -> None:
             config = LatentDiffusionConfig(
                 weights=arguments.weights, guidance=guidance, candidates=candidates
             )
-            images = config.build(material).generate(truth, seed=arguments.seed)
+            images = config.build(data).generate(truth, seed=arguments.seed)
             report(f"oracle, g {guidance:g}, best of {candidates}", ask(judge, images), wanted)
 
 

@@ -47,9 +47,9 @@ from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.encoders.category_decoders import LdaConfig, LogisticConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.generators.fusion import FusionConfig
+from braindecode_vis.generators.image_fusion import ImageFusionConfig
+from braindecode_vis.generators.inversion import LatentsConfig
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
-from braindecode_vis.generators.latents import LatentsConfig
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.sdxl_turbo import SdxlTurboConfig
@@ -59,7 +59,7 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
-from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.mean import MeanPriorConfig
@@ -190,7 +190,7 @@ class LowLevelConfig(Settings):
 
     target: AutoencoderKLConfig | TinyAutoencoderConfig = Field(discriminator="kind")
     encoder: Annotated[RidgeConfig | NetworkEncoderConfig, Field(discriminator="kind")] = RidgeConfig()
-    fusion: FusionConfig = FusionConfig()
+    fusion: ImageFusionConfig = ImageFusionConfig()
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:

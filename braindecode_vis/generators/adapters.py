@@ -20,7 +20,7 @@ from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
 
 ConditionEncoder = Annotated[
@@ -45,14 +45,14 @@ class AdapterConfig(Settings):
         float(10**e) for e in np.linspace(-4, 3, 15)
     )
 
-    def fit(self, material: TrainingMaterial) -> Adapter:
+    def fit(self, data: GeneratorData) -> Adapter:
         """Embed the training images with the generator's encoder, and learn the map."""
         from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
 
         encoder = self.encoder.build()
-        bank = embed_stimuli(encoder, material.stimuli, cache=find_cache_folder())
-        wanted = bank.select(material.embeddings.ids)
-        return fit_adapter(material.embeddings, wanted, alphas=self.alphas, encoder=encoder)
+        bank = embed_stimuli(encoder, data.stimuli, cache=find_cache_folder())
+        wanted = bank.select(data.embeddings.ids)
+        return fit_adapter(data.embeddings, wanted, alphas=self.alphas, encoder=encoder)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from braindecode_vis.generators.material import RepetitionNoise
+    from braindecode_vis.generators.generator_data import RepetitionNoise
 
 MOST_ROWS = 20_480  # rows that the principal components are computed from
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, check_same_space
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 
 
 class MeanImageGenerator:
     """The mean of all training images, whatever the brain did."""
 
-    def __init__(self, material: TrainingMaterial) -> None:
-        self.mean = _average(material.images)
+    def __init__(self, data: GeneratorData) -> None:
+        self.mean = _average(data.images)
 
     def accepts(self, space: str) -> bool:
         """Every space will do."""
@@ -30,21 +30,21 @@ class MeanImageGenerator:
 class ClassMeanGenerator:
     """The mean training image of the class whose mean embedding is nearest to the prediction."""
 
-    def __init__(self, material: TrainingMaterial) -> None:
-        self.material = material
-        self.classes = sorted(set(material.concepts))
-        vectors = material.embeddings.flat()
-        rows = [material.concepts == name for name in self.classes]
+    def __init__(self, data: GeneratorData) -> None:
+        self.data = data
+        self.classes = sorted(set(data.concepts))
+        vectors = data.embeddings.flat()
+        rows = [data.concepts == name for name in self.classes]
         self.centroids = np.stack([vectors[row].mean(axis=0) for row in rows])  # (n_classes, n_features)
-        self.images = np.stack([_average(material.images[row]) for row in rows])
+        self.images = np.stack([_average(data.images[row]) for row in rows])
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is that of the training embeddings."""
-        return space == self.material.embeddings.space
+        return space == self.data.embeddings.space
 
     def classify(self, embeddings: Embeddings) -> np.ndarray:
         """Return the name of the nearest class for each prediction, shape (n_rows,)."""
-        check_same_space(embeddings, self.material.embeddings)
+        check_same_space(embeddings, self.data.embeddings)
         values = embeddings.flat()
         squared = (
             (values**2).sum(axis=1)[:, None]

@@ -19,7 +19,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.seeds import derive_seed, make_torch_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
@@ -94,9 +94,9 @@ class HubConfig(Settings):
         """Return the condition that guidance leads away from, where the image encoder must give it."""
         return None
 
-    def build(self, material: TrainingMaterial) -> HubGenerator:
-        """Return the generator, its adapter fitted on the training material."""
-        return HubGenerator(self, material)
+    def build(self, data: GeneratorData) -> HubGenerator:
+        """Return the generator, its adapter fitted on the training data."""
+        return HubGenerator(self, data)
 
     @property
     def torch_device(self) -> str:
@@ -124,18 +124,18 @@ class HubGenerator:
     ----------
     config
         One of the kinds with published weights.
-    material
+    data
         Its embeddings name the target space; an adapter is fitted on it.
     """
 
-    def __init__(self, config: HubConfig, material: TrainingMaterial) -> None:
+    def __init__(self, config: HubConfig, data: GeneratorData) -> None:
         self.config = config
-        self.space = material.embeddings.space
+        self.space = data.embeddings.space
         self.adapter: Adapter | None = None
         if config.adapter is not None:
-            self.adapter = config.adapter.fit(material)
+            self.adapter = config.adapter.fit(data)
         check_space(self._condition_space, config)
-        self._condition_encoder = self.adapter.encoder if self.adapter else material.image_encoder
+        self._condition_encoder = self.adapter.encoder if self.adapter else data.image_encoder
         self._pipeline: Any = None
 
     @property

@@ -24,7 +24,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generators.conditions import Uncertainty, fit_uncertainty
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.weights_file import (
     Model,
     hash_weights,
@@ -97,7 +97,7 @@ class LatentDiffusionConfig(Settings):
         """
         return self.weights is not None or target_kind == PACKAGED_TARGET
 
-    def build(self, material: TrainingMaterial) -> LatentDiffusionGenerator:
+    def build(self, data: GeneratorData) -> LatentDiffusionGenerator:
         """Return the generator.
 
         Raises
@@ -105,8 +105,8 @@ class LatentDiffusionConfig(Settings):
         ConfigError
             If the weights were trained on another space than the target's.
         """
-        generator = LatentDiffusionGenerator(self, material=material)
-        generator.check_space(material.image_encoder.space)
+        generator = LatentDiffusionGenerator(self, data=data)
+        generator.check_space(data.image_encoder.space)
         return generator
 
 
@@ -119,7 +119,7 @@ class LatentDiffusionGenerator:
     ----------
     config
         Weights and sampling.
-    material
+    data
         Its image encoder compares candidates; its predictions say how far a brain encoder can be trusted.
     uncertainty
         Of the embeddings that are given; None takes them to be embeddings of images.
@@ -129,15 +129,15 @@ class LatentDiffusionGenerator:
         self,
         config: LatentDiffusionConfig,
         *,
-        material: TrainingMaterial | None = None,
+        data: GeneratorData | None = None,
         uncertainty: Uncertainty | None = None,
     ) -> None:
-        if config.candidates > 1 and material is None:
+        if config.candidates > 1 and data is None:
             raise ConfigError(
-                "generator.candidates above 1 needs an image encoder to compare them; give the training material."
+                "generator.candidates above 1 needs an image encoder to compare them; give the training data."
             )
         self.config = config
-        self.material = material
+        self.data = data
         self.uncertainty = uncertainty
         self.path = config.find_weights()
         self.header = read_header(self.path)
@@ -187,21 +187,21 @@ class LatentDiffusionGenerator:
         """
         if self._of_predictions is None:
             return self
-        return LatentDiffusionGenerator(self.config, material=self.material, uncertainty=self._of_predictions)
+        return LatentDiffusionGenerator(self.config, data=self.data, uncertainty=self._of_predictions)
 
     @cached_property
     def _of_predictions(self) -> Uncertainty | None:
-        material = self.material
-        if material is None or material.predicted is None or not len(material.predicted):
+        data = self.data
+        if data is None or data.predicted is None or not len(data.predicted):
             return None
-        if not self.accepts(material.predicted.space):
+        if not self.accepts(data.predicted.space):
             return None
         components = load_model(self.path, pick_device(self.config.device)).components
-        true = material.embeddings.select(list(material.predicted.ids))
+        true = data.embeddings.select(list(data.predicted.ids))
         return fit_uncertainty(
-            components.apply(material.predicted.flat()),
+            components.apply(data.predicted.flat()),
             components.apply(true.flat()),
-            material.noise,
+            data.noise,
             components,
         )
 
@@ -240,7 +240,7 @@ class LatentDiffusionGenerator:
         n_rows, n_candidates = made.shape[:2]
         if n_candidates == 1:
             return np.zeros(n_rows, int)
-        encoder = self.material.image_encoder  # type: ignore[union-attr]
+        encoder = self.data.image_encoder  # type: ignore[union-attr]
         vectors = np.asarray(encoder.encode(made.reshape(-1, *made.shape[2:])), np.float32)
         found = model.components.apply(vectors.reshape(len(vectors), -1)).reshape(n_rows, n_candidates, -1)
         found *= model.components.scale

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, check_same_space
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
 
 
@@ -23,29 +23,29 @@ class NearestConfig(Settings):
         """Every target will do."""
         return True
 
-    def build(self, material: TrainingMaterial) -> NearestGenerator:
+    def build(self, data: GeneratorData) -> NearestGenerator:
         """Return the generator."""
-        return NearestGenerator(material)
+        return NearestGenerator(data)
 
 
 class NearestGenerator:
     """The nearest training image by cosine similarity of mean-centred embeddings."""
 
-    def __init__(self, material: TrainingMaterial) -> None:
-        self.material = material
+    def __init__(self, data: GeneratorData) -> None:
+        self.data = data
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is that of the training embeddings."""
-        return space == self.material.embeddings.space
+        return space == self.data.embeddings.space
 
     def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
         """Return uint8 images of shape (n_rows, height, width, 3); nothing is random here."""
-        return self.material.images[self.find_nearest(embeddings)]
+        return self.data.images[self.find_nearest(embeddings)]
 
     def find_nearest(self, embeddings: Embeddings) -> np.ndarray:
         """Return the row of the nearest training embedding for each prediction, shape (n_rows,)."""
-        check_same_space(embeddings, self.material.embeddings)
-        bank = self.material.embeddings.flat()
+        check_same_space(embeddings, self.data.embeddings)
+        bank = self.data.embeddings.flat()
         mean = bank.mean(axis=0)
         return np.argmax(_normalise(embeddings.flat() - mean) @ _normalise(bank - mean).T, axis=1)
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,20 +66,20 @@ class RefinerConfig(Settings):
         """Say whether embeddings of this kind of target can be turned into images."""
         return target_kind == "pixels"
 
-    def build(self, material: TrainingMaterial) -> RefinerGenerator:
-        """Return the generator, trained on the training material.
+    def build(self, data: GeneratorData) -> RefinerGenerator:
+        """Return the generator, trained on the training data.
 
-        Networks that lie finished in the workspace of the material's workshop are taken from there.
+        Networks that lie finished in the workspace of the data's workshop are taken from there.
 
         Raises
         ------
         ConfigError
             If the target is not made of pixels, or of too few or too many, or if out-of-fold predictions are missing.
         """
-        shape = getattr(material.image_encoder, "shape", None)
+        shape = getattr(data.image_encoder, "shape", None)
         if shape is None:
             raise ConfigError(
-                f"the generator 'refiner' paints pixels, but the target space is {material.image_encoder.space!r}; "
+                f"the generator 'refiner' paints pixels, but the target space is {data.image_encoder.space!r}; "
                 "set target.kind to pixels."
             )
         if min(shape[:2]) < SMALLEST_SIDE or int(np.prod(shape)) > MOST_FEATURES:
@@ -87,22 +87,22 @@ class RefinerConfig(Settings):
                 f"the generator 'refiner' takes {SMALLEST_SIDE} pixels a side or more and {MOST_FEATURES} values an "
                 f"image or fewer, not {' x '.join(map(str, shape))}; change target.size or target.colour."
             )
-        if material.predicted is None or len(material.predicted) < 3:
+        if data.predicted is None or len(data.predicted) < 3:
             raise ConfigError(
                 "the generator 'refiner' learns from out-of-fold predictions of training trials, and this encoder "
                 "gives too few; set encoder.selection.hold_out above 0, or choose ridge."
             )
         from braindecode_vis.generators.refiner_training import train_refiners
 
-        pairs = material.predicted
+        pairs = data.predicted
         networks, losses = train_refiners(
             self,
-            material.embeddings.flat().reshape(-1, *shape),
+            data.embeddings.flat().reshape(-1, *shape),
             pairs.flat().reshape(-1, *shape),
-            material.embeddings.select(list(pairs.ids)).flat().reshape(-1, *shape),
-            workshop=material.workshop,
+            data.embeddings.select(list(pairs.ids)).flat().reshape(-1, *shape),
+            workshop=data.workshop,
         )
-        return RefinerGenerator(material.image_encoder, networks, losses)
+        return RefinerGenerator(data.image_encoder, networks, losses)
 
 
 class RefinerGenerator:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.generators.material import Workshop
+from braindecode_vis.generators.generator_data import Workshop
 from braindecode_vis.priors.checkpoints import sign_training
 from braindecode_vis.priors.conditions import PredictionError, fit_prediction_error
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator

@@ -151,7 +151,7 @@ def _reconstruct(run: Run) -> Reconstructed:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.generators.material import TrainingMaterial, open_workshop
+        from braindecode_vis.generators.generator_data import GeneratorData, open_workshop
         from braindecode_vis.pipeline.reconstruction import derange, describe_same_draws, reconstruct_fold
 
         parts, lent = [], open_workshop(config.generator)
@@ -163,7 +163,7 @@ def _reconstruct(run: Run) -> Reconstructed:
             for number, (fold, bank) in enumerate(zip(prepared.folds, banks, strict=True)):
                 train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
                 predicted, embeddings = meet_generator(run, number)
-                material = TrainingMaterial(
+                data = GeneratorData(
                     bank.encoder,
                     embeddings.select(train_ids),
                     prepared.stimuli.select(train_ids),
@@ -175,7 +175,7 @@ def _reconstruct(run: Run) -> Reconstructed:
                 asked = [fields["prior"], trained[number].artifact.fingerprint]
                 with lend_workspace(run, prior, f"prior{number:02d}", asked):
                     part = reconstruct_fold(
-                        config, material, prepared.stimuli, predicted, embeddings,
+                        config, data, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
                     )  # fmt: skip
                 parts.append(part)

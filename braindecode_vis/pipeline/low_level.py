@@ -45,8 +45,8 @@ def make_low_level(run: Run, number: int) -> np.ndarray | None:
     -------
     uint8 array of shape (n_rows, height, width, 3), or None without a branch
     """
-    from braindecode_vis.generators.latents import LatentsConfig
-    from braindecode_vis.generators.material import TrainingMaterial
+    from braindecode_vis.generators.generator_data import GeneratorData
+    from braindecode_vis.generators.inversion import LatentsConfig
 
     low = open_low_level(run)
     if low is None:
@@ -59,6 +59,6 @@ def make_low_level(run: Run, number: int) -> np.ndarray | None:
         trials = fitted.selection.apply(trials)
     predict = getattr(fitted.encoder, "predict_targets", fitted.encoder.predict)
     ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
-    material = TrainingMaterial(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
-    generator = LatentsConfig().build(material)
+    data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
+    generator = LatentsConfig().build(data)
     return generator.generate(predict(trials), seed=derive_seed(run.config.seed, "low level"))

@@ -17,8 +17,8 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
-from braindecode_vis.generators.fusion import fuse_branches
-from braindecode_vis.generators.material import RepetitionNoise, TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
+from braindecode_vis.generators.image_fusion import fuse_branches
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.mean import MeanPrior
@@ -30,7 +30,7 @@ MOST_REPEATED = 2048  # single trials that the noise of repetitions is measured 
 
 @dataclass(frozen=True)
 class FoldImages:
-    """Rows and images of one fold, and what the generator chose on its training material."""
+    """Rows and images of one fold, and what the generator chose on its training data."""
 
     rows: pd.DataFrame
     images: dict[str, np.ndarray]
@@ -39,7 +39,7 @@ class FoldImages:
 
 def reconstruct_fold(
     config: RunConfig,
-    material: TrainingMaterial,
+    data: GeneratorData,
     test: StimulusSet,
     predicted: Embeddings,
     true: Embeddings,
@@ -60,7 +60,7 @@ def reconstruct_fold(
     ----------
     config
         Prior, generator and seed are taken from it.
-    material
+    data
         Images and embeddings of the training split, and out-of-fold predictions.
     test
         The images that were seen.
@@ -75,11 +75,11 @@ def reconstruct_fold(
     low : uint8 array of shape (n_rows, height, width, 3), optional
         Images of the low-level branch, one per row.
     """
-    generator: Any = config.generator.build(material)
-    known = material.embeddings
+    generator: Any = config.generator.build(data)
+    known = data.embeddings
     if isinstance(config.prior, ImageSourceSettings):
         known = config.prior.find_images(known, generator, true.select(pd.unique(predicted.ids)))
-    sampled = _sample_prior(config, prior, material, known, predicted, number)
+    sampled = _sample_prior(config, prior, data, known, predicted, number)
     seed = derive_seed(config.seed, "generator", number)
 
     concepts = test.concepts_of(predicted.ids)
@@ -90,22 +90,20 @@ def reconstruct_fold(
     trusting = config.prior.kind != "identity" or not hasattr(generator, "for_predictions")
     made = {
         **_generate(config, generator if trusting else generator.for_predictions(), sampled, low, seed=seed),
-        "nearest": NearestConfig().build(material).generate(predicted, seed=seed),
-        "mean_image": MeanImageGenerator(material).generate(predicted, seed=seed),
+        "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
+        "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
     }
-    if set(concepts) <= set(material.concepts):
-        classes = ClassMeanGenerator(material)
+    if set(concepts) <= set(data.concepts):
+        classes = ClassMeanGenerator(data)
         rows["decoded_concept"] = classes.classify(predicted)
         made["class_mean"] = classes.generate(predicted, seed=seed)
     if config.generator.kind != "nearest":  # whose nearest image to the mean is any image
-        mean = MeanPrior().fit(predicted, material.embeddings, images=material.embeddings)
+        mean = MeanPrior().fit(predicted, data.embeddings, images=data.embeddings)
         same = mean.sample(predicted, n_draws=1, seed=seed)
         made["mean_embedding"] = generator.generate(same, seed=seed)
     made["oracle"] = generator.generate(true.select(predicted.ids), seed=seed)
 
-    height, width = material.images.shape[
-        1:3
-    ]  # of the stimuli: a coarse target must not make the task easier
+    height, width = data.images.shape[1:3]  # of the stimuli: a coarse target must not make the task easier
     distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
     images = {"seen": np.stack([distinct[i] for i in predicted.ids])}
     for name, stack in made.items():
@@ -123,17 +121,17 @@ def reconstruct_fold(
 def _sample_prior(
     config: RunConfig,
     prior: Any,
-    material: TrainingMaterial,
+    data: GeneratorData,
     known: Embeddings,
     predicted: Embeddings,
     number: int,
 ) -> Embeddings:
     """Fit the prior, mostly on out-of-fold predictions, and return its draws, those of one row next to each other."""
-    pairs = material.predicted
+    pairs = data.predicted
     if not config.prior.needs_predictions:
-        prior.fit(None, material.embeddings, images=known)
+        prior.fit(None, data.embeddings, images=known)
     elif pairs is not None and len(pairs):
-        prior.fit(pairs, material.embeddings.select(pairs.ids), images=known)
+        prior.fit(pairs, data.embeddings.select(pairs.ids), images=known)
     else:
         raise ConfigError(
             f"the prior {config.prior.kind} learns from predictions of training trials that the encoder was not fitted "

@@ -1,160 +1,398 @@
-"""The settings of the diffusion prior; importable without torch. The prior itself is in `diffusion_prior`.
+"""A diffusion prior: draws embeddings of images that fit a predicted embedding.
 
-A prediction that minimises a squared error is a conditional mean, shorter and smoother than any image's embedding; the
-prior turns it into a draw from the images that it may stand for.
-
-Departures from ATM's released code, each a setting: the condition is dropped for every sample on its own and not for
-whole batches; targets have unit variance in every dimension and not in sum; the prior learns from out-of-fold
-predictions, as uncertain as those of test trials; the weights are a moving average and may be chosen on held-out
-training images.
-
-References
-----------
-Li et al. (2024), ATM, arXiv:2403.07721; Ramesh et al. (2022), DALL-E 2, arXiv:2204.06125; Scotti et al. (2024),
-MindEye2, arXiv:2403.11207; Salimans and Ho (2022), v-prediction, arXiv:2202.00512.
+Owns what is learnt from training data (scales, the network, how samples are brought back to the training images' mean
+and spread) and how draws are chosen. Settings, networks, training loop, samplers and conditions live in the files
+beside this one; torch is imported only when it is needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+import numpy as np
 
-from braindecode_vis.priors.image_source import ImageSourceSettings
-from braindecode_vis.priors.sampling import NoiseSchedule, Prediction, Sampler
+from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.priors.conditions import fit_prediction_error
+from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
+from braindecode_vis.priors.image_source import keep_distinct
+from braindecode_vis.priors.sampling import SAMPLERS, bound_signal, guide
+from braindecode_vis.priors.scales import Scale, find_bounds, fit_scale, turn_rows
+from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.store import read_json, write_json
 
-if TYPE_CHECKING:
-    from braindecode_vis.priors.diffusion_prior import DiffusionPrior
-
-Width = Annotated[int, Field(ge=1)]
+VALUES_AT_ONCE = 1 << 22  # of one sampling batch; fixed, since the noise depends on how rows are batched
+CALIBRATION_ROWS = 1024
 
 
-class DiffusionPriorConfig(ImageSourceSettings):
-    """A diffusion model over image embeddings, conditioned on predicted ones.
+@dataclass(frozen=True)
+class DiffusionFit:
+    """What sampling needs; all of it learnt from training trials and training images.
 
-    Parameters
-    ----------
-    images
-        Where the images come from; see `ImageSourceSettings`. With ``condition: predicted`` they give only the scale.
-    network
-        ``mlp`` is ATM's U-Net on one vector, ``transformer`` attends over tokens; ``auto`` takes the one that the
-        target's shape asks for.
-    widths, time_features, dropout
-        Widths of the U-Net's levels, size of the time code, dropout in the blocks (ATM: 1024 to 64, 512, 0.1).
-    depth, heads, token_width
-        Layers, attention heads and width of the transformer; None takes the target's own width. MindEye2 has 6 layers
-        of the tokens' width.
-    condition
-        ``predicted`` learns from out-of-fold predictions and their targets. ``noised_targets`` learns from all training
-        images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs (see `conditions`).
-        ``simulated`` learns from images alone, each seen through an encoder drawn at random (see `directions`), and
-        needs no predictions.
-    n_components
-        Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
-    condition_dropout
-        Share of samples that learn without their condition (ATM 0.1, there for whole batches).
-    prediction, betas, timesteps
-        What the network predicts, and the noise schedule (ATM: epsilon, linear, 1000).
-    learning_rate, warmup_steps, weight_decay, gradient_clip, batch_size, epochs
-        Training (ATM: Adam 1e-3, cosine with 500 steps of warm-up, none, 1.0, 1024, 150).
-    min_steps
-        Least number of steps: small data sets, whose epochs have few of them, are trained for more epochs. Ours.
-    ema_decay
-        Decay of the moving average of the weights per step. Ours.
-    held_out
-        Share of the training images kept aside; the weights of the epoch with the lowest loss on their predictions
-        are taken. 0 takes the last epoch, as ATM does.
-    sampler, steps, guidance
-        How samples are drawn (ATM: ddpm, 50, 5). A guidance above 1 moves samples toward what the condition says and
-        away from the true spread of images.
-    select, candidates
-        ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
-        to the prediction's, ``mean`` averages them; these are other protocols and `DiffusionPrior.protocol` names them.
-    pull
-        How far a prediction's direction moves toward the sample's: 1 gives the sample itself, as ATM does. Less keeps
-        more of what tells one prediction from another; the length is then the one that images have on average.
-    restandardise
-        Shift and scale samples so that, for out-of-fold predictions of training trials, they have the mean and spread
-        of the training targets in every dimension. Test predictions never enter.
-    precision
-        ``bfloat16`` computes the training in it where that is safe.
-    checkpoint_every, device
-        How it runs, not what it computes.
+    `condition` and `target` standardise rows (`Scale`, or the components of `directions`), whose own shape is `shape`.
+
+    `bounds`, of shape (2, ...), are the least and greatest standardised value of the training images, widened by a
+    tenth of the range on either side.
     """
 
-    kind: Literal["diffusion"] = "diffusion"
-    network: Literal["auto", "mlp", "transformer"] = "auto"
-    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (1024, 512, 256, 128, 64)
-    time_features: int = Field(default=512, ge=2, multiple_of=2)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    depth: int = Field(default=6, ge=1)
-    heads: int = Field(default=8, ge=1)
-    token_width: int | None = Field(default=None, ge=1)
-    condition: Literal["predicted", "noised_targets", "simulated"] = "predicted"
-    n_components: int = Field(default=64, ge=1)
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    prediction: Prediction = "epsilon"
-    betas: Literal["linear", "squaredcos_cap_v2"] = "linear"
-    timesteps: int = Field(default=1000, ge=10)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup_steps: int = Field(default=500, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    gradient_clip: float = Field(default=1.0, gt=0)
-    batch_size: int = Field(default=1024, ge=1)
-    epochs: int = Field(default=150, ge=1)
-    min_steps: int = Field(default=2000, ge=1)
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    held_out: float = Field(default=0.1, ge=0, lt=1)
-    sampler: Sampler = "ddpm"
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=5.0, ge=0)
-    select: Literal["none", "best_of", "mean"] = "none"
-    candidates: int = Field(default=16, ge=2)
-    pull: float = Field(default=1.0, gt=0, le=1)
-    restandardise: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_every: int = Field(default=10, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    network: Any
+    condition: Any
+    target: Any
+    bounds: np.ndarray
+    samples: Scale | None
+    space: str
+    shape: tuple[int, ...]
+    chosen: dict[str, Any]
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})
 
-    @model_validator(mode="after")
-    def _check_steps(self) -> Self:
-        if self.steps > self.timesteps:
-            raise ValueError(
-                f"prior.steps is {self.steps}, more than the {self.timesteps} of prior.timesteps"
+@dataclass(frozen=True)
+class _Lesson:
+    """What a network is trained on, and the conditions whose samples are measured afterwards."""
+
+    source: Any
+    held_out: Any
+    condition: Any
+    target: Any
+    bounds: np.ndarray
+    conditions: np.ndarray
+
+
+class DiffusionPrior:
+    """The learned prior; see the module.
+
+    Attributes
+    ----------
+    workspace
+        Folder for checkpoints of the training; None, as it is at first, writes none. A training that was stopped goes
+        on from there and ends as it would have.
+    advance
+        Called with 1 after every epoch of the training.
+    """
+
+    def __init__(
+        self, config: DiffusionPriorConfig, *, seed: int = 0, fitted: DiffusionFit | None = None
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.fitted = fitted
+        self.workspace: Path | None = None
+        self.advance: Callable[[int], None] = lambda n: None
+
+    @property
+    def protocol(self) -> str:
+        """Words for the table: one draw, or the best of several by similarity to the prediction."""
+        pull, n = self.config.pull, self.config.candidates
+        part = "" if pull == 1 else f", {100 * pull:g} % of the way from the prediction"
+        if self.config.select == "none":
+            return f"one draw of the diffusion prior{part}"
+        if self.config.select == "mean":
+            return f"mean of {n} draws of the diffusion prior{part}"
+        return f"best of {n} draws of the diffusion prior by cosine to the prediction{part}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the length of the training, the epoch that was taken and the protocol."""
+        return {**self._require_fit().chosen, "protocol": self.protocol}
+
+    def fit(
+        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
+    ) -> DiffusionPrior:
+        """Learn from training data only.
+
+        Parameters
+        ----------
+        predicted
+            Out-of-fold predictions of the training trials; ``condition: simulated`` does without them.
+        target
+            The embedding of the image of each prediction, row by row; without predictions, of training images.
+        images
+            One row per image, shown to this brain or not, that gives the scale of samples and from which
+            ``noised_targets`` and ``simulated`` learn. Without it, the images of `target` are all there are.
+
+        Raises
+        ------
+        DataError
+            If rows do not belong together, are too few, or the training diverges.
+        """
+        from braindecode_vis.priors.fitting import fit_network
+
+        config = self.config
+        if images is not None:
+            check_same_space(target, images)
+        whole = keep_distinct(target if images is None else images)
+        if config.condition == "simulated":
+            lesson = self._prepare_directions(target, whole)
+        else:
+            lesson = self._prepare_pairs(predicted, target, whole)
+        network = self._make_network(lesson.bounds.shape[1:])
+        state = fit_network(
+            network, lesson.source, lesson.held_out, self._make_recipe(),
+            workspace=self.workspace, checkpoint_every=config.checkpoint_every,
+            bfloat16=config.precision == "bfloat16", advance=self.advance,
+        )  # fmt: skip
+        chosen = {
+            "n_rows": len(lesson.source), "epochs": state.epoch, "steps": state.step,
+            "taken_epoch": state.best_epoch, "held_out_loss": state.best_loss, "loss": state.history[-1]["loss"],
+        }  # fmt: skip
+        self.fitted = DiffusionFit(
+            network, lesson.condition, lesson.target, lesson.bounds, None, whole.space,
+            whole.vectors.shape[1:], chosen,
+        )  # fmt: skip
+        if config.restandardise:
+            self.fitted = replace(self.fitted, samples=self._measure_samples(lesson.conditions))
+        return self
+
+    def _prepare_pairs(self, predicted: Embeddings | None, target: Embeddings, whole: Embeddings) -> _Lesson:
+        from braindecode_vis.priors.fitting import NoisedSource, PairSource
+
+        if predicted is None:
+            raise DataError(
+                f"the diffusion prior with prior.condition {self.config.condition} learns from predictions, and there "
+                "are none; set prior.condition to simulated."
             )
-        if self.guidance not in (0.0, 1.0) and self.condition_dropout == 0:
-            raise ValueError("prior.guidance other than 1 needs a prior.condition_dropout above 0")
-        return self
+        check_same_space(predicted, target)
+        if len(predicted) != len(target) or (predicted.ids != target.ids).any():
+            raise DataError("the diffusion prior needs one target per prediction, in the same order.")
+        if len(predicted) < 4:
+            raise DataError(f"the diffusion prior cannot learn from {len(predicted)} prediction(s).")
+        condition, scale = fit_scale(np.asarray(predicted.vectors)), fit_scale(np.asarray(whole.vectors))
+        pairs = PairSource(condition.apply(predicted.vectors), scale.apply(target.vectors))
+        aside = self._choose_held_out(target.ids)
+        is_held = np.isin(target.ids.astype(str), aside)
+        held_out = PairSource(pairs.conditions[is_held], pairs.targets[is_held]) if is_held.any() else None
+        if self.config.condition == "predicted":
+            source: Any = PairSource(pairs.conditions[~is_held], pairs.targets[~is_held])
+        else:
+            error = fit_prediction_error(pairs.conditions, pairs.targets)
+            learnt = ~np.isin(whole.ids.astype(str), aside)
+            source = NoisedSource(scale.apply(whole.vectors[learnt]), error)
+        return _Lesson(
+            source, held_out, condition, scale, find_bounds(scale.apply(whole.vectors)), pairs.conditions
+        )
 
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.select == "none":
-            self.refuse_unused("candidates", because="select none keeps every draw")
-        if self.condition != "simulated":
-            self.refuse_unused("n_components", because="only condition simulated draws components")
-        return self
+    def _prepare_directions(self, target: Embeddings, whole: Embeddings) -> _Lesson:
+        from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
+        from braindecode_vis.priors.fitting import PairSource
 
-    @property
-    def needs_predictions(self) -> bool:
-        """Whether it learns from out-of-fold predictions."""
-        return self.condition != "simulated"
+        if whole.vectors.ndim != 2:
+            raise ConfigError(
+                f"prior.condition is simulated, which is for one vector per image, but each embedding is "
+                f"{whole.vectors.shape[1]} tokens; set prior.condition to noised_targets."
+            )
+        if len(whole) < 4:
+            raise DataError(f"the diffusion prior cannot learn from {len(whole)} image(s).")
+        is_held = np.isin(whole.ids.astype(str), self._choose_held_out(whole.ids))
+        scale = fit_components(whole.flat()[~is_held], self.config.n_components)
+        # Short predictions point from the mean of the run's own images, wherever the mean of the others may be.
+        origin = keep_distinct(target).flat().mean(axis=0, dtype=np.float64).astype(np.float32)
+        targets, direction = scale.apply(whole.flat()), Direction(origin, scale.basis, scale.std)
+        source, held = (DirectionSource(targets[rows], direction) for rows in (~is_held, is_held))
+        rng = make_generator(self.seed, "prior", "simulated conditions")
+        held_out = PairSource(*held.draw(np.arange(len(held)), rng)) if len(held) else None
+        rows = np.sort(rng.choice(len(source), min(CALIBRATION_ROWS, len(source)), replace=False))
+        conditions, _ = source.draw(rows, rng)
+        return _Lesson(source, held_out, direction, scale, find_bounds(targets), conditions)
 
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule."""
-        return NoiseSchedule(self.timesteps, self.betas, self.prediction)
+    def _choose_held_out(self, ids: np.ndarray) -> np.ndarray:
+        names = np.unique(ids.astype(str))
+        n = round(self.config.held_out * len(names))
+        if self.config.held_out and not 0 < n < len(names) - 1:
+            raise ConfigError(
+                f"prior.held_out is {self.config.held_out}, which of {len(names)} training images leaves none on one "
+                "side; set it to 0 or to more."
+            )
+        return make_generator(self.seed, "prior", "held out").permutation(names)[:n]
 
-    def build(self, *, seed: int = 0) -> DiffusionPrior:
-        """Return the unfitted prior."""
-        from braindecode_vis.priors.diffusion_prior import DiffusionPrior
+    def _make_recipe(self) -> Any:
+        from braindecode_vis.priors.fitting import Recipe
 
-        return DiffusionPrior(self, seed=seed)
+        c = self.config
+        return Recipe(
+            c.schedule, c.batch_size, c.epochs, c.min_steps, c.learning_rate, c.warmup_steps, c.weight_decay,
+            c.gradient_clip, c.condition_dropout, c.ema_decay, derive_seed(self.seed, "prior", "training"),
+        )  # fmt: skip
 
-    def read(self, folder: Path) -> DiffusionPrior:
-        """Return the fitted prior that was written into `folder`."""
-        from braindecode_vis.priors.diffusion_prior import DiffusionPrior
+    def _make_network(self, shape: tuple[int, ...]) -> Any:
+        import torch
 
-        return DiffusionPrior.read(self, folder)
+        from braindecode_vis.priors.diffusion_networks import MlpUnet, TokenTransformer
+
+        c, kind = self.config, self.config.network
+        if kind == "auto":
+            kind = "mlp" if len(shape) == 1 else "transformer"
+        if kind == "mlp" and len(shape) != 1:
+            raise ConfigError(
+                f"prior.network is mlp, but each embedding is {shape[0]} tokens; use transformer or auto."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "prior", "weights"))
+            if kind == "mlp":
+                n = shape[0]
+                network: Any = MlpUnet(
+                    n, n, widths=c.widths, time_features=c.time_features, dropout=c.dropout
+                )
+            else:
+                tokens, n = (1, shape[0]) if len(shape) == 1 else shape
+                width = c.token_width or n
+                if width % c.heads:
+                    raise ConfigError(
+                        f"a transformer of width {width} cannot have {c.heads} heads; set prior.token_width or "
+                        "prior.heads so that one divides the other."
+                    )
+                network = TokenTransformer(
+                    tokens, n, tokens, n, width=width, depth=c.depth, n_heads=c.heads,
+                    time_features=c.time_features, dropout=c.dropout,
+                )  # fmt: skip
+        return network.to(_pick_device(c.device))
+
+    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
+        """Return `n_draws` embeddings per row, draws of one row next to each other.
+
+        Parameters
+        ----------
+        predicted
+            In the space of the fit.
+        n_draws
+            Independent draws per row; with ``best_of`` or ``mean`` each is made of candidates of its own.
+        seed
+            Of the noise; the same seed gives the same samples.
+        """
+        fit = self._require_fit()
+        if predicted.space != fit.space or predicted.vectors.shape[1:] != fit.shape:
+            raise DataError(
+                f"the diffusion prior was fitted in the space {fit.space!r} with rows of shape "
+                f"{fit.shape}, but got {predicted.space!r} with {predicted.vectors.shape[1:]}."
+            )
+        conditions = fit.condition.apply(predicted.vectors)
+        drawn = self._draw(conditions, n_draws, derive_seed(seed, "diffusion prior"))
+        if fit.samples is not None:
+            drawn = fit.samples.apply(drawn)
+        vectors = fit.target.undo(drawn)
+        if self.config.pull < 1:
+            vectors = self._pull(np.repeat(predicted.vectors, n_draws, axis=0), vectors)
+        return Embeddings(vectors, np.repeat(predicted.ids, n_draws), fit.space)
+
+    def _pull(self, predicted: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Return rows between the directions of predictions and of what was drawn for them, as long as images are."""
+        fit, n = self._require_fit(), len(drawn)
+        # Simulated predictions share the images' origin; real ones may lie elsewhere, so that each has its own mean.
+        origin = (fit.condition if self.config.condition == "simulated" else fit.target).mean
+        own, goals = (predicted - fit.condition.mean).reshape(n, -1), (drawn - origin).reshape(n, -1)
+        turned = turn_rows(own, goals, self.config.pull) * np.linalg.norm(fit.target.std)
+        return (origin + turned.reshape(drawn.shape)).astype(np.float32)
+
+    def _draw(self, conditions: np.ndarray, n_draws: int, seed: int) -> np.ndarray:
+        """Return standardised samples of shape (n_rows * n_draws, ...), selected if that was asked for."""
+        fit, each = self._require_fit(), 1 if self.config.select == "none" else self.config.candidates
+        rows = np.repeat(conditions, n_draws * each, axis=0)
+        step = max(1, VALUES_AT_ONCE // max(1, rows[:1].size))
+        parts = [self._draw_batch(rows[i : i + step], seed, i) for i in range(0, len(rows), step)]
+        drawn = np.concatenate(parts) if parts else rows
+        if self.config.select == "none":
+            return drawn
+        candidates = drawn.reshape(-1, each, *drawn.shape[1:])
+        if self.config.select == "mean":
+            return candidates.mean(axis=1)
+        # Directions are compared from the mean of the training rows on both sides.
+        left = drawn.reshape(len(drawn), -1) * fit.target.std.ravel()
+        right = rows.reshape(len(rows), -1) * fit.condition.std.ravel()
+        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        cosine = np.einsum("ij,ij->i", left, right) / np.maximum(norms, 1e-12)
+        best = cosine.reshape(-1, each).argmax(axis=1)
+        return candidates[np.arange(len(best)), best]
+
+    def _draw_batch(self, conditions: np.ndarray, seed: int, start: int) -> np.ndarray:
+        import torch
+
+        config, network = self.config, self._require_fit().network
+        device = next(network.parameters()).device
+        generator = make_torch_generator(seed, "batch", start)
+        condition = torch.from_numpy(np.ascontiguousarray(conditions)).to(device)
+        noise = torch.randn(condition.shape, generator=generator).to(device)
+        with torch.inference_mode():
+            predict = guide(network, condition, config.guidance)
+            low, high = torch.from_numpy(self._require_fit().bounds).to(device)
+            predict = bound_signal(predict, config.schedule, low, high)
+            drawn = SAMPLERS[config.sampler](
+                predict, noise, config.schedule, n_steps=config.steps, generator=generator
+            )
+        return drawn.float().cpu().numpy()
+
+    def _measure_samples(self, conditions: np.ndarray) -> Scale:
+        """Return mean and spread of the samples that training predictions lead to."""
+        rng = make_generator(self.seed, "prior", "calibration rows")
+        n = min(CALIBRATION_ROWS, len(conditions))
+        rows = np.sort(rng.choice(len(conditions), size=n, replace=False))
+        n_draws = max(1, CALIBRATION_ROWS // (4 * n))  # few rows are drawn from several times
+        return fit_scale(
+            self._draw(conditions[rows], n_draws, derive_seed(self.seed, "prior", "calibration"))
+        )
+
+    def _require_fit(self) -> DiffusionFit:
+        if self.fitted is None:
+            raise DataError("the diffusion prior has not been fitted; run train first.")
+        return self.fitted
+
+    def write(self, folder: Path) -> None:
+        """Write the fitted state as safetensors and JSON."""
+        import torch
+        from safetensors.torch import save_file
+
+        fit = self._require_fit()
+        tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in fit.network.state_dict().items()}
+        tensors["bounds"] = torch.from_numpy(fit.bounds.copy())
+        for name in ("condition", "target", "samples"):
+            for key, values in vars(getattr(fit, name) or {}).items():
+                tensors[f"{name}.{key}"] = torch.from_numpy(values.copy())
+        save_file(tensors, folder / "prior.safetensors")
+        meta = {
+            "kind": "diffusion", "space": fit.space, "shape": list(fit.shape), "seed": self.seed,
+            "chosen": fit.chosen,
+        }  # fmt: skip
+        write_json(folder / "prior.json", meta)
+
+    @classmethod
+    def read(cls, config: DiffusionPriorConfig, folder: Path) -> DiffusionPrior:
+        """Read what `write` wrote."""
+        from safetensors.torch import load_file
+
+        from braindecode_vis.priors.directions import ComponentScale, Direction
+
+        tensors, meta = load_file(folder / "prior.safetensors"), read_json(folder / "prior.json")
+        prior = cls(config, seed=int(meta["seed"]))
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = value
+        bounds = tensors["bounds"].numpy()
+        network = prior._make_network(bounds.shape[1:])
+        network.load_state_dict(parts["network"])
+        network.eval()
+        simulated = config.condition == "simulated"
+        kinds = {
+            "condition": Direction if simulated else Scale,
+            "target": ComponentScale if simulated else Scale,
+            "samples": Scale,
+        }
+        scales: dict[str, Any] = {
+            name: kind(**{key: value.numpy() for key, value in parts[name].items()})
+            for name, kind in kinds.items()
+            if name in parts
+        }
+        prior.fitted = DiffusionFit(
+            network, scales["condition"], scales["target"], bounds, scales.get("samples"), meta["space"],
+            tuple(meta["shape"]), meta["chosen"],
+        )  # fmt: skip
+        return prior
+
+
+def _pick_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("prior.device is cuda, but torch sees no GPU here; use auto or cpu.")
+    return device

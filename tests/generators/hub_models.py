@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 SIZE = 32  # of every condition
 
 
-def make_material(n=12, *, shape=(SIZE,), space="openclip/ViT-H-14/random-0/output/own/raw/x", encoder=None):
+def make_data(n=12, *, shape=(SIZE,), space="openclip/ViT-H-14/random-0/output/own/raw/x", encoder=None):
     """Random images, and embeddings that are a linear function of their colours."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(n, 4, 4, 3)).astype(np.uint8)
@@ -24,7 +24,7 @@ def make_material(n=12, *, shape=(SIZE,), space="openclip/ViT-H-14/random-0/outp
     table = pd.DataFrame(
         {"stimulus_id": ids, "concept": "c", "path": "", "sha256": list(map(hash_pixels, pixels))}
     )
-    return TrainingMaterial(encoder, Embeddings(vectors, ids, space), StimulusSet(table, pixels=pixels))
+    return GeneratorData(encoder, Embeddings(vectors, ids, space), StimulusSet(table, pixels=pixels))
 
 
 def write_tokenizer(folder):

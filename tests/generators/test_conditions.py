@@ -10,7 +10,7 @@ from braindecode_vis.generators.conditions import (
     fit_components,
     fit_uncertainty,
 )
-from braindecode_vis.generators.material import RepetitionNoise
+from braindecode_vis.generators.generator_data import RepetitionNoise
 
 PLAIN = Components(np.zeros(3, np.float32), np.eye(3, dtype=np.float32), np.ones(3, np.float32))
 

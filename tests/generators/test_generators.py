@@ -6,14 +6,14 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
-from braindecode_vis.generators.latents import LatentsConfig, stretch_contrast
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.generators.inversion import LatentsConfig, stretch_contrast
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.priors.identity import IdentityPriorConfig
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 
-def make_material(target=None, n=20, noise=0.0):
+def make_data(target=None, n=20, noise=0.0):
     target = target or PixelsConfig()
     generator = np.random.default_rng(0)
     grey = np.zeros((n, 12, 12), np.uint8)
@@ -33,7 +33,7 @@ def make_material(target=None, n=20, noise=0.0):
     encoder = target.build().fit(pixels)
     bank = Embeddings(encoder.encode(pixels), ids, encoder.space)
     blurred = 0.5 * bank.vectors + 0.25 + generator.normal(scale=noise, size=bank.vectors.shape)
-    return TrainingMaterial(
+    return GeneratorData(
         encoder,
         bank,
         StimulusSet(table, pixels=pixels),
@@ -43,23 +43,23 @@ def make_material(target=None, n=20, noise=0.0):
 
 @pytest.mark.parametrize("target", [PixelsConfig(), PcaConfig(n_components=19)])
 def test_the_inverse_of_the_target_returns_the_training_images(target):
-    material = make_material(target)
-    images = LatentsConfig().build(material).generate(material.embeddings, seed=0)
-    assert np.abs(images.astype(int) - material.images).max() <= 1  # rounding to whole grey values
+    data = make_data(target)
+    images = LatentsConfig().build(data).generate(data.embeddings, seed=0)
+    assert np.abs(images.astype(int) - data.images).max() <= 1  # rounding to whole grey values
 
 
 def test_contrast_is_learnt_from_out_of_fold_predictions():
     """The planted predictions have half the contrast; threshold and gain must undo it."""
-    material = make_material(noise=0.02)
-    generator = LatentsConfig(contrast="ssim").build(material)
+    data = make_data(noise=0.02)
+    generator = LatentsConfig(contrast="ssim").build(data)
     assert generator.describe()["threshold"] in (0.25, 0.3)
     assert generator.describe()["gain"] == 2.0
-    assert LatentsConfig().build(material).describe() == {"threshold": 0.0, "gain": 1.0}
+    assert LatentsConfig().build(data).describe() == {"threshold": 0.0, "gain": 1.0}
 
 
 def test_contrast_without_predictions_is_refused():
-    material = make_material()
-    bare = TrainingMaterial(material.image_encoder, material.embeddings, material.stimuli)
+    data = make_data()
+    bare = GeneratorData(data.image_encoder, data.embeddings, data.stimuli)
     with pytest.raises(ConfigError, match="no out-of-fold predictions"):
         LatentsConfig(contrast="ssim").build(bare)
 
@@ -73,33 +73,33 @@ def test_stretching_keeps_order_and_range():
 
 
 def test_nearest_copies_the_training_image():
-    material = make_material()
-    noisy = material.embeddings.vectors + np.random.default_rng(1).normal(scale=0.01, size=(20, 144))
-    generator = NearestConfig().build(material)
-    images = generator.generate(Embeddings(noisy, material.embeddings.ids, material.embeddings.space), seed=0)
-    np.testing.assert_array_equal(images, material.images)
+    data = make_data()
+    noisy = data.embeddings.vectors + np.random.default_rng(1).normal(scale=0.01, size=(20, 144))
+    generator = NearestConfig().build(data)
+    images = generator.generate(Embeddings(noisy, data.embeddings.ids, data.embeddings.space), seed=0)
+    np.testing.assert_array_equal(images, data.images)
 
 
 def test_controls_are_what_they_are_called():
-    material = make_material()
-    mean = MeanImageGenerator(material).generate(material.embeddings, seed=0)
-    np.testing.assert_array_equal(mean[0], np.round(material.images.mean(0)).astype(np.uint8))
+    data = make_data()
+    mean = MeanImageGenerator(data).generate(data.embeddings, seed=0)
+    np.testing.assert_array_equal(mean[0], np.round(data.images.mean(0)).astype(np.uint8))
     assert (mean == mean[0]).all()
-    classes = ClassMeanGenerator(material)
-    prototypes = Embeddings(classes.centroids, ["a", "b"], material.embeddings.space)
+    classes = ClassMeanGenerator(data)
+    prototypes = Embeddings(classes.centroids, ["a", "b"], data.embeddings.space)
     assert classes.classify(prototypes).tolist() == ["bright", "dim"]
-    expected = np.round(material.images[1::2].mean(0)).astype(np.uint8)
+    expected = np.round(data.images[1::2].mean(0)).astype(np.uint8)
     np.testing.assert_array_equal(classes.generate(prototypes, seed=0)[1], expected)
 
 
 def test_a_foreign_space_is_refused():
-    material = make_material()
+    data = make_data()
     foreign = Embeddings(np.ones((1, 144), np.float32), ["image0"], "clip")
-    assert not LatentsConfig().build(material).accepts("clip")
+    assert not LatentsConfig().build(data).accepts("clip")
     with pytest.raises(ConfigError, match="inverts 'pixels/12x12x1', not 'clip'"):
-        LatentsConfig().build(material).generate(foreign, seed=0)
+        LatentsConfig().build(data).generate(foreign, seed=0)
     with pytest.raises(DataError, match="cannot meet"):
-        NearestConfig().build(material).generate(foreign, seed=0)
+        NearestConfig().build(data).generate(foreign, seed=0)
 
 
 def test_the_identity_prior_repeats_its_input_draw_by_draw():

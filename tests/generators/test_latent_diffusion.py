@@ -16,6 +16,7 @@ from braindecode_vis.generators.diffusion_training import (
     StimulusSource,
     train_generator,
 )
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
 from braindecode_vis.generators.latent_diffusion import (
     PACKAGED_TARGET,
@@ -23,7 +24,6 @@ from braindecode_vis.generators.latent_diffusion import (
     LatentDiffusionConfig,
     LatentDiffusionGenerator,
 )
-from braindecode_vis.generators.material import TrainingMaterial
 from braindecode_vis.generators.optimisation import Plan, compute_lr, optimise
 from braindecode_vis.generators.sampling import N_TIMES, add_noise, draw_times, guide, sample_latents
 from braindecode_vis.generators.training_pairs import (
@@ -86,7 +86,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def generator(trained):
-    """A generator without training material, so without candidates."""
+    """A generator without training data, so without candidates."""
     weights = trained / "latent_diffusion.safetensors"
     config = LatentDiffusionConfig(weights=weights, steps=3, device="cpu", candidates=1)
     return LatentDiffusionGenerator(config)
@@ -581,7 +581,7 @@ def test_no_guidance_equals_one_pass(generator):
     assert np.abs(one.astype(int) - beside).max() <= 1
 
 
-def make_material(predicted=None):
+def make_data(predicted=None):
     """Random images whose embedding is their mean colour, and the generator of that space."""
     source = make_source(n=12)
     encoder = MeanColour()
@@ -589,27 +589,27 @@ def make_material(predicted=None):
     bank = Embeddings(encoder.encode(source.stimuli.iterate_images()), ids, encoder.space)
     if predicted is not None:
         predicted = Embeddings(predicted(bank.vectors), ids, encoder.space)
-    return bank, TrainingMaterial(encoder, bank, source.stimuli, predicted)
+    return bank, GeneratorData(encoder, bank, source.stimuli, predicted)
 
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory):
     """Weights of the space of mean colours."""
-    bank, material = make_material()
+    bank, data = make_data()
     config = TINY.model_copy(update={"denoiser_steps": 40, "denoiser_lr": 0.01})
-    source = StimulusSource(material.stimuli, bank)
+    source = StimulusSource(data.stimuli, bank)
     return train_generator(config, source, tmp_path_factory.mktemp("coloured"), seed=5)
 
 
 def test_the_candidate_most_like_the_embedding_is_kept(coloured):
-    bank, material = make_material()
+    bank, data = make_data()
     config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu", guidance=1.0)
     components = load_model(coloured, "cpu").components
     wanted = components.apply(bank.vectors) * components.scale
     similarities = {}
     for candidates in (1, 6):
-        made = config.model_copy(update={"candidates": candidates}).build(material).generate(bank, seed=0)
-        found = components.apply(material.image_encoder.encode(made)) * components.scale
+        made = config.model_copy(update={"candidates": candidates}).build(data).generate(bank, seed=0)
+        found = components.apply(data.image_encoder.encode(made)) * components.scale
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
         similarities[candidates] = (found * wanted).sum(axis=1) / lengths
     assert (similarities[6] >= similarities[1] - 1e-6).all()  # the first candidate is the only one of before
@@ -620,12 +620,12 @@ def test_the_candidate_most_like_the_embedding_is_kept(coloured):
 
 def test_predictions_count_as_far_as_they_are_reliable(coloured):
     config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu", candidates=1)
-    bank, material = make_material()
-    bare = config.build(material)
+    bank, data = make_data()
+    bare = config.build(data)
     assert bare.for_predictions() is bare
     assert "explained_variance" not in bare.describe()
 
-    _, good = make_material(predicted=lambda vectors: 100 + 0.01 * vectors)  # exact, but of another scale
+    _, good = make_data(predicted=lambda vectors: 100 + 0.01 * vectors)  # exact, but of another scale
     generator = config.build(good)
     assert generator.describe()["explained_variance"] > 0.85
     squeezed = Embeddings(100 + 0.01 * bank.vectors, bank.ids, bank.space)
@@ -633,7 +633,7 @@ def test_predictions_count_as_far_as_they_are_reliable(coloured):
     assert np.abs(generator.for_predictions().generate(squeezed, seed=0) - exact).mean() < 4
 
     rng = np.random.default_rng(0)
-    _, useless = make_material(predicted=lambda vectors: -vectors)
+    _, useless = make_data(predicted=lambda vectors: -vectors)
     blind = config.build(useless).for_predictions()
     one, two = (
         blind.generate(
@@ -658,7 +658,7 @@ def test_embeddings_of_another_space_are_refused_with_both_names(generator):
     source = make_source()
     encoder = MeanColour()
     with pytest.raises(ConfigError, match=r"'made-up/7'.*'mean-colour'"):
-        generator.config.build(TrainingMaterial(encoder, source.embeddings, source.stimuli))
+        generator.config.build(GeneratorData(encoder, source.embeddings, source.stimuli))
 
 
 def test_the_packaged_weights_are_for_one_target():

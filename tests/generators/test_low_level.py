@@ -7,9 +7,9 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.latents import TinyAutoencoderConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.generators.fusion import FusionConfig, fuse_branches, mix_images
-from braindecode_vis.generators.latents import LatentsConfig
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.generators.image_fusion import ImageFusionConfig, fuse_branches, mix_images
+from braindecode_vis.generators.inversion import LatentsConfig
 from braindecode_vis.metrics.image import pixcorr
 from braindecode_vis.stimuli import StimulusSet
 
@@ -38,7 +38,7 @@ LOW = np.full((2, 4, 4, 3), 20, np.uint8)
 
 
 def test_pixels_are_mixed_by_the_stated_weight():
-    out = fuse_branches(Plain(), ROWS, LOW, FusionConfig(), seed=0)
+    out = fuse_branches(Plain(), ROWS, LOW, ImageFusionConfig(), seed=0)
     assert (out["decoded"] == 80).all()  # 0.75 * 100 + 0.25 * 20
     assert out["decoded"].shape == (2, 8, 8, 3)
     assert (out["high_level"] == 100).all()
@@ -49,19 +49,19 @@ def test_pixels_are_mixed_by_the_stated_weight():
 
 def test_the_generator_may_start_from_the_low_level_image():
     generator = Recorder()
-    out = fuse_branches(generator, ROWS, LOW, FusionConfig(mode="initial", strength=0.6), seed=3)
+    out = fuse_branches(generator, ROWS, LOW, ImageFusionConfig(mode="initial", strength=0.6), seed=3)
     assert generator.calls == [(3, False, 0.5), (3, True, 0.6)]
     assert (out["decoded"] == 40).all()
     assert (out["high_level"] == 100).all()
-    both = fuse_branches(Recorder(), ROWS, LOW, FusionConfig(mode="both", weight=0.5), seed=3)
+    both = fuse_branches(Recorder(), ROWS, LOW, ImageFusionConfig(mode="both", weight=0.5), seed=3)
     assert (both["decoded"] == 30).all()
 
 
 def test_what_cannot_be_fused_is_refused():
     with pytest.raises(ConfigError, match="takes no initial image; use pixels"):
-        fuse_branches(Plain(), ROWS, LOW, FusionConfig(mode="initial"), seed=0)
+        fuse_branches(Plain(), ROWS, LOW, ImageFusionConfig(mode="initial"), seed=0)
     with pytest.raises(DataError, match="2 embeddings came with 1 low-level"):
-        fuse_branches(Plain(), ROWS, LOW[:1], FusionConfig(), seed=0)
+        fuse_branches(Plain(), ROWS, LOW[:1], ImageFusionConfig(), seed=0)
 
 
 def test_the_published_sizes():
@@ -137,11 +137,9 @@ def test_taesd_decodes_noisy_latents_and_fusion_adds_layout(shared):
     table = pd.DataFrame(
         {"stimulus_id": ids, "concept": "c", "path": "", "sha256": list(map(hash_pixels, pixels))}
     )
-    material = TrainingMaterial(
-        target, Embeddings(latents, ids, target.space), StimulusSet(table, pixels=pixels)
-    )
+    data = GeneratorData(target, Embeddings(latents, ids, target.space), StimulusSet(table, pixels=pixels))
     noisy = latents + 0.4 * latents.std() * rng.normal(size=latents.shape).astype(np.float32)
-    low = LatentsConfig().build(material).generate(Embeddings(noisy, ids, target.space), seed=0)
+    low = LatentsConfig().build(data).generate(Embeddings(noisy, ids, target.space), seed=0)
     assert low.shape == (4, 64, 64, 3)
     assert pixcorr(low, pixels).mean() > 0.8
     random = rng.integers(0, 256, size=pixels.shape).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The refiner undoes what a prediction lost, with nothing but training material."""
+"""The refiner undoes what a prediction lost, with nothing but training data."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.generators import refiner_training
-from braindecode_vis.generators.material import TrainingMaterial, Workshop, open_workshop
+from braindecode_vis.generators.generator_data import GeneratorData, Workshop, open_workshop
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.refiner_training import compute_ssim, deform_images
@@ -20,7 +20,7 @@ from braindecode_vis.stimuli import StimulusSet
 FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformation=0.3)
 
 
-def make_material(n=40, size=16, target=None):
+def make_data(n=40, size=16, target=None):
     """Bright squares at random places, and predictions that are blurred toward the mean with noise."""
     import pandas as pd
 
@@ -40,7 +40,7 @@ def make_material(n=40, size=16, target=None):
     bank = Embeddings(encoder.encode(pixels), ids, encoder.space)
     noise = generator.normal(scale=0.1, size=bank.vectors.shape)
     blurred = 0.5 * bank.vectors + 0.5 * bank.vectors.mean(axis=0) + noise
-    return TrainingMaterial(
+    return GeneratorData(
         encoder,
         bank,
         StimulusSet(table, pixels=pixels),
@@ -49,29 +49,29 @@ def make_material(n=40, size=16, target=None):
 
 
 def test_held_out_predictions_become_more_like_their_images():
-    whole = make_material()
+    whole = make_data()
     ids = whole.embeddings.ids
-    material = dataclasses.replace(
+    data = dataclasses.replace(
         whole,
         embeddings=whole.embeddings.select(ids[:30]),
         stimuli=whole.stimuli.select(ids[:30]),
         predicted=whole.predicted.select(ids[:30]),
     )
     held_out, truth = whole.predicted.select(ids[30:]), whole.images[30:]
-    generator = FAST.build(material)
+    generator = FAST.build(data)
     painted = generator.generate(held_out, seed=0)
     plain = whole.image_encoder.decode(held_out.vectors)
     assert painted.shape == truth.shape
     assert painted.dtype == np.uint8
     assert ssim(truth, painted).mean() > ssim(truth, plain).mean() + 0.1
     assert len(generator.describe()["losses"]) == 1
-    np.testing.assert_array_equal(FAST.build(material).generate(held_out, seed=1), painted)
+    np.testing.assert_array_equal(FAST.build(data).generate(held_out, seed=1), painted)
 
 
 def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_path, monkeypatch):
     config = FAST.model_copy(update={"steps": 20, "n_networks": 3})
-    material = make_material(12)
-    whole = config.build(material)
+    data = make_data(12)
+    whole = config.build(data)
     told = []
 
     def stop(done, total, text):
@@ -81,7 +81,7 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
 
     lent = Workshop(tmp_path, stop).take("fold03")
     with pytest.raises(KeyboardInterrupt):
-        config.build(dataclasses.replace(material, workshop=lent))
+        config.build(dataclasses.replace(data, workshop=lent))
     assert [(done, total) for done, total, _ in told] == [(10 * n, 60) for n in range(1, 6)]
     assert told[-1][2].startswith("fold03, network 3 of 3, loss 0.")
     kept = sorted(path.name for path in (tmp_path / "fold03").iterdir())
@@ -92,7 +92,7 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
         refiner_training, "_train", lambda *given, **more: trained.append(given[4]) or train(*given, **more)
     )
     (tmp_path / "fold03" / "network0.safetensors").write_bytes(b"damaged")
-    again = config.build(dataclasses.replace(material, workshop=Workshop(tmp_path / "fold03")))
+    again = config.build(dataclasses.replace(data, workshop=Workshop(tmp_path / "fold03")))
     assert trained == [0, 2]
     assert again.losses == whole.losses
     for one, other in zip(whole.networks, again.networks, strict=True):
@@ -102,11 +102,11 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
 
 def test_networks_of_another_training_are_not_taken(tmp_path):
     config = FAST.model_copy(update={"steps": 5})
-    material = dataclasses.replace(make_material(12), workshop=Workshop(tmp_path))
-    config.build(material)
+    data = dataclasses.replace(make_data(12), workshop=Workshop(tmp_path))
+    config.build(data)
     longer = config.model_copy(update={"steps": 6})
-    other = dataclasses.replace(material, predicted=material.predicted.select(material.embeddings.ids[:9]))
-    for changed, given in ((longer, material), (config, other)):
+    other = dataclasses.replace(data, predicted=data.predicted.select(data.embeddings.ids[:9]))
+    for changed, given in ((longer, data), (config, other)):
         plain = changed.build(dataclasses.replace(given, workshop=None))
         assert changed.build(given).losses == plain.losses
     assert open_workshop(config) == Workshop()
@@ -130,21 +130,21 @@ def test_deformations_of_strength_zero_change_nothing():
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_odd_sizes_and_colours_fit(colour):
-    material = make_material(8, size=18, target=PixelsConfig(size=13, colour=colour))
+    data = make_data(8, size=18, target=PixelsConfig(size=13, colour=colour))
     quick = FAST.model_copy(update={"steps": 2})
-    assert quick.build(material).generate(material.predicted, seed=0).shape == (8, 13, 13, 3)
+    assert quick.build(data).generate(data.predicted, seed=0).shape == (8, 13, 13, 3)
 
 
 def test_what_it_cannot_refine_is_refused():
     assert not RefinerConfig().accepts("pca")
     with pytest.raises(ConfigError, match=r"target\.kind to pixels"):
-        FAST.build(make_material(8, target=PcaConfig(n_components=3)))
+        FAST.build(make_data(8, target=PcaConfig(n_components=3)))
     with pytest.raises(ConfigError, match="12 pixels a side"):
-        FAST.build(make_material(8, target=PixelsConfig(size=8)))
+        FAST.build(make_data(8, target=PixelsConfig(size=8)))
     with pytest.raises(ConfigError, match="out-of-fold predictions"):
-        FAST.build(dataclasses.replace(make_material(8), predicted=None))
-    material = make_material(8)
-    generator = FAST.model_copy(update={"steps": 2}).build(material)
-    other = Embeddings(material.embeddings.vectors, material.embeddings.ids, "elsewhere")
+        FAST.build(dataclasses.replace(make_data(8), predicted=None))
+    data = make_data(8)
+    generator = FAST.model_copy(update={"steps": 2}).build(data)
+    other = Embeddings(data.embeddings.vectors, data.embeddings.ids, "elsewhere")
     with pytest.raises(ConfigError, match="not 'elsewhere'"):
         generator.generate(other, seed=0)

@@ -35,16 +35,16 @@ def make_config(folders, **changes):
 
 @pytest.fixture(scope="module")
 def generator(folders):
-    return make_config(folders, batch_size=3).build(models.make_material())
+    return make_config(folders, batch_size=3).build(models.make_data())
 
 
-def pick(material, n):
-    rows = material.embeddings
+def pick(data, n):
+    rows = data.embeddings
     return Embeddings(rows.vectors[:n], rows.ids[:n], rows.space)
 
 
 def test_a_saved_folder_makes_images_that_follow_embedding_and_seed(generator):
-    rows = pick(models.make_material(), 2)
+    rows = pick(models.make_data(), 2)
     assert isinstance(generator, ImageGenerator)
     images = generator.generate(rows, seed=0)
     assert images.shape == (2, 32, 32, 3)
@@ -59,30 +59,30 @@ def test_a_saved_folder_makes_images_that_follow_embedding_and_seed(generator):
 
 def test_batches_change_nothing(folders, generator):
     """Each row of a batch must meet its own embedding and its own noise; diffusers alone mixes them up."""
-    rows = pick(models.make_material(), 4)
-    alone = make_config(folders, batch_size=1).build(models.make_material()).generate(rows, seed=0)
+    rows = pick(models.make_data(), 4)
+    alone = make_config(folders, batch_size=1).build(models.make_data()).generate(rows, seed=0)
     together = generator.generate(rows, seed=0)
     # Convolutions of other batch sizes round differently: one grey value.
     assert np.abs(alone.astype(int) - together).max() <= 1
 
 
 def test_scale_zero_ignores_the_embedding(folders):
-    material = models.make_material()
-    off = make_config(folders, scale=0.0).build(material)
-    rows = pick(material, 1)
+    data = models.make_data()
+    off = make_config(folders, scale=0.0).build(data)
+    rows = pick(data, 1)
     other = Embeddings(rows.vectors + 5, rows.ids, rows.space)
     np.testing.assert_array_equal(off.generate(rows, seed=0), off.generate(other, seed=0))
 
 
 def test_guidance_runs_with_an_absent_image(folders, generator):
-    rows = pick(models.make_material(), 2)
-    guided = make_config(folders, guidance=3.0).build(models.make_material()).generate(rows, seed=0)
+    rows = pick(models.make_data(), 2)
+    guided = make_config(folders, guidance=3.0).build(models.make_data()).generate(rows, seed=0)
     assert guided.shape == (2, 32, 32, 3)
     assert np.abs(guided.astype(int) - generator.generate(rows, seed=0)).max() > 0
 
 
 def test_an_initial_image_is_kept_the_more_the_lower_the_strength(generator):
-    rows = pick(models.make_material(), 2)
+    rows = pick(models.make_data(), 2)
     dark, bright = (np.full((2, 9, 9, 3), value, np.uint8) for value in (10, 245))
 
     def difference(strength):
@@ -98,15 +98,15 @@ def test_an_initial_image_is_kept_the_more_the_lower_the_strength(generator):
 
 
 def test_the_wrong_space_or_size_is_refused(folders, generator):
-    material = models.make_material()
+    data = models.make_data()
     with pytest.raises(ConfigError, match="not 'clip'"):
-        generator.generate(Embeddings(material.embeddings.vectors, material.embeddings.ids, "clip"), seed=0)
+        generator.generate(Embeddings(data.embeddings.vectors, data.embeddings.ids, "clip"), seed=0)
     with pytest.raises(ConfigError, match=r"is conditioned on openclip/ViT-H-14.*, not on 'timm/dino'"):
-        make_config(folders).build(models.make_material(space="timm/dino"))
+        make_config(folders).build(models.make_data(space="timm/dino"))
     unit = "openclip/ViT-H-14/random-0/output/own/unit/x"  # the adapter wants the raw length
     with pytest.raises(ConfigError, match="own/raw"):
-        make_config(folders).build(models.make_material(space=unit))
-    wide = models.make_material(shape=(48,))
+        make_config(folders).build(models.make_data(space=unit))
+    wide = models.make_data(shape=(48,))
     with pytest.raises(ConfigError, match=r"rows of shape \(32,\), but .* has \(48,\)"):
         make_config(folders).build(wide).generate(wide.embeddings, seed=0)
 
@@ -142,10 +142,10 @@ def test_another_target_goes_through_a_ridge_adapter(folders):
         model_args={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                     "image_size": 32, "patch_size": 16, "projection_dim": models.SIZE},
     )  # fmt: skip
-    material = models.make_material(30, shape=(20,), space="timm/dino/raw")
-    generator = make_config(folders, adapter=AdapterConfig(encoder=encoder)).build(material)
+    data = models.make_data(30, shape=(20,), space="timm/dino/raw")
+    generator = make_config(folders, adapter=AdapterConfig(encoder=encoder)).build(data)
     assert generator.accepts("timm/dino/raw")
-    images = generator.generate(pick(material, 2), seed=0)
+    images = generator.generate(pick(data, 2), seed=0)
     assert images.shape == (2, 32, 32, 3)
     assert generator.describe()["adapter"]["explained_left_out"] < 1
     assert make_config(folders, adapter=AdapterConfig(encoder=encoder)).accepts("timm")
@@ -184,6 +184,6 @@ def test_files_that_are_cut_short_are_one_sentence(tmp_path, name):
     copy = models.write_sdxl(tmp_path)
     file = tmp_path / name
     file.write_bytes(file.read_bytes()[:500])
-    material = models.make_material()
+    data = models.make_data()
     with pytest.raises(DataError, match=r"cannot be read as|is no IP-Adapter for"):
-        make_config(copy).build(material).generate(pick(material, 1), seed=0)
+        make_config(copy).build(data).generate(pick(data, 1), seed=0)

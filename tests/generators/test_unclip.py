@@ -50,45 +50,45 @@ def written(folder):
 def make(kind, written, **changes):
     common = {"weights": written[kind], "device": "cpu", "steps": 2, "batch_size": 2} | changes
     if kind == "unclip":
-        return UnclipConfig(**({"image_size": 32} | common)), models.make_material()
+        return UnclipConfig(**({"image_size": 32} | common)), models.make_data()
     if kind == "kandinsky":
         encoder = GreyEncoder()
         config = KandinskyConfig(**({"image_size": 64} | common))
-        return config, models.make_material(space=BIGG, encoder=encoder)
+        return config, models.make_data(space=BIGG, encoder=encoder)
     config = TokenUnclipConfig(**({"image_size": 32, "n_tokens": 5} | common))
-    return config, models.make_material(shape=(5, models.SIZE), space=TOKENS)
+    return config, models.make_data(shape=(5, models.SIZE), space=TOKENS)
 
 
 @pytest.mark.parametrize("kind", ["unclip", "kandinsky", "token_unclip"])
 def test_a_saved_folder_makes_images_that_follow_embedding_and_seed(kind, written):
-    config, material = make(kind, written)
-    generator = config.build(material)
-    rows = Embeddings(material.embeddings.vectors[:3], material.embeddings.ids[:3], material.embeddings.space)
+    config, data = make(kind, written)
+    generator = config.build(data)
+    rows = Embeddings(data.embeddings.vectors[:3], data.embeddings.ids[:3], data.embeddings.space)
     images = generator.generate(rows, seed=0)
     assert images.shape == (3, config.image_size, config.image_size, 3)
     np.testing.assert_array_equal(images, generator.generate(rows, seed=0))
     assert np.abs(images.astype(int) - generator.generate(rows, seed=1)).max() > 5
     swapped = Embeddings(rows.vectors[::-1].copy(), rows.ids, rows.space)
     assert np.abs(images.astype(int) - generator.generate(swapped, seed=0)).max() > 0
-    alone = make(kind, written, batch_size=1)[0].build(material).generate(rows, seed=0)
+    alone = make(kind, written, batch_size=1)[0].build(data).generate(rows, seed=0)
     assert np.abs(alone.astype(int) - images).max() <= 1  # rounding
 
 
 @pytest.mark.parametrize("kind", ["unclip", "kandinsky", "token_unclip"])
 def test_without_guidance_the_plain_prediction_is_used(kind, written):
-    config, material = make(kind, written, guidance=1.0)
-    rows = Embeddings(material.embeddings.vectors[:2], material.embeddings.ids[:2], material.embeddings.space)
-    plain = config.build(material).generate(rows, seed=0)
-    guided = make(kind, written)[0].build(material).generate(rows, seed=0)
+    config, data = make(kind, written, guidance=1.0)
+    rows = Embeddings(data.embeddings.vectors[:2], data.embeddings.ids[:2], data.embeddings.space)
+    plain = config.build(data).generate(rows, seed=0)
+    guided = make(kind, written)[0].build(data).generate(rows, seed=0)
     assert plain.shape == guided.shape
     assert np.abs(plain.astype(int) - guided).max() > 0
 
 
 @pytest.mark.parametrize("kind", ["kandinsky", "token_unclip"])
 def test_an_initial_image_leaves_its_brightness(kind, written):
-    config, material = make(kind, written, steps=4)
-    generator = config.build(material)
-    rows = Embeddings(material.embeddings.vectors[:1], material.embeddings.ids[:1], material.embeddings.space)
+    config, data = make(kind, written, steps=4)
+    generator = config.build(data)
+    rows = Embeddings(data.embeddings.vectors[:1], data.embeddings.ids[:1], data.embeddings.space)
     start = [np.full((1, 8, 8, 3), value, np.uint8) for value in (5, 250)]
 
     def difference(strength):
@@ -99,35 +99,33 @@ def test_an_initial_image_leaves_its_brightness(kind, written):
 
 
 def test_unclip_takes_no_initial_image_and_says_so(written):
-    config, material = make("unclip", written)
+    config, data = make("unclip", written)
     with pytest.raises(ConfigError, match="takes no initial image"):
-        config.build(material).generate(
-            material.embeddings, seed=0, initial=np.zeros((12, 8, 8, 3), np.uint8)
-        )
+        config.build(data).generate(data.embeddings, seed=0, initial=np.zeros((12, 8, 8, 3), np.uint8))
 
 
 def test_noise_on_the_embedding_changes_the_image(written):
-    config, material = make("unclip", written)
-    rows = Embeddings(material.embeddings.vectors[:1], ["i0"], material.embeddings.space)
-    clear = config.build(material).generate(rows, seed=0)
-    noised = make("unclip", written, noise_level=900)[0].build(material).generate(rows, seed=0)
+    config, data = make("unclip", written)
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    clear = config.build(data).generate(rows, seed=0)
+    noised = make("unclip", written, noise_level=900)[0].build(data).generate(rows, seed=0)
     assert np.abs(clear.astype(int) - noised).max() > 0
 
 
 def test_kandinsky_leads_away_from_grey(written):
-    config, material = make("kandinsky", written)
-    rows = Embeddings(material.embeddings.vectors[:1], ["i0"], material.embeddings.space)
-    config.build(material).generate(rows, seed=0)
-    assert len(material.image_encoder.seen) == 1
-    assert (material.image_encoder.seen[0] == CLIP_GREY).all()
+    config, data = make("kandinsky", written)
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    config.build(data).generate(rows, seed=0)
+    assert len(data.image_encoder.seen) == 1
+    assert (data.image_encoder.seen[0] == CLIP_GREY).all()
 
 
 def test_token_unclip_settings_do_what_they_say(written):
-    material = make("token_unclip", written)[1]
-    rows = Embeddings(material.embeddings.vectors[:1], ["i0"], material.embeddings.space)
+    data = make("token_unclip", written)[1]
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
 
     def draw(**changes):
-        return make("token_unclip", written, **changes)[0].build(material).generate(rows, seed=0).astype(int)
+        return make("token_unclip", written, **changes)[0].build(data).generate(rows, seed=0).astype(int)
 
     base = draw()
     assert np.abs(base - draw(unconditional="zeros")).max() > 0
@@ -146,15 +144,15 @@ def test_the_layout_of_a_token_unclip_is_checked(written, tmp_path):
     models.write_token_unclip(tmp_path, room=10)  # as SDXL itself, whose text is pooled
     with pytest.raises(DataError, match="room for 10 numbers instead of 4"):
         TokenUnclipConfig(weights=tmp_path, device="cpu").load()
-    config, material = make("token_unclip", written, n_tokens=6)
+    config, data = make("token_unclip", written, n_tokens=6)
     with pytest.raises(ConfigError, match=r"rows of shape \(6, 32\), but .* has \(5, 32\)"):
-        config.build(material).generate(material.embeddings, seed=0)
+        config.build(data).generate(data.embeddings, seed=0)
 
 
 def test_a_token_unclip_that_is_told_no_size(tmp_path):
-    config, material = make("token_unclip", {"token_unclip": models.write_token_unclip(tmp_path, told=False)})
-    rows = Embeddings(material.embeddings.vectors[:1], ["i0"], material.embeddings.space)
-    assert config.build(material).generate(rows, seed=0).shape == (1, 32, 32, 3)
+    config, data = make("token_unclip", {"token_unclip": models.write_token_unclip(tmp_path, told=False)})
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    assert config.build(data).generate(rows, seed=0).shape == (1, 32, 32, 3)
 
 
 def test_each_kind_says_what_to_bring(written):
@@ -164,12 +162,12 @@ def test_each_kind_says_what_to_bring(written):
         ):
             config.find_folder()
     with pytest.raises(ConfigError, match="is conditioned on"):
-        UnclipConfig(weights=written["unclip"]).build(models.make_material(space="timm/dino"))
+        UnclipConfig(weights=written["unclip"]).build(models.make_data(space="timm/dino"))
 
 
 def test_a_damaged_scheduler_is_one_sentence(tmp_path):
     folder = models.write_token_unclip(tmp_path)
     (folder / "scheduler" / "scheduler_config.json").write_text('{"_class')
-    config, material = make("token_unclip", {"token_unclip": folder})
+    config, data = make("token_unclip", {"token_unclip": folder})
     with pytest.raises(DataError, match="does not describe a scheduler"):
-        config.build(material).generate(material.embeddings, seed=0)
+        config.build(data).generate(data.embeddings, seed=0)

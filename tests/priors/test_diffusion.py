@@ -9,7 +9,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.distribution import compute_frechet
 from braindecode_vis.priors.checkpoints import State
-from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.fitting import CHECKPOINT, compute_loss, find_rate
 from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.scales import fit_scale

@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.distribution import compute_frechet
-from braindecode_vis.priors.diffusion import DiffusionPriorConfig
+from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
 from braindecode_vis.priors.scales import normalise_rows
 

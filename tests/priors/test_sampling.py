@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.priors.networks import MlpUnet, TokenTransformer, embed_timesteps
+from braindecode_vis.priors.diffusion_networks import MlpUnet, TokenTransformer, embed_timesteps
 from braindecode_vis.priors.sampling import SAMPLERS, NoiseSchedule, bound_signal, guide
 from braindecode_vis.seeds import make_torch_generator
 

@@ -19,7 +19,7 @@ from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
 
 
-class FusionConfig(Settings):
+class ImageFusionConfig(Settings):
     """How the low-level branch enters.
 
     Parameters
@@ -69,7 +69,7 @@ class FusionConfig(Settings):
 
 
 def fuse_branches(
-    generator: Any, embeddings: Embeddings, low: np.ndarray, config: FusionConfig, *, seed: int
+    generator: Any, embeddings: Embeddings, low: np.ndarray, config: ImageFusionConfig, *, seed: int
 ) -> dict[str, np.ndarray]:
     """Return the fused images and the two that went in.
 

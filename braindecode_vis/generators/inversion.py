@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.generators.material import TrainingMaterial
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
 
@@ -61,16 +61,16 @@ class LatentsConfig(Settings):
         """Say whether embeddings of this kind of target can be turned into images."""
         return target_kind in ("pixels", "pca", "vae", "taesd")
 
-    def build(self, material: TrainingMaterial) -> LatentsGenerator:
-        """Return the generator, its contrast chosen on the training material."""
-        return LatentsGenerator(self, material)
+    def build(self, data: GeneratorData) -> LatentsGenerator:
+        """Return the generator, its contrast chosen on the training data."""
+        return LatentsGenerator(self, data)
 
 
 class LatentsGenerator:
     """The inverse of an invertible image encoder, with a contrast learnt on training trials."""
 
-    def __init__(self, config: LatentsConfig, material: TrainingMaterial) -> None:
-        self.encoder = material.image_encoder
+    def __init__(self, config: LatentsConfig, data: GeneratorData) -> None:
+        self.encoder = data.image_encoder
         if not hasattr(self.encoder, "decode"):
             raise ConfigError(
                 f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "
@@ -78,7 +78,7 @@ class LatentsGenerator:
             )
         self.threshold, self.gain = 0.0, 1.0
         if config.contrast == "ssim":
-            self.threshold, self.gain = self._choose_contrast(config, material)
+            self.threshold, self.gain = self._choose_contrast(config, data)
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is the one whose encoder is inverted."""
@@ -94,23 +94,23 @@ class LatentsGenerator:
         return stretch_contrast(images, self.threshold, self.gain)
 
     def describe(self) -> dict[str, Any]:
-        """Return what was chosen on the training material."""
+        """Return what was chosen on the training data."""
         return {"threshold": self.threshold, "gain": self.gain}
 
-    def _choose_contrast(self, config: LatentsConfig, material: TrainingMaterial) -> tuple[float, float]:
-        if material.predicted is None:
+    def _choose_contrast(self, config: LatentsConfig, data: GeneratorData) -> tuple[float, float]:
+        if data.predicted is None:
             raise ConfigError(
                 "generator.contrast is ssim, but this encoder gives no out-of-fold predictions."
             )
-        decoded = self.encoder.decode(np.asarray(material.predicted.vectors))
-        row_of = {i: row for row, i in enumerate(material.embeddings.ids)}
+        decoded = self.encoder.decode(np.asarray(data.predicted.vectors))
+        row_of = {i: row for row, i in enumerate(data.embeddings.ids)}
         height, width = decoded.shape[1:3]
         if min(height, width) < SMALLEST_SSIM:
             raise ConfigError(
                 f"generator.contrast is ssim, which needs images of {SMALLEST_SSIM} pixels, not {height} x {width}; "
                 "set generator.contrast to none, or target.size to more."
             )
-        truth = material.images[[row_of[i] for i in material.predicted.ids]]
+        truth = data.images[[row_of[i] for i in data.predicted.ids]]
         truth = np.stack([resize_image(image, height, width) for image in truth])
         candidates = list(product(config.thresholds, config.gains))
         scores = [_mean_ssim(stretch_contrast(decoded, *candidate), truth) for candidate in candidates]

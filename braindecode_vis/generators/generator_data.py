@@ -63,7 +63,7 @@ def open_workshop(generator: Any) -> Workshop | None:
 
 
 @dataclass(frozen=True)
-class TrainingMaterial:
+class GeneratorData:
     """Images and embeddings of the training split; the test split is never in here.
 
     Parameters
