@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
-from braindecode_vis.encoders.compact_config import DeepNetConfig, EEGNetConfig, ShallowNetConfig
+from braindecode_vis.encoders.eegnet_config import EEGNetConfig
 from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv_config import (
@@ -35,8 +35,6 @@ NETWORKS = {
     "atm_s_joint": AtmSConfig(joint=True),
     "atm_e": AtmEConfig(),
     "eegnet": EEGNetConfig(),
-    "shallow_fbcsp": ShallowNetConfig(),
-    "deep4": DeepNetConfig(later_kernel=4),
     "simpleconv": SimpleConvConfig(),
     "simpleconv_time_agg": SimpleConvTimeAggConfig(),
     "simpleconv_image": SimpleConvImageConfig(),

@@ -17,7 +17,7 @@ from braindecode_vis.audit.moments import compute_column_moments
 from braindecode_vis.audit.split_overlap import count_units
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.config.models import ImageEncoderConfig
-from braindecode_vis.encoders.volume_conv import find_window
+from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.seeds import derive_seed

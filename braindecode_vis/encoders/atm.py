@@ -15,35 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.encoders.atm_config import AtmSettings
-from braindecode_vis.encoders.axes import read_axes
-from braindecode_vis.encoders.compact import EEGNetMaps
-from braindecode_vis.encoders.compact_config import EEGNetSettings
-from braindecode_vis.encoders.readout_layers import Projector, Readout
-from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.eegnet import EEGNetMaps
+from braindecode_vis.encoders.eegproject import Projector, Readout
+from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.encoders.tsconv import TSConv
-from braindecode_vis.encoders.tsconv_config import TSConvSettings
-
-
-class ConvolutionStage(TSConv):
-    """The convolutions of NICE over the attended channels, as ATM-S has them."""
-
-    def __init__(self, config: TSConvSettings, signal: Signal, network: str) -> None:
-        super().__init__(config, signal, network)
-        self.map_shape = (config.n_maps, self.n_windows)
-
-    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
-        """Return the projection of each pooled window, shape (batch, n_windows, n_outputs)."""
-        return projector.forward_windows(self(data))
 
 
 class EEGNetStage(nn.Module):
     """EEGNet over the attended channels, as ATM-E has it: its outputs are the features of the projector."""
 
-    def __init__(self, config: EEGNetSettings, signal: Signal, n_features: int) -> None:
+    def __init__(self, maps: EEGNetMaps, n_features: int) -> None:
         super().__init__()
-        self.maps = EEGNetMaps(config, signal, "atm_e")
-        self.readout = Readout(self.maps.n_maps, self.maps.n_windows, n_features)
+        self.maps = maps
+        self.readout = Readout(maps.n_maps, maps.n_windows, n_features)
         self.map_shape = (n_features, 1)
 
     def forward(self, data: Tensor) -> Tensor:
@@ -61,45 +45,62 @@ class Atm(nn.Module):
 
     Parameters
     ----------
-    config
-        Sizes of the attention and of the projector.
     signal
         Trials of channel x time.
     n_outputs
         Size of the output.
     stage
         What follows the attention.
+    n_layers, n_heads, feedforward, dropout, position, joint, unknown_probability, projector_dropout, width
+        See `AtmSettings`.
     """
 
     def __init__(
-        self, config: AtmSettings, signal: Signal, n_outputs: int, stage: ConvolutionStage | EEGNetStage
+        self,
+        signal: Signal,
+        n_outputs: int,
+        stage: TSConv | EEGNetStage,
+        *,
+        n_layers: int,
+        n_heads: int,
+        feedforward: int,
+        dropout: float,
+        position: str,
+        joint: bool,
+        unknown_probability: float,
+        projector_dropout: float,
+        width: int | None,
     ) -> None:
         super().__init__()
         n_channels, n_times = read_axes(signal, "atm")
-        if config.n_heads > n_times:
+        if n_heads > n_times:
             raise ConfigError(
-                f"encoder.network.n_heads is {config.n_heads}, but a token has {n_times} features only."
+                f"encoder.network.n_heads is {n_heads}, but a token has {n_times} features only."
             )
         self.n_subjects = len(signal.subjects)
-        # A single person is never mistaken for an unknown one: hiding the subject would only blur the token.
-        self.unknown_probability = config.unknown_probability if self.n_subjects > 1 else 0.0
+        # A single subject is never mistaken for an unknown one: hiding it would only blur the token.
+        self.unknown_probability = unknown_probability if self.n_subjects > 1 else 0.0
         self.value_embedding: nn.Module
-        if config.joint:
+        if joint:
             self.value_embedding = SubjectLinear(self.n_subjects, n_times)
         else:
             self.value_embedding = CommonLinear(n_times)
         self.subject_tokens = nn.Embedding(self.n_subjects + 1, n_times)  # the last row: unknown subjects
-        self._add_position(config.position, n_channels, n_times)
-        self.dropout = nn.Dropout(config.dropout)
+        self.position: Tensor | None
+        if position == "learned":
+            self.position = nn.Parameter(torch.empty(n_channels, n_times))
+            nn.init.normal_(self.position, std=0.02)  # as BERT and ViT start theirs
+        elif position == "sinusoidal":
+            self.register_buffer("position", make_sinusoids(n_channels, n_times), persistent=False)
+        else:
+            self.position = None
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.Sequential(
-            *(
-                EncoderLayer(n_times, config.n_heads, config.feedforward, config.dropout)
-                for _ in range(config.n_layers)
-            )
+            *(EncoderLayer(n_times, n_heads, feedforward, dropout) for _ in range(n_layers))
         )
         self.norm = nn.LayerNorm(n_times)
         self.convolution = stage
-        self.projector = Projector(*stage.map_shape, n_outputs, config.projector_dropout, config.width)
+        self.projector = Projector(*stage.map_shape, n_outputs, projector_dropout, width)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials (batch, n_channels, n_times) and subjects (batch,) to (batch, n_outputs)."""
@@ -115,25 +116,16 @@ class Atm(nn.Module):
         channels = self.value_embedding(data, subject)
         if self.position is not None:
             channels = channels + self.position
-        who = self.subject_tokens(subject).unsqueeze(1).to(channels.dtype)
-        tokens = self.dropout(torch.cat([who, channels], dim=1))
-        return self.norm(self.layers(tokens))[:, 1:]  # the subject token came first
+        token = self.subject_tokens(subject).unsqueeze(1).to(channels.dtype)  # batch, 1, times
+        tokens = self.dropout(torch.cat([token, channels], dim=1))  # batch, 1 + channels, times
+        # The subject token came first. The released slice is off by one: it keeps the token and loses a channel.
+        return self.norm(self.layers(tokens))[:, 1:]
 
     def _hide_subjects(self, subject: Tensor) -> Tensor:
         if not self.training or self.unknown_probability == 0:
             return subject
         hidden = torch.rand(subject.shape, device=subject.device) < self.unknown_probability
         return torch.where(hidden, self.n_subjects, subject)
-
-    def _add_position(self, kind: str, n_channels: int, n_times: int) -> None:
-        self.position: Tensor | None
-        if kind == "learned":
-            self.position = nn.Parameter(torch.empty(n_channels, n_times))
-            nn.init.normal_(self.position, std=0.02)
-        elif kind == "sinusoidal":
-            self.register_buffer("position", make_sinusoids(n_channels, n_times), persistent=False)
-        else:
-            self.position = None
 
 
 class CommonLinear(nn.Module):

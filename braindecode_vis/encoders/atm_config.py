@@ -1,9 +1,8 @@
 """ATM: each channel is a token that attends to the others, then convolutions and a projector.
 
-Owns the configurations of ATM-S (with the convolutions of NICE) and ATM-E (with EEGNet in their place); the modules
-are in `atm_layers`, so that torch is loaded only by `build`. A subject token tells the attention who is recorded; it
-is what is dropped afterwards, so that every channel reaches the convolutions. Subjects are known by their place in
-the training set, whatever their names.
+Settings of ATM-S (with the convolutions of NICE) and ATM-E (with EEGNet in their place). A subject token tells the
+attention who is recorded; it is what is dropped afterwards, so that every channel reaches the convolutions. Subjects
+are known by their place in the training set, whatever their names.
 
 References
 ----------
@@ -17,13 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from braindecode_vis.encoders.compact_config import EEGNetSettings
+from braindecode_vis.encoders.eegnet_config import EEGNetSettings
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.tsconv_config import TSConvSettings
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from braindecode_vis.encoders.atm import Atm, EEGNetStage
+    from braindecode_vis.encoders.tsconv import TSConv
 
 
 class AtmSettings(Settings):
@@ -42,11 +44,11 @@ class AtmSettings(Settings):
         ``sinusoidal`` or ``learned``. The subject token gets none; where the paper's variants added theirs is
         unverified.
     joint
-        One value embedding per subject instead of a common one. A person never trained on gets the mean of all
+        One value embedding per subject instead of a common one. A subject never trained on gets the mean of all
         (our choice; the released code cannot embed one).
     unknown_probability
         Share of the training trials whose subject is hidden, so that the token of unknown subjects (and the mean
-        embedding of `joint`) is trained for people never seen. Acts on training sets of several subjects only.
+        embedding of `joint`) is trained for subjects never seen. Acts on training sets of several subjects only.
         Our choice; in the released code that token is never trained alongside the others.
     projector_dropout
         In the residual block of the projector (0.5).
@@ -64,6 +66,25 @@ class AtmSettings(Settings):
     unknown_probability: float = Field(default=0.1, ge=0, lt=1)
     projector_dropout: float = Field(default=0.5, ge=0, lt=1)
     width: int | None = Field(default=None, ge=1)
+
+    def assemble(self, signal: Signal, n_outputs: int, stage: TSConv | EEGNetStage) -> Atm:
+        """Return the network around the stage that follows its attention."""
+        from braindecode_vis.encoders.atm import Atm
+
+        return Atm(
+            signal,
+            n_outputs,
+            stage,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            feedforward=self.feedforward,
+            dropout=self.dropout,
+            position=self.position,
+            joint=self.joint,
+            unknown_probability=self.unknown_probability,
+            projector_dropout=self.projector_dropout,
+            width=self.width,
+        )
 
 
 class AtmSConfig(AtmSettings):
@@ -86,10 +107,7 @@ class AtmSConfig(AtmSettings):
         ConfigError, DataError
             If there are more heads than samples, or the trials are not channel x time or too short.
         """
-        from braindecode_vis.encoders.atm import Atm, ConvolutionStage
-
-        stage = ConvolutionStage(self.convolution, signal, "atm_s")
-        return Atm(self, signal, n_outputs, stage)
+        return self.assemble(signal, n_outputs, self.convolution.make_convolution(signal, "atm_s"))
 
 
 class AtmEConfig(AtmSettings):
@@ -118,7 +136,7 @@ class AtmEConfig(AtmSettings):
         ConfigError, DataError
             If there are more heads than samples, or the trials are not channel x time or too short.
         """
-        from braindecode_vis.encoders.atm import Atm, EEGNetStage
+        from braindecode_vis.encoders.atm import EEGNetStage
 
-        stage = EEGNetStage(self.convolution, signal, self.n_features)
-        return Atm(self, signal, n_outputs, stage)
+        stage = EEGNetStage(self.convolution.make_maps(signal, "atm_e"), self.n_features)
+        return self.assemble(signal, n_outputs, stage)

@@ -1,8 +1,8 @@
 """Every network of braindecode by its class name, if braindecode is installed (the extra of that name).
 
 Owns the bridge only: what a class asks for (number of channels, samples, rate, channel positions) is read from the
-signal, the rest are its own keyword settings. The subject plays no part in these networks. braindecode is imported by
-`build` alone. The three classic networks are also in `compact`, without that dependency.
+signal, the rest are its own keyword settings. The subject plays no part in these networks. braindecode and torch are
+imported by `build` alone. EEGNet is also in `eegnet`, without that dependency.
 
 References
 ----------
@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError, suggest
-from braindecode_vis.encoders.axes import read_axes
-from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ class BraindecodeConfig(Settings):
         DataError
             If the trials are not channel x time.
         """
-        from braindecode_vis.encoders.braindecode_layers import BraindecodeNetwork
-
         read_axes(signal, f"braindecode's {self.model}")
         model_class = find_model(self.model)
         arguments = self._choose_arguments(model_class, signal, n_outputs)
@@ -69,7 +66,7 @@ class BraindecodeConfig(Settings):
                 f"braindecode's {self.model} cannot be built for {signal.shape[0]} channels x {signal.shape[1]} "
                 f"samples with encoder.network.settings {self.settings}: {error}"
             ) from error
-        return BraindecodeNetwork(model, self.model, signal, n_outputs)
+        return wrap_model(model, self.model, signal, n_outputs)
 
     def _choose_arguments(self, model_class: type, signal: Signal, n_outputs: int) -> dict[str, Any]:
         accepted = inspect.signature(model_class).parameters
@@ -89,6 +86,59 @@ class BraindecodeConfig(Settings):
         return {name: value for name, value in arguments.items() if name in accepted}
 
 
+def wrap_model(model: nn.Module, name: str, signal: Signal, n_outputs: int) -> nn.Module:
+    """Return a braindecode network that is called with the trials and their subjects, as all networks here are.
+
+    Parameters
+    ----------
+    model
+        Built for this signal.
+    name
+        Its class name, for messages.
+    signal
+        Trials of channel x time.
+    n_outputs
+        Size of the output.
+
+    Raises
+    ------
+    ConfigError
+        If a trial of zeros is not answered by one vector of `n_outputs`.
+    """
+    import torch
+    from torch import Tensor, nn
+
+    class BraindecodeNetwork(nn.Module):
+        """A braindecode network; the class is made here because settings must not load torch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+            """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
+            return self.model(data)
+
+    was_training = model.training
+    model.eval()  # the trial of zeros must not enter the statistics of batch norms
+    try:
+        with torch.no_grad():
+            answer = model(torch.zeros(2, *signal.shape))
+    except Exception as error:  # whatever a network raises for sizes that do not fit
+        raise ConfigError(
+            f"braindecode's {name} was built, but fails on a trial of {signal.shape[0]} channels x "
+            f"{signal.shape[1]} samples: {error}"
+        ) from error
+    model.train(was_training)
+    if not isinstance(answer, Tensor) or answer.shape != (2, n_outputs):
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ConfigError(
+            f"braindecode's {name} must answer 2 trials with an array of shape (2, {n_outputs}), but gives "
+            f"{found}; choose a network that pools over time, or set it up so in encoder.network.settings."
+        )
+    return BraindecodeNetwork()
+
+
 def find_model(name: str) -> type:
     """Return the class of `braindecode.models` called `name`.
 
@@ -100,17 +150,14 @@ def find_model(name: str) -> type:
     models = _import_models()
     from torch import nn
 
-    known = [key for key in dir(models) if _is_network(getattr(models, key), nn.Module)]
+    classes = inspect.getmembers(models, inspect.isclass)
+    known = [key for key, value in classes if issubclass(value, nn.Module)]
     if name not in known:
         raise ConfigError(
             f"encoder.network.model is {name!r}, but braindecode has no such network{suggest(name, known)}; "
             f"it has {', '.join(known)}."
         )
     return getattr(models, name)
-
-
-def _is_network(value: Any, base: type) -> bool:
-    return inspect.isclass(value) and issubclass(value, base)
 
 
 def _import_models() -> ModuleType:
@@ -121,7 +168,7 @@ def _import_models() -> ModuleType:
             raise ConfigError(_explain_load_failure(error)) from error
         raise ConfigError(
             "encoder.network.kind is braindecode, which is not installed: pip install 'braindecode_vis[braindecode]', "
-            "or choose eegnet, shallow_fbcsp or deep4, which need no extra."
+            "or choose eegnet, which needs no extra."
         ) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(_explain_load_failure(error)) from error

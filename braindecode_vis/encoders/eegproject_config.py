@@ -1,8 +1,7 @@
 """EEGProject: the plain residual projector over the flattened trial.
 
-Owns its configuration; the module is in `eegproject_layers`, so that torch is loaded only by `build`. On averaged
-trials of 17 occipito-parietal channels it is the strongest simple encoder within a subject; across subjects it has
-nothing that could adapt to a person, and ignores who it is.
+On averaged trials of 17 occipito-parietal channels it is the strongest simple encoder within a subject; across
+subjects it has nothing that could adapt to one, and ignores who was recorded.
 
 References
 ----------
@@ -46,4 +45,4 @@ class EEGProjectConfig(Settings):
         """Return the network for trials of any axes; see `signal` for its interface."""
         from braindecode_vis.encoders.eegproject import EEGProject
 
-        return EEGProject(self, signal, n_outputs)
+        return EEGProject(signal, n_outputs, dropout=self.dropout, width=self.width, n_windows=self.n_windows)

@@ -1,4 +1,9 @@
-"""Modules of the low-level decoder; see `latent_decoder`."""
+"""The low-level branch of ATM: transposed convolutions from a trial to the latent image of an autoencoder.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721, low-level pipeline.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Each channel is projected in time, all of them become the channels of one point,
 point to a map of latents. The network obeys the contract of `signal`: its `n_outputs` values are the flattened latents
 (channels, height, width) of a target of kind ``vae`` or ``taesd``. The published loss is the mean absolute error (L1)
 with AdamW 1e-3, weight decay 1e-4, a cosine down to 1e-6, 200 epochs, batches of 30; training and loss are not known
-here. The authors call this branch unstable. Modules are in `latent_decoder_layers`.
+here. The authors call this branch unstable.
 
 References
 ----------

@@ -1,8 +1,9 @@
-"""The modules of the parcel encoder and of its masked autoencoder.
+"""The parcel encoder, its masked autoencoder, and the weights that it starts from.
 
 `ParcelEncoder` turns trials into tokens, all of them or the visible ones only; `ParcelNetwork` pools and projects
-them; `MaskedAutoencoder` reconstructs the hidden ones from the visible ones. Knows torch and the signal, not files of
-weights and not training.
+them; `MaskedAutoencoder` reconstructs the hidden ones from the visible ones. Weights are read from pretraining or from
+a foreign file, never unpickled: safetensors, or torch files through ``weights_only``. Every tensor of the encoder must
+be found and every tensor of the file used, or named as ignored. Knows nothing of training.
 
 References
 ----------
@@ -11,6 +12,8 @@ He et al. (2022), arXiv:2111.06377.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,35 +23,58 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import DataError, check_file
-from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.store import read_json
 
 Normalisation = Literal["patch", "parcel"]
-PATCH_EPS = 1e-6
-PLACE_STD = (
-    0.5  # about the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values
-)
+PATCH_EPS = 1e-6  # as in the released code of He et al.
+# About the size of the fixed sinusoids that He et al. add (0.7); at 0.02 places drown in the values.
+PLACE_STD = 0.5
+DESCRIPTION = "encoder.json"
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "encoder")
+_OPTIONAL = {"mean", "std"}  # foreign encoders bring no statistics of the parcels; 0 and 1 stay
 
 
 class ParcelNetwork(nn.Module):
-    """Encoder, pooling and projector."""
+    """Encoder, pooling and projector.
 
-    def __init__(self, config: ParcelsConfig, signal: Signal, n_outputs: int) -> None:
+    Parameters
+    ----------
+    encoder
+        Turns trials into tokens.
+    signal
+        Names the network of each parcel, for outputs per network.
+    n_outputs
+        Size of the output.
+    pooling, projector_hidden, dropout
+        See `ParcelsConfig`.
+    """
+
+    membership: Tensor
+
+    def __init__(
+        self,
+        encoder: ParcelEncoder,
+        signal: Signal,
+        n_outputs: int,
+        *,
+        pooling: str,
+        projector_hidden: int,
+        dropout: float,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = ParcelEncoder(config, signal)
+        self.encoder, self.pooling = encoder, pooling
+        width = encoder.cls.shape[0]
         self.projector = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.projector_hidden), nn.GELU(),
-            nn.Dropout(config.dropout), nn.Linear(config.projector_hidden, n_outputs),
+            nn.LayerNorm(width), nn.Linear(width, projector_hidden), nn.GELU(),
+            nn.Dropout(dropout), nn.Linear(projector_hidden, n_outputs),
         )  # fmt: skip
-        self.load_report: Any = None
+        self.load_report: LoadReport | None = None
         names = list(dict.fromkeys(signal.networks))
         membership = torch.zeros(len(names), signal.size_of("parcel"))
         for column, name in enumerate(signal.networks):
             membership[names.index(name), column] = 1
         self.register_buffer("membership", membership, persistent=False)
-
-    membership: Tensor
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output of each trial.
@@ -64,7 +90,7 @@ class ParcelNetwork(nn.Module):
         tensor of shape (batch, n_outputs)
         """
         tokens = self.encoder(data)  # (batch, 1 + n_tokens, width)
-        pooled = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
+        pooled = tokens[:, 0] if self.pooling == "cls" else tokens[:, 1:].mean(dim=1)
         return self.projector(pooled)
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
@@ -84,11 +110,11 @@ class ParcelNetwork(nn.Module):
         share = self.membership / self.membership.sum(dim=1, keepdim=True)
         return self.projector(share @ grid)  # (n_networks, n_parcels) @ (batch, n_parcels, width)
 
-    def freeze(self) -> None:
-        """Stop the gradient of the embeddings and the first blocks, as `freeze_depth` says."""
-        if self.config.freeze_depth == 0:
+    def freeze(self, depth: int) -> None:
+        """Stop the gradient of the embeddings and the first `depth` blocks; of nothing for 0."""
+        if depth == 0:
             return
-        frozen = [self.encoder.embed, self.encoder.place, *self.encoder.blocks[: self.config.freeze_depth]]
+        frozen = [self.encoder.embed, self.encoder.place, *self.encoder.blocks[:depth]]
         for module in frozen:
             module.requires_grad_(False)
         self.encoder.cls.requires_grad_(False)
@@ -99,9 +125,33 @@ class ParcelEncoder(nn.Module):
 
     The input is standardised by one mean and one deviation per parcel, which pretraining measures on its training
     trials and which travel with the weights; without pretraining they are 0 and 1.
+
+    Parameters
+    ----------
+    signal
+        Trials of parcels, or of parcels x times.
+    patch_times, width, depth, n_heads, mlp_ratio, dropout, network_embedding
+        See `ParcelsConfig`.
+    coordinates
+        Table of centroids that replaces the learned vector of each parcel, or None.
     """
 
-    def __init__(self, config: ParcelsConfig, signal: Signal) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        signal: Signal,
+        *,
+        patch_times: int | None,
+        width: int,
+        depth: int,
+        n_heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        network_embedding: bool,
+        coordinates: Path | None,
+    ) -> None:
         super().__init__()
         if signal.dims not in (("parcel",), ("parcel", "time")):
             raise DataError(
@@ -110,26 +160,30 @@ class ParcelEncoder(nn.Module):
             )
         self.n_parcels = signal.shape[0]
         n_times = signal.shape[1] if len(signal.shape) == 2 else 1
-        self.patch_times = config.patch_times or n_times
+        self.patch_times = patch_times or n_times
         if n_times % self.patch_times:
             raise DataError(
                 f"trials of {n_times} samples do not part into patches of {self.patch_times}; set "
                 "encoder.network.patch_times to a divisor."
             )
         self.n_patches = n_times // self.patch_times
+        self.signal, self.coordinates, self.network_embedding = signal, coordinates, network_embedding
+        self.n_heads, self.mlp_ratio, self.dropout = n_heads, mlp_ratio, dropout
         self.register_buffer("mean", torch.zeros(self.n_parcels, 1))
         self.register_buffer("std", torch.ones(self.n_parcels, 1))
-        self.embed = nn.Linear(self.patch_times, config.width)
-        self.place = PlaceEmbedding(config, signal, config.width, self.n_patches)
-        self.cls = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.embed = nn.Linear(self.patch_times, width)
+        self.place = self.make_places(width)
+        self.cls = nn.Parameter(torch.randn(width) * 0.02)  # as ViT starts its class token
         self.blocks = nn.ModuleList(
-            TransformerBlock(config.width, config.n_heads, config.mlp_ratio, config.dropout)
-            for _ in range(config.depth)
+            TransformerBlock(width, n_heads, mlp_ratio, dropout) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(width)
 
-    mean: Tensor
-    std: Tensor
+    def make_places(self, width: int) -> PlaceEmbedding:
+        """Return new embeddings of this encoder's places, also for a decoder of another width."""
+        return PlaceEmbedding(
+            self.signal, width, self.n_patches, networks=self.network_embedding, coordinates=self.coordinates
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -164,14 +218,31 @@ class ParcelEncoder(nn.Module):
 
 
 class PlaceEmbedding(nn.Module):
-    """What a token's place in cortex and in time adds to it: parcel, network and patch."""
+    """What a token's place in cortex and in time adds to it: parcel, network and patch.
 
-    def __init__(self, config: ParcelsConfig, signal: Signal, width: int, n_patches: int) -> None:
+    Parameters
+    ----------
+    signal
+        Number of parcels and the network of each.
+    width, n_patches
+        Size of a token, and patches of time.
+    networks
+        Whether the parcel's network adds a vector of its own.
+    coordinates
+        Table of centroids, or None for a learned vector per parcel.
+    """
+
+    centroids: Tensor | None
+    network_of: Tensor
+
+    def __init__(
+        self, signal: Signal, width: int, n_patches: int, *, networks: bool, coordinates: Path | None
+    ) -> None:
         super().__init__()
         n_parcels = signal.shape[0]
         self.parcel: nn.Linear | nn.Embedding
-        if config.coordinates is not None:
-            places = read_centroids(config.coordinates, n_parcels)
+        if coordinates is not None:
+            places = read_centroids(coordinates, n_parcels)
             self.register_buffer("centroids", torch.as_tensor(places, dtype=torch.float32), persistent=False)
             self.parcel = nn.Linear(3, width)
         else:
@@ -179,7 +250,7 @@ class PlaceEmbedding(nn.Module):
             self.parcel = _make_table(n_parcels, width)
         self.time = _make_table(n_patches, width)
         self.network: nn.Embedding | None = None
-        if config.network_embedding:
+        if networks:
             if len(signal.networks) != n_parcels:
                 raise DataError(
                     f"the network embedding needs the network of each of the {n_parcels} parcels, but the responses "
@@ -191,9 +262,6 @@ class PlaceEmbedding(nn.Module):
                 "network_of", torch.tensor([names.index(name) for name in signal.networks]), persistent=False
             )
             self.network = _make_table(len(names), width)
-
-    centroids: Tensor | None
-    network_of: Tensor
 
     def forward(self) -> Tensor:
         """Return one vector per token, shape (n_parcels * n_patches, width)."""
@@ -239,8 +307,8 @@ class MaskedAutoencoder(nn.Module):
 
     Parameters
     ----------
-    config, signal
-        Of the encoder.
+    encoder
+        Learns with the decoder.
     decoder_width, decoder_depth, decoder_heads
         Size of the decoder.
     normalisation
@@ -251,8 +319,7 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(
         self,
-        config: ParcelsConfig,
-        signal: Signal,
+        encoder: ParcelEncoder,
         *,
         decoder_width: int,
         decoder_depth: int,
@@ -260,13 +327,13 @@ class MaskedAutoencoder(nn.Module):
         normalisation: Normalisation,
     ) -> None:
         super().__init__()
-        self.encoder = ParcelEncoder(config, signal)
+        self.encoder = encoder
         self.normalisation = normalisation
-        self.reduce = nn.Linear(config.width, decoder_width)
+        self.reduce = nn.Linear(encoder.cls.shape[0], decoder_width)
         self.hidden_token = nn.Parameter(torch.randn(decoder_width) * 0.02)
-        self.place = PlaceEmbedding(config, signal, decoder_width, self.encoder.n_patches)
+        self.place = encoder.make_places(decoder_width)
         self.blocks = nn.ModuleList(
-            TransformerBlock(decoder_width, decoder_heads, config.mlp_ratio, config.dropout)
+            TransformerBlock(decoder_width, decoder_heads, encoder.mlp_ratio, encoder.dropout)
             for _ in range(decoder_depth)
         )
         self.norm = nn.LayerNorm(decoder_width)
@@ -285,7 +352,7 @@ class MaskedAutoencoder(nn.Module):
         """
         hidden = order[:, n_visible:]
         predicted = self.reconstruct(data, order, n_visible)
-        target = self.make_targets(data).gather(1, _expand(hidden, self.encoder.patch_times))
+        target = self.make_targets(data).gather(1, hidden[..., None].expand(-1, -1, self.encoder.patch_times))
         return (predicted - target).square().mean(dim=(1, 2))
 
     def reconstruct(self, data: Tensor, order: Tensor, n_visible: int) -> Tensor:
@@ -341,5 +408,158 @@ def _make_table(n: int, width: int) -> nn.Embedding:
     return table
 
 
-def _expand(index: Tensor, width: int) -> Tensor:
-    return index[..., None].expand(-1, -1, width)
+@dataclass(frozen=True)
+class LoadReport:
+    """What was read.
+
+    Parameters
+    ----------
+    file
+        Where from.
+    loaded
+        Name in the file to name in the encoder.
+    ignored
+        Names in the file that were left out because the configuration says so.
+    """
+
+    file: Path
+    loaded: Mapping[str, str]
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        renamed = [f"{a} as {b}" for a, b in self.loaded.items() if a != b]
+        text = f"{len(self.loaded)} tensors from {self.file}"
+        if renamed:
+            text += f", {len(renamed)} renamed (first {renamed[0]})"
+        return text + (f", {len(self.ignored)} ignored" if self.ignored else "")
+
+
+def describe_encoder(encoder: ParcelEncoder) -> dict[str, Any]:
+    """Return what two encoders must share for their weights to mean the same."""
+    return {
+        "width": encoder.cls.shape[0],
+        "depth": len(encoder.blocks),
+        "n_heads": encoder.n_heads,
+        "mlp_ratio": encoder.mlp_ratio,
+        "patch_times": encoder.patch_times,
+        "n_patches": encoder.n_patches,
+        "n_parcels": encoder.n_parcels,
+        "network_embedding": encoder.network_embedding,
+        "parcel_position": "learned" if encoder.coordinates is None else "coordinates",
+        "networks": list(encoder.signal.networks),
+    }
+
+
+def read_encoder(
+    encoder: ParcelEncoder, file: Path, *, key_map: Mapping[str, str], ignore: Sequence[str]
+) -> LoadReport:
+    """Read weights into `encoder`.
+
+    Parameters
+    ----------
+    encoder
+        Changed in place.
+    file
+        ``.safetensors``, or a torch file of tensors.
+    key_map, ignore
+        See `ParcelsConfig`.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, a tensor is missing, left over or of another shape, two have the same name, or
+        a value is not finite.
+    """
+    tensors = _read_tensors(file)
+    loaded: dict[str, str] = {}
+    ignored: list[str] = []
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if any(name.startswith(prefix) for prefix in ignore):
+            ignored.append(name)
+            continue
+        renamed = _rename(name, key_map)
+        if renamed in state:
+            raise DataError(f"two tensors of {file} become {renamed}; correct encoder.network.key_map.")
+        loaded[name], state[renamed] = renamed, tensor
+    _check_state(encoder.state_dict(), state, file)
+    encoder.load_state_dict(state, strict=False)  # complete but for the optional ones, as was just checked
+    return LoadReport(file, loaded, tuple(ignored))
+
+
+def check_description(found: Mapping[str, Any], folder: Path) -> None:
+    """Raise `DataError` if `folder` was pretrained with another architecture or parcellation than `found`."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return
+    wanted = read_json(path).get("architecture", {})
+    for key, value in wanted.items():
+        if key not in found or found[key] == value:
+            continue
+        if key == "networks":
+            where = next((i for i, (a, b) in enumerate(zip(value, found[key], strict=False)) if a != b), None)
+            raise DataError(
+                f"the encoder in {folder} was pretrained on parcels of other networks (first difference at parcel "
+                f"{where if where is not None else min(len(value), len(found[key]))}): it belongs to another atlas."
+            )
+        raise DataError(
+            f"the encoder in {folder} was pretrained with {key} = {value}, but this one has {found[key]}; set "
+            f"encoder.network accordingly, or pretrain again."
+        )
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(
+            f"{file} cannot be read as a file of tensors ({str(error).splitlines()[0][:200]}); give a .safetensors "
+            "file, or a torch file that holds nothing but tensors."
+        ) from error
+    for _ in range(3):
+        inner = next(
+            (key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)),
+            None,
+        )
+        if inner is None:
+            break
+        content = content[inner]
+    if not isinstance(content, dict):
+        raise DataError(f"{file} holds a {type(content).__name__}, not a table of named tensors.")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise DataError(f"{file} holds no tensor.")
+    return tensors
+
+
+def _rename(name: str, key_map: Mapping[str, str]) -> str:
+    for old, new in key_map.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+def _check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: Path) -> None:
+    missing, left_over = sorted(set(own) - set(given) - _OPTIONAL), sorted(set(given) - set(own))
+    if missing or left_over:
+        parts = []
+        if missing:
+            parts.append(f"lacks {len(missing)} tensor(s) of the encoder ({', '.join(missing[:5])})")
+        if left_over:
+            parts.append(f"has {len(left_over)} that the encoder does not know ({', '.join(left_over[:5])})")
+        raise DataError(
+            f"{file} {' and '.join(parts)}; rename with encoder.network.key_map, leave out with "
+            "encoder.network.ignore_keys, or change width, depth and embeddings to those of the file."
+        )
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape:
+            raise DataError(
+                f"{name} in {file} has the shape {tuple(tensor.shape)}, but the encoder's is "
+                f"{tuple(own[name].shape)}: another architecture, parcellation or length of trial."
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DataError(f"{name} in {file} holds values that are not finite.")

@@ -1,8 +1,6 @@
 """Whole-cortex parcel encoder: a masked-autoencoder transformer over parcels and time patches.
 
-Owns the configuration of the encoder and of the files it starts from. The modules are in `parcel_layers` and the
-reading of weights in `parcel_weights`, so that torch is loaded only by `build`; `training.pretrain` trains the
-encoder without labels.
+Settings of the encoder and of the files that it starts from; `training.pretrain` trains it without labels.
 
 The paper that this follows names a pretrained fMRI foundation encoder that is tuned by contrast and reports that
 networks beyond the visual one contribute; it does not give the encoder's inside. Tokens, sizes and embeddings are
@@ -28,6 +26,8 @@ from braindecode_vis.store import hash_file
 
 if TYPE_CHECKING:
     import torch
+
+    from braindecode_vis.encoders.parcels import ParcelEncoder
 
 WEIGHTS = "encoder.safetensors"
 
@@ -127,6 +127,22 @@ class ParcelsConfig(Settings):
             fields["coordinates_digest"] = hash_file(path)
         return fields
 
+    def build_encoder(self, signal: Signal) -> ParcelEncoder:
+        """Return the untrained encoder alone, as pretraining starts it."""
+        from braindecode_vis.encoders.parcels import ParcelEncoder
+
+        return ParcelEncoder(
+            signal,
+            patch_times=self.patch_times,
+            width=self.width,
+            depth=self.depth,
+            n_heads=self.n_heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            network_embedding=self.network_embedding,
+            coordinates=self.coordinates,
+        )
+
     def build(self, signal: Signal, n_outputs: int) -> torch.nn.Module:
         """Return the network, with the pretrained weights in its encoder if any are given.
 
@@ -144,15 +160,21 @@ class ParcelsConfig(Settings):
         DataError
             If the axes, the networks, the centroids or the pretrained weights do not fit.
         """
-        from braindecode_vis.encoders.parcel_weights import check_description, describe_encoder, read_encoder
-        from braindecode_vis.encoders.parcels import ParcelNetwork
+        from braindecode_vis.encoders import parcels
 
-        network = ParcelNetwork(self, signal, n_outputs)
+        network = parcels.ParcelNetwork(
+            self.build_encoder(signal),
+            signal,
+            n_outputs,
+            pooling=self.pooling,
+            projector_hidden=self.projector_hidden,
+            dropout=self.dropout,
+        )
         if (weights := self.weights_file) is not None:
             if weights.name == WEIGHTS:
-                check_description(describe_encoder(network.encoder, signal, self), weights.parent)
-            network.load_report = read_encoder(
+                parcels.check_description(parcels.describe_encoder(network.encoder), weights.parent)
+            network.load_report = parcels.read_encoder(
                 network.encoder, weights, key_map=self.key_map, ignore=self.ignore_keys
             )
-        network.freeze()
+        network.freeze(self.freeze_depth)
         return network

@@ -1,6 +1,6 @@
-"""The modules of SimpleConv: virtual channels, subject matrices, gated dilated convolutions, time aggregation.
+"""SimpleConv: virtual channels, subject matrices, gated dilated convolutions, time aggregation.
 
-Knows torch and the signal, not training. `SpatialAttention` and `SubjectLayer` stand on their own.
+Knows nothing of training. `SpatialAttention` and `SubjectLayer` stand on their own.
 
 References
 ----------
@@ -17,44 +17,54 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.simpleconv_config import SimpleConvSettings
 
 
 class SimpleConv(nn.Module):
-    """Virtual channels, subject matrices, dilated gated convolutions, one vector per trial, one or two heads."""
+    """Virtual channels, subject matrices, dilated gated convolutions, one vector per trial, one or two heads.
+
+    Parameters
+    ----------
+    merger
+        From sensors to virtual channels.
+    initial
+        The 1x1 convolution behind them.
+    subjects
+        Matrices of the subjects, or None.
+    stack
+        The dilated convolutions.
+    final
+        Last step at each sample, onto the features.
+    aggregate
+        From a series to one vector.
+    head, regression_head
+        Onto the outputs.
+    n_windows
+        Windows of `forward_tokens`.
+    """
 
     def __init__(
-        self, config: SimpleConvSettings, signal: Signal, n_outputs: int, n_regression: int | None
+        self,
+        *,
+        merger: nn.Module,
+        initial: nn.Module,
+        subjects: SubjectLayer | None,
+        stack: ConvStack,
+        final: nn.Module,
+        aggregate: nn.Module,
+        head: nn.Module,
+        regression_head: nn.Module | None,
+        n_windows: int,
     ) -> None:
         super().__init__()
-        n_channels, n_times = signal.size_of("channel"), signal.size_of("time")
-        if signal.dims != ("channel", "time"):
-            raise DataError(f"SimpleConv reads trials of channels x times, not {' x '.join(signal.dims)}.")
-        self.n_windows = config.n_windows
-        n_features = config.backbone_outputs or n_outputs
-        self.merger = _make_merger(config, signal, n_channels)
-        self.initial = nn.Conv1d(config.n_virtual_channels, config.initial_channels, 1)
-        self.subjects = (
-            SubjectLayer(config.initial_channels, len(signal.subjects)) if config.subject_layer else None
-        )
-        self.stack = ConvStack(config)
-        self.final: nn.Module = (
-            nn.Conv1d(config.hidden, n_features, 1)
-            if config.final == "one_layer"
-            else nn.Sequential(
-                nn.Conv1d(config.hidden, 2 * config.hidden, 1),
-                nn.GELU(),
-                nn.Conv1d(2 * config.hidden, n_features, 1),
-            )
-        )
-        self.aggregate = _make_aggregation(config, n_features, n_times)
-        self.head: nn.Module = nn.Identity()
-        self.regression_head: nn.Module | None = None
-        if config.backbone_outputs is not None:
-            self.head = _make_head(n_features, config.head_hidden, n_outputs)
-            if config.heads == "two":
-                self.regression_head = _make_head(n_features, config.head_hidden, n_regression or n_outputs)
+        self.n_windows = n_windows
+        self.merger = merger
+        self.initial = initial
+        self.subjects = subjects
+        self.stack = stack
+        self.final = final
+        self.aggregate = aggregate
+        self.head = head
+        self.regression_head = regression_head
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the (contrastive) output.
@@ -157,23 +167,42 @@ class SubjectLayer(nn.Module):
 
 
 class ConvStack(nn.Module):
-    """Dilated convolutions with batch norm, GELU and skip connections, and a gated linear unit now and then."""
+    """Dilated convolutions with batch norm, GELU and skip connections, and a gated linear unit now and then.
 
-    def __init__(self, config: SimpleConvSettings) -> None:
+    Parameters
+    ----------
+    n_inputs
+        Channels of the series that comes in.
+    hidden, depth, kernel_size, dilation_period, glu_every, glu_context
+        See `SimpleConvSettings`.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        *,
+        hidden: int,
+        depth: int,
+        kernel_size: int,
+        dilation_period: int,
+        glu_every: int,
+        glu_context: int,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.gates = nn.ModuleList()
-        hidden = config.hidden
-        for number in range(config.depth):
-            n_in = hidden if number else config.initial_channels
-            dilation = 2 ** (number % config.dilation_period)
-            padding = config.kernel_size // 2 * dilation
-            convolution = nn.Conv1d(n_in, hidden, config.kernel_size, padding=padding, dilation=dilation)
+        for number in range(depth):
+            dilation = 2 ** (number % dilation_period)
+            padding = kernel_size // 2 * dilation  # keeps the number of samples, since the kernel is odd
+            convolution = nn.Conv1d(
+                hidden if number else n_inputs, hidden, kernel_size, padding=padding, dilation=dilation
+            )
             self.layers.append(nn.Sequential(convolution, nn.BatchNorm1d(hidden), nn.GELU()))
-            gated = config.glu_every > 0 and (number + 1) % config.glu_every == 0
-            context = config.glu_context
+            gated = glu_every > 0 and (number + 1) % glu_every == 0
             self.gates.append(
-                nn.Sequential(nn.Conv1d(hidden, 2 * hidden, 1 + 2 * context, padding=context), nn.GLU(dim=1))
+                nn.Sequential(
+                    nn.Conv1d(hidden, 2 * hidden, 1 + 2 * glu_context, padding=glu_context), nn.GLU(dim=1)
+                )
                 if gated
                 else nn.Identity()
             )
@@ -255,33 +284,8 @@ def scale_positions(positions: np.ndarray) -> np.ndarray:
     return np.where(span > 0, (positions - low) / np.where(span > 0, span, 1.0), 0.5)
 
 
-def _make_merger(config: SimpleConvSettings, signal: Signal, n_channels: int) -> nn.Module:
-    if config.merger == "linear":
-        return nn.Conv1d(n_channels, config.n_virtual_channels, 1)
-    if signal.ch_pos is None:
-        raise DataError(
-            "the spatial attention of SimpleConv needs the position of every sensor, but these responses lack them; "
-            "set encoder.network.merger=linear, or give the data set a montage."
-        )
-    flat = project_positions(signal.ch_pos) if config.position_dims == 2 else np.asarray(signal.ch_pos, float)
-    return SpatialAttention(
-        scale_positions(flat),
-        config.n_virtual_channels,
-        config.n_frequencies,
-        config.position_margin,
-        config.dropout_radius,
-    )
-
-
-def _make_aggregation(config: SimpleConvSettings, n_features: int, n_times: int) -> nn.Module:
-    if config.time_aggregation == "affine":
-        return AffineOverTime(n_times)
-    if config.time_aggregation == "attention":
-        return AttentionOverTime(n_features, config.attention_size)
-    return MeanOverTime()
-
-
-def _make_head(n_features: int, hidden: int | None, n_outputs: int) -> nn.Module:
+def make_head(n_features: int, hidden: int | None, n_outputs: int) -> nn.Module:
+    """Return a linear head, or one with a hidden layer of `hidden` units."""
     if hidden is None:
         return nn.Linear(n_features, n_outputs)
     return nn.Sequential(

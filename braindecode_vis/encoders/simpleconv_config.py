@@ -1,9 +1,8 @@
 """SimpleConv for EEG and MEG: the speech network, its NeuralBench image variant and Meta's image decoder.
 
-Owns the three configurations of one convolutional stack: virtual channels from an attention over the sensor
+Settings of the three variants of one convolutional stack: virtual channels from an attention over the sensor
 positions, a 1x1 convolution, one matrix per subject, dilated residual convolutions with gated linear units, an
-average over time, and one or two heads. The modules are in `simpleconv_layers`, so that torch is loaded only by
-`build`.
+average over time, and one or two heads.
 
 References
 ----------
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class SimpleConvSettings(Settings):
     initial_channels
         Outputs of the first 1x1 convolution.
     subject_layer
-        One matrix per subject after it; a person never trained on gets the mean of all matrices.
+        One matrix per subject after it; a subject never trained on gets the mean of all matrices.
     hidden, depth, kernel_size
         Channels, number and length (samples) of the convolutions.
     dilation_period
@@ -143,14 +142,86 @@ class SimpleConvSettings(Settings):
         DataError
             If an axis or the sensor positions are missing.
         """
-        from braindecode_vis.encoders.simpleconv import SimpleConv
+        from torch import nn
+
+        from braindecode_vis.encoders import simpleconv
 
         if n_regression is not None and self.heads == "one":
             raise ConfigError(
                 "a regression objective next to a contrastive one needs a second head here; "
                 "set encoder.network.heads=two and encoder.network.backbone_outputs."
             )
-        return SimpleConv(self, signal, n_outputs, n_regression)
+        _, n_times = read_axes(signal, "SimpleConv")
+        n_features = self.backbone_outputs or n_outputs
+        # The parts are built in the order in which they are run, so that a seed always draws the same weights.
+        merger = self._build_merger(signal)
+        initial = nn.Conv1d(self.n_virtual_channels, self.initial_channels, 1)
+        subjects = (
+            simpleconv.SubjectLayer(self.initial_channels, len(signal.subjects))
+            if self.subject_layer
+            else None
+        )
+        stack = simpleconv.ConvStack(
+            self.initial_channels,
+            hidden=self.hidden,
+            depth=self.depth,
+            kernel_size=self.kernel_size,
+            dilation_period=self.dilation_period,
+            glu_every=self.glu_every,
+            glu_context=self.glu_context,
+        )
+        final: nn.Module
+        if self.final == "one_layer":
+            final = nn.Conv1d(self.hidden, n_features, 1)
+        else:
+            wide = 2 * self.hidden
+            final = nn.Sequential(nn.Conv1d(self.hidden, wide, 1), nn.GELU(), nn.Conv1d(wide, n_features, 1))
+        aggregate: nn.Module = simpleconv.MeanOverTime()
+        if self.time_aggregation == "affine":
+            aggregate = simpleconv.AffineOverTime(n_times)
+        elif self.time_aggregation == "attention":
+            aggregate = simpleconv.AttentionOverTime(n_features, self.attention_size)
+        head: nn.Module = nn.Identity()
+        regression_head = None
+        if self.backbone_outputs is not None:
+            head = simpleconv.make_head(n_features, self.head_hidden, n_outputs)
+            if self.heads == "two":
+                regression_head = simpleconv.make_head(
+                    n_features, self.head_hidden, n_regression or n_outputs
+                )
+        return simpleconv.SimpleConv(
+            merger=merger,
+            initial=initial,
+            subjects=subjects,
+            stack=stack,
+            final=final,
+            aggregate=aggregate,
+            head=head,
+            regression_head=regression_head,
+            n_windows=self.n_windows,
+        )
+
+    def _build_merger(self, signal: Signal) -> torch.nn.Module:
+        """Return what turns sensors into virtual channels."""
+        from torch import nn
+
+        from braindecode_vis.encoders.simpleconv import SpatialAttention, project_positions, scale_positions
+
+        if self.merger == "linear":
+            return nn.Conv1d(signal.size_of("channel"), self.n_virtual_channels, 1)
+        if signal.ch_pos is None:
+            raise DataError(
+                "the spatial attention of SimpleConv needs the position of every sensor, but these responses lack "
+                "them; set encoder.network.merger=linear, or give the data set a montage."
+            )
+        flat = project_positions(signal.ch_pos) if self.position_dims == 2 else signal.ch_pos
+        return SpatialAttention(
+            scale_positions(flat),
+            self.n_virtual_channels,
+            self.n_frequencies,
+            self.position_margin,
+            self.dropout_radius,
+        )
 
 
 class SimpleConvConfig(SimpleConvSettings):

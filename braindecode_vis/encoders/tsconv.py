@@ -12,33 +12,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.encoders.axes import count_windows, read_axes, scale_length
-from braindecode_vis.encoders.readout_layers import Projector
-from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv_config import TSConvConfig, TSConvSettings
+from braindecode_vis.encoders.eegproject import Projector
+from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
 
-PUBLISHED_SFREQ = 250.0  # Hz
-_STD = 0.02
+NICE_SFREQ = 250.0  # Hz, at which the paper gives its lengths
+_STD = 0.02  # of the initial weights in NICE's released code
 
 
 class TSConvNetwork(nn.Module):
-    """Optional attention over channels, the convolutions, the projector."""
+    """Optional attention over channels, the convolutions, the projector.
 
-    def __init__(self, config: TSConvConfig, signal: Signal, n_outputs: int) -> None:
+    Parameters
+    ----------
+    attention
+        What precedes the convolutions, `ChannelSelfAttention`, `ChannelGraphAttention` or the identity.
+    convolution
+        The convolutions.
+    projector
+        From their maps to the output.
+    as_nice
+        Draw the weights as NICE does, instead of leaving torch's.
+    """
+
+    def __init__(
+        self, attention: nn.Module, convolution: TSConv, projector: Projector, *, as_nice: bool
+    ) -> None:
         super().__init__()
-        n_channels, n_times = read_axes(signal, "tsconv")
-        self.attention: nn.Module
-        if config.attention == "self":
-            self.attention = ChannelSelfAttention(n_channels, n_times, config.attention_dropout)
-        elif config.attention == "graph":
-            self.attention = ChannelGraphAttention(n_times, config.attention_dropout)
-        else:
-            self.attention = nn.Identity()
-        self.convolution = TSConv(config, signal, "tsconv")
-        self.projector = Projector(
-            config.n_maps, self.convolution.n_windows, n_outputs, config.projector_dropout, config.width
-        )
-        if config.initialisation == "nice":
+        self.attention = attention
+        self.convolution = convolution
+        self.projector = projector
+        if as_nice:
             self.apply(_initialise)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
@@ -59,30 +62,43 @@ class TSConv(nn.Module):
 
     Parameters
     ----------
-    config
-        Sizes.
     signal
         Trials of channel x time.
     network
         Name in messages.
+    n_maps, kernel, pool, stride, conv_dropout
+        See `TSConvSettings`.
+    scale_to_sfreq
+        Whether the three lengths are stretched from 250 Hz to the signal's rate.
     """
 
-    def __init__(self, config: TSConvSettings, signal: Signal, network: str) -> None:
+    def __init__(
+        self,
+        signal: Signal,
+        network: str,
+        *,
+        n_maps: int,
+        kernel: int,
+        pool: int,
+        stride: int,
+        conv_dropout: float,
+        scale_to_sfreq: bool,
+    ) -> None:
         super().__init__()
         n_channels, _ = read_axes(signal, network)
-        lengths = [config.kernel, config.pool, config.stride]
-        if config.scale_to_sfreq:
-            lengths = [scale_length(length, signal, network, PUBLISHED_SFREQ) for length in lengths]
+        lengths = [kernel, pool, stride]
+        if scale_to_sfreq:
+            lengths = [scale_length(length, signal, network, NICE_SFREQ) for length in lengths]
         kernel, self.pool, self.stride = lengths
         self.n_windows = count_windows(
             signal, network, lambda n: (n - kernel + 1 - self.pool) // self.stride + 1
         )
-        n_maps = config.n_maps
+        self.map_shape = (n_maps, self.n_windows)
         self.temporal = nn.Conv2d(1, n_maps, (1, kernel))
         self.temporal_norm = nn.BatchNorm2d(n_maps)
         self.spatial = nn.Conv2d(n_maps, n_maps, (n_channels, 1))
         self.spatial_norm = nn.BatchNorm2d(n_maps)
-        self.dropout = nn.Dropout(config.conv_dropout)
+        self.dropout = nn.Dropout(conv_dropout)
         self.mixing = nn.Conv2d(n_maps, n_maps, 1)
 
     def forward(self, data: Tensor) -> Tensor:
@@ -91,6 +107,10 @@ class TSConv(nn.Module):
         maps = functional.elu(self.temporal_norm(maps))  # batch, maps, channels, windows
         maps = functional.elu(self.spatial_norm(self.spatial(maps)))  # batch, maps, 1, windows
         return self.mixing(self.dropout(maps)).squeeze(2)
+
+    def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
+        """Return the projection of each pooled window, shape (batch, n_windows, n_outputs)."""
+        return projector.forward_windows(self(data))
 
     def _convolve_and_pool(self, data: Tensor) -> Tensor:
         """Map (batch, n_channels, n_times) to (batch, n_maps, n_channels, n_windows)."""

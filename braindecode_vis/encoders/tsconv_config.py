@@ -1,7 +1,5 @@
 """NICE: temporal and spatial convolutions (TSConv) and a projector, plain or after attention over the channels.
 
-Owns the configuration; the modules are in `tsconv_layers`, so that torch is loaded only by `build`.
-
 References
 ----------
 Song et al. (2024), Decoding natural images from EEG for object recognition, arXiv:2308.13234.
@@ -14,11 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.signal import Signal, read_axes
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from braindecode_vis.encoders.tsconv import TSConv
 
 
 class TSConvSettings(Settings):
@@ -43,6 +43,21 @@ class TSConvSettings(Settings):
     stride: int = Field(default=5, ge=1)
     conv_dropout: float = Field(default=0.5, ge=0, lt=1)
     scale_to_sfreq: bool = False
+
+    def make_convolution(self, signal: Signal, network: str) -> TSConv:
+        """Return the convolutions; `network` names them in messages."""
+        from braindecode_vis.encoders.tsconv import TSConv
+
+        return TSConv(
+            signal,
+            network,
+            n_maps=self.n_maps,
+            kernel=self.kernel,
+            pool=self.pool,
+            stride=self.stride,
+            conv_dropout=self.conv_dropout,
+            scale_to_sfreq=self.scale_to_sfreq,
+        )
 
 
 class TSConvConfig(TSConvSettings):
@@ -85,6 +100,20 @@ class TSConvConfig(TSConvSettings):
         DataError
             If the trials are not channel x time, or too short.
         """
-        from braindecode_vis.encoders.tsconv import TSConvNetwork
+        from torch import nn
 
-        return TSConvNetwork(self, signal, n_outputs)
+        from braindecode_vis.encoders.eegproject import Projector
+        from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConvNetwork
+
+        n_channels, n_times = read_axes(signal, "tsconv")
+        # Built in this order, the parts draw the same weights from a seed as they did when results were published.
+        attention: nn.Module = nn.Identity()
+        if self.attention == "self":
+            attention = ChannelSelfAttention(n_channels, n_times, self.attention_dropout)
+        elif self.attention == "graph":
+            attention = ChannelGraphAttention(n_times, self.attention_dropout)
+        convolution = self.make_convolution(signal, "tsconv")
+        projector = Projector(
+            self.n_maps, convolution.n_windows, n_outputs, self.projector_dropout, self.width
+        )
+        return TSConvNetwork(attention, convolution, projector, as_nice=self.initialisation == "nice")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
-from braindecode_vis.encoders.volume_conv import find_first_rows
+from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, publish_scores
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.seeds import derive_seed

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.parcel_weights import DESCRIPTION, describe_encoder
-from braindecode_vis.encoders.parcels import MaskedAutoencoder
+from braindecode_vis.encoders.parcels import DESCRIPTION, MaskedAutoencoder, describe_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
@@ -88,8 +87,7 @@ class PretrainRun:
         if kind == "patch" and length < 2:
             raise DataError("a patch of one sample has no variance; set pretrain.normalisation=parcel.")
         return MaskedAutoencoder(
-            config.encoder,
-            self.signal,
+            config.encoder.build_encoder(self.signal),
             decoder_width=config.decoder_width,
             decoder_depth=config.decoder_depth,
             decoder_heads=config.decoder_heads,
@@ -296,7 +294,7 @@ class PretrainRun:
         write_json(
             folder / DESCRIPTION,
             {
-                "architecture": describe_encoder(encoder, self.signal, self.config.encoder),
+                "architecture": describe_encoder(encoder),
                 "config": self.config.model_dump(mode="json"),
                 "seed": self.seed,
                 "reached": reached,

@@ -5,7 +5,7 @@ from torch.nn import functional
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.atm import EncoderLayer, SubjectLinear, make_sinusoids
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
-from braindecode_vis.encoders.compact_config import EEGNetSettings
+from braindecode_vis.encoders.eegnet_config import EEGNetSettings
 from braindecode_vis.encoders.signal import Signal
 
 

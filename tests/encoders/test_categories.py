@@ -10,8 +10,12 @@ from sklearn.preprocessing import StandardScaler
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders import category_decoders as categories
-from braindecode_vis.encoders.category_decoders import CategoryDecoder, LdaConfig, LogisticConfig
-from braindecode_vis.encoders.volume_conv import find_first_rows
+from braindecode_vis.encoders.category_decoders import (
+    CategoryDecoder,
+    LdaConfig,
+    LogisticConfig,
+    find_first_rows,
+)
 
 
 def make_trials(n_classes=2, n_trials=120, signal=1.0, seed=0, n_runs=4):

@@ -13,12 +13,11 @@ from torch.nn import functional
 
 import braindecode_vis.encoders as encoders
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
-from braindecode_vis.encoders.compact_config import DeepNetConfig, EEGNetConfig, ShallowNetConfig
+from braindecode_vis.encoders.eegnet_config import EEGNetConfig
 from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
+from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
-from braindecode_vis.encoders.residual_mlp import ResidualMlpConfig
-from braindecode_vis.encoders.shared_space import SharedSpaceConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvConfig,
@@ -90,8 +89,6 @@ NETWORKS = [
     Network("atm_e, joint", AtmEConfig(joint=True, n_features=30)),
     Network("eegnet", EEGNetConfig()),
     Network("eegnet, bounded", EEGNetConfig(readout_max_norm=0.25, n_pointwise=5)),
-    Network("shallow_fbcsp", ShallowNetConfig()),
-    Network("deep4", DeepNetConfig(later_kernel=4)),
     Network("latent_decoder", LatentDecoderConfig(time_features=10, last_width=6)),
     Network("latent_decoder, voxels", LatentDecoderConfig(trunk_features=20, last_width=6), ("voxel",)),
     Network("simpleconv", SimpleConvConfig(**SMALL_CONV)),

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.parcels import MaskedAutoencoder, ParcelEncoder, read_centroids
+from braindecode_vis.encoders.parcels import MaskedAutoencoder, read_centroids
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import Signal
 
@@ -22,7 +22,11 @@ def tune(**changes):
 
 def make_autoencoder(config=TINY, signal=SIGNAL, normalisation="patch"):
     return MaskedAutoencoder(
-        config, signal, decoder_width=6, decoder_depth=1, decoder_heads=2, normalisation=normalisation
+        config.build_encoder(signal),
+        decoder_width=6,
+        decoder_depth=1,
+        decoder_heads=2,
+        normalisation=normalisation,
     ).eval()
 
 
@@ -53,7 +57,7 @@ def test_parameters_equal_the_hand_count():
 
 
 def test_attention_equals_the_plain_formula():
-    block = ParcelEncoder(TINY, SIGNAL).blocks[0]
+    block = TINY.build_encoder(SIGNAL).blocks[0]
     tokens = torch.randn(2, 5, 8)
     q, k, v = block.qkv(tokens).split(8, dim=-1)
     heads = []
@@ -65,7 +69,7 @@ def test_attention_equals_the_plain_formula():
 
 
 def test_patches_are_stretches_of_one_parcel_standardised_by_its_statistics():
-    encoder = ParcelEncoder(TINY, SIGNAL)
+    encoder = TINY.build_encoder(SIGNAL)
     encoder.mean[:], encoder.std[:] = torch.arange(6.0)[:, None], 2.0
     data = torch.randn(3, 6, 8)
     patches = encoder.cut_patches(data)
@@ -150,7 +154,7 @@ def test_frozen_blocks_get_no_gradient():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_foreign_weights_are_renamed_and_reported(tmp_path, suffix):
-    encoder = ParcelEncoder(TINY, SIGNAL)
+    encoder = TINY.build_encoder(SIGNAL)
     state = {f"net.{k}": v + 1 for k, v in encoder.state_dict().items() if k not in ("mean", "std")}
     state["decoder.weight"] = torch.ones(2)
     file = tmp_path / f"weights{suffix}"
@@ -176,12 +180,12 @@ def test_foreign_weights_are_renamed_and_reported(tmp_path, suffix):
 
 def test_files_count_by_their_content(tmp_path):
     file = tmp_path / "weights.safetensors"
-    save_file(ParcelEncoder(TINY, SIGNAL).state_dict(), file)
+    save_file(TINY.build_encoder(SIGNAL).state_dict(), file)
     first = tune(pretrained=file).hashed_fields()
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes(file.read_bytes())
     assert tune(pretrained=moved).hashed_fields() == first
-    save_file(ParcelEncoder(TINY, SIGNAL).state_dict(), file)
+    save_file(TINY.build_encoder(SIGNAL).state_dict(), file)
     assert tune(pretrained=file).hashed_fields() != first
 
 

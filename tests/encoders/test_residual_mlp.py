@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.residual_mlp import ResidualMlpConfig
+from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig
 from braindecode_vis.encoders.signal import Signal
 
 NOBODY = torch.zeros(3, dtype=torch.int64)

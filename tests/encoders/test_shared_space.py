@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.shared_space import SharedSpaceConfig
+from braindecode_vis.encoders.mindeye_config import SharedSpaceConfig
 from braindecode_vis.encoders.signal import Signal
 
 TINY = SharedSpaceConfig(shared=8, n_blocks=2, dropout=0.0)

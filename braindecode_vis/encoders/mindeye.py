@@ -1,6 +1,6 @@
-"""The modules of the fMRI networks: MindEye's residual perceptron and MindEye2's shared space.
+"""The fMRI networks of MindEye: its residual perceptron, and MindEye2's space that subjects share.
 
-Owns also the adaptation of a trained shared space to a new subject. Knows torch and the signal, not training.
+Owns also the adaptation of a trained shared space to a new subject. Knows nothing of training.
 
 References
 ----------
@@ -9,6 +9,7 @@ Scotti et al. (2023), arXiv:2305.18274; Scotti et al. (2024), arXiv:2403.11207.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,38 +17,52 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.residual_mlp import ResidualMlpConfig
-from braindecode_vis.encoders.shared_space import SharedSpaceConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import derive_seed
 
 
 class ResidualMlp(nn.Module):
-    """MindEye's backbone, with its projector if there are two heads."""
+    """MindEye's backbone, with its projector if there are two heads.
+
+    Parameters
+    ----------
+    signal
+        Trials of voxels or parcels.
+    n_outputs, n_regression
+        Sizes of the contrastive and of the regression output; None for one size.
+    hidden, n_blocks, input_dropout, block_dropout, heads, n_tokens, projector_hidden
+        See `ResidualMlpConfig`.
+    """
 
     def __init__(
-        self, config: ResidualMlpConfig, signal: Signal, n_outputs: int, n_regression: int | None
+        self,
+        signal: Signal,
+        n_outputs: int,
+        n_regression: int | None,
+        *,
+        hidden: int,
+        n_blocks: int,
+        input_dropout: float,
+        block_dropout: float,
+        heads: str,
+        n_tokens: int,
+        projector_hidden: int,
     ) -> None:
         super().__init__()
-        _check_voxels(signal)
+        _check_request(signal, heads, n_regression)
         if len(set(signal.n_voxels)) > 1:
             raise DataError(
                 f"the subjects have {min(signal.n_voxels)} to {max(signal.n_voxels)} voxels of their own, which one "
                 "residual_mlp cannot tell apart; train one per subject, or set encoder.network.kind=shared_space."
             )
-        _check_regression(config.heads, n_regression)
-        n_inputs, n_backbone = _count(signal.shape), n_regression or n_outputs
-        self.n_tokens = config.n_tokens
-        token_sizes = [_get_token_size(n, config.n_tokens) for n in (n_backbone, n_outputs)]
-        self.first = _make_layer(n_inputs, config.hidden, config.input_dropout)
-        self.blocks = nn.ModuleList(
-            _make_layer(config.hidden, config.hidden, config.block_dropout) for _ in range(config.n_blocks)
-        )
-        self.last = nn.Linear(config.hidden, n_backbone)
+        n_inputs, n_backbone = math.prod(signal.shape), n_regression or n_outputs
+        self.n_tokens = n_tokens
+        token_sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
+        self.first = _make_layer(n_inputs, hidden, input_dropout)
+        self.blocks = nn.ModuleList(_make_layer(hidden, hidden, block_dropout) for _ in range(n_blocks))
+        self.last = nn.Linear(hidden, n_backbone)
         self.projector = (
-            make_projector(token_sizes[0], config.projector_hidden, token_sizes[1])
-            if config.heads == "two"
-            else None
+            make_projector(token_sizes[0], projector_hidden, token_sizes[1]) if heads == "two" else None
         )
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
@@ -73,26 +88,48 @@ class ResidualMlp(nn.Module):
 
 
 class SharedSpace(nn.Module):
-    """Ridge layers of the subjects, mixer blocks, linear layer and projector of MindEye2."""
+    """Ridge layers of the subjects, mixer blocks, linear layer and projector of MindEye2.
+
+    Parameters
+    ----------
+    signal
+        Trials of voxels or parcels; rows are padded where subjects have different numbers of voxels.
+    n_outputs, n_regression
+        Sizes of the contrastive and of the regression output; None for one size.
+    shared, n_slots, n_blocks, dropout, heads, projector, n_tokens, ridge, weight_decay
+        See `SharedSpaceConfig`.
+    """
 
     def __init__(
-        self, config: SharedSpaceConfig, signal: Signal, n_outputs: int, n_regression: int | None
+        self,
+        signal: Signal,
+        n_outputs: int,
+        n_regression: int | None,
+        *,
+        shared: int,
+        n_slots: int,
+        n_blocks: int,
+        dropout: float,
+        heads: str,
+        projector: bool,
+        n_tokens: int,
+        ridge: float,
+        weight_decay: float,
     ) -> None:
         super().__init__()
-        _check_voxels(signal)
-        _check_regression(config.heads, n_regression)
-        if config.heads == "two" and not config.projector:
+        _check_request(signal, heads, n_regression)
+        if heads == "two" and not projector:
             raise ConfigError("encoder.network.heads=two needs encoder.network.projector=true.")
-        self.config, self.signal = config, signal
+        self.signal, self.heads, self.n_tokens = signal, heads, n_tokens
+        self.slot_shape = (n_slots, shared)
+        self.ridge, self.weight_decay = ridge, weight_decay
         n_backbone = n_regression or n_outputs
-        sizes = [_get_token_size(n, config.n_tokens) for n in (n_backbone, n_outputs)]
-        width = config.shared * config.n_slots
+        sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
+        width = shared * n_slots
         self.subjects = nn.ModuleList(nn.Linear(n, width) for n in _count_voxels(signal))
-        self.blocks = nn.ModuleList(
-            MixerBlock(config.n_slots, config.shared, config.dropout) for _ in range(config.n_blocks)
-        )
+        self.blocks = nn.ModuleList(MixerBlock(n_slots, shared, dropout) for _ in range(n_blocks))
         self.last = nn.Linear(width, n_backbone)
-        self.projector = make_projector(sizes[0], sizes[0], sizes[1]) if config.projector else None
+        self.projector = make_projector(sizes[0], sizes[0], sizes[1]) if projector else None
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the (contrastive) output.
@@ -112,17 +149,17 @@ class SharedSpace(nn.Module):
         DataError
             If a trial is of an unknown subject and there is more than one layer to choose from.
         """
-        return _project(self.projector, self.forward_backbone(data, subject), self.config.n_tokens)
+        return _project(self.projector, self.forward_backbone(data, subject), self.n_tokens)
 
     def forward_regression(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return what comes before the projector, shape (batch, n_regression)."""
-        _check_two_heads(self.config.heads == "two")
+        _check_two_heads(self.heads == "two")
         return self.forward_backbone(data, subject)
 
     def forward_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
         """Return both outputs from one pass."""
         backbone = self.forward_regression(data, subject)
-        return _project(self.projector, backbone, self.config.n_tokens), backbone
+        return _project(self.projector, backbone, self.n_tokens), backbone
 
     def forward_backbone(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output of the last linear layer."""
@@ -146,7 +183,7 @@ class SharedSpace(nn.Module):
             groups = [(subject == index).nonzero().squeeze(1) for index in present]
             parts = [self._apply_layer(i, rows[mine]) for i, mine in zip(present, groups, strict=True)]
             shared = torch.cat(parts)[torch.cat(groups).argsort()]  # back in the order of the batch
-        return shared.reshape(len(rows), self.config.n_slots, self.config.shared)
+        return shared.unflatten(1, self.slot_shape)  # batch, slots, shared
 
     def _apply_layer(self, index: int, rows: Tensor) -> Tensor:
         layer = self.subjects[index]
@@ -164,8 +201,8 @@ class SharedSpace(nn.Module):
         mine = {id(p) for p in self.subjects.parameters()}
         others = [p for p in self.parameters() if id(p) not in mine and p.requires_grad]
         groups = [
-            {"params": ridge, "weight_decay": self.config.ridge},
-            {"params": [p for p in others if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": ridge, "weight_decay": self.ridge},
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
@@ -187,10 +224,10 @@ class SharedSpace(nn.Module):
         like = self.last.weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "new_subject", name))
-            layer = nn.Linear(n_voxels, self.config.shared * self.config.n_slots)
+            layer = nn.Linear(n_voxels, math.prod(self.slot_shape))
         self.subjects.append(layer.to(like.device, like.dtype))
         counts = (*_count_voxels(self.signal), n_voxels)
-        n_rest = _count(self.signal.shape[1:])
+        n_rest = math.prod(self.signal.shape[1:])
         shape = (max(counts) // n_rest, *self.signal.shape[1:])
         voxels = tuple(count // n_rest for count in counts)
         self.signal = replace(
@@ -254,29 +291,20 @@ def _project(projector: nn.Module | None, backbone: Tensor, n_tokens: int) -> Te
     return projector(backbone.reshape(len(backbone), n_tokens, -1)).flatten(1)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    n = 1
-    for length in shape:
-        n *= length
-    return n
-
-
 def _count_voxels(signal: Signal) -> tuple[int, ...]:
     """Return the number of leading values of a row that belong to each subject."""
-    n_rest = _count(signal.shape[1:])
+    n_rest = math.prod(signal.shape[1:])
     own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
     return tuple(n * n_rest for n in own)
 
 
-def _check_voxels(signal: Signal) -> None:
+def _check_request(signal: Signal, heads: str, n_regression: int | None) -> None:
+    """Refuse responses without voxels, and a regression output that the heads do not give."""
     if signal.dims[0] not in ("voxel", "parcel"):
         raise DataError(
             f"this network reads voxels or parcels, but the responses have {' x '.join(signal.dims)}; "
             "choose another encoder.network.kind."
         )
-
-
-def _check_regression(heads: str, n_regression: int | None) -> None:
     if n_regression is not None and heads == "one":
         raise ConfigError(
             "a regression objective next to a contrastive one needs the output before the projector; "

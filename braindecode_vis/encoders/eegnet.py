@@ -1,0 +1,142 @@
+"""EEGNet: temporal filters, spatial filters of each, a separable convolution, and a linear readout.
+
+Built as braindecode builds it (the same parameters at the published sampling rate), without that dependency, because
+ATM-E has it inside; braindecode's other networks are reached through `braindecode_models`.
+
+References
+----------
+Lawhern et al. (2018), doi:10.1088/1741-2552/aace8c.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braindecode_vis.encoders.eegproject import Readout
+from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
+
+EEGNET_SFREQ = 128.0  # Hz, at which the paper gives its lengths
+
+
+class EEGNet(nn.Module):
+    """Feature maps and their linear readout, initialised as braindecode does: Glorot uniform, biases zero.
+
+    Parameters
+    ----------
+    maps
+        Module from (batch, n_channels, n_times) to (batch, n_maps, n_windows).
+    readout
+        Over these maps.
+    """
+
+    def __init__(self, maps: EEGNetMaps, readout: Readout) -> None:
+        super().__init__()
+        self.maps = maps
+        self.readout = readout
+        # As a convolution over all windows its fan is that of the maps and outputs, each times the windows.
+        bound = (6 / (readout.in_features + readout.out_features * readout.map_shape[1])) ** 0.5
+        nn.init.uniform_(readout.weight, -bound, bound)
+        nn.init.zeros_(readout.bias)
+
+    def forward(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Map trials (batch, n_channels, n_times) to (batch, n_outputs); the subject plays no part."""
+        return self.readout(self.maps(data))
+
+    def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
+        """Return the output for each window of the last maps, shape (batch, n_windows, n_outputs)."""
+        return self.readout.forward_windows(self.maps(data))
+
+
+class EEGNetMaps(nn.Module):
+    """EEGNet up to its readout; convolutions along time are padded by half a kernel on both sides.
+
+    Parameters
+    ----------
+    signal
+        Trials of channel x time.
+    network
+        Name in messages.
+    n_filters, depth_multiplier, n_pointwise, kernel, pool_1, separable_kernel, pool_2, dropout, spatial_max_norm
+        See `EEGNetSettings`.
+    scale_to_sfreq
+        Whether `kernel` and `pool_1` are stretched from 128 Hz to the signal's rate.
+    """
+
+    def __init__(
+        self,
+        signal: Signal,
+        network: str,
+        *,
+        n_filters: int,
+        depth_multiplier: int,
+        n_pointwise: int | None,
+        kernel: int,
+        pool_1: int,
+        separable_kernel: int,
+        pool_2: int,
+        dropout: float,
+        spatial_max_norm: float | None,
+        scale_to_sfreq: bool,
+    ) -> None:
+        super().__init__()
+        n_channels, _ = read_axes(signal, network)
+        if scale_to_sfreq:
+            kernel, pool_1 = (scale_length(n, signal, network, EEGNET_SFREQ) for n in (kernel, pool_1))
+        separable = separable_kernel
+        self.n_windows = count_windows(
+            signal, network, lambda n: _padded(_padded(n, kernel) // pool_1, separable) // pool_2
+        )
+        n_spatial = n_filters * depth_multiplier
+        self.n_maps = n_pointwise or n_spatial
+        self.temporal = nn.Conv2d(1, n_filters, (1, kernel), padding=(0, kernel // 2), bias=False)
+        self.temporal_norm = _make_norm(n_filters)
+        self.spatial = BoundedSpatialFilters(n_filters, n_spatial, n_channels, spatial_max_norm)
+        self.spatial_norm = _make_norm(n_spatial)
+        self.pool_1 = nn.AvgPool2d((1, pool_1))
+        self.depthwise = nn.Conv2d(
+            n_spatial, n_spatial, (1, separable), padding=(0, separable // 2), groups=n_spatial, bias=False
+        )
+        self.pointwise = nn.Conv2d(n_spatial, self.n_maps, 1, bias=False)
+        self.separable_norm = _make_norm(self.n_maps)
+        self.pool_2 = nn.AvgPool2d((1, pool_2))
+        self.dropout = nn.Dropout(dropout)
+        _initialise_convolutions(self)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Map (batch, n_channels, n_times) to (batch, n_maps, n_windows)."""
+        maps = self.temporal_norm(self.temporal(data.unsqueeze(1)))  # batch, filters, channels, times
+        maps = functional.elu(self.spatial_norm(self.spatial(maps)))  # batch, spatial filters, 1, times
+        maps = self.dropout(self.pool_1(maps))
+        maps = functional.elu(self.separable_norm(self.pointwise(self.depthwise(maps))))
+        return self.dropout(self.pool_2(maps)).squeeze(2)
+
+
+class BoundedSpatialFilters(nn.Conv2d):
+    """Filters over all channels, a group for each temporal filter, with a bound on the norm of each or None."""
+
+    def __init__(self, n_filters: int, n_spatial: int, n_channels: int, max_norm: float | None) -> None:
+        super().__init__(n_filters, n_spatial, (n_channels, 1), groups=n_filters, bias=False)
+        self.max_norm = max_norm
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (batch, n_filters, n_channels, n_times) to (batch, n_spatial, 1, n_times)."""
+        weight = self.weight if self.max_norm is None else self.weight.renorm(2, 0, self.max_norm)
+        return functional.conv2d(maps, weight, groups=self.groups)
+
+
+def _make_norm(n_maps: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(n_maps, eps=1e-3, momentum=0.01)  # Keras' values, in torch's terms
+
+
+def _padded(n_times: int, kernel: int) -> int:
+    """Return the length behind a convolution padded by half its kernel; one more than before if that is even."""
+    return n_times + 2 * (kernel // 2) - kernel + 1
+
+
+def _initialise_convolutions(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
