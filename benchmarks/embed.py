@@ -19,12 +19,12 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.extract import embed_stimuli
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 from braindecode_vis.embeddings.vision_network import NetworkEncoder
-from braindecode_vis.embeddings.weights import pick_device
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -51,7 +51,7 @@ def main() -> None:
         torch.from_numpy(
             np.stack([encoder.transform.resize_and_crop(im) for im in images[: arguments.batch]])
         )
-    ).to(pick_device("auto"))
+    ).to(choose_device("auto", setting="device"))
     n_batches = arguments.images // arguments.batch
 
     def run_bare() -> None:

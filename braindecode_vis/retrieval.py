@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError, check_option, check_unique
+from braindecode_vis.devices import choose_device, full_precision_products
 from braindecode_vis.store import read_json, write_json
 
 TieRule = Literal["shared", "against"]
@@ -239,8 +239,8 @@ def compute_ranks(
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
 
-    with torch.inference_mode(), _full_single_precision():
-        left = _Rows(queries, np.arange(len(queries)), _choose_device(device), "query")
+    with torch.inference_mode(), full_precision_products():
+        left = _Rows(queries, np.arange(len(queries)), choose_device(device, setting="device"), "query")
         right = _Rows(gallery, order, left.device, "gallery item")
         true = _pair_similarities(left, right, np.arange(len(queries)), position[target])
         n_above = np.zeros(len(queries), dtype=np.int64)
@@ -300,7 +300,7 @@ def compute_similarity(queries: Embeddings, gallery: Embeddings, *, device: str 
     check_same_space(queries, gallery)
     similarity = np.empty((len(queries), len(gallery)), dtype=np.float32)
     with torch.inference_mode():
-        left = _Rows(queries, np.arange(len(queries)), _choose_device(device), "query")
+        left = _Rows(queries, np.arange(len(queries)), choose_device(device, setting="device"), "query")
         right = _Rows(gallery, np.arange(len(gallery)), left.device, "gallery item")
         for g in _blocks(len(right), BLOCK_GALLERY, right.n_features):
             for q in _blocks(len(left), BLOCK_QUERIES, left.n_features):
@@ -475,32 +475,6 @@ def _find_targets(queries: Embeddings, gallery: Embeddings) -> np.ndarray:
 def _check_k(k: int, lowest: int, size: int, what: str) -> None:
     if not lowest <= k <= size:
         raise ConfigError(f"k of {what} is {k}, but must lie between {lowest} and the gallery size {size}.")
-
-
-def _choose_device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    check_option("device", device.split(":")[0], ("auto", "cpu", "cuda"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use 'cpu' or 'auto'.")
-    return device
-
-
-@contextmanager
-def _full_single_precision() -> Iterator[None]:
-    """Keep matrix products in true single precision: ranks must not depend on a speed setting elsewhere."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
 
 
 def _blocks(n_rows: int, wanted: int, n_features: int) -> Iterator[slice]:

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import crop_square
 
@@ -84,7 +85,10 @@ class EfficientNetEncoder:
         """Return float32 vectors of shape (n_images, 1280), computed in batches of bounded memory."""
         import torch
 
-        network, device = load_network(self.config.find_weights()), _pick_device(self.config.device)
+        network, device = (
+            load_network(self.config.find_weights()),
+            choose_device(self.config.device, setting="target.device"),
+        )
         network.to(device)
         rows = []
         with torch.inference_mode():
@@ -238,13 +242,3 @@ def prepare_image(image: np.ndarray) -> np.ndarray:
     if square.width != _INPUT:
         square = square.resize((_INPUT, _INPUT), Image.Resampling.BICUBIC)
     return ((np.asarray(square, dtype=np.float32) - 127.0) / 128.0).transpose(2, 0, 1)
-
-
-def _pick_device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("target.device is cuda, but torch sees no GPU here; use auto or cpu.")
-    return device

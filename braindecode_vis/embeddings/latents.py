@@ -22,14 +22,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
     check_intact,
-    draw_weights,
     find_weights,
     hash_weights,
     load_state,
-    pick_device,
     read_state,
 )
 from braindecode_vis.settings import Settings
@@ -150,7 +149,7 @@ class LatentConfig(Settings):
     def _make(self, kind: Any, sizes: dict[str, Any]) -> Any:
         """Return an untrained network of these sizes and `model_args`."""
         try:
-            with draw_weights(self.random_seed):
+            with seeded(self.random_seed):
                 return kind(**(sizes | self.model_args))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             source = "target.model_args" if self.model_args else f"config.json of {self.weights}"
@@ -331,7 +330,9 @@ class LatentEncoder:
         """Return the autoencoder, loaded once and moved to its device."""
         if self._loaded is None:
             network, factor, shift = self.config.make_network()
-            network.eval().requires_grad_(False).to(pick_device(self.config.device))
+            network.eval().requires_grad_(False).to(
+                choose_device(self.config.device, setting="target.device")
+            )
             self._loaded = network, factor, shift
         return self._loaded[0]
 
@@ -343,7 +344,7 @@ class LatentEncoder:
         """Return float32 vectors of shape (n_images, channels * height * width), in that order."""
         import torch
 
-        network, device, rows = self.load(), pick_device(self.config.device), []
+        network, device, rows = self.load(), choose_device(self.config.device, setting="target.device"), []
         with torch.inference_mode():
             for batch in self._prepare(images):
                 inputs = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -382,7 +383,7 @@ class LatentEncoder:
         """
         import torch
 
-        network, device = self.load(), pick_device(self.config.device)
+        network, device = self.load(), choose_device(self.config.device, setting="target.device")
         assert self._loaded is not None
         side, step, images = self.config.image_size, self.config.batch_size, []
         latents = np.array(vectors, dtype=np.float32).reshape(-1, *self.latent_shape)  # torch wants to own it

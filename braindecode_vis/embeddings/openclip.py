@@ -17,9 +17,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, Transform
-from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
+from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
 
 
 class OpenClipConfig(NetworkConfig):
@@ -123,7 +124,7 @@ class OpenClipConfig(NetworkConfig):
     def make_tower(self) -> Tower:
         """Return the image tower with its weights."""
         path = self.find_weights()
-        with draw_weights(self.random_seed):
+        with seeded(self.random_seed):
             holder = build_image_tower(self)
         if path is not None:
             load_image_weights(holder, path, self.architecture)

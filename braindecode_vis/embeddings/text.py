@@ -22,9 +22,10 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError, check_unique
+from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
-from braindecode_vis.embeddings.weights import draw_weights, load_state, pick_device, read_state
+from braindecode_vis.embeddings.weights import load_state, read_state
 from braindecode_vis.settings import Settings
 
 DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
@@ -86,7 +87,7 @@ class ClipText:
         if self._loaded is None:
             tokenizer = make_tokenizer(self.config, self.text)  # cheaper than the network, so it fails first
             network = build_clip(self.config).eval().requires_grad_(False)
-            self._loaded = network.to(pick_device(self.config.device)), tokenizer
+            self._loaded = network.to(choose_device(self.config.device, setting="target.device")), tokenizer
         return self._loaded
 
     def encode(self, texts: Sequence[str], *, output: Literal["pooled", "tokens"] = "pooled") -> np.ndarray:
@@ -103,7 +104,7 @@ class ClipText:
         import torch
 
         network, tokenizer = self.load()
-        device, rows = pick_device(self.config.device), []
+        device, rows = choose_device(self.config.device, setting="target.device"), []
         with torch.inference_mode():
             for start in range(0, len(texts), self.text.batch_size):
                 batch = list(texts[start : start + self.text.batch_size])
@@ -214,7 +215,7 @@ def build_clip(config: OpenClipConfig) -> Any:
             "target.allow_download=true, or choose an architecture with a text tower of its own."
         )
     description.pop("custom_text", None)
-    with draw_weights(config.random_seed), _silence():
+    with seeded(config.random_seed), _silence():
         network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
     if path is not None:
         from open_clip.convert import convert_state_dict

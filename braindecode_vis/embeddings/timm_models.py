@@ -18,9 +18,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import Transform, floor_crop
-from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
+from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
 
 _RESIZE = {"center": "shortest", "squash": "squash", "border": "longest"}
 
@@ -115,7 +116,7 @@ class TimmConfig(NetworkConfig):
         path = self.find_weights()
         size = {} if self.image_size is None else {"img_size": self.image_size}
         name = self.architecture.partition(".")[0]
-        with draw_weights(self.random_seed):
+        with seeded(self.random_seed):
             try:
                 network = timm.create_model(name, pretrained=False, num_classes=0, **size, **self.model_args)
             except TypeError as error:

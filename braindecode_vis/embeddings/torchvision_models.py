@@ -17,9 +17,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import Transform
-from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
+from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
 
 #: Classes that torchvision repeats along the depth of its networks.
 _BLOCKS = re.compile(
@@ -104,7 +105,7 @@ class TorchvisionConfig(NetworkConfig):
     def make_tower(self) -> Tower:
         """Return the network with its weights."""
         path = self.find_weights()
-        with draw_weights(self.random_seed):
+        with seeded(self.random_seed):
             network = build_network(self.architecture, self.model_args)
         if path is not None:
             load_weights(network, path, self.architecture)

@@ -20,9 +20,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
-from braindecode_vis.embeddings.weights import NetworkConfig, draw_weights, load_state, read_state
+from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
 
 Architecture = Literal[
     "clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "internvl", "intern_vit_6b"
@@ -140,7 +141,7 @@ class TransformersConfig(NetworkConfig):
         """Return the vision tower with its weights."""
         folder, architecture = self.find_weights(), self._read_architecture()
         if folder is None:
-            with draw_weights(self.random_seed):
+            with seeded(self.random_seed):
                 network = _build(architecture, dict(self.model_args))
         elif architecture == "intern_vit_6b":
             network = read_intern_vit(folder)

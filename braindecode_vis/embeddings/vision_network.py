@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from braindecode_vis.devices import autocast, choose_device, repeatable_convolutions
 from braindecode_vis.embeddings.layer_readout import OUTPUT, Tower, read_layers
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import NetworkConfig, pick_device
+from braindecode_vis.embeddings.weights import NetworkConfig
 
 
 class NetworkEncoder:
@@ -72,7 +73,9 @@ class NetworkEncoder:
             import torch
 
             self._tower = self.config.make_tower()
-            self._tower.network.to(pick_device(self.config.device), memory_format=torch.channels_last)
+            self._tower.network.to(
+                choose_device(self.config.device, setting="target.device"), memory_format=torch.channels_last
+            )
         return self._tower
 
     def fit(self, images: Iterable[np.ndarray]) -> NetworkEncoder:
@@ -123,13 +126,12 @@ class NetworkEncoder:
     def _encode_batch(self, batch: Any) -> np.ndarray:
         import torch
 
-        device = pick_device(self.config.device)
+        device = choose_device(self.config.device, setting="target.device")
         dtype = getattr(torch, self.config.precision)
         with (
             torch.inference_mode(),
-            torch.autocast(device, dtype=dtype, enabled=dtype is not torch.float32),
-            # Convolutions on a GPU would otherwise be rounded to ten bits and choose their algorithm by speed.
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            autocast(device, dtype),
+            repeatable_convolutions(),
         ):
             inputs = self.transform.normalise(batch.to(device, non_blocking=True))
             return self.forward(inputs).float().cpu().numpy()

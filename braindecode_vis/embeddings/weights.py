@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -336,30 +335,3 @@ def load_state(
         )
     with torch.no_grad():
         module.load_state_dict({name: state[name] for name in own})
-
-
-@contextmanager
-def draw_weights(seed: int) -> Iterator[None]:
-    """Seed torch inside the block only: a network built there is the same every time."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def pick_device(device: str) -> str:
-    """Return ``cuda`` or ``cpu``.
-
-    Raises
-    ------
-    ConfigError
-        If ``cuda`` was asked for and there is none.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("target.device is cuda, but torch sees no GPU here; use auto or cpu.")
-    return device

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import seeded
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import derive_seed
 
@@ -222,8 +223,7 @@ class SharedSpace(nn.Module):
         if n_voxels < 1:
             raise DataError(f"subject {name} has {n_voxels} voxels; a layer needs at least one.")
         like = self.last.weight
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "new_subject", name))
+        with seeded(derive_seed(seed, "new_subject", name)):
             layer = nn.Linear(n_voxels, math.prod(self.slot_shape))
         self.subjects.append(layer.to(like.device, like.dtype))
         counts = (*_count_voxels(self.signal), n_voxels)

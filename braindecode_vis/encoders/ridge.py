@@ -22,7 +22,8 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
@@ -344,14 +345,10 @@ def _use_backend(device: Device, n_values: int) -> Iterator[Any]:
     from threadpoolctl import threadpool_limits
 
     small = n_values < SMALL_PROBLEM
-    name = "numpy"
-    if device == "cuda" or (device == "auto" and not small):
-        import torch
-
-        if torch.cuda.is_available():
-            name = "torch_cuda"
-        elif device == "cuda":
-            raise ConfigError("encoder.device is cuda, but torch sees no GPU here; use auto or cpu.")
+    # Asked only where it matters: a small problem on the CPU never waits for torch to be imported.
+    asks = device == "cuda" or (device == "auto" and not small)
+    on_gpu = asks and choose_device(device, setting="encoder.device") == "cuda"
+    name = "torch_cuda" if on_gpu else "numpy"
     before = get_backend()
     try:
         with threadpool_limits(limits=1 if small else None):

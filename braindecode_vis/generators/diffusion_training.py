@@ -21,6 +21,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import autocast, choose_device, seeded
 from braindecode_vis.generators.conditions import Components, blur, draw_reliability, fit_components
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
 from braindecode_vis.generators.training_pairs import (
@@ -33,7 +34,6 @@ from braindecode_vis.generators.weights_file import (
     WeightsHeader,
     build_networks,
     encode_known_images,
-    pick_device,
     write_weights,
 )
 from braindecode_vis.seeds import make_generator, make_torch_generator
@@ -171,7 +171,7 @@ class _Stages:
 
     @property
     def device(self) -> str:
-        return pick_device(self.config.device)
+        return choose_device(self.config.device, setting="generator.device")
 
     def train_autoencoder(self) -> Any:
         """Return the trained autoencoder."""
@@ -201,7 +201,7 @@ class _Stages:
                 device
             )
             images = images.contiguous(memory_format=torch.channels_last)
-            with self._autocast(config.autoencoder_precision):
+            with autocast(device, getattr(torch, config.autoencoder_precision)):
                 return compute_autoencoder_loss(
                     network,
                     perceptual,
@@ -264,7 +264,7 @@ class _Stages:
             )
             estimate = blur(known, reliability, torch.randn(known.shape, generator=generator))
             noisy, velocity = add_noise(clean, noise, times)
-            with self._autocast(config.denoiser_precision):
+            with autocast(device, getattr(torch, config.denoiser_precision)):
                 predicted = network(noisy, times, estimate.to(device), reliability.to(device))
             return torch.nn.functional.mse_loss(predicted.float(), velocity)
 
@@ -281,10 +281,7 @@ class _Stages:
 
     def _initialise(self, which: int) -> Any:
         """Return the autoencoder (0) or the denoiser (1) with first weights from the seed."""
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(make_generator(self.seed, "weights", which).integers(2**31))
+        with seeded(int(make_generator(self.seed, "weights", which).integers(2**31))):
             return build_networks(self.header)[which]
 
     def _draw_rows(self, stage: str, step: int, batch_size: int, n: int) -> np.ndarray:
@@ -295,11 +292,6 @@ class _Stages:
         return np.array(
             [orders[turn][place] for turn, place in zip(turns.tolist(), places.tolist(), strict=True)]
         )
-
-    def _autocast(self, precision: str) -> Any:
-        import torch
-
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
     def _optimise(
         self, network: Any, compute_loss: Any, name: str, n_steps: int, lr: float, n_images: int

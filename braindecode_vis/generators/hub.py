@@ -18,6 +18,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.seeds import derive_seed, make_torch_generator
@@ -101,11 +102,7 @@ class HubConfig(Settings):
     @property
     def torch_device(self) -> str:
         """``cuda`` or ``cpu``."""
-        import torch
-
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("generator.device is cuda, but torch sees no GPU here; use auto or cpu.")
-        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+        return choose_device(self.device, setting="generator.device")
 
     @property
     def torch_dtype(self) -> Any:

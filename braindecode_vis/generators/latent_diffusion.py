@@ -22,6 +22,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generators.conditions import Uncertainty, fit_uncertainty
 from braindecode_vis.generators.generator_data import GeneratorData
@@ -29,7 +30,6 @@ from braindecode_vis.generators.weights_file import (
     Model,
     hash_weights,
     load_model,
-    pick_device,
     read_header,
     read_known_components,
 )
@@ -163,7 +163,7 @@ class LatentDiffusionGenerator:
         ConfigError
             If the weights were made before they brought any.
         """
-        model = load_model(self.path, pick_device(self.config.device))
+        model = load_model(self.path, choose_device(self.config.device, setting="generator.device"))
         vectors = model.components.restore(read_known_components(self.path))
         names = [f"{self.header.training['source']} {row}" for row in range(len(vectors))]
         return Embeddings(vectors.astype(np.float32), names, self.header.space)
@@ -173,7 +173,9 @@ class LatentDiffusionGenerator:
         about = {"weights_sha256": hash_weights(self.path), "weights_space": self.header.space}
         if self._of_predictions is None:
             return about
-        shares = load_model(self.path, pick_device(self.config.device)).components.shares
+        shares = load_model(
+            self.path, choose_device(self.config.device, setting="generator.device")
+        ).components.shares
         return {
             **about,
             "explained_variance": float(np.average(self._of_predictions.reliability, weights=shares)),
@@ -196,7 +198,9 @@ class LatentDiffusionGenerator:
             return None
         if not self.accepts(data.predicted.space):
             return None
-        components = load_model(self.path, pick_device(self.config.device)).components
+        components = load_model(
+            self.path, choose_device(self.config.device, setting="generator.device")
+        ).components
         true = data.embeddings.select(list(data.predicted.ids))
         return fit_uncertainty(
             components.apply(data.predicted.flat()),
@@ -221,7 +225,7 @@ class LatentDiffusionGenerator:
         images = np.empty((len(embeddings), side, side, 3), np.uint8)
         if len(embeddings) == 0:
             return images
-        model = load_model(self.path, pick_device(self.config.device))
+        model = load_model(self.path, choose_device(self.config.device, setting="generator.device"))
         estimate = model.components.apply(embeddings.flat())
         reliability = np.ones_like(estimate)
         if self.uncertainty is not None:

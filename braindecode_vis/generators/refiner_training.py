@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import seeded
 from braindecode_vis.generators.generator_data import Workshop
 from braindecode_vis.priors.checkpoints import sign_training
 from braindecode_vis.priors.conditions import PredictionError, fit_prediction_error
@@ -125,8 +126,7 @@ def train_refiners(
 
 
 def _start_network(config: RefinerConfig, shape: tuple[int, ...], member: int) -> RefinerNetwork:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "refiner weights", member))
+    with seeded(derive_seed(config.seed, "refiner weights", member)):
         return RefinerNetwork((shape[0], shape[1], shape[2]), config.width)
 
 

@@ -296,14 +296,3 @@ def hash_weights(path: Path) -> str:
     """Return the digest of a weights file, read once per process."""
     read_header(path)
     return hash_file(path)
-
-
-def pick_device(device: str) -> str:
-    """Return ``cpu`` or ``cuda``; ``auto`` takes the GPU if there is one."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("generator.device is cuda, but torch sees no GPU here; use auto or cpu.")
-    return device

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.weights import pick_device
+from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.captions import load_parts
 from braindecode_vis.store import read_json
 
@@ -57,7 +57,7 @@ def caption_images(
     import torch
 
     processor, model = load_captioner(weights)
-    model.to(pick_device(device))
+    model.to(choose_device(device, setting="device"))
     iterator, captions = iter(images), []
     while batch := list(islice(iterator, batch_size)):
         inputs = processor(images=[np.ascontiguousarray(image) for image in batch], return_tensors="pt")

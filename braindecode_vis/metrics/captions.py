@@ -23,7 +23,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
-from braindecode_vis.embeddings.weights import pick_device
+from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.score import make_score
 from braindecode_vis.metrics.uncertainty import permutation_test
 
@@ -179,7 +179,10 @@ class SentenceEncoder:
                     "(config.json, model.safetensors, tokenizer files)."
                 )
             tokenizer, model = load_parts(self.folder, AutoTokenizer, AutoModel)
-            self._loaded = tokenizer, model.eval().requires_grad_(False).to(pick_device(self.device))
+            self._loaded = (
+                tokenizer,
+                model.eval().requires_grad_(False).to(choose_device(self.device, setting="device")),
+            )
         return self._loaded
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import repeatable_convolutions
 from braindecode_vis.metrics.feature_networks import Extract, NetworkFacts
 
 LARGEST_IN_MEMORY = 1 << 30  # bytes of seen features; beyond, they lie in a temporary file
@@ -82,7 +83,7 @@ def _extract(
         rows = slice(start, min(start + batch_size, len(images)))
         with (
             torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            repeatable_convolutions(),
         ):
             features = extract(facts.prepare(images[rows], device))
         yield rows, {space: value.flatten(1).float().cpu().numpy() for space, value in features.items()}

@@ -21,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
-from braindecode_vis.embeddings.weights import load_state, pick_device, read_state
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 Comparison = Literal["two_way", "distance"]
 #: What extracts features: images of shape (n, 3, side, side), normalised, to one (n, n_features) tensor per space.
@@ -230,4 +231,4 @@ def load_network(name: str, path: Path, device: str = "auto") -> Extract:
     device
         ``auto``, ``cpu`` or ``cuda``.
     """
-    return NETWORKS[name].load(path, pick_device(device))
+    return NETWORKS[name].load(path, choose_device(device, setting="device"))

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.embeddings.weights import pick_device, read_state
+from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.weights import read_state
 from braindecode_vis.metrics.feature_networks import FIRST_SIDE, load_trunk, normalise, resize_twice
 
 #: Layers of ``features`` after which a map is read, and the name of the weights in the package ``lpips``.
@@ -56,7 +57,7 @@ class Lpips:
     """
 
     def __init__(self, network: str, trunk: Path, linear: Path, *, device: str = "cpu") -> None:
-        self.network, self.device = network, pick_device(device)
+        self.network, self.device = network, choose_device(device, setting="device")
         features = load_trunk(network, trunk, self.device)
         starts = (0, *[layer + 1 for layer in LAYERS[network][:-1]])
         self.slices = [

@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.image_table import ImageTable, make_image_table
 from braindecode_vis.settings import Settings
 
@@ -166,9 +167,7 @@ class MetricSuite:
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda``."""
-        from braindecode_vis.embeddings.weights import pick_device
-
-        return pick_device(self.config.device)
+        return choose_device(self.config.device, setting="evaluation.suite.device")
 
     @property
     def batch_size(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.config import RetrievalConfig
+from braindecode_vis.devices import choose_device
 from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks, fit_centre
 
 _PER_QUERY = ("query_ids", "n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")
@@ -113,7 +114,11 @@ def rank_fold(
         queries, gallery = _make_sides(source, predicted, rows, gallery_ids, subject)
         settings = source.settings
         ranked = compute_ranks(
-            queries, gallery, n_top=settings.n_top, device=settings.device, protocol=protocol
+            queries,
+            gallery,
+            n_top=settings.n_top,
+            device=choose_device(settings.device, setting="retrieval.device"),
+            protocol=protocol,
         )
         parts.append((rows, ranked))
     if len(parts) == 1:

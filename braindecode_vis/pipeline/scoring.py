@@ -11,6 +11,7 @@ import pandas as pd
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
+from braindecode_vis.devices import choose_device
 from braindecode_vis.phantom.assemble.truth import read_truth
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, meet_generator, reconstruct, retrieve
@@ -208,7 +209,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
         predicted=[fold.predicted for fold in retrieved.folds],
         text=text,
         templates=templates,
-        device=config.retrieval.device,
+        device=choose_device(config.retrieval.device, setting="retrieval.device"),
     )
     return score_protocols(task, wanted)
 

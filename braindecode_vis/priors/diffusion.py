@@ -16,6 +16,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.priors.conditions import fit_prediction_error
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.image_source import keep_distinct
@@ -215,8 +216,6 @@ class DiffusionPrior:
         )  # fmt: skip
 
     def _make_network(self, shape: tuple[int, ...]) -> Any:
-        import torch
-
         from braindecode_vis.priors.diffusion_networks import MlpUnet, TokenTransformer
 
         c, kind = self.config, self.config.network
@@ -226,8 +225,7 @@ class DiffusionPrior:
             raise ConfigError(
                 f"prior.network is mlp, but each embedding is {shape[0]} tokens; use transformer or auto."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "prior", "weights"))
+        with seeded(derive_seed(self.seed, "prior", "weights")):
             if kind == "mlp":
                 n = shape[0]
                 network: Any = MlpUnet(
@@ -245,7 +243,7 @@ class DiffusionPrior:
                     tokens, n, tokens, n, width=width, depth=c.depth, n_heads=c.heads,
                     time_features=c.time_features, dropout=c.dropout,
                 )  # fmt: skip
-        return network.to(_pick_device(c.device))
+        return network.to(choose_device(c.device, setting="prior.device"))
 
     def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
         """Return `n_draws` embeddings per row, draws of one row next to each other.
@@ -386,13 +384,3 @@ class DiffusionPrior:
             tuple(meta["shape"]), meta["chosen"],
         )  # fmt: skip
         return prior
-
-
-def _pick_device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("prior.device is cuda, but torch sees no GPU here; use auto or cpu.")
-    return device

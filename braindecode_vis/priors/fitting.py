@@ -8,8 +8,7 @@ with held-out images, those of the epoch whose average had the lowest loss on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import autocast, seeded
 from braindecode_vis.priors.checkpoints import State, read_checkpoint, sign_training, write_checkpoint
 from braindecode_vis.priors.conditions import PredictionError
 from braindecode_vis.priors.sampling import NoiseSchedule
@@ -155,9 +155,9 @@ def fit_network(
     device = next(network.parameters()).device
     signal = recipe.schedule.compute_signal().to(device)
     n_steps = n_epochs * math.ceil(len(source) / recipe.batch_size)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    dtype = torch.bfloat16 if bfloat16 else None
     while state.epoch < n_epochs:
-        losses = _train_epoch(state, source, recipe, signal, n_steps, autocast)
+        losses = _train_epoch(state, source, recipe, signal, n_steps, dtype)
         entry = {"epoch": float(state.epoch), "loss": float(np.mean(losses))}
         if held_out is not None and ((state.epoch + 1) % between == 0 or state.epoch + 1 == n_epochs):
             entry["held_out_loss"] = _validate(state, held_out, recipe, signal)
@@ -175,7 +175,7 @@ def fit_network(
 
 
 def _train_epoch(
-    state: State, source: Source, recipe: Recipe, signal: Tensor, n_steps: int, autocast: Any
+    state: State, source: Source, recipe: Recipe, signal: Tensor, n_steps: int, dtype: Any
 ) -> list[float]:
     import torch
 
@@ -183,10 +183,10 @@ def _train_epoch(
     noise = make_torch_generator(recipe.seed, "noise", state.epoch)
     order, losses = rng.permutation(len(source)), []
     state.network.train()
-    with _fork(derive_seed(recipe.seed, "dropout", state.epoch)):
+    with seeded(derive_seed(recipe.seed, "dropout", state.epoch), signal.device):
         for start in range(0, len(order), recipe.batch_size):
             conditions, targets = source.draw(order[start : start + recipe.batch_size], rng)
-            with autocast:
+            with autocast(signal.device, dtype):
                 loss = compute_loss(
                     state.network, conditions, targets, recipe.schedule, signal, noise,
                     dropout=recipe.condition_dropout,
@@ -285,14 +285,3 @@ def _validate(state: State, held_out: PairSource, recipe: Recipe, signal: Tensor
             total, n_seen = total + float(loss) * len(part), n_seen + len(part)
     state.network.load_state_dict(kept)
     return total / n_seen
-
-
-@contextmanager
-def _fork(seed: int) -> Iterator[None]:
-    """Seed torch inside the block only."""
-    import torch
-
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.caption_bank import read_caption_bank, retrieve_captions
 from braindecode_vis.metrics.captions import SentenceEncoder, score_captions, tabulate_captions
 from braindecode_vis.metrics.image_table import make_image_table
@@ -65,6 +66,11 @@ class CaptionScoresConfig(Settings):
         if self.captioner is None:
             self.refuse_unused("max_new_tokens", "n_beams", because="only a captioner writes captions")
         return self
+
+    @property
+    def torch_device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return choose_device(self.device, setting="evaluation.captions.device")
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain fields and the digests of every file that is used."""
@@ -181,7 +187,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
             f"{len(task.ids)} rows in all); every test image needs a reference."
         )
     folder = task.config.sentence_encoder
-    encoder = None if folder is None else SentenceEncoder(folder, device=task.config.device)
+    encoder = None if folder is None else SentenceEncoder(folder, device=task.config.torch_device)
     rounds: dict[tuple[str, str], list[list[str]]] = {
         ("decoded", NEAREST): [_retrieve(task, task.predicted, bank)],
         ("oracle", NEAREST): [_retrieve(task, task.true, bank)],
@@ -237,7 +243,7 @@ def _retrieve(
     for asked, training in zip(queries, task.training, strict=True):
         mean = training.flat().mean(axis=0)
         left, right = (Embeddings(e.flat() - mean, e.ids, f"{e.space} - mean") for e in (asked, training))
-        found += retrieve_captions(left, right, bank, device=task.config.device)
+        found += retrieve_captions(left, right, bank, device=task.config.torch_device)
     return found
 
 
@@ -250,6 +256,6 @@ def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str
     config = task.config
     captions = caption_images(
         table.images, folder, max_new_tokens=config.max_new_tokens, n_beams=config.n_beams,
-        batch_size=config.batch_size, device=config.device,
+        batch_size=config.batch_size, device=config.torch_device,
     )  # fmt: skip
     return {name: [[captions[row] for row in one] for one in several] for name, several in table.made.items()}

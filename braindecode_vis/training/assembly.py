@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import seeded
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.fusion import LayerFusion
@@ -52,8 +53,7 @@ def build_model(
     if projector is not None and projector.sides == "both":
         n_outputs = projector.brain_width or n_image
     regression = _choose_regression(settings, n_outputs, n_targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "initial_weights"))
+    with seeded(derive_seed(seed, "initial_weights")):
         if regression == "network":
             network = settings.network.build(signal, n_outputs, n_regression=n_targets)
         else:

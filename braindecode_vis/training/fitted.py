@@ -14,6 +14,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import choose_device
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.store import json_plain, read_json, write_json
 from braindecode_vis.training.alignment import InputTransform
@@ -161,14 +162,12 @@ class NetworkFit:
         """
         import torch
 
-        from braindecode_vis.training.devices import find_device
-
         check_signal(self.signal, responses)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         index = self.signal.index_subjects(names)
         self._check_subjects(names[rows], index[rows])
         transform = self.transform.with_subjects_of(responses.data, names)
-        place = find_device(device)
+        place = choose_device(device, setting="encoder.device")
         self.model.to(place).eval()
         in_targets = space == "target" or not self.model.learns_space
         shape = self.target_shape if in_targets else (self.model.n_common,)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import keep_random_state, seed_device
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.bad_numbers import look_at_losses
 from braindecode_vis.training.batches import count_batches, deal_epoch, read_ahead
-from braindecode_vis.training.devices import keep_random_state, seed_device
 from braindecode_vis.training.feed import Feed, Job
 from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
 from braindecode_vis.training.logs import TrainingLog

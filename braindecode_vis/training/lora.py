@@ -28,6 +28,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import autocast
 from braindecode_vis.embeddings.layer_readout import resolve_layer
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
@@ -150,7 +151,7 @@ class AdaptedTower(nn.Module):
     def merge(self) -> dict[str, Tensor]:
         """Return the changed weights of the network by name, with their gradient to A and B."""
         weights = dict(self._load().network.named_parameters())
-        with torch.autocast(self.down[0].device.type, enabled=False):
+        with autocast(self.down[0].device):
             return {
                 name: weights[name].detach() + self.config.scale * (up @ down)
                 for name, down, up in zip(self.shapes, self.down, self.up, strict=True)
@@ -170,7 +171,7 @@ class AdaptedTower(nn.Module):
         dtype = getattr(torch, self.config.target.precision)
 
         def run(chunk: Tensor, *weights: Tensor) -> Tensor:
-            with torch.autocast(chunk.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            with autocast(chunk.device, dtype):
                 vectors = functional_call(reader, dict(zip(names, weights, strict=True)), (chunk,))
             return vectors.float().flatten(1)
 

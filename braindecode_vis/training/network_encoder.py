@@ -20,6 +20,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import is_out_of_memory
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.seeds import derive_seed, make_generator
@@ -200,10 +201,10 @@ class NetworkEncoder:
         """
         from braindecode_vis.training.assembly import takes_unknown_subjects
         from braindecode_vis.training.checkpoints import CHECKPOINT, read_checkpoint
-        from braindecode_vis.training.devices import is_out_of_memory, open_accelerator
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.gathering import count_processes
         from braindecode_vis.training.loop import Trainer
+        from braindecode_vis.training.processes import open_accelerator
         from braindecode_vis.training.views import settle_views
 
         settled = settle_views(take_rows(targets, np.arange(1)), self.config.view_choice)

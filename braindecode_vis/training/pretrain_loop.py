@@ -10,7 +10,6 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.encoders.parcels import DESCRIPTION, MaskedAutoencoder, describe_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.encoders.signal import Signal
@@ -57,8 +57,8 @@ class PretrainRun:
     ) -> None:
         self.config, self.data, self.signal = config, data, signal
         self.train, self.held_out, self.folder, self.seed = train, held_out, folder, seed
-        self.device = _choose_device(config.device)
-        with _own_random(derive_seed(seed, "pretrain", "weights"), self.device):
+        self.device = torch.device(choose_device(config.device, setting="pretrain.device"))
+        with seeded(derive_seed(seed, "pretrain", "weights"), self.device):
             self.model = self._make_model()
         encoder = self.model.encoder
         self.n_visible = count_visible(encoder.n_tokens, config.mask_ratio)
@@ -130,7 +130,7 @@ class PretrainRun:
     def _step(self, rows: np.ndarray, step: int) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = self._get_rate(step)
-        with _own_random(derive_seed(self.seed, "pretrain", "step", step), self.device):
+        with seeded(derive_seed(self.seed, "pretrain", "step", step), self.device):
             data = self._read(rows)
             order = torch.rand(len(rows), self.model.encoder.n_tokens).argsort(dim=1).to(self.device)
             loss = self.model(data, order, self.n_visible).mean()
@@ -342,18 +342,3 @@ def _make_optimiser(model: torch.nn.Module, config: PretrainConfig) -> torch.opt
         {"params": free, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-
-
-def _choose_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DataError("pretrain.device is cuda, but torch sees no GPU here; use auto or cpu.")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def _own_random(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside the block and give its global state back afterwards."""
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 #: The first process may embed a data set's images while the others wait.
 _LONGEST_WAIT = timedelta(days=14)
+_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
@@ -32,6 +33,29 @@ def is_first() -> bool:
 def spans_machines() -> bool:
     """Say whether the launch has processes on other machines."""
     return count_launched() > 1 and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
+
+
+def open_accelerator(device: str, precision: str) -> Any:
+    """Return an accelerator for a training.
+
+    accelerate keeps one state per process and refuses a second precision or device; a process that trains several
+    encoders one after the other, alone, starts from a clean state each time.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.devices import choose_device
+    from braindecode_vis.training.gathering import count_processes
+
+    on_cpu = choose_device(device, setting="encoder.device") == "cpu"
+    if precision == "fp16" and on_cpu:
+        raise ConfigError("encoder.precision is fp16, which a CPU does not train in; use bf16 or fp32.")
+    if count_processes() == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    # A batch may leave out a subject's layer, or a phase an objective.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(cpu=on_cpu, mixed_precision=_MIXED[precision], kwargs_handlers=handlers)
 
 
 @contextmanager
@@ -52,9 +76,9 @@ def join_processes(device: str) -> Iterator[None]:
     from torch import distributed as dist
 
     from braindecode_vis.checks import ConfigError
-    from braindecode_vis.training.devices import find_device
+    from braindecode_vis.devices import choose_device
 
-    on_gpu = find_device(device).type == "cuda"
+    on_gpu = choose_device(device, setting="encoder.device") == "cuda"
     if on_gpu:
         place, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if place >= found:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from braindecode_vis.devices import autocast
 from braindecode_vis.training.objectives.base import check_batch, check_needs
-from braindecode_vis.training.objectives.similarity import leave_autocast
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.base import ObjectiveConfig
@@ -37,7 +37,7 @@ class Objective(nn.Module):
         check_needs(self.config.kind, self.config.needs, outputs)
         if self.config.contrastive:
             check_batch(outputs.stimuli)
-        with leave_autocast(outputs.brain.device):
+        with autocast(outputs.brain.device):
             return self.term(outputs)
 
 

@@ -8,7 +8,6 @@ logit of one.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,16 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.devices import autocast
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.base import Duplicates
-
-
-def leave_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which operations on `device` keep the precision of their arguments."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -45,7 +38,7 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     ----------
     left, right : tensors of shape (n_left, d) and (n_right, d)
     """
-    with leave_autocast(left.device):
+    with autocast(left.device):
         return upcast(left) @ upcast(right).mT
 
 
