@@ -111,7 +111,7 @@ def main() -> None:
         root = Path(temporary) / "root"
         make_root(root, options.concepts, options.test_images, 20)
         size = max(path.stat().st_size for path in root.rglob("raw_eeg_*.npy")) / 2**20
-        source = ThingsEeg2Config(root=root, sessions=(1,)).prepare()
+        source = ThingsEeg2Config(root=root, sessions=(1,)).open_epochs()
         print(f"{source.n_trials} trials of 63 channels, largest file {size:.0f} MiB")
         command = [sys.executable, __file__, "--from-file", str(root)]
         start = time.perf_counter()

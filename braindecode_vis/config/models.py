@@ -339,7 +339,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_standardising_fits_split(self) -> Self:
-        zscore = getattr(self.dataset, "zscore", "none")
+        zscore = self.dataset.standardises()
         # Standardising precedes the split, with the trials that the data set itself declares as training.
         fits = {"kfold": ("none",), "leave_one_run_out": ("none", "run")}.get(self.split.kind, (zscore,))
         if zscore not in fits:
@@ -352,11 +352,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check_whitening_fits_split(self) -> Self:
         # What is learnt before the split learns from the declared training trials.
-        learnt = [
-            name
-            for name, off in (("mvnn", "none"), ("scaling", None), ("ica", None), ("autoreject", None))
-            if getattr(self.dataset, name, off) not in (off, None)
-        ]
+        learnt = self.dataset.learns_before_split()
         if learnt and self.split.kind in ("kfold", "leave_one_run_out"):
             raise ValueError(
                 f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "

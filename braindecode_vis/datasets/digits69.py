@@ -20,8 +20,13 @@ import pandas as pd
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, check_file
-from braindecode_vis.datasets.manifests import Finding, check_one_file, check_root, read_manifest
-from braindecode_vis.settings import Settings
+from braindecode_vis.datasets.manifests import (
+    Finding,
+    RecordedSettings,
+    check_one_file,
+    check_root,
+    read_manifest,
+)
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_file, write_responses, write_stimuli
 
@@ -30,7 +35,7 @@ _CONCEPTS = {1: "six", 2: "nine"}
 _KEYS = ("fmriTrn", "fmriTest", "stimTrn", "stimTest", "labelTrn", "labelTest")
 
 
-class Digits69Config(Settings):
+class Digits69Config(RecordedSettings):
     """Where the file lies, and whether to insist on the published bytes.
 
     Parameters
@@ -42,7 +47,6 @@ class Digits69Config(Settings):
     """
 
     kind: Literal["digits69"] = "digits69"
-    root: Path | None = None
     verify: bool = True
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "verify"})

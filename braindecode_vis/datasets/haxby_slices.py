@@ -12,7 +12,6 @@ References
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import pandas as pd
@@ -23,16 +22,15 @@ from braindecode_vis.datasets.bids.fmri_files import RunFiles
 from braindecode_vis.datasets.bids.fmri_images import read_seconds
 from braindecode_vis.datasets.bids.fmri_recipe import BoldSettings, Recipe, hash_bold_inputs, prepare_bold
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
-from braindecode_vis.datasets.sources.betas_source import ZScoring
+from braindecode_vis.datasets.sources.betas_source import FmriSettings, ZScoring
 from braindecode_vis.datasets.sources.bold_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
-from braindecode_vis.settings import Settings
 
 CATEGORIES = ("bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe")
 MASKS = ("brain", "gray", "white", "vt", "hoc")
 
 
-class HaxbySlicesConfig(Settings):
+class HaxbySlicesConfig(FmriSettings):
     """Where the recording lies, and how a block becomes a response.
 
     Parameters
@@ -53,7 +51,6 @@ class HaxbySlicesConfig(Settings):
     """
 
     kind: Literal["haxby_slices"] = "haxby_slices"
-    root: Path | None = None
     acq: Literal["1slice", "25mm"] = "1slice"
     mask: Literal["brain", "gray", "white", "vt", "hoc"] | None = None
     model: ModelConfig = Field(
@@ -73,7 +70,7 @@ class HaxbySlicesConfig(Settings):
         """Return the digest of every file that is read."""
         return hash_bold_inputs(self._make_settings(), self._make_recipe())
 
-    def prepare(self) -> BoldSource:
+    def open_bold(self) -> BoldSource:
         """Return the recording as lazy runs.
 
         Raises
@@ -93,7 +90,7 @@ class HaxbySlicesConfig(Settings):
     def check(self) -> list[Finding]:
         """Open every header and table, and compare with the manifest."""
         try:
-            source = self.prepare()
+            source = self.open_bold()
         except BraindecodeVisError as error:
             return [Finding("layout", False, str(error))]
         facts = read_manifest("haxby_slices").facts

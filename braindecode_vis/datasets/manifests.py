@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field
@@ -31,7 +31,10 @@ class ManifestFile(Settings):
 
 
 class Manifest(Settings):
-    """What is known about a data set before any of it is read."""
+    """What is known about a data set before any of it is read.
+
+    `needs_files` is false where the data set is made in memory.
+    """
 
     name: str
     title: str
@@ -46,6 +49,7 @@ class Manifest(Settings):
     files: tuple[ManifestFile, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    needs_files: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,50 @@ class Finding:
     item: str
     ok: bool
     message: str
+
+
+class DatasetSettings(Settings):
+    """What the settings of every data set answer, unless they say otherwise.
+
+    A data set has besides ``check()``, ``hash_inputs()`` and exactly one of ``open_epochs(scratch)`` (EEG, MEG),
+    ``open_betas()`` (single-trial fMRI) and ``open_bold()`` (fMRI time series), which give lazy sources for
+    `braindecode_vis.preprocessing` to stream, or ``write(folder, seed=...)``, which writes responses and stimuli.
+    """
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is known of the data set without its files."""
+        return read_manifest(type(self).model_fields["kind"].default)
+
+    def standardises(self) -> Literal["session", "run", "none"]:
+        """Return over which of their training trials responses are standardised before the split is drawn."""
+        return "none"
+
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the settings in force that learn from the declared training trials before the split is drawn."""
+        return ()
+
+    def find_phantom(self) -> Path | None:
+        """Return the folder of the data set if it is simulated and its truth lies beside it."""
+        return None
+
+
+class RecordedSettings(DatasetSettings):
+    """The settings of a data set that is read from a folder.
+
+    Parameters
+    ----------
+    root
+        Folder that holds its files.
+    """
+
+    root: Path | None = None
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    def find_phantom(self) -> Path | None:
+        """Return `root` if it is simulated and its truth lies in it."""
+        return self.root if self.root is not None and (self.root / "phantom_truth").is_dir() else None
 
 
 def find_package_data(folder: str) -> Path:

@@ -27,9 +27,8 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, MeegSource, SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
 CHANNELS = ("TP9", "AF7", "AF8", "TP10")
@@ -40,7 +39,7 @@ _TOLERANCE = 0.005  # relative; time stamps are rounded to 1 ms and start with t
 _PATTERNS = ("data_*.csv", "data_*.csv.gz")
 
 
-class MuseN170Config(Settings):
+class MuseN170Config(RecordedSettings):
     """Where the runs lie, and how trials are cut.
 
     Parameters
@@ -64,7 +63,6 @@ class MuseN170Config(Settings):
     """
 
     kind: Literal["muse_n170"] = "muse_n170"
-    root: Path | None = None
     channels: tuple[str, ...] = CHANNELS
     l_freq: float = Field(default=1.0, gt=0)
     h_freq: float = Field(default=30.0, gt=0)
@@ -83,7 +81,7 @@ class MuseN170Config(Settings):
         """Return the sha256 of the text of every run, packed or not."""
         return {path.name.removesuffix(".gz"): hash_text(path) for path in find_runs(self.root)}
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the runs as parts; `scratch` is not needed.
 
         Raises

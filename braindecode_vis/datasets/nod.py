@@ -54,7 +54,7 @@ class NodConfig(BoldSettings):
         """Return the digest of every file that is read."""
         return hash_bold_inputs(self, self._make_recipe())
 
-    def prepare(self) -> BoldSource:
+    def open_bold(self) -> BoldSource:
         """Return the data set as lazy runs; see `prepare_bold`."""
         return prepare_bold(self, self._make_recipe())
 

@@ -15,16 +15,15 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.datasets.manifests import Finding
+from braindecode_vis.datasets.manifests import DatasetSettings, Finding
 from braindecode_vis.seeds import make_generator
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_responses, write_stimuli
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-class SyntheticDigitsConfig(Settings):
+class SyntheticDigitsConfig(DatasetSettings):
     """Size and noise of the synthetic recording.
 
     Parameters

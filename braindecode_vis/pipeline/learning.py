@@ -6,10 +6,10 @@ The first half of the sentence. Only training trials are looked at here.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -17,20 +17,19 @@ import pandas as pd
 from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import Run, keep_config
 from braindecode_vis.pipeline.stage_results import Prepared, TargetBank, TrainedFold
+from braindecode_vis.preprocessing.betas import write_fmri
+from braindecode_vis.preprocessing.bold import BoldDataset, write_bold
+from braindecode_vis.preprocessing.meeg import EpochsDataset, write_meeg
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.processes import count_launched
-
-#: Data sets of raw BOLD runs, whose single-trial responses are estimated here; the others publish betas.
-BOLD_KINDS = ("bids_fmri", "bold5000", "haxby_slices", "nod", "nsd_timeseries")
 
 
 def preprocess(run: Run) -> Prepared:
@@ -66,27 +65,26 @@ def _preprocess(run: Run) -> Prepared:
 
 def write_dataset(run: Run, folder: Path) -> None:
     """Let a small data set write itself, and stream a large one through the preprocessing of its modality."""
-    dataset: Any = run.config.dataset
-    if hasattr(dataset, "write"):
+    dataset = run.config.dataset
+    if isinstance(dataset, SelfWritingDataset):
         dataset.write(folder, seed=derive_seed(run.config.seed, "dataset"))
         return
     with run.listener.progress("reading trials", None) as advance:
-        _find_writer(dataset.kind)(dataset, folder, advance=advance)
+        if isinstance(dataset, EpochsDataset):
+            write_meeg(dataset, folder, advance=advance)
+        elif isinstance(dataset, BoldDataset):
+            write_bold(dataset, folder, advance=advance)
+        else:
+            write_fmri(dataset, folder, advance=advance)
 
 
-def _find_writer(kind: str) -> Callable[..., Any]:
-    """Return the function that streams a data set of this kind."""
-    if read_manifest(kind).modality in ("eeg", "meg"):
-        from braindecode_vis.preprocessing.meeg import write_meeg
+@runtime_checkable
+class SelfWritingDataset(Protocol):
+    """A data set so small that it writes its responses and stimuli itself."""
 
-        return write_meeg
-    if kind in BOLD_KINDS:
-        from braindecode_vis.preprocessing.bold import write_bold
-
-        return write_bold
-    from braindecode_vis.preprocessing.betas import write_fmri
-
-    return write_fmri
+    def write(self, folder: Path, *, seed: int) -> None:
+        """Write ``responses`` and ``stimuli`` below `folder`."""
+        ...
 
 
 def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:

@@ -8,7 +8,6 @@ from typing import Any
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig, check_files
-from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.pipeline.decoding import reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, reads_text, train
 from braindecode_vis.pipeline.low_level import open_low_level
@@ -27,7 +26,7 @@ def _report(run: Run) -> Path:
     from braindecode_vis.report.page import ReportContent, write_report
 
     prepared, rows = preprocess(run), evaluate(run)
-    manifest = read_manifest(run.config.dataset.kind)
+    manifest = run.config.dataset.manifest
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
     analyses = summary.find_analyses(run.folder.path, describe_question(run))

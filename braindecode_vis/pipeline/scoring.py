@@ -216,8 +216,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
 
 def find_phantom(config: RunConfig) -> Path | None:
     """Return the root of the data set if it is a phantom with its truth beside it."""
-    root = getattr(config.dataset, "root", None)
-    return root if root is not None and (root / "phantom_truth").is_dir() else None
+    return config.dataset.find_phantom()
 
 
 def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:

@@ -38,15 +38,15 @@ Advance = Callable[[int], Any]
 
 
 @runtime_checkable
-class Preparable(Protocol):
+class BetasDataset(Protocol):
     """A data set configuration that opens its files lazily."""
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the lazy source."""
         ...
 
 
-def write_fmri(config: Preparable, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_fmri(config: BetasDataset, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
     Parameters
@@ -68,7 +68,7 @@ def write_fmri(config: Preparable, folder: Path, *, advance: Advance | None = No
     DataError
         If a response is not finite, does not fit the type, or the disk is too small; the message names the file.
     """
-    return write_fmri_source(config.prepare(), folder, advance=advance)
+    return write_fmri_source(config.open_betas(), folder, advance=advance)
 
 
 def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:

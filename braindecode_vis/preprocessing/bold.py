@@ -41,15 +41,15 @@ _UNITS = {"percent": "percent signal change", "zscore": "z", "none": "scanner un
 
 
 @runtime_checkable
-class BoldConfig(Protocol):
+class BoldDataset(Protocol):
     """A data set configuration that describes time series."""
 
-    def prepare(self) -> BoldSource:
+    def open_bold(self) -> BoldSource:
         """Return the lazy source."""
         ...
 
 
-def write_bold(config: BoldConfig, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_bold(config: BoldDataset, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
     """Read a data set of time series and write responses and stimuli below `folder`.
 
     Parameters
@@ -71,7 +71,7 @@ def write_bold(config: BoldConfig, folder: Path, *, advance: Advance | None = No
     DataError
         If an image is damaged, a voxel is not finite, or a trial cannot be estimated; the message names the run.
     """
-    return write_fmri_source(make_betas(config.prepare()), folder, advance=advance)
+    return write_fmri_source(make_betas(config.open_bold()), folder, advance=advance)
 
 
 def make_betas(source: BoldSource) -> FmriSource:

@@ -37,15 +37,15 @@ Advance = Callable[[int], Any]
 
 
 @runtime_checkable
-class Preparable(Protocol):
+class EpochsDataset(Protocol):
     """A data set configuration that opens its recordings lazily."""
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the lazy source."""
         ...
 
 
-def write_meeg(config: Preparable, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_meeg(config: EpochsDataset, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
     Parameters
@@ -64,7 +64,7 @@ def write_meeg(config: Preparable, folder: Path, *, advance: Advance | None = No
     """
     scratch = folder / "scratch"
     try:
-        source = config.prepare(scratch)
+        source = config.open_epochs(scratch)
         return write_source(source, folder, scratch=scratch, advance=advance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -119,7 +119,7 @@ def test_raw_sessions_are_referenced_cut_and_paired_with_images(tmp_path, design
     stimuli = read_stimuli(tmp_path / "out/stimuli")
     assert stimuli.ids.tolist() == sorted(set(responses.trials["stimulus_id"]))
     assert (stimuli.table["nsd_id"] == stimuli.table["stimulus_id"].str[3:].astype(int) - 1).all()
-    part = config(tmp_path, design, reference="none", channels=("Oz", "Fp1")).prepare().parts[0]
+    part = config(tmp_path, design, reference="none", channels=("Oz", "Fp1")).open_epochs().parts[0]
     np.testing.assert_allclose(part.read(0, 9), data[[BIOSEMI64.index("Oz"), 0], :9], rtol=1e-5)
     assert path.name in config(tmp_path, design).hash_inputs()
 
@@ -166,12 +166,12 @@ def test_nothing_in_a_table_is_run(tmp_path):
     """Both places where PyTables unpickles: the column of objects, and any attribute."""
     path, _ = make_table(tmp_path, [5, 6, 7], eeg=Bomb())
     with pytest.raises(DataError, match=r"subj01_session1\.h5 asks to run"):
-        config(tmp_path, None).prepare()
+        config(tmp_path, None).open_epochs()
     make_table(tmp_path, [5, 6, 7])
     with h5py.File(path, "a") as file:
         for name in ("FLAVOR", "TITLE"):
             file["df/block0_values"].attrs[name] = np.bytes_(pickle.dumps(Bomb(), protocol=0))
-    assert config(tmp_path, None).prepare().parts[0].read(1, 3).shape == (2, 64, 334)
+    assert config(tmp_path, None).open_epochs().parts[0].read(1, 3).shape == (2, 64, 334)
 
 
 def test_without_blosc_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -185,19 +185,19 @@ def test_without_blosc_the_message_says_what_to_install(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match="comes with PyTables: pip install tables"):
-        config(tmp_path, None).prepare()
+        config(tmp_path, None).open_epochs()
     make_table(tmp_path, [5, 6, 7], complib="zlib")
-    assert config(tmp_path, None).prepare().n_trials == 3
+    assert config(tmp_path, None).open_epochs().n_trials == 3
 
 
 def test_ids_that_count_from_one_are_seen(tmp_path, design):
     shared = read_design(design).shared
     make_table(tmp_path, shared[:20])
     with pytest.raises(DataError, match="count from 1, where the published ones count from 0"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     make_table(tmp_path, [1, 2, 3])
     with pytest.raises(DataError, match=r"image\(s\) are not among the shared images"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_ids_that_count_from_one_are_seen(tmp_path, design):
 def test_tables_that_do_not_fit_are_named(tmp_path, options, message):
     make_table(tmp_path, [5, 6, 7], **options)
     with pytest.raises(DataError, match=message):
-        config(tmp_path, None).prepare()
+        config(tmp_path, None).open_epochs()
 
 
 def test_objects_beside_the_arrays_are_told_apart(tmp_path):
     """A column without numbers joins that of the arrays in one Fortran-ordered block, which mixed up their rows."""
     _, data = make_table(tmp_path, [5, 6, 7], coco_id=None)
-    np.testing.assert_array_equal(config(tmp_path, None).prepare().parts[0].read(0, 3), data)
+    np.testing.assert_array_equal(config(tmp_path, None).open_epochs().parts[0].read(0, 3), data)
 
 
 def test_an_array_of_another_shape_is_named(tmp_path):
@@ -225,51 +225,51 @@ def test_an_array_of_another_shape_is_named(tmp_path):
     with pytest.raises(
         DataError, match=r"row 0 should hold 64 channels of 334 samples, but holds \(64, 300\)"
     ):
-        config(tmp_path, None).prepare()
+        config(tmp_path, None).open_epochs()
 
 
 def test_known_gaps_are_left_out_and_others_are_missing(tmp_path, design):
     for subject, session in ((2, 1), (3, 1), (3, 2)):
         make_epochs(tmp_path, make_codes(), subject=subject, session=session)
-    source = config(tmp_path, design, sessions=None).prepare()
+    source = config(tmp_path, design, sessions=None).open_epochs()
     assert [part.group[0] for part in source.parts] == ["02", "03"]
     assert source.notes["sessions_left_out"] == ["subject 02, session 2", "subject 03, session 1"]
-    reading = config(tmp_path, design, sessions=None, broken="read").prepare()
+    reading = config(tmp_path, design, sessions=None, broken="read").open_epochs()
     assert len(reading.parts) == 3
     assert reading.notes["sessions_left_out"] == ["subject 02, session 2"]
     trials = pd.concat([part.trials for part in reading.parts[1:]])
     assert trials["repetition"].max() == 3  # counted on over both sessions
     with pytest.raises(DataError, match="subject 01, session 1 of Alljoined1 is missing"):
-        config(tmp_path, design, subjects=(1,)).prepare()
+        config(tmp_path, design, subjects=(1,)).open_epochs()
     with pytest.raises(DataError, match=r"nothing is left to read .*set dataset\.broken to read"):
-        config(tmp_path, design, subjects=(3,), sessions=(1,)).prepare()
+        config(tmp_path, design, subjects=(3,), sessions=(1,)).open_epochs()
 
 
 def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
     with pytest.raises(DataError, match="no session of Alljoined1 was found"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     path, _, _ = make_raw(tmp_path, make_codes())
     with pytest.raises(DataError, match=r"name it with --set dataset\.design=FILE"):
-        config(tmp_path, None).prepare()
+        config(tmp_path, None).open_epochs()
     with pytest.raises(DataError, match="design of NSD was not found"):
-        config(tmp_path, tmp_path / "absent.mat").prepare()
+        config(tmp_path, tmp_path / "absent.mat").open_epochs()
     with pytest.raises(DataError, match=r"lacks the channel\(s\) FT9"):
-        config(tmp_path, design, channels=("FT9",)).prepare()
+        config(tmp_path, design, channels=("FT9",)).open_epochs()
     make_raw(tmp_path, np.r_[make_codes(), 65536])
     with pytest.raises(DataError, match=r"event\(s\) that mean no image, first code 65536"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     make_raw(tmp_path, make_codes()[:-3])
     with pytest.raises(DataError, match="does not match its images"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     make_raw(tmp_path, make_codes(), names={"Oz": "A29"})
     with pytest.raises(DataError, match=r"lacks the channel\(s\) Oz"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     make_epochs(tmp_path, make_codes())
     with pytest.raises(ConfigError, match="layouts epochs, raw"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     make_epochs(tmp_path, make_codes() + 900)
     with pytest.raises(DataError, match="epochs that mean no image, first code"):
-        config(tmp_path, design, layout="epochs").prepare()
+        config(tmp_path, design, layout="epochs").open_epochs()
     path.unlink()
     make_epochs(tmp_path, make_codes())
     for options, message in (
@@ -277,10 +277,10 @@ def test_wrong_codes_channels_and_files_are_named(tmp_path, design):
         ({"mvnn": "epochs"}, "needs the raw"),
     ):
         with pytest.raises(ConfigError, match=message):
-            config(tmp_path, design, **options).prepare()
+            config(tmp_path, design, **options).open_epochs()
     make_epochs(tmp_path / "14_70", make_codes())
     with pytest.raises(ConfigError, match="session 1 twice"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
 
 
 def test_damaged_files_are_named(tmp_path, design):
@@ -288,10 +288,10 @@ def test_damaged_files_are_named(tmp_path, design):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="damaged or cut short"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     path.write_bytes(b"<html>")
     with pytest.raises(DataError, match="neither raw nor epoched FIF nor HDF5"):
-        config(tmp_path, design).prepare()
+        config(tmp_path, design).open_epochs()
     assert not config(tmp_path, design).check()[0].ok
 
 
@@ -324,10 +324,10 @@ def test_declared_facts():
 def test_the_real_design_names_the_images(shared, tmp_path):
     real = shared / "data/nsd/nsd_expdesign.mat"
     make_epochs(tmp_path, np.array([1, 2, 960]))
-    trials = config(tmp_path, real).prepare().parts[0].trials
+    trials = config(tmp_path, real).open_epochs().parts[0].trials
     assert trials["stimulus_id"].tolist()[:2] == ["nsd02951", "nsd02991"]
     make_epochs(tmp_path, np.arange(1, 961))
-    assert config(tmp_path, real).prepare().parts[0].trials["stimulus_id"].nunique() == 960
+    assert config(tmp_path, real).open_epochs().parts[0].trials["stimulus_id"].nunique() == 960
 
 
 def test_bad_electrodes_are_repaired_before_the_average(tmp_path, design):
@@ -351,4 +351,4 @@ def test_bad_electrodes_are_repaired_before_the_average(tmp_path, design):
     np.testing.assert_allclose(dropped.data[5, 0], expected, atol=1e-9)
     make_epochs(tmp_path / "epochs", codes)
     with pytest.raises(ConfigError, match=r"dataset.notch needs continuous recordings"):
-        config(tmp_path / "epochs", design, notch=(50.0,)).prepare()
+        config(tmp_path / "epochs", design, notch=(50.0,)).open_epochs()

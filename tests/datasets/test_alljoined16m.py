@@ -116,7 +116,7 @@ def config(root, **options):
 
 def test_blocks_become_trials(tmp_path):
     make_subject(tmp_path, sessions=(1, 2))
-    source = config(tmp_path).prepare()
+    source = config(tmp_path).open_epochs()
     assert set(source.ch_names) == (set(FLEX2) - {"PO9"}) | {"AFz"}
     assert source.ch_names[0] == "Cz"
     assert source.notes["montage"] == "other electrodes than published"
@@ -159,32 +159,32 @@ def test_electrodes_are_found_by_name_among_other_rows(tmp_path):
     labels = read_labels(path, "here")
     assert len(labels) == 32 + len(EXTRA) + 1
     assert list(find_electrodes(labels)) == ["AFz" if n == "Afz" else n for n in reversed(RECORDED)]
-    picked = config(tmp_path, blocks=(5,), channels=("Oz", "AFz")).prepare()
+    picked = config(tmp_path, blocks=(5,), channels=("Oz", "AFz")).open_epochs()
     assert picked.ch_names == ("Oz", "AFz")
     raw = mne.io.read_raw_edf(path, verbose="error")
     expected = raw.get_data(picks=["Oz", "Afz"], start=400, stop=500)
     np.testing.assert_array_equal(picked.parts[0].read(400, 500), expected)
     with pytest.raises(DataError, match=r"lacks the channel\(s\) FCz; it has .*another montage"):
-        config(tmp_path, blocks=(5,), channels=("FCz",)).prepare()
+        config(tmp_path, blocks=(5,), channels=("FCz",)).open_epochs()
 
 
 def test_a_block_of_another_montage_is_named(tmp_path):
     make_block(tmp_path, [16540], block=1)
     make_block(tmp_path, [1], block=5, names=FLEX2)
     with pytest.raises(DataError, match=r"session 01, block 05, file .* lacks the channel\(s\) AFz"):
-        config(tmp_path).prepare()
+        config(tmp_path).open_epochs()
     make_block(tmp_path, [16540], block=1, subject=2, names=RECORDED[:31])
     with pytest.raises(DataError, match=r"has 31 electrodes .* where 32 are published"):
-        config(tmp_path, subjects=(2,), blocks=(1,)).prepare()
+        config(tmp_path, subjects=(2,), blocks=(1,)).open_epochs()
 
 
 def test_subject_8_says_19_and_no_other_does(tmp_path):
     make_block(tmp_path, [1, 2], subject=8, session=3, named="Subject 19, Session 3, Block 5")
-    source = config(tmp_path, sessions=(3,), blocks=(5,)).prepare()
+    source = config(tmp_path, sessions=(3,), blocks=(5,)).open_epochs()
     assert source.parts[0].recording.subject == "08"
     make_block(tmp_path, [1, 2], subject=7, session=3, named="Subject 19, Session 3, Block 5")
     with pytest.raises(DataError, match=r"subject 07, session 03, .* says subject 19, session 3, block 5"):
-        config(tmp_path, sessions=(3,), blocks=(5,)).prepare()
+        config(tmp_path, sessions=(3,), blocks=(5,)).open_epochs()
 
 
 def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
@@ -198,7 +198,7 @@ def test_what_is_no_picture_is_left_out_and_counted(tmp_path):
     ]
     make_block(tmp_path, [11, 12, 13], extra=extra)
     (tmp_path / "raw_eeg/sub-01/session_02_old").mkdir()
-    source = config(tmp_path, blocks=(5,)).prepare()
+    source = config(tmp_path, blocks=(5,)).open_epochs()
     assert source.notes["markers_left_out"] == {
         "oddball": 1, "behav": 1, "debug": 1, "other": 1, "deleted": 1, "repeated": 1,
     }  # fmt: skip
@@ -225,36 +225,36 @@ def test_pictures_on_both_sides_and_shifted_numbers_are_refused(tmp_path):
     make_block(tmp_path, [16540], block=1)
     make_block(tmp_path, [16540], block=5)
     with pytest.raises(DataError, match="both training and testing, first 16540"):
-        config(tmp_path).prepare()
+        config(tmp_path).open_epochs()
     make_block(tmp_path, [16740], block=6)
     with pytest.raises(DataError, match=r"marks the oddball 16740 as a picture.*shifted"):
-        config(tmp_path, blocks=(6,)).prepare()
+        config(tmp_path, blocks=(6,)).open_epochs()
 
 
 def test_missing_and_damaged_blocks_are_named(tmp_path):
     with pytest.raises(DataError, match="no recording of Alljoined-1"):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
     path = make_block(tmp_path, [1, 2, 3])
     with pytest.raises(DataError, match="subject 01, session 01 lacks its block 01"):
-        config(tmp_path, blocks=None).prepare()
+        config(tmp_path, blocks=None).open_epochs()
     with pytest.raises(DataError, match=r"subject 04 of Alljoined-1\.6M is not below"):
-        config(tmp_path, subjects=(4,)).prepare()
+        config(tmp_path, subjects=(4,)).open_epochs()
     whole = path.read_bytes()
     path.write_bytes(whole[:-5000])
     with pytest.raises(DataError, match=r"block 05, file .* is truncated: \d+ of \d+ bytes"):
-        config(tmp_path, blocks=(5,)).prepare()
+        config(tmp_path, blocks=(5,)).open_epochs()
     findings = config(tmp_path, blocks=(5,)).check()
     assert not findings[-1].ok
     path.write_bytes(b"<html>")
     with pytest.raises(DataError, match="is no EDF file"):
-        config(tmp_path, blocks=(5,)).prepare()
+        config(tmp_path, blocks=(5,)).open_epochs()
     path.unlink()
     with pytest.raises(DataError, match="should hold one EDF file, but holds 0"):
-        config(tmp_path, blocks=(5,)).prepare()
+        config(tmp_path, blocks=(5,)).open_epochs()
     make_block(tmp_path, [1, 2, 3], block=6, unit="mV")
     (path.parent).rmdir()
     with pytest.raises(DataError, match="no scalp potentials in V"):
-        config(tmp_path, blocks=(6,)).prepare()
+        config(tmp_path, blocks=(6,)).open_epochs()
 
 
 def make_flat(root, *, subject=1, seed=0, dump=True, epochs=None, whitened=True, **changes):
@@ -314,7 +314,7 @@ def test_large_files_stay_on_disk(tmp_path):
             "ch_names": list(FLEX2), "times": np.arange(250) / 250,
         }  # fmt: skip
         (folder / f"preprocessed_eeg_{split}_flat.npy").write_bytes(pickle.dumps(content, protocol=5))
-    source = Alljoined16mConfig(root=tmp_path, channels=("Oz", "Cz")).prepare()
+    source = Alljoined16mConfig(root=tmp_path, channels=("Oz", "Cz")).open_epochs()
     block = source.parts[0].read(30, 32)
     np.testing.assert_array_equal(block[0, 1], 30 * 8000 + np.arange(250))
     np.testing.assert_array_equal(block[1, 0], 31 * 8000 + 250 * FLEX2.index("Oz") + np.arange(250))
@@ -328,30 +328,30 @@ def test_large_files_stay_on_disk(tmp_path):
 def test_preprocessed_files_that_do_not_fit_are_named(tmp_path):
     make_flat(tmp_path, epochs=9)
     with pytest.raises(DataError, match=r"holds 9 epochs, but its table keeps 3 train trials"):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
     make_flat(tmp_path, times=np.arange(200) / 250)
     with pytest.raises(
         DataError, match=r"32 channels and 200 times, but holds float64 of shape \(3, 32, 250\)"
     ):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
     make_flat(tmp_path)
     with pytest.raises(ConfigError, match="has 250 Hz and published epochs are not resampled"):
-        Alljoined16mConfig(root=tmp_path, sfreq=125).prepare()
+        Alljoined16mConfig(root=tmp_path, sfreq=125).open_epochs()
     with pytest.raises(DataError, match=r"lacks the channel\(s\) FCz"):
-        Alljoined16mConfig(root=tmp_path, channels=("FCz",)).prepare()
+        Alljoined16mConfig(root=tmp_path, channels=("FCz",)).open_epochs()
     with pytest.raises(ConfigError, match="hold all sessions of a person"):
-        Alljoined16mConfig(root=tmp_path, sessions=(1,)).prepare()
+        Alljoined16mConfig(root=tmp_path, sessions=(1,)).open_epochs()
     folder = tmp_path / "preprocessed_eeg/sub-01"
     make_table(tmp_path, [(1, 1, "stim_test", 16540, False, "dog")], subject=2)
     with pytest.raises(DataError, match="calls the picture 16540 'dog', where it was 'boat' before"):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
     (tmp_path / "preprocessed_eeg/sub-02/experiment_metadata_categories.parquet").unlink()
     (folder / "experiment_metadata_categories.parquet").rename(folder / "stim_order.parquet")
     with pytest.raises(DataError, match="lacks experiment_metadata_categories"):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
     (folder / "preprocessed_eeg_test_flat.npy").unlink()
     with pytest.raises(DataError, match="subject 01 lacks its test file"):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
 
 
 def test_a_pickle_that_names_code_is_not_opened(tmp_path):
@@ -359,7 +359,7 @@ def test_a_pickle_that_names_code_is_not_opened(tmp_path):
     path = tmp_path / "preprocessed_eeg/sub-01/preprocessed_eeg_test_flat.npy"
     path.write_bytes(pickle.dumps({"preprocessed_eeg_data": made["test"], "configs": mne.Epochs}))
     with pytest.raises(DataError, match="asks to run"):
-        Alljoined16mConfig(root=tmp_path).prepare()
+        Alljoined16mConfig(root=tmp_path).open_epochs()
     assert not Alljoined16mConfig(root=tmp_path).check()[-1].ok
 
 
@@ -367,8 +367,8 @@ def test_categories_reach_raw_blocks_and_both_layouts_must_be_chosen_from(tmp_pa
     make_flat(tmp_path)
     make_block(tmp_path, [7, 8, 9])
     with pytest.raises(ConfigError, match="both raw and preprocessed"):
-        Alljoined16mConfig(root=tmp_path).prepare()
-    events = config(tmp_path, blocks=(5,)).prepare().parts[0].recording.events
+        Alljoined16mConfig(root=tmp_path).open_epochs()
+    events = config(tmp_path, blocks=(5,)).open_epochs().parts[0].recording.events
     assert events["concept"].tolist() == ["aardvark", "aardvark", "00009"]
 
 
@@ -379,10 +379,10 @@ def test_declared_facts(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/00003.jpg").write_bytes(b"picture")
     make_subject(tmp_path)
-    stimuli = config(tmp_path).prepare().stimuli
+    stimuli = config(tmp_path).open_epochs().stimuli
     assert stimuli.table.set_index("stimulus_id")["hashed"]["00003"] == "file"
     with pytest.raises(DataError, match=r"folder of images .* does not exist"):
-        config(tmp_path, images=tmp_path / "absent").prepare()
+        config(tmp_path, images=tmp_path / "absent").open_epochs()
 
 
 def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(tmp_path):
@@ -397,4 +397,4 @@ def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(tmp_path)
         assert not np.allclose(changed.data, plain.data, atol=1e-8)
     make_flat(tmp_path / "flat")
     with pytest.raises(ConfigError, match=r"dataset.h_freq needs continuous recordings"):
-        Alljoined16mConfig(root=tmp_path / "flat", h_freq=30.0).prepare()
+        Alljoined16mConfig(root=tmp_path / "flat", h_freq=30.0).open_epochs()

@@ -55,7 +55,7 @@ def make_config(root, **options):
 
 
 def prepare(root, **options):
-    return make_config(root, **options).prepare()
+    return make_config(root, **options).open_bold()
 
 
 def test_raw_runs_in_their_natural_order(tmp_path):

@@ -97,15 +97,17 @@ def test_the_phantom_is_read_by_its_recipe(base, tmp_path):
 
 def test_subjects_sessions_and_labels_are_chosen_by_name(base):
     config = BidsMeegConfig(root=base, subjects=("02", "01"), sessions=("01",), task="images")
-    source = config.prepare()
+    source = config.open_epochs()
     assert [part.recording.subject for part in source.parts] == ["02", "01"]
     assert {s for p in source.parts for s in p.recording.events["split"]} == {"none"}
     assert source.plan.sfreq == 500
     with pytest.raises(DataError, match="subject 09 is not there; found 01, 02"):
-        BidsMeegConfig(root=base, subjects=("09",)).prepare()
+        BidsMeegConfig(root=base, subjects=("09",)).open_epochs()
     with pytest.raises(DataError, match="no eeg or meg recording of the task faces"):
-        BidsMeegConfig(root=base, task="faces").prepare()
-    assert len(BidsMeegConfig(root=base, subjects=(1,), runs=(1,)).prepare().parts) == 2  # 01 in YAML is 1
+        BidsMeegConfig(root=base, task="faces").open_epochs()
+    assert (
+        len(BidsMeegConfig(root=base, subjects=(1,), runs=(1,)).open_epochs().parts) == 2
+    )  # 01 in YAML is 1
     assert BidsMeegConfig(root=base).hash_inputs().keys() >= {
         "sub-01/ses-01/eeg/sub-01_ses-01_task-images_run-01_eeg.eeg",
         "sub-01/ses-01/eeg/sub-01_ses-01_task-images_run-01_events.tsv",
@@ -115,21 +117,23 @@ def test_subjects_sessions_and_labels_are_chosen_by_name(base):
 @pytest.mark.parametrize("unit", ["milliseconds", "samples"])
 def test_onsets_in_other_units_give_the_same_trials(root, unit):
     one = {"root": root, "subjects": ("01",), "sessions": ("01",)}
-    before = BidsMeegConfig(**one).prepare().parts[0].recording.events["sample"]
+    before = BidsMeegConfig(**one).open_epochs().parts[0].recording.events["sample"]
     table = pd.read_csv(find_table(root), sep="\t")
     table["onset"] *= 1000 if unit == "milliseconds" else 500
     table.to_csv(find_table(root), sep="\t", index=False)
-    after = BidsMeegConfig(onset_unit=unit, **one).prepare().parts[0].recording.events["sample"]
+    after = BidsMeegConfig(onset_unit=unit, **one).open_epochs().parts[0].recording.events["sample"]
     assert before.equals(after)
     with pytest.raises(DataError, match=r"its onsets were read as seconds; see dataset.onset_unit"):
-        BidsMeegConfig(**one).prepare()
+        BidsMeegConfig(**one).open_epochs()
 
 
 def test_concepts_come_from_a_column_a_pattern_or_the_folder(base):
     one = {"root": base, "subjects": ("02",)}
 
     def concepts(**options):
-        return BidsMeegConfig(**one, **options).prepare().parts[0].recording.events["concept"].tolist()[:4]
+        return (
+            BidsMeegConfig(**one, **options).open_epochs().parts[0].recording.events["concept"].tolist()[:4]
+        )
 
     assert concepts() == ["ant", "bee", "coat_rack", "dog"]
     assert concepts(concept_column="value") == ["1", "2", "3", "4"]
@@ -151,39 +155,39 @@ def test_events_are_chosen_by_type_and_text_stays_text(root):
     table["trial_type"] = ["seen", "rest", *["seen"] * 9, "imagined"]
     table.to_csv(find_table(root), sep="\t", index=False)
     one = {"root": root, "subjects": ("01",), "sessions": ("01",)}
-    source = BidsMeegConfig(**one).prepare()
+    source = BidsMeegConfig(**one).open_epochs()
     assert source.parts[0].recording.events["stimulus_id"].unique().tolist() == ["021.50", "021.5"]
     counts = next(iter(source.notes["events_left_out"].values()))
     assert counts["n_without_image"] == 1
-    chosen = BidsMeegConfig(trial_types=("seen",), **one).prepare()
+    chosen = BidsMeegConfig(trial_types=("seen",), **one).open_epochs()
     assert len(chosen.parts[0].recording.events) == 10
     with pytest.raises(DataError, match=r"names no image in 1 of 11 events .* above the bound of 1.0%"):
-        BidsMeegConfig(trial_types=("seen", "rest"), **one).prepare()
+        BidsMeegConfig(trial_types=("seen", "rest"), **one).open_epochs()
     with pytest.raises(DataError, match="no event of the type felt; its trial_type are seen, rest, imagined"):
-        BidsMeegConfig(trial_types=("felt",), **one).prepare()
+        BidsMeegConfig(trial_types=("felt",), **one).open_epochs()
 
 
 def test_a_wrong_recipe_is_named(base):
     one = {"root": base, "subjects": ("02",)}
     with pytest.raises(DataError, match=r"no column 'stim_fil' \(did you mean 'stim_file'\?\)"):
-        BidsMeegConfig(stimulus_column="stim_fil", **one).prepare()
+        BidsMeegConfig(stimulus_column="stim_fil", **one).open_epochs()
     with pytest.raises(ConfigError, match="finds no test trial: no part is validation"):
-        BidsMeegConfig(split={"column": "part", "test": ("validation",)}, **one).prepare()
+        BidsMeegConfig(split={"column": "part", "test": ("validation",)}, **one).open_epochs()
     first = 600 + 201 % 7
     with pytest.raises(DataError, match=r"shows 4 image\(s\) both in training and in test"):
         BidsMeegConfig(
             split={"column": "sample", "test": tuple(str(first + 500 * i) for i in range(4))}, **one
-        ).prepare()
+        ).open_epochs()
     with pytest.raises(ValidationError, match="given for both training and test"):
         BidsMeegConfig(split={"column": "part", "test": ("a",), "train": ("a",)})
     with pytest.raises(ConfigError, match=r"dataset.split is none"):
-        BidsMeegConfig(mvnn="epochs", **one).prepare()
+        BidsMeegConfig(mvnn="epochs", **one).open_epochs()
     with pytest.raises(ConfigError, match="of the types eeg, eog"):
-        BidsMeegConfig(picks=("Oz", "EOG1"), **one).prepare()
+        BidsMeegConfig(picks=("Oz", "EOG1"), **one).open_epochs()
     with pytest.raises(DataError, match=r"lacks the channel\(s\) Cz"):
-        BidsMeegConfig(picks=("Cz",), **one).prepare()
+        BidsMeegConfig(picks=("Cz",), **one).open_epochs()
     with pytest.raises(DataError, match="no channel for picks 'mag'"):
-        BidsMeegConfig(picks="mag", **one).prepare()
+        BidsMeegConfig(picks="mag", **one).open_epochs()
     assert [f.ok for f in BidsMeegConfig(stimulus_column="x", **one).check()] == [True, False, False]
 
 
@@ -196,21 +200,21 @@ def test_missing_and_damaged_files_are_named(root):
     lines[1] = "soon\t" + lines[1].split("\t", 1)[1]
     table.write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"has 'soon' in the column onset, line 2"):
-        BidsMeegConfig(**one, sidecars=False).prepare()
+        BidsMeegConfig(**one, sidecars=False).open_epochs()
     table.unlink()
     with pytest.raises(DataError, match=r"subject 01, session 01.*no .*events.tsv beside it"):
-        BidsMeegConfig(**one, sidecars=False).prepare()
+        BidsMeegConfig(**one, sidecars=False).open_epochs()
     table.write_text(kept)
     channels = find_table(root, "channels")
     channels.write_text(channels.read_text().replace("Oz\t", "Iz\t"))
     with pytest.raises(DataError, match=r"If only its sidecars are at fault, set dataset.sidecars to false"):
-        BidsMeegConfig(**one).prepare()
-    assert BidsMeegConfig(**one, sidecars=False).prepare().ch_names == tuple(
+        BidsMeegConfig(**one).open_epochs()
+    assert BidsMeegConfig(**one, sidecars=False).open_epochs().ch_names == tuple(
         NAMES
     )  # no type but eeg is known
     table.with_name(table.name.replace("_events.tsv", "_eeg.eeg")).unlink()
     with pytest.raises(DataError, match="cannot be opened"):
-        BidsMeegConfig(**one, sidecars=False).prepare()
+        BidsMeegConfig(**one, sidecars=False).open_epochs()
 
 
 def test_images_are_hashed_or_missing_ones_named(root):
@@ -218,12 +222,12 @@ def test_images_are_hashed_or_missing_ones_named(root):
         path = root / "stimuli" / file
         path.parent.mkdir(parents=True)
         path.write_bytes(file.encode())
-    stimuli = BidsMeegConfig(root=root).prepare().stimuli
+    stimuli = BidsMeegConfig(root=root).open_epochs().stimuli
     assert stimuli.root == root / "stimuli"
     assert stimuli.table["sha256"].str.len().eq(64).all()
     (root / "stimuli/pictures/ant/ant_01b.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images are not in .*ant_01b.jpg"):
-        BidsMeegConfig(root=root).prepare()
+        BidsMeegConfig(root=root).open_epochs()
 
 
 def test_names_that_repeat_in_folders_need_their_path(root):
@@ -232,8 +236,8 @@ def test_names_that_repeat_in_folders_need_their_path(root):
         table["stim_file"] = [f"{'ab'[i % 2]}\\1.png" for i in range(len(table))]
         table.to_csv(path, sep="\t", index=False)
     with pytest.raises(DataError, match=r"'1' has more than one concept .* set dataset.id_from to path"):
-        BidsMeegConfig(root=root).prepare()
-    source = BidsMeegConfig(root=root, id_from="path").prepare()
+        BidsMeegConfig(root=root).open_epochs()
+    source = BidsMeegConfig(root=root, id_from="path").open_epochs()
     assert source.stimuli.ids.tolist() == ["a/1", "b/1"]
 
 
@@ -298,7 +302,7 @@ def test_the_real_events_of_things_eeg1_need_only_a_recipe(shared, tmp_path):
         root=root, stimulus_column="stim", onset_unit="milliseconds", sidecars=False,
         split={"column": "isteststim", "test": (1,)},
     )  # fmt: skip
-    source = config.prepare()
+    source = config.open_epochs()
     events = source.parts[0].recording.events
     assert events["split"].value_counts().to_dict() == {"train": 22248, "test": 2400}
     assert events["concept"].nunique() == 1854
@@ -325,7 +329,7 @@ def test_the_real_tables_of_things_meg_need_no_sidecars(shared, tmp_path):
         "trial_types": ("exp", "test"),
     }  # fmt: skip
     with pytest.raises(DataError, match=r"no channel for picks 'auto': .* set dataset.sidecars to false"):
-        BidsMeegConfig(**recipe).prepare()
+        BidsMeegConfig(**recipe).open_epochs()
     responses, _ = run(BidsMeegConfig(**recipe, sidecars=False), tmp_path / "out")
     assert (responses.unit, responses.coords["modality"]) == ("T", "meg")
     assert set(responses.trials["split"]) == {"train", "test"}
@@ -357,7 +361,7 @@ def test_cleaning_options_change_the_trials(root, tmp_path):
     with pytest.raises(
         ConfigError, match=r"dataset.scaling is fitted on training trials, but dataset.split is none"
     ):
-        BidsMeegConfig(**{**options, "split": "none"}, scaling="robust").prepare()
+        BidsMeegConfig(**{**options, "split": "none"}, scaling="robust").open_epochs()
 
 
 def test_channels_that_a_recording_marks_as_bad_can_be_dropped(root, tmp_path):
@@ -366,7 +370,7 @@ def test_channels_that_a_recording_marks_as_bad_can_be_dropped(root, tmp_path):
     table["status"] = np.where(table["name"] == "PO7", "bad", "good")
     table.to_csv(path, sep="\t", index=False)
     options = {"root": root, "split": SPLIT, "sfreq": 250, "window": (0.0, 0.1), "tmax": 0.3}
-    kept = BidsMeegConfig(**options).prepare()
+    kept = BidsMeegConfig(**options).open_epochs()
     assert kept.ch_names == ("Oz", "PO7")
     assert list(kept.notes["channels_marked_bad_but_kept"].values()) == [["PO7"]]
     dropped, _ = run(BidsMeegConfig(**options, bad_channels="drop"), tmp_path / "out")

@@ -35,7 +35,7 @@ def write_session(root, session="01", types=("imagenet", "rep_coco", "scenes"), 
 
 
 def prepare(root, **options):
-    return Bold5000Config(root=root, mask="varying", **options).prepare()
+    return Bold5000Config(root=root, mask="varying", **options).open_bold()
 
 
 def test_kinds_become_splits_and_concepts(tmp_path):

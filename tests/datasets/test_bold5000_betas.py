@@ -57,33 +57,33 @@ def test_volumes(tmp_path):
 def test_regions(tmp_path):
     write_person(tmp_path, "CSI1")
     tables = write_rois(tmp_path, "CSI1")
-    source = Bold5000BetasConfig(root=tmp_path, form="rois").prepare()
+    source = Bold5000BetasConfig(root=tmp_path, form="rois").open_betas()
     np.testing.assert_allclose(source.parts[0].read(2, 5), np.hstack(list(tables.values()))[2:5], rtol=1e-6)
     roi = source.find_geometry("CSI1").rois["roi"]
     assert [roi.names[label] for label in roi.labels] == ["LHEarlyVis"] * 3 + ["RHLOC"] * 2
-    one = Bold5000BetasConfig(root=tmp_path, form="rois", rois=("RHLOC",)).prepare()
+    one = Bold5000BetasConfig(root=tmp_path, form="rois", rois=("RHLOC",)).open_betas()
     assert one.parts[0].n_voxels == 2
     with pytest.raises(ConfigError, match=r"'RHLOT'.*did you mean 'RHLOC'"):
-        Bold5000BetasConfig(root=tmp_path, form="rois", rois=("RHLOT",)).prepare()
+        Bold5000BetasConfig(root=tmp_path, form="rois", rois=("RHLOT",)).open_betas()
     with pytest.raises(ConfigError, match="tables of regions"):
-        Bold5000BetasConfig(root=tmp_path, rois=("RHLOC",)).prepare()
+        Bold5000BetasConfig(root=tmp_path, rois=("RHLOC",)).open_betas()
 
 
 def test_the_list_decides_where_it_is(tmp_path):
     write_person(tmp_path, "CSI1")
     listed = tmp_path / "repeated_stimuli_113_list.txt"
     listed.write_text("concert5.jpg\nairport1.jpg\n")
-    trials = Bold5000BetasConfig(root=tmp_path).prepare().parts[1].trials
+    trials = Bold5000BetasConfig(root=tmp_path).open_betas().parts[1].trials
     assert trials["split"].tolist() == ["test", "train", "test"]
     listed.write_text("airport1.jpg\n")
     with pytest.raises(DataError, match="'concert5' more than once"):
-        Bold5000BetasConfig(root=tmp_path).prepare()
+        Bold5000BetasConfig(root=tmp_path).open_betas()
 
 
 def test_several_people_are_padded(tmp_path):
     masks = [write_person(tmp_path, f"CSI{n}", seed=n)[1].sum() for n in (1, 2)]
     with pytest.raises(ConfigError, match="pad_subjects"):
-        Bold5000BetasConfig(root=tmp_path).prepare()
+        Bold5000BetasConfig(root=tmp_path).open_betas()
     write_fmri(Bold5000BetasConfig(root=tmp_path, pad_subjects=True), tmp_path / "out")
     responses = store.read_responses(tmp_path / "out/responses")
     assert responses.coords["n_voxels_of"] == {"CSI1": masks[0], "CSI2": masks[1]}
@@ -92,15 +92,15 @@ def test_several_people_are_padded(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no file like CSI1_GLMbetas-TYPED"):
-        Bold5000BetasConfig(root=tmp_path).prepare()
+        Bold5000BetasConfig(root=tmp_path).open_betas()
     write_person(tmp_path, "CSI1")
     with pytest.raises(DataError, match="no betas of CSI3, but of CSI1"):
-        Bold5000BetasConfig(root=tmp_path, subjects=(3,)).prepare()
+        Bold5000BetasConfig(root=tmp_path, subjects=(3,)).open_betas()
     with pytest.raises(DataError, match="holds no rois of CSI1"):
-        Bold5000BetasConfig(root=tmp_path, form="rois").prepare()
+        Bold5000BetasConfig(root=tmp_path, form="rois").open_betas()
     (tmp_path / f"CSI1_{STEM}_ses-02.nii.gz").unlink()
     with pytest.raises(DataError, match=r"1 session\(s\) of CSI1 have 4 betas, but .* lists 7"):
-        Bold5000BetasConfig(root=tmp_path).prepare()
+        Bold5000BetasConfig(root=tmp_path).open_betas()
     (tmp_path / "CSI1_imgnames.txt").unlink()
     findings = Bold5000BetasConfig(root=tmp_path).check()
     assert "CSI1_imgnames.txt is not below" in findings[0].message

@@ -62,7 +62,7 @@ def test_every_experiment_becomes_trials(root):
 
 def test_the_pictures_that_people_had_in_mind_are_listed_without_being_shown(root):
     """Imagery alone left nothing to represent what was imagined by."""
-    table = DeepreconConfig(root=root, test=("imagery",)).prepare().stimuli.table.set_index("stimulus_id")
+    table = DeepreconConfig(root=root, test=("imagery",)).open_betas().stimuli.table.set_index("stimulus_id")
     assert table.loc[[TEST[0], "shape_2"], "path"].tolist() == [f"{TEST[0]}.JPEG", "shape_2.tiff"]
     assert table.loc["imagined_shape_2", ["concept", "path"]].tolist() == ["shape_2", ""]
 
@@ -75,35 +75,35 @@ def test_names_in_the_file_win_over_numbers(tmp_path):
         with h5py.File(path, "a") as file:
             for number, name in enumerate(names, 1):
                 file[f"vmap/stimulus_id/{float(number)}"] = name
-    trials = pd.concat([part.trials for part in DeepreconConfig(root=tmp_path).prepare().parts])
+    trials = pd.concat([part.trials for part in DeepreconConfig(root=tmp_path).open_betas().parts])
     assert trials["stimulus_id"].tolist() == TRAIN + TEST
 
 
 def test_several_variants_must_be_chosen_from(root):
     write_file(root, "ImageNetTest", FILES["perceptionNaturalImageTest"], variant="fmriprep_volume_native")
     with pytest.raises(ConfigError, match="fmriprep_volume_native, original_VC; choose one"):
-        DeepreconConfig(root=root).prepare()
-    assert DeepreconConfig(root=root, variant="original_VC").prepare().n_trials == 6
+        DeepreconConfig(root=root).open_betas()
+    assert DeepreconConfig(root=root, variant="original_VC").open_betas().n_trials == 6
 
 
 def test_bad_input_is_named(root, tmp_path_factory):
     with pytest.raises(DataError, match="holds no file like"):
-        DeepreconConfig(root=tmp_path_factory.mktemp("empty")).prepare()
+        DeepreconConfig(root=tmp_path_factory.mktemp("empty")).open_betas()
     write_file(
         root, "perceptionNaturalImageTest", FILES["perceptionNaturalImageTest"], xyz=XYZ + np.array([0, 0, 2])
     )
     with pytest.raises(
         DataError, match="has 3 voxels that are not the 3 of sub-01_perceptionNaturalImageTraining"
     ):
-        DeepreconConfig(root=root).prepare()
+        DeepreconConfig(root=root).open_betas()
     write_file(root, "perceptionNaturalImageTest", [encode_stimulus_id(TRAIN[0])])
     with pytest.raises(DataError, match="both trained on and tested, first n01518878_10042"):
-        DeepreconConfig(root=root).prepare()
+        DeepreconConfig(root=root).open_betas()
     write_file(root, "perceptionNaturalImageTest", FILES["perceptionNaturalImageTest"], dtype="<f4")
     with pytest.raises(DataError, match="single precision"):
-        DeepreconConfig(root=root).prepare()
+        DeepreconConfig(root=root).open_betas()
     with pytest.raises(DataError, match="no training file of subject 02"):
-        DeepreconConfig(root=root, subjects=(2,)).prepare()
+        DeepreconConfig(root=root, subjects=(2,)).open_betas()
 
 
 def test_check_counts_samples(root):

@@ -65,7 +65,7 @@ def test_both_parts_are_read_without_any_trust(tmp_path):
 def test_the_block_design_is_warned_of_everywhere(tmp_path):
     make_part(tmp_path / "EEG-ImageNet_1.pth", (0,), per_block=2)
     config = EegImagenetConfig(root=tmp_path)
-    assert config.prepare().notes["warnings"] == [WARNING]
+    assert config.open_epochs().notes["warnings"] == [WARNING]
     assert config.check()[0].message == f"warning: {WARNING}"
     write_meeg(config, tmp_path / "out")
     assert read_json(tmp_path / "out/responses/meta.json")["provenance"]["warnings"] == [WARNING]
@@ -74,7 +74,7 @@ def test_the_block_design_is_warned_of_everywhere(tmp_path):
 
 def test_the_first_thirty_pictures_of_a_block_are_for_training(tmp_path):
     make_part(tmp_path / "EEG-ImageNet.pth", (3,), n_times=60)
-    source = EegImagenetConfig(root=tmp_path, samples=(40, 60)).prepare()
+    source = EegImagenetConfig(root=tmp_path, samples=(40, 60)).open_epochs()
     trials = source.parts[0].trials
     assert trials["split"].tolist() == 3 * (30 * ["train"] + 20 * ["test"])
     assert not set(trials.loc[trials["split"] == "train", "stimulus_id"]) & set(
@@ -94,7 +94,7 @@ def test_the_first_thirty_pictures_of_a_block_are_for_training(tmp_path):
 )
 def test_a_fine_task_is_a_piece_of_eight_labels(tmp_path, granularity, labels):
     make_part(tmp_path / "EEG-ImageNet_1.pth", (0, 1), per_block=2, n_times=442)
-    source = EegImagenetConfig(root=tmp_path, granularity=granularity, subjects=(1,)).prepare()
+    source = EegImagenetConfig(root=tmp_path, granularity=granularity, subjects=(1,)).open_epochs()
     assert set(source.parts[0].trials["concept"]) == labels
     assert set(source.parts[0].trials["subject"]) == {"01"}
     assert set(source.stimuli.table["concept"]) == labels
@@ -102,7 +102,7 @@ def test_a_fine_task_is_a_piece_of_eight_labels(tmp_path, granularity, labels):
 
 def test_channels_are_picked_by_name(tmp_path):
     entries = make_part(tmp_path / "EEG-ImageNet_1.pth", (0,), per_block=1)
-    source = EegImagenetConfig(root=tmp_path, channels=("CB2", "Oz")).prepare()
+    source = EegImagenetConfig(root=tmp_path, channels=("CB2", "Oz")).open_epochs()
     part = source.parts[0]
     np.testing.assert_array_equal(part.read(0, 1)[0], entries[0]["eeg_data"][[61, 59], 40:440])
     assert source.ch_pos.shape == (2, 3)
@@ -119,12 +119,12 @@ def test_a_file_that_names_code_is_refused_and_then_converted_on_trust(tmp_path)
     with pytest.raises(
         ConfigError, match=r"EEG-ImageNet_1\.pth holds more than tensors and text .*trust_pickle"
     ):
-        config.prepare(tmp_path / "scratch")
+        config.open_epochs(tmp_path / "scratch")
     assert not config.check()[1].ok
     trusted = EegImagenetConfig(root=tmp_path, trust_pickle=True)
     assert trusted.check()[1].ok
     with pytest.raises(ConfigError, match="scratch folder"):
-        trusted.prepare()
+        trusted.open_epochs()
     write_meeg(trusted, tmp_path / "out")
     data = read_responses(tmp_path / "out/responses").data
     np.testing.assert_array_equal(data[3], entries[3]["eeg_data"][:, 40:440])
@@ -136,7 +136,7 @@ def test_an_old_style_file_is_read_too(tmp_path):
     entries = make_part(path, (0,), per_block=2)
     content = torch.load(path, weights_only=True)
     torch.save(content, path, _use_new_zipfile_serialization=False)
-    part = EegImagenetConfig(root=tmp_path).prepare().parts[0]
+    part = EegImagenetConfig(root=tmp_path).open_epochs().parts[0]
     np.testing.assert_array_equal(part.read(1, 2)[0], entries[1]["eeg_data"][:, 40:440])
 
 
@@ -147,7 +147,7 @@ def test_microvolts_are_not_called_volts(tmp_path):
     for entry in content["dataset"]:
         entry["eeg_data"] = 1e6 * entry["eeg_data"]
     torch.save(content, path)
-    assert EegImagenetConfig(root=tmp_path).prepare().unit == "arbitrary"
+    assert EegImagenetConfig(root=tmp_path).open_epochs().unit == "arbitrary"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_an_entry_that_does_not_fit_is_named(tmp_path, changes, message):
     content["dataset"][1].update(changes)
     torch.save(content, path)
     with pytest.raises(DataError, match=message):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
     assert not EegImagenetConfig(root=tmp_path).check()[1].ok
 
 
@@ -188,43 +188,43 @@ def test_a_non_finite_epoch_is_named(tmp_path):
 
 def test_damage_and_wrong_places_are_told(tmp_path):
     with pytest.raises(DataError, match=r"expected EEG-ImageNet_1\.pth"):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
     path = tmp_path / "EEG-ImageNet_1.pth"
     make_part(path, (0,), per_block=2)
     with pytest.raises(
         DataError, match=r"subject 9 .* is in none of EEG-ImageNet_1\.pth.* fetch the other part"
     ):
-        EegImagenetConfig(root=tmp_path, subjects=(9,)).prepare()
+        EegImagenetConfig(root=tmp_path, subjects=(9,)).open_epochs()
     with pytest.raises(DataError, match="in the layout 'single'"):
-        EegImagenetConfig(root=tmp_path, layout="single").prepare()
+        EegImagenetConfig(root=tmp_path, layout="single").open_epochs()
     with pytest.raises(ConfigError, match="ends at 600"):
-        EegImagenetConfig(root=tmp_path, samples=(0, 600)).prepare()
+        EegImagenetConfig(root=tmp_path, samples=(0, 600)).open_epochs()
     with pytest.raises(ConfigError, match="ascending pair"):
-        EegImagenetConfig(root=tmp_path, samples=(9, 9)).prepare()
+        EegImagenetConfig(root=tmp_path, samples=(9, 9)).open_epochs()
     with pytest.raises(ConfigError, match="not 'Fz2'"):
-        EegImagenetConfig(root=tmp_path, channels=("Fz2",)).prepare()
+        EegImagenetConfig(root=tmp_path, channels=("Fz2",)).open_epochs()
     with pytest.raises(DataError, match="no entry of granularity fine3 of subject 0"):
-        EegImagenetConfig(root=tmp_path, granularity="fine3").prepare()
+        EegImagenetConfig(root=tmp_path, granularity="fine3").open_epochs()
     with pytest.raises(DataError, match=r"folder of images .* does not exist"):
-        EegImagenetConfig(root=tmp_path, images=tmp_path / "absent").prepare()
+        EegImagenetConfig(root=tmp_path, images=tmp_path / "absent").open_epochs()
     whole = path.read_bytes()
     (tmp_path / "EEG-ImageNet_2.pth").write_bytes(whole)
     with pytest.raises(DataError, match="subject 0 is in both"):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
     (tmp_path / "EEG-ImageNet_2.pth").rename(tmp_path / "EEG-ImageNet.pth")
     with pytest.raises(ConfigError, match="both in parts and in one file"):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
     assert len(EegImagenetConfig(root=tmp_path, layout="parts").hash_inputs()) == 1
     (tmp_path / "EEG-ImageNet.pth").unlink()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="damaged or cut short"):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
     path.write_bytes(b"<html>log in first</html>")
     with pytest.raises(DataError, match="is damaged"):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
     torch.save({"model": torch.zeros(2)}, path)
     with pytest.raises(DataError, match="dictionary of dataset, labels and images, but holds model"):
-        EegImagenetConfig(root=tmp_path).prepare()
+        EegImagenetConfig(root=tmp_path).open_epochs()
 
 
 def test_pictures_at_hand_are_hashed(tmp_path):
@@ -236,7 +236,7 @@ def test_pictures_at_hand_are_hashed(tmp_path):
     Image.new("RGB", (4, 4)).save(folder / f"{FINE[0]}_0.JPEG")
     config = EegImagenetConfig(root=tmp_path)
     assert "images" in config.hash_inputs()  # a run that was prepared without pictures is prepared again
-    stimuli = config.prepare().stimuli
+    stimuli = config.open_epochs().stimuli
     assert stimuli.table["hashed"].tolist() == ["file"] + 5 * ["name"]
     assert stimuli.read_image(f"{FINE[0]}_0").shape == (4, 4, 3)
     assert "1 of 6 pictures are at hand" in config.check()[-1].message

@@ -72,13 +72,13 @@ def test_samples_come_back_under_both_spellings(tmp_path, naming):
 @pytest.mark.parametrize("test, n", [("perception", 7), ("imagery", 5), ("both", 9)])
 def test_which_samples_test(tmp_path, test, n):
     write_subject(tmp_path)
-    assert GodConfig(root=tmp_path, test=test).prepare().n_trials == n
+    assert GodConfig(root=tmp_path, test=test).open_betas().n_trials == n
 
 
 def test_imagery_alone_lists_the_pictures_of_its_categories(tmp_path):
     """Without them nothing represents a category that was only imagined."""
     write_subject(tmp_path)
-    table = GodConfig(root=tmp_path, test="imagery").prepare().stimuli.table.set_index("stimulus_id")
+    table = GodConfig(root=tmp_path, test="imagery").open_betas().stimuli.table.set_index("stimulus_id")
     assert set(table.index) == {*TRAIN, *TEST, "n01621127", "n01443537"}
     assert (table["path"] == "").sum() == 2
 
@@ -95,17 +95,17 @@ def test_zscore_is_that_of_training_samples(tmp_path):
 
 def test_regions_are_chosen_by_name(tmp_path):
     write_subject(tmp_path)
-    source = GodConfig(root=tmp_path, rois=("ROI_V1", "ROI_FFA")).prepare()
+    source = GodConfig(root=tmp_path, rois=("ROI_V1", "ROI_FFA")).open_betas()
     assert source.find_geometry("01").n_voxels == 4
     assert source.parts[0].read(0, 2).shape == (2, 4)
     with pytest.raises(DataError, match=r"has no 'ROI_V5' \(did you mean "):
-        GodConfig(root=tmp_path, rois=("ROI_V5",)).prepare()
+        GodConfig(root=tmp_path, rois=("ROI_V5",)).open_betas()
 
 
 def test_positions_off_a_grid_travel_as_maps(tmp_path):
     xyz = XYZ + np.random.default_rng(0).uniform(-0.4, 0.4, XYZ.shape)
     write_subject(tmp_path, xyz=xyz)
-    geometry = GodConfig(root=tmp_path).prepare().find_geometry("01")
+    geometry = GodConfig(root=tmp_path).open_betas().find_geometry("01")
     assert geometry.mask is None
     np.testing.assert_allclose(np.stack([geometry.maps[f"voxel_{a}"] for a in "xyz"], axis=1), xyz)
     assert find_grid(np.vstack([XYZ, XYZ[:1]])) is None  # two voxels at one place
@@ -119,19 +119,19 @@ def test_images_are_found_by_name(tmp_path):
         path = tmp_path / "images" / name[:9] / f"{name}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (len(name), 0, 0)).save(path)
-    stimuli = GodConfig(root=tmp_path, images=tmp_path / "images").prepare().stimuli
+    stimuli = GodConfig(root=tmp_path, images=tmp_path / "images").open_betas().stimuli
     assert stimuli.read_image("n01621127_19020").shape == (4, 4, 3)
     path.unlink()
     with pytest.raises(DataError, match="1 of 5 images are not below"):
-        GodConfig(root=tmp_path, images=tmp_path / "images").prepare()
+        GodConfig(root=tmp_path, images=tmp_path / "images").open_betas()
 
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(DataError, match=r"holds no Subject1.h5"):
-        GodConfig(root=tmp_path).prepare()
+        GodConfig(root=tmp_path).open_betas()
     write_subject(tmp_path, dtype="<f4")
     with pytest.raises(DataError, match="single precision"):
-        GodConfig(root=tmp_path).prepare()
+        GodConfig(root=tmp_path).open_betas()
     labels = make_labels()
     for column, row, value, message in (
         ("DataType", 0, 4, "DataType 4; 1 to 3"),
@@ -143,13 +143,13 @@ def test_bad_input_is_named(tmp_path):
         wrong.loc[row, column] = value
         write_subject(tmp_path, labels=wrong)
         with pytest.raises(DataError, match=message):
-            GodConfig(root=tmp_path).prepare()
+            GodConfig(root=tmp_path).open_betas()
     path, _ = write_subject(tmp_path)
     with pytest.raises(DataError, match=r"Subject3.h5 is not in"):
-        GodConfig(root=tmp_path, subjects=(3,)).prepare()
+        GodConfig(root=tmp_path, subjects=(3,)).open_betas()
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(DataError, match="cannot be read as HDF5"):
-        GodConfig(root=tmp_path).prepare()
+        GodConfig(root=tmp_path).open_betas()
     assert not GodConfig(root=tmp_path).check()[0].ok
     with h5py.File(path, "w") as file:
         file["features"] = np.zeros(3)
@@ -160,9 +160,9 @@ def test_bad_input_is_named(tmp_path):
 def test_two_subjects_do_not_share_voxels(tmp_path):
     write_subject(tmp_path, 1)
     write_subject(tmp_path, 2)
-    assert GodConfig(root=tmp_path, subjects=(2,)).prepare().subjects == ("02",)
+    assert GodConfig(root=tmp_path, subjects=(2,)).open_betas().subjects == ("02",)
     with pytest.raises(Exception, match="do not correspond"):
-        GodConfig(root=tmp_path).prepare()
+        GodConfig(root=tmp_path).open_betas()
 
 
 def test_single_numbers():
@@ -206,12 +206,12 @@ def test_pictures_that_come_later_are_noticed(tmp_path):
     write_subject(tmp_path)
     bare = GodConfig(root=tmp_path)
     without = bare.hash_inputs()
-    assert bare.prepare().stimuli.root is None
+    assert bare.open_betas().stimuli.root is None
     folder = tmp_path / "images" / "training"
     folder.mkdir(parents=True)
     for number, name in enumerate([*TRAIN, *TEST]):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{name}.png")  # ImageNet's own are .JPEG
-        found = bare.prepare().stimuli.root
+        found = bare.open_betas().stimuli.root
         assert (found is None) == (number < len(TRAIN + TEST) - 1)
     assert bare.hash_inputs() == GodConfig(root=tmp_path, images=tmp_path / "images").hash_inputs() != without
-    assert bare.prepare().stimuli.read_image(TEST[1])[0, 0, 0] == 4
+    assert bare.open_betas().stimuli.read_image(TEST[1])[0, 0, 0] == 4

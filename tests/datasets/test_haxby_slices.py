@@ -81,7 +81,7 @@ def test_mask_and_affine_travel(root, tmp_path):
 
 
 def test_stimuli_are_categories_without_pictures(root):
-    stimuli = HaxbySlicesConfig(root=root / "haxby_slices").prepare().stimuli
+    stimuli = HaxbySlicesConfig(root=root / "haxby_slices").open_bold().stimuli
     assert sorted(stimuli.ids) == list(CATEGORIES)
     assert stimuli.table["path"].tolist() == [""] * 8
     with pytest.raises(DataError, match="not at hand"):
@@ -100,22 +100,22 @@ def test_check_recomputes_the_declared_facts(root, acq):
 
 
 def test_single_trial_models_are_options(root):
-    source = make_betas(HaxbySlicesConfig(root=root / "haxby_slices", model={"kind": "glm"}).prepare())
+    source = make_betas(HaxbySlicesConfig(root=root / "haxby_slices", model={"kind": "glm"}).open_bold())
     assert source.n_trials == 96
     volumes = {"kind": "window", "start": 2.5, "stop": 2.5, "until": "offset", "keep": "volumes"}
-    source = make_betas(HaxbySlicesConfig(root=root / "haxby_slices", model=volumes).prepare())
+    source = make_betas(HaxbySlicesConfig(root=root / "haxby_slices", model=volumes).open_bold())
     assert source.n_trials == 96 * 9
 
 
 def test_bad_input(root, tmp_path):
     with pytest.raises(ConfigError, match="25 mm grid only"):
-        HaxbySlicesConfig(root=root / "haxby_slices", mask="vt").prepare()
+        HaxbySlicesConfig(root=root / "haxby_slices", mask="vt").open_bold()
     copy = tmp_path / "copy"
     shutil.copytree(root / "haxby_slices", copy)
     events = next(copy.rglob("*1slice_run-03_events.tsv"))
     events.write_text(events.read_text().replace("shoe", "sock"))
     with pytest.raises(DataError, match=r"run 03.*sock.*shoe once"):
-        HaxbySlicesConfig(root=copy).prepare()
+        HaxbySlicesConfig(root=copy).open_bold()
     next(copy.rglob("*1slice_run-05_bold.nii.gz")).unlink()
     findings = HaxbySlicesConfig(root=copy).check()
     assert "run-05_events.tsv lists the events of a run whose image is missing" in findings[0].message

@@ -82,8 +82,8 @@ def test_large_epochs_are_left_out_counted_and_bounded(tmp_path):
     assert 4 <= n_rejected <= 8  # a neighbour's epoch may reach into the artefact
     assert len(read_responses(tmp_path / "out/responses").trials) == 2 * N_EVENTS - n_rejected
     with pytest.raises(DataError, match=r"run 01, file .*epochs exceed 150 microvolt .* bound of 5%"):
-        MuseN170Config(root=tmp_path, max_rejected=0.05).prepare()
-    kept = MuseN170Config(root=tmp_path, reject=None, max_rejected=0.0).prepare()
+        MuseN170Config(root=tmp_path, max_rejected=0.05).open_epochs()
+    kept = MuseN170Config(root=tmp_path, reject=None, max_rejected=0.0).open_epochs()
     assert kept.n_trials == 2 * N_EVENTS
 
 
@@ -121,28 +121,28 @@ def test_gzip_changes_nothing(tmp_path):
 def test_other_content_is_named(tmp_path, options, message):
     make_run(tmp_path / "data_a.csv", **options)
     with pytest.raises(DataError, match=message):
-        MuseN170Config(root=tmp_path).prepare()
+        MuseN170Config(root=tmp_path).open_epochs()
 
 
 def test_damage_and_misuse_are_told(tmp_path):
     with pytest.raises(DataError, match=r"expected data_\*\.csv"):
-        MuseN170Config(root=tmp_path).prepare()
+        MuseN170Config(root=tmp_path).open_epochs()
     (tmp_path / "data_a.csv").write_text("")
     with pytest.raises(DataError, match="cannot be read as a table"):
-        MuseN170Config(root=tmp_path).prepare()
+        MuseN170Config(root=tmp_path).open_epochs()
     (tmp_path / "data_a.csv").unlink()
     make_run(tmp_path / "data_a.csv")
     packed = gzip.compress((tmp_path / "data_a.csv").read_bytes())
     (tmp_path / "data_a.csv").unlink()
     (tmp_path / "data_a.csv.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(DataError, match="cannot be read as a table"):
-        MuseN170Config(root=tmp_path).prepare()
+        MuseN170Config(root=tmp_path).open_epochs()
     with pytest.raises(DataError, match="cannot be unpacked"):
         hash_text(tmp_path / "data_a.csv.gz")
     with pytest.raises(ConfigError, match="some of TP9, AF7, AF8, TP10, not Right AUX"):
-        MuseN170Config(root=tmp_path, channels=("Right AUX",)).prepare()
+        MuseN170Config(root=tmp_path, channels=("Right AUX",)).open_epochs()
     with pytest.raises(ConfigError, match=r"not 30 and 1\."):
-        MuseN170Config(root=tmp_path, l_freq=30, h_freq=1).prepare()
+        MuseN170Config(root=tmp_path, l_freq=30, h_freq=1).open_epochs()
     findings = MuseN170Config(root=tmp_path).check()
     assert not findings[0].ok
 

@@ -38,7 +38,7 @@ def make_tables():
 
 
 def prepare(root, **options):
-    return NodConfig(root=root, mask="varying", **options).prepare()
+    return NodConfig(root=root, mask="varying", **options).open_bold()
 
 
 def test_both_experiments(tmp_path):

@@ -85,7 +85,7 @@ def test_real_trials_and_both_protocols(shared):
 @pytest.mark.parametrize("form", ["nii.gz", "hdf5"])
 def test_betas_are_those_of_nibabel_divided_by_300(tmp_path, form):
     root = write_root(tmp_path, sessions=(1, 2), form=form)
-    source = NsdConfig(root=root, sessions=2).prepare()
+    source = NsdConfig(root=root, sessions=2).open_betas()
     mask = find_general()
     expected = np.concatenate([np.rint(make_betas(s)[:, mask] * 300) / 300 for s in (1, 2)])
     np.testing.assert_array_equal(read_all(source), expected.astype(np.float32))
@@ -95,7 +95,7 @@ def test_betas_are_those_of_nibabel_divided_by_300(tmp_path, form):
 
 
 def test_trials_follow_the_design_and_name_images_from_one(root):
-    source = NsdConfig(root=root).prepare()
+    source = NsdConfig(root=root).open_betas()
     design = make_design()
     trials = pd.concat([part.trials for part in source.parts], ignore_index=True)
     for session in range(1, 5):
@@ -157,7 +157,7 @@ def test_images_come_from_the_row_one_below_their_number(root, tmp_path):
     ],
 )
 def test_masks(root, mask, expected):
-    source = NsdConfig(root=root, sessions=1, mask=mask, with_images=False).prepare()
+    source = NsdConfig(root=root, sessions=1, mask=mask, with_images=False).open_betas()
     np.testing.assert_array_equal(source.geometry.mask, expected(*make_labels()))
 
 
@@ -167,7 +167,7 @@ def test_a_mask_of_ones_own_and_the_ncsnr(own_root, tmp_path):
     nsd.write_ncsnr(own_root, 1, ncsnr, AFFINE)
     path = tmp_path / "mine.nii.gz"
     nib.save(nib.Nifti1Image(np.where(cortex, labels, -1).astype(np.int16), AFFINE), path)
-    source = NsdConfig(root=own_root, sessions=1, mask_file=path).prepare()
+    source = NsdConfig(root=own_root, sessions=1, mask_file=path).open_betas()
     np.testing.assert_array_equal(source.geometry.mask, find_general())
     np.testing.assert_allclose(source.geometry.maps["ncsnr"], ncsnr[find_general()], rtol=1e-6)
 
@@ -178,9 +178,9 @@ def test_unknown_masks_and_regions_are_named_with_the_nearest(root):
         ("streams:ventrl", "did you mean 'ventral'"),
     ):
         with pytest.raises(ConfigError, match=words):
-            NsdConfig(root=root, mask=mask).prepare()
+            NsdConfig(root=root, mask=mask).open_betas()
     with pytest.raises(ConfigError, match=r"dataset\.rois"):
-        NsdConfig(root=root, rois=("floc-faces",)).prepare()
+        NsdConfig(root=root, rois=("floc-faces",)).open_betas()
 
 
 # --- bad input --------------------------------------------------------------------------------------------
@@ -188,11 +188,11 @@ def test_unknown_masks_and_regions_are_named_with_the_nearest(root):
 
 def test_missing_sessions_are_all_named(own_root):
     with pytest.raises(DataError, match=r"2 of 4 sessions are missing in .*: 03, 04"):
-        NsdConfig(root=own_root).prepare()
+        NsdConfig(root=own_root).open_betas()
     with pytest.raises(ConfigError, match=r"session 5.* completed sessions 1 to 4"):
-        NsdConfig(root=own_root, sessions=5).prepare()
+        NsdConfig(root=own_root, sessions=5).open_betas()
     with pytest.raises(DataError, match=r"betas_assumehrf does not exist; there are .*GLMdenoise_RR"):
-        NsdConfig(root=own_root, betas="betas_assumehrf").prepare()
+        NsdConfig(root=own_root, betas="betas_assumehrf").open_betas()
 
 
 def test_betas_already_divided_are_refused(own_root):
@@ -201,21 +201,21 @@ def test_betas_already_divided_are_refused(own_root):
     divided = (image.get_fdata() / 300).astype(np.float32)
     nib.save(nib.Nifti1Image(divided, image.affine), path)
     with pytest.raises(DataError, match=r"session02.*already divided by 300"):
-        NsdConfig(root=own_root, sessions=2).prepare()
-    source = NsdConfig(root=own_root, sessions=(2,), divide_by=1).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
+    source = NsdConfig(root=own_root, sessions=(2,), divide_by=1).open_betas()
     np.testing.assert_allclose(source.parts[0].read(0, 3), divided[find_general()].T[:3])
 
 
 def test_betas_still_multiplied_are_refused(own_root):
     with pytest.raises(DataError, match=r"still multiplied by 300"):
-        NsdConfig(root=own_root, sessions=2, divide_by=1).prepare()
+        NsdConfig(root=own_root, sessions=2, divide_by=1).open_betas()
 
 
 def test_a_design_with_fewer_trials_than_betas_is_refused(own_root):
     betas = np.concatenate([make_betas(1), make_betas(2)[:3]])
     nsd.write_betas(own_root, 1, 1, betas, shape=SHAPE, n_trials=N_TRIALS + 3, affine=AFFINE)
     with pytest.raises(DataError, match=r"fewer trials \(30\) .* than .*session01.* has betas \(33\)"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
 
 
 def test_mask_of_another_shape_or_affine(own_root):
@@ -229,15 +229,15 @@ def test_mask_of_another_shape_or_affine(own_root):
         affine=AFFINE + np.eye(4) * [1, 0, 0, 0],
     )
     with pytest.raises(DataError, match=r"affine of .*session01.* differs from that of the mask by up to 1:"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
     small = [volume[:, :, :-1] for volume in make_betas(1)]
     nsd.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE)
     with pytest.raises(DataError, match=r"volumes of \(7, 6, 4\), but the mask has \(7, 6, 5\)"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
     find_betas(own_root, 1).unlink()
     nsd.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE, form="hdf5")
     with pytest.raises(DataError, match=r"shape \(30, 4, 6, 7\); as MATLAB writes it"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
 
 
 def test_ids_from_zero_are_detected(own_root):
@@ -245,13 +245,13 @@ def test_ids_from_zero_are_detected(own_root):
     table = pd.read_csv(path, sep="\t")
     table.assign(**{"73KID": table["73KID"] - 1}).to_csv(path, sep="\t", index=False)
     with pytest.raises(DataError, match=r"73KID in .*responses\.tsv counts from 0"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
     table.assign(**{"73KID": table["73KID"] + (table.index == 3)}).to_csv(path, sep="\t", index=False)
     with pytest.raises(DataError, match="disagree in 1 trials of session 01, first in trial 4"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
     table.iloc[:40].to_csv(path, sep="\t", index=False)
     with pytest.raises(DataError, match=r"session 02 of subject 01 has 10 trials in .*, but 30 in"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
 
 
 def test_a_shifted_design_is_detected(own_root):
@@ -259,7 +259,7 @@ def test_a_shifted_design_is_detected(own_root):
     design["subjectim"] = design["subjectim"] - design["subjectim"].min()
     savemat(own_root / "nsddata/experiments/nsd/nsd_expdesign.mat", design)
     with pytest.raises(DataError, match=r"subjectim in .* counts from 0"):
-        NsdConfig(root=own_root, sessions=2).prepare()
+        NsdConfig(root=own_root, sessions=2).open_betas()
 
 
 def test_a_truncated_session_is_named(own_root, tmp_path):
@@ -272,15 +272,15 @@ def test_a_truncated_session_is_named(own_root, tmp_path):
 def test_missing_images_say_how_to_go_on(tmp_path):
     root = write_root(tmp_path, sessions=(1,), images=False)
     with pytest.raises(DataError, match=r"image file of NSD was not found .*with_images=false"):
-        NsdConfig(root=root, sessions=1).prepare()
-    assert NsdConfig(root=root, sessions=1, with_images=False).prepare().read_image is None
+        NsdConfig(root=root, sessions=1).open_betas()
+    assert NsdConfig(root=root, sessions=1, with_images=False).open_betas().read_image is None
 
 
 def test_too_few_images(own_root):
     with h5py.File(own_root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5", "w") as file:
         file["imgBrick"] = np.zeros((20, 8, 8, 3), np.uint8)
     with pytest.raises(DataError, match="holds 20: the file is truncated"):
-        NsdConfig(root=own_root, sessions=1).prepare()
+        NsdConfig(root=own_root, sessions=1).open_betas()
 
 
 def test_check_compares_the_design_with_the_manifest(root):
@@ -338,7 +338,7 @@ def test_surface_betas(surface_root, tmp_path):
     config = NsdConfig(
         root=root, sessions=1, space="fsaverage", mask="streams", zscore="none", with_images=False
     )
-    source = config.prepare()
+    source = config.open_betas()
     keep = (labels > 0) & np.isfinite(values[0])
     np.testing.assert_allclose(read_all(source), values[:, keep], rtol=1e-6)
     write_fmri(config, tmp_path / "out")
@@ -355,13 +355,13 @@ def test_surface_betas_with_many_holes_or_the_wrong_scale(surface_root):
     config = NsdConfig(root=root, sessions=1, space="fsaverage", mask="brain", with_images=False)
     write_surface(root, 1, values * 300)
     with pytest.raises(DataError, match="still multiplied by 300"):
-        config.prepare()
+        config.open_betas()
     values[:, :30] = np.nan
     write_surface(root, 1, values)
     with pytest.raises(DataError, match="30 of 80 vertices"):
-        config.prepare()
+        config.open_betas()
     with pytest.raises(ConfigError, match="mask_file is a volume"):
-        config.model_copy(update={"mask_file": root}).prepare()
+        config.model_copy(update={"mask_file": root}).open_betas()
 
 
 def test_surface_files_of_different_length(surface_root):

@@ -99,11 +99,11 @@ def test_the_imagery_session_is_standardised_as_the_protocol_says(root, tmp_path
 
 
 def test_one_task_alone(root):
-    source = make(root, tasks=("imagery",), with_images=False).prepare()
+    source = make(root, tasks=("imagery",), with_images=False).open_betas()
     assert source.parts[-1].trials["task"].unique().tolist() == ["imagery"]
     write_stimuli(root / "nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3", exps=["visA"] * len(EXPS))
     with pytest.raises(DataError, match="no trial of the kind"):
-        make(root, tasks=("imagery",), with_images=False).prepare()
+        make(root, tasks=("imagery",), with_images=False).open_betas()
 
 
 def test_check_counts_the_stimuli(root):
@@ -129,22 +129,22 @@ def test_hashes_see_betas_and_images(root):
 def test_odd_stimulus_tables_are_refused(root, change, words):
     write_stimuli(root / "nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3", **change)
     with pytest.raises(DataError, match=words):
-        make(root).prepare()
+        make(root).open_betas()
 
 
 def test_missing_pieces_are_named(root):
     (root.parent / "images/scene.png").unlink()
     with pytest.raises(DataError, match=r"1 of 6 imagery images are not in .*, first 'scene'"):
-        make(root).prepare()
+        make(root).open_betas()
     with pytest.raises(DataError, match=r"dataset\.imagery_images=DIR"):
-        make(root, imagery_images=None).prepare()
+        make(root, imagery_images=None).open_betas()
     with pytest.raises(DataError, match=r"dataset\.stimuli=FILE"):
-        make(root, stimuli=root / "none.pkl3").prepare()
+        make(root, stimuli=root / "none.pkl3").open_betas()
     path = next(root.glob("**/nsddata_stimuli/stimuli/nsdimagery_stimuli.pkl3"))
     with path.open("wb") as file:
         pickle.dump({"exps": []}, file)
     with pytest.raises(DataError, match="lacks cues, image_map"):
-        make(root).prepare()
+        make(root).open_betas()
     next(root.glob("**/betas_nsdimagery.nii.gz")).unlink()
     with pytest.raises(DataError, match=r"betas_nsdimagery\.nii\.gz does not exist"):
-        make(root).prepare()
+        make(root).open_betas()

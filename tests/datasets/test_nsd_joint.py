@@ -56,7 +56,7 @@ def test_two_people_in_one_store_are_those_alone(root, tmp_path):
 
 def test_joint_reading_must_be_asked_for(root):
     with pytest.raises(ConfigError, match=r"set dataset\.pad_subjects"):
-        make(root, pad_subjects=False).prepare()
+        make(root, pad_subjects=False).open_betas()
     with pytest.raises(ValidationError, match="each once"):
         make(root, subjects=(1, 1))
 

@@ -67,7 +67,7 @@ def mindeye1(tmp_path):
 
 def test_mindeye1_leaves_padding_out(mindeye1, tmp_path):
     config = NsdRepackConfig(root=mindeye1)
-    source = config.prepare()
+    source = config.open_betas()
     counts = [1 + i % 3 for i in range(6)] + [3] * 6
     assert source.n_trials == sum(counts)
     numbers = [*range(9), *range(20, 23)]
@@ -90,13 +90,13 @@ def test_mindeye1_leaves_padding_out(mindeye1, tmp_path):
 def test_mindeye1_val_that_holds_the_test_tars(mindeye1):
     base = mindeye1 / "webdataset_avg_split"
     write_tar(base / "val/val_subj01_0.tar", {f"{i:05d}": make_sample(i) for i in range(20, 22)})
-    source = NsdRepackConfig(root=mindeye1).prepare()
+    source = NsdRepackConfig(root=mindeye1).open_betas()
     assert source.notes["left_out"] == "folder val: its 2 images are all test images"
     write_tar(base / "val/val_subj01_0.tar", {f"{i:05d}": make_sample(i) for i in range(19, 22)})
     with pytest.raises(DataError, match=r"2 of 3 images of .*val are test images"):
-        NsdRepackConfig(root=mindeye1).prepare()
+        NsdRepackConfig(root=mindeye1).open_betas()
     write_tar(base / "val/val_subj01_0.tar", {f"{i:05d}": make_sample(i) for i in range(30, 32)})
-    trials = NsdRepackConfig(root=mindeye1).prepare().parts[-2].trials
+    trials = NsdRepackConfig(root=mindeye1).open_betas().parts[-2].trials
     assert trials["split"].unique().tolist() == ["train"]
     assert trials["run"].iloc[0] == "val-val_subj01_0"
 
@@ -114,22 +114,22 @@ def test_mindeye1_odd_samples(mindeye1, change, words):
     sample = {k: v for k, v in (make_sample(3) | change).items() if v is not None}
     write_tar(mindeye1 / "webdataset_avg_split/train/train_subj01_1.tar", {"00003": sample})
     with pytest.raises(DataError, match=words):
-        read_all(NsdRepackConfig(root=mindeye1).prepare())
+        read_all(NsdRepackConfig(root=mindeye1).open_betas())
 
 
 def test_mindeye1_leaks_and_missing_parts(mindeye1):
     base = mindeye1 / "webdataset_avg_split"
     with pytest.raises(DataError, match="no tar of subject 05"):
-        NsdRepackConfig(root=mindeye1, subject=5).prepare()
+        NsdRepackConfig(root=mindeye1, subject=5).open_betas()
     write_tar(base / "train/train_subj01_1.tar", {"00020": make_sample(20)})
     with pytest.raises(
         DataError, match=r"1 image.* in both the training and the test part .* first nsd00021"
     ):
-        NsdRepackConfig(root=mindeye1).prepare()
+        NsdRepackConfig(root=mindeye1).open_betas()
     path = base / "train/train_subj01_0.tar"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"train_subj01_0\.tar is truncated: 5000 of"):
-        NsdRepackConfig(root=mindeye1).prepare()
+        NsdRepackConfig(root=mindeye1).open_betas()
 
 
 # --- MindEye2 ---------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def mindeye2(tmp_path):
 def test_mindeye2_follows_image_and_trial_columns(mindeye2, tmp_path):
     root, betas, images = mindeye2
     config = NsdRepackConfig(root=root)
-    source = config.prepare()
+    source = config.open_betas()
     trials = [part.trials for part in source.parts]
     assert [t["session"].unique().tolist() for t in trials] == [["01"], ["02"]]
     assert trials[0]["trial"].tolist() == [0, 2, 3, 7]
@@ -178,7 +178,7 @@ def test_mindeye2_follows_image_and_trial_columns(mindeye2, tmp_path):
     stimuli = store.read_stimuli(tmp_path / "out/stimuli")
     expected = np.rint(images[30].astype(np.float32) * 255).astype(np.uint8).transpose(1, 2, 0)
     np.testing.assert_array_equal(stimuli.read_image("nsd00031"), expected)
-    old = NsdRepackConfig(root=root, test_set="test").prepare()
+    old = NsdRepackConfig(root=root, test_set="test").open_betas()
     assert old.n_trials == 6
 
 
@@ -186,24 +186,24 @@ def test_mindeye2_bad_files(mindeye2):
     root, _, _ = mindeye2
     folder = root / "wds/subj01"
     with pytest.raises(DataError, match="betas_all_subj02"):
-        NsdRepackConfig(root=root, subject=2).prepare()
+        NsdRepackConfig(root=root, subject=2).open_betas()
     row = np.zeros((1, 17))
     row[0, [0, 5]] = 5, 0
     write_tar(folder / "train/2.tar", {"a": {"behav.npy": row}})
     with pytest.raises(DataError, match="name trial 0 more than once"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     row[0, 5] = 1500
     write_tar(folder / "train/2.tar", {"a": {"behav.npy": row}})
     with pytest.raises(DataError, match=r"name trial 1500, but .* has 1500 rows"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     write_tar(folder / "train/2.tar", {"a": {"behav.npy": np.zeros(3)}})
     with pytest.raises(DataError, match="17 columns"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     (folder / "train/2.tar").unlink()
     (root / "coco_images_224_float16.hdf5").unlink()
     with pytest.raises(DataError, match=r"5 of 5 images are not in .*with_images=false"):
-        NsdRepackConfig(root=root).prepare()
-    assert NsdRepackConfig(root=root, with_images=False).prepare().read_image is None
+        NsdRepackConfig(root=root).open_betas()
+    assert NsdRepackConfig(root=root, with_images=False).open_betas().read_image is None
 
 
 # --- Brain-Diffuser ---------------------------------------------------------------------------------------
@@ -254,22 +254,22 @@ def test_brain_diffuser_bad_files(diffuser):
     values = np.load(path)
     np.save(path, values[:-1])
     with pytest.raises(DataError, match="fit no number of sessions"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     np.save(path, values * 300)
     with pytest.raises(DataError, match="still multiplied by 300"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     np.save(path, values[:, :-1])
     with pytest.raises(DataError, match="voxels"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     np.save(path, values)
     np.save(root / "nsd_test_stim_sub1.npy", np.zeros((2, 6, 6, 3), np.uint8))
     with pytest.raises(DataError, match="images is expected"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
     with pytest.raises(DataError, match=r"sub2\.npy is below"):
-        NsdRepackConfig(root=root, subject=2).prepare()
+        NsdRepackConfig(root=root, subject=2).open_betas()
     (root / "nsddata/experiments/nsd/nsd_expdesign.mat").unlink()
     with pytest.raises(DataError, match="experimental design of NSD was not found"):
-        NsdRepackConfig(root=root).prepare()
+        NsdRepackConfig(root=root).open_betas()
 
 
 def test_a_region_of_another_size_is_refused(mindeye1):
@@ -277,13 +277,13 @@ def test_a_region_of_another_size_is_refused(mindeye1):
     nsd.write_roi(mindeye1, 1, "nsdgeneral", labels, labels > 0, AFFINE)
     region = mindeye1 / "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz"
     with pytest.raises(DataError, match="voxels above 0, but the responses 7"):
-        NsdRepackConfig(root=mindeye1, region_file=region).prepare()
+        NsdRepackConfig(root=mindeye1, region_file=region).open_betas()
 
 
 def test_unknown_folders_and_checks(mindeye1, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no copy of NSD that is known"):
-        NsdRepackConfig(root=tmp_path / "empty").prepare()
+        NsdRepackConfig(root=tmp_path / "empty").open_betas()
     assert all(finding.ok for finding in NsdRepackConfig(root=mindeye1).check())
     assert not NsdRepackConfig(root=tmp_path / "empty").check()[0].ok
     assert len(NsdRepackConfig(root=mindeye1).hash_inputs()) == 3

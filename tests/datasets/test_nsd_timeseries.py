@@ -103,21 +103,21 @@ def test_whole_cortex_in_parcels(root, tmp_path):
 def test_resting_runs_are_left_out(root):
     folder, _ = root
     base = folder / "nsddata_timeseries/ppdata/subj01/func1pt8mm"
-    whole = make(folder).prepare()
+    whole = make(folder).open_bold()
     assert len(whole.runs) == 6
     for number in range(4, 15):  # as if rest, three runs, and ten that the design does not know
         (base / f"timeseries/timeseries_session02_run{number:02d}.nii.gz").write_bytes(
             (base / "timeseries/timeseries_session02_run01.nii.gz").read_bytes()
         )
     with pytest.raises(DataError, match="has 12 runs of pictures, the design 3"):
-        make(folder).prepare()
-    assert len(make(folder, sessions=1).prepare().runs) == 3
+        make(folder).open_bold()
+    assert len(make(folder, sessions=1).open_bold().runs) == 3
 
 
 def test_motion_is_regressed_out_if_asked_for(root):
     folder, _ = root
-    assert make(folder).prepare().runs[0].confounds.shape == (N_VOLUMES, 0)
-    assert make(folder, motion=True).prepare().runs[0].confounds.shape == (N_VOLUMES, 6)
+    assert make(folder).open_bold().runs[0].confounds.shape == (N_VOLUMES, 0)
+    assert make(folder, motion=True).open_bold().runs[0].confounds.shape == (N_VOLUMES, 6)
     assert len(make(folder, motion=True).hash_inputs()) == len(make(folder).hash_inputs()) + 6
 
 
@@ -130,13 +130,13 @@ def test_designs_that_do_not_fit_are_named(root):
     with pytest.raises(
         DataError, match=r"begins 10 pictures, and not the 10 that nsd_expdesign\.mat lists for run 01"
     ):
-        make(folder).prepare()
+        make(folder).open_bold()
     assert not make(folder).check()[0].ok
     first.write_text(kept + "0\n")
     with pytest.raises(DataError, match=f"has {N_VOLUMES + 1} rows"):
-        make(folder).prepare()
+        make(folder).open_bold()
     first.unlink()
     with pytest.raises(DataError, match="does not exist; fetch it with the time series"):
-        make(folder).prepare()
+        make(folder).open_bold()
     with pytest.raises(DataError, match="no time series of session 03"):
-        make(folder, sessions=(3,)).prepare()
+        make(folder, sessions=(3,)).open_bold()

@@ -120,7 +120,7 @@ def test_zero_shot_leaves_no_image_of_a_test_concept_in_training(root, tmp_path)
 
 
 def test_an_excluded_subject_is_read_when_named_and_learns_no_test_concept(root):
-    source = ThingsEeg1Config(root=root, subjects=(1,), mvnn="none").prepare()
+    source = ThingsEeg1Config(root=root, subjects=(1,), mvnn="none").open_epochs()
     events = source.parts[0].recording.events
     assert set(events["concept"]) == {"coat_rack", "ant", "bee"}
     assert set(events["split"]) == {"train"}
@@ -129,12 +129,12 @@ def test_an_excluded_subject_is_read_when_named_and_learns_no_test_concept(root)
 def test_two_people_with_the_large_cap_are_read_on_the_usual_montage(root):
     wide = ["Fp1", "AFp9h", *NAMES, *[f"X{i}" for i in range(62)]]
     write_subject(root, "49", make_events(), names=wide, n_samples=8000 + 4000)
-    source = ThingsEeg1Config(root=root, subjects=(49,)).prepare()
+    source = ThingsEeg1Config(root=root, subjects=(49,)).open_epochs()
     assert source.ch_names == tuple(NAMES)
     for folder in ("sub-01", "sub-02", "sub-03"):
         next((root / folder / "eeg").glob("*.vhdr")).unlink()
     with pytest.raises(DataError, match="67 channels, half of them not connected"):
-        ThingsEeg1Config(root=root, subjects=(49,)).prepare()
+        ThingsEeg1Config(root=root, subjects=(49,)).open_epochs()
 
 
 def test_images_are_found_and_an_incomplete_folder_is_named(root, tmp_path):
@@ -143,12 +143,12 @@ def test_images_are_found_and_an_incomplete_folder_is_named(root, tmp_path):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
-    source = ThingsEeg1Config(root=root, zero_shot=False).prepare()
+    source = ThingsEeg1Config(root=root, zero_shot=False).open_epochs()
     assert source.stimuli.root == root / "stimuli"
     assert source.stimuli.table["sha256"].str.len().eq(64).all()
     (root / "stimuli/ant/ant_01s.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 17 images are not in .*ant/ant_01s.jpg"):
-        ThingsEeg1Config(root=root, zero_shot=False).prepare()
+        ThingsEeg1Config(root=root, zero_shot=False).open_epochs()
 
 
 def write_eeglab(root, label, events, names):
@@ -203,24 +203,24 @@ def test_bad_tables_are_named(root, tmp_path):
     late = events.assign(onset=events["onset"] + 60_000)
     write_table(path, late)
     with pytest.raises(DataError, match=r"subject 02.*lasts 12.0 s, but its last event is at"):
-        ThingsEeg1Config(root=root).prepare()
+        ThingsEeg1Config(root=root).open_epochs()
     path.unlink()
     with pytest.raises(DataError, match="which says what was shown when"):
-        ThingsEeg1Config(root=root).prepare()
+        ThingsEeg1Config(root=root).open_epochs()
     assert not ThingsEeg1Config(root=root).check()[-1].ok
 
 
 def test_missing_things_are_named(root, tmp_path):
     with pytest.raises(DataError, match="THINGS-EEG1 subject 7 is not there; found 1, 2, 3"):
-        ThingsEeg1Config(root=root, subjects=(7,)).prepare()
+        ThingsEeg1Config(root=root, subjects=(7,)).open_epochs()
     with pytest.raises(DataError, match="no THINGS-EEG1 recording was found"):
-        ThingsEeg1Config(root=tmp_path).prepare()
+        ThingsEeg1Config(root=tmp_path).open_epochs()
     with pytest.raises(DataError, match=r"lacks the channel\(s\) Cz"):
-        ThingsEeg1Config(root=root, channels=("Oz", "Cz")).prepare()
+        ThingsEeg1Config(root=root, channels=("Oz", "Cz")).open_epochs()
     eeg = next((root / "sub-02/eeg").glob("*.eeg"))
     eeg.write_bytes(eeg.read_bytes()[:20_000])
     with pytest.raises(DataError, match="cut short"):
-        ThingsEeg1Config(root=root).prepare()
+        ThingsEeg1Config(root=root).open_epochs()
 
 
 def test_statistics_do_not_see_the_test_trials(root, tmp_path):
@@ -255,7 +255,7 @@ def test_the_real_events_with_synthetic_signals(shared, tmp_path):
     (root / name).write_bytes((real / name).read_bytes())
     (root / "participants.tsv").write_bytes((real / "participants.tsv").read_bytes())
     config = ThingsEeg1Config(root=root)
-    source = config.prepare()
+    source = config.open_epochs()
     part = source.parts[0]
     events = part.recording.events
     assert events["split"].value_counts().to_dict() == {"train": 19848, "test": 2400}

@@ -125,7 +125,7 @@ def test_raw_sessions_become_trials_with_their_labels(master, tmp_path):
 
 def test_channels_are_matched_by_name(master, tmp_path):
     """Subject 02 was written in the opposite order: what is read is called by its name."""
-    source = make_config(master, subjects=(2,)).prepare()
+    source = make_config(master, subjects=(2,)).open_epochs()
     content = np.load(master / "sub-02" / "ses-01" / "raw_eeg_training.npy", allow_pickle=True).item()
     part = source.parts[0]
     np.testing.assert_array_equal(part.read(100, 150), content["raw_eeg_data"][[2, 1, 0], 100:150])
@@ -137,8 +137,8 @@ def test_the_full_montage_and_the_posterior_one(images):
     assert len(POSTERIOR17) == 17
     assert POSTERIOR17[0] == "P7"
     write_raw(images, 1, ALL63)
-    assert make_config(images, channels="all63").prepare().ch_names == ALL63
-    assert make_config(images, channels="posterior17").prepare().ch_names == POSTERIOR17
+    assert make_config(images, channels="all63").open_epochs().ch_names == ALL63
+    assert make_config(images, channels="posterior17").open_epochs().ch_names == POSTERIOR17
     facts = read_manifest("things_eeg2").facts
     assert facts["n_channels"] == len(ALL63)
 
@@ -236,7 +236,7 @@ def test_official_files(images, tmp_path):
     assert "training and test trials together" in meta["provenance"]["whitening"]
     assert (responses.trials["session"] == "n/a").all()
     with pytest.raises(ConfigError, match=r"sfreq=100"):
-        make_config(images, sfreq=250.0).prepare()
+        make_config(images, sfreq=250.0).open_epochs()
 
 
 def test_small_official_files_are_not_called_cut_short(images, tmp_path, monkeypatch):
@@ -298,7 +298,7 @@ def test_ubp_files_are_opened_only_when_trusted(images, tmp_path):
         )  # fmt: skip
         data.append((rows["stimulus_id"].iloc[order], epochs.reshape(-1, 3, 250)))
     with pytest.raises(ConfigError, match=r"train.pt .*trust_pickle=true"):
-        make_config(images).prepare(tmp_path)
+        make_config(images).open_epochs(tmp_path)
     assert all(finding.ok for finding in make_config(images).check())
     responses = write(make_config(images, trust_pickle=True), tmp_path / "out")
     np.testing.assert_array_equal(responses.data, np.concatenate([d for _, d in data]).astype(np.float16))
@@ -320,7 +320,7 @@ def test_neurobridge_arrays(images, tmp_path):
     np.testing.assert_array_equal(responses.data, np.concatenate(data).astype(np.float32))
     (images / "preprocessed_eeg" / "sub-01" / "info.json").unlink()
     with pytest.raises(DataError, match=r"needs info.json"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
 
 
 def write_bids(root, column="stim_file", training=True):
@@ -364,19 +364,19 @@ def test_bids_release(images, tmp_path):
     np.testing.assert_allclose(responses.data, raw.data, rtol=0, atol=1e-11)
     assert set(responses.trials["run"]) == {"01", "02"}
     with pytest.raises(ConfigError, match="layouts bids, raw; choose one"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
 
 
 def test_bids_events_must_name_images(images):
     write_bids(images / "bids")
     config = make_config(images / "bids", images=images, event_column="value")
     with pytest.raises(DataError, match=r"session 01, file .*dataset.event_column=NAME"):
-        config.prepare()
+        config.open_epochs()
     with pytest.raises(DataError, match="no column 'picture'"):
-        make_config(images / "bids", images=images, event_column="picture").prepare()
+        make_config(images / "bids", images=images, event_column="picture").open_epochs()
     next((images / "bids").rglob("*_events.tsv")).unlink()
     with pytest.raises(DataError, match=r"events.tsv beside it"):
-        make_config(images / "bids", images=images).prepare()
+        make_config(images / "bids", images=images).open_epochs()
 
 
 # --- bad input --------------------------------------------------------------------------------------------
@@ -385,8 +385,8 @@ def test_bids_events_must_name_images(images):
 def test_a_missing_session_is_named(root):
     shutil.rmtree(root / "sub-02" / "ses-02")
     with pytest.raises(DataError, match=r"session 02 of subject 02 is missing \(found 01\)"):
-        make_config(root).prepare()
-    assert make_config(root, sessions=(1,)).prepare().n_trials > 0
+        make_config(root).open_epochs()
+    assert make_config(root, sessions=(1,)).open_epochs().n_trials > 0
 
 
 def test_a_session_that_nobody_has_is_noticed_by_the_images(root):
@@ -395,24 +395,24 @@ def test_a_session_that_nobody_has_is_noticed_by_the_images(root):
     with pytest.raises(
         DataError, match=r"subject 01 saw its training images between 0 and 2 times.*sessions=\[1\]"
     ):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
 
 
 def test_a_missing_file_and_a_missing_subject_are_named(root):
     (root / "sub-01" / "ses-02" / "raw_eeg_test.npy").unlink()
     with pytest.raises(DataError, match=r"subject 01, session 02 lacks its test file"):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
     with pytest.raises(DataError, match=r"subject 07 .* there are 01, 02"):
-        make_config(root, subjects=(7,)).prepare()
+        make_config(root, subjects=(7,)).open_epochs()
 
 
 def test_a_missing_channel_is_named(root):
     with pytest.raises(
         DataError, match=r"subject 01, session 01, file .*training.npy lacks the channel\(s\) Pz"
     ):
-        make_config(root, channels=("Oz", "Pz")).prepare()
+        make_config(root, channels=("Oz", "Pz")).open_epochs()
     with pytest.raises(ConfigError, match="none of them twice"):
-        make_config(root, channels=("Oz", "Oz")).prepare()
+        make_config(root, channels=("Oz", "Oz")).open_epochs()
 
 
 @pytest.mark.parametrize("share", [0.3, 0.95])
@@ -421,7 +421,7 @@ def test_a_truncated_pickle_is_named(root, share):
     with path.open("r+b") as file:
         file.truncate(int(path.stat().st_size * share))
     with pytest.raises(DataError, match=r"subject 01, session 02, file .*raw_eeg_training.npy.*truncated"):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
 
 
 def test_missing_events_are_counted_against_the_images(images):
@@ -429,14 +429,14 @@ def test_missing_events_are_counted_against_the_images(images):
     with pytest.raises(
         DataError, match=r"subject 01, session 01, file .*does not match its images.*missing or too"
     ):
-        make_config(images).prepare()
-    assert make_config(images, max_dropped=0.5).prepare().n_trials > 0
+        make_config(images).open_epochs()
+    assert make_config(images, max_dropped=0.5).open_epochs().n_trials > 0
 
 
 def test_a_code_beyond_the_image_list_is_named(images):
     write_raw(images, change=lambda events: events.assign(code=events["code"].replace(2, 2000)))
     with pytest.raises(DataError, match=r"first code 2000, where [38] images are listed"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
 
 
 def change_metadata(root, change):
@@ -454,7 +454,7 @@ def test_a_shifted_concept_list_is_refused(root):
     with pytest.raises(
         DataError, match=r"moth_01b.jpg with the concept 'newt' \(3 of 3 such pairs\).*shifted"
     ):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
 
 
 def test_images_of_another_release_are_refused(root):
@@ -464,10 +464,10 @@ def test_images_of_another_release_are_refused(root):
     with pytest.raises(
         DataError, match=r"training_images is of another release.*first 00002_bee/bee_01b.jpg"
     ):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
     shutil.rmtree(root / "test_images")
     with pytest.raises(DataError, match="training_images and test_images of THINGS-EEG2 were not found"):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
 
 
 def test_concepts_of_both_parts_are_refused(root):
@@ -482,7 +482,7 @@ def test_concepts_of_both_parts_are_refused(root):
     with pytest.raises(
         DataError, match=r"1 concept\(s\) in both the training and the test part, first 'ant'"
     ):
-        make_config(root).prepare()
+        make_config(root).open_epochs()
 
 
 def test_without_metadata_the_folders_tell_the_order(master, root):
@@ -499,25 +499,25 @@ def test_published_epochs_of_other_images_are_refused(images):
     with pytest.raises(
         DataError, match=r"subject 01, file .*holds 3 images, but the image list has 8.*swapped"
     ):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
 
 
 def test_unknown_files_are_named(images):
     (images / "sub-01").mkdir()
     with pytest.raises(DataError, match=r"no THINGS-EEG2 recording was found"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
     (images / "sub-01" / "notes.npy").write_bytes(b"anything")  # not ours to judge
     (images / "sub-01" / "train.npy").write_bytes(b"hello, this is text")
     with pytest.raises(DataError, match="neither a NumPy file, a pickle nor an archive"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
     np.save(images / "sub-01" / "train.npy", np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"shape \(2, 2\), which is no known layout"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
     (images / "sub-01" / "train.npy").write_bytes(pickle.dumps({"x": 1}))
     with pytest.raises(DataError, match="a dictionary of x, which is no known layout"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
     with pytest.raises(DataError, match="pass it with --root"):
-        make_config(None).prepare()
+        make_config(None).open_epochs()
 
 
 class Harmful:
@@ -530,14 +530,14 @@ def test_a_pickle_that_names_code_is_not_run(images, capsys, protocol):
     (images / "sub-01").mkdir()
     (images / "sub-01" / "train.npy").write_bytes(pickle.dumps({"raw_eeg_data": Harmful()}, protocol))
     with pytest.raises(DataError, match=r"asks to run (builtins|__builtin__).print"):
-        make_config(images).prepare()
+        make_config(images).open_epochs()
     assert "code ran" not in capsys.readouterr().out
 
 
 def test_reading_leaves_no_warning_and_no_open_file(master):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        part = make_config(master).prepare().parts[0]
+        part = make_config(master).open_epochs().parts[0]
         part.read(0, 10)
 
 
@@ -565,7 +565,7 @@ def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(master, i
     np.testing.assert_allclose(one.data, average.data[:, :1], atol=1e-12)
     write_derived(images / "preprocessed", derived.write_official, 100)
     with pytest.raises(ConfigError, match=r"dataset.h_freq needs continuous recordings"):
-        make_config(images, h_freq=20.0).prepare()
+        make_config(images, h_freq=20.0).open_epochs()
     scaled = write(make_config(images, scaling="zscore"), tmp_path / "scaled")
     assert scaled.unit == "z"
 

@@ -91,26 +91,26 @@ def test_noise_ceilings_and_regions_travel(tree):
 def test_voxels_are_chosen_by_region_and_noise_ceiling(tree):
     source = ThingsFmriConfig(
         root=tree, rois=("V1", "glasser-MT"), min_noise_ceiling=1.0, zscore="none"
-    ).prepare()
+    ).open_betas()
     np.testing.assert_array_equal(source.find_geometry("01").maps["nc_singletrial"], [6, 4, 2, 1])
     ids = source.find_geometry("01").voxel_ids
     np.testing.assert_array_equal(source.parts[0].read(0, 2)[0] % 100, ids)
     assert "nc_singletrial >= 1.0" in source.notes["voxels_chosen_with_test_images"]
     with pytest.raises(ConfigError, match="no region 'V2'"):
-        ThingsFmriConfig(root=tree, rois=("V2",)).prepare()
+        ThingsFmriConfig(root=tree, rois=("V2",)).open_betas()
     with pytest.raises(ConfigError, match="no voxel"):
-        ThingsFmriConfig(root=tree, min_noise_ceiling=99.0).prepare()
+        ThingsFmriConfig(root=tree, min_noise_ceiling=99.0).open_betas()
     with pytest.raises(ConfigError, match="need the table"):
-        ThingsFmriConfig(root=tree, form="volume", rois=("V1",)).prepare()
+        ThingsFmriConfig(root=tree, form="volume", rois=("V1",)).open_betas()
 
 
 def test_one_session_alone(tree, design):
     for form in ("table", "volume"):
-        source = ThingsFmriConfig(root=tree, form=form, sessions=(2,)).prepare()
+        source = ThingsFmriConfig(root=tree, form=form, sessions=(2,)).open_betas()
         assert set(source.parts[0].trials["session"]) == {"02"}
         assert source.n_trials == ((design["session"] == 2) & (design["trial_type"] != "catch")).sum()
         with pytest.raises(DataError, match="has the sessions 1, 2, but not 3"):
-            ThingsFmriConfig(root=tree, form=form, sessions=(3,)).prepare()
+            ThingsFmriConfig(root=tree, form=form, sessions=(3,)).open_betas()
 
 
 @pytest.mark.parametrize("chunks", [None, (4, 3)])
@@ -118,7 +118,7 @@ def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, mon
     """pandas compresses if asked to; then the matrix is no plain part of the file. Small caches change nothing."""
     from braindecode_vis.datasets.things_fmri import betas_table
 
-    expected = ThingsFmriConfig(root=tree).prepare().parts[0]
+    expected = ThingsFmriConfig(root=tree).open_betas().parts[0]
     n = len(expected.trials)
     expected = expected.read(0, n)
     path = next(tree.rglob("*ResponseData.h5"))
@@ -131,7 +131,7 @@ def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, mon
             )
     assert (open_response_table(path, n_trials=10).contiguous is None) == bool(chunks)
     monkeypatch.setattr(betas_table, "_CACHE_BYTES", 64)
-    part = ThingsFmriConfig(root=tree).prepare().parts[0]
+    part = ThingsFmriConfig(root=tree).open_betas().parts[0]
     pieces = [part.read(start, min(start + 2, n)) for start in range(0, n, 2)]
     np.testing.assert_array_equal(np.concatenate(pieces), expected)
 
@@ -139,29 +139,29 @@ def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, mon
 def test_a_frame_whose_voxel_ids_are_floats_too(tree, images, design):
     """Then pandas keeps one block, and the first of its columns is the voxel id."""
     path = next(tree.rglob("*ResponseData.h5"))
-    expected = ThingsFmriConfig(root=tree).prepare().parts[1].read(0, 3)
+    expected = ThingsFmriConfig(root=tree).open_betas().parts[1].read(0, 3)
     with h5py.File(path, "a") as file:
         group = file["ResponseData"]
         values = np.concatenate([group["block1_values"][()], group["block0_values"][()]], axis=1)
         del group["block0_values"], group["block1_values"]
         group["block0_values"] = values.astype(float)
-    np.testing.assert_array_equal(ThingsFmriConfig(root=tree).prepare().parts[1].read(0, 3), expected)
+    np.testing.assert_array_equal(ThingsFmriConfig(root=tree).open_betas().parts[1].read(0, 3), expected)
 
 
 def test_without_a_brain_mask_positions_travel_as_maps(tree):
     next(tree.glob("brainmasks/*")).unlink()
-    geometry = ThingsFmriConfig(root=tree).prepare().find_geometry("01")
+    geometry = ThingsFmriConfig(root=tree).open_betas().find_geometry("01")
     assert geometry.mask is None
     assert geometry.maps["voxel_x"].tolist() == [2, 2, 2, 2, 1, 1, 1, 1]
     with pytest.raises(DataError, match="have no voxels"):
-        ThingsFmriConfig(root=tree, form="volume").prepare()
+        ThingsFmriConfig(root=tree, form="volume").open_betas()
 
 
 def test_bad_input_is_named(tree, tmp_path_factory):
     with pytest.raises(DataError, match="holds no betas_vol"):
-        ThingsFmriConfig(root=tmp_path_factory.mktemp("empty")).prepare()
+        ThingsFmriConfig(root=tmp_path_factory.mktemp("empty")).open_betas()
     with pytest.raises(DataError, match="no table of subject 02, but of 01"):
-        ThingsFmriConfig(root=tree, subjects=(2,)).prepare()
+        ThingsFmriConfig(root=tree, subjects=(2,)).open_betas()
     path = next(tree.rglob("*StimulusMetadata.csv"))
     table = pd.read_csv(path)
     for change, message in (
@@ -172,7 +172,7 @@ def test_bad_input_is_named(tree, tmp_path_factory):
     ):
         change.to_csv(path, index=False)
         with pytest.raises(DataError, match=message):
-            ThingsFmriConfig(root=tree).prepare()
+            ThingsFmriConfig(root=tree).open_betas()
     table.to_csv(path, index=False)
     path = next(tree.rglob("*VoxelMetadata.csv"))
     voxels = pd.read_csv(path)
@@ -184,7 +184,7 @@ def test_bad_input_is_named(tree, tmp_path_factory):
     ):
         change.to_csv(path, index=False)
         with pytest.raises(DataError, match=message):
-            ThingsFmriConfig(root=tree).prepare()
+            ThingsFmriConfig(root=tree).open_betas()
 
 
 def test_volumes_and_conditions_must_agree(tree):
@@ -192,12 +192,12 @@ def test_volumes_and_conditions_must_agree(tree):
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(DataError, match=r"holds \d betas, but its conditions list \d trials"):
-        ThingsFmriConfig(root=tree, form="volume").prepare()
+        ThingsFmriConfig(root=tree, form="volume").open_betas()
     path.write_text("\n".join(lines) + "\n")
     mask = next(tree.glob("brainmasks/*"))
     nib.Nifti1Image(np.ones(SHAPE, np.uint8), AFFINE * 1.1).to_filename(mask)
     with pytest.raises(DataError, match="affine"):
-        ThingsFmriConfig(root=tree, form="volume").prepare()
+        ThingsFmriConfig(root=tree, form="volume").open_betas()
 
 
 def test_check_compares_with_the_declared_counts(tree):

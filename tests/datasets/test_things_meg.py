@@ -108,11 +108,11 @@ def test_every_trial_carries_its_own_image(base, tmp_path, images, layout):
 
 def test_both_layouts_have_the_same_trials(base):
     keys = ["stimulus_id", "session", "run", "split"]
-    raw = ThingsMegConfig(root=base, layout="raw").prepare()
+    raw = ThingsMegConfig(root=base, layout="raw").open_epochs()
     tables = [
         p.recording.events.assign(session=p.recording.session, run=p.recording.run)[keys] for p in raw.parts
     ]
-    epochs = ThingsMegConfig(root=base).prepare()
+    epochs = ThingsMegConfig(root=base).open_epochs()
     assert epochs.notes["layout"] == "preprocessed"
     pd.testing.assert_frame_equal(
         pd.concat(tables).sort_values(keys).reset_index(drop=True),
@@ -122,8 +122,8 @@ def test_both_layouts_have_the_same_trials(base):
 
 
 def test_the_large_test_set_asks_for_single_images_of_test_concepts(base):
-    small = ThingsMegConfig(root=base).prepare().parts[0].trials
-    large = ThingsMegConfig(root=base, test_set="large").prepare().parts[0].trials
+    small = ThingsMegConfig(root=base).open_epochs().parts[0].trials
+    large = ThingsMegConfig(root=base, test_set="large").open_epochs().parts[0].trials
     tested = set(small.loc[small["split"] == "test", "concept"])
     shown = large[large["split"] == "test"]
     assert set(shown["concept"]) == tested
@@ -131,16 +131,16 @@ def test_the_large_test_set_asks_for_single_images_of_test_concepts(base):
     assert not set(shown["stimulus_id"]) & set(small.loc[small["split"] == "test", "stimulus_id"])
     train = [set(t.loc[t["split"] == "train", "stimulus_id"]) for t in (small, large)]
     assert train[0] == train[1]
-    every = ThingsMegConfig(root=base, zero_shot=False).prepare().parts[0].trials
+    every = ThingsMegConfig(root=base, zero_shot=False).open_epochs().parts[0].trials
     assert (every["split"] == "train").sum() == len(CONCEPTS) * N_SESSIONS
     with pytest.raises(ValidationError, match="needs zero_shot true"):
         ThingsMegConfig(root=base, test_set="large", zero_shot=False)
 
 
 def test_trigger_and_optical_onset_differ_by_150_ms(base, tmp_path, images):
-    optical = ThingsMegConfig(root=base, layout="raw").prepare().parts[0].recording.events
+    optical = ThingsMegConfig(root=base, layout="raw").open_epochs().parts[0].recording.events
     config = ThingsMegConfig(root=base, layout="raw", onset="trigger", mvnn="none", window=(0.0, 0.5))
-    source = config.prepare()
+    source = config.open_epochs()
     events = source.parts[0].recording.events
     np.testing.assert_array_equal(optical["sample"] - events["sample"], 180)
     assert set(source.notes["optical_after_trigger_ms"].values()) == {150.0}
@@ -161,9 +161,9 @@ def test_check_passes_but_for_the_published_numbers(base):
 def test_options_of_raw_recordings_are_refused_for_published_epochs(base):
     for option in ({"onset": "trigger"}, {"mvnn": "epochs"}, {"tmin": -0.05}, {"sessions": (1,)}):
         with pytest.raises(ConfigError, match=f"dataset.{next(iter(option))} applies to raw recordings"):
-            ThingsMegConfig(root=base, **option).prepare()
+            ThingsMegConfig(root=base, **option).open_epochs()
     with pytest.raises(DataError, match="has 200 Hz"):
-        ThingsMegConfig(root=base, sfreq=100).prepare()
+        ThingsMegConfig(root=base, sfreq=100).open_epochs()
 
 
 def test_raw_sessions_are_whitened_one_by_one(base, tmp_path):
@@ -179,11 +179,11 @@ def test_images_are_found_in_either_folder(base, tmp_path, images):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
-    stimuli = ThingsMegConfig(root=base, images=tmp_path).prepare().stimuli
+    stimuli = ThingsMegConfig(root=base, images=tmp_path).open_epochs().stimuli
     assert stimuli.table["path"].str.startswith("images_test_meg/").sum() == 2
     shutil.rmtree(tmp_path / "images_test_meg")
     with pytest.raises(DataError, match="2 of 10 images are not in"):
-        ThingsMegConfig(root=base, images=tmp_path).prepare()
+        ThingsMegConfig(root=base, images=tmp_path).open_epochs()
 
 
 def test_further_parts_are_opened_through_the_first(base, tmp_path, images, design):
@@ -195,13 +195,13 @@ def test_further_parts_are_opened_through_the_first(base, tmp_path, images, desi
     phantom.write_dataset(root, [1], images)
     path = phantom.write_preprocessed(root, 1, iter(data), attributes, ch_names=names, split_size="2MB")
     assert len(list(path.parent.glob("*.fif"))) > 1
-    source = ThingsMegConfig(root=root, zero_shot=False).prepare()
+    source = ThingsMegConfig(root=root, zero_shot=False).open_epochs()
     shown = np.flatnonzero(attributes["image_nr"].to_numpy() != 999999)
     np.testing.assert_array_equal(source.parts[0].read(1, 4).astype(np.float32), data[shown[1:4]])
     assert source.notes["epochs"]["subject_01"]["sessions"].startswith("unknown")
     next(path.parent.glob("*-epo-1.fif")).unlink()
     with pytest.raises(DataError, match="copy or fetch all of its parts"):
-        ThingsMegConfig(root=root, zero_shot=False).prepare()
+        ThingsMegConfig(root=root, zero_shot=False).open_epochs()
 
 
 def test_a_shifted_image_list_is_found(root, images):
@@ -211,21 +211,21 @@ def test_a_shifted_image_list_is_found(root, images):
     (root / "sourcedata/sample_attributes_P1.csv").rename(root / "sourcedata/kept.csv")
     table.write_text("\n".join(["header/header_01b.jpg", *lines[:-1]]))
     with pytest.raises(DataError, match="shifted by a row or of another release"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
     index = root / "THINGS/Metadata/Concept-specific/image_concept_index.csv"
     numbers = index.read_text().splitlines()
     index.write_text("\n".join(["1", *[str(int(n) + 1) for n in numbers[:-1]]]))
     with pytest.raises(DataError, match=r"has concept number .* in its events"):
-        ThingsMegConfig(root=root, layout="raw").prepare()
+        ThingsMegConfig(root=root, layout="raw").open_epochs()
     (root / "sourcedata/kept.csv").rename(root / "sourcedata/sample_attributes_P1.csv")
     with pytest.raises(DataError, match=r"disagree on .* image number"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
     table.unlink()
     names = read_image_names(root, None, [pd.read_csv(root / "sourcedata/sample_attributes_P1.csv")])
     assert names["stimulus_id"].to_dict() == images.set_index("image_nr")["stimulus_id"].to_dict()
     (root / "sourcedata/sample_attributes_P1.csv").unlink()
     with pytest.raises(DataError, match="which image a number means"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
 
 
 def test_missing_and_damaged_files_are_named(root, tmp_path):
@@ -235,30 +235,30 @@ def test_missing_and_damaged_files_are_named(root, tmp_path):
     raw = ThingsMegConfig(root=root, layout="raw")
     events.write_text(kept.replace("test", "exp"))
     with pytest.raises(DataError, match=r"subject 01.*(per test image|per concept) must be equal"):
-        raw.prepare()
+        raw.open_epochs()
     table = pd.read_csv(events, sep="\t")
     table.assign(onset=table["onset"] + 60).to_csv(events, sep="\t", index=False)
     with pytest.raises(DataError, match=r"session 02, run 01.*lasts"):
-        raw.prepare()
+        raw.open_epochs()
     events.unlink()
     with pytest.raises(DataError, match=r"session 02, run 01.*events.tsv beside it"):
-        raw.prepare()
+        raw.open_epochs()
     events.write_text(kept)
     (folder / "sub-BIGMEG1_ses-02_task-main_run-01_meg.fif").unlink()
     with pytest.raises(DataError, match=r"session 02 of THINGS-MEG lacks run 01"):
-        raw.prepare()
+        raw.open_epochs()
     with pytest.raises(DataError, match="subject 3 is not there; found 1"):
-        ThingsMegConfig(root=root, subjects=(3,)).prepare()
+        ThingsMegConfig(root=root, subjects=(3,)).open_epochs()
     with pytest.raises(DataError, match="no THINGS-MEG recording was found"):
-        ThingsMegConfig(root=tmp_path / "ds004212" / "THINGS").prepare()
+        ThingsMegConfig(root=tmp_path / "ds004212" / "THINGS").open_epochs()
     path = root / "derivatives/preprocessed/preprocessed_P1-epo.fif"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"cannot be read .* cut short"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be opened"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
 
 
 def test_attributes_of_somebody_else_are_refused(root):
@@ -268,10 +268,10 @@ def test_attributes_of_somebody_else_are_refused(root):
     table[columns] = table[columns].to_numpy()[::-1]
     table[table.columns[::-1]].to_csv(path, index=False)  # columns are taken by name
     with pytest.raises(DataError, match="the table belongs to somebody else or is in another order"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
     table.iloc[:-1].to_csv(path, index=False)
     with pytest.raises(DataError, match=r"holds 20 epochs, but the sample attributes list 19"):
-        ThingsMegConfig(root=root).prepare()
+        ThingsMegConfig(root=root).open_epochs()
 
 
 def test_ctf_folders_go_to_their_reader(base, root, monkeypatch):
@@ -289,7 +289,7 @@ def test_ctf_folders_go_to_their_reader(base, root, monkeypatch):
         folder.mkdir()
         (folder / f"{folder.stem}.meg4").write_bytes(b"samples")
     config = ThingsMegConfig(root=root, layout="raw")
-    assert len(config.prepare().parts) == 4
+    assert len(config.open_epochs().parts) == 4
     assert opened[0] == ("sub-BIGMEG1_ses-01_task-main_run-01_meg.ds", False)
     stem = "sub-BIGMEG1/ses-01/meg/sub-BIGMEG1_ses-01_task-main_run-01"
     digests = config.hash_inputs()
@@ -344,7 +344,7 @@ def test_the_real_tables_with_synthetic_signals(shared, tmp_path):
     paths = [f"{concepts[c - 1]}/{concepts[c - 1]}_{n}s.jpg" for n, c in zip(numbers, category, strict=True)]
     (root / "image_paths.csv").write_text("\n".join(paths))
     config = ThingsMegConfig(root=root, layout="raw", zero_shot=False, mvnn="none", max_dropped=0.5)
-    source = config.prepare()
+    source = config.open_epochs()
     assert source.ch_names == tuple(sensors[:2])
     n_test = sum((p.recording.events["split"] == "test").sum() for p in source.parts)
     assert n_test == sum((e["trial_type"] == "test").sum() for e in pieces)
@@ -364,9 +364,9 @@ def test_cleaning_options_change_raw_trials_and_are_refused_for_epochs(base, tmp
         assert changed.data.shape == plain.data.shape
         assert not np.allclose(changed.data, plain.data, rtol=1e-3, atol=0)
     with pytest.raises(ConfigError, match=r"dataset.reference is for EEG, but .* is MEG"):
-        ThingsMegConfig(**options, reference="average").prepare()
+        ThingsMegConfig(**options, reference="average").open_epochs()
     with pytest.raises(ConfigError, match=r"dataset.l_freq needs continuous recordings"):
-        ThingsMegConfig(root=base, l_freq=1.0).prepare()
+        ThingsMegConfig(root=base, l_freq=1.0).open_epochs()
     scaled, _ = run(
         ThingsMegConfig(root=base, scaling={"method": "robust", "clamp": 5.0}), tmp_path / "scaled"
     )

@@ -147,7 +147,11 @@ def test_the_real_loader_reads_it(made, name):
     """The split of a loader may leave images out, but it knows no image that was not drawn."""
     root, truth, _ = made(name)
     loader, options = LOADERS[name]
-    source = loader(root=root, **options).prepare()
+    config = loader(root=root, **options)
+    if name.startswith(("things-eeg2", "things-meg", "bids-eeg")):
+        source = config.open_epochs()
+    else:
+        source = config.open_bold() if name == "bids-fmri" else config.open_betas()
     drawn = truth.read_stimuli()
     assert 0 < len(source.stimuli) <= len(drawn)
     if name.startswith("things-eeg2"):
@@ -179,7 +183,7 @@ def test_things_eeg2_reads_back(made):
 
 def test_things_eeg2_goes_through_the_real_loader(made):
     root, truth, _ = made("things-eeg2")
-    source = ThingsEeg2Config(root=root).prepare()
+    source = ThingsEeg2Config(root=root).open_epochs()
     assert all(finding.ok for finding in ThingsEeg2Config(root=root).check())
     assert source.n_trials == truth.size.n_trials
     assert set(source.stimuli.ids) == set(truth.read_stimuli()["stimulus_id"])
@@ -205,7 +209,7 @@ def test_derived_things_eeg2_reads_back(made, name, sfreq, shape):
     flat = data - data.mean(axis=-1, keepdims=True)
     assert flat.std() == pytest.approx(1, abs=0.25)
     config = ThingsEeg2Config(root=root, sfreq=sfreq, channels="posterior17" if shape[0] == 17 else "all63")
-    assert config.prepare().n_trials == truth.size.n_trials
+    assert config.open_epochs().n_trials == truth.size.n_trials
 
 
 def test_things_meg_reads_back(made):
@@ -265,7 +269,7 @@ def test_nsd_reads_back(made):
     assert imagery.shape[3] == len(trials) == 6 * 32
     assert trials.drop_duplicates("run")["exp"].tolist()[::3] == ["visA", "attA", "imgA_1", "imgA_2"]
     pictures = root / "nsddata_stimuli" / "stimuli" / "nsdimagery"
-    source = NsdImageryConfig(root=root, imagery_images=pictures).prepare()
+    source = NsdImageryConfig(root=root, imagery_images=pictures).open_betas()
     assert len(source.parts[-1].trials) == 6 * 24  # attended pictures are left out
 
 

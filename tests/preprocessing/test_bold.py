@@ -175,7 +175,7 @@ def test_volumes_and_times_keep_what_the_mean_averages(tree, by_hand, tmp_path):
 
 def test_window_until_the_offset(tree, tmp_path):
     model = make_window(start=4.0, stop=4.0, until="offset", keep="volumes")
-    betas = make_betas(make_config(tree[0], model=model, confounds={}).prepare())
+    betas = make_betas(make_config(tree[0], model=model, confounds={}).open_bold())
     assert betas.n_trials == 14  # one volume in the second that a picture lasts
 
 
@@ -192,7 +192,7 @@ def test_zscore_uses_training_trials_only(tree, tmp_path):
 
 
 def test_masks_found_in_the_images(tree):
-    found = find_geometry(make_config(tree[0], mask="varying").prepare())
+    found = find_geometry(make_config(tree[0], mask="varying").open_bold())
     np.testing.assert_array_equal(found.mask, MASK)
 
 
@@ -213,7 +213,7 @@ def test_epi_mask_is_nilearns(tmp_path):
         t_r=T_R,
     )
     config = make_config(tmp_path, mask="epi", confounds={})
-    overlap = find_geometry(config.prepare()).mask & ball
+    overlap = find_geometry(config.open_bold()).mask & ball
     assert overlap.sum() > 0.6 * ball.sum()
 
 
@@ -224,7 +224,7 @@ def test_mask_file_of_another_grid_is_refused(tree, tmp_path):
         path = tmp_path / "mask.nii.gz"
         nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(path)
         with pytest.raises(DataError, match=message):
-            make_config(tree[0], mask=path).prepare()
+            make_config(tree[0], mask=path).open_bold()
 
 
 def test_constant_voxels_are_bounded(tree, tmp_path):
@@ -272,9 +272,9 @@ def test_not_finite_voxels_are_named(tree, tmp_path):
 
 def test_windows_beyond_the_run_are_refused(tree, tmp_path):
     with pytest.raises(DataError, match="have no volume in their window"):
-        make_betas(make_config(tree[0], model=make_window(start=100.0, stop=104.0)).prepare())
+        make_betas(make_config(tree[0], model=make_window(start=100.0, stop=104.0)).open_bold())
     with pytest.raises(DataError, match="reaches to"):
-        make_betas(make_config(tree[0], model=make_window(start=50.0, stop=90.0, keep="times")).prepare())
+        make_betas(make_config(tree[0], model=make_window(start=50.0, stop=90.0, keep="times")).open_bold())
     with pytest.raises(ValidationError, match="equal length"):
         make_window(until="offset", keep="times")
     with pytest.raises(ValidationError, match="the window ends at 3"):
@@ -337,7 +337,7 @@ def test_whole_cortex_in_parcels_around_the_onset(tree, by_hand, tmp_path):
 
 def test_windows_before_the_run_are_refused(tree):
     with pytest.raises(DataError, match=r"starts at 0 s, but the window of its trial at 6 s opens at -4 s"):
-        make_betas(make_config(tree[0], model=make_window(start=-10.0, keep="times")).prepare())
+        make_betas(make_config(tree[0], model=make_window(start=-10.0, keep="times")).open_bold())
 
 
 def test_autoregressive_noise_is_an_option(tree, tmp_path):

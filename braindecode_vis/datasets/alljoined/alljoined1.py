@@ -30,7 +30,7 @@ from braindecode_vis.datasets.alljoined.alljoined1_files import (
     open_raw,
     open_tables,
 )
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import DESIGN_FILE, NsdDesign, read_design
 from braindecode_vis.datasets.nsd.images import open_images
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
@@ -59,7 +59,7 @@ BROKEN = frozenset({(2, 2), (3, 1), (7, 2), (8, 2)})
 """Subjects and sessions that are missing from the public release, or damaged in it."""
 
 
-class Alljoined1Config(CleaningOptions):
+class Alljoined1Config(CleaningOptions, RecordedSettings):
     """Where the sessions lie, whom to read, and how trials are cut from raw recordings.
 
     Parameters
@@ -92,7 +92,6 @@ class Alljoined1Config(CleaningOptions):
     """
 
     kind: Literal["alljoined1"] = "alljoined1"
-    root: Path | None = None
     design: Path | None = None
     images: Path | None = None
     image_size: int = Field(default=224, ge=16)
@@ -121,7 +120,11 @@ class Alljoined1Config(CleaningOptions):
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
         return {name: hash_sampled(path) for name, path in files.items()}
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        return self.list_learnt(self.mvnn)
+
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the sessions as lazy parts.
 
         Parameters

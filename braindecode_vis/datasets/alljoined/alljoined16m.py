@@ -31,7 +31,7 @@ from braindecode_vis.datasets.alljoined.alljoined16m_raw import (
     read_labels,
 )
 from braindecode_vis.datasets.bids.fmri_stimuli import hash_image_folder
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     EpochedPart,
@@ -49,7 +49,7 @@ from braindecode_vis.store import hash_sampled
 N_CHANNELS = 32
 
 
-class Alljoined16mConfig(CleaningOptions):
+class Alljoined16mConfig(CleaningOptions, RecordedSettings):
     """Where the files lie, whom to read, and how trials are cut from raw blocks.
 
     Parameters
@@ -77,7 +77,6 @@ class Alljoined16mConfig(CleaningOptions):
     """
 
     kind: Literal["alljoined16m"] = "alljoined16m"
-    root: Path | None = None
     images: Path | None = None
     layout: Literal["auto", "raw", "preprocessed"] = "auto"
     subjects: tuple[int, ...] | None = None
@@ -110,7 +109,11 @@ class Alljoined16mConfig(CleaningOptions):
             f"{path.parent.name}/{path.name}": hash_sampled(path) for path in [*files, *sorted(tables)]
         }
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        return self.list_learnt(self.mvnn)
+
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts; `scratch` is not needed.
 
         Raises

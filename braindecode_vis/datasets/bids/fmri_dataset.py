@@ -113,7 +113,7 @@ class BidsFmriConfig(BoldSettings):
             else {**digests, "test_list": hash_file(self.test_list.expanduser())}
         )
 
-    def prepare(self) -> BoldSource:
+    def open_bold(self) -> BoldSource:
         """Return the data set as lazy runs; see `prepare_bold`."""
         return prepare_bold(self, self._make_recipe())
 

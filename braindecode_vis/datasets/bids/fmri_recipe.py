@@ -33,8 +33,8 @@ from braindecode_vis.datasets.manifests import Finding, check_root, read_manifes
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPlan,
+    FmriSettings,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.bold_source import (
@@ -45,13 +45,12 @@ from braindecode_vis.datasets.sources.bold_source import (
     ModelConfig,
 )
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_sampled
 
 READ_COLUMNS = ("onset", "duration", "stimulus_id", "concept", "path", "split", "trial_type")
 
 
-class BoldSettings(Settings):
+class BoldSettings(FmriSettings):
     """Options that all data sets of BOLD time series share.
 
     Parameters
@@ -86,7 +85,6 @@ class BoldSettings(Settings):
         As in `BoldSource`.
     """
 
-    root: Path | None = None
     derivatives: Path | None = None
     raw: bool = False
     space: str | None = None
@@ -98,7 +96,6 @@ class BoldSettings(Settings):
     mask: Literal["auto", "brain", "varying", "epi"] | Path = "auto"
     confounds: ConfoundsConfig = ConfoundsConfig()
     model: ModelConfig = Field(default=GlmConfig(), discriminator="kind")
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None

@@ -39,7 +39,7 @@ from braindecode_vis.datasets.bids.meeg_raw import (
     read_text_table,
 )
 from braindecode_vis.datasets.bids.meeg_recipe import BidsRecipe, apply_recipe, check_split
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -55,7 +55,7 @@ from braindecode_vis.stimuli import StimulusSet
 _UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
-class BidsMeegConfig(CleaningOptions, BidsRecipe):
+class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
     """Where the data set lies, how its events are to be read, and how trials are cut.
 
     Parameters
@@ -98,7 +98,6 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe):
     """
 
     kind: Literal["bids_meeg"] = "bids_meeg"
-    root: Path | None = None
     images: Path | None = None
     datatype: Literal["auto", "eeg", "meg"] = "auto"
     task: str | None = None
@@ -131,7 +130,11 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe):
             digests |= hash_recording(item.path, root)
         return digests
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        return self.list_learnt(self.mvnn)
+
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
 
         Raises
@@ -208,7 +211,7 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe):
                 )
             )
         try:
-            findings.append(Finding("source", True, describe_images(self.prepare().stimuli)))
+            findings.append(Finding("source", True, describe_images(self.open_epochs().stimuli)))
         except (DataError, ConfigError) as error:
             findings.append(Finding("source", False, str(error)))
         return findings

@@ -35,11 +35,11 @@ from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
     BetasPlan,
+    FmriSettings,
     FmriSource,
     Geometry,
     Roi,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
@@ -50,14 +50,13 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume_header,
 )
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 _LIST = "repeated_stimuli_113_list.txt"
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
 
 
-class Bold5000BetasConfig(Settings):
+class Bold5000BetasConfig(FmriSettings):
     """Where the betas lie, and in which form they are read.
 
     Parameters
@@ -79,13 +78,11 @@ class Bold5000BetasConfig(Settings):
     """
 
     kind: Literal["bold5000_betas"] = "bold5000_betas"
-    root: Path | None = None
     subjects: tuple[Annotated[int, Field(ge=1, le=4)], ...] | None = None
     betas: str = "TYPED-FITHRF-GLMDENOISE-RR"
     form: Literal["auto", "volumes", "rois"] = "auto"
     rois: tuple[str, ...] = ()
     images: Path | None = None
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
@@ -102,7 +99,7 @@ class Bold5000BetasConfig(Settings):
         digests |= hash_image_folder(self.images, self._find_beside())
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts.
 
         Raises
@@ -136,7 +133,7 @@ class Bold5000BetasConfig(Settings):
     def check(self) -> list[Finding]:
         """Open every file and compare the number of repeated pictures with the declared one."""
         try:
-            source = self.prepare()
+            source = self.open_betas()
         except (DataError, ConfigError) as error:
             return [Finding("data", False, str(error))]
         facts = read_manifest("bold5000_betas").facts

@@ -57,7 +57,7 @@ class Bold5000Config(BoldSettings):
         digests, listed = hash_bold_inputs(self, self._make_recipe()), self._find_list()
         return digests if listed is None else {**digests, _LIST: hash_file(listed)}
 
-    def prepare(self) -> BoldSource:
+    def open_bold(self) -> BoldSource:
         """Return the data set as lazy runs; see `prepare_bold`."""
         return prepare_bold(self, self._make_recipe())
 

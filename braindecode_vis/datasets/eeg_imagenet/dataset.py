@@ -26,7 +26,7 @@ from pydantic import Field
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_stimuli import hash_image_folder
 from braindecode_vis.datasets.eeg_imagenet.files import Archive, find_archives, open_archive
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     EpochedPart,
@@ -58,7 +58,7 @@ WARNING = (
 Granularity = Literal["all", "coarse", "fine", "fine0", "fine1", "fine2", "fine3", "fine4"]
 
 
-class EegImagenetConfig(CleaningOptions):
+class EegImagenetConfig(CleaningOptions, RecordedSettings):
     """Where the files lie, whom and what to read.
 
     Parameters
@@ -87,7 +87,6 @@ class EegImagenetConfig(CleaningOptions):
     """
 
     kind: Literal["eeg_imagenet"] = "eeg_imagenet"
-    root: Path | None = None
     images: Path | None = None
     layout: Literal["auto", "parts", "single"] = "auto"
     subjects: tuple[int, ...] | None = None
@@ -104,7 +103,7 @@ class EegImagenetConfig(CleaningOptions):
         images = hash_image_folder(self._find_images())
         return images | {path.name: hash_sampled(path) for path in self._find()}
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return one part per subject and category block; samples stay in the files.
 
         Parameters
@@ -187,7 +186,7 @@ class EegImagenetConfig(CleaningOptions):
 
     def _check_samples(self) -> Finding:
         try:
-            parts = self.prepare().parts
+            parts = self.open_epochs().parts
             for part in parts:
                 sample_part(part, sfreq=SFREQ)
         except (DataError, ConfigError) as error:

@@ -35,15 +35,14 @@ from braindecode_vis.datasets.manifests import Finding, check_root, read_manifes
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasPlan,
+    FmriSettings,
     FmriSource,
     Geometry,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
@@ -61,7 +60,7 @@ _FILE = re.compile(r"^sub-(\d+)_([A-Za-z]+)_(.+)\.h5$")
 _FIRST_SYNSET = 1_000_000
 
 
-class DeepreconConfig(Settings):
+class DeepreconConfig(FmriSettings):
     """Where the files lie, and which experiments are read.
 
     Parameters
@@ -85,13 +84,11 @@ class DeepreconConfig(Settings):
     """
 
     kind: Literal["deeprecon"] = "deeprecon"
-    root: Path | None = None
     subjects: tuple[int, ...] | None = None
     test: tuple[Literal["natural", "shapes", "letters", "imagery"], ...] = ("natural",)
     variant: str | None = None
     rois: tuple[str, ...] = ()
     images: Path | None = None
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     pad_subjects: bool = False
@@ -104,7 +101,7 @@ class DeepreconConfig(Settings):
         digests = {path.name: hash_sampled(path) for path in held}
         return digests | hash_image_folder(self.images, self._find_beside())
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the data set as lazy parts.
 
         Raises

@@ -38,15 +38,14 @@ from braindecode_vis.datasets.manifests import Finding, check_root, read_manifes
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasPlan,
+    FmriSettings,
     FmriSource,
     Geometry,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 Task = Literal["training", "test", "imagery"]
@@ -54,7 +53,7 @@ _TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
 _FILE = re.compile(r"^Subject(\d+)\.h5$")
 
 
-class GodConfig(Settings):
+class GodConfig(FmriSettings):
     """Where the files lie, and which samples are read.
 
     Parameters
@@ -77,12 +76,10 @@ class GodConfig(Settings):
     """
 
     kind: Literal["god"] = "god"
-    root: Path | None = None
     subjects: tuple[int, ...] | None = None
     test: Literal["perception", "imagery", "both"] = "perception"
     rois: tuple[str, ...] = ()
     images: Path | None = None
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     pad_subjects: bool = False
@@ -94,7 +91,7 @@ class GodConfig(Settings):
         digests = {path.name: hash_sampled(path) for path in self._find().values()}
         return digests | hash_image_folder(self.images, self._find_beside())
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the data set as lazy parts.
 
         Raises

@@ -54,23 +54,22 @@ from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
     BetasPlan,
+    FmriSettings,
     FmriSource,
     Geometry,
     Untrained,
-    ZScoring,
     count_repetitions,
     join_sources,
 )
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 # Vertices of fsaverage that a subject's slices did not reach are NaN; more than this share is another problem.
 _LARGEST_UNSEEN = 0.2
 
 
-class NsdConfig(Settings):
+class NsdConfig(FmriSettings):
     """Where the bucket's folders lie, whose betas to read, and through which mask.
 
     Parameters
@@ -111,7 +110,6 @@ class NsdConfig(Settings):
     """
 
     kind: Literal["nsd"] = "nsd"
-    root: Path | None = None
     subject: int = Field(default=1, ge=1, le=8)
     subjects: tuple[Annotated[int, Field(ge=1, le=8)], ...] | None = None
     sessions: int | tuple[int, ...] | None = None
@@ -121,7 +119,6 @@ class NsdConfig(Settings):
     mask_file: Path | None = None
     rois: tuple[str, ...] | None = None
     divide_by: float | None = Field(default=None, gt=0)
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
@@ -160,7 +157,7 @@ class NsdConfig(Settings):
         digests = {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths}
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the data set as lazy sessions.
 
         Raises
@@ -170,7 +167,7 @@ class NsdConfig(Settings):
         """
         plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
         if self.subjects is not None:
-            return join_sources([config.prepare() for config in self._split_subjects()], plan)
+            return join_sources([config.open_betas() for config in self._split_subjects()], plan)
         root, design = self._open()
         items = self._find_sessions(root, design)
         numbers = [item.session for item in items]
@@ -209,7 +206,7 @@ class NsdConfig(Settings):
             return [Finding("design", False, str(error))]
         findings = check_design_facts(design, root)
         try:
-            source = self.prepare()
+            source = self.open_betas()
         except (DataError, ConfigError) as error:
             return [*findings, Finding("data", False, str(error))]
         voxels = " and ".join(str(source.find_geometry(s).n_voxels) for s in source.subjects)

@@ -28,17 +28,16 @@ from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
+    FmriSettings,
     FmriSource,
     Geometry,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, read_image_file
 from braindecode_vis.store import hash_sampled
 
@@ -51,7 +50,7 @@ _SETS = {"A": "simple", "B": "complex", "C": "concept"}
 _IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".bmp")
 
 
-class NsdImageryConfig(Settings):
+class NsdImageryConfig(FmriSettings):
     """Which subject, which tasks are tested, and how the core sessions train.
 
     Parameters
@@ -72,14 +71,12 @@ class NsdImageryConfig(Settings):
     """
 
     kind: Literal["nsd_imagery"] = "nsd_imagery"
-    root: Path | None = None
     subject: int = Field(default=1, ge=1, le=8)
     sessions: int | tuple[int, ...] | None = None
     mask: str = "nsdgeneral"
     mask_file: Path | None = None
     rois: tuple[str, ...] | None = None
     tasks: tuple[Task, ...] = ("vision", "imagery")
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
@@ -101,7 +98,7 @@ class NsdImageryConfig(Settings):
             paths += list(self._find_images().values())
         return self._make_core().hash_inputs() | {path.name: hash_sampled(path) for path in paths}
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the core sessions (training) followed by the imagery session (test), lazily.
 
         Raises
@@ -110,7 +107,7 @@ class NsdImageryConfig(Settings):
             If anything is missing, damaged or does not fit together.
         """
         root = check_root(self.root, read_manifest("nsd"))
-        core = self._make_core().prepare()
+        core = self._make_core().open_betas()
         geometry = core.geometry
         if not isinstance(geometry, Geometry) or geometry.mask is None or geometry.affine is None:
             raise DataError("the core sessions have no mask.")
@@ -134,7 +131,7 @@ class NsdImageryConfig(Settings):
     def check(self) -> list[Finding]:
         """Open the core sessions, the imagery betas and their trial table."""
         try:
-            source = self.prepare()
+            source = self.open_betas()
         except (DataError, ConfigError) as error:
             return [Finding("data", False, str(error))]
         counts = source.parts[-1].trials["task"].value_counts()

@@ -24,10 +24,16 @@ from pydantic import Field
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import name_image
-from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry, ZScoring
+from braindecode_vis.datasets.sources.betas_source import (
+    BetasPart,
+    BetasPlan,
+    FmriSettings,
+    FmriSource,
+    Geometry,
+    ZScoring,
+)
 from braindecode_vis.datasets.sources.fmri_volumes import read_volume
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -56,7 +62,7 @@ class Repack:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class NsdRepackConfig(Settings):
+class NsdRepackConfig(FmriSettings):
     """Where the copy lies and whose it is.
 
     Parameters
@@ -82,7 +88,6 @@ class NsdRepackConfig(Settings):
     """
 
     kind: Literal["nsd_repack"] = "nsd_repack"
-    root: Path | None = None
     layout: Literal["auto"] | Layout = "auto"
     subject: int = Field(default=1, ge=1, le=8)
     test_set: Literal["new_test", "test"] = "new_test"
@@ -100,7 +105,7 @@ class NsdRepackConfig(Settings):
         paths = self._open().files + ([self.region_file.expanduser()] if self.region_file else [])
         return {"/".join(path.parts[-3:]): hash_sampled(path) for path in paths}
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the copy as lazy parts.
 
         Raises
@@ -129,7 +134,7 @@ class NsdRepackConfig(Settings):
     def check(self) -> list[Finding]:
         """Open every file and pair every response with its image."""
         try:
-            source = self.prepare()
+            source = self.open_betas()
         except (DataError, ConfigError) as error:
             return [Finding("data", False, str(error))]
         found = f"{source.n_trials} responses of {source.parts[0].n_voxels} voxels"

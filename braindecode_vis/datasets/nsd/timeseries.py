@@ -35,8 +35,8 @@ from braindecode_vis.datasets.nsd.rois import find_mask, find_regions, make_volu
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPlan,
+    FmriSettings,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.bold_source import (
@@ -48,7 +48,6 @@ from braindecode_vis.datasets.sources.bold_source import (
 )
 from braindecode_vis.datasets.sources.fmri_volumes import read_volume_header
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 T_R = 4 / 3
@@ -57,7 +56,7 @@ PICTURE_S = 3.0
 _FILE = re.compile(r"^timeseries_session(\d+)_run(\d+)\.nii(\.gz)?$")
 
 
-class NsdTimeseriesConfig(Settings):
+class NsdTimeseriesConfig(FmriSettings):
     """Where the bucket's folders lie, and how a trial is cut out of the series.
 
     Parameters
@@ -79,7 +78,6 @@ class NsdTimeseriesConfig(Settings):
     """
 
     kind: Literal["nsd_timeseries"] = "nsd_timeseries"
-    root: Path | None = None
     subject: int = Field(default=1, ge=1, le=8)
     sessions: int | tuple[int, ...] | None = None
     mask: str = "cortex"
@@ -90,7 +88,6 @@ class NsdTimeseriesConfig(Settings):
         discriminator="kind",
     )
     motion: bool = False
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
@@ -115,7 +112,7 @@ class NsdTimeseriesConfig(Settings):
         digests = {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths}
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
-    def prepare(self) -> BoldSource:
+    def open_bold(self) -> BoldSource:
         """Return the runs of pictures, lazily.
 
         Raises
@@ -155,7 +152,7 @@ class NsdTimeseriesConfig(Settings):
     def check(self) -> list[Finding]:
         """Open every header and design, and pair volumes with trials."""
         try:
-            source = self.prepare()
+            source = self.open_bold()
         except (DataError, ConfigError) as error:
             return [Finding("data", False, str(error))]
         n_trials = sum(len(run.trials) for run in source.runs)

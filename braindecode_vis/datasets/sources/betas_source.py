@@ -18,6 +18,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.manifests import RecordedSettings
 from braindecode_vis.datasets.sources.fmri_geometry import Geometry, Parcels, Roi
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.settings import Settings
@@ -25,8 +26,8 @@ from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
 __all__ = [
-    "AtlasConfig", "BetasPart", "BetasPlan", "FmriSource", "Geometry", "Parcels", "Roi", "Untrained", "ZScoring",
-    "count_repetitions", "join_sources",
+    "AtlasConfig", "BetasPart", "BetasPlan", "FmriSettings", "FmriSource", "Geometry", "Parcels", "Roi", "Untrained",
+    "ZScoring", "count_repetitions", "join_sources",
 ]  # fmt: skip
 ZScoring = Literal["session", "run", "none"]
 Untrained = Literal["pooled", "own"]
@@ -67,6 +68,22 @@ class AtlasConfig(Settings):
             if not path.expanduser().is_file():
                 raise DataError(f"the atlas file {path} does not exist; correct dataset.atlas.")
         return {f"atlas/{path.name}": hash_file(path.expanduser()) for path in paths}
+
+
+class FmriSettings(RecordedSettings):
+    """The settings of a data set of fMRI.
+
+    Parameters
+    ----------
+    zscore
+        See `BetasPlan`.
+    """
+
+    zscore: ZScoring = "session"
+
+    def standardises(self) -> ZScoring:
+        """Return `zscore`."""
+        return self.zscore
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,26 @@ class CleaningOptions(Settings):
     def _is_set(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
+    def list_learnt(self, mvnn: str | None = "none") -> tuple[str, ...]:
+        """Return the names of the settings in force that learn from training trials.
+
+        Parameters
+        ----------
+        mvnn
+            Noise normalisation of the data set; None is off.
+        """
+        learns = {
+            "mvnn": mvnn not in (None, "none"),
+            "scaling": self.scaling is not None,
+            "ica": self.ica is not None,
+            "autoreject": self.autoreject is not None,
+        }
+        return tuple(name for name, on in learns.items() if on)
+
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the cleaning steps that learn from training trials; a data set with ``mvnn`` adds it."""
+        return self.list_learnt()
+
     def describe_filter(self) -> str:
         """Return the filters in words."""
         band = None

@@ -42,7 +42,7 @@ from braindecode_vis.datasets.bids.meeg_raw import (
     number_repetitions,
     open_recording,
 )
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -67,7 +67,7 @@ _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
 _LARGEST_MONTAGE = 64  # two people wore a cap for 128 electrodes, of which half were not connected
 
 
-class ThingsEeg1Config(CleaningOptions):
+class ThingsEeg1Config(CleaningOptions, RecordedSettings):
     """Where the data set lies, whom to read, and how trials are cut.
 
     Parameters
@@ -94,7 +94,6 @@ class ThingsEeg1Config(CleaningOptions):
     """
 
     kind: Literal["things_eeg1"] = "things_eeg1"
-    root: Path | None = None
     images: Path | None = None
     layout: Literal["auto", "raw", "eeglab"] = "auto"
     subjects: tuple[int, ...] | None = None
@@ -122,7 +121,11 @@ class ThingsEeg1Config(CleaningOptions):
             digests[TEST_LIST] = hash_sampled(root / TEST_LIST)
         return digests
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        return self.list_learnt(self.mvnn)
+
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
 
         Raises

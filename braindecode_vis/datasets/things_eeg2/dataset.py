@@ -23,7 +23,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -57,7 +57,7 @@ SPLITS = ("train", "test")
 _PUBLISHED_SFREQ = {"raw": 1000.0, "official": 100.0, "250hz": 250.0, "ubp": 250.0}
 
 
-class ThingsEeg2Config(CleaningOptions):
+class ThingsEeg2Config(CleaningOptions, RecordedSettings):
     """Where the data set lies, whom to read, and how trials are cut from raw recordings.
 
     Parameters
@@ -91,7 +91,6 @@ class ThingsEeg2Config(CleaningOptions):
     """
 
     kind: Literal["things_eeg2"] = "things_eeg2"
-    root: Path | None = None
     images: Path | None = None
     layout: Literal["auto"] | Layout = "auto"
     subjects: tuple[int, ...] | None = None
@@ -123,7 +122,11 @@ class ThingsEeg2Config(CleaningOptions):
         metadata = find_metadata(root, find_images(root, self.images))
         return digests if metadata is None else {**digests, metadata.name: hash_sampled(metadata)}
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        return self.list_learnt(self.mvnn)
+
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts.
 
         Parameters

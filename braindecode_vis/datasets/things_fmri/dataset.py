@@ -32,10 +32,10 @@ from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
     BetasPlan,
+    FmriSettings,
     FmriSource,
     Geometry,
     Untrained,
-    ZScoring,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.declared_counts import compare_fact
@@ -56,11 +56,10 @@ from braindecode_vis.datasets.things_fmri.betas_table import (
     read_voxels,
 )
 from braindecode_vis.datasets.things_fmri.betas_volumes import VolumeReader, name_conditions, read_volume_runs
-from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_sampled
 
 
-class ThingsFmriConfig(Settings):
+class ThingsFmriConfig(FmriSettings):
     """Where the betas lie, and which of them are read.
 
     Parameters
@@ -87,14 +86,12 @@ class ThingsFmriConfig(Settings):
     """
 
     kind: Literal["things_fmri"] = "things_fmri"
-    root: Path | None = None
     form: Literal["auto", "table", "volume"] = "auto"
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
     rois: tuple[str, ...] = ()
     min_noise_ceiling: float | None = None
     images: Path | None = None
-    zscore: ZScoring = "session"
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None
@@ -119,7 +116,7 @@ class ThingsFmriConfig(Settings):
         digests |= hash_image_folder(self.images, self._find_beside())
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
-    def prepare(self) -> FmriSource:
+    def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts.
 
         Raises
@@ -152,7 +149,7 @@ class ThingsFmriConfig(Settings):
     def check(self) -> list[Finding]:
         """Open every file, pair trials with responses and voxels with regions, and compare with declared counts."""
         try:
-            source = self.prepare()
+            source = self.open_betas()
         except BraindecodeVisError as error:
             return [Finding("layout", False, str(error))]
         facts, findings = read_manifest("things_fmri").facts, []

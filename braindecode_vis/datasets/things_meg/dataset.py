@@ -36,7 +36,7 @@ from braindecode_vis.datasets.bids.meeg_raw import (
     hash_recording,
     number_repetitions,
 )
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
 from braindecode_vis.datasets.sources.meeg_source import (
     EpochedPart,
@@ -71,7 +71,7 @@ Layout = Literal["raw", "preprocessed"]
 _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")
 
 
-class ThingsMegConfig(CleaningOptions):
+class ThingsMegConfig(CleaningOptions, RecordedSettings):
     """Where the data set lies, whom to read, and how trials are cut.
 
     Parameters
@@ -107,7 +107,6 @@ class ThingsMegConfig(CleaningOptions):
     """
 
     kind: Literal["things_meg"] = "things_meg"
-    root: Path | None = None
     images: Path | None = None
     layout: Literal["auto"] | Layout = "auto"
     subjects: tuple[int, ...] | None = None
@@ -146,7 +145,11 @@ class ThingsMegConfig(CleaningOptions):
         digests |= {path.name: hash_sampled(path) for path in tables}
         return digests
 
-    def prepare(self, scratch: Path | None = None) -> MeegSource:
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        return self.list_learnt(self.mvnn)
+
+    def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
 
         Raises
@@ -197,7 +200,7 @@ class ThingsMegConfig(CleaningOptions):
                 _check_run(item, names) if isinstance(item, Run) else self._check_epochs(item, root, names)
             )
         try:
-            source = self.prepare()
+            source = self.open_epochs()
         except (DataError, ConfigError) as error:
             return [*findings, Finding("split", False, str(error))]
         findings.append(Finding("images", True, describe_images(source.stimuli)))
