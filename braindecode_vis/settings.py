@@ -1,14 +1,57 @@
 """The frozen base of every configuration model.
 
-Each component file declares its own ``XConfig(Settings)`` with ``kind: Literal["x"]`` and ``build()``; the
-unions over them live in `braindecode_vis.config`.
+Each component declares its own ``XConfig(Settings)`` with ``kind: Literal["x"] = "x"`` and ``build()``; `registry`
+finds it by its kind. Code from outside the package is part of what enters a fingerprint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True)
+class OutsideCode:
+    """Where a component from outside the package comes from.
+
+    Parameters
+    ----------
+    role, kind
+        What it is and what it calls itself.
+    name
+        How it was asked for: the name of its entry point, or ``package.module:Class``.
+    reference
+        ``package.module:Class``.
+    package, version
+        The installed distribution; None for a plain file on the path.
+    sha256
+        Digest of its code.
+    """
+
+    role: str
+    kind: str
+    name: str
+    reference: str
+    package: str | None
+    version: str | None
+    sha256: str
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return what enters the fingerprint, and finds the class again."""
+        return {
+            "class": self.reference,
+            "package": self.package,
+            "version": self.version,
+            "sha256": self.sha256,
+        }
+
+
+#: The settings classes from outside that this process has loaded; `registry` fills it.
+OUTSIDE: dict[type[BaseModel], OutsideCode] = {}
 
 
 class Settings(BaseModel):
@@ -23,6 +66,19 @@ class Settings(BaseModel):
     )
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, content: Any) -> Any:
+        # pydantic refuses them too, but does not say which are known
+        if isinstance(content, Mapping):
+            for key in content:
+                if key not in cls.model_fields:
+                    context = {"key": str(key), "known": list(cls.model_fields)}
+                    raise PydanticCustomError(
+                        "unknown_key", "unknown key {key}; known here are {known}", context
+                    )
+        return content
 
     def refuse_unused(self, *names: str, because: str) -> None:
         """Raise `ValueError` if one of these settings is not its default, though nothing looks at it.
@@ -41,7 +97,19 @@ class Settings(BaseModel):
             if name in self.not_hashed:
                 continue
             fields[name] = _plain(getattr(self, name))
-        return fields
+        code = OUTSIDE.get(type(self))
+        return fields if code is None else {**fields, "outside": code.as_fields()}
+
+    def find_outside(self) -> Iterator[OutsideCode]:
+        """Yield where the components from outside come from, those in nested settings included."""
+        code = OUTSIDE.get(type(self))
+        if code is not None:
+            yield code
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for entry in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(entry, Settings):
+                    yield from entry.find_outside()
 
 
 def _plain(value: Any) -> Any:

@@ -24,15 +24,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
-from braindecode_vis.config.models import BrainEncoderConfig
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
 from braindecode_vis.pipeline import embed, pick_labelled_trials, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import make_generator
 
 SHARE = 0.2  # of the training concepts, for choices
@@ -151,7 +150,7 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
 
 def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     """Return the rank of the true image of every query."""
-    config = TypeAdapter(BrainEncoderConfig).validate_python(rung.encoder)
+    config = validate_component("encoder", rung.encoder)
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
     encoder = config.build(seed=seed)
     encoder.fit(responses, task.bank.select(list(responses.stimulus_ids)))

@@ -32,13 +32,9 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.engineered import EngineeredConfig
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.pixels import PixelsConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
-from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.registry import Component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.settings import Settings
 
@@ -46,14 +42,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LayerConfig = Annotated[
-    PixelsConfig
-    | EngineeredConfig
-    | EfficientNetConfig
-    | OpenClipConfig
-    | TimmConfig
-    | TorchvisionConfig
-    | TransformersConfig,
-    Field(discriminator="kind"),
+    Any,
+    Component(
+        "target",
+        only=(
+            "pixels",
+            "engineered",
+            "efficientnet-lite0",
+            "openclip",
+            "timm",
+            "torchvision",
+            "transformers",
+        ),
+    ),
 ]
 
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.files import AuditedRun, Finding, Record, name_fold
 from braindecode_vis.checks import DataError
-from braindecode_vis.config.models import BrainEncoderConfig
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import SelectionConfig, fit_selection
+from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_responses
 
@@ -98,7 +97,7 @@ def _fit(
     """Choose columns and fit the encoder as training does, and write both into `folder`."""
     fields, rows = record.fields, run.folds[number].train
     seed = int(fields["seed"])
-    config: Any = TypeAdapter(BrainEncoderConfig).validate_python(fields["encoder"])
+    config: Any = validate_component("encoder", fields["encoder"])
     encoder: Any = config.build(seed=derive_seed(seed, "train", number))
     if run.decodes_categories:
         picked = responses.select(rows)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from braindecode_vis.audit.files import AuditedRun, Finding, Level, Record, list_first, name_fold
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.preprocessing.imagined import part_imagined
-from braindecode_vis.preprocessing.splits import SIDES, Fold, SplitConfig, find_shared, make_groups
+from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups
+from braindecode_vis.registry import validate_component
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import read_json
 
@@ -214,7 +215,7 @@ def _check_remade(run: AuditedRun) -> list[Finding]:
     """Make the split again from its settings and compare rows."""
     fields = run.prepared.fields
     try:
-        config = TypeAdapter(SplitConfig).validate_python(fields["split"])
+        config = validate_component("split", fields["split"])
         made = config.make(run.responses.trials, run.concepts, seed=int(fields["seed"])).folds
     except DataError as error:
         return [

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.files import AuditedRun, Finding, Record, drop_digests, name_fold
 from braindecode_vis.audit.moments import compute_column_moments
 from braindecode_vis.audit.split_overlap import count_units
 from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.config.models import ImageEncoderConfig
 from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_json
 from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
@@ -203,7 +202,7 @@ def _check_targets(run: AuditedRun) -> list[Finding]:
         target = drop_digests(record.fields["target"])
         if target["kind"] in ("vae", "taesd"):
             continue  # pretrained; sizes of untrained ones are not taken without the word that says so
-        config: Any = TypeAdapter(ImageEncoderConfig).validate_python(target)
+        config: Any = validate_component("target", target)
         if not config.fitted_on_training_images:
             continue
         stored = read_embeddings(record.path)

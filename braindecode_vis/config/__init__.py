@@ -1,6 +1,6 @@
 """The configuration of a run: which component plays each role, with which settings.
 
-The unions of `models` are the registry; `source` reads YAML and applies dotted overrides, which are validated again;
+`registry` finds the components; `source` reads YAML and applies dotted overrides, which are validated again;
 `wording` turns what pydantic found into one sentence; `files` looks whether named files are there.
 """
 
@@ -12,11 +12,11 @@ from braindecode_vis.config.models import (
     RetrievalConfig,
     RunConfig,
     list_analyses,
-    list_kinds,
     make_analysis,
 )
 from braindecode_vis.config.source import dump_config, find_config, read_config
 from braindecode_vis.config.wording import describe_validation_error, validate_config
+from braindecode_vis.registry import list_kinds
 
 __all__ = [
     "CATEGORY_DECODERS",

@@ -1,137 +1,28 @@
-"""The unions that are the registry, and the frozen model of a run over them.
+"""The frozen model of a run: a component for each role, settings of the steps that have none, and what fits together.
 
-A new component is one file plus one name in a union here.
+Components are found by `braindecode_vis.registry`; a new one is one file and one line there.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
-from braindecode_vis.analysis.registry import AnalysisUnion
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.datasets.alljoined.alljoined1 import Alljoined1Config
-from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
-from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
-from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
-from braindecode_vis.datasets.bold5000.betas import Bold5000BetasConfig
-from braindecode_vis.datasets.bold5000.raw import Bold5000Config
-from braindecode_vis.datasets.digits69 import Digits69Config
-from braindecode_vis.datasets.eeg_imagenet.dataset import EegImagenetConfig
-from braindecode_vis.datasets.haxby_slices import HaxbySlicesConfig
-from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.datasets.kamitani.god import GodConfig
-from braindecode_vis.datasets.muse_n170 import MuseN170Config
-from braindecode_vis.datasets.nod import NodConfig
-from braindecode_vis.datasets.nsd.dataset import NsdConfig
-from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
-from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
-from braindecode_vis.datasets.nsd.timeseries import NsdTimeseriesConfig
-from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig
-from braindecode_vis.datasets.things_eeg1.dataset import ThingsEeg1Config
-from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
-from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
-from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
 from braindecode_vis.embeddings.concepts import ConceptTextConfig
-from braindecode_vis.embeddings.degradations import ViewsConfig
-from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.embeddings.engineered import EngineeredConfig
-from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
-from braindecode_vis.embeddings.layer_fusion import LayersConfig
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
-from braindecode_vis.embeddings.transformers_models import TransformersConfig
-from braindecode_vis.encoders.category_decoders import LdaConfig, LogisticConfig
-from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
-from braindecode_vis.generators.inversion import LatentsConfig
-from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
-from braindecode_vis.generators.nearest import NearestConfig
-from braindecode_vis.generators.refiner import RefinerConfig
-from braindecode_vis.generators.sdxl_turbo import SdxlTurboConfig
-from braindecode_vis.generators.token_unclip import TokenUnclipConfig
-from braindecode_vis.generators.unclip import KandinskyConfig, UnclipConfig
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
-from braindecode_vis.preprocessing.splits import PublishedSplitConfig, SplitConfig
-from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.priors.identity import IdentityPriorConfig
-from braindecode_vis.priors.image_source import ImageSourceSettings
-from braindecode_vis.priors.mean import MeanPriorConfig
-from braindecode_vis.priors.neighbours import NeighboursPriorConfig
-from braindecode_vis.priors.spread import SpreadPriorConfig
+from braindecode_vis.registry import Component, list_kinds, validate_component
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.settings import Settings
-from braindecode_vis.training.category_network import NetworkCategoriesConfig
-from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.pretrain import PretrainConfig
 
-DatasetConfig = Annotated[
-    Alljoined1Config
-    | Alljoined16mConfig
-    | BidsFmriConfig
-    | BidsMeegConfig
-    | Bold5000Config
-    | Bold5000BetasConfig
-    | DeepreconConfig
-    | Digits69Config
-    | EegImagenetConfig
-    | GodConfig
-    | HaxbySlicesConfig
-    | MuseN170Config
-    | NodConfig
-    | NsdConfig
-    | NsdImageryConfig
-    | NsdRepackConfig
-    | NsdTimeseriesConfig
-    | SyntheticDigitsConfig
-    | ThingsEeg1Config
-    | ThingsEeg2Config
-    | ThingsFmriConfig
-    | ThingsMegConfig,
-    Field(discriminator="kind"),
-]
-ImageEncoderConfig = Annotated[
-    PixelsConfig
-    | PcaConfig
-    | EfficientNetConfig
-    | OpenClipConfig
-    | TimmConfig
-    | TorchvisionConfig
-    | TransformersConfig
-    | EngineeredConfig
-    | LayersConfig
-    | AutoencoderKLConfig
-    | TinyAutoencoderConfig
-    | ViewsConfig,
-    Field(discriminator="kind"),
-]
-BrainEncoderConfig = Annotated[
-    RidgeConfig | NetworkEncoderConfig | LdaConfig | LogisticConfig | NetworkCategoriesConfig,
-    Field(discriminator="kind"),
-]
-PriorConfig = Annotated[
-    IdentityPriorConfig | MeanPriorConfig | SpreadPriorConfig | NeighboursPriorConfig | DiffusionPriorConfig,
-    Field(discriminator="kind"),
-]
 CATEGORY_DECODERS = ("lda", "logistic", "network_categories")
-GeneratorConfig = Annotated[
-    LatentsConfig
-    | NearestConfig
-    | RefinerConfig
-    | LatentDiffusionConfig
-    | SdxlTurboConfig
-    | UnclipConfig
-    | KandinskyConfig
-    | TokenUnclipConfig,
-    Field(discriminator="kind"),
-]
 
 
 class RetrievalConfig(Settings):
@@ -188,8 +79,10 @@ class LowLevelConfig(Settings):
     #: Objectives that learn latents with their scale, without which they are no images.
     with_scale: ClassVar[frozenset[str]] = frozenset({"l1", "mse"})
 
-    target: AutoencoderKLConfig | TinyAutoencoderConfig = Field(discriminator="kind")
-    encoder: Annotated[RidgeConfig | NetworkEncoderConfig, Field(discriminator="kind")] = RidgeConfig()
+    target: Annotated[Any, Component("target", only=("vae", "taesd"), outside=False)]
+    encoder: Annotated[Any, Component("encoder", only=("ridge", "network"), outside=False)] = Field(
+        default={"kind": "ridge"}
+    )
     fusion: ImageFusionConfig = ImageFusionConfig()
 
     @model_validator(mode="after")
@@ -254,7 +147,7 @@ class EvaluationConfig(Settings):
 
     n_bootstrap: int = Field(default=10_000, ge=100)
     n_permutations: int = Field(default=10_000, ge=100)
-    features: ImageEncoderConfig | None = None
+    features: Annotated[Any, Component("target")] | None = None
     suite: MetricSuiteConfig | None = None
     best_of: bool = False
     protocols: tuple[ProtocolName, ...] = ()
@@ -298,20 +191,20 @@ class RunConfig(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(default=0, ge=0, lt=2**63)
-    dataset: DatasetConfig
-    split: SplitConfig = PublishedSplitConfig()
+    dataset: Annotated[Any, Component("dataset")]
+    split: Annotated[Any, Component("split")] = Field(default={"kind": "published"})
     selection: SelectionConfig = SelectionConfig()
-    target: ImageEncoderConfig = PixelsConfig()
-    encoder: BrainEncoderConfig = RidgeConfig()
+    target: Annotated[Any, Component("target")] = Field(default={"kind": "pixels"})
+    encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
     pretrain: PretrainConfig | None = None
     text: ConceptTextConfig = ConceptTextConfig()
     repeats: RepeatsConfig = RepeatsConfig()
-    prior: PriorConfig = IdentityPriorConfig()
-    generator: GeneratorConfig = LatentsConfig()
+    prior: Annotated[Any, Component("prior")] = Field(default={"kind": "identity"})
+    generator: Annotated[Any, Component("generator")] = Field(default={"kind": "latents"})
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    analyses: tuple[AnalysisUnion, ...] = ()
+    analyses: tuple[Annotated[Any, Component("analysis")], ...] = ()
 
     @property
     def decodes_categories(self) -> bool:
@@ -387,6 +280,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_generator_knows_images(self) -> Self:
+        from braindecode_vis.priors.image_source import ImageSourceSettings
+
         wanted = isinstance(self.prior, ImageSourceSettings) and self.prior.images == "generator"
         if wanted and not getattr(self.generator, "knows_images", False):
             raise ValueError(
@@ -406,20 +301,11 @@ class RunConfig(Settings):
         return self
 
 
-def list_kinds(role: str) -> list[str]:
-    """Return the known kinds of a role (``dataset``, ``split``, ``target``, ``encoder``, ``prior``, ``generator``)."""
-    annotation = RunConfig.model_fields[role].annotation
-    members = get_args(annotation) or (annotation,)
-    return [
-        m.model_fields["kind"].default for m in members if isinstance(m, type) and issubclass(m, Settings)
-    ]
-
-
 def list_analyses() -> list[str]:
     """Return the known kinds of analyses."""
-    return [m.model_fields["kind"].default for m in get_args(get_args(AnalysisUnion)[0])]
+    return list_kinds("analysis")
 
 
 def make_analysis(kind: str) -> Any:
     """Return the configuration of one kind of analysis with its defaults."""
-    return TypeAdapter(AnalysisUnion).validate_python({"kind": kind})
+    return validate_component("analysis", {"kind": kind})

@@ -60,7 +60,6 @@ class HaxbySlicesConfig(FmriSettings):
             until="offset",
             clean=CleanConfig(drift="polynomial", order=2, scaling="zscore"),
         ),
-        discriminator="kind",
     )
     zscore: ZScoring = "none"
 

@@ -22,13 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.embeddings.engineered import EngineeredConfig
-from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
-from braindecode_vis.embeddings.transformers_models import TransformersConfig
+from braindecode_vis.registry import Component
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import hash_pixels
@@ -36,17 +30,16 @@ from braindecode_vis.stimuli import hash_pixels
 #: Kernels are given for an image whose shorter side has this many pixels, and grow with the image.
 REFERENCE_SIDE = 224
 
+#: Encoders whose images can be degraded: pretrained ones of one network.
 ViewedEncoderConfig = Annotated[
-    OpenClipConfig
-    | TimmConfig
-    | TorchvisionConfig
-    | TransformersConfig
-    | EfficientNetConfig
-    | EngineeredConfig
-    | AutoencoderKLConfig
-    | TinyAutoencoderConfig,
-    Field(discriminator="kind"),
-]
+    Any,
+    Component(
+        "target",
+        only=(
+            "openclip", "timm", "torchvision", "transformers", "efficientnet-lite0", "engineered", "vae", "taesd",
+        ),
+    ),
+]  # fmt: skip
 
 
 class Degradation(Settings):

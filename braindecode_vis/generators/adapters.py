@@ -16,15 +16,12 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 
 ConditionEncoder = Annotated[
-    OpenClipConfig | TransformersConfig | TimmConfig | EfficientNetConfig, Field(discriminator="kind")
+    Any, Component("target", only=("openclip", "transformers", "timm", "efficientnet-lite0"))
 ]
 
 

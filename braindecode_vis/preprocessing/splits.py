@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.registry import ByKind
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 
@@ -342,7 +343,7 @@ class LeaveOneSubjectOutConfig(Settings):
 
 SplitConfig = Annotated[
     PublishedSplitConfig | KFoldSplitConfig | LeaveOneRunOutConfig | LeaveOneSubjectOutConfig,
-    Field(discriminator="kind"),
+    ByKind(),
 ]
 
 

@@ -17,12 +17,6 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError, DataError, check_option
-from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.pixels import PixelsConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
-from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
-from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.metrics.brain_correlation import (
     correlate_responses,
@@ -32,6 +26,7 @@ from braindecode_vis.metrics.brain_correlation import (
 from braindecode_vis.metrics.image_table import ImageTable, make_image_table
 from braindecode_vis.preprocessing.noise_ceiling import NoiseCeiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
+from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
@@ -52,14 +47,12 @@ class BrainScoresConfig(Settings):
     """
 
     features: Annotated[
-        EfficientNetConfig
-        | PixelsConfig
-        | OpenClipConfig
-        | TimmConfig
-        | TorchvisionConfig
-        | TransformersConfig,
-        Field(discriminator="kind"),
-    ] = EfficientNetConfig()
+        Any,
+        Component(
+            "target",
+            only=("efficientnet-lite0", "pixels", "openclip", "timm", "torchvision", "transformers"),
+        ),
+    ] = Field(default={"kind": "efficientnet-lite0"})
     ridge: RidgeConfig = RidgeConfig()
     regions: tuple[str, ...] = ()
 

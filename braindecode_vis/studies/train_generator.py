@@ -73,8 +73,9 @@ def make_settings(changes: Mapping[str, Any]) -> GeneratorTrainingConfig:
         return GeneratorTrainingConfig.model_validate(dict(changes))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(GeneratorTrainingConfig.model_fields)
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"train-generator knows no setting {name}; known are {known}.") from error
+        if first["type"] == "unknown_key":
+            context = first["ctx"]
+            raise ConfigError(
+                f"train-generator knows no setting {context['key']}; known are {', '.join(context['known'])}."
+            ) from error
         raise ConfigError(f"train-generator: {describe_validation_error(error)}.") from error

@@ -239,19 +239,6 @@ class RepetitionAveragingConfig(Settings):
     min_repetitions: int = Field(default=1, ge=1)
 
 
-AugmentationConfig = Annotated[
-    ChannelDropoutConfig
-    | TimeShiftConfig
-    | GaussianNoiseConfig
-    | SmoothingConfig
-    | FrequencyDropoutConfig
-    | BraindecodeAugmentationConfig
-    | TrialMixingConfig
-    | RepetitionAveragingConfig,
-    Field(discriminator="kind"),
-]
-
-
 def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signal: Signal) -> Tensor:
     """Apply, in order, every augmentation that changes trials one by one."""
     for augmentation in augmentations:

@@ -13,7 +13,7 @@ Khosla et al. (2020), arXiv:2004.11362: several positives. Snell et al. (2017), 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,13 +21,11 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.category_decoders import read_labels
-from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
+from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
 from braindecode_vis.training.alignment import InputScalingConfig
-from braindecode_vis.training.augment import AugmentationConfig
 from braindecode_vis.training.encoder import BatchSize, NetworkEncoderConfig
-from braindecode_vis.training.networks import NetworkConfig
 from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
@@ -53,14 +51,14 @@ class NetworkCategoriesConfig(Settings):
     """
 
     kind: Literal["network_categories"] = "network_categories"
-    network: NetworkConfig = EEGProjectConfig()
+    network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
     size: int = Field(default=64, ge=1)
     temperature: float = Field(default=0.07, gt=0)
     epochs: int = Field(default=50, ge=1)
     batch_size: BatchSize = "auto"
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    augmentations: tuple[AugmentationConfig, ...] = ()
+    augmentations: tuple[Annotated[Any, Component("augmentation")], ...] = ()
     input_scaling: InputScalingConfig = InputScalingConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -12,18 +12,14 @@ Wu et al. (2025), UBP, arXiv:2503.04207. NeuroBridge (AAAI 2026). Li et al. (202
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
+from braindecode_vis.registry import ByKind, Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
-from braindecode_vis.training.augment import AugmentationConfig
 from braindecode_vis.training.image_config import FusionConfig, ImageTowerConfig, ViewChoice
-from braindecode_vis.training.networks import NetworkConfig
-from braindecode_vis.training.objectives.config import ObjectiveUnion
-from braindecode_vis.training.objectives.pair_configs import ClipObjectiveConfig
 from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
@@ -177,8 +173,10 @@ class NetworkEncoderConfig(Settings):
     """
 
     kind: Literal["network"] = "network"
-    network: NetworkConfig = EEGProjectConfig()
-    objectives: tuple[ObjectiveUnion, ...] = Field(default=(ClipObjectiveConfig(),), min_length=1)
+    network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
+    objectives: tuple[Annotated[Any, Component("objective")], ...] = Field(
+        default=({"kind": "clip"},), min_length=1
+    )
     projector: ProjectorConfig | None = None
     fusion: FusionConfig | None = None
     view_choice: ViewChoice | None = None
@@ -194,10 +192,8 @@ class NetworkEncoderConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = Field(default=None, gt=0, lt=1)
     teacher: TeacherConfig = TeacherConfig()
-    selection: Annotated[LastSelectionConfig | EarlyStoppingConfig, Field(discriminator="kind")] = (
-        LastSelectionConfig()
-    )
-    augmentations: tuple[AugmentationConfig, ...] = ()
+    selection: Annotated[LastSelectionConfig | EarlyStoppingConfig, ByKind()] = LastSelectionConfig()
+    augmentations: tuple[Annotated[Any, Component("augmentation")], ...] = ()
     hide_subject: float = Field(default=0.1, ge=0, le=1)
     input_scaling: InputScalingConfig = InputScalingConfig()
     subject_alignment: SubjectAlignment = "none"

@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
+from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 
 ViewChoice = Literal["mean", "sample", "uncertainty"]
-TunableTarget = Annotated[OpenClipConfig | TimmConfig, Field(discriminator="kind")]
+TunableTarget = Annotated[Any, Component("target", only=("openclip", "timm"), outside=False)]
 
 
 class FusionConfig(Settings):

@@ -95,7 +95,7 @@ class BoldSettings(FmriSettings):
     images: Path | None = None
     mask: Literal["auto", "brain", "varying", "epi"] | Path = "auto"
     confounds: ConfoundsConfig = ConfoundsConfig()
-    model: ModelConfig = Field(default=GlmConfig(), discriminator="kind")
+    model: ModelConfig = GlmConfig()
     untrained: Untrained = "pooled"
     dtype: SampleType = "float32"
     atlas: AtlasConfig | None = None

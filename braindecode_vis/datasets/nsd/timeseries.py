@@ -85,7 +85,6 @@ class NsdTimeseriesConfig(FmriSettings):
     rois: tuple[str, ...] | None = ()
     model: ModelConfig = Field(
         default=WindowConfig(start=0.0, stop=8.0, keep="times", clean=CleanConfig(scaling="zscore")),
-        discriminator="kind",
     )
     motion: bool = False
     untrained: Untrained = "pooled"

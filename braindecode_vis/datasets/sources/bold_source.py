@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError, check_columns
 from braindecode_vis.datasets.sources.betas_source import BetasPlan, Geometry
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader
+from braindecode_vis.registry import ByKind
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
@@ -117,7 +118,7 @@ class WindowConfig(Settings):
         return self
 
 
-ModelConfig = GlmConfig | WindowConfig
+ModelConfig = Annotated[GlmConfig | WindowConfig, ByKind()]
 
 
 class ConfoundsConfig(Settings):

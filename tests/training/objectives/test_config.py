@@ -10,12 +10,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.registry import INSIDE, Component, find_component
 from braindecode_vis.training.objectives.base import NEED_FIELDS
-from braindecode_vis.training.objectives.config import ClipObjectiveConfig, ObjectiveUnion
+from braindecode_vis.training.objectives.pair_configs import ClipObjectiveConfig
 from braindecode_vis.training.outputs import Outputs
 
-ADAPTER = TypeAdapter(ObjectiveUnion)
-CONFIGS = [member() for member in typing.get_args(typing.get_args(ObjectiveUnion)[0])]
+ADAPTER = TypeAdapter(typing.Annotated[typing.Any, Component("objective")])
+CONFIGS = [find_component("objective", kind)() for kind in INSIDE["objective"]]
 CONFIGS += [
     ADAPTER.validate_python(extra)
     for extra in (
@@ -75,7 +76,7 @@ def permute(outputs, order):
 
 
 def test_config_imports_without_torch():
-    code = "import sys, braindecode_vis.training.objectives.config; assert 'torch' not in sys.modules"
+    code = "import sys, braindecode_vis.training.objectives.pair_configs; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -213,7 +214,7 @@ def test_successive_phases_neither_overlap_nor_leave_a_gap():
         ({"kind": "clip", "phase": [0.5, 0.5]}, "start before it ends"),
         ({"kind": "clip", "temperature": 0.0}, "greater than 0"),
         ({"kind": "clip", "weight": -1}, "greater than 0"),
-        ({"kind": "clip", "temprature": 0.1}, "Extra inputs"),
+        ({"kind": "clip", "temprature": 0.1}, "unknown key temprature"),
         ({"kind": "distillation", "temperature": 0.9}, "within its bounds"),
         ({"kind": "multiview", "views": ["brain", "brain"]}, "each once"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.config import UniformityObjectiveConfig
+from braindecode_vis.training.objectives.structure_configs import UniformityObjectiveConfig
 from braindecode_vis.training.objectives.gap import (
     compute_alignment,
     compute_cross_uniformity,

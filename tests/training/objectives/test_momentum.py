@@ -7,7 +7,7 @@ import torch
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.config import DistillationObjectiveConfig, TclObjectiveConfig
+from braindecode_vis.training.objectives.structure_configs import DistillationObjectiveConfig, TclObjectiveConfig
 from braindecode_vis.training.objectives.momentum import (
     compute_distillation_loss,
     compute_local_loss,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.config import MultiviewObjectiveConfig
+from braindecode_vis.training.objectives.structure_configs import MultiviewObjectiveConfig
 from braindecode_vis.training.objectives.multiview import compute_mv_dhel, compute_mv_infonce
 from braindecode_vis.training.outputs import Outputs
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.training.objectives.config import SiglipObjectiveConfig
+from braindecode_vis.training.objectives.pair_configs import SiglipObjectiveConfig
 from braindecode_vis.training.objectives.siglip import compute_siglip_loss
 
 

@@ -8,7 +8,7 @@ import torch
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.config import BimixcoObjectiveConfig, SoftClipObjectiveConfig
+from braindecode_vis.training.objectives.pair_configs import BimixcoObjectiveConfig, SoftClipObjectiveConfig
 from braindecode_vis.training.objectives.soft import (
     anneal_cosine,
     compute_bimixco_loss,

@@ -1,0 +1,432 @@
+"""Which settings class a `kind` stands for, by role, inside the package and outside it.
+
+Owns the tables of the components that ship with the package, the entry points by which other packages add theirs, and
+the annotation with which a field of settings takes any component of a role. The module of a component is imported when
+its kind is asked for, so that a mistyped name is answered before torch, mne and pandas are loaded. Knows no component
+and no method of a role: those are in `roles`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from braindecode_vis.checks import ConfigError, check_option
+from braindecode_vis.settings import OUTSIDE, OutsideCode, Settings
+
+#: Role -> kind -> ``module:Class`` below the package, in the order in which kinds are listed.
+INSIDE: dict[str, dict[str, str]] = {
+    "dataset": {
+        "alljoined1": "datasets.alljoined.alljoined1:Alljoined1Config",
+        "alljoined16m": "datasets.alljoined.alljoined16m:Alljoined16mConfig",
+        "bids_fmri": "datasets.bids.fmri_dataset:BidsFmriConfig",
+        "bids_meeg": "datasets.bids.meeg_dataset:BidsMeegConfig",
+        "bold5000": "datasets.bold5000.raw:Bold5000Config",
+        "bold5000_betas": "datasets.bold5000.betas:Bold5000BetasConfig",
+        "deeprecon": "datasets.kamitani.deeprecon:DeepreconConfig",
+        "digits69": "datasets.digits69:Digits69Config",
+        "eeg_imagenet": "datasets.eeg_imagenet.dataset:EegImagenetConfig",
+        "god": "datasets.kamitani.god:GodConfig",
+        "haxby_slices": "datasets.haxby_slices:HaxbySlicesConfig",
+        "muse_n170": "datasets.muse_n170:MuseN170Config",
+        "nod": "datasets.nod:NodConfig",
+        "nsd": "datasets.nsd.dataset:NsdConfig",
+        "nsd_imagery": "datasets.nsd.imagery_dataset:NsdImageryConfig",
+        "nsd_repack": "datasets.nsd.repacks:NsdRepackConfig",
+        "nsd_timeseries": "datasets.nsd.timeseries:NsdTimeseriesConfig",
+        "synthetic_digits": "datasets.synthetic_digits:SyntheticDigitsConfig",
+        "things_eeg1": "datasets.things_eeg1.dataset:ThingsEeg1Config",
+        "things_eeg2": "datasets.things_eeg2.dataset:ThingsEeg2Config",
+        "things_fmri": "datasets.things_fmri.dataset:ThingsFmriConfig",
+        "things_meg": "datasets.things_meg.dataset:ThingsMegConfig",
+    },
+    "split": {
+        "published": "preprocessing.splits:PublishedSplitConfig",
+        "kfold": "preprocessing.splits:KFoldSplitConfig",
+        "leave_one_run_out": "preprocessing.splits:LeaveOneRunOutConfig",
+        "leave_one_subject_out": "preprocessing.splits:LeaveOneSubjectOutConfig",
+    },
+    "target": {
+        "pixels": "embeddings.pixels:PixelsConfig",
+        "pca": "embeddings.pixels:PcaConfig",
+        "efficientnet-lite0": "embeddings.efficientnet:EfficientNetConfig",
+        "openclip": "embeddings.openclip:OpenClipConfig",
+        "timm": "embeddings.timm_models:TimmConfig",
+        "torchvision": "embeddings.torchvision_models:TorchvisionConfig",
+        "transformers": "embeddings.transformers_models:TransformersConfig",
+        "engineered": "embeddings.engineered:EngineeredConfig",
+        "layers": "embeddings.layer_fusion:LayersConfig",
+        "vae": "embeddings.latents:AutoencoderKLConfig",
+        "taesd": "embeddings.latents:TinyAutoencoderConfig",
+        "views": "embeddings.degradations:ViewsConfig",
+    },
+    "encoder": {
+        "ridge": "encoders.ridge:RidgeConfig",
+        "network": "training.encoder:NetworkEncoderConfig",
+        "lda": "encoders.category_decoders:LdaConfig",
+        "logistic": "encoders.category_decoders:LogisticConfig",
+        "network_categories": "training.category_network:NetworkCategoriesConfig",
+    },
+    "network": {
+        "eegproject": "encoders.eegproject_config:EEGProjectConfig",
+        "tsconv": "encoders.tsconv_config:TSConvConfig",
+        "atm_s": "encoders.atm_config:AtmSConfig",
+        "atm_e": "encoders.atm_config:AtmEConfig",
+        "simpleconv": "encoders.simpleconv_config:SimpleConvConfig",
+        "simpleconv_time_agg": "encoders.simpleconv_config:SimpleConvTimeAggConfig",
+        "simpleconv_image": "encoders.simpleconv_config:SimpleConvImageConfig",
+        "eegnet": "encoders.eegnet_config:EEGNetConfig",
+        "braindecode": "encoders.braindecode_models:BraindecodeConfig",
+        "residual_mlp": "encoders.mindeye_config:ResidualMlpConfig",
+        "shared_space": "encoders.mindeye_config:SharedSpaceConfig",
+        "parcels": "encoders.parcels_config:ParcelsConfig",
+        "latent_decoder": "encoders.latent_decoder_config:LatentDecoderConfig",
+    },
+    "objective": {
+        "clip": "training.objectives.pair_configs:ClipObjectiveConfig",
+        "clip_image_text": "training.objectives.pair_configs:ClipImageTextObjectiveConfig",
+        "siglip": "training.objectives.pair_configs:SiglipObjectiveConfig",
+        "mse": "training.objectives.pair_configs:MseObjectiveConfig",
+        "l1": "training.objectives.pair_configs:L1ObjectiveConfig",
+        "cosine": "training.objectives.pair_configs:CosineObjectiveConfig",
+        "soft_clip": "training.objectives.pair_configs:SoftClipObjectiveConfig",
+        "bimixco": "training.objectives.pair_configs:BimixcoObjectiveConfig",
+        "alignment": "training.objectives.structure_configs:AlignmentObjectiveConfig",
+        "uniformity": "training.objectives.structure_configs:UniformityObjectiveConfig",
+        "cua": "training.objectives.structure_configs:CuaObjectiveConfig",
+        "multiview": "training.objectives.structure_configs:MultiviewObjectiveConfig",
+        "distillation": "training.objectives.structure_configs:DistillationObjectiveConfig",
+        "tcl": "training.objectives.structure_configs:TclObjectiveConfig",
+        "within_cluster": "training.objectives.structure_configs:ClusterObjectiveConfig",
+        "within_concept": "training.objectives.structure_configs:ConceptObjectiveConfig",
+        "salient": "training.objectives.structure_configs:SalientObjectiveConfig",
+    },
+    "augmentation": {
+        "channel_dropout": "training.augment:ChannelDropoutConfig",
+        "time_shift": "training.augment:TimeShiftConfig",
+        "gaussian_noise": "training.augment:GaussianNoiseConfig",
+        "smoothing": "training.augment:SmoothingConfig",
+        "frequency_dropout": "training.augment:FrequencyDropoutConfig",
+        "braindecode": "training.augment:BraindecodeAugmentationConfig",
+        "trial_mixing": "training.augment:TrialMixingConfig",
+        "repetition_averaging": "training.augment:RepetitionAveragingConfig",
+    },
+    "prior": {
+        "identity": "priors.identity:IdentityPriorConfig",
+        "mean": "priors.mean:MeanPriorConfig",
+        "spread": "priors.spread:SpreadPriorConfig",
+        "neighbours": "priors.neighbours:NeighboursPriorConfig",
+        "diffusion": "priors.diffusion_config:DiffusionPriorConfig",
+    },
+    "generator": {
+        "latents": "generators.inversion:LatentsConfig",
+        "nearest": "generators.nearest:NearestConfig",
+        "refiner": "generators.refiner:RefinerConfig",
+        "latent_diffusion": "generators.latent_diffusion:LatentDiffusionConfig",
+        "sdxl_turbo": "generators.sdxl_turbo:SdxlTurboConfig",
+        "unclip": "generators.unclip:UnclipConfig",
+        "kandinsky": "generators.unclip:KandinskyConfig",
+        "token_unclip": "generators.token_unclip:TokenUnclipConfig",
+    },
+    "analysis": {
+        "growing_window": "analysis.windows:GrowingWindowConfig",
+        "sliding_window": "analysis.windows:SlidingWindowConfig",
+        "time_resolved_categories": "analysis.window_categories:TimeResolvedCategoriesConfig",
+        "time_generalization": "analysis.generalization:TimeGeneralizationConfig",
+        "frequency_bands": "analysis.bands:FrequencyBandsConfig",
+        "sensor_regions": "analysis.regions:SensorRegionsConfig",
+        "rois": "analysis.regions:RoisConfig",
+        "network_ablation": "analysis.network_ablation:NetworkAblationConfig",
+        "layer_time": "analysis.layer_time:LayerTimeConfig",
+        "spatial_patterns": "analysis.patterns:SpatialPatternsConfig",
+        "occlusion": "analysis.occlusion:OcclusionConfig",
+        "integrated_gradients": "analysis.attribution:IntegratedGradientsConfig",
+        "confusion": "analysis.confusion:ConfusionConfig",
+        "hubness": "analysis.hubness:HubnessConfig",
+        "failures": "analysis.failures:FailuresConfig",
+        "repetitions": "analysis.repetitions:RepetitionsConfig",
+        "rsa": "analysis.rsa_study:RsaConfig",
+        "imagery": "analysis.imagery:ImageryConfig",
+    },
+}
+
+#: Role -> kind that is no more -> what to write instead.
+DROPPED: dict[str, dict[str, str]] = {
+    "network": {
+        "shallow_fbcsp": "{kind: braindecode, model: ShallowFBCSPNet} (pip install 'braindecode_vis[braindecode]')",
+        "deep4": "{kind: braindecode, model: Deep4Net} (pip install 'braindecode_vis[braindecode]')",
+    },
+}
+
+#: Role -> group of the entry points with which a package from outside adds components. Splits stay inside: what is
+#: trained and what is tested is the one thing that every number of the report rests on.
+GROUPS: dict[str, str] = {
+    "dataset": "braindecode_vis.datasets",
+    "target": "braindecode_vis.image_encoders",
+    "encoder": "braindecode_vis.brain_encoders",
+    "network": "braindecode_vis.networks",
+    "objective": "braindecode_vis.objectives",
+    "augmentation": "braindecode_vis.augmentations",
+    "prior": "braindecode_vis.priors",
+    "generator": "braindecode_vis.generators",
+    "analysis": "braindecode_vis.analyses",
+}
+
+
+def list_kinds(role: str) -> list[str]:
+    """Return the known kinds of a role, first those of the package, then those of other installed packages."""
+    check_option("role", role, INSIDE)
+    return [*INSIDE[role], *(kind for kind in _read_entry_points(role) if kind not in INSIDE[role])]
+
+
+def find_component(role: str, kind: str) -> type[Settings]:
+    """Return the settings class of a component, and import its module.
+
+    Parameters
+    ----------
+    role
+        A key of `INSIDE`.
+    kind
+        Name of a component of the package, of an entry point, or ``package.module:Class``.
+
+    Raises
+    ------
+    LookupError
+        If nothing has this name.
+    ConfigError
+        If a component from outside is missing, broken or named like one inside.
+    """
+    if ":" in kind:
+        return _load_outside(role, kind)
+    entries = _read_entry_points(role).get(kind, [])
+    if kind in INSIDE[role]:
+        if entries:
+            raise ConfigError(_describe_clash(kind, _describe_package(entries[0])))
+        module, _, name = INSIDE[role][kind].partition(":")
+        found: type[Settings] = getattr(importlib.import_module(f"braindecode_vis.{module}"), name)
+        return found
+    if not entries and kind in DROPPED.get(role, {}):
+        raise ConfigError(f"{kind!r} is no {role} of its own any more; write {DROPPED[role][kind]}")
+    if not entries:
+        raise LookupError(kind)
+    if len(entries) > 1:
+        raise ConfigError(
+            f"both {' and '.join(map(_describe_package, entries))} name a component {kind!r}; uninstall one of them, "
+            "or write package.module:Class instead of the name"
+        )
+    return _load_outside(role, entries[0].value, entries[0])
+
+
+def validate_component(role: str, content: Any) -> Any:
+    """Return the settings of a component from plain values that name its ``kind``; see `Component`."""
+    from typing import Annotated
+
+    return TypeAdapter(Annotated[Any, Component(role)]).validate_python(content)
+
+
+class Component:
+    """Annotation of a field that takes the settings of any component of a role: ``Annotated[Any, Component("prior")]``.
+
+    The field is given as a mapping with a ``kind``, which is looked up, or as settings. Written out, a component from
+    outside keeps the name by which it was asked for.
+
+    Parameters
+    ----------
+    role
+        A key of `INSIDE`.
+    only
+        The kinds of the package that fit; None is all of them.
+    outside
+        Whether components from outside fit.
+    """
+
+    def __init__(self, role: str, *, only: Sequence[str] | None = None, outside: bool = True) -> None:
+        self.role, self.outside = role, outside and role in GROUPS
+        self.kinds = tuple(INSIDE[role]) if only is None else tuple(only)
+
+    def list_kinds(self) -> list[str]:
+        """Return the kinds that fit."""
+        return [kind for kind in list_kinds(self.role) if kind in self.kinds or self._is_outside(kind)]
+
+    def _is_outside(self, kind: str) -> bool:
+        return self.outside and kind not in INSIDE[self.role]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate and dump by the class that the kind names."""
+        return _make_schema(self.validate)
+
+    def validate(self, value: Any) -> Settings:
+        """Return the settings of a component; errors carry what is known, and pydantic adds the path."""
+        if isinstance(value, Settings):
+            return self._check_instance(value)
+        kind, content = _split_kind(value)
+        code = content.pop("outside", None)  # what `hashed_fields` adds, where stored fields are read again
+        if isinstance(code, Mapping):
+            kind = str(code.get("class"))
+        if kind not in self.kinds and not self._is_outside(kind):
+            raise _make_unknown(kind, self.list_kinds())
+        try:
+            found = find_component(self.role, kind)
+        except LookupError:
+            raise _make_unknown(kind, self.list_kinds()) from None
+        except ConfigError as error:
+            raise PydanticCustomError(
+                "outside", "{sentence}", {"sentence": str(error).rstrip(".")}
+            ) from error
+        return found.model_validate({**content, "kind": found.model_fields["kind"].default})
+
+    def _check_instance(self, value: Settings) -> Settings:
+        cls = type(value)
+        field = cls.model_fields.get("kind")
+        kind = None if field is None else field.default
+        inside = cls.__module__.startswith("braindecode_vis.")
+        if inside and kind in self.kinds and isinstance(value, find_component(self.role, str(kind))):
+            return value
+        if inside or not self.outside:
+            raise _make_unknown(kind or cls.__name__, self.list_kinds())
+        if cls not in OUTSIDE:
+            try:
+                _load_outside(self.role, f"{cls.__module__}:{cls.__qualname__}")
+            except ConfigError as error:
+                raise PydanticCustomError(
+                    "outside", "{sentence}", {"sentence": str(error).rstrip(".")}
+                ) from error
+        return value
+
+
+class ByKind:
+    """Annotation of a union of settings that are told apart by ``kind``: ``Annotated[A | B, ByKind()]``.
+
+    For a few variants of one component, which stay in the package; `Component` is for roles.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate by the member that the kind names; unlike pydantic's own, errors carry no tag in their path."""
+        members: dict[str, type[Settings]] = {m.model_fields["kind"].default: m for m in get_args(source)}
+
+        def validate(value: Any) -> Settings:
+            if isinstance(value, tuple(members.values())):
+                return value
+            kind, content = _split_kind(value)
+            if kind not in members:
+                raise _make_unknown(kind, list(members))
+            return members[kind].model_validate({**content, "kind": kind})
+
+        return _make_schema(validate)
+
+
+def _make_schema(validate: Any) -> CoreSchema:
+    def dump(value: Settings, info: SerializationInfo) -> dict[str, Any]:
+        content = value.model_dump(mode=info.mode)
+        code = OUTSIDE.get(type(value))
+        return content if code is None else {**content, "kind": code.name}
+
+    dumping = core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
+    return core_schema.no_info_plain_validator_function(validate, serialization=dumping)
+
+
+def _split_kind(value: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("component_type", "Input should be a mapping that names a kind")
+    content = {str(key): entry for key, entry in value.items()}
+    if "kind" not in content:
+        raise PydanticCustomError("no_kind", "must say its kind")
+    return str(content.pop("kind")), content
+
+
+def _make_unknown(kind: str, known: list[str]) -> PydanticCustomError:
+    return PydanticCustomError("unknown_kind", "unknown kind {given}", {"given": kind, "known": known})
+
+
+@cache
+def _read_entry_points(role: str) -> dict[str, list[metadata.EntryPoint]]:
+    """Return the entry points of a role by name; one name may stand in several packages."""
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    if role in GROUPS:
+        for entry in metadata.entry_points(group=GROUPS[role]):
+            found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+@cache
+def _load_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+    """Import a component from outside and note where its code comes from."""
+    if role not in GROUPS:
+        raise ConfigError(f"the role {role} takes no components from outside the package")
+    module_name, _, name = reference.partition(":")
+    whose = reference if entry is None else f"{entry.name!r} of {_describe_package(entry)} ({reference})"
+    try:
+        module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # code of others: a module may also call sys.exit
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{whose} is not on this machine: there is no module {error.name!r}; install its package, or put its "
+                "folder on PYTHONPATH"
+            ) from error
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{whose} fails at import with {type(error).__name__}: {text}") from error
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise ConfigError(f"{whose} is missing: the module {module_name} has no {name!r}")
+    if not (isinstance(found, type) and issubclass(found, Settings)):
+        raise ConfigError(f"{whose} is no subclass of braindecode_vis.settings.Settings")
+    field = found.model_fields.get("kind")
+    kind = None if field is None else field.default
+    if not isinstance(kind, str):
+        raise ConfigError(f"{whose} has no kind; declare kind: Literal[NAME] = NAME in it")
+    if kind in INSIDE[role]:
+        raise ConfigError(_describe_clash(kind, whose))
+    if entry is not None and kind != entry.name:
+        raise ConfigError(f"{whose} leads to settings of the kind {kind!r}; the two names must be one")
+    package, version = _find_distribution(module_name) if entry is None else _read_distribution(entry.dist)
+    OUTSIDE[found] = OutsideCode(
+        role=role, kind=kind, name=reference if entry is None else entry.name, reference=reference, package=package,
+        version=version, sha256=_hash_code(module, whose),
+    )  # fmt: skip
+    return found
+
+
+def _describe_clash(kind: str, whose: str) -> str:
+    return f"{whose} has the name of a component of braindecode_vis, {kind!r}; rename it or uninstall its package"
+
+
+def _describe_package(entry: metadata.EntryPoint) -> str:
+    return " ".join(part for part in _read_distribution(entry.dist) if part) or "a package without metadata"
+
+
+def _read_distribution(distribution: metadata.Distribution | None) -> tuple[str | None, str | None]:
+    return (None, None) if distribution is None else (distribution.name, distribution.version)
+
+
+def _find_distribution(module_name: str) -> tuple[str | None, str | None]:
+    """Return name and version of the installed package that holds a module; None for a plain file on the path."""
+    names = metadata.packages_distributions().get(module_name.partition(".")[0], [])
+    return (names[0], metadata.version(names[0])) if names else (None, None)
+
+
+def _hash_code(module: Any, whose: str) -> str:
+    """Return the digest of a module's file and of the other Python files in its folder, if that is a package.
+
+    A component is often spread over the modules beside its settings; further folders are covered by the version alone.
+    """
+    path = getattr(module, "__file__", None)
+    if path is None or not Path(path).is_file():
+        raise ConfigError(f"{whose} stands in no file, so that its code has no digest; put it into a module")
+    folder = Path(path).resolve().parent
+    files = sorted(folder.glob("*.py")) if (folder / "__init__.py").is_file() else [Path(path).resolve()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
