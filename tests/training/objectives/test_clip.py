@@ -9,8 +9,8 @@ from open_clip.loss import ClipLoss
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.pair_configs import ClipImageTextObjectiveConfig, ClipObjectiveConfig
 from braindecode_vis.training.objectives.modules import LogitScale
+from braindecode_vis.training.objectives.pair_configs import ClipImageTextObjectiveConfig, ClipObjectiveConfig
 from braindecode_vis.training.outputs import Outputs
 
 

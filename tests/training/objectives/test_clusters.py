@@ -7,7 +7,10 @@ import torch
 
 from braindecode_vis.training.objectives.clip import compute_clip_loss
 from braindecode_vis.training.objectives.clusters import compute_within_group_loss
-from braindecode_vis.training.objectives.structure_configs import ClusterObjectiveConfig, ConceptObjectiveConfig
+from braindecode_vis.training.objectives.structure_configs import (
+    ClusterObjectiveConfig,
+    ConceptObjectiveConfig,
+)
 from braindecode_vis.training.outputs import Outputs
 
 STIMULI = torch.tensor([0, 1, 0, 2, 3, 4, 5])

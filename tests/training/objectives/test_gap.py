@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.structure_configs import UniformityObjectiveConfig
 from braindecode_vis.training.objectives.gap import (
     compute_alignment,
     compute_cross_uniformity,
     compute_cua_loss,
     compute_uniformity,
 )
+from braindecode_vis.training.objectives.structure_configs import UniformityObjectiveConfig
 from braindecode_vis.training.outputs import Outputs
 
 STIMULI = torch.tensor([0, 1, 0, 2, 3])

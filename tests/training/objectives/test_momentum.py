@@ -7,11 +7,14 @@ import torch
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.structure_configs import DistillationObjectiveConfig, TclObjectiveConfig
 from braindecode_vis.training.objectives.momentum import (
     compute_distillation_loss,
     compute_local_loss,
     compute_queue_contrast,
+)
+from braindecode_vis.training.objectives.structure_configs import (
+    DistillationObjectiveConfig,
+    TclObjectiveConfig,
 )
 from braindecode_vis.training.outputs import Outputs
 
