@@ -120,9 +120,9 @@ INSIDE: dict[str, dict[str, str]] = {
         "repetition_averaging": "training.augment:RepetitionAveragingConfig",
     },
     "prior": {
-        "identity": "priors.identity:IdentityPriorConfig",
-        "mean": "priors.mean:MeanPriorConfig",
-        "spread": "priors.spread:SpreadPriorConfig",
+        "identity": "priors.closed_form:IdentityPriorConfig",
+        "mean": "priors.closed_form:MeanPriorConfig",
+        "spread": "priors.closed_form:SpreadPriorConfig",
         "neighbours": "priors.neighbours:NeighboursPriorConfig",
         "diffusion": "priors.diffusion_config:DiffusionPriorConfig",
     },

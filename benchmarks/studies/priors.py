@@ -27,11 +27,11 @@ from braindecode_vis.config import read_config
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig, LatentDiffusionGenerator
 from braindecode_vis.metrics.distribution import compute_mmd, find_bandwidth
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.priors.closed_form import SpreadPriorConfig
 from braindecode_vis.priors.diffusion import DiffusionPrior
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
-from braindecode_vis.priors.spread import SpreadPriorConfig
 
 SMALL = {"widths": (256, 128, 64), "time_features": 64, "batch_size": 64, "warmup_steps": 100, "steps": 25}
 # Guidance was chosen on concepts that are tested nowhere (docs/RESULTS.md).

@@ -16,6 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from braindecode_vis.priors.sampling import NoiseSchedule
+
+#: What the denoiser learns and is sampled under; not in the header of a weights file, so that it may not change.
+SCHEDULE = NoiseSchedule(1000, "squaredcos_cap_v2", "v_prediction")
+
 
 class ModulatedBlock(nn.Module):
     """Residual block whose first normalisation is scaled and shifted by the condition; it starts as the identity."""

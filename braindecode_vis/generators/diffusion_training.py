@@ -22,7 +22,7 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast, choose_device, seeded
-from braindecode_vis.generators.conditions import Components, blur, draw_reliability, fit_components
+from braindecode_vis.generators.conditioning import blur, draw_reliability
 from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
 from braindecode_vis.generators.training_pairs import (
     TrainingPairs,
@@ -36,10 +36,13 @@ from braindecode_vis.generators.weights_file import (
     encode_known_images,
     write_weights,
 )
+from braindecode_vis.priors.scales import PrincipalComponents, fit_components
 from braindecode_vis.seeds import make_generator, make_torch_generator
 from braindecode_vis.stimuli import StimulusSet
 
 Progress = Callable[[str, int, int], None]
+
+MOST_ROWS = 20_480  # rows that the principal components are computed from
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def train_generator(
     pairs = _make_pairs(config, source, out / "pairs", seed, progress)
     if len(pairs) < 2:
         raise DataError(f"a generator cannot be trained on {len(pairs)} image(s); give at least 2.")
-    components = fit_components(pairs.vectors, config.n_components)
+    components = fit_components(pairs.vectors, config.n_components, most_rows=MOST_ROWS)
     header = _make_header(config, pairs, components, seed)
     (out / "training.json").write_text(json.dumps(header.training, indent=2) + "\n", encoding="utf-8")
     stage = _Stages(config, header, pairs, components, out, seed, progress)
@@ -133,7 +136,7 @@ def _make_pairs(
 
 
 def _make_header(
-    config: GeneratorTrainingConfig, pairs: TrainingPairs, components: Components, seed: int
+    config: GeneratorTrainingConfig, pairs: TrainingPairs, components: PrincipalComponents, seed: int
 ) -> WeightsHeader:
     return WeightsHeader(
         space=pairs.space,
@@ -141,7 +144,7 @@ def _make_header(
         image_size=config.image_size,
         autoencoder={"n_latent_channels": config.n_latent_channels, "width": config.autoencoder_width},
         denoiser={
-            "n_components": len(components.scale),
+            "n_components": len(components.std),
             "width": config.denoiser_width,
             "condition_width": config.condition_width,
             "fine_width": config.fine_width,
@@ -164,7 +167,7 @@ class _Stages:
     config: GeneratorTrainingConfig
     header: WeightsHeader
     pairs: TrainingPairs
-    components: Components
+    components: PrincipalComponents
     out: Path
     seed: int
     progress: Progress | None
@@ -240,7 +243,8 @@ class _Stages:
         """Return the trained denoiser."""
         import torch
 
-        from braindecode_vis.generators.sampling import add_noise, draw_times
+        from braindecode_vis.generators.denoiser import SCHEDULE
+        from braindecode_vis.priors.sampling import draw_times
 
         config, device = self.config, self.device
         denoiser = self._initialise(1).to(device)
@@ -263,7 +267,7 @@ class _Stages:
                 hidden=config.condition_dropout,
             )
             estimate = blur(known, reliability, torch.randn(known.shape, generator=generator))
-            noisy, velocity = add_noise(clean, noise, times)
+            noisy, velocity = SCHEDULE.add_noise(clean, noise, times)
             with autocast(device, getattr(torch, config.denoiser_precision)):
                 predicted = network(noisy, times, estimate.to(device), reliability.to(device))
             return torch.nn.functional.mse_loss(predicted.float(), velocity)

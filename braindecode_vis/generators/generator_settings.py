@@ -41,10 +41,10 @@ class GeneratorTrainingConfig(Settings):
         Principal components of the embedding that the denoiser is told.
     certain_conditions, condition_dropout
         Shares of the images whose embedding is told as it is, and not at all (arXiv:2207.12598), drawn image by image;
-        the others are told with noise, see `braindecode_vis.generators.conditions`.
+        the others are told with noise, see `braindecode_vis.generators.conditioning`.
     time_bias
         Toward how much noise the denoiser leans as it learns; larger is more. See
-        `braindecode_vis.generators.sampling.draw_times`.
+        `braindecode_vis.priors.sampling.draw_times`.
     weight_decay, warmup
         Of AdamW; steps of linear warm-up before the cosine decay of the learning rate.
     checkpoint_every

@@ -24,7 +24,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.devices import choose_device
 from braindecode_vis.embeddings.weights import check_intact
-from braindecode_vis.generators.conditions import Uncertainty, fit_uncertainty
+from braindecode_vis.generators.conditioning import Uncertainty, fit_uncertainty
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.weights_file import (
     Model,
@@ -164,7 +164,7 @@ class LatentDiffusionGenerator:
             If the weights were made before they brought any.
         """
         model = load_model(self.path, choose_device(self.config.device, setting="generator.device"))
-        vectors = model.components.restore(read_known_components(self.path))
+        vectors = model.components.undo(read_known_components(self.path))
         names = [f"{self.header.training['source']} {row}" for row in range(len(vectors))]
         return Embeddings(vectors.astype(np.float32), names, self.header.space)
 
@@ -247,8 +247,8 @@ class LatentDiffusionGenerator:
         encoder = self.data.image_encoder  # type: ignore[union-attr]
         vectors = np.asarray(encoder.encode(made.reshape(-1, *made.shape[2:])), np.float32)
         found = model.components.apply(vectors.reshape(len(vectors), -1)).reshape(n_rows, n_candidates, -1)
-        found *= model.components.scale
-        wanted = estimate * model.components.scale
+        found *= model.components.std
+        wanted = estimate * model.components.std
         lengths = np.linalg.norm(found, axis=2) + 1e-12
         return np.argmax(np.einsum("nck,nk->nc", found, wanted) / lengths, axis=1)
 
@@ -259,7 +259,8 @@ class LatentDiffusionGenerator:
         import torch
 
         from braindecode_vis.generators.autoencoder import unscale_images
-        from braindecode_vis.generators.sampling import guide, sample_latents
+        from braindecode_vis.generators.denoiser import SCHEDULE
+        from braindecode_vis.priors.sampling import draw_samples, guide
         from braindecode_vis.seeds import make_torch_generator
 
         n_candidates, guidance, device = self.config.candidates, self.config.guidance, model.device
@@ -272,10 +273,13 @@ class LatentDiffusionGenerator:
             for part in (estimate, reliability)
         )
 
-        def predict(latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        nothing = torch.zeros_like(told)
+
+        def predict(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            times = time.to(device).expand(len(latents))
             if guidance == 1:
                 return model.denoiser(latents, times, told, known)
-            nothing = torch.zeros_like(told)
+            # One call of the network on twice the rows: with the embedding, and without.
             both = model.denoiser(
                 latents.repeat(2, 1, 1, 1),
                 times.repeat(2),
@@ -286,7 +290,9 @@ class LatentDiffusionGenerator:
             return guide(conditional, unconditional, guidance)
 
         with torch.inference_mode():
-            noise = torch.stack(noises).to(device)
-            latents = sample_latents(predict, noise, sampler=self.config.sampler, n_steps=self.config.steps)
+            latents = draw_samples(
+                predict, torch.stack(noises).to(device), SCHEDULE, sampler=self.config.sampler,
+                n_steps=self.config.steps,
+            )  # fmt: skip
             images = unscale_images(model.autoencoder.decode(latents)).cpu().numpy()
         return images.reshape(len(rows), n_candidates, *images.shape[1:])

@@ -20,7 +20,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.devices import seeded
 from braindecode_vis.generators.generator_data import Workshop
 from braindecode_vis.priors.checkpoints import sign_training
-from braindecode_vis.priors.conditions import PredictionError, fit_prediction_error
+from braindecode_vis.priors.simulated_predictions import PredictionError, fit_prediction_error
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import replace_atomically
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.generators.conditions import Components
+from braindecode_vis.priors.scales import PrincipalComponents
 from braindecode_vis.store import hash_file, replace_atomically
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Model:
 
     autoencoder: Any
     denoiser: Any
-    components: Components
+    components: PrincipalComponents
     latent_shape: tuple[int, int, int]
     device: str
 
@@ -84,7 +84,7 @@ def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
     return Autoencoder(**header.autoencoder), denoiser
 
 
-def encode_known_images(components: Components, vectors: np.ndarray) -> dict[str, np.ndarray]:
+def encode_known_images(components: PrincipalComponents, vectors: np.ndarray) -> dict[str, np.ndarray]:
     """Return the tensor that keeps a sample of images in a weights file, one byte per component.
 
     Parameters
@@ -131,7 +131,7 @@ def write_weights(
     path: Path,
     header: WeightsHeader,
     networks: dict[str, nn.Module],
-    components: Components,
+    components: PrincipalComponents,
     known: dict[str, np.ndarray],
 ) -> None:
     """Write a weights file under its name only when it is complete.
@@ -162,8 +162,10 @@ def write_weights(
             if name.endswith("num_batches_tracked"):
                 tensor = torch.zeros(())  # may exceed the range of half precision
             tensors |= _pack(f"{network}.{name}", tensor.detach().cpu().float())
-    for name in ("mean", "basis", "scale"):
-        tensors[f"embedding.{name}"] = torch.from_numpy(getattr(components, name)).half().contiguous()
+    # The file keeps axes in columns, shape (n_features, n_components), and calls deviations scales.
+    embedding = {"mean": components.mean, "basis": components.basis.T, "scale": components.std}
+    for name, part in embedding.items():
+        tensors[f"embedding.{name}"] = torch.from_numpy(part).half().contiguous()
     tensors |= {name: torch.from_numpy(codes) for name, codes in known.items()}
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -218,7 +220,7 @@ def _unpack(tensors: dict[str, torch.Tensor], network: str) -> dict[str, torch.T
     return {name.removeprefix(f"{network}."): tensor.float() for name, tensor in own.items()}
 
 
-def _read_components(tensors: dict[str, torch.Tensor], header: WeightsHeader) -> Components:
+def _read_components(tensors: dict[str, torch.Tensor], header: WeightsHeader) -> PrincipalComponents:
     """Return the components of the embeddings; `ValueError` if they are not finite or not as the header says."""
     mean, basis, scale = (tensors[f"embedding.{name}"].float() for name in ("mean", "basis", "scale"))
     n_features, n_components = header.n_features, header.denoiser["n_components"]
@@ -226,7 +228,7 @@ def _read_components(tensors: dict[str, torch.Tensor], header: WeightsHeader) ->
         raise ValueError("the components of the embeddings are of another shape than the header says")
     if not all(part.isfinite().all() for part in (mean, basis, scale)):
         raise ValueError("the components of the embeddings are not finite")
-    return Components(mean.numpy(), basis.numpy(), scale.numpy())
+    return PrincipalComponents(mean.numpy(), basis.numpy().T, scale.numpy())
 
 
 def read_header(path: Path) -> WeightsHeader:

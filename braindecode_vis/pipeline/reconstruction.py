@@ -20,8 +20,8 @@ from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGen
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
 from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.priors.closed_form import MeanPrior
 from braindecode_vis.priors.image_source import ImageSourceSettings
-from braindecode_vis.priors.mean import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 

@@ -17,11 +17,18 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, seeded
-from braindecode_vis.priors.conditions import fit_prediction_error
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.image_source import keep_distinct
-from braindecode_vis.priors.sampling import SAMPLERS, bound_signal, guide
-from braindecode_vis.priors.scales import Scale, find_bounds, fit_scale, turn_rows
+from braindecode_vis.priors.sampling import bound_signal, draw_samples, guide_network
+from braindecode_vis.priors.scales import (
+    PrincipalComponents,
+    RowScale,
+    find_bounds,
+    fit_components,
+    fit_scale,
+    turn_rows,
+)
+from braindecode_vis.priors.simulated_predictions import Direction, DirectionSource, fit_prediction_error
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import read_json, write_json
 
@@ -33,7 +40,8 @@ CALIBRATION_ROWS = 1024
 class DiffusionFit:
     """What sampling needs; all of it learnt from training trials and training images.
 
-    `condition` and `target` standardise rows (`Scale`, or the components of `directions`), whose own shape is `shape`.
+    `condition` and `target` standardise rows, whose own shape is `shape`: a `RowScale` each, or a `Direction` and
+    `PrincipalComponents` where conditions are simulated.
 
     `bounds`, of shape (2, ...), are the least and greatest standardised value of the training images, widened by a
     tenth of the range on either side.
@@ -43,7 +51,7 @@ class DiffusionFit:
     condition: Any
     target: Any
     bounds: np.ndarray
-    samples: Scale | None
+    samples: RowScale | None
     space: str
     shape: tuple[int, ...]
     chosen: dict[str, Any]
@@ -174,7 +182,6 @@ class DiffusionPrior:
         )
 
     def _prepare_directions(self, target: Embeddings, whole: Embeddings) -> _Lesson:
-        from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
         from braindecode_vis.priors.fitting import PairSource
 
         if whole.vectors.ndim != 2:
@@ -310,15 +317,20 @@ class DiffusionPrior:
         condition = torch.from_numpy(np.ascontiguousarray(conditions)).to(device)
         noise = torch.randn(condition.shape, generator=generator).to(device)
         with torch.inference_mode():
-            predict = guide(network, condition, config.guidance)
+            predict = guide_network(network, condition, config.guidance)
             low, high = torch.from_numpy(self._require_fit().bounds).to(device)
             predict = bound_signal(predict, config.schedule, low, high)
-            drawn = SAMPLERS[config.sampler](
-                predict, noise, config.schedule, n_steps=config.steps, generator=generator
+            drawn = draw_samples(
+                predict,
+                noise,
+                config.schedule,
+                sampler=config.sampler,
+                n_steps=config.steps,
+                generator=generator,
             )
         return drawn.float().cpu().numpy()
 
-    def _measure_samples(self, conditions: np.ndarray) -> Scale:
+    def _measure_samples(self, conditions: np.ndarray) -> RowScale:
         """Return mean and spread of the samples that training predictions lead to."""
         rng = make_generator(self.seed, "prior", "calibration rows")
         n = min(CALIBRATION_ROWS, len(conditions))
@@ -356,8 +368,6 @@ class DiffusionPrior:
         """Read what `write` wrote."""
         from safetensors.torch import load_file
 
-        from braindecode_vis.priors.directions import ComponentScale, Direction
-
         tensors, meta = load_file(folder / "prior.safetensors"), read_json(folder / "prior.json")
         prior = cls(config, seed=int(meta["seed"]))
         parts: dict[str, dict[str, Any]] = {}
@@ -370,9 +380,9 @@ class DiffusionPrior:
         network.eval()
         simulated = config.condition == "simulated"
         kinds = {
-            "condition": Direction if simulated else Scale,
-            "target": ComponentScale if simulated else Scale,
-            "samples": Scale,
+            "condition": Direction if simulated else RowScale,
+            "target": PrincipalComponents if simulated else RowScale,
+            "samples": RowScale,
         }
         scales: dict[str, Any] = {
             name: kind(**{key: value.numpy() for key, value in parts[name].items()})

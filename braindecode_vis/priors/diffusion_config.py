@@ -1,4 +1,4 @@
-"""The settings of the diffusion prior; importable without torch. The prior itself is in `diffusion_prior`.
+"""The settings of the diffusion prior; importable without torch. The prior itself is in `diffusion`.
 
 A prediction that minimises a squared error is a conditional mean, shorter and smoother than any image's embedding; the
 prior turns it into a draw from the images that it may stand for.
@@ -47,9 +47,9 @@ class DiffusionPriorConfig(ImageSourceSettings):
         of the tokens' width.
     condition
         ``predicted`` learns from out-of-fold predictions and their targets. ``noised_targets`` learns from all training
-        images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs (see `conditions`).
-        ``simulated`` learns from images alone, each seen through an encoder drawn at random (see `directions`), and
-        needs no predictions.
+        images, each with a simulated prediction: gains and noise are those of the out-of-fold pairs.
+        ``simulated`` learns from images alone, each seen through an encoder drawn at random, and needs no predictions.
+        See `simulated_predictions` for both.
     n_components
         Principal components of the images that ``simulated`` draws; what lies beyond them is that of the mean image.
     condition_dropout

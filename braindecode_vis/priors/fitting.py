@@ -18,8 +18,8 @@ import numpy as np
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast, seeded
 from braindecode_vis.priors.checkpoints import State, read_checkpoint, sign_training, write_checkpoint
-from braindecode_vis.priors.conditions import PredictionError
 from braindecode_vis.priors.sampling import NoiseSchedule
+from braindecode_vis.priors.simulated_predictions import PredictionError
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGen
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.inversion import LatentsConfig, stretch_contrast
 from braindecode_vis.generators.nearest import NearestConfig
-from braindecode_vis.priors.identity import IdentityPriorConfig
+from braindecode_vis.priors.closed_form import IdentityPriorConfig
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 

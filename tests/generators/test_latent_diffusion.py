@@ -10,7 +10,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.generators.autoencoder import reconstruct_images
-from braindecode_vis.generators.conditions import Components
+from braindecode_vis.generators.denoiser import SCHEDULE
 from braindecode_vis.generators.diffusion_training import (
     PhantomSource,
     StimulusSource,
@@ -25,7 +25,6 @@ from braindecode_vis.generators.latent_diffusion import (
     LatentDiffusionGenerator,
 )
 from braindecode_vis.generators.optimisation import Plan, compute_lr, optimise
-from braindecode_vis.generators.sampling import N_TIMES, add_noise, draw_times, guide, sample_latents
 from braindecode_vis.generators.training_pairs import (
     N_RESERVED_PAIRS,
     choose_concepts,
@@ -43,6 +42,8 @@ from braindecode_vis.generators.weights_file import (
 )
 from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.priors.sampling import draw_samples, draw_times, guide
+from braindecode_vis.priors.scales import PrincipalComponents
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 from braindecode_vis.store import hash_file
 
@@ -124,7 +125,9 @@ def test_networks_are_kept_to_a_byte_per_weight(tmp_path):
         parameter.data = torch.randn_like(parameter)  # no row of zeros is left
     networks["denoiser"].make_map.weight.data[3] = 0
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 5)))
-    components = Components(np.zeros(6, np.float32), basis.astype(np.float32), np.ones(5, np.float32))
+    components = PrincipalComponents(
+        np.zeros(6, np.float32), basis.T.astype(np.float32), np.ones(5, np.float32)
+    )
     path = tmp_path / "weights.safetensors"
     write_weights(path, header, networks, components, {})
     model = load_model(path, "cpu")
@@ -220,8 +223,8 @@ def test_weights_that_are_not_finite_are_not_written(trained, tmp_path):
 def test_times_reach_both_ends_and_lean_toward_noise():
     draw = [draw_times(20_000, torch.Generator().manual_seed(3), bias=bias) for bias in (0.5, 1.5)]
     assert draw[0].min() < 10
-    assert draw[0].max() > N_TIMES - 10  # where the sampler starts
-    assert N_TIMES / 2 < draw[0].double().mean() < draw[1].double().mean()
+    assert draw[0].max() > SCHEDULE.n_timesteps - 10  # where the sampler starts
+    assert SCHEDULE.n_timesteps / 2 < draw[0].double().mean() < draw[1].double().mean()
     assert (draw[0] > 900).double().mean() < 0.1  # evenly drawn alone, they would be a tenth
 
 
@@ -448,7 +451,7 @@ def test_velocity_and_noisy_latents_give_back_what_they_were_made_of():
     torch.manual_seed(0)
     clean, noise = torch.randn(6, 2, 4, 4), torch.randn(6, 2, 4, 4)
     times = torch.tensor([0, 1, 100, 500, 900, 999])
-    noisy, velocity = add_noise(clean, noise, times)
+    noisy, velocity = SCHEDULE.add_noise(clean, noise, times)
     cosine = torch.cos((times / 1000 + 0.008) / 1.008 * torch.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)
     later = torch.cos(((times + 1) / 1000 + 0.008) / 1.008 * torch.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)
     a = later.clamp(min=0)[:, None, None, None]
@@ -463,12 +466,12 @@ def test_samplers_find_the_latents_of_a_perfect_denoiser(sampler):
     torch.manual_seed(0)
     wanted = torch.randn(3, 2, 4, 4)
 
-    def predict(latents, times):
-        a, b = (part[:, None, None, None] for part in _signal_and_noise(times))
+    def predict(latents, time):
+        a, b = _signal_and_noise(time)
         return (a * latents - wanted) / b
 
     noise = torch.randn_like(wanted)
-    found = sample_latents(predict, noise, sampler=sampler, n_steps=20)
+    found = draw_samples(predict, noise, SCHEDULE, sampler=sampler, n_steps=20)
     torch.testing.assert_close(found, wanted, atol=0.03, rtol=0)
 
 
@@ -477,26 +480,25 @@ def test_samplers_give_the_spread_of_a_gaussian(sampler):
     """The ideal denoiser of latents N(2, 0.5**2): samples must have that mean and deviation."""
     torch.manual_seed(0)
 
-    def predict(latents, times):
-        a, b = (part[:, None] for part in _signal_and_noise(times))
+    def predict(latents, time):
+        a, b = _signal_and_noise(time)
         gain = a * 0.25 / (a**2 * 0.25 + b**2)
         clean = 2 + gain * (latents - a * 2)
         return (a * latents - clean) / b
 
-    samples = sample_latents(predict, torch.randn(4000, 1), sampler=sampler, n_steps=25)
+    samples = draw_samples(predict, torch.randn(4000, 1), SCHEDULE, sampler=sampler, n_steps=25)
     assert samples.mean().item() == pytest.approx(2, abs=0.05)  # 3 standard errors are 0.024
     assert samples.std().item() == pytest.approx(0.5, abs=0.05)
 
 
-def _signal_and_noise(times):
-    from braindecode_vis.generators.sampling import compute_signal_and_noise
-
-    return compute_signal_and_noise(times)
+def _signal_and_noise(time):
+    kept = SCHEDULE.compute_signal()[time]
+    return kept.sqrt(), (1 - kept).sqrt()
 
 
 def test_unknown_sampler():
     with pytest.raises(ConfigError, match="dpm-solver"):
-        sample_latents(lambda x, t: x, torch.zeros(1, 1), sampler="euler", n_steps=2)
+        draw_samples(lambda x, t: x, torch.zeros(1, 1), SCHEDULE, sampler="euler", n_steps=2)
 
 
 # --- networks ---------------------------------------------------------------------------------------------
@@ -605,11 +607,11 @@ def test_the_candidate_most_like_the_embedding_is_kept(coloured):
     bank, data = make_data()
     config = LatentDiffusionConfig(weights=coloured, steps=3, device="cpu", guidance=1.0)
     components = load_model(coloured, "cpu").components
-    wanted = components.apply(bank.vectors) * components.scale
+    wanted = components.apply(bank.vectors) * components.std
     similarities = {}
     for candidates in (1, 6):
         made = config.model_copy(update={"candidates": candidates}).build(data).generate(bank, seed=0)
-        found = components.apply(data.image_encoder.encode(made)) * components.scale
+        found = components.apply(data.image_encoder.encode(made)) * components.std
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
         similarities[candidates] = (found * wanted).sum(axis=1) / lengths
     assert (similarities[6] >= similarities[1] - 1e-6).all()  # the first candidate is the only one of before

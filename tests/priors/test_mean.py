@@ -3,7 +3,7 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.priors.mean import MeanPriorConfig
+from braindecode_vis.priors.closed_form import MeanPriorConfig
 from braindecode_vis.roles import Prior
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from braindecode_vis.priors.diffusion_networks import MlpUnet, TokenTransformer, embed_timesteps
-from braindecode_vis.priors.sampling import SAMPLERS, NoiseSchedule, bound_signal, guide
+from braindecode_vis.priors.sampling import SAMPLERS, NoiseSchedule, bound_signal, draw_samples, guide_network
 from braindecode_vis.seeds import make_torch_generator
 
 
@@ -28,10 +28,11 @@ def test_a_perfect_predictor_gives_the_data_distribution(name, prediction):
     schedule = NoiseSchedule(1000, "linear", prediction)
     start = torch.randn(4000, 2, generator=make_torch_generator(0, "start"))
     mean, std = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.5])
-    drawn = SAMPLERS[name](
+    drawn = draw_samples(
         predict_gaussian(schedule, mean, std),
         start,
         schedule,
+        sampler=name,
         n_steps=250 if name == "ddpm" else 50,
         generator=make_torch_generator(0, "x"),
     )
@@ -45,7 +46,8 @@ def test_only_ddpm_adds_noise_on_the_way_and_seeds_decide():
     predict = predict_gaussian(schedule, torch.zeros(3), torch.ones(3))
 
     def draw(name, seed):
-        return SAMPLERS[name](predict, start, schedule, n_steps=5, generator=make_torch_generator(seed))
+        generator = make_torch_generator(seed)
+        return draw_samples(predict, start, schedule, sampler=name, n_steps=5, generator=generator)
 
     for name in SAMPLERS:
         assert torch.equal(draw(name, 1), draw(name, 1))
@@ -58,7 +60,7 @@ def test_guidance_is_the_stated_formula(scale):
         return noised + condition * keep[:, None] * steps[:, None]
 
     rows, condition = torch.ones(3, 2), torch.arange(6.0).reshape(3, 2)
-    got = guide(network, condition, scale)(rows, torch.tensor(7))
+    got = guide_network(network, condition, scale)(rows, torch.tensor(7))
     torch.testing.assert_close(got, rows + scale * 7 * condition)
 
 

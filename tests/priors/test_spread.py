@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.distribution import compute_mmd
-from braindecode_vis.priors.spread import SpreadPriorConfig
+from braindecode_vis.priors.closed_form import SpreadPriorConfig
 
 
 def make_rows(n=200, shrinkage=0.3):

@@ -22,65 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from braindecode_vis.generators.generator_data import RepetitionNoise
-
-MOST_ROWS = 20_480  # rows that the principal components are computed from
-
-
-@dataclass(frozen=True)
-class Components:
-    """Principal components of embeddings, scaled to unit variance.
-
-    Parameters
-    ----------
-    mean : float32 array of shape (n_features,)
-    basis : float32 array of shape (n_features, n_components)
-        Orthonormal axes, the one of largest variance first.
-    scale : float32 array of shape (n_components,)
-        Standard deviation along each axis, descending.
-    """
-
-    mean: np.ndarray
-    basis: np.ndarray
-    scale: np.ndarray
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Variance of each component relative to the largest, shape (n_components,)."""
-        return (self.scale / self.scale.max()) ** 2
-
-    def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """Return components of shape (n, n_components) of vectors of shape (n, n_features)."""
-        return ((vectors - self.mean) @ self.basis) / self.scale
-
-    def restore(self, components: np.ndarray) -> np.ndarray:
-        """Return vectors of shape (n, n_features) from the first components of each, of shape (n, at most all)."""
-        n = components.shape[1]
-        return self.mean + (components * self.scale[:n]) @ self.basis[:, :n].T
-
-
-def fit_components(vectors: np.ndarray, n_components: int) -> Components:
-    """Return the leading principal components of embeddings; fewer where rows or features are fewer.
-
-    Parameters
-    ----------
-    vectors : float array of shape (n, n_features)
-        At most `MOST_ROWS` rows, evenly spaced, are looked at.
-    n_components
-        How many are wanted.
-    """
-    from sklearn.decomposition import PCA
-
-    rows = vectors[:: -(-len(vectors) // MOST_ROWS)].astype(np.float32)
-    if np.ptp(rows, axis=0).max() == 0:  # no component at all; one is kept that says nothing
-        return Components(rows[0], np.zeros((rows.shape[1], 1), np.float32), np.ones(1, np.float32))
-    pca = PCA(min(n_components, rows.shape[1], len(rows) - 1), random_state=0).fit(rows)
-    scale = np.sqrt(pca.explained_variance_)
-    kept = scale > 1e-3 * scale.max()
-    return Components(
-        pca.mean_.astype(np.float32),
-        pca.components_.T[:, kept].astype(np.float32),
-        scale[kept].astype(np.float32),
-    )
+    from braindecode_vis.priors.scales import PrincipalComponents
 
 
 def draw_reliability(
@@ -138,7 +80,7 @@ class Uncertainty:
 
 
 def fit_uncertainty(
-    predicted: np.ndarray, true: np.ndarray, noise: RepetitionNoise | None, components: Components
+    predicted: np.ndarray, true: np.ndarray, noise: RepetitionNoise | None, components: PrincipalComponents
 ) -> Uncertainty:
     """Learn from predictions of training trials how far each component can be trusted in a test trial.
 
@@ -159,7 +101,7 @@ def fit_uncertainty(
     variance, target = (left**2).mean(axis=0), (right**2).mean(axis=0)
     covariance = np.maximum((left * right).mean(axis=0), 0)
     if noise is not None:
-        single = ((noise.deviations @ components.basis / components.scale) ** 2).mean(axis=0)
+        single = ((noise.deviations @ components.basis.T / components.std) ** 2).mean(axis=0)
         # At least what is correlated with the image stays.
         signal = np.maximum(variance - single / noise.n_train, covariance**2 / np.maximum(target, 1e-12))
         variance = signal + single / noise.n_test

@@ -1,9 +1,10 @@
-"""What a diffusion prior is conditioned on while it learns: real predictions, or targets made as uncertain as those.
+"""Simulated predictions, which a diffusion prior is conditioned on while it learns from images that nobody was shown.
 
-Out-of-fold predictions exist for the images that were shown; a generator can be trained on many more. `PredictionError`
-learns from the out-of-fold pairs how a prediction depends on its target, and draws predictions for any image. A linear
-encoder shrinks toward the mean, so noise added to the bare target would give conditions that are too long and too good;
-here the prediction is gain * target + noise, with
+Two ways, by what is known of the brain encoder.
+
+`PredictionError` learns from out-of-fold pairs how a prediction depends on its target, and draws predictions for any
+image. A linear encoder shrinks toward the mean, so noise added to the bare target would give conditions that are too
+long and too good; here the prediction is gain * target + noise, with
 
 - one gain for each principal component of the training targets (regression of the prediction on the target), and
 - noise with the covariance of the residuals of that regression, drawn as Gaussian mixtures of a few residual rows, so
@@ -11,6 +12,12 @@ here the prediction is gain * target + noise, with
 
 Second moments of such conditions are those of the predictions; that their dependence is linear and the noise the same
 for every image are assumptions.
+
+`DirectionSource` needs no brain. An encoder passes on some principal components of an embedding, more of the leading
+ones, and adds noise of its own; how many, how strongly and how much is drawn anew for every image, so that one prior
+serves encoders that it has never met and must judge from the prediction itself how far to trust it. Lengths carry
+nothing: encoders that minimise a squared error shrink predictions, those trained by contrast give them unit length.
+That profiles of real encoders lie in the family drawn here is an assumption.
 """
 
 from __future__ import annotations
@@ -19,8 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from braindecode_vis.arrays import normalise_rows
+
 MOST_ROWS = 20_000  # rows that the principal components are computed from
 N_MIXED = 8  # residual rows in one draw of noise
+FEWEST_PASSED = 6.0  # components that the narrowest encoder passes on
+GAINS = (0.1, 10.0)  # of the passed components, relative to the noise
 
 
 @dataclass(frozen=True)
@@ -99,3 +110,61 @@ def fit_prediction_error(predicted: np.ndarray, targets: np.ndarray) -> Predicti
 
 def _as_tokens(values: np.ndarray) -> np.ndarray:
     return values[:, None] if values.ndim == 2 else values
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Components of the direction of a row from the mean, with the length that rows have on average.
+
+    Parameters
+    ----------
+    mean, basis, std
+        Those of the `PrincipalComponents` of training images, or a mean of the run's own images.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    std: np.ndarray
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Return float32 components of shape (n, n_components), in deviations, of rows of that one length."""
+        return self.standardise((rows - self.mean) @ self.basis.T)
+
+    def standardise(self, away: np.ndarray) -> np.ndarray:
+        """Return components of that length, in deviations, of components that are not in deviations."""
+        return (normalise_rows(away) * np.linalg.norm(self.std) / self.std).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DirectionSource:
+    """Images, with predictions by simulated encoders that are drawn anew every time.
+
+    Parameters
+    ----------
+    targets : float array of shape (n, n_components)
+        Components of the images in deviations.
+    direction
+        Of their space.
+    """
+
+    targets: np.ndarray
+    direction: Direction
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return simulated predictions of the given rows, as directions, and the rows."""
+        targets, deviation = self.targets[rows], self.direction.std
+        n, k = targets.shape
+        width, strong, weak, edge, colour = generator.random((5, n, 1))
+        n_passed = FEWEST_PASSED * (max(k, FEWEST_PASSED) / FEWEST_PASSED) ** width
+        low, high = np.log(GAINS)
+        passed = 1 / (1 + (np.arange(1, k + 1) / n_passed) ** (1 + 5 * edge))
+        gains = np.exp(low + (high - low) * strong) * (weak**2 + (1 - weak**2) * passed)
+        gains = gains * np.exp(0.25 * generator.standard_normal((n, k)))
+        # Noise varies as images do, or has more of the small components, or fewer.
+        tilt = (deviation / deviation[0]) ** (0.2 - 0.6 * colour)
+        predicted = (gains * targets + tilt * generator.standard_normal((n, k))) * deviation
+        return self.direction.standardise(predicted), targets

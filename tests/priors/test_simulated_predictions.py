@@ -1,6 +1,6 @@
 import numpy as np
 
-from braindecode_vis.priors.conditions import fit_prediction_error
+from braindecode_vis.priors.simulated_predictions import fit_prediction_error
 
 
 def make_pairs(n, *, seed=0, d=5):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.distribution import compute_frechet
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.priors.directions import Direction, DirectionSource, fit_components
-from braindecode_vis.priors.scales import normalise_rows
+from braindecode_vis.priors.scales import fit_components
+from braindecode_vis.priors.simulated_predictions import Direction, DirectionSource
 
 SMALL = {
     "condition": "simulated", "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1,
