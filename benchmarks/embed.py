@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from braindecode_vis.devices import choose_device
-from braindecode_vis.embeddings.extract import embed_stimuli
+from braindecode_vis.embeddings.bank import embed_stimuli
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
-from braindecode_vis.embeddings.vision_network import NetworkEncoder
+from braindecode_vis.embeddings.vision_network import VisionNetworkEncoder
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
     changes = {"batch_size": arguments.batch, "precision": arguments.precision}
-    encoder: NetworkEncoder = NETWORKS[arguments.network].model_copy(update=changes).build()
+    encoder: VisionNetworkEncoder = NETWORKS[arguments.network].model_copy(update=changes).build()
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (500, 500, 3), dtype=np.uint8) for _ in range(arguments.images)]
     inputs = encoder.transform.normalise(

@@ -62,10 +62,10 @@ INSIDE: dict[str, dict[str, str]] = {
         "timm": "embeddings.timm_models:TimmConfig",
         "torchvision": "embeddings.torchvision_models:TorchvisionConfig",
         "transformers": "embeddings.transformers_models:TransformersConfig",
-        "engineered": "embeddings.engineered:EngineeredConfig",
+        "engineered": "embeddings.pixels:EngineeredConfig",
         "layers": "embeddings.layer_fusion:LayersConfig",
-        "vae": "embeddings.latents:AutoencoderKLConfig",
-        "taesd": "embeddings.latents:TinyAutoencoderConfig",
+        "vae": "embeddings.autoencoders:AutoencoderKLConfig",
+        "taesd": "embeddings.autoencoders:TinyAutoencoderConfig",
         "views": "embeddings.degradations:ViewsConfig",
     },
     "encoder": {

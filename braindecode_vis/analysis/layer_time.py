@@ -31,7 +31,7 @@ from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.embeddings.engineered import EngineeredConfig
+from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.registry import Component
@@ -212,7 +212,7 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
     DataError
         If there is none.
     """
-    from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
+    from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
 
     banks: dict[str, Embeddings] = {}
     stimuli = study.stimuli.select_pictured()

@@ -147,7 +147,7 @@ def fetch(
 
 def banks(as_json: Json = False, debug: Debug = False) -> None:
     """List the cached image embeddings: one bank per space."""
-    from braindecode_vis.embeddings.extract import find_cache_folder, list_banks
+    from braindecode_vis.embeddings.bank import find_cache_folder, list_banks
 
     listed = list_banks(find_cache_folder())
     if as_json:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.embeddings.concepts import ConceptTextConfig
+from braindecode_vis.embeddings.text import ConceptTextConfig
 from braindecode_vis.generators.image_fusion import ImageFusionConfig
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig

@@ -1,6 +1,6 @@
 """Several image encoders side by side as one target: the token axis holds one vector per encoder.
 
-For learned fusion of layers, see `encoder.fusion`. Several layers of one width of one network are cheaper as that
+For learned fusion of layers, see ``encoder.fusion``. Several layers of one width of one network are cheaper as that
 network's own ``layer: [8, 16, 24]``, which reads them in one pass; this is for layers of different widths or networks.
 Vectors of different sizes are brought to a common one by principal components of the training images.
 """

@@ -162,7 +162,7 @@ def read_layers(
     layers
         One layer, or several that are read in one pass.
     pooling, project
-        As in `NetworkConfig`.
+        As in `VisionNetworkConfig`.
 
     Returns
     -------

@@ -20,10 +20,11 @@ from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, Transform
-from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
+from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 
-class OpenClipConfig(NetworkConfig):
+class OpenClipConfig(VisionNetworkConfig):
     """A CLIP image tower.
 
     Parameters

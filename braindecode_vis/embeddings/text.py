@@ -1,8 +1,9 @@
 """The text side of a CLIP network: vectors of concept names and captions, in the space of its images.
 
-Owns prompt templates, tokenizers that work without a hub, and the pooled or whole output of the text tower. open_clip
-brings its own word pieces for most networks. The others (SigLIP, the multilingual ones) need a tokenizer folder; a
-folder without its vocabulary loads without complaint and knows two words, so every tokenizer is tried before use.
+Owns which network reads the words of a run, prompt templates, tokenizers that work without a hub, and the pooled or
+whole output of the text tower. open_clip brings its own word pieces for most networks. The others (SigLIP, the
+multilingual ones) need a tokenizer folder; a folder without its vocabulary loads without complaint and knows two words,
+so every tokenizer is tried before use.
 
 References
 ----------
@@ -27,6 +28,7 @@ from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.weights import load_state, read_state
 from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
 
 DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
 _PROBES = ("a photo of a cat", "an espresso machine on a wooden table", "seventeen zebras")
@@ -48,6 +50,59 @@ class TextConfig(Settings):
     tokenizer: Path | None = None
     allow_download: bool = False
     batch_size: int = Field(default=64, ge=1)
+
+
+class ConceptTextConfig(Settings):
+    """How names of concepts become vectors.
+
+    Parameters
+    ----------
+    tower
+        The CLIP network whose text side reads; None takes the target's own.
+    templates
+        Sentences with ``{concept}``; their unit vectors are averaged. ATM writes "This picture is {concept}", NICE and
+        UBP "This is a {concept}."
+    reading
+        Tokenizer and batches.
+    """
+
+    tower: OpenClipConfig | None = None
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    reading: TextConfig = TextConfig()
+
+
+def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet) -> Embeddings:
+    """Return the text embedding of each concept, ids being the concepts in alphabetical order.
+
+    Parameters
+    ----------
+    config
+        Tower and sentences.
+    target
+        Configuration of the image encoder, whose text side reads unless another tower is named.
+    stimuli
+        Images with their concepts.
+
+    Raises
+    ------
+    ConfigError
+        If neither the target nor `config.tower` is a CLIP network.
+    """
+    tower = config.tower or target
+    if not isinstance(tower, OpenClipConfig):
+        raise ConfigError(
+            f"texts meet images in the space of a CLIP network, but the target is {target.kind}; set target.kind to "
+            "openclip, or name a network with text.tower."
+        )
+    names = sorted({str(name) for name in stimuli.concepts_of(stimuli.ids)})
+    return embed_text(names, tower, templates=config.templates, text=config.reading)
+
+
+def spread_over_images(concepts: Embeddings, stimuli: StimulusSet) -> Embeddings:
+    """Return one row per image: the embedding of its concept."""
+    names = [str(name) for name in stimuli.concepts_of(stimuli.ids)]
+    picked = concepts.select(names)
+    return Embeddings(picked.vectors, np.asarray(stimuli.ids, dtype=object), picked.space)
 
 
 class ClipText:

@@ -21,12 +21,13 @@ from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import Transform, floor_crop
-from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
+from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 _RESIZE = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
-class TimmConfig(NetworkConfig):
+class TimmConfig(VisionNetworkConfig):
     """A network of timm before its classifier.
 
     Parameters

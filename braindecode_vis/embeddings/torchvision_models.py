@@ -20,7 +20,8 @@ from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import Transform
-from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
+from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 #: Classes that torchvision repeats along the depth of its networks.
 _BLOCKS = re.compile(
@@ -29,7 +30,7 @@ _BLOCKS = re.compile(
 )
 
 
-class TorchvisionConfig(NetworkConfig):
+class TorchvisionConfig(VisionNetworkConfig):
     """A supervised network of torchvision before its classifier.
 
     Parameters

@@ -23,7 +23,8 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
-from braindecode_vis.embeddings.weights import NetworkConfig, load_state, read_state
+from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
+from braindecode_vis.embeddings.weights import load_state, read_state
 
 Architecture = Literal[
     "clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "internvl", "intern_vit_6b"
@@ -66,7 +67,7 @@ FAMILIES = {
 FAMILIES["intern_vit_6b"] = FAMILIES["internvl"]
 
 
-class TransformersConfig(NetworkConfig):
+class TransformersConfig(VisionNetworkConfig):
     """A vision tower in a folder of transformers.
 
     Parameters

@@ -1,8 +1,9 @@
-"""The one image encoder behind every pretrained network: batches in, vectors of a named space out.
+"""The one image encoder behind every pretrained network, and the settings that all their kinds share.
 
 Owns batching, device, arithmetic, the order of images and the name of the space. Images are prepared by threads while
 the network works on the batch before, so that the loop costs little more than the bare network. Which network, which
-weights and which transform is the configuration's business.
+weights and which transform each kind says in a file of its own (`openclip`, `timm_models`, `torchvision_models`,
+`transformers_models`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,138 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from braindecode_vis.devices import autocast, choose_device, repeatable_convolutions
-from braindecode_vis.embeddings.layer_readout import OUTPUT, Tower, read_layers
+from braindecode_vis.embeddings.layer_readout import (
+    OUTPUT,
+    Layer,
+    Pooling,
+    Tower,
+    check_choice,
+    read_layers,
+)
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import NetworkConfig
+from braindecode_vis.embeddings.weights import find_weights, hash_weights
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_json
 
 
-class NetworkEncoder:
+class VisionNetworkConfig(Settings):
+    """What all pretrained image networks have in common; each kind adds its architecture.
+
+    Parameters
+    ----------
+    weights
+        File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
+        ``random`` takes untrained weights, for tests. None needs `allow_download`.
+    allow_download
+        Let the library fetch the published weights into its own cache.
+    random_seed
+        Seed of untrained weights.
+    layer
+        ``output`` is what follows the last block and the final norm. A whole number counts blocks from 0 (from the end
+        if negative), a fraction in 0..1 is a depth, any other text names a module. A tuple gives one vector per layer.
+    pooling
+        How the tokens or places of a feature map become one vector; see `layer_readout.pool_tokens`. ``own`` is the
+        network's own pooled output.
+    project
+        Put the tokens through the network's final norm and output projection (a CLIP network's), as some generators
+        expect.
+    normalise
+        Bring every vector to length one; otherwise the network's own length is kept.
+    precision
+        Arithmetic of the network. Vectors come out in single precision.
+    batch_size, workers, device
+        How it runs, not what it computes; `workers` is the number of threads that prepare images.
+    """
+
+    weights: Path | Literal["random"] | None = None
+    allow_download: bool = False
+    random_seed: int = Field(default=0, ge=0)
+    layer: Layer | tuple[Layer, ...] = OUTPUT
+    pooling: Pooling = "own"
+    project: bool = False
+    normalise: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(default=32, ge=1)
+    workers: int = Field(default=2, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    fitted_on_training_images: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset(
+        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
+    )
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> Self:
+        for layer in self.layers:
+            check_choice(layer, self.pooling, self.project)
+        if isinstance(self.layer, tuple) and (not self.layer or self.pooling in ("tokens", "patches")):
+            raise ValueError(f"pooling {self.pooling!r} takes one layer, not {list(self.layer)}")
+        return self
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers to read, always as a tuple."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
+
+    @property
+    def family(self) -> str:
+        """Library and architecture, the first part of the space's name."""
+        raise NotImplementedError
+
+    def describe_weights(self) -> str:
+        """Say in one clause which file holds the published weights."""
+        raise NotImplementedError
+
+    def download(self) -> Path:
+        """Fetch the published weights with the library's own client and return their path."""
+        raise NotImplementedError
+
+    def make_transform(self) -> Transform:
+        """Return the validation transform."""
+        raise NotImplementedError
+
+    def make_tower(self) -> Tower:
+        """Return the network with its weights, in evaluation mode and frozen."""
+        raise NotImplementedError
+
+    def build(self) -> VisionNetworkEncoder:
+        """Return the encoder; the network is loaded when the first image comes."""
+        return VisionNetworkEncoder(self)
+
+    def read(self, folder: Path) -> VisionNetworkEncoder:
+        """Return the encoder; it has no fitted state."""
+        return self.build()
+
+    def find_weights(self) -> Path | None:
+        """Return the path of the weights, or None for random ones.
+
+        Raises
+        ------
+        ConfigError
+            If none were given and nothing may be downloaded, or the path does not exist.
+        """
+        return find_weights(self.weights, self.allow_download, self.describe_weights, self.download)
+
+    @property
+    def digest(self) -> str:
+        """Name of the weights: the hash of their bytes, or the seed of random ones."""
+        path = self.find_weights()
+        changes = getattr(self, "model_args", {})
+        suffix = f"-{hash_json(changes)[:8]}" if changes else ""
+        return (f"random-{self.random_seed}" if path is None else hash_weights(path)) + suffix
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_digest": self.digest}
+
+
+class VisionNetworkEncoder:
     """A frozen pretrained network as an image encoder.
 
     Parameters
@@ -29,7 +151,7 @@ class NetworkEncoder:
         One of the pretrained kinds.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: VisionNetworkConfig) -> None:
         self.config = config
         self._tower: Tower | None = None
         self._transform: Transform | None = None
@@ -78,7 +200,7 @@ class NetworkEncoder:
             )
         return self._tower
 
-    def fit(self, images: Iterable[np.ndarray]) -> NetworkEncoder:
+    def fit(self, images: Iterable[np.ndarray]) -> VisionNetworkEncoder:
         """Return self: the network is pretrained and never sees a training image."""
         return self
 

@@ -1,8 +1,7 @@
 """Where the weights of a pretrained network come from: a local file or folder, the hub if allowed, or a stated seed.
 
-Owns the settings that every pretrained encoder shares, reading state dicts without running what they name, their
-digest, and one sentence that says which file to bring. Random weights exist for tests only and must be asked for.
-Knows no architecture.
+Owns reading state dicts without running what they name, their digest, and one sentence that says which file to bring.
+Random weights exist for tests only and must be asked for. Knows no architecture.
 """
 
 from __future__ import annotations
@@ -12,131 +11,13 @@ import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.layer_readout import OUTPUT, Layer, Pooling, Tower, check_choice
-from braindecode_vis.embeddings.transforms import Transform
-from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file, hash_json
+from braindecode_vis.store import hash_file
 
 RANDOM: Literal["random"] = "random"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
-
-class NetworkConfig(Settings):
-    """What all pretrained image networks have in common; each kind adds its architecture.
-
-    Parameters
-    ----------
-    weights
-        File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
-        ``random`` takes untrained weights, for tests. None needs `allow_download`.
-    allow_download
-        Let the library fetch the published weights into its own cache.
-    random_seed
-        Seed of untrained weights.
-    layer
-        ``output`` is what follows the last block and the final norm. A whole number counts blocks from 0 (from the end
-        if negative), a fraction in 0..1 is a depth, any other text names a module. A tuple gives one vector per layer.
-    pooling
-        How the tokens or places of a feature map become one vector; see `layers.pool_tokens`. ``own`` is the network's
-        own pooled output.
-    project
-        Put the tokens through the network's final norm and output projection (a CLIP network's), as some generators
-        expect.
-    normalise
-        Bring every vector to length one; otherwise the network's own length is kept.
-    precision
-        Arithmetic of the network. Vectors come out in single precision.
-    batch_size, workers, device
-        How it runs, not what it computes; `workers` is the number of threads that prepare images.
-    """
-
-    weights: Path | Literal["random"] | None = None
-    allow_download: bool = False
-    random_seed: int = Field(default=0, ge=0)
-    layer: Layer | tuple[Layer, ...] = OUTPUT
-    pooling: Pooling = "own"
-    project: bool = False
-    normalise: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(default=32, ge=1)
-    workers: int = Field(default=2, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    fitted_on_training_images: ClassVar[bool] = False
-    not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
-    )
-
-    @model_validator(mode="after")
-    def _check_layer(self) -> Self:
-        for layer in self.layers:
-            check_choice(layer, self.pooling, self.project)
-        if isinstance(self.layer, tuple) and (not self.layer or self.pooling in ("tokens", "patches")):
-            raise ValueError(f"pooling {self.pooling!r} takes one layer, not {list(self.layer)}")
-        return self
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers to read, always as a tuple."""
-        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
-
-    @property
-    def family(self) -> str:
-        """Library and architecture, the first part of the space's name."""
-        raise NotImplementedError
-
-    def describe_weights(self) -> str:
-        """Say in one clause which file holds the published weights."""
-        raise NotImplementedError
-
-    def download(self) -> Path:
-        """Fetch the published weights with the library's own client and return their path."""
-        raise NotImplementedError
-
-    def make_transform(self) -> Transform:
-        """Return the validation transform."""
-        raise NotImplementedError
-
-    def make_tower(self) -> Tower:
-        """Return the network with its weights, in evaluation mode and frozen."""
-        raise NotImplementedError
-
-    def build(self) -> Any:
-        """Return the encoder; the network is loaded when the first image comes."""
-        from braindecode_vis.embeddings.vision_network import NetworkEncoder
-
-        return NetworkEncoder(self)
-
-    def read(self, folder: Path) -> Any:
-        """Return the encoder; it has no fitted state."""
-        return self.build()
-
-    def find_weights(self) -> Path | None:
-        """Return the path of the weights, or None for random ones.
-
-        Raises
-        ------
-        ConfigError
-            If none were given and nothing may be downloaded, or the path does not exist.
-        """
-        return find_weights(self.weights, self.allow_download, self.describe_weights, self.download)
-
-    @property
-    def digest(self) -> str:
-        """Name of the weights: the hash of their bytes, or the seed of random ones."""
-        path = self.find_weights()
-        changes = getattr(self, "model_args", {})
-        suffix = f"-{hash_json(changes)[:8]}" if changes else ""
-        return (f"random-{self.random_seed}" if path is None else hash_weights(path)) + suffix
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digest of the weights."""
-        return {**super().hashed_fields(), "weights_digest": self.digest}
 
 
 def find_weights(
@@ -145,7 +26,7 @@ def find_weights(
     describe: Callable[[], str],
     download: Callable[[], Path],
 ) -> Path | None:
-    """Return the path of the weights that a configuration names, None for ``random``; see `NetworkConfig`."""
+    """Return the path of the weights that a configuration names, None for ``random``; see `VisionNetworkConfig`."""
     if weights == RANDOM:
         return None
     if weights is not None:

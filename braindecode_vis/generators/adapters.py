@@ -44,7 +44,7 @@ class AdapterConfig(Settings):
 
     def fit(self, data: GeneratorData) -> Adapter:
         """Embed the training images with the generator's encoder, and learn the map."""
-        from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
+        from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
 
         encoder = self.encoder.build()
         bank = embed_stimuli(encoder, data.stimuli, cache=find_cache_folder())

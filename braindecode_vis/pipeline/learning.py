@@ -110,7 +110,7 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
     fields = {"target": config.hashed_fields(), "fold": number}
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
+        from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
 
         encoder: Any = config.build()
         if config.kind == "layers":
@@ -218,7 +218,7 @@ def build_encoder(run: Run, number: int) -> Any:
     if hasattr(encoder, "images"):
         encoder.images = stimuli
     if reads_text(run):
-        from braindecode_vis.embeddings.concepts import embed_concepts, spread_over_images
+        from braindecode_vis.embeddings.text import embed_concepts, spread_over_images
 
         encoder.text_targets = run.once(
             "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)

@@ -178,7 +178,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
     concept_of = {str(i): str(c) for i, c in zip(stimuli.ids, stimuli.concepts_of(stimuli.ids), strict=True)}
     text = templates = None
     if "zero_shot_text" in wanted:
-        from braindecode_vis.embeddings.concepts import embed_concepts
+        from braindecode_vis.embeddings.text import embed_concepts
 
         texts = embed_concepts(config.text, config.target, stimuli)
         text = texts.select(sorted({concept_of[i] for i in ids}))

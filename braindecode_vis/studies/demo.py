@@ -36,8 +36,8 @@ def make_phantom(
     listener
         Shows progress.
     """
+    from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-    from braindecode_vis.embeddings.extract import embed_stimuli, find_cache_folder
     from braindecode_vis.phantom import PhantomConfig, assemble
 
     show = listener or SilentListener()

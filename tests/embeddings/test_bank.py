@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings import bank, extract
-from braindecode_vis.embeddings.extract import embed_shard, embed_stimuli, iterate_decoded, list_banks
+from braindecode_vis.embeddings import bank
+from braindecode_vis.embeddings.bank import embed_shard, embed_stimuli, iterate_decoded, list_banks
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_file
 
@@ -40,7 +40,7 @@ def make_stimuli(pixels=PIXELS):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(extract, "SHARD_SIZE", 4)
+    monkeypatch.setattr(bank, "SHARD_SIZE", 4)
 
 
 def test_a_finished_bank_is_one_memory_map_with_its_provenance(tmp_path):
@@ -87,7 +87,7 @@ def test_shards_do_not_depend_on_the_number_of_processes(tmp_path):
 
 def _run_shard(arguments):
     cache, index = arguments
-    extract.SHARD_SIZE = 4
+    bank.SHARD_SIZE = 4
     return embed_shard(MeanEncoder(), make_stimuli(), cache=Path(cache), shard=(index, 2))
 
 

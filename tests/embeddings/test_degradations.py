@@ -17,8 +17,7 @@ from braindecode_vis.embeddings.degradations import (
     make_mosaic,
     sample_views,
 )
-from braindecode_vis.embeddings.engineered import EngineeredConfig
-from braindecode_vis.embeddings.pixels import PixelsConfig
+from braindecode_vis.embeddings.pixels import EngineeredConfig, PixelsConfig
 
 PHOTO = data.chelsea()[:224, :224]
 ENGINE = EngineeredConfig(size=32)

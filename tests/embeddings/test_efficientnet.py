@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.embeddings.bank import embed_stimuli
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, prepare_image
-from braindecode_vis.embeddings.extract import embed_stimuli
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
 
@@ -62,7 +62,7 @@ def make_stimuli(n):
 
 
 def test_a_bank_computes_each_image_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("braindecode_vis.embeddings.extract.SHARD_SIZE", 4)
+    monkeypatch.setattr("braindecode_vis.embeddings.bank.SHARD_SIZE", 4)
     stimuli, encoder = make_stimuli(10), CountingEncoder()
     first = embed_stimuli(encoder, stimuli.select(["image1", "image5"]), cache=tmp_path)
     assert encoder.seen == 2
@@ -76,7 +76,7 @@ def test_a_bank_computes_each_image_once(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_bank_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("braindecode_vis.embeddings.extract.SHARD_SIZE", 4)
+    monkeypatch.setattr("braindecode_vis.embeddings.bank.SHARD_SIZE", 4)
     stimuli, encoder = make_stimuli(10), CountingEncoder()
 
     def stop(n):

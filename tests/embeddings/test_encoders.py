@@ -7,12 +7,11 @@ import pytest
 import yaml
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.embeddings.engineered import EngineeredConfig
-from braindecode_vis.embeddings.latents import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
+from braindecode_vis.embeddings.pixels import EngineeredConfig, PcaConfig, PixelsConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 from braindecode_vis.embeddings.transformers_models import TransformersConfig

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from braindecode_vis.embeddings.engineered import (
+from braindecode_vis.embeddings.pixels import (
     EngineeredConfig,
     compute_colour_histogram,
     compute_gabor_energy,

@@ -4,7 +4,7 @@ import torch
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.latents import TinyAutoencoderConfig
+from braindecode_vis.embeddings.autoencoders import TinyAutoencoderConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.generators.generator_data import GeneratorData

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file, check_finite
-from braindecode_vis.embeddings.alignment import check_concepts
 from braindecode_vis.embeddings.weights import read_state
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
@@ -310,6 +309,38 @@ def _align(vectors: np.ndarray, stimuli: StimulusSet, path: Path, name: str) -> 
     check_concepts(vectors, ordered.table["concept"].to_numpy(dtype=object), path)
     bank = Embeddings(vectors, ordered.ids, name).select(stimuli.ids)
     return _describe(bank, path, len(ordered), "images")
+
+
+def check_concepts(vectors: np.ndarray, concepts: np.ndarray, path: Path) -> None:
+    """Raise `DataError` if rows that the list puts into one concept are no more alike than others.
+
+    A bank of another image list passes every count and is wrong in every row; images of one concept are alike in any
+    useful space, so the list can be checked against the rows. Lists with one image per concept are not checked.
+
+    Parameters
+    ----------
+    vectors : float array of shape (n_images, ...)
+    concepts : sequence of length n_images
+    path
+        For the message.
+    """
+    _, codes, counts = np.unique(concepts.astype(str), return_inverse=True, return_counts=True)
+    if counts.max() < 2 or len(counts) < 2:
+        return
+    flat = vectors.reshape(len(vectors), -1).astype(np.float64)
+    flat = normalise_rows(flat - flat.mean(axis=0))
+    sums = np.zeros((len(counts), flat.shape[1]))
+    np.add.at(sums, codes, flat)
+    # Sum over pairs within a concept = squared length of its sum minus the lengths themselves.
+    within = ((sums**2).sum() - len(flat)) / (counts * (counts - 1)).sum()
+    expected = ((flat.sum(axis=0) ** 2).sum() - len(flat)) / (len(flat) * (len(flat) - 1))
+    n_pairs = int((counts * (counts - 1)).sum()) // 2
+    # Chance alone scatters the mean over pairs by 1 / sqrt(pairs * dimensions); spaces in use have well over ten.
+    if within - expected < 4 / np.sqrt(10 * n_pairs):
+        raise DataError(
+            f"{path} does not follow the image list: images of one concept are no more alike in it ({within:.3f}) than "
+            f"any two images ({expected:.3f}); the bank was computed from another list."
+        )
 
 
 def _describe(bank: Embeddings, path: Path, n_rows: int, unit: str) -> ImportedBank:

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.embeddings.alignment import check_against_encoder
-from braindecode_vis.embeddings.imports import (
+from braindecode_vis.embeddings.imported import (
     import_atm,
     import_atm_text,
     import_centres,
@@ -113,33 +112,6 @@ def test_a_bank_of_another_list_is_found_out_although_it_has_as_many_rows(tmp_pa
         DataError, match="does not follow the image list: images of one concept are no more alike"
     ):
         import_nice(tmp_path / "clip_feature_maps_training.npy", make_list())
-
-
-def test_rows_are_checked_against_an_encoder(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, size=(24, 4, 6, 3), dtype=np.uint8)
-    stimuli = make_list()
-    stimuli = StimulusSet(stimuli.table, pixels=pixels)
-
-    class Pixels:
-        space = "pixels"
-
-        def fit(self, images):
-            return self
-
-        def encode(self, images):
-            return np.stack([image.ravel().astype(np.float32) for image in images])
-
-    features = Pixels().encode(pixels)[np.argsort(stimuli.table["nsd_id"].to_numpy())]
-    np.save(tmp_path / "x.npy", features)
-    table = stimuli.table.assign(
-        concept=stimuli.table["stimulus_id"]
-    )  # one image each: the list cannot be checked
-    bank = import_nice(tmp_path / "x.npy", StimulusSet(table)).embeddings
-    assert check_against_encoder(bank, Pixels(), stimuli) == pytest.approx(1)
-    np.save(tmp_path / "x.npy", np.roll(features, 1, axis=0))
-    shifted = import_nice(tmp_path / "x.npy", StimulusSet(table)).embeddings
-    with pytest.raises(DataError, match=r"looks like the row of .* images are misplaced"):
-        check_against_encoder(shifted, Pixels(), stimuli, n_images=24)
 
 
 def test_mindeye_rows_are_picked_by_image_number(tmp_path):
