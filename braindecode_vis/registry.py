@@ -156,6 +156,8 @@ INSIDE: dict[str, dict[str, str]] = {
         "rsa": "analysis.rsa_study:RsaConfig",
         "imagery": "analysis.imagery:ImageryConfig",
     },
+    # those of the package need no settings: `metrics` has them by name
+    "metric": {},
 }
 
 #: Role -> kind that is no more -> what to write instead.
@@ -177,6 +179,7 @@ GROUPS: dict[str, str] = {
     "augmentation": "braindecode_vis.augmentations",
     "prior": "braindecode_vis.priors",
     "generator": "braindecode_vis.generators",
+    "metric": "braindecode_vis.metrics",
     "analysis": "braindecode_vis.analyses",
 }
 

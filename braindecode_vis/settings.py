@@ -40,6 +40,11 @@ class OutsideCode:
     version: str | None
     sha256: str
 
+    def describe(self) -> str:
+        """Return one phrase, for example ``the encoder 'mine' of my_package 1.0``."""
+        package = " ".join(part for part in (self.package, self.version) if part)
+        return f"the {self.role} {self.kind!r} of {package or self.reference}"
+
     def as_fields(self) -> dict[str, Any]:
         """Return what enters the fingerprint, and finds the class again."""
         return {
@@ -100,16 +105,21 @@ class Settings(BaseModel):
         code = OUTSIDE.get(type(self))
         return fields if code is None else {**fields, "outside": code.as_fields()}
 
-    def find_outside(self) -> Iterator[OutsideCode]:
-        """Yield where the components from outside come from, those in nested settings included."""
-        code = OUTSIDE.get(type(self))
-        if code is not None:
-            yield code
+    def walk(self, key: str = "") -> Iterator[tuple[str, Settings]]:
+        """Yield these settings and all that are nested in them, with their full keys."""
+        yield key, self
         for name in type(self).model_fields:
-            value = getattr(self, name)
-            for entry in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(entry, Settings):
-                    yield from entry.find_outside()
+            value, inner = getattr(self, name), f"{key}.{name}".lstrip(".")
+            if isinstance(value, Settings):
+                yield from value.walk(inner)
+            elif isinstance(value, list | tuple):
+                for place, entry in enumerate(value):
+                    if isinstance(entry, Settings):
+                        yield from entry.walk(f"{inner}.{place}")
+
+    def find_outside(self) -> dict[str, OutsideCode]:
+        """Return where each component from outside comes from, by the full key of its settings."""
+        return {key: OUTSIDE[type(entry)] for key, entry in self.walk() if type(entry) in OUTSIDE}
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,6 +112,28 @@ def main() -> None:
             "with --out, then run the same command again.",
             shared,
         )
+    except Exception as error:
+        sentence = "" if debug else _blame_outside(error)
+        if not sentence:
+            raise
+        _fail(sentence, shared)
+
+
+def _blame_outside(error: Exception) -> str:
+    """Return a sentence for an error in the code of a component from outside; empty for any other."""
+    from braindecode_vis.settings import OUTSIDE
+
+    files = {Path(str(sys.modules[cls.__module__].__file__)): code for cls, code in OUTSIDE.items()}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for file, code in files.items():
+            path = Path(frame.filename)
+            if path == file or ((file.parent / "__init__.py").is_file() and path.is_relative_to(file.parent)):
+                text = " ".join(str(error).split()).rstrip(".")
+                return (
+                    f"{code.describe()} raised {type(error).__name__} in {frame.name} ({path.name}, line "
+                    f"{frame.lineno}): {text}; --debug shows the traceback."
+                )
+    return ""
 
 
 def _fail(sentence: str, shared: bool) -> None:

@@ -6,9 +6,7 @@ Owns which settings each stage reads. A data set and an analysis check their own
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
@@ -44,8 +42,9 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     for name in stages[: stages.index(stage) + 1]:
         for part in READS[name]:
             if _is_read(config, part, name):
-                for key, settings in _walk(getattr(config, part), part):
-                    _check_settings(key, settings)
+                settings: Settings | None = getattr(config, part)
+                for key, entry in () if settings is None else settings.walk(part):
+                    _check_settings(key, entry)
 
 
 def _is_read(config: RunConfig, part: str, stage: str) -> bool:
@@ -55,17 +54,6 @@ def _is_read(config: RunConfig, part: str, stage: str) -> bool:
         return True
     named = "zero_shot_text" in config.evaluation.protocols
     return named if stage == "evaluate" else "text" in getattr(config.encoder, "needs", ())
-
-
-def _walk(value: Any, key: str) -> Iterator[tuple[str, Settings]]:
-    """Yield settings and all that are nested in them, with their full keys."""
-    if isinstance(value, Settings):
-        yield key, value
-        for name in type(value).model_fields:
-            yield from _walk(getattr(value, name), f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        for place, entry in enumerate(value):
-            yield from _walk(entry, f"{key}.{place}")
 
 
 def _check_settings(key: str, settings: Settings) -> None:

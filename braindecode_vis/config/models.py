@@ -133,6 +133,8 @@ class EvaluationConfig(Settings):
         The networks in which published tables compare images; what lacks weights is said to be missing.
     best_of
         Score the best of several draws too, under names of its own.
+    metrics
+        Metrics from outside the package, for images or embeddings; those of the package are always scored.
     protocols
         Further galleries and tasks: concept templates, draws of 300, names by text and the like.
     conditions
@@ -150,6 +152,7 @@ class EvaluationConfig(Settings):
     features: Annotated[Any, Component("target")] | None = None
     suite: MetricSuiteConfig | None = None
     best_of: bool = False
+    metrics: tuple[Annotated[Any, Component("metric")], ...] = ()
     protocols: tuple[ProtocolName, ...] = ()
     conditions: tuple[str, ...] = ()
     captions: CaptionScoresConfig | None = None
@@ -164,6 +167,11 @@ class EvaluationConfig(Settings):
                 "training images; choose efficientnet-lite0 or another pretrained encoder"
             )
         return self
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain values; without metrics from outside they are what they were before there were any."""
+        fields = super().hashed_fields()
+        return fields if self.metrics else {key: value for key, value in fields.items() if key != "metrics"}
 
 
 class RunConfig(Settings):

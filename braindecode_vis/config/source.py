@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
 
+from braindecode_vis import __version__
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.config.wording import validate_config
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import PROVENANCE
 
 
 def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path | None = None) -> RunConfig:
@@ -41,6 +45,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+    written = copy.deepcopy(content)
     # A new kind drops the settings of the old one, so kinds are chosen before their settings.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
         _apply_override(content, text)
@@ -48,7 +53,68 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         if not isinstance(content.get("dataset"), dict):
             raise ConfigError(f"{path} names no dataset that --root could apply to.")
         content["dataset"]["root"] = str(root.expanduser().absolute())
-    return _anchor_paths(validate_config(content, where=str(path)), path.parent)
+    try:
+        config = validate_config(content, where=str(path))
+    except ConfigError as error:
+        if path.name == "config.yaml" and (about := describe_writer(path.parent)) and not _is_valid(written):
+            raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
+        raise
+    return _anchor_paths(config, path.parent)
+
+
+def _is_valid(content: dict[str, Any]) -> bool:
+    """Say whether a configuration is valid as it was written, so that what is wrong was asked for now."""
+    try:
+        validate_config(content, where="")
+    except ConfigError:
+        return False
+    return True
+
+
+def describe_writer(folder: Path) -> str:
+    """Say which version wrote a run folder, and with which components from outside; empty where it is no run folder.
+
+    Every stage keeps this in its provenance; the newest one counts.
+    """
+    records: list[dict[str, Any]] = []
+    for path in folder.glob(f"stages/*/*/{PROVENANCE}"):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):  # a damaged stage is computed again, and tells nothing here
+            continue
+        if isinstance(record, dict) and isinstance(record.get("versions"), dict):
+            records.append(record)
+    if not records:
+        return ""
+    newest = max(records, key=lambda record: str(record.get("created", "")))
+    version, revision = (
+        newest["versions"].get("braindecode_vis", "of unknown version"),
+        newest.get("git_revision"),
+    )
+    names = {name: None for record in records for name in _find_packages(record.get("fields"))}
+    return (
+        f"this run was written by braindecode_vis {version}{f' ({revision})' if revision else ''}, and this is "
+        f"{__version__}"
+        + (f"; it used {', '.join(names)}, which must be installed here too" if names else "")
+    )
+
+
+def _find_packages(fields: Any) -> Iterator[str]:
+    """Yield class and package of each component from outside among the fields of a fingerprint."""
+    if isinstance(fields, list):
+        for entry in fields:
+            yield from _find_packages(entry)
+    elif isinstance(fields, dict):
+        code = fields.get("outside")
+        if isinstance(code, dict):
+            package = " ".join(str(code[key]) for key in ("package", "version") if code.get(key))
+            yield (
+                f"{code.get('class')} of {package}"
+                if package
+                else f"{code.get('class')}, a file without a package"
+            )
+        for value in fields.values():
+            yield from _find_packages(value)
 
 
 def _anchor_paths(settings: Settings, base: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,13 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
         banks = {bank.artifact.path: bank.artifact for bank in embed(low)}
         fits = _describe_stages([*banks.values(), *[fold.artifact for fold in train(low)]])
         stages |= {f"low-level {name}": about for name, about in fits.items()}
+    outside = [{"setting": key, **asdict(code)} for key, code in run.config.find_outside().items()]
     return {
         **store.collect_provenance(),
         "seed": run.config.seed,
         "inputs": run.config.dataset.hash_inputs(),
         "config": run.config.model_dump(mode="json"),
+        **({"outside": outside} if outside else {}),
         "stages": stages,
     }
 
