@@ -10,6 +10,7 @@ from pathlib import Path
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
+from braindecode_vis.roles import ENCODER_SETTINGS, play
 from braindecode_vis.settings import Settings
 
 #: Settings that are read first at each stage; a stage needs those of the stages before it too.
@@ -53,7 +54,7 @@ def _is_read(config: RunConfig, part: str, stage: str) -> bool:
     if part != "text":
         return True
     named = "zero_shot_text" in config.evaluation.protocols
-    return named if stage == "evaluate" else "text" in getattr(config.encoder, "needs", ())
+    return named if stage == "evaluate" else play(ENCODER_SETTINGS, config.encoder).reads_text
 
 
 def _check_settings(key: str, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.registry import Component, list_kinds, validate_component
+from braindecode_vis.roles import DATASET, ENCODER_SETTINGS, GENERATOR_SETTINGS, play
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.settings import Settings
@@ -217,7 +218,7 @@ class RunConfig(Settings):
     @property
     def decodes_categories(self) -> bool:
         """Whether the encoder names a class instead of predicting an embedding."""
-        return self.encoder.kind in CATEGORY_DECODERS
+        return play(ENCODER_SETTINGS, self.encoder).decodes_categories
 
     @model_validator(mode="after")
     def _check_split_fits_encoder(self) -> Self:
@@ -240,7 +241,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_standardising_fits_split(self) -> Self:
-        zscore = self.dataset.standardises()
+        zscore = play(DATASET, self.dataset).standardises()
         # Standardising precedes the split, with the trials that the data set itself declares as training.
         fits = {"kfold": ("none",), "leave_one_run_out": ("none", "run")}.get(self.split.kind, (zscore,))
         if zscore not in fits:
@@ -253,7 +254,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check_whitening_fits_split(self) -> Self:
         # What is learnt before the split learns from the declared training trials.
-        learnt = self.dataset.learns_before_split()
+        learnt = play(DATASET, self.dataset).learns_before_split()
         if learnt and self.split.kind in ("kfold", "leave_one_run_out"):
             raise ValueError(
                 f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "
@@ -291,7 +292,7 @@ class RunConfig(Settings):
         from braindecode_vis.priors.image_source import ImageSourceSettings
 
         wanted = isinstance(self.prior, ImageSourceSettings) and self.prior.images == "generator"
-        if wanted and not getattr(self.generator, "knows_images", False):
+        if wanted and not play(GENERATOR_SETTINGS, self.generator).knows_images:
             raise ValueError(
                 f"prior.images is generator, and the generator {self.generator.kind!r} brings no images along; set "
                 "prior.images to training or to a folder of embeddings, or generator.kind to latent_diffusion"

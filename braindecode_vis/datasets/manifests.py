@@ -72,7 +72,7 @@ class DatasetSettings(Settings):
     @property
     def manifest(self) -> Manifest:
         """What is known of the data set without its files."""
-        return read_manifest(type(self).model_fields["kind"].default)
+        return find_manifest(type(self).model_fields["kind"].default)
 
     def standardises(self) -> Literal["session", "run", "none"]:
         """Return over which of their training trials responses are standardised before the split is drawn."""
@@ -129,6 +129,17 @@ def read_manifest(name: str) -> Manifest:
     manifests = read_manifests()
     check_option("the data set", name, manifests)
     return manifests[name]
+
+
+def find_manifest(kind: str) -> Manifest:
+    """Return the manifest of a data set; one that has none, such as a user's own, gets one with its name alone."""
+    if kind in read_manifests():
+        return read_manifest(kind)
+    unknown = "not stated"
+    return Manifest(
+        name=kind, title=kind, modality=unknown, subjects=0, stimuli=unknown, summary="", citation=unknown,
+        licence=unknown,
+    )  # fmt: skip
 
 
 def check_root(root: Path | None, manifest: Manifest) -> Path:

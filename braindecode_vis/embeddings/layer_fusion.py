@@ -139,7 +139,7 @@ class LayersEncoder:
         return self.stack([member.encode(listed) for member in self.members])
 
     def embed(
-        self, stimuli: StimulusSet, train_ids: Sequence[str], embed_member: Callable[[Any], Embeddings]
+        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Callable[[Any], Embeddings]
     ) -> Embeddings:
         """Fit on training images and encode all, each member once.
 
@@ -147,13 +147,13 @@ class LayersEncoder:
         ----------
         stimuli
             All images.
-        train_ids
+        training_ids
             Those that components are computed from.
-        embed_member
+        embed_cached
             Returns a member's embeddings of all stimuli in their order, from a bank where there is one.
         """
-        banks = [embed_member(member) for member in self.members]
-        rows = stimuli.find_rows(train_ids)
+        banks = [embed_cached(member) for member in self.members]
+        rows = stimuli.find_rows(training_ids)
         self.fit_vectors([bank.vectors[rows] for bank in banks])
         return Embeddings(self.stack([bank.vectors for bank in banks]), stimuli.ids, self.space)
 

@@ -18,7 +18,7 @@ Dalal and Triggs (2005), CVPR (HOG); Ojala et al. (2002), IEEE TPAMI 24 (LBP); H
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +27,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.transforms import map_ahead
+from braindecode_vis.roles import fit_and_embed
 from braindecode_vis.settings import Settings
-from braindecode_vis.stimuli import crop_square, resize_image
+from braindecode_vis.stimuli import StimulusSet, crop_square, resize_image
 from braindecode_vis.store import read_json, write_json
 
 Feature = Literal["colour", "hog", "lbp", "glcm", "gabor", "fft"]
@@ -100,6 +102,10 @@ class PixelEncoder:
                 )
             rows.append(pixels.ravel())
         return np.stack(rows) if rows else np.empty((0, int(np.prod(self.shape or (0,)))), np.float32)
+
+    def embed(self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Any) -> Embeddings:
+        """Encode all images; pixels are too cheap for the embedding cache. See `roles.WholeImageEncoder.embed`."""
+        return fit_and_embed(self, stimuli, training_ids, embed_cached)
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:
         """Return uint8 RGB images of shape (n, height, width, 3); values outside 0..1 are clipped."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,9 @@ class LdaConfig(Settings):
     """
 
     kind: Literal["lda"] = "lda"
+
+    decodes_categories: ClassVar[bool] = True
+
     pool: bool = False
 
     def build(self, *, seed: int) -> CategoryDecoder:
@@ -75,6 +78,9 @@ class LogisticConfig(Settings):
     """
 
     kind: Literal["logistic"] = "logistic"
+
+    decodes_categories: ClassVar[bool] = True
+
     c: tuple[Annotated[float, Field(gt=0)], ...] = (0.01,)
     max_iter: int = Field(default=5000, ge=1)
     pool: bool = False

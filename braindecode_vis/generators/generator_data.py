@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.roles import NOTHING_LENT, Context
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
 LARGEST_SIDE = 128  # pixels
@@ -33,35 +32,6 @@ class RepetitionNoise:
     n_test: float
 
 
-@dataclass
-class Workshop:
-    """What a generator that trains for long is lent: a folder that outlives a killed run, and someone to tell.
-
-    Parameters
-    ----------
-    workspace
-        Folder of finished parts; without one, none is kept.
-    progress
-        Called with steps done, steps in all, and words on how it goes.
-    """
-
-    workspace: Path | None = None
-    progress: Callable[[int, int, str], None] | None = None
-
-    def take(self, name: str) -> Workshop:
-        """Return a part of the workshop for one of several trainings, for example a fold."""
-        progress = self.progress
-        return Workshop(
-            None if self.workspace is None else self.workspace / name,
-            None if progress is None else lambda done, total, text: progress(done, total, f"{name}, {text}"),
-        )
-
-
-def open_workshop(generator: Any) -> Workshop | None:
-    """Return an empty workshop for a generator (its configuration) that uses one; None for any other."""
-    return Workshop() if getattr(generator, "uses_workshop", False) else None
-
-
 @dataclass(frozen=True)
 class GeneratorData:
     """Images and embeddings of the training split; the test split is never in here.
@@ -78,8 +48,8 @@ class GeneratorData:
         Out-of-fold predictions of the training trials, if the brain encoder gives them.
     noise
         Noise of single repetitions, for generators that weigh predictions by their reliability.
-    workshop
-        For generators that train for long.
+    context
+        What a generator that trains for long is lent: a folder for finished parts, and someone to tell.
     """
 
     image_encoder: Any
@@ -87,7 +57,7 @@ class GeneratorData:
     stimuli: StimulusSet
     predicted: Embeddings | None = None
     noise: RepetitionNoise | None = None
-    workshop: Workshop | None = None
+    context: Context = NOTHING_LENT
 
     @cached_property
     def images(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.roles import GENERATOR_SETTINGS, play
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
 
@@ -53,14 +54,15 @@ class ImageFusionConfig(Settings):
         started = f"denoised from it at strength {self.strength:g}"
         return {"pixels": mixed, "initial": started, "both": f"{started}, then {mixed}"}[self.mode]
 
-    def check_generator(self, generator: Any) -> None:
-        """Raise `ConfigError` if the generator (or its settings) cannot start from an image where that is asked for."""
-        if self.mode != "pixels" and not getattr(generator, "supports_initial", False):
+    def check_generator(self, settings: Any) -> None:
+        """Raise `ConfigError` if a generator of these settings cannot start from an image where that is asked for."""
+        generator = play(GENERATOR_SETTINGS, settings)
+        if self.mode != "pixels" and not generator.supports_initial:
             raise ConfigError(
                 f"low_level.fusion.mode is {self.mode}, but the generator takes no initial image; use pixels, or a "
                 "generator of kind sdxl_turbo, kandinsky or token_unclip."
             )
-        steps = getattr(getattr(generator, "config", generator), "steps", None)
+        steps = generator.steps
         if self.mode != "pixels" and steps is not None and int(steps * self.strength) < 1:
             raise ConfigError(
                 f"low_level.fusion.strength {self.strength:g} of {steps} generator.steps leaves no step to run from "
@@ -93,7 +95,6 @@ def fuse_branches(
     """
     if len(low) != len(embeddings):
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
-    config.check_generator(generator)
     high = generator.generate(embeddings, seed=seed)
     fused = high
     if config.mode in ("initial", "both"):

@@ -5,7 +5,7 @@ As a generator it makes plain what memorisation looks like: a reconstruction tha
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class NearestConfig(Settings):
     """Copy the nearest training image; every space is accepted."""
 
     kind: Literal["nearest"] = "nearest"
+
+    copies_training_images: ClassVar[bool] = True
 
     def accepts(self, target_kind: str) -> bool:
         """Every target will do."""

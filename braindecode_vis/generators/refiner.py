@@ -13,7 +13,7 @@ Zhao et al. (2017), losses for image restoration, doi:10.1109/TCI.2016.2644865 (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -60,8 +60,6 @@ class RefinerConfig(Settings):
     n_networks: int = Field(default=3, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
-    uses_workshop: ClassVar[bool] = True
-
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""
         return target_kind == "pixels"
@@ -69,7 +67,7 @@ class RefinerConfig(Settings):
     def build(self, data: GeneratorData) -> RefinerGenerator:
         """Return the generator, trained on the training data.
 
-        Networks that lie finished in the workspace of the data's workshop are taken from there.
+        Networks that lie finished in the checkpoint folder of the data's context are taken from there.
 
         Raises
         ------
@@ -100,7 +98,7 @@ class RefinerConfig(Settings):
             data.embeddings.flat().reshape(-1, *shape),
             pairs.flat().reshape(-1, *shape),
             data.embeddings.select(list(pairs.ids)).flat().reshape(-1, *shape),
-            workshop=data.workshop,
+            context=data.context,
         )
         return RefinerGenerator(data.image_encoder, networks, losses)
 

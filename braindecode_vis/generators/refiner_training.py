@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import seeded
-from braindecode_vis.generators.generator_data import Workshop
 from braindecode_vis.priors.checkpoints import sign_training
 from braindecode_vis.priors.simulated_predictions import PredictionError, fit_prediction_error
+from braindecode_vis.roles import NOTHING_LENT, Context
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import replace_atomically
 
@@ -89,7 +89,7 @@ def train_refiners(
     predicted: np.ndarray,
     true: np.ndarray,
     *,
-    workshop: Workshop | None = None,
+    context: Context = NOTHING_LENT,
 ) -> tuple[list[nn.Module], list[float]]:
     """Return trained networks and the mean loss of the last tenth of the steps of each.
 
@@ -101,10 +101,9 @@ def train_refiners(
         The training images in 0..1.
     predicted, true : float arrays of shape (n_trials, height, width, colours)
         Out-of-fold predictions of training trials, and the image of each.
-    workshop
+    context
         Where finished networks are kept, and who is told how it goes. A network of another training is ignored.
     """
-    workshop = workshop or Workshop()
     shape = images.shape[1:]
     error = fit_prediction_error(predicted.reshape(len(predicted), -1), true.reshape(len(true), -1))
     bank = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
@@ -114,11 +113,11 @@ def train_refiners(
         signature = sign_training(
             network, {**config.hashed_fields(), "member": member}, [images, predicted, true]
         )
-        folder = workshop.workspace
+        folder = context.checkpoints
         path = None if folder is None else folder / f"network{member}.safetensors"
         loss = None if path is None else _read_network(path, network, signature)
         if loss is None:
-            loss = _train(config, network, bank, error, member, tell=_make_teller(config, workshop, member))
+            loss = _train(config, network, bank, error, member, tell=_make_teller(config, context, member))
             if path is not None:
                 _write_network(path, network, signature, loss)
         trained.append((network.eval().requires_grad_(False), loss))
@@ -130,12 +129,12 @@ def _start_network(config: RefinerConfig, shape: tuple[int, ...], member: int) -
         return RefinerNetwork((shape[0], shape[1], shape[2]), config.width)
 
 
-def _make_teller(config: RefinerConfig, workshop: Workshop, member: int) -> Callable[[int, float], None]:
+def _make_teller(config: RefinerConfig, context: Context, member: int) -> Callable[[int, float], None]:
     """Return what is called with the steps done by a network and its last loss."""
 
     def tell(done: int, loss: float) -> None:
-        if workshop.progress is not None and (done % STEPS_BETWEEN_WORDS == 0 or done == config.steps):
-            workshop.progress(
+        if context.progress is not None and (done % STEPS_BETWEEN_WORDS == 0 or done == config.steps):
+            context.progress(
                 member * config.steps + done, config.n_networks * config.steps,
                 f"network {member + 1} of {config.n_networks}, loss {loss:.3f}",
             )  # fmt: skip

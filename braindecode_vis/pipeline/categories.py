@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
+from braindecode_vis import roles, store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.encoders.category_decoders import find_first_rows
-from braindecode_vis.pipeline.runs import Run, publish_scores
+from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Split
 from braindecode_vis.seeds import derive_seed
 
@@ -27,7 +27,7 @@ class TrainedDecoder:
     """A fitted category decoder of one fold."""
 
     artifact: store.Artifact
-    decoder: Any
+    decoder: roles.WholeCategoryDecoder
 
 
 def train_categories(run: Run, responses: Responses, split: Split, upstream: str) -> list[TrainedDecoder]:
@@ -42,21 +42,27 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
     upstream
         Fingerprint of the preprocessing.
     """
-    encoder: Any = run.config.encoder
     seed = run.config.seed
     trained = []
     for number, fold in enumerate(split.folds):
-        fields = {"encoder": encoder.hashed_fields(), "seed": seed, "fold": number}
+        fields = {"encoder": run.encoder.hashed_fields(), "seed": seed, "fold": number}
 
-        def compute(folder: Path, number: int = number, rows: np.ndarray = fold.train) -> dict[str, Any]:
+        def compute(
+            folder: Path, number: int = number, rows: np.ndarray = fold.train, fields: Any = fields
+        ) -> dict[str, Any]:
             picked = responses.select(rows)
-            decoder = encoder.build(seed=derive_seed(seed, "train", number))
-            decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
-            decoder.write(folder)
+            decoder = roles.build(
+                roles.CATEGORY_DECODER, run.encoder, seed=derive_seed(seed, "train", number)
+            )
+            with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
+                decoder.bind(context)
+                decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
+                decoder.write(folder)
             return {"n_trials": picked.n_trials}
 
         artifact = run.produce("train", fields, {"preprocess": upstream}, compute, f"fold{number:02d}")
-        trained.append(TrainedDecoder(artifact, encoder.read(artifact.path)))
+        decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)
+        trained.append(TrainedDecoder(artifact, decoder))
     return trained
 
 
@@ -65,7 +71,7 @@ def evaluate_categories(
 ) -> list[dict[str, Any]]:
     """Score the held-out trials of every fold; write ``scores.json`` and ``scores.parquet``."""
     config = run.config
-    encoder: Any = config.encoder
+    encoder = run.encoder
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "task": "categories"}
     upstream = {f"train{number}": fold.artifact.fingerprint for number, fold in enumerate(trained)}
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
+from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold, split_by_gallery
 from braindecode_vis.pipeline.learning import (
     embed,
-    lend_workspace,
     name_fold,
     pick_labelled_trials,
     pick_test_trials,
@@ -24,7 +23,7 @@ from braindecode_vis.pipeline.learning import (
     train,
 )
 from braindecode_vis.pipeline.low_level import make_low_level, name_fits
-from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.pipeline.runs import Run, lend_context
 from braindecode_vis.pipeline.stage_results import (
     Prepared,
     Reconstructed,
@@ -151,29 +150,32 @@ def _reconstruct(run: Run) -> Reconstructed:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.generators.generator_data import GeneratorData, open_workshop
+        from braindecode_vis.generators.generator_data import GeneratorData
         from braindecode_vis.pipeline.reconstruction import derange, describe_same_draws, reconstruct_fold
 
-        parts, lent = [], open_workshop(config.generator)
+        parts = []
         learnt_from = [fold.artifact.fingerprint for fold in trained]
         with (
             run.listener.progress("reconstructing", len(banks)) as advance,
-            lend_workspace(run, lent, "generator", [fields["generator"], learnt_from]),
+            lend_context(run, "generator", [fields["generator"], learnt_from]) as lent,
         ):
             for number, (fold, bank) in enumerate(zip(prepared.folds, banks, strict=True)):
                 train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
-                predicted, embeddings = meet_generator(run, number)
+                predicted, embeddings = predict_for_generator(run, number)
                 data = GeneratorData(
                     bank.encoder,
                     embeddings.select(train_ids),
                     prepared.stimuli.select(train_ids),
                     trained[number].out_of_fold,
                     _measure_noise(run, number),
-                    lent and lent.take(f"fold{number:02d}"),
+                    lent.take_part(f"fold{number:02d}"),
                 )
-                prior: Any = config.prior.build(seed=derive_seed(config.seed, "fit prior", number))
+                prior = roles.build(
+                    roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number)
+                )
                 asked = [fields["prior"], trained[number].artifact.fingerprint]
-                with lend_workspace(run, prior, f"prior{number:02d}", asked):
+                with lend_context(run, f"prior{number:02d}", asked) as context:
+                    prior.bind(context)
                     part = reconstruct_fold(
                         config, data, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
@@ -221,8 +223,7 @@ def _measure_noise(run: Run, number: int) -> Any:
 
     With another prior than the identity it is given no predictions to weigh.
     """
-    weighs = getattr(run.config.generator, "weighs_predictions", False)
-    if not weighs or run.config.prior.kind != "identity":
+    if not run.generator.weighs_predictions or run.prior.draws_images:
         return None
     from braindecode_vis.pipeline.reconstruction import measure_repetition_noise
 
@@ -232,11 +233,12 @@ def _measure_noise(run: Run, number: int) -> Any:
     if fitted.selection is not None:
         trials = fitted.selection.apply(trials)
     counts = {
-        part: _count_repetitions(prepared.responses.trials.iloc[rows], getattr(repeats, part))
-        for part, rows in (("train", fold.train), ("test", fold.test))
+        part: _count_repetitions(prepared.responses.trials.iloc[rows], how)
+        for part, rows, how in (("train", fold.train, repeats.train), ("test", fold.test, repeats.test))
     }
-    predict = getattr(fitted.encoder, "predict_targets", fitted.encoder.predict)
-    return measure_repetition_noise(predict, trials, n_train=counts["train"], n_test=counts["test"])
+    return measure_repetition_noise(
+        fitted.encoder.predict_for_generator, trials, n_train=counts["train"], n_test=counts["test"]
+    )
 
 
 def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
@@ -247,16 +249,13 @@ def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
     return float(len(sizes) / (1 / sizes).sum())
 
 
-def meet_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:
+def predict_for_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:
     """Return predictions of the test trials, and embeddings of all images, in the space that the generator takes.
 
     That is the target's space. An encoder that compares in a space it has learnt, and has no second head, cannot go
     back there; copying the nearest training image then works in the learnt space.
     """
     encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
-    if not hasattr(encoder, "predict_targets"):
-        return retrieve(run).folds[number].predicted, bank
-    one_way = encoder.comparison_space != bank.space and "regression" not in encoder.config.needs
-    if one_way and run.config.generator.kind == "nearest":
+    if not encoder.predicts_targets and run.generator.copies_training_images:
         return retrieve(run).folds[number].predicted, encoder.map_targets(bank)
-    return encoder.predict_targets(pick_test_trials(run, number)), encoder.settle_targets(bank)
+    return encoder.predict_for_generator(pick_test_trials(run, number)), encoder.map_for_generator(bank)

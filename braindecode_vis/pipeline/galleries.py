@@ -17,6 +17,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.config import RetrievalConfig
 from braindecode_vis.devices import choose_device
 from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks, fit_centre
+from braindecode_vis.roles import WholeBrainEncoder
 
 _PER_QUERY = ("query_ids", "n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")
 
@@ -47,7 +48,7 @@ class GallerySource:
         The run's setting of retrieval.
     """
 
-    encoder: Any
+    encoder: WholeBrainEncoder
     bank: Embeddings
     train_ids: Sequence[str]
     settings: RetrievalConfig
@@ -55,7 +56,7 @@ class GallerySource:
     @property
     def per_subject(self) -> bool:
         """Whether every subject has a gallery of its own."""
-        return bool(getattr(self.encoder, "has_subject_galleries", False))
+        return self.encoder.has_subject_galleries
 
     def list_rows(self, subjects: np.ndarray) -> list[tuple[str | None, np.ndarray]]:
         """Return the rows of each gallery, with the subject it belongs to or None."""
@@ -65,22 +66,16 @@ class GallerySource:
 
     def map_targets(self, targets: Embeddings, subject: str | None) -> Embeddings:
         """Bring image embeddings into the space of the encoder's predictions."""
-        if not hasattr(self.encoder, "map_targets"):
-            return targets
-        return (
-            self.encoder.map_targets(targets, subject)
-            if self.per_subject
-            else self.encoder.map_targets(targets)
-        )
+        return self.encoder.map_targets(targets, subject)
 
     def fit_centre(self, subject: str | None) -> Centre:
         """Return the statistics of the training images in the space of the comparison."""
         return fit_centre(self.map_targets(self.bank.select(self.train_ids), subject), self.settings.centre)
 
 
-def order_by_gallery(encoder: Any, responses: Responses) -> Responses:
+def order_by_gallery(encoder: WholeBrainEncoder, responses: Responses) -> Responses:
     """Return test trials so that those of one gallery are next to each other."""
-    if not getattr(encoder, "has_subject_galleries", False):
+    if not encoder.has_subject_galleries:
         return responses
     subjects = responses.trials["subject"].astype(str).to_numpy()
     return responses.select(np.argsort(subjects, kind="stable"))

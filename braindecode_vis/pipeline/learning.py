@@ -5,25 +5,21 @@ The first half of the sentence. Only training trials are looked at here.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis import roles, store
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
-from braindecode_vis.pipeline.runs import Run, keep_config
+from braindecode_vis.pipeline.runs import Run, keep_config, lend_context
 from braindecode_vis.pipeline.stage_results import Prepared, TargetBank, TrainedFold
-from braindecode_vis.preprocessing.betas import write_fmri
-from braindecode_vis.preprocessing.bold import BoldDataset, write_bold
-from braindecode_vis.preprocessing.meeg import EpochsDataset, write_meeg
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Split
@@ -65,26 +61,28 @@ def _preprocess(run: Run) -> Prepared:
 
 def write_dataset(run: Run, folder: Path) -> None:
     """Let a small data set write itself, and stream a large one through the preprocessing of its modality."""
-    dataset = run.config.dataset
-    if isinstance(dataset, SelfWritingDataset):
+    dataset: Any = run.config.dataset
+    source = roles.find_source(dataset)
+    if source == "write":
         dataset.write(folder, seed=derive_seed(run.config.seed, "dataset"))
         return
     with run.listener.progress("reading trials", None) as advance:
-        if isinstance(dataset, EpochsDataset):
-            write_meeg(dataset, folder, advance=advance)
-        elif isinstance(dataset, BoldDataset):
-            write_bold(dataset, folder, advance=advance)
-        else:
-            write_fmri(dataset, folder, advance=advance)
+        _find_writer(source)(dataset, folder, advance=advance)
 
 
-@runtime_checkable
-class SelfWritingDataset(Protocol):
-    """A data set so small that it writes its responses and stimuli itself."""
+def _find_writer(source: str) -> Callable[..., Any]:
+    """Return the function that streams a data set of this source; see `roles.SOURCES`."""
+    if source == "open_epochs":
+        from braindecode_vis.preprocessing.meeg import write_meeg
 
-    def write(self, folder: Path, *, seed: int) -> None:
-        """Write ``responses`` and ``stimuli`` below `folder`."""
-        ...
+        return write_meeg
+    if source == "open_bold":
+        from braindecode_vis.preprocessing.bold import write_bold
+
+        return write_bold
+    from braindecode_vis.preprocessing.betas import write_fmri
+
+    return write_fmri
 
 
 def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:
@@ -100,40 +98,36 @@ def _embed(run: Run) -> list[TargetBank]:
     refuse_categories(run, "embed")
     prepared = preprocess(run)
     folds = prepared.folds
-    if not run.config.target.fitted_on_training_images:
+    if not run.target.fitted_on_training_images:
         return [_embed_fold(run, prepared, None)] * len(folds)
     return [_embed_fold(run, prepared, number) for number in range(len(folds))]
 
 
 def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
-    config, stimuli = run.config.target, prepared.stimuli.select_pictured()
-    fields = {"target": config.hashed_fields(), "fold": number}
+    role, stimuli = roles.find_image_encoder_role(run.target), prepared.stimuli.select_pictured()
+    fields = {"target": run.target.hashed_fields(), "fold": number}
 
     def compute(folder: Path) -> None:
         from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
 
-        encoder: Any = config.build()
-        if config.kind == "layers":
-            fold = prepared.folds[number or 0]
-            ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
-            cache = find_cache_folder()
+        encoder = roles.build(role, run.target)
+        encoder.bind(roles.Context(images=stimuli, device=run.config.retrieval.device))
+        ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number or 0].train]))
+        with run.listener.progress("encoding images", len(stimuli)) as advance:
             bank = encoder.embed(
-                stimuli, list(ids), lambda member: embed_stimuli(member, stimuli, cache=cache)
+                stimuli,
+                ids,
+                lambda pretrained: embed_stimuli(
+                    pretrained, stimuli, cache=find_cache_folder(), advance=advance
+                ),
             )
-        elif config.kind not in ("pixels", "pca"):
-            with run.listener.progress("encoding images", len(stimuli)) as advance:
-                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
-        else:
-            fold = prepared.folds[number or 0]
-            ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
-            encoder.fit(stimuli.iterate_images(ids))
-            bank = Embeddings(encoder.encode(stimuli.iterate_images()), stimuli.ids, encoder.space)
         encoder.write(folder)
         store.write_embeddings(folder, bank)
 
     upstream = {"preprocess": prepared.artifact.fingerprint}
     artifact = run.produce("embed", fields, upstream, compute, name_fold(number))
-    return TargetBank(artifact, config.read(artifact.path), store.read_embeddings(artifact.path))
+    encoder = roles.read(role, run.target, artifact.path)
+    return TargetBank(artifact, encoder, store.read_embeddings(artifact.path))
 
 
 def refuse_categories(run: Run, verb: str) -> None:
@@ -169,7 +163,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     fields = {
         "encoder": config.encoder.hashed_fields(),
         "selection": config.selection.hashed_fields(),
-        **({"text": config.text.hashed_fields()} if reads_text(run) else {}),
+        **({"text": config.text.hashed_fields()} if run.encoder.reads_text else {}),
         "repeats": config.repeats.train,
         "seed": config.seed,
         "fold": number,
@@ -183,8 +177,8 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
         if selection is not None:
             responses = selection.apply(responses)
         targets = bank.embeddings.select(list(responses.stimulus_ids))
-        encoder = build_encoder(run, number)
-        with lend_workspace(run, encoder, f"train{number:02d}", [fields, upstream]):
+        with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
+            encoder = build_encoder(run, number, context)
             encoder.fit(responses, targets)
             out_of_fold = encoder.predict_out_of_fold(responses, targets)
             if not run.follows:
@@ -196,33 +190,38 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
 
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
-    encoder: Any = config.encoder.read(artifact.path)
-    if hasattr(encoder, "images"):
-        encoder.images = prepared.stimuli
+    encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, artifact.path)
+    encoder.bind(roles.Context(images=prepared.stimuli, device=config.retrieval.device))
     out_of_fold = store.read_embeddings(artifact.path / "out_of_fold")
     return TrainedFold(artifact, encoder, out_of_fold, selection)
 
 
-def reads_text(run: Run) -> bool:
-    """Say whether the encoder compares with embeddings of text."""
-    return "text" in getattr(run.config.encoder, "needs", ())
-
-
-def build_encoder(run: Run, number: int) -> Any:
+def build_encoder(run: Run, number: int, context: roles.Context | None = None) -> roles.WholeBrainEncoder:
     """Return a new encoder of a fold, with the images and texts that it learns from beside trials.
 
     Images and texts are of every stimulus; training looks at those of its own trials.
+
+    Parameters
+    ----------
+    run
+        The run.
+    number
+        Number of the fold, for the seed.
+    context
+        Where its checkpoints go, and who is told how it goes; see `lend_context`.
     """
     config, stimuli = run.config, preprocess(run).stimuli
-    encoder: Any = config.encoder.build(seed=derive_seed(config.seed, "train", number))
-    if hasattr(encoder, "images"):
-        encoder.images = stimuli
-    if reads_text(run):
+    texts = None
+    if run.encoder.reads_text:
         from braindecode_vis.embeddings.text import embed_concepts, spread_over_images
 
-        encoder.text_targets = run.once(
+
+        texts = run.once(
             "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
         )
+    encoder = roles.build(roles.BRAIN_ENCODER, run.encoder, seed=derive_seed(config.seed, "train", number))
+    lent = roles.Context(device=config.retrieval.device) if context is None else context
+    encoder.bind(replace(lent, images=stimuli, texts=texts))
     return encoder
 
 
@@ -236,34 +235,6 @@ def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndar
     if config.encoding is not None:
         targets = bank.embeddings.select(list(pd.unique(responses.stimulus_ids)))
     return fit_selection(config, responses, targets, seed=derive_seed(run.config.seed, "selection"))
-
-
-@contextmanager
-def lend_workspace(run: Run, component: Any, name: str, asked: Any) -> Iterator[None]:
-    """Give a component that learns for long a folder for its checkpoints, which outlives a killed run.
-
-    Parameters
-    ----------
-    run
-        Its folder holds the workspace until the component is done.
-    component
-        Anything; only what has an attribute `workspace` is given one.
-    name
-        First part of the folder's name, for readers.
-    asked
-        What decides the result, so that other settings start in another folder.
-    """
-    if not hasattr(component, "workspace"):
-        yield
-        return
-    folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
-    component.workspace = folder
-    with run.listener.watch(f"{name}:") as show:
-        if hasattr(component, "progress"):
-            component.progress = show
-        yield
-    if not run.follows:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:

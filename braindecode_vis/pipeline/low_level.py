@@ -57,8 +57,9 @@ def make_low_level(run: Run, number: int) -> np.ndarray | None:
     trials = order_by_gallery(train(run)[number].encoder, trials)
     if fitted.selection is not None:
         trials = fitted.selection.apply(trials)
-    predict = getattr(fitted.encoder, "predict_targets", fitted.encoder.predict)
     ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
     data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
     generator = LatentsConfig().build(data)
-    return generator.generate(predict(trials), seed=derive_seed(run.config.seed, "low level"))
+    return generator.generate(
+        fitted.encoder.predict_for_generator(trials), seed=derive_seed(run.config.seed, "low level")
+    )

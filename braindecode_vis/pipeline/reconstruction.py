@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
@@ -21,7 +22,6 @@ from braindecode_vis.generators.generator_data import GeneratorData, RepetitionN
 from braindecode_vis.generators.image_fusion import fuse_branches
 from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.priors.closed_form import MeanPrior
-from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
@@ -46,7 +46,7 @@ def reconstruct_fold(
     subjects: np.ndarray,
     number: int,
     *,
-    prior: Any,
+    prior: roles.WholePrior,
     low: np.ndarray | None = None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
@@ -75,10 +75,11 @@ def reconstruct_fold(
     low : uint8 array of shape (n_rows, height, width, 3), optional
         Images of the low-level branch, one per row.
     """
-    generator: Any = config.generator.build(data)
-    known = data.embeddings
-    if isinstance(config.prior, ImageSourceSettings):
-        known = config.prior.find_images(known, generator, true.select(pd.unique(predicted.ids)))
+    prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
+    generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
+    generator.bind(data.context)
+    known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
     sampled = _sample_prior(config, prior, data, known, predicted, number)
     seed = derive_seed(config.seed, "generator", number)
 
@@ -87,9 +88,9 @@ def reconstruct_fold(
         {"stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number}
     )
     # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
-    trusting = config.prior.kind != "identity" or not hasattr(generator, "for_predictions")
+    decoding = generator if prior_settings.draws_images else generator.for_predictions()
     made = {
-        **_generate(config, generator if trusting else generator.for_predictions(), sampled, low, seed=seed),
+        **_generate(config, decoding, sampled, low, seed=seed),
         "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
     }
@@ -97,7 +98,7 @@ def reconstruct_fold(
         classes = ClassMeanGenerator(data)
         rows["decoded_concept"] = classes.classify(predicted)
         made["class_mean"] = classes.generate(predicted, seed=seed)
-    if config.generator.kind != "nearest":  # whose nearest image to the mean is any image
+    if not generator_settings.copies_training_images:  # the image nearest to the mean would be any image
         mean = MeanPrior().fit(predicted, data.embeddings, images=data.embeddings)
         same = mean.sample(predicted, n_draws=1, seed=seed)
         made["mean_embedding"] = generator.generate(same, seed=seed)
@@ -110,17 +111,14 @@ def reconstruct_fold(
         flat = stack.reshape(-1, *stack.shape[-3:])
         resized = np.stack([resize_image(image, height, width) for image in flat])
         images[name] = resized.reshape(*stack.shape[:-3], height, width, 3)
-    chosen = {
-        name: part.describe()
-        for name, part in (("generator", generator), ("prior", prior))
-        if hasattr(part, "describe")
-    }
+    described = {"generator": generator.describe(), "prior": prior.describe()}
+    chosen = {name: dict(about) for name, about in described.items() if about}
     return FoldImages(rows, images, chosen)
 
 
 def _sample_prior(
     config: RunConfig,
-    prior: Any,
+    prior: roles.WholePrior,
     data: GeneratorData,
     known: Embeddings,
     predicted: Embeddings,
@@ -128,7 +126,7 @@ def _sample_prior(
 ) -> Embeddings:
     """Fit the prior, mostly on out-of-fold predictions, and return its draws, those of one row next to each other."""
     pairs = data.predicted
-    if not config.prior.needs_predictions:
+    if not roles.play(roles.PRIOR_SETTINGS, config.prior).needs_predictions:
         prior.fit(None, data.embeddings, images=known)
     elif pairs is not None and len(pairs):
         prior.fit(pairs, data.embeddings.select(pairs.ids), images=known)

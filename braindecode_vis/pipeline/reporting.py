@@ -6,11 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis import store
+from braindecode_vis import roles, store
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig, check_files
+from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import reconstruct, retrieve
-from braindecode_vis.pipeline.learning import embed, preprocess, reads_text, train
+from braindecode_vis.pipeline.learning import embed, preprocess, train
 from braindecode_vis.pipeline.low_level import open_low_level
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, read_scores
@@ -27,7 +28,9 @@ def _report(run: Run) -> Path:
     from braindecode_vis.report.page import ReportContent, write_report
 
     prepared, rows = preprocess(run), evaluate(run)
-    manifest = run.config.dataset.manifest
+    manifest = roles.play(roles.DATASET, run.config.dataset).manifest or find_manifest(
+        run.config.dataset.kind
+    )
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
     analyses = summary.find_analyses(run.folder.path, describe_question(run))
@@ -91,7 +94,7 @@ def describe_question(run: Run) -> dict[str, Any]:
             "repeats": config.repeats.hashed_fields(),
             "centre": config.retrieval.centre,
             "selection": None if config.selection.is_empty else config.selection.hashed_fields(),
-            "text": config.text.hashed_fields() if reads_text(run) else None,
+            "text": config.text.hashed_fields() if run.encoder.reads_text else None,
             "seed": config.seed,
             "preprocess": preprocess(run).artifact.fingerprint,
         }

@@ -6,16 +6,17 @@ stand at the top of a run folder. Knows nothing of what a stage computes.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
-from braindecode_vis import store
+from braindecode_vis import roles, store
 from braindecode_vis.config import RunConfig, dump_config
 
 #: Raise a number when the code of that stage changes its result.
@@ -72,6 +73,26 @@ class Run:
     seen: dict[str, Any] = field(default_factory=dict)
     follows: bool = False
 
+    @property
+    def target(self) -> roles.WholeSettings:
+        """Settings of the image encoder, with the defaults of their role."""
+        return roles.play(roles.IMAGE_ENCODER_SETTINGS, self.config.target)
+
+    @property
+    def encoder(self) -> roles.WholeSettings:
+        """Settings of the brain encoder or category decoder, with the defaults of their role."""
+        return roles.play(roles.ENCODER_SETTINGS, self.config.encoder)
+
+    @property
+    def prior(self) -> roles.WholeSettings:
+        """Settings of the prior, with the defaults of their role."""
+        return roles.play(roles.PRIOR_SETTINGS, self.config.prior)
+
+    @property
+    def generator(self) -> roles.WholeSettings:
+        """Settings of the image generator, with the defaults of their role."""
+        return roles.play(roles.GENERATOR_SETTINGS, self.config.generator)
+
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for `key`."""
         if key not in self.seen:
@@ -110,6 +131,37 @@ def open_run(config: RunConfig, out: Path | None = None, listener: Listener | No
     """
     folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
     return Run(config, folder, listener or SilentListener())
+
+
+@contextmanager
+def lend_context(run: Run, name: str, asked: Any) -> Iterator[roles.Context]:
+    """Yield what a component that learns is lent: a folder for checkpoints and someone to tell.
+
+    The folder outlives a killed run and is removed when the component is done. The bar is shown once there is
+    something to tell, since most components are silent.
+
+    Parameters
+    ----------
+    run
+        Its folder holds that of the checkpoints.
+    name
+        First part of the folder's name, for readers.
+    asked
+        What decides the result, so that other settings start in another folder.
+    """
+    folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
+    show: Callable[[int, int, str], None] | None = None
+    with ExitStack() as stack:
+
+        def tell(done: int, total: int, text: str) -> None:
+            nonlocal show
+            if show is None:
+                show = stack.enter_context(run.listener.watch(f"{name}:"))
+            show(done, total, text)
+
+        yield roles.Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
+    if not run.follows:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_config(run: Run) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import store
+from braindecode_vis import roles, store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
 from braindecode_vis.phantom.assemble.truth import read_truth
 from braindecode_vis.pipeline import categories
-from braindecode_vis.pipeline.decoding import choose_gallery, meet_generator, reconstruct, retrieve
+from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
 from braindecode_vis.pipeline.galleries import GallerySource
 from braindecode_vis.pipeline.learning import embed, pick_test_trials, pick_trials, preprocess, train
 from braindecode_vis.pipeline.runs import Run, publish_scores
@@ -137,7 +137,7 @@ def _make_caption_task(run: Run, protocol: str) -> Any:
     assert config.captions is not None
     predicted, true, training = [], [], []
     for number, fold in enumerate(prepared.split.folds):
-        queries, bank = meet_generator(run, number)
+        queries, bank = predict_for_generator(run, number)
         predicted.append(queries)
         true.append(bank.select(list(queries.ids)))
         training.append(bank.select(list(pd.unique(prepared.responses.stimulus_ids[fold.train]))))
@@ -216,7 +216,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
 
 def find_phantom(config: RunConfig) -> Path | None:
     """Return the root of the data set if it is a phantom with its truth beside it."""
-    return config.dataset.find_phantom()
+    return roles.play(roles.DATASET, config.dataset).find_phantom()
 
 
 def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
@@ -237,11 +237,11 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
 
 def describe_choices(config: RunConfig) -> list[str]:
     """Return what makes the images of a run those of another protocol than one draw of one branch."""
-    words, low = [], config.reconstruction.low_level
-    if (select := getattr(config.prior, "select", "none")) != "none":
-        words.append(f"images from the {select.removesuffix('_of')} of {config.prior.candidates} draws")  # type: ignore[union-attr]
-    if (pull := getattr(config.prior, "pull", 1)) < 1:
-        words.append(f"images from embeddings {100 * pull:g} % of the way to the prior's")
+    low = config.reconstruction.low_level
+    words = [
+        *roles.play(roles.PRIOR_SETTINGS, config.prior).describe_choices(),
+        *roles.play(roles.GENERATOR_SETTINGS, config.generator).describe_choices(),
+    ]
     if low is not None:
         words.append(f"images fused with {low.target.kind} by {low.encoder.kind} ({low.fusion.describe()})")
     return words

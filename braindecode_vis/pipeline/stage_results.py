@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from braindecode_vis.preprocessing.imagined import part_imagined
 from braindecode_vis.preprocessing.selection import Selection
 from braindecode_vis.preprocessing.splits import Fold, Split
 from braindecode_vis.retrieval import Retrieval
+from braindecode_vis.roles import WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import Artifact, read_json
 
@@ -59,7 +59,7 @@ class TargetBank:
     """The image encoder of one fold, and the embedding of every image in its space."""
 
     artifact: Artifact
-    encoder: Any
+    encoder: WholeImageEncoder
     embeddings: Embeddings
 
 
@@ -68,7 +68,7 @@ class TrainedFold:
     """A fitted brain encoder, its out-of-fold predictions of training trials, and the columns it was given."""
 
     artifact: Artifact
-    encoder: Any
+    encoder: WholeBrainEncoder
     out_of_fold: Embeddings
     selection: Selection | None = None
 

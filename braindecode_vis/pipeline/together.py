@@ -32,7 +32,7 @@ def train_together(run: Run) -> None:
         If another process has ended, or does not see the same run folder.
     """
     encoder: Any = run.config.encoder
-    if encoder.kind != "network":
+    if not run.encoder.trains_in_processes:
         other = "" if run.config.decodes_categories else ", or set encoder.kind=network"
         raise ConfigError(
             f"encoder.kind={encoder.kind} is fitted by one process; start it without torchrun{other}."

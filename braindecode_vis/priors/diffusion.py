@@ -29,6 +29,7 @@ from braindecode_vis.priors.scales import (
     turn_rows,
 )
 from braindecode_vis.priors.simulated_predictions import Direction, DirectionSource, fit_prediction_error
+from braindecode_vis.roles import Context
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import read_json, write_json
 
@@ -89,6 +90,10 @@ class DiffusionPrior:
         self.fitted = fitted
         self.workspace: Path | None = None
         self.advance: Callable[[int], None] = lambda n: None
+
+    def bind(self, context: Context) -> None:
+        """Take the folder of checkpoints from what the pipeline lends."""
+        self.workspace = context.checkpoints
 
     @property
     def protocol(self) -> str:

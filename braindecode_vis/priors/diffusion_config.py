@@ -137,6 +137,15 @@ class DiffusionPriorConfig(ImageSourceSettings):
             self.refuse_unused("n_components", because="only condition simulated draws components")
         return self
 
+    def describe_choices(self) -> list[str]:
+        """Return what makes its embeddings others than one draw."""
+        words = []
+        if self.select != "none":
+            words.append(f"images from the {self.select.removesuffix('_of')} of {self.candidates} draws")
+        if self.pull < 1:
+            words.append(f"images from embeddings {100 * self.pull:g} % of the way to the prior's")
+        return words
+
     @property
     def needs_predictions(self) -> bool:
         """Whether it learns from out-of-fold predictions."""

@@ -45,6 +45,14 @@ class NeighboursPriorConfig(ImageSourceSettings):
 
     needs_predictions: ClassVar[bool] = False
 
+    def describe_choices(self) -> list[str]:
+        """Return how far its embeddings lie from the predictions, where that is not the whole way."""
+        return (
+            [f"images from embeddings {100 * self.pull:g} % of the way to the prior's"]
+            if self.pull < 1
+            else []
+        )
+
     def build(self, *, seed: int = 0) -> NeighboursPrior:
         """Return the unfitted prior; nothing in it is random."""
         return NeighboursPrior(self)

@@ -114,7 +114,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "repeats": config.repeats.hashed_fields(),
         "centre": config.retrieval.centre,
         **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
-        **({"text": config.text.hashed_fields()} if pipeline.reads_text(run) else {}),
+        **({"text": config.text.hashed_fields()} if run.encoder.reads_text else {}),
         "evaluation": {"n_bootstrap": study.n_bootstrap, "n_permutations": study.n_permutations},
         "seed": config.seed,
     }

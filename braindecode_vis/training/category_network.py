@@ -51,6 +51,9 @@ class NetworkCategoriesConfig(Settings):
     """
 
     kind: Literal["network_categories"] = "network_categories"
+
+    decodes_categories: ClassVar[bool] = True
+
     network: Annotated[Any, Component("network")] = Field(default={"kind": "eegproject"})
     size: int = Field(default=64, ge=1)
     temperature: float = Field(default=0.07, gt=0)

@@ -209,6 +209,13 @@ class NetworkEncoderConfig(Settings):
         {"device", "log", "max_device_bytes", "checkpoint_seconds"}
     )
 
+    trains_in_processes: ClassVar[bool] = True
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether an objective compares with embeddings of text."""
+        return "text" in self.needs
+
     @property
     def needs(self) -> frozenset[str]:
         """What the objectives need beside brain and image."""

@@ -6,8 +6,8 @@ live, adaptation to a new subject, and the files of a fitted encoder.
 Spaces. Where nothing is learnt on the image side, `predict` gives vectors in the space of the targets. With a
 projector, a fusion of layers or a tuned image network, brain and images are compared in a learned space of its own,
 named after its weights: `predict` gives vectors there, `map_targets` brings image embeddings there, and
-`predict_targets` gives the regression head's prediction in the space of the targets, for a prior or a generator. With
-`view_choice` the space of the targets has the one vector per image that stands for its views.
+`predict_for_generator` gives the regression head's prediction in the space of the targets, for a prior or a generator.
+With `view_choice` the space of the targets has the one vector per image that stands for its views.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.devices import is_out_of_memory
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.preprocessing.splits import make_inner_folds
+from braindecode_vis.roles import Context
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
@@ -87,6 +88,11 @@ class NetworkEncoder:
         self.clusters: dict[str, int] | None = None
         self.label_free_subjects: tuple[str, ...] = ()
         self.messages: list[str] = []
+
+    def bind(self, context: Context) -> None:
+        """Take images, texts, the folder of checkpoints and the progress from what the pipeline lends."""
+        self.images, self.text_targets = context.images, context.texts
+        self.workspace, self.progress = context.checkpoints, context.progress
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -320,7 +326,7 @@ class NetworkEncoder:
         """
         return self._predict_rows(responses, np.arange(responses.n_trials), "comparison")
 
-    def predict_targets(self, responses: Responses) -> Embeddings:
+    def predict_for_generator(self, responses: Responses) -> Embeddings:
         """Return one embedding per trial in the space of the targets: the regression head's, if there is one.
 
         Raises
@@ -349,15 +355,20 @@ class NetworkEncoder:
         """
         return self.require_fit().map_targets(embeddings, subject, self.images)
 
-    def settle_targets(self, embeddings: Embeddings) -> Embeddings:
-        """Return image embeddings in the space of `predict_targets`: the one vector that stands for the views of each.
+    def map_for_generator(self, embeddings: Embeddings) -> Embeddings:
+        """Return image embeddings in the space of `predict_for_generator`.
 
-        Without `view_choice` they are that already.
+        With `view_choice` that is the one vector that stands for the views of each image.
         """
         from braindecode_vis.training.views import settle_views
 
         fit = self.require_fit()
         return settle_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings
+
+    @property
+    def predicts_targets(self) -> bool:
+        """Whether `predict_for_generator` gives embeddings of the space of the targets."""
+        return self.require_fit().predicts_targets
 
     @property
     def has_subject_galleries(self) -> bool:

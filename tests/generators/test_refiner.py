@@ -10,11 +10,11 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.generators import refiner_training
-from braindecode_vis.generators.generator_data import GeneratorData, Workshop, open_workshop
-from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.refiner_training import compute_ssim, deform_images
 from braindecode_vis.metrics.image import ssim
+from braindecode_vis.roles import Context
 from braindecode_vis.stimuli import StimulusSet
 
 FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformation=0.3)
@@ -79,9 +79,9 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
         if done >= 50:
             raise KeyboardInterrupt
 
-    lent = Workshop(tmp_path, stop).take("fold03")
+    lent = Context(checkpoints=tmp_path, progress=stop).take_part("fold03")
     with pytest.raises(KeyboardInterrupt):
-        config.build(dataclasses.replace(data, workshop=lent))
+        config.build(dataclasses.replace(data, context=lent))
     assert [(done, total) for done, total, _ in told] == [(10 * n, 60) for n in range(1, 6)]
     assert told[-1][2].startswith("fold03, network 3 of 3, loss 0.")
     kept = sorted(path.name for path in (tmp_path / "fold03").iterdir())
@@ -92,7 +92,7 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
         refiner_training, "_train", lambda *given, **more: trained.append(given[4]) or train(*given, **more)
     )
     (tmp_path / "fold03" / "network0.safetensors").write_bytes(b"damaged")
-    again = config.build(dataclasses.replace(data, workshop=Workshop(tmp_path / "fold03")))
+    again = config.build(dataclasses.replace(data, context=Context(checkpoints=tmp_path / "fold03")))
     assert trained == [0, 2]
     assert again.losses == whole.losses
     for one, other in zip(whole.networks, again.networks, strict=True):
@@ -102,15 +102,13 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
 
 def test_networks_of_another_training_are_not_taken(tmp_path):
     config = FAST.model_copy(update={"steps": 5})
-    data = dataclasses.replace(make_data(12), workshop=Workshop(tmp_path))
+    data = dataclasses.replace(make_data(12), context=Context(checkpoints=tmp_path))
     config.build(data)
     longer = config.model_copy(update={"steps": 6})
     other = dataclasses.replace(data, predicted=data.predicted.select(data.embeddings.ids[:9]))
     for changed, given in ((longer, data), (config, other)):
-        plain = changed.build(dataclasses.replace(given, workshop=None))
+        plain = changed.build(dataclasses.replace(given, context=Context()))
         assert changed.build(given).losses == plain.losses
-    assert open_workshop(config) == Workshop()
-    assert open_workshop(NearestConfig()) is None
 
 
 def test_the_loss_is_the_metric():

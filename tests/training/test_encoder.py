@@ -126,7 +126,7 @@ def test_what_is_written_predicts_the_same(tmp_path):
     encoder.write(tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.suffix not in (".safetensors", ".json")]
     read = config.read(tmp_path)
-    for method in ("predict", "predict_targets"):
+    for method in ("predict", "predict_for_generator"):
         one, two = getattr(encoder, method)(responses), getattr(read, method)(responses)
         assert one.space == two.space
         np.testing.assert_array_equal(one.vectors, two.vectors)
@@ -143,8 +143,8 @@ def test_a_learned_space_has_a_name_of_its_own_and_meets_mapped_targets():
     predicted, mapped = encoder.predict(responses), encoder.map_targets(targets)
     assert predicted.space == mapped.space != targets.space
     assert predicted.vectors.shape == mapped.vectors.shape == (80, 5)
-    assert encoder.predict_targets(responses).space == "toy"
-    assert encoder.predict_targets(responses).vectors.shape == (80, N_TARGETS)
+    assert encoder.predict_for_generator(responses).space == "toy"
+    assert encoder.predict_for_generator(responses).vectors.shape == (80, N_TARGETS)
     cosine = _normalise(predicted.vectors) @ _normalise(mapped.vectors).T
     same = targets.ids[:, None] == targets.ids
     assert cosine[same].mean() > cosine[~same].mean() + 0.4
@@ -154,7 +154,7 @@ def test_a_learned_space_has_a_name_of_its_own_and_meets_mapped_targets():
         encoder.map_targets(Embeddings(targets.vectors, targets.ids, "elsewhere"))
     alone = make_config(projector={"size": 5}).build(seed=0).fit(responses, targets)
     with pytest.raises(DataError, match="no regression head"):
-        alone.predict_targets(responses)
+        alone.predict_for_generator(responses)
 
 
 def test_regression_learns_the_untouched_target():
@@ -165,7 +165,7 @@ def test_regression_learns_the_untouched_target():
         optimiser={"lr": 2e-2},
     )  # fmt: skip
     encoder = config.build(seed=0).fit(responses, shifted)
-    error = ((encoder.predict_targets(responses).vectors - shifted.vectors) ** 2).mean()
+    error = ((encoder.predict_for_generator(responses).vectors - shifted.vectors) ** 2).mean()
     assert error < 0.3 * shifted.vectors.var()
 
 

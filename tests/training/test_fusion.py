@@ -148,8 +148,8 @@ def test_regression_sees_all_layers_and_a_killed_run_continues(tmp_path):
         ema=0.9, checkpoint_seconds=0.0, normalise_targets="zscore", teacher={"queue": 9},
     )  # fmt: skip
     whole = config.build(seed=0).fit(responses, stacked)
-    assert whole.predict_targets(responses).vectors.shape == (len(stacked), 3, N_TARGETS)
-    assert whole.predict_targets(responses).space == "layers"
+    assert whole.predict_for_generator(responses).vectors.shape == (len(stacked), 3, N_TARGETS)
+    assert whole.predict_for_generator(responses).space == "layers"
     encoder = config.build(seed=0)
     encoder.workspace = tmp_path
     kill_after(encoder, 5)

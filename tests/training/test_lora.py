@@ -149,7 +149,7 @@ def test_training_moves_the_network_and_keeps_only_its_changes(tmp_path):
     assert mapped.space == predicted.space == encoder.comparison_space != targets.space
     assert mapped.vectors.shape == targets.vectors.shape
     assert abs(mapped.vectors - targets.vectors).max() > 1e-3
-    assert encoder.predict_targets(responses).space == targets.space
+    assert encoder.predict_for_generator(responses).space == targets.space
     encoder.write(tmp_path)
     names = [n for n in get_weights(encoder) if n.startswith("tower")]
     assert len(names) == 8

@@ -89,8 +89,12 @@ def test_predictions_and_galleries_meet_in_the_settled_space(choice, tmp_path):
     assert predicted.vectors.shape == gallery.vectors.shape == (len(stacked), N_TARGETS)
     np.testing.assert_array_equal(gallery.vectors, settle_views(stacked, choice).vectors)
     np.testing.assert_array_equal(encoder.map_targets(gallery).vectors, gallery.vectors)
-    settled = encoder.settle_targets(stacked)
-    assert settled.space == encoder.settle_targets(settled).space == encoder.predict_targets(responses).space
+    settled = encoder.map_for_generator(stacked)
+    assert (
+        settled.space
+        == encoder.map_for_generator(settled).space
+        == encoder.predict_for_generator(responses).space
+    )
     cosine = np.sum(predicted.vectors * gallery.vectors, axis=1)
     cosine /= np.linalg.norm(predicted.vectors, axis=1) * np.linalg.norm(gallery.vectors, axis=1)
     assert cosine.mean() > 0.5
