@@ -215,7 +215,6 @@ def build_encoder(run: Run, number: int, context: roles.Context | None = None) -
     if run.encoder.reads_text:
         from braindecode_vis.embeddings.text import embed_concepts, spread_over_images
 
-
         texts = run.once(
             "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
         )
