@@ -1,103 +1,44 @@
-"""What generators with published weights share: folder or hub by consent, space and size of the condition, batches.
+"""Generators on stock pipelines of diffusers: SDXL-Turbo with an IP-Adapter, Stable Diffusion unCLIP and Kandinsky 2.2.
 
-Owns the settings of all of them, finding their folders, and the loop that turns embeddings into images row by row
-reproducibly: every row has its own noise, so that neither batch size nor neighbours change an image. Which pipeline of
-diffusers is loaded and how it is called is each kind's business. Nothing is downloaded unless that was allowed.
+Owns how each pipeline is loaded and called, and the loop that turns embeddings into images row by row reproducibly:
+every row has its own noise, so that neither batch size nor neighbours change an image. SDXL-Turbo is the second stage
+of ATM: the pipeline is the unchanged one of diffusers, the predicted embedding takes the place of the adapter's image
+embedding, and the prompt is empty. The other two were trained on image embeddings themselves. Settings and weights are
+the business of `hub_config`; a fourth pipeline, on token sequences, is in `token_unclip`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Protocol
 
 import numpy as np
-from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
-from braindecode_vis.generators.adapters import Adapter, AdapterConfig
+from braindecode_vis.generators.adapters import Adapter
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.seeds import derive_seed, make_torch_generator
-from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
-from braindecode_vis.store import hash_json, hash_sampled
+
+#: An image of CLIP's mean colour, uint8 of shape (224, 224, 3): rows of zeros after CLIP's normalisation.
+CLIP_GREY = np.full((224, 224, 3), (123, 117, 104), np.uint8)
 
 
-class HubConfig(Settings):
-    """Settings of every generator with published weights.
+@dataclass(frozen=True)
+class HubOptions:
+    """What every pipeline is told; see `HubConfig` for each entry."""
 
-    Parameters
-    ----------
-    weights
-        Folder of the pipeline in the format of diffusers, as `save_pretrained` writes it. None needs `allow_download`.
-    allow_download
-        Fetch the published folder from the hub.
-    condition_spaces
-        Patterns (``*`` stands for anything) of the spaces whose embeddings the network takes as they are. Embeddings of
-        another space need an adapter; of the right space but another size, they are refused.
-    adapter
-        Maps another target space to the condition, fitted on training images; see `adapters`.
-    steps, guidance
-        Denoising steps, and scale of classifier-free guidance (1 and below: none).
-    image_size
-        Side of the images, pixels; None takes the network's own.
-    precision
-        ``auto`` is half precision on a GPU and single precision on a CPU.
-    batch_size, device
-        How it runs, not what it computes.
-    """
-
-    weights: Path | None = None
-    allow_download: bool = False
-    condition_spaces: tuple[str, ...] = ()
-    adapter: AdapterConfig | None = None
-    steps: int = Field(default=20, ge=1)
-    guidance: float = Field(default=1.0, ge=0)
-    image_size: int | None = Field(default=None, ge=8, multiple_of=8)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int = Field(default=4, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    repository: ClassVar[str] = ""
-    supports_initial: ClassVar[bool] = False
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "allow_download", "batch_size", "device"})
-
-    def accepts(self, target_kind: str) -> bool:
-        """Say whether a target of this kind may do; its space is checked when the generator is built."""
-        return self.adapter is not None or target_kind in ("openclip", "transformers", "views", "imported")
-
-    def find_folder(self) -> Path:
-        """Return the folder of the pipeline."""
-        kind = type(self).model_fields["kind"].default
-        return find_folder(self.weights, self.allow_download, self.repository, f"generator {kind}")
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digest of the weights."""
-        return {**super().hashed_fields(), "weights_digest": digest_folder(self.find_folder())}
-
-    def load(self) -> Any:
-        """Return the pipeline on its device."""
-        raise NotImplementedError
-
-    def find_condition_shape(self, pipeline: Any) -> tuple[int, ...]:
-        """Return the shape of one row that the pipeline is conditioned on."""
-        raise NotImplementedError
-
-    def draw(self, pipeline: Any, conditions: np.ndarray, **how: Any) -> np.ndarray:
-        """Return float images in 0..1 of shape (n, height, width, 3); see `HubGenerator.generate`."""
-        raise NotImplementedError
-
-    def make_negative(self, encoder: Any) -> np.ndarray | None:
-        """Return the condition that guidance leads away from, where the image encoder must give it."""
-        return None
-
-    def build(self, data: GeneratorData) -> HubGenerator:
-        """Return the generator, its adapter fitted on the training data."""
-        return HubGenerator(self, data)
+    steps: int
+    guidance: float
+    image_size: int | None
+    device: str = "auto"
+    precision: str = "auto"
 
     @property
     def torch_device(self) -> str:
@@ -114,44 +55,103 @@ class HubConfig(Settings):
         return getattr(torch, self.precision)
 
 
+class HubPipeline(Protocol):
+    """A loaded pipeline, as `HubGenerator` calls it."""
+
+    #: Image whose embedding guidance leads away from; None where the pipeline has a way of its own.
+    absent_image: np.ndarray | None
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Shape of one row that the network is conditioned on."""
+        ...
+
+    def draw(
+        self,
+        conditions: np.ndarray,
+        *,
+        generators: list[Any],
+        initial: list[np.ndarray] | None,
+        strength: float,
+        negative: np.ndarray | None,
+    ) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3).
+
+        Parameters
+        ----------
+        conditions : float32 array of shape (n, *condition_shape)
+        generators
+            Of the noise of each row.
+        initial, strength
+            Images that denoising starts from, and the share of the schedule that is run from them.
+        negative : float array of shape (1, *condition_shape), optional
+            Embedding of `absent_image`, where guidance needs it.
+        """
+        ...
+
+
 class HubGenerator:
-    """A stock pipeline as an image generator.
+    """A pipeline with published weights as an image generator.
 
     Parameters
     ----------
-    config
-        One of the kinds with published weights.
     data
-        Its embeddings name the target space; an adapter is fitted on it.
+        Its embeddings name the target space.
+    load
+        Returns the pipeline; called when the first image is asked for.
+    options
+        Steps and guidance are looked at here.
+    kind
+        Name of the generator in messages.
+    condition_spaces
+        Patterns of the spaces that the network takes as they are.
+    supports_initial
+        Whether the pipeline can start from an image.
+    batch_size
+        Rows that are drawn together; changes nothing but rounding.
+    adapter
+        A fitted map to the condition.
+
+    Raises
+    ------
+    ConfigError
+        If the condition is none that the network was trained with, as far as names tell.
     """
 
-    def __init__(self, config: HubConfig, data: GeneratorData) -> None:
-        self.config = config
+    def __init__(
+        self,
+        data: GeneratorData,
+        load: Callable[[], HubPipeline],
+        options: HubOptions,
+        *,
+        kind: str,
+        condition_spaces: Sequence[str],
+        supports_initial: bool = False,
+        batch_size: int = 4,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.kind, self.options, self.batch_size = kind, options, batch_size
+        self.supports_initial, self.adapter = supports_initial, adapter
         self.space = data.embeddings.space
-        self.adapter: Adapter | None = None
-        if config.adapter is not None:
-            self.adapter = config.adapter.fit(data)
-        check_space(self._condition_space, config)
-        self._condition_encoder = self.adapter.encoder if self.adapter else data.image_encoder
-        self._pipeline: Any = None
-
-    @property
-    def _condition_space(self) -> str:
-        return self.adapter.space if self.adapter else self.space
-
-    @property
-    def supports_initial(self) -> bool:
-        """Whether `generate` takes initial images."""
-        return self.config.supports_initial
+        self.condition_space = adapter.space if adapter else self.space
+        if not any(fnmatchcase(self.condition_space, pattern) for pattern in condition_spaces):
+            raise ConfigError(
+                f"the generator {kind!r} is conditioned on {' or '.join(condition_spaces)}, not on "
+                f"{self.condition_space!r}; choose that target, set generator.adapter, or name the space in "
+                "generator.condition_spaces if it is the same."
+            )
+        self._condition_encoder = adapter.encoder if adapter else data.image_encoder
+        self._load = load
+        self._pipeline: HubPipeline | None = None
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is that of the training embeddings."""
         return space == self.space
 
-    def load(self) -> Any:
+    def load(self) -> HubPipeline:
         """Return the pipeline, loaded once."""
         if self._pipeline is None:
-            self._pipeline = self.config.load()
+            self._pipeline = self._load()
         return self._pipeline
 
     def generate(
@@ -180,18 +180,20 @@ class HubGenerator:
         ConfigError
             If space, size or options do not fit this generator.
         """
-        config, pipeline = self.config, self.load()
-        conditions = self._find_conditions(embeddings, config.find_condition_shape(pipeline))
+        pipeline = self.load()
+        conditions = self._find_conditions(embeddings, pipeline.condition_shape)
         if initial is not None:
-            _check_initial(config, initial, len(embeddings), strength)
-        negative = config.make_negative(self._condition_encoder) if config.guidance > 1 else None
+            self._check_initial(initial, len(embeddings), strength)
+        negative = None
+        if pipeline.absent_image is not None and self.options.guidance > 1:
+            negative = self._condition_encoder.encode([pipeline.absent_image])
         made = []
-        for start in range(0, len(conditions), config.batch_size):
-            rows = range(start, min(start + config.batch_size, len(conditions)))
+        for start in range(0, len(conditions), self.batch_size):
+            rows = range(start, min(start + self.batch_size, len(conditions)))
             with warnings.catch_warnings():  # schedulers of diffusers hand tensors to NumPy in the old way
                 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-                images = config.draw(
-                    pipeline, conditions[rows.start : rows.stop],
+                images = pipeline.draw(
+                    conditions[rows.start : rows.stop],
                     generators=[make_torch_generator(derive_seed(seed, "hub"), "row", row) for row in rows],
                     initial=None if initial is None else list(initial[rows.start : rows.stop]),
                     strength=strength, negative=negative,
@@ -204,130 +206,272 @@ class HubGenerator:
     def _find_conditions(self, embeddings: Embeddings, wanted: tuple[int, ...]) -> np.ndarray:
         if not self.accepts(embeddings.space):
             raise ConfigError(
-                f"the generator {self.config.kind!r} was built for {self.space!r}, not {embeddings.space!r}."  # type: ignore[attr-defined]
+                f"the generator {self.kind!r} was built for {self.space!r}, not {embeddings.space!r}."
             )
         rows = embeddings.vectors if self.adapter is None else self.adapter.apply(embeddings)
         if rows.shape[1:] != wanted:
             raise ConfigError(
-                f"the generator {self.config.kind!r} is conditioned on rows of shape {wanted}, but "  # type: ignore[attr-defined]
-                f"{self._condition_space!r} has {rows.shape[1:]}; choose the target that the weights were trained "
+                f"the generator {self.kind!r} is conditioned on rows of shape {wanted}, but "
+                f"{self.condition_space!r} has {rows.shape[1:]}; choose the target that the weights were trained "
                 "with, or set generator.adapter."
             )
         return np.ascontiguousarray(rows, dtype=np.float32)
+
+    def _check_initial(self, initial: np.ndarray, n: int, strength: float) -> None:
+        if not self.supports_initial:
+            raise ConfigError(
+                f"the generator {self.kind!r} takes no initial image; mix the images' pixels instead."
+            )
+        if len(initial) != n:
+            raise DataError(f"{n} embeddings came with {len(initial)} initial images.")
+        if not 0 < strength <= 1 or int(self.options.steps * strength) < 1:
+            raise ConfigError(
+                f"strength {strength} of {self.options.steps} steps leaves no step to run; it must lie in 0..1 and "
+                "give one step."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return what the adapter chose on the training images."""
         return {} if self.adapter is None else {"adapter": self.adapter.describe()}
 
 
-def _check_initial(config: HubConfig, initial: np.ndarray, n: int, strength: float) -> None:
-    kind = type(config).model_fields["kind"].default
-    if not config.supports_initial:
-        raise ConfigError(f"the generator {kind!r} takes no initial image; mix the images' pixels instead.")
-    if len(initial) != n:
-        raise DataError(f"{n} embeddings came with {len(initial)} initial images.")
-    if not 0 < strength <= 1 or int(config.steps * strength) < 1:
-        raise ConfigError(
-            f"strength {strength} of {config.steps} steps leaves no step to run; it must lie in 0..1 and give one step."
-        )
+# --- pipelines ------------------------------------------------------------------------------------------
 
 
-def check_space(space: str, config: HubConfig) -> None:
-    """Raise `ConfigError` unless embeddings of `space` are what the network was trained with, as far as names tell."""
-    if any(fnmatchcase(space, pattern) for pattern in config.condition_spaces):
-        return
-    kind = type(config).model_fields["kind"].default
-    raise ConfigError(
-        f"the generator {kind!r} is conditioned on {' or '.join(config.condition_spaces)}, not on {space!r}; choose "
-        "that target, set generator.adapter, or name the space in generator.condition_spaces if it is the same."
-    )
+class SdxlTurbo:
+    """SDXL-Turbo led by an image embedding through an IP-Adapter.
 
-
-def find_folder(weights: Path | None, allow_download: bool, repository: str, what: str) -> Path:
-    """Return the folder of a model: the one given, or the published one if it may be fetched.
+    With an initial image the image-to-image pipeline runs on the same networks, as in ATM's low-level branch.
 
     Parameters
     ----------
-    weights
-        A folder, or None.
-    allow_download
-        Whether `repository` may be fetched into the hub's own cache.
-    repository
-        ``owner/name`` on the hub; empty if there is none in this format.
-    what
-        Name of the model in the message.
-
-    Raises
-    ------
-    ConfigError
-        Saying in one sentence which folder to bring.
+    folder, adapter
+        The pipeline, and the adapter's safetensors file.
+    options
+        Steps, guidance and arithmetic.
+    scale
+        Weight of the adapter's cross-attention.
+    prompt
+        Text that leads the image besides the embedding.
     """
-    place = (
-        f"huggingface.co/{repository}" if repository else "its authors, converted to the format of diffusers"
-    )
-    if weights is not None:
-        folder = Path(weights).expanduser()
-        if folder.exists():
-            return folder
-        raise ConfigError(
-            f"the {what} should read {folder}, which does not exist; give a folder that holds {place}."
-        )
-    if not allow_download or not repository:
-        fetch = ", or let it be fetched with generator.allow_download=true" if repository else ""
-        raise ConfigError(
-            f"the {what} has no weights: set generator.weights to a folder that holds {place}{fetch}."
-        )
-    from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.safetensors"]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:  # the client has many ways to say that the network is gone
-        raise ConfigError(
-            f"the {what} could not be fetched ({type(error).__name__}); bring a folder that holds {place} on another "
-            "way and name it with generator.weights."
-        ) from error
+    absent_image = None
+
+    def __init__(
+        self, folder: Path, adapter: Path, options: HubOptions, *, scale: float, prompt: str
+    ) -> None:
+        from diffusers import StableDiffusionXLPipeline
+        from diffusers.utils import logging
+        from safetensors import SafetensorError
+
+        self.options, self.prompt, self.adapter = options, prompt, adapter
+        self.pipeline = load_pipeline(StableDiffusionXLPipeline.from_pretrained, folder, options)
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the adapter's image encoder is not loaded is meant
+        try:
+            self.pipeline.load_ip_adapter(
+                str(adapter.parent), subfolder="", weight_name=adapter.name, image_encoder_folder=None,
+                local_files_only=True,
+            )  # fmt: skip
+        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"{adapter} is no IP-Adapter for {folder} ({first}); bring ip-adapter_sdxl_vit-h.safetensors."
+            ) from error
+        finally:
+            logging.set_verbosity(level)
+        self.pipeline.set_ip_adapter_scale(scale)
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Size of the adapter's image embedding."""
+        from diffusers.models.embeddings import ImageProjection
+
+        layer = self.pipeline.unet.encoder_hid_proj.image_projection_layers[0]
+        if not isinstance(layer, ImageProjection):
+            raise ConfigError(
+                f"{self.adapter} has a {type(layer).__name__}, which takes hidden states and no embedding; bring "
+                "ip-adapter_sdxl_vit-h.safetensors."
+            )
+        return (int(layer.image_embeds.in_features),)
+
+    def draw(
+        self,
+        conditions: np.ndarray,
+        *,
+        generators: list[Any],
+        initial: list[np.ndarray] | None,
+        strength: float,
+        negative: np.ndarray | None,
+    ) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3)."""
+        import torch
+        from diffusers import StableDiffusionXLImg2ImgPipeline
+
+        pipeline: Any = self.pipeline
+        n = len(conditions)
+        # (n, 1, n_features): one image per prompt
+        embeds = torch.from_numpy(conditions)[:, None].to(pipeline.device, pipeline.unet.dtype)
+        if self.options.guidance > 1:  # the adapter was trained with zeros as its absent image
+            embeds = torch.cat([torch.zeros_like(embeds), embeds])
+        side = self.options.image_size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        more: dict[str, Any] = {"height": side, "width": side}
+        if initial is not None:
+            kind: Any = StableDiffusionXLImg2ImgPipeline
+            pipeline = kind(**pipeline.components)
+            pipeline.set_progress_bar_config(disable=True)
+            more = {"image": resize_initial(initial, side), "strength": strength}
+        # Given embeddings, diffusers repeats them all for every prompt, which suits one image only; here each prompt
+        # of the batch has its own.
+        pipeline.prepare_ip_adapter_image_embeds = lambda *args, **kwargs: [embeds]
+        try:
+            made = pipeline(
+                prompt=[self.prompt] * n, ip_adapter_image_embeds=[embeds],
+                num_inference_steps=self.options.steps, guidance_scale=self.options.guidance,
+                generator=generators, output_type="np", **more,
+            )  # fmt: skip
+        finally:
+            del pipeline.prepare_ip_adapter_image_embeds
+        return made.images
 
 
-def digest_folder(folder: Path) -> str:
-    """Return the digest of a folder's settings and weights; large files are sampled."""
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-    kept = [f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt")]
-    return hash_json({str(f.relative_to(folder)) if f != folder else f.name: hash_sampled(f) for f in kept})
+class StableUnclip:
+    """Stable Diffusion 2.1 unCLIP.
+
+    Parameters
+    ----------
+    folder
+        The pipeline.
+    options
+        Steps, guidance and arithmetic.
+    noise_level
+        Noise on the embedding, a step of the pipeline's own schedule.
+    prompt
+        Text that leads the image besides the embedding.
+    """
+
+    absent_image = None
+
+    def __init__(self, folder: Path, options: HubOptions, *, noise_level: int, prompt: str) -> None:
+        from diffusers import StableUnCLIPImg2ImgPipeline
+
+        self.options, self.noise_level, self.prompt = options, noise_level, prompt
+        self.pipeline = load_pipeline(StableUnCLIPImg2ImgPipeline.from_pretrained, folder, options)
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Size of the embedding; the network sees it beside its noise level of equal size."""
+        return (int(self.pipeline.unet.config.projection_class_embeddings_input_dim) // 2,)
+
+    def draw(
+        self,
+        conditions: np.ndarray,
+        *,
+        generators: list[Any],
+        initial: list[np.ndarray] | None,
+        strength: float,
+        negative: np.ndarray | None,
+    ) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3); initial images are not taken."""
+        import torch
+
+        pipeline, side = self.pipeline, self.options.image_size
+        return pipeline(
+            prompt=[self.prompt] * len(conditions),
+            image_embeds=torch.from_numpy(conditions).to(pipeline.device, pipeline.unet.dtype),
+            noise_level=self.noise_level, num_inference_steps=self.options.steps,
+            guidance_scale=self.options.guidance, height=side, width=side, generator=generators,
+            output_type="np",
+        ).images  # fmt: skip
 
 
-def load_pipeline(make: Callable[..., Any], folder: Path, config: HubConfig) -> Any:
-    """Return a pipeline of diffusers from a folder, quiet and on its device.
+class Kandinsky:
+    """The decoder of Kandinsky 2.2, whose guidance leads away from the embedding of a grey image.
+
+    Parameters
+    ----------
+    folder
+        The pipeline.
+    options
+        Steps, guidance and arithmetic.
+    """
+
+    absent_image = CLIP_GREY
+
+    def __init__(self, folder: Path, options: HubOptions) -> None:
+        from diffusers import KandinskyV22Pipeline
+
+        self.options = options
+        self.pipeline = load_pipeline(KandinskyV22Pipeline.from_pretrained, folder, options)
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Size of the embedding."""
+        return (int(self.pipeline.unet.config.encoder_hid_dim),)
+
+    def draw(
+        self,
+        conditions: np.ndarray,
+        *,
+        generators: list[Any],
+        initial: list[np.ndarray] | None,
+        strength: float,
+        negative: np.ndarray | None,
+    ) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3)."""
+        import torch
+        from diffusers import KandinskyV22Img2ImgPipeline
+
+        pipeline: Any = self.pipeline
+        side = self.options.image_size or 512
+
+        def move(rows: np.ndarray) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(rows)).to(pipeline.device, pipeline.unet.dtype)
+
+        more: dict[str, Any] = {}
+        if initial is not None:
+            kind: Any = KandinskyV22Img2ImgPipeline
+            pipeline = kind(**pipeline.components)
+            pipeline.set_progress_bar_config(disable=True)
+            # As PIL images, whose range no version of the pipeline mistakes.
+            more = {"image": pipeline.numpy_to_pil(resize_initial(initial, side)), "strength": strength}
+        absent = np.zeros_like(conditions) if negative is None else np.repeat(negative, len(conditions), 0)
+        return pipeline(
+            image_embeds=move(conditions), negative_image_embeds=move(absent),
+            num_inference_steps=self.options.steps, guidance_scale=self.options.guidance, height=side,
+            width=side, generator=generators, output_type="np", **more,
+        ).images  # fmt: skip
+
+
+def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -> Any:
+    """Return a pipeline or network of diffusers from a folder, quiet and on its device.
 
     Only safetensors are read, and no file is fetched.
 
     Raises
     ------
     DataError
-        If the folder does not hold the pipeline.
+        If the folder does not hold it.
     """
+    from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # the old name of the option is the one that all supported versions know
+        with warnings.catch_warnings():  # the option's old name is the one that all supported versions know
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            pipeline = make(
-                str(folder), torch_dtype=config.torch_dtype, local_files_only=True, use_safetensors=True
+            loaded: Any = make(
+                str(folder), torch_dtype=options.torch_dtype, local_files_only=True, use_safetensors=True
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        owner: Any = getattr(make, "__self__", make)  # the class whose `from_pretrained` it is
         raise DataError(
-            f"{folder} cannot be read as {_name(make)} ({first}); copy the whole folder."
+            f"{folder} cannot be read as {owner.__name__} ({first}); copy the whole folder."
         ) from error
-    if hasattr(pipeline, "set_progress_bar_config"):
-        pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(config.torch_device)
-
-
-def _name(make: Callable[..., Any]) -> str:
-    return getattr(make, "__self__", make).__name__
+    whole: Any = DiffusionPipeline
+    if isinstance(loaded, whole):  # and not one network of it
+        loaded.set_progress_bar_config(disable=True)
+    return loaded.to(options.torch_device)
 
 
 def resize_initial(images: Sequence[np.ndarray], side: int) -> np.ndarray:

@@ -19,200 +19,164 @@ Scotti et al. (2024), MindEye2, arXiv:2403.11207; Podell et al. (2023), SDXL, ar
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.generators.hub import HubConfig, load_pipeline, resize_initial
-
-
-class TokenUnclipConfig(HubConfig):
-    """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
-
-    Steps and guidance are as remembered from MindEye2's configuration (unverified); the three settings below are those
-    of its sampling function.
-
-    Parameters
-    ----------
-    n_tokens
-        Length of the sequence that the network was trained with; it cannot be told from the weights.
-    unconditional
-        What guidance leads away from: tokens of Gaussian ``noise``, as in MindEye2, or ``zeros``.
-    offset_noise
-        Strength of a constant per image and channel-free shift of the starting noise.
-    brightness
-        ``mindeye2`` shows the decoder's values v in -1..1 as 0.8 v + 0.2, ``plain`` as 0.5 v + 0.5.
-    original_size
-        Side that the network is told its training image had.
-    """
-
-    kind: Literal["token_unclip"] = "token_unclip"
-    n_tokens: int = Field(default=256, ge=1)
-    unconditional: Literal["noise", "zeros"] = "noise"
-    offset_noise: float = Field(default=0.04, ge=0)
-    brightness: Literal["mindeye2", "plain"] = "mindeye2"
-    original_size: int = Field(default=768, ge=1)
-    condition_spaces: tuple[str, ...] = ("openclip/ViT-bigG-14/*/output/patches/raw/*",)
-    steps: int = Field(default=38, ge=1)
-    guidance: float = Field(default=5.0, ge=0)
-    image_size: int | None = Field(default=768, ge=8, multiple_of=8)
-
-    supports_initial: ClassVar[bool] = True
-
-    @model_validator(mode="after")
-    def _check_used(self) -> Self:
-        if self.guidance <= 1:
-            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
-        return self
-
-    def load(self) -> TokenUnclip:
-        """Return networks and scheduler."""
-        return load_networks(self.find_folder(), self)
-
-    def find_condition_shape(self, pipeline: TokenUnclip) -> tuple[int, ...]:
-        """Return number and size of the tokens."""
-        return (self.n_tokens, int(pipeline.unet.config.cross_attention_dim))
-
-    def draw(self, pipeline: TokenUnclip, conditions: np.ndarray, **how: Any) -> np.ndarray:
-        """Return float images in 0..1 of shape (n, height, width, 3)."""
-        import torch
-
-        with torch.inference_mode():
-            latents = draw_latents(
-                pipeline, torch.from_numpy(conditions), self, generators=how["generators"],
-                initial=how["initial"], strength=how["strength"],
-            )  # fmt: skip
-            scaled = latents / pipeline.vae.config.scaling_factor
-            values = pipeline.vae.decode(scaled.to(pipeline.vae.dtype)).sample.float()
-        gain, shift = (0.8, 0.2) if self.brightness == "mindeye2" else (0.5, 0.5)
-        return (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+from braindecode_vis.generators.hub import HubOptions, load_pipeline, resize_initial
+from braindecode_vis.priors.sampling import guide
 
 
 class TokenUnclip:
-    """The three parts of a token-conditioned unCLIP."""
+    """The three parts of a token-conditioned unCLIP; see `TokenUnclipConfig` for the settings.
 
-    def __init__(self, unet: Any, vae: Any, scheduler: Any) -> None:
-        self.unet, self.vae, self.scheduler = unet, vae, scheduler
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels per latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-
-def load_networks(folder: Path, config: TokenUnclipConfig) -> TokenUnclip:
-    """Return the parts of a folder laid out as the module says.
+    Parameters
+    ----------
+    folder
+        Laid out as the module says.
+    options
+        Steps, guidance and arithmetic.
+    n_tokens, unconditional, offset_noise, brightness, original_size
+        As in `TokenUnclipConfig`.
 
     Raises
     ------
     DataError
         If a part is missing or its sizes are not those of a token unCLIP.
     """
-    import diffusers
 
-    for part in ("unet", "vae", "scheduler"):
-        if not (folder / part).is_dir():
+    absent_image = None
+
+    def __init__(
+        self,
+        folder: Path,
+        options: HubOptions,
+        *,
+        n_tokens: int,
+        unconditional: str,
+        offset_noise: float,
+        brightness: str,
+        original_size: int,
+    ) -> None:
+        import diffusers
+
+        self.options, self.n_tokens, self.original_size = options, n_tokens, original_size
+        self.unconditional, self.offset_noise, self.brightness = unconditional, offset_noise, brightness
+        for part in ("unet", "vae", "scheduler"):
+            if not (folder / part).is_dir():
+                raise DataError(
+                    f"{folder} lacks the folder {part}; it must hold unet, vae and scheduler of diffusers."
+                )
+        unet = load_pipeline(diffusers.UNet2DConditionModel.from_pretrained, folder / "unet", options)
+        # SDXL's autoencoder overflows in half precision.
+        exact = replace(options, precision="float32")
+        vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", exact)
+        about = folder / "scheduler" / "scheduler_config.json"
+        try:
+            settings = json.loads(about.read_text(encoding="utf-8"))
+            self.scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{folder} lacks the folder {part}; it must hold unet, vae and scheduler of diffusers."
+                f"{about} does not describe a scheduler ({type(error).__name__}); copy the whole folder again."
+            ) from error
+        kind = unet.config.addition_embed_type
+        if kind is not None:
+            room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim
+            if kind != "text_time" or room != 4:
+                raise DataError(
+                    f"{folder / 'unet'} is told more than sizes and crops (addition_embed_type {kind}, room for "
+                    f"{room:g} numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
+                )
+        self.unet, self.vae = unet.eval(), vae.eval()
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Number and size of the tokens."""
+        return (self.n_tokens, int(self.unet.config.cross_attention_dim))
+
+    def draw(
+        self,
+        conditions: np.ndarray,
+        *,
+        generators: list[Any],
+        initial: list[np.ndarray] | None,
+        strength: float,
+        negative: np.ndarray | None,
+    ) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3)."""
+        import torch
+
+        with torch.inference_mode():
+            tokens = torch.from_numpy(conditions)  # (n, n_tokens, n_features)
+            latents = self._draw_latents(tokens, generators, initial, strength)
+            scaled = latents / self.vae.config.scaling_factor
+            values = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+        gain, shift = (0.8, 0.2) if self.brightness == "mindeye2" else (0.5, 0.5)
+        return (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _draw_latents(
+        self, tokens: Any, generators: list[Any], initial: list[np.ndarray] | None, strength: float
+    ) -> Any:
+        """Return denoised latents of shape (n, channels, height, width)."""
+        import torch
+        from diffusers.utils.torch_utils import randn_tensor
+
+        unet, scheduler, options, n = self.unet, self.scheduler, self.options, len(tokens)
+        device, dtype, size = unet.device, unet.dtype, options.image_size or 768
+        side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)  # of a latent
+        shape = (n, int(unet.config.in_channels), side, side)
+        # Every tensor is drawn in this order whether it is used or not, so that settings share their noise.
+        noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        shift = randn_tensor((n, 1, 1, 1), generator=generators, device=device, dtype=torch.float32)
+        noise = noise + self.offset_noise * shift
+        absent = randn_tensor(tuple(tokens.shape), generator=generators, device=device, dtype=torch.float32)
+        if self.unconditional == "zeros":
+            absent = torch.zeros_like(absent)
+        scheduler.set_timesteps(options.steps, device=device)
+        timesteps = scheduler.timesteps
+        if initial is None:
+            latents = noise * scheduler.init_noise_sigma
+        else:
+            first = len(timesteps) - int(options.steps * strength) * scheduler.order
+            timesteps = timesteps[first:]
+            if hasattr(scheduler, "set_begin_index"):  # not all of diffusers' schedulers know it
+                scheduler.set_begin_index(first)
+            start = self._encode_initial(resize_initial(initial, size))
+            latents = scheduler.add_noise(start, noise, timesteps[:1].repeat(n))
+        guided = options.guidance > 1
+        context = torch.cat([absent, tokens.to(device)]) if guided else tokens.to(device)
+        about_size = None
+        if unet.config.addition_embed_type is not None:
+            # No text, and four numbers per image: height and width, top and left of the crop.
+            sizes = torch.tensor(
+                [[self.original_size, self.original_size, 0, 0]] * len(context), device=device
             )
-    unet = load_pipeline(diffusers.UNet2DConditionModel.from_pretrained, folder / "unet", config)
-    exact = config.model_copy(
-        update={"precision": "float32"}
-    )  # SDXL's autoencoder overflows in half precision
-    vae = load_pipeline(diffusers.AutoencoderKL.from_pretrained, folder / "vae", exact)
-    about = folder / "scheduler" / "scheduler_config.json"
-    try:
-        settings = json.loads(about.read_text(encoding="utf-8"))
-        scheduler = getattr(diffusers, settings["_class_name"]).from_config(settings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{about} does not describe a scheduler ({type(error).__name__}); copy the whole folder again."
-        ) from error
-    kind = unet.config.addition_embed_type
-    if kind is not None:
-        room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim
-        if kind != "text_time" or room != 4:
-            raise DataError(
-                f"{folder / 'unet'} is told more than sizes and crops (addition_embed_type {kind}, room for {room:g} "
-                "numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
-            )
-    return TokenUnclip(unet.eval(), vae.eval(), scheduler)
+            text = torch.zeros(len(context), 0, device=device, dtype=dtype)
+            about_size = {"text_embeds": text, "time_ids": sizes.to(dtype)}
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        for timestep in timesteps:
+            inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+            output = unet(
+                inputs.to(dtype),
+                timestep,
+                encoder_hidden_states=context.to(dtype),
+                added_cond_kwargs=about_size,
+            ).sample.float()
+            if guided:
+                without, with_tokens = output.chunk(2)
+                output = guide(with_tokens, without, options.guidance)
+            more = {"generator": generators} if takes_generator else {}
+            latents = scheduler.step(output, timestep, latents, **more).prev_sample
+        return latents
 
+    def _encode_initial(self, images: np.ndarray) -> Any:
+        """Return scaled latents of float images in 0..1, at the mean of the autoencoder's posterior."""
+        import torch
 
-def draw_latents(
-    parts: TokenUnclip,
-    tokens: Any,
-    config: TokenUnclipConfig,
-    *,
-    generators: Any,
-    initial: Any,
-    strength: float,
-) -> Any:
-    """Return denoised latents of shape (n, channels, height, width) for tokens of shape (n, n_tokens, n_features)."""
-    import torch
-    from diffusers.utils.torch_utils import randn_tensor
-
-    unet, scheduler, n = parts.unet, parts.scheduler, len(tokens)
-    device, dtype = unet.device, unet.dtype
-    side = (config.image_size or 768) // parts.vae_scale_factor
-    shape = (n, int(unet.config.in_channels), side, side)
-    noise = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
-    shift = randn_tensor((n, 1, 1, 1), generator=generators, device=device, dtype=torch.float32)
-    noise = noise + config.offset_noise * shift
-    absent = randn_tensor(tuple(tokens.shape), generator=generators, device=device, dtype=torch.float32)
-    if config.unconditional == "zeros":
-        absent = torch.zeros_like(absent)
-    scheduler.set_timesteps(config.steps, device=device)
-    timesteps = scheduler.timesteps
-    if initial is None:
-        latents = noise * scheduler.init_noise_sigma
-    else:
-        first = len(timesteps) - int(config.steps * strength) * scheduler.order
-        timesteps = timesteps[first:]
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
-        start = encode_initial(parts, resize_initial(initial, config.image_size or 768))
-        latents = scheduler.add_noise(start, noise, timesteps[:1].repeat(n))
-    guided = config.guidance > 1
-    context = torch.cat([absent, tokens.to(device)]) if guided else tokens.to(device)
-    extra = _describe_size(unet, config, len(context))
-    for timestep in timesteps:
-        inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        output = unet(
-            inputs.to(dtype), timestep, encoder_hidden_states=context.to(dtype), added_cond_kwargs=extra
-        ).sample.float()
-        if guided:
-            without, with_tokens = output.chunk(2)
-            output = without + config.guidance * (with_tokens - without)
-        takes = {"generator": generators} if _takes_generator(scheduler) else {}
-        latents = scheduler.step(output, timestep, latents, **takes).prev_sample
-    return latents
-
-
-def encode_initial(parts: TokenUnclip, images: np.ndarray) -> Any:
-    """Return scaled latents of float images in 0..1, at the mean of the autoencoder's posterior."""
-    import torch
-
-    values = torch.from_numpy(images).permute(0, 3, 1, 2).to(parts.vae.device, parts.vae.dtype) * 2 - 1
-    return parts.vae.encode(values).latent_dist.mode().float() * parts.vae.config.scaling_factor
-
-
-def _describe_size(unet: Any, config: TokenUnclipConfig, n: int) -> dict[str, Any] | None:
-    """Return what the network is told of size and crop: no text, and four numbers per image."""
-    import torch
-
-    if unet.config.addition_embed_type is None:
-        return None
-    sizes = torch.tensor([[config.original_size, config.original_size, 0, 0]] * n, device=unet.device)
-    text = torch.zeros(n, 0, device=unet.device, dtype=unet.dtype)
-    return {"text_embeds": text, "time_ids": sizes.to(unet.dtype)}
-
-
-def _takes_generator(scheduler: Any) -> bool:
-    import inspect
-
-    return "generator" in inspect.signature(scheduler.step).parameters
+        values = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) * 2 - 1
+        return self.vae.encode(values).latent_dist.mode().float() * self.vae.config.scaling_factor

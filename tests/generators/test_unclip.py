@@ -6,8 +6,8 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.generators.token_unclip import TokenUnclipConfig
-from braindecode_vis.generators.unclip import CLIP_GREY, KandinskyConfig, UnclipConfig
+from braindecode_vis.generators.hub import CLIP_GREY
+from braindecode_vis.generators.hub_config import KandinskyConfig, TokenUnclipConfig, UnclipConfig
 
 
 def load_models():

@@ -1,0 +1,337 @@
+"""Settings of the generators with published weights: SDXL-Turbo, Stable Diffusion unCLIP, Kandinsky, SDXL unCLIP.
+
+Owns where their weights come from (a folder, or the hub by consent), what of them enters the fingerprint, and which
+spaces each is conditioned on. Nothing is downloaded unless that was allowed. The pipelines are in `hub`, the one on
+token sequences in `token_unclip`.
+
+References
+----------
+Li et al. (2024), ATM, arXiv:2403.07721; Ye et al. (2023), IP-Adapter, arXiv:2308.06721; Sauer et al. (2023),
+SDXL-Turbo, arXiv:2311.17042; Ramesh et al. (2022), unCLIP, arXiv:2204.06125; Rombach et al. (2022), arXiv:2112.10752;
+Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), MindEye2, arXiv:2403.11207.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.generators.adapters import AdapterConfig
+from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.settings import Settings
+from braindecode_vis.store import hash_json, hash_sampled
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.hub import HubGenerator, HubOptions
+
+ADAPTER_REPOSITORY = "h94/IP-Adapter"
+ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl_vit-h.safetensors"
+
+
+class HubConfig(Settings):
+    """Settings of every generator with published weights.
+
+    Parameters
+    ----------
+    weights
+        Folder of the pipeline in the format of diffusers, as `save_pretrained` writes it. None needs `allow_download`.
+    allow_download
+        Fetch the published folder from the hub.
+    condition_spaces
+        Patterns (``*`` stands for anything) of the spaces whose embeddings the network takes as they are. Embeddings of
+        another space need an adapter; of the right space but another size, they are refused.
+    adapter
+        Maps another target space to the condition, fitted on training images; see `adapters`.
+    steps, guidance
+        Denoising steps, and scale of classifier-free guidance (1 and below: none).
+    image_size
+        Side of the images, pixels; None takes the network's own.
+    precision
+        ``auto`` is half precision on a GPU and single precision on a CPU.
+    batch_size, device
+        How it runs, not what it computes.
+    """
+
+    weights: Path | None = None
+    allow_download: bool = False
+    condition_spaces: tuple[str, ...] = ()
+    adapter: AdapterConfig | None = None
+    steps: int = Field(default=20, ge=1)
+    guidance: float = Field(default=1.0, ge=0)
+    image_size: int | None = Field(default=None, ge=8, multiple_of=8)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: int = Field(default=4, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    repository: ClassVar[str] = ""
+    supports_initial: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "allow_download", "batch_size", "device"})
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether a target of this kind may do; its space is checked when the generator is built."""
+        return self.adapter is not None or target_kind in ("openclip", "transformers", "views", "imported")
+
+    def find_folder(self) -> Path:
+        """Return the folder of the pipeline."""
+        kind = type(self).model_fields["kind"].default
+        return find_folder(self.weights, self.allow_download, self.repository, f"generator {kind}")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_digest": digest_folder(self.find_folder())}
+
+    @property
+    def options(self) -> HubOptions:
+        """What every pipeline is told."""
+        from braindecode_vis.generators.hub import HubOptions
+
+        return HubOptions(self.steps, self.guidance, self.image_size, self.device, self.precision)
+
+    def load(self) -> Any:
+        """Return the pipeline on its device."""
+        raise NotImplementedError
+
+    def build(self, data: GeneratorData) -> HubGenerator:
+        """Return the generator, its adapter fitted on the training data."""
+        from braindecode_vis.generators.hub import HubGenerator
+
+        return HubGenerator(
+            data, self.load, self.options, kind=type(self).model_fields["kind"].default,
+            condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
+            batch_size=self.batch_size, adapter=None if self.adapter is None else self.adapter.fit(data),
+        )  # fmt: skip
+
+
+class SdxlTurboConfig(HubConfig):
+    """SDXL-Turbo with the ViT-H IP-Adapter (ATM: 4 steps, guidance 0, adapter scale 1, 512 pixels, empty prompt).
+
+    The condition is the projected image embedding of OpenCLIP ViT-H/14 (laion2b), 1024 values, not normalised.
+
+    Parameters
+    ----------
+    weights
+        Folder of stabilityai/sdxl-turbo, or of any SDXL.
+    ip_adapter
+        The adapter's safetensors file, or the folder of h94/IP-Adapter. None needs `allow_download`.
+    scale
+        Weight of the adapter's cross-attention.
+    prompt
+        Text that leads the image besides the embedding.
+    """
+
+    kind: Literal["sdxl_turbo"] = "sdxl_turbo"
+    ip_adapter: Path | None = None
+    scale: float = Field(default=1.0, ge=0)
+    prompt: str = ""
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=4, ge=1)
+    guidance: float = Field(default=0.0, ge=0)
+    image_size: int | None = Field(default=512, ge=8, multiple_of=8)
+
+    repository: ClassVar[str] = "stabilityai/sdxl-turbo"
+    supports_initial: ClassVar[bool] = True
+    not_hashed: ClassVar[frozenset[str]] = HubConfig.not_hashed | {"ip_adapter"}
+
+    def find_adapter(self) -> Path:
+        """Return the adapter's file."""
+        found = find_folder(self.ip_adapter, False, "", "IP-Adapter") if self.ip_adapter else None
+        if found is None and self.allow_download:
+            from huggingface_hub import hf_hub_download
+
+            try:
+                found = Path(hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE))
+            except Exception as error:  # as in `find_folder`
+                raise ConfigError(
+                    f"the IP-Adapter could not be fetched ({type(error).__name__}); bring {ADAPTER_FILE} of "
+                    f"huggingface.co/{ADAPTER_REPOSITORY} and name it with generator.ip_adapter."
+                ) from error
+        if found is None:
+            raise ConfigError(
+                f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {ADAPTER_FILE} of "
+                f"huggingface.co/{ADAPTER_REPOSITORY}, or let it be fetched with generator.allow_download=true."
+            )
+        file = found / ADAPTER_FILE if found.is_dir() else found
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is none.")
+        return file
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of both sets of weights."""
+        return {**super().hashed_fields(), "ip_adapter_digest": digest_folder(self.find_adapter())}
+
+    def load(self) -> Any:
+        """Return the pipeline with its adapter."""
+        from braindecode_vis.generators.hub import SdxlTurbo
+
+        file = self.find_adapter()  # before the large weights are read
+        return SdxlTurbo(self.find_folder(), file, self.options, scale=self.scale, prompt=self.prompt)
+
+
+class UnclipConfig(HubConfig):
+    """Stable Diffusion 2.1 unCLIP, conditioned on one CLIP image embedding.
+
+    The ``-h`` weights take OpenCLIP ViT-H/14 (laion2b, 1024 values), the ``-l`` weights OpenAI's ViT-L/14 (768), both
+    projected and not normalised. Guidance and steps are those of the pipeline.
+
+    Parameters
+    ----------
+    noise_level
+        Noise on the embedding, as a step of the pipeline's own schedule: decoded embeddings are less sure than those of
+        images, and the network has been told the level in training.
+    prompt
+        Text that leads the image besides the embedding.
+    """
+
+    kind: Literal["unclip"] = "unclip"
+    noise_level: int = Field(default=0, ge=0, lt=1000)
+    prompt: str = ""
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-H-14/*/output/own/raw/*",
+        "openclip/ViT-L-14-quickgelu/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=20, ge=1)
+    guidance: float = Field(default=10.0, ge=0)
+
+    repository: ClassVar[str] = "stabilityai/stable-diffusion-2-1-unclip"
+
+    def load(self) -> Any:
+        """Return the pipeline."""
+        from braindecode_vis.generators.hub import StableUnclip
+
+        return StableUnclip(
+            self.find_folder(), self.options, noise_level=self.noise_level, prompt=self.prompt
+        )
+
+
+class KandinskyConfig(HubConfig):
+    """The decoder of Kandinsky 2.2, conditioned on one embedding of CLIP ViT-bigG/14 (1280 values, not normalised).
+
+    Guidance leads away from the embedding of an image of CLIP's mean colour, which the condition's encoder computes.
+    """
+
+    kind: Literal["kandinsky"] = "kandinsky"
+    condition_spaces: tuple[str, ...] = (
+        "openclip/ViT-bigG-14/*/output/own/raw/*",
+        "transformers/clip/*/output/own/raw/*",
+    )
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=4.0, ge=0)
+    image_size: int | None = Field(default=512, ge=64, multiple_of=64)
+
+    repository: ClassVar[str] = "kandinsky-community/kandinsky-2-2-decoder"
+    supports_initial: ClassVar[bool] = True
+
+    def load(self) -> Any:
+        """Return the pipeline."""
+        from braindecode_vis.generators.hub import Kandinsky
+
+        return Kandinsky(self.find_folder(), self.options)
+
+
+class TokenUnclipConfig(HubConfig):
+    """SDXL unCLIP on 256 tokens of OpenCLIP ViT-bigG/14 (1664 values each, after the last norm, not projected).
+
+    Steps and guidance are as remembered from MindEye2's configuration (unverified); the three settings below are those
+    of its sampling function. `token_unclip` says what the folder must hold.
+
+    Parameters
+    ----------
+    n_tokens
+        Length of the sequence that the network was trained with; it cannot be told from the weights.
+    unconditional
+        What guidance leads away from: tokens of Gaussian ``noise``, as in MindEye2, or ``zeros``.
+    offset_noise
+        Strength of a constant per image and channel-free shift of the starting noise.
+    brightness
+        ``mindeye2`` shows the decoder's values v in -1..1 as 0.8 v + 0.2, ``plain`` as 0.5 v + 0.5.
+    original_size
+        Side that the network is told its training image had.
+    """
+
+    kind: Literal["token_unclip"] = "token_unclip"
+    n_tokens: int = Field(default=256, ge=1)
+    unconditional: Literal["noise", "zeros"] = "noise"
+    offset_noise: float = Field(default=0.04, ge=0)
+    brightness: Literal["mindeye2", "plain"] = "mindeye2"
+    original_size: int = Field(default=768, ge=1)
+    condition_spaces: tuple[str, ...] = ("openclip/ViT-bigG-14/*/output/patches/raw/*",)
+    steps: int = Field(default=38, ge=1)
+    guidance: float = Field(default=5.0, ge=0)
+    image_size: int | None = Field(default=768, ge=8, multiple_of=8)
+
+    supports_initial: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.guidance <= 1:
+            self.refuse_unused("unconditional", because="guidance of 1 or less leads away from nothing")
+        return self
+
+    def load(self) -> Any:
+        """Return networks and scheduler."""
+        from braindecode_vis.generators.token_unclip import TokenUnclip
+
+        return TokenUnclip(
+            self.find_folder(), self.options, n_tokens=self.n_tokens, unconditional=self.unconditional,
+            offset_noise=self.offset_noise, brightness=self.brightness, original_size=self.original_size,
+        )  # fmt: skip
+
+
+def find_folder(weights: Path | None, allow_download: bool, repository: str, what: str) -> Path:
+    """Return the folder of a model: the one given, or the published one if it may be fetched.
+
+    Parameters
+    ----------
+    weights
+        A folder, or None.
+    allow_download
+        Whether `repository` may be fetched into the hub's own cache.
+    repository
+        ``owner/name`` on the hub; empty if there is none in this format.
+    what
+        Name of the model in the message.
+
+    Raises
+    ------
+    ConfigError
+        Saying in one sentence which folder to bring.
+    """
+    place = (
+        f"huggingface.co/{repository}" if repository else "its authors, converted to the format of diffusers"
+    )
+    if weights is not None:
+        folder = Path(weights).expanduser()
+        if folder.exists():
+            return folder
+        raise ConfigError(
+            f"the {what} should read {folder}, which does not exist; give a folder that holds {place}."
+        )
+    if not allow_download or not repository:
+        fetch = ", or let it be fetched with generator.allow_download=true" if repository else ""
+        raise ConfigError(
+            f"the {what} has no weights: set generator.weights to a folder that holds {place}{fetch}."
+        )
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:  # the client has many ways to say that the network is gone
+        raise ConfigError(
+            f"the {what} could not be fetched ({type(error).__name__}); bring a folder that holds {place} on another "
+            "way and name it with generator.weights."
+        ) from error
+
+
+def digest_folder(folder: Path) -> str:
+    """Return the digest of a folder's settings and weights; large files are sampled."""
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    kept = [f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt")]
+    return hash_json({str(f.relative_to(folder)) if f != folder else f.name: hash_sampled(f) for f in kept})
