@@ -9,7 +9,7 @@ import numpy as np
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.datasets.manifests import Finding, Manifest, read_manifest, read_manifests
+from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_manifest, read_manifests
 from braindecode_vis.pipeline.runs import Listener, SilentListener
 
 
@@ -60,7 +60,7 @@ def _lies_there(path: Path) -> bool:
 
 def fetch_dataset(
     name: str, root: Path, *, accept_licence: bool, listener: Listener | None = None
-) -> list[Finding]:
+) -> list[CheckFinding]:
     """Download what is missing of a data set; every file that could not be fetched is an error at the end.
 
     Parameters
@@ -95,6 +95,6 @@ def fetch_dataset(
     return findings
 
 
-def check(config: RunConfig) -> list[Finding]:
+def check(config: RunConfig) -> list[CheckFinding]:
     """Verify the files of a data set and recompute the facts that its manifest declares."""
     return config.dataset.check()

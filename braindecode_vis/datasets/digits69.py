@@ -21,7 +21,7 @@ import pandas as pd
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, check_file
 from braindecode_vis.datasets.manifests import (
-    Finding,
+    CheckFinding,
     RecordedSettings,
     check_one_file,
     check_root,
@@ -65,14 +65,14 @@ class Digits69Config(RecordedSettings):
         write_responses(folder / "responses", responses)
         write_stimuli(folder / "stimuli", stimuli)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Verify the bytes and recompute every fact that the manifest declares."""
         path = _find_file(self.root)
         findings = [_check_published(path)]
         try:
             responses, stimuli = read_digits69(path)
         except DataError as error:
-            return [*findings, Finding("content", False, str(error))]
+            return [*findings, CheckFinding("content", False, str(error))]
         return findings + _check_facts(responses, stimuli)
 
 
@@ -84,7 +84,7 @@ def _find_file(root: Path | None) -> Path:
     )
 
 
-def _check_published(path: Path) -> Finding:
+def _check_published(path: Path) -> CheckFinding:
     manifest = read_manifest("digits69")
     return check_one_file(path.parent, manifest, manifest.files[0])
 
@@ -199,7 +199,7 @@ def _make_stimuli(flat: np.ndarray, trials: pd.DataFrame) -> StimulusSet:
     return StimulusSet(table, pixels=pixels)
 
 
-def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[Finding]:
+def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[CheckFinding]:
     trials = responses.trials
     per_class = trials.value_counts(["split", "concept"])
     assert stimuli.pixels is not None
@@ -216,5 +216,5 @@ def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[Finding]:
     for name, declared in read_manifest("digits69").facts.items():
         ok = found[name] == declared
         message = f"{found[name]} as declared" if ok else f"declared {declared}, found {found[name]}"
-        findings.append(Finding(name, ok, message))
+        findings.append(CheckFinding(name, ok, message))
     return findings

@@ -25,7 +25,7 @@ from typing import Any
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import (
-    Finding,
+    CheckFinding,
     Manifest,
     ManifestFile,
     check_one_file,
@@ -52,7 +52,7 @@ class _TransferError(Exception):
 
 def fetch(
     manifest: Manifest, root: Path, *, accept_licence: bool, progress: Progress | None = None
-) -> list[Finding]:
+) -> list[CheckFinding]:
     """Download what is missing of a data set.
 
     A file that is there and right is left alone; one that is there and wrong is replaced after its download was
@@ -86,28 +86,30 @@ def fetch(
     root = root.expanduser()
     targets = [_find_target(root, entry) for entry in manifest.files]
     if not manifest.files:
-        return [Finding(manifest.name, False, f"no file is listed for download; {_describe_own(manifest)}")]
+        return [
+            CheckFinding(manifest.name, False, f"no file is listed for download; {_describe_own(manifest)}")
+        ]
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{root} cannot be made ({error.strerror}); choose another --root.") from error
-    findings: list[Finding] = []
+    findings: list[CheckFinding] = []
     full = ""
     for entry, target in zip(manifest.files, targets, strict=True):
         if full:
-            findings.append(Finding(entry.path, False, f"not fetched, since {full}"))
+            findings.append(CheckFinding(entry.path, False, f"not fetched, since {full}"))
             continue
         try:
             findings.append(_fetch_one(manifest, entry, root, target, progress))
         except _TransferError as error:
-            findings.append(Finding(entry.path, False, str(error)))
+            findings.append(CheckFinding(entry.path, False, str(error)))
         except OSError as error:
             if not is_disk_full(error, root):
-                findings.append(Finding(entry.path, False, f"{target} cannot be written ({error})"))
+                findings.append(CheckFinding(entry.path, False, f"{target} cannot be written ({error})"))
                 continue
             full = f"the disk of {root} is full"
             findings.append(
-                Finding(entry.path, False, f"{full}; make room and fetch again: it goes on there")
+                CheckFinding(entry.path, False, f"{full}; make room and fetch again: it goes on there")
             )
     return findings
 
@@ -131,16 +133,16 @@ def _find_target(root: Path, entry: ManifestFile) -> Path:
 
 def _fetch_one(
     manifest: Manifest, entry: ManifestFile, root: Path, target: Path, progress: Progress | None
-) -> Finding:
+) -> CheckFinding:
     if target.exists():
         there = check_one_file(root, manifest, entry)
         if there.ok and entry.bytes is not None and target.stat().st_size != entry.bytes:
-            there = Finding(entry.path, False, f"{target} has not the published size")
+            there = CheckFinding(entry.path, False, f"{target} has not the published size")
         if there.ok:
-            return Finding(entry.path, True, f"already there: {there.message}")
+            return CheckFinding(entry.path, True, f"already there: {there.message}")
     url = getattr(entry, "url", None)
     if url is None:
-        return Finding(
+        return CheckFinding(
             entry.path, False, f"has no address to download from; {_describe_own(manifest)}, as {target}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def _fetch_one(
     part.replace(target)
     _forget(part)
     size = target.stat().st_size
-    return Finding(
+    return CheckFinding(
         entry.path, True, f"fetched {size} bytes" + (", sha256 as published" if entry.sha256 else "")
     )
 

@@ -18,13 +18,16 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns
-from braindecode_vis.datasets.bids.fmri_files import RunFiles
-from braindecode_vis.datasets.bids.fmri_images import read_seconds
-from braindecode_vis.datasets.bids.fmri_recipe import BoldSettings, Recipe, hash_bold_inputs, prepare_bold
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.bids.fmri_dataset import (
+    BoldSettings,
+    FmriRecipe,
+    hash_bold_inputs,
+    prepare_bold,
+)
+from braindecode_vis.datasets.bids.fmri_files import RunFiles, read_seconds
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.sources.betas_source import FmriSettings, ZScoring
 from braindecode_vis.datasets.sources.bold_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
 
 CATEGORIES = ("bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe")
 MASKS = ("brain", "gray", "white", "vt", "hoc")
@@ -86,12 +89,12 @@ class HaxbySlicesConfig(FmriSettings):
                 )
         return source
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every header and table, and compare with the manifest."""
         try:
             source = self.open_bold()
         except BraindecodeVisError as error:
-            return [Finding("layout", False, str(error))]
+            return [CheckFinding("layout", False, str(error))]
         facts = read_manifest("haxby_slices").facts
         first = source.runs[0]
         found = {
@@ -121,7 +124,7 @@ class HaxbySlicesConfig(FmriSettings):
             root=root, raw=True, mask=mask, model=self.model, zscore=self.zscore, untrained="own"
         )
 
-    def _make_recipe(self) -> Recipe:
+    def _make_recipe(self) -> FmriRecipe:
         notes = {
             "acq": self.acq,
             "protocol": "categories: no image is identified",
@@ -129,7 +132,7 @@ class HaxbySlicesConfig(FmriSettings):
             if self.acq == "1slice"
             else "head",
         }
-        return Recipe("haxby_slices", {"acq": (self.acq,)}, read_blocks, notes=notes)
+        return FmriRecipe("haxby_slices", {"acq": (self.acq,)}, read_blocks, notes=notes)
 
 
 def read_blocks(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:

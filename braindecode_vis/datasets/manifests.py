@@ -1,6 +1,7 @@
-"""Manifests: what each public data set is, where it comes from and which files it consists of.
+"""Manifests: what each public data set is, where it comes from, which files it consists of and what it declares.
 
-Owns reading ``data_manifests/*.yaml`` and comparing a folder on disk with it. Knows no file format.
+Owns reading ``data_manifests/*.yaml``, comparing a folder on disk with it, and the base of the settings of every data
+set. Knows no file format.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Manifest(Settings):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """One line of a check: what was looked at, whether it is right, and what to do if not."""
 
     item: str
@@ -170,30 +171,60 @@ def describe_source(manifest: Manifest) -> str:
     return "published as " + ", ".join(parts)
 
 
-def check_files(root: Path, manifest: Manifest) -> list[Finding]:
+def check_files(root: Path, manifest: Manifest) -> list[CheckFinding]:
     """Compare size and hash of every listed file with the manifest."""
     return [check_one_file(root, manifest, entry) for entry in manifest.files]
 
 
-def check_one_file(root: Path, manifest: Manifest, entry: ManifestFile) -> Finding:
+def check_one_file(root: Path, manifest: Manifest, entry: ManifestFile) -> CheckFinding:
     """Compare one file with its entry in the manifest."""
     path = root / entry.path
     if not path.is_file():
-        return Finding(entry.path, False, f"{path} is missing; {describe_source(manifest)}")
+        return CheckFinding(entry.path, False, f"{path} is missing; {describe_source(manifest)}")
     size = path.stat().st_size
     if entry.bytes is not None and size < entry.bytes:
-        return Finding(
+        return CheckFinding(
             entry.path,
             False,
             f"{path} is truncated: {size} of {entry.bytes} bytes, so its sha256 cannot be {entry.sha256}; "
             "copy or fetch it again",
         )
     if entry.sha256 is not None and (found := hash_file(path)) != entry.sha256:
-        return Finding(
+        return CheckFinding(
             entry.path,
             False,
             f"{path} is not the published file: sha256 {found}, expected {entry.sha256}; copy or fetch it again",
         )
-    return Finding(
+    return CheckFinding(
         entry.path, True, f"{size} bytes, sha256 as published" if entry.sha256 else f"{size} bytes"
     )
+
+
+_TRUTH = "phantom_truth"
+
+
+def is_simulated(root: Path) -> bool:
+    """Return whether a phantom's truth lies beside the data."""
+    return (root.expanduser() / _TRUTH).is_dir()
+
+
+def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, what: str = "") -> CheckFinding:
+    """Return the finding on one declared fact.
+
+    Parameters
+    ----------
+    item
+        Name of the line.
+    found, declared
+        What was counted, and what the manifest says.
+    root
+        Folder of the data set; None for what cannot be simulated.
+    what
+        Unit of both, for example ``trials``.
+    """
+    unit = f" {what}" if what else ""
+    if found == declared:
+        return CheckFinding(item, True, f"{found}{unit} as declared")
+    if root is not None and is_simulated(root):
+        return CheckFinding(item, True, f"{found}{unit}; simulated (the real data set has {declared})")
+    return CheckFinding(item, False, f"{found}{unit}, declared {declared}")

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
-from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, MeegSource, SampleType
 from braindecode_vis.stimuli import StimulusSet
 
@@ -118,7 +118,7 @@ class MuseN170Config(RecordedSettings):
         }
         return MeegSource("eeg", tuple(parts), make_categories(), plan, "V", notes=notes)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Read every run, and recompute every fact that the manifest declares."""
         manifest = read_manifest("muse_n170")
         findings, tables = [], []
@@ -128,21 +128,25 @@ class MuseN170Config(RecordedSettings):
             try:
                 samples, onsets, codes = read_run(path, CHANNELS)
             except DataError as error:
-                findings.append(Finding(name, False, str(error)))
+                findings.append(CheckFinding(name, False, str(error)))
                 continue
             tables.append((samples.shape[1], codes))
             flat = [c for c, row in zip(CHANNELS, samples, strict=True) if row.min() == row.max()]
             if flat:
-                findings.append(Finding(name, False, f"the channel(s) {', '.join(flat)} of {path} are flat"))
+                findings.append(
+                    CheckFinding(name, False, f"the channel(s) {', '.join(flat)} of {path} are flat")
+                )
             entry = published.get(name)
             if entry is None:
-                findings.append(Finding(name, True, f"{len(onsets)} events; not one of the published runs"))
+                findings.append(
+                    CheckFinding(name, True, f"{len(onsets)} events; not one of the published runs")
+                )
                 continue
             same = hash_text(path) == entry.sha256
             message = f"{len(onsets)} events, " + (
                 "as published" if same else "but not the published bytes; copy it again"
             )
-            findings.append(Finding(name, same, message))
+            findings.append(CheckFinding(name, same, message))
         codes = np.concatenate([codes for _, codes in tables]) if tables else np.empty(0, int)
         found = {
             "n_runs": len(tables), "n_channels": len(CHANNELS), "sfreq": SFREQ,
@@ -151,7 +155,7 @@ class MuseN170Config(RecordedSettings):
         for name, declared in manifest.facts.items():
             ok = found[name] == declared
             findings.append(
-                Finding(
+                CheckFinding(
                     name,
                     ok,
                     f"{declared} as declared" if ok else f"declared {declared}, found {found[name]}",

@@ -18,18 +18,16 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns
-from braindecode_vis.datasets.bids.fmri_dataset import make_stimulus_id
-from braindecode_vis.datasets.bids.fmri_files import RunFiles
-from braindecode_vis.datasets.bids.fmri_images import read_seconds
-from braindecode_vis.datasets.bids.fmri_recipe import (
+from braindecode_vis.datasets.bids.fmri_dataset import (
     BoldSettings,
-    Recipe,
+    FmriRecipe,
     check_bold,
     hash_bold_inputs,
+    make_stimulus_id,
     prepare_bold,
 )
-from braindecode_vis.datasets.bids.fmri_stimuli import check_no_overlap
-from braindecode_vis.datasets.manifests import Finding
+from braindecode_vis.datasets.bids.fmri_files import RunFiles, check_no_overlap, read_seconds
+from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.bold_source import BoldSource
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
@@ -58,13 +56,13 @@ class NodConfig(BoldSettings):
         """Return the data set as lazy runs; see `prepare_bold`."""
         return prepare_bold(self, self._make_recipe())
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every header and table, and pair events with pictures."""
         return check_bold(self, self._make_recipe())
 
-    def _make_recipe(self) -> Recipe:
+    def _make_recipe(self) -> FmriRecipe:
         notes = {"protocol": "imagenet pictures for training, repeated coco pictures for testing"}
-        return Recipe("nod", {"task": self.tasks}, read_nod_events, _finish, notes)
+        return FmriRecipe("nod", {"task": self.tasks}, read_nod_events, _finish, notes)
 
 
 def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.datasets.manifests import DatasetSettings, Finding
+from braindecode_vis.datasets.manifests import CheckFinding, DatasetSettings
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_responses, write_stimuli
@@ -46,9 +46,9 @@ class SyntheticDigitsConfig(DatasetSettings):
         """Nothing is read from disk."""
         return {}
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Nothing can be missing."""
-        return [Finding("synthetic", True, "made in memory")]
+        return [CheckFinding("synthetic", True, "made in memory")]
 
     def write(self, folder: Path, *, seed: int) -> None:
         """Simulate the recording and write responses and stimuli below `folder`."""

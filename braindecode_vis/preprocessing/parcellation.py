@@ -20,7 +20,7 @@ import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.betas_source import AtlasConfig, Geometry, Parcels
-from braindecode_vis.datasets.sources.label_tables import read_label_table
+from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
 
 _SCHAEFER = re.compile(r"^\d+Networks_[LR]H_([A-Za-z]+)")
 _AFFINE_MM = 1e-3

@@ -11,7 +11,7 @@ import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, BROKEN, SFREQ, Alljoined1Config
-from braindecode_vis.datasets.alljoined.alljoined1_files import number_blocks
+from braindecode_vis.datasets.alljoined.sessions import number_blocks
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions

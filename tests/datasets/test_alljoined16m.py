@@ -7,7 +7,7 @@ import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
-from braindecode_vis.datasets.alljoined.alljoined16m_raw import (
+from braindecode_vis.datasets.alljoined.blocks import (
     FLEX2,
     find_electrodes,
     parse_markers,

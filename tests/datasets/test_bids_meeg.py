@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
-from braindecode_vis.datasets.bids.meeg_raw import RawReader, list_channels, open_recording
+from braindecode_vis.datasets.bids.meeg_files import RawReader, list_channels, open_recording
 from braindecode_vis.phantom.writers import bids_eeg
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
@@ -338,7 +338,7 @@ def test_the_real_tables_of_things_meg_need_no_sidecars(shared, tmp_path):
 
 def test_images_that_come_later_change_the_digest(tmp_path):
     """A run that was prepared without images went on without them for ever."""
-    from braindecode_vis.datasets.bids.meeg_images import hash_images
+    from braindecode_vis.datasets.bids.meeg_files import hash_images
 
     assert hash_images(None, tmp_path) == {}
     (tmp_path / "stimuli").mkdir()

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.eeg_imagenet.dataset import CHANNELS, WARNING, EegImagenetConfig
+from braindecode_vis.datasets.eeg_imagenet import CHANNELS, WARNING, EegImagenetConfig
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 

@@ -19,8 +19,12 @@ from braindecode_vis.datasets.sources.betas_source import (
     Roi,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
-from braindecode_vis.datasets.sources.label_tables import read_label_table
+from braindecode_vis.datasets.sources.fmri_volumes import (
+    MaskedVolumes,
+    check_same_space,
+    read_label_table,
+    read_volume_header,
+)
 from braindecode_vis.stimuli import StimulusSet
 
 SHAPE = (6, 5, 4)

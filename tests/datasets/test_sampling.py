@@ -8,8 +8,7 @@ import pytest
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart
-from braindecode_vis.datasets.sources.spot_checks import N_PIECES, sample_part
+from braindecode_vis.datasets.sources.meeg_source import N_PIECES, ContinuousPart, EpochedPart, sample_part
 
 NAMES = ("O1", "Oz", "O2")
 

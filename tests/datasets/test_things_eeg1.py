@@ -9,8 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.things_eeg1.dataset import ThingsEeg1Config
-from braindecode_vis.datasets.things_eeg1.events import read_events, read_excluded
+from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, read_excluded
 from braindecode_vis.phantom.writers.bids_eeg import write_recording
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli

@@ -13,7 +13,7 @@ from PIL import Image
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
-from braindecode_vis.datasets.things_eeg2.images import read_image_list
+from braindecode_vis.datasets.things_eeg2.layouts import read_image_list
 from braindecode_vis.phantom.forward import THINGS_EEG2_CHANNELS
 from braindecode_vis.phantom.writers import bids_eeg, things_eeg2
 from braindecode_vis.phantom.writers import things_eeg2_derived as derived

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.things_fmri.betas_table import find_concept, open_response_table
+from braindecode_vis.datasets.things_fmri.betas import find_concept, open_response_table
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.phantom.writers import things_fmri as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
@@ -116,7 +116,7 @@ def test_one_session_alone(tree, design):
 @pytest.mark.parametrize("chunks", [None, (4, 3)])
 def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, monkeypatch):
     """pandas compresses if asked to; then the matrix is no plain part of the file. Small caches change nothing."""
-    from braindecode_vis.datasets.things_fmri import betas_table
+    from braindecode_vis.datasets.things_fmri import betas
 
     expected = ThingsFmriConfig(root=tree).open_betas().parts[0]
     n = len(expected.trials)
@@ -130,7 +130,7 @@ def test_reading_is_the_same_from_contiguous_and_chunked_files(tree, chunks, mon
                 "block0_values", data=values, chunks=chunks, compression="gzip"
             )
     assert (open_response_table(path, n_trials=10).contiguous is None) == bool(chunks)
-    monkeypatch.setattr(betas_table, "_CACHE_BYTES", 64)
+    monkeypatch.setattr(betas, "_CACHE_BYTES", 64)
     part = ThingsFmriConfig(root=tree).open_betas().parts[0]
     pieces = [part.read(start, min(start + 2, n)) for start in range(0, n, 2)]
     np.testing.assert_array_equal(np.concatenate(pieces), expected)

@@ -14,8 +14,8 @@ from scipy.io import loadmat
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
+from braindecode_vis.datasets.kamitani.bdata import read_list
 from braindecode_vis.datasets.kamitani.god import GodConfig
-from braindecode_vis.datasets.kamitani.stimulus_names import read_list
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config

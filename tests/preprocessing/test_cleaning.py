@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
     EpochPlan,
     MeegSource,
     Sensors,
+    add_cleaning,
 )
 from braindecode_vis.preprocessing.artefacts import fit_eye_projection
 from braindecode_vis.preprocessing.epochs import clean_raw

@@ -21,7 +21,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.alljoined.alljoined1_files import (
+from braindecode_vis.datasets.alljoined.sessions import (
     Layout,
     Session,
     find_sessions,
@@ -30,10 +30,9 @@ from braindecode_vis.datasets.alljoined.alljoined1_files import (
     open_raw,
     open_tables,
 )
-from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.nsd.experiment_design import DESIGN_FILE, NsdDesign, read_design
-from braindecode_vis.datasets.nsd.images import open_images
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.nsd.experiment_design import DESIGN_FILE, NsdDesign, open_images, read_design
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -41,8 +40,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSource,
     Mvnn,
     SampleType,
+    add_cleaning,
+    sample_part,
 )
-from braindecode_vis.datasets.sources.spot_checks import sample_part
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_sampled
 
@@ -170,20 +170,21 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         source = MeegSource("eeg", tuple(numbered), stimuli, plan, "V", notes=notes)
         return add_cleaning(source, self, referenced=layout == "raw" and self._reference_on_reading())
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every session, and pair every event with its image."""
         try:
             root, sessions, left_out = self._find()
         except (DataError, ConfigError) as error:
-            return [Finding("layout", False, str(error))]
-        findings = [Finding("layout", True, f"{sessions[0].layout}, {len(sessions)} session(s)")]
+            return [CheckFinding("layout", False, str(error))]
+        findings = [CheckFinding("layout", True, f"{sessions[0].layout}, {len(sessions)} session(s)")]
         findings += [
-            Finding(text, True, "left out: missing or damaged in the public release") for text in left_out
+            CheckFinding(text, True, "left out: missing or damaged in the public release")
+            for text in left_out
         ]
         try:
             design = self._read_design(root)
         except DataError as error:
-            findings.append(Finding(DESIGN_FILE.name, False, str(error)))
+            findings.append(CheckFinding(DESIGN_FILE.name, False, str(error)))
             return findings
         for item in sessions:
             try:
@@ -191,9 +192,9 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
                 sample_part(part, sfreq=SFREQ)
                 table = part.trials if isinstance(part, EpochedPart) else part.recording.events
                 text = f"{len(table)} trials of {table['stimulus_id'].nunique()} images"
-                findings.append(Finding(item.path.name, True, text))
+                findings.append(CheckFinding(item.path.name, True, text))
             except (DataError, ConfigError) as error:
-                findings.append(Finding(item.path.name, False, str(error)))
+                findings.append(CheckFinding(item.path.name, False, str(error)))
         return findings
 
     def _find(self) -> tuple[Path, list[Session], list[str]]:

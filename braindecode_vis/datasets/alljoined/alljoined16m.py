@@ -21,28 +21,31 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.alljoined.alljoined16m_flat import find_flat, label_flat, read_categories
-from braindecode_vis.datasets.alljoined.alljoined16m_raw import (
+from braindecode_vis.datasets.alljoined.blocks import (
     FLEX2,
-    Block,
+    RawBlock,
     find_blocks,
     find_electrodes,
+    find_flat,
+    label_flat,
     open_block,
+    read_categories,
     read_labels,
 )
-from braindecode_vis.datasets.bids.fmri_stimuli import hash_image_folder
-from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     EpochedPart,
     EpochPlan,
     MeegSource,
     Mvnn,
     SampleType,
+    add_cleaning,
     find_scalp_positions,
     list_stimuli,
+    sample_part,
 )
-from braindecode_vis.datasets.sources.spot_checks import sample_part
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -145,22 +148,22 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, positions, {"layout": layout, **notes})
         return add_cleaning(source, self)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file, and read every marker."""
         try:
             root, layout = self._find()
             categories = read_categories(root)
         except (DataError, ConfigError) as error:
-            return [Finding("layout", False, str(error))]
-        findings = [Finding("layout", True, layout)]
+            return [CheckFinding("layout", False, str(error))]
+        findings = [CheckFinding("layout", True, layout)]
         message = f"known of {len(categories)} pictures" if categories else "unknown: their table is not here"
-        findings.append(Finding("categories", True, message))
+        findings.append(CheckFinding("categories", True, message))
         concept = partial(_name_concept, categories)
         try:
             if layout == "raw":
                 chosen, ignored = self._choose_blocks(root)
                 findings += [
-                    Finding(name, True, "is no session or block and is left out") for name in ignored
+                    CheckFinding(name, True, "is no session or block and is left out") for name in ignored
                 ]
                 names = find_electrodes(read_labels(chosen[0].path, chosen[0].where))
                 findings += [
@@ -175,7 +178,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
                     for item in self._choose_flat(root)
                 ]
         except (DataError, ConfigError) as error:
-            findings.append(Finding(layout, False, str(error)))
+            findings.append(CheckFinding(layout, False, str(error)))
         return findings
 
     def _find(self) -> tuple[Path, str]:
@@ -201,7 +204,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
     def _names(self) -> tuple[str, ...] | None:
         return None if self.channels == "recorded" else tuple(self.channels)
 
-    def _choose_blocks(self, root: Path) -> tuple[list[Block], list[str]]:
+    def _choose_blocks(self, root: Path) -> tuple[list[RawBlock], list[str]]:
         found, ignored = find_blocks(root)
         subjects = _choose(self.subjects, {b.subject for b in found}, "subject", root)
         sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
@@ -314,18 +317,18 @@ def _name_concept(categories: dict[int, str], image: int) -> str:
     return categories.get(image, f"{image:05d}")
 
 
-def _name_block(block: Block) -> str:
+def _name_block(block: RawBlock) -> str:
     return f"sub-{block.subject:02d}/session_{block.session:02d}/block_{block.block:02d}"
 
 
-def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> Finding:
+def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> CheckFinding:
     try:
         part = opens()[0]
         sample_part(part)
     except (DataError, ConfigError) as error:
-        return Finding(name, False, str(error))
+        return CheckFinding(name, False, str(error))
     n = len(part.trials if isinstance(part, EpochedPart) else part.recording.events)
-    return Finding(name, True, f"{n} trials")
+    return CheckFinding(name, True, f"{n} trials")
 
 
 def _choose(wanted: tuple[int, ...] | None, there: set[int], what: str, root: Path) -> list[int]:

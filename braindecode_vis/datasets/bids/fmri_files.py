@@ -1,8 +1,11 @@
-"""Which files of a BIDS tree belong to one run of fMRI: image, events, sidecars, confounds and mask.
+"""The files of a BIDS tree of fMRI: which belong to one run, what their headers and tables say, and the pictures shown.
 
 Owns the entities in file names, raw data and fMRIPrep derivatives with both of its namings
-(``_space-T1w_desc-preproc_bold``, and ``_bold_space-T1w_preproc`` before version 1.2), and inheritance of sidecars and
-events from upper folders. Reads JSON only; never an image.
+(``_space-T1w_desc-preproc_bold``, and ``_bold_space-T1w_preproc`` before version 1.2), inheritance of sidecars and
+events from upper folders, repetition times, confounds, masks, and one rule for pictures: a picture is found at its
+relative path, or else by its file name anywhere below the folder (a copy with another suffix counts), and never by
+position. Without a folder the set still says what was shown: its rows then carry the sha256 of the name in place of
+that of the file, and no pixels. Never reads the volumes of a run.
 
 References
 ----------
@@ -11,14 +14,25 @@ Gorgolewski et al. (2016), doi:10.1038/sdata.2016.44: BIDS. Esteban et al. (2019
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.datasets.sources.betas_source import Geometry
+from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
+from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_file
 
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)")
 _RAW = re.compile(r"_bold\.nii(\.gz)?$")
@@ -278,3 +292,293 @@ def _find_products(image: Path, entities: Mapping[str, str]) -> tuple[Path | Non
         masks = [f"{stem}_brainmask.nii.gz", f"{stem}_brainmask.nii"]
     pick = [next((folder / n for n in names if (folder / n).is_file()), None) for names in (confounds, masks)]
     return pick[0], pick[1]
+
+
+Mask = Literal["auto", "brain", "varying", "epi"] | Path
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a BIDS table as text; nothing that looks like a number loses digits."""
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the table {path} cannot be read ({error}); fetch it again.") from error
+    return table.replace(dict.fromkeys(("n/a", "N/A", "nan", "NaN"), ""))
+
+
+def read_seconds(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    """Return a column of finite numbers.
+
+    Raises
+    ------
+    DataError
+        If a cell is empty or no number.
+    """
+    values = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DataError(
+            f"{path} has {table[column].iloc[row]!r} as {column} in row {row + 2}; a number is expected."
+        )
+    return values
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """Read the head of an image of several volumes; its time step is in seconds whatever the file counts in.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged or holds one volume only.
+    """
+    import nibabel
+
+    header = read_volume_header(path)
+    if header.n_volumes < 2:
+        raise DataError(f"{path} holds one volume of shape {header.shape}; a run of BOLD has many.")
+    image: Any = nibabel.load(path)
+    unit = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else "sec"
+    return replace(header, t_r=header.t_r * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0))
+
+
+def find_t_r(run: RunFiles, header: float, given: float | None) -> float:
+    """Return the repetition time in s: the given one, or that of the sidecar, which the header must not contradict."""
+    if given is not None:
+        return given
+    sidecar = run.sidecar.get("RepetitionTime")
+    if sidecar is None and header <= 0:
+        raise DataError(
+            f"neither the sidecar nor the header of {run.where} gives a repetition time; set dataset.t_r."
+        )
+    if sidecar is None:
+        return header
+    # Headers that were never filled in say 0 or 1.
+    if header not in (0.0, 1.0) and abs(float(sidecar) - header) > 0.005 * float(sidecar):
+        raise DataError(
+            f"{run.where} has a repetition time of {sidecar} s in its sidecar, but {header:g} s in its header; "
+            "set dataset.t_r to the right one."
+        )
+    return float(sidecar)
+
+
+def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray | None, tuple[Path, ...]]:
+    """Return nuisance time courses of shape (n_volumes, n_confounds), or None, and the table they come from."""
+    if not config.strategy and not config.columns:
+        return None, ()
+    if run.confounds is None:
+        raise DataError(
+            f"{run.where} has no table of confounds beside it; fetch it, or empty dataset.confounds."
+        )
+    if config.columns:
+        table = read_table(run.confounds)
+        for name in config.columns:
+            if name not in table.columns:
+                near = suggest(name, list(table.columns))
+                raise DataError(
+                    f"{run.confounds} has no column {name!r}{near}; correct dataset.confounds.columns."
+                )
+        picked = table[list(config.columns)].apply(pd.to_numeric, errors="coerce")
+        filled = picked.bfill(limit=1)
+        if filled.isna().to_numpy().any():
+            name = str(filled.columns[filled.isna().any()][0])
+            raise DataError(f"{run.confounds} has gaps in the column {name!r} after its first volume.")
+        return filled.to_numpy(float), (run.confounds,)
+    from nilearn.interfaces.fmriprep import load_confounds
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table, _ = load_confounds(
+                str(run.image), strategy=config.strategy, motion=config.motion, wm_csf=config.wm_csf,
+                global_signal=config.global_signal, demean=False,
+                n_compcor="all" if config.n_compcor is None else config.n_compcor,
+            )  # fmt: skip
+    except (ValueError, FileNotFoundError, KeyError) as error:
+        text = " ".join(str(error).split())
+        raise DataError(
+            f"nilearn cannot load the confounds {', '.join(config.strategy)} of {run.where}: {text}; "
+            "name columns with dataset.confounds.columns instead."
+        ) from error
+    return np.nan_to_num(table.bfill(limit=1).to_numpy(float)), (run.confounds,)
+
+
+def find_masks(
+    files: Sequence[RunFiles], runs: Sequence[BoldRun], mask: Mask
+) -> Geometry | Mapping[str, Geometry] | MaskMethod:
+    """Return the mask of each subject, of all, or the way to find it in the images."""
+    if mask == "auto":
+        mask = "brain" if all(run.mask is not None for run in files) else "epi"
+    if isinstance(mask, Path):
+        return read_mask(mask.expanduser())
+    if mask != "brain":
+        return mask
+    masks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for run, opened in zip(files, runs, strict=True):
+        if run.mask is None:
+            raise DataError(
+                f"{run.where} has no brain mask beside it; set dataset.mask to epi, varying or a file."
+            )
+        found = read_mask(run.mask)
+        assert found.mask is not None
+        assert found.affine is not None
+        check_grid(
+            opened.shape,
+            opened.affine,
+            found.mask.shape,
+            found.affine,
+            what=opened.where,
+            than="its brain mask",
+        )
+        subject = run.entities["sub"]
+        both = masks[subject][0] & found.mask if subject in masks else found.mask
+        masks[subject] = (both, found.affine)
+    if len({m.shape for m, _ in masks.values()}) == 1 and _is_template(files):
+        common = np.logical_and.reduce([m for m, _ in masks.values()])
+        return Geometry.from_mask(common, next(iter(masks.values()))[1])
+    return {subject: Geometry.from_mask(m, affine) for subject, (m, affine) in masks.items()}
+
+
+def _is_template(files: Sequence[RunFiles]) -> bool:
+    return all(run.entities.get("space", "").startswith("MNI") for run in files)
+
+
+def read_mask(path: Path) -> Geometry:
+    """Return the voxels above zero of an image.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is not one volume, or holds no such voxel.
+    """
+    values, affine = read_volume(path)
+    if not (values > 0).any():
+        raise DataError(f"the mask {path} has no voxel above zero.")
+    return Geometry.from_mask(values > 0, affine)
+
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+
+
+def find_image_folder(root: Path, places: Sequence[str]) -> Path | None:
+    """Return the first of some folders below `root` that holds a picture: where people put the images by themselves."""
+    folders = (root / place for place in places)
+    return next((folder for folder in folders if folder.is_dir() and _list_pictures(folder)), None)
+
+
+def hash_image_folder(images: Path | None, beside: Path | None = None) -> dict[str, str]:
+    """Return a digest of the names and sizes of the pictures in `images`, or in `beside` without it; none if neither.
+
+    Without it, a run that was prepared without pictures would never notice that they have come.
+    """
+    folder = images.expanduser() if images is not None else beside
+    if folder is None:
+        return {}
+    listed = [
+        f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in _list_pictures(folder)
+    ]
+    return {"images": hashlib.sha256("\n".join(listed).encode()).hexdigest()}
+
+
+def make_named_stimuli(
+    table: pd.DataFrame, images: Path | None, *, title: str, beside: Path | None = None
+) -> StimulusSet:
+    """Return one row per stimulus.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `stimulus_id`, `concept` and `path` (relative, or a bare file name with or without its suffix; empty for what
+        has no picture); repeated rows are allowed if they agree.
+    images
+        Folder of the pictures; None if they are not at hand.
+    title
+        What the set is called in messages.
+    beside
+        Folder that may hold the pictures if `images` is None; used if it holds all of them.
+
+    Raises
+    ------
+    DataError
+        If one id has two concepts or two paths, or a picture is missing or there twice.
+    """
+    unique = table[["stimulus_id", "concept", "path"]].drop_duplicates().reset_index(drop=True)
+    twice = unique[unique["stimulus_id"].duplicated(keep=False)]
+    if len(twice):
+        first = twice[twice["stimulus_id"] == twice["stimulus_id"].iloc[0]]
+        raise DataError(
+            f"{title}: the stimulus {first['stimulus_id'].iloc[0]!r} is listed as {first['concept'].iloc[0]!r} at "
+            f"{first['path'].iloc[0]!r} and as {first['concept'].iloc[1]!r} at {first['path'].iloc[1]!r}; an id must "
+            "name one picture."
+        )
+    if images is None and beside is not None:
+        try:
+            return make_named_stimuli(unique, beside, title=title)
+        except DataError:  # nobody asked for this folder, so its gaps are no error
+            images = None
+    if images is None:
+        return StimulusSet(unique.assign(sha256=[hash_name(name) for name in unique["stimulus_id"]]))
+    root = images.expanduser()
+    if not root.is_dir():
+        raise DataError(f"{title}: the folder of images {root} does not exist; correct dataset.images.")
+    paths = _locate(unique["path"].tolist(), root, title)
+    digests = [
+        hash_file(root / path) if path else hash_name(name)
+        for name, path in zip(unique["stimulus_id"], paths, strict=True)
+    ]
+    return StimulusSet(unique.assign(path=paths, sha256=digests), root)
+
+
+def hash_name(name: str) -> str:
+    """Return the sha256 of a name: the identity of a stimulus whose picture is not at hand."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def check_no_overlap(trials: pd.DataFrame, *, title: str) -> None:
+    """Raise `DataError` if a stimulus is shown in training and in test trials."""
+    train = set(trials.loc[trials["split"] == "train", "stimulus_id"])
+    both = sorted(train & set(trials.loc[trials["split"] == "test", "stimulus_id"]))
+    if both:
+        raise DataError(f"{title}: {len(both)} stimuli are both trained on and tested, first {both[0]}.")
+
+
+def _locate(paths: list[str], root: Path, title: str) -> list[str]:
+    index: dict[str, list[str]] = {}
+    located: list[str] = []
+    missing: list[str] = []
+    for path in paths:
+        if not path or (root / path).is_file():
+            located.append(path)
+            continue
+        index = index or _index_folder(root)
+        name = path.rsplit("/", 1)[-1].lower()
+        found = index.get(name) or index.get(name + "*") or index.get(_drop_suffix(name) + "*") or []
+        if len(found) > 1:
+            raise DataError(
+                f"{title}: {name} lies below {root} twice, as {found[0]} and {found[1]}; remove one of them."
+            )
+        (located if found else missing).append(found[0] if found else path)
+    if missing:
+        raise DataError(
+            f"{title}: {len(missing)} of {len(paths)} images are not below {root}, first {missing[0]}; "
+            "unpack the image set there, or leave dataset.images out to work without pixels."
+        )
+    return located
+
+
+def _index_folder(root: Path) -> dict[str, list[str]]:
+    """Return relative paths by file name, and by name without suffix followed by a star, all in lower case."""
+    index: dict[str, list[str]] = defaultdict(list)
+    for path in _list_pictures(root):
+        relative = path.relative_to(root).as_posix()
+        index[path.name.lower()].append(relative)
+        index[path.stem.lower() + "*"].append(relative)
+    return dict(index)
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+
+
+def _drop_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot + suffix in _SUFFIXES else name

@@ -1,8 +1,12 @@
-"""BData: the HDF5 table in which Kamitani Lab ships preprocessed fMRI.
+"""BData: the HDF5 table in which Kamitani Lab ships preprocessed fMRI, and the names behind its stimulus numbers.
 
 Owns the two spellings of its groups, the meaning of its columns, and reading rows without the whole matrix. A BData
 file is one matrix, samples by columns; for every key, the metadata give one number per column: 1 where a flag applies
-(voxels, regions, labels), a coordinate, or NaN. Knows nothing of stimuli.
+(voxels, regions, labels), a coordinate, or NaN.
+
+Owns the code ``1518878.005958`` for ``n01518878_5958`` and the published stimulus lists too. A number that went through
+text or a spreadsheet has lost the zeros at its end (``1621127.01902`` is image 19020, not 1902): it is padded to six
+digits before it is taken apart.
 
 References
 ----------
@@ -11,15 +15,18 @@ Kamitani Lab, bdpy, https://github.com/KamitaniLab/bdpy: describes the format.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from braindecode_vis.checks import DataError, suggest
+from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 
 _MATRICES = ("dataSet", "dataset")
@@ -242,3 +249,89 @@ def make_bdata_geometry(data: BData, rois: tuple[str, ...]) -> tuple[Geometry, n
 def _clean_name(key: str) -> str:
     """Return the key of a region as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", key.removeprefix("ROI_"))
+
+
+_CODE = re.compile(r"(\d{1,8})(?:\.(\d{0,6}))?")
+_LISTS = {"train": "stimulus_ImageNetTraining.tsv", "test": "stimulus_ImageNetTest.tsv"}
+
+
+def decode_stimulus_id(code: float | str) -> str:
+    """Return the name of an image, or of a category where the number names no image.
+
+    Raises
+    ------
+    DataError
+        If it is no such number.
+
+    Examples
+    --------
+    >>> decode_stimulus_id(1518878.005958)
+    'n01518878_5958'
+    >>> decode_stimulus_id("1621127.01902")  # the last zero is gone
+    'n01621127_19020'
+    >>> decode_stimulus_id(1443537.0)
+    'n01443537'
+    """
+    finite = isinstance(code, str) or math.isfinite(code)
+    text = code.strip() if isinstance(code, str) else f"{code:.6f}"
+    match = _CODE.fullmatch(text) if finite else None
+    if match is None:
+        raise DataError(
+            f"the stimulus number {code!r} is not of the form 1518878.005958 (synset before the point, image after it)."
+        )
+    synset, image = f"n{int(match[1]):08d}", int((match[2] or "").ljust(6, "0"))
+    return f"{synset}_{image}" if image else synset
+
+
+def find_synset(name: str) -> str:
+    """Return the synset of an image name.
+
+    Examples
+    --------
+    >>> find_synset("n01518878_5958")
+    'n01518878'
+    """
+    return name.split("_", 1)[0]
+
+
+def find_list(root: Path, split: str) -> Path | None:
+    """Return the stimulus list of ``train`` or ``test`` below `root` or beside the files, or None."""
+    places = [root, root / "data", root / "stimuli", root.parent]
+    return next((p / _LISTS[split] for p in places if (p / _LISTS[split]).is_file()), None)
+
+
+def read_list(path: Path) -> pd.DataFrame:
+    """Read a stimulus list: `stimulus_id` (name), `concept` (synset), `code` (text), `category`, `image`.
+
+    Raises
+    ------
+    DataError
+        If a row's number does not decode to its name.
+    """
+    table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
+    if table.shape[1] != 4:
+        raise DataError(
+            f"{path} has {table.shape[1]} columns, but a stimulus list has four: name, number, category, image."
+        )
+    table.columns = pd.Index(["stimulus_id", "code", "category", "image"])
+    for row, (name, code) in enumerate(zip(table["stimulus_id"], table["code"], strict=True)):
+        if decode_stimulus_id(code) != name:
+            raise DataError(
+                f"row {row + 1} of {path} calls {name} the number {code}, which stands for "
+                f"{decode_stimulus_id(code)}; the list is damaged."
+            )
+    return table.assign(
+        category=table["category"].astype(int),
+        image=table["image"].astype(int),
+        concept=[find_synset(name) for name in table["stimulus_id"]],
+    )
+
+
+def check_names(found: Sequence[str], listed: Sequence[str], *, what: str) -> CheckFinding:
+    """Compare the images that a recording names with the published list."""
+    unknown = sorted(set(found) - set(listed))
+    unseen = sorted(set(listed) - set(found))
+    if unknown or unseen:
+        text = f"{len(unknown)} image(s) outside the list, {len(unseen)} listed but never shown"
+        return CheckFinding(what, False, f"{text}, first {(unknown or unseen)[0]}: it is another release")
+    return CheckFinding(what, True, f"{len(set(found))} images, as listed")

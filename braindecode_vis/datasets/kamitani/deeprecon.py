@@ -22,16 +22,15 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
-from braindecode_vis.datasets.bids.fmri_stimuli import (
+from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.kamitani.bdata import BData, read_bdata
+from braindecode_vis.datasets.kamitani.bdata import BData, decode_stimulus_id, find_synset, read_bdata
 from braindecode_vis.datasets.kamitani.god import make_bdata_part
-from braindecode_vis.datasets.kamitani.stimulus_names import decode_stimulus_id, find_synset
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasPlan,
@@ -41,7 +40,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     Untrained,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_sampled
 
@@ -134,18 +132,18 @@ class DeepreconConfig(FmriSettings):
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
         return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file and compare the number of its samples with the declared one."""
         try:
             held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
         except BraindecodeVisError as error:
-            return [Finding("layout", False, str(error))]
+            return [CheckFinding("layout", False, str(error))]
         facts, findings = read_manifest("deeprecon").facts, []
         for item in held:
             try:
                 trials = read_samples(read_bdata(item.path), item.subject, item.experiment, names)
             except BraindecodeVisError as error:
-                findings.append(Finding(item.path.name, False, str(error)))
+                findings.append(CheckFinding(item.path.name, False, str(error)))
                 continue
             declared, n = facts[f"n_{item.experiment}"], len(trials)
             what = f"samples of {trials['stimulus_id'].nunique()} stimuli"
@@ -156,14 +154,14 @@ class DeepreconConfig(FmriSettings):
     def _find_beside(self) -> Path | None:
         return find_image_folder(check_root(self.root, read_manifest("deeprecon")), ("images", "stimuli"))
 
-    def _find(self) -> list[Held]:
+    def _find(self) -> list[SubjectFile]:
         root = check_root(self.root, read_manifest("deeprecon"))
         folders = [folder for folder in (root, root / "fmri", root / "data") if folder.is_dir()]
         held = []
         for path in (path for folder in folders for path in sorted(folder.iterdir())):
             match = _FILE.match(path.name)
             if match and match[2] in _EXPERIMENTS:
-                held.append(Held(f"{int(match[1]):02d}", _EXPERIMENTS[match[2]], match[3], path))
+                held.append(SubjectFile(f"{int(match[1]):02d}", _EXPERIMENTS[match[2]], match[3], path))
         if not held:
             raise DataError(
                 f"{root} holds no file like sub-01_perceptionNaturalImageTest_original_VC.h5; fetch them from figshare "
@@ -179,7 +177,7 @@ class DeepreconConfig(FmriSettings):
 
 
 @dataclass(frozen=True)
-class Held:
+class SubjectFile:
     """One file: whose it is and what was shown."""
 
     subject: str
@@ -188,7 +186,7 @@ class Held:
     path: Path
 
 
-def _choose(held: list[Held], config: DeepreconConfig, root: Path) -> list[Held]:
+def _choose(held: list[SubjectFile], config: DeepreconConfig, root: Path) -> list[SubjectFile]:
     subjects = sorted({item.subject for item in held})
     wanted = subjects if config.subjects is None else [f"{number:02d}" for number in config.subjects]
     chosen = []

@@ -21,20 +21,22 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.datasets.bids.fmri_stimuli import (
+from braindecode_vis.datasets.bids.fmri_files import (
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.kamitani.bdata import BData, make_bdata_geometry, read_bdata
-from braindecode_vis.datasets.kamitani.stimulus_names import (
+from braindecode_vis.datasets.kamitani.bdata import (
+    BData,
     check_names,
     decode_stimulus_id,
     find_list,
     find_synset,
+    make_bdata_geometry,
+    read_bdata,
     read_list,
 )
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasPlan,
@@ -44,7 +46,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     Untrained,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_sampled
 
@@ -118,12 +119,12 @@ class GodConfig(FmriSettings):
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
         return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file, decode every number, and compare with the lists and the declared counts."""
         try:
             paths = self._find()
         except BraindecodeVisError as error:
-            return [Finding("layout", False, str(error))]
+            return [CheckFinding("layout", False, str(error))]
         root = check_root(self.root, read_manifest("god"))
         findings = []
         facts = read_manifest("god").facts
@@ -131,7 +132,7 @@ class GodConfig(FmriSettings):
             try:
                 trials = read_trials(read_bdata(path), f"{number:02d}")
             except BraindecodeVisError as error:
-                findings.append(Finding(path.name, False, str(error)))
+                findings.append(CheckFinding(path.name, False, str(error)))
                 continue
             for task, declared in (("training", "n_train"), ("test", "n_test"), ("imagery", "n_imagery")):
                 n = int((trials["task"] == task).sum())

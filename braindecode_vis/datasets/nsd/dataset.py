@@ -19,17 +19,23 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.nsd.betas import (
     UNIT,
+    Regions,
     SessionFile,
     Space,
     SurfaceBetas,
     Version,
     check_scale,
     check_trial_count,
+    choose_labels,
     find_beta_folder,
+    find_mask,
+    find_regions,
     find_sessions,
+    make_surface_geometry,
+    make_volume_geometry,
     open_volume_session,
 )
 from braindecode_vis.datasets.nsd.experiment_design import (
@@ -38,17 +44,11 @@ from braindecode_vis.datasets.nsd.experiment_design import (
     check_behaviour,
     describe_protocol,
     find_design,
+    find_images_file,
+    make_stimuli,
     make_trials,
+    open_images,
     read_design,
-)
-from braindecode_vis.datasets.nsd.images import find_images_file, make_stimuli, open_images
-from braindecode_vis.datasets.nsd.rois import (
-    Regions,
-    choose_labels,
-    find_mask,
-    find_regions,
-    make_surface_geometry,
-    make_volume_geometry,
 )
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
@@ -61,7 +61,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     count_repetitions,
     join_sources,
 )
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_sampled
 
@@ -198,23 +197,23 @@ class NsdConfig(FmriSettings):
             return "not standardised"
         return f"z-scored per {self.zscore} with the training trials only"
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Recompute what the manifest declares of the design, and open every session, mask and image file."""
         try:
             root, design = self._open()
         except (DataError, ConfigError) as error:
-            return [Finding("design", False, str(error))]
+            return [CheckFinding("design", False, str(error))]
         findings = check_design_facts(design, root)
         try:
             source = self.open_betas()
         except (DataError, ConfigError) as error:
-            return [*findings, Finding("data", False, str(error))]
+            return [*findings, CheckFinding("data", False, str(error))]
         voxels = " and ".join(str(source.find_geometry(s).n_voxels) for s in source.subjects)
         found = f"{len(source.parts)} sessions, {source.n_trials} trials, {voxels} voxels"
         return [
             *findings,
-            Finding("betas", True, found),
-            Finding("protocol", True, str(source.notes["protocol"])),
+            CheckFinding("betas", True, found),
+            CheckFinding("protocol", True, str(source.notes["protocol"])),
         ]
 
     def find_divisor(self) -> float:
@@ -298,7 +297,7 @@ class NsdConfig(FmriSettings):
         return make_surface_geometry(regions, seen, n_vertices, self.rois), parts
 
 
-def check_design_facts(design: NsdDesign, root: Path | None = None) -> list[Finding]:
+def check_design_facts(design: NsdDesign, root: Path | None = None) -> list[CheckFinding]:
     """Compare the design with what the manifest declares; that of a phantom below `root` is told, not judged."""
     n_subjects = len(design.images)
     sessions = [design.find_sessions(subject) for subject in range(1, n_subjects + 1)]

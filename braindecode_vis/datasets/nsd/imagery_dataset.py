@@ -22,7 +22,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.sources.betas_source import (
@@ -34,7 +34,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     Untrained,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
@@ -128,20 +127,20 @@ class NsdImageryConfig(FmriSettings):
             (*training, tested), StimulusSet(table), core.plan, core.unit, geometry, None, read_image, notes
         )
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open the core sessions, the imagery betas and their trial table."""
         try:
             source = self.open_betas()
         except (DataError, ConfigError) as error:
-            return [Finding("data", False, str(error))]
+            return [CheckFinding("data", False, str(error))]
         counts = source.parts[-1].trials["task"].value_counts()
         found = ", ".join(f"{count} {task}" for task, count in counts.items())
         n_stimuli = source.parts[-1].trials["stimulus_id"].nunique()
         declared = read_manifest("nsd_imagery").facts["n_stimuli"]
         return [
-            Finding("betas", True, f"{found} trials, {len(source.parts) - 1} core sessions"),
+            CheckFinding("betas", True, f"{found} trials, {len(source.parts) - 1} core sessions"),
             compare_fact("n_stimuli", n_stimuli, declared, check_root(self.root, read_manifest("nsd"))),
-            Finding("protocol", True, str(source.notes["protocol"])),
+            CheckFinding("protocol", True, str(source.notes["protocol"])),
         ]
 
     def _make_core(self) -> NsdConfig:

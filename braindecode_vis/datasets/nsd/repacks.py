@@ -13,19 +13,23 @@ arXiv:2303.05334.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import name_image
+from braindecode_vis.datasets.nsd.repack_files import (
+    Repack,
+    open_brain_diffuser,
+    open_mindeye1,
+    open_mindeye2,
+)
 from braindecode_vis.datasets.sources.betas_source import (
-    BetasPart,
     BetasPlan,
     FmriSettings,
     FmriSource,
@@ -38,28 +42,6 @@ from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
 Layout = Literal["mindeye1", "mindeye2", "brain_diffuser"]
-
-
-@dataclass(frozen=True)
-class Repack:
-    """What one layout gives.
-
-    Parameters
-    ----------
-    parts
-        Lazy responses.
-    image_of : mapping of `nsd_id` (from 0) to a function without arguments
-        Pixels of each image that is there, uint8 (height, width, 3).
-    files
-        Everything that is read.
-    notes
-        What was done to the responses before.
-    """
-
-    parts: list[BetasPart]
-    image_of: dict[int, Callable[[], np.ndarray]]
-    files: list[Path]
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class NsdRepackConfig(FmriSettings):
@@ -131,14 +113,17 @@ class NsdRepackConfig(FmriSettings):
             tuple(repack.parts), stimuli, plan, "arbitrary", geometry, read_image=read_image, notes=notes
         )
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file and pair every response with its image."""
         try:
             source = self.open_betas()
         except (DataError, ConfigError) as error:
-            return [Finding("data", False, str(error))]
+            return [CheckFinding("data", False, str(error))]
         found = f"{source.n_trials} responses of {source.parts[0].n_voxels} voxels"
-        return [Finding("data", True, found), Finding("protocol", True, str(source.notes["protocol"]))]
+        return [
+            CheckFinding("data", True, found),
+            CheckFinding("protocol", True, str(source.notes["protocol"])),
+        ]
 
     def find_layout(self, root: Path) -> Layout:
         """Return the layout of a folder by what it holds."""
@@ -159,11 +144,7 @@ class NsdRepackConfig(FmriSettings):
         root = check_root(self.root, read_manifest("nsd_repack"))
         layout = self.find_layout(root)
         if layout == "brain_diffuser":
-            from braindecode_vis.datasets.nsd.repack_arrays import open_brain_diffuser
-
             return open_brain_diffuser(root, self.subject, self.design, self.divide_by)
-        from braindecode_vis.datasets.nsd.repack_tars import open_mindeye1, open_mindeye2
-
         if layout == "mindeye1":
             return open_mindeye1(root, self.subject, self.divide_by)
         return open_mindeye2(root, self.subject, self.test_set, self.divide_by)
@@ -191,19 +172,6 @@ class NsdRepackConfig(FmriSettings):
                 "another subject or region."
             )
         return Geometry.from_mask(mask, affine)
-
-
-def make_trials(
-    subject: int, nsd_ids: np.ndarray, split: str | np.ndarray, *, session: str | np.ndarray, run: str = "01"
-) -> pd.DataFrame:
-    """Return trials of a copy; `nsd_ids` count from 0, as all of these copies do."""
-    ids = [name_image(int(i) + 1) for i in nsd_ids]
-    return pd.DataFrame(
-        {
-            "subject": f"{subject:02d}", "session": session, "run": run, "stimulus_id": ids, "repetition": 0,
-            "split": split, "concept": ids, "nsd_id": np.asarray(nsd_ids, int),
-        }
-    )  # fmt: skip
 
 
 def check_parts(trials: pd.DataFrame, root: Path) -> None:

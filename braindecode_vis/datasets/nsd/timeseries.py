@@ -22,16 +22,18 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, read_manifest
+from braindecode_vis.datasets.nsd.betas import find_mask, find_regions, make_volume_geometry
 from braindecode_vis.datasets.nsd.experiment_design import (
     NsdDesign,
     describe_protocol,
     find_design,
+    find_images_file,
+    make_stimuli,
     make_trials,
+    open_images,
     read_design,
 )
-from braindecode_vis.datasets.nsd.images import find_images_file, make_stimuli, open_images
-from braindecode_vis.datasets.nsd.rois import find_mask, find_regions, make_volume_geometry
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPlan,
@@ -148,16 +150,16 @@ class NsdTimeseriesConfig(FmriSettings):
             tuple(runs), stimuli, self.model, plan, geometry, notes=notes, read_image=read_image
         )
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every header and design, and pair volumes with trials."""
         try:
             source = self.open_bold()
         except (DataError, ConfigError) as error:
-            return [Finding("data", False, str(error))]
+            return [CheckFinding("data", False, str(error))]
         n_trials = sum(len(run.trials) for run in source.runs)
         return [
-            Finding("time series", True, f"{len(source.runs)} runs of pictures, {n_trials} trials"),
-            Finding("protocol", True, str(source.notes["protocol"])),
+            CheckFinding("time series", True, f"{len(source.runs)} runs of pictures, {n_trials} trials"),
+            CheckFinding("protocol", True, str(source.notes["protocol"])),
         ]
 
     def _open(self) -> tuple[Path, NsdDesign]:

@@ -12,18 +12,12 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.settings import Settings
-
-if TYPE_CHECKING:
-    from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, MeegSource
 
 
 class ScalingConfig(Settings):
@@ -223,113 +217,3 @@ class CleaningOptions(Settings):
             interpolate=self.bad_channels == "interpolate", reference=self.reference, notch=self.notch,
             l_freq=self.l_freq, h_freq=self.h_freq, ica=self.ica, autoreject=self.autoreject, scaling=self.scaling,
         )  # fmt: skip
-
-
-def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bool = False) -> MeegSource:
-    """Return the source with the cleaning in its plan, and without channels that are to be dropped.
-
-    Parameters
-    ----------
-    referenced
-        Whether the parts have applied ``options.reference`` themselves.
-
-    Raises
-    ------
-    ConfigError
-        If an option cannot be applied to these files; says which can.
-    """
-    from braindecode_vis.datasets.sources.meeg_source import ContinuousPart
-
-    cleaning = options.make_cleaning()
-    if referenced:
-        cleaning = replace(cleaning, reference="none")
-    parts = source.parts
-    if not all(isinstance(part, ContinuousPart) for part in parts):
-        impossible = [name for name in options.list_changed() if name != "scaling"]
-        if impossible:
-            raise ConfigError(
-                f"dataset.{impossible[0]} needs continuous recordings, but {parts[0].where} holds published epochs; of "
-                "the cleaning options only dataset.scaling applies to them: leave the others out, or read the raw "
-                "layout."
-            )
-        return replace(source, plan=replace(source.plan, cleaning=cleaning))
-    continuous = [part for part in parts if isinstance(part, ContinuousPart)]
-    _check_options(continuous, options, cleaning, source.modality)
-    marked = {name: None for part in continuous for name in part.bads}
-    if options.bad_channels == "drop":
-        source = _drop_channels(source, continuous, [*options.bads, *marked])
-    elif options.bads:
-        continuous = [
-            replace(part, bads=tuple(dict.fromkeys([*part.bads, *options.bads]))) for part in continuous
-        ]
-        source = replace(source, parts=tuple(continuous))
-    return replace(source, plan=replace(source.plan, cleaning=cleaning))
-
-
-def _check_options(
-    parts: Sequence[ContinuousPart], options: CleaningOptions, cleaning: Cleaning, modality: str
-) -> None:
-    known = parts[0].all_names
-    named = {
-        "bads": options.bads,
-        "reference": () if isinstance(cleaning.reference, str) else cleaning.reference,
-        "ica.eyes": (options.ica.eyes or ()) if options.ica else (),
-    }
-    for option, names in named.items():
-        for part in parts if names else ():
-            for name in names:
-                if name not in part.all_names:
-                    raise ConfigError(
-                        f"dataset.{option} names the channel {name!r}, which {part.where} does not have"
-                        f"{suggest(name, known)}; it has {', '.join(part.all_names)}."
-                    )
-    if modality == "meg":
-        for name, used in (
-            ("reference", cleaning.reference != "none"),
-            ("ica", cleaning.ica is not None),
-            ("autoreject", cleaning.autoreject is not None),
-        ):
-            if used:
-                raise ConfigError(
-                    f"dataset.{name} is for EEG, but {parts[0].where} is MEG; filters, bad_channels and scaling apply "
-                    "to it."
-                )
-    for part in parts:
-        above = [f for f in (options.l_freq, options.h_freq, *options.notch) if f and f >= part.sfreq / 2]
-        if above:
-            raise ConfigError(
-                f"{part.where} has {part.sfreq:g} Hz, so filters must stay below {part.sfreq / 2:g} Hz, not "
-                f"{above[0]:g}."
-            )
-
-
-def _drop_channels(source: MeegSource, parts: Sequence[ContinuousPart], bads: Sequence[str]) -> MeegSource:
-    """Leave bad channels out of every part: out of what is stored, and out of what references are made of."""
-    kept = [row for row, name in enumerate(source.ch_names) if name not in bads]
-    if not kept:
-        raise ConfigError(
-            "dataset.bad_channels is drop, and every channel is bad; choose interpolate or other bads."
-        )
-    names = tuple(source.ch_names[row] for row in kept)
-    smaller = tuple(
-        replace(
-            part, ch_names=names, read=PickedChannels(part.read, np.array(kept)),
-            bads=tuple(dict.fromkeys([*part.bads, *bads])), sensors=part.sensors or part.own_sensors,
-        )
-        for part in parts
-    )  # fmt: skip
-    positions = None if source.ch_pos is None else np.asarray(source.ch_pos)[kept]
-    dropped = [name for name in source.ch_names if name in bads]
-    notes = {**source.notes, **({"channels_dropped": dropped} if dropped else {})}
-    return replace(source, parts=smaller, ch_pos=positions, notes=notes)
-
-
-class PickedChannels:
-    """Reads some channels of what another reader gives."""
-
-    def __init__(self, read: Any, rows: np.ndarray) -> None:
-        self.read, self.rows = read, rows
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop`, shape (n_channels, stop - start)."""
-        return np.asarray(self.read(start, stop))[self.rows]

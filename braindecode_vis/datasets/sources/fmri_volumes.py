@@ -1,12 +1,15 @@
 """NIfTI files of many volumes, read through a mask in one pass: a volume at a time, never the whole file.
 
-Owns the stream (uncompressed, or gzip through ISA-L where the package `isal` is installed) and the gathering of the
-mask's voxels. The values are those of ``nibabel.load(path).get_fdata()[mask].T``, without its float64 copy of the file.
+Owns the stream (uncompressed, or gzip through ISA-L where the package `isal` is installed), the gathering of the mask's
+voxels, and the tables that name the numbers of a label image: FreeSurfer's colour tables (``.ctab``), Schaefer's
+``_order.txt`` and nilearn's ``.tsv`` share a number and a name at the start of each line. The values are those of
+``nibabel.load(path).get_fdata()[mask].T``, without its float64 copy of the file.
 """
 
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -251,3 +254,28 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path} holds {header.n_volumes} volumes; one is expected.")
     values = MaskedVolumes(header, np.ones(header.shape, bool))(0, 1)[0]
     return values.reshape(header.shape), header.affine
+
+
+def read_label_table(path: Path) -> dict[int, str]:
+    """Read a table with a number and a name at the start of each line.
+
+    ``#`` starts a comment; the first line may be a header.
+
+    Raises
+    ------
+    DataError
+        If a line is neither.
+    """
+    if not path.is_file():
+        raise DataError(f"the label table {path} does not exist; correct its path.")
+    names: dict[int, str] = {}
+    for number, line in enumerate(path.read_text().splitlines()):
+        words = re.split(r"[\t, ]+", line.strip())
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if len(words) < 2 or not words[0].lstrip("-").isdigit():
+            if number == 0:
+                continue
+            raise DataError(f"line {number + 1} of {path} is not a number and a name: {line.strip()!r}.")
+        names[int(words[0])] = words[1]
+    return names

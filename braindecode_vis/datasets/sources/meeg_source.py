@@ -1,15 +1,16 @@
 """What a loader of EEG or MEG hands to preprocessing: where the samples are, and how to read a piece of them.
 
-Owns the lazy parts of a data set (continuous recordings or published epochs), and the plan that turns them into
-trials. A loader fills these in and reads no samples; `braindecode_vis.preprocessing.meeg` streams through them. Knows
-no file format and does no signal processing.
+Owns the lazy parts of a data set (continuous recordings or published epochs), the plan that turns them into trials, the
+refusal of cleaning that a layout cannot have, and a look at a few short pieces of a file. A loader fills these in and
+reads no samples; `braindecode_vis.preprocessing.meeg` streams through them. Knows no file format and does no signal
+processing.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns
-from braindecode_vis.datasets.sources.cleaning_options import Cleaning
+from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
+from braindecode_vis.datasets.sources.cleaning_options import Cleaning, CleaningOptions
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -333,3 +334,203 @@ def find_scalp_positions(ch_names: Sequence[str], where: str) -> np.ndarray:
             "the montage is another one."
         )
     return np.stack([known[name] for name in ch_names])
+
+
+def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray:
+    """Return the row of each wanted channel; channels are matched by name, never by position."""
+    repeated = sorted({name for name in available if list(available).count(name) > 1})
+    if repeated:
+        raise DataError(f"{where} names the channel {repeated[0]} more than once.")
+    missing = [name for name in wanted if name not in available]
+    if missing:
+        rest = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise DataError(
+            f"{where} lacks the channel(s) {', '.join(missing[:8])}{rest}; it has {', '.join(available)}: "
+            "another montage, or choose others with --set dataset.channels."
+        )
+    return np.array([list(available).index(name) for name in wanted])
+
+
+def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bool = False) -> MeegSource:
+    """Return the source with the cleaning in its plan, and without channels that are to be dropped.
+
+    Parameters
+    ----------
+    referenced
+        Whether the parts have applied ``options.reference`` themselves.
+
+    Raises
+    ------
+    ConfigError
+        If an option cannot be applied to these files; says which can.
+    """
+    cleaning = options.make_cleaning()
+    if referenced:
+        cleaning = replace(cleaning, reference="none")
+    parts = source.parts
+    if not all(isinstance(part, ContinuousPart) for part in parts):
+        impossible = [name for name in options.list_changed() if name != "scaling"]
+        if impossible:
+            raise ConfigError(
+                f"dataset.{impossible[0]} needs continuous recordings, but {parts[0].where} holds published epochs; of "
+                "the cleaning options only dataset.scaling applies to them: leave the others out, or read the raw "
+                "layout."
+            )
+        return replace(source, plan=replace(source.plan, cleaning=cleaning))
+    continuous = [part for part in parts if isinstance(part, ContinuousPart)]
+    _check_options(continuous, options, cleaning, source.modality)
+    marked = {name: None for part in continuous for name in part.bads}
+    if options.bad_channels == "drop":
+        source = _drop_channels(source, continuous, [*options.bads, *marked])
+    elif options.bads:
+        continuous = [
+            replace(part, bads=tuple(dict.fromkeys([*part.bads, *options.bads]))) for part in continuous
+        ]
+        source = replace(source, parts=tuple(continuous))
+    return replace(source, plan=replace(source.plan, cleaning=cleaning))
+
+
+def _check_options(
+    parts: Sequence[ContinuousPart], options: CleaningOptions, cleaning: Cleaning, modality: str
+) -> None:
+    known = parts[0].all_names
+    named = {
+        "bads": options.bads,
+        "reference": () if isinstance(cleaning.reference, str) else cleaning.reference,
+        "ica.eyes": (options.ica.eyes or ()) if options.ica else (),
+    }
+    for option, names in named.items():
+        for part in parts if names else ():
+            for name in names:
+                if name not in part.all_names:
+                    raise ConfigError(
+                        f"dataset.{option} names the channel {name!r}, which {part.where} does not have"
+                        f"{suggest(name, known)}; it has {', '.join(part.all_names)}."
+                    )
+    if modality == "meg":
+        for name, used in (
+            ("reference", cleaning.reference != "none"),
+            ("ica", cleaning.ica is not None),
+            ("autoreject", cleaning.autoreject is not None),
+        ):
+            if used:
+                raise ConfigError(
+                    f"dataset.{name} is for EEG, but {parts[0].where} is MEG; filters, bad_channels and scaling apply "
+                    "to it."
+                )
+    for part in parts:
+        above = [f for f in (options.l_freq, options.h_freq, *options.notch) if f and f >= part.sfreq / 2]
+        if above:
+            raise ConfigError(
+                f"{part.where} has {part.sfreq:g} Hz, so filters must stay below {part.sfreq / 2:g} Hz, not "
+                f"{above[0]:g}."
+            )
+
+
+def _drop_channels(source: MeegSource, parts: Sequence[ContinuousPart], bads: Sequence[str]) -> MeegSource:
+    """Leave bad channels out of every part: out of what is stored, and out of what references are made of."""
+    kept = [row for row, name in enumerate(source.ch_names) if name not in bads]
+    if not kept:
+        raise ConfigError(
+            "dataset.bad_channels is drop, and every channel is bad; choose interpolate or other bads."
+        )
+    names = tuple(source.ch_names[row] for row in kept)
+    smaller = tuple(
+        replace(
+            part, ch_names=names, read=PickedChannels(part.read, np.array(kept)),
+            bads=tuple(dict.fromkeys([*part.bads, *bads])), sensors=part.sensors or part.own_sensors,
+        )
+        for part in parts
+    )  # fmt: skip
+    positions = None if source.ch_pos is None else np.asarray(source.ch_pos)[kept]
+    dropped = [name for name in source.ch_names if name in bads]
+    notes = {**source.notes, **({"channels_dropped": dropped} if dropped else {})}
+    return replace(source, parts=smaller, ch_pos=positions, notes=notes)
+
+
+class PickedChannels:
+    """Reads some channels of what another reader gives."""
+
+    def __init__(self, read: Any, rows: np.ndarray) -> None:
+        self.read, self.rows = read, rows
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop`, shape (n_channels, stop - start)."""
+        return np.asarray(self.read(start, stop))[self.rows]
+
+
+N_PIECES = 4
+_PIECE_S = 1.0
+_PIECE_TRIALS = 4
+
+
+def sample_part(part: ContinuousPart | EpochedPart, *, sfreq: float | None = None) -> None:
+    """Read a few evenly spaced pieces of a part.
+
+    Parameters
+    ----------
+    sfreq
+        The published sampling rate in Hz; None if there is none to compare with.
+
+    Raises
+    ------
+    DataError
+        If the rate is another one, the times are not evenly spaced, a value is not finite, or a channel is flat in all
+        pieces; names subject, file and channels.
+    """
+    found = _find_rate(part)
+    if sfreq is not None and found is not None and abs(found / sfreq - 1) > 1e-3:
+        raise DataError(
+            f"{part.where} has a sampling rate of {found:g} Hz, where {sfreq:g} Hz is published: it was resampled or "
+            "is of another data set; fetch it again."
+        )
+    low = np.full(len(part.ch_names), np.inf)
+    high = -low
+    n_seen = 0
+    for start, stop in _choose_pieces(part):
+        # (n_trials, n_channels, n_times) -> (n_channels, n_trials * n_times)
+        block = np.asarray(part.read(start, stop), dtype=np.float64)
+        if isinstance(part, EpochedPart):
+            block = np.moveaxis(block, 1, 0).reshape(block.shape[1], -1)
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            unit = "epochs" if isinstance(part, EpochedPart) else "samples"
+            raise DataError(
+                f"{part.where}: {int((~np.isfinite(block)).sum())} values are not finite in the {unit} {start} to "
+                f"{stop}, channel(s) {_list(part, bad)}; repair the file, or leave the channels out."
+            )
+        low, high = np.minimum(low, block.min(axis=1)), np.maximum(high, block.max(axis=1))
+        n_seen += block.shape[1]
+    flat = np.flatnonzero(low == high)
+    if n_seen > 1 and len(flat):
+        raise DataError(
+            f"{part.where}: the channel(s) {_list(part, flat)} are flat in {N_PIECES} pieces of the file; leave them "
+            "out, or drop or interpolate them (dataset.bads)."
+        )
+
+
+def _find_rate(part: ContinuousPart | EpochedPart) -> float | None:
+    if isinstance(part, ContinuousPart):
+        return part.sfreq
+    if len(part.times) < 3:
+        return None
+    steps = np.diff(part.times)
+    if steps.min() <= 0 or np.ptp(steps) > 0.01 * np.median(steps) + 2e-3:
+        raise DataError(
+            f"{part.where} has times that are not evenly spaced ({steps.min():g} to {steps.max():g} s apart)."
+        )
+    return (len(part.times) - 1) / float(part.times[-1] - part.times[0])
+
+
+def _choose_pieces(part: ContinuousPart | EpochedPart) -> list[tuple[int, int]]:
+    if isinstance(part, EpochedPart):
+        total, length = len(part.trials), _PIECE_TRIALS
+    else:
+        total, length = part.n_samples, max(2, round(_PIECE_S * part.sfreq))
+    starts = np.unique(np.linspace(0, max(0, total - length), N_PIECES).astype(int))
+    return [(start, min(start + length, total)) for start in starts.tolist()]
+
+
+def _list(part: ContinuousPart | EpochedPart, rows: np.ndarray) -> str:
+    names = [part.ch_names[row] for row in rows[:8]]
+    return ", ".join(names) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

@@ -23,8 +23,8 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -32,15 +32,18 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSource,
     Mvnn,
     SampleType,
+    add_cleaning,
+    sample_part,
 )
-from braindecode_vis.datasets.sources.spot_checks import sample_part
-from braindecode_vis.datasets.things_eeg2.images import (
+from braindecode_vis.datasets.things_eeg2.layouts import (
+    HeldFile,
+    Layout,
+    find_held,
     find_images,
     find_metadata,
     make_stimuli,
     read_image_list,
 )
-from braindecode_vis.datasets.things_eeg2.layouts import Held, Layout, find_held
 from braindecode_vis.datasets.things_eeg2.parts import open_held
 from braindecode_vis.store import hash_sampled
 
@@ -165,15 +168,15 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
         source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
         return add_cleaning(source, self)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file, and pair every event with its image."""
         try:
             _, held = self._find()
         except (DataError, ConfigError) as error:
-            return [Finding("layout", False, str(error))]
+            return [CheckFinding("layout", False, str(error))]
         subjects = sorted({item.subject for item in held})
         findings = [
-            Finding("layout", True, f"{held[0].layout}, {len(subjects)} subject(s), {len(held)} file(s)")
+            CheckFinding("layout", True, f"{held[0].layout}, {len(subjects)} subject(s), {len(held)} file(s)")
         ]
         try:
             root = self._find()[0]
@@ -181,23 +184,23 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
             table = read_image_list(root, images)
             counts = table["split"].value_counts()
             findings.append(
-                Finding("images", True, f"{counts['train']} training and {counts['test']} test images")
+                CheckFinding("images", True, f"{counts['train']} training and {counts['test']} test images")
             )
         except DataError as error:
-            return [*findings, Finding("images", False, str(error))]
+            return [*findings, CheckFinding("images", False, str(error))]
         for item in held:
             name = "/".join(item.path.parts[-3:])
             if item.layout == "ubp" and not self.trust_pickle:
-                findings.append(Finding(name, True, "not opened: it needs dataset.trust_pickle=true"))
+                findings.append(CheckFinding(name, True, "not opened: it needs dataset.trust_pickle=true"))
                 continue
             try:
                 part = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
                 for piece in part:
                     sample_part(piece, sfreq=_PUBLISHED_SFREQ.get(item.layout))
                 n = sum(len(p.trials if isinstance(p, EpochedPart) else p.recording.events) for p in part)
-                findings.append(Finding(name, True, f"{n} trials" if part else "readable"))
+                findings.append(CheckFinding(name, True, f"{n} trials" if part else "readable"))
             except (DataError, ConfigError) as error:
-                findings.append(Finding(name, False, str(error)))
+                findings.append(CheckFinding(name, False, str(error)))
         return findings
 
     def find_channels(self, layout: Layout) -> tuple[str, ...]:
@@ -211,13 +214,13 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
             raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
         return names
 
-    def _find(self) -> tuple[Path, list[Held]]:
+    def _find(self) -> tuple[Path, list[HeldFile]]:
         root = check_root(self.root, read_manifest("things_eeg2"))
         held = find_held(root, None if self.layout == "auto" else self.layout)
         return root, _choose(held, self, root)
 
 
-def _choose(held: list[Held], config: ThingsEeg2Config, root: Path) -> list[Held]:
+def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[HeldFile]:
     """Keep the wanted subjects and sessions, and make sure that each is complete."""
     subjects = sorted({item.subject for item in held})
     wanted = list(config.subjects) if config.subjects is not None else subjects
@@ -247,7 +250,9 @@ def _choose(held: list[Held], config: ThingsEeg2Config, root: Path) -> list[Held
     )
 
 
-def _choose_sessions(held: list[Held], config: ThingsEeg2Config, subjects: Sequence[int]) -> list[Held]:
+def _choose_sessions(
+    held: list[HeldFile], config: ThingsEeg2Config, subjects: Sequence[int]
+) -> list[HeldFile]:
     last = max(item.session or 0 for item in held)
     wanted = list(config.sessions) if config.sessions is not None else list(range(1, last + 1))
     for subject in subjects:

@@ -1,7 +1,9 @@
-"""The layouts of THINGS-EEG2 on disk: which files somebody has, and what they are.
+"""What lies on disk of THINGS-EEG2: recordings in one of six layouts, and the images in the order of their codes.
 
-Owns the recognition of a layout from the content of its files; names only tell subject, session and partition. Opens
-nothing for reading samples.
+Owns the recognition of a layout from the content of its files (names only tell subject, session and partition),
+``image_metadata.npy`` and the folders ``training_images`` and ``test_images``. Both are numbered on their own, so the
+number of a folder is not a THINGS concept number: images are keyed by file name, concepts by name. Opens nothing for
+reading samples.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from braindecode_vis.checks import ConfigError, DataError
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
-from braindecode_vis.datasets.things_eeg2.bids_layout import find_bids
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_file
 
 Layout = Literal["raw", "official", "250hz", "ubp", "neurobridge", "bids"]
+_ENDINGS = (".vhdr", ".edf", ".bdf", ".set")
 _SUBJECT, _SESSION = re.compile(r"sub-?0*(\d+)$"), re.compile(r"ses-?0*(\d+)$")
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldFile:
     """One file that somebody has: what it is and whose."""
 
     layout: Layout
@@ -53,7 +60,7 @@ class Held:
         return [self.path]
 
 
-def find_held(root: Path, layout: Layout | None) -> list[Held]:
+def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
     """Return every file of one layout below `root`, or one folder deeper.
 
     Raises
@@ -63,7 +70,7 @@ def find_held(root: Path, layout: Layout | None) -> list[Held]:
     ConfigError
         If there are several layouts and none was asked for.
     """
-    held: list[Held] = []
+    held: list[HeldFile] = []
     folders = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
     for folder in folders:
         if _SUBJECT.match(folder.name):
@@ -91,7 +98,7 @@ def find_held(root: Path, layout: Layout | None) -> list[Held]:
     return held
 
 
-def _look_into(person: Path, layout: Layout | None) -> Iterator[Held]:
+def _look_into(person: Path, layout: Layout | None) -> Iterator[HeldFile]:
     match = _SUBJECT.match(person.name)
     assert match is not None
     subject = int(match[1])
@@ -101,18 +108,24 @@ def _look_into(person: Path, layout: Layout | None) -> Iterator[Held]:
         session = int(number[1]) if number else None
         for path in find_bids(folder):
             if layout in (None, "bids"):
-                yield Held("bids", subject, session, None, path)
+                yield HeldFile("bids", subject, session, None, path)
         for path in sorted([*folder.glob("*.npy"), *folder.glob("*.pt")]):
             split = "train" if "train" in path.stem else "test" if "test" in path.stem else None
             if split is None or path.name.startswith("."):
                 continue  # something of the user's own, or left there by a Mac
-            item = Held("raw", subject, session, split, path)
+            item = HeldFile("raw", subject, session, split, path)
             found = recognise(item)
             if layout in (None, found):
                 yield replace(item, layout=found)
 
 
-def recognise(item: Held) -> Layout:
+def find_bids(folder: Path) -> list[Path]:
+    """Return the recordings in the ``eeg`` folder of a person or session."""
+    paths = sorted((folder / "eeg").glob("*_eeg.*")) if (folder / "eeg").is_dir() else []
+    return [path for path in paths if path.suffix in _ENDINGS and not path.name.startswith(".")]
+
+
+def recognise(item: HeldFile) -> Layout:
     """Return the layout of a file, from what is in it."""
     kind = sniff(item.path)
     if kind == "zip":
@@ -133,9 +146,144 @@ def recognise(item: Held) -> Layout:
     raise DataError(f"{item.where} holds a dictionary of {', '.join(content)}, which is no known layout.")
 
 
-def read_dict(item: Held) -> dict[str, Any]:
+def read_dict(item: HeldFile) -> dict[str, Any]:
     """Return the dictionary of a file; damage is named with its subject and session."""
     try:
         return read_pickled_dict(item.path)
     except DataError as error:
         raise DataError(f"{item.where}: {error}") from error
+
+
+METADATA = "image_metadata.npy"
+_FOLDERS = {"train": ("training_images", "train_images"), "test": ("test_images",)}
+_PLACES = ("", "images", "image_set", "Image_set", "Image_set_Resize", "stimuli", "images_set")
+
+
+def find_images(root: Path, images: Path | None) -> Path:
+    """Return the folder that holds the training and test images.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set.
+    images
+        The folder itself, if the user named it.
+    """
+    if images is not None:
+        candidates = [images.expanduser()]
+    else:
+        candidates = [base / place for base in (root, root.parent) for place in _PLACES]
+    for candidate in candidates:
+        if all(_find_partition(candidate, split) for split in _FOLDERS):
+            return candidate
+    where = images if images is not None else f"{root} (in {', '.join(p for p in _PLACES if p)} or beside it)"
+    raise DataError(
+        f"the folders training_images and test_images of THINGS-EEG2 were not found in {where}; "
+        "unpack them there or name their folder with --set dataset.images=DIR."
+    )
+
+
+def _find_partition(folder: Path, split: str) -> Path | None:
+    return next((folder / name for name in _FOLDERS[split] if (folder / name).is_dir()), None)
+
+
+def find_metadata(root: Path, images: Path) -> Path | None:
+    """Return ``image_metadata.npy``, beside the images or at the root, or None."""
+    places = [images / METADATA, images.parent / METADATA, root / METADATA]
+    return next((path for path in places if path.is_file()), None)
+
+
+def read_image_list(root: Path, images: Path) -> pd.DataFrame:
+    """Return one row per image: `split`, `code` (from 1 in each split), `stimulus_id`, `concept`, `path`.
+
+    The order is that of ``image_metadata.npy``; without it, that of the sorted folders and files, which is the same
+    in the published set.
+
+    Raises
+    ------
+    DataError
+        If the list and the folders disagree, or a file name does not belong to its concept.
+    """
+    metadata = find_metadata(root, images)
+    content = None if metadata is None else read_pickled_dict(metadata)
+    tables = []
+    for split in _FOLDERS:
+        folder = _find_partition(images, split)
+        assert folder is not None
+        found = _list_folder(folder)
+        listed = found if content is None else _list_metadata(content, split, metadata)
+        table = pd.DataFrame(listed, columns=["folder", "file"])
+        table["split"] = split
+        table["code"] = np.arange(1, len(table) + 1)
+        table["path"] = folder.name + "/" + table["folder"] + "/" + table["file"]
+        table["concept"] = table["folder"].str.replace(r"^\d+_", "", regex=True)
+        table["stimulus_id"] = table["file"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
+        _check_names(table, metadata or images)
+        _compare(listed, found, folder, metadata)
+        tables.append(table)
+    images_table = pd.concat(tables, ignore_index=True)
+    _check_parts(images_table, metadata or images)
+    return images_table[["split", "code", "stimulus_id", "concept", "path"]]
+
+
+def _list_folder(folder: Path) -> list[tuple[str, str]]:
+    return [
+        (concept.name, file.name)
+        for concept in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        for file in sorted(concept.iterdir())
+        if file.suffix.lower() in (".jpg", ".jpeg", ".png") and not file.name.startswith(".")
+    ]
+
+
+def _list_metadata(content: dict, split: str, path: Path | None) -> list[tuple[str, str]]:
+    keys = (f"{split}_img_concepts", f"{split}_img_files")
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; it is not the {METADATA} of THINGS-EEG2.")
+    concepts, files = (list(map(str, content[key])) for key in keys)
+    if len(concepts) != len(files):
+        raise DataError(f"{path} lists {len(concepts)} concepts for {len(files)} files in its {split} part.")
+    return list(zip(concepts, files, strict=True))
+
+
+def _compare(
+    listed: list[tuple[str, str]], found: list[tuple[str, str]], folder: Path, metadata: Path | None
+) -> None:
+    if not found:
+        raise DataError(f"{folder} holds no images; unpack the image set of THINGS-EEG2 there.")
+    missing = sorted(set(listed) - set(found))
+    extra = sorted(set(found) - set(listed))
+    if missing or extra:
+        first = "/".join((missing or extra)[0])
+        raise DataError(
+            f"{folder} is of another release than {metadata}: {len(missing)} listed image(s) are missing and "
+            f"{len(extra)} are not listed, first {first}; fetch both from the same place."
+        )
+
+
+def _check_names(table: pd.DataFrame, source: Path) -> None:
+    pairs = zip(table["stimulus_id"], table["concept"], strict=True)
+    wrong = [index for index, (name, concept) in enumerate(pairs) if not name.startswith(concept)]
+    if wrong:
+        row = table.iloc[wrong[0]]
+        raise DataError(
+            f"{source} pairs the file {Path(row['path']).name} with the concept {row['concept']!r} "
+            f"({len(wrong)} of {len(table)} such pairs): its lists are shifted against each other."
+        )
+
+
+def _check_parts(table: pd.DataFrame, source: Path) -> None:
+    check_unique(table["stimulus_id"].tolist(), what=f"the image files of {source}")
+    parts = table.groupby("split")["concept"].agg(set)
+    both = sorted(parts["train"] & parts["test"])
+    if both:
+        raise DataError(
+            f"{source} has {len(both)} concept(s) in both the training and the test part, first {both[0]!r}: "
+            "the published parts share none."
+        )
+
+
+def make_stimuli(table: pd.DataFrame, images: Path) -> StimulusSet:
+    """Return the stimulus set of the given rows of the image list; hashes every file."""
+    stimuli = table[["stimulus_id", "concept", "path", "split"]].reset_index(drop=True)
+    return StimulusSet(stimuli.assign(sha256=[hash_file(images / path) for path in stimuli["path"]]), images)

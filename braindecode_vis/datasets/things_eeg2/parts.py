@@ -1,28 +1,32 @@
 """Lazy access to the files of THINGS-EEG2, whatever their layout.
 
-Owns the published epochs: the authors' 100 Hz dictionaries, the 250 Hz pickles of NICE and ATM, the ``.pt`` files of
-UBP and the arrays of NeuroBridge. Raw sessions and BIDS have files of their own.
+Owns the published epochs (the authors' 100 Hz dictionaries, the 250 Hz pickles of NICE and ATM, the ``.pt`` files of
+UBP and the arrays of NeuroBridge), the raw sessions (``raw_eeg_{training,test}.npy``: channels, pulses of the stim
+channel, and which image each pulse means; codes start at 1, and 99999 marks a target trial and is left out), and the
+re-release in BIDS with its events table. Does no signal processing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart
-from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
-from braindecode_vis.datasets.things_eeg2.bids_layout import open_bids
-from braindecode_vis.datasets.things_eeg2.layouts import Held, read_dict
-from braindecode_vis.datasets.things_eeg2.raw import find_channels, make_raw_part, open_raw
+from braindecode_vis.datasets.bids.meeg_files import list_seams, list_sensors
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
+from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy, read_pickled_dict
+from braindecode_vis.datasets.things_eeg2.layouts import HeldFile, read_dict
 
 _WHITENED = {
     "official": "by its authors, with the covariance of training and test trials together",
@@ -42,7 +46,7 @@ class Options(Protocol):
 
 
 def open_held(
-    held: Sequence[Held],
+    held: Sequence[HeldFile],
     options: Options,
     images: pd.DataFrame,
     ch_names: Sequence[str],
@@ -86,7 +90,9 @@ def open_held(
     return parts, notes
 
 
-def _open_raw(item: Held, options: Options, images: pd.DataFrame, ch_names: Sequence[str]) -> ContinuousPart:
+def _open_raw(
+    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
+) -> ContinuousPart:
     raw = open_raw(item.path, read_dict(item))
     return make_raw_part(
         raw, images, ch_names, subject=f"{item.subject:02d}", session=f"{item.session or 1:02d}",
@@ -94,7 +100,9 @@ def _open_raw(item: Held, options: Options, images: pd.DataFrame, ch_names: Sequ
     )  # fmt: skip
 
 
-def _open_dict(item: Held, options: Options, images: pd.DataFrame, ch_names: Sequence[str]) -> EpochedPart:
+def _open_dict(
+    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
+) -> EpochedPart:
     content = read_dict(item)
     missing = [key for key in ("preprocessed_eeg_data", "ch_names", "times") if key not in content]
     if missing:
@@ -104,7 +112,7 @@ def _open_dict(item: Held, options: Options, images: pd.DataFrame, ch_names: Seq
 
 
 def _open_neurobridge(
-    item: Held, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
+    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
 ) -> EpochedPart:
     data = open_npy(item.path)
     info_path = item.path.parent / "info.json"
@@ -135,7 +143,7 @@ plain = {"img": names, "ch_names": [str(c) for c in content["ch_names"]],
 
 
 def _open_ubp(
-    item: Held, options: Options, images: pd.DataFrame, ch_names: Sequence[str], scratch: Path | None
+    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str], scratch: Path | None
 ) -> EpochedPart:
     if not options.trust_pickle:
         raise ConfigError(
@@ -178,7 +186,7 @@ def _open_ubp(
 
 
 def _make_part(
-    item: Held,
+    item: HeldFile,
     options: Options,
     images: pd.DataFrame,
     ch_names: Sequence[str],
@@ -251,7 +259,7 @@ class _Picked:
         return block[:, self.rows]
 
 
-def _align_times(times: np.ndarray, n_times: int, item: Held) -> np.ndarray:
+def _align_times(times: np.ndarray, n_times: int, item: HeldFile) -> np.ndarray:
     """Return one time per sample: the 250 Hz files dropped the baseline from the data and not from the times."""
     if len(times) == n_times:
         return times
@@ -260,4 +268,254 @@ def _align_times(times: np.ndarray, n_times: int, item: Held) -> np.ndarray:
     raise DataError(
         f"{item.where} has {n_times} samples per epoch but {len(times)} times from {times[0]:g} to {times[-1]:g} s; "
         "they do not belong together."
+    )
+
+
+TARGET_CODE = 99999
+_KEYS = ("raw_eeg_data", "ch_names", "sfreq")
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """What one raw file says of itself.
+
+    Parameters
+    ----------
+    data
+        Samples of shape (n_channels + 1, n_samples), in the file.
+    ch_names
+        EEG channels, in the order of the rows.
+    stim_row
+        Row of the pulses.
+    sfreq
+        In Hz.
+    """
+
+    path: Path
+    data: FileArray
+    ch_names: tuple[str, ...]
+    stim_row: int
+    sfreq: float
+
+
+def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
+    """Read everything of a raw file but its samples.
+
+    Raises
+    ------
+    DataError
+        If it is damaged or is not a raw session.
+    """
+    content = read_pickled_dict(path) if content is None else content
+    missing = [key for key in _KEYS if key not in content]
+    if missing:
+        raise DataError(f"{path} is no raw THINGS-EEG2 session: it lacks {', '.join(missing)}.")
+    data, names = content["raw_eeg_data"], tuple(map(str, content["ch_names"]))
+    if not isinstance(data, FileArray):
+        raise DataError(
+            f"{path} holds only {np.size(data)} samples: it is cut short; copy or fetch it again."
+        )
+    if len(data.shape) != 2 or data.shape[0] != len(names) or data.dtype.kind != "f":
+        raise DataError(
+            f"{path} names {len(names)} channels, but its samples are {data.dtype} of shape {data.shape}."
+        )
+    if names.count("stim") != 1:
+        raise DataError(f"{path} must have one channel called stim; its channels are {', '.join(names)}.")
+    stim = names.index("stim")
+    return RawFile(path, data, names[:stim] + names[stim + 1 :], stim, float(content["sfreq"]))
+
+
+def read_pulses(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sample and the code of every pulse, targets included."""
+    stim = raw.data.read_columns(np.array([raw.stim_row]), 0, raw.data.shape[1])[0]
+    if not np.isfinite(stim).all():
+        raise DataError(f"{raw.path} has non-finite values in its stim channel; copy or fetch it again.")
+    changed = np.flatnonzero(stim)
+    # A pulse longer than one sample counts once.
+    is_start = np.ones(len(changed), dtype=bool)
+    is_start[1:] = (np.diff(changed) > 1) | (np.diff(stim[changed]) != 0)
+    samples = changed[is_start]
+    return samples, stim[samples].astype(np.int64)
+
+
+def make_raw_part(
+    raw: RawFile,
+    images: pd.DataFrame,
+    ch_names: Sequence[str],
+    *,
+    subject: str,
+    session: str,
+    run: str,
+    max_dropped: float,
+) -> ContinuousPart:
+    """Pair the pulses of a file with the images of its partition.
+
+    Parameters
+    ----------
+    images : DataFrame
+        Rows of the image list that belong to this partition, in the order of their codes.
+    ch_names
+        Channels to read, in this order.
+    max_dropped
+        Largest share of events that may lack or exceed the common number of repetitions.
+
+    Raises
+    ------
+    DataError
+        If a channel is missing, a code means no image, or events do not match the images.
+    """
+    where = f"subject {subject}, session {session}, file {raw.path}"
+    rows = find_channels(raw.ch_names, ch_names, where)
+    rows = rows + (rows >= raw.stim_row)
+    samples, codes = read_pulses(raw)
+    shown = codes != TARGET_CODE
+    samples, codes = samples[shown], codes[shown]
+    check_codes(codes, images, where, max_dropped)
+    listed = images.iloc[codes - 1]
+    events = pd.DataFrame(
+        {
+            "onset": samples / raw.sfreq,
+            "sample": samples,
+            "stimulus_id": listed["stimulus_id"].to_numpy(),
+            "concept": listed["concept"].to_numpy(),
+            "split": listed["split"].to_numpy(),
+            "repetition": 0,
+        }
+    )
+    recording = Recording(subject, session, run, "eeg", (raw.path,), events, frozenset(images["stimulus_id"]))
+    read = partial(raw.data.read_columns, rows)
+    every = np.arange(len(raw.ch_names))
+    sensors = Sensors(raw.ch_names, partial(raw.data.read_columns, every + (every >= raw.stim_row)))
+    return ContinuousPart(recording, tuple(ch_names), raw.sfreq, raw.data.shape[1], read, sensors)
+
+
+def check_codes(codes: np.ndarray, images: pd.DataFrame, where: str, max_dropped: float) -> None:
+    """Raise `DataError` unless every code means an image and images are shown equally often."""
+    if len(codes) == 0:
+        raise DataError(f"{where} has no event of an image in its stim channel.")
+    unknown = codes[(codes < 1) | (codes > len(images))]
+    if len(unknown):
+        raise DataError(
+            f"{where} has {len(unknown)} event(s) that mean no image, first code {unknown[0]}, where "
+            f"{len(images)} images are listed (codes from 1): the image list belongs to another release."
+        )
+    counts = np.bincount(codes)
+    counts = counts[counts > 0]
+    expected = np.bincount(counts).argmax()
+    n_wrong = int(np.abs(counts - expected).sum())
+    if n_wrong > max_dropped * len(codes):
+        raise DataError(
+            f"{where} does not match its images: {len(codes)} events show {len(counts)} images, most of them "
+            f"{expected} times, but {n_wrong} event(s) are missing or too many, above the bound of {max_dropped:.1%}."
+        )
+
+
+IMAGE_COLUMNS = ("stimulus_id", "stim_file", "image", "image_file", "stimulus", "stimulus_file", "trial_type")
+"""Columns that may name the image, in the order in which they are tried."""
+
+
+def open_bids(
+    path: Path,
+    subject: int,
+    session: int | None,
+    options: Any,
+    images: pd.DataFrame,
+    ch_names: Sequence[str],
+) -> ContinuousPart:
+    """Open one recording and pair its events with the images.
+
+    Parameters
+    ----------
+    options
+        Has `event_column` (None to guess) and `max_dropped`.
+    images
+        The whole image list.
+
+    Raises
+    ------
+    DataError
+        If the events table is missing or no column names the images.
+    """
+    import mne
+
+    where = f"subject {subject:02d}, session {session or 1:02d}, file {path}"
+    try:
+        raw = mne.io.read_raw(path, preload=False, verbose="error")
+    except Exception as error:  # readers of many formats raise what they like
+        raise DataError(
+            f"{where} cannot be read ({type(error).__name__}: {error}); fetch it again."
+        ) from error
+    rows = find_channels(raw.ch_names, ch_names, where)
+    table = _read_events(path, where)
+    stimulus, column = _find_images(table, images, options.event_column, where)
+    known = stimulus.notna()
+    n_unknown = int((~known & ~_is_target(table, column)).sum())
+    if n_unknown > options.max_dropped * len(table):
+        first = table.loc[~known & ~_is_target(table, column), column].iloc[0]
+        raise DataError(
+            f"{where}: {n_unknown} of {len(table)} events name no image of the list in the column {column!r}, "
+            f"first {first!r}: the image list belongs to another release."
+        )
+    sfreq = float(raw.info["sfreq"])
+    events = table.loc[known, ["onset"]].astype(float).reset_index(drop=True)
+    events["sample"] = np.round(events["onset"] * sfreq).astype(int)
+    listed = images.set_index("stimulus_id").loc[stimulus[known]].reset_index()
+    for name in ("stimulus_id", "concept", "split"):
+        events[name] = listed[name].to_numpy()
+    events["repetition"] = 0
+    run = re.search(r"_run-([A-Za-z0-9]+)", path.name)
+    recording = Recording(
+        f"{subject:02d}", f"{session or 1:02d}", run[1] if run else "01", "eeg", (path,), events,
+        frozenset(images["stimulus_id"]),
+    )  # fmt: skip
+    return ContinuousPart(
+        recording, tuple(ch_names), sfreq, int(raw.n_times), _RawReader(raw, rows), list_sensors(raw, ("eeg",)),
+        tuple(raw.info["bads"]), list_seams(raw),
+    )  # fmt: skip
+
+
+class _RawReader:
+    """Reads samples of an MNE recording, in volt."""
+
+    def __init__(self, raw: Any, rows: np.ndarray) -> None:
+        self.raw, self.rows = raw, rows
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        return self.raw.get_data(picks=self.rows, start=start, stop=stop)
+
+
+def _read_events(path: Path, where: str) -> pd.DataFrame:
+    events = path.with_name(re.sub(r"_eeg\.\w+$", "_events.tsv", path.name))
+    if not events.is_file():
+        raise DataError(f"{where} has no {events.name} beside it, which says which image was shown when.")
+    table = pd.read_csv(events, sep="\t", na_values="n/a", keep_default_na=False)
+    if "onset" not in table.columns:
+        raise DataError(f"{events} has no column onset; its columns are {', '.join(table.columns)}.")
+    return table
+
+
+def _is_target(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return which events are no image at all: empty, or the code of a target."""
+    text = table[column].astype(str).str.lower()
+    is_target = table[column].isna() | text.isin(
+        [str(TARGET_CODE), f"{TARGET_CODE}.0", "target", "stimulus", "nan"]
+    )
+    return is_target | text.str.contains("target")
+
+
+def _find_images(
+    table: pd.DataFrame, images: pd.DataFrame, column: str | None, where: str
+) -> tuple[pd.Series, str]:
+    """Return the stimulus id of each event (None where there is none) and the column that told it."""
+    ids = frozenset(images["stimulus_id"])
+    if column is not None and column not in table.columns:
+        raise DataError(f"{where}: the events have no column {column!r}, only {', '.join(table.columns)}.")
+    for name in [column] if column is not None else [c for c in IMAGE_COLUMNS if c in table.columns]:
+        stems = table[name].map(lambda value: Path(str(value)).stem if pd.notna(value) else None)
+        found = stems.where(stems.isin(ids), None)
+        if found.notna().any():
+            return found, str(name)
+    raise DataError(
+        f"{where}: no column of the events names an image of the list; the columns are "
+        f"{', '.join(table.columns)}. Name the right one with --set dataset.event_column=NAME."
     )

@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns, suggest
-from braindecode_vis.datasets.bids.fmri_stimuli import (
+from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
@@ -38,7 +38,6 @@ from braindecode_vis.datasets.sources.betas_source import (
     Untrained,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
     check_same_space,
@@ -46,16 +45,18 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume_header,
 )
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.datasets.things_fmri.betas_table import (
+from braindecode_vis.datasets.things_fmri.betas import (
     TableReader,
+    VolumeReader,
     find_regions,
     find_table_files,
+    name_conditions,
     open_response_table,
     place_voxels,
     read_table_trials,
+    read_volume_runs,
     read_voxels,
 )
-from braindecode_vis.datasets.things_fmri.betas_volumes import VolumeReader, name_conditions, read_volume_runs
 from braindecode_vis.store import hash_sampled
 
 
@@ -146,12 +147,12 @@ class ThingsFmriConfig(FmriSettings):
         plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
         return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file, pair trials with responses and voxels with regions, and compare with declared counts."""
         try:
             source = self.open_betas()
         except BraindecodeVisError as error:
-            return [Finding("layout", False, str(error))]
+            return [CheckFinding("layout", False, str(error))]
         facts, findings = read_manifest("things_fmri").facts, []
         root = check_root(self.root, read_manifest("things_fmri"))
         for subject in source.subjects:
@@ -160,11 +161,11 @@ class ThingsFmriConfig(FmriSettings):
                 n, declared = int((trials["split"] == split).sum()), facts[f"n_{split}"]
                 item = f"subject {subject} {split}"
                 if self.sessions is not None:
-                    findings.append(Finding(item, True, f"{n} trials of the chosen sessions"))
+                    findings.append(CheckFinding(item, True, f"{n} trials of the chosen sessions"))
                 else:
                     findings.append(compare_fact(item, n, declared, root, what="trials"))
             text = f"{source.find_geometry(subject).n_voxels} voxels"
-            findings.append(Finding(f"subject {subject} voxels", True, text))
+            findings.append(CheckFinding(f"subject {subject} voxels", True, text))
         return findings
 
     def _find_beside(self) -> Path | None:

@@ -24,45 +24,44 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids.meeg_images import (
+from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
     describe_images,
+    find_sensor_positions,
     hash_images,
+    hash_recording,
     make_shown_table,
     make_stimuli,
-)
-from braindecode_vis.datasets.bids.meeg_raw import (
-    find_sensor_positions,
-    hash_recording,
     number_repetitions,
 )
-from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     EpochedPart,
     EpochPlan,
     MeegSource,
     Mvnn,
     SampleType,
+    add_cleaning,
+    sample_part,
 )
-from braindecode_vis.datasets.sources.spot_checks import sample_part
-from braindecode_vis.datasets.things_meg.epoch_files import (
-    EpochFile,
-    find_epoch_files,
-    make_epoch_part,
-    open_epochs,
-)
-from braindecode_vis.datasets.things_meg.raw import (
+from braindecode_vis.datasets.things_meg.files import (
     DROPOUTS,
+    EpochFile,
+    MegRun,
     Onset,
-    Run,
+    find_attributes,
+    find_epoch_files,
+    find_name_files,
     find_runs,
+    make_epoch_part,
     make_run_part,
     measure_lag,
+    open_epochs,
     open_run,
+    read_image_names,
     read_run_events,
 )
-from braindecode_vis.datasets.things_meg.tables import find_attributes, find_name_files, read_image_names
 from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, check_facts, describe_split
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
@@ -137,7 +136,7 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         root, held = self._find()
         digests = hash_images(self.images, root)
         for item in held:
-            if isinstance(item, Run):
+            if isinstance(item, MegRun):
                 digests |= hash_recording(item.path, root)
             else:
                 digests |= {p.relative_to(root).as_posix(): hash_sampled(p) for p in item.files}
@@ -158,7 +157,7 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
             If anything is missing, damaged or does not fit together; the message names subject, session and file.
         """
         root, held = self._find()
-        is_raw = isinstance(held[0], Run)
+        is_raw = isinstance(held[0], MegRun)
         if not is_raw:
             self._refuse_raw_options()
         names = self._read_names(root, held)
@@ -181,29 +180,31 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         source = MeegSource("meg", tuple(parts), stimuli, plan, unit, ch_pos=positions, notes=notes)
         return add_cleaning(source, self)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file, pair every event with its image, and measure the lag between trigger and picture."""
         try:
             root, held = self._find()
             names = self._read_names(root, held)
         except (DataError, ConfigError) as error:
-            return [Finding("layout", False, str(error))]
-        layout = "raw" if isinstance(held[0], Run) else "preprocessed"
+            return [CheckFinding("layout", False, str(error))]
+        layout = "raw" if isinstance(held[0], MegRun) else "preprocessed"
         findings = [
-            Finding(
+            CheckFinding(
                 "layout", True, f"{layout}, {len({i.subject for i in held})} subject(s), {len(held)} file(s)"
             ),
-            Finding("image numbers", True, f"{len(names)} images of {names['concept'].nunique()} concepts"),
+            CheckFinding(
+                "image numbers", True, f"{len(names)} images of {names['concept'].nunique()} concepts"
+            ),
         ]
         for item in held:
             findings.append(
-                _check_run(item, names) if isinstance(item, Run) else self._check_epochs(item, root, names)
+                _check_run(item, names) if isinstance(item, MegRun) else self._check_epochs(item, root, names)
             )
         try:
             source = self.open_epochs()
         except (DataError, ConfigError) as error:
-            return [*findings, Finding("split", False, str(error))]
-        findings.append(Finding("images", True, describe_images(source.stimuli)))
+            return [*findings, CheckFinding("split", False, str(error))]
+        findings.append(CheckFinding("images", True, describe_images(source.stimuli)))
         if self.test_set == "small" and self.zero_shot and self.sessions is None:
             findings += check_facts(source.notes["counts"])
         return findings
@@ -245,7 +246,9 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
             raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
         return names
 
-    def _open_raw(self, runs: list[Run], names: pd.DataFrame) -> tuple[list[Any], dict[str, Any], np.ndarray]:
+    def _open_raw(
+        self, runs: list[MegRun], names: pd.DataFrame
+    ) -> tuple[list[Any], dict[str, Any], np.ndarray]:
         parts, lags = [], {}
         for run in runs:
             raw = open_run(run)
@@ -280,16 +283,16 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
                 positions = find_sensor_positions(epochs, part.ch_names)
         return parts, {"onset": "optical", "epochs": notes}, positions
 
-    def _check_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> Finding:
+    def _check_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> CheckFinding:
         try:
             epochs = open_epochs(file)
             attributes = find_attributes(root, file.subject)
             part, notes = make_epoch_part(file, epochs, names, attributes, self._chosen(), self.sfreq)
             sample_part(part, sfreq=200.0)
         except (DataError, ConfigError) as error:
-            return Finding(file.path.name, False, str(error))
+            return CheckFinding(file.path.name, False, str(error))
         other = notes.get("n_attribute_mismatches", 0)
-        return Finding(
+        return CheckFinding(
             file.path.name, True,
             f"{len(part.trials)} epochs in {len(file.files)} part(s), {len(part.ch_names)} sensors, "
             f"{len(part.times)} times, {other} row(s) of the attributes name another image",
@@ -306,7 +309,7 @@ def _list_places(file: str, concept: str) -> tuple[str, ...]:
     return (file, f"object_images/{file}", f"images/{file}", f"images_meg/{file}", f"images_test_meg/{name}")
 
 
-def _check_run(run: Run, names: pd.DataFrame) -> Finding:
+def _check_run(run: MegRun, names: pd.DataFrame) -> CheckFinding:
     name = "/".join(run.path.parts[-3:])
     try:
         raw = open_run(run)
@@ -314,9 +317,9 @@ def _check_run(run: Run, names: pd.DataFrame) -> Finding:
         _, lag = measure_lag(run, raw, events["sample"].to_numpy())
         sample_part(make_run_part(run, raw, names, None, "optical", 1.0)[0], sfreq=1200.0)
     except DataError as error:
-        return Finding(name, False, str(error))
+        return CheckFinding(name, False, str(error))
     kinds = f"{int((~events['is_catch']).sum())} pictures, {int(events['is_catch'].sum())} catch trials"
-    return Finding(
+    return CheckFinding(
         name, True,
         f"{kinds}; the optical onset follows the trigger by {lag['median_ms']:.1f} ms ({lag['min_ms']:.1f} to "
         f"{lag['max_ms']:.1f}), {lag['n_without_trigger']:.0f} picture(s) without trigger",

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.bids.meeg_raw import drop_events
-from braindecode_vis.datasets.manifests import Finding, read_manifest
+from braindecode_vis.datasets.bids.meeg_files import drop_events
+from braindecode_vis.datasets.manifests import CheckFinding, read_manifest
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart
-from braindecode_vis.datasets.things_meg.epoch_files import EpochReader
+from braindecode_vis.datasets.things_meg.files import EpochReader
 
 TestSet = Literal["small", "large"]
 
@@ -154,7 +154,7 @@ def _check_even(labels: pd.Series, what: str, max_dropped: float) -> int:
     return usual
 
 
-def check_facts(sizes: dict[str, dict[str, Any]]) -> list[Finding]:
+def check_facts(sizes: dict[str, dict[str, Any]]) -> list[CheckFinding]:
     """Compare the split of every person with the published numbers, for the default protocol."""
     declared = read_manifest("things_meg").facts
     findings = []
@@ -165,6 +165,6 @@ def check_facts(sizes: dict[str, dict[str, Any]]) -> list[Finding]:
             if value != declared[key]
         ]
         findings.append(
-            Finding(f"subject {subject} counts", not off, ", ".join(off) if off else "as declared")
+            CheckFinding(f"subject {subject} counts", not off, ", ".join(off) if off else "as declared")
         )
     return findings

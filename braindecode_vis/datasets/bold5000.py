@@ -1,13 +1,21 @@
-"""BOLD5000 release 2.0: single-trial betas of GLMsingle, as volumes of each session or as tables of ten regions.
+"""BOLD5000 (Chang et al. 2019, ds001499): four subjects, about 5000 pictures of scenes, COCO and ImageNet.
 
-Owns the names of the files (``CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-01.nii.gz`` with ``CSI1_brainmask.nii.gz``,
-or ``..._allses_LHEarlyVis.npy``) and the list that names the picture of every trial, ``CSI1_imgnames.txt``. The names
+Two data sets. `Bold5000BetasConfig` reads the single-trial betas of release 2.0 (GLMsingle), as volumes of each session
+(``CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_ses-01.nii.gz`` with ``CSI1_brainmask.nii.gz``) or as tables of ten regions
+(``..._allses_LHEarlyVis.npy``), and the list that names the picture of every trial, ``CSI1_imgnames.txt``. The names
 are those that published readers of the release open; they were not seen on an original download. Test pictures are
-those of ``repeated_stimuli_113_list.txt`` where it is found, else those that the person saw more than once.
+those of ``repeated_stimuli_113_list.txt`` where it is found, else those that the subject saw more than once.
+
+`Bold5000Config` reads the raw images, or fMRIPrep's of the release, which carry the names of its first versions
+(``_bold_space-T1w_preproc``), and owns what the event tables mean: the kind of a picture (`ImgType`), its name, and
+that the 113 repeated pictures, whose kind begins with ``rep_``, are the test pictures, also where they are shown
+without that mark (twice in the first session of CSI1).
 
 References
 ----------
-Chang, N. et al. (2019), doi:10.1038/s41597-019-0052-3. Prince, J. S. et al. (2022), GLMsingle, doi:10.7554/eLife.77599.
+Chang, N. et al. (2019). BOLD5000, a public fMRI dataset while viewing 5000 visual images. Scientific Data 6, 49.
+doi:10.1038/s41597-019-0052-3
+Prince, J. S. et al. (2022), GLMsingle, doi:10.7554/eLife.77599.
 """
 
 from __future__ import annotations
@@ -21,16 +29,24 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, check_option
-from braindecode_vis.datasets.bids.fmri_dataset import make_stimulus_id
-from braindecode_vis.datasets.bids.fmri_stimuli import (
+from braindecode_vis.checks import ConfigError, DataError, check_columns, check_option
+from braindecode_vis.datasets.bids.fmri_dataset import (
+    BoldSettings,
+    FmriRecipe,
+    check_bold,
+    hash_bold_inputs,
+    make_stimulus_id,
+    prepare_bold,
+)
+from braindecode_vis.datasets.bids.fmri_files import (
+    RunFiles,
     check_no_overlap,
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
+    read_seconds,
 )
-from braindecode_vis.datasets.bold5000.raw import find_concept
-from braindecode_vis.datasets.manifests import Finding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasConfig,
     BetasPart,
@@ -42,7 +58,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     Untrained,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.declared_counts import compare_fact
+from braindecode_vis.datasets.sources.bold_source import BoldSource
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
     check_same_space,
@@ -50,7 +66,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume_header,
 )
 from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.store import hash_file, hash_sampled
 
 _LIST = "repeated_stimuli_113_list.txt"
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
@@ -130,19 +146,19 @@ class Bold5000BetasConfig(FmriSettings):
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
         return FmriSource(tuple(parts), stimuli, plan, "percent signal change", geometry, notes=notes)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every file and compare the number of repeated pictures with the declared one."""
         try:
             source = self.open_betas()
         except (DataError, ConfigError) as error:
-            return [Finding("data", False, str(error))]
+            return [CheckFinding("data", False, str(error))]
         facts = read_manifest("bold5000_betas").facts
         findings = []
         for subject in source.subjects:
             trials = pd.concat([part.trials for part in source.parts if part.group[0] == subject])
             n = trials.loc[trials["split"] == "test", "stimulus_id"].nunique()
             text = f"{len(trials)} trials, {source.find_geometry(subject).n_voxels} voxels"
-            findings.append(Finding(f"subject {subject}", True, text))
+            findings.append(CheckFinding(f"subject {subject}", True, text))
             item = f"subject {subject} repeated pictures"
             findings.append(compare_fact(item, n, facts["n_repeated"], self._find_root()))
         return findings
@@ -317,3 +333,109 @@ def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geo
 
     geometry = Geometry(np.arange(sum(sizes)), rois={"roi": Roi(labels, names)})
     return [BetasPart(trials, found.betas, sum(sizes), read)], geometry
+
+
+_KINDS = ("imagenet", "coco", "scenes")
+_LIST_PLACES = ("", "stimuli", "BOLD5000_Stimuli", "BOLD5000_Stimuli/Scene_Stimuli", "code")
+
+
+class Bold5000Config(BoldSettings):
+    """Where the data set lies; see `BoldSettings` for the options.
+
+    The 113 repeated pictures are the test pictures. They are told by `ImgType`; where ``repeated_stimuli_113_list.txt``
+    is found below the root, it must agree. Subjects are called ``CSI1`` to ``CSI4``. Concepts: the synset of an
+    ImageNet picture, the name of a scene without its number; a COCO picture has no single concept and stands for
+    itself.
+    """
+
+    kind: Literal["bold5000"] = "bold5000"
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of every file that is read."""
+        digests, listed = hash_bold_inputs(self, self._make_recipe()), self._find_list()
+        return digests if listed is None else {**digests, _LIST: hash_file(listed)}
+
+    def open_bold(self) -> BoldSource:
+        """Return the data set as lazy runs; see `prepare_bold`."""
+        return prepare_bold(self, self._make_recipe())
+
+    def check(self) -> list[CheckFinding]:
+        """Open every header and table, and pair events with pictures."""
+        return check_bold(self, self._make_recipe())
+
+    def _make_recipe(self) -> FmriRecipe:
+        notes = {"protocol": "test: the 113 repeated pictures"}
+        return FmriRecipe("bold5000", {"task": ("5000scenes",)}, read_scene_events, self._finish, notes)
+
+    def _find_list(self) -> Path | None:
+        root = check_root(self.root, read_manifest("bold5000"))
+        return next((root / p / _LIST for p in _LIST_PLACES if (root / p / _LIST).is_file()), None)
+
+    def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """Make a picture a test picture throughout if it is one anywhere."""
+        tested = set(trials.loc[trials["split"] == "test", "stimulus_id"])
+        listed = self._find_list()
+        if listed is not None:
+            names = {make_stimulus_id(line) for line in listed.read_text().splitlines() if line.strip()}
+            outside = sorted(tested - names)
+            if outside:
+                raise DataError(
+                    f"{len(outside)} pictures of the kind rep_* are not in {listed.name}, first {outside[0]}; "
+                    "list and events are of different releases."
+                )
+            tested |= names
+        trials = trials.assign(split=np.where(trials["stimulus_id"].isin(tested), "test", "train"))
+        check_no_overlap(trials, title="BOLD5000")
+        return trials
+
+
+def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
+    """Return the trials of one run."""
+    assert run.events is not None
+    check_columns(table.columns, ("ImgName", "ImgType"), what=f"the events table {run.events}")
+    kinds = table["ImgType"].str.lower().str.removeprefix("rep_")
+    unknown = sorted(set(kinds) - set(_KINDS))
+    if unknown:
+        raise DataError(
+            f"{run.events} has pictures of the kind {unknown[0]!r}; {', '.join(_KINDS)} are known."
+        )
+    names = table["ImgName"]
+    if "stim_file" in table.columns:
+        # The two columns repeat each other; where they differ, the events are not those of the release.
+        differ = (names.map(make_stimulus_id) != table["stim_file"].map(make_stimulus_id)) & (
+            table["stim_file"] != ""
+        )
+        if differ.any():
+            row = int(np.flatnonzero(differ)[0])
+            raise DataError(
+                f"{run.events} names {names.iloc[row]!r} and {table['stim_file'].iloc[row]!r} in row {row + 2}; "
+                "fetch the table again."
+            )
+    ids = names.map(make_stimulus_id)
+    return pd.DataFrame(
+        {
+            "onset": read_seconds(table, "onset", run.events),
+            "duration": read_seconds(table, "duration", run.events),
+            "stimulus_id": ids,
+            "concept": [find_concept(name, kind) for name, kind in zip(ids, kinds, strict=True)],
+            "path": names,
+            "split": np.where(table["ImgType"].str.lower().str.startswith("rep_"), "test", "train"),
+            "trial_type": kinds,
+            "image_type": kinds,
+        }
+    )
+
+
+def find_concept(name: str, kind: str) -> str:
+    """Return the concept of a picture.
+
+    Examples
+    --------
+    >>> find_concept("n01641577_1229", "imagenet"), find_concept("concert5", "scenes")
+    ('n01641577', 'concert')
+    >>> find_concept("COCO_train2014_000000113449", "coco")
+    'COCO_train2014_000000113449'
+    """
+    if kind == "imagenet":
+        return name.split("_", 1)[0]
+    return re.sub(r"_?\d+$", "", name) or name if kind == "scenes" else name

@@ -1,8 +1,13 @@
 """THINGS-EEG1 (Grootswagers et al. 2022): rapid streams of 22,248 images, raw or as continuous EEGLAB files.
 
-Owns the configuration, which recordings there are, the montage, and the split. `prepare` gives lazy parts and reads no
-samples. The stream shows an image every 100 ms, so that the second after an onset holds ten responses, and the interval
-before it is no rest; the baseline removes the offset of the amplifier, not activity.
+Owns the configuration, which recordings there are, the montage, the events tables and the split. `open_epochs` gives
+lazy parts and reads no samples. The stream shows an image every 100 ms, so that the second after an onset holds ten
+responses, and the interval before it is no rest; the baseline removes the offset of the amplifier, not activity.
+
+Two forms of ``events.tsv`` are about: one gives `onset` in milliseconds and no samples, the other in seconds with a
+column `sample` at 1000 Hz; `duration` is in milliseconds in both. The form is told by `sample`, or by the pace of the
+presentation, which is 10 images per second. Concepts come from the path in `stim`: `object` is -1 on test trials, and
+`objectnumber` follows another order than the THINGS concept list.
 
 References
 ----------
@@ -13,6 +18,7 @@ visual presentation streams, Scientific Data 9, 3. doi:10.1038/s41597-021-01102-
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,44 +28,38 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids.meeg_images import (
+from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
-    describe_images,
-    hash_images,
-    make_shown_table,
-    make_stimuli,
-)
-from braindecode_vis.datasets.bids.meeg_raw import (
     RawReader,
     check_length,
     check_subset,
+    describe_images,
     drop_events,
+    hash_images,
     hash_recording,
     list_channels,
     list_seams,
     list_sensors,
+    make_shown_table,
+    make_stimuli,
     number_repetitions,
     open_recording,
+    read_numbers,
+    read_text_table,
 )
-from braindecode_vis.datasets.manifests import Finding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions, add_cleaning
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochPlan,
     MeegSource,
     Mvnn,
     SampleType,
+    add_cleaning,
+    find_channels,
+    sample_part,
 )
-from braindecode_vis.datasets.sources.spot_checks import sample_part
-from braindecode_vis.datasets.things_eeg1.events import (
-    TEST_LIST,
-    find_test_images,
-    read_events,
-    read_excluded,
-    read_test_list,
-)
-from braindecode_vis.datasets.things_eeg2.raw import find_channels
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -148,15 +148,17 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
         stimuli = self._find_images(parts, root)
         return add_cleaning(MeegSource("eeg", tuple(parts), stimuli, plan, "V", notes=notes), self)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[CheckFinding]:
         """Open every recording, pair its events with images, and compare with the published numbers."""
         try:
             root, held, notes = self._find()
             tests = self._find_tests(root, held)
         except (DataError, ConfigError) as error:
-            return [Finding("layout", False, str(error))]
-        findings = [Finding("layout", True, f"{held[0].layout}, {len(held)} subject(s)")]
-        findings += [Finding("excluded subjects", True, notes["excluded"])] if "excluded" in notes else []
+            return [CheckFinding("layout", False, str(error))]
+        findings = [CheckFinding("layout", True, f"{held[0].layout}, {len(held)} subject(s)")]
+        findings += (
+            [CheckFinding("excluded subjects", True, notes["excluded"])] if "excluded" in notes else []
+        )
         parts = []
         for item in held:
             try:
@@ -164,21 +166,21 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
                 parts.append(_open_part(item, raw, list_channels(raw, ("eeg",)), tests))
                 sample_part(parts[-1], sfreq=1000.0 if item.layout == "raw" else None)
             except DataError as error:
-                findings.append(Finding(item.path.name, False, str(error)))
+                findings.append(CheckFinding(item.path.name, False, str(error)))
                 continue
             n = len(parts[-1].recording.events)
             findings.append(
-                Finding(item.path.name, True, f"{len(parts[-1].ch_names)} channels, {n} presentations")
+                CheckFinding(item.path.name, True, f"{len(parts[-1].ch_names)} channels, {n} presentations")
             )
         try:
             if parts:
                 stimuli = self._find_images(parts, root)
-                findings.append(Finding("images", True, describe_images(stimuli)))
+                findings.append(CheckFinding("images", True, describe_images(stimuli)))
         except DataError as error:
-            findings.append(Finding("images", False, str(error)))
+            findings.append(CheckFinding("images", False, str(error)))
         return findings + _check_facts(parts)
 
-    def _find(self) -> tuple[Path, list[_Held], dict[str, Any]]:
+    def _find(self) -> tuple[Path, list[_SubjectRecording], dict[str, Any]]:
         root = check_root(self.root, read_manifest("things_eeg1"))
         found = _find_recordings(root, self.layout)
         subjects = sorted(found)
@@ -199,7 +201,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
         )  # fmt: skip
         return root, [found[s] for s in chosen], notes
 
-    def _find_channels(self, raws: dict[_Held, Any], root: Path) -> tuple[str, ...]:
+    def _find_channels(self, raws: dict[_SubjectRecording, Any], root: Path) -> tuple[str, ...]:
         """Return the channels to read: those named, or the smallest montage, which all recordings must have."""
         if self.channels != "montage":
             names = tuple(self.channels)
@@ -227,7 +229,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
         # With the restored reference the channels of an average reference would be linearly dependent.
         return tuple(name for name in smallest if name != "Cz")
 
-    def _find_tests(self, root: Path, held: list[_Held]) -> frozenset[str]:
+    def _find_tests(self, root: Path, held: list[_SubjectRecording]) -> frozenset[str]:
         tests = read_test_list(root)
         if tests or not self.zero_shot:
             return tests
@@ -242,7 +244,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
 
 
 @dataclass(frozen=True)
-class _Held:
+class _SubjectRecording:
     """The recording of one person."""
 
     subject: int
@@ -255,7 +257,7 @@ class _Held:
         return f"subject {self.subject:02d}, session 01, file {self.path}"
 
 
-def _find_recordings(root: Path, layout: str) -> dict[int, _Held]:
+def _find_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
     """Return the recordings of one layout by subject; events tables always lie with the raw recordings."""
     patterns = {
         "raw": ("sub-*/eeg/*_eeg.vhdr",),
@@ -273,7 +275,9 @@ def _find_recordings(root: Path, layout: str) -> dict[int, _Held]:
                 continue
             label = path.name.split("_")[0]
             events = root / label / "eeg" / f"{label}_task-rsvp_events.tsv"
-            found[int(match[1])] = _Held(int(match[1]), "raw" if name == "raw" else "eeglab", path, events)
+            found[int(match[1])] = _SubjectRecording(
+                int(match[1]), "raw" if name == "raw" else "eeglab", path, events
+            )
         if found:
             return found
     raise DataError(
@@ -282,7 +286,9 @@ def _find_recordings(root: Path, layout: str) -> dict[int, _Held]:
     )
 
 
-def _open_part(item: _Held, raw: Any, names: tuple[str, ...], tests: frozenset[str]) -> ContinuousPart:
+def _open_part(
+    item: _SubjectRecording, raw: Any, names: tuple[str, ...], tests: frozenset[str]
+) -> ContinuousPart:
     rows = find_channels(raw.ch_names, names, item.where)
     events = read_events(item.events, item.where, tests)
     check_length(float(events["onset"].iloc[-1]), raw, item.where, "fetch both again")
@@ -343,7 +349,7 @@ def _make_split(
     return parts, counts
 
 
-def _check_facts(parts: list[ContinuousPart]) -> list[Finding]:
+def _check_facts(parts: list[ContinuousPart]) -> list[CheckFinding]:
     """Recompute the declared facts for everybody who finished the experiment."""
     findings = []
     declared = read_manifest("things_eeg1").facts
@@ -364,9 +370,151 @@ def _check_facts(parts: list[ContinuousPart]) -> list[Finding]:
             if value != declared[key]
         ]
         text = ", ".join(off) if off else "as declared"
-        findings.append(Finding(f"subject {part.recording.subject} counts", not off, text))
+        findings.append(CheckFinding(f"subject {part.recording.subject} counts", not off, text))
     return findings
 
 
 def _most(events: pd.DataFrame) -> int:
     return int(events["stimulus_id"].value_counts().max()) if len(events) else 0
+
+
+CLOCK_HZ = 1000.0  # of `sample`, and of the raw recordings
+SOA_S = 0.1
+TEST_LIST = "test_images.csv"
+_COLUMNS = ("onset", "sample", "stim", "object", "isteststim", "teststimnumber", "istarget")
+_IMAGE = re.compile(r"^(?:.*/)?([^/]+)/([^/]+)\.(?:jpg|jpeg|png)$", re.IGNORECASE)
+
+
+def read_events(path: Path, where: str, listed_tests: frozenset[str]) -> pd.DataFrame:
+    """Return one row per presentation, in the order of time.
+
+    Parameters
+    ----------
+    path
+        The ``events.tsv`` of one person.
+    listed_tests
+        Ids of the test images, for tables that do not mark their test trials.
+
+    Returns
+    -------
+    DataFrame
+        `onset` (s), `stimulus_id`, `concept`, `file` (``concept/name.jpg``), `is_test` and `is_target`.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, an image cannot be told, or the onsets fit neither unit.
+    """
+    table = read_text_table(path, where, _COLUMNS)
+    check_columns(table.columns, ("onset", "stim"), what=str(path))
+    events = pd.DataFrame({"onset": _read_onsets(table, path)})
+    images = _read_images(table, path)
+    events = pd.concat([events, images], axis=1)
+    events["is_test"] = events["stimulus_id"].isin(listed_tests)
+    for column, mark in (("isteststim", lambda v: v == 1), ("teststimnumber", lambda v: v >= 0)):
+        if column in table.columns:
+            events["is_test"] |= mark(read_numbers(table, column, path))
+    events["is_target"] = read_numbers(table, "istarget", path) == 1 if "istarget" in table.columns else False
+    _check_objects(table, events, path)
+    late = np.flatnonzero(np.diff(events["onset"]) < 0)
+    if len(late):
+        raise DataError(f"{path} is not sorted by onset: line {late[0] + 3} lies before line {late[0] + 2}.")
+    return events
+
+
+def _read_onsets(table: pd.DataFrame, path: Path) -> np.ndarray:
+    """Return the onsets in s."""
+    onset = read_numbers(table, "onset", path)
+    step = float(np.median(np.diff(onset))) if len(onset) > 1 else np.nan
+    for scale in (1.0, 1 / CLOCK_HZ):
+        if abs(step * scale - SOA_S) < 0.2 * SOA_S:
+            break
+    else:
+        raise DataError(
+            f"{path} has its events {step:g} apart, where THINGS-EEG1 shows an image every 0.1 s: its onsets are "
+            "neither in seconds nor in milliseconds, or the table is of another experiment (THINGS-EEG2 is not "
+            "THINGS-EEG1)."
+        )
+    seconds = onset * scale
+    if "sample" in table.columns:
+        sample = read_numbers(table, "sample", path)
+        apart = np.flatnonzero(np.abs(sample / CLOCK_HZ - seconds) > 1.5 / CLOCK_HZ)
+        if len(apart):
+            raise DataError(
+                f"{path} contradicts itself in line {apart[0] + 2}: sample {sample[apart[0]]:.0f} at 1000 Hz, but "
+                f"onset {onset[apart[0]]:g}; fetch it again."
+            )
+        return sample / CLOCK_HZ
+    return seconds
+
+
+def _read_images(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    stim = table["stim"].fillna("").str.replace("\\", "/", regex=False)
+    parts = stim.str.extract(_IMAGE)
+    bad = np.flatnonzero(parts[0].isna())
+    if len(bad):
+        raise DataError(
+            f"{path} names no image in line {bad[0] + 2} of the column stim ({table['stim'].iloc[bad[0]]!r}), where "
+            "stimuli\\concept\\name.jpg is expected."
+        )
+    foreign = [i for i, (c, n) in enumerate(zip(parts[0], parts[1], strict=True)) if not n.startswith(c)]
+    if foreign:
+        raise DataError(
+            f"{path} pairs the concept {parts[0].iloc[foreign[0]]!r} with the image {parts[1].iloc[foreign[0]]!r} in "
+            f"line {foreign[0] + 2} ({len(foreign)} such lines): the paths are not those of THINGS."
+        )
+    name = stim.str.rsplit("/", n=1).str[-1]
+    return pd.DataFrame({"stimulus_id": parts[1], "concept": parts[0], "file": parts[0] + "/" + name})
+
+
+def _check_objects(table: pd.DataFrame, events: pd.DataFrame, path: Path) -> None:
+    """Compare the concept of each path with the column `object`, which test trials leave at -1."""
+    if "object" not in table.columns:
+        return
+    told = table["object"].to_numpy(object)
+    differs = (
+        (told != "-1") & table["object"].notna().to_numpy() & (told != events["concept"].to_numpy(object))
+    )
+    if differs.any():
+        line = int(np.flatnonzero(differs)[0])
+        raise DataError(
+            f"{path} names the object {told[line]!r} but shows {events['file'].iloc[line]} in line {line + 2} "
+            f"({int(differs.sum())} such lines): its columns are shifted against each other."
+        )
+
+
+def read_test_list(root: Path) -> frozenset[str]:
+    """Return the ids in ``test_images.csv`` (no header, ``concept/name.jpg``), which some copies lack."""
+    path = root / TEST_LIST
+    if not path.is_file():
+        return frozenset()
+    lines = [line.strip().strip('"').replace("\\", "/") for line in path.read_text().splitlines()]
+    return frozenset(Path(line.split(",")[0]).stem for line in lines if line)
+
+
+def find_test_images(tables: Iterable[Path]) -> frozenset[str]:
+    """Return the test images of the first table that marks any; all people saw the same ones."""
+    for path in tables:
+        events = read_events(path, str(path), frozenset())
+        if events["is_test"].any():
+            return frozenset(events.loc[events["is_test"], "stimulus_id"])
+    return frozenset()
+
+
+def read_excluded(root: Path) -> dict[int, str]:
+    """Return the subjects that ``participants.tsv`` advises to leave out, with the reason."""
+    path = root / "participants.tsv"
+    if not path.is_file():
+        return dict.fromkeys((1, 6, 18, 23), "by the published list")
+    table = read_text_table(path, str(path))
+    if "exclude" not in table.columns:
+        return dict.fromkeys((1, 6, 18, 23), "by the published list")
+    out = table[table["exclude"].astype(str) == "1"]
+    why = (
+        out["note_IZ"].fillna("no reason given")
+        if "note_IZ" in out.columns
+        else ["no reason given"] * len(out)
+    )
+    return {
+        int(re.sub(r"\D", "", name)): str(note) for name, note in zip(out["participant_id"], why, strict=True)
+    }

@@ -1,1 +1,0 @@
-"""BOLD5000 (fMRI): raw runs and released betas."""
