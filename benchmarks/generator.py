@@ -24,7 +24,7 @@ from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
-from braindecode_vis.phantom.stimuli.concepts import make_concepts, render_batch
+from braindecode_vis.phantom.stimuli.images import make_concepts, render_batch
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 
 FIRST = {"demo": 0, "validation": 40}

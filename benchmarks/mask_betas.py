@@ -22,7 +22,7 @@ N_VOXELS = 15724
 
 def write_session(path: Path, n_trials: int) -> np.ndarray:
     """Write noise of the spread of real betas, zero outside an ellipsoid, and return a mask of NSD's size."""
-    from braindecode_vis.phantom.writers.nifti import write_volumes
+    from braindecode_vis.phantom.formats.file_writers import write_volumes
 
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))

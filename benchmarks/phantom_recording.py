@@ -11,7 +11,13 @@ import time
 
 import numpy as np
 
-from braindecode_vis.phantom import PhantomConfig, make_drive, make_machine, make_person, simulate_continuous
+from braindecode_vis.phantom import (
+    PhantomConfig,
+    make_drive,
+    make_person,
+    make_sensor_system,
+    simulate_continuous,
+)
 
 SCHEDULES = {
     "eeg63": (0.2, 0.1),
@@ -33,7 +39,7 @@ def main() -> None:
     person = make_person(PhantomConfig(), 0, drive)
     for name, (interval, duration) in SCHEDULES.items():
         start = time.perf_counter()
-        machine = make_machine(name)
+        machine = make_sensor_system(name)
         onsets = np.arange(1.0, seconds - 2, interval)
         rows = generator.integers(0, 512, len(onsets))
         n_samples = round(seconds * machine.sfreq)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from braindecode_vis.phantom.stimuli import render as phantom_render
-from braindecode_vis.phantom.stimuli.concepts import make_things_like_split, render_batch
+from braindecode_vis.phantom.stimuli.images import make_things_like_split, render_batch
 
 
 def measure_speed(size: int, n_images: int, seed: int) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from braindecode_vis.arrays import Responses
 from braindecode_vis.datasets.sources.meeg_source import MeegSource
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, ThingsEeg2Config
-from braindecode_vis.phantom.writers import things_eeg2
+from braindecode_vis.phantom.formats import things_eeg2
 from braindecode_vis.preprocessing.meeg import find_positions, write_meeg, write_source
 from braindecode_vis.store import read_responses
 

@@ -174,7 +174,7 @@ import sys, threading
 from pathlib import Path
 from braindecode_vis import pipeline
 from braindecode_vis.config import read_config
-from braindecode_vis.phantom.assemble import SIZES
+from braindecode_vis.phantom import SIZES
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.demo import make_phantom
 

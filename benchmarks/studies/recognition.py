@@ -30,7 +30,7 @@ from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
 from braindecode_vis.generators.training_pairs import choose_concepts
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval
-from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
 
 PROPERTIES = ("shape", "colour", "texture")

@@ -174,7 +174,7 @@ def phantom(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],
     size: Annotated[str, typer.Option("--size", help="tiny, small, demo or full.")] = "small",
-    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated people.")] = None,
+    subjects: Annotated[int | None, typer.Option("--subjects", min=1, help="Simulated subjects.")] = None,
     concepts: Annotated[int | None, typer.Option("--concepts", min=1, help="Training concepts.")] = None,
     exemplars: Annotated[
         int | None, typer.Option("--exemplars", min=1, help="Images of each of them.")
@@ -183,7 +183,7 @@ def phantom(
         int | None, typer.Option("--test-concepts", min=2, help="Test concepts.")
     ] = None,
     sessions: Annotated[
-        int | None, typer.Option("--sessions", min=1, help="Sessions of each person.")
+        int | None, typer.Option("--sessions", min=1, help="Sessions of each subject.")
     ] = None,
     train_repetitions: Annotated[
         int | None, typer.Option(min=1, help="Times a training image is seen.")
@@ -198,21 +198,21 @@ def phantom(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Simulate people looking at images, in the files of a public data set, with the truth beside them."""
+    """Simulate subjects looking at images, in the files of a public data set, with the truth beside them."""
+    from braindecode_vis import phantom as simulated
     from braindecode_vis.checks import check_option
-    from braindecode_vis.phantom import assemble
     from braindecode_vis.studies import demo as simulation
 
-    check_option("FORMAT", form, assemble.FORMATS)
-    check_option("--size", size, assemble.SIZES[form])
+    check_option("FORMAT", form, simulated.FORMATS)
+    check_option("--size", size, simulated.SIZES[form])
     changes = {
         "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
         "test_repetitions": test_repetitions,
     }  # fmt: skip
     given = {key: value for key, value in changes.items() if value is not None}
-    chosen = assemble.change_size(form, assemble.SIZES[form][size], **given)
-    estimate = assemble.estimate_phantom(form, chosen)
+    chosen = simulated.change_size(form, simulated.SIZES[form][size], **given)
+    estimate = simulated.estimate_phantom(form, chosen)
     cost = (
         f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "
         f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core "
@@ -225,13 +225,13 @@ def phantom(
         return
     truth = simulation.make_phantom(form, out, size=chosen, snr=snr, seed=seed, listener=ConsoleListener())
     if as_json:
-        people = [dict(person) for person in truth.people]
+        people = [dict(person) for person in truth.subjects]
         print_json({"run_folder": None, "scores": [], "root": str(truth.root), "people": people})
         return
     console = make_console(stderr=False)
     console.print(f"data set: {truth.root}", markup=False)
     console.print(f"truth: {truth.folder}", markup=False)
-    for person in truth.people:
+    for person in truth.subjects:
         bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in person["ideal_top1"].items())
         console.print(f"subject {person['subject']}: top-1 of an ideal observer {bounds}", markup=False)
 
@@ -248,7 +248,7 @@ def demo(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Simulate EEG of a person looking at images and decode it: no data, no GPU and no network needed."""
+    """Simulate EEG of a subject looking at images and decode it: no data, no GPU and no network needed."""
     from braindecode_vis.checks import check_option
     from braindecode_vis.pipeline.runs import read_scores
     from braindecode_vis.studies import demo as simulation
@@ -258,7 +258,7 @@ def demo(
     run, truth = simulation.run_demo(out, size=size, snr=level, seed=seed, listener=ConsoleListener())
     if not as_json:
         print_scores(read_scores(run.folder.path))
-        ceiling = max(top for person in truth.people for top in person["ideal_top1"].values())
+        ceiling = max(top for person in truth.subjects for top in person["ideal_top1"].values())
         make_console(stderr=False).print(
             f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
             f"knows the simulated brain reach {ceiling:.3f}",

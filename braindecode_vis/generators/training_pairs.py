@@ -25,7 +25,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.stimuli import StimulusSet, resize_image
 from braindecode_vis.store import replace_atomically

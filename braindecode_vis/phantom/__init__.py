@@ -1,30 +1,52 @@
-"""Simulated people with a known ground truth, looking at images, recorded by simulated machines.
+"""Phantoms: complete simulated data sets with a known ground truth, in the files of public ones. No recording was made.
 
-images -> `drive` (features) -> `brain` (tuning and time courses on `cortex`) -> `forward` (lead fields) and `noise`
--> `recordings` (EEG, MEG) or `bold` (fMRI) -> `writers` (files in the layout of public data sets); `ceiling` tells
-what the best decoder could score.
+images (`stimuli`) -> `drive` (their features) -> `brain` (tuning and time courses on `cortex`) -> `forward` (lead
+fields) and `noise` -> `recordings` (EEG, MEG) or `scanner` and `bold_signal` (fMRI) -> `formats` (files, one module a
+format). `build` is the one call that runs all of it, `sizes` says how much, `truth` keeps what was planted, and
+`ceiling` tells what the best decoder could score.
 """
 
 from braindecode_vis.phantom.bold_signal import compute_betas, simulate_betas, simulate_bold
 from braindecode_vis.phantom.brain import Person, make_person
+from braindecode_vis.phantom.build import (
+    FORMATS,
+    Estimate,
+    change_size,
+    check_space,
+    estimate_phantom,
+    make_phantom,
+)
 from braindecode_vis.phantom.drive import StimulusDrive, make_drive
-from braindecode_vis.phantom.forward import Machine, make_machine
+from braindecode_vis.phantom.forward import SensorSystem, make_sensor_system
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked, simulate_continuous
-from braindecode_vis.phantom.scanner import FmriMachine, make_fmri_machine
+from braindecode_vis.phantom.scanner import Scanner, make_scanner
+from braindecode_vis.phantom.sizes import SIZE_NAMES, SIZES, PhantomSize
+from braindecode_vis.phantom.truth import PhantomTruth, read_truth
 
 __all__ = [
-    "FmriMachine",
-    "Machine",
+    "FORMATS",
+    "SIZES",
+    "SIZE_NAMES",
+    "Estimate",
     "Person",
     "PhantomConfig",
+    "PhantomSize",
+    "PhantomTruth",
+    "Scanner",
+    "SensorSystem",
     "StimulusDrive",
+    "change_size",
+    "check_space",
     "compute_betas",
     "compute_evoked",
+    "estimate_phantom",
     "make_drive",
-    "make_fmri_machine",
-    "make_machine",
     "make_person",
+    "make_phantom",
+    "make_scanner",
+    "make_sensor_system",
+    "read_truth",
     "simulate_betas",
     "simulate_bold",
     "simulate_continuous",

@@ -1,4 +1,4 @@
-"""fMRI of simulated people: single-trial betas and BOLD time series.
+"""fMRI of simulated subjects: single-trial betas and BOLD time series.
 
 A voxel has the tuning of the cortical position at its centre, so EEG, MEG and fMRI of one person agree. Time series
 follow the canonical SPM response of nilearn, with autocorrelated noise, drift and motion. Knows nothing of files.
@@ -20,18 +20,17 @@ from braindecode_vis.phantom.brain import (
     draw_trials,
     get_features,
 )
-from braindecode_vis.phantom.scanner import FmriMachine
-from braindecode_vis.phantom.sensor_positions import pick_training_rows
+from braindecode_vis.phantom.forward import pick_training_rows
+from braindecode_vis.phantom.scanner import Scanner
 from braindecode_vis.seeds import make_generator
 
 BLOCK_VOLUMES = 32
 HRF_S = 32.0
 N_NOISE_MODES = 8
+TRIALS_PER_BLOCK = 16
 
 
-def compute_betas(
-    person: Person, machine: FmriMachine, rows: np.ndarray, *, imagery: bool = False
-) -> np.ndarray:
+def compute_betas(person: Person, scanner: Scanner, rows: np.ndarray, *, imagery: bool = False) -> np.ndarray:
     """Return the noiseless single-trial responses, the ground truth.
 
     Parameters
@@ -47,12 +46,12 @@ def compute_betas(
         Percent signal change.
     """
     features = [get_features(person, stage, rows) for stage in person.stages]
-    return _combine(person, machine, features, np.ones((len(rows), len(person.stages))), imagery)
+    return _combine(person, scanner, features, np.ones((len(rows), len(person.stages))), imagery)
 
 
 def simulate_betas(
     person: Person,
-    machine: FmriMachine,
+    scanner: Scanner,
     rows: np.ndarray,
     trial_seeds: Sequence[int],
     *,
@@ -75,7 +74,7 @@ def simulate_betas(
             f"{len(trial_seeds)} trial seeds were given for {len(rows)} trials: one each is needed."
         )
     config = person.config
-    n_stages, n_voxels = len(person.stages), machine.n_voxels
+    n_stages, n_voxels = len(person.stages), scanner.n_voxels
     features = [get_features(person, stage, rows) for stage in person.stages]
     gains = np.empty((len(rows), n_stages))
     modes = np.empty((len(rows), N_NOISE_MODES), np.float32)
@@ -89,22 +88,22 @@ def simulate_betas(
         noise[number] = generator.standard_normal(n_voxels, dtype=np.float32)
         if imagery:
             _blur_features(features, number, config.fmri.imagery_jitter, generator)
-    betas = _combine(person, machine, features, gains, imagery)
+    betas = _combine(person, scanner, features, gains, imagery)
     share = config.fmri.correlated
     noise *= np.float32(np.sqrt(1 - share))
-    noise += np.float32(np.sqrt(share)) * (modes @ make_noise_modes(person, machine))
+    noise += np.float32(np.sqrt(share)) * (modes @ make_noise_modes(person, scanner))
     betas += np.float32(config.fmri.noise_percent) * noise
     return betas
 
 
-def compute_voxel_snr(person: Person, machine: FmriMachine) -> np.ndarray:
+def compute_voxel_snr(person: Person, scanner: Scanner) -> np.ndarray:
     """Return signal over noise standard deviation of single-trial betas, float array (n_voxels,); ``ncsnr`` of NSD."""
-    return np.sqrt(_measure_voxel_power(person, machine)) / person.config.fmri.noise_percent
+    return np.sqrt(_measure_voxel_power(person, scanner)) / person.config.fmri.noise_percent
 
 
 def simulate_bold(
     person: Person,
-    machine: FmriMachine,
+    scanner: Scanner,
     onsets_s: np.ndarray,
     rows: np.ndarray,
     duration_s: float,
@@ -117,10 +116,10 @@ def simulate_bold(
 
     Parameters
     ----------
-    person, machine
+    person, scanner
         Who is scanned, and how.
     onsets_s : array of shape (n_events,)
-        Stimulus onsets in s after the first volume, ascending. Volume i is taken at ``i * machine.t_r``.
+        Stimulus onsets in s after the first volume, ascending. Volume i is taken at ``i * scanner.t_r``.
     rows : integer array of shape (n_events,)
         Image of each event, as a row of ``person.drive``; -1 for a trial without image content.
     duration_s
@@ -135,14 +134,14 @@ def simulate_bold(
     Yields
     ------
     block : float32 array of shape (n_volumes_of_block, n_voxels)
-        Percent signal change relative to ``machine.baseline``.
+        Percent signal change relative to ``scanner.baseline``.
     """
     onsets_s, rows = np.asarray(onsets_s, float), np.asarray(rows, int)
     if onsets_s.shape != rows.shape or (np.diff(onsets_s) < 0).any():
         raise DataError(
             f"{onsets_s.shape} onsets in ascending order are needed for {rows.shape} stimulus rows."
         )
-    return _stream_bold(person, machine, onsets_s, rows, duration_s, n_volumes, name, imagery)
+    return _stream_bold(person, scanner, onsets_s, rows, duration_s, n_volumes, name, imagery)
 
 
 def simulate_motion(person: Person, n_volumes: int, name: str) -> np.ndarray:
@@ -159,7 +158,7 @@ def simulate_motion(person: Person, n_volumes: int, name: str) -> np.ndarray:
 
 def _stream_bold(
     person: Person,
-    machine: FmriMachine,
+    scanner: Scanner,
     onsets_s: np.ndarray,
     rows: np.ndarray,
     duration_s: float,
@@ -174,9 +173,9 @@ def _stream_bold(
         for number in range(len(rows)):
             _blur_features(features, number, person.config.fmri.imagery_jitter, generator)
     response = _make_response(duration_s)
-    noise = _simulate_series_noise(person, machine, n_volumes, name)
+    noise = _simulate_series_noise(person, scanner, n_volumes, name)
     for first in range(0, n_volumes, BLOCK_VOLUMES):
-        times = np.arange(first, min(first + BLOCK_VOLUMES, n_volumes)) * machine.t_r
+        times = np.arange(first, min(first + BLOCK_VOLUMES, n_volumes)) * scanner.t_r
         low, high = np.searchsorted(onsets_s, (times[0] - HRF_S - duration_s, times[-1] + 1e-9))
         block = next(noise)[: len(times)]
         if high > low:
@@ -184,31 +183,31 @@ def _stream_bold(
             design = np.interp(lag, np.arange(len(response)) * 0.1, response, left=0, right=0)
             shown = [feature[low:high] for feature in features]
             block = block + design.astype(np.float32) @ _combine(
-                person, machine, shown, gains[low:high], imagery
+                person, scanner, shown, gains[low:high], imagery
             )
         yield block
 
 
 def _simulate_series_noise(
-    person: Person, machine: FmriMachine, n_volumes: int, name: str
+    person: Person, scanner: Scanner, n_volumes: int, name: str
 ) -> Iterator[np.ndarray]:
     from scipy import signal
 
     numbers = person.config.fmri
     generator = make_generator(person.config.seed, "series noise", person.index, name)
-    n_voxels = machine.n_voxels
+    n_voxels = scanner.n_voxels
     periods = generator.uniform(130, 500, 3)
     phases = generator.uniform(0, 2 * np.pi, 3)
-    drift_maps = (generator.standard_normal((3, 1)) + make_noise_modes(person, machine)[:3]) * np.sqrt(1 / 3)
+    drift_maps = (generator.standard_normal((3, 1)) + make_noise_modes(person, scanner)[:3]) * np.sqrt(1 / 3)
     motion = simulate_motion(person, n_volumes, name)
     motion = (motion - motion.mean(axis=0)) / np.maximum(motion.std(axis=0), 1e-12)
-    motion_maps = make_noise_modes(person, machine)[2:8] * np.sqrt(1 / 6)
+    motion_maps = make_noise_modes(person, scanner)[2:8] * np.sqrt(1 / 6)
     innovation = np.sqrt(1 - numbers.ar**2)
     state = numbers.ar * generator.standard_normal((1, n_voxels))
     for first in range(0, n_volumes, BLOCK_VOLUMES):
         white = generator.standard_normal((BLOCK_VOLUMES, n_voxels), dtype=np.float32)
         noise, state = signal.lfilter([innovation], [1.0, -numbers.ar], white, axis=0, zi=state)
-        times = (first + np.arange(BLOCK_VOLUMES)) * machine.t_r
+        times = (first + np.arange(BLOCK_VOLUMES)) * scanner.t_r
         drift = np.sin(2 * np.pi * times[:, None] / periods + phases) @ drift_maps
         moved = motion[first : first + BLOCK_VOLUMES] @ motion_maps
         block = numbers.series_noise_percent * noise + numbers.drift_percent * drift
@@ -229,38 +228,38 @@ def _make_response(duration_s: float) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _make_voxel_map(
-    person: Person, machine: FmriMachine
+    person: Person, scanner: Scanner
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
     """Return members and weights of each stage, and the common response (n_stages, n_voxels), unscaled."""
-    weights, common = [], np.zeros((len(person.stages), machine.n_voxels), np.float32)
+    weights, common = [], np.zeros((len(person.stages), scanner.n_voxels), np.float32)
     for number, stage in enumerate(person.stages):
-        weights.append(compute_weights(person, stage, machine.positions))
-        members, amplitudes = compute_common_amplitudes(person, stage, machine.positions)
+        weights.append(compute_weights(person, stage, scanner.positions))
+        members, amplitudes = compute_common_amplitudes(person, stage, scanner.positions)
         common[number, members] = amplitudes
-    peak = np.abs(common.sum(axis=0)[machine.networks == "visual"]).mean()
+    peak = np.abs(common.sum(axis=0)[scanner.networks == "visual"]).mean()
     return weights, common * np.float32(person.config.fmri.common_percent / max(float(peak), 1e-12))
 
 
 @lru_cache(maxsize=8)
-def _get_scale(person: Person, machine: FmriMachine) -> float:
-    power = _measure_raw_power(person, machine)
+def _get_scale(person: Person, scanner: Scanner) -> float:
+    power = _measure_raw_power(person, scanner)
     active = power > 0
     if not active.any():
         return 0.0
     return float(np.sqrt(person.config.snr * person.config.fmri.noise_percent**2 / power[active].mean()))
 
 
-def _measure_voxel_power(person: Person, machine: FmriMachine) -> np.ndarray:
-    return _get_scale(person, machine) ** 2 * _measure_raw_power(person, machine)
+def _measure_voxel_power(person: Person, scanner: Scanner) -> np.ndarray:
+    return _get_scale(person, scanner) ** 2 * _measure_raw_power(person, scanner)
 
 
 @lru_cache(maxsize=8)
-def _measure_raw_power(person: Person, machine: FmriMachine) -> np.ndarray:
+def _measure_raw_power(person: Person, scanner: Scanner) -> np.ndarray:
     """Return the variance over training images of each voxel, single-trial gains included, before scaling."""
     rows = pick_training_rows(person)
-    weights, _ = _make_voxel_map(person, machine)
-    together = np.zeros((len(rows), machine.n_voxels), np.float32)
-    apart = np.zeros(machine.n_voxels)
+    weights, _ = _make_voxel_map(person, scanner)
+    together = np.zeros((len(rows), scanner.n_voxels), np.float32)
+    apart = np.zeros(scanner.n_voxels)
     for (members, weight), stage in zip(weights, person.stages, strict=True):
         shown = get_features(person, stage, rows) @ weight.T
         together[:, members] += shown
@@ -271,21 +270,21 @@ def _measure_raw_power(person: Person, machine: FmriMachine) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def make_noise_modes(person: Person, machine: FmriMachine) -> np.ndarray:
+def make_noise_modes(person: Person, scanner: Scanner) -> np.ndarray:
     """Return spatial patterns of shared noise of unit total variance per voxel, float32 (N_NOISE_MODES, n_voxels)."""
     fields = draw_fields(
-        machine.positions, N_NOISE_MODES, person.config.seed, "noise modes", person.index, length_mm=35.0
+        scanner.positions, N_NOISE_MODES, person.config.seed, "noise modes", person.index, length_mm=35.0
     )
     return (fields.T / np.sqrt((fields**2).sum(axis=1))).astype(np.float32)
 
 
 def _combine(
-    person: Person, machine: FmriMachine, features: list[np.ndarray], gains: np.ndarray, imagery: bool
+    person: Person, scanner: Scanner, features: list[np.ndarray], gains: np.ndarray, imagery: bool
 ) -> np.ndarray:
     """Return the response to features (one array per stage) with the given gains (n_rows, n_stages)."""
     numbers = person.config.fmri
-    weights, common = _make_voxel_map(person, machine)
-    scale = _get_scale(person, machine)
+    weights, common = _make_voxel_map(person, scanner)
+    scale = _get_scale(person, scanner)
     size = gains.copy()
     if imagery:
         early = np.array(
@@ -309,3 +308,12 @@ def _blur_features(
         if width not in errors:
             errors[width] = np.asarray(size * generator.standard_normal(width), np.float32)
         feature[number] += errors[width]
+
+
+def iterate_betas(
+    person: Person, scanner: Scanner, rows: np.ndarray, seeds: np.ndarray, *, imagery: bool = False
+) -> Iterator[np.ndarray]:
+    """Yield noisy single-trial betas in blocks of shape (<= `TRIALS_PER_BLOCK`, n_voxels)."""
+    for start in range(0, len(rows), TRIALS_PER_BLOCK):
+        part = slice(start, start + TRIALS_PER_BLOCK)
+        yield simulate_betas(person, scanner, rows[part], seeds[part].tolist(), imagery=imagery)

@@ -1,7 +1,7 @@
 """The neural ground truth of one simulated person.
 
 A person is a chain of stages. A stage follows one family of stimulus features through a map from features to
-cortical positions (part shared by all people, part individual) and one time course, so the response to an image is
+cortical positions (part shared by all subjects, part individual) and one time course, so the response to an image is
 a sum over stages of (map x features) x time course. Owns maps, time courses and trial-to-trial variability; knows
 nothing of sensors, noise and files.
 """

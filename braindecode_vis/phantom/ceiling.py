@@ -13,10 +13,10 @@ import numpy as np
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.bold_signal import compute_betas, make_noise_modes
 from braindecode_vis.phantom.brain import RESPONSE_S, Person, compute_time_course
-from braindecode_vis.phantom.forward import Machine
+from braindecode_vis.phantom.forward import SensorSystem
 from braindecode_vis.phantom.noise import compute_noise_power, compute_noise_spectra
 from braindecode_vis.phantom.recordings import SNR_WINDOW_S, compute_evoked, make_sensor_map
-from braindecode_vis.phantom.scanner import FmriMachine
+from braindecode_vis.phantom.scanner import Scanner
 from braindecode_vis.seeds import make_generator
 
 HIGHEST_HZ = 100.0
@@ -24,7 +24,7 @@ HIGHEST_HZ = 100.0
 
 def compute_noise_ceiling(
     person: Person,
-    machine: Machine,
+    system: SensorSystem,
     rows: np.ndarray,
     n_repetitions: int,
     *,
@@ -51,10 +51,10 @@ def compute_noise_ceiling(
         raise ConfigError(f"a split into halves needs at least 2 repetitions, not {n_repetitions}.")
     tmin, tmax = SNR_WINDOW_S
     evoked = compute_evoked(
-        person, machine, rows, sfreq=200.0, tmin=tmin, tmax=tmax, duration_s=duration_s, common=False
+        person, system, rows, sfreq=200.0, tmin=tmin, tmax=tmax, duration_s=duration_s, common=False
     )
     signal = evoked.var(axis=0, dtype=np.float64).mean(axis=1)
-    noise = compute_noise_power(person, machine)
+    noise = compute_noise_power(person, system)
     return {
         "with_truth": np.sqrt(signal / (signal + noise / n_repetitions)),
         "split_half": signal / (signal + 2 * noise / n_repetitions),
@@ -62,7 +62,7 @@ def compute_noise_ceiling(
 
 
 def compute_evoked_gram(
-    person: Person, machine: Machine, rows: np.ndarray, *, duration_s: float = 0.1
+    person: Person, system: SensorSystem, rows: np.ndarray, *, duration_s: float = 0.1
 ) -> np.ndarray:
     """Return the noise-whitened inner products of noiseless responses, float array (n_rows, n_rows).
 
@@ -74,11 +74,11 @@ def compute_evoked_gram(
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
     spectrum = np.fft.rfft(courses, axis=1) / rate  # (n_stages, n_frequencies), unit * s
     frequencies = np.fft.rfftfreq(len(times), 1 / rate)
-    used = np.flatnonzero((frequencies > 0) & (frequencies <= min(HIGHEST_HZ, 0.45 * machine.sfreq)))
-    patterns = make_sensor_map(person, machine, duration_s).project(person, rows).astype(np.float64)
+    used = np.flatnonzero((frequencies > 0) & (frequencies <= min(HIGHEST_HZ, 0.45 * system.sfreq)))
+    patterns = make_sensor_map(person, system, duration_s).project(person, rows).astype(np.float64)
     gram = np.zeros((len(rows), len(rows)))
     for number in used:
-        density = compute_noise_spectra(person, machine, frequencies[[number]])[0]
+        density = compute_noise_spectra(person, system, frequencies[[number]])[0]
         shown = np.einsum("rsc,s->rc", patterns, spectrum[:, number])  # (n_rows, n_channels), complex
         root = np.linalg.cholesky(density / np.trace(density))
         white = np.linalg.solve(root, shown.T) / np.sqrt(np.trace(density))
@@ -87,12 +87,12 @@ def compute_evoked_gram(
 
 
 def compute_betas_gram(
-    person: Person, machine: FmriMachine, rows: np.ndarray, *, imagery: bool = False
+    person: Person, scanner: Scanner, rows: np.ndarray, *, imagery: bool = False
 ) -> np.ndarray:
     """Return the noise-whitened inner products of noiseless betas, float array (n_rows, n_rows)."""
-    betas = compute_betas(person, machine, rows, imagery=imagery).astype(np.float64)
+    betas = compute_betas(person, scanner, rows, imagery=imagery).astype(np.float64)
     numbers = person.config.fmri
-    modes = np.sqrt(numbers.correlated) * make_noise_modes(person, machine).astype(np.float64)
+    modes = np.sqrt(numbers.correlated) * make_noise_modes(person, scanner).astype(np.float64)
     white = 1 - numbers.correlated
     # Woodbury: the covariance is a multiple of the identity plus a few spatial patterns.
     inner = white * np.eye(len(modes)) + modes @ modes.T

@@ -4,7 +4,7 @@ All labels are functions of a position in MNI space, so that surface sources (EE
 person agree. They are approximate and built from published coordinates, since no atlas ships with the installed
 packages: "Yeo-7-like" networks by the nearest of the 300 seeds of Seitzman et al. 2020
 (doi:10.1016/j.neuroimage.2019.116290), category regions by distance to published peaks, early areas by distance
-to the calcarine sulcus. Knows nothing of stimuli, people and sensors.
+to the calcarine sulcus. Knows nothing of stimuli, subjects and sensors.
 """
 
 from __future__ import annotations

@@ -1,20 +1,26 @@
-"""What the images do to the simulated brain: three families of stimulus features.
+"""What the images do to the simulated brain, called its drive: three families of stimulus features.
 
 Early drive is Gabor energy on a retinotopic grid (Adelson and Bergen 1985, doi:10.1364/JOSAA.2.000284), mid-level
-drive is colour, contrast and curvature statistics pooled on a coarser grid (in the spirit of Portilla and
-Simoncelli 2000, doi:10.1023/A:1026553619983), and semantic drive is a whitened projection of image embeddings that
-the caller brings. Knows nothing of brains and of networks that compute embeddings.
+drive is colour, contrast and curvature statistics pooled on a coarser grid (in the spirit of Portilla and Simoncelli
+2000, doi:10.1023/A:1026553619983), and semantic drive is a whitened projection of image embeddings that the caller
+brings. Owns the arrays ``drive_*.npy`` of the ground truth: the drive is computed once and read back by later calls,
+so that a call that goes on simulates the same brains whatever the image encoder gives then. Knows nothing of brains
+and of networks that compute embeddings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from braindecode_vis.checks import DataError, check_finite, check_unique
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import replace_atomically
 
 IMAGE_SIZE = 64
 EARLY_GRID = 8
@@ -278,3 +284,43 @@ def _make_gabor_bank() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
             transfer *= (size / IMAGE_SIZE) ** 2  # the inverse transform divides by the number of pixels
             bank.append((kept, transfer.astype(np.float32)))
     return tuple(bank)
+
+
+Embed = Callable[[StimulusSet], np.ndarray]
+_FEATURES = ("early", "mid", "semantic")
+
+
+def compute_drive(
+    table: pd.DataFrame, root: Path, truth: Path, *, embed: Embed, n_semantic: int
+) -> StimulusDrive:
+    """Return the drive of the images, from the ground truth if an earlier call has kept it there.
+
+    Raises
+    ------
+    DataError
+        If `embed` does not give one finite vector per image.
+    """
+    is_train = (table["split"] == "train").to_numpy()
+    paths = {name: truth / f"drive_{name}.npy" for name in _FEATURES}
+    if all(path.is_file() for path in paths.values()):
+        kept = {name: np.load(path, allow_pickle=False) for name, path in paths.items()}
+        return StimulusDrive(table["stimulus_id"].to_numpy(object), **kept, is_train=is_train)
+    stimuli = StimulusSet(table.reset_index(drop=True), root)
+    vectors = np.asarray(embed(stimuli))
+    vectors = vectors.reshape(len(vectors), -1) if vectors.ndim > 2 else vectors
+    if vectors.ndim != 2 or len(vectors) != len(table) or not np.isfinite(vectors).all():
+        raise DataError(
+            f"the image encoder must give one finite vector for each of the {len(table)} images of the phantom, "
+            f"but gave an array of shape {vectors.shape}."
+        )
+    drive = make_drive(
+        stimuli.iterate_images(),
+        vectors,
+        table["stimulus_id"].tolist(),
+        is_train=is_train,
+        n_semantic=n_semantic,
+    )
+    for name, path in paths.items():
+        with replace_atomically(path) as temporary:
+            np.save(temporary, getattr(drive, name), allow_pickle=False)
+    return drive

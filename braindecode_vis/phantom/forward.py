@@ -1,25 +1,26 @@
-"""The simulated EEG and MEG machines: sensors, references, sizes of noise, and their lead fields.
+"""From cortex to sensors: the simulated EEG and MEG systems, their lead fields, and the patterns of a subject's stages.
 
 Caps are templates of MNE; the MEG helmet is its canonical CTF-275 array of axial gradiometers (5 cm baseline) around
-the head of fsaverage. Machines are made on first use and kept in the process. Knows nothing of people and stimuli.
+the head of fsaverage. EEG uses the multi-shell spherical head of MNE (Berg and Scherg 1994,
+doi:10.1016/0013-4694(94)90113-9), with the cortex warped radially so that the inner skull of fsaverage becomes the
+brain sphere; MEG uses the boundary-element inner skull of fsaverage that ships with MNE. Systems are made on first
+use and kept in the process. `compute_patterns` is the product of tuning (`brain`) and lead field, which both the
+signal (`recordings`) and the spontaneous activity (`noise`) are built from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from braindecode_vis.checks import check_option
-from braindecode_vis.phantom.leadfields import (
-    compute_blink_field,
-    compute_blink_potential,
-    compute_eeg_leadfield,
-    compute_meg_leadfield,
-    get_positions,
-)
+from braindecode_vis.phantom.brain import Person, compute_common_amplitudes, compute_weights, get_features
+from braindecode_vis.phantom.cortex import make_cortex
 
 if TYPE_CHECKING:
     import mne
@@ -37,21 +38,23 @@ EMOTIV_CHANNELS = (
     "POz", "Oz", "O10", "O2", "PO4", "PO8", "PO10", "P8", "P6", "P4", "P2", "CP2", "CP6", "F4", "F8", "Fp2",
 )  # fmt: skip
 """The 32 channels in the order of the public Alljoined-1.6M files."""
-MACHINES = ("eeg63", "eeg64-biosemi", "eeg32-emotiv", "meg-ctf272")
-
+SENSOR_SYSTEMS = ("eeg63", "eeg64-biosemi", "eeg32-emotiv", "meg-ctf272")
 HELMET_SHIFT_M = (0.0, 0.0145, 0.0577)
 """Device-to-head shift that centres the scalp of fsaverage in the helmet, 24 mm from the coils on average."""
 _ABSENT_SENSORS = ("MRF43", "MRO13")
+SPHERE_CENTRE_M = np.array([0.0, 0.01, 0.045])
+SPHERE_RADIUS_M = 0.095
+EYES_MNI_MM = np.array([[-33.0, 62.0, -36.0], [33.0, 62.0, -36.0]])
 
 
 @dataclass(frozen=True, eq=False)
-class Machine:
+class SensorSystem:
     """A simulated EEG or MEG system on the head of fsaverage.
 
     Parameters
     ----------
     name
-        One of `MACHINES`.
+        One of `SENSOR_SYSTEMS`.
     modality
         ``eeg`` or ``meg``.
     ch_names, ch_types
@@ -65,7 +68,7 @@ class Machine:
     leadfield : float array of shape (n_channels, n_sources)
         Volt or tesla per ampere metre of dipole moment, reference applied; sources are those of `make_cortex`.
     blink : float array of shape (n_channels,)
-        Topography of an eye blink at its peak, in the unit of the machine.
+        Topography of an eye blink at its peak, in the unit of the system.
     noise_rms, sensor_rms, line_rms
         Rms over channels of the 1/f background, of white sensor noise at `sfreq` and of mains pick-up.
     line_freq
@@ -95,7 +98,7 @@ class Machine:
         return len(self.ch_names)
 
     def make_info(self, sfreq: float | None = None) -> mne.Info:
-        """Return a new MNE info with positions, at `sfreq` or the rate of the machine."""
+        """Return a new MNE info with positions, at `sfreq` or the rate of the system."""
         if self.modality == "meg":
             return _make_helmet_info(sfreq or self.sfreq)
         info = _make_cap_info(self.ch_names, sfreq or self.sfreq)
@@ -103,9 +106,9 @@ class Machine:
         return info
 
 
-@lru_cache(maxsize=len(MACHINES))
-def make_machine(name: str) -> Machine:
-    """Return a machine; lead fields are computed on the first call and kept.
+@lru_cache(maxsize=len(SENSOR_SYSTEMS))
+def make_sensor_system(name: str) -> SensorSystem:
+    """Return a system; lead fields are computed on the first call and kept.
 
     Parameters
     ----------
@@ -116,9 +119,9 @@ def make_machine(name: str) -> Machine:
     Raises
     ------
     ConfigError
-        If there is no such machine.
+        If there is no such system.
     """
-    check_option("machine", name, MACHINES)
+    check_option("system", name, SENSOR_SYSTEMS)
     if name == "meg-ctf272":
         return _make_meg(name)
     biosemi = ("average", 512.0, 60.0)
@@ -133,7 +136,7 @@ def make_machine(name: str) -> Machine:
 
 def _make_eeg(
     name: str, ch_names: tuple[str, ...], reference: str, sfreq: float, line_freq: float
-) -> Machine:
+) -> SensorSystem:
     references = {"Fz": ("Fz",), "linked mastoids": ("TP9", "TP10"), "average": ()}[reference]
     extra = tuple(electrode for electrode in references if electrode not in ch_names)
     info = _make_cap_info((*ch_names, *extra), sfreq)
@@ -148,7 +151,7 @@ def _make_eeg(
         potential = potential - potential.mean(axis=0)
     potential = potential[: len(ch_names)]
     frontal = [ch_names.index(electrode) for electrode in ("Fp1", "Fp2")]
-    return Machine(
+    return SensorSystem(
         name=name,
         modality="eeg",
         ch_names=ch_names,
@@ -166,10 +169,10 @@ def _make_eeg(
     )
 
 
-def _make_meg(name: str) -> Machine:
+def _make_meg(name: str) -> SensorSystem:
     info = _make_helmet_info(1200.0)
     blink = compute_blink_field(info)
-    return Machine(
+    return SensorSystem(
         name=name,
         modality="meg",
         ch_names=tuple(info["ch_names"]),
@@ -239,3 +242,184 @@ def _make_helmet_info(sfreq: float) -> mne.Info:
         info["dev_head_t"] = mne.transforms.Transform("meg", "head", shift)
         info["line_freq"] = 60.0
     return info
+
+
+@lru_cache(maxsize=8)
+def compute_patterns(person: Person, system: SensorSystem) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Return the sensor pattern of every feature and of the response that all images share.
+
+    Returns
+    -------
+    patterns : sequence of float32 arrays of shape (n_channels, n_features)
+        One per stage, up to one common scale.
+    common : float array of shape (n_stages, n_channels)
+        Up to a scale of its own.
+    """
+    positions = make_cortex().positions
+    patterns, common = [], []
+    for stage in person.stages:
+        members, weights = compute_weights(person, stage, positions)
+        patterns.append((system.leadfield[:, members] @ weights).astype(np.float32))
+        members, amplitudes = compute_common_amplitudes(person, stage, positions)
+        common.append(system.leadfield[:, members] @ amplitudes)
+    return tuple(patterns), np.stack(common)
+
+
+def project_images(person: Person, patterns: tuple[np.ndarray, ...], rows: np.ndarray) -> np.ndarray:
+    """Return the pattern that each image evokes in each stage, float32 (n_rows, n_stages, n_channels)."""
+    shown = [
+        get_features(person, stage, rows) @ pattern.T
+        for stage, pattern in zip(person.stages, patterns, strict=True)
+    ]
+    return np.stack(shown, axis=1)
+
+
+def pick_training_rows(person: Person, most: int = 2000) -> np.ndarray:
+    """Return at most `most` training images, evenly spread over the drive: enough for second moments."""
+    train = np.flatnonzero(person.drive.is_train)
+    return train[np.linspace(0, len(train) - 1, min(len(train), most)).astype(int)]
+
+
+def get_positions(info: mne.Info) -> np.ndarray:
+    """Return sensor positions in head coordinates, float array (n_channels, 3) in m; the helmet is not tilted."""
+    positions = np.array([channel["loc"][:3] for channel in info["chs"]])
+    if info["dev_head_t"] is not None:
+        positions = positions + info["dev_head_t"]["trans"][:3, 3]
+    return positions
+
+
+def compute_eeg_leadfield(info: mne.Info) -> np.ndarray:
+    """Return the potential of unit dipoles at the sources of `make_cortex`.
+
+    Parameters
+    ----------
+    info
+        EEG channels with positions.
+
+    Returns
+    -------
+    leadfield : float array of shape (n_channels, n_sources)
+        Volt per ampere metre, against infinity.
+    """
+    import mne
+    from scipy.spatial import cKDTree
+
+    cortex = make_cortex()
+    skull = _to_head(_read_inner_skull()["rr"] * 1000) - SPHERE_CENTRE_M
+    radius = np.linalg.norm(skull, axis=1)
+    points = _to_head(cortex.positions) - SPHERE_CENTRE_M
+    depth = np.linalg.norm(points, axis=1, keepdims=True)
+    _, nearest = cKDTree(skull / radius[:, None]).query(points / depth)
+    brain_radius = 0.90 * SPHERE_RADIUS_M  # innermost of the shells
+    relative = np.clip(depth / radius[nearest, None], 0.05, 0.97)
+    warped = points / depth * relative * brain_radius
+    sphere = mne.make_sphere_model(SPHERE_CENTRE_M, SPHERE_RADIUS_M, verbose="ERROR")
+    # MNE compares sources with a sphere after moving them to the MRI frame, but the centre of the sphere is in head
+    # coordinates; with both frames equal the comparison is right.
+    identity = mne.transforms.Transform("head", "mri", np.eye(4))
+    normals = cortex.normals @ _read_head_transform()["trans"][:3, :3]
+    return _compute_forward(info, sphere, identity, warped + SPHERE_CENTRE_M, normals)
+
+
+def compute_meg_leadfield(info: mne.Info) -> np.ndarray:
+    """Return the field of unit dipoles at the sources of `make_cortex`.
+
+    Parameters
+    ----------
+    info
+        MEG channels with coils and a device-to-head transform.
+
+    Returns
+    -------
+    leadfield : float array of shape (n_channels, n_sources)
+        Tesla per ampere metre.
+    """
+    import mne
+
+    skull = _read_inner_skull()
+    with TemporaryDirectory() as folder:
+        # The public route to a coarser surface: MNE decimates by icosahedral order what it reads from disk.
+        bem_folder = Path(folder) / "fsaverage" / "bem"
+        bem_folder.mkdir(parents=True)
+        mne.write_surface(bem_folder / "inner_skull.surf", skull["rr"] * 1000, skull["tris"])
+        model = mne.make_bem_model(
+            "fsaverage", ico=3, conductivity=(0.3,), subjects_dir=folder, verbose="ERROR"
+        )
+    solution = mne.make_bem_solution(model, verbose="ERROR")
+    cortex = make_cortex()
+    return _compute_forward(info, solution, _read_head_transform(), cortex.positions / 1000, cortex.normals)
+
+
+def compute_blink_potential(positions: np.ndarray) -> np.ndarray:
+    """Return the potential of the two corneo-retinal dipoles in an infinite medium, up to scale."""
+    potential = np.zeros(len(positions))
+    for eye in _to_head(EYES_MNI_MM):
+        offset = positions - eye
+        distance = np.linalg.norm(offset, axis=1)
+        moment = np.array([0.0, 0.3, 1.0])  # the lid slides over the positive cornea: up and a little forward
+        potential += offset @ moment / distance**3
+    return potential
+
+
+def compute_blink_field(info: mne.Info) -> np.ndarray:
+    """Return the field of the eye dipoles through axial gradiometers (law of Biot and Savart), up to scale."""
+    positions = get_positions(info)
+    axes = np.array([channel["loc"][9:12] for channel in info["chs"]])
+    field = np.zeros(len(positions))
+    for eye in _to_head(EYES_MNI_MM):
+        for place, sign in ((positions, 1.0), (positions + 0.05 * axes, -1.0)):
+            offset = place - eye
+            distance = np.linalg.norm(offset, axis=1)
+            field += sign * np.einsum("ni,ni->n", np.cross([0.0, 0.3, 1.0], offset), axes) / distance**3
+    return field
+
+
+@lru_cache(maxsize=1)
+def _read_head_transform() -> Any:
+    import mne
+
+    return mne.read_trans(_get_fsaverage_folder() / "fsaverage-trans.fif", verbose="ERROR")
+
+
+def _get_fsaverage_folder() -> Path:
+    import mne
+
+    return Path(mne.__file__).parent / "data" / "fsaverage"
+
+
+def _to_head(points_mm: np.ndarray) -> np.ndarray:
+    """Move MNI points (mm) to MNE head coordinates (m)."""
+    transform = _read_head_transform()["trans"]  # head -> MRI, rigid
+    return (points_mm / 1000 - transform[:3, 3]) @ transform[:3, :3]
+
+
+def _read_inner_skull() -> dict[str, Any]:
+    import mne
+
+    path = _get_fsaverage_folder() / "fsaverage-inner_skull-bem.fif"
+    return mne.read_bem_surfaces(path, verbose="ERROR")[0]
+
+
+def _compute_forward(
+    info: mne.Info, head: Any, transform: Any, positions: np.ndarray, normals: np.ndarray
+) -> np.ndarray:
+    """Return the field of unit dipoles at `positions` (m, MRI frame) along `normals`, (n_channels, n_sources)."""
+    import mne
+
+    sources = mne.setup_volume_source_space(pos={"rr": positions, "nn": normals}, verbose="ERROR")
+    forward = mne.make_forward_solution(info, transform, sources, head, mindist=0.0, verbose="ERROR")
+    free = forward["sol"]["data"].reshape(
+        len(info["ch_names"]), -1, 3
+    )  # (n_channels, n_sources, xyz of the head)
+    if free.shape[1] != len(positions):
+        raise AssertionError(f"MNE kept {free.shape[1]} of {len(positions)} dipoles: the head model changed.")
+    return np.einsum("csd,sd->cs", free, normals @ transform["trans"][:3, :3])
+
+
+@lru_cache(maxsize=8)
+def make_sensor_system_at(name: str, sfreq: float) -> SensorSystem:
+    """Return a system that samples at another rate, with the same density of sensor noise."""
+    system = make_sensor_system(name)
+    if sfreq == system.sfreq:
+        return system
+    return replace(system, sfreq=sfreq, sensor_rms=system.sensor_rms * np.sqrt(sfreq / system.sfreq))

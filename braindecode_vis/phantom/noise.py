@@ -15,8 +15,7 @@ import numpy as np
 
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.cortex import find_members, make_cortex
-from braindecode_vis.phantom.forward import Machine
-from braindecode_vis.phantom.sensor_positions import compute_patterns, pick_training_rows, project_images
+from braindecode_vis.phantom.forward import SensorSystem, compute_patterns, pick_training_rows, project_images
 from braindecode_vis.seeds import make_generator
 
 CHUNK_S = 2.0
@@ -27,12 +26,12 @@ _DRIFT_HZ = 0.05
 _BLINK_S = 0.35
 
 
-def simulate_noise(person: Person, machine: Machine, n_samples: int, name: str) -> Iterator[np.ndarray]:
+def simulate_noise(person: Person, system: SensorSystem, n_samples: int, name: str) -> Iterator[np.ndarray]:
     """Yield the ongoing activity of one recording, chunk by chunk.
 
     Parameters
     ----------
-    person, machine
+    person, system
         Who is recorded, and by what.
     n_samples
         Length of the recording.
@@ -42,16 +41,16 @@ def simulate_noise(person: Person, machine: Machine, n_samples: int, name: str) 
     Yields
     ------
     chunk : float32 array of shape (n_channels, <= CHUNK_S * sfreq)
-        In the unit of the machine.
+        In the unit of the system.
     """
-    length = round(CHUNK_S * machine.sfreq)
+    length = round(CHUNK_S * system.sfreq)
     sources = [
-        _simulate_background(person, machine, length, name),
-        _simulate_alpha(person, machine, length, name),
-        _simulate_sensors(person, machine, length, name),
-        _simulate_drift(person, machine, length, name),
-        _simulate_blinks(person, machine, length, name),
-        _simulate_line(person, machine, length, name),
+        _simulate_background(person, system, length, name),
+        _simulate_alpha(person, system, length, name),
+        _simulate_sensors(person, system, length, name),
+        _simulate_drift(person, system, length, name),
+        _simulate_blinks(person, system, length, name),
+        _simulate_line(person, system, length, name),
     ]
     for start in range(0, n_samples, length):
         chunk = next(sources[0])
@@ -60,15 +59,15 @@ def simulate_noise(person: Person, machine: Machine, n_samples: int, name: str) 
         yield np.ascontiguousarray(chunk[: n_samples - start].T)
 
 
-def compute_noise_power(person: Person, machine: Machine) -> np.ndarray:
+def compute_noise_power(person: Person, system: SensorSystem) -> np.ndarray:
     """Return the variance of background, alpha and sensor noise, float array (n_channels,)."""
     noise = person.config.noise
-    background, alpha = make_mixing(person, machine)
-    sensor = (noise.sensor * machine.sensor_rms) ** 2
+    background, alpha = make_mixing(person, system)
+    sensor = (noise.sensor * system.sensor_rms) ** 2
     return (background**2).sum(axis=0) + (alpha**2).sum(axis=0) + sensor
 
 
-def compute_noise_spectra(person: Person, machine: Machine, frequencies: np.ndarray) -> np.ndarray:
+def compute_noise_spectra(person: Person, system: SensorSystem, frequencies: np.ndarray) -> np.ndarray:
     """Return the cross-spectral density of background, alpha and sensor noise (two-sided, unit**2 per Hz).
 
     Parameters
@@ -83,21 +82,21 @@ def compute_noise_spectra(person: Person, machine: Machine, frequencies: np.ndar
     from scipy import signal
 
     noise = person.config.noise
-    background, alpha = make_mixing(person, machine)
+    background, alpha = make_mixing(person, system)
     _, response = signal.sosfreqz(
-        _make_background_filter(noise.exponent, machine.sfreq), frequencies, fs=machine.sfreq
+        _make_background_filter(noise.exponent, system.sfreq), frequencies, fs=system.sfreq
     )
     _, resonance = signal.sosfreqz(
-        _make_alpha_filter(noise.alpha_hz, machine.sfreq), frequencies, fs=machine.sfreq
+        _make_alpha_filter(noise.alpha_hz, system.sfreq), frequencies, fs=system.sfreq
     )
-    sensor = (noise.sensor * machine.sensor_rms) ** 2 * np.eye(machine.n_channels)
+    sensor = (noise.sensor * system.sensor_rms) ** 2 * np.eye(system.n_channels)
     parts = (np.abs(response) ** 2)[:, None, None] * (background.T @ background)
     parts = parts + (np.abs(resonance) ** 2)[:, None, None] * (alpha.T @ alpha)
-    return (parts + sensor) / machine.sfreq
+    return (parts + sensor) / system.sfreq
 
 
 @lru_cache(maxsize=8)
-def make_mixing(person: Person, machine: Machine) -> tuple[np.ndarray, np.ndarray]:
+def make_mixing(person: Person, system: SensorSystem) -> tuple[np.ndarray, np.ndarray]:
     """Return how independent unit-variance sources reach the channels.
 
     Part of the background moves in the patterns that images evoke too (Kenet et al. 2003, doi:10.1038/nature02078,
@@ -114,63 +113,65 @@ def make_mixing(person: Person, machine: Machine) -> tuple[np.ndarray, np.ndarra
     cortex = make_cortex()
     generator = make_generator(person.config.seed, "noise topography", person.index)
     # Independent activity everywhere on the cortex, stronger here and weaker there in each person.
-    gains = np.exp(0.3 * generator.standard_normal(machine.leadfield.shape[1]))
-    covariance = (machine.leadfield * gains**2) @ machine.leadfield.T
+    gains = np.exp(0.3 * generator.standard_normal(system.leadfield.shape[1]))
+    covariance = (system.leadfield * gains**2) @ system.leadfield.T
     covariance *= (1 - noise.spontaneous) / np.diag(covariance).mean()
-    evoked = project_images(person, compute_patterns(person, machine)[0], pick_training_rows(person))
+    evoked = project_images(person, compute_patterns(person, system)[0], pick_training_rows(person))
     # (image, stage, channel) twice -> (channel, channel)
     spontaneous = np.einsum("rsc,rsd->cd", evoked, evoked, optimize=True).astype(np.float64)
     if np.diag(spontaneous).mean() > 0:
         covariance += noise.spontaneous * spontaneous / np.diag(spontaneous).mean()
     values, vectors = np.linalg.eigh(covariance / np.diag(covariance).mean())
-    background = machine.noise_rms * np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
+    background = system.noise_rms * np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
     posterior = find_members(cortex.positions, ("V1", "V2", "V3", "OPA"))
     centres = cortex.positions[generator.choice(posterior, size=6, replace=False)]
     distance = np.linalg.norm(cortex.positions[None] - centres[:, None], axis=2)
-    patches = np.exp(-((distance / 12.0) ** 2) / 2) @ machine.leadfield.T  # (n_patches, n_channels)
-    patches *= noise.alpha * machine.noise_rms / np.sqrt((patches**2).sum(axis=0).mean())
+    patches = np.exp(-((distance / 12.0) ** 2) / 2) @ system.leadfield.T  # (n_patches, n_channels)
+    patches *= noise.alpha * system.noise_rms / np.sqrt((patches**2).sum(axis=0).mean())
     return background, patches
 
 
-def _simulate_background(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
-    mixing = make_mixing(person, machine)[0].astype(np.float32)
-    sections = _make_background_filter(person.config.noise.exponent, machine.sfreq)
+def _simulate_background(
+    person: Person, system: SensorSystem, length: int, name: str
+) -> Iterator[np.ndarray]:
+    mixing = make_mixing(person, system)[0].astype(np.float32)
+    sections = _make_background_filter(person.config.noise.exponent, system.sfreq)
     for sources in _filter_white(person, sections, len(mixing), length, name, "background"):
         yield sources @ mixing  # (length, n_channels)
 
 
-def _simulate_alpha(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
-    mixing = make_mixing(person, machine)[1].astype(np.float32)
+def _simulate_alpha(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
+    mixing = make_mixing(person, system)[1].astype(np.float32)
     # A narrow band of Gaussian noise waxes and wanes by itself, once a second or so.
-    sections = _make_alpha_filter(person.config.noise.alpha_hz, machine.sfreq)
+    sections = _make_alpha_filter(person.config.noise.alpha_hz, system.sfreq)
     for sources in _filter_white(person, sections, len(mixing), length, name, "alpha"):
         yield sources @ mixing
 
 
-def _simulate_sensors(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+def _simulate_sensors(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
     generator = make_generator(person.config.seed, "sensor noise", person.index, name)
-    size = np.float32(person.config.noise.sensor * machine.sensor_rms)
+    size = np.float32(person.config.noise.sensor * system.sensor_rms)
     while True:
-        yield size * generator.standard_normal((length, machine.n_channels), dtype=np.float32)
+        yield size * generator.standard_normal((length, system.n_channels), dtype=np.float32)
 
 
-def _simulate_drift(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+def _simulate_drift(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
     from scipy import signal
 
-    size = person.config.noise.drift * machine.noise_rms
-    sections = signal.butter(2, _DRIFT_HZ, fs=machine.sfreq, output="sos")
-    sections = _normalise_power(sections, round(200 * machine.sfreq))
+    size = person.config.noise.drift * system.noise_rms
+    sections = signal.butter(2, _DRIFT_HZ, fs=system.sfreq, output="sos")
+    sections = _normalise_power(sections, round(200 * system.sfreq))
     generator = make_generator(person.config.seed, "drift topography", person.index, name)
-    gains = (size * np.exp(0.4 * generator.standard_normal(machine.n_channels))).astype(np.float32)
-    for sources in _filter_white(person, sections, machine.n_channels, length, name, "drift"):
+    gains = (size * np.exp(0.4 * generator.standard_normal(system.n_channels))).astype(np.float32)
+    for sources in _filter_white(person, sections, system.n_channels, length, name, "drift"):
         yield sources * gains
 
 
-def _simulate_blinks(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+def _simulate_blinks(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
     noise = person.config.noise
     generator = make_generator(person.config.seed, "blinks", person.index, name)
-    shape = np.sin(np.pi * np.linspace(0, 1, round(_BLINK_S * machine.sfreq))) ** 2
-    topography = (noise.blink_size * machine.blink).astype(np.float32)
+    shape = np.sin(np.pi * np.linspace(0, 1, round(_BLINK_S * system.sfreq))) ** 2
+    topography = (noise.blink_size * system.blink).astype(np.float32)
     carried = np.zeros(len(shape))
     while True:
         course = np.zeros(length + len(shape))
@@ -181,19 +182,19 @@ def _simulate_blinks(person: Person, machine: Machine, length: int, name: str) -
         yield course[:length, None].astype(np.float32) * topography
 
 
-def _simulate_line(person: Person, machine: Machine, length: int, name: str) -> Iterator[np.ndarray]:
+def _simulate_line(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
     generator = make_generator(person.config.seed, "mains", person.index, name)
     gains = (
         person.config.noise.line
-        * machine.line_rms
-        * np.exp(0.3 * generator.standard_normal(machine.n_channels))
+        * system.line_rms
+        * np.exp(0.3 * generator.standard_normal(system.n_channels))
     )
-    phases = 0.3 * generator.standard_normal(machine.n_channels)
+    phases = 0.3 * generator.standard_normal(system.n_channels)
     # A sine of each phase is a mixture of two, so one product makes all channels.
     mixing = np.sqrt(2) * gains * np.stack([np.cos(phases), np.sin(phases)])
     start = 0
     while True:
-        angle = 2 * np.pi * machine.line_freq * ((start + np.arange(length)) / machine.sfreq)
+        angle = 2 * np.pi * system.line_freq * ((start + np.arange(length)) / system.sfreq)
         yield np.stack([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32) @ mixing.astype(np.float32)
         start += length
 

@@ -1,4 +1,4 @@
-"""What a phantom is made of: every number that shapes the simulated people, and where it comes from.
+"""What a phantom is made of: every number that shapes the simulated subjects, and where it comes from.
 
 Owns the configuration models and their defaults. Knows nothing of sensors, surfaces or files.
 """
@@ -153,7 +153,7 @@ class NetworkDrive(Settings):
 
 
 class NoiseConfig(Settings):
-    """Composition of the noise. Sizes are relative to the machine's background (its ``noise_rms``).
+    """Composition of the noise. Sizes are relative to the system's background (its ``noise_rms``).
 
     Parameters
     ----------
@@ -167,14 +167,14 @@ class NoiseConfig(Settings):
     alpha_hz
         Centre of the rhythm.
     blinks_per_minute, blink_size
-        Rate (15 to 20 at rest: Bentivoglio et al. 1997, doi:10.1002/mds.870120629) and factor on the machine's
+        Rate (15 to 20 at rest: Bentivoglio et al. 1997, doi:10.1002/mds.870120629) and factor on the system's
         own blink amplitude (about 200 microvolt at Fp1 and Fp2).
     line
-        Factor on the machine's mains amplitude.
+        Factor on the system's mains amplitude.
     drift
         Rms of the slow drift below 0.1 Hz, relative to the background.
     sensor
-        Factor on the machine's white sensor noise.
+        Factor on the system's white sensor noise.
     """
 
     exponent: float = Field(default=1.0, ge=0.5, le=2.0)
@@ -228,12 +228,12 @@ class FmriConfig(Settings):
 
 
 class PhantomConfig(Settings):
-    """A group of simulated people.
+    """A group of simulated subjects.
 
     Parameters
     ----------
     n_subjects
-        How many people; numbered from 0.
+        How many subjects; numbered from 0.
     snr
         EEG and MEG: power of the image-specific evoked response (variance over images) divided by the power of
         the ongoing noise (background, alpha and sensor noise), both averaged over channels, in the first 0.6 s
@@ -243,11 +243,11 @@ class PhantomConfig(Settings):
     seed
         Root of every random stream.
     shared
-        Fraction of the variance of the feature-to-source maps that all people share.
+        Fraction of the variance of the feature-to-source maps that all subjects share.
     gain_sd
-        Standard deviation over people of the log gain of each stage.
+        Standard deviation over subjects of the log gain of each stage.
     latency_sd_s
-        Standard deviation over people of the latency of all stages together.
+        Standard deviation over subjects of the latency of all stages together.
     trial_gain_sd
         Standard deviation over trials of the log amplitude of each stage.
     trial_latency_sd_s

@@ -1,4 +1,4 @@
-"""EEG and MEG of simulated people: noiseless evoked responses, and continuous recordings as a stream of blocks.
+"""EEG and MEG of simulated subjects: noiseless evoked responses, and continuous recordings as a stream of blocks.
 
 Owns the scale of the signal (the stated signal-to-noise ratio) and the superposition of overlapping responses in
 ongoing noise. The response to one image is a sum over stages of a sensor pattern times a time course, so patterns
@@ -7,7 +7,7 @@ are computed once per event and spread over time by one small matrix product. Kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,9 +15,8 @@ import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.phantom.brain import RESPONSE_S, Person, compute_time_course, draw_trials
-from braindecode_vis.phantom.forward import Machine
+from braindecode_vis.phantom.forward import SensorSystem, compute_patterns, pick_training_rows, project_images
 from braindecode_vis.phantom.noise import CHUNK_S, compute_noise_power, simulate_noise
-from braindecode_vis.phantom.sensor_positions import compute_patterns, pick_training_rows, project_images
 
 SNR_WINDOW_S = (0.0, 0.6)
 """Time after stimulus onset over which the signal-to-noise ratio is stated."""
@@ -25,12 +24,12 @@ SNR_WINDOW_S = (0.0, 0.6)
 
 @dataclass(frozen=True)
 class SensorMap:
-    """How the stages of one person appear on the sensors of one machine.
+    """How the stages of one person appear on the sensors of one system.
 
     Parameters
     ----------
     patterns : sequence of float32 arrays of shape (n_channels, n_features)
-        One per stage, scaled to the stated signal-to-noise ratio; in the unit of the machine.
+        One per stage, scaled to the stated signal-to-noise ratio; in the unit of the system.
     common : float32 array of shape (n_stages, n_channels)
         What every image evokes.
     """
@@ -45,7 +44,7 @@ class SensorMap:
 
 def simulate_continuous(
     person: Person,
-    machine: Machine,
+    system: SensorSystem,
     onsets_s: np.ndarray,
     rows: np.ndarray,
     duration_s: float,
@@ -61,7 +60,7 @@ def simulate_continuous(
 
     Parameters
     ----------
-    person, machine
+    person, system
         Who is recorded, and by what.
     onsets_s : array of shape (n_events,)
         Stimulus onsets in s from the first sample, ascending; rounded to the nearest sample.
@@ -71,7 +70,7 @@ def simulate_continuous(
     duration_s
         How long each image stays on the screen.
     n_samples
-        Length of the recording, at ``machine.sfreq``.
+        Length of the recording, at ``system.sfreq``.
     name
         Name of the recording; two names of one person differ in noise and in trial-to-trial variability.
     block_s
@@ -95,12 +94,12 @@ def simulate_continuous(
         raise ConfigError(
             f"block_s must be positive and n_samples not negative, not {block_s} and {n_samples}."
         )
-    return _stream(person, machine, onsets_s, rows, duration_s, n_samples, name, block_s, noise)
+    return _stream(person, system, onsets_s, rows, duration_s, n_samples, name, block_s, noise)
 
 
 def compute_evoked(
     person: Person,
-    machine: Machine,
+    system: SensorSystem,
     rows: np.ndarray,
     *,
     sfreq: float | None = None,
@@ -116,7 +115,7 @@ def compute_evoked(
     rows : integer array of shape (n_rows,)
         Images, as rows of ``person.drive``.
     sfreq
-        Sampling rate; that of the machine by default.
+        Sampling rate; that of the system by default.
     tmin, tmax
         First and last time in s relative to the onset, both included.
     duration_s
@@ -129,10 +128,10 @@ def compute_evoked(
     evoked : float32 array of shape (n_rows, n_channels, n_times)
         In volt or tesla.
     """
-    rate = machine.sfreq if sfreq is None else sfreq
+    rate = system.sfreq if sfreq is None else sfreq
     times = np.arange(round(tmin * rate), round(tmax * rate) + 1) / rate
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
-    sensors = make_sensor_map(person, machine, duration_s)
+    sensors = make_sensor_map(person, system, duration_s)
     patterns = sensors.project(person, rows)
     if not common:
         patterns = patterns - sensors.common
@@ -141,19 +140,19 @@ def compute_evoked(
 
 
 @lru_cache(maxsize=8)
-def make_sensor_map(person: Person, machine: Machine, duration_s: float) -> SensorMap:
+def make_sensor_map(person: Person, system: SensorSystem, duration_s: float) -> SensorMap:
     """Return the sensor patterns of a person for images shown for `duration_s`; the last few are kept.
 
     The image-specific patterns are scaled to the stated signal-to-noise ratio of single trials, their variability
     included, and the common ones to the stated peak.
     """
-    patterns, common = compute_patterns(person, machine)
-    peak_wanted = person.config.evoked_eeg_v if machine.modality == "eeg" else person.config.evoked_meg_t
+    patterns, common = compute_patterns(person, system)
+    peak_wanted = person.config.evoked_eeg_v if system.modality == "eeg" else person.config.evoked_meg_t
     times = np.arange(0, 1.0, 1 / 500)
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
     evoked = common * (peak_wanted / np.abs(common.T @ courses).max())
     power = _measure_signal_power(person, patterns, duration_s)
-    wanted = person.config.snr * compute_noise_power(person, machine).mean()
+    wanted = person.config.snr * compute_noise_power(person, system).mean()
     scale = np.sqrt(wanted / power) if power > 0 else 0.0
     scaled = tuple((scale * pattern).astype(np.float32) for pattern in patterns)
     return SensorMap(scaled, evoked.astype(np.float32))
@@ -193,7 +192,7 @@ def _measure_signal_power(person: Person, patterns: tuple[np.ndarray, ...], dura
 
 def _stream(
     person: Person,
-    machine: Machine,
+    system: SensorSystem,
     onsets_s: np.ndarray,
     rows: np.ndarray,
     duration_s: float,
@@ -203,9 +202,9 @@ def _stream(
     noise: bool,
 ) -> Iterator[np.ndarray]:
     """Cut the chunks of the simulation into blocks of the length that was asked for."""
-    size = max(1, round(block_s * machine.sfreq))
-    signal = _simulate_signal(person, machine, onsets_s, rows, duration_s, n_samples, name)
-    background = simulate_noise(person, machine, n_samples, name) if noise else None
+    size = max(1, round(block_s * system.sfreq))
+    signal = _simulate_signal(person, system, onsets_s, rows, duration_s, n_samples, name)
+    background = simulate_noise(person, system, n_samples, name) if noise else None
     held: list[np.ndarray] = []
     n_held = 0
     for chunk in signal:
@@ -225,7 +224,7 @@ def _stream(
 
 def _simulate_signal(
     person: Person,
-    machine: Machine,
+    system: SensorSystem,
     onsets_s: np.ndarray,
     rows: np.ndarray,
     duration_s: float,
@@ -233,18 +232,18 @@ def _simulate_signal(
     name: str,
 ) -> Iterator[np.ndarray]:
     """Yield the superposed responses in chunks of the same length as the noise, (n_channels, n_samples_of_chunk)."""
-    rate = machine.sfreq
+    rate = system.sfreq
     times = np.arange(round((duration_s + RESPONSE_S) * rate)) / rate
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages]).astype(
         np.float32
     )
-    sensors = make_sensor_map(person, machine, duration_s)
+    sensors = make_sensor_map(person, system, duration_s)
     gains, delays_s = draw_trials(person, len(rows), name)
     starts = np.clip(find_samples(onsets_s, rate) + find_samples(delays_s, rate), 0, None)
     order = np.argsort(starts, kind="stable")
     sorted_starts = starts[order]
     length = round(CHUNK_S * rate)
-    buffer = np.zeros((machine.n_channels, length + len(times)), np.float32)
+    buffer = np.zeros((system.n_channels, length + len(times)), np.float32)
     for first in range(0, n_samples, length):
         low, high = np.searchsorted(sorted_starts, (first, first + length))
         events = order[low:high]
@@ -255,3 +254,70 @@ def _simulate_signal(
         yield buffer[:, : min(length, n_samples - first)].copy()
         buffer[:, : len(times)] = buffer[:, length:].copy()
         buffer[:, len(times) :] = 0
+
+
+@lru_cache(maxsize=8)
+def make_lowpass(sfreq: float, cutoff_hz: float, decim: int) -> np.ndarray:
+    """Return a symmetric low-pass filter of about 0.1 s, half amplitude at the cutoff; gain one at 0 Hz."""
+    from scipy.signal import firwin
+
+    half = decim * round(0.05 * sfreq / decim)
+    return firwin(2 * half + 1, cutoff_hz, fs=sfreq, window=("kaiser", 5.0)).astype(np.float32)
+
+
+def cut_epochs(
+    blocks: Iterable[np.ndarray],
+    starts: np.ndarray,
+    n_times: int,
+    *,
+    decim: int = 1,
+    taps: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Cut epochs out of a stream, filtered and decimated.
+
+    Parameters
+    ----------
+    blocks : iterable of arrays of shape (n_channels, n)
+        The recording.
+    starts : integer array of shape (n_epochs,)
+        First sample of each epoch, ascending.
+    n_times
+        Samples of an epoch after decimation.
+    decim
+        Every so many samples one is kept.
+    taps : array, optional
+        Symmetric filter of ``2 * k * decim + 1`` values.
+
+    Yields
+    ------
+    epoch : float32 array of shape (n_channels, n_times)
+
+    Raises
+    ------
+    DataError
+        If an epoch, with the reach of the filter, does not lie inside the recording.
+    """
+    from scipy.signal import upfirdn
+
+    half = 0 if taps is None else len(taps) // 2
+    spans = [(int(start) - half, int(start) + (n_times - 1) * decim + half + 1) for start in starts]
+    if spans and spans[0][0] < 0:
+        raise DataError(f"an epoch begins {-spans[0][0]} samples before its recording.")
+    held: np.ndarray | None = None
+    first = number = 0
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block], axis=1)
+        while number < len(spans) and spans[number][1] <= first + held.shape[1]:
+            piece = held[:, spans[number][0] - first : spans[number][1] - first]
+            if taps is None:
+                yield piece[:, ::decim].copy()
+            else:
+                filtered = upfirdn(taps, piece, 1, decim, axis=1)
+                lag = 2 * half // decim
+                yield np.asarray(filtered[:, lag : lag + n_times], np.float32)
+            number += 1
+        needed = spans[number][0] if number < len(spans) else first + held.shape[1]
+        passed = min(max(needed - first, 0), held.shape[1])
+        held, first = held[:, passed:], first + passed
+    if number < len(spans):
+        raise DataError(f"{len(spans) - number} epoch(s) reach beyond the end of their recording.")

@@ -1,18 +1,25 @@
-"""The simulated fMRI scanner: voxels, their labels, and regions of interest.
+"""The simulated fMRI scanner: voxels, their labels, regions of interest, and the grids and sizes of its volumes.
 
 Voxels are cortical grey matter of the MNI template that ships with nilearn, labelled by the same functions of
-position as the surface sources of EEG and MEG. Knows nothing of people, stimuli and files.
+position as the surface sources of EEG and MEG. Knows nothing of subjects, stimuli and files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from braindecode_vis.checks import ConfigError, check_option
-from braindecode_vis.phantom.cortex import label_networks, label_regions, make_cortex
+from braindecode_vis.phantom.cortex import (
+    compute_receptive_fields,
+    label_networks,
+    label_regions,
+    make_cortex,
+)
 from braindecode_vis.phantom.phantom_config import NETWORKS
 
 ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -25,10 +32,27 @@ ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
     "networks": tuple((network,) for network in NETWORKS),
 }
 """Regions of interest: value 1 in a volume stands for the first group of regions, 2 for the second, and so on."""
+GRIDS: dict[int, tuple[tuple[int, int, int], int]] = {
+    2: ((99, 117, 95), 69946),
+    3: ((67, 79, 64), 23841),
+    4: ((50, 59, 48), 11403),
+    5: ((41, 48, 39), 6341),
+    6: ((34, 40, 33), 3997),
+    7: ((29, 35, 28), 2605),
+    8: ((26, 30, 25), 1880),
+    9: ((23, 27, 22), 1332),
+    10: ((21, 25, 20), 1022),
+    11: ((19, 23, 19), 797),
+    12: ((18, 21, 17), 630),
+}
+"""Shape of the volume and number of cortical voxels of `make_scanner` at each voxel size in mm."""
+# Measured on simulated betas, level 1 of gzip.
+_RATIO = {"int16": 1.02, "float32": 0.98}
+"""Measured size of compressed noise per byte of its cortical voxels; scattered zeros between them cost a little."""
 
 
 @dataclass(frozen=True, eq=False)
-class FmriMachine:
+class Scanner:
     """A scanner whose images are already aligned to MNI space.
 
     Parameters
@@ -86,7 +110,7 @@ class FmriMachine:
 
 
 @lru_cache(maxsize=8)
-def make_fmri_machine(voxel_mm: int = 4, t_r: float = 1.5) -> FmriMachine:
+def make_scanner(voxel_mm: int = 4, t_r: float = 1.5) -> Scanner:
     """Return a scanner at the given resolution; template and labels are computed on the first call and kept.
 
     Parameters
@@ -113,7 +137,7 @@ def make_fmri_machine(voxel_mm: int = 4, t_r: float = 1.5) -> FmriMachine:
     mask = np.zeros(grey.shape, bool)
     mask[tuple(inside[near].T)] = True
     positions = positions[near]
-    return FmriMachine(
+    return Scanner(
         name=f"fmri-{voxel_mm}mm",
         mask=mask,
         affine=np.asarray(template.affine, float),
@@ -123,3 +147,47 @@ def make_fmri_machine(voxel_mm: int = 4, t_r: float = 1.5) -> FmriMachine:
         baseline=(800 + 400 * grey[mask] / grey.max()).astype(np.float32),
         t_r=t_r,
     )
+
+
+def count_voxels(voxel_mm: int | None) -> int:
+    """Return the number of cortical voxels."""
+    return GRIDS[voxel_mm or 0][1]
+
+
+def estimate_volume_bytes(voxel_mm: int | None, dtype: str) -> float:
+    """Return the size of one compressed volume in a long series."""
+    shape, n_voxels = GRIDS[voxel_mm or 0]
+    n_bytes = np.dtype(dtype).itemsize
+    return n_bytes * (_RATIO[dtype] * n_voxels + 0.012 * float(np.prod(shape)))
+
+
+def label_visual_quadrants(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the seven early areas of NSD's ``prf-visualrois`` per voxel, and their names.
+
+    Upper and lower visual field part V1, V2 and V3 into a ventral and a dorsal half.
+    """
+    fields = compute_receptive_fields(scanner.positions, 8)
+    # Mean row of the receptive field from the middle, positive below: (n_voxels, row, column) -> (n_voxels,)
+    down = (fields * (np.arange(8) - 3.5)[None, :, None]).sum(axis=(1, 2))
+    labels = np.zeros(scanner.n_voxels, int)
+    names: dict[int, str] = {}
+    for number, area in enumerate(("V1", "V2", "V3")):
+        members = scanner.regions == area
+        labels[members] = 2 * number + np.where(down[members] < 0, 1, 2)
+        names |= {2 * number + 1: f"{area}v", 2 * number + 2: f"{area}d"}
+    labels[scanner.regions == "hV4"] = 7
+    return labels, {**names, 7: "hV4"}
+
+
+def describe_voxels(scanner: Scanner) -> pd.DataFrame:
+    """Return one row per voxel: index in the volume, position in mm, region and network."""
+    table = pd.DataFrame(np.argwhere(scanner.mask), columns=["i", "j", "k"])
+    table[["x", "y", "z"]] = scanner.positions
+    return table.assign(region=scanner.regions, network=scanner.networks)
+
+
+def iterate_volumes(scanner: Scanner, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield each row of the blocks as a volume, zero outside the cortex."""
+    for block in blocks:
+        for values in block:
+            yield scanner.fill_volume(values)

@@ -12,7 +12,7 @@ from braindecode_vis import roles, store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
-from braindecode_vis.phantom.assemble.truth import read_truth
+from braindecode_vis.phantom.truth import read_truth
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
 from braindecode_vis.pipeline.galleries import GallerySource
@@ -230,7 +230,7 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     averaged = config.repeats.test == "averaged"
     n_repetitions = int(test.groupby(["subject", "stimulus_id"]).size().min()) if averaged else 1
     truth = read_truth(root)
-    if any(str(n_repetitions) not in person["ideal_top1"] for person in truth.people):
+    if any(str(n_repetitions) not in person["ideal_top1"] for person in truth.subjects):
         return {}
     return {"top1": truth.get_ideal_top1(n_repetitions)}
 

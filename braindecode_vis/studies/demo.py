@@ -1,4 +1,4 @@
-"""Simulated people in the files of a public data set, and the demo that takes them through every stage."""
+"""Simulated subjects in the files of a public data set, and the demo that takes them through every stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from braindecode_vis.phantom.assemble.truth import PhantomTruth
+from braindecode_vis.phantom.truth import PhantomTruth
 from braindecode_vis.pipeline import run_all
 from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, open_run
 from braindecode_vis.stimuli import StimulusSet
@@ -19,12 +19,12 @@ DEMO_SNR = 0.05
 def make_phantom(
     form: str, out: Path, *, size: Any, snr: float, seed: int, listener: Listener | None = None
 ) -> PhantomTruth:
-    """Simulate people who look at generated images, and write them in the files of a public data set.
+    """Simulate subjects who look at generated images, and write them in the files of a public data set.
 
     Parameters
     ----------
     form
-        One of `braindecode_vis.phantom.assemble.FORMATS`.
+        One of `braindecode_vis.phantom.FORMATS`.
     out
         Folder of the data set.
     size
@@ -32,17 +32,17 @@ def make_phantom(
     snr
         Signal power over noise power, as `PhantomConfig` defines it.
     seed
-        Root seed of people, images and noise.
+        Root seed of subjects, images and noise.
     listener
         Shows progress.
     """
+    from braindecode_vis import phantom
     from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-    from braindecode_vis.phantom import PhantomConfig, assemble
 
     show = listener or SilentListener()
-    estimate = assemble.estimate_phantom(form, size)
-    assemble.check_space(out, estimate)
+    estimate = phantom.estimate_phantom(form, size)
+    phantom.check_space(out, estimate)
 
     def encode(stimuli: StimulusSet) -> np.ndarray:
         with show.progress("encoding images", len(stimuli)) as advance:
@@ -50,8 +50,13 @@ def make_phantom(
             return embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance).vectors
 
     with show.progress("simulating", estimate.n_steps) as advance:
-        return assemble.make_phantom(
-            form, out, size=size, config=PhantomConfig(snr=snr, seed=seed), embed=encode, advance=advance
+        return phantom.make_phantom(
+            form,
+            out,
+            size=size,
+            config=phantom.PhantomConfig(snr=snr, seed=seed),
+            embed=encode,
+            advance=advance,
         )
 
 
@@ -72,7 +77,7 @@ def run_demo(
         Shows progress.
     """
     from braindecode_vis.config import read_config
-    from braindecode_vis.phantom.assemble import SIZES
+    from braindecode_vis.phantom import SIZES
 
     root = out / f"phantom-{size}-snr{snr:g}-seed{seed}"
     truth = make_phantom(

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from braindecode_vis.phantom.writers import nsd
+from braindecode_vis.phantom.formats import nsd
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[-1.8, 0, 0, 60], [0, 1.8, 0, -70], [0, 0, 1.8, -40], [0, 0, 0, 1.0]])
@@ -32,16 +33,12 @@ def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, i
     nsd.write_expdesign(root, design)
     nsd.write_responses(root, subject, nsd.make_responses(design, subject, 4))
     for session in sessions:
-        nsd.write_betas(
-            root,
-            subject,
-            session,
-            make_betas(session),
-            shape=SHAPE,
-            n_trials=N_TRIALS,
-            affine=AFFINE,
-            form=form,
-        )
+        if form == "hdf5":
+            write_hdf5_betas(root, subject, session, make_betas(session))
+        else:
+            nsd.write_betas(
+                root, subject, session, make_betas(session), shape=SHAPE, n_trials=N_TRIALS, affine=AFFINE
+            )
     labels, cortex = make_labels()
     general = (labels > 0).astype(int)
     nsd.write_roi(root, subject, "nsdgeneral", general, cortex, AFFINE, names={1: "nsdgeneral"})
@@ -55,6 +52,19 @@ def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, i
             root, (rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(90)), 90, size=40
         )
     return root
+
+
+def write_hdf5_betas(root: Path, subject: int, session: int, betas: np.ndarray) -> Path:
+    """``betas_sessionBB.hdf5`` as MATLAB writes it: axes reversed, all trials of a voxel in one chunk."""
+    shape = betas.shape[1:]
+    folder = root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / nsd.SPACE / VERSION
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"betas_session{session:02d}.hdf5"
+    stored = np.stack(list(nsd.scale_betas(betas, shape, path.name))).astype("<i2")
+    with h5py.File(path, "w") as file:
+        chunks = (len(betas), 1, 1, 1)
+        file.create_dataset("betas", data=stored.transpose(0, 3, 2, 1), chunks=chunks)
+    return path
 
 
 def find_general() -> np.ndarray:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bids.meeg_files import RawReader, list_channels, open_recording
-from braindecode_vis.phantom.writers import bids_eeg
+from braindecode_vis.phantom.formats import bids_eeg
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
 

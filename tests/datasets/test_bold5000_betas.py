@@ -6,7 +6,7 @@ import pytest
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig
-from braindecode_vis.phantom.writers.nifti import write_volume, write_volumes
+from braindecode_vis.phantom.formats.file_writers import write_volume, write_volumes
 from braindecode_vis.preprocessing.betas import write_fmri
 
 SHAPE, AFFINE = (4, 3, 2), np.diag([2.0, 2, 2, 1])

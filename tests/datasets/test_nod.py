@@ -10,7 +10,7 @@ import pytest
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nod import NodConfig
-from braindecode_vis.phantom.writers.nifti import write_volumes
+from braindecode_vis.phantom.formats.file_writers import write_volumes
 from braindecode_vis.preprocessing.bold import write_bold
 from braindecode_vis.store import read_responses
 

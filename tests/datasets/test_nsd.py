@@ -14,7 +14,7 @@ from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.betas import SurfaceBetas
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
 from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
-from braindecode_vis.phantom.writers import nsd
+from braindecode_vis.phantom.formats import nsd
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import (
@@ -26,6 +26,7 @@ from tests.datasets.nsd_phantom import (
     make_betas,
     make_design,
     make_labels,
+    write_hdf5_betas,
     write_root,
 )
 
@@ -230,12 +231,12 @@ def test_mask_of_another_shape_or_affine(own_root):
     )
     with pytest.raises(DataError, match=r"affine of .*session01.* differs from that of the mask by up to 1:"):
         NsdConfig(root=own_root, sessions=2).open_betas()
-    small = [volume[:, :, :-1] for volume in make_betas(1)]
+    small = make_betas(1)[..., :-1]
     nsd.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE)
     with pytest.raises(DataError, match=r"volumes of \(7, 6, 4\), but the mask has \(7, 6, 5\)"):
         NsdConfig(root=own_root, sessions=2).open_betas()
     find_betas(own_root, 1).unlink()
-    nsd.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE, form="hdf5")
+    write_hdf5_betas(own_root, 1, 1, small)
     with pytest.raises(DataError, match=r"shape \(30, 4, 6, 7\); as MATLAB writes it"):
         NsdConfig(root=own_root, sessions=2).open_betas()
 

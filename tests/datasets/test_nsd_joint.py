@@ -8,7 +8,7 @@ from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
-from braindecode_vis.phantom.writers import nsd
+from braindecode_vis.phantom.formats import nsd
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 from tests.datasets.nsd_phantom import AFFINE, make_labels, write_root

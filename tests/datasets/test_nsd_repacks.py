@@ -11,7 +11,7 @@ from PIL import Image
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
-from braindecode_vis.phantom.writers import nsd
+from braindecode_vis.phantom.formats import nsd
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, find_general, make_design
 

@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, read_excluded
-from braindecode_vis.phantom.writers.bids_eeg import write_recording
+from braindecode_vis.phantom.formats.bids_eeg import write_recording
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
 

@@ -41,7 +41,7 @@ from braindecode_vis.generators.weights_file import (
     write_weights,
 )
 from braindecode_vis.metrics.identification import two_way_identification
-from braindecode_vis.phantom.stimuli.concepts import N_MAX_CONCEPTS, make_concepts, render_batch
+from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.priors.sampling import draw_samples, draw_times, guide
 from braindecode_vis.priors.scales import PrincipalComponents
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from braindecode_vis.phantom import PhantomConfig, make_drive, make_fmri_machine, make_machine, make_person
+from braindecode_vis.phantom import PhantomConfig, make_drive, make_person, make_scanner, make_sensor_system
 
 N_STIMULI = 240
 
@@ -36,14 +36,14 @@ def person(drive):
 
 @pytest.fixture(scope="session")
 def eeg():
-    return make_machine("eeg32-emotiv")
+    return make_sensor_system("eeg32-emotiv")
 
 
 @pytest.fixture(scope="session")
 def meg():
-    return make_machine("meg-ctf272")
+    return make_sensor_system("meg-ctf272")
 
 
 @pytest.fixture(scope="session")
 def scanner():
-    return make_fmri_machine(6, 2.0)
+    return make_scanner(6, 2.0)

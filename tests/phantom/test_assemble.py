@@ -21,20 +21,21 @@ from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
-from braindecode_vis.phantom import PhantomConfig, compute_evoked, make_machine
-from braindecode_vis.phantom.assemble import (
+from braindecode_vis.phantom import (
     FORMATS,
     SIZE_NAMES,
     SIZES,
+    PhantomConfig,
+    compute_evoked,
     estimate_phantom,
     make_phantom,
+    make_sensor_system,
     read_truth,
 )
-from braindecode_vis.phantom.assemble.ledger import TRUTH
-from braindecode_vis.phantom.assemble.stimulus_files import compute_drive
-from braindecode_vis.phantom.assemble.volume_files import GRIDS
 from braindecode_vis.phantom.brain import make_person
-from braindecode_vis.phantom.scanner import make_fmri_machine
+from braindecode_vis.phantom.drive import compute_drive
+from braindecode_vis.phantom.format_plan import TRUTH
+from braindecode_vis.phantom.scanner import GRIDS, make_scanner
 
 CONFIG = PhantomConfig(snr=0.3)
 
@@ -90,8 +91,8 @@ def test_truth_lies_beside_the_data(made, name):
     with pytest.raises(DataError, match="was computed for"):
         truth.get_ideal_top1(99)
     assert truth.networks["default"] == CONFIG.networks.default
-    onsets = [stage["onset_s"] for stage in truth.people[0]["stages"]]
-    assert truth.people[0]["onset_s"] == min(onsets)
+    onsets = [stage["onset_s"] for stage in truth.subjects[0]["stages"]]
+    assert truth.subjects[0]["onset_s"] == min(onsets)
     kind = "betas" if (root / TRUTH / "voxels.tsv").is_file() else "evoked"
     responses = np.load(root / TRUTH / f"sub-01_{kind}.npy")
     assert responses.dtype == np.float32
@@ -124,7 +125,7 @@ def test_truth_can_be_computed_again_from_the_kept_drive(made):
     drive = compute_drive(stimuli, root, truth.folder, embed=refuse, n_semantic=32)
     person = make_person(truth.config, 0, drive)
     rows = np.flatnonzero(stimuli["split"] == "test")
-    evoked = compute_evoked(person, make_machine("eeg63"), rows, sfreq=200.0, tmin=-0.1, tmax=1.0)
+    evoked = compute_evoked(person, make_sensor_system("eeg63"), rows, sfreq=200.0, tmin=-0.1, tmax=1.0)
     kept = np.load(truth.folder / "sub-01_evoked.npy")[stimuli["truth_row"].to_numpy()[rows]]
     np.testing.assert_allclose(kept, evoked, atol=1e-5 * np.abs(kept).max())  # products of other sizes round
 
@@ -252,7 +253,7 @@ def test_nsd_reads_back(made):
     assert betas.shape[3] == (responses["SESSION"] == 1).sum()
     assert betas.get_data_dtype() == np.int16
     # Averaged over its showings, an image looks like its noiseless response.
-    machine = make_fmri_machine(8, 4 / 3)
+    machine = make_scanner(8, 4 / 3)
     volumes = [
         np.asarray(nib.load(path).dataobj)[machine.mask].T
         for path in sorted(folder.glob("betas_fithrf*/betas_s*"))
@@ -332,7 +333,7 @@ def test_bids_reads_back(made):
 
 def test_grids_are_those_of_the_scanner():
     for voxel_mm in (6, 8):
-        machine = make_fmri_machine(voxel_mm, 2.0)
+        machine = make_scanner(voxel_mm, 2.0)
         assert GRIDS[voxel_mm] == (machine.mask.shape, machine.n_voxels)
 
 

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.phantom import PhantomConfig, make_machine
-from braindecode_vis.phantom.assemble import (
+from braindecode_vis.phantom import (
     SIZES,
+    PhantomConfig,
     PhantomSize,
     change_size,
     check_space,
     estimate_phantom,
     make_phantom,
+    make_sensor_system,
     read_truth,
 )
-from braindecode_vis.phantom.assemble.ledger import TRUTH, Ledger
-from braindecode_vis.phantom.assemble.streams import cut_epochs, make_lowpass
+from braindecode_vis.phantom.build import Ledger
+from braindecode_vis.phantom.format_plan import TRUTH
+from braindecode_vis.phantom.recordings import cut_epochs, make_lowpass
 
 CONFIG = PhantomConfig(snr=0.3)
 
@@ -249,7 +251,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
         tracemalloc.stop()
         return most, (root / "sub-01/ses-01/raw_eeg_test.npy").stat().st_size
 
-    make_machine("eeg63")  # made once in a process, and slow to trace
+    make_sensor_system("eeg63")  # made once in a process, and slow to trace
     short, long = peak(90), peak(150)
     assert long[1] - short[1] > 6e6
     assert long[0] - short[0] < 3e6

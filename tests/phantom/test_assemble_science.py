@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.phantom import PhantomConfig
-from braindecode_vis.phantom.assemble import PhantomSize, make_phantom
+from braindecode_vis.phantom import PhantomConfig, PhantomSize, make_phantom
 from braindecode_vis.phantom.phantom_config import NoiseConfig
 
 EPOCHS = PhantomSize(1, 40, 3, 20, 2, 2, 16, 32, n_runs=1, pause_s=0.5)
@@ -118,7 +117,7 @@ def test_onset_latency_is_the_planted_one(raw):
     first = int(np.argmax((times > 0) & (root > 0.6 * top)))
     rising = slice(first - 8, first + 8)
     slope, level = np.polyfit(times[rising], root[rising], 1)
-    assert -level / slope == pytest.approx(truth.people[0]["onset_s"], abs=0.012)
+    assert -level / slope == pytest.approx(truth.subjects[0]["onset_s"], abs=0.012)
     assert np.abs(power[(times > 0) & (times < 0.03)]).max() < 0.1 * power.max()
 
 

@@ -3,7 +3,7 @@ import pytest
 from nilearn.glm.first_level import make_first_level_design_matrix
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.phantom import PhantomConfig, make_fmri_machine, make_person
+from braindecode_vis.phantom import PhantomConfig, make_person, make_scanner
 from braindecode_vis.phantom.bold_signal import (
     compute_betas,
     compute_voxel_snr,
@@ -25,9 +25,9 @@ def test_voxels_are_cortical_grey_matter(scanner):
     np.testing.assert_allclose(back, scanner.positions)
     cerebellum = (scanner.positions[:, 2] < -42) & (scanner.positions[:, 1] < -45)
     assert not cerebellum.any()
-    assert make_fmri_machine(6, 2.0) is scanner
+    assert make_scanner(6, 2.0) is scanner
     with pytest.raises(ConfigError, match="voxel_mm"):
-        make_fmri_machine(1)
+        make_scanner(1)
 
 
 @pytest.mark.parametrize("name", ROIS)

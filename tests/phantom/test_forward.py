@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.phantom import make_machine
+from braindecode_vis.phantom import make_sensor_system
 from braindecode_vis.phantom.cortex import label_regions, make_cortex
 from braindecode_vis.phantom.forward import THINGS_EEG2_CHANNELS
 
@@ -23,7 +23,7 @@ def test_caps_have_the_channels_of_the_public_data(eeg):
 
 
 def test_eeg_leadfield_is_referenced_and_of_physical_size():
-    machine = make_machine("eeg64-biosemi")
+    machine = make_sensor_system("eeg64-biosemi")
     np.testing.assert_allclose(machine.leadfield.mean(axis=0), 0, atol=1e-9)
     np.testing.assert_allclose(machine.blink.mean(), 0, atol=1e-12)
     # 10 nAm, a typical evoked dipole, gives a fraction of a microvolt to a few microvolt (Haemaelaeinen et al. 1993).
@@ -72,7 +72,7 @@ def test_sides_are_not_swapped(eeg, meg):
 
 @pytest.mark.parametrize("name", ["eeg32-emotiv", "meg-ctf272"])
 def test_info_makes_a_valid_raw(name):
-    machine = make_machine(name)
+    machine = make_sensor_system(name)
     info = machine.make_info(100.0)
     raw = mne.io.RawArray(np.zeros((machine.n_channels, 10)), info, verbose="ERROR")
     assert tuple(raw.ch_names) == machine.ch_names
@@ -82,6 +82,6 @@ def test_info_makes_a_valid_raw(name):
 
 
 def test_machines_are_kept(eeg):
-    assert make_machine("eeg32-emotiv") is eeg
+    assert make_sensor_system("eeg32-emotiv") is eeg
     with pytest.raises(ConfigError, match="did you mean 'eeg63'"):
-        make_machine("eeg36")
+        make_sensor_system("eeg36")

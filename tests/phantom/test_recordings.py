@@ -5,11 +5,7 @@ import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.phantom import PhantomConfig, compute_evoked, make_person, simulate_continuous
-from braindecode_vis.phantom.ceiling import (
-    compute_evoked_gram,
-    compute_ideal_top1,
-    compute_noise_ceiling,
-)
+from braindecode_vis.phantom.ceiling import compute_evoked_gram, compute_ideal_top1, compute_noise_ceiling
 from braindecode_vis.phantom.noise import compute_noise_power
 from braindecode_vis.phantom.phantom_config import NoiseConfig
 from braindecode_vis.phantom.recordings import find_samples

@@ -13,7 +13,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.sources.bold_source import CleanConfig, GlmConfig, WindowConfig
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.phantom.writers import bids_fmri as phantom
+from braindecode_vis.phantom.formats import bids_fmri as phantom
 from braindecode_vis.preprocessing.bold import clean_series, find_geometry, make_betas, write_bold
 from braindecode_vis.preprocessing.glm import make_drifts, make_nuisance_basis, make_regressors
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform

@@ -13,7 +13,7 @@ from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import DataError
 from braindecode_vis.cli import app
 from braindecode_vis.config import read_config
-from braindecode_vis.phantom.assemble import SIZES
+from braindecode_vis.phantom import SIZES
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.analyze import analyze
 from braindecode_vis.studies.demo import make_phantom

@@ -1,0 +1,227 @@
+"""How large a phantom is: counts that all formats share, and presets of each format from tiny to full.
+
+Owns the numbers and the checks that hold for every format. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from braindecode_vis.checks import ConfigError, check_option
+from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS
+
+SIZE_NAMES = ("tiny", "small", "demo", "full")
+
+
+@dataclass(frozen=True)
+class PhantomSize:
+    """How many subjects see how many images how often.
+
+    Fields that are None have no meaning in the format at hand; giving one where it has none is an error.
+
+    Parameters
+    ----------
+    n_subjects
+        Simulated subjects.
+    n_train_concepts, n_train_exemplars
+        Concepts for training, and images of each. In NSD, images that each person sees alone.
+    n_test_concepts
+        Test images, one of each test concept. In NSD, images that every subject sees.
+    n_sessions
+        Sessions of each person.
+    train_repetitions, test_repetitions
+        How often a person sees each image, over all sessions.
+    image_size
+        Height and width of the pictures in pixels.
+    n_runs
+        Runs of a session; recordings that are joined in a training file of THINGS-EEG2.
+    n_catch
+        Trials of a session whose picture is no stimulus (THINGS-MEG and THINGS-fMRI).
+    pause_s
+        Mean blank between two sequences of images in s (THINGS-EEG2).
+    n_raw_sessions
+        Sessions of THINGS-MEG whose raw runs are written too; the epochs cover all sessions.
+    voxel_mm
+        Side of a voxel.
+    n_imagery, imagery_repetitions
+        Test images that are also imagined, and how often each.
+    """
+
+    n_subjects: int
+    n_train_concepts: int
+    n_train_exemplars: int
+    n_test_concepts: int
+    n_sessions: int
+    train_repetitions: int
+    test_repetitions: int
+    image_size: int
+    n_runs: int | None = None
+    n_catch: int | None = None
+    pause_s: float | None = None
+    n_raw_sessions: int | None = None
+    voxel_mm: int | None = None
+    n_imagery: int | None = None
+    imagery_repetitions: int | None = None
+
+    def replace(self, **changes: Any) -> PhantomSize:
+        """Return a copy with other numbers.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such field.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            check_option("field of a phantom size", name, known)
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def n_train_images(self) -> int:
+        """Training images of one person."""
+        return self.n_train_concepts * self.n_train_exemplars
+
+    @property
+    def n_trials(self) -> int:
+        """Trials of one person with an image of the two splits."""
+        return self.n_train_images * self.train_repetitions + self.n_test_concepts * self.test_repetitions
+
+
+OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if field.default is None)
+_MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions")
+
+
+def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
+    """Raise `ConfigError` if a number is missing, out of range, or means nothing in this format.
+
+    Parameters
+    ----------
+    name
+        The format, for the message.
+    used
+        Optional fields that the format uses.
+    """
+    for key, value in dataclasses.asdict(size).items():
+        if key in OPTIONAL and key not in used:
+            if value is not None:
+                raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
+            continue
+        whole = isinstance(value, int) or (key == "pause_s" and isinstance(value, float))
+        least = 0 if key in _MAY_BE_ZERO else 0.3 if key == "pause_s" else 16 if key == "image_size" else 1
+        if not whole or isinstance(value, bool) or value < least:
+            raise ConfigError(
+                f"{key} of a phantom in the format {name} must be at least {least}, not {value}."
+            )
+    n_concepts = size.n_train_concepts + size.n_test_concepts
+    if n_concepts > N_MAX_CONCEPTS:
+        raise ConfigError(
+            f"{size.n_train_concepts} training and {size.n_test_concepts} test concepts are {n_concepts} together, "
+            f"but there are {N_MAX_CONCEPTS} phantom concepts."
+        )
+    if size.n_test_concepts < 2:
+        raise ConfigError("a phantom needs at least 2 test concepts: retrieval from one image says nothing.")
+    if size.n_train_images < 4:
+        raise ConfigError(
+            f"a phantom needs at least 4 training images, not {size.n_train_concepts} concepts x "
+            f"{size.n_train_exemplars}."
+        )
+
+
+def check_one_exemplar_a_session(size: PhantomSize, name: str) -> None:
+    """Raise `ConfigError` unless session k shows exemplar k of each concept once, and every test image once."""
+    if size.train_repetitions != 1 or not (
+        size.n_train_exemplars == size.test_repetitions == size.n_sessions
+    ):
+        raise ConfigError(
+            f"each session of {name} shows one new image of each concept and every test image once, so n_sessions "
+            f"({size.n_sessions}), n_train_exemplars ({size.n_train_exemplars}) and test_repetitions "
+            f"({size.test_repetitions}) must be equal and train_repetitions ({size.train_repetitions}) 1."
+        )
+
+
+def check_imagery(size: PhantomSize, name: str) -> None:
+    """Raise `ConfigError` unless the imagined images are among the test images."""
+    n_imagery, times = size.n_imagery or 0, size.imagery_repetitions or 0
+    if n_imagery > size.n_test_concepts or (n_imagery == 0) != (times == 0):
+        raise ConfigError(
+            f"a phantom in the format {name} can have 0 to {size.n_test_concepts} imagined images (its test images), "
+            f"each imagined at least once, not {n_imagery} imagined {times} times."
+        )
+
+
+def divide(total: int, parts: int, *, what: str) -> int:
+    """Return ``total / parts``, or raise `ConfigError` if that is no whole number above zero."""
+    if total % parts or total < parts:
+        raise ConfigError(f"{what}: {total} do not divide into {parts} equal parts.")
+    return total // parts
+
+
+_EEG2 = {
+    "tiny": PhantomSize(1, 6, 2, 3, 2, 2, 4, 32, n_runs=1, pause_s=0.6),
+    "small": PhantomSize(1, 40, 4, 12, 2, 2, 16, 64, n_runs=2, pause_s=0.8),
+    "demo": PhantomSize(1, 160, 5, 40, 2, 2, 40, 112, n_runs=1, pause_s=0.5),
+    "full": PhantomSize(10, 1654, 10, 200, 4, 4, 80, 500, n_runs=5, pause_s=2.175),
+}
+
+SIZES: dict[str, dict[str, PhantomSize]] = {
+    "things-eeg2": _EEG2,
+    # Loaders keep arrays on disk from a megabyte on, so the tiny one is a little longer.
+    "things-eeg2-official": {**_EEG2, "tiny": PhantomSize(1, 20, 2, 5, 2, 2, 16, 32, n_runs=1, pause_s=0.5)},
+    "things-eeg2-250hz": _EEG2,
+    "things-meg": {
+        "tiny": PhantomSize(1, 2, 12, 2, 12, 1, 12, 32, n_runs=1, n_catch=1, n_raw_sessions=1),
+        "small": PhantomSize(1, 20, 12, 10, 12, 1, 12, 64, n_runs=2, n_catch=4, n_raw_sessions=2),
+        "demo": PhantomSize(1, 80, 12, 30, 12, 1, 12, 112, n_runs=2, n_catch=10, n_raw_sessions=1),
+        "full": PhantomSize(4, 1654, 12, 200, 12, 1, 12, 500, n_runs=10, n_catch=200, n_raw_sessions=12),
+    },
+    "nsd": {
+        "tiny": PhantomSize(
+            1, 6, 3, 6, 2, 3, 3, 32, n_runs=2, voxel_mm=8, n_imagery=6, imagery_repetitions=16
+        ),
+        "small": PhantomSize(
+            2, 30, 5, 30, 4, 3, 3, 64, n_runs=4, voxel_mm=6, n_imagery=6, imagery_repetitions=16
+        ),
+        "demo": PhantomSize(
+            2, 150, 4, 60, 6, 3, 3, 112, n_runs=6, voxel_mm=4, n_imagery=18, imagery_repetitions=16
+        ),
+        "full": PhantomSize(
+            8, 1800, 5, 1000, 40, 3, 3, 425, n_runs=12, voxel_mm=2, n_imagery=18, imagery_repetitions=16
+        ),
+    },
+    "things-fmri": {
+        "tiny": PhantomSize(1, 4, 4, 2, 4, 1, 4, 32, n_runs=1, n_catch=1, voxel_mm=8),
+        "small": PhantomSize(1, 30, 6, 10, 6, 1, 6, 64, n_runs=2, n_catch=4, voxel_mm=6),
+        "demo": PhantomSize(1, 80, 12, 40, 12, 1, 12, 112, n_runs=2, n_catch=10, voxel_mm=4),
+        "full": PhantomSize(3, 620, 12, 100, 12, 1, 12, 500, n_runs=10, n_catch=100, voxel_mm=2),
+    },
+    "god": {
+        "tiny": PhantomSize(
+            1, 6, 2, 4, 1, 1, 4, 32, n_runs=2, voxel_mm=8, n_imagery=4, imagery_repetitions=2
+        ),
+        "small": PhantomSize(
+            1, 40, 4, 20, 1, 1, 12, 64, n_runs=4, voxel_mm=6, n_imagery=20, imagery_repetitions=5
+        ),
+        "demo": PhantomSize(
+            2, 150, 8, 50, 1, 1, 35, 112, n_runs=10, voxel_mm=4, n_imagery=50, imagery_repetitions=10
+        ),
+        "full": PhantomSize(
+            5, 150, 8, 50, 1, 1, 35, 500, n_runs=24, voxel_mm=3, n_imagery=50, imagery_repetitions=10
+        ),
+    },
+    "bids-eeg": {
+        "tiny": PhantomSize(1, 6, 2, 3, 1, 1, 4, 32, n_runs=1),
+        "small": PhantomSize(1, 30, 4, 10, 2, 2, 8, 64, n_runs=2),
+        "demo": PhantomSize(1, 100, 5, 30, 2, 2, 20, 112, n_runs=2),
+        "full": PhantomSize(10, 1000, 8, 100, 4, 4, 40, 500, n_runs=8),
+    },
+    "bids-fmri": {
+        "tiny": PhantomSize(1, 6, 2, 3, 1, 1, 4, 32, n_runs=1, voxel_mm=8),
+        "small": PhantomSize(1, 30, 4, 10, 2, 1, 6, 64, n_runs=2, voxel_mm=6),
+        "demo": PhantomSize(1, 100, 4, 30, 4, 1, 12, 112, n_runs=3, voxel_mm=5),
+        "full": PhantomSize(5, 500, 8, 50, 10, 1, 30, 500, n_runs=10, voxel_mm=2),
+    },
+}
+"""Presets of every format. ``full`` has the counts of the public data set, where there is one."""

@@ -1,0 +1,431 @@
+"""Images for the phantom: concepts, exemplars, splits and files, as in THINGS.
+
+Owns which concepts exist (a shape of one colour with one surface texture, an accent colour and a background where it
+is at home), how a seed becomes an image, and the folder layout of THINGS-EEG2. An image depends on its seed, concept,
+exemplar and size alone, never on the batch, the order or the process that drew it. Knows nothing of brains, and
+leaves the pixels to `render`.
+
+References
+----------
+.. [1] Hebart, M. N. et al. (2019). THINGS: a database of 1,854 object concepts. PLoS ONE 14, e0223792.
+   https://doi.org/10.1371/journal.pone.0223792
+.. [2] Gifford, A. T. et al. (2022). A large and rich EEG dataset for modeling human visual object
+   recognition. NeuroImage 264, 119754. https://doi.org/10.1016/j.neuroimage.2022.119754
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError, check_columns, check_option
+from braindecode_vis.phantom.stimuli.render import BACKGROUNDS, TEXTURES, Look, render_look
+from braindecode_vis.phantom.stimuli.shapes import list_shapes
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.store import hash_file
+
+# Far apart in hue or in lightness, so that no two share a name in ordinary speech.
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.82, 0.10, 0.10),
+    "orange": (0.96, 0.52, 0.10),
+    "yellow": (0.97, 0.86, 0.22),
+    "green": (0.16, 0.52, 0.20),
+    "lime": (0.66, 0.86, 0.22),
+    "turquoise": (0.18, 0.76, 0.74),
+    "blue": (0.13, 0.27, 0.80),
+    "purple": (0.47, 0.18, 0.64),
+    "pink": (0.96, 0.60, 0.76),
+    "brown": (0.42, 0.25, 0.14),
+    "white": (0.95, 0.95, 0.93),
+    "black": (0.10, 0.10, 0.12),
+}
+# An object never stands before a background of its own colour, where its outline would be lost.
+_CLASHES = {
+    "meadow": {"green", "lime"},
+    "forest": {"green", "lime", "black"},
+    "clouds": {"blue", "turquoise", "white"},
+    "sea": {"blue", "turquoise"},
+    "planks": {"brown", "orange"},
+    "dunes": {"white", "yellow"},
+    "bokeh": {"black"},
+    "city": {"black", "purple"},
+}
+STIMULUS_COLUMNS = (
+    "stimulus_id",
+    "concept",
+    "superordinate",
+    "concept_index",
+    "exemplar",
+    "split",
+    "file_name",
+    "path",
+)
+N_MAX_CONCEPTS = len(list_shapes()) * len(COLOURS) * len(TEXTURES)
+_CHUNK = 64
+
+
+def make_concepts(n_concepts: int, *, seed: int) -> pd.DataFrame:
+    """List the first concepts of a seed, as different from each other as their number allows.
+
+    Concept `i` of a seed is the same whatever `n_concepts` is. The first (number of shapes x number of
+    colours) concepts all differ in shape or colour; textures come in only then.
+
+    Parameters
+    ----------
+    n_concepts
+        How many, up to `N_MAX_CONCEPTS`.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    DataFrame of n_concepts rows
+        Index `concept_index`; columns `concept` (a readable name such as ``red_striped_star``),
+        `superordinate`, `shape`, `colour`, `texture`, `accent`, `background`.
+
+    Raises
+    ------
+    ConfigError
+        If there are not that many concepts.
+
+    Examples
+    --------
+    >>> make_concepts(3, seed=0)["concept"].is_unique
+    True
+    """
+    if not 1 <= n_concepts <= N_MAX_CONCEPTS:
+        raise ConfigError(
+            f"n_concepts is {n_concepts}, but a seed has between 1 and {N_MAX_CONCEPTS} phantom concepts."
+        )
+    table = pd.DataFrame(
+        [_describe_concept(concept_index, seed) for concept_index in range(n_concepts)],
+        columns=["shape", "colour", "texture", "accent", "background"],
+        index=pd.RangeIndex(n_concepts, name="concept_index"),
+    )
+    table.insert(0, "concept", table["colour"] + "_" + table["texture"] + "_" + table["shape"])
+    table.insert(1, "superordinate", table["shape"].map(list_shapes()))
+    return table
+
+
+def render_scene(concept_index: int, exemplar: int, *, size: int, seed: int) -> np.ndarray:
+    """Draw one exemplar of one concept.
+
+    The exemplar sets place, size, rotation, mirroring, light, a slight colour shift and the background.
+
+    Parameters
+    ----------
+    concept_index
+        Row of `make_concepts` for the same `seed`.
+    exemplar
+        Any non-negative integer.
+    size
+        Height and width in pixels, at least 16. The scene is the same at every size.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    uint8 array of shape (size, size, 3)
+        RGB.
+
+    Raises
+    ------
+    ConfigError
+        If the concept, the exemplar or the size does not exist.
+
+    Examples
+    --------
+    >>> render_scene(7, 0, size=64, seed=0).shape
+    (64, 64, 3)
+    """
+    if not 0 <= concept_index < N_MAX_CONCEPTS:
+        raise ConfigError(f"concept_index is {concept_index}, but must be from 0 to {N_MAX_CONCEPTS - 1}.")
+    if exemplar < 0 or size < 16:
+        raise ConfigError(
+            f"exemplar is {exemplar} and size is {size}, but must be at least 0 and 16; scenes of fewer "
+            "pixels show no object."
+        )
+    concept_index, exemplar = int(concept_index), int(exemplar)
+    look, elsewhere = _find_look(concept_index, seed)
+    rng = make_generator(seed, "phantom_scene", concept_index, exemplar)
+    return render_look(look, size, rng, elsewhere=elsewhere)
+
+
+def render_batch(
+    concept_indices: Sequence[int] | np.ndarray,
+    exemplars: Sequence[int] | np.ndarray,
+    *,
+    size: int,
+    seed: int,
+) -> np.ndarray:
+    """Draw several scenes; equal to `render_scene` one by one.
+
+    Parameters
+    ----------
+    concept_indices, exemplars : sequences of length n_images
+        One pair an image.
+    size
+        Height and width in pixels.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    uint8 array of shape (n_images, size, size, 3)
+
+    Raises
+    ------
+    ConfigError
+        If the two sequences differ in length, or as in `render_scene`.
+    """
+    if len(concept_indices) != len(exemplars):
+        raise ConfigError(
+            f"{len(concept_indices)} concepts meet {len(exemplars)} exemplars; give one pair an image."
+        )
+    images = np.empty((len(exemplars), size, size, 3), np.uint8)
+    for row, (concept_index, exemplar) in enumerate(zip(concept_indices, exemplars, strict=True)):
+        images[row] = render_scene(int(concept_index), int(exemplar), size=size, seed=seed)
+    return images
+
+
+def make_things_like_split(
+    n_train_concepts: int = 1654,
+    n_test_concepts: int = 200,
+    n_train_exemplars: int = 10,
+    n_test_exemplars: int = 1,
+    *,
+    seed: int,
+) -> pd.DataFrame:
+    """List the stimuli of a THINGS-EEG2-like experiment.
+
+    The test concepts are the first of the seed, which differ most from each other; the training concepts
+    are those that follow. No concept is in both splits.
+
+    Parameters
+    ----------
+    n_train_concepts, n_test_concepts
+        Concepts of each split; the defaults are the sizes of THINGS-EEG2 [2]_.
+    n_train_exemplars, n_test_exemplars
+        Images of each concept.
+    seed
+        Root seed of the stimuli.
+
+    Returns
+    -------
+    DataFrame of one row per image
+        Columns `stimulus_id` (``red_striped_star_01b``), `concept`, `superordinate`, `concept_index`,
+        `exemplar`, `split` (``train`` or ``test``), `file_name` (``red_striped_star_01b.jpg``) and `path`
+        (``training_images/00001_black_checked_apple/black_checked_apple_01b.jpg``). The training images come
+        first; within a split concepts are sorted by name and numbered from 1, independently of the other.
+
+    Raises
+    ------
+    ConfigError
+        If there are not that many concepts.
+    """
+    counts = (n_train_concepts, n_test_concepts, n_train_exemplars, n_test_exemplars)
+    if min(counts) < 0:
+        raise ConfigError(
+            f"the split asks for {n_train_concepts} x {n_train_exemplars} training and {n_test_concepts} x "
+            f"{n_test_exemplars} test images, but no count may be negative."
+        )
+    concepts = make_concepts(n_train_concepts + n_test_concepts, seed=seed)
+    train, test = concepts.iloc[n_test_concepts:], concepts.iloc[:n_test_concepts]
+    rows = _list_stimuli(train, n_train_exemplars, "train") + _list_stimuli(test, n_test_exemplars, "test")
+    return pd.DataFrame(rows, columns=list(STIMULUS_COLUMNS))
+
+
+def write_images(
+    table: pd.DataFrame,
+    directory: Path,
+    *,
+    size: int,
+    seed: int,
+    image_format: Literal["jpg", "png"] = "jpg",
+) -> pd.DataFrame:
+    """Write the images of a split in the folder layout of THINGS-EEG2.
+
+    A file appears under its name only when it is complete; one that is already there is drawn again and
+    replaced.
+
+    Parameters
+    ----------
+    table
+        Rows of `make_things_like_split`.
+    directory
+        Folder that receives `training_images` and `test_images`; made if it is missing.
+    size
+        Height and width in pixels; THINGS-EEG2 has 500.
+    seed
+        Seed that made `table`.
+    image_format
+        ``jpg`` (quality 95, as small as photographs) or ``png`` (exact pixels, larger).
+
+    Returns
+    -------
+    DataFrame
+        `table` with `file_name` and `path` as written and the `sha256` of each file: what `StimulusSet` needs.
+
+    Raises
+    ------
+    ConfigError
+        If the format is unknown.
+    DataError
+        If a column is missing.
+    """
+    check_option("image_format", image_format, ("jpg", "png"))
+    check_columns(
+        table.columns, ("concept_index", "exemplar", "file_name", "path"), what="the stimulus table"
+    )
+    directory = Path(directory)
+    written = table.copy()
+    for column in ("file_name", "path"):
+        written[column] = [str(Path(name).with_suffix(f".{image_format}")) for name in table[column]]
+    written["sha256"] = [
+        _write_image(
+            directory / str(path), render_scene(concept_index, exemplar, size=size, seed=seed), image_format
+        )
+        for path, concept_index, exemplar in zip(
+            written["path"], table["concept_index"], table["exemplar"], strict=True
+        )
+    ]
+    return written
+
+
+def _list_stimuli(concepts: pd.DataFrame, n_exemplars: int, split: str) -> list[tuple]:
+    """Return one row of `STIMULUS_COLUMNS` per image of these concepts."""
+    folder = {"train": "training_images", "test": "test_images"}[split]
+    rows = []
+    for number, row in enumerate(concepts.sort_values("concept").itertuples(), start=1):
+        for exemplar in range(n_exemplars):
+            # THINGS marks the first image of a concept `b` and most others `s`.
+            stimulus_id = f"{row.concept}_{exemplar + 1:02d}{'s' if exemplar else 'b'}"
+            file_name = f"{stimulus_id}.jpg"
+            path = f"{folder}/{number:05d}_{row.concept}/{file_name}"
+            identity = (stimulus_id, row.concept, row.superordinate, row.Index)
+            rows.append((*identity, exemplar, split, file_name, path))
+    return rows
+
+
+def _write_image(path: Path, image: np.ndarray, image_format: str) -> str:
+    """Write one image under a temporary name, rename it and return the sha256 of the file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    if image_format == "jpg":
+        Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
+    else:
+        Image.fromarray(image).save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+# ------------------------------------------------------------------------------- what a concept is made of
+
+
+@lru_cache(maxsize=8)
+def _shuffle_cells(seed: int) -> np.ndarray:
+    """Return the order of the shape-colour pairs of a seed, shape (n_shapes * n_colours,)."""
+    order = make_generator(seed, "phantom_concepts").permutation(len(list_shapes()) * len(COLOURS))
+    order.setflags(write=False)
+    return order
+
+
+@lru_cache(maxsize=65536)
+def _describe_concept(concept_index: int, seed: int) -> tuple[str, str, str, str, str]:
+    """Return shape, colour, texture, accent and background of a concept."""
+    shapes, colours, textures = list(list_shapes()), list(COLOURS), list(TEXTURES)
+    cells = _shuffle_cells(seed)
+    layer, place = divmod(concept_index, len(cells))
+    shape_number, colour_number = divmod(int(cells[place]), len(colours))
+    shape, colour = shapes[shape_number], colours[colour_number]
+    cell = make_generator(seed, "phantom_cell", shape, colour)
+    texture = textures[int(cell.permutation(len(textures))[layer])]
+    rng = make_generator(seed, "phantom_concept", shape, colour, texture)
+    # The pattern must be seen on the surface, so the accent is far from the colour.
+    far = [name for name in colours if math.dist(COLOURS[name], COLOURS[colour]) > 0.6]
+    homes = _find_backgrounds(colour)
+    return shape, colour, texture, far[int(rng.integers(len(far)))], homes[int(rng.integers(len(homes)))]
+
+
+@lru_cache(maxsize=65536)
+def _find_look(concept_index: int, seed: int) -> tuple[Look, tuple[str, ...]]:
+    """Return the look of a concept and the backgrounds that suit it."""
+    shape, colour, texture, accent, background = _describe_concept(concept_index, seed)
+    rng = make_generator(seed, "phantom_look", concept_index)
+    look = Look(
+        shape=shape,
+        texture=texture,
+        background=background,
+        colour=COLOURS[colour],
+        accent=COLOURS[accent],
+        stretch=float(rng.uniform(0.85, 1.18)),
+        grain=float(rng.uniform(0.8, 1.25)),
+        tilt=float(rng.choice([0.0, 0.25, 0.5, 0.75]) * np.pi),
+        hue=float(rng.uniform()),
+    )
+    return look, _find_backgrounds(colour)
+
+
+@lru_cache(maxsize=64)
+def _find_backgrounds(colour: str) -> tuple[str, ...]:
+    return tuple(name for name in BACKGROUNDS if colour not in _CLASHES.get(name, ()))
+
+
+def list_split(
+    n_train_concepts: int, n_test_concepts: int, n_train_exemplars: int, seed: int, folder: str = ""
+) -> pd.DataFrame:
+    """Return the images of two disjoint sets of concepts, `path` below `folder`; training images come first."""
+    table = make_things_like_split(n_train_concepts, n_test_concepts, n_train_exemplars, seed=seed)
+    return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
+
+
+def match_concepts(images: pd.DataFrame, n_concepts: int, seed: int) -> pd.DataFrame:
+    """Add `concept_index`, `exemplar` and `split` to a table of images that names the concepts of a seed.
+
+    Test images are exemplars of concepts that are also shown for training, as in THINGS; those are ``excluded``, since
+    a test of unseen concepts must leave them out.
+
+    Parameters
+    ----------
+    images : DataFrame
+        `concept`, `exemplar_nr` (from 1) and `is_test`.
+    """
+    concepts = make_concepts(n_concepts, seed=seed)
+    index = pd.Series(concepts.index, index=concepts["concept"])
+    tested = set(images.loc[images["is_test"], "concept"])
+    table = images.assign(
+        concept_index=images["concept"].map(index).astype(int), exemplar=images["exemplar_nr"] - 1
+    )
+    excluded = table["concept"].isin(tested)
+    table["split"] = np.select([table["is_test"], excluded], ["test", "excluded"], "train")
+    return table
+
+
+def write_image_files(
+    table: pd.DataFrame, root: Path, *, size: int, seed: int, advance: Callable[[int], Any]
+) -> pd.DataFrame:
+    """Write the images that are not there yet and return `table` with the `sha256` of every file."""
+    hashes: list[str] = []
+    for start in range(0, len(table), _CHUNK):
+        chunk = table.iloc[start : start + _CHUNK]
+        missing = [not (root / path).is_file() for path in chunk["path"]]
+        drawn = iter(write_images(chunk[missing], root, size=size, seed=seed)["sha256"])
+        hashes += [
+            next(drawn) if absent else hash_file(root / path)
+            for path, absent in zip(chunk["path"], missing, strict=True)
+        ]
+        advance(len(chunk))
+    return table.assign(sha256=hashes)
