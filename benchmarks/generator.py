@@ -19,9 +19,9 @@ from PIL import Image
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.autoencoder import reconstruct_images
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
+from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
+from braindecode_vis.generators.latent_diffusion_networks import reconstruct_images
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
 from braindecode_vis.phantom.stimuli.images import make_concepts, render_batch

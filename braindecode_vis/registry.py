@@ -130,7 +130,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "latents": "generators.inversion:LatentsConfig",
         "nearest": "generators.nearest:NearestConfig",
         "refiner": "generators.refiner:RefinerConfig",
-        "latent_diffusion": "generators.latent_diffusion:LatentDiffusionConfig",
+        "latent_diffusion": "generators.latent_diffusion_config:LatentDiffusionConfig",
         "sdxl_turbo": "generators.hub_config:SdxlTurboConfig",
         "unclip": "generators.hub_config:UnclipConfig",
         "kandinsky": "generators.hub_config:KandinskyConfig",

@@ -24,7 +24,7 @@ import numpy as np
 from braindecode_vis import pipeline
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
-from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig, LatentDiffusionGenerator
+from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
 from braindecode_vis.metrics.distribution import compute_mmd, find_bandwidth
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.priors.closed_form import SpreadPriorConfig
@@ -111,7 +111,7 @@ def main() -> None:
         found = {"identity": [predicted], "spread": [spread.sample(predicted, n_draws=1, seed=0)]}
         print(f"fold {number}: gain of spread {spread.gain:.2f}", flush=True)
         tested = bank.embeddings.select(list(dict.fromkeys(predicted.ids)))
-        generator = LatentDiffusionGenerator(LatentDiffusionConfig(candidates=1))
+        generator = LatentDiffusionConfig(candidates=1).build()
         known = ImageSourceSettings(images=asked.images).find_images(training, generator, tested)
         near = NeighboursPriorConfig().build().fit(None, training, images=known)
         found["neighbours"] = [near.sample(predicted, n_draws=1, seed=0)]

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig, EfficientNetEncoder
-from braindecode_vis.generators.autoencoder import reconstruct_images, scale_images
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.generators.latent_diffusion import LatentDiffusionConfig
+from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
+from braindecode_vis.generators.latent_diffusion_networks import reconstruct_images, scale_images
 from braindecode_vis.generators.training_pairs import choose_concepts
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval

@@ -23,7 +23,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast, choose_device, seeded
 from braindecode_vis.generators.conditioning import blur, draw_reliability
-from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
+from braindecode_vis.generators.latent_diffusion_config import GeneratorTrainingConfig
 from braindecode_vis.generators.training_pairs import (
     TrainingPairs,
     read_pairs,
@@ -181,7 +181,7 @@ class _Stages:
         import torch
 
         from braindecode_vis.embeddings.efficientnet import find_packaged_weights, load_network
-        from braindecode_vis.generators.autoencoder import (
+        from braindecode_vis.generators.latent_diffusion_networks import (
             DOWNSAMPLING,
             PerceptualLoss,
             compute_autoencoder_loss,
@@ -221,7 +221,7 @@ class _Stages:
         """Return the latents of all images, float16 of shape (n_images, n_latent_channels, side, side)."""
         import torch
 
-        from braindecode_vis.generators.autoencoder import scale_images
+        from braindecode_vis.generators.latent_diffusion_networks import scale_images
 
         latents = []
         with torch.inference_mode():
@@ -243,7 +243,7 @@ class _Stages:
         """Return the trained denoiser."""
         import torch
 
-        from braindecode_vis.generators.denoiser import SCHEDULE
+        from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE
         from braindecode_vis.priors.sampling import draw_times
 
         config, device = self.config, self.device

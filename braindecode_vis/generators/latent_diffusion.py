@@ -1,10 +1,8 @@
 """Turn embeddings into 64-pixel images with a small latent diffusion model that the package brings.
 
-Owns the configuration, the weights file and the generator: reduce an embedding to components, sample latents that suit
-it, decode them, keep the best of some candidates. Like any second stage it has been trained on images alone and never
-sees a brain; what a brain encoder's predictions are worth is learnt from training trials when the generator is built.
-``weights/latent_diffusion.json`` has the command, the seed and the scores of the packaged weights, which paint nothing
-but what the phantom shows. Train on other stimuli with ``braindecode-vis train-generator``.
+Owns the generator: reduce an embedding to components, sample latents that suit it, decode them, keep the best of some
+candidates. Like any second stage it has been trained on images alone and never sees a brain; what a brain encoder's
+predictions are worth is learnt from training trials when the generator is built.
 
 References
 ----------
@@ -13,17 +11,16 @@ Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.devices import choose_device
-from braindecode_vis.embeddings.weights import check_intact
 from braindecode_vis.generators.conditioning import Uncertainty, fit_uncertainty
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.weights_file import (
@@ -33,81 +30,9 @@ from braindecode_vis.generators.weights_file import (
     read_header,
     read_known_components,
 )
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     import torch
-
-PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
-PACKAGED_TARGET = "efficientnet-lite0"
-
-
-class LatentDiffusionConfig(Settings):
-    """Sample images from the embedded latent diffusion model.
-
-    Parameters
-    ----------
-    weights
-        A file that `train_generator` made; None takes the packaged one, for the target efficientnet-lite0. The file's
-        hash enters the fingerprint.
-    sampler, steps
-        ``ddim`` or ``dpm-solver++``, and how many steps; 10 to 25 are enough for a second-order solver
-        (arXiv:2211.01095).
-    guidance
-        Strength of classifier-free guidance; 1 is none.
-    candidates
-        Images sampled per embedding. The one whose own embedding is most like the one that was asked for is kept, so
-        that scores in the target's space are better than those in others; 1 keeps the only one.
-    batch_size, device
-        How it runs, not what it computes.
-    """
-
-    kind: Literal["latent_diffusion"] = "latent_diffusion"
-    weights: Path | None = None
-    sampler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
-    steps: int = Field(default=12, ge=1, le=1000)
-    guidance: float = Field(default=3.0, ge=0)
-    candidates: int = Field(default=8, ge=1, le=256)
-    batch_size: int = Field(default=64, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
-    #: Asks the pipeline for the noise of single repetitions.
-    weighs_predictions: ClassVar[bool] = True
-    #: A prior may ask for images with ``prior.images: generator``.
-    knows_images: ClassVar[bool] = True
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain fields and the digest of the weights."""
-        return {**super().hashed_fields(), "weights_sha256": hash_weights(self.find_weights())}
-
-    def find_weights(self) -> Path:
-        """Return the path of the weights in use."""
-        return PACKAGED_WEIGHTS if self.weights is None else self.weights.expanduser()
-
-    def check_files(self) -> None:
-        """Raise `ConfigError` or `DataError` unless the weights are there and whole."""
-        read_header(self.find_weights())
-        check_intact(self.find_weights())
-
-    def accepts(self, target_kind: str) -> bool:
-        """Say whether embeddings of this kind of target can be turned into images.
-
-        Weights of the user's own may belong to any target; `build` compares the spaces themselves.
-        """
-        return self.weights is not None or target_kind == PACKAGED_TARGET
-
-    def build(self, data: GeneratorData) -> LatentDiffusionGenerator:
-        """Return the generator.
-
-        Raises
-        ------
-        ConfigError
-            If the weights were trained on another space than the target's.
-        """
-        generator = LatentDiffusionGenerator(self, data=data)
-        generator.check_space(data.image_encoder.space)
-        return generator
 
 
 class LatentDiffusionGenerator:
@@ -117,30 +42,47 @@ class LatentDiffusionGenerator:
 
     Parameters
     ----------
-    config
-        Weights and sampling.
+    path
+        A weights file.
     data
         Its image encoder compares candidates; its predictions say how far a brain encoder can be trusted.
+    sampler, n_steps, guidance
+        How latents are sampled.
+    candidates
+        Images sampled per embedding, of which the one most like it is kept.
+    batch_size, device
+        How it runs, not what it computes.
+
+    Attributes
+    ----------
     uncertainty
         Of the embeddings that are given; None takes them to be embeddings of images.
     """
 
     def __init__(
         self,
-        config: LatentDiffusionConfig,
+        path: Path,
         *,
         data: GeneratorData | None = None,
-        uncertainty: Uncertainty | None = None,
+        sampler: str = "dpm-solver++",
+        n_steps: int = 12,
+        guidance: float = 3.0,
+        candidates: int = 1,
+        batch_size: int = 64,
+        device: str = "auto",
     ) -> None:
-        if config.candidates > 1 and data is None:
+        if candidates > 1 and data is None:
             raise ConfigError(
                 "generator.candidates above 1 needs an image encoder to compare them; give the training data."
             )
-        self.config = config
-        self.data = data
-        self.uncertainty = uncertainty
-        self.path = config.find_weights()
-        self.header = read_header(self.path)
+        self.path, self.data, self.header = path, data, read_header(path)
+        self.sampler, self.n_steps, self.guidance = sampler, n_steps, guidance
+        self.candidates, self.batch_size, self.device = candidates, batch_size, device
+        self.uncertainty: Uncertainty | None = None
+
+    def load(self) -> Model:
+        """Return the networks on their device, read once per process."""
+        return load_model(self.path, choose_device(self.device, setting="generator.device"))
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is the one that the weights were trained on."""
@@ -163,7 +105,7 @@ class LatentDiffusionGenerator:
         ConfigError
             If the weights were made before they brought any.
         """
-        model = load_model(self.path, choose_device(self.config.device, setting="generator.device"))
+        model = self.load()
         vectors = model.components.undo(read_known_components(self.path))
         names = [f"{self.header.training['source']} {row}" for row in range(len(vectors))]
         return Embeddings(vectors.astype(np.float32), names, self.header.space)
@@ -173,9 +115,7 @@ class LatentDiffusionGenerator:
         about = {"weights_sha256": hash_weights(self.path), "weights_space": self.header.space}
         if self._of_predictions is None:
             return about
-        shares = load_model(
-            self.path, choose_device(self.config.device, setting="generator.device")
-        ).components.shares
+        shares = self.load().components.shares
         return {
             **about,
             "explained_variance": float(np.average(self._of_predictions.reliability, weights=shares)),
@@ -189,7 +129,9 @@ class LatentDiffusionGenerator:
         """
         if self._of_predictions is None:
             return self
-        return LatentDiffusionGenerator(self.config, data=self.data, uncertainty=self._of_predictions)
+        trusting = copy.copy(self)
+        trusting.uncertainty = self._of_predictions
+        return trusting
 
     @cached_property
     def _of_predictions(self) -> Uncertainty | None:
@@ -198,9 +140,7 @@ class LatentDiffusionGenerator:
             return None
         if not self.accepts(data.predicted.space):
             return None
-        components = load_model(
-            self.path, choose_device(self.config.device, setting="generator.device")
-        ).components
+        components = self.load().components
         true = data.embeddings.select(list(data.predicted.ids))
         return fit_uncertainty(
             components.apply(data.predicted.flat()),
@@ -225,13 +165,13 @@ class LatentDiffusionGenerator:
         images = np.empty((len(embeddings), side, side, 3), np.uint8)
         if len(embeddings) == 0:
             return images
-        model = load_model(self.path, choose_device(self.config.device, setting="generator.device"))
+        model = self.load()
         estimate = model.components.apply(embeddings.flat())
         reliability = np.ones_like(estimate)
         if self.uncertainty is not None:
             estimate = self.uncertainty.estimate(estimate)
             reliability[:] = self.uncertainty.reliability
-        n_rows = max(1, self.config.batch_size // self.config.candidates)
+        n_rows = max(1, self.batch_size // self.candidates)
         for start in range(0, len(images), n_rows):
             rows = np.arange(start, min(start + n_rows, len(images)))
             made = self._sample(model, estimate[rows], reliability[rows], rows, seed)
@@ -258,12 +198,11 @@ class LatentDiffusionGenerator:
         """Return the candidates of some rows, uint8 of shape (n_rows, candidates, side, side, 3)."""
         import torch
 
-        from braindecode_vis.generators.autoencoder import unscale_images
-        from braindecode_vis.generators.denoiser import SCHEDULE
+        from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE, unscale_images
         from braindecode_vis.priors.sampling import draw_samples, guide
         from braindecode_vis.seeds import make_torch_generator
 
-        n_candidates, guidance, device = self.config.candidates, self.config.guidance, model.device
+        n_candidates, guidance, device = self.candidates, self.guidance, model.device
         noises = []
         for row in rows:
             generator = make_torch_generator(seed, "latent_diffusion", int(row))
@@ -291,8 +230,8 @@ class LatentDiffusionGenerator:
 
         with torch.inference_mode():
             latents = draw_samples(
-                predict, torch.stack(noises).to(device), SCHEDULE, sampler=self.config.sampler,
-                n_steps=self.config.steps,
+                predict, torch.stack(noises).to(device), SCHEDULE, sampler=self.sampler,
+                n_steps=self.n_steps,
             )  # fmt: skip
             images = unscale_images(model.autoencoder.decode(latents)).cpu().numpy()
         return images.reshape(len(rows), n_candidates, *images.shape[1:])

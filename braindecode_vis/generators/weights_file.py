@@ -73,8 +73,7 @@ class Model:
 
 def build_networks(header: WeightsHeader) -> tuple[Any, Any]:
     """Return the autoencoder and the denoiser that a header describes, with fresh weights."""
-    from braindecode_vis.generators.autoencoder import DOWNSAMPLING, Autoencoder
-    from braindecode_vis.generators.denoiser import Denoiser
+    from braindecode_vis.generators.latent_diffusion_networks import DOWNSAMPLING, Autoencoder, Denoiser
 
     denoiser = Denoiser(
         n_latent_channels=header.autoencoder["n_latent_channels"],
@@ -270,7 +269,7 @@ def load_model(path: Path, device: str) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from braindecode_vis.generators.autoencoder import DOWNSAMPLING
+    from braindecode_vis.generators.latent_diffusion_networks import DOWNSAMPLING
 
     header = read_header(path)
     try:

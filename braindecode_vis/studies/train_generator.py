@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from braindecode_vis import pipeline
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import describe_validation_error
-from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
+from braindecode_vis.generators.latent_diffusion_config import GeneratorTrainingConfig
 from braindecode_vis.pipeline.runs import Run
 
 Progress = Callable[[str, int, int], None]

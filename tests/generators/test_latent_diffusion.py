@@ -9,21 +9,19 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.generators.autoencoder import reconstruct_images
-from braindecode_vis.generators.denoiser import SCHEDULE
 from braindecode_vis.generators.diffusion_training import (
     PhantomSource,
     StimulusSource,
     train_generator,
 )
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
-from braindecode_vis.generators.latent_diffusion import (
+from braindecode_vis.generators.latent_diffusion_config import (
     PACKAGED_TARGET,
     PACKAGED_WEIGHTS,
+    GeneratorTrainingConfig,
     LatentDiffusionConfig,
-    LatentDiffusionGenerator,
 )
+from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE, reconstruct_images
 from braindecode_vis.generators.optimisation import Plan, compute_lr, optimise
 from braindecode_vis.generators.training_pairs import (
     N_RESERVED_PAIRS,
@@ -86,11 +84,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def generator(trained):
-    """A generator without training data, so without candidates."""
+def config(trained):
     weights = trained / "latent_diffusion.safetensors"
-    config = LatentDiffusionConfig(weights=weights, steps=3, device="cpu", candidates=1)
-    return LatentDiffusionGenerator(config)
+    return LatentDiffusionConfig(weights=weights, steps=3, device="cpu", candidates=1)
+
+
+@pytest.fixture
+def generator(config):
+    """A generator without training data, so without candidates."""
+    return config.build()
 
 
 # --- images that come with the weights --------------------------------------------------------------------
@@ -105,7 +107,7 @@ def test_weights_bring_some_of_the_images_that_made_them(trained, generator):
 def test_weights_without_images_say_so(trained, tmp_path):
     source, path = trained / "latent_diffusion.safetensors", tmp_path / "old.safetensors"
     rewrite(source, path, lambda tensors: tensors.pop("images.components"))
-    old = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, candidates=1, device="cpu"))
+    old = LatentDiffusionConfig(weights=path, candidates=1, device="cpu").build()
     with pytest.raises(ConfigError, match="holds none of the images that it was trained on"):
         old.read_known_images()
 
@@ -230,7 +232,7 @@ def test_times_reach_both_ends_and_lean_toward_noise():
 
 def test_the_packaged_weights_stay_within_eight_megabytes_and_know_no_reserved_image():
     assert PACKAGED_WEIGHTS.stat().st_size < 8_000_000
-    known = LatentDiffusionGenerator(LatentDiffusionConfig(candidates=1, device="cpu")).read_known_images()
+    known = LatentDiffusionConfig(candidates=1, device="cpu").build().read_known_images()
     assert known.vectors.shape == (4096, 1280)
     assert known.space == EfficientNetConfig().build().space
 
@@ -315,7 +317,7 @@ def test_more_training_lowers_the_loss(tmp_path):
         losses.setdefault(line["stage"], []).append(line["loss"])
     assert losses["autoencoder"][-1] < 0.6 * losses["autoencoder"][0]
     assert losses["denoiser"][-1] < 0.8 * losses["denoiser"][0]
-    generator = LatentDiffusionGenerator(LatentDiffusionConfig(weights=path, device="cpu", candidates=1))
+    generator = LatentDiffusionConfig(weights=path, device="cpu", candidates=1).build()
     both = generator.generate(Embeddings(np.eye(2, dtype=np.float32), ["up", "down"], SPACE), seed=0)
     slopes = both[:, -4:].mean(axis=(1, 2, 3)) - both[:, :4].mean(axis=(1, 2, 3))
     assert slopes[0] < -50 < 50 < slopes[1]
@@ -515,7 +517,7 @@ def test_what_is_not_known_does_not_reach_the_output(generator):
 
 def test_perceptual_loss_is_zero_for_equal_images_and_reaches_the_first_argument():
     from braindecode_vis.embeddings.efficientnet import find_packaged_weights, load_network
-    from braindecode_vis.generators.autoencoder import PerceptualLoss
+    from braindecode_vis.generators.latent_diffusion_networks import PerceptualLoss
 
     perceptual = PerceptualLoss(load_network(find_packaged_weights()))
     torch.manual_seed(0)
@@ -537,7 +539,7 @@ def test_images_go_through_the_autoencoder(trained):
 
 
 def test_pixels_survive_scaling():
-    from braindecode_vis.generators.autoencoder import scale_images, unscale_images
+    from braindecode_vis.generators.latent_diffusion_networks import scale_images, unscale_images
 
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
     assert torch.equal(unscale_images(scale_images(images)), images)
@@ -546,7 +548,7 @@ def test_pixels_survive_scaling():
 # --- generator --------------------------------------------------------------------------------------------
 
 
-def test_images_depend_on_seed_and_row_alone(generator):
+def test_images_depend_on_seed_and_row_alone(generator, config):
     vectors = np.random.default_rng(0).normal(3, 2, (5, 7)).astype(np.float32)
     vectors[4] = vectors[0]
     embeddings = Embeddings(vectors, list("abcda"), SPACE)
@@ -556,28 +558,26 @@ def test_images_depend_on_seed_and_row_alone(generator):
     np.testing.assert_array_equal(generator.generate(embeddings, seed=1), images)
     assert (generator.generate(embeddings, seed=2) != images).any()
     assert (images[0] != images[4]).any()  # another draw of the same embedding
-    small = LatentDiffusionGenerator(generator.config.model_copy(update={"batch_size": 2}))
+    small = config.model_copy(update={"batch_size": 2}).build()
     difference = small.generate(embeddings, seed=1).astype(int) - images
     assert np.abs(difference).max() <= 1  # sums in another order
 
 
 @pytest.mark.parametrize("change", [{"guidance": 1.0}, {"guidance": 4.0}, {"sampler": "ddim"}])
-def test_every_setting_changes_the_images(generator, change):
+def test_every_setting_changes_the_images(generator, change, config):
     vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
     embeddings = Embeddings(vectors, list("abc"), SPACE)
-    other = LatentDiffusionGenerator(generator.config.model_copy(update=change))
+    other = config.model_copy(update=change).build()
     assert (other.generate(embeddings, seed=0) != generator.generate(embeddings, seed=0)).any()
-    assert other.config.hashed_fields() != generator.config.hashed_fields()
+    assert config.model_copy(update=change).hashed_fields() != config.hashed_fields()
 
 
-def test_no_guidance_equals_one_pass(generator):
+def test_no_guidance_equals_one_pass(generator, config):
     """Guidance of 1 skips the unconditional pass; one just beside it does not, and must agree."""
     vectors = np.random.default_rng(0).normal(3, 2, (3, 7)).astype(np.float32)
     embeddings = Embeddings(vectors, list("abc"), SPACE)
     one, beside = (
-        LatentDiffusionGenerator(generator.config.model_copy(update={"guidance": g})).generate(
-            embeddings, seed=0
-        )
+        config.model_copy(update={"guidance": g}).build().generate(embeddings, seed=0)
         for g in (1.0, 1.000001)
     )
     assert np.abs(one.astype(int) - beside).max() <= 1
@@ -617,7 +617,7 @@ def test_the_candidate_most_like_the_embedding_is_kept(coloured):
     assert (similarities[6] >= similarities[1] - 1e-6).all()  # the first candidate is the only one of before
     assert similarities[6].mean() > similarities[1].mean()
     with pytest.raises(ConfigError, match="candidates above 1 needs an image encoder"):
-        LatentDiffusionGenerator(config.model_copy(update={"candidates": 2}))
+        config.model_copy(update={"candidates": 2}).build()
 
 
 def test_predictions_count_as_far_as_they_are_reliable(coloured):
@@ -651,7 +651,7 @@ def test_no_rows_give_no_images(generator):
     assert generator.generate(empty, seed=0).shape == (0, 16, 16, 3)
 
 
-def test_embeddings_of_another_space_are_refused_with_both_names(generator):
+def test_embeddings_of_another_space_are_refused_with_both_names(generator, config):
     other = Embeddings(np.zeros((1, 7), np.float32), ["a"], "another/7")
     assert generator.accepts(SPACE)
     assert not generator.accepts("another/7")
@@ -660,7 +660,7 @@ def test_embeddings_of_another_space_are_refused_with_both_names(generator):
     source = make_source()
     encoder = MeanColour()
     with pytest.raises(ConfigError, match=r"'made-up/7'.*'mean-colour'"):
-        generator.config.build(GeneratorData(encoder, source.embeddings, source.stimuli))
+        config.build(GeneratorData(encoder, source.embeddings, source.stimuli))
 
 
 def test_the_packaged_weights_are_for_one_target():
@@ -686,7 +686,7 @@ def test_weights_that_are_cut_short_are_one_sentence(trained, tmp_path):
     with pytest.raises(DataError, match="fetch it again"):
         config.check_files()
     with pytest.raises(DataError, match="cut short or damaged"):
-        LatentDiffusionGenerator(config).read_known_images()
+        config.build().read_known_images()
 
 
 # --- the packaged weights ---------------------------------------------------------------------------------
@@ -707,7 +707,7 @@ def test_packaged_weights_paint_what_an_unseen_embedding_says():
     seen = render_batch(range(40, 52), [0] * 12, size=112, seed=0)
     truth = Embeddings(encoder.encode(seen), [f"unseen{i}" for i in range(12)], encoder.space)
     config = LatentDiffusionConfig(device="cpu", candidates=1)
-    images = LatentDiffusionGenerator(config).generate(truth, seed=0)
+    images = config.build().generate(truth, seed=0)
     made = encoder.encode([resize_image(image, 112, 112) for image in images])
     right = two_way_identification(truth.vectors, made).mean()
     shifted = [two_way_identification(truth.vectors, np.roll(made, k, axis=0)).mean() for k in range(1, 12)]

@@ -1,12 +1,100 @@
-"""Settings of the training of the embedded generator; importable without torch."""
+"""Settings of the embedded latent diffusion generator, and of its training; importable without torch.
+
+``weights/latent_diffusion.json`` has the command, the seed and the scores of the packaged weights, which draw nothing
+but what the phantom shows. Train on other stimuli with ``braindecode-vis train-generator``.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from braindecode_vis.embeddings.weights import check_intact
+from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.generators.weights_file import hash_weights, read_header
 from braindecode_vis.settings import Settings
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.latent_diffusion import LatentDiffusionGenerator
+
+PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "latent_diffusion.safetensors"
+PACKAGED_TARGET = "efficientnet-lite0"
+
+
+class LatentDiffusionConfig(Settings):
+    """Sample images from the embedded latent diffusion model.
+
+    Parameters
+    ----------
+    weights
+        A file that `train_generator` made; None takes the packaged one, for the target efficientnet-lite0. The file's
+        hash enters the fingerprint.
+    sampler, steps
+        ``ddim`` or ``dpm-solver++``, and how many steps; 10 to 25 are enough for a second-order solver
+        (arXiv:2211.01095).
+    guidance
+        Strength of classifier-free guidance; 1 is none.
+    candidates
+        Images sampled per embedding. The one whose own embedding is most like the one that was asked for is kept, so
+        that scores in the target's space are better than those in others; 1 keeps the only one.
+    batch_size, device
+        How it runs, not what it computes.
+    """
+
+    kind: Literal["latent_diffusion"] = "latent_diffusion"
+    weights: Path | None = None
+    sampler: Literal["ddim", "dpm-solver++"] = "dpm-solver++"
+    steps: int = Field(default=12, ge=1, le=1000)
+    guidance: float = Field(default=3.0, ge=0)
+    candidates: int = Field(default=8, ge=1, le=256)
+    batch_size: int = Field(default=64, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+    #: Asks the pipeline for the noise of single repetitions.
+    weighs_predictions: ClassVar[bool] = True
+    #: A prior may ask for images with ``prior.images: generator``.
+    knows_images: ClassVar[bool] = True
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digest of the weights."""
+        return {**super().hashed_fields(), "weights_sha256": hash_weights(self.find_weights())}
+
+    def find_weights(self) -> Path:
+        """Return the path of the weights in use."""
+        return PACKAGED_WEIGHTS if self.weights is None else self.weights.expanduser()
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the weights are there and whole."""
+        read_header(self.find_weights())
+        check_intact(self.find_weights())
+
+    def accepts(self, target_kind: str) -> bool:
+        """Say whether embeddings of this kind of target can be turned into images.
+
+        Weights of the user's own may belong to any target; `build` compares the spaces themselves.
+        """
+        return self.weights is not None or target_kind == PACKAGED_TARGET
+
+    def build(self, data: GeneratorData | None = None) -> LatentDiffusionGenerator:
+        """Return the generator; without training data, of embeddings of images alone and without candidates.
+
+        Raises
+        ------
+        ConfigError
+            If the weights were trained on another space than the target's.
+        """
+        from braindecode_vis.generators.latent_diffusion import LatentDiffusionGenerator
+
+        generator = LatentDiffusionGenerator(
+            self.find_weights(), data=data, sampler=self.sampler, n_steps=self.steps, guidance=self.guidance,
+            candidates=self.candidates, batch_size=self.batch_size, device=self.device,
+        )  # fmt: skip
+        if data is not None:
+            generator.check_space(data.image_encoder.space)
+        return generator
 
 
 class GeneratorTrainingConfig(Settings):
