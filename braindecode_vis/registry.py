@@ -67,6 +67,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "vae": "embeddings.autoencoders:AutoencoderKLConfig",
         "taesd": "embeddings.autoencoders:TinyAutoencoderConfig",
         "views": "embeddings.degradations:ViewsConfig",
+        "imported": "embeddings.imported:ImportedConfig",
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",

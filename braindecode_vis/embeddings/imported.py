@@ -1,9 +1,10 @@
-"""Feature banks that people already hold, brought under stimulus ids.
+"""Embeddings that people already hold, as a target: files are read and their rows brought under stimulus ids.
 
-Owns the layouts of ATM, NICE, NeuroBridge and MindEye. None of them stores names: row k belongs to the k-th image of a
-list that was sorted by folder and file. The list at hand must therefore have exactly as many images, and where it says
-which images share a concept, the rows must agree. Whether rows were brought to length one before they were saved is
-found out and said, because the same file name exists in both styles.
+Owns the layouts of ATM, NICE, NeuroBridge and MindEye, and plain arrays whose order is stated. The first three store no
+names: row k belongs to the k-th image of a list that was sorted by folder and file. The list at hand must therefore
+have exactly as many images, and where it says which images share a concept, the rows must agree. Whether rows were
+brought to length one before they were saved is found out and said, because the same file name exists in both styles.
+Nothing in a file can run: no pickle is opened.
 
 References
 ----------
@@ -13,181 +14,321 @@ al. (2023), NeurIPS, arXiv:2305.18274; (2024), arXiv:2403.11207.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, normalise_rows
-from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file, check_finite
-from braindecode_vis.embeddings.weights import read_state
+from braindecode_vis.checks import (
+    ConfigError,
+    DataError,
+    check_columns,
+    check_file,
+    check_finite,
+    check_unique,
+)
+from braindecode_vis.embeddings.weights import hash_weights, read_tensors
+from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
+from braindecode_vis.store import hash_json, read_json, write_json
 
+RECORD = "imported.json"
 _UNIT_TOLERANCE = 0.01  # banks saved in half precision are off by up to 0.001
+#: The network that each published file comes from, where its authors published one only.
+_NETWORKS = {
+    "atm": "ViT-H-14/laion2b_s32b_b79k",
+    "nice": "clip-vit-large-patch14",
+    "neurobridge": "RN50/openai",
+}
 
 
-@dataclass(frozen=True)
-class ImportedBank:
-    """A bank that came from elsewhere.
-
-    Parameters
-    ----------
-    embeddings
-        The vectors under their stimulus ids.
-    normalised
-        Whether every row had length one.
-    note
-        One sentence on what was found, with the hash of the file, for the provenance.
-    """
-
-    embeddings: Embeddings
-    normalised: bool
-    note: str
-
-
-def import_atm(
-    path: Path, stimuli: StimulusSet, *, model: str = "ViT-H-14/laion2b_s32b_b79k"
-) -> ImportedBank:
-    """Read ``ViT-H-14_features_train.pt`` or ``..._test.pt`` of ATM.
-
-    The file holds ``img_features``, one row per image, and ``text_features``, one per concept. Until 2025 the images
-    were saved at length one, later at their own length, under the same name. They were computed through open_clip's
-    training transform (a random crop), so they agree with vectors of the same network only approximately.
+class ImportedConfig(Settings):
+    """Embeddings from files that were computed elsewhere.
 
     Parameters
     ----------
-    path
-        The file.
-    stimuli
-        The images of that split; order does not matter.
-    model
-        Name of network and weights, for the space.
-
-    Raises
-    ------
-    DataError
-        If the file is another one, or does not fit the image list.
+    layout
+        ``atm``: ``ViT-H-14_features_train.pt`` and ``..._test.pt``, with ``img_features`` per image and
+        ``text_features`` per concept, which are then the target's own text. Their images passed open_clip's training
+        transform (a random crop), so they agree with vectors of the same network only approximately.
+        ``nice``: ``<dnn>_feature_maps_training.npy`` and ``..._test.npy`` of shape (n_images, 1, n_features).
+        ``neurobridge``: ``image_train.npy`` and ``image_test.npy`` of shape (n_concepts, n_images, n_features), or
+        augmented draws of them before these axes, which are averaged as NeuroBridge fuses them.
+        ``mindeye``: one row per image of the 73,000 of NSD.
+        ``rows``: any array with one row per image, whose order `ids` or `row_column` states.
+    files
+        One file with the rows of all images, or one for each value of the column `parts` of the stimulus table:
+        ``{train: FILE, test: FILE}``. NumPy (``.npy``), HDF5 (``.h5``, ``.hdf5``), or tensors (``.pt``, ``.pth``,
+        ``.safetensors``).
+    parts
+        Column of the stimulus table that says which file an image is in.
+    network
+        Network, weights and layer that the vectors come from, for the name of the space; files do not say. None takes
+        the published one of the layout.
+    ids
+        For ``rows``, a text file with the stimulus id of each row, one a line; rows of other images may be among them.
+    row_column
+        For ``rows`` and ``mindeye``, the column of the stimulus table with the row of each image, from 0.
+    array
+        Name of the array in a file of several.
     """
-    tensors = _read_atm(path)
-    vectors = np.asarray(tensors["img_features"].float().numpy())
-    bank = _align(vectors, stimuli, path, f"atm/{model}")
-    concepts = _sort_by_path(stimuli).table["concept"].unique()
-    if len(tensors["text_features"]) != len(concepts):
-        raise DataError(
-            f"{path} has text features of {len(tensors['text_features'])} concepts, the image list has "
-            f"{len(concepts)}: it belongs to another split or release."
+
+    kind: Literal["imported"] = "imported"
+    layout: Literal["atm", "nice", "neurobridge", "mindeye", "rows"]
+    files: Path | dict[str, Path] | None = None
+    parts: str = "split"
+    network: str | None = Field(default=None, min_length=1)
+    ids: Path | None = None
+    row_column: str | None = None
+    array: str | None = None
+
+    fitted_on_training_images: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "ids"})
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        if self.network is None and self.layout not in _NETWORKS:
+            raise ValueError(
+                f"layout {self.layout} needs network: what computed the vectors, for example ViT-L-14/openai"
+            )
+        if self.ids is not None and (self.layout != "rows" or self.row_column is not None):
+            raise ValueError("ids goes with layout rows, and without row_column")
+        if self.row_column is not None and self.layout not in ("rows", "mindeye"):
+            raise ValueError(
+                f"row_column goes with layout rows or mindeye; rows of {self.layout} follow the image list"
+            )
+        return self
+
+    def list_files(self) -> dict[str, Path]:
+        """Return the file of each part, that of all images under an empty name.
+
+        Raises
+        ------
+        ConfigError
+            If no file was given, or nothing says which row is which image.
+        """
+        if self.files is None or self.files == {}:
+            raise ConfigError(
+                "target.files names no file; give one, or one for each part: {train: FILE, test: FILE}."
+            )
+        if self.layout == "rows" and self.ids is None and self.row_column is None:
+            raise ConfigError(
+                "target.layout rows needs target.ids or target.row_column: which row is which image is never guessed."
+            )
+        files = self.files if isinstance(self.files, dict) else {"": self.files}
+        if self.ids is not None and len(files) > 1:
+            raise ConfigError(
+                "target.ids belongs to one file, but target.files names several; join them first."
+            )
+        return {part: path.expanduser() for part, path in files.items()}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless every file is there."""
+        for path in [*self.list_files().values(), *([] if self.ids is None else [self.ids.expanduser()])]:
+            check_file(path, what="the file of embeddings", hint="correct target.files and target.ids")
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields and the digests of the files, which count by their content."""
+        self.check_files()
+        fields = super().hashed_fields()
+        fields["files_digests"] = {part: hash_weights(path) for part, path in self.list_files().items()}
+        if self.ids is not None:
+            fields["ids_digest"] = hash_weights(self.ids.expanduser())
+        return fields
+
+    def build(self) -> ImportedEncoder:
+        """Return the encoder; files are read when the stimuli come."""
+        return ImportedEncoder(self)
+
+    def read(self, folder: Path) -> ImportedEncoder:
+        """Return the encoder whose space was written into `folder`."""
+        return ImportedEncoder(self, record=read_json(folder / RECORD))
+
+
+class ImportedEncoder:
+    """Embeddings from files in the place of an image encoder.
+
+    Parameters
+    ----------
+    config
+        Files and their layout.
+    record
+        What was found in them; None before they were read.
+    """
+
+    def __init__(self, config: ImportedConfig, *, record: Mapping[str, Any] | None = None) -> None:
+        self.config = config
+        self.record = record
+
+    @property
+    def space(self) -> str:
+        """Name with layout, network, length of the rows and digest of the files."""
+        if self.record is None:
+            raise DataError(
+                "the space of imported embeddings has no name before their files were read; run embed first."
+            )
+        return str(self.record["space"])
+
+    def embed(self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Any) -> Embeddings:
+        """Return the row of each stimulus; nothing is learnt and nothing cached.
+
+        Parameters
+        ----------
+        stimuli
+            All images of the run.
+        training_ids, embed_cached
+            Not needed here; see `roles.WholeImageEncoder.embed`.
+
+        Raises
+        ------
+        DataError
+            If a file is another one, does not fit the image list, or lacks an image.
+        """
+        config, notes, styles, suffixes = self.config, [], {}, set()
+        ids, blocks = [], []
+        for part, path in config.list_files().items():
+            mine = _pick_part(stimuli, config, part)
+            vectors, suffix = _read_vectors(config, path, mine)
+            check_finite(vectors, what=str(path), row_names=mine.ids)
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+            if (norms == 0).any():
+                bad = mine.ids[int(np.flatnonzero((norms == 0).reshape(len(norms), -1).any(axis=1))[0])]
+                raise DataError(f"{path} holds a row of zeros for {bad!r}; it was not computed to the end.")
+            styles[path.name] = bool(np.abs(norms - 1).max() < _UNIT_TOLERANCE)
+            length = f"their own length, {norms.min():.2f} to {norms.max():.2f}"
+            notes.append(
+                f"{path.name}: {len(mine)} images, {vectors.shape[-1]} features, "
+                f"{'length one (old style)' if styles[path.name] else length}, sha256 {hash_weights(path)}"
+            )
+            suffixes.add(suffix)
+            ids.append(mine.ids)
+            blocks.append(vectors)
+        if len(set(styles.values())) > 1:
+            raise DataError(
+                f"rows have length one in {', '.join(k for k, v in styles.items() if v)} and their own length in "
+                f"{', '.join(k for k, v in styles.items() if not v)}; these files are not of one release."
+            )
+        if len({block.shape[1:] for block in blocks}) > 1 or len(suffixes) > 1:
+            shapes = ", ".join(str(block.shape) for block in blocks)
+            raise DataError(f"the files of target.files do not hold rows of one kind: {shapes}.")
+        digest = hash_json(config.hashed_fields()["files_digests"])[:12]
+        network = config.network or _NETWORKS[config.layout]
+        style = "unit" if all(styles.values()) else "raw"
+        space = f"{config.layout}/{network}{suffixes.pop()}/{style}/files={digest}"
+        self.record = {"space": space, "notes": notes}
+        whole = Embeddings(np.concatenate(blocks), np.concatenate(ids), space)
+        if len(whole.ids) < len(stimuli):
+            missing = sorted(set(stimuli.ids) - set(whole.ids))
+            raise DataError(
+                f"target.files has no part for {len(missing)} images, first {missing[0]!r}; its parts are "
+                f"{', '.join(config.list_files())}."
+            )
+        return whole.select(stimuli.ids)
+
+    def embed_concepts(self, stimuli: StimulusSet) -> Embeddings:
+        """Return the text embedding of each concept, which files of ATM hold beside their images.
+
+        Raises
+        ------
+        ConfigError
+            If the files are of another layout.
+        """
+        if self.config.layout != "atm":
+            raise ConfigError(
+                f"texts meet images in the space of a CLIP network, but imported files of layout {self.config.layout} "
+                "hold no text; name a network with text.tower."
+            )
+        names: list[str] = []
+        blocks = []
+        for part, path in self.config.list_files().items():
+            mine = _pick_part(stimuli, self.config, part)
+            blocks.append(_read_atm(path, mine)["text_features"])
+            names += _list_concepts(mine)
+        check_unique(names, what="the concepts of target.files")
+        space = self.embed(stimuli, (), None).space if self.record is None else self.space
+        return Embeddings(np.concatenate(blocks), names, space).select(sorted(names))
+
+    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Refuse: there is no network here to encode other images with."""
+        raise ConfigError(
+            "target.kind imported knows the images of its files only, and other images were to be encoded; take the "
+            "network itself as the target, for example target.kind openclip."
         )
-    return bank
+
+    def fit(self, images: Iterable[np.ndarray]) -> ImportedEncoder:
+        """Return self: nothing is learnt."""
+        return self
+
+    def write(self, folder: Path) -> None:
+        """Write the name of the space and what was found in the files."""
+        write_json(folder / RECORD, {"space": self.space, **dict(self.record or {})})
 
 
-def import_atm_text(
-    path: Path, stimuli: StimulusSet, *, model: str = "ViT-H-14/laion2b_s32b_b79k"
-) -> ImportedBank:
-    """Read the ``text_features`` of an ATM file: one row per concept, keyed by the concept.
-
-    Parameters
-    ----------
-    path, stimuli, model
-        As for `import_atm`. The vectors carry the space of the images of the same file.
-    """
-    images = import_atm(path, stimuli, model=model)  # checks the file against the list
-    vectors = np.asarray(_read_atm(path)["text_features"].float().numpy())
-    concepts = list(_sort_by_path(stimuli).table["concept"].unique())
-    return _describe(Embeddings(vectors, concepts, images.embeddings.space), path, len(concepts), "concepts")
-
-
-def _read_atm(path: Path) -> dict[str, Any]:
-    check_file(
-        path, what="the ATM feature file", hint="it is called ViT-H-14_features_train.pt or ..._test.pt"
+def _pick_part(stimuli: StimulusSet, config: ImportedConfig, part: str) -> StimulusSet:
+    """Return the stimuli whose rows are in the file of a part."""
+    if part == "":
+        return stimuli
+    check_columns(
+        stimuli.table.columns, [config.parts], what="the stimulus table, whose images target.files parts,"
     )
-    content = read_state(path)
-    missing = [key for key in ("img_features", "text_features") if key not in content]
-    if missing:
-        raise DataError(
-            f"{path} lacks {', '.join(missing)}; it holds {', '.join(map(str, list(content)[:4]))}."
+    values = stimuli.table[config.parts].astype(str)
+    if not (values == part).any():
+        raise ConfigError(
+            f"target.files names the part {part!r}, but the column {config.parts} of the stimulus table has "
+            f"{', '.join(sorted(set(values)))}."
         )
-    return content
+    return stimuli.select(stimuli.ids[(values == part).to_numpy()])
 
 
-def import_nice(path: Path, stimuli: StimulusSet, *, model: str = "clip-vit-large-patch14") -> ImportedBank:
-    """Read ``<dnn>_feature_maps_training.npy`` or ``..._test.npy`` of NICE, shape (n_images, 1, n_features).
-
-    Parameters
-    ----------
-    path
-        The file.
-    stimuli
-        The images of that split; order does not matter.
-    model
-        Name of network and weights, for the space.
-
-    Raises
-    ------
-    DataError
-        If the file does not fit the image list, or is a file of concept centres.
-    """
-    if path.name.startswith("center"):
+def _read_vectors(config: ImportedConfig, path: Path, stimuli: StimulusSet) -> tuple[np.ndarray, str]:
+    """Return the rows of the stimuli in their order, float32, and what to add to the network's name."""
+    if config.layout == "atm":
+        return _follow_list(_read_atm(path, stimuli)["img_features"], stimuli, path), ""
+    if config.layout == "nice" and path.name.startswith("center"):
         raise DataError(
             f"{path} holds means over other images of each concept, not features of the images shown; "
-            "read it with import_centres."
+            "name the file of feature maps."
         )
-    vectors = _read_npy(path)
-    if vectors.ndim == 3 and vectors.shape[1] == 1:
-        vectors = vectors[:, 0]
-    return _align(vectors, stimuli, path, f"nice/{model}")
+    with open_arrays(path) as arrays:
+        source = find_vectors(arrays, path, config.array, most=4 if config.layout == "neurobridge" else 3)
+        if config.layout == "nice":
+            vectors = source[:, 0] if source.ndim == 3 and source.shape[1] == 1 else source
+            return _follow_list(vectors, stimuli, path), ""
+        if config.layout == "neurobridge":
+            return _read_neurobridge(np.asarray(source), stimuli, path)
+        rows = _find_stated_rows(config, stimuli, len(source), path)
+        unique, inverse = np.unique(rows, return_inverse=True)  # HDF5 wants ascending rows, each once
+        blocks = [source[block] for block in np.array_split(unique, max(1, len(unique) // 256))]
+        return np.concatenate(blocks).astype(np.float32, copy=False)[inverse], ""
 
 
-def import_centres(
-    path: Path, stimuli: StimulusSet, *, model: str = "clip-vit-large-patch14"
-) -> ImportedBank:
-    """Read ``center_<dnn>.npy`` of NICE: one mean vector per test concept, keyed by the concept.
-
-    The means are over other images of the concept, so they are a gallery of concepts and never one of images. They are
-    means of unit vectors, a little shorter than one, and carry the space of NICE's unit vectors: cosines between the
-    two are meant.
-
-    Parameters
-    ----------
-    path
-        The file.
-    stimuli
-        The test images; their concepts name the rows.
-    model
-        As for `import_nice`: the space is the same.
-    """
-    vectors = _read_npy(path)
-    concepts = list(_sort_by_path(stimuli).table["concept"].unique())
-    if vectors.ndim != 2 or len(vectors) != len(concepts):
+def _read_atm(path: Path, stimuli: StimulusSet) -> dict[str, np.ndarray]:
+    """Return image and text features of one file, checked against the concepts of the list."""
+    hint = "it is called ViT-H-14_features_train.pt or ..._test.pt"
+    check_file(path, what="the ATM feature file", hint=hint)
+    with open_arrays(path) as arrays:
+        missing = [key for key in ("img_features", "text_features") if key not in arrays]
+        if missing:
+            raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(list(arrays)[:4])}.")
+        found = {key: np.asarray(arrays[key]) for key in ("img_features", "text_features")}
+    n_concepts = len(_list_concepts(stimuli))
+    if len(found["img_features"]) == len(stimuli) and len(found["text_features"]) != n_concepts:
         raise DataError(
-            f"{path} has the shape {vectors.shape}, but the image list has {len(concepts)} concepts: "
-            "one row per test concept is expected."
+            f"{path} has text features of {len(found['text_features'])} concepts, the image list has "
+            f"{n_concepts}: it belongs to another split or release."
         )
-    return _describe(Embeddings(vectors, concepts, f"nice/{model}/unit"), path, len(concepts), "concepts")
+    return found
 
 
-def import_neurobridge(path: Path, stimuli: StimulusSet, *, model: str = "RN50/openai") -> ImportedBank:
-    """Read ``image_train.npy`` or ``image_test.npy`` of NeuroBridge, or its augmented ``train.npy``.
-
-    Parameters
-    ----------
-    path
-        A file of shape (n_concepts, n_images_per_concept, n_features), or (n_draws, n_concepts, ...) for augmented
-        features, whose draws are averaged as NeuroBridge fuses them.
-    stimuli
-        The images of that split; order does not matter.
-    model
-        Name of network and weights, for the space.
-
-    Raises
-    ------
-    DataError
-        If the file does not fit the image list.
-    """
-    vectors, name = _read_npy(path), "neurobridge/" + model
+def _read_neurobridge(vectors: np.ndarray, stimuli: StimulusSet, path: Path) -> tuple[np.ndarray, str]:
+    suffix = ""
     if vectors.ndim == 4:
-        vectors, name = vectors.mean(axis=0), f"{name}/{path.parent.name}-mean-of-{len(vectors)}"
+        suffix, vectors = f"/{path.parent.name}-mean-of-{len(vectors)}", vectors.mean(axis=0)
     if vectors.ndim != 3:
         raise DataError(
             f"{path} has the shape {vectors.shape}; (concepts, images per concept, features) is expected."
@@ -199,94 +340,22 @@ def import_neurobridge(path: Path, stimuli: StimulusSet, *, model: str = "RN50/o
             f"{path} holds {vectors.shape[0]} concepts of {vectors.shape[1]} images, the image list {expected[0]} "
             f"concepts of {counts.min()} to {counts.max()}: it belongs to another split or release."
         )
-    return _align(vectors.reshape(-1, vectors.shape[-1]), stimuli, path, name)
+    flat = vectors.reshape(-1, vectors.shape[-1])  # images, features; concept by concept
+    return _follow_list(flat, stimuli, path), suffix
 
 
-def import_mindeye(
-    path: Path, stimuli: StimulusSet, *, model: str, dataset: str | None = None, row_column: str = "nsd_id"
-) -> ImportedBank:
-    """Read embeddings of NSD images from HDF5, one row per image of the 73,000.
-
-    Only the rows of the stimuli are read.
-
-    Parameters
-    ----------
-    path
-        The file.
-    stimuli
-        The images; `row_column` of their table says which of the 73,000 each is.
-    model
-        Name of network, layer and transform, for the space; the file does not say.
-    dataset
-        Name of the array in the file; None takes the only one that holds vectors.
-    row_column
-        Column with the 0-based image number.
-
-    Raises
-    ------
-    DataError
-        If the file holds pixels instead of vectors, or an image number is outside it.
-    """
-    import h5py
-
-    check_file(path, what="the HDF5 bank", hint="name the .hdf5 or .h5 file")
-    check_columns(stimuli.table.columns, [row_column], what="the stimulus table")
-    rows = stimuli.table[row_column].to_numpy(dtype=np.int64)
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path} is no intact HDF5 file ({error}); fetch it again.") from error
-    with file:
-        source = _find_vectors(file, path, dataset)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(source)):
-            bad = int(rows[(rows < 0) | (rows >= len(source))][0])
-            raise DataError(
-                f"image number {bad} of column {row_column} is outside the {len(source)} rows of {path}; numbers count "
-                "from 0 (73KID of NSD's tables counts from 1)."
-            )
-        unique, inverse = np.unique(rows, return_inverse=True)  # HDF5 wants ascending rows, each once
-        vectors = np.concatenate(
-            [source[block] for block in np.array_split(unique, max(1, len(unique) // 256))]
-        )
-    vectors = vectors.astype(np.float32, copy=False)[inverse]
-    return _describe(Embeddings(vectors, stimuli.ids, f"mindeye/{model}"), path, len(rows), "images")
-
-
-def _find_vectors(file: Any, path: Path, dataset: str | None) -> Any:
-    import h5py
-
-    arrays: dict[str, Any] = {}
-    file.visititems(
-        lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None
-    )
-    if dataset is not None:
-        if dataset not in arrays:
-            raise ConfigError(f"{path} holds no array {dataset!r}; it holds {', '.join(arrays)}.")
-        arrays = {dataset: arrays[dataset]}
-    pixels = [name for name, item in arrays.items() if item.ndim == 4]
-    found = {name: item for name, item in arrays.items() if item.ndim in (2, 3) and item.dtype.kind == "f"}
-    if not found and pixels:
+def _follow_list(vectors: np.ndarray, stimuli: StimulusSet, path: Path) -> np.ndarray:
+    """Bring rows that follow the sorted image list into the order of `stimuli`."""
+    ordered = _sort_by_path(stimuli)
+    if vectors.ndim not in (2, 3) or len(vectors) != len(ordered):
         raise DataError(
-            f"{path} holds pixels ({pixels[0]}, {arrays[pixels[0]].shape}), not embeddings; embed the images instead."
+            f"{path} has the shape {vectors.shape}, but the image list has {len(ordered)} images: "
+            "it belongs to another split or release."
         )
-    if len(found) != 1:
-        raise ConfigError(
-            f"{path} holds {len(found)} arrays of vectors ({', '.join(found) or 'none'}); say which with dataset."
-        )
-    return next(iter(found.values()))
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    check_file(path, what="the feature file", hint="name the .npy file")
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(
-            f"{path} holds no plain array ({error}); files of pickled lists or dictionaries are not read."
-        ) from error
-    if vectors.dtype.kind != "f":
-        raise DataError(f"{path} holds {vectors.dtype} values where features are floating-point numbers.")
-    return vectors.astype(np.float32, copy=False)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    check_finite(vectors, what=str(path), row_names=ordered.ids)
+    check_concepts(vectors, ordered.table["concept"].to_numpy(dtype=object), path)
+    return vectors[ordered.find_rows(stimuli.ids)]
 
 
 def _sort_by_path(stimuli: StimulusSet) -> StimulusSet:
@@ -298,17 +367,113 @@ def _sort_by_path(stimuli: StimulusSet) -> StimulusSet:
     return stimuli.select(stimuli.ids[order])
 
 
-def _align(vectors: np.ndarray, stimuli: StimulusSet, path: Path, name: str) -> ImportedBank:
-    ordered = _sort_by_path(stimuli)
-    if vectors.ndim not in (2, 3) or len(vectors) != len(ordered):
+def _list_concepts(stimuli: StimulusSet) -> list[str]:
+    """Return each concept once, in the order of the folders."""
+    return [str(name) for name in _sort_by_path(stimuli).table["concept"].unique()]
+
+
+def _find_stated_rows(config: ImportedConfig, stimuli: StimulusSet, n_rows: int, path: Path) -> np.ndarray:
+    """Return the row of each stimulus by the ids beside the file, or by a column of the stimulus table."""
+    if config.ids is not None:
+        names = config.ids.expanduser().read_text(encoding="utf-8").split("\n")
+        names = [name.strip() for name in names if name.strip()]
+        if len(names) != n_rows:
+            raise DataError(f"{path} has {n_rows} rows, but {config.ids} names {len(names)} images.")
+        check_unique(names, what=f"the ids of {config.ids}")
+        rows = pd.Index(names, dtype=object).get_indexer(pd.Index(stimuli.ids, dtype=object))
+        if (rows < 0).any():
+            missing = stimuli.ids[rows < 0]
+            raise DataError(
+                f"{config.ids} lacks {len(missing)} of {len(stimuli)} images, first {missing[0]!r}; "
+                "compute their embeddings too, or choose a data set without them."
+            )
+        return rows
+    column = config.row_column or "nsd_id"
+    check_columns(stimuli.table.columns, [column], what="the stimulus table")
+    rows = stimuli.table[column].to_numpy(dtype=np.int64)
+    if rows.size and (rows.min() < 0 or rows.max() >= n_rows):
+        bad = int(rows[(rows < 0) | (rows >= n_rows)][0])
         raise DataError(
-            f"{path} has the shape {vectors.shape}, but the image list has {len(ordered)} images: "
-            "it belongs to another split or release."
+            f"image number {bad} of column {column} is outside the {n_rows} rows of {path}; numbers count "
+            "from 0 (73KID of NSD's tables counts from 1)."
         )
-    check_finite(vectors, what=str(path), row_names=ordered.ids)
-    check_concepts(vectors, ordered.table["concept"].to_numpy(dtype=object), path)
-    bank = Embeddings(vectors, ordered.ids, name).select(stimuli.ids)
-    return _describe(bank, path, len(ordered), "images")
+    return rows
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the arrays of a file by name, one without a name as ``array``; HDF5 and NumPy are read as they are used.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, or holds anything but arrays.
+    """
+    check_file(path, what="the file of embeddings", hint="correct target.files")
+    if path.suffix == ".npy":
+        try:
+            yield {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(
+                f"{path} holds no plain array ({error}); files of pickled lists or dictionaries are not read."
+            ) from error
+    elif path.suffix in (".h5", ".hdf5"):
+        import h5py
+
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise DataError(f"{path} is no intact HDF5 file ({error}); fetch it again.") from error
+        arrays: dict[str, Any] = {}
+        with file:
+            file.visititems(
+                lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None
+            )
+            yield arrays
+    else:
+        from torch import Tensor
+
+        content = read_tensors(path)
+        named = content if isinstance(content, Mapping) else {"array": content}
+        # Through float32, since NumPy has no bfloat16.
+        yield {str(k): v.float().numpy() for k, v in named.items() if isinstance(v, Tensor)}
+
+
+def find_vectors(arrays: Mapping[str, Any], path: Path, name: str | None, *, most: int) -> Any:
+    """Return the array with one vector, or one row of tokens, per image.
+
+    Parameters
+    ----------
+    arrays
+        Of one file.
+    path
+        The file, for messages.
+    name
+        Name of the array; None takes the only one that holds vectors.
+    most
+        Largest number of axes.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If there is no such array, or several, or there are pixels only.
+    """
+    if name is not None:
+        if name not in arrays:
+            raise ConfigError(f"{path} holds no array {name!r}; it holds {', '.join(arrays)}.")
+        arrays = {name: arrays[name]}
+    # Whole numbers are labels or pixels; features are floating-point numbers.
+    found = {k: item for k, item in arrays.items() if 2 <= item.ndim <= most and item.dtype.kind == "f"}
+    pixels = [k for k, item in arrays.items() if item.ndim == 4]
+    if not found and pixels:
+        raise DataError(
+            f"{path} holds pixels ({pixels[0]}, {arrays[pixels[0]].shape}), not embeddings; embed the images instead."
+        )
+    if len(found) != 1:
+        raise ConfigError(
+            f"{path} holds {len(found)} arrays of vectors ({', '.join(found) or 'none'}); name one of floating-point numbers with target.array."
+        )
+    return next(iter(found.values()))
 
 
 def check_concepts(vectors: np.ndarray, concepts: np.ndarray, path: Path) -> None:
@@ -341,21 +506,3 @@ def check_concepts(vectors: np.ndarray, concepts: np.ndarray, path: Path) -> Non
             f"{path} does not follow the image list: images of one concept are no more alike in it ({within:.3f}) than "
             f"any two images ({expected:.3f}); the bank was computed from another list."
         )
-
-
-def _describe(bank: Embeddings, path: Path, n_rows: int, unit: str) -> ImportedBank:
-    norms = np.linalg.norm(bank.vectors.astype(np.float64), axis=-1)
-    if (norms == 0).any():
-        bad = bank.ids[int(np.flatnonzero((norms == 0).reshape(len(norms), -1).any(axis=1))[0])]
-        raise DataError(f"{path} holds a row of zeros for {bad!r}; it was not computed to the end.")
-    normalised = bool(np.abs(norms - 1).max() < _UNIT_TOLERANCE)
-    style = (
-        "length one (old style)"
-        if normalised
-        else f"their own length, {norms.min():.2f} to {norms.max():.2f}"
-    )
-    note = (
-        f"{path.name}: {n_rows} {unit}, {bank.vectors.shape[-1]} features, {style}, sha256 {hash_file(path)}"
-    )
-    suffix = "" if bank.space.endswith(("/unit", "/raw")) else ("/unit" if normalised else "/raw")
-    return ImportedBank(Embeddings(bank.vectors, bank.ids, bank.space + suffix), normalised, note)

@@ -24,6 +24,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.devices import choose_device, seeded
+from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
 from braindecode_vis.embeddings.weights import load_state, read_state
@@ -58,7 +59,8 @@ class ConceptTextConfig(Settings):
     Parameters
     ----------
     tower
-        The CLIP network whose text side reads; None takes the target's own.
+        The CLIP network whose text side reads; None takes the target's own, or the text features that imported files of
+        ATM hold.
     templates
         Sentences with ``{concept}``; their unit vectors are averaged. ATM writes "This picture is {concept}", NICE and
         UBP "This is a {concept}."
@@ -88,6 +90,8 @@ def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet)
     ConfigError
         If neither the target nor `config.tower` is a CLIP network.
     """
+    if config.tower is None and isinstance(target, ImportedConfig):
+        return target.build().embed_concepts(stimuli)
     tower = config.tower or target
     if not isinstance(tower, OpenClipConfig):
         raise ConfigError(

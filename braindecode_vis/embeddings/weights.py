@@ -134,6 +134,22 @@ def check_intact(path: Path) -> None:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    content = read_tensors(path)
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    if not all(isinstance(name, str) for name in content):
+        raise DataError(f"{path} holds tensors without names, not a state dict; bring the right file.")
+    return dict(content)
+
+
+def read_tensors(path: Path) -> Any:
+    """Return what a file of tensors holds, on the CPU; nothing in it can run.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, is a compiled program, or holds anything but tensors and plain values.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -149,16 +165,11 @@ def _read_file(path: Path) -> dict[str, Any]:
             "bring the same weights as .safetensors or as a plain state dict."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file fails anywhere in the unpickler
         raise DataError(
             f"{path} does not hold plain tensors ({type(error).__name__}); bring a state dict or a .safetensors file."
         ) from error
-    if not isinstance(content, Mapping):
-        raise DataError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    if not all(isinstance(name, str) for name in content):
-        raise DataError(f"{path} holds tensors without names, not a state dict; bring the right file.")
-    return dict(content)
 
 
 def _is_program(path: Path) -> bool:
