@@ -471,7 +471,8 @@ def find_vectors(arrays: Mapping[str, Any], path: Path, name: str | None, *, mos
         )
     if len(found) != 1:
         raise ConfigError(
-            f"{path} holds {len(found)} arrays of vectors ({', '.join(found) or 'none'}); name one of floating-point numbers with target.array."
+            f"{path} holds {len(found)} arrays of floating-point vectors ({', '.join(found) or 'none'}); name one with "
+            "target.array."
         )
     return next(iter(found.values()))
 
