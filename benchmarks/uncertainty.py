@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from braindecode_vis.metrics.pair_tables import make_top_k_table, make_two_way_table
+from braindecode_vis.metrics.identification import make_identification_table, make_top_k_table
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference, permutation_test
 
 N_QUERIES, N_RESAMPLES = 200, 10_000
@@ -44,7 +44,11 @@ def main():
     slow_bootstrap = 20 * _seconds(lambda: _loop_bootstrap(values, rng))
     stimuli = np.repeat(np.arange(N_QUERIES // 2), 2)
     rows = [
-        ("permutation, two-way", lambda: permutation_test(make_two_way_table(scores)), slow_permutation),
+        (
+            "permutation, two-way",
+            lambda: permutation_test(make_identification_table(scores, 2)),
+            slow_permutation,
+        ),
         ("permutation, top-5", lambda: permutation_test(make_top_k_table(scores, 5)), slow_permutation),
         ("bootstrap, mean", lambda: bootstrap_interval(values), slow_bootstrap),
         ("bootstrap, clusters", lambda: bootstrap_interval(values, clusters=stimuli), slow_bootstrap),

@@ -25,7 +25,7 @@ from braindecode_vis import pipeline
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
 from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
-from braindecode_vis.metrics.distribution import compute_mmd, find_bandwidth
+from braindecode_vis.metrics.embedding import compute_mmd, find_bandwidth
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.priors.closed_form import SpreadPriorConfig
 from braindecode_vis.priors.diffusion import DiffusionPrior

@@ -20,6 +20,7 @@ from braindecode_vis.analysis.drawing import draw_bars
 from braindecode_vis.analysis.measure import Measured, describe_result, measure_changes
 from braindecode_vis.analysis.study import Change, Findings, Plot, Study
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.seeds import make_generator
 
 if TYPE_CHECKING:
@@ -117,13 +118,14 @@ def _make_row(
         )
         return row | dict.fromkeys(names, np.nan)
     level = np.array([d.value for d in draws])
-    extreme = (level >= found.value - 1e-12) if mode == "only" else (level <= found.value + 1e-12)
+    # A group left out matters if the score falls lower than without as many random columns.
+    extreme = compute_p_value(found.value, level, alternative="greater" if mode == "only" else "less")
     mean = np.mean([d.values for d in draws], axis=0)
     versus = found.compare(study, mean)
     low, high = np.quantile(level, [0.025, 0.975])
     return row | {
         "random": float(level.mean()), "random_low": float(low), "random_high": float(high),
-        "p_random": float((1 + extreme.sum()) / (1 + len(level))), "versus_random": found.value - float(level.mean()),
+        "p_random": float(extreme), "versus_random": found.value - float(level.mean()),
         "versus_low": versus.interval.low if versus else np.nan,
         "versus_high": versus.interval.high if versus else np.nan,
     }  # fmt: skip

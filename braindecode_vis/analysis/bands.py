@@ -17,7 +17,12 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.analysis.cuts import read_times
 from braindecode_vis.analysis.drawing import draw_bars
-from braindecode_vis.analysis.measure import Metric, check_retrieval, describe_result, measure_changes
+from braindecode_vis.analysis.measure import (
+    RetrievalMetric,
+    check_retrieval,
+    describe_result,
+    measure_changes,
+)
 from braindecode_vis.analysis.study import Change, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
@@ -47,7 +52,7 @@ class FrequencyBandsConfig(Settings):
     """
 
     kind: Literal["frequency_bands"] = "frequency_bands"
-    metric: Metric = "top1"
+    metric: RetrievalMetric = "top1"
     bands: dict[str, tuple[float, float]] = Field(default=BANDS, min_length=1)
     modes: tuple[Literal["only", "without"], ...] = Field(default=("only", "without"), min_length=1)
 

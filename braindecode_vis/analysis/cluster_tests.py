@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.seeds import derive_seed, make_generator
 
 MIN_SUBJECTS = 6
@@ -93,7 +94,7 @@ def cluster_over_labels(
     threshold = (np.quantile(null, 1 - cluster_alpha, axis=0) - centre) / scale
     masses, _ = find_first_cluster((null - centre) / scale, threshold, np.inf)
     spans, own = find_clusters((curve - centre) / scale, threshold)
-    p_values = tuple(float((1 + (masses >= m - 1e-9).sum()) / (1 + len(masses))) for m in own)
+    p_values = tuple(compute_p_value(np.array(own), masses).tolist())
     words = f"cluster mass over time, {len(null)} permutations of the labels, within these subjects"
     critical = float(np.quantile(masses, 1 - alpha))
     return ClusterTest(spans, p_values, critical, words, centre, scale, threshold, alpha)

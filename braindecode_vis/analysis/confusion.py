@@ -22,7 +22,7 @@ from braindecode_vis.analysis.window_categories import label_trials
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import ConfigError, DataError, check_file
 from braindecode_vis.encoders.category_decoders import find_first_rows
-from braindecode_vis.metrics.uncertainty import wilson_interval
+from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -247,7 +247,7 @@ def _make_same(
     return {
         "seen": name, "decoded": "same", "count": int(hits.sum()), "value": value, "ci_low": low, "ci_high": high,
         "chance": float(null.mean()), "n": len(hits),
-        "p_value": float((1 + (null >= value - 1e-12).sum()) / (1 + len(null))),
+        "p_value": float(compute_p_value(value, null)),
     }  # fmt: skip
 
 
@@ -285,12 +285,14 @@ def _permute(study: Study, decided: pd.DataFrame, classes: list[str]) -> tuple[n
         own = np.flatnonzero(blocks == block)
         step = max(1, (1 << 21) // len(own))
         for start in range(0, study.n_permutations, step):
-            stop = min(start + step, study.n_permutations)
-            shuffled = generator.permuted(np.tile(labels[own], (stop - start, 1)), axis=1)
-            found = counts[own[None], shuffled]
+            part = slice(start, min(start + step, study.n_permutations))
+            shuffled = permute_within(labels[own], [np.arange(len(own))], part.stop - start, generator)
+            found = counts[
+                own[None], shuffled
+            ]  # (n_step, n_own): rows of a unit decoded as its shuffled label
             for number in range(len(classes)):
                 chosen = shuffled == number
-                hits[start:stop, number] += (found * chosen).sum(axis=1)
-                total[start:stop, number] += (size[own][None] * chosen).sum(axis=1)
+                hits[part, number] += (found * chosen).sum(axis=1)
+                total[part, number] += (size[own][None] * chosen).sum(axis=1)
     accuracy = hits.sum(axis=1) / size.sum()
     return accuracy, hits / np.maximum(total, 1)

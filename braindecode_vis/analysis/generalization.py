@@ -23,11 +23,12 @@ from braindecode_vis.analysis.drawing import draw_matrix
 from braindecode_vis.analysis.measure import (
     FoldValues,
     Meter,
-    Metric,
+    RetrievalMetric,
     check_retrieval,
 )
 from braindecode_vis.analysis.study import Findings, Plot, Study, fit_picked
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TimeGeneralizationConfig(Settings):
     """
 
     kind: Literal["time_generalization"] = "time_generalization"
-    metric: Metric = "two_way"
+    metric: RetrievalMetric = "two_way"
     width: float = Field(default=0.05, gt=0)
     step: float = Field(default=0.05, gt=0)
     tmin: float | None = None
@@ -94,9 +95,7 @@ class TimeGeneralizationConfig(Settings):
             )  # fmt: skip
             cells[i, j] = []  # its null is no longer needed
         table = pd.DataFrame(rows)
-        table["p_corrected"] = [
-            float((1 + (largest >= z[i, j] - 1e-9).sum()) / (1 + len(largest))) for i, j in cells
-        ]
+        table["p_corrected"] = compute_p_value(np.array([z[cell] for cell in cells]), largest)
         table["significant"] = table["p_corrected"] <= self.alpha
         return self._report(table, [w.centre for w in windows])
 

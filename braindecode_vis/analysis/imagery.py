@@ -21,10 +21,11 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.analysis.drawing import draw_bars
-from braindecode_vis.analysis.measure import Meter, Metric, check_retrieval
+from braindecode_vis.analysis.measure import Meter, RetrievalMetric, check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.retrieval import compute_ranks, fit_centre
 from braindecode_vis.settings import Settings
@@ -59,7 +60,7 @@ class ImageryConfig(Settings):
     task: str = "imagery"
     beside: tuple[str, ...] = ("vision", "test", "natural", "shapes", "perception")
     set_column: str = "stimulus_set"
-    metrics: tuple[Metric, ...] = Field(default=("two_way", "top1", "5_way"), min_length=1)
+    metrics: tuple[RetrievalMetric, ...] = Field(default=("two_way", "top1", "5_way"), min_length=1)
     average: bool = True
     n_shuffles: int = Field(default=MIN_SHUFFLES, ge=MIN_SHUFFLES)
 
@@ -240,10 +241,7 @@ def find_targets(study: Study, bank: Embeddings, ids: list[str]) -> Embeddings:
     return Embeddings(np.stack(vectors), ids, bank.space)
 
 
-def _find_size(metric: str) -> int:
+def _find_size(name: str) -> int:
     """Return how many stimuli a metric needs so that it can be right and wrong."""
-    if metric == "two_way":
-        return 2
-    if metric.startswith("top"):
-        return int(metric.removeprefix("top")) + 1
-    return int(metric.removesuffix("_way"))
+    n = find_metric(name).n
+    return n + (compute_chance(name, gallery_size=n) == 1.0)  # nobody misses the five best of five

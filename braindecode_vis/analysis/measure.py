@@ -7,7 +7,7 @@ so that curves and matrices can be tested as a whole. Fits nothing itself: encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -18,22 +18,18 @@ from pydantic import Field
 from braindecode_vis.analysis.study import Change, Study, fit_picked, rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics.pair_tables import make_k_way_table, make_top_k_table
-from braindecode_vis.metrics.score import compute_chance
+from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.metrics.uncertainty import (
     PairedDifference,
     bootstrap_interval,
+    compute_p_value,
     paired_difference,
+    permute_within,
 )
-from braindecode_vis.retrieval import (
-    Retrieval,
-    compute_k_way_hits,
-    compute_similarity,
-    compute_top_k_hits,
-)
+from braindecode_vis.retrieval import Retrieval, compute_similarity
 from braindecode_vis.seeds import make_generator
 
-Metric = Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")]
+RetrievalMetric = Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")]
 LARGEST_GALLERY = 2000  # images whose labels are permuted; the tables of more would not fit
 Key = TypeVar("Key", bound=Hashable)
 
@@ -97,8 +93,7 @@ class Measured:
         """One-sided, from the permuted images."""
         if self.null is None:
             return None
-        slack = 1e-12 * max(1.0, abs(self.observed))
-        return float((1 + (self.null >= self.observed - slack).sum()) / (1 + len(self.null)))
+        return float(compute_p_value(self.observed, self.null))
 
     def as_row(self, study: Study) -> dict[str, Any]:
         """Return `value`, `ci_low`, `ci_high`, `chance`, `n` and `p_value`; bootstrap over subjects, then images."""
@@ -148,7 +143,7 @@ class Meter:
     """
 
     def __init__(self, study: Study, metric: str) -> None:
-        self.study, self.metric = study, "2_way" if metric == "two_way" else metric
+        self.study, self.metric = study, metric
         self._shuffles: dict[tuple[str, ...], np.ndarray] = {}
 
     def measure_fold(self, number: int, test: Responses, encoder: Any, *, permute: bool = True) -> FoldValues:
@@ -177,15 +172,17 @@ class Meter:
     def _permute(self, queries: Embeddings, gallery: Embeddings) -> tuple[float, np.ndarray]:
         names = tuple(sorted(str(i) for i in gallery.ids))
         ordered = gallery.select(sorted(gallery.ids, key=str))
-        table = tabulate_hits(compute_similarity(queries, ordered), self.metric)
+        metric, n, *_ = find_metric(self.metric)
+        assert metric.tabulate is not None
+        table = metric.tabulate(compute_similarity(queries, ordered), n)  # (n_queries, n_gallery)
         own = pd.Index(names).get_indexer(pd.Index([str(i) for i in queries.ids]))
         # Rows of one image move together, so they are summed before any permutation.
         sums = np.zeros((len(names), len(names)))
         np.add.at(sums, own, table)
         if names not in self._shuffles:
             generator = make_generator(self.study.seed, "image labels", len(self._shuffles))
-            order = np.tile(np.arange(len(names), dtype=np.int32), (self.study.n_permutations, 1))
-            self._shuffles[names] = generator.permuted(order, axis=1)
+            order = np.arange(len(names), dtype=np.int32)  # half the memory: these are kept for all decodings
+            self._shuffles[names] = permute_within(order, [order], self.study.n_permutations, generator)
         rows = np.arange(len(names))
         return float(np.trace(sums)), sums[rows, self._shuffles[names]].sum(axis=1)
 
@@ -204,29 +201,15 @@ class Meter:
         )
 
 
-def compute_hits(retrieval: Retrieval, metric: str) -> np.ndarray:
+def compute_hits(retrieval: Retrieval, name: str) -> np.ndarray:
     """Return one value per query: ``top<k>`` hits (ties lost) or ``<k>_way`` accuracy (ties shared)."""
-    if metric.startswith("top"):
-        k = int(metric.removeprefix("top"))
-        _check_size(k, retrieval, metric)
-        return compute_top_k_hits(retrieval, k).astype(float)
-    k = 2 if metric == "two_way" else int(metric.removesuffix("_way"))
-    _check_size(k, retrieval, metric)
-    return compute_k_way_hits(retrieval, k)
-
-
-def _check_size(k: int, retrieval: Retrieval, metric: str) -> None:
-    if k > retrieval.gallery_size:
+    metric, n, *_ = find_metric(name)
+    assert metric.compare is not None
+    if n > retrieval.gallery_size:
         raise DataError(
-            f"the metric {metric} needs {k} test images, but a fold has {retrieval.gallery_size}; choose a smaller one."
+            f"the metric {name} needs {n} test images, but a fold has {retrieval.gallery_size}; choose a smaller one."
         )
-
-
-def tabulate_hits(similarity: np.ndarray, metric: str) -> np.ndarray:
-    """Return the value of each query if each candidate were its image, shape (n_queries, n_gallery)."""
-    if metric.startswith("top"):
-        return make_top_k_table(similarity, int(metric.removeprefix("top")))
-    return make_k_way_table(similarity, 2 if metric == "two_way" else int(metric.removesuffix("_way")))
+    return metric.compare(retrieval, n)
 
 
 def measure_changes(
@@ -264,11 +247,6 @@ def measure_changes(
                 parts[key].append(meter.measure_fold(number, altered, encoder, permute=permute(key)))
                 advance(1)
     return {key: meter.join(folds) for key, folds in parts.items()}
-
-
-def count_subjects(items: Iterable[Any]) -> int:
-    """Return the number of distinct subjects."""
-    return len({str(item) for item in items})
 
 
 def check_retrieval(study: Study, kind: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from braindecode_vis.analysis.ablation import ablate
 from braindecode_vis.analysis.cuts import Columns, Outside
-from braindecode_vis.analysis.measure import Metric, check_retrieval
+from braindecode_vis.analysis.measure import RetrievalMetric, check_retrieval
 from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.voxel_geometry import find_networks
@@ -36,7 +36,7 @@ class NetworkAblationConfig(Settings):
     """
 
     kind: Literal["network_ablation"] = "network_ablation"
-    metric: Metric = "two_way"
+    metric: RetrievalMetric = "two_way"
     n_random: int = Field(default=20, ge=0)
     outside: Outside = "cut"
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from braindecode_vis.analysis.brain_maps import make_maps
 from braindecode_vis.analysis.cuts import make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
-from braindecode_vis.analysis.measure import FoldValues, Measured, Meter, Metric, check_retrieval
+from braindecode_vis.analysis.measure import FoldValues, Measured, Meter, RetrievalMetric, check_retrieval
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
@@ -52,7 +52,7 @@ class OcclusionConfig(Settings):
     """
 
     kind: Literal["occlusion"] = "occlusion"
-    metric: Metric = "two_way"
+    metric: RetrievalMetric = "two_way"
     over: tuple[Literal["columns", "time"], ...] = Field(default=("columns", "time"), min_length=1)
     width: float = Field(default=0.1, gt=0)
     max_columns: int = Field(default=128, ge=2)

@@ -26,6 +26,7 @@ from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within
 from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -186,15 +187,13 @@ def _permute(
     """Return two-sided p-values corrected for all cells by the largest standardised one of each shuffle."""
     generator = make_generator(study.seed, "permute patterns")
     scale = np.maximum(data.std(axis=0), 1e-300)
-    shuffled = generator.permuted(np.tile(signal, (n_shuffles, 1)), axis=1)
+    shuffled = permute_within(signal, [np.arange(len(signal))], n_shuffles, generator)
     largest = np.zeros(n_shuffles)
     step = max(1, (1 << 22) // n_shuffles)
     for start in range(0, data.shape[1], step):
         part = data[:, start : start + step] / scale[start : start + step]
         largest = np.maximum(largest, np.abs(shuffled @ part / len(data)).max(axis=1))
-    ordered = np.sort(largest)
-    beyond = len(ordered) - np.searchsorted(ordered, np.abs(observed / scale) - 1e-12, side="left")
-    return (1 + beyond) / (1 + n_shuffles)
+    return compute_p_value(np.abs(observed / scale), largest)
 
 
 @dataclass(frozen=True)

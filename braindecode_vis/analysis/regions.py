@@ -10,7 +10,7 @@ from pydantic import Field
 
 from braindecode_vis.analysis.ablation import ablate
 from braindecode_vis.analysis.cuts import Columns, Outside
-from braindecode_vis.analysis.measure import Metric, check_retrieval
+from braindecode_vis.analysis.measure import RetrievalMetric, check_retrieval
 from braindecode_vis.analysis.sensor_groups import REGIONS, assign_regions
 from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.arrays import Responses
@@ -33,7 +33,7 @@ class SensorRegionsConfig(Settings):
     """
 
     kind: Literal["sensor_regions"] = "sensor_regions"
-    metric: Metric = "top1"
+    metric: RetrievalMetric = "top1"
     n_random: int = Field(default=20, ge=0)
     outside: Outside = "cut"
 
@@ -66,7 +66,7 @@ class RoisConfig(Settings):
     """
 
     kind: Literal["rois"] = "rois"
-    metric: Metric = "top1"
+    metric: RetrievalMetric = "top1"
     n_random: int = Field(default=20, ge=0)
     outside: Outside = "cut"
     sets: tuple[str, ...] | None = None

@@ -17,7 +17,7 @@ from braindecode_vis.analysis.measure import (
     FoldValues,
     Measured,
     Meter,
-    Metric,
+    RetrievalMetric,
     check_retrieval,
     describe_result,
 )
@@ -45,7 +45,7 @@ class RepetitionsConfig(Settings):
     """
 
     kind: Literal["repetitions"] = "repetitions"
-    metric: Metric = "top1"
+    metric: RetrievalMetric = "top1"
     numbers: tuple[int, ...] = ()
     n_draws: int = Field(default=10, ge=1)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.seeds import make_generator
 
 
@@ -151,8 +152,8 @@ def compare_layers_with_brain(
         spread = [_resample(theirs, own, draw) for draw in draws]
         low, high = np.percentile(spread, [2.5, 97.5]) if spread else (rho, rho)
         null = np.array([mean_subject @ own[np.ix_(shuffle, shuffle)][pairs] for shuffle in shuffles])
-        p_value = (1 + int((null >= rho - 1e-12).sum())) / (1 + len(null))
-        matches.append(LayerMatch(name, rho, float(low), float(high), float(p_value)))
+        p_value = float(compute_p_value(rho, null))
+        matches.append(LayerMatch(name, rho, float(low), float(high), p_value))
     ceiling = compute_noise_ceiling(subjects) if len(subjects) > 1 else (None, None)
     return BrainMatch(tuple(matches), *ceiling, n_images=n, n_subjects=len(subjects))
 

@@ -21,13 +21,7 @@ from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.preprocessing.selection import Selection
 from braindecode_vis.preprocessing.splits import Fold
-from braindecode_vis.retrieval import (
-    Retrieval,
-    compute_k_way_hits,
-    compute_ranks,
-    compute_top_k_hits,
-    fit_centre,
-)
+from braindecode_vis.retrieval import Retrieval, compute_ranks, fit_centre
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -109,41 +103,6 @@ class Findings:
     files: tuple[Attachment, ...] = ()
 
 
-@dataclass(frozen=True)
-class DecodedTrials:
-    """Ranks of the test trials of all folds, row by row.
-
-    Parameters
-    ----------
-    ids, subjects, folds : arrays of shape (n_rows,)
-        Stimulus, subject and fold of each test trial.
-    retrievals
-        Ranks of each fold; their queries in order are the rows.
-    queries, galleries
-        The centred predictions and the centred gallery of each fold.
-    """
-
-    ids: np.ndarray
-    subjects: np.ndarray
-    folds: np.ndarray
-    retrievals: tuple[Retrieval, ...]
-    queries: tuple[Embeddings, ...]
-    galleries: tuple[Embeddings, ...]
-
-    @property
-    def smallest_gallery(self) -> int:
-        """Number of candidates in the smallest gallery."""
-        return min(retrieval.gallery_size for retrieval in self.retrievals)
-
-    def hits(self, metric: str) -> np.ndarray:
-        """Return one value per row: ``top1``, ``top5``, any ``top<k>``, or ``<k>_way``, in closed form."""
-        if metric.startswith("top"):
-            k = int(metric.removeprefix("top"))
-            return np.concatenate([compute_top_k_hits(r, k).astype(float) for r in self.retrievals])
-        k = int(metric.removesuffix("_way"))
-        return np.concatenate([compute_k_way_hits(r, k) for r in self.retrievals])
-
-
 def _no_progress(description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda n: None)
 
@@ -214,22 +173,6 @@ class Study:
         return "time" in self.responses.dims
 
 
-def fit_changed(study: Study, number: int, change: Change | None = None) -> Any:
-    """Fit a new encoder on the changed training trials of one fold.
-
-    Parameters
-    ----------
-    study
-        Trials and encoders.
-    number
-        The fold.
-    change
-        Applied to the trials before fitting; None keeps them.
-    """
-    train = study.pick(study.folds[number].train, "train")
-    return fit_picked(study, number, train if change is None else change(train), change)
-
-
 def fit_picked(study: Study, number: int, train: Responses, change: Change | None) -> Any:
     """Fit a new encoder on training trials that were picked, and changed by `change`, already."""
     choice = study.choose(number, change)
@@ -263,38 +206,3 @@ def rank_trials(
     gallery = centre.apply(adapt(bank.select(pd.unique(test.stimulus_ids))))
     queries = centre.apply(predicted)
     return queries, gallery, compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
-
-
-def decode(study: Study, change: Change | None = None, *, change_test: Change | None = None) -> DecodedTrials:
-    """Fit on changed training trials of every fold and rank its changed test trials.
-
-    Parameters
-    ----------
-    study
-        Trials and encoders.
-    change
-        Applied to training and test trials, for example a crop to a time window; None keeps them.
-    change_test
-        Applied to the test trials instead of `change`, for generalisation from one window to another.
-    """
-    parts = []
-    for number, fold in enumerate(study.folds):
-        encoder = fit_changed(study, number, change)
-        test = study.pick(fold.test, "test")
-        altered = change_test if change_test is not None else change
-        parts.append((number, test, rank_trials(study, number, altered(test) if altered else test, encoder)))
-    return join_folds(parts)
-
-
-def join_folds(
-    parts: Sequence[tuple[int, Responses, tuple[Embeddings, Embeddings, Retrieval]]],
-) -> DecodedTrials:
-    """Put the folds of one decoding together: number, test trials and what `rank_trials` gave for each."""
-    return DecodedTrials(
-        ids=np.concatenate([test.stimulus_ids for _, test, _ in parts]),
-        subjects=np.concatenate([test.trials["subject"].to_numpy(dtype=object) for _, test, _ in parts]),
-        folds=np.concatenate([np.full(test.n_trials, number) for number, test, _ in parts]),
-        retrievals=tuple(ranked for _, _, (_, _, ranked) in parts),
-        queries=tuple(queries for _, _, (queries, _, _) in parts),
-        galleries=tuple(gallery for _, _, (_, gallery, _) in parts),
-    )

@@ -27,6 +27,7 @@ from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.category_decoders import LdaConfig
+from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -73,7 +74,7 @@ class TimeResolvedCategoriesConfig(Settings):
             test = cluster_over_labels(curve, null, alpha=self.alpha)
         draws = _bootstrap(blocks, study)
         low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-        p_values = (1 + (null >= curve - 1e-12).sum(axis=0)) / (1 + len(null))
+        p_values = compute_p_value(curve, null)
         n = sum(len(block.truth) for block in blocks)
         rows: list[dict[str, Any]] = [
             {
@@ -104,7 +105,7 @@ def _check_shared_categories(responses: Responses, study: Study) -> None:
 
 
 @dataclass(frozen=True)
-class Block:
+class RunDecisions:
     """Held-out decisions of one run of one subject.
 
     Parameters
@@ -163,7 +164,7 @@ def label_trials(study: Study) -> Responses:
     return responses
 
 
-def decide_windows(study: Study, responses: Responses, windows: Sequence[Window]) -> list[Block]:
+def decide_windows(study: Study, responses: Responses, windows: Sequence[Window]) -> list[RunDecisions]:
     """Fit a decoder per fold and window, and rank the held-out trials of each run.
 
     Raises
@@ -193,7 +194,9 @@ def decide_windows(study: Study, responses: Responses, windows: Sequence[Window]
                 truth = np.searchsorted(classes, labels[fold.test[own]])
                 if len(np.unique(truth)) < 2:
                     continue
-                blocks.append(Block(subjects[fold.test[own[0]]], truth, rankdata(scores[..., own], axis=-1)))
+                blocks.append(
+                    RunDecisions(subjects[fold.test[own[0]]], truth, rankdata(scores[..., own], axis=-1))
+                )
     if not blocks:
         raise DataError(
             "no held-out run shows two categories, so that no area under a curve can be computed."
@@ -210,18 +213,19 @@ def _average(values: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     return _by_subject(values, subjects).mean(axis=0)
 
 
-def _permute(blocks: Sequence[Block], study: Study) -> np.ndarray:
+def _permute(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
     """Return the curve under labels permuted within runs, shape (n_permutations, n_windows)."""
     generator = make_generator(study.seed, "labels within runs")
     subjects = np.array([block.subject for block in blocks], dtype=object)
     parts = []
     for block in blocks:
-        labels = generator.permuted(np.tile(block.truth, (study.n_permutations, 1)), axis=1)
+        everyone = [np.arange(len(block.truth))]
+        labels = permute_within(block.truth, everyone, study.n_permutations, generator)
         parts.append(block.measure(labels))
     return _average(np.stack(parts), subjects)
 
 
-def _bootstrap(blocks: Sequence[Block], study: Study) -> np.ndarray:
+def _bootstrap(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
     """Return resampled curves, subjects first where there are several, shape (n_draws, n_windows)."""
     generator = make_generator(study.seed, "bootstrap categories")
     n_draws = min(MAX_DRAWS, study.n_bootstrap)

@@ -25,7 +25,7 @@ from braindecode_vis.analysis.cuts import (
     make_growing_windows,
     make_sliding_windows,
 )
-from braindecode_vis.analysis.measure import Metric, check_retrieval, measure_changes
+from braindecode_vis.analysis.measure import RetrievalMetric, check_retrieval, measure_changes
 from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.settings import Settings
 
@@ -50,7 +50,7 @@ class GrowingWindowConfig(Settings):
     """
 
     kind: Literal["growing_window"] = "growing_window"
-    metric: Metric = "top1"
+    metric: RetrievalMetric = "top1"
     start: float = 0.0
     step: float = Field(default=0.05, gt=0)
     tmax: float | None = None
@@ -85,7 +85,7 @@ class SlidingWindowConfig(Settings):
     """
 
     kind: Literal["sliding_window"] = "sliding_window"
-    metric: Metric = "top1"
+    metric: RetrievalMetric = "top1"
     width: float = Field(default=0.1, gt=0)
     step: float = Field(default=0.02, gt=0)
     tmin: float | None = None

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from braindecode_vis.audit.files import AuditedRun, Finding, list_first
+from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator
 
@@ -215,5 +216,4 @@ def permute(
         taken = lengths[order]
         shift = starts[order] - np.cumsum(taken) + taken
         shuffled[turn] = statistic(codes[np.repeat(shift, taken) + np.arange(len(codes))])
-    p = (1 + int((shuffled >= truth - 1e-12).sum())) / (1 + N_PERMUTATIONS)
-    return Association(truth, float(shuffled.mean()), p)
+    return Association(truth, float(shuffled.mean()), float(compute_p_value(truth, shuffled)))

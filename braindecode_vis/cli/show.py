@@ -196,6 +196,8 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
 
 def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return name and value of the control that does best, the oracle apart."""
+    from braindecode_vis.metrics.metric_registry import find_metric
+
     rivals = [
         row
         for row in rows
@@ -204,6 +206,6 @@ def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) 
     ]
     if not rivals:
         return ""
-    lower_is_better = decoded["metric"].startswith(("mse", "mean_rank", "median_rank"))
-    best = (min if lower_is_better else max)(rivals, key=lambda row: row["value"])
+    direction = find_metric(decoded["metric"]).metric.direction or 1
+    best = max(rivals, key=lambda row: direction * row["value"])
     return f"{best['method']} {best['value']:.3f}"

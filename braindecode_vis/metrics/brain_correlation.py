@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings, Responses, Score, check_same_space
-from braindecode_vis.checks import DataError, check_unique
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.ridge import RidgeConfig, RidgeEncoder
 from braindecode_vis.metrics.uncertainty import Interval, permutation_test
 from braindecode_vis.seeds import make_generator
@@ -82,51 +82,6 @@ def fit_encoding_model(
     return (ridge or RidgeConfig()).build(seed=seed).fit(_as_features(training), targets)
 
 
-def compute_brain_correlation(
-    model: RidgeEncoder,
-    reconstructed: Sequence[Embeddings],
-    measured: np.ndarray,
-    *,
-    regions: Mapping[str, np.ndarray] | None = None,
-    n_boot: int = 1000,
-    n_permutations: int = 1000,
-    seed: int = 0,
-) -> BrainCorrelation:
-    """Return how well responses predicted from reconstructions fit those that were measured.
-
-    Parameters
-    ----------
-    model
-        From `fit_encoding_model`.
-    reconstructed
-        Embeddings of the reconstructions, one set per draw, each with one row per test image in the order of
-        `measured`. Rounds are scored one at a time and averaged.
-    measured : array of shape (n_images, n_voxels)
-        Responses to the images that were seen, repetitions averaged.
-    regions
-        Name of each region to a boolean array of shape (n_voxels,); the mean over all voxels is always given.
-    n_boot, n_permutations, seed
-        Resamples of the images, shuffles of the images, and their root seed.
-
-    Raises
-    ------
-    DataError
-        If shapes do not fit, an image has several rows, or a region is empty.
-    """
-    if not reconstructed:
-        raise DataError("brain correlation needs at least one round of reconstructions.")
-    check_unique(list(reconstructed[0].ids), what="test images (average the repetitions of an image)")
-    predictions = []
-    for one in reconstructed:
-        check_same_space(one, reconstructed[0])
-        if len(one) != len(measured) or (one.ids != reconstructed[0].ids).any():
-            raise DataError(f"{len(one)} reconstructions do not fit {len(measured)} measured responses.")
-        predictions.append(predict_responses(model, one))
-    return correlate_responses(
-        predictions, measured, regions=regions, n_boot=n_boot, n_permutations=n_permutations, seed=seed
-    )
-
-
 def predict_responses(model: RidgeEncoder, images: Embeddings) -> np.ndarray:
     """Return the response that the encoding model expects to each image, shape (n_images, n_voxels)."""
     return model.predict(_as_features(images)).vectors
@@ -141,14 +96,23 @@ def correlate_responses(
     n_permutations: int = 1000,
     seed: int = 0,
 ) -> BrainCorrelation:
-    """Return how well expected responses fit those that were measured; see `compute_brain_correlation`.
+    """Return how well responses predicted from reconstructions fit those that were measured.
 
     Parameters
     ----------
     predictions : arrays of shape (n_images, n_voxels)
-        One for each round.
-    measured, regions, n_boot, n_permutations, seed
-        As for `compute_brain_correlation`.
+        From `predict_responses`, one for each round of draws; rounds are scored one at a time and averaged.
+    measured : array of shape (n_images, n_voxels)
+        Responses to the images that were seen, repetitions averaged, in the same order.
+    regions
+        Name of each region to a boolean array of shape (n_voxels,); the mean over all voxels is always given.
+    n_boot, n_permutations, seed
+        Resamples of the images, shuffles of the images, and their root seed.
+
+    Raises
+    ------
+    DataError
+        If shapes do not fit or a region is empty.
     """
     if measured.ndim != 2 or predictions[0].shape != measured.shape or len(measured) < 3:
         raise DataError(
@@ -191,20 +155,6 @@ def correlate_responses(
             float(sums[name][0]), interval, null.null_mean, null.p_value, int(mask.sum())
         )
     return BrainCorrelation(by_voxel, found, n)
-
-
-def list_brain_scores(
-    result: BrainCorrelation, *, method: str, protocol: str, subject: str, split: str, seed: int
-) -> list[Score]:
-    """Return one row per region, named ``brain_correlation@<region>``."""
-    return [
-        Score(
-            method=method, metric=f"brain_correlation@{name}", value=region.value, chance=region.chance,
-            n_queries=result.n_images, protocol=protocol, subject=subject, split=split, seed=seed,
-            ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
-        )
-        for name, region in result.regions.items()
-    ]  # fmt: skip
 
 
 def _as_features(embeddings: Embeddings) -> Responses:

@@ -1,8 +1,10 @@
-"""Identification: whether a decoded image or feature matches its own ground truth better than others.
+"""Identification: whether a prediction matches its own ground truth better than others.
 
-Works on pixels and on features of any network alike. The similarity is the Pearson correlation of the flattened
-rows, the distractors are other *ground-truth* items, and a tie is a failure. Everything follows from one score
-matrix with decoded items as rows and ground-truth items as columns; the true match lies on the diagonal.
+Everything starts from one similarity matrix, predictions in rows and candidates in columns. A table made of it says
+what a metric would be if each candidate were the true one: `braindecode_vis.metrics.uncertainty.permutation_test`
+permutes such tables, and the entry of the true candidate is the metric itself, with the same rule for ties. Works on
+pixels and on features of any network alike, as the Pearson correlation of flattened rows; distractors are other
+*ground-truth* items. Knows no permutation.
 
 References
 ----------
@@ -12,21 +14,19 @@ Scotti et al. (2023), MindEye, arXiv:2305.18274 (two-way identification as used 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_finite
+from braindecode_vis.checks import DataError, check_finite
 
-#: Correlations closer than this are tied; above the rounding of double precision.
+#: Similarities closer than this are tied; above the rounding of double precision.
 TIE_TOLERANCE = 1e-10
+Labels = Sequence[object] | np.ndarray
 
 
 def two_way_identification(
-    truth: np.ndarray,
-    decoded: np.ndarray,
-    *,
-    groups: Sequence[object] | np.ndarray | None = None,
-    ids: Sequence[object] | np.ndarray | None = None,
+    truth: np.ndarray, decoded: np.ndarray, *, groups: Labels | None = None
 ) -> np.ndarray:
     """Return for each decoded item the fraction of distractors that its own ground truth beats.
 
@@ -39,8 +39,6 @@ def two_way_identification(
         are never pooled, because copies of an item would act as ties.
     groups : sequence of length n_items, optional
         Class of each item. Distractors then come from the item's own class: within-class identification.
-    ids : sequence of length n_items, optional
-        Stimulus of each row, where one stimulus has several: its other rows are no distractors.
 
     Returns
     -------
@@ -59,105 +57,28 @@ def two_way_identification(
     >>> two_way_identification(images, images)
     array([1., 1., 1., 1.])
     """
-    return n_way_identification(truth, decoded, 2, groups=groups, ids=ids)
+    return n_way_identification(truth, decoded, 2, groups=groups)
 
 
 def n_way_identification(
-    truth: np.ndarray,
-    decoded: np.ndarray,
-    n: int,
-    *,
-    groups: Sequence[object] | np.ndarray | None = None,
-    ids: Sequence[object] | np.ndarray | None = None,
+    truth: np.ndarray, decoded: np.ndarray, n: int, *, groups: Labels | None = None
 ) -> np.ndarray:
     """Return the exact probability that the ground truth beats n - 1 random distractors.
 
     An item that beats W of its M distractors wins with probability C(W, n - 1) / C(M, n - 1). Parameters as for
     `two_way_identification`; chance is 1 / n.
-
-    Raises
-    ------
-    ConfigError
-        If n is below 2 or an item has fewer than n - 1 distractors.
     """
-    rounds = _split_draws(truth, decoded)
-    return np.mean(
-        [identify_from_scores(compute_correlations(one, truth), n, groups=groups, ids=ids) for one in rounds],
-        axis=0,
-    )
-
-
-def identify_from_scores(
-    scores: np.ndarray,
-    n: int = 2,
-    *,
-    groups: Sequence[object] | np.ndarray | None = None,
-    ids: Sequence[object] | np.ndarray | None = None,
-) -> np.ndarray:
-    """Return n-way identification from a score matrix with the true matches on the diagonal.
-
-    Parameters
-    ----------
-    scores : array of shape (n_items, n_items)
-        Similarity of each decoded item (row) to each ground-truth item (column); higher is better.
-    n, groups, ids
-        As for `n_way_identification`.
-
-    Returns
-    -------
-    float array of shape (n_items,)
-        Probability of identification.
-    """
-    check_square(scores)
-    allowed = _find_distractors(len(scores), groups, ids)
-    n_distractors = allowed.sum(axis=1)
-    if n < 2 or n_distractors.min() < n - 1:
-        raise ConfigError(
-            f"{n}-way identification needs n >= 2 and n - 1 distractors for every item, but item "
-            f"{int(n_distractors.argmin())} has {int(n_distractors.min())}."
+    if len(truth) != len(decoded):
+        raise DataError(f"{len(truth)} ground-truth items cannot be paired with {len(decoded)} decoded ones.")
+    several = decoded.ndim == truth.ndim + 1 and decoded.shape[1] > 0
+    if decoded.ndim != truth.ndim and not several:
+        raise DataError(
+            f"decoded items of shape {decoded.shape} do not fit ground truth of shape {truth.shape}; several "
+            "draws belong in the second dimension."
         )
-    beaten = scores < np.diagonal(scores)[:, None] - TIE_TOLERANCE
-    return compute_win_probability((beaten & allowed).sum(axis=1), n_distractors, n)
-
-
-def compute_win_probability(n_beaten: np.ndarray, n_distractors: np.ndarray, n: int) -> np.ndarray:
-    """Return C(n_beaten, n - 1) / C(n_distractors, n - 1) as a running product, which never overflows."""
-    wins, total = np.broadcast_arrays(
-        np.asarray(n_beaten, dtype=float), np.asarray(n_distractors, dtype=float)
-    )
-    probability = np.ones(wins.shape)
-    for i in range(n - 1):
-        probability *= np.maximum(wins - i, 0.0) / (total - i)
-    return probability
-
-
-def decode_identity(
-    decoded: np.ndarray, candidates: np.ndarray, names: Sequence[str] | np.ndarray
-) -> np.ndarray:
-    """Return the name of the candidate that correlates best with each decoded item.
-
-    With all seen images as candidates this is the decoded identity; with one template per class it is the
-    decoded class. Among equal candidates the first is returned.
-
-    Parameters
-    ----------
-    decoded : array of shape (n_items, ...)
-        Pixels or features.
-    candidates : array of shape (n_candidates, ...)
-        The same of the candidates.
-    names : sequence of length n_candidates
-        What to call them.
-
-    Returns
-    -------
-    array of shape (n_items,)
-        A name per decoded item.
-    """
-    if len(names) != len(candidates):
-        raise DataError(f"{len(candidates)} candidates came with {len(names)} names.")
-    scores = compute_correlations(decoded, candidates)
-    best = scores.max(axis=1, keepdims=True)
-    return np.asarray(names)[np.argmax(scores >= best - TIE_TOLERANCE, axis=1)]
+    rounds = np.moveaxis(decoded, 1, 0) if several else decoded[None]  # (n_draws, n_items, ...)
+    tables = [make_identification_table(compute_correlations(one, truth), n, groups=groups) for one in rounds]
+    return np.mean([np.diagonal(table) for table in tables], axis=0)
 
 
 def classification_accuracy(
@@ -207,46 +128,120 @@ def standardize_rows(rows: np.ndarray) -> np.ndarray:
     return np.divide(centred, norm, out=np.zeros_like(centred), where=varied)
 
 
-def check_square(scores: np.ndarray) -> None:
-    """Raise `DataError` unless `scores` is a finite square matrix."""
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not len(scores):
-        raise DataError(
-            f"a score matrix must have one row per decoded and one column per true item, got {scores.shape}."
-        )
-    check_finite(scores, what="the score matrix", row_names=range(len(scores)), unit="item")
+# --- tables that can be permuted ----------------------------------------------------------------------------------
 
 
-def _split_draws(truth: np.ndarray, decoded: np.ndarray) -> list[np.ndarray]:
-    if len(truth) != len(decoded):
-        raise DataError(f"{len(truth)} ground-truth items cannot be paired with {len(decoded)} decoded ones.")
-    if decoded.ndim == truth.ndim:
-        return [decoded]
-    if decoded.ndim != truth.ndim + 1 or not decoded.shape[1]:
-        raise DataError(
-            f"decoded items of shape {decoded.shape} do not fit ground truth of shape {truth.shape}; several "
-            "draws belong in the second dimension."
-        )
-    return [decoded[:, draw] for draw in range(decoded.shape[1])]
+class Order(NamedTuple):
+    """How many columns of its row each cell beats, and how many beat it; int arrays of the shape of the scores."""
+
+    n_below: np.ndarray
+    n_above: np.ndarray
 
 
-def _find_distractors(
-    n_items: int,
-    groups: Sequence[object] | np.ndarray | None,
-    ids: Sequence[object] | np.ndarray | None,
-) -> np.ndarray:
-    """Return a boolean matrix that says whether column i may be a distractor of row j."""
-    allowed = ~np.eye(n_items, dtype=bool)
-    for name, labels, same in (("group", groups, True), ("id", ids, False)):
-        if labels is None:
-            continue
-        if len(labels) != n_items:
-            raise DataError(f"{n_items} items came with {len(labels)} {name}s.")
-        codes = np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1]
-        allowed &= (codes[:, None] == codes[None, :]) == same
-    alone = np.flatnonzero(~allowed.any(axis=1))
-    if alone.size:
-        raise DataError(
-            f"{alone.size} item(s) have no distractor, first item {alone[0]}: drop them, or do not restrict "
-            "distractors to the own group."
-        )
-    return allowed
+def make_top_k_table(scores: np.ndarray | Order, k: int) -> np.ndarray:
+    """Return 1 where a column ranks among the `k` best of its row, ties lost.
+
+    Parameters
+    ----------
+    scores : array of shape (n_predictions, n_stimuli)
+        Similarities, higher is better; or their order, as `count_order` gives it.
+    k
+        How many candidates may be named.
+
+    Returns
+    -------
+    float array of shape (n_predictions, n_stimuli)
+        Zeros and ones.
+    """
+    n_below = _find_order(scores).n_below
+    return (n_below.shape[1] - n_below <= k).astype(float)
+
+
+def make_rank_table(scores: np.ndarray | Order) -> np.ndarray:
+    """Return the rank of each column in its row of `scores`, 1 is best, ties sharing the mean rank."""
+    n_below, n_above = _find_order(scores)
+    return (n_below.shape[1] - n_below + n_above + 1) / 2
+
+
+def make_reciprocal_rank_table(scores: np.ndarray | Order) -> np.ndarray:
+    """Return 1 / rank of each column in its row of `scores`, ties sharing the mean rank."""
+    return 1.0 / make_rank_table(scores)
+
+
+def make_k_way_table(scores: np.ndarray | Order, k: int) -> np.ndarray:
+    """Return the exact probability that each column beats k - 1 random others of its row, ties shared.
+
+    Examples
+    --------
+    >>> make_k_way_table(np.array([[3.0, 2.0, 1.0]]), 2)
+    array([[1. , 0.5, 0. ]])
+    >>> make_k_way_table(np.zeros((1, 3)), 3).round(6)
+    array([[0.333333, 0.333333, 0.333333]])
+    """
+    n_below, n_above = _find_order(scores)
+    size = n_below.shape[1]
+    if not 2 <= k <= size:
+        raise DataError(f"{k}-way accuracy needs 2 to {size} alternatives in a gallery of {size}.")
+    wins = compute_win_probability(np.arange(size)[::-1], np.full(size, size - 1), k)  # by number above
+    total = np.concatenate([[0.0], np.cumsum(wins)])
+    n_same = size - n_below - n_above  # the column itself and what is tied with it
+    shared = (total[n_above + n_same] - total[n_above]) / n_same
+    return np.where(n_same > 1, shared, wins[n_above])
+
+
+def make_identification_table(scores: np.ndarray, n: int, *, groups: Labels | None = None) -> np.ndarray:
+    """Return n-way identification: the probability that each cell beats n - 1 random other columns, ties lost.
+
+    Parameters
+    ----------
+    scores : array of shape (n_predictions, n_stimuli)
+        Similarities, higher is better.
+    n
+        Number of alternatives; 2 gives the fraction of other columns that a cell beats.
+    groups : sequence of length n_stimuli, optional
+        Class of each column; a column is then compared with columns of its own class only.
+
+    Raises
+    ------
+    DataError
+        If a class has fewer than n stimuli.
+    """
+    names = np.zeros(scores.shape[1], int) if groups is None else [str(label) for label in groups]
+    codes = np.unique(np.asarray(names), return_inverse=True)[1]
+    if len(codes) != scores.shape[1]:
+        raise DataError(f"{scores.shape[1]} items came with {len(codes)} group labels.")
+    table = np.empty(scores.shape)
+    for code in np.unique(codes):
+        columns = np.flatnonzero(codes == code)
+        if len(columns) < n:
+            lack = "no distractor" if n == 2 else f"{len(columns) - 1} distractors, not {n - 1},"
+            raise DataError(f"stimulus {columns[0]} has {lack} in its class; drop it from this score.")
+        n_below = count_order(scores[:, columns]).n_below
+        table[:, columns] = compute_win_probability(n_below, np.full(n_below.shape, len(columns) - 1), n)
+    return table
+
+
+def count_order(scores: np.ndarray) -> Order:
+    """Return how many columns of its row each cell beats, and how many beat it; for several tables of one matrix."""
+    scores = scores.astype(np.float64)  # the tolerance is lost in single precision
+    n_below, n_above = np.empty(scores.shape, int), np.empty(scores.shape, int)
+    for row, values in enumerate(scores):
+        ordered = np.sort(values)
+        n_below[row] = np.searchsorted(ordered, values - TIE_TOLERANCE, side="left")
+        n_above[row] = len(values) - np.searchsorted(ordered, values + TIE_TOLERANCE, side="right")
+    return Order(n_below, n_above)
+
+
+def _find_order(scores: np.ndarray | Order) -> Order:
+    return scores if isinstance(scores, Order) else count_order(scores)
+
+
+def compute_win_probability(n_beaten: np.ndarray, n_distractors: np.ndarray, n: int) -> np.ndarray:
+    """Return C(n_beaten, n - 1) / C(n_distractors, n - 1) as a running product, which never overflows."""
+    wins, total = np.broadcast_arrays(
+        np.asarray(n_beaten, dtype=float), np.asarray(n_distractors, dtype=float)
+    )
+    probability = np.ones(wins.shape)
+    for i in range(n - 1):
+        probability *= np.maximum(wins - i, 0.0) / (total - i)
+    return probability

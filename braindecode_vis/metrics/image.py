@@ -1,11 +1,11 @@
 """Image metrics: pixel correlation, mean squared error and SSIM, one value per image.
 
-Every metric is named with its protocol. ``@native`` compares images at the size they have. ``@425`` is the
-protocol of the natural-image literature: both images are resized to 256 x 256, then to 425 x 425 (bilinear,
-antialiased, as torchvision does). SSIM is taken on grey images with Gaussian weights (sigma 1.5, population
-covariance, data range 1), as current scikit-image computes it; ``ssim_legacy`` treats the columns of the grey
-image as channels, which is what scikit-image up to 0.18 did when called with ``multichannel=True``, and serves
-only to reproduce older numbers.
+Every metric has two protocols. ``native`` compares images at the size they have. ``425`` is that of the natural-image
+literature: both images are resized to 256 x 256, then to 425 x 425 (bilinear, antialiased, as torchvision does). SSIM
+is taken on grey images with Gaussian weights (sigma 1.5, population covariance, data range 1), as current scikit-image
+computes it; ``ssim_legacy`` treats the columns of the grey image as channels, which is what scikit-image up to 0.18 did
+when called with ``multichannel=True``, and serves only to reproduce older numbers. Seen images repeat over subjects and
+controls over rows: an `ImageTable` holds each distinct one once, so that a network meets it one time only.
 
 References
 ----------
@@ -15,13 +15,19 @@ doi:10.1109/TIP.2003.819861. Scotti et al. (2024), MindEye2, arXiv:2403.11207 (t
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal, get_args
 
 import numpy as np
 
 from braindecode_vis.checks import DataError, check_option
 
+Protocol = Literal["native", "425"]
+Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # of scikit-image's rgb2gray (ITU-R BT.709)
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # a window of 11 pixels: 3.5 sigma, rounded
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1
@@ -32,15 +38,20 @@ BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision
 SLAB = 32  # rows filtered by one matrix product
 
 
-def compute_image_metric(name: str, truth: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+def compute_image_metric(
+    name: str, truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol = "native"
+) -> np.ndarray:
     """Return the metric `name` for every pair of images.
 
     Parameters
     ----------
     name
-        One of `IMAGE_METRICS`: ``pixcorr``, ``mse``, ``ssim`` or ``ssim_legacy`` with ``@native`` or ``@425``.
+        ``pixcorr``, ``mse``, ``ssim`` or ``ssim_legacy``. A constant image has no pixel correlation with anything; it
+        is scored 0, so that a generator of blank images lowers the mean instead of leaving it.
     truth, decoded : arrays of shape (n_images, height, width[, 1 or 3])
-        uint8, or float between 0 and 1. Row i of both is the same item. Sizes may differ under ``@425`` only.
+        uint8, or float between 0 and 1. Row i of both is the same item. Sizes may differ under ``425`` only.
+    protocol
+        ``native`` or ``425``.
 
     Returns
     -------
@@ -58,25 +69,24 @@ def compute_image_metric(name: str, truth: np.ndarray, decoded: np.ndarray) -> n
     --------
     >>> import numpy as np
     >>> images = np.random.default_rng(0).random((2, 28, 28))
-    >>> compute_image_metric("pixcorr@native", images, 1 - images).round(6)
+    >>> compute_image_metric("pixcorr", images, 1 - images).round(6)
     array([-1., -1.])
     """
-    check_option("image metric", name, IMAGE_METRICS)
-    compare = _COMPARISONS[name.split("@")[0]]
-    size = None if name.endswith("@native") else 425
-    grey = name.startswith("ssim")  # resizing is linear, so grey may come first: a third of the work
+    compare, size, grey = _find_comparison(name, protocol)
     values = np.empty(len(truth))
     for rows, left, right in _pairs(truth, decoded, size=size, grey=grey):
         values[rows] = compare(left, right)
     return values
 
 
-def tabulate_image_metric(name: str, truth: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+def tabulate_image_metric(
+    name: str, truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol = "native"
+) -> np.ndarray:
     """Return the metric `name` of every decoded image beside every true one.
 
     Parameters
     ----------
-    name, truth, decoded
+    name, truth, decoded, protocol
         As for `compute_image_metric`, with any numbers of images.
 
     Returns
@@ -89,56 +99,19 @@ def tabulate_image_metric(name: str, truth: np.ndarray, decoded: np.ndarray) -> 
     --------
     >>> import numpy as np
     >>> images = np.random.default_rng(0).random((3, 12, 12))
-    >>> tabulate_image_metric("ssim@native", images, images).argmax(axis=1)
+    >>> tabulate_image_metric("ssim", images, images).argmax(axis=1)
     array([0, 1, 2])
     """
-    check_option("image metric", name, IMAGE_METRICS)
-    size, grey = None if name.endswith("@native") else 425, name.startswith("ssim")
+    compare, size, grey = _find_comparison(name, protocol)
     left, right = (_prepare(images, size=size, grey=grey) for images in (truth, decoded))
     if left.shape[1:3] != right.shape[1:3]:
         raise DataError(f"images of {left.shape[1:3]} and {right.shape[1:3]} pixels cannot be compared.")
-    if name.startswith("ssim@"):
+    if name == "ssim":
         return _tabulate_ssim(left[..., 0], right[..., 0])
-    compare = _COMPARISONS[name.split("@")[0]]
     table = np.empty((len(right), len(left)))
     for column, image in enumerate(left):
         table[:, column] = compare(*np.broadcast_arrays(image, right))
     return table
-
-
-def pixcorr(truth: np.ndarray, decoded: np.ndarray, *, protocol: str = "native") -> np.ndarray:
-    """Return the Pearson correlation of all pixel values of each pair; shape (n_images,).
-
-    A constant image has no correlation with anything. It is scored 0, the value of an image that carries no
-    information, so that a generator that returns blank images lowers the mean instead of leaving it.
-    See `compute_image_metric` for the parameters.
-    """
-    return compute_image_metric(f"pixcorr@{protocol}", truth, decoded)
-
-
-def mse(truth: np.ndarray, decoded: np.ndarray, *, protocol: str = "native") -> np.ndarray:
-    """Return the mean squared difference of pixel values between 0 and 1 of each pair; shape (n_images,).
-
-    See `compute_image_metric` for the parameters.
-    """
-    return compute_image_metric(f"mse@{protocol}", truth, decoded)
-
-
-def ssim(
-    truth: np.ndarray, decoded: np.ndarray, *, protocol: str = "native", legacy: bool = False
-) -> np.ndarray:
-    """Return the structural similarity of the grey images of each pair; shape (n_images,).
-
-    Parameters
-    ----------
-    truth, decoded
-        As for `compute_image_metric`, at least 11 pixels in each direction.
-    protocol
-        ``native`` or ``425``.
-    legacy
-        Take the columns of the image as channels, as old code did by mistake. Never compare with the other.
-    """
-    return compute_image_metric(f"ssim{'_legacy' if legacy else ''}@{protocol}", truth, decoded)
 
 
 def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
@@ -177,6 +150,14 @@ def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
             "clip them where they are made, or pass uint8."
         )
     return values
+
+
+def _find_comparison(name: str, protocol: Protocol) -> tuple[Compare, int | None, bool]:
+    """Return the comparison of prepared pairs, the side that images are resized to, and whether they become grey."""
+    check_option("image metric", name, _COMPARISONS)
+    check_option("protocol of an image metric", protocol, get_args(Protocol))
+    # Resizing is linear, so grey may come before it: a third of the work.
+    return _COMPARISONS[name], None if protocol == "native" else 425, name.startswith("ssim")
 
 
 def _pairs(
@@ -247,16 +228,9 @@ def _compare_mse(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.mean((left - right) ** 2, axis=(1, 2, 3))
 
 
-def _compare_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return _ssim_map(left[..., 0], right[..., 0], axes=(1, 2)).mean(axis=(1, 2))
-
-
-def _compare_ssim_legacy(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return _ssim_map(left[..., 0], right[..., 0], axes=(1,)).mean(axis=(1, 2))
-
-
-def _ssim_map(x: np.ndarray, y: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Return the SSIM at every position whose window lies inside the image."""
+def _compare_ssim(left: np.ndarray, right: np.ndarray, *, axes: tuple[int, ...] = (1, 2)) -> np.ndarray:
+    """Return the mean SSIM over the positions whose window, which extends along `axes`, lies inside the image."""
+    x, y = left[..., 0], right[..., 0]  # (n_images, height, width)
     if min(x.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
         raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {x.shape[1:]}.")
     mean_x, mean_y, square, product = (_blur(z, axes) for z in (x, y, x * x + y * y, x * y))
@@ -264,7 +238,7 @@ def _ssim_map(x: np.ndarray, y: np.ndarray, axes: tuple[int, ...]) -> np.ndarray
     squares = mean_x * mean_x + mean_y * mean_y
     # Only the sum of the two variances enters, so four filtered images do instead of five.
     numerator = (2 * both + SSIM_C1) * (2 * (product - both) + SSIM_C2)
-    return numerator / ((squares + SSIM_C1) * (square - squares + SSIM_C2))
+    return (numerator / ((squares + SSIM_C1) * (square - squares + SSIM_C2))).mean(axis=(1, 2))
 
 
 def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -318,11 +292,95 @@ def _blur(images: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return images
 
 
-_COMPARISONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+_COMPARISONS: dict[str, Compare] = {
     "pixcorr": _compare_pixcorr,
     "mse": _compare_mse,
     "ssim": _compare_ssim,
-    "ssim_legacy": _compare_ssim_legacy,
+    "ssim_legacy": partial(_compare_ssim, axes=(1,)),
 }
-#: Names that `compute_image_metric` knows.
-IMAGE_METRICS = tuple(f"{name}@{protocol}" for name in _COMPARISONS for protocol in ("native", "425"))
+
+
+# --- every distinct image once --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Every distinct image of a comparison once, and where each of them is used.
+
+    Parameters
+    ----------
+    images : uint8 array of shape (n_distinct, height, width, 3)
+        In the order of first use, the seen ones first.
+    seen : int array of shape (n_rows,)
+        Distinct image that each row saw.
+    made : dict
+        Method to an int array of shape (n_draws, n_rows).
+    """
+
+    images: np.ndarray
+    seen: np.ndarray
+    made: Mapping[str, np.ndarray]
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """The distinct images that were seen, ascending."""
+        return np.unique(self.seen)
+
+    @property
+    def column(self) -> np.ndarray:
+        """Entry of `shown` that each row saw, shape (n_rows,)."""
+        return np.searchsorted(self.shown, self.seen)
+
+
+def split_rounds(images: np.ndarray) -> np.ndarray:
+    """Return images as (n_draws, n_rows, height, width, 3), one round per draw, without a copy.
+
+    Parameters
+    ----------
+    images : array of shape (n_rows, height, width, 3) or (n_rows, n_draws, height, width, 3)
+    """
+    return images[None] if images.ndim == 4 else np.moveaxis(images, 1, 0)
+
+
+def check_stack(images: np.ndarray, seen: np.ndarray, method: str) -> None:
+    """Raise `DataError` unless the images of a method, one or several per row, have the shape of the seen ones."""
+    several = (len(seen), *images.shape[1:2], *seen.shape[1:])
+    if images.shape not in (seen.shape, several) or 0 in images.shape:
+        raise DataError(
+            f"images of {method!r} have the shape {images.shape}, but must have that of the seen ones, "
+            f"{seen.shape}, with the draws in the second dimension if there are several."
+        )
+    if images.dtype != np.uint8 or seen.dtype != np.uint8:
+        raise DataError(f"images to compare must be uint8, not {images.dtype} ({method!r}) and {seen.dtype}.")
+
+
+def make_image_table(seen: np.ndarray, made: Mapping[str, np.ndarray]) -> ImageTable:
+    """Collect the distinct images of a comparison.
+
+    Parameters
+    ----------
+    seen : uint8 array of shape (n_rows, height, width, 3)
+    made
+        Method to uint8 images of the same shape, or of shape (n_rows, n_draws, height, width, 3).
+
+    Raises
+    ------
+    DataError
+        If a shape does not fit.
+    """
+    known: dict[bytes, int] = {}
+    images: list[np.ndarray] = []
+
+    def number(image: np.ndarray) -> int:
+        digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+        if digest not in known:
+            known[digest] = len(known)
+            images.append(image)
+        return known[digest]
+
+    shown = np.array([number(image) for image in seen])
+    places = {}
+    for method, stack in made.items():
+        check_stack(stack, seen, method)
+        places[method] = np.array([[number(image) for image in one] for one in split_rounds(stack)])
+    return ImageTable(np.stack(images), shown, places)

@@ -1,19 +1,18 @@
 """Scores: values per item become one row with mean, 95 % interval, chance and n.
 
-Owns the names of the metrics and their chance levels. Knows nothing of files: rows are written elsewhere.
+Knows nothing of files: rows are written elsewhere. What a metric is stands in `metric_registry`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import SCORE_KEYS, Score
-from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.arrays import Score
+from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
 from braindecode_vis.metrics.uncertainty import (
     Interval,
     Labels,
@@ -22,68 +21,7 @@ from braindecode_vis.metrics.uncertainty import (
     wilson_interval,
 )
 
-#: Metrics whose chance level depends on the data: pass the mean of their permutation null. Two handwritten digits
-#: of different people correlate at 0.6, so the chance level of a pixel correlation is not zero.
-MEASURED_CHANCE = (
-    "pixcorr", "mse", "ssim", "ssim_legacy", "correlation_distance", "cosine_to_target", "accuracy",
-    "lpips", "brain_correlation", "rouge1", "rougeL", "meteor_exact", "sentence_similarity",
-)  # fmt: skip
-#: Metrics whose chance level follows from their definition; {n} stands for a number.
-ANALYTIC_CHANCE = (
-    "two_way_identification", "two_way_identification_within_class", "{n}_way_identification",
-    "{n}_way_identification_within_class", "top{n}", "{n}_way", "mean_rank", "median_rank",
-    "relative_median_rank", "mean_reciprocal_rank",
-)  # fmt: skip
 WILSON_BELOW = 40  # fewer items than this, and the bootstrap of a proportion is too narrow
-
-
-def compute_chance(metric: str, *, gallery_size: int | None = None) -> float:
-    """Return the chance level that follows from the definition of a metric.
-
-    Parameters
-    ----------
-    metric
-        A name as in `ANALYTIC_CHANCE`, for example ``top5``, ``50_way`` or ``two_way_identification``; what
-        follows an ``@`` names the protocol and is ignored.
-    gallery_size
-        Number of candidates, needed for ``top{n}`` and ranks.
-
-    Raises
-    ------
-    ConfigError
-        If the metric is unknown, has no analytic chance level, or needs the gallery size.
-
-    Examples
-    --------
-    >>> compute_chance("top5", gallery_size=200)
-    0.025
-    """
-    name = metric.split("@")[0]
-    if name in MEASURED_CHANCE:
-        raise ConfigError(
-            f"the chance level of {metric!r} depends on the data: pass `chance` as the mean of its permutation "
-            "null, or None where no level is meaningful."
-        )
-    if re.fullmatch(r"two_way_identification(_within_class)?", name):
-        return 0.5
-    if match := re.fullmatch(r"(\d+)_way(_identification(_within_class)?)?", name):
-        return 1.0 / int(match[1])
-    if name == "relative_median_rank":
-        return 0.5
-    top = re.fullmatch(r"top(\d+)", name)
-    if not top and name not in ("mean_rank", "median_rank", "mean_reciprocal_rank"):
-        known = [*MEASURED_CHANCE, *ANALYTIC_CHANCE]
-        raise ConfigError(
-            f"metric {metric!r} is unknown, so its chance level must be given; known are {', '.join(known)}"
-            f"{suggest(name, known)}."
-        )
-    if gallery_size is None:
-        raise ConfigError(f"the chance level of {metric!r} needs the gallery size.")
-    if top:
-        return min(1.0, int(top[1]) / gallery_size)
-    if name == "mean_reciprocal_rank":
-        return float((1.0 / np.arange(1, gallery_size + 1)).sum() / gallery_size)
-    return (gallery_size + 1) / 2
 
 
 def make_score(
@@ -159,8 +97,18 @@ def make_score(
         value = float(values.mean())
     else:
         value = float(pd.Series(values).groupby([str(s) for s in subjects]).mean().mean())
-    proportion = statistic == "mean" and _is_proportion(metric) and bool(np.isin(values, (0.0, 1.0)).all())
-    interval = _make_interval(values, stimulus_ids, subjects, statistic, proportion, n_boot, seed)
+    # An error that is 0 for every item is no proportion, so the name decides and not the values alone.
+    counts_hits = statistic == "mean" and find_metric(metric).metric.counts_hits
+    proportion = counts_hits and bool(np.isin(values, (0.0, 1.0)).all())
+    n_stimuli = len(values) if stimulus_ids is None else len({str(i) for i in stimulus_ids})
+    independent = subjects is None and n_stimuli == len(values)
+    interval: Interval | None = None
+    if independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):
+        interval = wilson_interval(int(values.sum()), len(values))
+    elif (n_stimuli if subjects is None else len({str(s) for s in subjects})) > 1:
+        interval = bootstrap_interval(
+            values, clusters=stimulus_ids, subjects=subjects, statistic=statistic, n_boot=n_boot, seed=seed
+        )
     return Score(
         method=method,
         metric=metric,
@@ -177,35 +125,4 @@ def make_score(
         gallery_size=gallery_size,
         p_value=p_value,
         fingerprint=fingerprint,
-    )
-
-
-def scores_to_frame(scores: Iterable[Score]) -> pd.DataFrame:
-    """Return one row per score, with the columns of `braindecode_vis.arrays.SCORE_KEYS` in that order."""
-    return pd.DataFrame([score.as_row() for score in scores], columns=list(SCORE_KEYS))
-
-
-def _is_proportion(metric: str) -> bool:
-    """Say whether the metric counts hits; an error that is 0 for every item is no proportion."""
-    return re.match(r"top\d+|.*_way|accuracy", metric) is not None
-
-
-def _make_interval(
-    values: np.ndarray,
-    stimulus_ids: Labels | None,
-    subjects: Labels | None,
-    statistic: Statistic,
-    proportion: bool,
-    n_boot: int,
-    seed: int,
-) -> Interval | None:
-    n_stimuli = len(values) if stimulus_ids is None else len({str(i) for i in stimulus_ids})
-    independent = subjects is None and n_stimuli == len(values)
-    if independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):
-        return wilson_interval(int(values.sum()), len(values))
-    n_units = n_stimuli if subjects is None else len({str(s) for s in subjects})
-    if n_units < 2:
-        return None
-    return bootstrap_interval(
-        values, clusters=stimulus_ids, subjects=subjects, statistic=statistic, n_boot=n_boot, seed=seed
     )

@@ -7,9 +7,14 @@ are scored one round at a time and the rounds averaged.
 
 Two-way rows are named ``two_way_identification@alexnet-2`` and so on, distances ``correlation_distance@swav-resnet50``.
 
+Semantic accuracy asks whether a classifier names the reconstruction as it names the seen image: a hit if the class of
+the seen image has one of the k highest scores among itself and n - 1 random other classes. Published code draws those
+classes (WAVE and MinD-Vis, with a count of draws and a seed); the mean over all draws has a closed form, which is used
+here and has no noise.
+
 References
 ----------
-Scotti et al. (2024), MindEye2, arXiv:2403.11207.
+Scotti et al. (2024), MindEye2, arXiv:2403.11207; Chen et al. (2023), MinD-Vis, arXiv:2211.06956 (n-way accuracy).
 """
 
 from __future__ import annotations
@@ -22,9 +27,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_finite
 from braindecode_vis.devices import choose_device
-from braindecode_vis.metrics.image_table import ImageTable, make_image_table
+from braindecode_vis.metrics.identification import make_identification_table
+from braindecode_vis.metrics.image import ImageTable, make_image_table
+from braindecode_vis.metrics.metric_registry import compare_items, find_metric
 from braindecode_vis.settings import Settings
 
 Network = Literal[
@@ -33,6 +40,8 @@ Network = Literal[
 WeightsName = Literal[
     "alexnet", "inception", "clip", "efficientnet_b1", "swav", "vgg16", "lpips_alexnet", "lpips_vgg16", "dreamsim"
 ]  # fmt: skip
+#: Rows that compare pairs of images, and the network whose layers they read.
+LPIPS_NETWORKS: dict[str, str] = {"lpips_alexnet": "alexnet", "lpips_vgg16": "vgg16"}
 #: Columns of the published tables.
 PUBLISHED: tuple[Network, ...] = ("alexnet", "inception", "clip", "efficientnet_b1", "swav")
 CPU_BATCH, GPU_BATCH = 8, 64
@@ -105,10 +114,10 @@ class MetricSuiteConfig(Settings):
     def _find_file(self, name: str) -> Path | None:
         path = self.weights.get(name)  # type: ignore[call-overload]
         if path is None:
-            if name.startswith("lpips_"):
+            if name in LPIPS_NETWORKS:
                 from braindecode_vis.metrics.lpips import find_linear_weights
 
-                return find_linear_weights(name.removeprefix("lpips_"))
+                return find_linear_weights(LPIPS_NETWORKS[name])
             return None
         path = path.expanduser()
         if not path.exists():
@@ -120,7 +129,7 @@ class MetricSuiteConfig(Settings):
 
 def list_needs(network: str) -> tuple[str, ...]:
     """Return the names of the files that a row needs."""
-    return (network.removeprefix("lpips_"), network) if network.startswith("lpips_") else (network,)
+    return (LPIPS_NETWORKS[network], network) if network in LPIPS_NETWORKS else (network,)
 
 
 def describe_file(name: str) -> str:
@@ -193,8 +202,7 @@ class MetricSuite:
         dict
             Space to a float array of shape (n_distinct, n_shown).
         """
-        from braindecode_vis.metrics.feature_correlations import correlate_with_seen
-        from braindecode_vis.metrics.feature_networks import NETWORKS, load_network
+        from braindecode_vis.metrics.feature_networks import NETWORKS, correlate_with_seen, load_network
 
         (path,) = self._require_files(network)
         extract = load_network(network, path, self.device)
@@ -208,7 +216,7 @@ class MetricSuite:
         from braindecode_vis.metrics.lpips import Lpips
 
         trunk, linear = self._require_files(network)
-        distance = Lpips(network.removeprefix("lpips_"), trunk, linear, device=self.device)
+        distance = Lpips(LPIPS_NETWORKS[network], trunk, linear, device=self.device)
         return distance.compute_pairs(images, pairs, batch_size=self.batch_size)
 
     def _require_files(self, network: Network) -> list[Path]:
@@ -251,9 +259,6 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
     DataError
         If shapes do not fit or two seen images are the same.
     """
-    from braindecode_vis.metrics.image import compute_image_metric
-    from braindecode_vis.metrics.pair_tables import make_two_way_table
-
     suite, table = config.build(), make_image_table(truth, {"decoded": decoded})
     if len(table.shown) < len(truth):
         raise DataError("two seen images of the suite are the same; give each of them once.")
@@ -261,10 +266,10 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
     values: dict[str, np.ndarray] = {}
     for metric in list_pixel_metrics(config):
         values[metric] = np.mean(
-            [compute_image_metric(metric, truth, table.images[one]) for one in rounds], axis=0
+            [compare_items(find_metric(metric).metric, table.images[one], truth) for one in rounds], axis=0
         )
     for network in suite.available:
-        if network.startswith("lpips_"):
+        if network in LPIPS_NETWORKS:
             pairs = np.stack([np.tile(table.seen, len(rounds)), rounds.ravel()], axis=1)
             distances = suite.compute_lpips(network, table.images, pairs)
             values[name_lpips(network)] = distances.reshape(rounds.shape).mean(axis=0)
@@ -274,15 +279,13 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
             tables = [
                 matrix[one][:, table.column] for one in rounds
             ]  # (n_images, n_images), truths in columns
-            tables = [make_two_way_table(one) if is_two_way else 1 - one for one in tables]
+            tables = [make_identification_table(one, 2) if is_two_way else 1 - one for one in tables]
             values[metric] = np.mean([one[own, own] for one in tables], axis=0)
     return SuiteResult(values | compute_semantic(table, "decoded", config.semantic_ways), suite.not_computed)
 
 
 def compute_semantic(table: ImageTable, method: str, ways: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Return n-way semantic accuracy of each row by the embedded classifier, the rounds averaged."""
-    from braindecode_vis.metrics.semantic import name_semantic_metric
-
     if not ways:
         return {}
     tables, own = tabulate_semantic(table, method, ways), np.arange(len(table.seen))
@@ -315,8 +318,6 @@ def tabulate_semantic(
     dict
         n to one array of shape (n_rows, n_shown) per round.
     """
-    from braindecode_vis.metrics.semantic import compute_semantic_table
-
     scores = classify(table) if logits is None else logits
     shown = scores[table.shown]
     return {n: [compute_semantic_table(shown, scores[one], n) for one in table.made[method]] for n in ways}
@@ -336,7 +337,7 @@ def list_pixel_metrics(config: MetricSuiteConfig) -> list[str]:
 
 def name_lpips(network: str) -> str:
     """Return the name of an LPIPS row, ``lpips@alexnet`` or ``lpips@vgg16``."""
-    return network.replace("_", "@", 1)
+    return f"lpips@{LPIPS_NETWORKS[network]}"
 
 
 def name_comparison(network: str, space: str) -> tuple[str, bool]:
@@ -345,3 +346,77 @@ def name_comparison(network: str, space: str) -> tuple[str, bool]:
 
     is_two_way = NETWORKS[network].comparison == "two_way"
     return f"{'two_way_identification' if is_two_way else 'correlation_distance'}@{space}", is_two_way
+
+
+# --- semantic accuracy --------------------------------------------------------------------------------------------
+
+
+def compute_semantic_table(
+    seen_logits: np.ndarray, made_logits: np.ndarray, n: int, *, top_k: int = 1
+) -> np.ndarray:
+    """Return the probability of a hit of every reconstruction if every seen image were its own.
+
+    Parameters
+    ----------
+    seen_logits : array of shape (n_seen, n_classes)
+        Scores of the seen images; only the highest of each is used.
+    made_logits : array of shape (n_made, n_classes)
+        Scores of the reconstructions.
+    n
+        Number of classes among which the right one has to win, itself included.
+    top_k
+        How many of them may be named.
+
+    Returns
+    -------
+    float array of shape (n_made, n_seen)
+        Between 0 and 1; for a classifier that sees nothing top_k / n. A tie with another class is lost.
+
+    Raises
+    ------
+    ConfigError
+        If n is not between 2 and the number of classes, or top_k not between 1 and n - 1.
+
+    Examples
+    --------
+    >>> logits = np.eye(4)
+    >>> compute_semantic_table(logits, logits, 4).diagonal()
+    array([1., 1., 1., 1.])
+    """
+    n_classes = seen_logits.shape[1]
+    if made_logits.shape[1] != n_classes:
+        raise DataError(f"logits of {n_classes} classes cannot meet those of {made_logits.shape[1]}.")
+    if not 2 <= n <= n_classes or not 1 <= top_k < n:
+        raise ConfigError(
+            f"{n}-way semantic accuracy with the best {top_k} needs 2 <= n <= {n_classes} and 1 <= k < n."
+        )
+    for name, rows in (("seen", seen_logits), ("decoded", made_logits)):
+        check_finite(rows, what=f"logits of {name} images", row_names=range(len(rows)), unit="image")
+    classes = np.argmax(seen_logits, axis=1)
+    own = made_logits[:, classes]  # (n_made, n_seen)
+    ordered = np.sort(made_logits, axis=1)
+    lower = np.stack([np.searchsorted(row, value, "left") for row, value in zip(ordered, own, strict=True)])
+    return make_win_table(n_classes, n, top_k)[n_classes - 1 - lower]
+
+
+def make_win_table(n_classes: int, n: int, top_k: int) -> np.ndarray:
+    """Return the probability of a hit by the number of classes that are not beaten, shape (n_classes,).
+
+    With b such classes, at most ``top_k - 1`` of them may be among the n - 1 that are drawn without replacement from
+    the other ``n_classes - 1``: a hypergeometric distribution.
+    """
+    from scipy.stats import hypergeom
+
+    not_beaten = np.arange(n_classes)
+    return np.asarray(hypergeom.cdf(top_k - 1, n_classes - 1, not_beaten, n - 1), dtype=float)
+
+
+def name_semantic_metric(n: int, top_k: int, classifier: str) -> str:
+    """Return the name of the metric with everything that defines it.
+
+    Examples
+    --------
+    >>> name_semantic_metric(50, 1, "efficientnet-lite0")
+    '50_way_top1_semantic_accuracy@efficientnet-lite0'
+    """
+    return f"{n}_way_top{top_k}_semantic_accuracy@{classifier}"

@@ -1,22 +1,22 @@
-"""How sure we are: bootstrap intervals, Wilson intervals, permutation tests and paired differences.
+"""How sure we are: bootstrap and Wilson intervals, permutation tests, paired differences, and many p-values at once.
 
 Everything starts from one value per item, or from a table of one value per (prediction, ground truth) pair, and is
 vectorised over resamples. The unit that is resampled is the stimulus: rows of one stimulus move together.
 Permutations reassign which ground truth belongs to which prediction. P-values count the observed assignment as
-one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations.
+one of the permutations, p = (b + 1) / (m + 1), so they are valid for any number of permutations; `compute_p_value` is
+the only place that counts.
 
 References
 ----------
 Phipson & Smyth (2010), Permutation p-values should never be zero, doi:10.2202/1544-6115.1585.
-Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953.
+Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953. Holm (1979), Scandinavian Journal of Statistics
+6, 65-70. Nichols and Holmes (2002), doi:10.1002/hbm.1058 (maximum statistic).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ from braindecode_vis.seeds import make_generator
 Alternative = Literal["greater", "less", "two-sided"]
 Statistic = Literal["mean", "median"]
 Labels = Sequence[object] | np.ndarray
+#: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
+#: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
+TIE_TOLERANCE = 1e-9
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
 
 
@@ -158,16 +161,101 @@ def wilson_interval(n_hits: int, n: int, *, level: float = 0.95) -> Interval:
     >>> round(interval.low, 3), round(interval.high, 3)
     (0.596, 0.982)
     """
+    from scipy.stats import binomtest
+
     if not 0 <= n_hits <= n or n < 1:
         raise DataError(f"{n_hits} hits out of {n} is not a proportion.")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p = n_hits / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Rounding must not leave 0 to 1, nor exclude an observed proportion of 0 or 1.
-    low = 0.0 if n_hits == 0 else max(0.0, centre - half)
-    high = 1.0 if n_hits == n else min(1.0, centre + half)
-    return Interval(low, high, level, "wilson", n)
+    found = binomtest(n_hits, n).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high), level, "wilson", n)
+
+
+def compute_p_value(
+    observed: np.ndarray | float,
+    null: np.ndarray,
+    *,
+    alternative: Alternative = "greater",
+    centre: float = 0.0,
+) -> np.ndarray:
+    """Return the share of permutations at least as extreme as what was observed, which counts as one of them.
+
+    Parameters
+    ----------
+    observed : float or array of shape (n_tests,)
+        One statistic, or one per test.
+    null : array of shape (n_permutations,) or (n_permutations, n_tests)
+        The statistics under permutations. Several tests against one null, that of the most extreme of them in each
+        permutation, are corrected for their number by the maximum statistic.
+    alternative
+        ``greater`` where high values are good, ``less``, or ``two-sided`` (distance from `centre`).
+    centre
+        Middle of the null.
+
+    Returns
+    -------
+    float array of the shape of `observed`
+        (b + 1) / (m + 1). Equal values count as extreme; see `TIE_TOLERANCE`.
+
+    Examples
+    --------
+    >>> float(compute_p_value(3.0, np.array([1.0, 2.0, 3.0])))
+    0.5
+    >>> compute_p_value(np.array([3.0, 1.5]), np.array([1.0, 2.0, 1.0])).tolist()
+    [0.25, 0.5]
+    """
+    values = np.asarray(observed, dtype=np.float64)
+    slack = TIE_TOLERANCE * np.maximum(1.0, np.abs(values))
+    if alternative == "less":
+        values, null = -values, -null
+    elif alternative == "two-sided":
+        values, null = np.abs(values - centre), np.abs(null - centre)
+    if null.ndim == 1:  # sorted once, so that many tests do not make a table of tests by permutations
+        n_extreme = len(null) - np.searchsorted(np.sort(null), values - slack, side="left")
+    else:
+        n_extreme = (null >= values - slack).sum(axis=0)
+    return np.asarray((1 + n_extreme) / (1 + len(null)))
+
+
+def permute_within(
+    labels: np.ndarray, blocks: Sequence[np.ndarray], n: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Return labels permuted among the entries of each block, shape (n, n_labels).
+
+    Parameters
+    ----------
+    labels : array of shape (n_labels,)
+    blocks : sequence of int arrays
+        Entries that are exchanged among each other; every entry is in one block.
+    n
+        Number of permutations.
+    generator
+        Where they come from, block by block.
+    """
+    permuted = np.empty((n, len(labels)), dtype=labels.dtype)
+    for block in blocks:
+        permuted[:, block] = generator.permuted(np.tile(labels[block], (n, 1)), axis=1)
+    return permuted
+
+
+def correct_holm(p_values: np.ndarray) -> np.ndarray:
+    """Return Holm's step-down adjusted p-values, which bound the chance of a single false claim; shape (n_tests,).
+
+    Parameters
+    ----------
+    p_values : array of shape (n_tests,)
+
+    Examples
+    --------
+    >>> correct_holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p_values, dtype=float)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise DataError("p-values to correct must be one number between 0 and 1 per test.")
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * (len(values) - np.arange(len(values)))
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return adjusted
 
 
 def paired_difference(
@@ -215,7 +303,8 @@ def paired_difference(
         ]
     )
     observed = float(sums.sum())
-    return PairedDifference(observed, interval, _p_value(observed, null, 0.0, "two-sided"))
+    p_value = float(compute_p_value(observed, null, alternative="two-sided"))
+    return PairedDifference(observed, interval, p_value)
 
 
 def permutation_test(
@@ -234,7 +323,7 @@ def permutation_test(
     ----------
     table : array of shape (n_predictions, n_stimuli)
         Value of each prediction (row) if each stimulus (column) were its ground truth: any per-item metric such
-        as pixcorr, or a table of `braindecode_vis.metrics.pair_tables`.
+        as pixcorr, or a table of `braindecode_vis.metrics.identification`.
     truth : int array of shape (n_predictions,), optional
         True column of each row, by default the diagonal. Rows of one stimulus are permuted together; columns that
         no row names (further gallery items) take no part in the permutation.
@@ -307,7 +396,7 @@ def permutation_test_folds(
     else:
         observed, null_mean = float(np.median(own)), float(null.mean())
     low, high = _percentiles(null, 0.95)
-    p_value = _p_value(observed, null, null_mean, alternative)
+    p_value = float(compute_p_value(observed, null, alternative=alternative, centre=null_mean))
     return PermutationResult(observed, null_mean, low, high, p_value, alternative, null)
 
 
@@ -371,9 +460,7 @@ class _Permuted:
             table, slot = sums, np.arange(n_shown)
         flat, offset = np.ascontiguousarray(table).ravel(), np.arange(len(table)) * n_shown
         for size in sizes:
-            assigned = np.empty((size, n_shown), dtype=np.int64)
-            for block in self.blocks:
-                assigned[:, block] = generator.permuted(np.tile(block, (size, 1)), axis=1)
+            assigned = permute_within(np.arange(n_shown), self.blocks, size, generator)
             yield flat[offset + assigned[:, slot]]
 
 
@@ -427,17 +514,6 @@ def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
         raise ConfigError(f"the level of an interval must lie between 0 and 1, got {level}.")
     low, high = np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
-
-
-def _p_value(observed: float, null: np.ndarray, centre: float, alternative: Alternative) -> float:
-    slack = 1e-12 * max(1.0, abs(observed))  # equal sums differ by rounding, and an equal value is as extreme
-    if alternative == "greater":
-        n_extreme = (null >= observed - slack).sum()
-    elif alternative == "less":
-        n_extreme = (null <= observed + slack).sum()
-    else:
-        n_extreme = (np.abs(null - centre) >= abs(observed - centre) - slack).sum()
-    return float((n_extreme + 1) / (len(null) + 1))
 
 
 def _check_values(values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.metrics.uncertainty import wilson_interval
 from braindecode_vis.report.words import DECODED, ScoreRow, describe_metric, is_missing, sort_methods
 
 if TYPE_CHECKING:
@@ -152,9 +153,12 @@ def plot_top_k_curve(ranks: Any, gallery_size: int, *, theme: ThemeName = "light
         If there is no rank or one lies outside 1 to `gallery_size`.
     """
     values, colours = check_ranks(ranks, gallery_size), _get_theme(theme)
-    k = np.arange(1, gallery_size + 1)
-    share = np.searchsorted(np.sort(values), k, side="right") / len(values)
-    low, high = compute_wilson_interval(share, len(values))
+    # A log axis cannot show more points than this, and an interval takes a millisecond.
+    k = np.unique(np.geomspace(1, gallery_size, 400).round().astype(int))
+    k = np.arange(1, gallery_size + 1) if gallery_size <= 400 else k
+    n_hits = np.searchsorted(np.sort(values), k, side="right")
+    share, known = n_hits / len(values), {n: wilson_interval(n, len(values)) for n in set(n_hits.tolist())}
+    low, high = [known[n].low for n in n_hits.tolist()], [known[n].high for n in n_hits.tolist()]
     figure, ax = _make_axes(colours)
     ax.fill_between(k, low, high, color=colours.accent, alpha=0.16, linewidth=0)
     ax.plot(k, share, color=colours.accent, lw=2, marker="o" if gallery_size <= 20 else "", ms=4, zorder=3)
@@ -247,28 +251,6 @@ def check_ranks(ranks: Any, gallery_size: int) -> np.ndarray:
             f"rank {values[wrong[0]]:g} of query {wrong[0]} is not in 1 to {gallery_size}, the gallery."
         )
     return values
-
-
-def compute_wilson_interval(share: Any, n: int, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Wilson interval of shares of `n` independent trials.
-
-    Parameters
-    ----------
-    share : float or array
-        Observed share, 0 to 1.
-    n
-        Number of trials.
-    z
-        Normal quantile of the level; 95 % by default.
-
-    References
-    ----------
-    Wilson (1927), doi:10.1080/01621459.1927.10502953
-    """
-    p = np.asarray(share, dtype=float)
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
 def render_svg(figure: Figure) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from braindecode_vis.metrics.metric_registry import LAST, find_metric
 from braindecode_vis.report.figures import compute_axis_limits
 from braindecode_vis.report.words import (
     DASH,
@@ -29,7 +30,6 @@ from braindecode_vis.report.words import (
 )
 
 N_CARDS = 4
-_CARD_ORDER = ("top1", "two_way", "within_class", "pixcorr", "ssim", "mse", "median_rank")
 
 
 def view_groups(scores: Sequence[ScoreRow], notes: Mapping[str, MetricNote]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def view_groups(scores: Sequence[ScoreRow], notes: Mapping[str, MetricNote]) -> 
     keys = dict.fromkeys((row["metric"], row["protocol"]) for row in scores)
     several = len({protocol for _, protocol in keys}) > 1
     groups = []
-    for metric, protocol in sorted(keys, key=lambda key: _card_rank(key[0])):
+    for metric, protocol in sorted(keys, key=lambda key: _get_order(key[0])):
         rows = [row for row in scores if (row["metric"], row["protocol"]) == (metric, protocol)]
         marks = ("value", "ci_low", "ci_high", "chance", "noise_ceiling")
         values = [row[key] for row in rows for key in marks]
@@ -130,9 +130,10 @@ def view_methods(names: Sequence[str], notes: Mapping[str, str]) -> list[tuple[s
 
 
 # ---- cards
-def _card_rank(metric: str) -> int:
-    base = metric.lower().replace("-", "_")
-    return next((i for i, start in enumerate(_CARD_ORDER) if base.startswith(start)), len(_CARD_ORDER))
+def _get_order(metric: str) -> int:
+    """Return the place of a metric; the best of several draws is another protocol and stands behind."""
+    found = find_metric(metric)
+    return LAST if found.n_draws else found.metric.order
 
 
 def view_cards(
@@ -142,7 +143,7 @@ def view_cards(
     decoded = [row for row in scores if row["method"] == DECODED]
     metrics = list(headline)
     if not metrics:
-        known = sorted(dict.fromkeys(row["metric"] for row in decoded), key=_card_rank)
+        known = sorted(dict.fromkeys(row["metric"] for row in decoded), key=_get_order)
         metrics = known[:N_CARDS]
     return [_view_card(metric, scores, describe_metric(metric, notes)) for metric in metrics]
 
@@ -171,7 +172,7 @@ def _view_card(metric: str, scores: Sequence[ScoreRow], note: MetricNote) -> dic
     interval = _describe_interval(main, show)
     return {
         "metric": metric,
-        "space": metric.partition("@")[2],
+        "space": find_metric(metric).protocol,
         "note": note,
         "value": show(_as_float(main["value"])),
         "interval": interval if interval != DASH else "",

@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+from braindecode_vis.metrics.metric_registry import Metric, find_metric
 
 DECODED = "decoded"
 DASH = "–"
@@ -115,7 +117,7 @@ class MetricNote:
 
     label: str
     meaning: str = ""
-    direction: int = 0
+    direction: Literal[1, -1, 0] = 0
 
 
 def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) -> MetricNote:
@@ -135,61 +137,13 @@ def describe_metric(metric: str, notes: Mapping[str, MetricNote] | None = None) 
     >>> describe_metric("best_of_3_mse").label
     'Best of 3 draws: Mean squared error'
     """
-    best = re.match(r"best_of_(\d+)_(.+)", metric)
-    if best:
-        note = describe_metric(best[2], notes)
-        return MetricNote(
-            f"Best of {best[1]} draws: {note.label}",
-            f"{note.meaning} Of each image the best of {best[1]} draws counts, chosen with the seen image.".strip(),
-            note.direction,
-        )
-    base = metric.split("@")[0].lower().replace("-", "_")
-    for key in (metric, base):
-        if notes and key in notes:
-            return notes[key]
-    for pattern, label, meaning, direction in _METRIC_WORDS:
-        found = re.search(pattern, base)
-        if found:
-            fill = (found.groups() or ("",))[0] or ""
-            return MetricNote(label.replace("#", fill), meaning.replace("#", fill), direction)
-    return MetricNote(metric.split("@")[0].replace("_", " ").capitalize())
+    found = find_metric(metric)
+    mine = next((notes[key] for key in (metric, found.name) if key in notes), None) if notes else None
+    if mine is not None:
+        own = Metric(found.name, mine.label, mine.meaning, mine.direction)
+        found = found._replace(metric=own)
+    return MetricNote(found.label, found.meaning, found.metric.direction)
 
-
-_METRIC_WORDS: tuple[tuple[str, str, str, int], ...] = (
-    (r"^top_?1(?!\d)", "Top-1 accuracy", "How often the seen image is the best match in the gallery.", 1),
-    (r"^top_?(\d+)", "Top-# accuracy",
-     "How often the seen image is among the # best matches in the gallery.", 1),
-    (r"within_class.*(?:two|2)_?way|(?:two|2)_?way.*within_class", "Within-class two-way identification",
-     "The result is compared with its own image and one other of the same class; how often its own wins.", 1),
-    (r"(?:two_way|^2_?way)", "Two-way identification",
-     "The result is compared with its own image and one other; how often its own wins.", 1),
-    (r"^(\d+|n)_?way", "#-way identification",
-     "How often its own image wins among # candidates.", 1),
-    (r"^rank$", "Rank",
-     "Position of the seen image in the sorted gallery; 1 is best.", -1),
-    (r"relative.*rank", "Relative rank",
-     "Position of the seen image in the gallery, from 0 (first) to 1 (last).", -1),
-    (r"median_?rank", "Median rank",
-     "Typical position of the seen image in the sorted gallery; 1 is best.", -1),
-    (r"mean_?rank", "Mean rank",
-     "Average position of the seen image in the sorted gallery; 1 is best.", -1),
-    (r"^(?:mrr|mean_reciprocal)", "Mean reciprocal rank",
-     "Average of 1 / rank of the seen image; 1 means always first.", 1),
-    (r"pix_?corr", "Pixel correlation",
-     "Correlation between the pixels of the seen and the reconstructed image, averaged over images.", 1),
-    (r"^r?mse", "Mean squared error",
-     "Average squared difference between pixels that range from 0 to 1.", -1),
-    (r"^ssim", "Structural similarity",
-     "Agreement of local brightness, contrast and structure; 1 means identical.", 1),
-    (r"^(?:lpips|dreamsim)", "Perceptual distance",
-     "Distance between network features; 0 means identical.", -1),
-    (r"(?:distance|effnet_b$|swav$)", "Feature distance",
-     "Correlation distance between network features; 0 means identical.", -1),
-    (r"brain_?corr", "Brain correlation",
-     "Correlation between the response predicted from the reconstruction and the measured response.", 1),
-    (r"cosine", "Cosine similarity",
-     "Angle between predicted and true embedding; 1 means the same direction.", 1),
-)  # fmt: skip
 
 _CONTROL_WORDS: tuple[tuple[str, str], ...] = (
     (r"^decoded|^reconstruct", "Made from the brain response: the system under test."),

@@ -17,11 +17,17 @@ from pydantic import Field, model_validator
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
-from braindecode_vis.metrics.caption_bank import read_caption_bank, retrieve_captions
-from braindecode_vis.metrics.captions import SentenceEncoder, score_captions, tabulate_captions
-from braindecode_vis.metrics.image_table import make_image_table
+from braindecode_vis.metrics.captions import (
+    SentenceEncoder,
+    caption_images,
+    read_caption_bank,
+    retrieve_captions,
+    score_captions,
+    tabulate_captions,
+)
+from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.scores.image_scores import make_blocks
-from braindecode_vis.scores.scoring_task import POOLED, average, list_people
+from braindecode_vis.scores.scoring_task import POOLED, average, list_subjects
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json
 
@@ -206,7 +212,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         null: dict[str, Any] = {}
         if method == "decoded":
             null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
-        for subject, rows in list_people(task.subjects):
+        for subject, rows in list_subjects(task.subjects):
             tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],
@@ -249,8 +255,6 @@ def _retrieve(
 
 def _describe_images(task: CaptionTask, folder: Path) -> dict[str, list[list[str]]]:
     """Return captions of each method, one list per round of draws; every distinct image is described once."""
-    from braindecode_vis.metrics.captioning import caption_images
-
     made = {name: stack for name, stack in task.images.items() if name in DESCRIBED}
     table = make_image_table(task.seen, made)
     config = task.config

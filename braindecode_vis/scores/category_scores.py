@@ -17,7 +17,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics.uncertainty import wilson_interval
+from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.seeds import make_generator
 
 
@@ -54,9 +54,6 @@ class CategoryTask:
             raise DataError(f"the class {unknown[0]!r} was tested but never trained on; check the split.")
 
 
-Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 def compute_category_scores(task: CategoryTask) -> tuple[list[Score], pd.DataFrame]:
     """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions)."""
     codes = np.array([task.classes.index(label) for label in task.labels])
@@ -74,11 +71,13 @@ def compute_category_scores(task: CategoryTask) -> tuple[list[Score], pd.DataFra
 def _score_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray, subject: str) -> Iterator[Score]:
     n_classes = len(task.classes)
     decisions, truth, runs = task.decisions[rows], codes[rows], task.runs[rows]
-    permuted = _permute_within_runs(truth, runs, task)
+    by_name = [np.flatnonzero(runs.astype(str) == run) for run in np.unique(runs.astype(str))]
+    generator = make_generator(task.seed, "category_permutation")
+    permuted = permute_within(truth, by_name, task.n_permutations, generator)  # (n_permutations, n_trials)
     blocks = [np.flatnonzero(runs == run) for run in pd.unique(runs)]
     everywhere, within_runs = _resample(truth, [np.arange(len(rows))], task), _resample(truth, blocks, task)
     fixed = np.arange(len(rows))[None]
-    metrics: list[tuple[str, np.ndarray, Metric, np.ndarray]] = [
+    metrics: list[tuple[str, np.ndarray, Callable[..., np.ndarray], np.ndarray]] = [
         ("accuracy", decisions.argmax(axis=1), _accuracy, everywhere),
         ("balanced_accuracy", decisions.argmax(axis=1), _balanced_accuracy, everywhere),
     ]
@@ -97,27 +96,17 @@ def _score_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray, subj
             low, high = interval.low, interval.high
         else:
             low, high = np.quantile(metric(predicted[resampled], truth[resampled]), [0.025, 0.975])
-        p_value = (int((null >= value - 1e-12).sum()) + 1) / (len(null) + 1)
         shuffled = float(null[0])
         common: dict[str, Any] = {
             "metric": name, "chance": float(null.mean()), "n_queries": len(rows), "protocol": task.protocol,
             "subject": subject, "split": task.split, "seed": task.seed, "gallery_size": n_classes,
         }  # fmt: skip
         yield Score(
-            method="decoded", value=value, ci_low=float(low), ci_high=float(high), p_value=p_value, **common
-        )
+            method="decoded", value=value, ci_low=float(low), ci_high=float(high),
+            p_value=float(compute_p_value(value, null)), **common,
+        )  # fmt: skip
         null_low, null_high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
         yield Score(method="shuffled", value=shuffled, ci_low=null_low, ci_high=null_high, **common)
-
-
-def _permute_within_runs(truth: np.ndarray, runs: np.ndarray, task: CategoryTask) -> np.ndarray:
-    """Return labels permuted within each run, shape (n_permutations, n_trials)."""
-    generator = make_generator(task.seed, "category_permutation")
-    permuted = np.empty((task.n_permutations, len(truth)), dtype=truth.dtype)
-    for run in np.unique(runs.astype(str)):
-        own = np.flatnonzero(runs.astype(str) == run)
-        permuted[:, own] = generator.permuted(np.tile(truth[own], (task.n_permutations, 1)), axis=1)
-    return permuted
 
 
 def _resample(truth: np.ndarray, blocks: list[np.ndarray], task: CategoryTask) -> np.ndarray:

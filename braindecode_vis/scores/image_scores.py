@@ -1,29 +1,39 @@
-"""Scores of images beside the seen ones, in pixels and in the features of one image encoder.
+"""Scores of images beside the seen ones: in pixels, in the features of an image encoder, in the networks of the suite.
 
 Every function takes the rounds of a method, one per draw, and averages over them; a draw is never pooled with another.
+A network of the suite is loaded once, sees each distinct image once and is let go before the next one comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Score
-from braindecode_vis.metrics.identification import compute_correlations
-from braindecode_vis.metrics.image import compute_image_metric, tabulate_image_metric
-from braindecode_vis.metrics.image_table import make_image_table, split_rounds
-from braindecode_vis.metrics.pair_tables import make_identification_table
-from braindecode_vis.scores.scoring_task import Context, ScoringTask, average
+from braindecode_vis.metrics.identification import compute_correlations, make_identification_table
+from braindecode_vis.metrics.image import ImageTable, make_image_table, split_rounds
+from braindecode_vis.metrics.metric_registry import compare_items, find_metric, tabulate_items
+from braindecode_vis.metrics.suite import (
+    LPIPS_NETWORKS,
+    classify,
+    list_pixel_metrics,
+    name_comparison,
+    name_lpips,
+    name_semantic_metric,
+    tabulate_semantic,
+)
+from braindecode_vis.scores.scoring_task import POOLED, Context, Group, ScoringTask, average
 from braindecode_vis.seeds import make_generator
 
-LARGEST_PAIR_TABLE = (
-    500_000_000  # pixels of the image pairs that are compared for a null, half a minute of SSIM
-)
+#: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
+LARGEST_PAIR_TABLE = 500_000_000
 SMALLEST_SSIM = 11  # pixels, the window of the metric
 SMALLEST_425 = 200  # pixels
+Rows = dict[tuple[int, str], list[tuple[Score, np.ndarray]]]
 
 
 def score_images(context: Context, method: str, images: np.ndarray) -> Iterator[tuple[Score, np.ndarray]]:
@@ -43,56 +53,73 @@ def score_images(context: Context, method: str, images: np.ndarray) -> Iterator[
     distinct = seen[context.first]
     correlations = [compute_correlations(one, distinct) for one in rounds]  # (n_rows, n_stimuli) each
     yield from context.score_table(method, "pixcorr", correlations)
-    yield from context.score_table(method, "mse", [_compute_errors(one, distinct) for one in rounds], "less")
+    yield from context.score_table(method, "mse", [_compute_errors(one, distinct) for one in rounds])
     if min(seen.shape[1:3]) >= SMALLEST_SSIM:
-        yield from score_pairs(context, method, "ssim@native", "ssim", rounds)
+        yield from score_pairs(context, method, "ssim", rounds)
     # Enlarged thumbnails compare the smoothness of the resize, not the images.
     for metric in ("pixcorr@425", "ssim@425") if min(seen.shape[1:3]) >= SMALLEST_425 else ():
-        yield from score_pairs(context, method, metric, metric, rounds)
-    if len(distinct) > 1:
-        yield from _score_identification(context, method, correlations)
+        yield from score_pairs(context, method, metric, rounds)
+    for metric in context.task.list_asked("images"):
+        yield from score_pairs(context, method, metric, rounds)
+    if len(distinct) < 2:
+        return
+    yield from score_identification(context, method, correlations, "two_way_identification")
+    for n in (10, 50):
+        if n < len(context.columns):
+            yield from score_identification(context, method, correlations, f"{n}_way_identification", n=n)
+    names = context.concepts[context.first]
+    counts = pd.Series(names).value_counts()
+    if len(counts) > 1 and counts.min() > 1:
+        yield from score_identification(
+            context, method, correlations, "two_way_identification_within_class", groups=list(names)
+        )
 
 
 def score_pairs(
-    context: Context, method: str, protocol: str, metric: str, rounds: np.ndarray
+    context: Context, method: str, name: str, rounds: np.ndarray
 ) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield the score of each image against its own stimulus, by a metric that looks at one pair of images at a time.
 
     Pairs are dear, so only the system under test gets a permutation null, and only of as many pairs as
     `LARGEST_PAIR_TABLE` allows: beyond that, stimuli are permuted within random blocks of equal size, which is as valid
     as permuting all of them and a little less sensitive. The chance level of a control is its mean against the next
-    stimulus.
+    stimulus, as is that of a metric that is too slow for all pairs.
 
     Parameters
     ----------
     context, method
         The rows and whose images they are.
-    protocol
-        Name that `compute_image_metric` knows.
-    metric
-        Name in the table.
+    name
+        A metric of images, of the package or from outside.
     rounds : uint8 array of shape (n_draws, n_rows, height, width, 3)
         Images of these rows.
     """
+    metric, _, protocol, *_ = find_metric(name)
     seen = context.task.seen[context.rows]
     n_stimuli = len(context.columns)
-    if method == "decoded" and n_stimuli > 1:
-        n_pixels = 425**2 if protocol.endswith("@425") else int(np.prod(seen.shape[1:3]))
+    if method == "decoded" and n_stimuli > 1 and metric.permute:
+        n_pixels = 425**2 if protocol == "425" else int(np.prod(seen.shape[1:3]))
         blocks = make_blocks(
             n_stimuli, LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels), context.task.seed
         )
-        tables = [
-            _tabulate_within(protocol, seen[context.first], one, context.truth, blocks) for one in rounds
-        ]
-        alternative = "less" if metric.startswith("mse") else "greater"
-        yield from context.score_table(method, metric, tables, alternative, groups=blocks)
+        tables = []
+        for made in rounds:
+            table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
+            for label in np.unique(blocks):
+                columns = np.flatnonzero(blocks == label)
+                rows = np.flatnonzero(blocks[context.truth] == label)
+                table[np.ix_(rows, columns)] = tabulate_items(
+                    metric, made[rows], seen[context.first[columns]]
+                )
+            tables.append(table)
+        yield from context.score_table(method, name, tables, groups=blocks)
         return
     level = None
-    values = average([compute_image_metric(protocol, seen, one) for one in rounds])
+    values = average([compare_items(metric, made, seen) for made in rounds])
     if n_stimuli > 1:
-        following = np.roll(context.first, -1)[context.truth]
-        level = average([compute_image_metric(protocol, seen[following], one) for one in rounds]).mean()
-    yield context.score(values, metric, method, chance=None if level is None else float(level)), values
+        following = seen[np.roll(context.first, -1)[context.truth]]
+        level = float(average([compare_items(metric, made, following) for made in rounds]).mean())
+    yield context.score(values, name, method, chance=level), values
 
 
 def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
@@ -109,32 +136,6 @@ def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
     for label, members in enumerate(np.array_split(order, n_blocks)):
         labels[members] = label
     return labels
-
-
-def _tabulate_within(
-    protocol: str, distinct: np.ndarray, images: np.ndarray, truth: np.ndarray, blocks: np.ndarray
-) -> np.ndarray:
-    """Return a metric of every image against the stimuli of its own block, (n_rows, n_stimuli); 0 elsewhere."""
-    table = np.zeros((len(images), len(distinct)))
-    for label in np.unique(blocks):
-        columns, rows = np.flatnonzero(blocks == label), np.flatnonzero(blocks[truth] == label)
-        table[np.ix_(rows, columns)] = tabulate_image_metric(protocol, distinct[columns], images[rows])
-    return table
-
-
-def _score_identification(
-    context: Context, method: str, similarities: Sequence[np.ndarray]
-) -> Iterator[tuple[Score, np.ndarray]]:
-    yield from score_identification(context, method, similarities, "two_way_identification")
-    for n in (10, 50):
-        if n < len(context.columns):
-            yield from score_identification(context, method, similarities, f"{n}_way_identification", n=n)
-    names = context.concepts[context.first]
-    counts = pd.Series(names).value_counts()
-    if len(counts) > 1 and counts.min() > 1:
-        yield from score_identification(
-            context, method, similarities, "two_way_identification_within_class", groups=list(names)
-        )
 
 
 def score_identification(
@@ -166,7 +167,7 @@ def score_identification(
     if method == "decoded":
         yield context.score_shuffled(null, metric, len(table), gallery_size=size), values
     if n == 2:
-        yield from context.score_best(method, metric, tables, "greater", groups=groups)
+        yield from context.score_best(method, metric, tables, groups=groups)
 
 
 def _compute_errors(images: np.ndarray, distinct: np.ndarray) -> np.ndarray:
@@ -204,3 +205,111 @@ def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
     table = make_image_table(task.seen, task.images)
     features = task.feature_encoder.encode(table.images)
     return {"seen": features[table.seen][None]} | {name: features[rows] for name, rows in table.made.items()}
+
+
+# --- the suite of networks ----------------------------------------------------------------------------------------
+
+
+def score_suite(
+    task: ScoringTask, contexts: Sequence[Context], *, advance: Callable[[int], None] = lambda n: None
+) -> Rows:
+    """Return the scores of the suite, with one value per row of the group.
+
+    Parameters
+    ----------
+    task
+        Its suite says which rows are computed.
+    contexts
+        The groups.
+    advance
+        Called once per network and once for the classifier.
+
+    Returns
+    -------
+    dict
+        (number of the group, method) to scores with their values, in the order of the suite.
+    """
+    found: Rows = defaultdict(list)
+    if task.suite is None:
+        return found
+    suite = task.suite
+    table = make_image_table(
+        task.seen, {name: made for name, made in task.images.items() if name != "shuffled"}
+    )
+    places = [(number, method) for number in range(len(contexts)) for method in table.made]
+    for number, method in places:
+        context = contexts[number]
+        large = min(task.seen.shape[1:3]) >= SMALLEST_425  # then these rows are in every table
+        rounds = split_rounds(task.images[method][context.rows])
+        for metric in list_pixel_metrics(suite.config):
+            if not large or metric not in ("pixcorr@425", "ssim@425"):
+                found[number, method] += score_pairs(context, method, metric, rounds)
+    for network in suite.available:
+        if network in LPIPS_NETWORKS:
+            pairs, own, following = _list_lpips_pairs(
+                table, Context(task, Group(POOLED, None, np.arange(len(task.ids))))
+            )
+            values = suite.compute_lpips(network, table.images, pairs)
+            for number, method in places:
+                context = contexts[number]
+                distances = average(list(values[own[method]][:, context.rows]))
+                level = float(values[following[method]][:, context.rows].mean())
+                score = context.score(
+                    distances, name_lpips(network), method, chance=level if len(context.columns) > 1 else None
+                )
+                found[number, method].append((score, distances))
+        else:
+            for space, matrix in suite.correlate(network, table).items():
+                metric, is_two_way = name_comparison(network, space)
+                for number, method in places:
+                    context = contexts[number]
+                    columns = table.column[context.rows][context.first]
+                    similarities = [matrix[one[context.rows]][:, columns] for one in table.made[method]]
+                    if not is_two_way:
+                        distances = [1 - one for one in similarities]
+                        found[number, method] += context.score_table(method, metric, distances)
+                    elif len(context.columns) > 1:
+                        found[number, method] += score_identification(context, method, similarities, metric)
+        advance(1)
+    if suite.config.semantic_ways:
+        logits = classify(table)
+        for method in table.made:
+            tables = tabulate_semantic(table, method, suite.config.semantic_ways, logits)
+            for number, context in enumerate(contexts):
+                for n, rounds in tables.items():
+                    own = [one[context.rows][:, table.column[context.rows][context.first]] for one in rounds]
+                    metric = name_semantic_metric(n, 1, "efficientnet-lite0")
+                    found[number, method] += context.score_table(method, metric, own)
+    advance(1)
+    return found
+
+
+def _list_lpips_pairs(
+    table: ImageTable, everything: Context
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the distinct pairs to compare, and which of them is each image beside its own and the next stimulus.
+
+    Returns
+    -------
+    pairs : int array of shape (n_pairs, 2)
+        Rows of the table's images.
+    own, following
+        Method to an int array of shape (n_draws, n_rows), rows of `pairs`.
+    """
+    next_seen = table.seen[np.roll(everything.first, -1)[everything.truth]]
+    asked = [
+        np.stack([np.broadcast_to(target, rounds.shape), rounds], axis=-1)  # (n_draws, n_rows, 2)
+        for target in (table.seen, next_seen)
+        for rounds in table.made.values()
+    ]
+    pairs, inverse = np.unique(
+        np.concatenate([block.reshape(-1, 2) for block in asked]), axis=0, return_inverse=True
+    )
+    ends = np.cumsum([block[..., 0].size for block in asked])[:-1]
+    places = [
+        part.reshape(block.shape[:-1])
+        for block, part in zip(asked, np.split(inverse.ravel(), ends), strict=True)
+    ]
+    n = len(table.made)
+    own, following = (dict(zip(table.made, part, strict=True)) for part in (places[:n], places[n:]))
+    return pairs, own, following

@@ -19,7 +19,7 @@ from braindecode_vis.metrics import protocols
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.score import make_score
 from braindecode_vis.retrieval import Retrieval, compute_ranks, compute_relative_ranks, compute_top_k_hits
-from braindecode_vis.scores.scoring_task import POOLED, list_people
+from braindecode_vis.scores.scoring_task import POOLED, list_subjects
 
 TOP = (1, 5)
 
@@ -121,7 +121,7 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
             scores += _score_draws(task)
             continue
         for found in _COMPUTE[name](task):
-            scores += [_make_score(task, found, who, rows) for who, rows in list_people(found.subjects)]
+            scores += [_make_score(task, found, who, rows) for who, rows in list_subjects(found.subjects)]
     return scores
 
 

@@ -23,7 +23,7 @@ from braindecode_vis.metrics.brain_correlation import (
     fit_encoding_model,
     predict_responses,
 )
-from braindecode_vis.metrics.image_table import ImageTable, make_image_table
+from braindecode_vis.metrics.image import ImageTable, make_image_table
 from braindecode_vis.preprocessing.noise_ceiling import NoiseCeiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
 from braindecode_vis.registry import Component

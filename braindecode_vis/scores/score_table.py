@@ -1,23 +1,29 @@
 """The table of scores of a run: retrieval and reconstruction, system and controls, with chance and intervals.
 
-Owns which metric is asked of which method. Everything comes as plain arrays: predictions with their galleries,
-and images row by row. Statistics are those of `braindecode_vis.metrics`; nothing is fitted here.
+Owns which metric is asked of which method, and the scores of retrieval, of decoded classes and of embeddings beside
+their targets. Everything comes as plain arrays: predictions with their galleries, and images row by row. Statistics are
+those of `braindecode_vis.metrics`; nothing is fitted here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Score
-from braindecode_vis.scores.image_scores import encode_images, score_features, score_images
-from braindecode_vis.scores.retrieval_scores import score_classes, score_retrieval
-from braindecode_vis.scores.scoring_task import POOLED, Context, ScoringTask
-from braindecode_vis.scores.suite_scores import score_suite
+from braindecode_vis.arrays import Embeddings, Score
+from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.identification import Order, classification_accuracy, count_order
+from braindecode_vis.metrics.metric_registry import compute_chance, find_metric, tabulate_items
+from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test_folds
+from braindecode_vis.retrieval import Retrieval
+from braindecode_vis.scores.image_scores import encode_images, score_features, score_images, score_suite
+from braindecode_vis.scores.scoring_task import LARGEST_TABLE, POOLED, Context, ScoringTask
 
-__all__ = ["ScoringTask", "compute_scores"]
+K_WAY = (2, 4, 10, 50, 100)
+RANK_METRICS = ("mean_reciprocal_rank", "mean_rank", "median_rank")
 
 
 def compute_scores(
@@ -45,12 +51,16 @@ def compute_scores(
     of_suite = score_suite(task, contexts, advance=advance)
     for number, (group, context) in enumerate(zip(task.groups, contexts, strict=True)):
         scores += [*score_retrieval(context), *score_classes(context)]
+        kept = group.condition is None and group.subject != POOLED
+        for score, values in score_embeddings(context):
+            scores.append(score)
+            if score.method == "decoded" and kept:
+                items.loc[group.rows, score.metric] = values
         advance(1)
         for method, images in task.images.items():
             if method == "shuffled":  # shown in the gallery; its scores are those of the permutation null
                 advance(1)
                 continue
-            kept = group.condition is None and group.subject != POOLED
             for score, values in [
                 *score_images(context, method, images[group.rows]),
                 *of_suite.get((number, method), []),
@@ -62,3 +72,117 @@ def compute_scores(
                 scores += [score for score, _ in score_features(context, method, features)]
             advance(1)
     return scores, items
+
+
+class _Part(NamedTuple):
+    """The rows of a context that one fold retrieved: ranks, their places in it, and the order of its similarities."""
+
+    retrieval: Retrieval
+    local: np.ndarray
+    order: Order | None
+
+
+def score_retrieval(context: Context) -> Iterator[Score]:
+    """Yield top-k, exact k-way accuracy and rank statistics of the queries, with the shuffled control."""
+    task = context.task
+    parts = []
+    for fold, (_, _, retrieval) in enumerate(task.retrievals):
+        local = context.rows[task.folds[context.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
+        if len(local):
+            similarity = task.tables[fold]
+            parts.append(
+                _Part(retrieval, local, None if similarity is None else count_order(similarity[local]))
+            )
+    sizes = {part.retrieval.gallery_size for part in parts}
+    smallest, common = min(sizes), (sizes.pop() if len(sizes) == 1 else None)
+    names = [f"top{k}" for k in (1, 5) if k < smallest]
+    names += [f"{k}_way" for k in K_WAY if k < smallest]
+    for name in [*names, *RANK_METRICS]:
+        metric, n, *_ = find_metric(name)
+        assert metric.compare is not None
+        values = np.concatenate([metric.compare(part.retrieval, n)[part.local] for part in parts])
+        levels = [compute_chance(name, gallery_size=part.retrieval.gallery_size) for part in parts]
+        null = _permute_retrieval(context, parts, name)
+        yield context.score(
+            values.astype(float), name, "decoded", gallery_size=common, statistic=metric.statistic,
+            chance=float(np.average(levels, weights=[len(part.local) for part in parts])),
+            p_value=None if null is None else null.p_value,
+        )  # fmt: skip
+        if null is not None:
+            yield context.score_shuffled(null, name, len(context.rows), gallery_size=common)
+
+
+def _permute_retrieval(context: Context, parts: list[_Part], name: str) -> PermutationResult | None:
+    """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted."""
+    task, (metric, n, *_) = context.task, find_metric(name)
+    assert metric.tabulate is not None
+    galleries = {tuple(part.retrieval.gallery_ids) for part in parts}
+    groups = [parts] if len(galleries) == 1 else [[part] for part in parts]
+    tables, truths = [], []
+    for group in groups:
+        known = [metric.tabulate(part.order, n) for part in group if part.order is not None]
+        if len(known) < len(group):
+            return None
+        names = np.concatenate([part.retrieval.query_ids[part.local] for part in group])
+        tables.append(np.concatenate(known))
+        truths.append(pd.Index(group[0].retrieval.gallery_ids).get_indexer(pd.Index(names)))
+    if max(len(np.unique(truth)) for truth in truths) < 2:
+        return None
+    return permutation_test_folds(
+        tables, truths, alternative=metric.alternative, n_permutations=task.n_permutations, seed=task.seed,
+        statistic=metric.statistic,
+    )  # fmt: skip
+
+
+def score_embeddings(context: Context) -> Iterator[tuple[Score, np.ndarray]]:
+    """Yield the metrics of predictions beside their targets that the task asks for, with one value per row.
+
+    Each fold has a space of its own (its training images decide the centre), so stimuli are permuted within folds.
+    """
+    task = context.task
+    for name in task.list_asked("embeddings"):
+        metric = find_metric(name).metric
+        tables, truths = [], []
+        for fold, (queries, gallery, _) in enumerate(task.retrievals):
+            local = context.rows[task.folds[context.rows] == fold] - int(
+                np.flatnonzero(task.folds == fold)[0]
+            )
+            if not len(local):
+                continue
+            own = Embeddings(queries.vectors[local], queries.ids[local], queries.space)
+            stimuli, truth = np.unique(own.ids.astype(str), return_inverse=True)
+            target = gallery.select(list(stimuli))
+            if len(own) * len(target) > LARGEST_TABLE:
+                raise DataError(
+                    f"{name} compares {len(own)} predictions with {len(target)} targets, more than {LARGEST_TABLE:,} "
+                    "pairs; take it out of evaluation.metrics."
+                )
+            tables.append(tabulate_items(metric, own.flat(), target.flat()))
+            truths.append(truth)
+        values = np.concatenate(
+            [table[np.arange(len(table)), truth] for table, truth in zip(tables, truths, strict=True)]
+        )
+        if max(len(np.unique(truth)) for truth in truths) < 2:
+            yield context.score(values, name, "decoded", chance=None), values
+            continue
+        null = permutation_test_folds(
+            tables, truths, alternative=metric.alternative, n_permutations=task.n_permutations, seed=task.seed
+        )
+        score = context.score(values, name, "decoded", chance=null.null_mean, p_value=null.p_value)
+        yield score, values
+        yield context.score_shuffled(null, name, len(values)), values
+
+
+def score_classes(context: Context) -> Iterator[Score]:
+    """Yield the accuracy of the decoded class, where one was decoded."""
+    decoded = context.task.decoded_concepts
+    if decoded is None:
+        return
+    own = decoded[context.rows]
+    names = context.concepts[context.first]
+    null = context.permute((own[:, None] == names[None]).astype(float)) if len(names) > 1 else None
+    yield context.score(
+        classification_accuracy(own, context.concepts), "accuracy", "decoded",
+        chance=1 / len(set(context.concepts.tolist())) if null is None else null.null_mean,
+        p_value=None if null is None else null.p_value,
+    )  # fmt: skip

@@ -11,7 +11,8 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics.image_table import check_stack
+from braindecode_vis.metrics.image import check_stack
+from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.metrics.score import make_score
 from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test
 from braindecode_vis.retrieval import Retrieval, compute_similarity
@@ -65,6 +66,9 @@ class ScoringTask:
     conditions : array of shape (n_rows,), optional
         A further label of each row, for example task and stimulus set of an imagery experiment. Each condition of each
         subject is scored as well, among the stimuli of that condition, and named in the column `split`.
+    metrics
+        Names of further metrics of images or embeddings, of the package or from outside (see
+        `braindecode_vis.metrics.metric_registry.register_metric`), scored with interval, chance, p-value and controls.
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
@@ -85,6 +89,7 @@ class ScoringTask:
     suite: MetricSuite | None = None
     best_of: bool = False
     conditions: np.ndarray | None = None
+    metrics: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         rows = np.concatenate([predicted.ids for predicted, _, _ in self.retrievals])
@@ -94,6 +99,10 @@ class ScoringTask:
             check_stack(images, self.seen, method)
         if self.conditions is not None and len(self.conditions) != len(self.ids):
             raise DataError(f"{len(self.ids)} test items came with {len(self.conditions)} conditions.")
+
+    def list_asked(self, on: str) -> list[str]:
+        """Return the further metrics of ``images`` or of ``embeddings``."""
+        return [name for name in self.metrics if find_metric(name).metric.on == on]
 
     @property
     def n_steps(self) -> int:
@@ -129,14 +138,14 @@ class ScoringTask:
     @cached_property
     def groups(self) -> list[Group]:
         """Rows of each subject, of all subjects if there are several, then the same for each condition."""
-        people = list_people(self.subjects)
-        groups = [Group(name, None, rows) for name, rows in people]
+        subjects = list_subjects(self.subjects)
+        groups = [Group(name, None, rows) for name, rows in subjects]
         labels = [] if self.conditions is None else sorted({str(label) for label in self.conditions})
         if len(labels) < 2 or self.conditions is None:
             return groups
         given = np.array([str(label) for label in self.conditions])
         for label in labels:
-            parts = [(name, rows[given[rows] == label]) for name, rows in people]
+            parts = [(name, rows[given[rows] == label]) for name, rows in subjects]
             groups += [Group(name, label, rows) for name, rows in parts if len(rows)]
         return groups
 
@@ -214,7 +223,6 @@ class Context:
         method: str,
         metric: str,
         tables: Sequence[np.ndarray],
-        alternative: Any = "greater",
         *,
         groups: Any = None,
     ) -> Iterator[tuple[Score, np.ndarray]]:
@@ -226,29 +234,29 @@ class Context:
             As in `Score`.
         tables
             For each round an array of shape (n_rows, n_stimuli): the value if that stimulus were the row's own.
-        alternative
-            ``greater`` where high values are good, ``less`` for errors.
         groups : sequence of length n_stimuli, optional
             Stimuli are permuted within their group.
         """
         several = len(self.columns) > 1
         table = average(tables)
+        alternative = find_metric(metric).metric.alternative
         null = self.permute(table, groups=groups, alternative=alternative) if several else None
         level, p_value = (None, None) if null is None else (null.null_mean, null.p_value)
         yield self.score(self.own(table), metric, method, chance=level, p_value=p_value), self.own(table)
         if method == "decoded" and null is not None:
             yield self.score_shuffled(null, metric, len(table)), self.own(table)
         if several:
-            yield from self.score_best(method, metric, tables, alternative, groups=groups)
+            yield from self.score_best(method, metric, tables, groups=groups)
 
     def score_best(
-        self, method: str, metric: str, tables: Sequence[np.ndarray], alternative: Any, **details: Any
+        self, method: str, metric: str, tables: Sequence[np.ndarray], *, groups: Any = None
     ) -> Iterator[tuple[Score, np.ndarray]]:
         """Yield the score of the best of several draws, if that is asked for."""
         if not self.task.best_of or method != "decoded" or len(tables) < 2:
             return
+        alternative = find_metric(metric).metric.alternative
         best = np.max(tables, axis=0) if alternative == "greater" else np.min(tables, axis=0)
-        null = self.permute(best, alternative=alternative, **details)
+        null = self.permute(best, alternative=alternative, groups=groups)
         yield (
             self.score(
                 self.own(best), f"best_of_{len(tables)}_{metric}", method,
@@ -267,8 +275,8 @@ def average(tables: Sequence[np.ndarray]) -> np.ndarray:
     return tables[0] if len(tables) == 1 else np.mean(tables, axis=0)
 
 
-def list_people(subjects: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def list_subjects(subjects: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Return each subject with its rows, and `POOLED` with all rows where there are several subjects."""
     names = subjects.astype(str)
-    people = [(str(name), np.flatnonzero(names == name)) for name in np.unique(names)]
-    return [*people, (POOLED, np.arange(len(names)))] if len(people) > 1 else people
+    groups = [(str(name), np.flatnonzero(names == name)) for name in np.unique(names)]
+    return [*groups, (POOLED, np.arange(len(names)))] if len(groups) > 1 else groups

@@ -11,8 +11,7 @@ import pandas as pd
 from braindecode_vis import pipeline
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
-from braindecode_vis.metrics.multiplicity import correct_holm
-from braindecode_vis.metrics.uncertainty import paired_difference
+from braindecode_vis.metrics.uncertainty import correct_holm, paired_difference
 from braindecode_vis.pipeline.runs import Run, open_run
 
 KEYS = ["subject", "stimulus_id", "occurrence"]

@@ -232,8 +232,11 @@ def _read_value(text: str) -> Any:
     return value if isinstance(value, int | float | str | bool) else text
 
 
-def summarise(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Return mean and spread of the decoded system over seeds, one row per metric, subject and other setting.
+def summarise(table: pd.DataFrame, keys: Sequence[str], *, level: float = 0.95) -> pd.DataFrame:
+    """Return mean, spread and interval of the decoded system over seeds, one row per metric, subject and other setting.
+
+    A seed changes the draw of weights and batches, not the brain data, so the spread over seeds says how stable the
+    method is and nothing about other subjects or images; the interval of a single run says that.
 
     Parameters
     ----------
@@ -241,31 +244,48 @@ def summarise(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         What `sweep` returns.
     keys
         The swept keys; `seed` is averaged over, the others are kept.
+    level
+        Coverage of the interval, if seeds are exchangeable and their numbers normal.
 
     Returns
     -------
     DataFrame
-        Columns `value` (mean over seeds), `sd` (standard deviation over seeds, empty for a single one), `n_seeds`,
-        `chance`, and the mean bounds of the single runs' intervals, which hold the spread over stimuli.
+        Columns `value` (mean over seeds), `sd` (standard deviation over seeds, n - 1), `n_seeds`, `ci_low` and
+        `ci_high` (Student's t interval of the mean over seeds), `chance` and `n_queries`. One seed has no spread: its
+        `sd` is empty, and its interval is that of the run, which speaks of other stimuli. With several subjects, the
+        row of subject ``mean`` is the mean over subjects of each seed, and its spread that of these means.
     """
+    from scipy.stats import t
+
     if "method" not in table:
         return table
-    decoded = table[(table["method"] == "decoded") & (table["error"] == "")]
-    by = [key for key in keys if key != "seed"] + ["metric", "subject"]
+    decoded = table[(table["method"] == "decoded") & (table["error"] == "")].copy()
+    for name in ("value", "ci_low", "ci_high", "chance"):
+        decoded[name] = pd.to_numeric(decoded[name], errors="coerce")
+    seed = ["seed"] if "seed" in decoded else []
+    # Conditions of one run differ in their split and are no seeds of each other.
+    by = [key for key in keys if key != "seed"] + ["metric", *(["split"] if "split" in decoded else [])]
+    single = decoded[decoded["subject"] != "all"].groupby([*by, *seed], dropna=False, sort=False)
+    means = single.agg(
+        value=("value", "mean"),
+        chance=("chance", "mean"),
+        n_queries=("n_queries", "sum"),
+        n=("subject", "nunique"),
+    ).reset_index()
+    pooled = means[means["n"] > 1].assign(subject="mean", ci_low=np.nan, ci_high=np.nan)
     rows = []
-    for names, group in decoded.groupby(by, dropna=False, sort=False):
-        values = group["value"].to_numpy(float)
-        chance = pd.to_numeric(group["chance"], errors="coerce").to_numpy(float)
+    for names, group in pd.concat([decoded, pooled]).groupby([*by, "subject"], dropna=False, sort=False):
+        values, n = group["value"].to_numpy(float), len(group)
+        low, high = group["ci_low"].iloc[0], group["ci_high"].iloc[0]
+        if n > 1:
+            half = t.ppf(0.5 + level / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+            low, high = values.mean() - half, values.mean() + half
         rows.append(
             {
-                **dict(zip(by, names if isinstance(names, tuple) else (names,), strict=True)),
-                "value": values.mean(),
-                "sd": values.std(ddof=1) if len(values) > 1 else np.nan,
-                "n_seeds": len(values),
-                "ci_low": pd.to_numeric(group["ci_low"], errors="coerce").mean(),
-                "ci_high": pd.to_numeric(group["ci_high"], errors="coerce").mean(),
-                "chance": chance.mean(),
+                **dict(zip([*by, "subject"], names, strict=True)),
+                "value": values.mean(), "sd": values.std(ddof=1) if n > 1 else np.nan, "n_seeds": n,
+                "ci_low": low, "ci_high": high, "chance": group["chance"].mean(),
                 "n_queries": int(group["n_queries"].iloc[0]),
             }
-        )
+        )  # fmt: skip
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.analysis.study import Study
+from braindecode_vis.analysis.study import Study, fit_picked, rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.preprocessing.repeats import average_repetitions
@@ -123,3 +123,12 @@ def make_parcel_study(gains: dict[str, float], *, n_parcels: int = 8, **options)
 
     coords = {"parcel_names": [f"{n}{i}" for i, n in enumerate(networks)], "parcel_networks": networks}
     return make_study(respond, ("trial", "parcel"), coords, **options)
+
+
+def refit_and_rank(study):
+    """Fit on the training trials of every fold and return the ranks of its test trials."""
+    ranked = []
+    for number, fold in enumerate(study.folds):
+        encoder = fit_picked(study, number, study.pick(fold.train, "train"), None)
+        ranked.append(rank_trials(study, number, study.pick(fold.test, "test"), encoder)[2])
+    return ranked

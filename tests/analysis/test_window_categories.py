@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from braindecode_vis.analysis.cuts import make_sliding_windows
 from braindecode_vis.analysis.study import Study
 from braindecode_vis.analysis.window_categories import (
-    Block,
+    RunDecisions,
     TimeResolvedCategoriesConfig,
     decide_windows,
     label_trials,
@@ -72,7 +72,7 @@ def test_the_area_is_that_of_scikit_learn(classes):
     generator = np.random.default_rng(0)
     scores = generator.standard_normal((len(classes), 1, 60))
     truth = generator.integers(0, len(classes), 60)
-    block = Block("01", truth, rankdata(scores, axis=-1))
+    block = RunDecisions("01", truth, rankdata(scores, axis=-1))
     slow = np.mean([roc_auc_score(truth == c, scores[c, 0]) for c in range(len(classes))])
     assert block.areas[0] == pytest.approx(slow)
     draws = block.resample(generator, 3000)

@@ -8,7 +8,7 @@ import torch
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.metrics import caption_bank, captioning, captions
+from braindecode_vis.metrics import captions
 
 WORDS = ["a", "cat", "dog", "on", "the", "grass", "red", "car", "##s"]
 
@@ -78,20 +78,20 @@ def test_the_best_reference_counts_and_chance_is_the_next_stimulus():
 def test_the_bank_gives_the_caption_of_the_nearest_training_image(tmp_path):
     path = tmp_path / "bank.csv"
     path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')
-    bank = caption_bank.read_caption_bank(path)
+    bank = captions.read_caption_bank(path)
     assert bank == {"t2": ["a dog, on the grass", "another"], "t1": ["a cat"]}
     training = Embeddings(np.array([[0, 1], [1, 0], [1, 1.0]]), ["t2", "t1", "t3"], "toy")
     predicted = Embeddings(np.array([[1, 1.0], [0.1, 2]]), ["q1", "q2"], "toy")
-    found = caption_bank.retrieve_captions(predicted, training, bank, device="cpu")
+    found = captions.retrieve_captions(predicted, training, bank, device="cpu")
     assert found == ["a cat", "a dog, on the grass"]  # t3 has no caption; equally near images go by their ids
     with pytest.raises(DataError, match="none of the training images"):
-        caption_bank.retrieve_captions(predicted, training, {"x": ["y"]})
+        captions.retrieve_captions(predicted, training, {"x": ["y"]})
     path.write_text("id,text\n")
     with pytest.raises(DataError, match="lacks the column"):
-        caption_bank.read_caption_bank(path)
+        captions.read_caption_bank(path)
     path.write_text("id,caption\nt1,\n")
     with pytest.raises(DataError, match="line 2"):
-        caption_bank.read_caption_bank(path)
+        captions.read_caption_bank(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -99,7 +99,7 @@ def test_banks_of_spreadsheets_are_read(tmp_path, encoding):
     """The mark that spreadsheets put first was taken for a part of the first column's name."""
     path = tmp_path / "bank.csv"
     path.write_text("id,caption\nt1,ein Kätzchen\n", encoding=encoding)
-    assert caption_bank.read_caption_bank(path) == {"t1": ["ein Kätzchen"]}
+    assert captions.read_caption_bank(path) == {"t1": ["ein Kätzchen"]}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_banks_that_would_be_misread_are_refused(tmp_path, text, encoding, match
     path = tmp_path / "bank.csv"
     path.write_text(text, encoding=encoding)
     with pytest.raises(DataError, match=match):
-        caption_bank.read_caption_bank(path)
+        captions.read_caption_bank(path)
 
 
 def test_a_damaged_sentence_encoder_is_one_sentence(tmp_path):
@@ -209,12 +209,12 @@ def test_git_captions_images_from_a_local_folder(tmp_path):
         folder
     )
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
-    found = captioning.caption_images(images, folder, max_new_tokens=4, batch_size=2, device="cpu")
+    found = captions.caption_images(images, folder, max_new_tokens=4, batch_size=2, device="cpu")
     assert len(found) == 3
     assert all(isinstance(text, str) for text in found)
-    assert found == captioning.caption_images(images, folder, max_new_tokens=4, batch_size=1, device="cpu")
+    assert found == captions.caption_images(images, folder, max_new_tokens=4, batch_size=1, device="cpu")
     with pytest.raises(DataError, match="holds no captioning network"):
-        captioning.caption_images(images, tmp_path)
+        captions.caption_images(images, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="kind 'bert'"):
-        captioning.caption_images(images, tmp_path)
+        captions.caption_images(images, tmp_path)

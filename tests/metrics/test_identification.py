@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import DataError
 from braindecode_vis.metrics import identification as idn
+from braindecode_vis.retrieval import (
+    compute_k_way_hits,
+    compute_ranks,
+    compute_reciprocal_ranks,
+    compute_similarity,
+)
 from tests import references
 
 
@@ -18,15 +25,13 @@ def test_n_way_equals_enumeration(seed, n_items, n, grouped):
     groups = rng.permutation(np.arange(2 * n_items) % 2)[:n_items] if grouped else np.zeros(n_items, int)
     allowed = (groups[:, None] == groups[None]) & ~np.eye(n_items, dtype=bool)
     labels = groups if grouped else None
-    if not allowed.any(axis=1).all():
-        with pytest.raises(DataError, match="no distractor"):
-            idn.identify_from_scores(scores, n, groups=labels)
-    elif allowed.sum(axis=1).min() < n - 1:
-        with pytest.raises(ConfigError, match="needs n >= 2"):
-            idn.identify_from_scores(scores, n, groups=labels)
+    if allowed.sum(axis=1).min() < n - 1:
+        with pytest.raises(DataError, match="distractor"):
+            idn.make_identification_table(scores, n, groups=labels)
     else:
         expected = references.n_way(scores, n, allowed)
-        np.testing.assert_allclose(idn.identify_from_scores(scores, n, groups=labels), expected, atol=1e-12)
+        found = np.diagonal(idn.make_identification_table(scores, n, groups=labels))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_two_way_equals_the_definition():
@@ -70,14 +75,6 @@ def test_within_class_ignores_what_the_class_tells():
     assert within.mean() == pytest.approx(0.5)
 
 
-def test_rows_of_one_stimulus_are_no_distractors():
-    rng = np.random.default_rng(4)
-    truth = np.repeat(rng.random((3, 30)), 2, axis=0)
-    ids = np.repeat(["a", "b", "c"], 2)
-    np.testing.assert_array_equal(idn.two_way_identification(truth, truth, ids=ids), 1)
-    np.testing.assert_allclose(idn.two_way_identification(truth, truth), 0.8)
-
-
 def test_noise_is_at_chance():
     rng = np.random.default_rng(5)
     truth, noise = rng.random((300, 64)), rng.random((300, 64))
@@ -87,13 +84,8 @@ def test_noise_is_at_chance():
         assert abs(values.mean() - 1 / n) < 5 * values.std() / 300**0.5
 
 
-def test_identity_and_class():
-    truth = np.array([[0, 1, 2.0], [2, 1, 0], [0, 1, 0]])
-    decoded = np.array([[0, 2, 4.1], [0, 1.1, 0]])
-    assert list(idn.decode_identity(decoded, truth, ["a", "b", "c"])) == ["a", "c"]
+def test_hits_of_classes():
     np.testing.assert_array_equal(idn.classification_accuracy(["a", "c"], ["a", "b"]), [1, 0])
-    with pytest.raises(DataError, match="3 candidates came with 2 names"):
-        idn.decode_identity(decoded, truth, ["a", "b"])
     with pytest.raises(DataError, match="cannot be compared"):
         idn.classification_accuracy(["a"], ["a", "b"])
 
@@ -108,9 +100,35 @@ def test_bad_input_is_named():
         idn.two_way_identification(rows, rows[:3])
     with pytest.raises(DataError, match="second dimension"):
         idn.two_way_identification(rows, rows[:, None, None])
-    with pytest.raises(ConfigError, match="5-way"):
+    with pytest.raises(DataError, match="has 3 distractors, not 4"):
         idn.n_way_identification(rows, rows, 5)
-    with pytest.raises(DataError, match="one row per decoded"):
-        idn.identify_from_scores(rows)
-    with pytest.raises(DataError, match="4 items came with 3 groups"):
+    with pytest.raises(DataError, match="4 items came with 3 group labels"):
         idn.two_way_identification(rows, rows, groups=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("k", [2, 4, 9])
+def test_k_way_and_reciprocal_rank_equal_those_of_retrieval(k):
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(-1, 2, (9, 3)).astype(np.float32) + 0.5  # few directions, so many ties
+    ids = [f"s{n}" for n in range(9)]
+    queries = Embeddings(rng.integers(-1, 2, (9, 3)).astype(np.float32) + 0.5, ids, "toy")
+    gallery = Embeddings(vectors, ids, "toy")
+    ranked = compute_ranks(queries, gallery, device="cpu")
+    assert ranked.n_tied.any()
+    scores = compute_similarity(queries, gallery)
+    order = idn.count_order(np.round(scores.astype(float), 6))
+    np.testing.assert_allclose(np.diagonal(idn.make_k_way_table(order, k)), compute_k_way_hits(ranked, k))
+    np.testing.assert_allclose(
+        np.diagonal(idn.make_reciprocal_rank_table(order)), compute_reciprocal_ranks(ranked)
+    )
+    # Whatever the ties, a row holds 1 / k on average: that is chance, exactly.
+    np.testing.assert_allclose(idn.make_k_way_table(order, k).mean(axis=1), 1 / k)
+
+
+def test_too_few_candidates_are_refused():
+    with pytest.raises(DataError, match="gallery of 3"):
+        idn.make_k_way_table(np.ones((2, 3)), 4)
+    with pytest.raises(DataError, match="has 1 distractors, not 2"):
+        idn.make_identification_table(np.ones((4, 4)), 3, groups=[0, 0, 1, 1])
+    with pytest.raises(DataError, match="4 items came with 2 group labels"):
+        idn.make_identification_table(np.ones((4, 4)), 2, groups=[0, 1])

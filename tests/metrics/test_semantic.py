@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.metrics.semantic import compute_semantic_table, make_win_table, name_semantic_metric
+from braindecode_vis.metrics.suite import compute_semantic_table, make_win_table, name_semantic_metric
 
 
 @pytest.mark.parametrize("n, top_k", [(2, 1), (3, 1), (4, 2), (6, 1)])

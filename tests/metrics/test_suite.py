@@ -13,10 +13,10 @@ from torchvision.transforms.functional import normalize, resize
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from braindecode_vis.metrics import feature_correlations, suite
+from braindecode_vis.metrics import feature_networks, suite
 from braindecode_vis.metrics.feature_networks import NETWORKS
 from braindecode_vis.metrics.identification import compute_correlations
-from braindecode_vis.metrics.image_table import make_image_table
+from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.metrics.lpips import Lpips
 from tests import references
 
@@ -269,7 +269,7 @@ def test_every_distinct_image_is_encoded_once():
         return {"toy": inputs[:, :, ::16, ::16]}
 
     facts = NETWORKS["alexnet"]
-    found = feature_correlations.correlate_with_seen(table.images, table.shown, facts, extract, batch_size=2)[
+    found = feature_networks.correlate_with_seen(table.images, table.shown, facts, extract, batch_size=2)[
         "toy"
     ]
     assert len(encoded) == len(set(encoded)) == 9
@@ -279,21 +279,21 @@ def test_every_distinct_image_is_encoded_once():
 
 def test_seen_features_beyond_memory_lie_in_a_file(monkeypatch):
     images, facts = make_images(5), NETWORKS["alexnet"]
-    run = lambda: feature_correlations.correlate_with_seen(  # noqa: E731
+    run = lambda: feature_networks.correlate_with_seen(  # noqa: E731
         images, np.arange(3), facts, lambda x: {"toy": x[:, :, ::8, ::8]}, batch_size=2
     )["toy"]
     expected = run()
-    monkeypatch.setattr(feature_correlations, "LARGEST_IN_MEMORY", 0)
-    monkeypatch.setattr(feature_correlations, "FEATURE_CHUNK", 100)
-    monkeypatch.setattr(feature_correlations, "BLOCK", 1)
+    monkeypatch.setattr(feature_networks, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(feature_networks, "FEATURE_CHUNK", 100)
+    monkeypatch.setattr(feature_networks, "BLOCK", 1)
     np.testing.assert_allclose(run(), expected, atol=1e-12)
 
 
 def test_a_blank_reconstruction_wins_against_nobody():
     blank = lambda x: {"toy": torch.zeros(len(x), 7)}  # noqa: E731
-    found = feature_correlations.correlate_with_seen(
-        make_images(3), np.arange(3), NETWORKS["alexnet"], blank
-    )["toy"]
+    found = feature_networks.correlate_with_seen(make_images(3), np.arange(3), NETWORKS["alexnet"], blank)[
+        "toy"
+    ]
     np.testing.assert_array_equal(found, np.zeros((3, 3)))
 
 

@@ -7,9 +7,8 @@ import pytest
 from scipy import stats
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.metrics import pair_tables as tables
+from braindecode_vis.metrics import identification as tables
 from braindecode_vis.metrics import uncertainty as unc
-from braindecode_vis.metrics.identification import identify_from_scores
 from tests import references
 
 
@@ -126,7 +125,7 @@ def test_false_positive_rate_is_nominal(kind, alternative):
         )  # some items are similar to everything
         table = {
             "pairs": lambda s: s,
-            "two-way": tables.make_two_way_table,
+            "two-way": lambda s: tables.make_identification_table(s, 2),
             "top-k": lambda s: tables.make_top_k_table(s, 5),
         }[kind](scores)
         n_false += (
@@ -142,16 +141,18 @@ def test_tables_equal_the_scores_they_permute():
     rng = np.random.default_rng(6)
     scores = rng.integers(0, 6, (9, 9)).astype(np.float32)
     labels = np.arange(9) % 3
-    diagonal = np.diagonal(tables.make_two_way_table(scores))
-    np.testing.assert_allclose(diagonal, identify_from_scores(scores))
-    within = np.diagonal(tables.make_two_way_table(scores, groups=labels))
-    np.testing.assert_allclose(within, identify_from_scores(scores, groups=labels))
+    diagonal = np.diagonal(tables.make_identification_table(scores, 2))
+    others = ~np.eye(9, dtype=bool)
+    np.testing.assert_allclose(diagonal, references.n_way(scores, 2, others))
+    within = np.diagonal(tables.make_identification_table(scores, 2, groups=labels))
+    same = labels[:, None] == labels[None]
+    np.testing.assert_allclose(within, references.n_way(scores, 2, others & same))
     own = np.diagonal(scores)[:, None]
     above, tied = (scores > own).sum(axis=1), (scores == own).sum(axis=1) - 1
     np.testing.assert_array_equal(np.diagonal(tables.make_rank_table(scores)), 1 + above + tied / 2)
     np.testing.assert_array_equal(np.diagonal(tables.make_top_k_table(scores, 3)), above + tied < 3)
     with pytest.raises(DataError, match="no distractor"):
-        tables.make_two_way_table(scores, groups=[0, 0, 0, 0, 0, 0, 0, 0, 1])
+        tables.make_identification_table(scores, 2, groups=[0, 0, 0, 0, 0, 0, 0, 0, 1])
 
 
 def test_permuting_within_groups_ignores_what_the_group_tells():
@@ -263,3 +264,66 @@ def test_bad_input_is_named():
         unc.wilson_interval(3, 2)
     with pytest.raises(DataError, match="same length"):
         unc.paired_difference(np.ones(2), np.ones(3))
+
+
+@pytest.mark.parametrize("n", [1, 7, 40, 500])
+def test_wilson_equals_its_formula(n):
+    z = stats.norm.ppf(0.975)
+    for hits in {0, 1, n // 2, n - 1, n}:
+        p = hits / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        found = unc.wilson_interval(hits, n)
+        assert (found.low, found.high) == (pytest.approx(centre - half), pytest.approx(centre + half))
+    assert unc.wilson_interval(0, n).low == 0
+    assert unc.wilson_interval(n, n).high == 1
+
+
+def test_a_p_value_counts_what_is_as_extreme():
+    null = np.array([0.1, 0.3, 0.3, 0.6])
+    assert unc.compute_p_value(0.3, null) == 4 / 5
+    assert unc.compute_p_value(0.3, null, alternative="less") == 4 / 5
+    assert unc.compute_p_value(0.6, null, alternative="two-sided", centre=0.3) == 2 / 5
+    # The same sum in another order is no other value, and one further away is.
+    assert (
+        unc.compute_p_value(0.1 + 0.2, np.array([0.3]))
+        == unc.compute_p_value(0.3, np.array([0.1 + 0.2]))
+        == 1
+    )
+    assert unc.compute_p_value(0.3 + 1e-6, np.array([0.3])) == 1 / 2
+    columns = np.stack([null, null[::-1] * 2], axis=1)
+    expected = [unc.compute_p_value(v, columns[:, c]) for c, v in enumerate((0.6, 0.6))]
+    np.testing.assert_array_equal(unc.compute_p_value(np.array([0.6, 0.6]), columns), expected)
+
+
+def test_the_maximum_bounds_any_false_claim():
+    rng = np.random.default_rng(1)
+    shared = 0.7  # correlated tests, as time points are
+    claims = 0
+    for _ in range(400):
+        common, own = rng.standard_normal((200, 1)), rng.standard_normal((200, 8))
+        draw = np.sqrt(shared) * common + np.sqrt(1 - shared) * own
+        claims += unc.compute_p_value(draw[0], draw[1:].max(axis=1)).min() <= 0.05
+    # 400 runs at 5 %: four standard errors are 0.044.
+    assert 0.01 < claims / 400 < 0.05 + 0.044
+
+
+def test_permutations_stay_within_their_block():
+    labels, blocks = np.array(list("aabbb")), [np.array([0, 2, 4]), np.array([1, 3])]
+    found = unc.permute_within(labels, blocks, 50, np.random.default_rng(0))
+    for block in blocks:
+        assert (np.sort(found[:, block], axis=1) == np.sort(labels[block])).all()
+    assert len({"".join(row) for row in found}) > 4
+
+
+def test_holm_equals_the_definition_test_by_test():
+    p = np.random.default_rng(0).uniform(0, 0.2, 9)
+    found = unc.correct_holm(p)
+    for i in range(9):
+        smaller = [j for j in range(9) if p[j] <= p[i]]
+        expected = max(min(1, p[j] * sum(p[k] >= p[j] for k in range(9))) for j in smaller)
+        assert found[i] == pytest.approx(expected)
+    assert (found >= p).all()
+    for wrong in (np.array([0.1, 1.2]), np.array([0.1, np.nan]), np.zeros((2, 2))):
+        with pytest.raises(DataError, match="between 0 and 1"):
+            unc.correct_holm(wrong)

@@ -50,12 +50,6 @@ def test_unknown_theme_is_refused():
         figures.plot_top_k_curve([1], 2, theme="sepia")
 
 
-def test_wilson_interval_matches_the_textbook():
-    """Wilson's interval for 9 of 10: 0.5958 to 0.9821 (statsmodels, proportion_confint)."""
-    low, high = figures.compute_wilson_interval(0.9, 10)
-    assert (float(low), float(high)) == pytest.approx((0.5958, 0.9821), abs=1e-4)
-
-
 def make_row(method, value, **more):
     keys = {"ci_low": None, "ci_high": None, "chance": None, "noise_ceiling": None}
     return {"method": method, "metric": "pixcorr", "value": value, **keys, **more}

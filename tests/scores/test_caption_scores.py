@@ -57,7 +57,7 @@ def test_written_captions_are_averaged_over_draws(tmp_path, monkeypatch):
         described.append(len(images))
         return [{0: "a red car", 1: "the cat", 2: "grass"}[int(image[0, 0, 0])] for image in images]
 
-    monkeypatch.setattr("braindecode_vis.metrics.captioning.caption_images", describe)
+    monkeypatch.setattr("braindecode_vis.scores.caption_scores.caption_images", describe)
     found = score_caption_task(make_task(tmp_path, captioner=folder))
     assert described == [3]
     row = next(s for s in found.scores if s.metric == "rouge1@git-toy" and s.method == "decoded")

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from braindecode_vis import pipeline
-from braindecode_vis.analysis.study import decode
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.summary import find_analyses
 from braindecode_vis.studies.analyze import analyze, make_study, read_findings
+from tests.analysis.planted import refit_and_rank
 
 QUICK = [
     "dataset.n_train=80",
@@ -67,9 +67,10 @@ def chosen(tmp_path_factory):
 
 def test_an_uncut_refit_chooses_the_columns_of_the_run(chosen):
     study, retrieved = make_study(chosen), pipeline.retrieve(chosen)
-    decoded = decode(study)
     expected = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
-    np.testing.assert_array_equal(np.concatenate([r.ranks for r in decoded.retrievals]), expected)
+    np.testing.assert_array_equal(
+        np.concatenate([ranked.ranks for ranked in refit_and_rank(study)]), expected
+    )
     kept = pipeline.train(chosen)[0].selection.keep[""]
     np.testing.assert_array_equal(study.choose(0, None).keep[""], kept)
     np.testing.assert_allclose(
@@ -144,6 +145,6 @@ def test_a_refit_is_given_what_training_was_given(what, tmp_path):
         *LEARNT_BESIDE_TRIALS[what],
     ]  # fmt: skip
     run = open_run(read_config("synthetic_digits", config), tmp_path)
-    decoded, retrieved = decode(make_study(run)), pipeline.retrieve(run)
+    ranked, retrieved = refit_and_rank(make_study(run)), pipeline.retrieve(run)
     expected = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
-    np.testing.assert_array_equal(np.concatenate([r.ranks for r in decoded.retrievals]), expected)
+    np.testing.assert_array_equal(np.concatenate([one.ranks for one in ranked]), expected)

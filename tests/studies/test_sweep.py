@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.pipeline.runs import read_scores
@@ -63,8 +64,30 @@ def test_the_summary_averages_over_seeds_only():
     table = summarise(pd.DataFrame(rows), ["seed", "k"]).set_index("k")
     assert table.loc["a", "value"] == pytest.approx(0.3)
     assert table.loc["a", "sd"] == pytest.approx(np.std([0.2, 0.4], ddof=1))
+    low, high = stats.t.interval(0.95, 1, loc=0.3, scale=stats.sem([0.2, 0.4]))
+    assert table.loc["a", ["ci_low", "ci_high"]].tolist() == pytest.approx([low, high])
     assert table.loc["b", "n_seeds"] == 1
     assert np.isnan(table.loc["b", "sd"])
+    assert table.loc["b", ["ci_low", "ci_high"]].tolist() == pytest.approx([0.8, 1.0])  # of the run
+
+
+def test_the_spread_over_seeds_is_that_of_the_mean_over_subjects():
+    """The mean of single runs' intervals, as it was once written here, spoke of stimuli and not of seeds."""
+    values = {"1": (0.1, 0.3, 0.2), "2": (0.3, 0.1, 0.3), "all": (0.9, 0.9, 0.9)}
+    rows = [
+        {"method": "decoded", "error": "", "seed": s, "metric": "top1", "subject": who, "value": of[s], "ci_low": 0.0,
+         "ci_high": 1.0, "chance": 0.005, "n_queries": 9, "split": split}
+        for who, of in values.items() for s in range(3) for split in ("test", "test, imagery")
+    ]  # fmt: skip
+    table = summarise(pd.DataFrame(rows), ["seed"]).set_index(["split", "subject"])
+    assert (table["n_seeds"] == 3).all()  # conditions of one run are no seeds
+    mean = table.loc["test", "mean"]
+    assert mean["value"] == pytest.approx(np.mean([0.2, 0.2, 0.25]))
+    assert mean["sd"] == pytest.approx(np.std([0.2, 0.2, 0.25], ddof=1))
+    low, high = stats.t.interval(0.95, 2, loc=mean["value"], scale=stats.sem([0.2, 0.2, 0.25]))
+    assert (mean["ci_low"], mean["ci_high"]) == (pytest.approx(low), pytest.approx(high))
+    assert table.loc["test", "1"]["sd"] == pytest.approx(0.1)
+    assert set(table.loc["test"].index) == {"1", "2", "all", "mean"}
 
 
 def test_a_wrong_value_starts_nothing(tmp_path):

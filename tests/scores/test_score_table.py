@@ -7,12 +7,13 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics import feature_networks
+from braindecode_vis.metrics import feature_networks, metric_registry
 from braindecode_vis.metrics.identification import two_way_identification
-from braindecode_vis.metrics.image import pixcorr
+from braindecode_vis.metrics.image import compute_image_metric
+from braindecode_vis.metrics.metric_registry import Metric, register_metric
 from braindecode_vis.metrics.suite import MetricSuiteConfig, compute_suite
 from braindecode_vis.retrieval import compute_ranks
-from braindecode_vis.scores import image_scores, retrieval_scores, scoring_task
+from braindecode_vis.scores import image_scores, score_table, scoring_task
 from braindecode_vis.scores.score_table import ScoringTask, compute_scores
 
 N = 8
@@ -78,7 +79,9 @@ def test_draws_are_scored_as_rounds_and_averaged():
     expected = two_way_identification(task.seen, task.images["decoded"])
     np.testing.assert_allclose(items["two_way_identification"], expected, atol=1e-12)
     np.testing.assert_allclose(
-        items["pixcorr"], np.mean([pixcorr(task.seen, one) for one in rounds], axis=0), atol=1e-9
+        items["pixcorr"],
+        np.mean([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0),
+        atol=1e-9,
     )
 
 
@@ -97,7 +100,7 @@ def test_best_of_several_is_another_metric_with_its_own_chance():
     rounds = np.moveaxis(task.images["decoded"], 1, 0)
     best = find(scores, "best_of_4_pixcorr")
     assert best.value == pytest.approx(
-        np.max([pixcorr(task.seen, one) for one in rounds], axis=0).mean(), abs=1e-9
+        np.max([compute_image_metric("pixcorr", task.seen, one) for one in rounds], axis=0).mean(), abs=1e-9
     )
     assert best.chance > find(scores, "pixcorr").chance + 0.01
     assert find(scores, "best_of_4_two_way_identification").chance > 0.6  # never one half
@@ -128,7 +131,7 @@ def test_conditions_are_scored_among_their_own_stimuli():
 
 def test_every_row_of_the_system_under_test_has_a_p_value(monkeypatch):
     """Half of the rows once had none, although the same permutations of the stimuli judge them."""
-    monkeypatch.setattr(retrieval_scores, "K_WAY", (2, 4))
+    monkeypatch.setattr(score_table, "K_WAY", (2, 4))
     task = make_task(2, subjects=("01", "02"), feature_encoder=Mean(), feature_name="mean")
     scores, _ = compute_scores(task)
     judged = [s for s in scores if s.method == "decoded"]
@@ -149,13 +152,13 @@ def test_pairs_beyond_the_limit_are_permuted_within_blocks(monkeypatch):
     task = make_task()
     whole = find(compute_scores(task)[0], "ssim")
     calls = []
-    real = image_scores.tabulate_image_metric
+    real = image_scores.tabulate_items
 
-    def count(name, truth, images):
-        calls.append(len(truth) * len(images))
-        return real(name, truth, images)
+    def count(metric, made, seen):
+        calls.append(len(seen) * len(made))
+        return real(metric, made, seen)
 
-    monkeypatch.setattr(image_scores, "tabulate_image_metric", count)
+    monkeypatch.setattr(image_scores, "tabulate_items", count)
     monkeypatch.setattr(image_scores, "LARGEST_PAIR_TABLE", N * 4 * 16 * 16)
     parted = find(compute_scores(task)[0], "ssim")
     assert calls == [16, 16]
@@ -276,3 +279,61 @@ def test_images_are_encoded_once(monkeypatch):
     task = make_task(feature_encoder=Mean(), feature_name="mean")
     compute_scores(task)
     assert Mean.calls == 2 * N  # seen and decoded; oracle and shuffled show the same images again
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Metrics as another package would bring them; forgotten after the test."""
+    monkeypatch.setattr(metric_registry, "_BY_NAME", dict(metric_registry._BY_NAME))
+    monkeypatch.setattr(metric_registry, "_PATTERNS", list(metric_registry._PATTERNS))
+    brightness = lambda images: images.mean(axis=(1, 2, 3), dtype=float)  # noqa: E731
+    compare = lambda made, seen: abs(brightness(made) - brightness(seen))  # noqa: E731
+    metrics = [
+        Metric("brightness_gap", "Brightness gap", "Grey levels.", -1, on="images", compare=compare),
+        Metric("slow_gap", "Slow gap", "", -1, on="images", compare=compare, permute=False),
+        Metric("dot", "Dot product", "", 1, on="embeddings", compare=lambda p, t: (p * t).sum(axis=1)),
+    ]
+    return [register_metric(metric) for metric in metrics]
+
+
+def test_outside_metrics_are_scored_like_ours(outside):
+    names = ["brightness_gap", "slow_gap", "dot", "cosine_to_target"]
+    task = make_task(2, subjects=("01", "02"), metrics=names)
+    scores, items = compute_scores(task)
+    plain, _ = compute_scores(replace(task, metrics=()))
+    assert [s for s in scores if s.metric not in names] == plain  # nothing else moves
+    rounds = np.moveaxis(task.images["decoded"], 1, 0)
+    gap = np.mean([outside[0].compare(one, task.seen) for one in rounds], axis=0)
+    for subject in ("01", "02", "all"):
+        score = find(scores, "brightness_gap", subject=subject)
+        rows = np.arange(len(gap)) if subject == "all" else np.flatnonzero(task.subjects == subject)
+        assert score.value == pytest.approx(gap[rows].mean())
+        assert score.ci_low < score.value < score.ci_high
+        assert 0 < score.p_value <= 1
+        assert score.chance == find(scores, "brightness_gap", "shuffled", subject=subject).chance
+        assert find(scores, "brightness_gap", "oracle", subject=subject).value == 0
+        slow = find(scores, "slow_gap", subject=subject)
+        assert (slow.value, slow.p_value) == (score.value, None)
+        assert slow.chance is not None
+        cosine = find(scores, "cosine_to_target", subject=subject)
+        assert cosine.value > cosine.chance
+        assert cosine.p_value is not None
+    np.testing.assert_allclose(items["brightness_gap"], gap)
+    queries, gallery, _ = task.retrievals[0]
+    dots = (queries.vectors * gallery.select(queries.ids).vectors).sum(axis=1)
+    np.testing.assert_allclose(items["dot"], dots, rtol=1e-6)  # single precision
+    assert find(scores, "dot", "shuffled", subject="all").value < find(scores, "dot", subject="all").value
+
+
+@pytest.mark.parametrize(
+    "compare, words",
+    [
+        (lambda made, seen: 1 / 0, "failed with ZeroDivisionError: division by zero"),
+        (lambda made, seen: np.zeros(3), r"finite values of shape \(8,\), but gave the shape \(3,\)"),
+        (lambda made, seen: np.full(len(made), np.nan), "8 that are not finite"),
+    ],
+)
+def test_an_outside_metric_that_fails_is_named(outside, compare, words):
+    register_metric(Metric("broken", "Broken", "", 1, on="images", compare=compare))
+    with pytest.raises(DataError, match=f"'broken' .*{words}"):
+        compute_scores(make_task(metrics=["broken"]))
