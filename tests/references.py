@@ -71,3 +71,13 @@ def permutation_p(table, n_permutations, rng):
         order = rng.permutation(n)
         extreme += np.mean([table[i, order[i]] for i in range(n)]) >= observed - 1e-12
     return (extreme + 1) / (n_permutations + 1)
+
+
+def frechet(left, right):
+    """Return the Frechet distance between Gaussians fitted to the rows of two embeddings (Heusel et al. 2017, FID)."""
+    from scipy.linalg import sqrtm
+
+    x, y = (rows.flat().astype(np.float64) for rows in (left, right))
+    c1, c2 = (np.atleast_2d(np.cov(rows.T)) for rows in (x, y))
+    root = np.real(sqrtm(c1 @ c2 + 1e-12 * np.eye(len(c1))))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * np.trace(root))

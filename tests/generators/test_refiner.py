@@ -13,7 +13,7 @@ from braindecode_vis.generators import refiner_training
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.refiner import RefinerConfig
 from braindecode_vis.generators.refiner_training import compute_ssim, deform_images
-from braindecode_vis.metrics.image import ssim
+from braindecode_vis.metrics.image import compute_image_metric
 from braindecode_vis.roles import Context
 from braindecode_vis.stimuli import StimulusSet
 
@@ -63,7 +63,10 @@ def test_held_out_predictions_become_more_like_their_images():
     plain = whole.image_encoder.decode(held_out.vectors)
     assert painted.shape == truth.shape
     assert painted.dtype == np.uint8
-    assert ssim(truth, painted).mean() > ssim(truth, plain).mean() + 0.1
+    assert (
+        compute_image_metric("ssim", truth, painted).mean()
+        > compute_image_metric("ssim", truth, plain).mean() + 0.1
+    )
     assert len(generator.describe()["losses"]) == 1
     np.testing.assert_array_equal(FAST.build(data).generate(held_out, seed=1), painted)
 
@@ -115,7 +118,7 @@ def test_the_loss_is_the_metric():
     generator = np.random.default_rng(0)
     left, right = generator.random((2, 3, 16, 20, 1))
     found = compute_ssim(*(torch.from_numpy(v.transpose(0, 3, 1, 2)) for v in (left, right)))
-    np.testing.assert_allclose(found[:, 0].numpy(), ssim(left, right), atol=1e-10)
+    np.testing.assert_allclose(found[:, 0].numpy(), compute_image_metric("ssim", left, right), atol=1e-10)
 
 
 def test_deformations_of_strength_zero_change_nothing():

@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.metrics.distribution import compute_frechet
 from braindecode_vis.priors.checkpoints import State
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.fitting import CHECKPOINT, compute_loss, find_rate
@@ -15,6 +14,7 @@ from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.scales import fit_scale
 from braindecode_vis.roles import Prior
 from braindecode_vis.seeds import make_torch_generator
+from tests.references import frechet
 
 SMALL = {
     "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1, "min_steps": 200, "warmup_steps": 20,
@@ -47,7 +47,7 @@ def test_samples_lie_where_images_lie_and_keep_their_identity(fitted):
     predicted, target = make_pairs(seed=5)
     drawn = fitted.sample(predicted, n_draws=1, seed=0)
     assert isinstance(fitted, Prior)
-    assert compute_frechet(drawn, target) < 0.1 * compute_frechet(predicted, target)
+    assert frechet(drawn, target) < 0.1 * frechet(predicted, target)
     angles = [np.arctan2(*(rows.vectors - 0.5).T) for rows in (drawn, target)]
     apart = np.abs(np.angle(np.exp(1j * (angles[0] - angles[1]))))
     assert (
@@ -195,7 +195,7 @@ def test_all_training_images_teach_where_the_brain_saw_a_few():
     assert prior.describe()["n_rows"] == 690  # ten images of the pairs are held out
     queries, truth = make_pairs(seed=5)
     drawn = prior.sample(queries, n_draws=1, seed=0)
-    assert compute_frechet(drawn, truth) < 0.25 * compute_frechet(queries, truth)
+    assert frechet(drawn, truth) < 0.25 * frechet(queries, truth)
 
 
 def test_tokens_go_through_the_transformer(tmp_path):

@@ -5,10 +5,10 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.metrics.distribution import compute_frechet
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.scales import fit_components
 from braindecode_vis.priors.simulated_predictions import Direction, DirectionSource
+from tests.references import frechet
 
 SMALL = {
     "condition": "simulated", "widths": (64, 32), "time_features": 16, "batch_size": 128, "epochs": 1,
@@ -45,7 +45,7 @@ def test_samples_lie_where_images_lie_whatever_the_length_of_a_prediction(fitted
     for length in (0.1, 7.0):
         predicted = predict(seen, length=length)
         drawn = fitted.sample(predicted, n_draws=1, seed=0)
-        assert compute_frechet(drawn, seen) < 0.5 * compute_frechet(predicted, seen)
+        assert frechet(drawn, seen) < 0.5 * frechet(predicted, seen)
         nearest = ((drawn.vectors[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
         assert (nearest == which).mean() > 0.7  # one draw, chance 0.25
 

@@ -5,7 +5,7 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics.distribution import compute_mmd
+from braindecode_vis.metrics.embedding import compute_mmd
 from braindecode_vis.priors.closed_form import SpreadPriorConfig
 
 
