@@ -18,7 +18,8 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
 category decoder    fit, decision, classes, write,     bind
                     read
 prior               fit, sample                        bind, describe
-image generator     accepts, generate                  bind, describe, for_predictions, read_known_images
+image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
+                                                       supports_initial
 ==================  =================================  =================================================================
 
 An image encoder whose settings say ``fitted_on_training_images`` needs `fit`, `write` and `read` as well.
@@ -317,6 +318,9 @@ class WholeImageGenerator(ImageGenerator, Protocol):
         """Return the generator of embeddings that a brain encoder predicted, which are less certain than images'."""
         ...
 
+    #: Whether `generate` also takes ``initial`` images and the ``strength`` with which it leaves them.
+    supports_initial: bool
+
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
         ...
@@ -512,14 +516,17 @@ class Role(Generic[Whole]):
     name
         In words, for messages.
     required
-        Names of methods and properties.
+        Names of methods, and of values that are there from the start.
     defaults
         Name to a function, whose first argument is the component, or to a plain value.
+    learnt
+        Names of values that may come with the fit.
     """
 
     name: str
     required: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    learnt: tuple[str, ...] = ()
 
 
 #: How a data set gives its recording: written by itself, or streamed through the preprocessing of its modality.
@@ -535,16 +542,18 @@ DATASET: Role[WholeDataset] = Role(
 )  # fmt: skip
 IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     "image encoder",
-    ("space", "encode"),
+    ("encode",),
     {
         "bind": _ignore, "fit": _return_itself, "embed": _embed_from_cache, "write": _write_nothing,
         "read": _return_itself,
     },
+    ("space",),
 )  # fmt: skip
 FITTED_IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     "image encoder fitted on training images",
-    ("space", "fit", "encode", "write", "read"),
+    ("fit", "encode", "write", "read"),
     {"bind": _ignore, "embed": fit_and_embed},
+    ("space",),
 )
 BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
     "brain encoder",
@@ -556,7 +565,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
-    "category decoder", ("fit", "decision", "classes", "write", "read"), {"bind": _ignore}
+    "category decoder", ("fit", "decision", "write", "read"), {"bind": _ignore}, ("classes",)
 )
 PRIOR: Role[WholePrior] = Role("prior", ("fit", "sample"), {"bind": _ignore, "describe": _describe_nothing})
 IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
@@ -564,7 +573,7 @@ IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
     ("accepts", "generate"),
     {
         "bind": _ignore, "describe": _describe_nothing, "for_predictions": _return_itself,
-        "read_known_images": _know_no_images,
+        "read_known_images": _know_no_images, "supports_initial": False,
     },
 )  # fmt: skip
 
@@ -602,17 +611,17 @@ GENERATOR_SETTINGS: Role[WholeSettings] = Role(
 class _Shell:
     """A component in which the defaults of its role are filled in; everything else is the component's own."""
 
-    def __init__(
-        self, component: Any, defaults: Mapping[str, Any], build_again: Callable[..., Any] | None
-    ) -> None:
-        self.component, self._defaults, self._build_again = component, defaults, build_again
+    def __init__(self, component: Any, role: Role[Any], build_again: Callable[..., Any] | None) -> None:
+        self.component, self._role, self._build_again = component, role, build_again
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("component", "_defaults", "_build_again"):
+        if name.startswith("__") or name in ("component", "_role", "_build_again"):
             raise AttributeError(name)  # asked by copy and pickle before there is a component
-        if name not in self._defaults or hasattr(self.component, name):
+        if name in self._role.learnt and not _has(self.component, name):
+            raise ConfigError(_describe_lack(self._role, self.component, [name]))
+        if name not in self._role.defaults or _has(self.component, name):
             return getattr(self.component, name)
-        default = self._defaults[name]
+        default = self._role.defaults[name]
         return functools.partial(default, self) if callable(default) else default
 
     def build_again(self, **arguments: Any) -> Any:
@@ -648,14 +657,18 @@ def play(role: Role[Whole], component: Any, *, build_again: Callable[..., Any] |
         return cast(Whole, component)
     lacking = [name for name in role.required if not _has(component, name)]
     if lacking:
-        kind = type(component)
-        raise ConfigError(
-            f"{kind.__module__}.{kind.__qualname__} cannot be the {role.name}: it has no {' and no '.join(lacking)}; "
-            f"required are {', '.join(role.required)}."
-        )
-    if all(_has(component, name) for name in role.defaults):
+        raise ConfigError(_describe_lack(role, component, lacking))
+    if all(_has(component, name) for name in (*role.defaults, *role.learnt)):
         return cast(Whole, component)
-    return cast(Whole, _Shell(component, role.defaults, build_again))
+    return cast(Whole, _Shell(component, role, build_again))
+
+
+def _describe_lack(role: Role[Any], component: Any, names: Sequence[str]) -> str:
+    kind = type(component)
+    return (
+        f"{kind.__module__}.{kind.__qualname__} cannot be the {role.name}: it has no {' and no '.join(names)}; "
+        f"required are {', '.join((*role.required, *role.learnt))}."
+    )
 
 
 def _has(component: Any, name: str) -> bool:

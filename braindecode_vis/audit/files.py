@@ -18,7 +18,6 @@ import pandas as pd
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.config import CATEGORY_DECODERS
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import StimulusSet
 
@@ -160,7 +159,7 @@ class AuditedRun:
     def decodes_categories(self) -> bool:
         """Whether a class is decoded, not an image."""
         if self.trained:
-            return self.trained[0].fields.get("encoder", {}).get("kind") in CATEGORY_DECODERS
+            return "embed" not in self.trained[0].upstream  # a class needs no embedding of its image
         return self.prepared.fields.get("split", {}).get("kind") == "leave_one_run_out"
 
 

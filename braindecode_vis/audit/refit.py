@@ -21,6 +21,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import SelectionConfig, fit_selection
 from braindecode_vis.registry import validate_component
+from braindecode_vis.roles import ENCODER_SETTINGS, play
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_responses
 
@@ -47,8 +48,8 @@ def check_refit(run: AuditedRun, scratch: Path | None = None) -> list[Finding]:
         _copy_responses(run, copy)
         clean = run.responses
         for number, record in enumerate(run.trained):
-            kind = record.fields.get("encoder", {}).get("kind")
-            if kind == "network":
+            settings = play(ENCODER_SETTINGS, validate_component("encoder", record.fields["encoder"]))
+            if settings.trains_in_processes:
                 text = "a network is not trained again: its order of sums, and so its weights, depend on the machine."
                 findings.append(Finding("refit", "warning", f"skipped: {text}", name_fold(number)))
                 continue

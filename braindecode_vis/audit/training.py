@@ -19,6 +19,7 @@ from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.registry import validate_component
+from braindecode_vis.roles import IMAGE_ENCODER_SETTINGS, play
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import read_embeddings, read_json
 from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
@@ -202,7 +203,7 @@ def _check_targets(run: AuditedRun) -> list[Finding]:
         target = drop_digests(record.fields["target"])
         if target["kind"] in ("vae", "taesd"):
             continue  # pretrained; sizes of untrained ones are not taken without the word that says so
-        config: Any = validate_component("target", target)
+        config = play(IMAGE_ENCODER_SETTINGS, validate_component("target", target))
         if not config.fitted_on_training_images:
             continue
         stored = read_embeddings(record.path)

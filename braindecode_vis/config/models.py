@@ -301,7 +301,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_generator_accepts_target(self) -> Self:
-        if not self.generator.accepts(self.target.kind):
+        if not play(GENERATOR_SETTINGS, self.generator).accepts(self.target.kind):
             raise ValueError(
                 f"the generator {self.generator.kind!r} cannot turn embeddings of the target "
                 f"{self.target.kind!r} into images; set generator.kind to nearest, or target.kind to pixels, pca, vae "

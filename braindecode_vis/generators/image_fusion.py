@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.roles import GENERATOR_SETTINGS, play
+from braindecode_vis.roles import GENERATOR_SETTINGS, IMAGE_GENERATOR, play
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
 
@@ -57,16 +57,19 @@ class ImageFusionConfig(Settings):
     def check_generator(self, settings: Any) -> None:
         """Raise `ConfigError` if a generator of these settings cannot start from an image where that is asked for."""
         generator = play(GENERATOR_SETTINGS, settings)
-        if self.mode != "pixels" and not generator.supports_initial:
-            raise ConfigError(
-                f"low_level.fusion.mode is {self.mode}, but the generator takes no initial image; use pixels, or a "
-                "generator of kind sdxl_turbo, kandinsky or token_unclip."
-            )
+        self._check_start(generator.supports_initial)
         steps = generator.steps
         if self.mode != "pixels" and steps is not None and int(steps * self.strength) < 1:
             raise ConfigError(
                 f"low_level.fusion.strength {self.strength:g} of {steps} generator.steps leaves no step to run from "
                 f"the low-level image; set strength to at least {1 / steps:g}, or more steps."
+            )
+
+    def _check_start(self, supported: bool) -> None:
+        if self.mode != "pixels" and not supported:
+            raise ConfigError(
+                f"low_level.fusion.mode is {self.mode}, but the generator takes no initial image; use pixels, or a "
+                "generator of kind sdxl_turbo, kandinsky or token_unclip."
             )
 
 
@@ -95,6 +98,7 @@ def fuse_branches(
     """
     if len(low) != len(embeddings):
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
+    config._check_start(play(IMAGE_GENERATOR, generator).supports_initial)
     high = generator.generate(embeddings, seed=seed)
     fused = high
     if config.mode in ("initial", "both"):

@@ -22,6 +22,9 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
+    def accepts(self, space):
+        return True
+
     def generate(self, embeddings, *, seed, initial=None, strength=0.5):
         self.calls.append((seed, initial is not None, strength))
         value = 100 if initial is None else 40
@@ -29,6 +32,9 @@ class Recorder:
 
 
 class Plain:
+    def accepts(self, space):
+        return True
+
     def generate(self, embeddings, *, seed):
         return np.full((len(embeddings), 8, 8, 3), 100, np.uint8)
 
