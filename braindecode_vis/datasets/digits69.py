@@ -201,7 +201,7 @@ def _make_stimuli(flat: np.ndarray, trials: pd.DataFrame) -> StimulusSet:
 
 def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[CheckFinding]:
     trials = responses.trials
-    per_class = trials.value_counts(["split", "concept"])
+    per_class = {split: own["concept"].value_counts() for split, own in trials.groupby("split")}
     assert stimuli.pixels is not None
     found = {
         "n_train": int((trials["split"] == "train").sum()),
@@ -209,8 +209,8 @@ def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[CheckFindin
         "n_voxels": responses.data.shape[1],
         "image_height": stimuli.pixels.shape[1],
         "image_width": stimuli.pixels.shape[2],
-        "n_train_per_class": int(per_class.loc["train"].min()),
-        "n_test_per_class": int(per_class.loc["test"].min()),
+        "n_train_per_class": int(per_class["train"].min()),
+        "n_test_per_class": int(per_class["test"].min()),
     }
     findings = []
     for name, declared in read_manifest("digits69").facts.items():

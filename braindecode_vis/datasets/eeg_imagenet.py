@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -150,7 +150,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             "granularity": self.granularity,
         }
         stimuli = self._make_stimuli(table.drop_duplicates("stimulus_id"))
-        kept = [_without_file(part) for part in parts]
+        kept = [replace(part, trials=part.trials.drop(columns="file")) for part in parts]
         positions = find_scalp_positions(channels, "EEG-ImageNet")
         source = MeegSource("eeg", tuple(kept), stimuli, plan, unit, ch_pos=positions, notes=notes)
         return add_cleaning(source, self)
@@ -246,10 +246,6 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
     def _make_stimuli(self, table: pd.DataFrame) -> StimulusSet:
         pictures = table.assign(path=[_path_of(name) for name in table["file"]])
         return list_stimuli(pictures, self._find_images())
-
-
-def _without_file(part: EpochedPart) -> EpochedPart:
-    return EpochedPart(part.trials.drop(columns="file"), part.files, part.ch_names, part.times, part.read)
 
 
 def _path_of(file: str) -> str:

@@ -84,7 +84,9 @@ def fetch(
             f"{describe_terms(manifest)} Read them, and accept them with --accept-licence to fetch {manifest.name}."
         )
     root = root.expanduser()
-    targets = [_find_target(root, entry) for entry in manifest.files]
+    for entry in manifest.files:
+        if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
+            raise DataError(f"the manifest names the file {entry.path}, which would lie outside {root}.")
     if not manifest.files:
         return [
             CheckFinding(manifest.name, False, f"no file is listed for download; {_describe_own(manifest)}")
@@ -95,7 +97,8 @@ def fetch(
         raise DataError(f"{root} cannot be made ({error.strerror}); choose another --root.") from error
     findings: list[CheckFinding] = []
     full = ""
-    for entry, target in zip(manifest.files, targets, strict=True):
+    for entry in manifest.files:
+        target = root / entry.path
         if full:
             findings.append(CheckFinding(entry.path, False, f"not fetched, since {full}"))
             continue
@@ -124,13 +127,6 @@ def _describe_own(manifest: Manifest) -> str:
     return f"bring it yourself: {describe_source(manifest)}"
 
 
-def _find_target(root: Path, entry: ManifestFile) -> Path:
-    target = root / entry.path
-    if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
-        raise DataError(f"the manifest names the file {entry.path}, which would lie outside {root}.")
-    return target
-
-
 def _fetch_one(
     manifest: Manifest, entry: ManifestFile, root: Path, target: Path, progress: Progress | None
 ) -> CheckFinding:
@@ -140,14 +136,13 @@ def _fetch_one(
             there = CheckFinding(entry.path, False, f"{target} has not the published size")
         if there.ok:
             return CheckFinding(entry.path, True, f"already there: {there.message}")
-    url = getattr(entry, "url", None)
-    if url is None:
+    if entry.url is None:
         return CheckFinding(
             entry.path, False, f"has no address to download from; {_describe_own(manifest)}, as {target}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
-    address = resolve_url(url)
+    address = resolve_url(entry.url)
     _check_space(entry, part, target)
     _download(address, part, entry, progress)
     _verify(part, entry, address)
@@ -233,7 +228,9 @@ def _receive(url: str, part: Path, entry: ManifestFile, progress: Progress | Non
             headers["If-Range"] = validator
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        resumed = answer.status == 206 and _starts_at(answer.headers, offset)
+        begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        # A server may ignore the range, or answer with another one than was asked for.
+        resumed = answer.status == 206 and begins is not None and int(begins[1]) == offset
         if not resumed:
             offset = 0
         _stamp_of(part).write_text(_find_validator(answer.headers))
@@ -246,11 +243,6 @@ def _receive(url: str, part: Path, entry: ManifestFile, progress: Progress | Non
                 if progress is not None:
                     progress(entry.path, offset, total)
     return total is None or offset >= total
-
-
-def _starts_at(headers: Any, offset: int) -> bool:
-    match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-    return match is not None and int(match[1]) == offset
 
 
 def _find_validator(headers: Any) -> str:

@@ -12,6 +12,7 @@ References
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pandas as pd
@@ -117,9 +118,9 @@ class HaxbySlicesConfig(FmriSettings):
             )
         name = self.mask or "brain"
         label = f"sub-001_acq-25mm_label-{name}_mask.nii.gz"
-        mask = (
-            root / "derivatives" / "masks" / "sub-001" / "func" / label if self.acq == "25mm" else "varying"
-        )
+        mask: Literal["varying"] | Path = "varying"
+        if self.acq == "25mm":
+            mask = root / "derivatives" / "masks" / "sub-001" / "func" / label
         return BoldSettings(
             root=root, raw=True, mask=mask, model=self.model, zscore=self.zscore, untrained="own"
         )

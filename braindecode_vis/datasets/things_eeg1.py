@@ -35,7 +35,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     check_length,
     check_subset,
     describe_images,
-    drop_events,
     hash_images,
     hash_recording,
     list_channels,
@@ -43,7 +42,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     list_sensors,
     make_shown_table,
     make_stimuli,
-    number_repetitions,
     open_recording,
     read_numbers,
     read_text_table,
@@ -57,7 +55,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
     Mvnn,
     SampleType,
     add_cleaning,
+    drop_events,
     find_channels,
+    number_repetitions,
     sample_part,
 )
 from braindecode_vis.stimuli import StimulusSet

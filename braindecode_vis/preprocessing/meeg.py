@@ -20,7 +20,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, MeegSource
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochPlan,
+    MeegSource,
+    make_template_montage,
+)
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.cutting import BLOCK_TRIALS, Piece, iterate_trials, plan_part
 from braindecode_vis.preprocessing.meeg_ceiling import write_noise_ceiling
@@ -264,11 +269,7 @@ def _write_meta(
         coords["scaling_groups"] = [list(group) for group in scales.groups]
     for key, value in arrays.items():
         np.save(responses / f"coord_{key}.npy", value, allow_pickle=False)
-    files = [
-        path
-        for part in source.parts
-        for path in (part.recording if isinstance(part, ContinuousPart) else part).files
-    ]
+    files = [path for part in source.parts for path in part.files]
     provenance = {
         "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__ if name != "cleaning"},
         "cleaning": plan.cleaning.as_json(),
@@ -304,9 +305,7 @@ def find_positions(source: MeegSource) -> np.ndarray:
         return np.asarray(source.ch_pos, dtype=np.float64)
     import mne
 
-    # MNE 1.13 renamed the template of the 10-05 system.
-    name = next(n for n in ("colin27_1005", "standard_1005") if n in mne.channels.get_builtin_montages())
-    montage = mne.channels.make_standard_montage(name)
+    montage = make_template_montage()
     unknown = [name for name in source.ch_names if name not in montage.ch_names]
     if unknown:
         raise DataError(

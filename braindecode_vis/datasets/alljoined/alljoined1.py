@@ -11,8 +11,6 @@ Xu et al. (2024), arXiv:2404.05553.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +39,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     Mvnn,
     SampleType,
     add_cleaning,
+    number_repetitions,
     sample_part,
 )
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
@@ -165,7 +164,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
             "processing": f"reference {self.reference}, {self.describe_filter()}" if layout == "raw"
             else "by its authors: 0.5 to 125 Hz, ICA, autoreject, average reference",
         }  # fmt: skip
-        numbered = _count_repetitions(parts)
+        numbered = number_repetitions(parts)
         stimuli = self._make_stimuli(root, numbered, scratch)
         source = MeegSource("eeg", tuple(numbered), stimuli, plan, "V", notes=notes)
         return add_cleaning(source, self, referenced=layout == "raw" and self._reference_on_reading())
@@ -190,8 +189,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
             try:
                 part = self._open(item, design, find_split(root))
                 sample_part(part, sfreq=SFREQ)
-                table = part.trials if isinstance(part, EpochedPart) else part.recording.events
-                text = f"{len(table)} trials of {table['stimulus_id'].nunique()} images"
+                text = f"{len(part.trials)} trials of {part.trials['stimulus_id'].nunique()} images"
                 findings.append(CheckFinding(item.path.name, True, text))
             except (DataError, ConfigError) as error:
                 findings.append(CheckFinding(item.path.name, False, str(error)))
@@ -257,8 +255,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         return self.reference == "average" and not self.bads and self.bad_channels == "keep"
 
     def _make_stimuli(self, root: Path, parts: list[Any], scratch: Path | None) -> StimulusSet:
-        tables = [part.trials if isinstance(part, EpochedPart) else part.recording.events for part in parts]
-        ids = sorted(set().union(*(table["stimulus_id"] for table in tables)))
+        ids = sorted(set().union(*(part.trials["stimulus_id"] for part in parts)))
         table = pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": ""})
         table["nsd_id"] = [int(name.removeprefix("nsd")) - 1 for name in ids]
         if self.images is None:
@@ -275,23 +272,3 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
             pixels[row] = read(row)
         hashes = [hash_pixels(image) for image in pixels]
         return StimulusSet(table.assign(path=self.images.name, sha256=hashes), pixels=pixels)
-
-
-def _count_repetitions(parts: list[Any]) -> list[Any]:
-    """Number the repetitions of each image over the sessions of a subject, in the order of presentation."""
-    seen: Counter[tuple[str, str]] = Counter()
-    numbered = []
-    for part in parts:
-        is_epoched = isinstance(part, EpochedPart)
-        table = part.trials if is_epoched else part.recording.events
-        subject = part.group[0]
-        repetition = []
-        for name in table["stimulus_id"]:
-            repetition.append(seen[subject, name])
-            seen[subject, name] += 1
-        table = table.assign(repetition=repetition)
-        if is_epoched:
-            numbered.append(replace(part, trials=table))
-        else:
-            numbered.append(replace(part, recording=replace(part.recording, events=table)))
-    return numbered

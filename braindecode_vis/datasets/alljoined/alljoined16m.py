@@ -36,7 +36,6 @@ from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
-    EpochedPart,
     EpochPlan,
     MeegSource,
     Mvnn,
@@ -44,6 +43,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     add_cleaning,
     find_scalp_positions,
     list_stimuli,
+    number_repetitions,
     sample_part,
 )
 from braindecode_vis.stimuli import StimulusSet
@@ -102,10 +102,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         root, layout = self._find()
         images = hash_image_folder(self._find_images(root))
         if layout == "raw":
-            return images | {
-                f"sub-{b.subject:02d}/session_{b.session:02d}/block_{b.block:02d}": hash_sampled(b.path)
-                for b in self._choose_blocks(root)[0]
-            }
+            return images | {block.key: hash_sampled(block.path) for block in self._choose_blocks(root)[0]}
         files = [path for _, _, path in self._choose_flat(root)]
         tables = {table for path in files for table in path.parent.glob("experiment_metadata*.parquet")}
         return images | {
@@ -130,8 +127,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         parts, sfreq, unit, notes = (
             self._open_raw(root, name_concept) if layout == "raw" else self._open_flat(root, name_concept)
         )
-        tables = [p.trials if isinstance(p, EpochedPart) else p.recording.events for p in parts]
-        stimuli = self._make_stimuli(root, pd.concat(tables, ignore_index=True))
+        stimuli = self._make_stimuli(root, pd.concat([part.trials for part in parts], ignore_index=True))
         if not categories:
             notes["concepts"] = "unknown: no experiment_metadata_categories.parquet; every picture is its own"
         plan = EpochPlan(
@@ -166,9 +162,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
                     CheckFinding(name, True, "is no session or block and is left out") for name in ignored
                 ]
                 names = find_electrodes(read_labels(chosen[0].path, chosen[0].where))
-                findings += [
-                    _try(_name_block(b), partial(open_block, b, tuple(names), concept)) for b in chosen
-                ]
+                findings += [_try(b.key, partial(open_block, b, tuple(names), concept)) for b in chosen]
             else:
                 findings += [
                     _try(
@@ -183,7 +177,8 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
 
     def _find(self) -> tuple[Path, str]:
         root = check_root(self.root, read_manifest("alljoined16m"))
-        there = [name for name in ("raw", "preprocessed") if _holds(root, name)]
+        held = {"raw": bool(find_blocks(root)[0]), "preprocessed": bool(find_flat(root))}
+        there = [name for name, is_there in held.items() if is_there]
         if self.layout != "auto":
             if self.layout not in there:
                 raise DataError(f"{root} does not hold Alljoined-1.6M in the layout {self.layout!r}.")
@@ -252,19 +247,10 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
                 "published; "
                 "name those to use with --set dataset.channels=[...]."
             )
-        parts, left_out = [], Counter[str]()
-        seen: Counter[tuple[int, int]] = Counter()
-        for block in blocks:
-            part, counts = open_block(block, names, concept)
-            events = part.recording.events
-            repetition = []
-            for image in events["stimulus_id"].astype(int).tolist():
-                repetition.append(seen[block.subject, image])
-                seen[block.subject, image] += 1
-            part.recording.events["repetition"] = repetition
-            parts.append(part)
-            left_out.update(counts)
-        _check_disjoint(pd.concat([part.recording.events for part in parts]), blocks[0].where)
+        opened = [open_block(block, names, concept) for block in blocks]
+        parts = number_repetitions([part for part, _ in opened])
+        left_out = sum((Counter(counts) for _, counts in opened), Counter[str]())
+        _check_disjoint(pd.concat([part.trials for part in parts]), blocks[0].where)
         notes: dict[str, Any] = {
             "markers_left_out": dict(left_out), "folders_left_out": ignored,
             "montage": "as published" if set(names) == set(FLEX2) else "other electrodes than published",
@@ -309,16 +295,8 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         return list_stimuli(table.assign(path=table["stimulus_id"] + ".jpg"), self._find_images(root))
 
 
-def _holds(root: Path, layout: str) -> bool:
-    return bool(find_blocks(root)[0] if layout == "raw" else find_flat(root))
-
-
 def _name_concept(categories: dict[int, str], image: int) -> str:
     return categories.get(image, f"{image:05d}")
-
-
-def _name_block(block: RawBlock) -> str:
-    return f"sub-{block.subject:02d}/session_{block.session:02d}/block_{block.block:02d}"
 
 
 def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> CheckFinding:
@@ -327,8 +305,7 @@ def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> CheckFinding:
         sample_part(part)
     except (DataError, ConfigError) as error:
         return CheckFinding(name, False, str(error))
-    n = len(part.trials if isinstance(part, EpochedPart) else part.recording.events)
-    return CheckFinding(name, True, f"{n} trials")
+    return CheckFinding(name, True, f"{len(part.trials)} trials")
 
 
 def _choose(wanted: tuple[int, ...] | None, there: set[int], what: str, root: Path) -> list[int]:

@@ -59,6 +59,11 @@ class RawBlock:
         """Subject, session, block and file, for messages."""
         return f"subject {self.subject:02d}, session {self.session:02d}, block {self.block:02d}, file {self.path}"
 
+    @property
+    def key(self) -> str:
+        """A name that does not depend on where the data set lies."""
+        return f"sub-{self.subject:02d}/session_{self.session:02d}/block_{self.block:02d}"
+
 
 def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
     """Return the EDF files below ``raw_eeg``, and the folders whose names mean nothing.

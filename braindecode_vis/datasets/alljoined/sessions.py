@@ -19,7 +19,6 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -288,11 +287,11 @@ def open_tables(
         run=[f"{int(block):02d}" for block in numbers["block"]] if "block" in numbers else "n/a",
     )  # fmt: skip
     rows = find_channels(recorded, channels, item.where)
-    return EpochedPart(trials, (item.path,), tuple(channels), _TIMES, partial(_read_table, table, rows))
 
+    def read(start: int, stop: int) -> np.ndarray:
+        return table.read(start, stop)[:, rows]
 
-def _read_table(table: TableFile, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-    return table.read(start, stop)[:, rows]
+    return EpochedPart(trials, (item.path,), tuple(channels), _TIMES, read)
 
 
 def _check_ids(ids: np.ndarray, design: NsdDesign, item: Session) -> None:
@@ -394,30 +393,22 @@ def open_table(path: Path, shape: tuple[int, int]) -> TableFile:
         raise DataError(f"{path} is damaged or cut short ({error}); fetch it again.") from error
     if objects is None:
         raise DataError(f"{path} has no column eeg, only {', '.join(numbers)}; it is another file.")
-    return TableFile(path, pd.DataFrame(numbers), _check_arrays(objects, shape, path))
-
-
-def _check_arrays(objects: np.ndarray, shape: tuple[int, int], path: Path) -> list[FileArray]:
     for number, array in enumerate(objects):
         if not isinstance(array, FileArray) or array.shape != shape or array.dtype.kind != "f":
-            found = getattr(array, "shape", type(array).__name__)
+            has = array.shape if isinstance(array, np.ndarray | FileArray) else type(array).__name__
             raise DataError(
-                f"{path}: row {number} should hold {shape[0]} channels of {shape[1]} samples, but holds {found}."
+                f"{path}: row {number} should hold {shape[0]} channels of {shape[1]} samples, but holds {has}."
             )
-    return list(objects)
+    return TableFile(path, pd.DataFrame(numbers), list(objects))
 
 
 def _find_frame(file: Any, path: Path) -> Any:
-    groups = [group for group in file.values() if _text(group.attrs.get("pandas_type")) == "frame"]
+    groups = [group for group in file.values() if group.attrs.get("pandas_type") in ("frame", b"frame")]
     if len(groups) != 1:
         raise DataError(
             f"{path} should hold one pandas table in the fixed format, but holds {len(groups)}; it is another file."
         )
     return groups[0]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _list_filters(dataset: Any, path: Path) -> list[int]:

@@ -100,13 +100,9 @@ def find_derivatives(root: Path, derivatives: Path | None) -> Path | None:
             raise DataError(f"the folder {folder} does not exist; correct dataset.derivatives.")
         return folder
     for folder in (root, root / "derivatives" / "fmriprep", root / "fmriprep", root / "derivatives"):
-        if folder.is_dir() and _holds_preprocessed(folder):
+        if folder.is_dir() and any(_is_preprocessed(path.name) for path in _walk(folder)):
             return folder
     return None
-
-
-def _holds_preprocessed(folder: Path) -> bool:
-    return any(_NEW.search(p.name) or _OLD.search(p.name) for p in _walk(folder))
 
 
 def _walk(folder: Path) -> Iterable[Path]:
@@ -140,8 +136,13 @@ def find_runs(
         If nothing fits, the space is ambiguous, or a wanted value does not occur.
     """
     base = root if derivatives is None else derivatives
-    pattern = _RAW if derivatives is None else None
-    images = [p for p in sorted(_walk(base)) if _is_wanted(p.name, pattern)]
+    images = [
+        path
+        for path in sorted(_walk(base))
+        if (_RAW.search(path.name) if derivatives is None else _is_preprocessed(path.name))
+        # A name like ``_desc-preproc_bold`` ends as a raw one does.
+        if derivatives is not None or not _is_preprocessed(path.name)
+    ]
     tagged = [(path, parse_entities(path.name)) for path in images]
     if not tagged:
         kind = "raw *_bold.nii.gz" if derivatives is None else "preprocessed *_desc-preproc_bold.nii.gz"
@@ -161,13 +162,20 @@ def find_runs(
             )
         )
     _check_distinct(runs)
-    return sorted(runs, key=_sort_key)
+    return sorted(
+        runs, key=lambda run: tuple(_order_naturally(run.entities.get(key, "")) for key in _RUN_KEYS)
+    )
 
 
-def _is_wanted(name: str, raw: re.Pattern[str] | None) -> bool:
-    if raw is not None:
-        return bool(raw.search(name)) and not _NEW.search(name)
+def _is_preprocessed(name: str) -> bool:
+    """Whether a file name is that of a preprocessed image, in the naming of either version of fMRIPrep."""
     return bool(_NEW.search(name) or _OLD.search(name))
+
+
+def _order_naturally(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sorting key in which ``run-2`` precedes ``run-10``."""
+    parts = re.findall(r"\d+|\D+", text)
+    return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
 
 
 def _keep(
@@ -231,15 +239,6 @@ def _check_distinct(runs: Sequence[RunFiles]) -> None:
                 "dataset.space."
             )
         seen[key] = run.image
-
-
-def _sort_key(run: RunFiles) -> tuple[Any, ...]:
-    return tuple(_natural(run.entities.get(key, "")) for key in _RUN_KEYS)
-
-
-def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    parts = re.findall(r"\d+|\D+", text)
-    return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts)
 
 
 def find_events(root: Path, entities: Mapping[str, str]) -> Path | None:
@@ -432,14 +431,13 @@ def find_masks(
         subject = run.entities["sub"]
         both = masks[subject][0] & found.mask if subject in masks else found.mask
         masks[subject] = (both, found.affine)
-    if len({m.shape for m, _ in masks.values()}) == 1 and _is_template(files):
+    if len({m.shape for m, _ in masks.values()}) == 1 and all(
+        run.entities.get("space", "").startswith("MNI") for run in files
+    ):
+        # In a template the voxels of all subjects correspond, so that one mask serves them.
         common = np.logical_and.reduce([m for m, _ in masks.values()])
         return Geometry.from_mask(common, next(iter(masks.values()))[1])
     return {subject: Geometry.from_mask(m, affine) for subject, (m, affine) in masks.items()}
-
-
-def _is_template(files: Sequence[RunFiles]) -> bool:
-    return all(run.entities.get("space", "").startswith("MNI") for run in files)
 
 
 def read_mask(path: Path) -> Geometry:
@@ -551,7 +549,8 @@ def _locate(paths: list[str], root: Path, title: str) -> list[str]:
             continue
         index = index or _index_folder(root)
         name = path.rsplit("/", 1)[-1].lower()
-        found = index.get(name) or index.get(name + "*") or index.get(_drop_suffix(name) + "*") or []
+        bare = name.rpartition(".")[0] if name.endswith(_SUFFIXES) else name
+        found = index.get(name) or index.get(name + "*") or index.get(bare + "*") or []
         if len(found) > 1:
             raise DataError(
                 f"{title}: {name} lies below {root} twice, as {found[0]} and {found[1]}; remove one of them."
@@ -577,8 +576,3 @@ def _index_folder(root: Path) -> dict[str, list[str]]:
 
 def _list_pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-
-
-def _drop_suffix(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot + suffix in _SUFFIXES else name

@@ -39,7 +39,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     list_sensors,
     make_shown_table,
     make_stimuli,
-    number_repetitions,
     open_recording,
     read_numbers,
     read_text_table,
@@ -54,6 +53,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     SampleType,
     add_cleaning,
     find_channels,
+    number_repetitions,
     sample_part,
 )
 from braindecode_vis.settings import Settings
@@ -174,7 +174,9 @@ def apply_recipe(
     events = pd.DataFrame({"file": file, "stimulus_id": name.str.replace(_ENDING, "", regex=True)})
     events["concept"] = _find_concepts(recipe, table, file, path)
     events["split"] = _find_split(recipe.split, table, path)
-    events["onset"] = _find_onsets(recipe, table, path, sfreq)
+    _column(table, recipe.onset_column, path, "onset_column")
+    per_second = {"seconds": 1.0, "milliseconds": 1000.0, "samples": sfreq}[recipe.onset_unit]
+    events["onset"] = read_numbers(table, recipe.onset_column, path) / per_second
     events["sample"] = np.round(events["onset"] * sfreq).astype(np.int64)
     events["repetition"] = 0
     kept = events["split"].notna().to_numpy()
@@ -223,13 +225,6 @@ def _find_split(split: Any, table: pd.DataFrame, path: Path) -> np.ndarray:
         out[values.isin(split.train)] = "train"
     out[values.isin(split.test)] = "test"
     return out
-
-
-def _find_onsets(recipe: BidsRecipe, table: pd.DataFrame, path: Path, sfreq: float) -> np.ndarray:
-    """Return the onsets in s."""
-    _column(table, recipe.onset_column, path, "onset_column")
-    numbers = read_numbers(table, recipe.onset_column, path)
-    return numbers / {"seconds": 1.0, "milliseconds": 1000.0, "samples": sfreq}[recipe.onset_unit]
 
 
 def check_split(split: Any, tables: Iterable[pd.DataFrame]) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, Sensors
+from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file, hash_sampled
 
@@ -174,13 +173,17 @@ def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name, kind in zip(raw.ch_names, types, strict=True) if kind in kinds)
 
 
-def list_sensors(raw: Any, kinds: Sequence[str], leave_out: Sequence[str] = ()) -> Sensors:
-    """Return every sensor of the given MNE types, with positions where all are known."""
+def list_sensors(
+    raw: Any, kinds: Sequence[str], leave_out: Sequence[str] = (), bridged: tuple[tuple[int, int], ...] = ()
+) -> Sensors:
+    """Return every sensor of the given MNE types, with positions where all are known; `bridged` as in `RawReader`."""
     names = tuple(name for name in list_channels(raw, kinds) if name not in leave_out)
     rows = np.array([raw.ch_names.index(name) for name in names], dtype=int)
     positions = find_sensor_positions(raw, names)
     info = None if "eeg" in kinds else raw.info
-    return Sensors(names, RawReader(raw, rows), positions if np.isfinite(positions).all() else None, info)
+    return Sensors(
+        names, RawReader(raw, rows, bridged), positions if np.isfinite(positions).all() else None, info
+    )
 
 
 _JOINS = ("edge", "bad_acq_skip", "boundary", "new segment")
@@ -200,7 +203,8 @@ def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
     """Return sensor positions in m, shape (n_channels, 3): of the file, else of the 10-05 system, else NaN."""
     import mne
 
-    known = {name.lower(): np.asarray(p) for name, p in _read_standard_positions(mne).items()}
+    template = make_template_montage().get_positions()["ch_pos"]
+    known = {name.lower(): np.asarray(place) for name, place in template.items()}
     out = np.full((len(names), 3), np.nan)
     for row, name in enumerate(names):
         channel = raw.info["chs"][raw.ch_names.index(name)]
@@ -210,12 +214,6 @@ def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
         elif name.lower() in known and channel["kind"] == mne._fiff.constants.FIFF.FIFFV_EEG_CH:
             out[row] = known[name.lower()]
     return out
-
-
-def _read_standard_positions(mne: Any) -> dict[str, np.ndarray]:
-    # MNE 1.13 renamed the template of the 10-05 system.
-    name = next(n for n in ("colin27_1005", "standard_1005") if n in mne.channels.get_builtin_montages())
-    return mne.channels.make_standard_montage(name).get_positions()["ch_pos"]
 
 
 def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -258,26 +256,6 @@ def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
             f"{where} lasts {length:.1f} s, but its last event is at {last_s:.1f} s: either it is cut short, or its "
             f"events are of another recording or in another unit; {hint}."
         )
-
-
-def number_repetitions(parts: Sequence[ContinuousPart]) -> list[ContinuousPart]:
-    """Number the presentations of each image over all parts of a subject, in their order."""
-    seen: Counter[tuple[str, str]] = Counter()
-    numbered = []
-    for part in parts:
-        recording, counts = part.recording, []
-        for stimulus in recording.events["stimulus_id"]:
-            counts.append(seen[recording.subject, stimulus])
-            seen[recording.subject, stimulus] += 1
-        events = recording.events.assign(repetition=np.array(counts, dtype=np.int64))
-        numbered.append(replace(part, recording=replace(recording, events=events)))
-    return numbered
-
-
-def drop_events(part: ContinuousPart, keep: np.ndarray) -> ContinuousPart:
-    """Return the part with the events that the boolean array keeps."""
-    events = part.recording.events[keep].reset_index(drop=True)
-    return replace(part, recording=replace(part.recording, events=events))
 
 
 def hash_recording(path: Path, root: Path) -> dict[str, str]:

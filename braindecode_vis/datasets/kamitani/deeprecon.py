@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -118,7 +118,8 @@ class DeepreconConfig(FmriSettings):
             known = geometries.setdefault(item.subject, own)
             _check_same_voxels(known, own, item.path, first.setdefault(item.subject, item.path))
             parts.append(part)
-        parts = _count_per_subject(parts)
+        counted = count_repetitions([part.trials for part in parts])
+        parts = [replace(part, trials=trials) for part, trials in zip(parts, counted, strict=True)]
         shown = pd.concat([part.trials for part in parts], ignore_index=True)
         check_no_overlap(shown, title="Deeprecon")
         stimuli = make_named_stimuli(
@@ -312,11 +313,3 @@ def _check_same_voxels(first: Geometry, other: Geometry, path: Path, than: Path)
             f"{path.name} has {other.n_voxels} voxels that are not the {first.n_voxels} of {than.name}; take both from "
             "one release, or choose with dataset.variant and dataset.rois."
         )
-
-
-def _count_per_subject(parts: list[BetasPart]) -> list[BetasPart]:
-    counted = count_repetitions([part.trials for part in parts])
-    return [
-        BetasPart(trials, part.files, part.n_voxels, part.read)
-        for part, trials in zip(parts, counted, strict=True)
-    ]

@@ -364,7 +364,7 @@ def find_regions(root: Path, subject: int, space: str) -> Regions:
     """Return the region files below the root; sets of one hemisphere are left to their joint file."""
     if space == "fsaverage":
         folder = root / "nsddata/freesurfer/fsaverage/label"
-        files = {}
+        files: dict[str, tuple[Path, ...]] = {}
         for left in sorted(folder.glob("lh.*.mg[hz]")):
             right = left.with_name("rh." + left.name[3:])
             if right.is_file():
@@ -373,7 +373,9 @@ def find_regions(root: Path, subject: int, space: str) -> Regions:
     folder = root / f"nsddata/ppdata/subj{subject:02d}/func1pt8mm/roi"
     volumes = sorted(folder.glob("*.nii.gz")) + sorted(folder.glob("*.nii"))
     names = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in volumes}
-    joint = {name: (path,) for name, path in names.items() if not name.startswith(("lh.", "rh."))}
+    joint: dict[str, tuple[Path, ...]] = {
+        name: (path,) for name, path in names.items() if not name.startswith(("lh.", "rh."))
+    }
     return Regions(joint, root / f"nsddata/freesurfer/subj{subject:02d}/label")
 
 

@@ -153,7 +153,8 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
     base = _find_base(root, subject)
     tables: dict[str, list[tuple[Path, list[_Sample]]]] = {}
     for name in _SPLIT_OF:
-        tars = [path for path in find_tars(base / name) if _is_of(path, subject)]
+        # Where tars of several subjects lie together, their names carry ``subj01``.
+        tars = [p for p in find_tars(base / name) if "subj" not in p.name or f"subj{subject:02d}" in p.name]
         tables[name] = [(path, [_read_sample(path, *s) for s in iterate_samples(path)]) for path in tars]
     for name in ("train", "test"):
         if not tables[name]:
@@ -174,7 +175,8 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
             f"{len(validated & tested)} of {len(validated)} images of {base / 'val'} are test images: the folder "
             "mixes the two; remove it, or fetch it again."
         )
-    parts, image_of, files = [], {}, []
+    image_of: dict[int, Callable[[], np.ndarray]] = {}
+    parts, files = [], []
     for name, split in _SPLIT_OF.items():
         for path, samples in tables[name]:
             files.append(path)
@@ -210,11 +212,6 @@ def _find_base(root: Path, subject: int) -> Path:
         if (base / "train").is_dir() and (base / "test").is_dir():
             return base
     raise DataError(f"{root} holds no folders train and test; pass webdataset_avg_split as --root.")
-
-
-def _is_of(path: Path, subject: int) -> bool:
-    """Say whether a tar may be of this subject: names of several subjects carry ``subj01``."""
-    return "subj" not in path.name or f"subj{subject:02d}" in path.name
 
 
 def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
@@ -321,7 +318,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
         read = _Hdf5Rows(betas, group["trial"].to_numpy(), divide_by)
         check_scale(read_sample(read, len(own)), divide_by, betas)
         parts.append(BetasPart(own, (betas,), int(shape[1]), read))
-    image_of = {}
+    image_of: dict[int, Callable[[], np.ndarray]] = {}
     images = next(iter(sorted(root.glob("coco_images_224*.hdf5"))), None)
     if images is not None:
         files.append(images)
@@ -401,7 +398,8 @@ def open_brain_diffuser(root: Path, subject: int, design: Path | None, divide_by
     plan = read_design(design.expanduser() if design is not None else find_design(root))
     counts = {split: array.shape[0] for split, array in arrays.items()}
     n_sessions, orders = find_orders(plan, subject, counts)
-    parts, image_of = [], {}
+    image_of: dict[int, Callable[[], np.ndarray]] = {}
+    parts = []
     files = [*(path for path in responses.values() if path is not None), plan.path]
     for split, array in arrays.items():
         trials = make_trials(subject, orders[split], split, session="mean")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -86,8 +86,8 @@ def read_volume_header(path: Path) -> VolumeHeader:
         )
     zooms = header.get_zooms()
     return VolumeHeader(
-        path, shape[:3], shape[3] if len(shape) == 4 else 1, np.asarray(image.affine, float), dtype,
-        float(slope), float(inter), offset, float(zooms[3]) if len(zooms) > 3 else 0.0,
+        path, (shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, np.asarray(image.affine, float),
+        dtype, float(slope), float(inter), offset, float(zooms[3]) if len(zooms) > 3 else 0.0,
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ class MaskedVolumes:
 
     def _fill(self, volume: np.ndarray) -> None:
         assert self.file is not None
-        rest = memoryview(volume.view(np.uint8))
+        rest = volume.view(np.uint8).data
         with self._explain():
             while rest:
                 n = self.file.readinto(rest)  # type: ignore[attr-defined]
@@ -236,9 +236,13 @@ def find_gunzip() -> tuple[str, Callable[[Path], IO[bytes]]]:
     try:
         from isal import igzip_threaded
     except ImportError:
-        return "zlib", lambda path: gzip.open(path, "rb")
+        return "zlib", _open_with_zlib
     # One thread decompresses ahead while this one gathers voxels.
     return "isal", lambda path: igzip_threaded.open(path, "rb", threads=1)
+
+
+def _open_with_zlib(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb"))
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:

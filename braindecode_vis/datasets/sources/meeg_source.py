@@ -9,11 +9,12 @@ processing.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -152,6 +153,16 @@ class ContinuousPart:
         check_columns(self.recording.events.columns, columns, what=f"the event table of {self.where}")
 
     @property
+    def trials(self) -> pd.DataFrame:
+        """One row per event that shows an image, as `EpochedPart` has it."""
+        return self.recording.events
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where the samples and events come from."""
+        return self.recording.files
+
+    @property
     def where(self) -> str:
         """Subject, session and file, for messages."""
         r = self.recording
@@ -257,10 +268,36 @@ class MeegSource:
     @property
     def n_trials(self) -> int:
         """Number of events or epochs, before any is dropped."""
-        return sum(
-            len(part.trials) if isinstance(part, EpochedPart) else len(part.recording.events)
-            for part in self.parts
-        )
+        return sum(len(part.trials) for part in self.parts)
+
+
+_Part = TypeVar("_Part", bound=ContinuousPart | EpochedPart)
+
+
+def replace_trials(part: _Part, trials: pd.DataFrame) -> _Part:
+    """Return the part with another table of as many trials."""
+    if isinstance(part, EpochedPart):
+        return replace(part, trials=trials)
+    return replace(part, recording=replace(part.recording, events=trials))
+
+
+def drop_events(part: ContinuousPart, keep: np.ndarray) -> ContinuousPart:
+    """Return the part with the events that the boolean array keeps."""
+    return replace_trials(part, part.trials[keep].reset_index(drop=True))
+
+
+def number_repetitions(parts: Sequence[_Part]) -> list[_Part]:
+    """Number the presentations of each image over all parts of a subject, from 0 in their order."""
+    seen: Counter[tuple[str, str]] = Counter()
+    numbered = []
+    for part in parts:
+        subject, counts = part.group[0], []
+        for stimulus in part.trials["stimulus_id"]:
+            counts.append(seen[subject, stimulus])
+            seen[subject, stimulus] += 1
+        table = part.trials.assign(repetition=np.array(counts, dtype=np.int64))
+        numbered.append(replace_trials(part, table))
+    return numbered
 
 
 def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
@@ -295,6 +332,17 @@ def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
 _ALIASES = {"CB1": "POO7", "CB2": "POO8"}  # as MNE has them
 
 
+def make_template_montage(system: str = "1005") -> Any:
+    """Return MNE's template montage of the ``1005`` or the ``1020`` system."""
+    import mne
+
+    # MNE 1.13 renamed its templates; the positions are the same.
+    names = (f"colin27_{system}", f"standard_{system}")
+    return mne.channels.make_standard_montage(
+        next(name for name in names if name in mne.channels.get_builtin_montages())
+    )
+
+
 @lru_cache(maxsize=1)
 def list_scalp_positions() -> Mapping[str, np.ndarray]:
     """Return positions in m, in head coordinates, of all electrodes of the 10-20, 10-10 and 10-05 systems.
@@ -303,12 +351,9 @@ def list_scalp_positions() -> Mapping[str, np.ndarray]:
     """
     import mne
 
-    builtin = mne.channels.get_builtin_montages()
     points: dict[str, np.ndarray] = {}
-    for suffix in ("1005", "1020"):
-        # MNE 1.13 renamed its templates.
-        name = next(n for n in (f"colin27_{suffix}", f"standard_{suffix}") if n in builtin)
-        held = mne.channels.make_standard_montage(name).get_positions()
+    for system in ("1005", "1020"):
+        held = make_template_montage(system).get_positions()
         points = {**held["ch_pos"], **points}
         frame = {key: held[key] for key in ("nasion", "lpa", "rpa", "coord_frame")}
     points |= {alias: points[name] for alias, name in _ALIASES.items() if alias not in points}

@@ -56,7 +56,7 @@ class FileArray:
             for target, row in zip(out, rows.tolist(), strict=True):
                 file.seek(self.offset + (row * n_columns + start) * size)
                 view = memoryview(target).cast("B")
-                if file.readinto(view) != len(view):  # type: ignore[attr-defined]
+                if file.readinto(view) != len(view):
                     raise DataError(f"{self.path} ends in the middle of its data; copy or fetch it again.")
         return out
 
@@ -225,7 +225,7 @@ def _finish(value: Any) -> Any:
 
 
 # Its methods can be replaced, unlike those of the C one; type stubs do not list them.
-_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler
 
 
 class _Reader(_PythonUnpickler):

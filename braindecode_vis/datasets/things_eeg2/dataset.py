@@ -12,7 +12,6 @@ Song et al. (2024), arXiv:2308.13234: the 250 Hz preprocessing that the defaults
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,8 @@ from braindecode_vis.datasets.sources.meeg_source import (
     Mvnn,
     SampleType,
     add_cleaning,
+    drop_events,
+    number_repetitions,
     sample_part,
 )
 from braindecode_vis.datasets.things_eeg2.layouts import (
@@ -117,7 +118,7 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content, since a subject has 14 GB."""
         root, held = self._find()
-        digests = {}
+        digests: dict[str, str] = {}
         for item in held:
             digests |= {
                 Path(item.key).with_name(path.name).as_posix(): hash_sampled(path) for path in item.files
@@ -148,14 +149,19 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
         layout = held[0].layout
         parts, notes = open_held(held, self, table, self.find_channels(layout), scratch)
         if layout in ("raw", "bids"):
-            parts = [_limit(part, self) for part in _count_repetitions(parts)]
+            parts = [drop_events(part, _is_kept(part.trials, self)) for part in number_repetitions(parts)]
             _check_coverage(parts, table, self)
         else:
             parts = _limit_published(parts, self)
-        shown = set().union(*(_shown(part) for part in parts))
+        shown = set().union(*(part.trials["stimulus_id"] for part in parts))
         stimuli = make_stimuli(table[table["stimulus_id"].isin(shown)], images_root)
+        sfreq = (
+            250.0  # what continuous recordings are brought to by default; published epochs keep their rate
+        )
+        if isinstance(parts[0], EpochedPart):
+            sfreq = round(1 / float(np.median(np.diff(parts[0].times))), 6)
         plan = EpochPlan(
-            _find_sfreq(parts[0]) if self.sfreq is None else self.sfreq,
+            sfreq if self.sfreq is None else self.sfreq,
             self.tmin,
             self.tmax,
             self.window,
@@ -197,7 +203,7 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
                 part = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
                 for piece in part:
                     sample_part(piece, sfreq=_PUBLISHED_SFREQ.get(item.layout))
-                n = sum(len(p.trials if isinstance(p, EpochedPart) else p.recording.events) for p in part)
+                n = sum(len(piece.trials) for piece in part)
                 findings.append(CheckFinding(name, True, f"{n} trials" if part else "readable"))
             except (DataError, ConfigError) as error:
                 findings.append(CheckFinding(name, False, str(error)))
@@ -256,7 +262,7 @@ def _choose_sessions(
     last = max(item.session or 0 for item in held)
     wanted = list(config.sessions) if config.sessions is not None else list(range(1, last + 1))
     for subject in subjects:
-        there = sorted({item.session for item in held if item.subject == subject})
+        there = sorted({item.session or 0 for item in held if item.subject == subject})
         for session in wanted:
             if session not in there:
                 raise DataError(
@@ -265,28 +271,6 @@ def _choose_sessions(
                     "--set dataset.sessions=[...]."
                 )
     return [item for item in held if item.session in wanted]
-
-
-def _count_repetitions(parts: list[Any]) -> list[ContinuousPart]:
-    """Number the repetitions of each image over all sessions of a subject, in the order of presentation."""
-    seen: Counter[tuple[str, str]] = Counter()
-    counted = []
-    for part in parts:
-        events = part.recording.events
-        within = events.groupby("stimulus_id").cumcount()
-        before = events["stimulus_id"].map(lambda i, s=part.recording.subject: seen[s, i])
-        seen.update((part.recording.subject, i) for i in events["stimulus_id"])
-        recording = replace(part.recording, events=events.assign(repetition=(within + before).astype(int)))
-        counted.append(replace(part, recording=recording))
-    return counted
-
-
-def _limit(part: ContinuousPart, config: ThingsEeg2Config) -> ContinuousPart:
-    events = part.recording.events
-    keep = _is_kept(events, config)
-    if keep.all():
-        return part
-    return replace(part, recording=replace(part.recording, events=events[keep].reset_index(drop=True)))
 
 
 def _is_kept(trials: pd.DataFrame, config: ThingsEeg2Config) -> np.ndarray:
@@ -316,18 +300,6 @@ class _PickedRows:
         rows = self.rows[start:stop]
         runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
         return np.concatenate([self.read(int(run[0]), int(run[-1]) + 1) for run in runs])
-
-
-def _find_sfreq(part: Any) -> float:
-    """Return the rate of the trials in Hz where none was asked for."""
-    if isinstance(part, EpochedPart):
-        return round(1 / float(np.median(np.diff(part.times))), 6)
-    return 250.0
-
-
-def _shown(part: Any) -> set[str]:
-    table = part.trials if isinstance(part, EpochedPart) else part.recording.events
-    return set(table["stimulus_id"])
 
 
 def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: ThingsEeg2Config) -> None:

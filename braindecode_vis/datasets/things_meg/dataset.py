@@ -32,17 +32,16 @@ from braindecode_vis.datasets.bids.meeg_files import (
     hash_recording,
     make_shown_table,
     make_stimuli,
-    number_repetitions,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
-    EpochedPart,
     EpochPlan,
     MeegSource,
     Mvnn,
     SampleType,
     add_cleaning,
+    number_repetitions,
     sample_part,
 )
 from braindecode_vis.datasets.things_meg.files import (
@@ -299,9 +298,10 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         )  # fmt: skip
 
     def _find_images(self, parts: list[Any], root: Path) -> StimulusSet:
-        tables = (p.trials if isinstance(p, EpochedPart) else p.recording.events for p in parts)
         guesses = [base / place for base in (root, root.parent) for place in PLACES]
-        return make_stimuli(make_shown_table(tables), self.images, guesses, _list_places)
+        return make_stimuli(
+            make_shown_table(part.trials for part in parts), self.images, guesses, _list_places
+        )
 
 
 def _list_places(file: str, concept: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,8 +117,17 @@ def _find_table(name: str, bases: Iterable[Path]) -> Path | None:
 
 def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
     lines = [line.strip().strip('"').replace("\\", "/") for line in path.read_text().splitlines()]
-    table = _split_paths(pd.Series([line for line in lines if line]), str(path))
-    table.index = pd.RangeIndex(1, len(table) + 1, name="number")
+    paths = pd.Series([line for line in lines if line])
+    parts = paths.str.extract(r"(?:^|.*/)([^/]+)/([^/]+)\.(\w+)$")
+    bad = np.flatnonzero(parts[0].isna())
+    if len(bad):
+        raise DataError(
+            f"{path} has {paths.iloc[bad[0]]!r} in line {bad[0] + 1}, where concept/name.jpg must be."
+        )
+    table = pd.DataFrame(
+        {"stimulus_id": parts[1], "concept": parts[0], "file": parts[0] + "/" + parts[1] + "." + parts[2]}
+    )
+    table.index = pd.RangeIndex(1, len(table) + 1, name="number")  # images are counted from 1
     if index is None:
         return table.assign(category=np.nan)
     try:
@@ -168,18 +177,6 @@ def _read_told(attributes: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     ).set_index(pd.Index(shown["things_image_nr"].astype(int), name="number"))
 
 
-def _split_paths(paths: pd.Series, where: str) -> pd.DataFrame:
-    parts = paths.str.extract(r"(?:^|.*/)([^/]+)/([^/]+)\.(\w+)$")
-    bad = np.flatnonzero(parts[0].isna())
-    if len(bad):
-        raise DataError(
-            f"{where} has {paths.iloc[bad[0]]!r} in line {bad[0] + 1}, where concept/name.jpg must be."
-        )
-    return pd.DataFrame(
-        {"stimulus_id": parts[1], "concept": parts[0], "file": parts[0] + "/" + parts[1] + "." + parts[2]}
-    )
-
-
 def name_events(numbers: np.ndarray, names: pd.DataFrame, where: str) -> pd.DataFrame:
     """Return `stimulus_id`, `concept` and `file` of each image number; an unknown number is an error."""
     unknown = np.flatnonzero(~np.isin(numbers, names.index.to_numpy()))
@@ -224,13 +221,7 @@ class EpochFile:
 def find_epoch_files(root: Path, subjects: Sequence[int] | None) -> list[EpochFile]:
     """Return the epochs of the chosen subjects, in their order; an empty list if there are none at all."""
     found: dict[int, EpochFile] = {}
-    for pattern in (
-        "derivatives/preprocessed/*.fif",
-        "preprocessed/*.fif",
-        "*.fif",
-        "*/preprocessed_P*.fif",
-        "*/*/preprocessed_P*.fif",
-    ):
+    for pattern in _PLACES:
         for path in sorted(root.glob(pattern)):
             match = _NAME.match(path.name)
             if match:
@@ -270,7 +261,7 @@ def make_epoch_part(
     Parameters
     ----------
     names : DataFrame
-        From `things_meg_tables.read_image_names`.
+        From `read_image_names`.
     attributes
         The attribute table of this person; the metadata inside the file go first.
     channels
@@ -460,7 +451,7 @@ def make_run_part(
     Parameters
     ----------
     names : DataFrame
-        From `things_meg_tables.read_image_names`.
+        From `read_image_names`.
     channels
         Sensors to read; all gradiometers but the broken one by default.
 
@@ -496,8 +487,7 @@ def make_run_part(
     )
     start = DROPOUTS.get((run.subject, run.session, run.run))
     gap = () if start is None else ((round(start * sfreq), round((start + 0.2) * sfreq)),)
-    every = list_sensors(raw, ("mag",), (DROPPED_SENSOR,))
-    every = replace(every, read=replace(every.read, bridged=gap))
+    every = list_sensors(raw, ("mag",), (DROPPED_SENSOR,), gap)
     reader = RawReader(raw, rows, gap)
     part = ContinuousPart(
         recording, chosen, sfreq, int(raw.n_times), reader, every, tuple(raw.info["bads"]), list_seams(raw)

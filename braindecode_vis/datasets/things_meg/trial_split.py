@@ -17,9 +17,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.bids.meeg_files import drop_events
 from braindecode_vis.datasets.manifests import CheckFinding, read_manifest
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    drop_events,
+    replace_trials,
+)
 from braindecode_vis.datasets.things_meg.files import EpochReader
 
 TestSet = Literal["small", "large"]
@@ -30,15 +33,12 @@ def apply_split(
 ) -> tuple[list[Any], dict[str, Any]]:
     """Mark training and test trials of every person and leave the others out; returns the counts as well."""
     sizes, out = {}, []
-    subjects = [
-        p.trials["subject"].iloc[0] if isinstance(p, EpochedPart) else p.recording.subject for p in parts
-    ]
+    subjects = [part.group[0] for part in parts]
     for subject in dict.fromkeys(subjects):
         own = [p for p, s in zip(parts, subjects, strict=True) if s == subject]
-        tables = [p.trials if isinstance(p, EpochedPart) else p.recording.events for p in own]
+        tables = [part.trials for part in own]
         events = pd.concat(tables, ignore_index=True)
-        first = own[0].files[0] if isinstance(own[0], EpochedPart) else own[0].recording.files[0]
-        where = f"subject {subject}, from file {first} on"
+        where = f"subject {subject}, from file {own[0].files[0]} on"
         if "is_test" not in events:
             most = int(events["stimulus_id"].value_counts().max())
             events["is_test"] = events["stimulus_id"].isin(find_repeated(events["stimulus_id"], most, where))
@@ -61,8 +61,7 @@ def _keep(part: Any, split: np.ndarray, keep: np.ndarray) -> Any:
     if not keep.any():
         return None
     if isinstance(part, ContinuousPart):
-        events = part.recording.events.assign(split=split)
-        return drop_events(replace(part, recording=replace(part.recording, events=events)), keep)
+        return drop_events(replace_trials(part, part.trials.assign(split=split)), keep)
     reader = part.read
     assert isinstance(reader, EpochReader)
     trials = part.trials.assign(split=split)[keep].reset_index(drop=True)
