@@ -43,7 +43,7 @@ class ChoosingEncoder:
         return getattr(self.encoder, name)
 
 
-def choose_columns(
+def choose_features(
     config: SelectionConfig, train: Responses, targets: Embeddings | None, *, seed: int
 ) -> Selection:
     """Choose among the columns of cut training trials as a run chooses among all.

@@ -13,7 +13,11 @@ import numpy as np
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, select_columns, select_own_columns
+from braindecode_vis.preprocessing.voxel_geometry import (
+    count_own_voxels,
+    select_features,
+    select_own_features,
+)
 
 Outside = Literal["cut", "zero"]
 Columns = np.ndarray | Mapping[str, np.ndarray]
@@ -138,12 +142,12 @@ def keep_columns(responses: Responses, keep: Columns, outside: Outside = "cut") 
     if outside == "zero":
         shape = (1, len(keep), *[1] * (responses.data.ndim - 2))
         return replace(responses, data=np.asarray(responses.data) * keep.reshape(shape))
-    return select_columns(responses, keep)
+    return select_features(responses, keep)
 
 
 def _keep_own(responses: Responses, keep: Mapping[str, np.ndarray], outside: Outside) -> Responses:
     if outside == "cut":
-        return select_own_columns(responses, keep)
+        return select_own_features(responses, keep)
     counts, data = count_own_voxels(responses), np.array(responses.data)
     subjects = responses.trials["subject"].astype(str).to_numpy()
     for subject, chosen in keep.items():

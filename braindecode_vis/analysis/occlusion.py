@@ -27,7 +27,7 @@ from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
+from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class OcclusionConfig(Settings):
     def _list_parts(self, study: Study) -> list[Part]:
         responses, parts = study.responses, []
         if "columns" in self.over:
-            check_common_columns(responses, what="hiding columns")
+            check_common_features(responses, what="hiding columns")
             names = list_columns(responses)
             blocks = np.array_split(np.arange(len(names)), min(self.max_columns, len(names)))
             for block in blocks:

@@ -27,7 +27,7 @@ from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within
-from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
+from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 
@@ -60,7 +60,7 @@ class SpatialPatternsConfig(Settings):
     def compute(self, study: Study) -> Findings:
         """Predict the test trials with the run's encoders, and correlate the predictions with the data."""
         check_retrieval(study, self.kind)
-        check_common_columns(study.responses, what="a spatial pattern")
+        check_common_features(study.responses, what="a spatial pattern")
         windows: list[Window | None] = [None]
         if study.has_time:
             windows = list(

@@ -16,8 +16,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.audit.files import AuditedRun, Finding, Level, Record, list_first, name_fold
 from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.preprocessing.imagined import part_imagined
-from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups
+from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
 from braindecode_vis.registry import validate_component
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import read_json
@@ -266,7 +265,7 @@ def check_used(run: AuditedRun) -> list[Finding]:
             text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "
             findings.append(Finding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
     if run.retrieved is not None:
-        pictured, _ = part_imagined(run.trials, run.stimuli, run.folds)
+        pictured, _ = split_imagined_trials(run.trials, run.stimuli, run.folds)
         findings += _check_queries(run.retrieved.path, ids, pictured)
     text = (
         "training used the trials of its fold, retrieval its test images."

@@ -21,7 +21,7 @@ from braindecode_vis.audit.moments import (
     iterate_rows,
 )
 from braindecode_vis.checks import DataError
-from braindecode_vis.preprocessing.epochs import fit_robust_scaler
+from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.preprocessing.whitening import CovarianceSum, compute_condition_weights
 

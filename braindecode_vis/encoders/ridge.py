@@ -26,7 +26,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.devices import choose_device
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
-from braindecode_vis.preprocessing.voxel_geometry import check_common_columns
+from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
@@ -116,7 +116,7 @@ class RidgeEncoder:
         targets
             One row per trial, in the order of `responses`.
         """
-        check_common_columns(responses, what="ridge")
+        check_common_features(responses, what="ridge")
         if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
             raise DataError("ridge needs one target per trial, in the order of the trials.")
         data, values = responses.as_matrix(), targets.flat()

@@ -9,9 +9,8 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.pipeline.galleries import GalleryPart
-from braindecode_vis.preprocessing.imagined import part_imagined
 from braindecode_vis.preprocessing.selection import Selection
-from braindecode_vis.preprocessing.splits import Fold, Split
+from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.roles import WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.stimuli import StimulusSet
@@ -23,7 +22,7 @@ class Prepared:
     """What preprocessing gives: responses, stimuli and the split.
 
     `folds` are those of the split without the test trials that have no picture, whose rows `imagined` keeps; see
-    `braindecode_vis.preprocessing.imagined`.
+    `braindecode_vis.preprocessing.splits`.
     """
 
     artifact: Artifact
@@ -33,7 +32,7 @@ class Prepared:
 
     @cached_property
     def _parted(self) -> tuple[tuple[Fold, ...], tuple[np.ndarray, ...]]:
-        return part_imagined(self.responses.trials, self.stimuli, self.split.folds)
+        return split_imagined_trials(self.responses.trials, self.stimuli, self.split.folds)
 
     @property
     def folds(self) -> tuple[Fold, ...]:

@@ -17,6 +17,7 @@ class ArrayFile:
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("w+b", buffering=0)
         _write_header(self.file, shape, dtype)
         self.offset = self.file.tell()
@@ -28,6 +29,10 @@ class ArrayFile:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was written stays."""
         self.file.close()
 
     def shrink(self, n_rows: int) -> None:

@@ -26,7 +26,7 @@ from braindecode_vis.datasets.sources.cleaning_options import AutorejectConfig, 
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, Sensors
 from braindecode_vis.datasets.sources.safe_pickle import open_npy
 from braindecode_vis.preprocessing.cleaning import CleanedReader, filter_file, make_info, make_interpolation
-from braindecode_vis.preprocessing.cutting import Piece, iterate_trials
+from braindecode_vis.preprocessing.epochs import Piece, iterate_trials
 from braindecode_vis.seeds import derive_seed
 
 EYES = ("Fp1", "Fpz", "Fp2", "AF7", "AF8")

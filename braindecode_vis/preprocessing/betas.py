@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,15 +22,15 @@ import pandas as pd
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
+from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.parcellation import average_parcels, place_in_parcels
-from braindecode_vis.preprocessing.streamed import (
-    Moments,
-    RowFile,
-    Scale,
-    apply_scale,
+from braindecode_vis.preprocessing.scaling import (
+    FeatureMoments,
+    FeatureStatistics,
     fit_rows,
-    pool_scales,
+    pool_statistics,
     split_rows,
+    standardise_rows,
 )
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_json, write_stimuli
@@ -85,10 +86,11 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
     responses.mkdir(parents=True, exist_ok=True)
     _check_space(folder, shape, source)
     trials = pd.concat([_order_columns(part.trials) for part in source.parts], ignore_index=True)
-    rows = RowFile(responses / "data.npy", shape, np.dtype(plan.dtype))
     scratch = folder / "scratch"
     try:
-        scaling = _write_parts(source, geometries, rows, scratch, advance)
+        with ExitStack() as files:
+            rows = files.enter_context(ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype)))
+            scaling = _write_parts(source, geometries, _Progress(rows, scratch, files), advance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     trials.to_parquet(responses / "trials.parquet", index=False)
@@ -127,7 +129,7 @@ class _Waiting:
 
     subject: str
     name: str
-    held: RowFile
+    held: ArrayFile
     base: int
     start: int
     rows: np.ndarray
@@ -137,9 +139,10 @@ class _Waiting:
 class _Progress:
     """What has been standardised, and what waits."""
 
-    target: RowFile
+    target: ArrayFile
     scratch: Path
-    scales: dict[str, list[Scale]] = field(default_factory=dict)
+    files: ExitStack
+    scales: dict[str, list[FeatureStatistics]] = field(default_factory=dict)
     waiting: list[_Waiting] = field(default_factory=list)
     transductive: list[str] = field(default_factory=list)
     constant: int = 0
@@ -148,12 +151,11 @@ class _Progress:
 def _write_parts(
     source: FmriSource,
     geometries: Mapping[str, Geometry],
-    target: RowFile,
-    scratch: Path,
+    progress: _Progress,
     advance: Advance | None,
 ) -> dict[str, Any]:
     """Write and standardise every session; return what the reader of the store should know of it."""
-    progress, start = _Progress(target, scratch), 0
+    start = 0
     for (subject, _), members in groupby(source.parts, key=lambda part: part.group):
         session = list(members)
         _write_session(session, source.plan, geometries[subject], start, progress, advance)
@@ -165,7 +167,9 @@ def _write_parts(
                 f"subject {item.subject} has no training trial to standardise with; set dataset.zscore to none, "
                 "or dataset.untrained to own, which uses the test trials themselves."
             )
-        apply_scale(pool_scales(scales), item.held, item.base, target, item.start, item.rows)
+        standardise_rows(
+            pool_statistics(scales), item.held, item.base, progress.target, item.start, item.rows
+        )
     return {
         "standardised_with_other_sessions": [item.name for item in progress.waiting],
         "standardised_with_own_test_trials": progress.transductive,
@@ -187,11 +191,12 @@ def _write_session(
     held, base = target, start
     if plan.zscore != "none" and target.dtype == np.float16:  # rounded after standardising, not before
         path = progress.scratch / f"session-{start}.npy"
-        held, base = RowFile(path, (len(trials), *target.shape[1:]), np.dtype(np.float32)), 0
+        unscaled = ArrayFile(path, (len(trials), *target.shape[1:]), np.dtype(np.float32))
+        held, base = progress.files.enter_context(unscaled), 0
     by_run = plan.zscore == "run"
     keys = trials["run"].to_numpy(str) if by_run else np.full(len(trials), "session")
     is_train = trials["split"].to_numpy() == "train"
-    moments: dict[str, Moments] = {}
+    moments: dict[str, FeatureMoments] = {}
     done = 0
     for part in session:
         for block in _iterate_blocks(part, geometry, target.shape):
@@ -219,8 +224,9 @@ def _write_session(
         else:
             progress.waiting.append(_Waiting(subject, label, held, base, start, rows))
             continue
-        apply_scale(scale, held, base, target, start, rows)
+        standardise_rows(scale, held, base, target, start, rows)
     if held is not target and all(item.held is not held for item in progress.waiting):
+        held.close()
         held.path.unlink()
 
 
@@ -248,11 +254,11 @@ def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...])
 
 
 def _add_training(
-    moments: dict[str, Moments], block: np.ndarray, keys: np.ndarray, is_train: np.ndarray
+    moments: dict[str, FeatureMoments], block: np.ndarray, keys: np.ndarray, is_train: np.ndarray
 ) -> None:
     for key in dict.fromkeys(keys[is_train]):
         picked = block[is_train & (keys == key)]
-        moments.setdefault(key, Moments(picked[0])).add(picked)
+        moments.setdefault(key, FeatureMoments(picked[0])).add(picked)
 
 
 # --- what travels along -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     find_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
-from braindecode_vis.preprocessing.cutting import Piece, find_pause_seams
+from braindecode_vis.preprocessing.epochs import Piece, find_pause_seams
 
 _BLOCK_BYTES = 64 << 20
 

@@ -1,8 +1,8 @@
 """One amplitude per trial from a BOLD time series: least squares, all voxels and all trials at once.
 
 Owns the arithmetic. The regressors are nilearn's, so that a fit equals the one that nilearn's `FirstLevelModel` makes
-trial by trial; the loop over trials is replaced by three sums, because the models of a run differ in two columns only.
-Knows no files.
+trial by trial; the loop over trials is replaced by three sums, because the models of a run differ in two regressors
+only. Knows no files.
 
 References
 ----------
@@ -38,12 +38,12 @@ def make_regressors(
     """
     from nilearn.glm.first_level import compute_regressor
 
-    columns = []
+    courses = []
     for onset, duration in zip(events["onset"].astype(float), events["duration"].astype(float), strict=True):
-        columns.append(
+        courses.append(
             compute_regressor(np.array([[onset], [duration], [1.0]]), hrf_model, frame_times)[0][:, 0]
         )
-    return np.stack(columns, axis=1) if columns else np.empty((len(frame_times), 0))
+    return np.stack(courses, axis=1) if courses else np.empty((len(frame_times), 0))
 
 
 def make_drifts(
@@ -82,13 +82,13 @@ def make_drifts(
 def make_nuisance_basis(nuisance: np.ndarray) -> np.ndarray:
     """Return an orthonormal basis of nuisance time courses, shape (n_volumes, rank); repeats among them do no harm."""
     scale = np.linalg.norm(nuisance, axis=0)
-    columns = nuisance[:, scale > 0] / scale[scale > 0]
-    left, values, _ = np.linalg.svd(columns, full_matrices=False)
+    scaled = nuisance[:, scale > 0] / scale[scale > 0]
+    left, values, _ = np.linalg.svd(scaled, full_matrices=False)
     return left[:, values > 1e-10 * values[0]]
 
 
 def remove_nuisance(series: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Return what an orthonormal `basis` does not explain of `series`, shape (n_volumes, n_columns)."""
+    """Return what an orthonormal `basis` does not explain of `series`, shape (n_volumes, n_courses)."""
     return series - basis @ (basis.T @ series)
 
 
@@ -221,8 +221,8 @@ def estimate_ar1(residuals: np.ndarray) -> np.ndarray:
     return np.trunc(np.clip(coefficient, -0.99, 0.99) * 100) / 100
 
 
-def whiten_ar1(columns: np.ndarray, coefficient: float) -> np.ndarray:
-    """Return time courses of shape (n_volumes, n_columns) less the prediction from the volume before."""
-    white = np.array(columns, dtype=np.float64)
-    white[1:] -= coefficient * columns[:-1]
+def whiten_ar1(series: np.ndarray, coefficient: float) -> np.ndarray:
+    """Return time courses of shape (n_volumes, n_courses) less the prediction from the volume before."""
+    white = np.array(series, dtype=np.float64)
+    white[1:] -= coefficient * series[:-1]
     return white

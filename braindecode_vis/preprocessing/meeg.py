@@ -3,7 +3,7 @@
 Owns the order of the steps and the bounds on what may be dropped. A loader gives lazy parts; each recording is read in
 stretches of neighbouring events, cut into trials and written. With noise normalisation, the covariance of the training
 trials of a session is summed on the way, and its trials are whitened in a second pass over what was written. Scaling is
-a last pass. The noise ceiling of every person is written beside the trials.
+a last pass. The noise ceiling of every subject is written beside the trials.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
     make_template_montage,
 )
 from braindecode_vis.preprocessing.array_file import ArrayFile
-from braindecode_vis.preprocessing.cutting import BLOCK_TRIALS, Piece, iterate_trials, plan_part
-from braindecode_vis.preprocessing.meeg_ceiling import write_noise_ceiling
-from braindecode_vis.preprocessing.meeg_scaling import Scales, scale_trials
+from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS, Piece, iterate_trials, plan_part
+from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
+from braindecode_vis.preprocessing.scaling import ChannelScales, scale_trials
 from braindecode_vis.preprocessing.whitening import (
     CovarianceSum,
     Whitener,
@@ -110,12 +110,12 @@ def write_source(
         trials = pd.concat([piece.trials for piece in written.pieces], ignore_index=True)
         scales = None if scaling is None else scale_trials(held, writer, trials, scaling)
         if held is not writer:
-            held.file.close()
+            held.close()
             held.path.unlink()
     trials.to_parquet(responses / "trials.parquet", index=False)
     _write_meta(responses, source, times, written, scales)
     write_stimuli(folder / "stimuli", source.stimuli)
-    write_noise_ceiling(responses, trials, writer.shape)
+    write_epochs_ceilings(responses, trials, writer.shape)
     return {"n_trials": n, "n_dropped": len(written.dropped), "n_bytes": int(writer.n_bytes)}
 
 
@@ -201,9 +201,9 @@ def _write_whitened(
     for piece in session:
         for block in iterate_trials(piece, plan):
             held.write(base + done, block)
-            teaches = weights[done : done + len(block)] > 0
-            if plan.mvnn == "epochs" and teaches.any():
-                total.add(block[teaches], weights[done : done + len(block)][teaches])
+            is_training = weights[done : done + len(block)] > 0
+            if plan.mvnn == "epochs" and is_training.any():
+                total.add(block[is_training], weights[done : done + len(block)][is_training])
             done += len(block)
     if plan.mvnn == "time":
         _add_conditions(total, held, base, trials["stimulus_id"].to_numpy(str), is_train)
@@ -217,7 +217,7 @@ def _write_whitened(
         if advance is not None:
             advance(last - first)
     if held is not writer:
-        held.file.close()
+        held.close()
         held.path.unlink()
     return whitener
 
@@ -249,7 +249,7 @@ def _write_meta(
     source: MeegSource,
     times: np.ndarray,
     written: _Written,
-    scales: Scales | None,
+    scales: ChannelScales | None,
 ) -> None:
     """Write ``meta.json`` and the array coordinates, as `store.read_responses` reads them."""
     plan, whiteners = source.plan, written.whiteners

@@ -1,7 +1,7 @@
-"""How much of a voxel's response is about the image: noise ceilings, and the choice of voxels by them.
+"""How much of a voxel's response is about the image: noise ceilings.
 
-Owns the signal-to-noise ratio of NSD, split-half reliability, and cross-validated encoding scores. A choice of voxels
-may only be based on training trials, and `select_voxels` takes nothing else.
+Owns the signal-to-noise ratio of NSD, split-half reliability, and cross-validated encoding scores. Which trials count
+is the caller's choice: `selection` gives training trials, `noise_ceiling` test trials.
 
 References
 ----------
@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.seeds import make_generator
 
@@ -70,12 +70,12 @@ def compute_ncsnr(responses: Responses, rows: np.ndarray | None = None) -> Signa
     index, groups, counts = _group_repeats(responses, rows)
     freedom = int((counts - 1).sum())
     ncsnr = np.empty(responses.data.shape[1])
-    for columns, block in _iterate_columns(responses, index):
+    for voxels, block in _iterate_voxels(responses, index):
         means = _sum_groups(block, counts) / counts[:, None]
         within = block - np.repeat(means, counts, axis=0)
         noise = np.einsum("nv,nv->v", within, within) / freedom
         signal = np.maximum(block.var(axis=0, ddof=1) - noise, 0)
-        ncsnr[columns] = np.sqrt(np.divide(signal, noise, out=np.zeros_like(noise), where=noise > 0))
+        ncsnr[voxels] = np.sqrt(np.divide(signal, noise, out=np.zeros_like(noise), where=noise > 0))
     return SignalToNoise(ncsnr, len(groups))
 
 
@@ -134,7 +134,7 @@ def compute_split_half(
     sizes = [np.where(rng.random(len(counts)) < 0.5, counts // 2, (counts + 1) // 2) for _ in range(n_splits)]
     place = np.arange(len(index)) - np.repeat(starts, counts)
     total = np.zeros(responses.data.shape[1])
-    for columns, block in _iterate_columns(responses, index):
+    for voxels, block in _iterate_voxels(responses, index):
         for order, size in zip(orders, sizes, strict=True):
             shuffled = block[order]
             first = place < np.repeat(size, counts)
@@ -142,7 +142,7 @@ def compute_split_half(
                 _sum_groups(shuffled * chosen[:, None], counts) / n[:, None]
                 for chosen, n in ((first, size), (~first, counts - size))
             ]
-            total[columns] += _correlate(*halves)
+            total[voxels] += _correlate(*halves)
     correlation = total / n_splits
     reliability = 2 * correlation / np.maximum(1 + correlation, 1e-12)
     return SplitHalf(correlation, reliability, len(groups), n_splits)
@@ -186,7 +186,7 @@ def compute_encoding_scores(
         u, s, vt = np.linalg.svd((x[fold.train] - mean) / std, full_matrices=False)
         solved.append((fold, u.T, s, ((x[fold.test] - mean) / std) @ vt.T))
     scores = np.zeros((len(alphas), responses.data.shape[1]))
-    for columns, block in _iterate_columns(responses, index):
+    for voxels, block in _iterate_voxels(responses, index):
         predicted = np.zeros((len(alphas), *block.shape))
         for fold, ut, s, projected in solved:
             mean = block[fold.train].mean(axis=0)
@@ -195,69 +195,8 @@ def compute_encoding_scores(
                 gain = s / (s**2 + alpha)
                 predicted[number, fold.test] = projected @ (gain[:, None] * rotated) + mean
         for number in range(len(alphas)):
-            scores[number, columns] = _correlate(predicted[number], block)
+            scores[number, voxels] = _correlate(predicted[number], block)
     return scores[int(scores.mean(axis=1).argmax())]
-
-
-def select_voxels(
-    responses: Responses,
-    *,
-    measure: Measure | np.ndarray = "ncsnr",
-    n_voxels: int | None = None,
-    threshold: float | None = None,
-    rows: np.ndarray | None = None,
-    seed: int = 0,
-) -> np.ndarray:
-    """Choose the voxels that respond most reliably in the training trials.
-
-    Parameters
-    ----------
-    measure
-        ``ncsnr``, ``split_half``, or scores that were computed from training trials, shape (n_voxels,), for example
-        by `compute_encoding_scores`.
-    n_voxels, threshold
-        How many to keep, or above which value; one of the two.
-    rows
-        Training trials of the fold; by default those whose `split` is ``train``.
-    seed
-        Of the split halves.
-
-    Returns
-    -------
-    bool array of shape (n_voxels,)
-        For `braindecode_vis.preprocessing.voxel_geometry.select_columns`.
-
-    Raises
-    ------
-    ConfigError, DataError
-        If the choice is not determined, or leaves no voxel.
-    """
-    if (n_voxels is None) == (threshold is None):
-        raise ConfigError("a choice of voxels needs either n_voxels or threshold.")
-    if rows is None:
-        rows = (responses.trials["split"] == "train").to_numpy()
-    if isinstance(measure, str):
-        scores = (
-            compute_ncsnr(responses, rows).ncsnr
-            if measure == "ncsnr"
-            else compute_split_half(responses, rows, seed=seed).correlation
-        )
-    else:
-        scores = np.asarray(measure, float)
-    n_all = responses.data.shape[1]
-    if scores.shape != (n_all,):
-        raise DataError(f"the scores have the shape {scores.shape}, but there are {n_all} voxels.")
-    if threshold is not None:
-        keep = scores > threshold
-        if not keep.any():
-            raise DataError(f"no voxel is above {threshold:g}; the best one reaches {scores.max():.3g}.")
-        return keep
-    assert n_voxels is not None
-    if not 0 < n_voxels <= n_all:
-        raise ConfigError(f"{n_voxels} voxels cannot be chosen out of {n_all}.")
-    keep = np.zeros(n_all, bool)
-    keep[np.argsort(-scores, kind="stable")[:n_voxels]] = True
-    return keep
 
 
 # --- repetitions ------------------------------------------------------------------------------------------
@@ -289,12 +228,12 @@ def _group_repeats(
     return index[order[keep]], names[counts > 1], counts[counts > 1]
 
 
-def _iterate_columns(responses: Responses, index: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _iterate_voxels(responses: Responses, index: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield blocks of voxels as float64, so that a memory map is never read whole."""
     width = max(1, _BLOCK_BYTES // (8 * len(index)))
     for start in range(0, responses.data.shape[1], width):
-        columns = slice(start, start + width)
-        yield columns, np.asarray(responses.data[:, columns])[index].astype(np.float64)
+        voxels = slice(start, start + width)
+        yield voxels, np.asarray(responses.data[:, voxels])[index].astype(np.float64)
 
 
 def _sum_groups(block: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -302,7 +241,7 @@ def _sum_groups(block: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the correlation of each column; 0 where one is constant."""
+    """Return the correlation of each voxel; 0 where one is constant."""
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
     return np.divide((a * b).sum(axis=0), scale, out=np.zeros_like(scale), where=scale > 0)

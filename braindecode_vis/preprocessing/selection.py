@@ -1,4 +1,4 @@
-"""Which columns of the responses a brain encoder sees: by name, by reliability, by what images explain of them.
+"""Which features of the responses a brain encoder sees: by name, by reliability, by what images explain of them.
 
 Owns the configuration of the choice, its fit on training trials, and the fitted choice, which is kept beside the
 encoder and applied to every trial that the encoder is asked about. Steps follow each other in this order: names of
@@ -6,15 +6,15 @@ regions, networks or channels; reliability among what is left; encoding score am
 trials passed to `fit_selection` is looked at, so a fold that passes its training trials cannot leak the tested ones.
 
 Where several subjects have voxels of their own (rows padded with zeros), each gets a choice of its own, of the same
-number or above the same threshold. Where columns are common to all, the scores of the subjects are averaged, so that a
-difference between people does not pass for a signal. With a time axis, a column's score is its mean over times (a
+number or above the same threshold. Where features are common to all, the scores of the subjects are averaged, so that a
+difference between subjects does not pass for a signal. With a time axis, a feature's score is its mean over times (a
 choice of this package).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,18 +23,18 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option
-from braindecode_vis.preprocessing.column_scores import (
-    pick_subject,
-    pick_unique,
-    score_encoding,
-    score_reliability,
+from braindecode_vis.preprocessing.reliability import (
+    Measure,
+    compute_encoding_scores,
+    compute_ncsnr,
+    compute_split_half,
 )
 from braindecode_vis.preprocessing.voxel_geometry import (
     count_own_voxels,
     find_networks,
     find_rois,
-    select_columns,
-    select_own_columns,
+    select_features,
+    select_own_features,
 )
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
@@ -64,7 +64,7 @@ class NamesConfig(Settings):
 
 
 class BestConfig(Settings):
-    """How many of the best columns are kept, or above which score; one of the two."""
+    """How many of the best features are kept, or above which score; one of the two."""
 
     n_best: int | None = Field(default=None, ge=1)
     threshold: float | None = None
@@ -72,7 +72,7 @@ class BestConfig(Settings):
     @model_validator(mode="after")
     def _check_one(self) -> BestConfig:
         if (self.n_best is None) == (self.threshold is None):
-            raise ValueError("a choice of columns needs either n_best or threshold")
+            raise ValueError("a choice of features needs either n_best or threshold")
         return self
 
 
@@ -85,7 +85,7 @@ class ReliabilityConfig(BestConfig):
         ``ncsnr``: standard deviation of signal over noise (Allen et al. 2022). ``split_half``: correlation of the
         means of two random halves of the repetitions. Both need images that the training trials repeat.
     n_best, threshold
-        How many columns to keep, or above which value.
+        How many features to keep, or above which value.
     n_splits
         Random halves to average over.
     """
@@ -100,7 +100,7 @@ class EncodingConfig(BestConfig):
     Parameters
     ----------
     n_best, threshold
-        How many columns to keep, or above which correlation.
+        How many features to keep, or above which correlation.
     alphas
         Penalties; the one with the best mean score counts.
     n_folds
@@ -112,7 +112,7 @@ class EncodingConfig(BestConfig):
 
 
 class SelectionConfig(Settings):
-    """Which columns the encoder sees; everything by default.
+    """Which features the encoder sees; everything by default.
 
     Parameters
     ----------
@@ -134,21 +134,21 @@ class SelectionConfig(Settings):
 
     @property
     def is_empty(self) -> bool:
-        """Whether every column is kept."""
+        """Whether every feature is kept."""
         named = self.rois.is_empty and self.networks.is_empty and self.ch_names.is_empty
         return named and self.reliability is None and self.encoding is None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A fitted choice of columns.
+    """A fitted choice of features.
 
     Parameters
     ----------
     dim
         Name of the axis: ``voxel``, ``parcel`` or ``channel``.
     keep
-        Bool array of shape (n_columns,) under the empty text, or one of its own voxels for each subject.
+        Bool array of shape (n_features,) under the empty text, or one of its own voxels for each subject.
     steps
         What each step left of it, for the report.
     """
@@ -158,18 +158,18 @@ class Selection:
     steps: tuple[Mapping[str, Any], ...] = ()
 
     def apply(self, responses: Responses) -> Responses:
-        """Return the chosen columns of any trials of the same data set, with their geometry.
+        """Return the chosen features of any trials of the same data set, with their geometry.
 
         Raises
         ------
         DataError
-            If the columns are others than those the choice was fitted on, or a subject has no choice.
+            If the features are others than those the choice was fitted on, or a subject has no choice.
         """
         if responses.dims[1] != self.dim:
-            raise DataError(f"columns were chosen of the axis {self.dim}, not of {responses.dims[1]}.")
+            raise DataError(f"features were chosen of the axis {self.dim}, not of {responses.dims[1]}.")
         if _ALL in self.keep:
-            return select_columns(responses, self.keep[_ALL])
-        return select_own_columns(responses, self.keep)
+            return select_features(responses, self.keep[_ALL])
+        return select_own_features(responses, self.keep)
 
     def write(self, folder: Path) -> None:
         """Write ``selection.safetensors`` and ``selection.json`` into `folder`."""
@@ -195,7 +195,7 @@ class Selection:
 def fit_selection(
     config: SelectionConfig, responses: Responses, targets: Embeddings | None = None, *, seed: int = 0
 ) -> Selection:
-    """Choose columns by training trials.
+    """Choose features by training trials.
 
     Parameters
     ----------
@@ -211,15 +211,15 @@ def fit_selection(
     Raises
     ------
     ConfigError
-        If a name does not exist, targets are missing, or more columns are asked for than there are.
+        If a name does not exist, targets are missing, or more features are asked for than there are.
     DataError
         If a score cannot be computed, or nothing is left.
     """
     if len(responses.dims) < 2 or responses.dims[1] not in ("voxel", "parcel", "channel"):
-        raise DataError(f"columns can be chosen of voxels, parcels or channels, not of {responses.dims}.")
+        raise DataError(f"features can be chosen of voxels, parcels or channels, not of {responses.dims}.")
     counts = count_own_voxels(responses)
     subjects = list(dict.fromkeys(responses.trials["subject"].astype(str)))
-    people = {name: pick_subject(responses, name, counts.get(name)) for name in subjects}
+    by_subject = {name: _pick_subject(responses, name, counts.get(name)) for name in subjects}
     keep = {
         name: _find_named(config, responses, name if counts else None, counts.get(name))
         for name in (subjects if counts else [_ALL])
@@ -227,20 +227,18 @@ def fit_selection(
     steps = [_describe("names", keep)]
     if (reliable := config.reliability) is not None:
         scores = {
-            name: score_reliability(person, reliable.measure, n_splits=reliable.n_splits, seed=seed)
-            for name, person in people.items()
+            name: _score_reliability(own, reliable.measure, n_splits=reliable.n_splits, seed=seed)
+            for name, own in by_subject.items()
         }
         keep, step = _keep_best(scores, keep, reliable, f"reliability ({reliable.measure})")
         steps.append(step)
     if (encoding := config.encoding) is not None:
         if targets is None:
             raise ConfigError("a choice by encoding score needs the embeddings of the training images.")
-        features = pick_unique(targets)
+        features = _pick_unique(targets)
         scores = {
-            name: score_encoding(
-                person, features, alphas=encoding.alphas, n_folds=encoding.n_folds, seed=seed
-            )
-            for name, person in people.items()
+            name: _score_encoding(own, features, alphas=encoding.alphas, n_folds=encoding.n_folds, seed=seed)
+            for name, own in by_subject.items()
         }
         keep, step = _keep_best(scores, keep, encoding, "encoding score")
         steps.append(step)
@@ -253,7 +251,7 @@ def fit_selection(
 def _find_named(
     config: SelectionConfig, responses: Responses, subject: str | None, n_own: int | None
 ) -> np.ndarray:
-    """Return the columns that regions, networks and channel names leave, shape (n_columns,)."""
+    """Return the features that regions, networks and channel names leave, shape (n_features,)."""
     keep = np.ones(n_own or responses.data.shape[1], bool)
     if not config.rois.is_empty:
         _require(responses, "voxel", "selection.rois")
@@ -305,7 +303,7 @@ def _parse_rois(names: Sequence[str]) -> dict[str, list[str] | None]:
 def _keep_best(
     scores: Mapping[str, np.ndarray], keep: Mapping[str, np.ndarray], config: BestConfig, what: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Narrow each choice to its best columns; common columns are judged by the mean over subjects."""
+    """Narrow each choice to its best features; common features are judged by the mean over subjects."""
     if _ALL in keep:
         scores = {_ALL: np.mean(list(scores.values()), axis=0)}
     narrowed = {}
@@ -316,13 +314,13 @@ def _keep_best(
             best = values > config.threshold
             if not best.any():
                 raise DataError(
-                    f"no column{of} has a {what} above {config.threshold:g}; the best one reaches {values.max():.3g}."
+                    f"no feature{of} has a {what} above {config.threshold:g}; the best one reaches {values.max():.3g}."
                 )
         else:
             assert config.n_best is not None
             if config.n_best > chosen.sum():
                 raise ConfigError(
-                    f"selection asks for the {config.n_best} columns of the best {what}, but only "
+                    f"selection asks for the {config.n_best} features of the best {what}, but only "
                     f"{int(chosen.sum())}{of} are left."
                 )
             best = np.zeros(len(values), bool)
@@ -336,11 +334,43 @@ def _describe(step: str, keep: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"step": step, "kept": {name or "all": int(chosen.sum()) for name, chosen in keep.items()}}
 
 
-__all__ = [
-    "EncodingConfig",
-    "NamesConfig",
-    "ReliabilityConfig",
-    "Selection",
-    "SelectionConfig",
-    "fit_selection",
-]
+def _pick_subject(responses: Responses, subject: str, n_own: int | None) -> Responses:
+    """Return the trials of one subject as a matrix of its own features (with a time axis, of features times times).
+
+    Parameters
+    ----------
+    n_own
+        Its number of features where rows are padded; None takes all.
+    """
+    rows = np.flatnonzero(responses.trials["subject"].astype(str).to_numpy() == subject)
+    data = responses.data if len(rows) == responses.n_trials else responses.data[rows]
+    data = data[:, :n_own].reshape(len(rows), -1)
+    trials = responses.trials.iloc[rows].reset_index(drop=True)
+    n_times = int(np.prod(responses.data.shape[2:]))
+    return Responses.from_checked(data, ("trial", "voxel"), trials, responses.unit, {"n_times": n_times})
+
+
+def _score_reliability(own: Responses, measure: Measure, *, n_splits: int, seed: int) -> np.ndarray:
+    """Return the reliability of each feature, shape (n_features,)."""
+    if measure == "ncsnr":
+        return _mean_over_times(compute_ncsnr(own).ncsnr, own)
+    found = compute_split_half(own, n_splits=n_splits, seed=seed)
+    return _mean_over_times(found.correlation, own)
+
+
+def _score_encoding(
+    own: Responses, features: Embeddings, *, alphas: tuple[float, ...], n_folds: int, seed: int
+) -> np.ndarray:
+    """Return the cross-validated correlation of each feature with its prediction from images, shape (n_features,)."""
+    scores = compute_encoding_scores(own, features, alphas=alphas, n_folds=n_folds, seed=seed)
+    return _mean_over_times(scores, own)
+
+
+def _pick_unique(targets: Embeddings) -> Embeddings:
+    """Return one row per image."""
+    _, first = np.unique(targets.ids.astype(str), return_index=True)
+    return replace(targets, vectors=targets.vectors[first], ids=targets.ids[first])
+
+
+def _mean_over_times(scores: np.ndarray, own: Responses) -> np.ndarray:
+    return scores.reshape(-1, int(own.coords["n_times"])).mean(axis=1)

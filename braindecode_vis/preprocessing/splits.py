@@ -1,11 +1,16 @@
-"""Splits as code: which trials may teach and which may only be asked.
+"""Splits as code: which trials are training trials and which may only be tested.
 
 Owns the protocols and their proofs. Every split carries the text that names it in the results, and what is shown on one
 side of its folds only (images, concepts, repetitions, sessions, subjects); it refuses to exist if that is not so.
+
+Trials of imagery may have a stimulus without a picture (a category, a word, or a picture that is not shown again). They
+have no row among the image embeddings and no image to compare a reconstruction with, so retrieval and reconstruction
+leave them out (`split_imagined_trials`); the analysis `imagery` identifies them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -17,9 +22,11 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.registry import ByKind
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
+from braindecode_vis.stimuli import StimulusSet
 
 Side = Literal["image", "concept", "repetition", "session", "run", "subject"]
 SIDES: tuple[Side, ...] = get_args(Side)
+IMAGERY_TASK = "imagery"  # the value of the trial column `task` that every data set uses
 _OLD_NAMES = {"stimulus_id": "image"}  # as the first version of split.json has it
 
 
@@ -180,7 +187,7 @@ def make_split(
 
 
 def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Part training rows into rows to fit on and rows to validate on, which share no concept and so no image.
+    """Split training rows into rows to fit on and rows to validate on, which share no concept and so no image.
 
     Parameters
     ----------
@@ -303,9 +310,9 @@ class LeaveOneRunOutConfig(Settings):
 
 
 class LeaveOneSubjectOutConfig(Settings):
-    """One fold per subject: its test trials are decoded by an encoder that has seen other people only.
+    """One fold per subject: its test trials are decoded by an encoder that has seen other subjects only.
 
-    Training and test images are those that the data set declares, so that neither the person nor the image was met.
+    Training and test images are those that the data set declares, so that neither the subject nor the image was seen.
 
     Parameters
     ----------
@@ -348,7 +355,7 @@ SplitConfig = Annotated[
 
 
 def make_inner_folds(groups: np.ndarray, *, n_folds: int, generator: np.random.Generator) -> list[Fold]:
-    """Return folds over training rows that never part two rows of one group.
+    """Return folds over training rows that never separate two rows of one group.
 
     Parameters
     ----------
@@ -367,3 +374,54 @@ def make_inner_folds(groups: np.ndarray, *, n_folds: int, generator: np.random.G
         )
     number = (generator.permutation(n_groups) % n_folds)[codes]
     return [Fold(np.flatnonzero(number != fold), np.flatnonzero(number == fold)) for fold in range(n_folds)]
+
+
+def split_imagined_trials(
+    trials: pd.DataFrame, stimuli: StimulusSet, folds: Sequence[Fold]
+) -> tuple[tuple[Fold, ...], tuple[np.ndarray, ...]]:
+    """Split the test trials of every fold into those that show a picture and those that imagine without one.
+
+    Parameters
+    ----------
+    trials
+        The trial table.
+    stimuli
+        The images. Where none of them are at hand, nothing is split.
+    folds
+        Rows of `trials`.
+
+    Returns
+    -------
+    folds
+        The same folds, tested on trials with a picture; the test part of a fold may be empty.
+    imagined
+        Rows of the other test trials of each fold.
+
+    Raises
+    ------
+    DataError
+        If a trial without a picture is not of the task `imagery`, or is trained on.
+    """
+    nothing = np.array([], dtype=int)
+    if stimuli.has_picture.all() or not stimuli.has_pixels:
+        return tuple(folds), tuple(nothing for _ in folds)
+    ids = trials["stimulus_id"].to_numpy(dtype=object)
+    bare = ~stimuli.has_picture[stimuli.find_rows(ids)]
+    tasks = trials["task"].astype(str).to_numpy() if "task" in trials else np.full(len(trials), "")
+    wrong = np.flatnonzero(bare & (tasks != IMAGERY_TASK))
+    if len(wrong):
+        raise DataError(
+            f"the stimulus {ids[wrong[0]]!r} of trial {wrong[0]} has no picture; only test trials whose column task "
+            f"says {IMAGERY_TASK} may do without. Add its image, or leave the trial out."
+        )
+    for number, fold in enumerate(folds):
+        learnt = fold.train[bare[fold.train]]
+        if len(learnt):
+            raise DataError(
+                f"fold {number} trains on {len(learnt)} trials without a picture, first {ids[learnt[0]]!r}; choose a "
+                "split that only tests imagery, for example split.kind published."
+            )
+    return (
+        tuple(Fold(fold.train, fold.test[~bare[fold.test]]) for fold in folds),
+        tuple(fold.test[bare[fold.test]] for fold in folds),
+    )

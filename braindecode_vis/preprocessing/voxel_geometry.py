@@ -1,8 +1,9 @@
-"""Back into the brain, and out of it by region: where the columns of fMRI responses lie, and what they belong to.
+"""Where voxels, parcels and channels lie and what they belong to: images of responses, and features chosen by region.
 
-Owns the inverse transform of voxels, parcels and vertices to images, and the choice of columns by region or network.
-Works on what the store holds: no mask file is needed again. Several people may stand in one array with voxels of their
-own (rows padded with zeros, counts in the coordinate ``n_voxels_of``); then a column means nothing without its subject.
+Owns the inverse transform of voxels, parcels and vertices to images, and the choice of features by region or network.
+Works on what the store holds: no mask file is needed again. Several subjects may stand in one array with voxels of
+their own (rows padded with zeros, counts in the coordinate ``n_voxels_of``); then a feature means nothing without its
+subject.
 """
 
 from __future__ import annotations
@@ -40,23 +41,23 @@ def read_geometry(responses: Responses, subject: str | None = None) -> Geometry:
 
 
 def count_own_voxels(responses: Responses) -> dict[str, int]:
-    """Return how many columns belong to each subject where rows are padded; empty where columns are common to all."""
+    """Return how many features belong to each subject where rows are padded; empty where features are common to all."""
     return {str(s): int(n) for s, n in dict(responses.coords.get("n_voxels_of", {})).items()}
 
 
-def check_common_columns(responses: Responses, *, what: str) -> None:
-    """Raise `DataError` if a column is another voxel in every subject.
+def check_common_features(responses: Responses, *, what: str) -> None:
+    """Raise `DataError` if a feature is another voxel in every subject.
 
     Parameters
     ----------
     what
-        What needs common columns, for the message.
+        What needs common features, for the message.
     """
     counts = count_own_voxels(responses)
     if counts and responses.trials["subject"].nunique() > 1:
         words = ", ".join(f"{n} of subject {subject}" for subject, n in counts.items())
         raise DataError(
-            f"{what} needs columns that mean the same in everybody, but these are voxels of several brains "
+            f"{what} needs features that mean the same in every subject, but these are voxels of several brains "
             f"({words}, padded with zeros): read one subject, average over the regions of an atlas with dataset.atlas, "
             "or choose an encoder with a layer for each subject."
         )
@@ -65,7 +66,7 @@ def check_common_columns(responses: Responses, *, what: str) -> None:
 def inverse_transform(
     responses: Responses, values: np.ndarray | None = None, *, subject: str | None = None
 ) -> Any:
-    """Put one value per column, or one row per trial, back where it was measured.
+    """Put one value per feature, or one row per trial, back where it was measured.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def inverse_transform(
     Raises
     ------
     DataError
-        If the number of values differs from the number of columns, or the positions are unknown.
+        If the number of values differs from the number of features, or the positions are unknown.
     """
     geometry = read_geometry(responses, subject)
     n_features = responses.data.shape[1]
@@ -128,13 +129,13 @@ def _place_on_surface(rows: np.ndarray, geometry: Geometry, ndim: int) -> dict[s
     return {"left": whole[..., :left], "right": whole[..., left:]}
 
 
-# --- choosing columns -------------------------------------------------------------------------------------
+# --- choosing features -------------------------------------------------------------------------------------
 
 
 def find_rois(
     responses: Responses, wanted: Mapping[str, Sequence[str] | None], *, subject: str | None = None
 ) -> np.ndarray:
-    """Return which columns belong to one of the wanted regions, shape (n_voxels,), boolean.
+    """Return which features belong to one of the wanted regions, shape (n_voxels,), boolean.
 
     Parameters
     ----------
@@ -185,7 +186,7 @@ def find_networks(responses: Responses, networks: Sequence[str]) -> np.ndarray:
     return np.isin(known, list(networks))
 
 
-def select_columns(responses: Responses, keep: np.ndarray) -> Responses:
+def select_features(responses: Responses, keep: np.ndarray) -> Responses:
     """Return the responses of some voxels, parcels or channels, their geometry cut accordingly.
 
     Parameters
@@ -194,7 +195,7 @@ def select_columns(responses: Responses, keep: np.ndarray) -> Responses:
         For example from `find_rois`, `find_networks` or `braindecode_vis.preprocessing.reliability`.
     """
     if count_own_voxels(responses):
-        raise DataError("these rows are padded, each subject has voxels of its own: use select_own_columns.")
+        raise DataError("these rows are padded, each subject has voxels of its own: use select_own_features.")
     keep = np.asarray(keep)
     _check_choice(keep, responses.data.shape[1])
     data = np.asarray(responses.data[:, keep])
@@ -214,7 +215,7 @@ def select_columns(responses: Responses, keep: np.ndarray) -> Responses:
     return replace(responses, data=data, coords=coords)
 
 
-def select_own_columns(responses: Responses, keep: Mapping[str, np.ndarray]) -> Responses:
+def select_own_features(responses: Responses, keep: Mapping[str, np.ndarray]) -> Responses:
     """Return padded responses of several subjects with some voxels of each, padded again to the largest number.
 
     Parameters
@@ -236,7 +237,7 @@ def select_own_columns(responses: Responses, keep: Mapping[str, np.ndarray]) -> 
         if subject not in keep or subject not in counts:
             raise DataError(
                 f"no voxels were chosen for subject {subject}: it was not among the training trials, and voxels of "
-                "other people say nothing about where its own lie."
+                "other subjects say nothing about where its own lie."
             )
         _check_choice(np.asarray(keep[subject]), counts[subject], of=f" of subject {subject}")
     sizes = {subject: int(np.sum(chosen)) for subject, chosen in keep.items()}
@@ -257,8 +258,8 @@ def select_own_columns(responses: Responses, keep: Mapping[str, np.ndarray]) -> 
 def _check_choice(keep: np.ndarray, n_features: int, *, of: str = "") -> None:
     if keep.dtype != bool or keep.shape != (n_features,):
         raise DataError(
-            f"the choice of columns{of} must be boolean of shape ({n_features},), not {keep.dtype} of shape "
+            f"the choice of features{of} must be boolean of shape ({n_features},), not {keep.dtype} of shape "
             f"{keep.shape}."
         )
     if not keep.any():
-        raise DataError(f"the choice of columns{of} is empty: no voxel, parcel or channel is left.")
+        raise DataError(f"the choice of features{of} is empty: no voxel, parcel or channel is left.")

@@ -24,7 +24,7 @@ from braindecode_vis.metrics.brain_correlation import (
     predict_responses,
 )
 from braindecode_vis.metrics.image import ImageTable, make_image_table
-from braindecode_vis.preprocessing.noise_ceiling import NoiseCeiling, compute_noise_ceilings
+from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
 from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
@@ -92,7 +92,7 @@ class BrainTask:
     subjects: np.ndarray
     seen: np.ndarray
     images: Mapping[str, np.ndarray]
-    ceilings: Mapping[str, NoiseCeiling]
+    ceilings: Mapping[str, ResponseCeiling]
     protocol: str
     split: str
     seed: int
@@ -177,7 +177,7 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
         for name, region in found.regions.items():
             bound = None
             if ceiling is not None and method in ("decoded", "seen"):
-                bound = float(ceiling.per_column[regions.get(name, slice(None))].mean())
+                bound = float(ceiling.per_feature[regions.get(name, slice(None))].mean())
             yield Score(
                 method=method, metric=f"brain_correlation@{name}", value=region.value, chance=region.chance,
                 n_queries=found.n_images, protocol=task.protocol, subject=who, split=task.split, seed=task.seed,
@@ -265,7 +265,7 @@ def _find_regions(task: BrainTask, who: str, n_columns: int) -> dict[str, np.nda
 
 def find_response_ceilings(
     responses: Responses, rows: np.ndarray, *, measure: CeilingMeasure, averaged: bool, seed: int
-) -> tuple[dict[str, NoiseCeiling], list[str]]:
+) -> tuple[dict[str, ResponseCeiling], list[str]]:
     """Return the noise ceiling of each subject's responses, or a sentence on why there is none.
 
     Parameters
@@ -286,16 +286,16 @@ def find_response_ceilings(
     return {ceiling.subject: ceiling for ceiling in found}, []
 
 
-def tabulate_ceilings(ceilings: Mapping[str, NoiseCeiling]) -> list[dict[str, Any]]:
+def tabulate_ceilings(ceilings: Mapping[str, ResponseCeiling]) -> list[dict[str, Any]]:
     """Return one row per subject: the distribution of the ceiling over columns, and what it rests on."""
     table = []
     for who, ceiling in ceilings.items():
-        low, middle, high, top = np.quantile(ceiling.per_column, [0.25, 0.5, 0.75, 0.95])
+        low, middle, high, top = np.quantile(ceiling.per_feature, [0.25, 0.5, 0.75, 0.95])
         table.append(
             {
-                "subject": who, "columns": len(ceiling.per_column), "mean": ceiling.value, "median": float(middle),
+                "subject": who, "columns": len(ceiling.per_feature), "mean": ceiling.value, "median": float(middle),
                 "lower quartile": float(low), "upper quartile": float(high), "95th percentile": float(top),
-                "share above 0.3": float((ceiling.per_column > 0.3).mean()),
+                "share above 0.3": float((ceiling.per_feature > 0.3).mean()),
                 "repetitions averaged": ceiling.n_averaged, "images": ceiling.n_images, "estimated by": ceiling.source,
             }
         )  # fmt: skip

@@ -17,7 +17,7 @@ from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.studies.chosen_columns import ChosenColumns, ranks_columns
+from braindecode_vis.studies.chosen_features import ChosenFeatures, ranks_features
 
 
 def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], dict[str, str]]:
@@ -72,7 +72,7 @@ def make_study(run: Run) -> Study:
     """Return trials, targets and encoders of a run as analyses ask for them."""
     config, prepared = run.config, pipeline.preprocess(run)
     banks = [] if config.decodes_categories else pipeline.embed(run)
-    columns = ChosenColumns(run)
+    columns = ChosenFeatures(run)
 
     def pick(rows: np.ndarray, part: str) -> Any:
         repeats = config.repeats.train if part == "train" else config.repeats.test
@@ -121,7 +121,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
 
-    if ranks_columns(config.selection) and not getattr(analysis, "uses_encoder", True):
+    if ranks_features(config.selection) and not getattr(analysis, "uses_encoder", True):
         raise ConfigError(
             f"{analysis.kind} uses all columns and not the encoder that a choice by reliability or encoding score is "
             "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from braindecode_vis.analysis.choice import ChoosingEncoder, choose_columns, show_chosen
+from braindecode_vis.analysis.choice import ChoosingEncoder, choose_features, show_chosen
 from braindecode_vis.analysis.generalization import TimeGeneralizationConfig
 from braindecode_vis.analysis.measure import compute_hits
 from braindecode_vis.analysis.network_ablation import NetworkAblationConfig
@@ -26,7 +26,7 @@ def choose_in(study, seen=None, **options):
         if seen is not None:
             seen.append(train)
         targets = study.banks[number].select(list(dict.fromkeys(train.stimulus_ids)))
-        return choose_columns(config, train, targets, seed=0)
+        return choose_features(config, train, targets, seed=0)
 
     return replace(study, choose=choose)
 
@@ -69,7 +69,7 @@ def test_a_window_without_a_column_above_the_threshold_keeps_its_best_one():
     assert found["value"].iloc[0] < 0.8 < found["value"].iloc[-1]
     plain = SelectionConfig.model_validate({"encoding": {"n_best": 2}})
     with pytest.raises(ConfigError, match="needs the embeddings"):
-        choose_columns(plain, study.responses.select(np.arange(2)), None, seed=0)
+        choose_features(plain, study.responses.select(np.arange(2)), None, seed=0)
 
 
 def test_generalisation_tests_other_windows_with_the_columns_of_training():

@@ -14,7 +14,7 @@ from braindecode_vis.audit.split_overlap import find_copies
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.pipeline.runs import open_run
-from braindecode_vis.preprocessing.epochs import fit_robust_scaler
+from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.whitening import fit_mvnn
 from braindecode_vis.stimuli import StimulusSet
 

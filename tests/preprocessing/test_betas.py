@@ -12,7 +12,7 @@ import pytest
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
-from braindecode_vis.preprocessing import betas, streamed
+from braindecode_vis.preprocessing import betas, scaling
 from braindecode_vis.stimuli import StimulusSet
 
 N_VOXELS = 6
@@ -57,7 +57,7 @@ def zscore(data, train):
 
 @pytest.fixture(params=[1 << 25, 100], ids=["one block", "many blocks"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(streamed, "_BLOCK_BYTES", request.param)
+    monkeypatch.setattr(scaling, "_BLOCK_BYTES", request.param)
 
 
 @pytest.mark.usefixtures("_blocks")

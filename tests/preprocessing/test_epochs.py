@@ -7,18 +7,16 @@ import pytest
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.preprocessing import epochs as module
+from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.epochs import (
-    clean_raw,
     cut_epochs,
     export_epochs,
     find_decimation,
     find_steps,
-    fit_channel_zscore,
-    fit_robust_scaler,
     make_antialias_filter,
 )
-from braindecode_vis.preprocessing.meeg_ceiling import compute_noise_ceiling
+from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling
+from braindecode_vis.preprocessing.scaling import fit_channel_zscore, fit_robust_scaler
 
 
 def make_band_limited(n_channels, n_samples, sfreq=1000.0, high=80.0, seed=0):
@@ -110,20 +108,6 @@ def test_a_join_is_a_jump_of_most_channels():
     assert find_steps(signal, typical).tolist() == [400]
 
 
-def test_clean_raw_leaves_the_original_alone():
-    data = make_band_limited(3, 5000) * 1e-5
-    data += 1e-5 * np.sin(2 * np.pi * 50 * np.arange(5000) / 1000)
-    raw = mne.io.RawArray(data, mne.create_info(["a", "b", "c"], 1000.0, "eeg"), verbose="error")
-    out = clean_raw(raw, bads=["c"], reference="average", notch=[50.0], l_freq=1.0, h_freq=40.0, sfreq=250.0)
-    assert raw.info["bads"] == []
-    assert out.info["bads"] == ["c"]
-    assert out.info["sfreq"] == 250
-    np.testing.assert_allclose(out.get_data(["a", "b"]).sum(axis=0), 0, atol=1e-12)
-    np.testing.assert_array_equal(raw.get_data(), data)
-    with pytest.raises(ConfigError, match="'x' is not in the recording"):
-        clean_raw(raw, bads=["x"])
-
-
 def test_scaling_is_fitted_on_the_named_rows_alone():
     """Test trials are overwritten with large numbers, and no statistic changes by a bit."""
     rng = np.random.default_rng(0)
@@ -146,7 +130,7 @@ def test_scaling_is_fitted_on_the_named_rows_alone():
 def test_statistics_do_not_need_the_data_in_memory(monkeypatch):
     data = np.random.default_rng(0).standard_normal((50, 3, 20)).astype(np.float32)
     whole = fit_channel_zscore(data, np.arange(50))
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(scaling, "_CHANNEL_BLOCK_BYTES", 1000)
     pieces = fit_channel_zscore(data, np.arange(50))
     np.testing.assert_allclose(whole.mean, pieces.mean, atol=1e-7)
     np.testing.assert_allclose(whole.std, pieces.std, rtol=1e-6)
@@ -172,7 +156,7 @@ def test_noise_ceiling_is_the_correlation_with_the_truth(snr):
     truth = rng.standard_normal((n_images, 2, 3)) * np.sqrt(snr)
     data = np.repeat(truth, n_repetitions, axis=0) + rng.standard_normal((n_images * n_repetitions, 2, 3))
     ids = np.repeat([f"i{n}" for n in range(n_images)], n_repetitions)
-    ceiling = compute_noise_ceiling(make_responses(data.astype(np.float32), ids))
+    ceiling = compute_epochs_ceiling(make_responses(data.astype(np.float32), ids))
     assert ceiling.shape == (2, 3)
     if snr == 0:
         assert ceiling.max() < 0.45  # the root of a small number is not small
@@ -183,7 +167,7 @@ def test_noise_ceiling_is_the_correlation_with_the_truth(snr):
 def test_noise_ceiling_needs_repetitions():
     data = np.zeros((4, 2, 3), np.float32)
     with pytest.raises(DataError, match="three or more images with repetitions"):
-        compute_noise_ceiling(make_responses(data, list("abcd")))
+        compute_epochs_ceiling(make_responses(data, list("abcd")))
 
 
 def test_export_to_mne():

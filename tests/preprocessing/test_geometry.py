@@ -27,7 +27,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
     find_rois,
     inverse_transform,
     read_geometry,
-    select_columns,
+    select_features,
 )
 from braindecode_vis.stimuli import StimulusSet
 
@@ -114,14 +114,14 @@ def test_regions_by_name(mask):
         find_rois(responses, {"streams": ["ventrl"]})
     with pytest.raises(ConfigError, match="did you mean 'streams'"):
         find_rois(responses, {"stream": None})
-    cut = select_columns(responses, labels == 2)
+    cut = select_features(responses, labels == 2)
     image = inverse_transform(cut, np.ones(cut.data.shape[1]))
     assert image.get_fdata().sum() == (labels == 2).sum()
     np.testing.assert_array_equal(cut.data, responses.data[:, labels == 2])
     assert set(cut.coords["roi_streams"].tolist()) == {2}
     for bad, words in ((np.zeros(3, bool), "boolean of shape"), (labels > 9, "empty")):
         with pytest.raises(DataError, match=words):
-            select_columns(responses, bad)
+            select_features(responses, bad)
 
 
 def test_parcels_average_their_voxels_and_go_back(mask, atlas, tmp_path):
@@ -138,7 +138,7 @@ def test_parcels_average_their_voxels_and_go_back(mask, atlas, tmp_path):
     np.testing.assert_array_equal(find_networks(responses, ["Vis"]), [True, False, True, False])
     with pytest.raises(ConfigError, match="network"):
         find_networks(responses, ["Visual"])
-    visual = select_columns(responses, find_networks(responses, ["Vis"]))
+    visual = select_features(responses, find_networks(responses, ["Vis"]))
     assert visual.coords["parcel_names"] == [NAMES[0], NAMES[2]]
     image = inverse_transform(visual, np.array([1.0, 3.0])).get_fdata()
     np.testing.assert_array_equal(image, np.where(mask & np.isin(labels, [1, 3]), labels, 0))
@@ -160,7 +160,7 @@ def test_parcels_of_several_subjects_and_times(mask, atlas, tmp_path):
     with pytest.raises(ConfigError, match="01, 02"):
         inverse_transform(responses, np.arange(4.0))
     assert find_networks(responses, ["Default"]).tolist() == [False, False, False, True]
-    kept = select_columns(responses, np.array([False, True, True, False]))
+    kept = select_features(responses, np.array([False, True, True, False]))
     image = inverse_transform(kept, np.array([2.0, 3.0]), subject="01").get_fdata()
     np.testing.assert_array_equal(image, np.where(mask & np.isin(labels, [2, 3]), labels, 0))
 

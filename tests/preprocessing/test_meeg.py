@@ -16,7 +16,7 @@ from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, Epoched
 from braindecode_vis.preprocessing import meeg
 from braindecode_vis.preprocessing.epochs import make_antialias_filter
 from braindecode_vis.preprocessing.meeg import write_source
-from braindecode_vis.preprocessing.meeg_ceiling import compute_noise_ceiling, read_noise_ceiling
+from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling, read_epochs_ceiling
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import read_responses, read_stimuli
 
@@ -298,22 +298,22 @@ def test_the_noise_ceiling_lies_beside_the_trials(tmp_path, signal, events):
             for at in events["sample"].to_numpy()[rows]:
                 signal[1, at + 50 : at + 100] += shape
     responses, _ = write(make_source(make_part(signal, events), mvnn="none"), tmp_path)
-    train = read_noise_ceiling(tmp_path / "responses", split="train")
+    train = read_epochs_ceiling(tmp_path / "responses", split="train")
     assert (train.subject, train.n_images, train.n_repetitions) == ("01", 9, 5)
     assert train.ceiling.shape == (4, 250)
     assert train.ceiling[1, 14:24].min() > 0.9
     assert train.ceiling[0].mean() < 0.8
     rows = np.flatnonzero((responses.trials["split"] == "train").to_numpy())
-    expected = compute_noise_ceiling(responses.select(rows), n_halves=10)
+    expected = compute_epochs_ceiling(responses.select(rows), n_halves=10)
     np.testing.assert_allclose(train.ceiling, expected, atol=1e-6)
-    test = read_noise_ceiling(tmp_path / "responses", subject="01")
+    test = read_epochs_ceiling(tmp_path / "responses", subject="01")
     assert (test.split, test.n_images) == ("test", 3)
     with pytest.raises(DataError, match="it has those of subject 01 train, subject 01 test"):
-        read_noise_ceiling(tmp_path / "responses", subject="02")
+        read_epochs_ceiling(tmp_path / "responses", subject="02")
     single = events.drop_duplicates("stimulus_id").reset_index(drop=True)
     write(make_source(make_part(signal, single), mvnn="none"), tmp_path / "single")
     with pytest.raises(DataError, match="has no noise ceiling: fewer than three images are repeated"):
-        read_noise_ceiling(tmp_path / "single" / "responses")
+        read_epochs_ceiling(tmp_path / "single" / "responses")
 
 
 def test_one_sample_is_not_called_flat(tmp_path):

@@ -39,8 +39,8 @@ def test_the_ceiling_is_what_the_truth_reaches(measure, averaged):
     responses, truth = make_responses()
     (found,) = compute_noise_ceilings(responses, averaged=averaged, measure=measure)
     # 800 images fix a correlation of 0.5 to 0.03, and its estimate about as well.
-    np.testing.assert_allclose(found.per_column, reach(responses, truth, averaged), atol=0.06)
-    assert found.value == pytest.approx(found.per_column.mean())
+    np.testing.assert_allclose(found.per_feature, reach(responses, truth, averaged), atol=0.06)
+    assert found.value == pytest.approx(found.per_feature.mean())
     assert (found.metric, found.n_averaged) == (METRIC, 4 if averaged else 1)
 
 
@@ -53,7 +53,7 @@ def test_training_trials_do_not_count():
     mixed = Responses(data, responses.dims, trials, "z")
     (one,) = compute_noise_ceilings(mixed)
     (two,) = compute_noise_ceilings(responses, np.arange(100))
-    np.testing.assert_array_equal(one.per_column, two.per_column)
+    np.testing.assert_array_equal(one.per_feature, two.per_feature)
     assert one.n_images == 25
 
 
@@ -64,8 +64,8 @@ def test_padded_subjects_have_ceilings_of_their_own():
     trials = pd.concat([first.trials, second.trials], ignore_index=True)
     joint = Responses(data, first.dims, trials, "z", {"n_voxels_of": {"01": 3, "02": 2}})
     one, two = compute_noise_ceilings(joint)
-    assert (one.subject, two.subject, len(two.per_column)) == ("01", "02", 2)
-    np.testing.assert_allclose(one.per_column, compute_noise_ceilings(first)[0].per_column)
+    assert (one.subject, two.subject, len(two.per_feature)) == ("01", "02", 2)
+    np.testing.assert_allclose(one.per_feature, compute_noise_ceilings(first)[0].per_feature)
 
 
 def test_images_shown_unequally_often_take_the_harmonic_mean():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing import reliability as rel
 
 SIGNAL = np.array([0.0, 0.5, 1.0, 2.0, 3.0])
@@ -66,16 +66,6 @@ def test_split_half_bounds_what_the_truth_itself_reaches():
     ).all()
 
 
-def test_selection_does_not_see_the_test_trials():
-    clean, _ = make_responses(200)
-    poisoned, _ = make_responses(200, test_scale=1000.0)
-    for measure in ("ncsnr", "split_half"):
-        first = rel.select_voxels(clean, measure=measure, n_voxels=2)
-        np.testing.assert_array_equal(first, rel.select_voxels(poisoned, measure=measure, n_voxels=2))
-        assert first.tolist() == [False, False, False, True, True]
-    assert rel.select_voxels(clean, threshold=0.8).tolist() == [False, False, True, True, True]
-
-
 def test_encoding_scores_rank_voxels_by_what_features_explain():
     responses, truth = make_responses(200)
     ids = [f"i{i:04d}" for i in range(200)]
@@ -87,8 +77,7 @@ def test_encoding_scores_rank_voxels_by_what_features_explain():
     assert abs(scores[0]) < 0.15
     assert (np.diff(scores) > 0).all()
     assert scores[4] > 0.9
-    keep = rel.select_voxels(responses, measure=scores, n_voxels=1)
-    assert np.flatnonzero(keep).tolist() == [4]
+    assert scores.argmax() == 4
 
 
 def test_what_cannot_be_estimated_is_refused():
@@ -98,11 +87,3 @@ def test_what_cannot_be_estimated_is_refused():
     repeated, _ = make_responses(20)
     with pytest.raises(DataError, match="at least three"):
         rel.compute_split_half(repeated, (repeated.stimulus_ids == "i0000"))
-    with pytest.raises(ConfigError, match="either n_voxels or threshold"):
-        rel.select_voxels(repeated)
-    with pytest.raises(ConfigError, match="9 voxels cannot be chosen out of 5"):
-        rel.select_voxels(repeated, n_voxels=9)
-    with pytest.raises(DataError, match="no voxel is above 99"):
-        rel.select_voxels(repeated, threshold=99.0)
-    with pytest.raises(DataError, match="shape"):
-        rel.select_voxels(repeated, measure=np.ones(2), n_voxels=1)

@@ -20,7 +20,7 @@ from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.preprocessing.voxel_geometry import (
-    check_common_columns,
+    check_common_features,
     find_rois,
     inverse_transform,
     read_geometry,
@@ -227,10 +227,10 @@ def test_channels_by_name():
 def test_what_means_nothing_is_refused(joint, tmp_path):
     train = pick(joint, "train")
     with pytest.raises(DataError, match="voxels of several brains"):
-        check_common_columns(joint, what="ridge")
-    with pytest.raises(ConfigError, match="30 columns"):
+        check_common_features(joint, what="ridge")
+    with pytest.raises(ConfigError, match="30 features"):
         fit_selection(SelectionConfig(reliability={"n_best": 30}), train)
-    with pytest.raises(DataError, match=r"no column of subject 0.* above 99"):
+    with pytest.raises(DataError, match=r"no feature of subject 0.* above 99"):
         fit_selection(SelectionConfig(reliability={"threshold": 99}), train)
     with pytest.raises(ConfigError, match="needs the embeddings"):
         fit_selection(CONFIGS[2], train)

@@ -1,4 +1,4 @@
-"""The columns of a run's `selection` as analyses meet them.
+"""The features of a run's `selection` as analyses meet them.
 
 Owns the two halves of a choice. Names (regions, networks, channels) look at no response, so they narrow all trials
 before an analysis begins. Ranks (reliability, encoding score) are fitted on training trials, so each cut of an analysis
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline
-from braindecode_vis.analysis.choice import ChoosingEncoder, choose_columns
+from braindecode_vis.analysis.choice import ChoosingEncoder, choose_features
 from braindecode_vis.analysis.study import Change
 from braindecode_vis.arrays import Responses
 from braindecode_vis.pipeline.runs import Run
@@ -22,12 +22,12 @@ from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, 
 from braindecode_vis.seeds import derive_seed
 
 
-def ranks_columns(config: SelectionConfig) -> bool:
-    """Whether columns are chosen by what training trials say of them, and not by name alone."""
+def ranks_features(config: SelectionConfig) -> bool:
+    """Whether features are chosen by what training trials say of them, and not by name alone."""
     return config.reliability is not None or config.encoding is not None
 
 
-class ChosenColumns:
+class ChosenFeatures:
     """What a run's `selection` leaves of trials, and which encoder takes what is left.
 
     Parameters
@@ -46,7 +46,7 @@ class ChosenColumns:
         if names.is_empty:
             return None
         responses = pipeline.preprocess(self.run).responses
-        # One trial of each subject says which columns there are; nothing else of it is looked at.
+        # One trial of each subject says which features there are; nothing else of it is looked at.
         first = responses.trials.drop_duplicates("subject").index.to_numpy()
         return fit_selection(names, responses.select(first))
 
@@ -55,7 +55,7 @@ class ChosenColumns:
         return SelectionConfig(reliability=self.config.reliability, encoding=self.config.encoding)
 
     def narrow(self, responses: Responses) -> Responses:
-        """Return the columns of the names."""
+        """Return the features of the names."""
         return responses if self._named is None else self._named.apply(responses)
 
     def find_trained(self, number: int) -> Any:
@@ -63,7 +63,7 @@ class ChosenColumns:
         fold = pipeline.train(self.run)[number]
         if not hasattr(fold, "encoder"):
             return fold.decoder
-        if fold.selection is None or not ranks_columns(self.config):
+        if fold.selection is None or not ranks_features(self.config):
             return fold.encoder
         keep = fold.selection.keep
         if self._named is not None:
@@ -72,7 +72,7 @@ class ChosenColumns:
 
     def choose(self, number: int, change: Change | None) -> Selection | None:
         """Fit the ranks on the changed single training trials of a fold; None without ranks."""
-        if not ranks_columns(self.config):
+        if not ranks_features(self.config):
             return None
         if self._single is None or self._single[0] != number:
             prepared = pipeline.preprocess(self.run)
@@ -84,4 +84,4 @@ class ChosenColumns:
             bank = pipeline.embed(self.run)[number].embeddings
             targets = bank.select(list(pd.unique(train.stimulus_ids)))
         seed = derive_seed(self.run.config.seed, "selection")
-        return choose_columns(self._ranks, train, targets, seed=seed)
+        return choose_features(self._ranks, train, targets, seed=seed)
