@@ -21,7 +21,7 @@ from braindecode_vis.roles import DATASET, ENCODER_SETTINGS, GENERATOR_SETTINGS,
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.settings import Settings
-from braindecode_vis.training.pretrain import PretrainConfig
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 CATEGORY_DECODERS = ("lda", "logistic", "network_categories")
 

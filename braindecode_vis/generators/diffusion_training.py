@@ -11,6 +11,7 @@ Rombach, R. et al. (2022). High-resolution image synthesis with latent diffusion
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,13 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checkpoints import (
+    pack_optimiser,
+    read_checkpoint,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast, choose_device, seeded
 from braindecode_vis.generators.conditioning import blur, draw_reliability
@@ -36,6 +44,7 @@ from braindecode_vis.generators.weights_file import (
     encode_known_images,
     write_weights,
 )
+from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise, split_decayed
 from braindecode_vis.priors.scales import PrincipalComponents, fit_components
 from braindecode_vis.seeds import make_generator, make_torch_generator
 from braindecode_vis.stimuli import StimulusSet
@@ -300,40 +309,132 @@ class _Stages:
     def _optimise(
         self, network: Any, compute_loss: Any, name: str, n_steps: int, lr: float, n_images: int
     ) -> Any:
-        from braindecode_vis.generators.optimisation import Plan, optimise
-
-        settings = self.config.hashed_fields()
+        """Minimise the loss of a stage, from its checkpoint if there is one, and return the averaged network."""
+        config = self.config
+        fields = config.hashed_fields()
         if name == "autoencoder":  # it does not depend on what follows
             shared = (
-                "image_size",
-                "n_latent_channels",
-                "perceptual_",
-                "latent_noise",
-                "ema_",
-                "weight_",
-                "warmup",
-            )
-            settings = {k: v for k, v in settings.items() if k.startswith(("autoencoder_", *shared))}
-        what = [name, self.header.space, self.pairs.source, self.seed, n_images, settings]
+                "image_size", "n_latent_channels", "perceptual_", "latent_noise", "ema_", "weight_", "warmup",
+            )  # fmt: skip
+            fields = {k: v for k, v in fields.items() if k.startswith(("autoencoder_", *shared))}
+        identity = {
+            "config": fields, "target": self.header.space, "data": [self.pairs.source, n_images], "seed": self.seed,
+        }  # fmt: skip
         plan = Plan(
-            name=name,
-            n_steps=n_steps,
-            lr=lr,
-            weight_decay=self.config.weight_decay,
-            warmup=self.config.warmup,
-            ema_decay=self.config.ema_decay,
-            every=self.config.checkpoint_every,
-            identity=json.dumps(what, sort_keys=True),
-        )
-        checkpoint = self.out / f"{name}.safetensors"
-        return optimise(
-            network,
-            compute_loss,
-            plan,
-            checkpoint=checkpoint,
-            log=self.out / "log.jsonl",
+            name, n_steps, lr, config.weight_decay, config.warmup, config.ema_decay, config.checkpoint_every,
+            identity,
+        )  # fmt: skip
+        return train_network(
+            network, compute_loss, plan, path=self.out / f"{name}.safetensors", log=self.out / "log.jsonl",
             report=self.progress,
-        )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a network of the generator learns.
+
+    Parameters
+    ----------
+    name
+        Of the stage, in the log and in messages.
+    n_steps, lr, weight_decay, warmup, ema_decay
+        Steps, peak learning rate, weight decay, steps of warm-up, decay of the averaged weights.
+    every
+        Steps between checkpoints and log lines.
+    identity
+        What a checkpoint must agree with to be taken up again.
+    """
+
+    name: str
+    n_steps: int
+    lr: float
+    weight_decay: float
+    warmup: int
+    ema_decay: float
+    every: int
+    identity: dict[str, Any]
+
+
+def train_network(
+    network: Any,
+    compute_loss: Callable[[Any, int], Any],
+    plan: Plan,
+    *,
+    path: Path,
+    log: Path,
+    report: Progress | None = None,
+) -> Any:
+    """Minimise a loss by AdamW and return the network with averaged weights.
+
+    Parameters
+    ----------
+    network
+        Changed in place.
+    compute_loss
+        Gives the loss of the network at a step; what is random in it must follow from the number of the step.
+    plan
+        How long and how fast.
+    path
+        Checkpoint that is replaced every `plan.every` steps and taken up if it is there.
+    log
+        Receives a line each time a checkpoint is written.
+    report
+        Called with the stage, the steps done and the steps wanted.
+
+    Raises
+    ------
+    DataError
+        If the checkpoint belongs to another training, or if the loss is not finite.
+    """
+    import torch
+
+    optimiser = torch.optim.AdamW(
+        split_decayed(network.parameters(), plan.weight_decay), lr=plan.lr, betas=(0.9, 0.99)
+    )
+    average = MovingAverage(network, plan.ema_decay)
+    start, found = 0, read_checkpoint(path, plan.identity)
+    if found is not None:
+        tensors, state = found
+        network.load_state_dict(take(tensors, "network"))
+        average.model.load_state_dict(take(tensors, "averaged"))
+        unpack_optimiser(optimiser, take(tensors, "optimiser"))
+        start = state["step"]
+    recent: list[float] = []
+    begun = time.perf_counter()
+
+    def after(step: int, losses: list[Any]) -> None:
+        nonlocal begun
+        average.follow(network, step)
+        recent.append(float(losses[0]))
+        done = step + 1
+        if done % plan.every and done != plan.n_steps:
+            return
+        groups = {
+            "network": network.state_dict(), "averaged": average.model.state_dict(),
+            "optimiser": pack_optimiser(optimiser),
+        }  # fmt: skip
+        write_checkpoint(path, groups, {"identity": plan.identity, "step": done})
+        line = {
+            "stage": plan.name, "step": done, "loss": round(sum(recent) / len(recent), 5),
+            "lr": optimiser.param_groups[0]["lr"], "seconds": round(time.perf_counter() - begun, 1),
+        }  # fmt: skip
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        recent.clear()
+        begun = time.perf_counter()
+        if report is not None:
+            report(plan.name, done, plan.n_steps)
+
+    network.train()
+    optimise(
+        optimiser, network.parameters(), range(start, plan.n_steps), lambda step: [compute_loss(network, step)],
+        after=after, rate=lambda step: compute_warm_cosine(step, plan.n_steps, plan.warmup), clip_norm=1.0,
+        describe_failure=lambda step, loss: (
+            f"the loss of the {plan.name} is {loss} at step {step + 1}; lower its learning rate."
+        ),
+    )  # fmt: skip
+    return average.model
 
 
 @lru_cache(maxsize=2)  # a batch may span two passes

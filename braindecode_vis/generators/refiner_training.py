@@ -6,9 +6,7 @@ training that was stopped goes on with the first that is missing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checkpoints import list_shapes, read_checkpoint, sum_rows, take, write_checkpoint
 from braindecode_vis.devices import seeded
-from braindecode_vis.priors.checkpoints import sign_training
+from braindecode_vis.optimisation import MovingAverage, optimise
 from braindecode_vis.priors.simulated_predictions import PredictionError, fit_prediction_error
 from braindecode_vis.roles import NOTHING_LENT, Context
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
-from braindecode_vis.store import replace_atomically
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.refiner import RefinerConfig
@@ -31,7 +28,7 @@ AFFINE, SHIFT, ELASTIC, KNOTS = 0.07, 0.036, 0.043, 5
 SSIM_RADIUS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 5, 1.5, 0.01**2, 0.03**2
 ERROR_SCALE = 10.0  # brings squared errors of images in 0..1 to the size of structural dissimilarities
 EMA_DECAY, WEIGHT_DECAY = 0.99, 0.01
-STEPS_BETWEEN_WORDS = 10
+STEPS_BETWEEN_REPORTS = 10
 START_THRESHOLD, START_GAIN = 0.35, 6.0  # of the contrast that a fresh network applies
 
 
@@ -102,72 +99,41 @@ def train_refiners(
     predicted, true : float arrays of shape (n_trials, height, width, colours)
         Out-of-fold predictions of training trials, and the image of each.
     context
-        Where finished networks are kept, and who is told how it goes. A network of another training is ignored.
+        Where finished networks are kept, and who is told how it goes.
+
+    Raises
+    ------
+    DataError
+        If a loss is not finite, or a finished network lies there that is damaged or of another training.
     """
-    shape = images.shape[1:]
+    height, width, colours = images.shape[1:]
     error = fit_prediction_error(predicted.reshape(len(predicted), -1), true.reshape(len(true), -1))
+    # (n_images, height, width, colours) -> (n_images, colours, height, width), as convolutions take it
     bank = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
-    trained = []
+    networks: list[nn.Module] = []
+    losses: list[float] = []
     for member in range(config.n_networks):
-        network = _start_network(config, shape, member)
-        signature = sign_training(
-            network, {**config.hashed_fields(), "member": member}, [images, predicted, true]
-        )
+        with seeded(derive_seed(config.seed, "refiner weights", member)):
+            network = RefinerNetwork((height, width, colours), config.width)
+        identity = {
+            "network": list_shapes(network), "config": {**config.hashed_fields(), "member": member},
+            "data": sum_rows([images, predicted, true]),
+        }  # fmt: skip
         folder = context.checkpoints
         path = None if folder is None else folder / f"network{member}.safetensors"
-        loss = None if path is None else _read_network(path, network, signature)
-        if loss is None:
-            loss = _train(config, network, bank, error, member, tell=_make_teller(config, context, member))
+        found = None if path is None else read_checkpoint(path, identity)
+        if found is not None:
+            network.load_state_dict(take(found[0], "network"))
+            loss = float(found[1]["loss"])
+        else:
+            loss = _train(config, network, bank, error, member, progress=context.progress)
             if path is not None:
-                _write_network(path, network, signature, loss)
-        trained.append((network.eval().requires_grad_(False), loss))
-    return [network for network, _ in trained], [loss for _, loss in trained]
-
-
-def _start_network(config: RefinerConfig, shape: tuple[int, ...], member: int) -> RefinerNetwork:
-    with seeded(derive_seed(config.seed, "refiner weights", member)):
-        return RefinerNetwork((shape[0], shape[1], shape[2]), config.width)
-
-
-def _make_teller(config: RefinerConfig, context: Context, member: int) -> Callable[[int, float], None]:
-    """Return what is called with the steps done by a network and its last loss."""
-
-    def tell(done: int, loss: float) -> None:
-        if context.progress is not None and (done % STEPS_BETWEEN_WORDS == 0 or done == config.steps):
-            context.progress(
-                member * config.steps + done, config.n_networks * config.steps,
-                f"network {member + 1} of {config.n_networks}, loss {loss:.3f}",
-            )  # fmt: skip
-
-    return tell
-
-
-def _write_network(path: Path, network: nn.Module, signature: str, loss: float) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
-    with replace_atomically(path) as temporary:
-        save_file(
-            tensors, temporary, metadata={"refiner": json.dumps({"signature": signature, "loss": loss})}
-        )
-
-
-def _read_network(path: Path, network: nn.Module, signature: str) -> float | None:
-    """Put the weights of a finished training into `network` and return its loss; None if there is no such file."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            record = json.loads((file.metadata() or {}).get("refiner", "{}"))
-            if record.get("signature") != signature:
-                return None
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except SafetensorError:  # a damaged file costs one training
-        return None
-    return float(record["loss"])
+                write_checkpoint(
+                    path, {"network": network.state_dict()}, {"identity": identity, "loss": loss}
+                )
+        networks.append(network.eval().requires_grad_(False))
+        losses.append(loss)
+    return networks, losses
 
 
 def _train(
@@ -177,37 +143,45 @@ def _train(
     error: PredictionError,
     member: int,
     *,
-    tell: Callable[[int, float], None],
+    progress: Callable[[int, int, str], None] | None,
 ) -> float:
     """Train `network` in place, which then holds its averaged weights, and return its loss."""
     numbers = make_generator(config.seed, "refiner", member)
     generator = make_torch_generator(config.seed, "refiner", member)
-    average = {name: value.clone() for name, value in network.state_dict().items()}
+    average = MovingAverage(network, EMA_DECAY, warm_up=False)
     optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
+    # torch's own cycle, which moves the first moment's decay as well as the rate; it needs four steps.
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=max(config.steps, 4)
     )
     losses = []
-    for step in range(config.steps):
+
+    def compute_losses(step: int) -> Iterator[Tensor]:
         images = deform_images(
             bank[numbers.integers(len(bank), size=config.batch_size)], generator, config.deformation
         )
-        loss = compute_refiner_loss(
+        yield compute_refiner_loss(
             network(_simulate(error, images, numbers)), images, config.structure_weight
         )
-        if not bool(torch.isfinite(loss)):
-            raise DataError(
-                f"the loss of the refiner is not finite at step {step}; lower generator.learning_rate."
-            )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+
+    def after(step: int, step_losses: list[Tensor]) -> None:
         cycle.step()
-        for name, value in network.state_dict().items():
-            average[name].lerp_(value, 1 - EMA_DECAY)
-        losses.append(float(loss.detach()))
-        tell(step + 1, losses[-1])
-    network.load_state_dict(average)
+        average.follow(network, step)
+        losses.append(float(step_losses[0]))
+        done = step + 1
+        if progress is not None and (done % STEPS_BETWEEN_REPORTS == 0 or done == config.steps):
+            progress(
+                member * config.steps + done, config.n_networks * config.steps,
+                f"network {member + 1} of {config.n_networks}, loss {losses[-1]:.3f}",
+            )  # fmt: skip
+
+    optimise(
+        optimiser, network.parameters(), range(config.steps), compute_losses, after=after,
+        describe_failure=lambda step, loss: (
+            f"the loss of the refiner is {loss} at step {step}; lower generator.learning_rate."
+        ),
+    )  # fmt: skip
+    network.load_state_dict(average.model.state_dict())
     return float(np.mean(losses[-max(1, len(losses) // 10) :]))
 
 

@@ -1,30 +1,36 @@
-"""Train the network of a diffusion prior: loss, moving average, checkpoints that resume exactly.
+"""Train the network of a diffusion prior, on standardised rows.
 
 Every epoch draws from its own named seed, so a run that was stopped at a checkpoint and one that was not take the same
-steps. A checkpoint is one safetensors file that is replaced atomically. The weights that count are a moving average;
-with held-out images, those of the epoch whose average had the lowest loss on them. Knows standardised rows only.
+steps. The weights that count are a moving average; with held-out images, those of the epoch whose average had the
+lowest loss on them. The steps are those of `braindecode_vis.optimisation`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checkpoints import (
+    list_shapes,
+    pack_optimiser,
+    read_checkpoint,
+    sum_rows,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from braindecode_vis.devices import autocast, seeded
-from braindecode_vis.priors.checkpoints import State, read_checkpoint, sign_training, write_checkpoint
+from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise
 from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.simulated_predictions import PredictionError
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
 
 CHECKPOINT = "prior_checkpoint.safetensors"
 LOOKS = 50  # at the held-out images over a training
@@ -34,8 +40,8 @@ class Source(Protocol):
     """Rows to learn from."""
 
     @property
-    def targets(self) -> np.ndarray:
-        """All targets."""
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that batches are made of, by which a checkpoint knows its data."""
         ...
 
     def __len__(self) -> int:
@@ -54,6 +60,11 @@ class PairSource:
     conditions: np.ndarray
     targets: np.ndarray
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Conditions and targets."""
+        return self.conditions, self.targets
+
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.targets)
@@ -69,6 +80,11 @@ class NoisedSource:
 
     targets: np.ndarray
     error: PredictionError
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The targets."""
+        return (self.targets,)
 
     def __len__(self) -> int:
         """Number of targets."""
@@ -100,6 +116,21 @@ class Recipe:
         """Return the number of epochs, more than asked for where they would be less than `min_steps`."""
         return max(self.epochs, math.ceil(self.min_steps / math.ceil(n_rows / self.batch_size)))
 
+    def compute_rate(self, step: int, n_steps: int) -> float:
+        """Return the share of the learning rate at a step; a short training rises over its first tenth at most."""
+        return compute_warm_cosine(step, n_steps, min(self.warmup_steps, max(1, n_steps // 10)))
+
+
+@dataclass
+class PriorTraining:
+    """How far a training has come, and which epoch was the best so far."""
+
+    epoch: int = 0
+    step: int = 0
+    best_loss: float | None = None
+    best_epoch: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
 
 def fit_network(
     network: nn.Module,
@@ -111,7 +142,7 @@ def fit_network(
     checkpoint_every: int = 10,
     bfloat16: bool = False,
     advance: Callable[[int], None] = lambda n: None,
-) -> State:
+) -> PriorTraining:
     """Train `network` in place and return what came of it; afterwards it holds the weights that count.
 
     Parameters
@@ -123,8 +154,7 @@ def fit_network(
     recipe
         How.
     workspace
-        Folder of the checkpoint; without one, none is written. A checkpoint of another recipe, network or data set is
-        ignored and replaced.
+        Folder of the checkpoint; without one, none is written.
     checkpoint_every
         Epochs between two checkpoints.
     bfloat16
@@ -135,77 +165,91 @@ def fit_network(
     Raises
     ------
     DataError
-        If the loss becomes infinite or NaN.
+        If the loss becomes infinite or NaN, or the workspace holds a checkpoint of another recipe, network or data.
     """
-    import torch
-
     optimiser = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, foreach=True
     )
-    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    state = State(network, average, optimiser)
+    average = MovingAverage(network, recipe.ema_decay)
+    done, best = PriorTraining(), dict[str, Tensor]()
     n_epochs = recipe.count_epochs(len(source))
-    between = max(1, n_epochs // LOOKS)
-    signature = sign_training(
-        network, {**recipe.__dict__, "schedule": recipe.schedule.__dict__},
-        [getattr(source, "conditions", None), source.targets, None if held_out is None else held_out.targets],
-    )  # fmt: skip
-    if workspace is not None and (workspace / CHECKPOINT).is_file():
-        read_checkpoint(workspace / CHECKPOINT, state, signature)
-    device = next(network.parameters()).device
-    signal = recipe.schedule.compute_signal().to(device)
     n_steps = n_epochs * math.ceil(len(source) / recipe.batch_size)
-    dtype = torch.bfloat16 if bfloat16 else None
-    while state.epoch < n_epochs:
-        losses = _train_epoch(state, source, recipe, signal, n_steps, dtype)
-        entry = {"epoch": float(state.epoch), "loss": float(np.mean(losses))}
-        if held_out is not None and ((state.epoch + 1) % between == 0 or state.epoch + 1 == n_epochs):
-            entry["held_out_loss"] = _validate(state, held_out, recipe, signal)
-            if state.best_loss is None or entry["held_out_loss"] < state.best_loss:
-                state.best_loss, state.best_epoch = entry["held_out_loss"], state.epoch
-                state.best = {name: value.clone() for name, value in state.average.items()}
-        state.history.append(entry)
-        state.epoch += 1
-        if workspace is not None and (state.epoch % checkpoint_every == 0 or state.epoch == n_epochs):
-            write_checkpoint(workspace / CHECKPOINT, state, signature)
-        advance(1)
-    network.load_state_dict(state.average if state.best is None else state.best)
-    network.eval()
-    return state
+    between = max(1, n_epochs // LOOKS)
+    identity = {
+        "network": list_shapes(network),
+        "config": {**recipe.__dict__, "schedule": recipe.schedule.__dict__},
+        "data": sum_rows([*source.arrays, None if held_out is None else held_out.targets]),
+    }
+    path = None if workspace is None else workspace / CHECKPOINT
+    device = next(network.parameters()).device
+    found = None if path is None else read_checkpoint(path, identity)
+    if found is not None:
+        tensors, state = found
+        network.load_state_dict(take(tensors, "network"))
+        average.model.load_state_dict(take(tensors, "average"))
+        best = {name: value.to(device) for name, value in take(tensors, "best").items()}
+        unpack_optimiser(optimiser, take(tensors, "optimiser"))
+        done = PriorTraining(**state["done"])
+    signal = recipe.schedule.compute_signal().to(device)
 
+    def train_epoch() -> float:
+        rng = make_generator(recipe.seed, "epoch", done.epoch)
+        noise = make_torch_generator(recipe.seed, "noise", done.epoch)
+        batches = np.split(
+            rng.permutation(len(source)), range(recipe.batch_size, len(source), recipe.batch_size)
+        )
+        losses = []
 
-def _train_epoch(
-    state: State, source: Source, recipe: Recipe, signal: Tensor, n_steps: int, dtype: Any
-) -> list[float]:
-    import torch
-
-    rng = make_generator(recipe.seed, "epoch", state.epoch)
-    noise = make_torch_generator(recipe.seed, "noise", state.epoch)
-    order, losses = rng.permutation(len(source)), []
-    state.network.train()
-    with seeded(derive_seed(recipe.seed, "dropout", state.epoch), signal.device):
-        for start in range(0, len(order), recipe.batch_size):
-            conditions, targets = source.draw(order[start : start + recipe.batch_size], rng)
-            with autocast(signal.device, dtype):
-                loss = compute_loss(
-                    state.network, conditions, targets, recipe.schedule, signal, noise,
+        def compute_losses(step: int) -> Iterator[Tensor]:
+            conditions, targets = source.draw(batches[step - first], rng)
+            with autocast(device, torch.bfloat16 if bfloat16 else None):
+                yield compute_loss(
+                    network,
+                    conditions,
+                    targets,
+                    recipe.schedule,
+                    signal,
+                    noise,
                     dropout=recipe.condition_dropout,
-                )  # fmt: skip
-            if not bool(torch.isfinite(loss)):
-                raise DataError(
-                    f"the loss of the diffusion prior is {float(loss.detach())} at step {state.step} "
-                    f"(epoch {state.epoch}); lower prior.learning_rate, or look for extreme values in the embeddings."
                 )
-            state.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(state.network.parameters(), recipe.gradient_clip)
-            for group in state.optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * find_rate(state.step, n_steps, recipe.warmup_steps)
-            state.optimiser.step()
-            state.step += 1
-            _update_average(state, recipe.ema_decay)
-            losses.append(float(loss.detach()))
-    return losses
+
+        def after(step: int, step_losses: list[Tensor]) -> None:
+            done.step = step + 1
+            average.follow(network, done.step)
+            losses.append(float(step_losses[0]))
+
+        network.train()
+        first = done.step
+        with seeded(derive_seed(recipe.seed, "dropout", done.epoch), device):
+            optimise(
+                optimiser, network.parameters(), range(first, first + len(batches)), compute_losses, after=after,
+                rate=lambda step: recipe.compute_rate(step, n_steps), clip_norm=recipe.gradient_clip,
+                describe_failure=lambda step, loss: (
+                    f"the loss of the diffusion prior is {loss} at step {step} (epoch {done.epoch}); lower "
+                    "prior.learning_rate, or look for extreme values in the embeddings."
+                ),
+            )  # fmt: skip
+        return float(np.mean(losses))
+
+    while done.epoch < n_epochs:
+        entry = {"epoch": float(done.epoch), "loss": train_epoch()}
+        if held_out is not None and ((done.epoch + 1) % between == 0 or done.epoch + 1 == n_epochs):
+            entry["held_out_loss"] = _measure_held_out(average.model, held_out, recipe, signal)
+            if done.best_loss is None or entry["held_out_loss"] < done.best_loss:
+                done.best_loss, done.best_epoch = entry["held_out_loss"], done.epoch
+                best = {name: value.clone() for name, value in average.model.state_dict().items()}
+        done.history.append(entry)
+        done.epoch += 1
+        if path is not None and (done.epoch % checkpoint_every == 0 or done.epoch == n_epochs):
+            groups = {
+                "network": network.state_dict(), "average": average.model.state_dict(), "best": best,
+                "optimiser": pack_optimiser(optimiser),
+            }  # fmt: skip
+            write_checkpoint(path, groups, {"identity": identity, "done": asdict(done)})
+        advance(1)
+    network.load_state_dict(best or average.model.state_dict())
+    network.eval()
+    return done
 
 
 def compute_loss(
@@ -231,8 +275,6 @@ def compute_loss(
     dropout
         Probability that a sample loses its condition, drawn for each sample on its own.
     """
-    import torch
-
     device, n = signal.device, len(targets)
     clean = torch.from_numpy(np.ascontiguousarray(targets, np.float32)).to(device)
     condition = torch.from_numpy(np.ascontiguousarray(conditions, np.float32)).to(device)
@@ -245,33 +287,8 @@ def compute_loss(
     return torch.nn.functional.mse_loss(network(noised, timesteps, condition, keep).float(), wanted)
 
 
-def find_rate(step: int, n_steps: int, warmup_steps: int) -> float:
-    """Return the share of the learning rate at a step: a linear rise, then half a cosine down to zero.
-
-    A training shorter than ten times the warm-up rises over its first tenth.
-    """
-    warmup = min(warmup_steps, max(1, n_steps // 10))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
-
-
-def _update_average(state: State, decay: float) -> None:
-    import torch
-
-    decay = min(decay, (1 + state.step) / (10 + state.step))  # early weights are soon forgotten
-    with torch.no_grad():
-        own = state.network.state_dict()
-        torch._foreach_lerp_([state.average[name] for name in own], list(own.values()), 1 - decay)
-
-
-def _validate(state: State, held_out: PairSource, recipe: Recipe, signal: Tensor) -> float:
+def _measure_held_out(averaged: nn.Module, held_out: PairSource, recipe: Recipe, signal: Tensor) -> float:
     """Return the loss of the averaged weights, always at the same steps and under the same noise."""
-    import torch
-
-    kept = {name: value.clone() for name, value in state.network.state_dict().items()}
-    state.network.load_state_dict(state.average)
-    state.network.eval()
     generator, total, n_seen = make_torch_generator(recipe.seed, "held out"), 0.0, 0
     repeats = max(1, 512 // len(held_out))  # few images are looked at under several noises
     rows = np.tile(np.arange(len(held_out)), repeats)
@@ -279,9 +296,8 @@ def _validate(state: State, held_out: PairSource, recipe: Recipe, signal: Tensor
         for start in range(0, len(rows), recipe.batch_size):
             part = rows[start : start + recipe.batch_size]
             loss = compute_loss(
-                state.network, held_out.conditions[part], held_out.targets[part], recipe.schedule, signal,
-                generator, dropout=0.0,
+                averaged, held_out.conditions[part], held_out.targets[part], recipe.schedule, signal, generator,
+                dropout=0.0,
             )  # fmt: skip
             total, n_seen = total + float(loss) * len(part), n_seen + len(part)
-    state.network.load_state_dict(kept)
     return total / n_seen

@@ -150,6 +150,11 @@ class DirectionSource:
     targets: np.ndarray
     direction: Direction
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The targets."""
+        return (self.targets,)
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.targets)

@@ -36,7 +36,7 @@ def pretrain(run: Run) -> Path:
     seed = derive_seed(run.config.seed, "pretrain")
 
     def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.training.pretrain import pretrain as fit
+        from braindecode_vis.training.pretraining import pretrain as fit
 
         checkpoints = run.folder.path / "work" / "pretrain"
         checkpoints.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checkpoints import load_weights
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal, check_signal, describe_signal
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.assembly import grow_state
-from braindecode_vis.training.checkpoints import load_weights
 from braindecode_vis.training.network_encoder import NetworkEncoder
 from braindecode_vis.training.views import settle_views
 

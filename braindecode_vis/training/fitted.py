@@ -247,8 +247,8 @@ def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, in
     import torch
     from safetensors.torch import load_file
 
+    from braindecode_vis.checkpoints import check_identity, load_weights, take
     from braindecode_vis.training.assembly import build_model
-    from braindecode_vis.training.checkpoints import check_identity, load_weights, take
     from braindecode_vis.training.model import TargetScale
 
     record = read_json(folder / RECORD)

@@ -10,7 +10,7 @@ A loss that is not finite stops the run: the first such batch is saved and named
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import keep_random_state, seed_device
+from braindecode_vis.optimisation import MovingAverage, optimise
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.bad_numbers import look_at_losses
 from braindecode_vis.training.batches import count_batches, deal_epoch, read_ahead
@@ -29,8 +30,8 @@ from braindecode_vis.training.feed import Feed, Job
 from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
 from braindecode_vis.training.logs import TrainingLog
 from braindecode_vis.training.model import Batch, BrainImageModel
-from braindecode_vis.training.momentum import MovingAverage, Teacher
-from braindecode_vis.training.optimiser import compute_lr_factor, make_optimiser, set_learning_rate
+from braindecode_vis.training.momentum import Teacher
+from braindecode_vis.training.optimiser import compute_lr_factor, make_optimiser
 from braindecode_vis.training.resuming import resume_training, write_training
 from braindecode_vis.training.selection import is_stopped, keep_best, take_final_weights, validate
 
@@ -196,21 +197,38 @@ class Trainer:
         )
         size = self.settings.accumulation
         groups = [batches[i : i + size] for i in range(0, len(batches), size)]
+        first = counters.update - counters.position
         jobs = (
             self.plan(batch, update, part)
             for update, group in enumerate(groups[counters.position :], start=counters.update)
             for part, batch in enumerate(group)
         )
         loaded = read_ahead(jobs, lambda job: feed.load_all(feed.train, job), threaded=feed.threaded)
+
+        def after(update: int, losses: list[Tensor]) -> None:
+            if self.average is not None:
+                self.average.follow(self.model, update)
+            if self.teacher is not None:
+                self.teacher.follow(self.model, update)
+            counters.position += 1
+            counters.update += 1
+            counters.seconds = time.monotonic() - started
+            look_at_losses(self, force=counters.position == len(groups))
+            self._checkpoint_in_time()
+            self._report()
+
+        schedule = self.settings.schedule
         try:
-            for group in groups[counters.position :]:
-                self._run_update(loaded, len(group))
-                counters.position += 1
-                counters.update += 1
-                counters.seconds = time.monotonic() - started
-                look_at_losses(self, force=counters.position == len(groups))
-                self._checkpoint_in_time()
-                self._report()
+            optimise(
+                self.optimiser if self.accelerator.scaler is not None else self.optimiser.optimizer,
+                self.trainable,
+                range(counters.update, first + len(groups)),
+                lambda update: self._compute_losses(loaded, len(groups[update - first])),
+                after=after,
+                rate=lambda update: compute_lr_factor(schedule, update, self.n_updates) * self.lr_scale,
+                clip_norm=self.settings.clip_norm,
+                accelerator=self.accelerator,
+            )
         finally:
             loaded.close()
         self._end_epoch(log, time.monotonic() - started)
@@ -221,47 +239,24 @@ class Trainer:
             self.feed.train, batch, update=update, part=part, rank=self.rank, n_ranks=self.n_ranks
         )
 
-    def _run_update(self, loaded: Any, n_parts: int) -> None:
+    def _compute_losses(self, loaded: Any, n_parts: int) -> Iterator[Tensor]:
+        """Yield the share of each part of an update in its loss."""
         counters = self.counters
-        factor = compute_lr_factor(self.settings.schedule, counters.update, self.n_updates)
-        set_learning_rate(self.optimiser, factor * self.lr_scale)
         for part in range(n_parts):
             job, blocks = next(loaded)
-            last = part == n_parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            # The gradient is taken while this generator waits, so inside the context: processes meet at the last part.
+            with self.accelerator.no_sync(self.wrapped) if part < n_parts - 1 else nullcontext():
                 loss, values = self._forward(job, blocks)
-                self._backward(loss / n_parts)
+                yield loss / n_parts
             self._learn_views()
             self.pending.append((counters.epoch, job.update * 10_000 + job.part, loss.detach()))
             self.sums += torch.cat([loss.detach().reshape(1), values]).double()
             counters.n_sums += 1
-        self._step()
-        if self.average is not None:
-            self.average.follow(self.model, counters.update)
-        if self.teacher is not None:
-            self.teacher.follow(self.model, counters.update)
 
     def _learn_views(self) -> None:
         if self.model.matches is not None and self.feed.views is not None:
             stimuli, similarities = (x.cpu().numpy() for x in self.model.matches)
             self.feed.views.learn(stimuli, similarities)
-
-    def _backward(self, loss: Tensor) -> None:
-        # Without a gradient scaler accelerate adds nothing here but a search for packages at every call.
-        if self.accelerator.scaler is None:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
-
-    def _step(self) -> None:
-        scaled = self.accelerator.scaler is not None
-        if self.settings.clip_norm is not None and scaled:
-            self.accelerator.clip_grad_norm_(self.trainable, self.settings.clip_norm)
-        elif self.settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.trainable, self.settings.clip_norm)
-        optimiser = self.optimiser if scaled else self.optimiser.optimizer
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
 
     def _forward(self, job: Job, blocks: Any) -> tuple[Tensor, Tensor]:
         batch = self._make_batch(job, blocks)

@@ -16,6 +16,7 @@ Hu et al. (2022), LoRA, arXiv:2106.09685.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -30,8 +31,6 @@ from torch.utils.checkpoint import checkpoint
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import autocast
 from braindecode_vis.embeddings.layer_readout import resolve_layer
-from braindecode_vis.embeddings.openclip import OpenClipConfig
-from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.image_config import ImageTowerConfig, TunableTarget
@@ -111,18 +110,20 @@ class FrozenTower:
             return sorted({number % n_blocks for number in config.layers})
         read = config.target.layers
         if all(isinstance(layer, int | float) for layer in read):
-            n_blocks = max(resolve_layer(layer, n_blocks) for layer in read) + 1  # type: ignore[arg-type]
+            n_blocks = max(resolve_layer(layer, n_blocks) for layer in read) + 1
         return list(range(n_blocks))
 
 
 @lru_cache(maxsize=1)
-def _open_tower(kind: type[OpenClipConfig] | type[TimmConfig], settings: str, digest: str) -> FrozenTower:
-    return FrozenTower(kind.model_validate_json(settings))
+def _open_tower(kind: Any, settings: str, digest: str) -> FrozenTower:
+    # Not from JSON at once: in that mode the word "random" would be taken for a path of weights.
+    return FrozenTower(kind.model_validate(json.loads(settings)))
 
 
 def open_tower(target: TunableTarget) -> FrozenTower:
     """Return the frozen network of these settings; the last one is kept, so that refits load it once."""
-    return _open_tower(type(target), target.model_dump_json(), target.digest)
+    kind: Any = type(target)
+    return _open_tower(kind, target.model_dump_json(), target.digest)
 
 
 class AdaptedTower(nn.Module):

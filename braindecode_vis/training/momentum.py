@@ -1,48 +1,18 @@
-"""Moving averages of a model, and the queue of a teacher's earlier outputs.
+"""A teacher: the moving average of a model, and the queue of its earlier outputs.
 
 References
 ----------
-Polyak, Juditsky (1992), doi:10.1137/0330046, averaging of weights. Li et al. (2021), ALBEF, arXiv:2107.07651, teacher
-and queue.
+Li et al. (2021), ALBEF, arXiv:2107.07651.
 """
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from braindecode_vis.optimisation import MovingAverage
 from braindecode_vis.training.gathering import gather_rows
 from braindecode_vis.training.model import Batch, BrainImageModel
-
-
-class MovingAverage:
-    """A copy of a model whose weights follow the original slowly; its buffers are those of the original.
-
-    Parameters
-    ----------
-    model
-        The model to follow, on its device.
-    decay
-        Share of the average that stays at each update.
-    warm_up
-        Start with a smaller decay ``(1 + update) / (10 + update)``, so that the first weights are soon forgotten.
-    """
-
-    def __init__(self, model: BrainImageModel, decay: float, *, warm_up: bool) -> None:
-        self.decay, self.warm_up = decay, warm_up
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def follow(self, model: nn.Module, update: int) -> None:
-        """Move one step toward `model` after the given number of updates."""
-        decay = min(self.decay, (1 + update) / (10 + update)) if self.warm_up else self.decay
-        own: list[Tensor] = list(self.model.parameters())
-        new: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(own, new, 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
 
 
 class Queue:
@@ -83,7 +53,7 @@ class Teacher:
 
     def __init__(self, model: BrainImageModel, *, decay: float, queue: int, n_features: int) -> None:
         self.average = MovingAverage(model, decay, warm_up=False)
-        self.average.model.objectives = nn.ModuleList()
+        self.average.model.objectives = nn.ModuleList()  # their temperatures are not averaged
         device = next(model.parameters()).device
         self.queue = Queue(queue, n_features, device)
 
@@ -112,14 +82,4 @@ class Teacher:
 
     def follow(self, model: BrainImageModel, update: int) -> None:
         """Move one step toward `model`."""
-        own: list[Tensor] = list(self.average.model.parameters())
-        new: list[Tensor] = [p for n, p in model.named_parameters() if not n.startswith("objectives.")]
-        with torch.no_grad():
-            torch._foreach_lerp_(own, new, 1 - self.average.decay)
-            pairs = zip(
-                self.average.model.buffers(),
-                (b for n, b in model.named_buffers() if not n.startswith("objectives.")),
-                strict=True,
-            )
-            for mine, theirs in pairs:
-                mine.copy_(theirs)
+        self.average.follow(model, update)

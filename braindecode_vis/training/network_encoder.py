@@ -205,12 +205,13 @@ class NetworkEncoder:
         **options
             Further arguments of the `Trainer`.
         """
+        from braindecode_vis.checkpoints import read_checkpoint
         from braindecode_vis.training.assembly import takes_unknown_subjects
-        from braindecode_vis.training.checkpoints import CHECKPOINT, read_checkpoint
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.gathering import count_processes
         from braindecode_vis.training.loop import Trainer
         from braindecode_vis.training.processes import open_accelerator
+        from braindecode_vis.training.resuming import CHECKPOINT
         from braindecode_vis.training.views import settle_views
 
         settled = settle_views(take_rows(targets, np.arange(1)), self.config.view_choice)
@@ -227,7 +228,9 @@ class NetworkEncoder:
         }
         automatic = self.config.batch_size == "auto"
         size = choose_batch_size(len(feed.train)) if automatic else int(self.config.batch_size)
-        found = read_checkpoint(self.workspace) if self.workspace is not None and automatic else None
+        found = (
+            read_checkpoint(self.workspace / CHECKPOINT) if self.workspace is not None and automatic else None
+        )
         size = found[1]["batch_size"] if found is not None else size
         while True:
             try:

@@ -6,12 +6,12 @@ needs no state of a scheduler. Imports torch only when an optimiser is made.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.optimisation import anneal_cosine
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -89,19 +89,15 @@ def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> fl
     if config.kind == "constant":
         return 1.0
     fraction = (update - n_warm) / max(1, n_updates - 1 - n_warm)
-    return config.final + (1 - config.final) * (1 + math.cos(math.pi * min(fraction, 1.0))) / 2
+    return anneal_cosine(1.0, config.final, min(fraction, 1.0))
 
 
 def _compute_one_cycle(warmup: float, update: int, n_updates: int) -> float:
     peak, last = warmup * n_updates - 1, max(1, n_updates - 1)
     if update <= peak:
-        return _anneal(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
+        return anneal_cosine(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
     start = max(peak, 0.0)
-    return _anneal(1.0, ONE_CYCLE_END, min(1.0, (update - start) / max(1e-9, last - start)))
-
-
-def _anneal(start: float, end: float, fraction: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+    return anneal_cosine(1.0, ONE_CYCLE_END, min(1.0, (update - start) / max(1e-9, last - start)))
 
 
 def make_optimiser(
@@ -168,9 +164,3 @@ def _read_group(config: OptimiserConfig, group: dict[str, Any]) -> dict[str, Any
         "lr": lr,
         "weight_decay": group.get("weight_decay", config.weight_decay),
     }
-
-
-def set_learning_rate(optimiser: Any, factor: float) -> None:
-    """Set every group to `factor` times its peak."""
-    for group in optimiser.param_groups:
-        group["lr"] = group["peak_lr"] * factor

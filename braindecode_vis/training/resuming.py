@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from braindecode_vis.checkpoints import (
+    load_weights,
+    pack_optimiser,
+    read_checkpoint,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from braindecode_vis.checks import DataError
-from braindecode_vis.training import checkpoints
 from braindecode_vis.training.bad_numbers import stop_at
 
 if TYPE_CHECKING:
     from braindecode_vis.training.loop import Trainer
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def write_training(trainer: Trainer) -> None:
@@ -35,44 +44,44 @@ def write_training(trainer: Trainer) -> None:
         "batch_size": trainer.batch_size,
         "scaler": None if scaler is None else scaler.state_dict(),
     }
-    tensors: dict[str, Tensor] = {}
-    checkpoints.put(tensors, "model", trainer.model.state_dict())
-    checkpoints.put(tensors, "optimiser", checkpoints.pack_optimiser(trainer.optimiser.optimizer))
-    checkpoints.put(tensors, "best", trainer.best)
+    groups: dict[str, dict[str, Tensor]] = {
+        "model": trainer.model.state_dict(),
+        "optimiser": pack_optimiser(trainer.optimiser.optimizer),
+        "best": trainer.best,
+    }
     if trainer.average is not None:
-        checkpoints.put(tensors, "average", trainer.average.model.state_dict())
+        groups["average"] = trainer.average.model.state_dict()
     if trainer.teacher is not None:
-        checkpoints.put(tensors, "teacher", trainer.teacher.average.model.state_dict())
-        tensors["queue.rows"] = trainer.teacher.queue.rows
+        groups["teacher"] = trainer.teacher.average.model.state_dict()
+        groups["queue"] = {"rows": trainer.teacher.queue.rows}
         state["queue"] = [trainer.teacher.queue.next, trainer.teacher.queue.count]
     if trainer.feed.views is not None:
-        checkpoints.put(tensors, "views", trainer.feed.views.as_tensors())
-    checkpoints.write_checkpoint(trainer.workspace, tensors, state)
+        groups["views"] = trainer.feed.views.as_tensors()
+    write_checkpoint(trainer.workspace / CHECKPOINT, groups, state)
     trainer.last_checkpoint = time.monotonic()
 
 
 def resume_training(trainer: Trainer) -> None:
     """Bring a new trainer to where the checkpoint of its workspace stands, if there is one."""
-    found = None if trainer.workspace is None else checkpoints.read_checkpoint(trainer.workspace)
-    if found is None or trainer.workspace is None:
+    path = None if trainer.workspace is None else trainer.workspace / CHECKPOINT
+    found = None if path is None else read_checkpoint(path, trainer.identity)
+    if found is None:
         return
     tensors, state = found
-    path = trainer.workspace / checkpoints.CHECKPOINT
-    checkpoints.check_identity(trainer.identity, state.get("identity", {}), path)
     if state["batch_size"] != trainer.batch_size:
         raise DataError(f"{path} was made with batches of {state['batch_size']}; delete it to train anew.")
-    checkpoints.load_weights(trainer.model, checkpoints.take(tensors, "model"), what=str(path))
-    checkpoints.unpack_optimiser(trainer.optimiser.optimizer, checkpoints.take(tensors, "optimiser"))
+    load_weights(trainer.model, take(tensors, "model"), what=str(path))
+    unpack_optimiser(trainer.optimiser.optimizer, take(tensors, "optimiser"))
     device = trainer.feed.device
-    trainer.best = {k: v.to(device) for k, v in checkpoints.take(tensors, "best").items()}
+    trainer.best = {k: v.to(device) for k, v in take(tensors, "best").items()}
     if trainer.average is not None:
-        trainer.average.model.load_state_dict(checkpoints.take(tensors, "average"))
+        trainer.average.model.load_state_dict(take(tensors, "average"))
     if trainer.teacher is not None:
-        trainer.teacher.average.model.load_state_dict(checkpoints.take(tensors, "teacher"))
+        trainer.teacher.average.model.load_state_dict(take(tensors, "teacher"))
         trainer.teacher.queue.rows.copy_(tensors["queue.rows"])
         trainer.teacher.queue.next, trainer.teacher.queue.count = state["queue"]
     if trainer.feed.views is not None:
-        trainer.feed.views.load_tensors(checkpoints.take(tensors, "views"))
+        trainer.feed.views.load_tensors(take(tensors, "views"))
     if trainer.accelerator.scaler is not None and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.counters = type(trainer.counters)(**state["counters"])

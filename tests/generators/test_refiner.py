@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.generators import refiner_training
 from braindecode_vis.generators.generator_data import GeneratorData
@@ -94,8 +94,15 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
     monkeypatch.setattr(
         refiner_training, "_train", lambda *given, **more: trained.append(given[4]) or train(*given, **more)
     )
-    (tmp_path / "fold03" / "network0.safetensors").write_bytes(b"damaged")
-    again = config.build(dataclasses.replace(data, context=Context(checkpoints=tmp_path / "fold03")))
+    damaged, kept = (
+        tmp_path / "fold03" / "network0.safetensors",
+        dataclasses.replace(data, context=Context(checkpoints=tmp_path / "fold03")),
+    )
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"network0\.safetensors is damaged .* delete it"):
+        config.build(kept)
+    damaged.unlink()
+    again = config.build(kept)
     assert trained == [0, 2]
     assert again.losses == whole.losses
     for one, other in zip(whole.networks, again.networks, strict=True):
@@ -103,15 +110,15 @@ def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_p
             torch.testing.assert_close(other.state_dict()[name], value, atol=0, rtol=0)
 
 
-def test_networks_of_another_training_are_not_taken(tmp_path):
+def test_networks_of_another_training_are_refused(tmp_path):
     config = FAST.model_copy(update={"steps": 5})
     data = dataclasses.replace(make_data(12), context=Context(checkpoints=tmp_path))
     config.build(data)
     longer = config.model_copy(update={"steps": 6})
     other = dataclasses.replace(data, predicted=data.predicted.select(data.embeddings.ids[:9]))
     for changed, given in ((longer, data), (config, other)):
-        plain = changed.build(dataclasses.replace(given, context=Context()))
-        assert changed.build(given).losses == plain.losses
+        with pytest.raises(DataError, match=r"network0\.safetensors belongs to other .* delete it"):
+            changed.build(given)
 
 
 def test_the_loss_is_the_metric():

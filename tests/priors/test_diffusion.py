@@ -7,9 +7,8 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.priors.checkpoints import State
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.priors.fitting import CHECKPOINT, compute_loss, find_rate
+from braindecode_vis.priors.fitting import CHECKPOINT, PriorTraining, compute_loss
 from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.scales import fit_scale
 from braindecode_vis.roles import Prior
@@ -118,9 +117,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(tmp_path):
     left, right = whole.fitted.network.state_dict(), resumed.fitted.network.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert resumed.describe() == whole.describe()
-    other, done = make(100)  # other data: the checkpoint is not theirs
-    other.fit(*make_pairs(seed=9))
-    assert len(done) == whole.describe()["epochs"]
+    with pytest.raises(DataError, match=r"belongs to other training data .* delete it"):
+        make(100)[0].fit(*make_pairs(seed=9))
 
 
 def test_a_diverging_training_stops_with_its_place():
@@ -229,12 +227,13 @@ def test_a_value_that_never_varies_stays_what_it_is():
 
 
 def test_the_learning_rate_rises_and_falls():
-    rates = [find_rate(step, 5000, 500) for step in range(5000)]
+    recipe = DiffusionPriorConfig(**(SMALL | {"warmup_steps": 500})).build()._make_recipe()
+    rates = [recipe.compute_rate(step, 5000) for step in range(5000)]
     assert rates[0] == pytest.approx(1 / 500)
     assert rates[499] == 1.0
     assert rates[2750] == pytest.approx(0.5, abs=0.01)
     assert 0 <= rates[-1] < 1e-5
-    assert find_rate(4, 50, 500) == 1.0  # a short training does not end in its warm-up
+    assert recipe.compute_rate(4, 50) == 1.0  # a short training does not end in its warm-up
 
 
 def test_misuse_is_refused(fitted):
@@ -261,4 +260,4 @@ def test_what_enters_the_fingerprint():
     assert "device" not in fields
     assert "checkpoint_every" not in fields
     assert {"guidance", "sampler", "select", "condition", "ema_decay"} <= set(fields)
-    assert {f.name for f in dataclasses.fields(State)} >= {"network", "average", "optimiser", "epoch", "step"}
+    assert {f.name for f in dataclasses.fields(PriorTraining)} >= {"epoch", "step", "best_epoch", "history"}

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checkpoints import read_checkpoint
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.checkpoints import CHECKPOINT
+from braindecode_vis.training.resuming import CHECKPOINT
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 EVERYTHING = {
@@ -89,7 +90,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path):
         (
             {"optimiser": {"lr": 1e-3}},
             targets,
-            r"other settings of the encoder \(optimiser.lr: 0.003, now 0.001",
+            r"other settings \(optimiser.lr: 0.003, now 0.001",
         ),
         (
             {},
@@ -164,9 +165,7 @@ def test_the_first_bad_batch_is_saved_and_named(tmp_path):
         assert saved["stimulus_id"][saved["trial"] == 7][0] == responses.stimulus_ids[7]
         np.testing.assert_array_equal(saved["data"], bad[saved["trial"]])
         update = int(saved["update"])
-    from braindecode_vis.training.checkpoints import read_checkpoint
-
-    found = read_checkpoint(tmp_path)
+    found = read_checkpoint(tmp_path / CHECKPOINT)
     assert (found is None) == (update == 0)
     if found is not None:
         assert found[1]["counters"]["update"] == update

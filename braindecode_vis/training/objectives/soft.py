@@ -7,13 +7,13 @@ Scotti et al. (2023), MindEye, arXiv:2305.18274; Scotti et al. (2024), MindEye2,
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.optimisation import anneal_cosine
 from braindecode_vis.training.objectives.base import compute_phase_fraction
 from braindecode_vis.training.objectives.similarity import (
     check_pair,
@@ -30,17 +30,6 @@ if TYPE_CHECKING:
         SoftClipObjectiveConfig,
     )
     from braindecode_vis.training.outputs import Outputs
-
-
-def anneal_cosine(start: float, end: float, fraction: float) -> float:
-    """Return the value on half a cosine from `start` (fraction 0) to `end` (fraction 1).
-
-    Examples
-    --------
-    >>> anneal_cosine(1.0, 3.0, 0.5)
-    2.0
-    """
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 def compute_soft_clip_loss(brain: Tensor, image: Tensor, *, temperature: float) -> Tensor:

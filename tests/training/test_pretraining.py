@@ -10,8 +10,14 @@ from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
 from braindecode_vis.encoders.signal import describe_signal
-from braindecode_vis.training.pretrain import PretrainConfig, count_visible, pretrain, split_rows
-from braindecode_vis.training.pretrain_loop import PretrainRun, measure_parcels
+from braindecode_vis.training.pretraining import (
+    Pretraining,
+    count_visible,
+    measure_parcels,
+    pretrain,
+    split_rows,
+)
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
 ENCODER = ParcelsConfig(width=16, depth=1, n_heads=2, mlp_ratio=2, projector_hidden=8, dropout=0.1)
 CONFIG = PretrainConfig(
@@ -87,19 +93,19 @@ def test_noise_without_structure_is_not_explained(tmp_path):
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     responses = make_responses()
     run(CONFIG, responses, tmp_path / "whole")
-    steps, original = [], PretrainRun._step
+    steps, original = [], Pretraining.compute_loss
 
     def die_in_the_third_epoch(self, rows, step):
         steps.append(step)
-        if step == 2 * self.steps_per_epoch + 1:
+        if step == 2 * 3 + 1:
             raise KeyboardInterrupt
         return original(self, rows, step)
 
-    monkeypatch.setattr(PretrainRun, "_step", die_in_the_third_epoch)
+    monkeypatch.setattr(Pretraining, "compute_loss", die_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         run(CONFIG, responses, tmp_path / "parts")
     assert len(steps) == 2 * 3 + 2
-    monkeypatch.setattr(PretrainRun, "_step", original)
+    monkeypatch.setattr(Pretraining, "compute_loss", original)
     (tmp_path / "parts" / "state" / ".tmp-1-pretrain.safetensors").write_bytes(b"half")
     with (tmp_path / "parts" / "state" / "log.jsonl").open("a") as log:  # a line that outran the checkpoint
         log.write("{}\n")
@@ -195,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
     responses = make_responses()
     run(change(n_epochs=1), responses, tmp_path)
     kept = (tmp_path / "state" / "pretrain.safetensors").read_bytes()
-    original = PretrainRun._read
+    original = Pretraining._read
 
     def spoil(self, rows):
         data = original(self, rows)
@@ -204,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path):
     config = change(n_epochs=2)
     fresh = tmp_path / "two"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PretrainRun, "_read", spoil)
+        patch.setattr(Pretraining, "_read", spoil)
         with pytest.raises(DataError, match=r"loss is nan at step 3 .*last good state"):
             run(config, responses, fresh)
     assert len((fresh / "state" / "log.jsonl").read_text().splitlines()) == 1

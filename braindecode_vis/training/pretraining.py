@@ -1,7 +1,12 @@
-"""The state of one pretraining run: batches, steps, held-out error, checkpoints.
+"""Self-supervised pretraining of the parcel encoder: reconstruct hidden tokens from visible ones, no labels.
 
-A step's order, masks and dropout follow from the seed and the step's number alone, so weights, optimiser and position
-are all that a checkpoint needs. Imported by `pretrain` when it starts, since it loads torch.
+Owns which rows are allowed in, statistics, mini-batches from a memory map, the held-out error against predicting the
+mean, and the files that `encoders.parcels` starts from. Stimuli and categories are never read but to keep repetitions
+of an image on one side of the hold-out; test trials are never read.
+
+References
+----------
+He et al. (2022), arXiv:2111.06377 (masked autoencoders). Wang et al. (2024), arXiv:2411.07121 (WAVE).
 """
 
 from __future__ import annotations
@@ -9,7 +14,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +23,134 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checkpoints import (
+    pack_optimiser,
+    read_checkpoint,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.encoders.parcels import DESCRIPTION, MaskedAutoencoder, describe_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
-from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.signal import Signal, describe_signal
+from braindecode_vis.optimisation import compute_warm_cosine, optimise, split_decayed
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import hash_json, replace_atomically, write_json
-from braindecode_vis.training.pretrain import SHORT_PATCH, PretrainConfig, count_visible
+from braindecode_vis.training.pretraining_config import PretrainConfig
 
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 CHECKPOINT = "pretrain.safetensors"
 LOG = "log.jsonl"
+SHORT_PATCH = 8  # samples; the own variance of a shorter patch says too little to divide by
+NEVER_READ = ("test",)
 
 
-class PretrainRun:
+def pretrain(
+    config: PretrainConfig,
+    responses: Responses,
+    *,
+    folder: Path,
+    checkpoints: Path,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Pretrain and write ``encoder.safetensors``, ``encoder.json`` and ``log.jsonl`` into `folder`.
+
+    Parameters
+    ----------
+    config
+        Encoder and training.
+    responses
+        Trials or windows of unlabelled runs, parcels x times or parcels; possibly a memory map. Rows whose split is
+        ``test`` are never read.
+    folder
+        Where the result goes; it exists.
+    checkpoints
+        Where an interrupted run left its state and finds it again; it outlives `folder` being thrown away.
+    seed
+        Root of weights, order, masks and hold-out.
+    progress
+        Called with a description and the number of epochs; a context manager that gives the function that advances.
+
+    Returns
+    -------
+    dict
+        Held-out error of the written weights, that of predicting the mean, epoch and number of trials.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If there are too few groups to hold some out, a mask hides nothing or everything, the loss is not finite, or
+        the checkpoint is of another run.
+    """
+    train, held_out = split_rows(responses, config, seed)
+    signal = describe_signal(responses.select(train[:1]))
+    run = Pretraining(config, responses.data, signal, train, held_out, checkpoints, seed)
+    run.resume()
+    shown = nullcontext(lambda n: None) if progress is None else progress("pretraining", config.n_epochs)
+    with shown as advance:
+        advance(run.epoch)
+        while run.epoch < config.n_epochs:
+            run.train_epoch()
+            if run.epoch % config.checkpoint_every == 0 or run.epoch == config.n_epochs:
+                run.write_checkpoint()
+            advance(1)
+    return run.write_result(folder)
+
+
+def split_rows(responses: Responses, config: PretrainConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that train and those that are held out, ascending; a group is never on both sides.
+
+    Raises
+    ------
+    DataError
+        If there are no rows outside the test split, or fewer than two groups.
+    """
+    trials = responses.trials
+    allowed = np.flatnonzero(~trials["split"].isin(NEVER_READ).to_numpy())
+    if not len(allowed):
+        raise DataError(
+            "every trial belongs to the test split; pretraining needs training trials or unlabelled runs."
+        )
+    columns = {"stimulus": ["stimulus_id"], "run": ["subject", "session", "run"]}.get(config.hold_out_by)
+    group: np.ndarray
+    if columns is None:
+        group = np.arange(len(allowed))
+    else:
+        group = trials.iloc[allowed].groupby(columns, sort=True, dropna=False).ngroup().to_numpy()
+    n_groups = int(group.max()) + 1
+    n_held_out = max(1, round(config.held_out * n_groups))
+    if n_held_out >= n_groups:
+        raise DataError(
+            f"the training trials fall into {n_groups} group(s) by {config.hold_out_by}, of which none would be left "
+            "to learn from; lower pretrain.held_out or set pretrain.hold_out_by=trial."
+        )
+    chosen = make_generator(seed, "pretrain", "held_out").permutation(n_groups)[:n_held_out]
+    is_out = np.isin(group, chosen)
+    return allowed[~is_out], allowed[is_out]
+
+
+def count_visible(n_tokens: int, mask_ratio: float) -> int:
+    """Return the number of visible tokens.
+
+    Raises
+    ------
+    ConfigError
+        If the ratio hides all tokens or none.
+    """
+    n_visible = round(n_tokens * (1 - mask_ratio))
+    if not 0 < n_visible < n_tokens:
+        raise ConfigError(
+            f"pretrain.mask_ratio = {mask_ratio} leaves {n_visible} of {n_tokens} tokens visible; at least one must be "
+            "visible and one hidden."
+        )
+    return n_visible
+
+
+class Pretraining:
     """One run from its first step or from its checkpoint to its last.
 
     Parameters
@@ -43,6 +163,9 @@ class PretrainRun:
         Rows.
     folder
         Of the checkpoint and the log.
+
+    A step's order, masks and dropout follow from the seed and the step's number alone, so weights, optimiser and
+    position are all that a checkpoint needs.
     """
 
     def __init__(
@@ -66,8 +189,10 @@ class PretrainRun:
         encoder.mean.copy_(torch.as_tensor(mean)[:, None])
         encoder.std.copy_(torch.as_tensor(std)[:, None])
         self.model.to(self.device)
-        self.optimiser = _make_optimiser(self.model, config)
-        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        # He et al. decay neither biases nor norms; tables of positions and parcels are spared as well.
+        tables = [m.weight for m in self.model.modules() if isinstance(m, torch.nn.Embedding)]
+        groups = split_decayed(self.model.parameters(), config.weight_decay, spared=tables)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         self.epoch, self.best_epoch = 0, 0
         self.best: dict[str, Tensor] = {}
         self.best_error = math.inf
@@ -99,12 +224,35 @@ class PretrainRun:
     def train_epoch(self) -> None:
         """Take every training trial once, then measure the held-out error and add a line to the log."""
         order = make_generator(self.seed, "pretrain", "order", self.epoch).permutation(self.train)
+        # Ascending within a batch, as a memory map is read fastest.
+        batches = [
+            np.sort(order[i : i + self.config.batch_size])
+            for i in range(0, len(order), self.config.batch_size)
+        ]
+        first, total = self.epoch * len(batches), 0.0
+
+        def compute_losses(step: int) -> Iterator[Tensor]:
+            yield self.compute_loss(batches[step - first], step)
+
+        def after(step: int, losses: list[Tensor]) -> None:
+            nonlocal total
+            total += float(losses[0]) * len(batches[step - first])
+
+        def describe_failure(step: int, loss: float) -> str:
+            rows = batches[step - first]
+            return (
+                f"the pretraining loss is {loss} at step {step} (epoch {self.epoch + 1}, rows {rows[:3].tolist()} "
+                f"and {max(0, len(rows) - 3)} more); {self._describe_rescue()}"
+            )
+
+        n_steps = self.config.n_epochs * len(batches)
+        n_warm = round(self.config.warmup * n_steps)
         self.model.train()
-        total = 0.0
-        for number in range(self.steps_per_epoch):
-            rows = np.sort(order[number * self.config.batch_size : (number + 1) * self.config.batch_size])
-            step = self.epoch * self.steps_per_epoch + number
-            total += self._step(rows, step) * len(rows)
+        optimise(
+            self.optimiser, self.model.parameters(), range(first, first + len(batches)), compute_losses,
+            after=after, rate=lambda step: compute_warm_cosine(step, n_steps, n_warm), clip_norm=self.config.clip,
+            describe_failure=describe_failure,
+        )  # fmt: skip
         self.epoch += 1
         error = self.measure_error()
         if not math.isfinite(error):
@@ -116,7 +264,7 @@ class PretrainRun:
             self.best = {k: v.detach().cpu().clone() for k, v in self.model.encoder.state_dict().items()}
         line = {
             "epoch": self.epoch,
-            "step": self.epoch * self.steps_per_epoch,
+            "step": self.epoch * len(batches),
             "loss": total / len(self.train),
             "held_out": error,
             "mean_baseline": self.baseline,
@@ -127,32 +275,12 @@ class PretrainRun:
         with (self.folder / LOG).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _step(self, rows: np.ndarray, step: int) -> float:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._get_rate(step)
+    def compute_loss(self, rows: np.ndarray, step: int) -> Tensor:
+        """Return the error of the hidden tokens of these rows; the step's number decides masks and dropout."""
         with seeded(derive_seed(self.seed, "pretrain", "step", step), self.device):
             data = self._read(rows)
             order = torch.rand(len(rows), self.model.encoder.n_tokens).argsort(dim=1).to(self.device)
-            loss = self.model(data, order, self.n_visible).mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DataError(
-                f"the pretraining loss is {value} at step {step} (epoch {self.epoch + 1}, rows {rows[:3].tolist()} "
-                f"and {max(0, len(rows) - 3)} more); {self._describe_rescue()}"
-            )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimiser.step()
-        return value
-
-    def _get_rate(self, step: int) -> float:
-        n_steps = self.config.n_epochs * self.steps_per_epoch
-        n_warm = round(self.config.warmup * n_steps)
-        if step < n_warm:
-            return self.config.learning_rate * (step + 1) / n_warm
-        done = (step - n_warm) / max(1, n_steps - n_warm)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            return self.model(data, order, self.n_visible).mean()
 
     def _describe_rescue(self) -> str:
         kept = self.folder / CHECKPOINT
@@ -197,37 +325,28 @@ class PretrainRun:
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def _identify(self) -> str:
-        """Return a digest of all that makes one run another: what was computed so far would not fit it."""
-        return hash_json(
-            {
-                "config": self.config.hashed_fields(),
-                "seed": self.seed,
-                "signal": self.signal.as_json(),
-                "train": self.train.tolist(),
-                "held_out": self.held_out.tolist(),
-                "statistics": [self.model.encoder.mean.tolist(), self.model.encoder.std.tolist()],
-            }
-        )
+    def _identify(self) -> dict[str, Any]:
+        """Return all that makes one run another: what was computed so far would not fit it."""
+        statistics = [self.model.encoder.mean.tolist(), self.model.encoder.std.tolist()]
+        return {
+            "config": self.config.hashed_fields(),
+            "seed": self.seed,
+            "signal": self.signal.as_json(),
+            "data": hash_json([self.train.tolist(), self.held_out.tolist(), statistics]),
+        }
 
     def write_checkpoint(self) -> None:
         """Write weights, optimiser and position into one file that replaces the former at once."""
-        from safetensors.torch import save_file
-
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for number, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        position = {
-            "run": self._identify(),
+        groups = {
+            "model": self.model.state_dict(), "best": self.best, "optimiser": pack_optimiser(self.optimiser)
+        }  # fmt: skip
+        state = {
+            "identity": self._identify(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
             "best_error": self.best_error,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(self.folder / CHECKPOINT) as temporary:
-            plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-            save_file(plain, temporary, metadata={"position": json.dumps(position)})
+        write_checkpoint(self.folder / CHECKPOINT, groups, state)
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one; lines of the log after it are dropped.
@@ -237,35 +356,16 @@ class PretrainRun:
         DataError
             If the checkpoint is damaged or of another run.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = self.folder / CHECKPOINT
-        for left_over in self.folder.glob(f".tmp-*-{CHECKPOINT}"):  # of a run that was killed while writing
-            left_over.unlink(missing_ok=True)
-        if not path.is_file():
+        found = read_checkpoint(self.folder / CHECKPOINT, self._identify())
+        if found is None:
             (self.folder / LOG).unlink(missing_ok=True)
             return
-        try:
-            with safe_open(path, framework="pt") as file:
-                position = json.loads((file.metadata() or {})["position"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-            raise DataError(
-                f"the checkpoint {path} is damaged ({error}); delete it and start again."
-            ) from error
-        if position["run"] != self._identify():
-            raise DataError(
-                f"the checkpoint {path} is of a run with other settings, data or seed; delete it or use another folder."
-            )
-        self.model.load_state_dict(_take(tensors, "model."))
-        self.best = _take(tensors, "best.")
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _take(tensors, "optimiser.").items():
-            number, key = name.split(".", 1)
-            state.setdefault(int(number), {})[key] = value
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        self.epoch, self.best_epoch = position["epoch"], position["best_epoch"]
-        self.best_error = position["best_error"]
+        tensors, state = found
+        self.model.load_state_dict(take(tensors, "model"))
+        self.best = take(tensors, "best")
+        unpack_optimiser(self.optimiser, take(tensors, "optimiser"))
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_error = state["best_error"]
         self._cut_log()
 
     def _cut_log(self) -> None:
@@ -325,20 +425,3 @@ def measure_parcels(
     std = np.sqrt(total / len(rows))
     flat = std <= 1e-12 * np.maximum(np.abs(mean), 1e-300)
     return mean.astype(np.float32), np.where(flat, 1.0, std).astype(np.float32)
-
-
-def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _make_optimiser(model: torch.nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed: list[torch.nn.Parameter] = []
-    free: list[torch.nn.Parameter] = []
-    for parameter in model.parameters():
-        (decayed if parameter.ndim > 1 and id(parameter) not in tables else free).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
