@@ -129,7 +129,7 @@ INSIDE: dict[str, dict[str, str]] = {
     },
     "generator": {
         "latents": "generators.inversion:LatentsConfig",
-        "nearest": "generators.nearest:NearestConfig",
+        "nearest": "generators.controls:NearestConfig",
         "refiner": "generators.refiner:RefinerConfig",
         "latent_diffusion": "generators.latent_diffusion_config:LatentDiffusionConfig",
         "sdxl_turbo": "generators.hub_config:SdxlTurboConfig",

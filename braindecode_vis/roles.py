@@ -12,7 +12,7 @@ role                required                           with a default
 data set            check, hash_inputs, and one of     manifest, standardises, learns_before_split, find_phantom
                     write, open_epochs, open_betas,
                     open_bold
-image encoder       space, encode                      bind, fit, embed, write, read
+image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
                                                        predict_for_generator, map_for_generator, predicts_targets
 category decoder    fit, decision, classes, write,     bind
@@ -217,12 +217,21 @@ class WholeDataset(Dataset, Protocol):
 class WholeImageEncoder(ImageEncoder, Protocol):
     """An image encoder with its defaults."""
 
+    #: Whether `decode` turns embeddings back into images.
+    decodes: bool
+    #: Height, width and colours of embeddings that are made of pixels; None of any other.
+    shape: tuple[int, int, int] | None
+
     def bind(self, context: Context) -> None:
         """Take what the pipeline lends, before the fit and again after reading."""
         ...
 
     def fit(self, images: Iterable[np.ndarray]) -> Self:
         """Learn from training images; a pretrained encoder returns itself."""
+        ...
+
+    def decode(self, vectors: np.ndarray) -> np.ndarray:
+        """Return uint8 images of shape (n_rows, height, width, 3) of embeddings."""
         ...
 
     def embed(
@@ -427,6 +436,10 @@ def _embed_from_cache(
     return embed_cached(encoder)
 
 
+def _decode_nothing(encoder: Any, vectors: Any) -> Any:
+    raise ConfigError(f"embeddings of the space {encoder.space!r} cannot be turned back into images.")
+
+
 def _write_nothing(encoder: Any, folder: Path) -> None:
     """Leave the folder as it is: the settings say everything about a pretrained encoder."""
 
@@ -545,14 +558,14 @@ IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     ("encode",),
     {
         "bind": _ignore, "fit": _return_itself, "embed": _embed_from_cache, "write": _write_nothing,
-        "read": _return_itself,
+        "read": _return_itself, "decodes": False, "decode": _decode_nothing, "shape": None,
     },
     ("space",),
 )  # fmt: skip
 FITTED_IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     "image encoder fitted on training images",
     ("fit", "encode", "write", "read"),
-    {"bind": _ignore, "embed": fit_and_embed},
+    {"bind": _ignore, "embed": fit_and_embed, "decodes": False, "decode": _decode_nothing, "shape": None},
     ("space",),
 )
 BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(

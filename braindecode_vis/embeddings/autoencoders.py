@@ -308,6 +308,8 @@ def rename_kl(state: dict[str, Any], network: Any) -> dict[str, Any]:
 class LatentEncoder:
     """An autoencoder as an image encoder that can be inverted."""
 
+    decodes = True
+
     def __init__(self, config: LatentConfig) -> None:
         self.config = config
         self._loaded: tuple[Any, float, float] | None = None

@@ -71,6 +71,8 @@ class PixelsConfig(Settings):
 class PixelEncoder:
     """Images as vectors of their own grey or colour values."""
 
+    decodes = True
+
     def __init__(self, config: PixelsConfig, *, shape: tuple[int, int, int] | None = None) -> None:
         self.config = config
         self.shape = shape
@@ -179,6 +181,8 @@ class PcaFit:
 
 class PcaEncoder:
     """Projection on the principal components of the training images."""
+
+    decodes = True
 
     def __init__(self, config: PcaConfig, *, fitted: PcaFit | None = None) -> None:
         self.config = config

@@ -1,22 +1,27 @@
-"""Reconstructions that use less of the brain than they seem to: the floor under every pixel score.
+"""Reconstructions that use less of the brain than they seem to: the floor under every score of images.
 
-`MeanImageGenerator` ignores the prediction; `ClassMeanGenerator` uses it only to name a class. For stimuli that
-look alike, such as digits, both reach high pixel correlations.
+`MeanImageGenerator` ignores the prediction; `ClassMeanGenerator` uses it only to name a class. For stimuli that look
+alike, such as digits, both reach high pixel correlations. `NearestGenerator` copies the nearest training image, which
+makes plain what memorisation looks like: a reconstruction that does not beat it has copied. It is a generator of its
+own as well.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import numpy as np
 
-from braindecode_vis.arrays import Embeddings, check_same_space
+from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.settings import Settings
 
 
 class MeanImageGenerator:
     """The mean of all training images, whatever the brain did."""
 
     def __init__(self, data: GeneratorData) -> None:
-        self.mean = _average(data.images)
+        self.mean = average_images(data.images)
 
     def accepts(self, space: str) -> bool:
         """Every space will do."""
@@ -36,7 +41,7 @@ class ClassMeanGenerator:
         vectors = data.embeddings.flat()
         rows = [data.concepts == name for name in self.classes]
         self.centroids = np.stack([vectors[row].mean(axis=0) for row in rows])  # (n_classes, n_features)
-        self.images = np.stack([_average(data.images[row]) for row in rows])
+        self.images = np.stack([average_images(data.images[row]) for row in rows])
 
     def accepts(self, space: str) -> bool:
         """Say whether `space` is that of the training embeddings."""
@@ -59,5 +64,47 @@ class ClassMeanGenerator:
         return self.images[[row_of[name] for name in self.classify(embeddings)]]
 
 
-def _average(images: np.ndarray) -> np.ndarray:
+class NearestConfig(Settings):
+    """Copy the nearest training image; every space is accepted."""
+
+    kind: Literal["nearest"] = "nearest"
+
+    copies_training_images: ClassVar[bool] = True
+
+    def accepts(self, target_kind: str) -> bool:
+        """Every target will do."""
+        return True
+
+    def build(self, data: GeneratorData) -> NearestGenerator:
+        """Return the generator."""
+        return NearestGenerator(data)
+
+
+class NearestGenerator:
+    """The training image whose embedding is nearest to the prediction, by the cosine after the training mean."""
+
+    def __init__(self, data: GeneratorData) -> None:
+        self.data = data
+
+    def accepts(self, space: str) -> bool:
+        """Say whether `space` is that of the training embeddings."""
+        return space == self.data.embeddings.space
+
+    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
+        """Return uint8 images of shape (n_rows, height, width, 3); nothing is random here."""
+        return self.data.images[self.find_nearest(embeddings)]
+
+    def find_nearest(self, embeddings: Embeddings) -> np.ndarray:
+        """Return the row of the nearest training embedding for each prediction, shape (n_rows,)."""
+        check_same_space(embeddings, self.data.embeddings)
+        bank = self.data.embeddings.flat()
+        mean = bank.mean(axis=0)
+        similarity = (
+            normalise_rows(embeddings.flat() - mean) @ normalise_rows(bank - mean).T
+        )  # (n_rows, n_images)
+        return np.argmax(similarity, axis=1)
+
+
+def average_images(images: np.ndarray) -> np.ndarray:
+    """Return the mean of uint8 images of shape (n, height, width, 3), rounded."""
     return np.round(images.mean(axis=0, dtype=np.float64)).astype(np.uint8)

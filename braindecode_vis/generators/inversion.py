@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.roles import IMAGE_ENCODER, play
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
 
@@ -39,16 +40,8 @@ class LatentsConfig(Settings):
     kind: Literal["latents"] = "latents"
     contrast: Literal["none", "ssim"] = "none"
     thresholds: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (
-        0.0,
-        0.05,
-        0.1,
-        0.15,
-        0.2,
-        0.25,
-        0.3,
-        0.35,
-        0.4,
-    )
+        0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4,
+    )  # fmt: skip
     gains: Annotated[tuple[Gain, ...], Field(min_length=1)] = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
     @model_validator(mode="after")
@@ -70,8 +63,8 @@ class LatentsGenerator:
     """The inverse of an invertible image encoder, with a contrast learnt on training trials."""
 
     def __init__(self, config: LatentsConfig, data: GeneratorData) -> None:
-        self.encoder = data.image_encoder
-        if not hasattr(self.encoder, "decode"):
+        self.encoder = play(IMAGE_ENCODER, data.image_encoder)
+        if not self.encoder.decodes:
             raise ConfigError(
                 f"the generator 'latents' cannot turn the space {self.encoder.space!r} into images; "
                 "use a target of kind pixels, pca, vae or taesd, or a generator of kind nearest."
@@ -98,6 +91,9 @@ class LatentsGenerator:
         return {"threshold": self.threshold, "gain": self.gain}
 
     def _choose_contrast(self, config: LatentsConfig, data: GeneratorData) -> tuple[float, float]:
+        """Return the candidate whose images of out-of-fold predictions are most like the true ones."""
+        from skimage.metrics import structural_similarity
+
         if data.predicted is None:
             raise ConfigError(
                 "generator.contrast is ssim, but this encoder gives no out-of-fold predictions."
@@ -113,7 +109,19 @@ class LatentsGenerator:
         truth = data.images[[row_of[i] for i in data.predicted.ids]]
         truth = np.stack([resize_image(image, height, width) for image in truth])
         candidates = list(product(config.thresholds, config.gains))
-        scores = [_mean_ssim(stretch_contrast(decoded, *candidate), truth) for candidate in candidates]
+        scores = [
+            np.mean(
+                [
+                    # Green alone, which carries most of the brightness; window and constants are the metric's.
+                    structural_similarity(
+                        left[..., 1], right[..., 1], gaussian_weights=True, sigma=1.5,
+                        use_sample_covariance=False, data_range=255,
+                    )
+                    for left, right in zip(stretch_contrast(decoded, *candidate), truth, strict=True)
+                ]
+            )
+            for candidate in candidates
+        ]  # fmt: skip
         return candidates[int(np.argmax(scores))]
 
 
@@ -123,20 +131,3 @@ def stretch_contrast(images: np.ndarray, threshold: float, gain: float) -> np.nd
         return images
     values = np.clip((images.astype(np.float32) / 255 - threshold) * gain, 0, 1)
     return np.round(values * 255).astype(np.uint8)
-
-
-def _mean_ssim(images: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean structural similarity of the green channel, with Gaussian weights."""
-    from skimage.metrics import structural_similarity
-
-    return float(
-        np.mean(
-            [
-                structural_similarity(
-                    left[..., 1], right[..., 1], gaussian_weights=True, sigma=1.5,
-                    use_sample_covariance=False, data_range=255,
-                )
-                for left, right in zip(images, truth, strict=True)
-            ]
-        )
-    )  # fmt: skip

@@ -17,10 +17,9 @@ from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
+from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
-from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.priors.closed_form import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image

@@ -5,10 +5,9 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
-from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator
+from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.inversion import LatentsConfig, stretch_contrast
-from braindecode_vis.generators.nearest import NearestConfig
 from braindecode_vis.priors.closed_form import IdentityPriorConfig
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 
