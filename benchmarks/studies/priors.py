@@ -16,7 +16,7 @@ images that it was not fitted on; one that learns from images alone (``--diffusi
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +70,8 @@ def fit_diffusion(config: DiffusionPriorConfig, pairs: Embeddings, training: Emb
     first = config.build(seed=seed).fit(kept, training.select(list(kept.ids)), images=own)
     found = {}
     for guidance in GUIDANCES:
-        first.config = config.model_copy(update={"guidance": guidance})
-        first.fitted = type(first.fitted)(**{**first.fitted.__dict__, "samples": None})
+        first.drawing = replace(first.drawing, guidance=guidance)
+        first.fitted = replace(first.fitted, samples=None)
         drawn = first.sample(held, n_draws=8, seed=seed)
         found[guidance] = rank(
             drawn, training.select(list(dict.fromkeys(held.ids))), own.flat().mean(axis=0)
@@ -183,10 +183,10 @@ def draw_all(prior: DiffusionPrior, predicted: Embeddings, seed: int) -> dict[st
     drawn = prior.sample(predicted, n_draws=N_MEAN, seed=seed)
     rounds = drawn.vectors.reshape(len(predicted), N_MEAN, *drawn.vectors.shape[1:])
     singles = [Embeddings(rounds[:, k].copy(), predicted.ids, drawn.space) for k in range(N_MEAN)]
-    whole = prior.config.model_copy(update={"candidates": N_MEAN})
+    whole = replace(prior.drawing, n_candidates=N_MEAN)
 
     def sample_once(**update: object) -> list[Embeddings]:
-        prior.config = whole.model_copy(update=update)
+        prior.drawing = replace(whole, **update)
         return [prior.sample(predicted, n_draws=1, seed=seed)]
 
     return {

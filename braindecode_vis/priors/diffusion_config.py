@@ -16,6 +16,7 @@ MindEye2, arXiv:2403.11207; Salimans and Ho (2022), v-prediction, arXiv:2202.005
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.priors.image_source import ImageSourceSettings
 from braindecode_vis.priors.sampling import NoiseSchedule, Prediction, Sampler
+from braindecode_vis.seeds import derive_seed
 
 if TYPE_CHECKING:
     from braindecode_vis.priors.diffusion import DiffusionPrior
@@ -70,7 +72,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
         away from the true spread of images.
     select, candidates
         ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
-        to the prediction's, ``mean`` averages them; these are other protocols and `DiffusionPrior.protocol` names them.
+        to the prediction's, ``mean`` averages them; these are other protocols and `describe_choices` names them.
     pull
         How far a prediction's direction moves toward the sample's: 1 gives the sample itself, as ATM does. Less keeps
         more of what tells one prediction from another; the length is then the one that images have on average.
@@ -158,12 +160,26 @@ class DiffusionPriorConfig(ImageSourceSettings):
 
     def build(self, *, seed: int = 0) -> DiffusionPrior:
         """Return the unfitted prior."""
-        from braindecode_vis.priors.diffusion import DiffusionPrior
+        from braindecode_vis.priors.diffusion import DiffusionPrior, Drawing
+        from braindecode_vis.priors.diffusion_networks import build_prior_network
+        from braindecode_vis.priors.fitting import Recipe
 
-        return DiffusionPrior(self, seed=seed)
+        make_network = partial(
+            build_prior_network, kind=self.network, widths=self.widths, time_features=self.time_features,
+            dropout=self.dropout, depth=self.depth, heads=self.heads, token_width=self.token_width,
+        )  # fmt: skip
+        recipe = Recipe(
+            self.schedule, self.batch_size, self.epochs, self.min_steps, self.learning_rate, self.warmup_steps,
+            self.weight_decay, self.gradient_clip, self.condition_dropout, self.ema_decay,
+            derive_seed(seed, "prior", "training"),
+        )  # fmt: skip
+        drawing = Drawing(self.sampler, self.steps, self.guidance, self.select, self.candidates, self.pull)
+        return DiffusionPrior(
+            make_network, recipe, drawing, condition=self.condition, n_components=self.n_components,
+            held_out=self.held_out, restandardise=self.restandardise, checkpoint_every=self.checkpoint_every,
+            bfloat16=self.precision == "bfloat16", device=self.device, seed=seed,
+        )  # fmt: skip
 
     def read(self, folder: Path) -> DiffusionPrior:
         """Return the fitted prior that was written into `folder`."""
-        from braindecode_vis.priors.diffusion import DiffusionPrior
-
-        return DiffusionPrior.read(self, folder)
+        return self.build().read(folder)

@@ -15,9 +15,58 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from braindecode_vis.checks import ConfigError
+
+
+def build_prior_network(
+    shape: tuple[int, ...],
+    *,
+    kind: Literal["auto", "mlp", "transformer"],
+    widths: Sequence[int],
+    time_features: int,
+    dropout: float,
+    depth: int,
+    heads: int,
+    token_width: int | None,
+) -> nn.Module:
+    """Return a fresh network for targets, and conditions, of one shape.
+
+    Parameters
+    ----------
+    shape
+        (n_features,) or (n_tokens, n_features).
+    kind, widths, time_features, dropout, depth, heads, token_width
+        As in `DiffusionPriorConfig`.
+
+    Raises
+    ------
+    ConfigError
+        If the kind does not fit the shape, or the heads the width.
+    """
+    if kind == "auto":
+        kind = "mlp" if len(shape) == 1 else "transformer"
+    if kind == "mlp":
+        if len(shape) != 1:
+            raise ConfigError(
+                f"prior.network is mlp, but each embedding is {shape[0]} tokens; use transformer or auto."
+            )
+        return MlpUnet(shape[0], shape[0], widths=widths, time_features=time_features, dropout=dropout)
+    tokens, n = (1, shape[0]) if len(shape) == 1 else shape
+    width = token_width or n
+    if width % heads:
+        raise ConfigError(
+            f"a transformer of width {width} cannot have {heads} heads; set prior.token_width or prior.heads so that "
+            "one divides the other."
+        )
+    return TokenTransformer(
+        tokens, n, tokens, n, width=width, depth=depth, n_heads=heads, time_features=time_features,
+        dropout=dropout,
+    )  # fmt: skip
 
 
 def embed_timesteps(timesteps: Tensor, n_features: int) -> Tensor:

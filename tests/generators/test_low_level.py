@@ -7,6 +7,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.autoencoders import TinyAutoencoderConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.generators.controls import NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.image_fusion import ImageFusionConfig, fuse_branches, mix_images
 from braindecode_vis.generators.inversion import LatentsConfig
@@ -65,7 +66,7 @@ def test_the_generator_may_start_from_the_low_level_image():
 
 def test_what_cannot_be_fused_is_refused():
     with pytest.raises(ConfigError, match="takes no initial image; use pixels"):
-        fuse_branches(Plain(), ROWS, LOW, ImageFusionConfig(mode="initial"), seed=0)
+        ImageFusionConfig(mode="initial").check_generator(NearestConfig())
     with pytest.raises(DataError, match="2 embeddings came with 1 low-level"):
         fuse_branches(Plain(), ROWS, LOW[:1], ImageFusionConfig(), seed=0)
 

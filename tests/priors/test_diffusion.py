@@ -80,7 +80,7 @@ def test_global_random_state_is_left_alone_and_fits_repeat():
 def test_reading_gives_the_same_samples(fitted, tmp_path):
     fitted.write(tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
-    again = fitted.config.read(tmp_path)
+    again = DiffusionPriorConfig(**SMALL).read(tmp_path)
     predicted, _ = make_pairs(10)
     np.testing.assert_array_equal(
         again.sample(predicted, n_draws=2, seed=0).vectors,
@@ -165,7 +165,8 @@ def test_samples_of_training_predictions_have_the_targets_moments(fitted):
 
 def test_best_of_is_nearer_to_the_prediction_and_says_so(fitted):
     predicted, _ = make_pairs(60, seed=6)
-    chooser = DiffusionPriorConfig(**SMALL, select="best_of", candidates=8).build()
+    config = DiffusionPriorConfig(**SMALL, select="best_of", candidates=8)
+    chooser = config.build()
     chooser.fitted = fitted.fitted
     drawn = fitted.sample(predicted, n_draws=1, seed=0)
     chosen = chooser.sample(predicted, n_draws=1, seed=0)
@@ -176,8 +177,8 @@ def test_best_of_is_nearer_to_the_prediction_and_says_so(fitted):
         return np.mean((left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1))
 
     assert similarity(chosen) > similarity(drawn)
-    assert chooser.protocol == "best of 8 draws of the diffusion prior by cosine to the prediction"
-    assert fitted.protocol == "one draw of the diffusion prior"
+    assert config.describe_choices() == ["images from the best of 8 draws"]
+    assert DiffusionPriorConfig(**SMALL).describe_choices() == []
 
 
 def test_all_training_images_teach_where_the_brain_saw_a_few():
@@ -239,7 +240,7 @@ def test_the_learning_rate_rises_and_falls():
 def test_misuse_is_refused(fitted):
     predicted, target = make_pairs(20)
     with pytest.raises(DataError, match="one target per prediction"):
-        fitted.config.build().fit(predicted, target.select(predicted.ids[::-1]))
+        DiffusionPriorConfig(**SMALL).build().fit(predicted, target.select(predicted.ids[::-1]))
     with pytest.raises(DataError, match="fitted in the space 'toy'"):
         fitted.sample(Embeddings(predicted.vectors, predicted.ids, "clip"), n_draws=1, seed=0)
     with pytest.raises(ConfigError, match="leaves none on one side"):

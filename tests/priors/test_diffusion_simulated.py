@@ -53,7 +53,7 @@ def test_samples_lie_where_images_lie_whatever_the_length_of_a_prediction(fitted
 def test_it_survives_disk_and_says_what_it_is(fitted, tmp_path):
     predicted = predict(make_images(10, seed=5)[0], length=0.3)
     fitted.write(tmp_path)
-    again = fitted.config.read(tmp_path)
+    again = DiffusionPriorConfig(**SMALL).read(tmp_path)
     np.testing.assert_array_equal(
         again.sample(predicted, n_draws=2, seed=0).vectors,
         fitted.sample(predicted, n_draws=2, seed=0).vectors,
@@ -63,7 +63,7 @@ def test_it_survives_disk_and_says_what_it_is(fitted, tmp_path):
 
 def test_directions_are_measured_from_the_images_of_the_run(fitted):
     shown = Embeddings(make_images(200, seed=4)[0].vectors + 1, [f"s{k}" for k in range(200)], "toy")
-    config = fitted.config.model_copy(update={"min_steps": 2})
+    config = DiffusionPriorConfig(**(SMALL | {"min_steps": 2}))
     moved = config.build(seed=1).fit(None, shown, images=make_images()[0])
     np.testing.assert_allclose(moved.fitted.condition.mean, shown.vectors.mean(axis=0), rtol=1e-5)
     assert np.abs(moved.fitted.target.mean - shown.vectors.mean(axis=0)).min() > 0.5
@@ -72,18 +72,20 @@ def test_directions_are_measured_from_the_images_of_the_run(fitted):
 def test_the_mean_of_draws_is_another_protocol_and_nearer_to_the_seen(fitted):
     seen, _ = make_images(200, seed=5)
     predicted = predict(seen, length=0.5)
-    config = fitted.config.model_copy(update={"select": "mean", "candidates": 8})
-    averaging = type(fitted)(config, seed=1, fitted=fitted.fitted)
+    config = DiffusionPriorConfig(**SMALL, select="mean", candidates=8)
+    averaging = config.build(seed=1)
+    averaging.fitted = fitted.fitted
     one, mean = (prior.sample(predicted, n_draws=1, seed=0) for prior in (fitted, averaging))
     errors = [((rows.vectors - seen.vectors) ** 2).mean() for rows in (one, mean)]
     assert errors[1] < errors[0]
-    assert averaging.protocol == "mean of 8 draws of the diffusion prior"
+    assert config.describe_choices() == ["images from the mean of 8 draws"]
 
 
 def test_part_of_the_way_lies_between_prediction_and_sample_and_is_as_long_as_images_are(fitted):
     seen, _ = make_images(200, seed=5)
     predicted, origin = predict(seen, length=0.5), fitted.fitted.condition.mean
-    apart = DiffusionPriorConfig(**{**SMALL, "pull": 0.25}).build(seed=0)
+    config = DiffusionPriorConfig(**SMALL, pull=0.25)
+    apart = config.build(seed=0)
     apart.fitted = fitted.fitted
     whole, part = (p.sample(predicted, n_draws=2, seed=1) for p in (fitted, apart))
     rows = [normalise_rows(v - origin) for v in (np.repeat(predicted.vectors, 2, axis=0), whole.vectors)]
@@ -93,7 +95,7 @@ def test_part_of_the_way_lies_between_prediction_and_sample_and_is_as_long_as_im
     )
     goal = normalise_rows(0.75 * rows[0] + 0.25 * rows[1])
     np.testing.assert_allclose(normalise_rows(turned), goal, atol=1e-3)
-    assert "25 % of the way" in apart.describe()["protocol"]
+    assert config.describe_choices() == ["images from embeddings 25 % of the way to the prior's"]
 
 
 def test_simulated_predictions_pass_on_the_leading_components_best():
