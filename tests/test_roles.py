@@ -15,7 +15,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.generators.nearest import NearestConfig
+from braindecode_vis.generators.controls import NearestConfig
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.priors.closed_form import IdentityPriorConfig
 from braindecode_vis.settings import Settings
