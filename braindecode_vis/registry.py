@@ -145,7 +145,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "frequency_bands": "analysis.bands:FrequencyBandsConfig",
         "sensor_regions": "analysis.regions:SensorRegionsConfig",
         "rois": "analysis.regions:RoisConfig",
-        "network_ablation": "analysis.network_ablation:NetworkAblationConfig",
+        "network_ablation": "analysis.regions:NetworkAblationConfig",
         "layer_time": "analysis.layer_time:LayerTimeConfig",
         "spatial_patterns": "analysis.patterns:SpatialPatternsConfig",
         "occlusion": "analysis.occlusion:OcclusionConfig",
@@ -154,7 +154,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "hubness": "analysis.hubness:HubnessConfig",
         "failures": "analysis.failures:FailuresConfig",
         "repetitions": "analysis.repetitions:RepetitionsConfig",
-        "rsa": "analysis.rsa_study:RsaConfig",
+        "rsa": "analysis.rsa:RsaConfig",
         "imagery": "analysis.imagery:ImageryConfig",
     },
     # those of the package need no settings: `metrics` has them by name

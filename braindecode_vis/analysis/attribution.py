@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.choice import show_chosen
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.analysis.measure import check_retrieval, compute_interval
 from braindecode_vis.analysis.patterns import list_columns
-from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis.analysis.study import Findings, Plot, Study, show_chosen
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.retrieval import fit_centre

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.embedding_geometry import make_unit
+from braindecode_vis.analysis.hubness import make_unit
 from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.checks import DataError

@@ -1,12 +1,20 @@
-"""What of the score is geometry: hubs, effective dimension, the gap between predictions and targets, likeness of
-concepts.
+"""How much of a retrieval score is geometry: hubs, effective dimension, the gap between predictions and targets.
 
-Owns the numbers of `braindecode_vis.analysis.embedding_geometry` for the predictions and the gallery of a run, each
-beside the value that the targets themselves would give in the place of the predictions.
+Owns hubness, effective dimension, similarity within and between concepts and the gap between two modalities, each for
+the predictions and the gallery of a run and beside the value that the targets would give in the place of the
+predictions. High cosines between any two images, hubs or few dimensions explain retrieval scores that say nothing of
+the brain. No encoder is fitted.
+
+References
+----------
+Radovanovic et al. (2010), JMLR 11 (hubness); Recanatesi et al. (2022), Patterns 3 (participation ratio); Liang et al.
+(2022), NeurIPS, arXiv:2203.02053 (modality gap); Wang and Isola (2020), ICML, arXiv:2005.10242 (uniformity).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,15 +22,9 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.analysis.drawing import draw_bars
-from braindecode_vis.analysis.embedding_geometry import (
-    compute_concept_similarity,
-    compute_effective_dimension,
-    compute_hubness,
-    compute_modality_gap,
-)
 from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study, rank_trials
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
@@ -134,8 +136,6 @@ def _shift_interval(value: float, draws: np.ndarray) -> tuple[float, float]:
 
 def count_neighbours(queries: Embeddings, gallery: Embeddings, k: int) -> pd.Series:
     """Return how often each image is among the `k` nearest of a query."""
-    from braindecode_vis.analysis.embedding_geometry import make_unit
-
     similarity = make_unit(queries.vectors) @ make_unit(gallery.vectors).T
     k = min(k, len(gallery))
     nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
@@ -165,3 +165,221 @@ def measure_geometry(
         }  # fmt: skip
         out |= {name: float(value) for name, value in values.items() if value is not None}
     return out
+
+
+# --- measures of one or two sets of embeddings ---------------------------------------------------------------------
+
+
+_BLOCK = 1024  # rows of a similarity matrix held at once
+
+
+def make_unit(vectors: np.ndarray) -> np.ndarray:
+    """Return float64 rows of length one, shape (n_rows, n_features); tokens are flattened, zero rows stay zero."""
+    return normalise_rows(np.asarray(vectors, dtype=np.float64).reshape(len(vectors), -1))
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """How unevenly gallery items appear among the nearest neighbours of the queries.
+
+    Parameters
+    ----------
+    skewness
+        Of the number of times an item is among the `k` nearest; 0 for no hubs, above 1 for strong ones.
+    largest_share
+        Fraction of the queries that have the most frequent item among their `k` nearest.
+    never_share
+        Fraction of the items that no query has among its `k` nearest.
+    hub_id
+        The most frequent item.
+    k
+        Number of neighbours.
+    """
+
+    skewness: float
+    largest_share: float
+    never_share: float
+    hub_id: str
+    k: int
+
+
+def compute_hubness(queries: Embeddings, gallery: Embeddings, *, k: int = 10) -> Hubness:
+    """Count how often each gallery item is among the `k` nearest of a query, by cosine.
+
+    Parameters
+    ----------
+    queries, gallery
+        In one space. If a set is compared with itself, pass it twice; an item is then not its own neighbour.
+    k
+        Number of neighbours; at most the number of candidates.
+    """
+    check_same_space(queries, gallery)
+    left, right = make_unit(queries.vectors), make_unit(gallery.vectors)
+    same = queries is gallery
+    k = min(k, len(right) - int(same))
+    if k < 1:
+        raise DataError("hubness needs at least one candidate besides the query itself.")
+    counts = np.zeros(len(right), dtype=np.int64)
+    for start in range(0, len(left), _BLOCK):
+        similarity = left[start : start + _BLOCK] @ right.T
+        if same:
+            rows = np.arange(len(similarity))
+            similarity[rows, start + rows] = -np.inf
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        counts += np.bincount(nearest.ravel(), minlength=len(right))
+    deviation = counts.std()
+    skewness = float(((counts - counts.mean()) ** 3).mean() / deviation**3) if deviation > 0 else 0.0
+    hub = int(counts.argmax())
+    return Hubness(
+        skewness=skewness,
+        largest_share=float(counts[hub] / len(left)),
+        never_share=float((counts == 0).mean()),
+        hub_id=str(gallery.ids[hub]),
+        k=k,
+    )
+
+
+def compute_effective_dimension(vectors: np.ndarray) -> float:
+    """Return the participation ratio of the variances along the principal axes: (sum)^2 / sum of squares.
+
+    Parameters
+    ----------
+    vectors : float array of shape (n_rows, ...)
+
+    Examples
+    --------
+    >>> compute_effective_dimension(np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]]))
+    2.0
+    """
+    flat = np.asarray(vectors, dtype=np.float64).reshape(len(vectors), -1)
+    if len(flat) < 2:
+        raise DataError("the effective dimension needs at least two rows.")
+    centred = flat - flat.mean(axis=0)
+    # Both Gram matrices have the same non-zero eigenvalues; the smaller one is cheaper.
+    gram = centred.T @ centred if flat.shape[1] <= len(flat) else centred @ centred.T
+    total = np.trace(gram)
+    return float(total**2 / (gram**2).sum()) if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class ConceptSimilarity:
+    """Mean cosine between images of one concept and between images of different ones.
+
+    Parameters
+    ----------
+    within, between
+        Mean cosines; `within` is None if no concept has two images.
+    between_sd
+        Standard deviation of the cosines between concepts.
+    separation
+        ``(within - between) / between_sd``: how far a concept stands out of the crowd.
+    """
+
+    within: float | None
+    between: float
+    between_sd: float
+    separation: float | None
+
+
+def compute_concept_similarity(
+    embeddings: Embeddings, concepts: Sequence[str] | np.ndarray
+) -> ConceptSimilarity:
+    """Compare cosines within and between concepts, over all pairs of images.
+
+    Parameters
+    ----------
+    embeddings
+        One row per image.
+    concepts : sequence of length n_rows
+        Concept of each row.
+    """
+    if len(concepts) != len(embeddings):
+        raise DataError(f"{len(embeddings)} embeddings came with {len(concepts)} concepts.")
+    units = make_unit(embeddings.vectors)
+    _, codes = np.unique(np.asarray(concepts).astype(str), return_inverse=True)
+    sums = np.zeros(3), np.zeros(3)  # pairs, sum, sum of squares: between, within
+    for start in range(0, len(units), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(units)))
+        similarity = units[rows] @ units.T
+        later = rows[:, None] < np.arange(len(units))[None]  # every pair once
+        same = codes[rows][:, None] == codes[None]
+        for total, mask in zip(sums, (later & ~same, later & same), strict=True):
+            values = similarity[mask]
+            total += [values.size, values.sum(), (values**2).sum()]
+    (n, total, squares), (n_within, total_within, _) = sums
+    if n == 0:
+        raise DataError("all images show one concept, so nothing lies between concepts.")
+    between = total / n
+    deviation = float(np.sqrt(max(squares / n - between**2, 0.0)))
+    within = float(total_within / n_within) if n_within else None
+    separation = None if within is None or deviation == 0 else (within - between) / deviation
+    return ConceptSimilarity(
+        within, float(between), deviation, None if separation is None else float(separation)
+    )
+
+
+@dataclass(frozen=True)
+class ModalityGap:
+    """How two sets of unit vectors that should coincide lie apart.
+
+    Parameters
+    ----------
+    gap
+        Distance between the two mean vectors; 0 if the clouds share a centre, up to 2.
+    alignment
+        Mean squared distance between matching rows; 0 is perfect.
+    matching, other
+        Mean cosine of matching rows and of all other pairs.
+    uniformity_left, uniformity_right
+        Log of the mean of exp(-2 d^2) over pairs of one set; the lower, the more evenly spread. 0 is collapse.
+    n_pairs
+        Number of matching rows.
+    """
+
+    gap: float
+    alignment: float
+    matching: float
+    other: float
+    uniformity_left: float
+    uniformity_right: float
+    n_pairs: int
+
+
+def compute_modality_gap(left: Embeddings, right: Embeddings) -> ModalityGap:
+    """Compare predictions with the embeddings they should hit (or images with their captions), by id.
+
+    Parameters
+    ----------
+    left
+        Any rows; ids may repeat.
+    right
+        One row per id, in the same space; must hold every id of `left`.
+    """
+    check_same_space(left, right)
+    if len(left) < 2:
+        raise DataError("the modality gap needs at least two rows.")
+    a, b = make_unit(left.vectors), make_unit(right.select(left.ids).vectors)
+    matching = (a * b).sum(axis=1)
+    n = len(a)
+    other = (float(a.sum(axis=0) @ b.sum(axis=0)) - matching.sum()) / (n * (n - 1))
+    return ModalityGap(
+        gap=float(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0))),
+        alignment=float((2 - 2 * matching).mean()),
+        matching=float(matching.mean()),
+        other=float(other),
+        uniformity_left=compute_uniformity(a),
+        uniformity_right=compute_uniformity(make_unit(right.vectors)),
+        n_pairs=n,
+    )
+
+
+def compute_uniformity(vectors: np.ndarray) -> float:
+    """Return the log of the mean over pairs of rows of exp(-2 d^2), d being the distance of the unit vectors."""
+    units = make_unit(vectors)
+    if len(units) < 2:
+        raise DataError("uniformity needs at least two rows.")
+    total = 0.0
+    for start in range(0, len(units), _BLOCK):
+        total += float(np.exp(4 * (units[start : start + _BLOCK] @ units.T - 1)).sum())
+    n = len(units)
+    return float(np.log((total - n) / (n * (n - 1))))

@@ -21,41 +21,28 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.cluster_tests import MAX_DRAWS, bootstrap_curves
-from braindecode_vis.analysis.curves import check_windows
+from braindecode_vis.analysis.curves import MAX_DRAWS, bootstrap_curves, check_windows
 from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_matrix
 from braindecode_vis.analysis.measure import check_retrieval, measure_changes
-from braindecode_vis.analysis.rsa import compare_layers_with_brain
+from braindecode_vis.analysis.rsa import (
+    LayerConfig,
+    average_test_trials,
+    collect_layers,
+    compare_layers_with_brain,
+    embed_subjects,
+    shorten,
+)
 from braindecode_vis.analysis.study import Findings, Plot, Study
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.arrays import Embeddings
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 from braindecode_vis.embeddings.pixels import EngineeredConfig
 from braindecode_vis.encoders.ridge import RidgeConfig
-from braindecode_vis.preprocessing.repeats import average_repetitions
-from braindecode_vis.registry import Component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LayerConfig = Annotated[
-    Any,
-    Component(
-        "target",
-        only=(
-            "pixels",
-            "engineered",
-            "efficientnet-lite0",
-            "openclip",
-            "timm",
-            "torchvision",
-            "transformers",
-        ),
-    ),
-]
 
 
 class LayerTimeConfig(Settings):
@@ -197,67 +184,3 @@ class LayerTimeConfig(Settings):
         return Findings(
             "Layers against time", f"{how} {found}", table, (Plot("layer_time", caption, found, draw, size),)
         )
-
-
-def shorten(name: str, length: int = 34) -> str:
-    """Return a space's name at most `length` characters long."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
-def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> dict[str, Embeddings]:
-    """Return the banks of the named layers, then those of the run.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    """
-    from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
-
-    banks: dict[str, Embeddings] = {}
-    stimuli = study.stimuli.select_pictured()
-    for config in layers:
-        encoder = config.build()
-        with study.progress(f"encoding images: {config.kind}", len(stimuli)) as advance:
-            if config.kind == "pixels":
-                encoder.fit(stimuli.iterate_images())
-                vectors = encoder.encode(stimuli.iterate_images())
-                bank = Embeddings(vectors, stimuli.ids, encoder.space)
-            else:
-                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
-        banks[bank.space] = bank
-    if with_targets:
-        for name, bank in study.spaces.items():
-            banks.setdefault(name, bank)
-    if not banks:
-        raise DataError("there is no layer to compare; name image encoders in layers, or set with_targets.")
-    return banks
-
-
-def average_test_trials(study: Study) -> Responses:
-    """Return the test trials of all folds, one per subject and image."""
-    rows = np.concatenate([fold.test for fold in study.folds])
-    return average_repetitions(study.responses, np.unique(rows))
-
-
-def embed_subjects(responses: Responses) -> dict[str, Embeddings]:
-    """Return each subject's patterns as rows by image; images that not everybody saw are left out.
-
-    Raises
-    ------
-    DataError
-        If fewer than three images remain.
-    """
-    subjects = responses.trials["subject"].astype(str).to_numpy()
-    ids = responses.stimulus_ids
-    people = list(dict.fromkeys(subjects.tolist()))
-    common = set(ids.tolist())
-    for person in people:
-        common &= set(ids[subjects == person].tolist())
-    shared = [i for i in dict.fromkeys(ids.tolist()) if i in common]
-    if len(shared) < 3:
-        raise DataError(
-            f"{len(people)} subjects have {len(shared)} test images in common; at least 3 are needed."
-        )
-    data = responses.as_matrix()
-    return {p: Embeddings(data[subjects == p], ids[subjects == p], "brain").select(shared) for p in people}

@@ -19,9 +19,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.brain_maps import make_maps
 from braindecode_vis.analysis.cuts import make_sliding_windows
-from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
+from braindecode_vis.analysis.drawing import draw_bars, draw_curve, make_maps, mark_stimulus
 from braindecode_vis.analysis.measure import FoldValues, Measured, Meter, RetrievalMetric, check_retrieval
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study

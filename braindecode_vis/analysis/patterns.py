@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.brain_maps import make_maps, place_pattern
 from braindecode_vis.analysis.cuts import Window, make_sliding_windows
+from braindecode_vis.analysis.drawing import make_maps, place_pattern
 from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses

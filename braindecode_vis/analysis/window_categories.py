@@ -15,13 +15,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.analysis.cluster_tests import (
+from braindecode_vis.analysis.curves import (
     MAX_DRAWS,
     MIN_SUBJECTS,
+    check_windows,
     cluster_over_labels,
     cluster_over_subjects,
+    finish_curve,
+    report_curve,
 )
-from braindecode_vis.analysis.curves import check_windows, finish_curve, report_curve
 from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.analysis.study import Findings, Study
 from braindecode_vis.arrays import Responses

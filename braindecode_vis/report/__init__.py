@@ -1,7 +1,7 @@
 """The report of a run: figures, galleries and one self-contained page.
 
 `page.write_report` takes a `page.ReportContent` of plain data and writes `report.html`; `gallery` holds images and
-what is known of them, `picks` chooses by rule, `grid` composes and exports; `figures` draws. Imports nothing of the
+what is known of them and chooses by rule, `grid` composes and exports; `figures` draws. Imports nothing of the
 pipeline.
 """
 

@@ -17,7 +17,7 @@ import numpy as np
 from braindecode_vis.checks import check_columns, check_option
 from braindecode_vis.report.figures import THEMES, Theme, ThemeName
 from braindecode_vis.report.gallery import GalleryContent, describe_rule
-from braindecode_vis.report.thumbnails import PIXELATED_BELOW
+from braindecode_vis.report.page_gallery import PIXELATED_BELOW
 from braindecode_vis.report.words import count_decimals, describe_metric, format_number
 
 CAPTION_LINES = 4

@@ -154,7 +154,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
 
 
 def _render(plot: Plot, folder: Path) -> None:
-    from braindecode_vis.report.plots import render_plot
+    from braindecode_vis.report.figures import render_plot
 
     for theme in ("light", "dark"):
         svg = render_plot(plot.draw, size=plot.size, theme=theme)

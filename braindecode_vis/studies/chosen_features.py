@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline
-from braindecode_vis.analysis.choice import ChoosingEncoder, choose_features
-from braindecode_vis.analysis.study import Change
+from braindecode_vis.analysis.study import Change, ChoosingEncoder, choose_features
 from braindecode_vis.arrays import Responses
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection

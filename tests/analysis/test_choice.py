@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from braindecode_vis.analysis.choice import ChoosingEncoder, choose_features, show_chosen
 from braindecode_vis.analysis.generalization import TimeGeneralizationConfig
 from braindecode_vis.analysis.measure import compute_hits
-from braindecode_vis.analysis.network_ablation import NetworkAblationConfig
-from braindecode_vis.analysis.study import fit_picked
+from braindecode_vis.analysis.regions import NetworkAblationConfig
+from braindecode_vis.analysis.study import ChoosingEncoder, choose_features, fit_picked, show_chosen
 from braindecode_vis.analysis.windows import SlidingWindowConfig
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.preprocessing.selection import SelectionConfig

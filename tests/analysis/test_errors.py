@@ -10,10 +10,10 @@ from braindecode_vis.analysis.confusion import ConfusionConfig, decide, tabulate
 from braindecode_vis.analysis.failures import FailuresConfig
 from braindecode_vis.analysis.hubness import HubnessConfig
 from braindecode_vis.analysis.repetitions import RepetitionsConfig
-from braindecode_vis.analysis.rsa_study import RsaConfig, find_responses
+from braindecode_vis.analysis.rsa import RsaConfig, find_responses
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.report.plots import render_plot
+from braindecode_vis.report.figures import render_plot
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import write_responses
 from tests.analysis.planted import make_parcel_study, make_study

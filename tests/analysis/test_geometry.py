@@ -3,14 +3,14 @@ import pytest
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import skew, spearmanr
 
-from braindecode_vis.analysis.embedding_geometry import (
+from braindecode_vis.analysis.hubness import (
+    _shift_interval,
     compute_concept_similarity,
     compute_effective_dimension,
     compute_hubness,
     compute_modality_gap,
     compute_uniformity,
 )
-from braindecode_vis.analysis.hubness import _shift_interval
 from braindecode_vis.analysis.rsa import compare_layers_with_brain, compute_noise_ceiling, compute_rdm
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
@@ -62,7 +62,7 @@ def test_effective_dimension_against_the_eigenvalues(shape):
 
 
 def test_concept_similarity_against_all_pairs(monkeypatch):
-    from braindecode_vis.analysis import embedding_geometry as geometry
+    from braindecode_vis.analysis import hubness as geometry
 
     monkeypatch.setattr(geometry, "_BLOCK", 7)
     vectors, concepts = RNG.standard_normal((40, 6)) + 1, np.array(list("abcde"))[RNG.integers(5, size=40)]

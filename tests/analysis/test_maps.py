@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.analysis.attribution import IntegratedGradientsConfig, explain_trials
-from braindecode_vis.analysis.brain_maps import make_maps, place_pattern
+from braindecode_vis.analysis.drawing import make_maps, place_pattern
 from braindecode_vis.analysis.layer_time import LayerTimeConfig, embed_subjects
 from braindecode_vis.analysis.occlusion import OcclusionConfig
 from braindecode_vis.analysis.patterns import SpatialPatternsConfig, _whiten, predict_signal
 from braindecode_vis.analysis.study import rank_trials
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.report.plots import render_plot
+from braindecode_vis.report.figures import render_plot
 from tests.analysis.planted import TEN_TWENTY, make_epochs_study, make_study
 
 

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from braindecode_vis.analysis.ablation import _draw, _key
 from braindecode_vis.analysis.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.analysis.cuts import keep_columns
-from braindecode_vis.analysis.network_ablation import NetworkAblationConfig
-from braindecode_vis.analysis.regions import RoisConfig, SensorRegionsConfig, list_rois
+from braindecode_vis.analysis.regions import (
+    NetworkAblationConfig,
+    RoisConfig,
+    SensorRegionsConfig,
+    _draw,
+    _key,
+    list_rois,
+)
 from braindecode_vis.analysis.sensor_groups import assign_regions, find_region, place_regions
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.report.plots import render_plot
+from braindecode_vis.report.figures import render_plot
 from tests.analysis.planted import TEN_TWENTY, make_epochs_study, make_parcel_study, make_study
 
 

@@ -19,7 +19,7 @@ from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.category_decoders import LdaConfig
 from braindecode_vis.preprocessing.splits import Fold
-from braindecode_vis.report.plots import render_plot
+from braindecode_vis.report.figures import render_plot
 from braindecode_vis.stimuli import StimulusSet
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from braindecode_vis.analysis.cluster_tests import (
+from braindecode_vis.analysis.curves import (
     bootstrap_curves,
     cluster_over_labels,
     cluster_over_subjects,
@@ -16,7 +16,7 @@ from braindecode_vis.analysis.study import rank_trials
 from braindecode_vis.analysis.windows import GrowingWindowConfig, SlidingWindowConfig
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.metric_registry import find_metric
-from braindecode_vis.report.plots import render_plot
+from braindecode_vis.report.figures import render_plot
 from braindecode_vis.retrieval import compute_similarity
 from tests.analysis.planted import make_epochs_study, refit_and_rank
 

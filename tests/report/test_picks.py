@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from braindecode_vis.report.gallery import describe_rule
-from braindecode_vis.report.picks import select_items
+from braindecode_vis.report.gallery import describe_rule, select_items
 from tests.report.material import make_noise_gallery
 
 

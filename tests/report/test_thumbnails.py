@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from braindecode_vis.report import thumbnails as t
+from braindecode_vis.report import page_gallery as t
 from tests.report.material import make_noise_gallery
 
 
