@@ -316,7 +316,7 @@ class ByKind:
         """Validate by the member that the kind names; unlike pydantic's own, errors carry no tag in their path."""
         members: dict[str, type[Settings]] = {m.model_fields["kind"].default: m for m in get_args(source)}
 
-        def validate(value: Any) -> Settings:
+        def validate(value: Any) -> Any:
             if isinstance(value, tuple(members.values())):
                 return value
             kind, content = _split_kind(value)
