@@ -28,6 +28,7 @@ An image encoder whose settings say ``fitted_on_training_images`` needs `fit`, `
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -619,6 +620,29 @@ GENERATOR_SETTINGS: Role[WholeSettings] = Role(
         "copies_training_images": False, "steps": None, "describe_choices": _choose_nothing,
     },
 )  # fmt: skip
+#: What is trained, augmented, measured and analysed is asked by the settings alone.
+NETWORK_SETTINGS: Role[Any] = Role("settings of a network", _SETTINGS, {"heads": "one"})
+OBJECTIVE_SETTINGS: Role[Any] = Role(
+    "settings of an objective (subclass ObjectiveConfig)",
+    (*_SETTINGS, "weight", "phase", "needs", "contrastive", "is_active"),
+)
+AUGMENTATION: Role[Any] = Role("augmentation", ("kind", "apply", "hashed_fields"))
+METRIC_SETTINGS: Role[Any] = Role("settings of a metric", _SETTINGS)
+ANALYSIS: Role[Any] = Role("analysis", ("kind", "compute", "hashed_fields"), {"uses_encoder": True})
+
+#: The role that the settings of a component play, by the name under which `registry` keeps it.
+SETTINGS_ROLES: dict[str, Role[Any]] = {
+    "dataset": DATASET,
+    "target": IMAGE_ENCODER_SETTINGS,
+    "encoder": ENCODER_SETTINGS,
+    "network": NETWORK_SETTINGS,
+    "objective": OBJECTIVE_SETTINGS,
+    "augmentation": AUGMENTATION,
+    "prior": PRIOR_SETTINGS,
+    "generator": GENERATOR_SETTINGS,
+    "metric": METRIC_SETTINGS,
+    "analysis": ANALYSIS,
+}
 
 
 class _Shell:
@@ -690,7 +714,22 @@ def _has(component: Any, name: str) -> bool:
 
 
 def build(role: Role[Whole], settings: Any, *args: Any, **kwargs: Any) -> Whole:
-    """Build a component from its settings and return it with the whole of its role; see `play`."""
+    """Build a component from its settings and return it with the whole of its role; see `play`.
+
+    Raises
+    ------
+    ConfigError
+        If `build` takes other arguments than the role gives it, or what it returns lacks a required method.
+    """
+    try:
+        inspect.signature(settings.build).bind(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join([*("data" for _ in args), *kwargs])
+        own = settings.component if isinstance(settings, _Shell) else settings
+        raise ConfigError(
+            f"{type(own).__name__} cannot be the settings of the {role.name}: its build must take ({given}), but "
+            f"{error}."
+        ) from error
     return play(role, settings.build(*args, **kwargs), build_again=settings.build)
 
 
@@ -719,3 +758,18 @@ def find_source(dataset: Any) -> Literal["write", "open_epochs", "open_betas", "
     raise ConfigError(
         f"{kind.__module__}.{kind.__qualname__} cannot be the data set: it has none of {', '.join(SOURCES)}."
     )
+
+
+def check_settings(role: str, settings: Any) -> None:
+    """Raise `ConfigError` unless the settings of a component have what its role requires.
+
+    Parameters
+    ----------
+    role
+        A key of `SETTINGS_ROLES`.
+    settings
+        Of a component from outside; those of the package are held to this by tests.
+    """
+    play(SETTINGS_ROLES[role], settings)
+    if role == "dataset":
+        find_source(settings)

@@ -24,7 +24,6 @@ from braindecode_vis.registry import GROUPS, INSIDE, Component, find_component
 from braindecode_vis.settings import Settings
 
 # Classes that docstrings refer to must be loaded.
-importlib.import_module("braindecode_vis.generators.autoencoder")
 importlib.import_module("braindecode_vis.generators.denoiser")
 
 PAGE = Path(__file__).resolve().parent / "SETTINGS.md"

@@ -6,7 +6,6 @@
 
 from braindecode_vis.config.files import check_files
 from braindecode_vis.config.models import (
-    CATEGORY_DECODERS,
     EvaluationConfig,
     RepeatsConfig,
     RetrievalConfig,
@@ -19,7 +18,6 @@ from braindecode_vis.config.wording import describe_validation_error, validate_c
 from braindecode_vis.registry import list_kinds
 
 __all__ = [
-    "CATEGORY_DECODERS",
     "EvaluationConfig",
     "RepeatsConfig",
     "RetrievalConfig",

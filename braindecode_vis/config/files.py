@@ -10,8 +10,17 @@ from pathlib import Path
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
-from braindecode_vis.roles import ENCODER_SETTINGS, play
-from braindecode_vis.settings import Settings
+from braindecode_vis.roles import (
+    BRAIN_ENCODER,
+    CATEGORY_DECODER,
+    ENCODER_SETTINGS,
+    IMAGE_ENCODER_SETTINGS,
+    PRIOR,
+    build,
+    find_image_encoder_role,
+    play,
+)
+from braindecode_vis.settings import OUTSIDE, Settings
 
 #: Settings that are read first at each stage; a stage needs those of the stages before it too.
 READS = {
@@ -39,6 +48,7 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
     stage
         The last stage that is asked for.
     """
+    _check_outside(config)
     stages = list(READS)
     for name in stages[: stages.index(stage) + 1]:
         for part in READS[name]:
@@ -46,6 +56,17 @@ def check_files(config: RunConfig, stage: str = "report") -> None:
                 settings: Settings | None = getattr(config, part)
                 for key, entry in () if settings is None else settings.walk(part):
                     _check_settings(key, entry)
+
+
+def _check_outside(config: RunConfig) -> None:
+    """Build components from outside, so that what they lack is told before their stage comes."""
+    target, encoder = play(IMAGE_ENCODER_SETTINGS, config.target), play(ENCODER_SETTINGS, config.encoder)
+    if type(config.target) in OUTSIDE:
+        build(find_image_encoder_role(target), target)
+    if type(config.encoder) in OUTSIDE:
+        build(CATEGORY_DECODER if encoder.decodes_categories else BRAIN_ENCODER, encoder, seed=0)
+    if type(config.prior) in OUTSIDE:
+        build(PRIOR, config.prior, seed=0)
 
 
 def _is_read(config: RunConfig, part: str, stage: str) -> bool:

@@ -17,10 +17,10 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
 from braindecode_vis.registry import Component, list_kinds, validate_component
-from braindecode_vis.roles import DATASET, ENCODER_SETTINGS, GENERATOR_SETTINGS, play
+from braindecode_vis.roles import DATASET, ENCODER_SETTINGS, GENERATOR_SETTINGS, check_settings, play
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
-from braindecode_vis.settings import Settings
+from braindecode_vis.settings import OUTSIDE, Settings
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
 CATEGORY_DECODERS = ("lda", "logistic", "network_categories")
@@ -214,6 +214,17 @@ class RunConfig(Settings):
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     analyses: tuple[Annotated[Any, Component("analysis")], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_outside(self) -> Self:
+        # first of all, since the other rules ask the components
+        for key, settings in self.walk():
+            if type(settings) in OUTSIDE:
+                try:
+                    check_settings(OUTSIDE[type(settings)].role, settings)
+                except ConfigError as error:
+                    raise ValueError(f"{key}: {str(error).rstrip('.')}") from error
+        return self
 
     @property
     def decodes_categories(self) -> bool:

@@ -109,8 +109,10 @@ class GeneratorTrainingConfig(Settings):
         Phantom images to draw; without meaning for a user's own stimuli.
     image_size
         Height and width of the images in pixels, a multiple of 16.
-    n_latent_channels, autoencoder_width
-        As in `Autoencoder`.
+    n_latent_channels
+        Channels of a latent.
+    autoencoder_width
+        Channels of the autoencoder at a quarter of the resolution, a multiple of 4; twice as many at an eighth.
     autoencoder_steps, autoencoder_batch, autoencoder_lr
         Optimisation of the autoencoder with AdamW.
     autoencoder_images
@@ -119,7 +121,9 @@ class GeneratorTrainingConfig(Settings):
         Weight of the perceptual loss, and share of a batch on which it is computed.
     latent_noise
         Deviation of the noise on the latents (which have unit variance) while the autoencoder is trained.
-    denoiser_width, fine_width, condition_width, n_blocks, n_fine_blocks
+    denoiser_width
+        Channels of the denoiser's maps at half the latent's resolution, a multiple of 8.
+    fine_width, condition_width, n_blocks, n_fine_blocks
         As in `Denoiser`.
     denoiser_steps, denoiser_batch, denoiser_lr
         Optimisation of the denoiser with AdamW.

@@ -261,6 +261,13 @@ class KFoldSplitConfig(Settings):
     """K folds over the images, stratified by concept; every trial is tested once.
 
     All repetitions of an image fall into the same fold.
+
+    Parameters
+    ----------
+    n_folds
+        Number of folds.
+    stratify
+        Spread the images of each concept evenly over the folds, so that every fold learns from every concept.
     """
 
     kind: Literal["kfold"] = "kfold"

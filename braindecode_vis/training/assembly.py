@@ -67,12 +67,20 @@ def build_model(
             regression_head=nn.Linear(n_outputs, n_targets) if regression == "linear" else None,
             target_scale=scales[0],
             text_scale=scales[1],
-            objectives=[objective.build() for objective in settings.objectives],
+            objectives=[_build_objective(objective) for objective in settings.objectives],
             n_common=n_common,
             fusion=fusion,
             # Last, so that the other weights are those of a training without it.
             tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
         )
+
+
+def _build_objective(config: Any) -> nn.Module:
+    module: nn.Module = config.build()
+    module.config = (
+        config  # weight, phase and needs are asked there; a class from outside need not keep its settings
+    )
+    return module
 
 
 def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:

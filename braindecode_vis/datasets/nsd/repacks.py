@@ -67,6 +67,10 @@ class NsdRepackConfig(FmriSettings):
         1 for the copies as shared.
     zscore
         ``session`` standardises again, with training trials only; MindEye2 alone knows the sessions.
+    dtype
+        How responses are kept, ``float32`` or ``float16``.
+    with_images
+        Whether the pictures in the copy are read; without them there are trials, but nothing to compare with.
     """
 
     kind: Literal["nsd_repack"] = "nsd_repack"
