@@ -18,13 +18,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+import braindecode_vis
 from braindecode_vis.config import RunConfig
-from braindecode_vis.generators.generator_settings import GeneratorTrainingConfig
 from braindecode_vis.registry import GROUPS, INSIDE, Component, find_component
 from braindecode_vis.settings import Settings
-
-# Classes that docstrings refer to must be loaded.
-importlib.import_module("braindecode_vis.generators.denoiser")
+from braindecode_vis.studies.train_generator import GeneratorTrainingConfig
 
 PAGE = Path(__file__).resolve().parent / "SETTINGS.md"
 HEADER = """# Settings
@@ -72,10 +70,17 @@ def _follow(cls: type, name: str, text: str) -> str:
 
 
 def _find_class(cls: type, name: str) -> type:
-    """Return a class that a docstring names, from the module of the docstring or any other."""
-    own = sys.modules[cls.__module__]
-    others = [module for key, module in sorted(sys.modules.items()) if key.startswith("braindecode_vis.")]
-    return next(vars(module)[name] for module in (own, *others) if name in vars(module))
+    """Return a class that a docstring names: of the docstring's module, or of whichever module defines it."""
+    own = vars(sys.modules[cls.__module__])
+    if name in own:
+        found: type = own[name]
+        return found
+    root = Path(braindecode_vis.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE):
+            parts = path.relative_to(root.parent).with_suffix("").parts
+            return vars(importlib.import_module(".".join(parts)))[name]
+    raise LookupError(f"{cls.__name__} refers to a class {name}, which is not there")
 
 
 def read_parameters(cls: type) -> dict[str, str]:
