@@ -451,9 +451,7 @@ def test_a_component_of_another_role_is_one_sentence(installed, tmp_path):
     ):
         check_files(config)
     config = read_config(write_config(tmp_path), ["target.kind=stripes_tools.parts:BrightnessGapConfig"])
-    with pytest.raises(
-        ConfigError, match="Metric cannot be the image encoder: it has no"
-    ):
+    with pytest.raises(ConfigError, match="Metric cannot be the image encoder: it has no"):
         check_files(config)
 
 
