@@ -49,7 +49,7 @@ class GeneratorData:
     noise
         Noise of single repetitions, for generators that weigh predictions by their reliability.
     context
-        What a generator that trains for long is lent: a folder for finished parts, and someone to tell.
+        What the pipeline lends a generator that trains for long: a folder for finished parts, and a call for progress.
     """
 
     image_encoder: Any

@@ -3,8 +3,8 @@
 Owns the two sources of pairs and their file format. A phantom source draws every image anew, each shard from a
 stimulus seed of its own; a stimulus source reads a user's images and the vectors that an embedding bank holds for
 them. A shard is one ``.safetensors`` file that appears under its name only when it is complete, and depends on the
-settings and its number alone: a run that was killed goes on with the shards that are missing, and several processes
-may share the work. Knows nothing of networks.
+settings and its number alone: a run that was killed goes on with the shards that are missing. Knows nothing of
+networks.
 
 No phantom pair shows a concept on which the simulated experiments with the default seed are trained or tested: every
 combination of colour, texture and shape among the first `N_RESERVED` concepts of seed 0 is left out, whatever seed
@@ -78,8 +78,6 @@ def write_phantom_pairs(
     n_images: int,
     seed: int,
     size: int = 64,
-    part: int = 0,
-    n_parts: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Draw phantom images and embed them; shards that exist are kept.
@@ -98,8 +96,6 @@ def write_phantom_pairs(
     size
         Height and width of the stored images in pixels; the encoder sees the pictures of 64 to 224 pixels from
         which they are made.
-    part, n_parts
-        This process draws every `n_parts`-th shard, beginning with `part`.
     progress
         Called with the number of shards done and wanted.
     """
@@ -107,14 +103,16 @@ def write_phantom_pairs(
     folder.mkdir(parents=True, exist_ok=True)
     source = f"phantom images, seed {seed}, stored at {size} pixels"
     n_shards = -(-n_images // SHARD)
-    for number in range(part, n_shards, n_parts):
+    for number in range(n_shards):
         path = _name_shard(folder, number)
         if path.is_file():
             _check_shard(path, image_encoder.space, source)
         else:
             pictures = draw_phantom_pictures(number, seed=seed)
             vectors = image_encoder.encode(pictures)
-            _write_shard(path, _shrink(pictures, size), vectors, image_encoder.space, source)
+            # The encoder saw the large pictures; the generator is to draw small ones.
+            images = np.stack([resize_image(picture, size, size) for picture in pictures])
+            _write_shard(path, images, vectors, image_encoder.space, source)
         if progress is not None:
             progress(number + 1, n_shards)
 
@@ -205,10 +203,6 @@ def read_pairs(folder: Path) -> TrainingPairs:
         first["space"],
         first["source"],
     )
-
-
-def _shrink(pictures: np.ndarray, size: int) -> np.ndarray:
-    return np.stack([resize_image(picture, size, size) for picture in pictures])
 
 
 def _name_shard(folder: Path, number: int) -> Path:

@@ -219,17 +219,6 @@ def _unpack(tensors: dict[str, torch.Tensor], network: str) -> dict[str, torch.T
     return {name.removeprefix(f"{network}."): tensor.float() for name, tensor in own.items()}
 
 
-def _read_components(tensors: dict[str, torch.Tensor], header: WeightsHeader) -> PrincipalComponents:
-    """Return the components of the embeddings; `ValueError` if they are not finite or not as the header says."""
-    mean, basis, scale = (tensors[f"embedding.{name}"].float() for name in ("mean", "basis", "scale"))
-    n_features, n_components = header.n_features, header.denoiser["n_components"]
-    if (mean.shape, basis.shape, scale.shape) != ((n_features,), (n_features, n_components), (n_components,)):
-        raise ValueError("the components of the embeddings are of another shape than the header says")
-    if not all(part.isfinite().all() for part in (mean, basis, scale)):
-        raise ValueError("the components of the embeddings are not finite")
-    return PrincipalComponents(mean.numpy(), basis.numpy().T, scale.numpy())
-
-
 def read_header(path: Path) -> WeightsHeader:
     """Read what a weights file says about itself, without its tensors.
 
@@ -277,7 +266,13 @@ def load_model(path: Path, device: str) -> Model:
         tensors = load_file(path)
         if header.digest and header.digest != _digest(tensors):
             raise DataError(f"{path} is damaged: it does not hold what was written; train or copy it again.")
-        components = _read_components(tensors, header)
+        mean, basis, std = (tensors[f"embedding.{name}"].float() for name in ("mean", "basis", "scale"))
+        n, k = header.n_features, header.denoiser["n_components"]
+        if (mean.shape, basis.shape, std.shape) != ((n,), (n, k), (k,)):
+            raise ValueError("the components of the embeddings are of another shape than the header says")
+        if not all(part.isfinite().all() for part in (mean, basis, std)):
+            raise ValueError("the components of the embeddings are not finite")
+        components = PrincipalComponents(mean.numpy(), basis.numpy().T, std.numpy())
         for name, network in (("autoencoder", autoencoder), ("denoiser", denoiser)):
             network.load_state_dict(_unpack(tensors, name))
             network.eval().requires_grad_(False).to(device)

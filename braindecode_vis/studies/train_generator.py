@@ -63,7 +63,7 @@ def _check_target(bank: Any, size: int) -> None:
     except DataError as error:
         raise ConfigError(
             f"the target {bank.embeddings.space} does not take images of {size} x {size} pixels, which the generator "
-            "would paint; set image_size to the target's, or choose a target.kind that takes any image."
+            "would make; set image_size to the target's, or choose a target.kind that takes any image."
         ) from error
 
 

@@ -181,7 +181,7 @@ def test_best_of_is_nearer_to_the_prediction_and_says_so(fitted):
     assert DiffusionPriorConfig(**SMALL).describe_choices() == []
 
 
-def test_all_training_images_teach_where_the_brain_saw_a_few():
+def test_it_learns_from_all_training_images_where_few_were_shown():
     predicted, target = make_pairs(100)
     _, images = make_pairs(600, seed=2)
     everything = Embeddings(

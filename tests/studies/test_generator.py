@@ -37,7 +37,7 @@ def test_embeddings_of_dinov2_reach_images(tmp_path):
     assert not np.array_equal(made.images["decoded"], made.images["oracle"])
 
 
-def test_a_target_that_takes_no_painted_image_is_refused_before_the_training(tmp_path):
+def test_a_target_that_takes_no_generated_image_is_refused_before_the_training(tmp_path):
     run = open_run(read_config("synthetic_digits", DIGITS), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"the target pixels/8x8x1 does not take images of 16 x 16 pixels"):
         train_on_run(run, tmp_path / "generator", TINY, seed=0)
