@@ -9,7 +9,7 @@ import numpy as np
 
 from braindecode_vis.checks import DataError
 
-_FLOAT16_MAX = 65504.0
+_FLOAT16_MAX = 65504.0  # larger values would become infinite without a word
 
 
 class ArrayFile:
@@ -23,7 +23,7 @@ class ArrayFile:
         self.offset = self.file.tell()
         self.row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
         self.n_bytes = self.offset + shape[0] * self.row_bytes
-        self.file.truncate(self.n_bytes)
+        self.file.truncate(self.n_bytes)  # the length at once: a full disk is seen early, holes read as zeros
 
     def __enter__(self) -> ArrayFile:
         return self

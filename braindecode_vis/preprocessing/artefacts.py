@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,9 @@ def remove_eye_components(
             "--set dataset.ica.eyes=[...], or leave dataset.ica out."
         )
     samples = _collect_training_samples(session, plan, scratch, config)
-    mixing, shift, found = fit_eye_projection(samples, _list_sensors(first), eyes, config, first.where)
+    sensors = first.sensors if first.sensors is not None else first.own_sensors
+    assert sensors.ch_names == first.ch_names
+    mixing, shift, found = fit_eye_projection(samples, sensors, eyes, config, first.where)
     rows = [first.ch_names.index(name) for name in names]
     kept = []
     for piece in session:
@@ -83,12 +84,6 @@ def remove_eye_components(
             )
         )
     return kept
-
-
-def _list_sensors(part: ContinuousPart) -> Sensors:
-    every = part.sensors if part.sensors is not None else part.own_sensors
-    assert every.ch_names == part.ch_names
-    return every
 
 
 def fit_eye_projection(
@@ -121,12 +116,14 @@ def fit_eye_projection(
                 "dataset.ica.method picard needs the package python-picard: install it with "
                 'pip install "braindecode_vis[clean]", or use fastica.'
             ) from error
+    # An average reference or an interpolated channel costs a dimension; more components than that would be noise.
     rank = int(np.linalg.matrix_rank(np.cov(samples)))
     n_components = min(config.n_components or rank - 1, rank)
     ica = mne.preprocessing.ICA(
         n_components=n_components, method=config.method, random_state=derive_seed(0, "ica") % 2**31, max_iter=_MAX_ITER,
         verbose="error",
     )  # fmt: skip
+    # The rate does not enter the fit: samples are not neighbours in time any more.
     info = make_info(sensors, where, "eeg", 1000.0)
     raw = mne.io.RawArray(samples, info, verbose="error")
     with warnings.catch_warnings():
@@ -135,7 +132,7 @@ def fit_eye_projection(
     sources = ica.get_sources(raw).get_data()
     signals = samples[[sensors.ch_names.index(name) for name in eyes]]
     n = len(sources)
-    correlation = np.abs(np.corrcoef(sources, signals)[:n, n:]).max(axis=1)
+    correlation = np.abs(np.corrcoef(sources, signals)[:n, n:]).max(axis=1)  # (n_components,)
     ica.exclude = np.flatnonzero(correlation >= config.threshold).tolist()
     # An affine map is known by what it makes of zero and of the unit vectors.
     n_channels = len(sensors.ch_names)
@@ -159,7 +156,7 @@ def _collect_training_samples(
         raise DataError(
             f"{session[0].part.where} has no training trial that dataset.ica could be fitted on; leave it out."
         )
-    step = -(-total // config.max_samples)
+    step = -(-total // config.max_samples)  # rounded up, so that the bound holds
     collected = []
     for piece, mark in zip(session, marks, strict=True):
         part = piece.part
@@ -180,6 +177,7 @@ def _collect_training_samples(
                 path,
             )
             data = open_npy(path)
+        # Channel by channel, since the file holds one row a channel and is too large to read whole.
         for row in range(len(part.ch_names)):
             whole = data.read_columns(np.array([row]), 0, part.n_samples)[0]
             if row == 0:
@@ -193,11 +191,12 @@ def _collect_training_samples(
 def _mark_training_samples(piece: Piece, plan: EpochPlan) -> np.ndarray:
     part = piece.part
     assert isinstance(part, ContinuousPart)
+    # Epochs overlap in rapid presentation: a sample that a test trial uses, too, must not be learned from.
     marks = {True: np.zeros(part.n_samples, dtype=bool), False: np.zeros(part.n_samples, dtype=bool)}
     first, last = round(plan.tmin * part.sfreq), round(plan.tmax * part.sfreq)
     is_train = piece.trials["split"].to_numpy() == "train"
-    for teaches, sample in zip(is_train.tolist(), piece.trials["sample"].tolist(), strict=True):
-        marks[teaches][max(0, sample + first) : sample + last] = True
+    for trains, sample in zip(is_train.tolist(), piece.trials["sample"].tolist(), strict=True):
+        marks[trains][max(0, sample + first) : sample + last] = True
     return marks[True] & ~marks[False]
 
 
@@ -259,13 +258,17 @@ def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece
         for block in iterate_trials(piece, plan):
             log = fitted.get_reject_log(_make_epochs(block, info))
             bad.append(log.bad_epochs)
-            labels.append(log.labels == 2)
+            labels.append(log.labels == 2)  # 0 good, 1 bad and kept, 2 bad and interpolated
         drop = np.concatenate(bad) if bad else np.zeros(0, dtype=bool)
         if config.reject == "train":
             drop &= piece.trials["split"].to_numpy() == "train"
         elif config.reject == "none":
             drop[:] = False
-        make = partial(_interpolate, Sensors(part.ch_names, part.read, _find_places(part)), part.where)
+        sensors = Sensors(part.ch_names, part.read, _find_places(part))
+
+        def make(bad: tuple[int, ...], sensors: Sensors = sensors, where: str = part.where) -> np.ndarray:
+            return make_interpolation(sensors, [sensors.ch_names[row] for row in bad], where, "eeg")
+
         rejected.append(
             piece.trials[drop].assign(reason="rejected by autoreject", file=part.recording.files[0].name)
         )
@@ -298,18 +301,20 @@ def fit_autoreject(session: Sequence[Piece], plan: EpochPlan, config: Autoreject
             f"{first.where}: autoreject learns from at least {2 * config.n_folds} training trials of a session, but "
             f"there are {n_train}; leave dataset.autoreject out."
         )
+    # Evenly spaced over the session, since electrodes change while it lasts.
     picked = set(np.unique(np.linspace(0, n_train - 1, min(n_train, config.max_trials)).astype(int)).tolist())
     taken, seen = [], 0
     for piece in session:
         is_train = piece.trials["split"].to_numpy() == "train"
         done = 0
         for block in iterate_trials(piece, plan):
-            teaches = np.flatnonzero(is_train[done : done + len(block)])
-            wanted = [row for n, row in enumerate(teaches.tolist()) if seen + n in picked]
+            training = np.flatnonzero(is_train[done : done + len(block)])
+            wanted = [row for n, row in enumerate(training.tolist()) if seen + n in picked]
             taken.append(block[wanted])
-            seen += len(teaches)
+            seen += len(training)
             done += len(block)
     info = make_info(Sensors(first.ch_names, first.read, _find_places(first)), first.where, "eeg", plan.sfreq)
+    # Splines need some good electrodes to lean on.
     counts = [n for n in config.n_interpolate if n <= len(first.ch_names) - 3]
     if not counts:
         raise ConfigError(
@@ -333,7 +338,3 @@ def _find_places(part: ContinuousPart) -> np.ndarray | None:
     if part.sensors is None or part.sensors.ch_pos is None:
         return None
     return part.sensors.ch_pos[[part.sensors.ch_names.index(name) for name in part.ch_names]]
-
-
-def _interpolate(sensors: Sensors, where: str, bad: tuple[int, ...]) -> np.ndarray:
-    return make_interpolation(sensors, [sensors.ch_names[row] for row in bad], where, "eeg")

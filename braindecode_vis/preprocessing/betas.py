@@ -85,7 +85,9 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
     responses = folder / "responses"
     responses.mkdir(parents=True, exist_ok=True)
     _check_space(folder, shape, source)
-    trials = pd.concat([_order_columns(part.trials) for part in source.parts], ignore_index=True)
+    trials = pd.concat([part.trials for part in source.parts], ignore_index=True)
+    # The columns that every store has come first.
+    trials = trials[[*TRIAL_COLUMNS, *(name for name in trials.columns if name not in TRIAL_COLUMNS)]]
     scratch = folder / "scratch"
     try:
         with ExitStack() as files:
@@ -102,10 +104,6 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
 
 def _count_features(geometry: Geometry) -> int:
     return geometry.n_voxels if geometry.parcels is None else len(geometry.parcels.names)
-
-
-def _order_columns(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[[*TRIAL_COLUMNS, *(c for c in trials.columns if c not in TRIAL_COLUMNS)]]
 
 
 def _check_space(folder: Path, shape: tuple[int, ...], source: FmriSource) -> None:
@@ -160,6 +158,7 @@ def _write_parts(
         session = list(members)
         _write_session(session, source.plan, geometries[subject], start, progress, advance)
         start += sum(len(part.trials) for part in session)
+    # Only now are all sessions of a subject known: the order of the files must not matter.
     for item in progress.waiting:
         scales = progress.scales.get(item.subject)
         if not scales:
@@ -203,7 +202,9 @@ def _write_session(
             held.write(base + done, block)
             here = slice(done, done + len(block))
             if plan.zscore != "none":
-                _add_training(moments, block, keys[here], is_train[here])
+                for key in dict.fromkeys(keys[here][is_train[here]]):
+                    picked = block[is_train[here] & (keys[here] == key)]
+                    moments.setdefault(key, FeatureMoments(picked[0])).add(picked)
             done += len(block)
             if advance is not None:
                 advance(len(block))
@@ -213,7 +214,7 @@ def _write_session(
     for key in dict.fromkeys(keys):
         rows = np.flatnonzero(keys == key)
         label = f"subject {subject}, session {name}" + (f", run {key}" if by_run else "")
-        if key in moments and moments[key].n_trials > 1:
+        if key in moments and moments[key].n_trials > 1:  # one trial has no spread
             scale = moments[key].finish()
             progress.scales.setdefault(subject, []).append(scale)
             own = scale.is_constant[: _count_features(geometry)]
@@ -234,6 +235,7 @@ def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...])
     """Yield the trials of a part as float32, averaged over parcels or filled up with zeros, and checked."""
     missing = shape[1] - _count_features(geometry)
     rest = shape[2:]
+    # (n_trials, n_voxels[, n_times]), as many trials at a time as fill a block
     for first, last in split_rows(len(part.trials), part.n_voxels * int(np.prod(rest))):
         block = np.asarray(part.read(first, last))
         if block.shape != (last - first, part.n_voxels, *rest):
@@ -248,17 +250,10 @@ def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...])
                 f"{part.where}: trial {first + row} holds {int((~finite[row]).sum())} non-finite responses; "
                 "leave these voxels out of the mask, or fetch the file again."
             )
+        # Averages before the z-score: a parcel is standardised as one feature.
         if geometry.parcels is not None:
             block = average_parcels(block, geometry.parcels)
         yield np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * len(rest)]) if missing else block
-
-
-def _add_training(
-    moments: dict[str, FeatureMoments], block: np.ndarray, keys: np.ndarray, is_train: np.ndarray
-) -> None:
-    for key in dict.fromkeys(keys[is_train]):
-        picked = block[is_train & (keys == key)]
-        moments.setdefault(key, FeatureMoments(picked[0])).add(picked)
 
 
 # --- what travels along -----------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ def _find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray]:
     """Return the volumes in the window of each trial."""
     times, onsets = run.frame_times, run.trials["onset"].to_numpy(float)
     if model.keep == "times":
+        # The first volume at or after the window opens; times that are equal but for rounding count as equal.
         n, first = _count_times(run.t_r, model), np.searchsorted(times, onsets + model.start - 1e-6)
         early = onsets + model.start < times[0] - 0.5 * run.t_r
         if early.any():
@@ -176,7 +177,7 @@ class _RunReader:
         if self.values is None:
             self.values = self._compute()
         block = self.values[start:stop]
-        if stop >= len(self.values):
+        if stop >= len(self.values):  # parts are read once, in order
             self.values = None
         return block
 
@@ -194,6 +195,7 @@ class _RunReader:
         if isinstance(model, WindowConfig) and model.keep == "times":
             shape = (*shape, len(self.windows[0]))
         out = np.empty(shape, np.float32)
+        # float64 for the fit, a few thousand voxels at a time: the run itself stays float32.
         for start in range(0, series.shape[1], _BLOCK_VOXELS):
             here = slice(start, start + _BLOCK_VOXELS)
             block = clean_series(series[:, here].astype(np.float64), basis, model.clean, where=run.where)
@@ -205,6 +207,7 @@ class _RunReader:
                 except DataError as error:
                     raise DataError(f"{run.where}: {error}") from error
             elif len(shape) == 3:
+                # (n_times of the window, n_voxels) -> (n_trials, n_voxels, n_times)
                 out[:, here] = np.stack([block[window].T for window in self.windows])
             else:
                 out[:, here] = np.stack([block[window].mean(axis=0) for window in self.windows])
@@ -227,6 +230,7 @@ def _make_basis(run: BoldRun, model: GlmConfig | WindowConfig) -> np.ndarray:
     clean = model.clean
     drifts = make_drifts(run.frame_times, drift=clean.drift, cutoff=clean.cutoff, order=clean.order)
     pieces = [drifts, run.confounds]
+    # Events that are no trials (blanks, responses) have responses of their own, one regressor a kind.
     if isinstance(model, GlmConfig):
         for _, events in run.others.groupby("trial_type"):
             pieces.append(
@@ -267,6 +271,7 @@ def clean_series(series: np.ndarray, basis: np.ndarray, clean: CleanConfig, *, w
         scale = rest.std(axis=0)
         unusable = is_constant | (scale <= 1e-9 * np.abs(mean))
         return np.where(unusable, 0, rest / np.where(unusable, 1, scale))
+    # Scanner units are positive and far from zero, so such a mean is no baseline.
     low = ~is_constant & (mean <= series.std(axis=0))
     if low.sum() > 0.05 * max(1, (~is_constant).sum()):
         raise DataError(
@@ -322,20 +327,20 @@ def find_geometry(source: BoldSource) -> Geometry | Mapping[str, Geometry]:
     affines: dict[str, np.ndarray] = {}
     for run in source.runs:
         subject = run.subject
-        found = _find_varying(run) if source.geometry == "varying" else _find_brain(run)
+        if source.geometry == "varying":
+            low, high = np.full(run.shape, np.inf, np.float32), np.full(run.shape, -np.inf, np.float32)
+            for volume in iterate_volumes(run.header):
+                low, high = np.minimum(low, volume), np.maximum(high, volume)
+            found = np.isfinite(low) & np.isfinite(high) & (high > low)
+        else:
+            found = _find_brain(run)
+        # A voxel must be usable in every run, or its responses would end halfway.
         masks[subject] = masks[subject] & found if subject in masks else found
         affines[subject] = run.affine
         if not masks[subject].any():
             raise DataError(f"{run.where} leaves no voxel in the mask {source.geometry!r}; give a mask file.")
     geometries = {name: Geometry.from_mask(mask, affines[name]) for name, mask in masks.items()}
     return geometries if len(geometries) > 1 else next(iter(geometries.values()))
-
-
-def _find_varying(run: BoldRun) -> np.ndarray:
-    low, high = np.full(run.shape, np.inf, np.float32), np.full(run.shape, -np.inf, np.float32)
-    for volume in iterate_volumes(run.header):
-        low, high = np.minimum(low, volume), np.maximum(high, volume)
-    return np.asarray(np.isfinite(low) & np.isfinite(high) & (high > low))
 
 
 def _find_brain(run: BoldRun) -> np.ndarray:

@@ -125,11 +125,12 @@ def write_mixed(part: ContinuousPart, cleaning: Cleaning, names: Sequence[str], 
     """
     sensors = part.sensors if part.sensors is not None else part.own_sensors
     mixing = make_mixing(sensors, part, cleaning)[[sensors.ch_names.index(name) for name in names]]
-    used = np.flatnonzero(np.any(mixing != 0, axis=0))
+    used = np.flatnonzero(np.any(mixing != 0, axis=0))  # sensors that any stored channel depends on
     low, high = np.full(len(sensors.ch_names), np.inf), np.full(len(sensors.ch_names), -np.inf)
     n_channels, n = len(names), part.n_samples
     offset = np.zeros(n_channels)
     with path.open("wb") as file:
+        # One row a channel, so that a filter reads each as one stretch of the file.
         header = {"descr": "<f4", "fortran_order": False, "shape": (n_channels, n)}
         np.lib.format.write_array_header_1_0(file, header)
         base = file.tell()
@@ -173,6 +174,7 @@ def make_mixing(sensors: Sensors, part: ContinuousPart, cleaning: Cleaning) -> n
         worse = [name for name in cleaning.reference if name in bads]
         if worse:
             raise ConfigError(f"dataset.reference names {worse[0]}, which is a bad channel of {part.where}.")
+    # Repair first, then reference, as one matrix: every row loses the mean of the reference channels.
     return mixing - mixing[good].mean(axis=0)
 
 
@@ -190,6 +192,7 @@ def make_interpolation(sensors: Sensors, bads: Sequence[str], where: str, modali
             "set dataset.bad_channels to drop."
         )
     info = make_info(sensors, where, modality)
+    # Interpolation is linear: what it makes of unit vectors is its matrix.
     raw = mne.io.RawArray(np.eye(len(sensors.ch_names)), info, verbose="error")
     raw.info["bads"] = list(bads)
     try:
@@ -278,18 +281,15 @@ def filter_file(
                         "leave the notch out."
                     )
                 continue
-            for rows in _iterate_rows(shape[0], stop - start):
+            # As many channels at once as fit in memory; a filter needs the whole stretch of each.
+            size = max(1, _BLOCK_BYTES // (8 * max(1, stop - start)))
+            for first in range(0, shape[0], size):
+                rows = np.arange(first, min(first + size, shape[0]))
                 samples = source.read_columns(rows, start, stop).astype(np.float64)
                 filtered = _filter(samples, part.sfreq, notch, l_freq, h_freq).astype("<f4")
                 for row, values in zip(rows.tolist(), filtered, strict=True):
                     file.seek(base + 4 * (row * shape[1] + start))
                     file.write(values.data)
-
-
-def _iterate_rows(n_channels: int, n_samples: int) -> Iterator[np.ndarray]:
-    size = max(1, _BLOCK_BYTES // (8 * max(1, n_samples)))
-    for first in range(0, n_channels, size):
-        yield np.arange(first, min(first + size, n_channels))
 
 
 def _filter(
@@ -312,6 +312,7 @@ def _find_longest(sfreq: float, notch: Sequence[float], l_freq: float | None, h_
     if l_freq is not None or h_freq is not None:
         longest = len(create_filter(None, sfreq, l_freq, h_freq, verbose="error"))
     for frequency in notch:
+        # MNE's notch: width of 1/200 of the frequency, and transitions of 0.5 Hz on both sides of it.
         width = frequency / 200
         low, high = frequency - width / 2 - 0.5, frequency + width / 2 + 0.5
         stop = create_filter(

@@ -88,6 +88,7 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
     onset = events["sample"].to_numpy()
     outside = (onset + first < 0) | (onset + last >= part.n_samples)
     crossed = ~outside & ((onset + first < bounds[:, 0]) | (onset + last >= bounds[:, 1]))
+    # Both are counted against one bound: it is the share of lost events that tells of a wrong file.
     bad = outside | crossed
     if bad.sum() > plan.max_dropped * len(events):
         worst = events.iloc[int(np.flatnonzero(bad)[0])]
@@ -96,18 +97,14 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
             f"{plan.max_dropped:.1%}: {int(outside.sum())} reach outside the file and {int(crossed.sum())} contain "
             f"a jump of most channels ({len(seams)} found), first at {worst['onset']:.3f} s ({worst['stimulus_id']})."
         )
-    trials = _make_trials(part, events)
+    recording = part.recording
+    trials = events.assign(subject=recording.subject, session=recording.session, run=recording.run)
+    trials = trials[[*TRIAL_COLUMNS, "concept", "onset", "sample"]].reset_index(drop=True)
     reason = np.where(outside, "outside the recording", "contains a jump")
     dropped = trials.assign(reason=reason, file=part.recording.files[0].name)[bad]
     return Piece(
         part, trials[~bad].reset_index(drop=True), dropped, plan.find_times(), bounds[~bad], np.empty(0, int)
     )
-
-
-def _make_trials(part: ContinuousPart, events: pd.DataFrame) -> pd.DataFrame:
-    recording = part.recording
-    trials = events.assign(subject=recording.subject, session=recording.session, run=recording.run)
-    return trials[[*TRIAL_COLUMNS, "concept", "onset", "sample"]].reset_index(drop=True)
 
 
 def _find_extent(part: ContinuousPart, plan: EpochPlan) -> tuple[int, int]:
@@ -171,6 +168,7 @@ def _find_pauses(onset: np.ndarray) -> np.ndarray:
     if len(onset) < 2:
         return np.empty(0, int)
     gaps = np.diff(onset)
+    # Pauses between sequences are longer than the usual distance of events, jittered ones are not.
     return np.flatnonzero(gaps > 1.5 * np.median(gaps))
 
 
@@ -242,6 +240,7 @@ def _group_events(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
     longest = _STRETCH_S * piece.part.sfreq
     for rows in np.split(np.arange(len(onset)), np.flatnonzero(breaks) + 1):
         while len(rows):
+            # A long stretch is cut into pieces that fit in memory, each with one event at least.
             n = max(1, int(np.searchsorted(onset[rows], onset[rows[0]] + longest)))
             yield rows[:n]
             rows = rows[n:]
@@ -301,6 +300,7 @@ def make_antialias_filter(decim: int) -> np.ndarray:
 
     if decim == 1:
         return np.ones(1)
+    # Twenty new samples long: the shortest that keeps both promises.
     return firwin(20 * decim + 1, 1 / decim, window=("kaiser", 6.0))
 
 
@@ -366,7 +366,13 @@ def cut_epochs(signal: np.ndarray, starts: np.ndarray, *, n_times: int, decim: i
     taps = make_antialias_filter(decim)
     half = len(taps) // 2
     epochs = np.empty((len(starts), signal.shape[0], n_times), dtype=np.float32)
-    padded = _pad_edges(signal, half, half + 2 * _TILE * decim)
+    # Edges are held at their last value; behind them the last tile may reach past the end.
+    n_before, n_after = half, half + 2 * _TILE * decim
+    padded = np.empty((signal.shape[0], n_before + n_samples + n_after), dtype=np.float32)
+    padded[:, :n_before] = signal[:, :1]
+    padded[:, n_before : n_before + n_samples] = signal
+    padded[:, n_before + n_samples :] = signal[:, -1:]
+    # Epochs whose starts differ by multiples of `decim` share one decimated signal.
     for phase in np.unique(starts % decim):
         rows = np.flatnonzero(starts % decim == phase)
         n_out = int((last[rows].max() - phase) // decim) + 1
@@ -375,15 +381,6 @@ def cut_epochs(signal: np.ndarray, starts: np.ndarray, *, n_times: int, decim: i
             first = (starts[row] - phase) // decim
             epochs[row] = reduced[:, first : first + n_times]
     return epochs
-
-
-def _pad_edges(signal: np.ndarray, before: int, after: int) -> np.ndarray:
-    n = signal.shape[1]
-    padded = np.empty((signal.shape[0], before + n + after), dtype=np.float32)
-    padded[:, :before] = signal[:, :1]
-    padded[:, before : before + n] = signal
-    padded[:, before + n :] = signal[:, -1:]
-    return padded
 
 
 def _decimate(padded: np.ndarray, taps: np.ndarray, decim: int, n_out: int) -> np.ndarray:
@@ -438,6 +435,7 @@ def find_steps(signal: np.ndarray, typical: np.ndarray, *, factor: float = 10.0)
     >>> find_steps(np.array([[0, 1, 0, 50, 51.0]]), np.array([1.0]))
     array([3])
     """
+    # A join moves most channels at once; an electrode that pops moves one.
     jumps = np.abs(np.diff(signal, axis=1)) > factor * typical[:, None]
     return np.flatnonzero(jumps.mean(axis=0) > 0.5) + 1
 

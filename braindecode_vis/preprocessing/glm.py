@@ -19,6 +19,7 @@ import pandas as pd
 
 from braindecode_vis.checks import DataError, check_option
 
+# Half the digits of float64: what is left of a regressor below this is rounding, as squared norms are compared.
 _RANK_TOLERANCE = 1e-8
 
 
@@ -74,6 +75,7 @@ def make_drifts(
     if drift == "none" or n < 2:
         return np.ones((n, 1))
     t_r = float(frame_times[1] - frame_times[0])
+    # As many half periods as fit above the cutoff: the basis of SPM, as nilearn and fMRIPrep make it.
     n_cosines = min(int(np.floor(2 * n * t_r / cutoff)), n - 1)
     phase = np.pi / n * (np.arange(n) + 0.5)
     return np.cos(np.outer(phase, np.arange(n_cosines + 1)))  # the zeroth is the constant
@@ -83,6 +85,7 @@ def make_nuisance_basis(nuisance: np.ndarray) -> np.ndarray:
     """Return an orthonormal basis of nuisance time courses, shape (n_volumes, rank); repeats among them do no harm."""
     scale = np.linalg.norm(nuisance, axis=0)
     scaled = nuisance[:, scale > 0] / scale[scale > 0]
+    # Unit norms first, so that the rank does not depend on units (mm of motion against scanner units).
     left, values, _ = np.linalg.svd(scaled, full_matrices=False)
     return left[:, values > 1e-10 * values[0]]
 
@@ -131,10 +134,12 @@ def fit_trials(
     projected = clean.T @ series  # (trial, voxel)
     if method == "lsa":
         return _solve_all(gram, projected)
+    # Least squares separate (Mumford et al. 2012 [1]_): each trial's model has two regressors, itself and the sum of
+    # the others. Its 2 x 2 normal equations need sums of the Gram matrix only, so all trials are solved at once.
     total = gram.sum(axis=1)
     own = gram.diagonal()
     cross = total - own
-    rest = total.sum() - 2 * total + own
+    rest = total.sum() - 2 * total + own  # squared norm of the sum of the others
     determinant = own * rest - cross**2
     if len(own) == 1:
         return projected / own[:, None]
@@ -151,6 +156,7 @@ def fit_trials(
 def _check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
     power = np.square(regressors).sum(axis=0)
     unseen = gram.diagonal() <= _RANK_TOLERANCE * np.maximum(power, np.finfo(float).tiny)
+    # A response that is cut off by the end of the run has little power to begin with.
     unseen |= power < 1e-3 * np.median(power)
     if unseen.any():
         raise DataError(
@@ -160,6 +166,7 @@ def _check_visible(gram: np.ndarray, regressors: np.ndarray) -> None:
 
 
 def _solve_all(gram: np.ndarray, projected: np.ndarray) -> np.ndarray:
+    # Scaled to ones on the diagonal: eigenvalues then tell of overlap, not of durations.
     scale = 1 / np.sqrt(gram.diagonal())
     values, vectors = np.linalg.eigh(gram * scale[:, None] * scale)
     if values[0] < _RANK_TOLERANCE * values[-1]:
@@ -197,6 +204,7 @@ def fit_trials_ar1(
     model = regressors if method == "lsa" else regressors.sum(axis=1, keepdims=True)
     coefficients = estimate_ar1(remove_nuisance(series, make_nuisance_basis(np.hstack([basis, model]))))
     betas = np.empty((regressors.shape[1], series.shape[1]))
+    # Rounded coefficients fall into about two hundred groups, each of which is one ordinary fit.
     for value in np.unique(coefficients):
         voxels = np.flatnonzero(coefficients == value)
         whitened = make_nuisance_basis(whiten_ar1(basis, value)) if basis.shape[1] else basis
@@ -218,6 +226,7 @@ def estimate_ar1(residuals: np.ndarray) -> np.ndarray:
     power = np.einsum("tv,tv->v", residuals, residuals) / n
     lagged = np.einsum("tv,tv->v", residuals[1:], residuals[:-1]) / (n - 1)
     coefficient = np.divide(lagged, power, out=np.zeros_like(power), where=power > np.finfo(float).tiny)
+    # Truncated, not rounded: nilearn's binning, so that the results agree to the last digit.
     return np.trunc(np.clip(coefficient, -0.99, 0.99) * 100) / 100
 
 

@@ -83,6 +83,7 @@ def write_source(
     pieces = [plan_part(part, plan) for part in source.parts]
     dropped = pd.concat([piece.dropped for piece in pieces], ignore_index=True)
     times = pieces[0].times
+    # Rates like 1200 / 7 Hz round differently from file to file; half a millisecond is below any sample.
     for piece in pieces:
         if len(piece.times) != len(times) or not np.allclose(piece.times, times, atol=5e-4):
             raise DataError(f"{piece.part.where} has other times than {pieces[0].part.where}.")
@@ -106,7 +107,7 @@ def write_source(
         n = 0
         for group, members in groupby(pieces, key=lambda piece: piece.part.group):
             n += _write_session(group, list(members), plan, held, n, scratch, advance, written)
-        writer.shrink(n)
+        writer.shrink(n)  # autoreject may have left trials out
         trials = pd.concat([piece.trials for piece in written.pieces], ignore_index=True)
         scales = None if scaling is None else scale_trials(held, writer, trials, scaling)
         if held is not writer:
@@ -156,22 +157,17 @@ def _write_session(
     if is_continuous and plan.mvnn != "none":
         written.whiteners[group] = _write_whitened(session, plan, writer, start, scratch, advance)
     else:
-        _write_plain(session, plan, writer, start, advance)
+        row = start
+        for piece in session:
+            for block in iterate_trials(piece, plan):
+                writer.write(row, block)
+                row += len(block)
+                if advance is not None:
+                    advance(len(block))
     for path in files:
         path.unlink()
     written.pieces.extend(session)
     return sum(len(piece.trials) for piece in session)
-
-
-def _write_plain(
-    session: list[Piece], plan: EpochPlan, writer: ArrayFile, start: int, advance: Advance | None
-) -> None:
-    for piece in session:
-        for block in iterate_trials(piece, plan):
-            writer.write(start, block)
-            start += len(block)
-            if advance is not None:
-                advance(len(block))
 
 
 def _write_whitened(
@@ -190,6 +186,7 @@ def _write_whitened(
         raise DataError(
             f"{session[0].part.where} has no training trial to fit the noise on; set mvnn to none."
         )
+    # Every training image weighs one, however often it was shown; test trials weigh nothing.
     weights = np.zeros(n)
     weights[is_train] = compute_condition_weights(trials["stimulus_id"].to_numpy(str)[is_train])
     held, base = writer, start
@@ -206,7 +203,14 @@ def _write_whitened(
                 total.add(block[is_training], weights[done : done + len(block)][is_training])
             done += len(block)
     if plan.mvnn == "time":
-        _add_conditions(total, held, base, trials["stimulus_id"].to_numpy(str), is_train)
+        # Repetitions of an image lie anywhere in the session, so they are read back from what was written.
+        rows_of = defaultdict(list)
+        for row, stimulus_id in zip(
+            np.flatnonzero(is_train).tolist(), trials["stimulus_id"][is_train], strict=True
+        ):
+            rows_of[stimulus_id].append(base + row)
+        for rows in rows_of.values():
+            total.add_condition(np.concatenate([held.read(row, row + 1) for row in rows]))
     try:
         whitener = make_whitener(total.finish())
     except DataError as error:
@@ -220,16 +224,6 @@ def _write_whitened(
         held.close()
         held.path.unlink()
     return whitener
-
-
-def _add_conditions(
-    total: CovarianceSum, held: ArrayFile, base: int, ids: np.ndarray, is_train: np.ndarray
-) -> None:
-    rows_of = defaultdict(list)
-    for row in np.flatnonzero(is_train):
-        rows_of[ids[row]].append(base + int(row))
-    for rows in rows_of.values():
-        total.add_condition(np.concatenate([held.read(row, row + 1) for row in rows]))
 
 
 def _check_space(folder: Path, shape: tuple[int, ...], plan: EpochPlan) -> None:
@@ -257,6 +251,7 @@ def _write_meta(
     coords: dict[str, Any] = {
         "modality": source.modality,
         "ch_names": list(source.ch_names),
+        # From the times themselves: published epochs know no other rate.
         "sfreq": round(1 / float(np.median(np.diff(times))), 6) if len(times) > 1 else plan.sfreq,
     }
     if source.notes.get("warnings"):

@@ -37,7 +37,7 @@ METRIC = "response correlation"
 ARRAY, TABLE = "noise_ceiling.npy", "noise_ceiling.json"
 N_HALVES = 10
 MAX_IMAGES = 500
-_FEWEST_IMAGES = 3
+_FEWEST_IMAGES = 3  # a correlation over two images is always plus or minus one
 _BLOCK_BYTES = 32 << 20
 
 
@@ -107,12 +107,16 @@ def compute_noise_ceilings(
     """
     if responses.data.ndim != 2:
         raise DataError(f"a noise ceiling needs the dims trial and one more, not {responses.dims}.")
-    index = _find_test_rows(responses, rows)
+    chosen = (responses.trials["split"] == "test").to_numpy() if rows is None else np.asarray(rows)
+    index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+    if not len(index):
+        raise DataError("there are no test trials to compute a noise ceiling from.")
     subjects = responses.trials["subject"].astype(str).to_numpy()[index]
     ceilings = []
     for subject in dict.fromkeys(subjects.tolist()):
         own = _pick(responses, index[subjects == subject], count_own_voxels(responses).get(subject))
         counts = _count_showings(own)
+        # Noise variances average, so the mean number of repetitions is the harmonic one.
         n_averaged = float(1 / np.mean(1 / counts)) if averaged else 1.0
         if measure == "published":
             ceiling, n_images, source = _read_published(responses, subject, n_averaged)
@@ -120,14 +124,6 @@ def compute_noise_ceilings(
             ceiling, n_images, source = _estimate(own, measure, n_averaged, seed)
         ceilings.append(ResponseCeiling(subject, ceiling, source, n_images, n_averaged))
     return ceilings
-
-
-def _find_test_rows(responses: Responses, rows: np.ndarray | None) -> np.ndarray:
-    chosen = (responses.trials["split"] == "test").to_numpy() if rows is None else np.asarray(rows)
-    index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-    if not len(index):
-        raise DataError("there are no test trials to compute a noise ceiling from.")
-    return index
 
 
 def _pick(responses: Responses, rows: np.ndarray, n_own: int | None) -> Responses:
@@ -151,6 +147,7 @@ def _estimate(own: Responses, measure: str, n_averaged: float, seed: int) -> tup
     counts = _count_showings(own)
     n_repeated = float(counts[counts > 1].mean())
     whole = np.clip(halves.reliability, 0, 1)
+    # Spearman-Brown backwards to one trial, and forwards to as many as a measured response averages.
     single = whole / np.maximum(n_repeated - (n_repeated - 1) * whole, 1e-12)
     reliability = n_averaged * single / (1 + (n_averaged - 1) * single)
     source = f"{halves.n_splits} random halves of the repetitions of {halves.n_images} test images"
@@ -251,6 +248,7 @@ def _correlate_halves(data: np.ndarray, images: list[np.ndarray], n_halves: int,
             trials = np.asarray(data[rows], dtype=np.float32).reshape(len(rows), -1)
             origin = trials.mean(axis=0) if origin is None else origin
             trials = trials - origin
+            # The ranks of random numbers: (n_halves, n_repetitions), half of them below the middle.
             first = np.argsort(rng.random((n_halves, len(rows))), axis=1) < len(rows) // 2
             for side, member in enumerate((first, ~first)):
                 weights = member / member.sum(axis=1, keepdims=True)
@@ -260,9 +258,10 @@ def _correlate_halves(data: np.ndarray, images: list[np.ndarray], n_halves: int,
             sums[row] += product.sum(axis=0, dtype=np.float64)
         for row, (left, right) in enumerate(((a, a), (b, b), (a, b)), start=2):
             sums[row] += np.einsum("ihf,ihf->hf", left, right)
-    mean_a, mean_b, square_a, square_b, both = sums / len(images)
+    mean_a, mean_b, square_a, square_b, both = sums / len(images)  # each (n_halves, n_features)
     spread = (square_a - mean_a**2) * (square_b - mean_b**2)
     r = (both - mean_a * mean_b) / np.sqrt(np.where(spread > 0, spread, np.inf))
+    # The mean over divisions first: Spearman-Brown is not linear, and single divisions are noisy.
     mean = r.mean(axis=0)
     reliability = 2 * mean / (1 + np.maximum(mean, -0.99))
     return np.sqrt(np.clip(reliability, 0, 1)).reshape(shape)

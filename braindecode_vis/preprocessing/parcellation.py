@@ -23,7 +23,7 @@ from braindecode_vis.datasets.sources.betas_source import AtlasConfig, Geometry,
 from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
 
 _SCHAEFER = re.compile(r"^\d+Networks_[LR]H_([A-Za-z]+)")
-_AFFINE_MM = 1e-3
+_AFFINE_MM = 1e-3  # headers keep float32
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def _read_surface_labels(files: list[Path]) -> tuple[np.ndarray, dict[int, str],
         names |= {number[label]: named[label] for label in kept}
         joined.append(np.array([number.get(int(v), 0) for v in values], np.int32))
         offset += len(kept)
+    # Left vertices, then right: the order of surface data in the store.
     return np.concatenate(joined), names, (len(joined[0]), len(joined[1]))
 
 
@@ -169,6 +170,7 @@ def find_labels(atlas: Atlas, geometry: Geometry, *, resample: bool = False) -> 
             "Bring it into the space of the data; if only the grid differs, set dataset.atlas.resample=true."
         )
     index = np.stack(np.unravel_index(geometry.voxel_ids, geometry.mask.shape))
+    # Voxel -> millimetres -> voxel of the atlas: nearest label, as labels cannot be interpolated. Shapes (3, n_voxels).
     world = geometry.affine[:3, :3] @ index + geometry.affine[:3, 3:]
     inverse = np.linalg.inv(atlas.affine)
     where = np.rint(inverse[:3, :3] @ world + inverse[:3, 3:]).astype(int)
@@ -215,12 +217,14 @@ def average_parcels(block: np.ndarray, parcels: Parcels) -> np.ndarray:
     order = inside[np.argsort(parcels.labels[inside], kind="stable")]
     counts = np.bincount(parcels.labels[order], minlength=len(parcels.names) + 1)[1:]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    # Voxels sorted by parcel, so that each parcel is one run: (n_trials, n_parcels[, n_times])
     out = np.add.reduceat(block[:, order], starts, axis=1, dtype=np.float64)
     return (out / counts.reshape(-1, *[1] * (block.ndim - 2))).astype(np.float32)
 
 
 def spread_parcels(values: np.ndarray, parcels: Parcels, *, outside: float = 0.0) -> np.ndarray:
     """Give each voxel the value of its parcel: (n_rows, n_parcels) to (n_rows, n_voxels)."""
+    # Label 0 is outside of all parcels and picks the value put in front.
     padded = np.concatenate([np.full((len(values), 1), outside, values.dtype), values], axis=1)
     return padded[:, parcels.labels]
 
@@ -258,6 +262,7 @@ def place_in_parcels(
         )
     names = tuple(atlas.names[label] for label in kept)
     networks = tuple(parse_network(name) for name in names)
+    # Old label -> place among the kept parcels, counted from 1; 0 where a parcel was left out.
     table = np.zeros(max(int(own.max()) for own in labels.values()) + 1, np.int32)
     for number, label in enumerate(kept, start=1):
         table[label] = number

@@ -68,12 +68,13 @@ def compute_ncsnr(responses: Responses, rows: np.ndarray | None = None) -> Signa
         If no image is repeated.
     """
     index, groups, counts = _group_repeats(responses, rows)
-    freedom = int((counts - 1).sum())
+    freedom = int((counts - 1).sum())  # one mean is estimated per image
     ncsnr = np.empty(responses.data.shape[1])
     for voxels, block in _iterate_voxels(responses, index):
         means = _sum_groups(block, counts) / counts[:, None]
         within = block - np.repeat(means, counts, axis=0)
         noise = np.einsum("nv,nv->v", within, within) / freedom
+        # Variances of signal and noise add up; an estimate below zero is no signal (Allen et al. 2022).
         signal = np.maximum(block.var(axis=0, ddof=1) - noise, 0)
         ncsnr[voxels] = np.sqrt(np.divide(signal, noise, out=np.zeros_like(noise), where=noise > 0))
     return SignalToNoise(ncsnr, len(groups))
@@ -126,6 +127,7 @@ def compute_split_half(
         raise DataError(f"split halves need at least three repeated images, but there are {len(groups)}.")
     rng = make_generator(seed, "split half")
     starts = np.cumsum(counts) - counts
+    # All divisions are drawn before the first block of voxels, so that every voxel is divided alike.
     orders = [
         np.concatenate([start + rng.permutation(count) for start, count in zip(starts, counts, strict=True)])
         for _ in range(n_splits)
@@ -144,6 +146,7 @@ def compute_split_half(
             ]
             total[voxels] += _correlate(*halves)
     correlation = total / n_splits
+    # Spearman-Brown: the whole has twice the repetitions of a half.
     reliability = 2 * correlation / np.maximum(1 + correlation, 1e-12)
     return SplitHalf(correlation, reliability, len(groups), n_splits)
 
@@ -183,6 +186,7 @@ def compute_encoding_scores(
     for fold in folds:
         mean, std = x[fold.train].mean(axis=0), x[fold.train].std(axis=0)
         std[std == 0] = 1
+        # One decomposition a fold serves all penalties and all voxels.
         u, s, vt = np.linalg.svd((x[fold.train] - mean) / std, full_matrices=False)
         solved.append((fold, u.T, s, ((x[fold.test] - mean) / std) @ vt.T))
     scores = np.zeros((len(alphas), responses.data.shape[1]))
@@ -192,10 +196,11 @@ def compute_encoding_scores(
             mean = block[fold.train].mean(axis=0)
             rotated = ut @ (block[fold.train] - mean)
             for number, alpha in enumerate(alphas):
-                gain = s / (s**2 + alpha)
+                gain = s / (s**2 + alpha)  # ridge in the basis of the singular vectors
                 predicted[number, fold.test] = projected @ (gain[:, None] * rotated) + mean
         for number in range(len(alphas)):
             scores[number, voxels] = _correlate(predicted[number], block)
+    # One penalty for all voxels: one per voxel, chosen by the same folds, would favour noisy voxels.
     return scores[int(scores.mean(axis=1).argmax())]
 
 
@@ -217,6 +222,7 @@ def _group_repeats(
     """Return the rows of repeated images, image by image, the images, and the number of repetitions of each."""
     index = _find_rows(responses, rows)
     table = responses.trials.iloc[index]
+    # A picture shown to two subjects is not repeated; the separator occurs in no id.
     keys = table["subject"].astype(str) + "\x1f" + table["stimulus_id"].astype(str)
     names, codes, counts = np.unique(keys.to_numpy(str), return_inverse=True, return_counts=True)
     order = np.argsort(codes, kind="stable")
@@ -237,6 +243,7 @@ def _iterate_voxels(responses: Responses, index: np.ndarray) -> Iterator[tuple[s
 
 
 def _sum_groups(block: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    # Rows of an image lie together: (n_rows, n_voxels) -> (n_images, n_voxels)
     return np.add.reduceat(block, np.cumsum(counts) - counts, axis=0)
 
 

@@ -66,8 +66,10 @@ def average_repetitions(responses: Responses, rows: np.ndarray | None = None) ->
     keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
     groups = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
     n_groups = int(groups.max()) + 1 if len(groups) else 0
+    # Nothing is repeated, so nothing is copied.
     if n_groups == len(groups):
         return pick_rows(responses, rows)
+    # Trials of a group lie together in `order`, in the order of the file: starts[g] is where group g begins.
     order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(n_groups))
     counts = np.diff(np.append(starts, len(groups)))

@@ -18,6 +18,7 @@ from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS
 
+# A block stays well below the memory of a laptop, and is large enough that the disk is read in long stretches.
 _BLOCK_BYTES = 32 << 20
 _CHANNEL_BLOCK_BYTES = 64 << 20
 
@@ -47,6 +48,7 @@ def fit_zscore(data: np.ndarray) -> ZScore:
     """
     mean = data.mean(axis=0, dtype=np.float64)
     std = data.std(axis=0, dtype=np.float64)
+    # Rounding gives a constant feature a spread of about 1e-16 of its mean: that is none.
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
     return ZScore(mean.astype(np.float32), std.astype(np.float32))
 
@@ -93,7 +95,7 @@ def fit_robust_scaler(
     max_trials = max(1, min(max_trials, (256 << 20) // (4 * int(np.prod(data.shape[1:])))))
     picked = np.sort(rows)[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_trials)).astype(int))]
     sample = np.asarray(data[picked], dtype=np.float32)
-    low, centre, high = np.percentile(sample, [25, 50, 75], axis=(0, 2))
+    low, centre, high = np.percentile(sample, [25, 50, 75], axis=(0, 2))  # each (n_channels,)
     scale = np.where(high > low, high - low, 1.0)
     return RobustScaler(centre.astype(np.float32), scale.astype(np.float32), clamp)
 
@@ -191,6 +193,7 @@ def _fit(data: np.ndarray, rows: np.ndarray, config: ScalingConfig) -> RobustSca
 
 def _iterate_runs(rows: np.ndarray) -> list[tuple[int, int]]:
     """Return the bounds of blocks of neighbouring rows."""
+    # Rows of one session lie together, but a session may be spread over the file.
     blocks = []
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         first, last = int(run[0]), int(run[-1]) + 1
@@ -216,6 +219,7 @@ class FeatureMoments:
 
     def add(self, block: np.ndarray) -> None:
         """Add trials of shape (n_trials, n_features[, n_times])."""
+        # (n_trials, n_features[, n_times]) -> (n_trials, n_features, n_times or 1)
         wide = block.reshape(*block.shape[:2], -1) - self.shift[:, None]
         self.n_trials += len(wide)
         self.n += wide.shape[0] * wide.shape[2]
@@ -244,12 +248,12 @@ class FeatureStatistics:
         """Return the standardised trials as float32; constant features become 0."""
         gain = np.where(self.is_constant, 0, 1 / np.sqrt(np.where(self.is_constant, 1, self.variance)))
         shape = (len(gain), *[1] * (block.ndim - 2))
-        # The mean of raw BOLD has more digits than float32 keeps.
+        # Subtract in float64: the mean of raw BOLD has more digits than float32 keeps.
         return ((block - self.mean.reshape(shape)) * gain.reshape(shape)).astype(np.float32)
 
 
 def pool_statistics(scales: list[FeatureStatistics]) -> FeatureStatistics:
-    """Return the level and spread of an ordinary session."""
+    """Return the level and spread of an ordinary session: the mean over sessions, each of which counts once."""
     return FeatureStatistics(
         np.mean([s.mean for s in scales], axis=0), np.mean([s.variance for s in scales], axis=0)
     )
@@ -272,6 +276,7 @@ def standardise_rows(
     for picked, block in read_rows(held, base + rows):
         values = scale.apply(block)
         to = picked - base + start
+        # Neighbouring rows are written at once.
         for run in np.split(np.arange(len(to)), np.flatnonzero(np.diff(to) > 1) + 1):
             target.write(int(to[run[0]]), values[run])
 

@@ -24,7 +24,6 @@ from pydantic import Field, model_validator
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.preprocessing.reliability import (
-    Measure,
     compute_encoding_scores,
     compute_ncsnr,
     compute_split_half,
@@ -217,6 +216,7 @@ def fit_selection(
     """
     if len(responses.dims) < 2 or responses.dims[1] not in ("voxel", "parcel", "channel"):
         raise DataError(f"features can be chosen of voxels, parcels or channels, not of {responses.dims}.")
+    # Padded rows: every subject has voxels of its own, and so a choice of its own.
     counts = count_own_voxels(responses)
     subjects = list(dict.fromkeys(responses.trials["subject"].astype(str)))
     by_subject = {name: _pick_subject(responses, name, counts.get(name)) for name in subjects}
@@ -226,20 +226,27 @@ def fit_selection(
     }
     steps = [_describe("names", keep)]
     if (reliable := config.reliability) is not None:
-        scores = {
-            name: _score_reliability(own, reliable.measure, n_splits=reliable.n_splits, seed=seed)
-            for name, own in by_subject.items()
-        }
+        scores = {}
+        for name, own in by_subject.items():
+            if reliable.measure == "ncsnr":
+                values = compute_ncsnr(own).ncsnr
+            else:
+                values = compute_split_half(own, n_splits=reliable.n_splits, seed=seed).correlation
+            scores[name] = _mean_over_times(values, own)
         keep, step = _keep_best(scores, keep, reliable, f"reliability ({reliable.measure})")
         steps.append(step)
     if (encoding := config.encoding) is not None:
         if targets is None:
             raise ConfigError("a choice by encoding score needs the embeddings of the training images.")
-        features = _pick_unique(targets)
-        scores = {
-            name: _score_encoding(own, features, alphas=encoding.alphas, n_folds=encoding.n_folds, seed=seed)
-            for name, own in by_subject.items()
-        }
+        # One row per image: `targets` may repeat an image for each of its trials.
+        _, first = np.unique(targets.ids.astype(str), return_index=True)
+        unique = replace(targets, vectors=targets.vectors[first], ids=targets.ids[first])
+        scores = {}
+        for name, own in by_subject.items():
+            values = compute_encoding_scores(
+                own, unique, alphas=encoding.alphas, n_folds=encoding.n_folds, seed=seed
+            )
+            scores[name] = _mean_over_times(values, own)
         keep, step = _keep_best(scores, keep, encoding, "encoding score")
         steps.append(step)
     return Selection(responses.dims[1], keep, tuple(steps))
@@ -305,10 +312,11 @@ def _keep_best(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Narrow each choice to its best features; common features are judged by the mean over subjects."""
     if _ALL in keep:
+        # Subjects count alike, whatever their number of trials.
         scores = {_ALL: np.mean(list(scores.values()), axis=0)}
     narrowed = {}
     for name, chosen in keep.items():
-        values = np.where(chosen, scores[name], -np.inf)
+        values = np.where(chosen, scores[name], -np.inf)  # what an earlier step left out never comes back
         of = f" of subject {name}" if name else ""
         if config.threshold is not None:
             best = values > config.threshold
@@ -324,7 +332,7 @@ def _keep_best(
                     f"{int(chosen.sum())}{of} are left."
                 )
             best = np.zeros(len(values), bool)
-            best[np.argsort(-values, kind="stable")[: config.n_best]] = True
+            best[np.argsort(-values, kind="stable")[: config.n_best]] = True  # the first one of equal scores
         narrowed[name] = best
     lowest = min(float(scores[name][best].min()) for name, best in narrowed.items())
     return narrowed, {**_describe(what, narrowed), "lowest": lowest}
@@ -348,28 +356,6 @@ def _pick_subject(responses: Responses, subject: str, n_own: int | None) -> Resp
     trials = responses.trials.iloc[rows].reset_index(drop=True)
     n_times = int(np.prod(responses.data.shape[2:]))
     return Responses.from_checked(data, ("trial", "voxel"), trials, responses.unit, {"n_times": n_times})
-
-
-def _score_reliability(own: Responses, measure: Measure, *, n_splits: int, seed: int) -> np.ndarray:
-    """Return the reliability of each feature, shape (n_features,)."""
-    if measure == "ncsnr":
-        return _mean_over_times(compute_ncsnr(own).ncsnr, own)
-    found = compute_split_half(own, n_splits=n_splits, seed=seed)
-    return _mean_over_times(found.correlation, own)
-
-
-def _score_encoding(
-    own: Responses, features: Embeddings, *, alphas: tuple[float, ...], n_folds: int, seed: int
-) -> np.ndarray:
-    """Return the cross-validated correlation of each feature with its prediction from images, shape (n_features,)."""
-    scores = compute_encoding_scores(own, features, alphas=alphas, n_folds=n_folds, seed=seed)
-    return _mean_over_times(scores, own)
-
-
-def _pick_unique(targets: Embeddings) -> Embeddings:
-    """Return one row per image."""
-    _, first = np.unique(targets.ids.astype(str), return_index=True)
-    return replace(targets, vectors=targets.vectors[first], ids=targets.ids[first])
 
 
 def _mean_over_times(scores: np.ndarray, own: Responses) -> np.ndarray:

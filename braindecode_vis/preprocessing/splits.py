@@ -68,6 +68,7 @@ class Split:
     def __post_init__(self) -> None:
         if not self.by:
             raise DataError(f"split {self.protocol!r} declares nothing that its folds do not share.")
+        # A trial that is tested twice would count twice in every mean over folds.
         tested: set[int] = set()
         for number, fold in enumerate(self.folds):
             where = f"fold {number} of split {self.protocol!r}"
@@ -122,6 +123,7 @@ class Split:
                 "again."
             )
         table = trials if concepts is None else trials.assign(concept=concepts)
+        # A split is never trusted from its file: what it declares is proven on the trial table again.
         known: tuple[Any, ...] = tuple(name for name in by if name != "concept" or "concept" in table)
         return cls(record["protocol"], folds, table, known)
 
@@ -140,6 +142,7 @@ def make_groups(trials: pd.DataFrame, by: Side) -> np.ndarray:
         "run": ["subject", "session", "run"],
     }[by]
     first, *rest = (trials[column].astype(str) for column in columns)
+    # Sessions are numbered anew in every subject: "01/02", not "02".
     for column in rest:
         first = first + "/" + column
     return first.to_numpy(dtype=object)
@@ -177,7 +180,8 @@ def make_split(
     """
     table = trials.assign(concept=concepts)
     must = tuple(dict.fromkeys([*needs, *requires]))
-    Split(protocol, folds, table, must)  # the proof, with its message
+    # What is demanded is proven first, with its own message; what merely holds is declared without one.
+    Split(protocol, folds, table, must)
     found = []
     for side in SIDES:
         groups = make_groups(table, side)
@@ -224,6 +228,7 @@ def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tu
             f"validation by concepts needs two concepts or more, but the training trials show {len(names)}; "
             "validate on other trials, or train for a fixed number of epochs."
         )
+    # One concept at least on both sides, whatever the fraction rounds to.
     n_held = min(max(1, round(fraction * len(names))), len(names) - 1)
     held = make_generator(seed, "split", "held-out-concepts").permutation(len(names))[:n_held]
     is_held = np.isin(codes, held)
@@ -280,8 +285,10 @@ class KFoldSplitConfig(Settings):
         first = pd.DataFrame({"id": ids, "concept": concepts}).drop_duplicates("id")
         if len(first) < self.n_folds:
             raise ConfigError(f"split.n_folds is {self.n_folds}, but there are only {len(first)} images.")
+        # Images are dealt, not trials: all repetitions of one stay on one side.
         order = make_generator(seed, "split", "kfold").permutation(len(first))
         shuffled = first.iloc[order]
+        # Sorted by concept (stably, so that chance decides within) and dealt in turn: each fold gets its share of each.
         if self.stratify:
             shuffled = shuffled.sort_values("concept", kind="stable")
         fold_of = dict(zip(shuffled["id"], np.arange(len(shuffled)) % self.n_folds, strict=True))
@@ -379,6 +386,7 @@ def make_inner_folds(groups: np.ndarray, *, n_folds: int, generator: np.random.G
         raise DataError(
             f"inner cross-validation wants {n_folds} folds, but there are only {n_groups} images."
         )
+    # A permutation modulo the number of folds: sizes differ by one group at most.
     number = (generator.permutation(n_groups) % n_folds)[codes]
     return [Fold(np.flatnonzero(number != fold), np.flatnonzero(number == fold)) for fold in range(n_folds)]
 
@@ -410,6 +418,7 @@ def split_imagined_trials(
         If a trial without a picture is not of the task `imagery`, or is trained on.
     """
     nothing = np.array([], dtype=int)
+    # A data set whose images lie elsewhere has no pictures at all, which says nothing of single trials.
     if stimuli.has_picture.all() or not stimuli.has_pixels:
         return tuple(folds), tuple(nothing for _ in folds)
     ids = trials["stimulus_id"].to_numpy(dtype=object)

@@ -102,11 +102,16 @@ def inverse_transform(
         raise DataError(
             f"values of shape {array.shape} cannot be placed: the last axis must have {n_features} entries."
         )
-    rows = np.atleast_2d(array)
+    rows = np.atleast_2d(array)  # (n_rows, n_features), one row for a vector
     if geometry.parcels is not None:
         rows = spread_parcels(rows, geometry.parcels, outside=0.0 if geometry.surface is None else np.nan)
     if geometry.surface is not None:
-        return _place_on_surface(rows, geometry, array.ndim)
+        assert geometry.n_vertices is not None
+        n_left, n_right = geometry.n_vertices
+        whole = np.full((len(rows), n_left + n_right), np.nan, np.float32)  # left hemisphere, then right
+        whole[:, geometry.voxel_ids] = rows
+        whole = whole[0] if array.ndim == 1 else whole
+        return {"left": whole[..., :n_left], "right": whole[..., n_left:]}
     if geometry.mask is None:
         raise DataError(
             "the positions of these voxels are unknown: their data set was published without a mask."
@@ -115,18 +120,9 @@ def inverse_transform(
 
     volume = np.zeros((geometry.mask.size, len(rows)), np.float32)
     volume[geometry.voxel_ids] = rows.T
+    # (x * y * z, n_rows) -> (x, y, z, n_rows): voxel ids count in C order
     volume = volume.reshape(*geometry.mask.shape, len(rows))
     return nibabel.Nifti1Image(volume[..., 0] if array.ndim == 1 else volume, geometry.affine)
-
-
-def _place_on_surface(rows: np.ndarray, geometry: Geometry, ndim: int) -> dict[str, np.ndarray]:
-    assert geometry.n_vertices is not None
-    left, right = geometry.n_vertices
-    whole = np.full((len(rows), left + right), np.nan, np.float32)
-    whole[:, geometry.voxel_ids] = rows
-    if ndim == 1:
-        whole = whole[0]
-    return {"left": whole[..., :left], "right": whole[..., left:]}
 
 
 # --- choosing features -------------------------------------------------------------------------------------
@@ -204,7 +200,9 @@ def select_features(responses: Responses, keep: np.ndarray) -> Responses:
         if "voxel_id" in coords:
             coords |= Geometry.from_coords(coords).select(keep).as_coords()
         return replace(responses, data=data, coords=coords)
-    number = np.where(keep, np.cumsum(keep), 0)
+    number = np.where(
+        keep, np.cumsum(keep), 0
+    )  # new place of each parcel, counted from 1; 0 for those left out
     for key in coords:
         if key in ("parcel_names", "parcel_networks", "ch_names"):
             coords[key] = [v for v, k in zip(coords[key], keep, strict=True) if k]
@@ -244,6 +242,7 @@ def select_own_features(responses: Responses, keep: Mapping[str, np.ndarray]) ->
     data = np.zeros(
         (responses.n_trials, max(sizes.values()), *responses.data.shape[2:]), responses.data.dtype
     )
+    # Geometry of the old choice goes, that of the new one comes, under the same names.
     ends = tuple(f"_sub-{subject}" for subject in counts)
     coords = {key: value for key, value in responses.coords.items() if not key.endswith(ends)}
     for subject, chosen in keep.items():

@@ -60,11 +60,13 @@ def make_whitener(covariance: np.ndarray) -> Whitener:
     [0.5, 0.333]
     """
     values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
+    # Written so that NaN fails, too.
     if not values[0] > 1e-10 * values[-1]:
         raise DataError(
             f"the noise covariance of {len(values)} channels is singular (eigenvalues {values[0]:.2g} to "
             f"{values[-1]:.2g}): a channel is flat, or is a combination of others; leave one out or set mvnn to none."
         )
+    # The symmetric root: whitened channels stay as close to the measured ones as whitening allows.
     root = vectors / np.sqrt(values) @ vectors.T
     return Whitener(np.asarray(covariance, dtype=np.float64), root.astype(np.float32))
 
@@ -123,6 +125,7 @@ class CovarianceSum:
 
     def add(self, epochs: np.ndarray, weights: np.ndarray) -> None:
         """Add the covariance over time of each epoch, shape (n_epochs, n_channels, n_times)."""
+        # Small blocks: the batched products below then run from the cache.
         block = max(1, _BLOCK_BYTES // max(1, epochs[:1].nbytes))
         for start in range(0, len(epochs), block):
             piece = np.asarray(epochs[start : start + block], dtype=np.float32)
@@ -174,6 +177,7 @@ def sum_shrunk_covariances(batch: np.ndarray, weights: np.ndarray) -> np.ndarray
     centred = batch - mean
     squares = centred * centred
     variance = squares.mean(axis=-1)  # (set, channel)
+    # A flat channel has no variance to standardise by.
     is_flat = variance <= 1e-12 * np.maximum(1e-30, np.square(mean[..., 0]))
     variance = np.where(is_flat, 0, variance)
     inverse = np.where(is_flat, 1.0, 1.0 / np.where(is_flat, 1.0, variance)).astype(np.float32)
@@ -199,6 +203,7 @@ def sum_shrunk_covariances(batch: np.ndarray, weights: np.ndarray) -> np.ndarray
         total = (tall @ tall.T).astype(np.float64)
     rest = np.asarray(weights, dtype=np.float64) * shrinkage * trace / n_channels
     scale_back = np.where(is_flat, 1.0, variance)  # a flat channel is left as it is, like in scikit-learn
+    # The target is the identity on standardised channels, so each channel gets its own variance back.
     total[np.diag_indices(n_channels)] += rest @ scale_back.astype(np.float64)
     return total
 
@@ -211,5 +216,6 @@ def _compute_shrinkage(
     fourth = np.square(power.astype(np.float64)).sum(axis=-1)
     beta = (fourth / n_samples - frobenius) / (n_channels * n_samples)
     delta = (frobenius - trace**2 / n_channels) / n_channels
+    # Shrinkage beyond the target itself would turn the covariance around.
     beta = np.minimum(beta, delta)
     return np.where(beta > 0, beta / np.where(delta > 0, delta, 1.0), 0.0)
