@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from braindecode_vis import roles
 from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
 from braindecode_vis.analysis.study import Findings, Plot, Study
@@ -287,14 +289,10 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
     banks: dict[str, Embeddings] = {}
     stimuli = study.stimuli.select_pictured()
     for config in layers:
-        encoder = config.build()
+        encoder = roles.build(roles.IMAGE_ENCODER, config)
         with study.progress(f"encoding images: {config.kind}", len(stimuli)) as advance:
-            if config.kind == "pixels":
-                encoder.fit(stimuli.iterate_images())
-                vectors = encoder.encode(stimuli.iterate_images())
-                bank = Embeddings(vectors, stimuli.ids, encoder.space)
-            else:
-                bank = embed_stimuli(encoder, stimuli, cache=find_cache_folder(), advance=advance)
+            embed_cached = partial(embed_stimuli, stimuli=stimuli, cache=find_cache_folder(), advance=advance)
+            bank = encoder.embed(stimuli, list(stimuli.ids), embed_cached)
         banks[bank.space] = bank
     if with_targets:
         for name, bank in study.spaces.items():

@@ -162,10 +162,6 @@ class LatentConfig(Settings):
         """Return the encoder; the network is loaded when the first image comes."""
         return LatentEncoder(self)
 
-    def read(self, folder: Path) -> LatentEncoder:
-        """Return the encoder; it has no fitted state."""
-        return self.build()
-
 
 class AutoencoderKLConfig(LatentConfig):
     """Latents of the autoencoder of Stable Diffusion or SDXL, at the mean of the posterior."""
@@ -183,7 +179,7 @@ class AutoencoderKLConfig(LatentConfig):
         from diffusers import AutoencoderKL
 
         path = self.find_weights()
-        sizes = {
+        sizes: dict[str, Any] = {
             "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
             "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
             "sample_size": 512, "scaling_factor": SCALING[self.latents],
@@ -338,10 +334,6 @@ class LatentEncoder:
             self._loaded = network, factor, shift
         return self._loaded[0]
 
-    def fit(self, images: Iterable[np.ndarray]) -> LatentEncoder:
-        """Return self: the network is pretrained and never sees a training image."""
-        return self
-
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, channels * height * width), in that order."""
         import torch
@@ -396,6 +388,3 @@ class LatentEncoder:
                 values = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
                 images.append(values.permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images) if images else np.empty((0, side, side, 3), np.uint8)
-
-    def write(self, folder: Path) -> None:
-        """Nothing is fitted, so nothing is written."""

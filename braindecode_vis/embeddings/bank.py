@@ -1,8 +1,8 @@
 """The embedding cache: one bank per space, keyed by the hash of each image, and filled with the images it lacks.
 
 Images are decoded by threads ahead of the network and computed in fixed chunks of the stimulus list. The chunks do not
-depend on how many processes share the work or on where an earlier run stopped, so the vectors do not either. Encoders
-that are fitted on training images do not pass through here: they are cheap and differ from fold to fold.
+depend on where an earlier run stopped, so the vectors do not either. Encoders that are fitted on training images do not
+pass through here: they are cheap and differ from fold to fold.
 
 A bank is a few segments, each a plain ``.npy`` (read as a memory map) beside a ``.json`` with the image hashes of its
 rows; a segment exists once its ``.json`` does, so that a killed process leaves nothing half-visible and several
@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.roles import ImageEncoder
+from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import collect_provenance, json_plain, read_json, replace_atomically, write_json
 
 DESCRIPTION = "bank.json"
-SHARD_SIZE = 512  # images of a chunk: what a killed process loses at most
+CHUNK = 512  # images computed at a time: what a killed process loses at most
 DECODERS = 2  # threads that read image files
 IN_MEMORY_BYTES = 1 << 30  # larger selections are gathered into a file
 _COPY_BYTES = 64 << 20
@@ -69,78 +70,23 @@ def embed_stimuli(
         If an image cannot be read or has no finite embedding, naming the stimulus.
     """
     hashes = stimuli.table["sha256"].tolist()
-    folder = open_bank(cache, encoder.space, _describe(encoder))
-    known = list_hashes(folder)
+    config = getattr(encoder, "config", None)  # provenance only; an encoder from outside may have none
+    folder = open_bank(cache, encoder.space, config.hashed_fields() if isinstance(config, Settings) else None)
+    known, id_of = list_hashes(folder), dict(zip(hashes, stimuli.ids, strict=True))
     advance(sum(h in known for h in hashes))
-    _fill(encoder, stimuli, folder, shard=(0, 1), advance=advance, decoders=decoders)
     unique = list(dict.fromkeys(hashes))
-    merge_segments(folder, unique)
-    return Embeddings(read_rows(folder, hashes), stimuli.ids, encoder.space)
-
-
-def embed_shard(
-    encoder: ImageEncoder,
-    stimuli: StimulusSet,
-    *,
-    cache: Path,
-    shard: tuple[int, int],
-    advance: Callable[[int], None] = lambda n: None,
-    decoders: int = DECODERS,
-) -> int:
-    """Compute one process's part of a bank and return how many images were computed.
-
-    `embed_stimuli` afterwards finds everything that the shards wrote.
-
-    Parameters
-    ----------
-    encoder, stimuli, cache, advance, decoders
-        As for `embed_stimuli`; all processes get the same.
-    shard
-        Number of this process, from 0, and number of processes.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such shard.
-    """
-    index, count = shard
-    if not 0 <= index < count:
-        raise ConfigError(f"shard {index} of {count} does not exist; shards are numbered from 0.")
-    folder = open_bank(cache, encoder.space, _describe(encoder))
-    return _fill(encoder, stimuli, folder, shard=shard, advance=advance, decoders=decoders)
-
-
-def _describe(encoder: Any) -> dict[str, Any] | None:
-    config = getattr(encoder, "config", None)
-    return config.hashed_fields() if hasattr(config, "hashed_fields") else None
-
-
-def _fill(
-    encoder: ImageEncoder,
-    stimuli: StimulusSet,
-    folder: Path,
-    *,
-    shard: tuple[int, int],
-    advance: Callable[[int], None],
-    decoders: int,
-) -> int:
-    hashes = stimuli.table["sha256"].tolist()
-    id_of = dict(zip(hashes, stimuli.ids, strict=True))
-    unique = list(dict.fromkeys(hashes))
-    known, n_computed = list_hashes(folder), 0
-    for number, start in enumerate(range(0, len(unique), SHARD_SIZE)):
-        if number % shard[1] != shard[0]:
-            continue
-        missing = [h for h in unique[start : start + SHARD_SIZE] if h not in known]
+    # Cut from the whole list, not from what is missing: an image always shares its batch with the same others.
+    for start in range(0, len(unique), CHUNK):
+        missing = [h for h in unique[start : start + CHUNK] if h not in known]
         if not missing:
             continue
         ids = [id_of[h] for h in missing]
         vectors = np.asarray(encoder.encode(iterate_decoded(stimuli, ids, decoders)))
         _check_vectors(vectors, ids, encoder.space)
         write_segment(folder, missing, vectors)
-        n_computed += len(missing)
         advance(len(missing))
-    return n_computed
+    merge_segments(folder, unique)
+    return Embeddings(read_rows(folder, hashes), stimuli.ids, encoder.space)
 
 
 def iterate_decoded(stimuli: StimulusSet, ids: Iterable[str], decoders: int) -> Iterator[np.ndarray]:

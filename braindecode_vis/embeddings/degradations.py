@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -73,8 +72,6 @@ class Degradation(Settings):
 _DEFAULTS = {"none": 0.0, "blur": 15.0, "fovea": 51.0, "noise": 25 / 255, "resolution": 10.0, "mosaic": 5.0}
 #: The four views whose features NeuroBridge averages.
 NEUROBRIDGE = tuple(Degradation(kind=kind) for kind in ("blur", "noise", "resolution", "mosaic"))
-#: The three levels of UBP: less, usual and more foveal blur.
-UBP = tuple(Degradation(kind="fovea", amount=amount) for amount in (45, 51, 57))
 
 
 def degrade(image: np.ndarray, degradation: Degradation, *, seed: int = 0) -> np.ndarray:
@@ -184,7 +181,7 @@ class ViewsConfig(Settings):
         Degradations; NeuroBridge's four by default.
     combine
         ``averaged`` gives the mean embedding over the views. ``stacked`` keeps one vector per view as the token axis,
-        for training that samples a view (`sample_views`) or chooses it by uncertainty (`UncertaintyRule`).
+        for training that chooses one (``encoder.view_choice``).
     noise_seed
         Root of the noise.
     """
@@ -200,10 +197,6 @@ class ViewsConfig(Settings):
     def build(self) -> ViewsEncoder:
         """Return the encoder."""
         return ViewsEncoder(self)
-
-    def read(self, folder: Path) -> ViewsEncoder:
-        """Return the encoder; it has no fitted state."""
-        return self.build()
 
 
 class ViewsEncoder:
@@ -221,10 +214,6 @@ class ViewsEncoder:
         noisy = f"-seed{seed}" if any(view.kind == "noise" for view in self.config.views) else ""
         return f"{self.encoder.space}/views={names}{noisy}-{self.config.combine}"
 
-    def fit(self, images: Iterable[np.ndarray]) -> ViewsEncoder:
-        """Return self: the network is pretrained and never sees a training image."""
-        return self
-
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, n_features), or (n_images, n_views, n_features) if stacked."""
         iterator, rows = iter(images), []
@@ -241,14 +230,6 @@ class ViewsEncoder:
         if grouped.ndim > 3:
             raise DataError("views of token sequences cannot be stacked; average them or pool the tokens.")
         return grouped
-
-    def write(self, folder: Path) -> None:
-        """Nothing is fitted, so nothing is written."""
-
-
-def sample_views(stacked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return one random view per row, shape (n_rows, n_features), from vectors of (n_rows, n_views, n_features)."""
-    return stacked[np.arange(len(stacked)), rng.integers(stacked.shape[1], size=len(stacked))]
 
 
 class UncertaintyRule:

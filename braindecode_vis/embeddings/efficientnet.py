@@ -60,10 +60,6 @@ class EfficientNetConfig(Settings):
         """Return the encoder; the network is loaded when the first image comes."""
         return EfficientNetEncoder(self)
 
-    def read(self, folder: Path) -> EfficientNetEncoder:
-        """Return the encoder; it has no fitted state."""
-        return self.build()
-
 
 class EfficientNetEncoder:
     """Pooled features of EfficientNet-lite0 before its classifier."""
@@ -76,10 +72,6 @@ class EfficientNetEncoder:
         """Name with the digest of the weights and the transform."""
         digest = _hash_weights(self.config.find_weights())[:12]
         return f"efficientnet-lite0/weights={digest}/pooled-1280/bicubic{_INPUT}-centre"
-
-    def fit(self, images: Iterable[np.ndarray]) -> EfficientNetEncoder:
-        """Return self: the network is pretrained and never sees a training image."""
-        return self
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, 1280), computed in batches of bounded memory."""
@@ -106,9 +98,6 @@ class EfficientNetEncoder:
         classifier = network.get_submodule("head_for_classes")
         with torch.inference_mode():
             return classifier(torch.from_numpy(self.encode(images))).numpy()
-
-    def write(self, folder: Path) -> None:
-        """Nothing is fitted, so nothing is written."""
 
 
 def find_packaged_weights() -> Path:
@@ -148,7 +137,7 @@ def load_network(path: Path) -> Any:
     import timm
     import torch
 
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(rename_weights(state, network.state_dict()))

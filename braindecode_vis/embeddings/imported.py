@@ -260,10 +260,6 @@ class ImportedEncoder:
             "network itself as the target, for example target.kind openclip."
         )
 
-    def fit(self, images: Iterable[np.ndarray]) -> ImportedEncoder:
-        """Return self: nothing is learnt."""
-        return self
-
     def write(self, folder: Path) -> None:
         """Write the name of the space and what was found in the files."""
         write_json(folder / RECORD, {"space": self.space, **dict(self.record or {})})

@@ -111,12 +111,12 @@ def resolve_layer(layer: int | float, n_layers: int) -> int:
 
 def find_module(tower: Tower, layer: Layer) -> Any:
     """Return the module whose output is the layer."""
-    if layer == OUTPUT or isinstance(layer, int | float):
+    if layer == OUTPUT or not isinstance(layer, str):
         if not tower.blocks:
             raise ConfigError(
                 "this network has no list of blocks; set target.layer to the name of a module or to output."
             )
-        return tower.blocks[-1 if layer == OUTPUT else resolve_layer(layer, len(tower.blocks))]
+        return tower.blocks[-1 if isinstance(layer, str) else resolve_layer(layer, len(tower.blocks))]
     names = dict(tower.network.named_modules())
     if layer not in names:
         raise ConfigError(

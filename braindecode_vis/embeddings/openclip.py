@@ -173,22 +173,20 @@ def build_image_tower(config: OpenClipConfig) -> Any:
 
     description = read_description(config)
     vision = {**description["vision_cfg"], "timm_model_pretrained": False}
-    holder = nn.Module()
-    holder.visual = model._build_vision_tower(
-        description["embed_dim"],
-        model.CLIPVisionCfg(**vision),
-        quick_gelu=description.get("quick_gelu", False),
-    )
+
+    def build(vision: dict[str, Any]) -> Any:
+        settings, quick = model.CLIPVisionCfg(**vision), description.get("quick_gelu", False)
+        return model._build_vision_tower(description["embed_dim"], settings, quick_gelu=quick)
+
+    visual = build(vision)
     if config.image_size is not None:
-        if hasattr(holder.visual, "set_input_size"):
-            holder.visual.set_input_size(config.image_size)
+        # timm's towers interpolate their positions themselves; the others are built anew at the size.
+        if hasattr(visual, "set_input_size"):
+            visual.set_input_size(config.image_size)
         else:
-            vision["image_size"] = config.image_size
-            holder.visual = model._build_vision_tower(
-                description["embed_dim"],
-                model.CLIPVisionCfg(**vision),
-                quick_gelu=description.get("quick_gelu", False),
-            )
+            visual = build({**vision, "image_size": config.image_size})
+    holder = nn.Module()
+    holder.visual = visual
     return holder
 
 

@@ -282,10 +282,6 @@ class EngineeredConfig(Settings):
         """Return the encoder."""
         return EngineeredEncoder(self)
 
-    def read(self, folder: Path) -> EngineeredEncoder:
-        """Return the encoder; it has no fitted state."""
-        return self.build()
-
 
 class EngineeredEncoder:
     """Classical features as an image encoder."""
@@ -297,10 +293,6 @@ class EngineeredEncoder:
     def space(self) -> str:
         """Name with the families and the size."""
         return f"engineered/{'+'.join(self.config.features)}/each-unit/centre{self.config.size}-lanczos"
-
-    def fit(self, images: Iterable[np.ndarray]) -> EngineeredEncoder:
-        """Return self: nothing is learnt."""
-        return self
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, n_features)."""
@@ -317,9 +309,6 @@ class EngineeredEncoder:
         grey = np.round(square @ LUMINANCE) / 255
         parts = [_COMPUTE[name](square, grey) for name in self.config.features]
         return np.concatenate([_make_unit(part) for part in parts]).astype(np.float32)
-
-    def write(self, folder: Path) -> None:
-        """Nothing is fitted, so nothing is written."""
 
 
 def _make_unit(values: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ Radford et al. (2021), arXiv:2103.00020, section 3.1.4: prompt ensembles.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -149,16 +149,13 @@ class ClipText:
             self._loaded = network.to(choose_device(self.config.device, setting="target.device")), tokenizer
         return self._loaded
 
-    def encode(self, texts: Sequence[str], *, output: Literal["pooled", "tokens"] = "pooled") -> np.ndarray:
-        """Return float32 vectors of shape (n_texts, n_features), or (n_texts, context_length, width) for tokens.
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 vectors of shape (n_texts, n_features), each at its own length.
 
         Parameters
         ----------
         texts
             Words or sentences; what exceeds the context of the network (77 word pieces) is cut.
-        output
-            ``pooled`` is the vector that is compared with images, at its own length; ``tokens`` the sequence after the
-            final norm, as text-conditioned generators take it.
         """
         import torch
 
@@ -168,10 +165,7 @@ class ClipText:
             for start in range(0, len(texts), self.text.batch_size):
                 batch = list(texts[start : start + self.text.batch_size])
                 tokens = tokenizer(batch).to(device)
-                vectors = (
-                    network.encode_text(tokens) if output == "pooled" else _encode_tokens(network, tokens)
-                )
-                rows.append(vectors.float().cpu().numpy())
+                rows.append(network.encode_text(tokens).float().cpu().numpy())
         if not rows:
             raise DataError("there is no text to embed.")
         return np.concatenate(rows)
@@ -220,24 +214,6 @@ def embed_text(
     names = [name_concept(concept) for concept in concepts]
     total = sum(_make_unit(tower.encode([t.format(concept=name) for name in names])) for t in templates)
     return Embeddings(_make_unit(np.asarray(total)), list(concepts), space)
-
-
-def embed_captions(
-    captions: Mapping[str, str], config: OpenClipConfig, *, text: TextConfig | None = None
-) -> Embeddings:
-    """Return one vector per stimulus from its caption, in the space of the images.
-
-    Parameters
-    ----------
-    captions
-        Sentence of each stimulus id.
-    config, text
-        As for `embed_text`.
-    """
-    tower = ClipText(config, text)
-    space = tower.space
-    vectors = tower.encode(list(captions.values()))
-    return Embeddings(_make_unit(vectors) if config.normalise else vectors, list(captions), space)
 
 
 def name_concept(concept: str) -> str:
@@ -304,17 +280,6 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _encode_tokens(network: Any, tokens: Any) -> Any:
-    tower = getattr(network, "text", network)
-    if not hasattr(tower, "token_embedding"):
-        raise ConfigError("the text tower of this architecture does not give its token sequence.")
-    width = tokens.shape[1]
-    values = tower.token_embedding(tokens) + tower.positional_embedding[:width]
-    mask = None if tower.attn_mask is None else tower.attn_mask[:width, :width]
-    values = tower.transformer(values, attn_mask=mask)
-    return tower.ln_final(values)
 
 
 def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:

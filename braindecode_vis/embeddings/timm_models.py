@@ -115,7 +115,7 @@ class TimmConfig(VisionNetworkConfig):
         import timm
 
         path = self.find_weights()
-        size = {} if self.image_size is None else {"img_size": self.image_size}
+        size: dict[str, Any] = {} if self.image_size is None else {"img_size": self.image_size}
         name = self.architecture.partition(".")[0]
         with seeded(self.random_seed):
             try:

@@ -303,7 +303,7 @@ def describe_tower(network: Any, architecture: str) -> Tower:
     norm = _find_part(network, family.norm)
     registers = getattr(network.config, "num_register_tokens", 0) if architecture.startswith("dino") else 0
     head = getattr(network, "head", None) or getattr(getattr(network, "vision_model", None), "head", None)
-    attends = architecture == "siglip" and head is not None
+    attends = architecture == "siglip"  # whose head pools by attention
     projection = getattr(network, "visual_projection", None)
     return Tower(
         network=network,
@@ -313,7 +313,7 @@ def describe_tower(network: Any, architecture: str) -> Tower:
         has_class=family.has_class,
         finish=norm,
         project=None if projection is None else lambda tokens: projection(norm(tokens)),
-        attend=(lambda tokens: head(norm(tokens))) if attends else None,
+        attend=None if head is None or not attends else lambda tokens: head(norm(tokens)),
     )
 
 

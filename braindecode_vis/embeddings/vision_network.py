@@ -115,10 +115,6 @@ class VisionNetworkConfig(Settings):
         """Return the encoder; the network is loaded when the first image comes."""
         return VisionNetworkEncoder(self)
 
-    def read(self, folder: Path) -> VisionNetworkEncoder:
-        """Return the encoder; it has no fitted state."""
-        return self.build()
-
     def find_weights(self) -> Path | None:
         """Return the path of the weights, or None for random ones.
 
@@ -200,10 +196,6 @@ class VisionNetworkEncoder:
             )
         return self._tower
 
-    def fit(self, images: Iterable[np.ndarray]) -> VisionNetworkEncoder:
-        """Return self: the network is pretrained and never sees a training image."""
-        return self
-
     def forward(self, inputs: Any) -> Any:
         """Return the vectors of transformed images, keeping the graph: for networks that are trained through.
 
@@ -257,6 +249,3 @@ class VisionNetworkEncoder:
         ):
             inputs = self.transform.normalise(batch.to(device, non_blocking=True))
             return self.forward(inputs).float().cpu().numpy()
-
-    def write(self, folder: Path) -> None:
-        """Nothing is fitted, so nothing is written."""

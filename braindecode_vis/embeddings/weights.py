@@ -79,9 +79,9 @@ def find_files(path: Path) -> list[Path]:
         if len(found) == 1:
             return found
         if found:
-            names = ", ".join(p.name for p in found[:4])
+            listed = ", ".join(p.name for p in found[:4])
             raise DataError(
-                f"{path} holds several weight files ({names}); name one of them with target.weights."
+                f"{path} holds several weight files ({listed}); name one of them with target.weights."
             )
     raise DataError(f"{path} holds no weight file ({', '.join(_SUFFIXES)}); name a file or another folder.")
 

@@ -50,13 +50,13 @@ class LdaConfig(Settings):
 
     pool: bool = False
 
-    def build(self, *, seed: int) -> CategoryDecoder:
+    def build(self, *, seed: int) -> LinearCategoryDecoder:
         """Return the unfitted decoder; nothing in it is random."""
-        return CategoryDecoder(self)
+        return LinearCategoryDecoder(self)
 
-    def read(self, folder: Path) -> CategoryDecoder:
+    def read(self, folder: Path) -> LinearCategoryDecoder:
         """Return the fitted decoder that was written into `folder`."""
-        return CategoryDecoder.read(self, folder)
+        return LinearCategoryDecoder.read(self, folder)
 
 
 class LogisticConfig(Settings):
@@ -92,15 +92,15 @@ class LogisticConfig(Settings):
             raise ValueError("windows choose among the volumes of a trial and need pool: true")
         return self
 
-    def build(self, *, seed: int) -> CategoryDecoder:
+    def build(self, *, seed: int) -> LinearCategoryDecoder:
         """Return the unfitted decoder; nothing in it is random."""
         if not self.c:
             raise ConfigError("encoder.c must offer at least one candidate.")
-        return CategoryDecoder(self)
+        return LinearCategoryDecoder(self)
 
-    def read(self, folder: Path) -> CategoryDecoder:
+    def read(self, folder: Path) -> LinearCategoryDecoder:
         """Return the fitted decoder that was written into `folder`."""
-        return CategoryDecoder.read(self, folder)
+        return LinearCategoryDecoder.read(self, folder)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_labels(kind: str, responses: Responses, labels: np.ndarray) -> np.ndarr
     return names
 
 
-class CategoryDecoder:
+class LinearCategoryDecoder:
     """A linear classifier of trials; see the module for what is learnt and kept."""
 
     def __init__(self, config: LdaConfig | LogisticConfig, fitted: LinearDecision | None = None) -> None:
@@ -165,7 +165,7 @@ class CategoryDecoder:
         """Names of the classes, in the order of the columns of `decision`."""
         return self._require_fit().classes
 
-    def fit(self, responses: Responses, labels: np.ndarray) -> CategoryDecoder:
+    def fit(self, responses: Responses, labels: np.ndarray) -> LinearCategoryDecoder:
         """Learn from training trials.
 
         Parameters
@@ -235,7 +235,7 @@ class CategoryDecoder:
         write_json(folder / f"{_FILE}.json", record)
 
     @classmethod
-    def read(cls, config: LdaConfig | LogisticConfig, folder: Path) -> CategoryDecoder:
+    def read(cls, config: LdaConfig | LogisticConfig, folder: Path) -> LinearCategoryDecoder:
         """Read what `write` wrote.
 
         Raises

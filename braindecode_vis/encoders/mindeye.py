@@ -1,6 +1,6 @@
 """The fMRI networks of MindEye: its residual perceptron, and MindEye2's space that subjects share.
 
-Owns also the adaptation of a trained shared space to a new subject. Knows nothing of training.
+Knows nothing of training. `training.adaptation` gives a trained shared space the layer of a new subject.
 
 References
 ----------
@@ -10,16 +10,13 @@ Scotti et al. (2023), arXiv:2305.18274; Scotti et al. (2024), arXiv:2403.11207.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import seeded
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.seeds import derive_seed
 
 
 class ResidualMlp(nn.Module):
@@ -207,45 +204,6 @@ class SharedSpace(nn.Module):
             {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
-
-    def add_subject(self, name: str, n_voxels: int, *, seed: int = 0) -> int:
-        """Append an untrained layer for a new subject and return the subject's index.
-
-        The index of an unknown subject grows by one: use the new `signal` of the network from now on.
-
-        Raises
-        ------
-        DataError
-            If the subject is there already or has no voxels.
-        """
-        if name in self.signal.subjects:
-            raise DataError(f"subject {name} already has a layer in this network.")
-        if n_voxels < 1:
-            raise DataError(f"subject {name} has {n_voxels} voxels; a layer needs at least one.")
-        like = self.last.weight
-        with seeded(derive_seed(seed, "new_subject", name)):
-            layer = nn.Linear(n_voxels, math.prod(self.slot_shape))
-        self.subjects.append(layer.to(like.device, like.dtype))
-        counts = (*_count_voxels(self.signal), n_voxels)
-        n_rest = math.prod(self.signal.shape[1:])
-        shape = (max(counts) // n_rest, *self.signal.shape[1:])
-        voxels = tuple(count // n_rest for count in counts)
-        self.signal = replace(
-            self.signal, subjects=(*self.signal.subjects, name), n_voxels=voxels, shape=shape
-        )
-        return len(self.subjects) - 1
-
-    def freeze_all_but(self, name: str) -> None:
-        """Let only the layer of the subject `name` learn, for an adaptation from few trials.
-
-        MindEye2 instead fine-tunes the whole network; leave this out to do so.
-        """
-        if name not in self.signal.subjects:
-            raise DataError(
-                f"subject {name} has no layer; the network knows {', '.join(self.signal.subjects)}."
-            )
-        self.requires_grad_(False)
-        self.subjects[self.signal.subjects.index(name)].requires_grad_(True)
 
 
 class MixerBlock(nn.Module):

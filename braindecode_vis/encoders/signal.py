@@ -93,15 +93,14 @@ class Signal:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Signal:
         """Return what `as_json` gave."""
-        arrays = {
+        arrays: dict[str, Any] = {
             key: None if content[key] is None else np.asarray(content[key], float)
             for key in ("ch_pos", "times")
         }
-        rest = {
-            key: tuple(content[key])
-            for key in ("dims", "shape", "subjects", "ch_names", "networks", "n_voxels")
-        }
-        return cls(**rest, **arrays, sfreq=content["sfreq"])
+        # JSON knows lists only; the networks were built from tuples.
+        names = ("dims", "shape", "subjects", "ch_names", "networks", "n_voxels")
+        axes: dict[str, Any] = {key: tuple(content[key]) for key in names}
+        return cls(**axes, **arrays, sfreq=content["sfreq"])
 
 
 def describe_signal(responses: Responses) -> Signal:

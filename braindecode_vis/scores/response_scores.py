@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.encoders.ridge import RidgeConfig
@@ -119,9 +120,10 @@ def score_brain(task: BrainTask) -> tuple[list[Score], list[str]]:
         )
     made = {name: stack for name, stack in task.images.items() if name != "shuffled"}
     table = make_image_table(task.seen, {"seen": task.seen, **made})
-    encoder: Any = task.config.features.build()
-    if hasattr(encoder, "fit"):
-        encoder.fit(iter(task.seen[:1]))
+    encoder = roles.build(roles.IMAGE_ENCODER, task.config.features)
+    encoder.fit(
+        iter(task.seen[:1])
+    )  # the target `pixels` takes its size from it; pretrained ones learn nothing
     features = np.asarray(encoder.encode(iter(table.images)))
     training = _encode_training(task, encoder)
     scores: list[Score] = []

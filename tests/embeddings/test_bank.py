@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings import bank
-from braindecode_vis.embeddings.bank import embed_shard, embed_stimuli, iterate_decoded, list_banks
+from braindecode_vis.embeddings.bank import embed_stimuli, iterate_decoded, list_banks
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_file
 
@@ -40,7 +40,7 @@ def make_stimuli(pixels=PIXELS):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(bank, "SHARD_SIZE", 4)
+    monkeypatch.setattr(bank, "CHUNK", 4)
 
 
 def test_a_finished_bank_is_one_memory_map_with_its_provenance(tmp_path):
@@ -67,35 +67,26 @@ def test_a_changed_image_recomputes_only_itself(tmp_path):
     np.testing.assert_array_equal(embedded.vectors, changed.astype(np.float32).mean((1, 2)))
 
 
-def test_shards_do_not_depend_on_the_number_of_processes(tmp_path):
-    stimuli, batches = make_stimuli(), []
-    for name, count in (("one", 1), ("three", 3)):
-        encoder = MeanEncoder()
-        computed = [
-            embed_shard(encoder, stimuli, cache=tmp_path / name, shard=(i, count)) for i in range(count)
-        ]
-        assert sum(computed) == len(stimuli)
-        batches.append(sorted(encoder.seen))
-        late = MeanEncoder()
-        embedded = embed_stimuli(late, stimuli, cache=tmp_path / name)
-        assert late.seen == []
-        np.testing.assert_array_equal(embedded.vectors, PIXELS.astype(np.float32).mean((1, 2)))
-    assert batches[0] == batches[1]  # the same images share a batch
-    with pytest.raises(ConfigError, match="shard 3 of 3 does not exist"):
-        embed_shard(MeanEncoder(), stimuli, cache=tmp_path, shard=(3, 3))
+def test_an_image_shares_its_batch_with_the_same_others_wherever_a_run_stopped(tmp_path):
+    stimuli, whole, late = make_stimuli(), MeanEncoder(), MeanEncoder()
+    embed_stimuli(whole, stimuli, cache=tmp_path / "one")
+    assert whole.seen == [4, 4, 3]
+    embed_stimuli(MeanEncoder(), stimuli.select(stimuli.ids[4:8]), cache=tmp_path / "two")
+    embed_stimuli(late, stimuli, cache=tmp_path / "two")
+    assert late.seen == [4, 3]
 
 
-def _run_shard(arguments):
-    cache, index = arguments
-    bank.SHARD_SIZE = 4
-    return embed_shard(MeanEncoder(), make_stimuli(), cache=Path(cache), shard=(index, 2))
+def _embed_part(arguments):
+    cache, first = arguments
+    bank.CHUNK = 4
+    stimuli = make_stimuli()
+    return len(embed_stimuli(MeanEncoder(), stimuli.select(stimuli.ids[first:]), cache=Path(cache)))
 
 
 @pytest.mark.slow
 def test_two_processes_fill_one_bank(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        counts = pool.map(_run_shard, [(str(tmp_path), 0), (str(tmp_path), 1)])
-    assert sum(counts) == len(PIXELS)
+        pool.map(_embed_part, [(str(tmp_path), 0), (str(tmp_path), 4)])
     embedded = embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
     np.testing.assert_array_equal(embedded.vectors, PIXELS.astype(np.float32).mean((1, 2)))
 

@@ -62,7 +62,7 @@ def make_stimuli(n):
 
 
 def test_a_bank_computes_each_image_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("braindecode_vis.embeddings.bank.SHARD_SIZE", 4)
+    monkeypatch.setattr("braindecode_vis.embeddings.bank.CHUNK", 4)
     stimuli, encoder = make_stimuli(10), CountingEncoder()
     first = embed_stimuli(encoder, stimuli.select(["image1", "image5"]), cache=tmp_path)
     assert encoder.seen == 2
@@ -76,7 +76,7 @@ def test_a_bank_computes_each_image_once(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_bank_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("braindecode_vis.embeddings.bank.SHARD_SIZE", 4)
+    monkeypatch.setattr("braindecode_vis.embeddings.bank.CHUNK", 4)
     stimuli, encoder = make_stimuli(10), CountingEncoder()
 
     def stop(n):

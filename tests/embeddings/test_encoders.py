@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from braindecode_vis import roles
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
@@ -55,6 +56,11 @@ ENCODERS = [
 each_encoder = pytest.mark.parametrize("config", ENCODERS, ids=lambda c: c.kind)
 
 
+def build(config):
+    """Return the encoder with the whole of its role, fitted if it learns anything."""
+    return roles.build(roles.IMAGE_ENCODER, config).fit(IMAGES)
+
+
 def test_every_kind_is_here():
     _, viewed = get_args(ViewedEncoderConfig)
     assert {c.kind for c in ENCODERS} == {*viewed.kinds, "pixels", "pca", "views"}
@@ -63,7 +69,7 @@ def test_every_kind_is_here():
 @each_encoder
 def test_the_contract(config, tmp_path):
     """Shape, name, determinism, independence of the batch, and a place on disk."""
-    encoder = config.build().fit(IMAGES)
+    encoder = build(config)
     assert isinstance(encoder, ImageEncoder)
     vectors = encoder.encode(iter(IMAGES))
     assert vectors.dtype == np.float32
@@ -72,7 +78,7 @@ def test_the_contract(config, tmp_path):
     assert np.isfinite(vectors).all()
     assert np.ptp(vectors, axis=0).max() > 0  # images differ
 
-    again = config.build().fit(IMAGES)
+    again = build(config)
     assert again.space == encoder.space
     np.testing.assert_array_equal(again.encode(IMAGES), vectors)
     one_by_one = np.concatenate([encoder.encode([image]) for image in IMAGES])
@@ -81,7 +87,8 @@ def test_the_contract(config, tmp_path):
     assert encoder.encode([]).shape == (0, *vectors.shape[1:])
 
     encoder.write(tmp_path)
-    read = config.read(tmp_path)
+    settings = roles.play(roles.IMAGE_ENCODER_SETTINGS, config)
+    read = roles.read(roles.IMAGE_ENCODER, settings, tmp_path)
     assert read.space == encoder.space
     np.testing.assert_array_equal(read.encode(IMAGES[:2]), encoder.encode(IMAGES[:2]))
 
@@ -93,7 +100,7 @@ def test_the_fingerprint_says_what_is_computed_and_not_how(config):
     if hasattr(config, "batch_size"):
         other = config.model_copy(update={"batch_size": 1})
         assert other.hashed_fields() == fields
-        assert other.build().fit(IMAGES).space == config.build().fit(IMAGES).space
+        assert build(other).space == build(config).space
     if getattr(config, "weights", None) == "random":
         other = config.model_copy(update={"random_seed": 1})
         assert other.hashed_fields() != fields
@@ -103,7 +110,7 @@ def test_the_fingerprint_says_what_is_computed_and_not_how(config):
 @each_encoder
 def test_blank_images_stay_finite(config):
     """Normalising a uniform image by its own spread would give NaN."""
-    encoder = config.build().fit(IMAGES)
+    encoder = build(config)
     blank = [np.zeros((40, 52, 3), np.uint8), np.full((52, 40, 3), 255, np.uint8)]
     assert np.isfinite(encoder.encode(blank)).all()
 
