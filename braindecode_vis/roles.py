@@ -352,6 +352,8 @@ class WholeSettings(Protocol):
     pool: bool
     #: Prior: whether it learns from predictions of training trials.
     needs_predictions: bool
+    #: Prior: whether it knows images that the generator brings along.
+    asks_generator: bool
     #: Prior: whether its draws are meant to be embeddings of images, and not predictions.
     draws_images: bool
     #: Generator: whether it wants the noise of single repetitions.
@@ -375,6 +377,10 @@ class WholeSettings(Protocol):
 
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain values that enter the fingerprint."""
+        ...
+
+    def check_low_level(self, n_values: int) -> None:
+        """Encoder: raise `ConfigError` unless it can predict latents of so many values that become images."""
         ...
 
     def accepts(self, target_kind: str) -> bool:
@@ -512,6 +518,10 @@ def _accept(settings: Any, target_kind: str) -> bool:
     return True  # the generator itself compares the names of the spaces when it is built
 
 
+def _accept_latents(settings: Any, n_values: int) -> None:
+    """Take latents of any number of values."""
+
+
 def _choose_nothing(settings: Any) -> list[str]:
     return []
 
@@ -601,14 +611,14 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "decodes_categories": False, "reads_text": False, "trains_in_processes": False, "pool": False,
-        "read": _read_seeded,
+        "read": _read_seeded, "check_low_level": _accept_latents,
     },
 )  # fmt: skip
 PRIOR_SETTINGS: Role[WholeSettings] = Role(
     "settings of a prior",
     _SETTINGS,
     {
-        "needs_predictions": True, "draws_images": True, "find_images": _take_training_images,
+        "needs_predictions": True, "draws_images": True, "asks_generator": False, "find_images": _take_training_images,
         "describe_choices": _choose_nothing,
     },
 )  # fmt: skip

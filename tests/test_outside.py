@@ -302,7 +302,7 @@ def test_a_component_of_every_role_goes_through_a_whole_run(installed, tmp_path)
     audited = call("audit", out, path=installed)
     assert "wrong" not in audited.stdout
     scores = json.loads((out / "scores.json").read_text())
-    assert {"top1", "pixcorr"} <= {row["metric"] for row in scores}
+    assert {"brightness_gap", "top1", "pixcorr"} <= {row["metric"] for row in scores}
     provenance = json.loads((out / "provenance.json").read_text())
     named = {entry["kind"]: entry for entry in provenance["outside"]}
     assert set(named) == {

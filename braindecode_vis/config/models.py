@@ -16,14 +16,19 @@ from braindecode_vis.generators.image_fusion import ImageFusionConfig
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.suite import MetricSuiteConfig
 from braindecode_vis.preprocessing.selection import SelectionConfig
-from braindecode_vis.registry import Component, list_kinds, validate_component
-from braindecode_vis.roles import DATASET, ENCODER_SETTINGS, GENERATOR_SETTINGS, check_settings, play
+from braindecode_vis.registry import INSIDE, Component, list_kinds, validate_component
+from braindecode_vis.roles import (
+    DATASET,
+    ENCODER_SETTINGS,
+    GENERATOR_SETTINGS,
+    PRIOR_SETTINGS,
+    check_settings,
+    play,
+)
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
 from braindecode_vis.settings import OUTSIDE, Settings
 from braindecode_vis.training.pretraining_config import PretrainConfig
-
-CATEGORY_DECODERS = ("lda", "logistic", "network_categories")
 
 
 class RetrievalConfig(Settings):
@@ -77,30 +82,21 @@ class LowLevelConfig(Settings):
         How its images and those of the generator become one.
     """
 
-    #: Objectives that learn latents with their scale, without which they are no images.
-    with_scale: ClassVar[frozenset[str]] = frozenset({"l1", "mse"})
-
     target: Annotated[Any, Component("target", only=("vae", "taesd"), outside=False)]
-    encoder: Annotated[Any, Component("encoder", only=("ridge", "network"), outside=False)] = Field(
-        default={"kind": "ridge"}
-    )
+    encoder: Annotated[Any, Component("encoder")] = Field(default={"kind": "ridge"})
     fusion: ImageFusionConfig = ImageFusionConfig()
 
     @model_validator(mode="after")
-    def _check_network(self) -> Self:
-        if self.encoder.kind == "network":
-            self.encoder.refuse_unused("out_of_fold", because="nothing learns from predictions of the branch")
-            kinds = [objective.kind for objective in self.encoder.objectives]
-            if not self.with_scale.intersection(kinds):
-                raise ValueError(
-                    f"encoder.objectives {', '.join(kinds)} say nothing of the scale of latents, so that they cannot "
-                    "be decoded; add l1 (as ATM does) or mse"
-                )
-            if self.encoder.network.kind == "latent_decoder":
-                try:
-                    self.encoder.network.plan(math.prod(self.target.build().latent_shape))
-                except ConfigError as error:
-                    raise ValueError(f"encoder: {str(error).rstrip('.')}") from error
+    def _check_encoder(self) -> Self:
+        settings = play(ENCODER_SETTINGS, self.encoder)
+        if settings.decodes_categories:
+            raise ValueError(
+                f"encoder {self.encoder.kind!r} names classes, and latents of images are wanted here"
+            )
+        try:
+            settings.check_low_level(math.prod(self.target.build().latent_shape))
+        except ConfigError as error:
+            raise ValueError(f"encoder: {str(error).rstrip('.')}") from error
         return self
 
 
@@ -233,11 +229,12 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_split_fits_encoder(self) -> Self:
-        if self.decodes_categories != (self.split.kind == "leave_one_run_out"):
+        if self.decodes_categories != self.split.for_categories:
+            decoders = [kind for kind in INSIDE["encoder"] if _names_classes(kind)]
             raise ValueError(
                 f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories "
-                f"are decoded by {', '.join(CATEGORY_DECODERS)} under split.kind leave_one_run_out, images by other "
-                "encoders and splits"
+                f"are decoded by {', '.join(decoders)} under split.kind leave_one_run_out, images by other encoders "
+                "and splits"
             )
         return self
 
@@ -248,14 +245,19 @@ class RunConfig(Settings):
                 f"selection chooses columns for encoders of images, and the encoder {self.encoder.kind!r} decodes "
                 "categories from all columns; leave selection out, or choose with the settings of the data set"
             )
+        if self.decodes_categories and self.evaluation.metrics:
+            raise ValueError(
+                f"evaluation.metrics compare images or embeddings, and the encoder {self.encoder.kind!r} decodes "
+                "categories; leave them out"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_standardising_fits_split(self) -> Self:
         zscore = play(DATASET, self.dataset).standardises()
         # Standardising precedes the split, with the trials that the data set itself declares as training.
-        fits = {"kfold": ("none",), "leave_one_run_out": ("none", "run")}.get(self.split.kind, (zscore,))
-        if zscore not in fits:
+        fits = self.split.standardising
+        if fits is not None and zscore not in fits:
             raise ValueError(
                 f"dataset.zscore {zscore!r} would standardise with trials that the split {self.split.kind!r} tests; "
                 f"set dataset.zscore to {' or '.join(fits)}, or split.kind to published"
@@ -266,7 +268,7 @@ class RunConfig(Settings):
     def _check_whitening_fits_split(self) -> Self:
         # What is learnt before the split learns from the declared training trials.
         learnt = play(DATASET, self.dataset).learns_before_split()
-        if learnt and self.split.kind in ("kfold", "leave_one_run_out"):
+        if learnt and self.split.tests_training_trials:
             raise ValueError(
                 f"dataset.{learnt[0]} would learn from trials that the split {self.split.kind!r} tests; "
                 f"leave it out, or set split.kind to published"
@@ -300,10 +302,10 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_generator_knows_images(self) -> Self:
-        from braindecode_vis.priors.image_source import ImageSourceSettings
-
-        wanted = isinstance(self.prior, ImageSourceSettings) and self.prior.images == "generator"
-        if wanted and not play(GENERATOR_SETTINGS, self.generator).knows_images:
+        if (
+            play(PRIOR_SETTINGS, self.prior).asks_generator
+            and not play(GENERATOR_SETTINGS, self.generator).knows_images
+        ):
             raise ValueError(
                 f"prior.images is generator, and the generator {self.generator.kind!r} brings no images along; set "
                 "prior.images to training or to a folder of embeddings, or generator.kind to latent_diffusion"
@@ -319,6 +321,10 @@ class RunConfig(Settings):
                 "or taesd (generator latents), efficientnet-lite0 (latent_diffusion) or openclip (sdxl_turbo, unclip)"
             )
         return self
+
+
+def _names_classes(kind: str) -> bool:
+    return play(ENCODER_SETTINGS, validate_component("encoder", {"kind": kind})).decodes_categories
 
 
 def list_analyses() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     return run.once("evaluate", lambda: _evaluate(run))
 
 
+@cache
+def _register(settings: Any) -> str:
+    """Add a metric from outside, once for each settings, and return its name."""
+    from braindecode_vis.metrics.metric_registry import register_metric
+
+    name: str = register_metric(settings.build()).name
+    return name
+
+
 def _evaluate(run: Run) -> list[dict[str, Any]]:
     if run.config.decodes_categories:
         prepared = preprocess(run)
@@ -35,6 +45,8 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     ceilings = find_ceilings(config, prepared)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
     protocol = describe_protocol(run, prepared, retrieved.gallery_protocol)
+    # also where scores are read again: the report asks for the words of each metric
+    metrics = [_register(settings) for settings in config.evaluation.metrics]
 
     def compute(folder: Path) -> None:
         from braindecode_vis.scores.score_table import ScoringTask, compute_scores
@@ -59,6 +71,7 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
             ceilings=ceilings,
             suite=None if config.evaluation.suite is None else config.evaluation.suite.build(),
             best_of=config.evaluation.best_of,
+            metrics=metrics,
             conditions=_name_conditions(run, images.ids),
         )
         with run.listener.progress("scoring", task.n_steps) as advance:

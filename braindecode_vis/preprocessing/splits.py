@@ -235,7 +235,18 @@ def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tu
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-class PublishedSplitConfig(Settings):
+class SplitSettings(Settings):
+    """What a configuration asks a split before there are trials."""
+
+    #: Whether its folds are for decoders of categories, whose test trials show categories that were trained on.
+    for_categories: ClassVar[bool] = False
+    #: Whether trials that the data set declares as training are tested, so that nothing may be learnt before the split.
+    tests_training_trials: ClassVar[bool] = False
+    #: Over what responses may be standardised before the split without seeing a test trial; None is anything.
+    standardising: ClassVar[tuple[str, ...] | None] = None
+
+
+class PublishedSplitConfig(SplitSettings):
     """The training and test trials that the authors of the data set declared.
 
     Parameters
@@ -262,7 +273,7 @@ class PublishedSplitConfig(Settings):
         )
 
 
-class KFoldSplitConfig(Settings):
+class KFoldSplitConfig(SplitSettings):
     """K folds over the images, stratified by concept; every trial is tested once.
 
     All repetitions of an image fall into the same fold.
@@ -278,6 +289,9 @@ class KFoldSplitConfig(Settings):
     kind: Literal["kfold"] = "kfold"
     n_folds: int = Field(default=10, ge=2)
     stratify: bool = True
+
+    tests_training_trials: ClassVar[bool] = True
+    standardising: ClassVar[tuple[str, ...] | None] = ("none",)
 
     def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
         """Deal the shuffled images of each concept over the folds in turn."""
@@ -302,10 +316,14 @@ class KFoldSplitConfig(Settings):
         return make_split(protocol, folds, trials, concepts, needs=("image",))
 
 
-class LeaveOneRunOutConfig(Settings):
+class LeaveOneRunOutConfig(SplitSettings):
     """One fold per run: the decoder of a run has seen every other run of the subject, for category decoding."""
 
     kind: Literal["leave_one_run_out"] = "leave_one_run_out"
+
+    for_categories: ClassVar[bool] = True
+    tests_training_trials: ClassVar[bool] = True
+    standardising: ClassVar[tuple[str, ...] | None] = ("none", "run")  # a run is tested as a whole
 
     def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
         """Return one fold per subject, session and run; training runs are of the same subject."""
@@ -323,7 +341,7 @@ class LeaveOneRunOutConfig(Settings):
         return make_split(protocol, tuple(folds), trials, concepts, needs=("run",))
 
 
-class LeaveOneSubjectOutConfig(Settings):
+class LeaveOneSubjectOutConfig(SplitSettings):
     """One fold per subject: its test trials are decoded by an encoder that has seen other subjects only.
 
     Training and test images are those that the data set declares, so that neither the subject nor the image was seen.

@@ -34,6 +34,11 @@ class ImageSourceSettings(Settings):
 
     images: Literal["training", "generator"] | Path = "training"
 
+    @property
+    def asks_generator(self) -> bool:
+        """Whether the images are those that the generator brings along."""
+        return self.images == "generator"
+
     def find_folder(self) -> Path | None:
         """Return the folder of embeddings, if there is one.
 

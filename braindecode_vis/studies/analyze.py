@@ -17,6 +17,7 @@ from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.roles import ANALYSIS, play
 from braindecode_vis.studies.chosen_features import ChosenFeatures, ranks_features
 
 
@@ -121,7 +122,7 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
 
-    if ranks_features(config.selection) and not getattr(analysis, "uses_encoder", True):
+    if ranks_features(config.selection) and not play(ANALYSIS, analysis).uses_encoder:
         raise ConfigError(
             f"{analysis.kind} uses all columns and not the encoder that a choice by reliability or encoding score is "
             "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from braindecode_vis.checks import ConfigError
 from braindecode_vis.registry import ByKind, Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
@@ -24,6 +25,9 @@ from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder
+
+#: Objectives that learn latents with their scale, without which they are no images.
+_WITH_SCALE = frozenset({"l1", "mse"})
 
 BatchSize = Annotated[int, Field(ge=2)] | Literal["auto"]
 HeldOutShare = Annotated[float, Field(ge=0, le=0.5)]
@@ -270,6 +274,22 @@ class NetworkEncoderConfig(Settings):
                 "network; remove one of them"
             )
         return self
+
+    def check_low_level(self, n_values: int) -> None:
+        """Raise `ConfigError` unless the network can predict latents of so many values that become images."""
+        if self.out_of_fold is not None:
+            raise ConfigError(
+                f"out_of_fold is {self.out_of_fold}, which nothing looks at: nothing learns from predictions of the "
+                "branch; leave out_of_fold out"
+            )
+        kinds = [objective.kind for objective in self.objectives]
+        if not _WITH_SCALE.intersection(kinds):
+            raise ConfigError(
+                f"objectives {', '.join(kinds)} say nothing of the scale of latents, so that they cannot be decoded; "
+                "add l1 (as ATM does) or mse"
+            )
+        if self.network.kind == "latent_decoder":
+            self.network.plan(n_values)
 
     def build(self, *, seed: int) -> NetworkEncoder:
         """Return the unfitted encoder."""
