@@ -84,7 +84,7 @@ class Bold5000BetasConfig(FmriSettings):
     betas
         Version of the model, as the file names spell it.
     form
-        ``volumes`` in each person's space, tables of ``rois``, or what is there (``auto``: volumes first).
+        ``volumes`` in each subject's space, tables of ``rois``, or what is there (``auto``: volumes first).
     rois
         Regions of the tables, for example ``[LHEarlyVis, RHLOC]``; all by default.
     images
@@ -224,7 +224,7 @@ class Bold5000BetasConfig(FmriSettings):
 
 @dataclass(frozen=True)
 class Found:
-    """The files of one person."""
+    """The files of one subject."""
 
     subject: str
     form: Literal["volumes", "rois"]
@@ -315,6 +315,7 @@ def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geo
     tables = []
     for path in found.betas:
         try:
+            # Mapped: a table of all sessions is read a few trials at a time.
             table = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read as an array ({error}); fetch it again.") from error

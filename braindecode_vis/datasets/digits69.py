@@ -1,4 +1,4 @@
-"""Handwritten sixes and nines, seen by one person (van Gerven, de Lange and Heskes 2010).
+"""Handwritten sixes and nines, seen by one subject (van Gerven, de Lange and Heskes 2010).
 
 Owns the MATLAB file ``digit69_28x28.mat`` as redistributed with Du et al. (2018): 90 + 10 trials of 3092 voxels
 in arbitrary units, with the 28 x 28 image of each trial. The file says nothing of runs, repetitions or voxel
@@ -127,8 +127,8 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
         labels = labels.ravel()
         if not len(voxels) == len(stimuli) == len(labels):
             raise DataError(
-                f"{path} pairs {len(voxels)} responses with {len(stimuli)} images and {len(labels)} labels "
-                f"in its {split} part; it is not the published file."
+                f"{path} pairs {len(voxels)} responses with {len(stimuli)} images and {len(labels)} labels in its "
+                f"{split} part; it is not the published file."
             )
         unknown = sorted(set(labels.tolist()) - set(_CONCEPTS))
         if unknown:

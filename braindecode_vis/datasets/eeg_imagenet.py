@@ -1,4 +1,4 @@
-"""EEG-ImageNet (Zhu et al. 2024): 62-channel EEG of 16 people who saw ImageNet pictures of 80 categories.
+"""EEG-ImageNet (Zhu et al. 2024): 62-channel EEG of 16 subjects who saw ImageNet pictures of 80 categories.
 
 Owns the configuration, the two layouts (``EEG-ImageNet_1.pth`` and ``_2.pth``, or one ``EEG-ImageNet.pth``), the
 meaning of each entry, and the opening of the files. What a ``.pth`` file holds is a dictionary of tensors and text, so
@@ -56,6 +56,7 @@ CHANNELS = (
     "PO4", "PO6", "PO8", "CB1", "O1", "Oz", "O2", "CB2",
 )  # fmt: skip
 """The list that its authors publish beside the code, without mastoids, EOG and triggers; the files name no channels."""
+# Zhu et al. (2024): 50 pictures of a category in a row, the first 30 for training.
 N_PER_BLOCK = 50
 N_TRAIN_PER_BLOCK = 30
 WARNING = (
@@ -131,8 +132,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         unknown = [name for name in channels if name not in CHANNELS]
         if unknown or not channels or len(set(channels)) != len(channels):
             raise ConfigError(
-                "dataset.channels must name some of the 62 channels once each, "
-                f"not {unknown[0] if unknown else channels!r}."
+                "dataset.channels must name some of the 62 channels once each, not "
+                f"{unknown[0] if unknown else channels!r}."
             )
         archives = [
             open_archive(path, trust=self.trust_pickle, scratch=scratch, n_channels=len(CHANNELS))
@@ -171,7 +172,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
                 table = archives[-1].entries
                 findings.append(
                     CheckFinding(
-                        path.name, True, f"{len(table)} epochs of {table['subject'].nunique()} people"
+                        path.name, True, f"{len(table)} epochs of {table['subject'].nunique()} subjects"
                     )
                 )
             except ConfigError as error:
@@ -201,7 +202,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
                 sample_part(part, sfreq=SFREQ)
         except (DataError, ConfigError) as error:
             return CheckFinding("samples", False, str(error))
-        return CheckFinding("samples", True, f"finite and not flat where looked at, {len(parts)} people")
+        return CheckFinding("samples", True, f"finite and not flat where looked at, {len(parts)} subjects")
 
     def _find(self) -> list[Path]:
         return find_archives(check_root(self.root, read_manifest("eeg_imagenet")), self.layout)
@@ -227,8 +228,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         if absent:
             raise DataError(
                 f"subject {absent[0]} of EEG-ImageNet is in none of {', '.join(a.path.name for a in archives)}, "
-                f"which hold {', '.join(map(str, there))}; fetch the other part, or list others with "
-                "--set dataset.subjects."
+                f"which hold {', '.join(map(str, there))}; fetch the other part, or list others with --set "
+                "dataset.subjects."
             )
         parts = []
         for subject in wanted:
@@ -259,9 +260,9 @@ def _read(
 
 
 def select_entries(archive: Archive, subject: int, granularity: Granularity) -> pd.DataFrame:
-    """Return the trials of a person: one row per entry, in the order of the file, with `entry` and `file`.
+    """Return the trials of a subject: one row per entry, in the order of the file, with `entry` and `file`.
 
-    `run` counts the blocks of the person, `split` follows the authors: the first 30 pictures of a block are for
+    `run` counts the blocks of the subject, `split` follows the authors: the first 30 pictures of a block are for
     training, the last 20 for testing.
 
     Raises
@@ -271,6 +272,7 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
     """
     table = archive.entries
     own = table[table["subject"] == subject].copy()
+    # Entries stand in the order of presentation, so that a new label begins a block.
     block = (own["label"] != own["label"].shift()).cumsum()
     position = own.groupby(block, sort=False).cumcount()
     turns = list(
@@ -282,6 +284,7 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
         own = own[own["granularity"] == granularity]
     elif granularity != "all":
         task = int(granularity[-1])
+        # The authors' five fine tasks are consecutive eights of the list of labels.
         own = own[(own["granularity"] == "fine") & own["label"].isin(archive.labels[8 * task : 8 * task + 8])]
     if own.empty:
         raise DataError(
@@ -296,7 +299,7 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
 
 
 def check_disjoint(archives: list[Archive]) -> None:
-    """Raise `DataError` if a person is in two files: the same part twice, under two names."""
+    """Raise `DataError` if a subject is in two files: the same part twice, under two names."""
     seen: dict[int, Path] = {}
     for archive in archives:
         for subject in archive.entries["subject"].unique().tolist():
@@ -317,7 +320,7 @@ def _check_facts(archives: list[Archive]) -> list[CheckFinding]:
     }  # fmt: skip
     declared = read_manifest("eeg_imagenet").facts
     if found["n_subjects"] < declared["n_subjects"]:
-        text = f"{found['n_subjects']} of {declared['n_subjects']} people are here, so the totals are not compared"
+        text = f"{found['n_subjects']} of {declared['n_subjects']} subjects are here, so the totals are not compared"
         return [CheckFinding("n_subjects", True, text)]
     return [
         CheckFinding(
@@ -360,6 +363,7 @@ class Archive:
 
     def guess_unit(self) -> str:
         """Return ``V``, or ``arbitrary`` if the numbers are too large for that: the files do not say."""
+        # A few epochs over the whole file: one may be flat or hold a blink.
         picked = np.unique(np.linspace(0, len(self.entries) - 1, 20).astype(int)).tolist()
         typical = float(np.median([self.read(row).std(axis=1) for row in picked]))
         return "V" if typical < _VOLT_BELOW else "arbitrary"
@@ -389,8 +393,8 @@ def find_archives(root: Path, layout: str) -> list[Path]:
     single = [path for path, match in named.items() if not match[1]]
     if parts and single and layout == "auto":
         raise ConfigError(
-            f"{folder} holds EEG-ImageNet both in parts and in one file; choose one with "
-            "--set dataset.layout=parts or single."
+            f"{folder} holds EEG-ImageNet both in parts and in one file; choose one with --set dataset.layout=parts "
+            "or single."
         )
     chosen = {"parts": parts, "single": single, "auto": parts or single}[layout]
     if not chosen:
@@ -464,6 +468,7 @@ def _load_restricted(path: Path) -> Any:
 
     try:
         try:
+            # Mapped, a part of 4 GB costs no memory until an epoch is read.
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
@@ -517,6 +522,7 @@ def _check_entries(entries: pd.DataFrame, labels: list[str], path: Path) -> None
     unlisted = sorted(set(entries["label"]) - set(labels))
     if unlisted:
         raise DataError(f"{path} has entries of the category {unlisted[0]}, which its list of labels lacks.")
+    # File names of ImageNet begin with the synset, which is the label.
     shifted = entries["file"].str.split("_").str[0] != entries["label"]
     if shifted.any():
         row = int(np.flatnonzero(shifted)[0])
@@ -553,6 +559,7 @@ def _convert(path: Path, scratch: Path | None, n_channels: int) -> Archive:
         raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")
     folder = scratch / path.stem
     folder.mkdir(parents=True, exist_ok=True)
+    # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
     command = [
         sys.executable, "-I", "-W", "ignore", "-c", _CONVERT,
         str(path.absolute()), str(folder.absolute()), str(n_channels),

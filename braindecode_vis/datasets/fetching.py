@@ -37,6 +37,7 @@ PART = ".part"
 Progress = Callable[[str, int, int | None], None]
 _ATTEMPTS = 5  # broken connections that still brought something, before giving up
 _BLOCK_BYTES = 1 << 18
+# Archives may take long to answer for a large file.
 _TIMEOUT_S = 60.0
 _REFUSED = {
     401: "the server asks for a login: accept the terms on its page, and bring the file yourself",
@@ -146,6 +147,7 @@ def _fetch_one(
     _check_space(entry, part, target)
     _download(address, part, entry, progress)
     _verify(part, entry, address)
+    # One rename, so that a file under its own name is whole and verified.
     part.replace(target)
     _forget(part)
     size = target.stat().st_size
@@ -211,8 +213,8 @@ def _download(url: str, part: Path, entry: ManifestFile, progress: Progress | No
         if after <= before or attempt == _ATTEMPTS:
             of = "" if entry.bytes is None else f" of {entry.bytes}"
             raise _TransferError(
-                f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again: "
-                "it goes on from there"
+                f"{url} broke off after {after}{of} bytes ({reason}); check the network and fetch again: it goes on "
+                "from there"
             )
     raise _TransferError(f"{url} refuses to send the file from its start; try again later")
 
@@ -221,10 +223,13 @@ def _receive(url: str, part: Path, entry: ManifestFile, progress: Progress | Non
     """Receive what one connection gives, and say whether that was all that the server announced."""
     offset = part.stat().st_size if part.exists() else 0
     validator = _stamp_of(part).read_text() if _stamp_of(part).exists() else ""
+    # A packed answer would have other offsets than the file.
     headers = {"User-Agent": "braindecode-vis", "Accept-Encoding": "identity"}
+    # Without either, it cannot be told whether the rest belongs to the same file.
     if offset and (validator or entry.sha256):
         headers["Range"] = f"bytes={offset}-"
         if validator:
+            # If the file was replaced at its source, the server then sends all of the new one.
             headers["If-Range"] = validator
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:

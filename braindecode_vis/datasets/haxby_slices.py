@@ -58,6 +58,7 @@ class HaxbySlicesConfig(FmriSettings):
     acq: Literal["1slice", "25mm"] = "1slice"
     mask: Literal["brain", "gray", "white", "vt", "hoc"] | None = None
     model: ModelConfig = Field(
+        # The response lags its stimulus by about 5 s, at both ends of a block of 24 s.
         default=WindowConfig(
             start=5.0,
             stop=5.0,

@@ -109,12 +109,14 @@ class RecordedSettings(DatasetSettings):
 def find_package_data(folder: str) -> Path:
     """Return the folder of shipped files, inside an installed package or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
+    # A wheel brings the folder inside the package, a checkout has it beside.
     for candidate in (package / "_data" / folder, package.parent / folder):
         if candidate.is_dir():
             return candidate
     raise DataError(f"the folder {folder} that ships with the package is missing; install the package again.")
 
 
+# Read and validated once in a process.
 @cache
 def read_manifests() -> dict[str, Manifest]:
     """Return every manifest by name, sorted."""
@@ -153,8 +155,8 @@ def check_root(root: Path | None, manifest: Manifest) -> Path:
     root = root.expanduser()
     if not root.is_dir():
         raise DataError(
-            f"the root {root} of the data set {manifest.name} is not a folder; "
-            f"pass the folder that holds {manifest.files[0].path if manifest.files else 'its files'} with --root."
+            f"the root {root} of the data set {manifest.name} is not a folder; pass the folder that holds "
+            f"{manifest.files[0].path if manifest.files else 'its files'} with --root."
         )
     return root
 
@@ -182,6 +184,7 @@ def check_one_file(root: Path, manifest: Manifest, entry: ManifestFile) -> Check
     if not path.is_file():
         return CheckFinding(entry.path, False, f"{path} is missing; {describe_source(manifest)}")
     size = path.stat().st_size
+    # Told by the size first: hashing gigabytes to learn that they are cut short takes minutes.
     if entry.bytes is not None and size < entry.bytes:
         return CheckFinding(
             entry.path,
@@ -225,6 +228,7 @@ def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, wha
     unit = f" {what}" if what else ""
     if found == declared:
         return CheckFinding(item, True, f"{found}{unit} as declared")
+    # The sizes of a phantom are a choice of whoever made it, so they are told and not judged.
     if root is not None and is_simulated(root):
         return CheckFinding(item, True, f"{found}{unit}; simulated (the real data set has {declared})")
     return CheckFinding(item, False, f"{found}{unit}, declared {declared}")

@@ -64,6 +64,7 @@ class MuseN170Config(RecordedSettings):
 
     kind: Literal["muse_n170"] = "muse_n170"
     channels: tuple[str, ...] = CHANNELS
+    # The N170 lies within this band, and a headband drifts below it.
     l_freq: float = Field(default=1.0, gt=0)
     h_freq: float = Field(default=30.0, gt=0)
     sfreq: float = Field(default=64.0, gt=0)
@@ -95,8 +96,8 @@ class MuseN170Config(RecordedSettings):
             )
         if not self.l_freq < self.h_freq < SFREQ / 2:
             raise ConfigError(
-                f"dataset.l_freq < dataset.h_freq < {SFREQ / 2:g} Hz must hold, "
-                f"not {self.l_freq:g} and {self.h_freq:g}."
+                f"dataset.l_freq < dataset.h_freq < {SFREQ / 2:g} Hz must hold, not {self.l_freq:g} and "
+                f"{self.h_freq:g}."
             )
         plan = EpochPlan(
             sfreq=self.sfreq, tmin=self.tmin, tmax=self.tmax, window=(self.tmin, self.tmax), baseline=self.baseline,
@@ -212,8 +213,8 @@ def find_runs(root: Path | None) -> list[Path]:
             break
     else:
         raise DataError(
-            f"no run of muse_n170 was found in {folder} or its folder recordings: "
-            "expected data_*.csv or data_*.csv.gz."
+            f"no run of muse_n170 was found in {folder} or its folder recordings: expected data_*.csv or "
+            "data_*.csv.gz."
         )
     runs: dict[str, Path] = {}
     for path in sorted(found):
@@ -288,6 +289,7 @@ def read_run(path: Path, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndar
         raise DataError(f"{path} has the marker {unknown[0]}; 0 (none), 1 (house) and 2 (face) are known.")
     if not len(onsets):
         raise DataError(f"{path} has no marker of a face or house in {_MARKER}.")
+    # Stored in microvolt.
     return values * 1e-6, onsets, marker[onsets].astype(int)
 
 

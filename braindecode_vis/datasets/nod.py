@@ -1,4 +1,4 @@
-"""Natural Object Dataset (Gong et al. 2023, ds004496): thirty people, ImageNet pictures once, COCO pictures ten times.
+"""Natural Object Dataset (Gong et al. 2023, ds004496): 30 subjects, ImageNet pictures once, COCO pictures ten times.
 
 Owns what the event tables of its two experiments mean. They name the picture in different columns (`stim_file` and
 `condition`), and a number in `trial_type` stands for a class in one and for a picture in the other. In the COCO runs,
@@ -31,6 +31,7 @@ from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.bold_source import BoldSource
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
+# Blanks need no model; a press after a change of the fixation point does.
 _WITHOUT_PICTURE = {1000: "", 2000: "fixation_change"}
 
 
@@ -40,7 +41,7 @@ class NodConfig(BoldSettings):
     Parameters
     ----------
     tasks
-        ``imagenet``: 1000 pictures a session, each seen once, training trials. ``coco``: 120 pictures that everybody
+        ``imagenet``: 1000 pictures a session, each seen once, training trials. ``coco``: 120 pictures that all subjects
         saw ten times, test trials. The authors declare no split; this one keeps what was repeated for testing. Read
         with ``tasks=[coco]`` alone, there are no training trials to standardise with.
     """

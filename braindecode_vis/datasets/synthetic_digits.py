@@ -63,6 +63,7 @@ def make_synthetic_digits(config: SyntheticDigitsConfig, *, seed: int) -> tuple[
 
     digits = load_digits()
     n = config.n_train + config.n_test
+    # A stream of random numbers for each purpose, so that more voxels keep the same images.
     rows = make_generator(seed, "synthetic_digits", "images").permutation(len(digits.images))[:n]
     grey = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)
     pixels = np.repeat(grey[..., None], 3, axis=-1)
@@ -75,6 +76,7 @@ def make_synthetic_digits(config: SyntheticDigitsConfig, *, seed: int) -> tuple[
         (flat.shape[1], config.n_voxels)
     )
     signal = (flat - flat.mean(axis=0)) @ weights
+    # In units of its own spread, the noise has the variance 1 / snr.
     signal /= signal.std()
     noise = make_generator(seed, "synthetic_digits", "noise").standard_normal(signal.shape)
     data = noise if config.snr == 0 else signal + noise / np.sqrt(config.snr)

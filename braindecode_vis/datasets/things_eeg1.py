@@ -37,8 +37,8 @@ from braindecode_vis.datasets.bids.meeg_files import (
     describe_images,
     hash_images,
     hash_recording,
+    list_boundaries,
     list_channels,
-    list_seams,
     list_sensors,
     make_shown_table,
     make_stimuli,
@@ -64,7 +64,7 @@ from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
 _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
-_LARGEST_MONTAGE = 64  # two people wore a cap for 128 electrodes, of which half were not connected
+_LARGEST_MONTAGE = 64  # two subjects wore a cap for 128 electrodes, of which half were not connected
 
 
 class ThingsEeg1Config(CleaningOptions, RecordedSettings):
@@ -234,6 +234,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
         if tests or not self.zero_shot:
             return tests
         there = [item.events for item in held]
+        # All subjects saw the same test images, so that any table which marks them will do.
         others = sorted(p for p in root.glob("sub-*/eeg/*_task-rsvp_events.tsv") if p not in there)
         return find_test_images([*there, *others])
 
@@ -245,7 +246,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
 
 @dataclass(frozen=True)
 class _SubjectRecording:
-    """The recording of one person."""
+    """The recording of one subject."""
 
     subject: int
     layout: Literal["raw", "eeglab"]
@@ -300,18 +301,20 @@ def _open_part(
     electrodes = list_channels(raw, ("eeg",))
     # Half of a large montage was not connected, and the reference may have been restored as a channel of zeros.
     unused = [n for n in electrodes if n not in names and (n == "Cz" or len(electrodes) > _LARGEST_MONTAGE)]
+    # Kept for references and repairs, which need more than the stored channels.
     sensors = list_sensors(raw, ("eeg",), unused)
     return ContinuousPart(
         recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), sensors, tuple(raw.info["bads"]),
-        list_seams(raw),
+        list_boundaries(raw),
     )  # fmt: skip
 
 
 def _check_repetitions(parts: list[ContinuousPart], max_dropped: float) -> None:
-    """Each split must show its images equally often; a person may have stopped early."""
+    """Each split must show its images equally often; a subject may have stopped early."""
     for part in parts:
         for split, events in part.recording.events.groupby("split"):
             counts = events["stimulus_id"].value_counts()
+            # The repetitions differ between the two sides, and within one they are the same by design.
             usual = int(counts.mode().iloc[0])
             if (counts - usual).abs().sum() > max_dropped * len(events):
                 raise DataError(
@@ -323,18 +326,19 @@ def _check_repetitions(parts: list[ContinuousPart], max_dropped: float) -> None:
 def _make_split(
     parts: list[ContinuousPart], config: ThingsEeg1Config, tests: frozenset[str]
 ) -> tuple[list[ContinuousPart], dict[str, Any]]:
-    """Leave out what must not teach; returns what is left, and notes on it."""
+    """Leave out what must not train; returns what is left, and notes on it."""
     counts: dict[str, Any] = {"split": "test: images of the last sequences; train: all others"}
     events = [part.recording.events for part in parts]
     if config.zero_shot:
+        # Of all that are read: a concept tested in one subject must not train another.
         tested = set().union(*(t.loc[t["is_test"], "concept"] for t in events))
-        # Somebody without test trials still must not learn the concepts that others are tested on.
+        # A subject without test trials still must not train the concepts that others are tested on.
         tested |= {re.sub(r"_\d+[a-z]*$", "", name) for name in tests}
         if not tested:
             raise DataError(
                 f"no events table near {parts[0].recording.files[1]} marks test trials, and there is no "
-                "test_images.csv, so the test concepts are unknown; fetch another subject's "
-                "events, or set dataset.zero_shot to false."
+                "test_images.csv, so the test concepts are unknown; fetch another subject's events, or set "
+                "dataset.zero_shot to false."
             )
         keep = [(t["is_test"] | ~t["concept"].isin(tested)).to_numpy() for t in events]
         parts = [drop_events(part, rows) for part, rows in zip(parts, keep, strict=True)]
@@ -350,7 +354,7 @@ def _make_split(
 
 
 def _check_facts(parts: list[ContinuousPart]) -> list[CheckFinding]:
-    """Recompute the declared facts for everybody who finished the experiment."""
+    """Recompute the declared facts for all subjects who finished the experiment."""
     findings = []
     declared = read_manifest("things_eeg1").facts
     for part in parts:
@@ -379,6 +383,7 @@ def _most(events: pd.DataFrame) -> int:
 
 
 CLOCK_HZ = 1000.0  # of `sample`, and of the raw recordings
+# Grootswagers et al. (2022): images follow each other every 100 ms, 50 ms of them blank.
 SOA_S = 0.1
 TEST_LIST = "test_images.csv"
 _COLUMNS = ("onset", "sample", "stim", "object", "isteststim", "teststimnumber", "istarget")
@@ -391,7 +396,7 @@ def read_events(path: Path, where: str, listed_tests: frozenset[str]) -> pd.Data
     Parameters
     ----------
     path
-        The ``events.tsv`` of one person.
+        The ``events.tsv`` of one subject.
     listed_tests
         Ids of the test images, for tables that do not mark their test trials.
 
@@ -427,6 +432,7 @@ def _read_onsets(table: pd.DataFrame, path: Path) -> np.ndarray:
     onset = read_numbers(table, "onset", path)
     step = float(np.median(np.diff(onset))) if len(onset) > 1 else np.nan
     for scale in (1.0, 1 / CLOCK_HZ):
+        # Seconds and milliseconds lie a thousandfold apart, so that a wide tolerance cannot confuse them.
         if abs(step * scale - SOA_S) < 0.2 * SOA_S:
             break
     else:
@@ -438,6 +444,7 @@ def _read_onsets(table: pd.DataFrame, path: Path) -> np.ndarray:
     seconds = onset * scale
     if "sample" in table.columns:
         sample = read_numbers(table, "sample", path)
+        # One sample and a half: onsets were rounded when they were written.
         apart = np.flatnonzero(np.abs(sample / CLOCK_HZ - seconds) > 1.5 / CLOCK_HZ)
         if len(apart):
             raise DataError(
@@ -469,6 +476,7 @@ def _read_images(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _check_objects(table: pd.DataFrame, events: pd.DataFrame, path: Path) -> None:
     """Compare the concept of each path with the column `object`, which test trials leave at -1."""
+    # One of the two published forms lacks it.
     if "object" not in table.columns:
         return
     told = table["object"].to_numpy(object)
@@ -493,7 +501,7 @@ def read_test_list(root: Path) -> frozenset[str]:
 
 
 def find_test_images(tables: Iterable[Path]) -> frozenset[str]:
-    """Return the test images of the first table that marks any; all people saw the same ones."""
+    """Return the test images of the first table that marks any; all subjects saw the same ones."""
     for path in tables:
         events = read_events(path, str(path), frozenset())
         if events["is_test"].any():
@@ -504,6 +512,7 @@ def find_test_images(tables: Iterable[Path]) -> frozenset[str]:
 def read_excluded(root: Path) -> dict[int, str]:
     """Return the subjects that ``participants.tsv`` advises to leave out, with the reason."""
     path = root / "participants.tsv"
+    # As ``participants.tsv`` lists them, for copies that come without it.
     if not path.is_file():
         return dict.fromkeys((1, 6, 18, 23), "by the published list")
     table = read_text_table(path, str(path))

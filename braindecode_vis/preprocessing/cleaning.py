@@ -52,7 +52,7 @@ def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tu
     for number, piece in enumerate(session):
         part = piece.part
         assert isinstance(part, ContinuousPart)
-        seams = np.unique(np.r_[np.array(part.seams, dtype=np.int64), find_pause_seams(part, plan)])
+        seams = np.unique(np.r_[np.array(part.boundaries, dtype=np.int64), find_pause_seams(part, plan)])
         names = part.all_names if cleaning.ica is not None else part.ch_names
         path = scratch / f"cleaned-{number}.npy"
         offset = write_mixed(part, cleaning, names, path)

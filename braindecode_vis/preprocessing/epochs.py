@@ -122,7 +122,7 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
     """Return the samples that each event may use, as far as joins of recordings can be seen."""
     onset = part.recording.events["sample"].to_numpy()
     bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
-    seams = list(part.seams)
+    seams = list(part.boundaries)
     first, last = _find_extent(part, plan)
     half = len(make_antialias_filter(find_decimation(part.sfreq, plan.sfreq))) // 2
     typical = _find_usual_steps(part) if len(onset) > 1 else np.empty(0)

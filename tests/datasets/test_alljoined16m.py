@@ -339,7 +339,7 @@ def test_preprocessed_files_that_do_not_fit_are_named(tmp_path):
         Alljoined16mConfig(root=tmp_path, sfreq=125).open_epochs()
     with pytest.raises(DataError, match=r"lacks the channel\(s\) FCz"):
         Alljoined16mConfig(root=tmp_path, channels=("FCz",)).open_epochs()
-    with pytest.raises(ConfigError, match="hold all sessions of a person"):
+    with pytest.raises(ConfigError, match="hold all sessions of a subject"):
         Alljoined16mConfig(root=tmp_path, sessions=(1,)).open_epochs()
     folder = tmp_path / "preprocessed_eeg/sub-01"
     make_table(tmp_path, [(1, 1, "stim_test", 16540, False, "dog")], subject=2)

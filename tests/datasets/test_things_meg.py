@@ -267,7 +267,7 @@ def test_attributes_of_somebody_else_are_refused(root):
     columns = ["trial_type", "things_image_nr", "image_path"]
     table[columns] = table[columns].to_numpy()[::-1]
     table[table.columns[::-1]].to_csv(path, index=False)  # columns are taken by name
-    with pytest.raises(DataError, match="the table belongs to somebody else or is in another order"):
+    with pytest.raises(DataError, match="the table belongs to another subject or is in another order"):
         ThingsMegConfig(root=root).open_epochs()
     table.iloc[:-1].to_csv(path, index=False)
     with pytest.raises(DataError, match=r"holds 20 epochs, but the sample attributes list 19"):

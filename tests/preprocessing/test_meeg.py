@@ -335,6 +335,6 @@ def test_one_sample_is_not_called_flat(tmp_path):
 
 def test_a_join_that_the_file_marks_bounds_the_epochs(tmp_path, signal, events):
     at = int(events["sample"][29]) + 600
-    part = replace(make_part(signal, events), seams=(at,))
+    part = replace(make_part(signal, events), boundaries=(at,))
     _, summary = write(make_source(part, mvnn="none", max_dropped=0.1), tmp_path)
     assert summary["n_dropped"] == 2

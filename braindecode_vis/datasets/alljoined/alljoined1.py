@@ -1,4 +1,4 @@
-"""Alljoined1 (Xu et al. 2024): 64-channel EEG of eight people who saw the shared images of NSD.
+"""Alljoined1 (Xu et al. 2024): 64-channel EEG of eight subjects who saw the shared images of NSD.
 
 Owns the configuration, the three forms in which a session is published (raw FIF, epochs FIF, HDF5 tables) and the
 pairing of events with images. An event code counts the shared images of NSD from 1; the tables name images by 73KID
@@ -101,6 +101,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
     channels: tuple[str, ...] | None = None
     reference: Literal["none", "average"] | tuple[str, ...] = "average"
     sfreq: float = Field(default=SFREQ, gt=0)
+    # Xu et al. (2024) cut -0.05 to 0.6 s: the next image follows after 300 ms of picture and its pause.
     tmin: float = -0.05
     tmax: float = 0.6
     window: tuple[float, float] = (0.0, 0.6)
@@ -204,20 +205,20 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         chosen, left_out = [], []
         for key in ((subject, session) for subject in subjects for session in self.sessions or SESSIONS):
             name = f"subject {key[0]:02d}, session {key[1]}"
+            # A session that the release lacks must not stop those who ask for all.
             if key in BROKEN and (self.broken == "skip" or key not in by_key):
                 left_out.append(name)
             elif key in by_key:
                 chosen.append(by_key[key])
             else:
                 raise DataError(
-                    f"{name} of Alljoined1 is missing below {root}; fetch it, or list what to use with "
-                    "--set dataset.subjects=[...] and dataset.sessions=[...]."
+                    f"{name} of Alljoined1 is missing below {root}; fetch it, or list what to use with --set "
+                    "dataset.subjects=[...] and dataset.sessions=[...]."
                 )
         if not chosen:
             raise DataError(
                 f"nothing is left to read below {root}: {'; '.join(left_out)} are missing or damaged in the public "
-                "release. "
-                "Choose other sessions, or set dataset.broken to read."
+                "release. Choose other sessions, or set dataset.broken to read."
             )
         return root, chosen, left_out
 
@@ -242,8 +243,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         if design is None:
             raise DataError(
                 f"{item.where} names images by their place among the shared images of NSD: put {DESIGN_FILE.name} "
-                "(from "
-                "NSD's bucket, after its terms) beside the root, or name it with --set dataset.design=FILE."
+                "(from NSD's bucket, after its terms) beside the root, or name it with --set dataset.design=FILE."
             )
         if item.layout == "epochs":
             return open_epochs(item, channels, design, test)
@@ -257,6 +257,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
     def _make_stimuli(self, root: Path, parts: list[Any], scratch: Path | None) -> StimulusSet:
         ids = sorted(set().union(*(part.trials["stimulus_id"] for part in parts)))
         table = pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": ""})
+        # Ids carry the 73KID, from 1; the archive of pictures counts from 0.
         table["nsd_id"] = [int(name.removeprefix("nsd")) - 1 for name in ids]
         if self.images is None:
             return StimulusSet(table.assign(sha256=""))
@@ -267,6 +268,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         )
         scratch.mkdir(parents=True, exist_ok=True)
         shape = (len(ids), self.image_size, self.image_size, 3)
+        # On disk: 960 pictures of 224 pixels are 145 MB, larger ones do not fit beside the trials.
         pixels = np.lib.format.open_memmap(scratch / "pixels.npy", "w+", np.uint8, shape)
         for row in range(len(ids)):
             pixels[row] = read(row)

@@ -1,4 +1,4 @@
-"""Alljoined-1.6M (Xu et al. 2025): 1.6 million trials of 20 people with a 32-channel consumer headset.
+"""Alljoined-1.6M (Xu et al. 2025): 1.6 million trials of 20 subjects with a 32-channel consumer headset.
 
 Owns the configuration, the choice between raw blocks and the authors' epochs, and the pairing of trials with pictures.
 Pictures are those of THINGS-EEG2, numbered from 0; the number is the file name. Knows nothing of epoching.
@@ -203,6 +203,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         found, ignored = find_blocks(root)
         subjects = _choose(self.subjects, {b.subject for b in found}, "subject", root)
         sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
+        # All that are published, so that a block which is missing is an error and not a smaller data set.
         blocks = self.blocks or tuple(range(1, read_manifest("alljoined16m").facts["n_blocks"] + 1))
         by_key = {(b.subject, b.session, b.block): b for b in found}
         chosen = []
@@ -210,8 +211,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
             if key not in by_key:
                 raise DataError(
                     f"subject {key[0]:02d}, session {key[1]:02d} lacks its block {key[2]:02d} below {root}; fetch "
-                    "it, or list "
-                    "what to use with --set dataset.sessions=[...] and dataset.blocks=[...]."
+                    "it, or list what to use with --set dataset.sessions=[...] and dataset.blocks=[...]."
                 )
             chosen.append(by_key[key])
         return chosen, ignored
@@ -219,7 +219,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
     def _choose_flat(self, root: Path) -> list[tuple[int, str, Path]]:
         if self.sessions is not None or self.blocks is not None:
             raise ConfigError(
-                "the preprocessed files of Alljoined-1.6M hold all sessions of a person; unset dataset.sessions and "
+                "the preprocessed files of Alljoined-1.6M hold all sessions of a subject; unset dataset.sessions and "
                 "dataset.blocks, or read the raw layout."
             )
         found = find_flat(root)
@@ -241,11 +241,11 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         names = tuple(find_electrodes(read_labels(blocks[0].path, blocks[0].where)))
         if self.channels != "recorded":
             names = tuple(self.channels)
+        # A cap that lost an electrode would otherwise change the channels of all.
         elif len(names) != N_CHANNELS:
             raise DataError(
                 f"{blocks[0].where} has {len(names)} electrodes ({', '.join(names)}), where {N_CHANNELS} are "
-                "published; "
-                "name those to use with --set dataset.channels=[...]."
+                "published; name those to use with --set dataset.channels=[...]."
             )
         opened = [open_block(block, names, concept) for block in blocks]
         parts = number_repetitions([part for part, _ in opened])
@@ -265,6 +265,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         opened = [label_flat(item, self._names(), self.sfreq, concept) for item in self._choose_flat(root)]
         parts = [part for part, _ in opened]
         flats = [flat for _, flat in opened]
+        # One array cannot hold both volts and whitened values.
         whitened = {flat.whitened for flat in flats}
         if len(whitened) > 1:
             raise DataError(
@@ -326,6 +327,5 @@ def _check_disjoint(trials: pd.DataFrame, where: str) -> None:
     if both:
         raise DataError(
             f"{len(both)} picture(s) are marked for both training and testing, first {both[0]} (looked at from "
-            f"{where} on): "
-            "the recordings are of different releases."
+            f"{where} on): the recordings are of different releases."
         )

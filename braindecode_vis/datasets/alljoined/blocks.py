@@ -34,10 +34,12 @@ FLEX2 = (
 )  # fmt: skip
 """The montage that the publication names."""
 SPLITS = {"stim_train": "train", "stim_test": "test"}
+# Pictures of another task, numbered behind those of THINGS-EEG2.
 ODDBALLS = range(16740, 16749)
 SFREQ = 256.0
 OTHER_LABELS = ("oddball", "behav", "debug")
 RENAMED = {"Afz": "AFz"}  # as the recording software spells it
+# As released: the folders are right, the names are not.
 _MISNAMED = {(8, session): 19 for session in (1, 3, 4)}
 _MAX_VOLT = 0.1  # the headset's offset is 4 mV
 _NUMBER = r"[-_]?0*(\d+)$"
@@ -71,14 +73,15 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
     Raises
     ------
     DataError
-        If a block has not exactly one file, or a file names another person, session or block than its folders.
+        If a block has not exactly one file, or a file names another subject, session or block than its folders.
     """
     base = root / "raw_eeg" if (root / "raw_eeg").is_dir() else root
     blocks: list[RawBlock] = []
     ignored: list[str] = []
-    for person, subject in list_numbered(base, "sub", []):
-        for folder, session in list_numbered(person, "session", ignored):
+    for subject_folder, subject in list_numbered(base, "sub", []):
+        for folder, session in list_numbered(subject_folder, "session", ignored):
             for place, block in list_numbered(folder, "block", ignored):
+                # A Mac leaves files that begin with a point beside each of them.
                 files = [p for p in sorted(place.glob("*.edf")) if not p.name.startswith(".")]
                 if len(files) != 1:
                     raise DataError(
@@ -111,8 +114,7 @@ def _check_title(item: RawBlock) -> None:
     if named[0] not in (item.subject, subject) or named[1:] != (item.session, item.block):
         raise DataError(
             f"{item.where} says subject {named[0]}, session {named[1]}, block {named[2]} in its name: it lies in the "
-            "wrong "
-            "folder; copy or fetch it again."
+            "wrong folder; copy or fetch it again."
         )
 
 
@@ -133,14 +135,17 @@ def read_labels(path: Path, where: str) -> list[str]:
         if len(head) < 256 or head[:8].strip() != b"0":
             raise DataError(f"{where} is no EDF file; fetch it again.")
         try:
+            # Kemp et al. (1992), doi:10.1016/0013-4694(92)90009-7: 256 bytes of head, then 256 for each row.
             n_header, n_records = int(head[184:192]), int(head[236:244])
             n_rows = int(head[252:256])
             fields = file.read(256 * n_rows)
             labels = [fields[16 * i : 16 * (i + 1)].decode("latin1").strip() for i in range(n_rows)]
+            # The fields before the number of samples take 216 bytes of each row.
             start = 216 * n_rows
             n_samples = [int(fields[start + 8 * i : start + 8 * (i + 1)]) for i in range(n_rows)]
         except ValueError as error:
             raise DataError(f"{where} has a damaged EDF header ({error}); fetch it again.") from error
+    # Samples are 16-bit integers; -1 records mean that the recording was not closed.
     expected = n_header + 2 * sum(n_samples) * n_records
     if n_records >= 0 and size < expected:
         raise DataError(
@@ -236,6 +241,7 @@ def parse_markers(onsets: Sequence[float], texts: Sequence[str], where: str) -> 
             continue
         if not value.strip().isdigit():
             raise DataError(f"{where} has the marker {text!r} at {onset:.3f} s, which names no picture.")
+        # The third field is a count or a truth value.
         if deleted.strip().lower() == "true" or (deleted.strip().isdigit() and int(deleted) > 0):
             counts["deleted"] = counts.get("deleted", 0) + 1
         elif (onset, int(value)) in seen:
@@ -272,8 +278,7 @@ def open_block(
     if missing:
         raise DataError(
             f"{block.where} lacks the channel(s) {', '.join(missing)}; it has {', '.join(electrodes)}: another "
-            "montage, "
-            "or choose those that all have with --set dataset.channels=[...]."
+            "montage, or choose those that all have with --set dataset.channels=[...]."
         )
     raw = open_edf(block.path, list(electrodes.values()), block.where)
     every = np.array([raw.ch_names.index(label) for label in electrodes.values()])
@@ -344,8 +349,8 @@ def find_flat(root: Path) -> list[tuple[int, str, Path]]:
     """Return subject, split and path of every ``preprocessed_eeg_*_flat.npy`` below ``preprocessed_eeg``."""
     base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
     found = []
-    for person, subject in list_numbered(base, "sub", []):
-        for path in sorted(person.glob("*eeg_*_flat*.npy")):
+    for subject_folder, subject in list_numbered(base, "sub", []):
+        for path in sorted(subject_folder.glob("*eeg_*_flat*.npy")):
             if not path.name.startswith("."):
                 split = "train" if "_train" in path.name else "test" if "_test" in path.name else None
                 if split is None:
@@ -364,10 +369,10 @@ def open_flat(subject: int, split: str, path: Path) -> Flat:
     if len(data.shape) != 3 or data.shape[1:] != (len(names), len(times)) or data.dtype.kind != "f":
         raise DataError(
             f"{where} should hold epochs of {len(names)} channels and {len(times)} times, but holds {data.dtype} of "
-            "shape "
-            f"{data.shape}; it is cut short or of another release."
+            f"shape {data.shape}; it is cut short or of another release."
         )
     configs = content.get("configs")
+    # The authors save the settings of their script beside the epochs.
     mvnn = configs.get("mvnn_dim") if isinstance(configs, dict) else None
     whitened = None if mvnn is None else mvnn in ("epochs", "time")
     names = tuple(RENAMED.get(name, name) for name in names)
@@ -375,7 +380,7 @@ def open_flat(subject: int, split: str, path: Path) -> Flat:
 
 
 def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
-    """Return the authors' table of one person: one row per marker, with `dropped` and the picture's `image`.
+    """Return the authors' table of one subject: one row per marker, with `dropped` and the picture's `image`.
 
     Raises
     ------
@@ -386,8 +391,7 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     if path is None:
         raise DataError(
             f"subject {subject:02d}: {folder} lacks {_TABLES[0]}, which says which picture an epoch belongs to and "
-            "which "
-            "were dropped; fetch it from the hub beside the epochs."
+            "which were dropped; fetch it from the hub beside the epochs."
         )
     try:
         table = pd.read_parquet(path)
@@ -457,12 +461,13 @@ def label_flat(
     """
     flat = open_flat(*item)
     table = read_trial_table(flat.path.parent, flat.subject)
+    # The table lists every marker; the file holds what was not dropped, in the same order.
     own = table[(table["partition"] == f"stim_{flat.split}") & ~table["dropped"].astype(bool)]
     n_epochs = flat.data.shape[0]
     if len(own) != n_epochs:
         raise DataError(
-            f"{flat.where} holds {n_epochs} epochs, but its table keeps {len(own)} {flat.split} trials: "
-            "they are of different releases; fetch both from one place."
+            f"{flat.where} holds {n_epochs} epochs, but its table keeps {len(own)} {flat.split} trials: they are of "
+            "different releases; fetch both from one place."
         )
     names = flat.ch_names if channels is None else channels
     missing = [name for name in names if name not in flat.ch_names]

@@ -27,13 +27,14 @@ import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
-from braindecode_vis.datasets.bids.meeg_files import list_seams
+from braindecode_vis.datasets.bids.meeg_files import list_boundaries
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
 from braindecode_vis.datasets.things_eeg2.parts import check_codes
 
 Layout = Literal["raw", "epochs", "tables"]
+# Xu et al. (2024): 960 of the 1000 shared images of NSD, in eight blocks.
 N_IMAGES = 960
 N_PER_BLOCK = 120
 _NAME = re.compile(r"subj(\d+)_session(\d+)")
@@ -80,8 +81,7 @@ def find_sessions(root: Path, layout: Layout | None) -> list[Session]:
     if not found:
         raise DataError(
             f"no {f'{layout} ' if layout else ''}session of Alljoined1 was found below {root}: expected "
-            "subj01_session1_eeg.fif, "
-            "subj01_session1_epo.fif or subj01_session1.h5."
+            "subj01_session1_eeg.fif, subj01_session1_epo.fif or subj01_session1.h5."
         )
     layouts = sorted({item.layout for item in found})
     if len(layouts) > 1:
@@ -94,8 +94,7 @@ def find_sessions(root: Path, layout: Layout | None) -> list[Session]:
         if other is not item:
             raise ConfigError(
                 f"{root} holds subject {item.subject:02d}, session {item.session} twice, as {other.path} and "
-                f"{item.path} "
-                "(two frequency bands?); pass the folder of one of them as --root."
+                f"{item.path} (two frequency bands?); pass the folder of one of them as --root."
             )
     return found
 
@@ -131,6 +130,7 @@ def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
     held_out: set[int] = set()
     if test is not None:
         try:
+            # The list counts from 0, our numbers from 1.
             held_out = {int(number) + 1 for number in json.loads(test.read_text())}
         except (ValueError, TypeError) as error:
             raise DataError(
@@ -148,6 +148,7 @@ def number_blocks(codes: np.ndarray) -> list[str]:
     >>> number_blocks(np.array([1, 120, 121, 3]))
     ['01', '01', '02', '03']
     """
+    # The files do not mark blocks, but each block has codes of its own.
     eighth = (codes - 1) // N_PER_BLOCK
     return [f"{number:02d}" for number in 1 + np.r_[0, np.cumsum(np.diff(eighth) != 0)].astype(int)]
 
@@ -182,6 +183,7 @@ def open_raw(
     if len(stim) != 1:
         raise DataError(f"{item.where} should have one stimulus channel (Status), but has {len(stim)}.")
     pulses = np.round(_read(item, lambda: raw.get_data(picks=stim))[0]).astype(np.int64)
+    # A pulse lasts several samples; its first counts, also where one code follows another without a gap.
     samples = np.flatnonzero((pulses != 0) & (np.r_[0, pulses[:-1]] != pulses))
     codes = pulses[samples]
     numbers = design.shared[:N_IMAGES]
@@ -201,7 +203,7 @@ def open_raw(
     every = _Referenced(raw, find_channels(raw.ch_names, eeg, item.where), reference)
     return ContinuousPart(
         recording, tuple(channels), float(raw.info["sfreq"]), int(raw.n_times), read, Sensors(eeg, every),
-        tuple(raw.info["bads"]), list_seams(raw),
+        tuple(raw.info["bads"]), list_boundaries(raw),
     )  # fmt: skip
 
 
@@ -234,8 +236,7 @@ def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test:
     if len(unknown):
         raise DataError(
             f"{item.where} has {len(unknown)} epochs that mean no image, first code {unknown[0]}, where 1 to "
-            f"{N_IMAGES} are "
-            "known: its triggers were not merged, or it is another release."
+            f"{N_IMAGES} are known: its triggers were not merged, or it is another release."
         )
     labels = label_images(design.shared[codes - 1], test)
     trials = labels.assign(
@@ -276,8 +277,7 @@ def open_tables(
     if named != {(item.subject, item.session)}:
         raise DataError(
             f"{item.where} holds rows of subject and session {', '.join(map(str, sorted(named)))}: it was renamed, "
-            "or is "
-            "another release."
+            "or is another release."
         )
     ids = numbers["73k_id"].to_numpy(dtype=np.int64)
     if design is not None:
@@ -299,16 +299,15 @@ def _check_ids(ids: np.ndarray, design: NsdDesign, item: Session) -> None:
     outside = [number for number in np.unique(ids).tolist() if number + 1 not in shared]
     if not outside:
         return
+    # Shifted by one, every id would still be a valid image of NSD.
     if set(ids.tolist()) <= shared:
         raise DataError(
             f"{item.where}: its 73k_id count from 1, where the published ones count from 0; subtract one, or every "
-            "image is "
-            "taken for its neighbour."
+            "image is taken for its neighbour."
         )
     raise DataError(
         f"{item.where}: {len(outside)} image(s) are not among the shared images of {design.path}, first 73k_id "
-        f"{outside[0]}: "
-        "the table or the design is of another release."
+        f"{outside[0]}: the table or the design is of another release."
     )
 
 
@@ -329,6 +328,7 @@ def _check_rate(sfreq: float, item: Session) -> None:
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _ARRAY_COLUMNS = ("eeg", "EEG")
 _DEFLATE, _SHUFFLE, _BLOSC = 1, 2, 32001  # registered numbers of HDF5 filters
+# An epoch has tens of kilobytes and stays in the file; what describes it is smaller.
 _SMALL_BYTES = 1024
 
 
@@ -435,6 +435,7 @@ def _unpack_blosc(chunk: bytes, path: Path) -> bytes:
 
 def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
     """Return one chunk of a dataset after undoing its filters."""
+    # h5py has no blosc, so that the chunk is unpacked here, filter by filter in reverse.
     mask, chunk = dataset.id.read_direct_chunk(offset)
     for place, number in reversed(list(enumerate(_list_filters(dataset, path)))):
         if mask >> place & 1:  # left out for this chunk
@@ -445,6 +446,7 @@ def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
             chunk = zlib.decompress(chunk)
         else:
             n_bytes = dataset.id.get_type().get_size()
+            # The filter shuffle stores first bytes first: (n_bytes, n_values) -> (n_values, n_bytes)
             chunk = np.frombuffer(chunk, np.uint8).reshape(n_bytes, -1).T.tobytes()
     return bytes(chunk)
 
@@ -471,6 +473,7 @@ def _find_bytes(dataset: Any, path: Path) -> int:
 
     Such a row is stored as length, address of a collection and number in it; the collection lists its objects.
     """
+    # Addresses count from the end of a user block, which no published file has.
     if dataset.shape != (1,) or dataset.file.userblock_size:
         raise DataError(f"{path} holds {dataset.name} in a form that no published file has; fetch it again.")
     _, address, wanted = struct.unpack("<IQI", _read_chunk(dataset, (0,), path)[:16])
@@ -484,5 +487,6 @@ def _find_bytes(dataset: Any, path: Path) -> int:
             index, _, _, n_bytes = struct.unpack("<HHIQ", file.read(16))
             if index == wanted:
                 return int(place + 16)
+            # Objects of the heap are padded to eight bytes behind a head of sixteen.
             place += 16 + -(-n_bytes // 8) * 8
     raise DataError(f"{path} is damaged: it lacks the bytes of {dataset.name}; fetch it again.")

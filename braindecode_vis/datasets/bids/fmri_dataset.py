@@ -176,6 +176,7 @@ def find_bold_files(config: BoldSettings, recipe: FmriRecipe) -> list[RunFiles]:
     runs = find_runs(root, derivatives=derivatives, space=config.space, entities=wanted)
     named = [run.image.name for run in runs] + [path.name for path in _list_events(root)]
     for fragment in config.skip:
+        # A misspelt fragment would silently leave nothing out.
         if not any(fragment in name for name in named):
             raise DataError(f"dataset.skip names {fragment!r}, but no run of {root} is called so.")
     runs = [run for run in runs if not any(fragment in run.image.name for fragment in config.skip)]
@@ -190,8 +191,8 @@ def _check_images_of_events(
     for run in runs:
         if run.events is None:
             raise DataError(
-                f"{run.where} has no events table below {root}; fetch it, or leave the run out with "
-                f"--set dataset.skip=[{run.image.name.split('_bold')[0].split('_space')[0]}]."
+                f"{run.where} has no events table below {root}; fetch it, or leave the run out with --set "
+                f"dataset.skip=[{run.image.name.split('_bold')[0].split('_space')[0]}]."
             )
     used = {run.events for run in runs}
     tasks = {run.entities.get("task") for run in runs}
@@ -206,6 +207,7 @@ def _check_images_of_events(
             for key, values in wanted.items()
             if key not in ("sub", "ses")
         )
+        # A run whose image is missing would otherwise shrink the data set without a word.
         if fits and path not in used and not any(fragment in path.name for fragment in config.skip):
             stem = path.name.removesuffix("_events.tsv")
             raise DataError(
@@ -231,6 +233,7 @@ def prepare_bold(config: BoldSettings, recipe: FmriRecipe) -> BoldSource:
     trials = pd.concat([t for t, _ in tables], keys=range(len(files)), names=["file"]).reset_index("file")
     if recipe.finish is not None:
         trials = recipe.finish(trials)
+    # A run that `finish` left empty still has its place here.
     counted = count_repetitions([trials[trials["file"] == n].drop(columns="file") for n in range(len(files))])
     runs = tuple(
         _open_run(run, table.drop(columns="path").reset_index(drop=True), others, config)
@@ -260,6 +263,7 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     check_columns(table.columns, ("onset", "duration"), what=f"the events table {run.events}")
     events = recipe.read_events(table, run)
     check_columns(events.columns, READ_COLUMNS, what=f"the events of {run.where}")
+    # Repetitions are counted in the order of presentation, and tables need not be sorted.
     events = events.sort_values("onset", kind="stable").reset_index(drop=True)
     is_trial = events["stimulus_id"] != ""
     if not is_trial.any():
@@ -270,6 +274,7 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     trials = events[is_trial].drop(columns="trial_type").assign(
         subject=entities["sub"], session=entities.get("ses", "01"), run=entities.get("run", "01")
     )  # fmt: skip
+    # What is shown besides trials moves the signal too, so that a model must know it.
     others = events[~is_trial & (events["trial_type"] != "")][["onset", "duration", "trial_type"]]
     return trials, others.reset_index(drop=True)
 
@@ -282,6 +287,7 @@ def _open_run(run: RunFiles, trials: pd.DataFrame, others: pd.DataFrame, config:
         confounds = np.zeros((header.n_volumes, 0))
     assert run.events is not None
     trials = trials[[*(c for c in trials.columns if c not in ("onset", "duration")), "onset", "duration"]]
+    # fMRIPrep writes it after correcting slice times: samples then count as taken within the volume, not at its start.
     start_s = float(run.sidecar.get("StartTime", 0.0) or 0.0)
     files = (run.image, run.events, *paths)
     return BoldRun(trials, others, header, t_r, start_s, confounds, files)
@@ -291,6 +297,7 @@ def hash_bold_inputs(config: BoldSettings, recipe: FmriRecipe) -> dict[str, str]
     """Return the digest of every file that is read, by its name; images by samples of their bytes."""
     digests: dict[str, str] = {}
     for run in find_bold_files(config, recipe):
+        # Images have gigabytes: their size and samples of their bytes tell copies apart.
         digests[run.image.name] = hash_sampled(run.image)
         for path in (run.events, run.mask if config.mask in ("auto", "brain") else None):
             if path is not None:
@@ -321,6 +328,7 @@ def check_bold(config: BoldSettings, recipe: FmriRecipe) -> list[CheckFinding]:
     return findings
 
 
+# GOD writes ``.JPEG``, NOD ``.jpg``, and lists of pictures may leave it out.
 _SUFFIX = re.compile(r"\.(jpe?g|png|bmp|tiff?|gif)$", re.IGNORECASE)
 
 
@@ -344,7 +352,7 @@ class BidsFmriConfig(BoldSettings):
         Kinds that no model needs to know, for example rest. Other events that are no trials are regressed out.
     test_types, test_sessions, test_list, min_test_repetitions
         Which trials are test trials: those of some kinds; of sessions whose label matches a regular expression; of
-        pictures that a text file lists, one a line; or of pictures that one person saw at least so often. At most
+        pictures that a text file lists, one a line; or of pictures that one subject saw at least so often. At most
         one of them. Without any, all are training trials, to be split later.
     """
 
@@ -429,6 +437,7 @@ class BidsFmriConfig(BoldSettings):
             is_trial &= kinds.isin([*self.trial_types, *self.test_types])
         ids = shown.map(make_stimulus_id)
         is_test = kinds.isin(self.test_types)
+        # GOD marks its test runs by the session alone.
         if self.test_sessions is not None and re.fullmatch(self.test_sessions, run.entities.get("ses", "")):
             is_test |= True
         modelled = kinds.where(~kinds.isin(self.ignored_types), "")
@@ -471,6 +480,7 @@ class BidsFmriConfig(BoldSettings):
                     f"none of the {len(tested)} pictures that {path} lists was shown; it is another list."
                 )
         if self.min_test_repetitions is not None:
+            # The most that any one subject saw it: repetitions over subjects are none.
             counts = trials.groupby(["subject", "stimulus_id"]).size().groupby("stimulus_id").max()
             tested = set(counts.index[counts >= self.min_test_repetitions])
         if tested is not None:

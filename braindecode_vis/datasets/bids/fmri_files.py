@@ -37,6 +37,7 @@ from braindecode_vis.store import hash_file
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)")
 _RAW = re.compile(r"_bold\.nii(\.gz)?$")
 _NEW = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
+# fMRIPrep before 1.2, which the release of BOLD5000 was made with.
 _OLD = re.compile(r"_bold(_space-[a-zA-Z0-9]+)?_preproc\.nii(\.gz)?$")
 _RUN_KEYS = ("sub", "ses", "task", "acq", "dir", "run")
 
@@ -99,6 +100,7 @@ def find_derivatives(root: Path, derivatives: Path | None) -> Path | None:
         if not folder.is_dir():
             raise DataError(f"the folder {folder} does not exist; correct dataset.derivatives.")
         return folder
+    # The places in which fMRIPrep and data sets on OpenNeuro keep derivatives.
     for folder in (root, root / "derivatives" / "fmriprep", root / "fmriprep", root / "derivatives"):
         if folder.is_dir() and any(_is_preprocessed(path.name) for path in _walk(folder)):
             return folder
@@ -203,6 +205,7 @@ def match_label(value: str, there: Sequence[str], *, key: str, where: str) -> st
     """
     if value in there:
         return value
+    # YAML and the shell turn ``01`` into 1.
     same = [label for label in there if value.isdigit() and label.isdigit() and int(label) == int(value)]
     if len(same) == 1:
         return same[0]
@@ -217,6 +220,7 @@ def _choose_space(
 ) -> list[tuple[Path, dict[str, str]]]:
     there = sorted({found.get("space", "native") for _, found in tagged})
     if space is None:
+        # Taking one of them silently would decide the result.
         if len(there) > 1:
             raise ConfigError(
                 f"{base} has images in the spaces {', '.join(there)}; choose one with --set dataset.space=..."
@@ -259,6 +263,7 @@ def _inherited(root: Path, entities: Mapping[str, str], suffix: str, extension: 
         for path in sorted(folder.glob(f"*_{suffix}{extension}")):
             tags = parse_entities(path.name)
             if all(entities.get(key) == value for key, value in tags.items()):
+                # BIDS' inheritance: within a folder, the file with more entities is nearer to the run.
                 level.append((len(tags), path))
         found += [path for _, path in sorted(level, key=lambda item: -item[0])]
     return found
@@ -268,6 +273,7 @@ def _merge_sidecars(root: Path, image: Path, entities: Mapping[str, str]) -> dic
     beside = image.with_name(re.sub(r"\.nii(\.gz)?$", ".json", image.name))
     paths = [beside] if beside.is_file() else []
     merged: dict[str, Any] = {}
+    # A later one overwrites, so that the nearest comes last.
     for path in reversed([*paths, *_inherited(root, entities, "bold", ".json")]):
         try:
             merged |= json.loads(path.read_text())
@@ -281,6 +287,7 @@ def _find_products(image: Path, entities: Mapping[str, str]) -> tuple[Path | Non
     name, folder = image.name, image.parent
     if _NEW.search(name):
         stem = _NEW.sub("", name)
+        # Confounds belong to the run, whatever space its images were resampled to.
         bare = re.sub(r"_(space|res|den|cohort)-[a-zA-Z0-9+]+", "", stem)
         confounds = [f"{bare}_desc-confounds_{end}.tsv" for end in ("timeseries", "regressors")]
         masks = [f"{stem}_desc-brain_mask.nii.gz", f"{stem}_desc-brain_mask.nii"]
@@ -299,6 +306,7 @@ Mask = Literal["auto", "brain", "varying", "epi"] | Path
 def read_table(path: Path) -> pd.DataFrame:
     """Read a BIDS table as text; nothing that looks like a number loses digits."""
     try:
+        # Text: a picture called 021.50 is not 21.5.
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(f"the table {path} cannot be read ({error}); fetch it again.") from error
@@ -337,6 +345,7 @@ def read_header(path: Path) -> VolumeHeader:
         raise DataError(f"{path} holds one volume of shape {header.shape}; a run of BOLD has many.")
     image: Any = nibabel.load(path)
     unit = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else "sec"
+    # NIfTI may count in milliseconds, and nibabel does not convert.
     return replace(header, t_r=header.t_r * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0))
 
 
@@ -377,6 +386,7 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
                     f"{run.confounds} has no column {name!r}{near}; correct dataset.confounds.columns."
                 )
         picked = table[list(config.columns)].apply(pd.to_numeric, errors="coerce")
+        # Derivatives have no value in the first volume.
         filled = picked.bfill(limit=1)
         if filled.isna().to_numpy().any():
             name = str(filled.columns[filled.isna().any()][0])
@@ -389,14 +399,15 @@ def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray |
             warnings.simplefilter("ignore")
             table, _ = load_confounds(
                 str(run.image), strategy=config.strategy, motion=config.motion, wm_csf=config.wm_csf,
+                # The constant is among the nuisance regressors already.
                 global_signal=config.global_signal, demean=False,
                 n_compcor="all" if config.n_compcor is None else config.n_compcor,
             )  # fmt: skip
     except (ValueError, FileNotFoundError, KeyError) as error:
         text = " ".join(str(error).split())
         raise DataError(
-            f"nilearn cannot load the confounds {', '.join(config.strategy)} of {run.where}: {text}; "
-            "name columns with dataset.confounds.columns instead."
+            f"nilearn cannot load the confounds {', '.join(config.strategy)} of {run.where}: {text}; name columns "
+            "with dataset.confounds.columns instead."
         ) from error
     return np.nan_to_num(table.bfill(limit=1).to_numpy(float)), (run.confounds,)
 
@@ -429,6 +440,7 @@ def find_masks(
             than="its brain mask",
         )
         subject = run.entities["sub"]
+        # A voxel that is outside the brain in one run has no series there.
         both = masks[subject][0] & found.mask if subject in masks else found.mask
         masks[subject] = (both, found.affine)
     if len({m.shape for m, _ in masks.values()}) == 1 and all(
@@ -458,8 +470,9 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def find_image_folder(root: Path, places: Sequence[str]) -> Path | None:
-    """Return the first of some folders below `root` that holds a picture: where people put the images by themselves."""
+    """Return the first of some folders below `root` that holds a picture: where images are usually unpacked."""
     folders = (root / place for place in places)
+    # An empty folder is what unpacking has not filled yet.
     return next((folder for folder in folders if folder.is_dir() and _list_pictures(folder)), None)
 
 
@@ -471,6 +484,7 @@ def hash_image_folder(images: Path | None, beside: Path | None = None) -> dict[s
     folder = images.expanduser() if images is not None else beside
     if folder is None:
         return {}
+    # Hashing the pictures themselves would read gigabytes at the start of every run.
     listed = [
         f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in _list_pictures(folder)
     ]
@@ -511,7 +525,7 @@ def make_named_stimuli(
     if images is None and beside is not None:
         try:
             return make_named_stimuli(unique, beside, title=title)
-        except DataError:  # nobody asked for this folder, so its gaps are no error
+        except DataError:  # the folder was guessed, so its gaps are no error
             images = None
     if images is None:
         return StimulusSet(unique.assign(sha256=[hash_name(name) for name in unique["stimulus_id"]]))
@@ -547,6 +561,7 @@ def _locate(paths: list[str], root: Path, title: str) -> list[str]:
         if not path or (root / path).is_file():
             located.append(path)
             continue
+        # Only once a path is not where it says: listing a large folder takes seconds.
         index = index or _index_folder(root)
         name = path.rsplit("/", 1)[-1].lower()
         bare = name.rpartition(".")[0] if name.endswith(_SUFFIXES) else name
@@ -558,8 +573,8 @@ def _locate(paths: list[str], root: Path, title: str) -> list[str]:
         (located if found else missing).append(found[0] if found else path)
     if missing:
         raise DataError(
-            f"{title}: {len(missing)} of {len(paths)} images are not below {root}, first {missing[0]}; "
-            "unpack the image set there, or leave dataset.images out to work without pixels."
+            f"{title}: {len(missing)} of {len(paths)} images are not below {root}, first {missing[0]}; unpack the "
+            "image set there, or leave dataset.images out to work without pixels."
         )
     return located
 

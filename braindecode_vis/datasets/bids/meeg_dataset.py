@@ -34,8 +34,8 @@ from braindecode_vis.datasets.bids.meeg_files import (
     find_sensor_positions,
     hash_images,
     hash_recording,
+    list_boundaries,
     list_channels,
-    list_seams,
     list_sensors,
     make_shown_table,
     make_stimuli,
@@ -162,6 +162,7 @@ def apply_recipe(
     stimulus = _column(table, recipe.stimulus_column, path, "stimulus_column")
     known = stimulus.notna().to_numpy()
     counts["n_without_image"] = int((~known).sum())
+    # Without chosen types, events of other kinds are expected to name no image; of chosen ones each must.
     if not known.any() or (recipe.trial_types is not None and (~known).sum() > max_dropped * len(table)):
         raise DataError(
             f"{path} names no image in {int((~known).sum())} of {len(table)} events (column {recipe.stimulus_column}), "
@@ -169,6 +170,7 @@ def apply_recipe(
             "column with --set dataset.stimulus_column=NAME."
         )
     table, stimulus = table[known], stimulus[known]
+    # Experiments that ran on Windows write backslashes.
     file = stimulus.str.strip().str.replace("\\", "/", regex=False)
     name = file.str.rsplit("/", n=1).str[-1] if recipe.id_from == "name" else file
     events = pd.DataFrame({"file": file, "stimulus_id": name.str.replace(_ENDING, "", regex=True)})
@@ -220,6 +222,7 @@ def _find_split(split: Any, table: pd.DataFrame, path: Path) -> np.ndarray:
         return np.full(len(table), "none", dtype=object)
     values = _column(table, split.column, path, "split.column")
     out = np.full(len(table), None if split.train is not None else "train", dtype=object)
+    # An event without a value belongs to neither side.
     out[values.isna()] = None
     if split.train is not None:
         out[values.isin(split.train)] = "train"
@@ -235,11 +238,12 @@ def check_split(split: Any, tables: Iterable[pd.DataFrame]) -> None:
     for table in tables:
         for name, events in table.groupby("split"):
             shown[str(name)] |= set(events["stimulus_id"])
+    # A split by a misspelt value would leave one side empty.
     for name, images in shown.items():
         if not images:
             raise ConfigError(
-                f"dataset.split finds no {'training' if name == 'train' else name} trial: no "
-                f"{split.column} is {', '.join(split.test if name == 'test' else split.train or ('another value',))}."
+                f"dataset.split finds no {'training' if name == 'train' else name} trial: no {split.column} is "
+                f"{', '.join(split.test if name == 'test' else split.train or ('another value',))}."
             )
     both = sorted(shown["train"] & shown["test"])
     if both:
@@ -249,6 +253,7 @@ def check_split(split: Any, tables: Iterable[pd.DataFrame]) -> None:
         )
 
 
+# MNE converts every format to SI units.
 _UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
@@ -340,6 +345,7 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
             If anything is missing, damaged or does not fit together; the message names subject, session and file.
         """
         root, held, datatype = self._find()
+        # All of these are fitted on training trials alone, so that the recipe must say which those are.
         learning = [name for name in ("ica", "autoreject", "scaling") if getattr(self, name) is not None]
         if self.split == "none" and (self.mvnn != "none" or learning):
             raise ConfigError(
@@ -502,11 +508,12 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
         recording = Recording(
             item.subject, item.session, item.run, datatype, (item.path, item.events), events
         )
+        # By name: recordings of one data set may order their channels differently.
         rows = find_channels(raw.ch_names, names, item.where)
         kinds = tuple({raw.get_channel_types(picks=[name])[0] for name in names})
         part = ContinuousPart(
             recording, names, sfreq, int(raw.n_times), RawReader(raw, rows), list_sensors(raw, kinds),
-            tuple(raw.info["bads"]), list_seams(raw),
+            tuple(raw.info["bads"]), list_boundaries(raw),
         )  # fmt: skip
         return part, counts
 

@@ -24,6 +24,7 @@ from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file, hash_sampled
 
+# The formats that BIDS allows for each data type.
 EXTENSIONS = {
     "eeg": (".vhdr", ".edf", ".bdf", ".set", ".cnt"),
     "meg": (".fif", ".ds", ".sqd", ".con", ".kdf"),
@@ -148,6 +149,7 @@ class RawReader:
         for first, last in self.bridged:
             low, high = max(first, start), min(last, stop)
             if low < high:
+                # ends: (n_channels, 2), the samples before and after the stretch; share: (n_samples,)
                 ends = np.hstack([self._read_one(first - 1), self._read_one(last)])
                 share = (np.arange(low, high) - first + 1) / (last - first + 1)
                 data[:, low - start : high - start] = ends[:, :1] + share * (ends[:, 1:] - ends[:, :1])
@@ -180,21 +182,24 @@ def list_sensors(
     names = tuple(name for name in list_channels(raw, kinds) if name not in leave_out)
     rows = np.array([raw.ch_names.index(name) for name in names], dtype=int)
     positions = find_sensor_positions(raw, names)
+    # Repairing a gradiometer needs its coils; an electrode needs a position only.
     info = None if "eeg" in kinds else raw.info
     return Sensors(
         names, RawReader(raw, rows, bridged), positions if np.isfinite(positions).all() else None, info
     )
 
 
+# As MNE, its FIF reader, EEGLAB and BrainVision spell them.
 _JOINS = ("edge", "bad_acq_skip", "boundary", "new segment")
 
 
-def list_seams(raw: Any) -> tuple[int, ...]:
+def list_boundaries(raw: Any) -> tuple[int, ...]:
     """Return the first samples after the joins that a file marks, without its start."""
     marks = [text.lower().startswith(_JOINS) for text in raw.annotations.description]
     if not any(marks):
         return ()
     onsets = raw.annotations.onset[np.array(marks)]
+    # Annotations count from their own origin, which may lie before the first sample.
     samples = raw.time_as_index(onsets, use_rounding=True, origin=raw.annotations.orig_time)
     return tuple(sorted({int(s) for s in samples if 0 < s < raw.n_times}))
 
@@ -209,6 +214,7 @@ def find_sensor_positions(raw: Any, names: Sequence[str]) -> np.ndarray:
     for row, name in enumerate(names):
         channel = raw.info["chs"][raw.ch_names.index(name)]
         place = np.asarray(channel["loc"][:3], dtype=float)
+        # Zeros stand for an unknown position.
         if np.isfinite(place).all() and place.any():
             out[row] = place
         elif name.lower() in known and channel["kind"] == mne._fiff.constants.FIFF.FIFFV_EEG_CH:
@@ -260,6 +266,7 @@ def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
 
 def hash_recording(path: Path, root: Path) -> dict[str, str]:
     """Return digests of a recording and the files that share its name, by their place below `root`."""
+    # BrainVision and EEGLAB spread a recording over several files of one name, and sidecars change what is read.
     entities = path.name.rsplit("_", 1)[0]
     beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
     inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
@@ -286,10 +293,12 @@ def _match_label(label: Any, there: Sequence[Any]) -> Any:
     """Return the label that is there, if `label` differs from it by leading zeros only."""
     if label in there or not str(label).isdigit():
         return label
+    # YAML and the shell turn ``01`` into 1.
     same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
     return same[0] if len(same) == 1 else label
 
 
+# Where copies of the THINGS images were found beside recordings.
 PLACES = ("", "images", "object_images", "stimuli", "THINGS-images", "images_THINGS/object_images")
 
 
@@ -367,6 +376,7 @@ def make_stimuli(
         paths = [str(path) for path in found]
         hashes = [hash_file(root / path) for path in paths]
         return StimulusSet(shown.assign(path=paths, sha256=hashes)[columns], root)
+    # Without files the first place still names each image, for messages and for later.
     first = [candidates(*pair)[0] for pair in pairs]
     return StimulusSet(shown.assign(path=first, sha256="")[columns])
 

@@ -31,6 +31,7 @@ from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 
 _MATRICES = ("dataSet", "dataset")
 _METADATA = ("metaData", "metadata")
+# Our choice: above the rounding of stored positions, far below a voxel.
 _GRID_TOLERANCE_MM = 0.02
 
 
@@ -74,6 +75,7 @@ class BData:
                 f"{self.path.name} has no {key!r}{suggest(key, list(self.metadata))}; it knows "
                 f"{', '.join(sorted(self.metadata))}."
             )
+        # Other columns hold 0 or NaN, by the version that wrote the file.
         columns = np.flatnonzero(self.metadata[key] == 1)
         if not len(columns):
             raise DataError(f"{key!r} flags no column of {self.path}; the file is damaged or was cut.")
@@ -142,8 +144,8 @@ def _find(file: Any, names: tuple[str, ...], path: Path) -> str:
         if name in file:
             return name
     raise DataError(
-        f"{path} holds {', '.join(file) or 'nothing'}, but a BData file has {' or '.join(names)}; "
-        "it is another kind of HDF5 file."
+        f"{path} holds {', '.join(file) or 'nothing'}, but a BData file has {' or '.join(names)}; it is another kind "
+        "of HDF5 file."
     )
 
 
@@ -189,6 +191,7 @@ def find_grid(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     ratio = (positions - origin) / steps
     indices = np.rint(ratio).astype(int)
     off_grid = np.abs(ratio - indices) * steps > _GRID_TOLERANCE_MM
+    # Positions that were transformed to another space lie on no grid.
     if off_grid.any() or len(np.unique(indices, axis=0)) != len(indices):
         return None
     mask = np.zeros(indices.max(axis=0) + 1, dtype=bool)
@@ -232,6 +235,7 @@ def make_bdata_geometry(data: BData, rois: tuple[str, ...]) -> tuple[Geometry, n
     if grid is not None:
         mask, affine, indices = grid
         ids = np.ravel_multi_index(tuple(indices.T), mask.shape)
+        # A mask gives its voxels in C order, and columns must follow.
         order = np.argsort(ids)
         ids, columns = ids[order], columns[order]
         assert positions is not None
@@ -273,6 +277,7 @@ def decode_stimulus_id(code: float | str) -> str:
     'n01443537'
     """
     finite = isinstance(code, str) or math.isfinite(code)
+    # The image is six digits behind the point.
     text = code.strip() if isinstance(code, str) else f"{code:.6f}"
     match = _CODE.fullmatch(text) if finite else None
     if match is None:

@@ -1,6 +1,6 @@
-"""Deep Image Reconstruction (Shen, Horikawa, Majima and Kamitani 2019): three people, pictures, shapes and letters.
+"""Deep Image Reconstruction (Shen, Horikawa, Majima and Kamitani 2019): three subjects, pictures, shapes and letters.
 
-Owns the preprocessed BData files of figshare, one for each person and experiment, under both of their namings
+Owns the preprocessed BData files of figshare, one for each subject and experiment, under both of their namings
 (``sub-01_perceptionNaturalImageTest_original_VC.h5``, ``sub-01_ImageNetTest_fmriprep_volume_native.h5``), and how their
 numbers name what was seen: ImageNet's code for photographs, a running number for shapes and letters.
 
@@ -55,6 +55,7 @@ _LISTS = {"shapes": "stimulus_ArtificialImage.tsv", "letters": "stimulus_LetterI
 _SUFFIXES = {"training": ".JPEG", "natural": ".JPEG", "shapes": ".tiff", "letters": ".tif"}
 _IMAGINED = "imagined_"
 _FILE = re.compile(r"^sub-(\d+)_([A-Za-z]+)_(.+)\.h5$")
+# Offsets of WordNet have seven or eight digits; shapes and letters have small numbers.
 _FIRST_SYNSET = 1_000_000
 
 
@@ -78,7 +79,7 @@ class DeepreconConfig(FmriSettings):
     images
         Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
     zscore, untrained, dtype, pad_subjects
-        As in `BetasPlan`; a session is the whole of a person's files.
+        As in `BetasPlan`; a session is the whole of a subject's files.
     """
 
     kind: Literal["deeprecon"] = "deeprecon"
@@ -105,7 +106,7 @@ class DeepreconConfig(FmriSettings):
         Raises
         ------
         DataError, ConfigError
-            If a file is missing or damaged, or the files of a person have other voxels.
+            If a file is missing or damaged, or the files of a subject have other voxels.
         """
         held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
         parts: list[BetasPart] = []
@@ -202,6 +203,7 @@ def _choose(held: list[SubjectFile], config: DeepreconConfig, root: Path) -> lis
                     + (f" that ends in {config.variant}" if config.variant else "")
                     + f"; it has {', '.join(there) or 'nothing of this subject'}: fetch it, or correct dataset.test."
                 )
+            # The same samples in two preprocessings would count twice.
             if len(named) > 1:
                 variants = ", ".join(h.variant for h in named)
                 raise ConfigError(
@@ -250,6 +252,7 @@ def read_samples(
             )
         ids = [_name_code(code, experiment, names) for code in codes]
     concepts = [find_synset(name) if re.match(r"n\d{8}", name) else name for name in ids]
+    # An imagined picture is another stimulus than the one seen: it has no pixels of its own.
     if experiment == "imagery":
         ids = [f"{_IMAGINED}{name}" for name in ids]
     runs = data.read_label("Run").astype(int) if "Run" in data.metadata else np.ones(data.n_samples, int)
@@ -268,7 +271,7 @@ def read_samples(
 def make_stimulus_table(shown: pd.DataFrame) -> pd.DataFrame:
     """Return `stimulus_id`, `concept` and `path` of what a trial table shows.
 
-    What is imagined has no path, but the picture that people had in mind is listed under its own name even where no
+    What is imagined has no path, but the picture that was in mind is listed under its own name even where no
     trial shows it: the analysis of imagery needs its embedding.
     """
     imagined = shown["task"] == "imagery"

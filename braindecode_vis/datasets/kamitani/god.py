@@ -1,4 +1,4 @@
-"""Generic Object Decoding (Horikawa and Kamitani 2017): five people, ImageNet pictures seen and imagined.
+"""Generic Object Decoding (Horikawa and Kamitani 2017): five subjects, ImageNet pictures seen and imagined.
 
 Owns the preprocessed ``Subject1.h5`` ... ``Subject5.h5`` of figshare: which samples are trials, which picture each of
 them shows, and where its voxels lie. Samples are block averages in the authors' own units. The pictures themselves are
@@ -180,6 +180,7 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
     DataError
         If a sample has an unknown type, or its number is no ImageNet number.
     """
+    # Single precision has seven digits, and the numbers of images need thirteen.
     if not data.precise:
         raise DataError(
             f"{data.path} stores its matrix in single precision, in which numbers like 1518878.005958 lose the image; "

@@ -99,8 +99,7 @@ def find_sessions(folder: Path, sessions: list[int], space: Space) -> list[Sessi
     if missing:
         raise DataError(
             f"{len(missing)} of {len(sessions)} sessions are missing in {folder}: {', '.join(missing)}. Fetch them, "
-            "or list "
-            "the sessions to use with --set dataset.sessions=[...] (or a number, for the first ones)."
+            "or list the sessions to use with --set dataset.sessions=[...] (or a number, for the first ones)."
         )
     return found
 
@@ -109,6 +108,7 @@ def _find_session(folder: Path, session: int, space: Space) -> SessionFile | Non
     if space == "fsaverage":
         paths = tuple(folder / f"{side}.betas_session{session:02d}.mgh" for side in ("lh", "rh"))
         return SessionFile(session, paths, "mgh") if all(p.is_file() for p in paths) else None
+    # By content, since a renamed file is still what it is.
     for end in ("nii.gz", "nii", "hdf5", "h5"):
         path = folder / f"betas_session{session:02d}.{end}"
         if path.is_file():
@@ -161,8 +161,8 @@ def check_trial_count(path: Path, n_found: int, n_trials: int) -> None:
         fewer = "fewer" if n_trials < n_found else "more"
         raise DataError(
             f"the design has {fewer} trials ({n_trials}) for this session than {path} has betas ({n_found}): no beta "
-            "could "
-            "be paired with its image for sure; use the design that belongs to these betas, or fetch both again."
+            "could be paired with its image for sure; use the design that belongs to these betas, or fetch both "
+            "again."
         )
 
 
@@ -240,6 +240,8 @@ class MaskedHdf5:
             out = np.empty((self.n_volumes, int(self.mask.sum())), betas.dtype)
             # Number of each voxel among the mask's, in C order.
             number = np.cumsum(self.mask.ravel()).reshape(self.mask.shape) - 1
+            # Slice by slice, the smallest box around the mask: chunks hold all trials of a voxel, so that reading voxel
+            # by voxel would open each chunk many times.
             for z in np.flatnonzero(self.mask.any(axis=(0, 1))):
                 x, y = np.nonzero(self.mask[:, :, z])
                 low, high = y.min(), y.max() + 1
@@ -261,6 +263,7 @@ class MaskedHdf5:
         self.held = None
 
 
+# FreeSurfer's MGH: a head of 284 bytes, then big-endian numbers in Fortran order.
 _MGH_HEADER_BYTES = 284
 _MGH_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
 
@@ -435,6 +438,7 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
         )
     if name == "cortex":
         labels, affine = regions.read("nsdgeneral")
+        # All of the cortex is 0 or 1; -1 is outside of it.
         return labels >= 0, affine
     if name not in regions.files:
         check_option("dataset.mask", name, ["brain", "cortex", *regions.files])
@@ -444,8 +448,7 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
         if unknown:
             raise DataError(
                 f"{regions.files[name][0]} holds the label {unknown.pop()}; nsdgeneral is -1 outside the cortex, 0 "
-                "in it, "
-                "and 1 in the region: the file is another one."
+                "in it, and 1 in the region: the file is another one."
             )
         return labels == 1, affine
     if not wanted:
@@ -485,6 +488,7 @@ def make_volume_geometry(
     numbers = {}
     for name, path in maps.items():
         _check_grid(path, mask, affine)
+        # Voxels without signal have none (NaN).
         numbers[name] = np.nan_to_num(read_volume(path)[0][mask])
     geometry = Geometry.from_mask(mask, affine, rois)
     return Geometry(geometry.voxel_ids, mask, geometry.affine, rois, maps=numbers)

@@ -218,6 +218,7 @@ class NsdConfig(FmriSettings):
 
     def find_divisor(self) -> float:
         """Return what stored betas are divided by."""
+        # Published volumes are int16 of percent signal change times 300; surfaces hold percent.
         return self.divide_by or (1.0 if self.space == "fsaverage" else 300.0)
 
     def _open(self) -> tuple[Path, NsdDesign]:
@@ -249,6 +250,7 @@ class NsdConfig(FmriSettings):
         self, root: Path, regions: Regions, items: list[SessionFile], trials: list[pd.DataFrame]
     ) -> tuple[Geometry, list[BetasPart]]:
         mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
+        # The authors' noise ceiling for this version of the betas, where it was fetched.
         ncsnr = items[0].paths[0].with_name("ncsnr.nii.gz")
         maps = {"ncsnr": ncsnr} if ncsnr.is_file() else {}
         parts = []
@@ -278,9 +280,11 @@ class NsdConfig(FmriSettings):
         for reader, item, table in zip(readers, items, trials, strict=True):
             check_trial_count(item.paths[0], reader.n_volumes, len(table))
             first = reader(0, 1)[0]
+            # Surfaces are not compressed, so that trials far apart cost no more than the first.
             apart = np.unique(np.linspace(0, len(table) - 1, 5).astype(int))
             sample = np.concatenate([reader(row, row + 1)[:, keep] for row in apart.tolist()])
             check_scale(sample, self.find_divisor(), item.paths[0])
+            # One set of vertices for all sessions, or columns would not correspond.
             seen &= np.isfinite(first)
         unseen = int(keep.sum() - seen.sum())
         if unseen > _LARGEST_UNSEEN * keep.sum():

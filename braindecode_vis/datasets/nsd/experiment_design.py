@@ -106,8 +106,10 @@ def read_design(path: Path) -> NsdDesign:
             )
     if order.max() > images.shape[1]:
         raise DataError(f"{path} shows image {order.max()} of a subject, but lists {images.shape[1]}.")
+    # The split is told by the column: shared images come first in all subjects.
     if not (images[:, : len(shared)] == shared).all():
         raise DataError(f"the first {len(shared)} columns of subjectim in {path} are not the shared images.")
+    # (n_sessions, n_runs, n_slots) -> pictures in each run, (n_sessions, n_runs)
     counts = content["stimpattern"].sum(axis=2, dtype=np.int64)
     if (counts.sum(axis=1) * len(counts) != len(order)).any():
         raise DataError(
@@ -178,6 +180,7 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
                 f"{len(expected)} in {design.path}: one of the two is truncated or of another release."
             )
         found = rows["73KID"].to_numpy()
+        # Other copies count from 0, and every id would then be its neighbour's.
         if (found == expected - 1).all():
             raise DataError(
                 f"73KID in {path} counts from 0: all of session {session:02d} are one below the design; the published "
@@ -271,8 +274,7 @@ class ImageBrick:
         if rows.max() >= shape[0]:
             raise DataError(
                 f"the trials name image {rows.max()} (counted from 0), but {path} holds {shape[0]}: the file is "
-                "truncated, "
-                "or the image numbers were counted from 1."
+                "truncated, or the image numbers were counted from 1."
             )
 
     def __call__(self, row: int) -> np.ndarray:

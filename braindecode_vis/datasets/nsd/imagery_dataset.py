@@ -110,11 +110,13 @@ class NsdImageryConfig(FmriSettings):
         geometry = core.geometry
         if not isinstance(geometry, Geometry) or geometry.mask is None or geometry.affine is None:
             raise DataError("the core sessions have no mask.")
+        # Shared images are left out of training: some of them are imagined later.
         training = [_keep_rows(part, (part.trials["split"] == "train").to_numpy()) for part in core.parts]
         path = self._find_betas(root)
         header = read_volume_header(path)
         check_same_space(header, geometry.mask.shape, geometry.affine, what="the mask of the core sessions")
         trials = read_trials(self._find_stimuli(root), self.subject, header.n_volumes, path)
+        # As stored in all volumes of NSD: int16 of percent signal change times 300.
         read = MaskedVolumes(header, geometry.mask, divide_by=300)
         check_scale(read_sample(read, header.n_volumes), 300, path)
         read.close()
@@ -184,8 +186,8 @@ class NsdImageryConfig(FmriSettings):
             folder = check_root(self.root, read_manifest("nsd")) / "nsddata_stimuli/stimuli/nsdimagery"
         if not folder.expanduser().is_dir():
             raise DataError(
-                f"the folder of the imagery images {folder} does not exist; name it with "
-                "--set dataset.imagery_images=DIR, or leave the images out with --set dataset.with_images=false."
+                f"the folder of the imagery images {folder} does not exist; name it with --set "
+                "dataset.imagery_images=DIR, or leave the images out with --set dataset.with_images=false."
             )
         files = sorted(folder.expanduser().iterdir())
         return {path.stem: path for path in files if path.suffix.lower() in _IMAGE_ENDS}
@@ -230,9 +232,8 @@ class NsdImageryConfig(FmriSettings):
             how = f"standardised per {self.zscore} with its own test trials (transductive)"
         return (
             f"NSD-Imagery subject {self.subject:02d}: trained on {n_images} non-shared images of {len(training)} NSD "
-            "core "
-            f"sessions, tested zero-shot on {tested.trials['stimulus_id'].nunique()} stimuli in {len(tested.trials)} "
-            f"{' and '.join(self.tasks)} trials; imagery session {how}"
+            f"core sessions, tested zero-shot on {tested.trials['stimulus_id'].nunique()} stimuli in "
+            f"{len(tested.trials)} {' and '.join(self.tasks)} trials; imagery session {how}"
         )
 
 
@@ -272,6 +273,7 @@ def read_trials(path: Path, subject: int, n_betas: int, betas: Path) -> pd.DataF
     if unknown:
         raise DataError(f"{path} maps no stimulus to the cue {unknown[0]!r}.")
     labels = [_name(names[c]) if c in names else f"attention-{c}" for c in cues]
+    # The file has no runs; each lasts as long as its experiment is named.
     run = np.cumsum([True, *(a != b for a, b in zip(exps[1:], exps[:-1], strict=True))])
     ids = [f"imagery_{label}" for label in labels]
     return pd.DataFrame(
@@ -294,6 +296,7 @@ def _keep_rows(part: BetasPart, keep: np.ndarray) -> BetasPart:
         raise DataError(f"{part.where} has no trial of the kind that is wanted.")
 
     def read(start: int, stop: int) -> np.ndarray:
+        # One pass over the file, whose readers go forward only.
         first, last = int(rows[start]), int(rows[stop - 1]) + 1
         return part.read(first, last)[rows[start:stop] - first]
 
@@ -305,6 +308,7 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
     height, width = image.shape[:2]
+    # As NSD cropped its own pictures: the largest square.
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = Image.fromarray(image[top : top + side, left : left + side])

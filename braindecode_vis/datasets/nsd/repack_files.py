@@ -64,6 +64,7 @@ def make_trials(
     )  # fmt: skip
 
 
+# Allen et al. (2022): twelve runs of 62 or 63 pictures.
 _TRIALS_PER_SESSION = 750
 _SPLIT_OF = {"train": "train", "val": "train", "test": "test"}
 
@@ -253,6 +254,7 @@ class _Mindeye1Rows:
         out = []
         member, block = None, np.empty((0, 0))
         for sample, row in self.rows[start:stop]:
+            # Rows of one image follow each other, and its responses are one small array.
             if sample.responses is not member:
                 member, block = sample.responses, np.atleast_2d(np.squeeze(sample.responses.read_array()))
             if row >= len(block):
@@ -340,6 +342,7 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
         values = np.atleast_2d(members["behav.npy"].read_array())
         if values.ndim != 2 or values.shape[1] < 6:
             raise DataError(f"behav.npy of {path} has the shape {values.shape}; 17 columns are expected.")
+        # Columns of MindEye2's ``behav``: 0 is the picture, 5 the trial of the whole experiment, both from 0.
         rows += [(int(row[0]), int(row[5])) for row in values if row[0] >= 0]
     return pd.DataFrame(rows, columns=["nsd_id", "trial"])
 
@@ -377,6 +380,7 @@ class _CocoImage:
             image = np.asarray(images[self.row], np.float32)
         if image.min() < -0.01 or image.max() > 1.01:
             raise DataError(f"image {self.row} of {self.path} is not in 0..1; fetch the file again.")
+        # (3, height, width) -> (height, width, 3)
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 

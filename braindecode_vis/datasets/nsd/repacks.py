@@ -60,7 +60,7 @@ class NsdRepackConfig(FmriSettings):
     test_set
         MindEye2: ``new_test`` (40 sessions, 1000 images) or ``test`` (37 sessions, 982).
     design
-        Brain-Diffuser: ``nsd_expdesign.mat``, without which nobody knows which row is which image.
+        Brain-Diffuser: ``nsd_expdesign.mat``, without which it is unknown which row is which image.
     region_file
         ``nsdgeneral.nii.gz`` of the subject, so that the responses can be put back into the brain.
     divide_by
@@ -80,6 +80,7 @@ class NsdRepackConfig(FmriSettings):
     design: Path | None = None
     region_file: Path | None = None
     divide_by: float = Field(default=1.0, gt=0)
+    # Standardised by their authors before they were shared.
     zscore: ZScoring = "none"
     dtype: SampleType = "float32"
     with_images: bool = True
@@ -133,6 +134,7 @@ class NsdRepackConfig(FmriSettings):
         """Return the layout of a folder by what it holds."""
         if self.layout != "auto":
             return self.layout
+        # By what only one of them holds.
         if any(root.glob("betas_all_subj*.hdf5")):
             return "mindeye2"
         if any(root.glob("**/nsd_train_fmriavg_*.npy")):

@@ -54,6 +54,7 @@ from braindecode_vis.store import hash_sampled
 
 T_R = 4 / 3
 """Of the 1.8 mm series, in s: they were resampled in time, so that the volume n was taken at n times this."""
+# Allen et al. (2022): 3 s of picture, 1 s of pause.
 PICTURE_S = 3.0
 _FILE = re.compile(r"^timeseries_session(\d+)_run(\d+)\.nii(\.gz)?$")
 
@@ -84,6 +85,7 @@ class NsdTimeseriesConfig(FmriSettings):
     sessions: int | tuple[int, ...] | None = None
     mask: str = "cortex"
     mask_file: Path | None = None
+    # None by default: whole-cortex networks read parcels, and every set costs a volume.
     rois: tuple[str, ...] | None = ()
     model: ModelConfig = Field(
         default=WindowConfig(start=0.0, stop=8.0, keep="times", clean=CleanConfig(scaling="zscore")),
@@ -217,6 +219,7 @@ class NsdTimeseriesConfig(FmriSettings):
                 raise DataError(
                     f"{files[-1]} has {len(confounds)} rows for {header.n_volumes} volumes; fetch it again."
                 )
+        # A picture begins with a volume: 4 s are three steps of 4/3 s.
         timed = trials.assign(onset=T_R * starts, duration=PICTURE_S).reset_index(drop=True)
         others = pd.DataFrame({"onset": [], "duration": [], "trial_type": []})
         return BoldRun(timed, others, header, T_R, 0.0, confounds, tuple(files))

@@ -136,8 +136,10 @@ class Geometry:
             coords |= {"mask": self.mask, "affine": np.asarray(self.affine, float)}
         if self.surface is not None:
             coords |= {"surface": self.surface, "n_vertices": list(self.n_vertices or ())}
+        # Coordinates are one flat table of names, so that sets and maps carry a prefix.
         coords |= {f"roi_{name}": np.asarray(roi.labels, np.int16) for name, roi in self.rois.items()}
         coords |= {f"map_{name}": np.asarray(values, np.float32) for name, values in self.maps.items()}
+        # JSON knows text as keys only.
         coords["roi_names"] = {
             name: {str(k): v for k, v in roi.names.items()} for name, roi in self.rois.items()
         }
@@ -184,6 +186,7 @@ class Geometry:
         mask = None
         if self.mask is not None:
             mask = np.zeros(self.mask.shape, bool)
+            # Ids number the voxels of the whole volume in C order, so that they index its flat form.
             mask.ravel()[ids] = True
         rois = {name: replace(roi, labels=roi.labels[index]) for name, roi in self.rois.items()}
         parcels = self.parcels and replace(self.parcels, labels=self.parcels.labels[index])
@@ -219,6 +222,7 @@ class AtlasConfig(Settings):
     labels: Path | None = None
     fetch: Literal["schaefer400", "schaefer1000", "aal"] | None = None
     resample: bool = False
+    # Our choice: small regions may miss a coarse mask; many missing mean another space.
     max_missing: float = Field(default=0.05, ge=0, le=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing"})
@@ -302,6 +306,7 @@ class BetasPart:
 
     def __post_init__(self) -> None:
         check_columns(self.trials.columns, (*TRIAL_COLUMNS, "concept"), what=f"the trials of {self.files[0]}")
+        # Statistics are kept by subject and session, and must not change within a part.
         groups = self.trials[["subject", "session"]].drop_duplicates()
         if len(groups) != 1:
             raise DataError(f"{self.files[0]} holds {len(groups)} subjects or sessions; one part holds one.")
@@ -369,6 +374,7 @@ class FmriSource:
             expected = self.find_geometry(part.group[0]).n_voxels
             if part.n_voxels != expected:
                 raise DataError(f"{part.where} has {part.n_voxels} voxels, but its geometry {expected}.")
+            # Preprocessing standardises a session when its last part is written, so its parts must adjoin.
             if not seen or seen[-1] != part.group:
                 if part.group in seen:
                     raise DataError(f"{part.where} must follow the other files of its session.")
@@ -382,6 +388,7 @@ class FmriSource:
             raise ConfigError(
                 "dataset.pad_subjects keeps the voxels of each subject, dataset.atlas averages them: choose one."
             )
+        # Parcels of an atlas correspond in all brains.
         if len(self.subjects) == 1 or plan.atlas is not None:
             return
         if isinstance(self.geometry, Geometry):
@@ -451,7 +458,7 @@ def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
     Raises
     ------
     DataError
-        If an image teaches in one subject and is tested in another, or units and times differ.
+        If an image is trained on in one subject and is tested in another, or units and times differ.
     """
     first = sources[0]
     for other in sources[1:]:
@@ -459,12 +466,14 @@ def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
             raise DataError("the subjects have other units or time axes, so they cannot be trained together.")
     geometry = {subject: source.find_geometry(subject) for source in sources for subject in source.subjects}
     splits = pd.concat([part.trials[["stimulus_id", "split"]] for s in sources for part in s.parts])
+    # A network that is trained on all subjects has seen what trains any of them.
     both = set(splits.loc[splits["split"] == "train", "stimulus_id"])
     both &= set(splits.loc[splits["split"] == "test", "stimulus_id"])
     if both:
         raise DataError(
             f"{len(both)} images are trained on in one subject and tested in another, first {min(both)}."
         )
+    # An image that two subjects saw is kept once and read through the first of them.
     table = pd.concat(
         [s.stimuli.table.assign(_of=n, _row=range(len(s.stimuli))) for n, s in enumerate(sources)]
     )

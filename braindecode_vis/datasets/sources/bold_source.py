@@ -48,6 +48,7 @@ class CleanConfig(Settings):
     """
 
     drift: Literal["cosine", "polynomial", "none"] = "cosine"
+    # SPM's default.
     cutoff: float = Field(default=128.0, gt=0)
     order: int = Field(default=1, ge=0, le=10)
     scaling: Literal["percent", "zscore", "none"] = "percent"
@@ -55,6 +56,7 @@ class CleanConfig(Settings):
     def hashed_fields(self) -> dict[str, Any]:
         """Leave out the number that the chosen drift does not use."""
         fields = super().hashed_fields()
+        # Two runs that differ in a number that is not looked at are the same run.
         unused = {"cosine": ("order",), "polynomial": ("cutoff",), "none": ("cutoff", "order")}[self.drift]
         return {key: value for key, value in fields.items() if key not in unused}
 
@@ -76,6 +78,7 @@ class GlmConfig(Settings):
     """
 
     kind: Literal["glm"] = "glm"
+    # Mumford et al. (2012): less collinear than one model of all trials where these follow each other quickly.
     trials: Literal["lss", "lsa"] = "lss"
     hrf_model: Literal["glover", "spm"] = "glover"
     noise_model: Literal["ols", "ar1"] = "ols"
@@ -101,6 +104,7 @@ class WindowConfig(Settings):
     """
 
     kind: Literal["window"] = "window"
+    # The canonical response peaks 5 to 6 s after the onset.
     start: float = 4.0
     stop: float = 8.0
     until: Literal["onset", "offset"] = "onset"
@@ -190,6 +194,7 @@ class BoldRun:
             self.others.columns, ("onset", "duration", "trial_type"), what=f"other events of {self.where}"
         )
         end = self.n_volumes * self.t_r
+        # Onsets in milliseconds or volumes would otherwise pass as very late trials.
         late = self.trials["onset"] >= end
         if late.any():
             worst = self.trials[late].iloc[0]
@@ -271,6 +276,7 @@ class BoldSource:
     model: ModelConfig
     plan: BetasPlan
     geometry: Geometry | Mapping[str, Geometry] | MaskMethod
+    # Our choice: a slab may lose its edge in one run; more is the mask of another image.
     max_constant: float = 0.05
     notes: Mapping[str, Any] = field(default_factory=dict)
     read_image: Callable[[int], np.ndarray] | None = None
@@ -284,6 +290,7 @@ class BoldSource:
         for run in self.runs:
             subject = run.subject
             # With one mask for all, all must share its grid.
+            # Otherwise every subject has a grid of its own.
             key = "" if isinstance(self.geometry, Geometry) else subject
             other = first.setdefault(key, run)
             check_grid(run.shape, run.affine, other.shape, other.affine, what=run.where, than=other.where)
@@ -319,6 +326,7 @@ def check_grid(
         raise DataError(
             f"{what} has volumes of shape {tuple(shape)}, but {than} {tuple(other_shape)}: other spaces."
         )
+    # An affine map moves no voxel farther than the farthest corner, so eight points bound all distances.
     corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
     apart = float(np.abs(corners @ (np.asarray(affine) - np.asarray(other)).T).max())
     if apart > 0.01:

@@ -35,6 +35,7 @@ class ScalingConfig(Settings):
     """
 
     method: Literal["robust", "zscore"] = "robust"
+    # Défossez et al. (2023) [1]_ cut at 20 interquartile ranges.
     clamp: float | None = Field(default=20.0, gt=0)
     per: Literal["subject", "session"] = "subject"
 
@@ -64,6 +65,7 @@ class IcaConfig(Settings):
     n_components: int | None = Field(default=None, ge=2)
     eyes: tuple[str, ...] | None = None
     threshold: float = Field(default=0.7, gt=0, le=1)
+    # A rule of thumb asks for 20 samples per squared number of components; 63 components need 80,000.
     max_samples: int = Field(default=100_000, ge=1000)
 
 
@@ -87,6 +89,8 @@ class AutorejectConfig(Settings):
         Largest number of training trials that thresholds are learnt from; evenly spaced ones are taken.
     """
 
+    # Coarser than autoreject's own grid (1, 4, 32 and eleven shares): the search is the cost of this step, and caps of
+    # 32 to 64 electrodes allow few repairs.
     n_interpolate: tuple[int, ...] = (1, 4, 8)
     consensus: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     n_folds: int = Field(default=5, ge=2)
@@ -111,6 +115,7 @@ class Cleaning:
     @property
     def changes_samples(self) -> bool:
         """Whether the continuous samples are changed at all."""
+        # Autoreject and scaling act on trials, after they are cut.
         return (
             self.interpolate or self.reference != "none" or bool(self.notch) or self.l_freq is not None
             or self.h_freq is not None or self.ica is not None
@@ -159,6 +164,7 @@ class CleaningOptions(Settings):
         if not isinstance(values, dict):
             return values
         values = dict(values)
+        # On a command line: ``dataset.ica=true``, ``dataset.scaling=robust``.
         for name in ("ica", "autoreject"):
             if isinstance(values.get(name), bool):
                 values[name] = {} if values[name] else None
@@ -168,6 +174,7 @@ class CleaningOptions(Settings):
 
     @model_validator(mode="after")
     def _check_cleaning(self) -> CleaningOptions:
+        # Naming bad channels and keeping them would silently do nothing.
         if self.bads and self.bad_channels == "keep":
             raise ValueError("bads names channels, but bad_channels is keep; set it to drop or interpolate")
         if self.l_freq is not None and self.h_freq is not None and self.l_freq >= self.h_freq:
@@ -191,6 +198,7 @@ class CleaningOptions(Settings):
         mvnn
             Noise normalisation of the data set; None is off.
         """
+        # In this order a message names the first that learns.
         learns = {
             "mvnn": mvnn not in (None, "none"),
             "scaling": self.scaling is not None,

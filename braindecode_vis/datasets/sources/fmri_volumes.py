@@ -22,6 +22,7 @@ import numpy as np
 from braindecode_vis.checks import DataError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+# A micrometre: what float32 loses of a position in the head.
 _AFFINE_MM = 1e-3
 
 
@@ -78,6 +79,7 @@ def read_volume_header(path: Path) -> VolumeHeader:
     except Exception as error:  # nibabel raises whatever the bytes lead it to
         raise DataError(f"{path} cannot be read as NIfTI ({error}); copy or fetch it again.") from error
     shape = tuple(int(n) for n in image.shape)
+    # Some writers add empty axes behind the fourth.
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (3, 4):
@@ -151,6 +153,7 @@ class MaskedVolumes:
         return self._scale(stored)
 
     def _scale(self, stored: np.ndarray) -> np.ndarray:
+        # As nibabel does, in double precision; without a slope the float64 copy is spared.
         if self.header.slope != 1 or self.header.inter != 0:
             wide = stored.astype(np.float64) * self.header.slope + self.header.inter
             return (wide / self.divide_by).astype(np.float32)
@@ -160,6 +163,7 @@ class MaskedVolumes:
         return values
 
     def _seek(self, start: int) -> None:
+        # A compressed stream goes forward only; going back means starting again.
         if self.file is None or start < self.position:
             self.close()
             self.file = open_stream(self.header.path)
@@ -172,6 +176,7 @@ class MaskedVolumes:
         assert self.file is not None
         with self._explain():
             while n_bytes:
+                # In pieces, since what is skipped may be gigabytes.
                 piece = len(self.file.read(min(n_bytes, 1 << 20)))
                 if not piece:
                     raise EOFError
@@ -210,6 +215,7 @@ class _Damage:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, EOFError | zlib.error | OSError):
             header, reached = self.volumes.header, self.volumes.position
+            # The stream is damaged already; closing it may fail for the same reason.
             with suppress(Exception):
                 self.volumes.close()
             raise DataError(
@@ -278,6 +284,7 @@ def read_label_table(path: Path) -> dict[int, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if len(words) < 2 or not words[0].lstrip("-").isdigit():
+            # A header has no number.
             if number == 0:
                 continue
             raise DataError(f"line {number + 1} of {path} is not a number and a name: {line.strip()!r}.")

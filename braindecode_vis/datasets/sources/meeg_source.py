@@ -55,6 +55,7 @@ class EpochPlan:
         What is done to samples and trials beside cutting; nothing by default.
     """
 
+    # The preprocessing that NICE and ATM share (Song et al. 2024, arXiv:2308.13234): 250 Hz, baseline before the onset.
     sfreq: float = 250.0
     tmin: float = -0.2
     tmax: float = 1.0
@@ -62,21 +63,22 @@ class EpochPlan:
     baseline: tuple[float | None, float | None] | None = (None, 0.0)
     mvnn: Mvnn = "epochs"
     dtype: SampleType = "float32"
+    # Our choice: files lose an event or two at their ends; one in a hundred means another release.
     max_dropped: float = 0.01
     cleaning: Cleaning = field(default_factory=Cleaning)
 
     def __post_init__(self) -> None:
         if not self.tmin <= self.window[0] < self.window[1] <= self.tmax:
             raise ConfigError(
-                f"the kept window {self.window} s must be ascending and lie inside the epoch "
-                f"from {self.tmin} to {self.tmax} s."
+                f"the kept window {self.window} s must be ascending and lie inside the epoch from {self.tmin} to "
+                f"{self.tmax} s."
             )
         if self.baseline is not None:
             start, stop = self.find_baseline()
             if not self.tmin <= start < stop <= self.tmax:
                 raise ConfigError(
-                    f"the baseline from {start} to {stop} s must be ascending and lie inside the epoch "
-                    f"from {self.tmin} to {self.tmax} s."
+                    f"the baseline from {start} to {stop} s must be ascending and lie inside the epoch from "
+                    f"{self.tmin} to {self.tmax} s."
                 )
 
     def find_baseline(self) -> tuple[float, float]:
@@ -87,6 +89,7 @@ class EpochPlan:
 
     def find_times(self) -> np.ndarray:
         """Return the times of the kept samples in s."""
+        # The end is excluded, so that one second at 250 Hz is 250 samples.
         first = round((self.window[0] - self.tmin) * self.sfreq)
         last = round((self.window[1] - self.tmin) * self.sfreq)
         return self.tmin + np.arange(first, last) / self.sfreq
@@ -135,7 +138,7 @@ class ContinuousPart:
         All sensors of the file; those of `ch_names` by default.
     bads
         Channels that are bad, among all sensors.
-    seams
+    boundaries
         First samples after joins of recordings that the file marks.
     """
 
@@ -146,7 +149,7 @@ class ContinuousPart:
     read: Callable[[int, int], np.ndarray]
     sensors: Sensors | None = None
     bads: tuple[str, ...] = ()
-    seams: tuple[int, ...] = ()
+    boundaries: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         columns = ("sample", "repetition", "split", "concept")
@@ -255,6 +258,7 @@ class MeegSource:
             raise DataError("no recording was found; check the root and the list of subjects.")
         first = self.parts[0]
         for part in self.parts:
+            # One array holds all parts, so that their channels must agree in name and order.
             if part.ch_names != first.ch_names:
                 raise DataError(
                     f"{part.where} has other channels than {first.where}: {part.ch_names} and {first.ch_names}."
@@ -354,6 +358,7 @@ def list_scalp_positions() -> Mapping[str, np.ndarray]:
     points: dict[str, np.ndarray] = {}
     for system in ("1005", "1020"):
         held = make_template_montage(system).get_positions()
+        # The finer system wins where both know a name.
         points = {**held["ch_pos"], **points}
         frame = {key: held[key] for key in ("nasion", "lpa", "rpa", "coord_frame")}
     points |= {alias: points[name] for alias, name in _ALIASES.items() if alias not in points}
@@ -375,14 +380,14 @@ def find_scalp_positions(ch_names: Sequence[str], where: str) -> np.ndarray:
     if unknown:
         raise DataError(
             f"the channel(s) {', '.join(unknown)} of {where} are not in the 10-05 system, so their positions are "
-            "unknown: "
-            "the montage is another one."
+            "unknown: the montage is another one."
         )
     return np.stack([known[name] for name in ch_names])
 
 
 def find_channels(available: Sequence[str], wanted: Sequence[str], where: str) -> np.ndarray:
     """Return the row of each wanted channel; channels are matched by name, never by position."""
+    # Looking a name up would silently take the first of two channels.
     repeated = sorted({name for name in available if list(available).count(name) > 1})
     if repeated:
         raise DataError(f"{where} names the channel {repeated[0]} more than once.")
@@ -410,6 +415,7 @@ def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bo
         If an option cannot be applied to these files; says which can.
     """
     cleaning = options.make_cleaning()
+    # A second average, over fewer channels, would be another reference than the first.
     if referenced:
         cleaning = replace(cleaning, reference="none")
     parts = source.parts
@@ -424,6 +430,7 @@ def add_cleaning(source: MeegSource, options: CleaningOptions, *, referenced: bo
         return replace(source, plan=replace(source.plan, cleaning=cleaning))
     continuous = [part for part in parts if isinstance(part, ContinuousPart)]
     _check_options(continuous, options, cleaning, source.modality)
+    # What is bad in one recording is dropped from all, since all must keep the same channels.
     marked = {name: None for part in continuous for name in part.bads}
     if options.bad_channels == "drop":
         source = _drop_channels(source, continuous, [*options.bads, *marked])
@@ -452,6 +459,7 @@ def _check_options(
                         f"dataset.{option} names the channel {name!r}, which {part.where} does not have"
                         f"{suggest(name, known)}; it has {', '.join(part.all_names)}."
                     )
+    # Gradiometers have no common reference, and the eye electrodes that ICA follows are missing.
     if modality == "meg":
         for name, used in (
             ("reference", cleaning.reference != "none"),
@@ -464,6 +472,7 @@ def _check_options(
                     "to it."
                 )
     for part in parts:
+        # Above half the sampling rate there is nothing to filter.
         above = [f for f in (options.l_freq, options.h_freq, *options.notch) if f and f >= part.sfreq / 2]
         if above:
             raise ConfigError(
@@ -504,6 +513,7 @@ class PickedChannels:
         return np.asarray(self.read(start, stop))[self.rows]
 
 
+# A look stays cheap, whatever the length of the file: cutting reads all of it later.
 N_PIECES = 4
 _PIECE_S = 1.0
 _PIECE_TRIALS = 4
@@ -524,6 +534,7 @@ def sample_part(part: ContinuousPart | EpochedPart, *, sfreq: float | None = Non
         pieces; names subject, file and channels.
     """
     found = _find_rate(part)
+    # Rates in headers are rounded, by far less than a resampling changes them.
     if sfreq is not None and found is not None and abs(found / sfreq - 1) > 1e-3:
         raise DataError(
             f"{part.where} has a sampling rate of {found:g} Hz, where {sfreq:g} Hz is published: it was resampled or "
@@ -560,6 +571,7 @@ def _find_rate(part: ContinuousPart | EpochedPart) -> float | None:
     if len(part.times) < 3:
         return None
     steps = np.diff(part.times)
+    # Times are often rounded to milliseconds in the files.
     if steps.min() <= 0 or np.ptp(steps) > 0.01 * np.median(steps) + 2e-3:
         raise DataError(
             f"{part.where} has times that are not evenly spaced ({steps.min():g} to {steps.max():g} s apart)."
@@ -572,6 +584,7 @@ def _choose_pieces(part: ContinuousPart | EpochedPart) -> list[tuple[int, int]]:
         total, length = len(part.trials), _PIECE_TRIALS
     else:
         total, length = part.n_samples, max(2, round(_PIECE_S * part.sfreq))
+    # Both ends are among the pieces: a file that was cut short shows at its last one.
     starts = np.unique(np.linspace(0, max(0, total - length), N_PIECES).astype(int))
     return [(start, min(start + length, total)) for start in starts.tolist()]
 

@@ -22,8 +22,10 @@ import numpy as np
 
 from braindecode_vis.checks import DataError
 
+# Below a mebibyte an array is cheaper to hold than to look up.
 LARGE_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
+# Numbers, text and objects; structured and void types could hide anything.
 _KINDS = "biufcSUO"
 
 
@@ -52,6 +54,7 @@ class FileArray:
         """Return columns `start` to `stop` of the given rows of a matrix, shape (len(rows), stop - start)."""
         out = np.empty((len(rows), stop - start), self.dtype)
         n_columns, size = self.shape[1], self.dtype.itemsize
+        # Every row is one read at a place of its own, and a buffer would read beyond what is kept.
         with self.path.open("rb", buffering=0) as file:
             for target, row in zip(out, rows.tolist(), strict=True):
                 file.seek(self.offset + (row * n_columns + start) * size)
@@ -67,6 +70,7 @@ def sniff(path: Path) -> str:
         start = file.read(8)
         if start.startswith(_NPY_MAGIC):
             return "npy-pickle" if _read_header(file, path)[2].hasobject else "npy"
+    # Since protocol 2 a pickle begins with the opcode PROTO and its version.
     if start[:1] == b"\x80" and start[1:2] and start[1] <= pickle.HIGHEST_PROTOCOL:
         return "pickle"
     return "zip" if start[:4] == b"PK\x03\x04" else "unknown"
@@ -96,9 +100,10 @@ def _make_file_array(
     needed = math.prod(shape) * dtype.itemsize
     if needed > n_bytes:
         raise DataError(
-            f"{path} is truncated: it holds {n_bytes} of {needed} bytes of an array of shape {shape}; "
-            "copy or fetch it again."
+            f"{path} is truncated: it holds {n_bytes} of {needed} bytes of an array of shape {shape}; copy or fetch "
+            "it again."
         )
+    # Rows of such an array would lie apart; no published file is of this kind.
     if fortran and len(shape) > 1:
         raise DataError(f"{path} holds a large array in Fortran order, which is not how it is published.")
     return FileArray(path, offset, tuple(shape), dtype)
@@ -146,8 +151,8 @@ def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None)
             raise
         except (EOFError, pickle.UnpicklingError, struct.error) as error:
             raise DataError(
-                f"{path} is truncated or damaged ({error or type(error).__name__}): "
-                f"its pickle ends after {path.stat().st_size} bytes; copy or fetch it again."
+                f"{path} is truncated or damaged ({error or type(error).__name__}): its pickle ends after "
+                f"{path.stat().st_size} bytes; copy or fetch it again."
             ) from error
         except Exception as error:  # damaged bytes lead the reader anywhere
             raise DataError(
@@ -231,9 +236,11 @@ _PythonUnpickler: Any = pickle._Unpickler
 class _Reader(_PythonUnpickler):
     """The pure-Python unpickler that leaves large payloads in the file and knows arrays only."""
 
+    # A copy, so that the dispatch of the standard library stays as it is.
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, file: IO[bytes], path: Path, large_bytes: int | None = None) -> None:
+        # Python 2 wrote bytes as text; latin1 keeps each of them as it is.
         super().__init__(file, encoding="latin1")
         self.file, self.path = file, path
         self.large_bytes = LARGE_BYTES if large_bytes is None else large_bytes
@@ -245,6 +252,7 @@ class _Reader(_PythonUnpickler):
     def _load_payload(self, form: str) -> None:
         (size,) = struct.unpack(form, self.read(struct.calcsize(form)))
         offset = self.file.tell()
+        # Checked before reading: a damaged length may name terabytes.
         if offset + size > self.n_bytes:
             raise DataError(
                 f"{self.path} is truncated: {self.n_bytes - offset} of {size} bytes of its data are there; "
@@ -263,6 +271,7 @@ class _Reader(_PythonUnpickler):
         self._load_payload("<Q")
 
     def load_build(self) -> None:
+        # BUILD calls `__setstate__` of what lies on the stack: only our two descriptions may lie there.
         if not isinstance(self.stack[-2], _Array | _Dtype):
             self._refuse()
         super().load_build()
@@ -275,12 +284,14 @@ class _Reader(_PythonUnpickler):
     dispatch[pickle.BINBYTES8[0]] = load_binbytes8
     dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
     dispatch[pickle.BUILD[0]] = load_build
+    # Each of these calls code or fetches objects from elsewhere; arrays, numbers and text need none of them.
     for _code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX,
                   pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # fmt: skip
         dispatch[_code[0]] = _refuse
     del _code
 
     def find_class(self, module: str, name: str) -> Any:
+        # NumPy 2 moved its modules, and files of both are about.
         place = module.replace("numpy._core", "numpy.core")
         known = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(self.path),

@@ -1,4 +1,4 @@
-"""THINGS-EEG2 (Gifford et al. 2022) in the forms in which people hold it.
+"""THINGS-EEG2 (Gifford et al. 2022) in the six forms in which it is passed on.
 
 Owns the configuration of the data set and the choice of its layout, which is recognised by looking into the files.
 `prepare` gives lazy parts and reads no samples. Knows nothing of epoching or whitening.
@@ -58,6 +58,7 @@ ALL63 = (
 POSTERIOR17 = ALL63[-17:]
 """The parietal and occipital channels of the official preprocessing."""
 SPLITS = ("train", "test")
+# Gifford et al. (2022): recorded at 1000 Hz, preprocessed at 100; the others follow Song et al. (2024) at 250.
 _PUBLISHED_SFREQ = {"raw": 1000.0, "official": 100.0, "250hz": 250.0, "ubp": 250.0}
 
 
@@ -170,6 +171,7 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
             self.dtype,
             self.max_dropped,
         )
+        # All published forms went through noise normalisation, which leaves no unit.
         unit = "V" if layout in ("raw", "bids") else "whitened"
         source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
         return add_cleaning(source, self)
@@ -244,12 +246,13 @@ def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[
     by_key = {(item.subject, item.session, item.split) for item in chosen}
     for subject, session in dict.fromkeys((item.subject, item.session) for item in chosen):
         for split in SPLITS:
+            # A session without its test half would pass as one whose test images are few.
             if (subject, session, split) not in by_key:
                 folder = next(i.path.parent for i in chosen if (i.subject, i.session) == (subject, session))
                 place = f"subject {subject:02d}" + (f", session {session:02d}" if session else "")
                 raise DataError(
-                    f"{place} lacks its {'training' if split == 'train' else 'test'} file in {folder}; "
-                    "copy or fetch it again."
+                    f"{place} lacks its {'training' if split == 'train' else 'test'} file in {folder}; copy or fetch "
+                    "it again."
                 )
     return sorted(
         chosen, key=lambda i: (wanted.index(i.subject), i.session or 0, SPLITS.index(i.split or "train"))
@@ -298,18 +301,21 @@ class _PickedRows:
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         rows = self.rows[start:stop]
+        # Neighbouring epochs are read at once: a read of its own for each would seek in the file every time.
         runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
         return np.concatenate([self.read(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
 def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: ThingsEeg2Config) -> None:
     """Training images must be shown equally often over all sessions; otherwise a session is missing."""
+    # A choice of sessions leaves images out on purpose.
     if config.sessions is not None or config.max_train_repetitions is not None:
         return
     listed = table.loc[table["split"] == "train", "stimulus_id"]
     for subject in dict.fromkeys(part.recording.subject for part in parts):
         events = [p.recording.events for p in parts if p.recording.subject == subject]
         sessions = sorted({p.recording.session for p in parts if p.recording.subject == subject})
+        # Images of a session that is missing count as never shown.
         counts = pd.concat(events)["stimulus_id"].value_counts().reindex(listed, fill_value=0)
         expected = counts.mode().max()
         if (counts - expected).abs().sum() > config.max_dropped * counts.sum():

@@ -29,7 +29,7 @@ _SUBJECT, _SESSION = re.compile(r"sub-?0*(\d+)$"), re.compile(r"ses-?0*(\d+)$")
 
 @dataclass(frozen=True)
 class HeldFile:
-    """One file that somebody has: what it is and whose."""
+    """One file that lies on disk: what it is and of which subject."""
 
     layout: Layout
     subject: int
@@ -75,8 +75,8 @@ def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
     for folder in folders:
         if _SUBJECT.match(folder.name):
             continue
-        for person in sorted(p for p in folder.iterdir() if p.is_dir() and _SUBJECT.match(p.name)):
-            held.extend(_look_into(person, layout))
+        for subject_folder in sorted(p for p in folder.iterdir() if p.is_dir() and _SUBJECT.match(p.name)):
+            held.extend(_look_into(subject_folder, layout))
     found = sorted({item.layout for item in held})
     if not held:
         raise DataError(
@@ -87,6 +87,7 @@ def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
         raise ConfigError(
             f"{root} holds THINGS-EEG2 in the layouts {', '.join(found)}; choose one with --set dataset.layout=..."
         )
+    # The same layout in two folders would count every subject twice.
     places = {
         item.path.parent.parent if item.session is None else item.path.parent.parent.parent for item in held
     }
@@ -98,12 +99,12 @@ def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
     return held
 
 
-def _look_into(person: Path, layout: Layout | None) -> Iterator[HeldFile]:
-    match = _SUBJECT.match(person.name)
+def _look_into(subject_folder: Path, layout: Layout | None) -> Iterator[HeldFile]:
+    match = _SUBJECT.match(subject_folder.name)
     assert match is not None
     subject = int(match[1])
-    sessions = [p for p in sorted(person.iterdir()) if p.is_dir() and _SESSION.match(p.name)]
-    for folder in (person, *sessions):
+    sessions = [p for p in sorted(subject_folder.iterdir()) if p.is_dir() and _SESSION.match(p.name)]
+    for folder in (subject_folder, *sessions):
         number = _SESSION.match(folder.name)
         session = int(number[1]) if number else None
         for path in find_bids(folder):
@@ -120,7 +121,7 @@ def _look_into(person: Path, layout: Layout | None) -> Iterator[HeldFile]:
 
 
 def find_bids(folder: Path) -> list[Path]:
-    """Return the recordings in the ``eeg`` folder of a person or session."""
+    """Return the recordings in the ``eeg`` folder of a subject or session."""
     paths = sorted((folder / "eeg").glob("*_eeg.*")) if (folder / "eeg").is_dir() else []
     return [path for path in paths if path.suffix in _ENDINGS and not path.name.startswith(".")]
 
@@ -128,9 +129,11 @@ def find_bids(folder: Path) -> list[Path]:
 def recognise(item: HeldFile) -> Layout:
     """Return the layout of a file, from what is in it."""
     kind = sniff(item.path)
+    # torch.save writes zip archives; opening one may run code, so that its content is not looked at here.
     if kind == "zip":
         return "ubp"
     if kind == "npy":
+        # (n_concepts, n_images, n_repetitions, n_channels, n_times)
         if len(open_npy(item.path).shape) == 5:
             return "neurobridge"
         raise DataError(
@@ -142,6 +145,7 @@ def recognise(item: HeldFile) -> Layout:
     if "raw_eeg_data" in content:
         return "raw"
     if "preprocessed_eeg_data" in content:
+        # Both hold the same keys: the authors saved with NumPy, NICE and ATM with pickle.
         return "official" if kind == "npy-pickle" else "250hz"
     raise DataError(f"{item.where} holds a dictionary of {', '.join(content)}, which is no known layout.")
 
@@ -156,6 +160,7 @@ def read_dict(item: HeldFile) -> dict[str, Any]:
 
 METADATA = "image_metadata.npy"
 _FOLDERS = {"train": ("training_images", "train_images"), "test": ("test_images",)}
+# The archive of the images unpacks under several names, by release.
 _PLACES = ("", "images", "image_set", "Image_set", "Image_set_Resize", "stimuli", "images_set")
 
 
@@ -178,8 +183,8 @@ def find_images(root: Path, images: Path | None) -> Path:
             return candidate
     where = images if images is not None else f"{root} (in {', '.join(p for p in _PLACES if p)} or beside it)"
     raise DataError(
-        f"the folders training_images and test_images of THINGS-EEG2 were not found in {where}; "
-        "unpack them there or name their folder with --set dataset.images=DIR."
+        f"the folders training_images and test_images of THINGS-EEG2 were not found in {where}; unpack them there or "
+        "name their folder with --set dataset.images=DIR."
     )
 
 
@@ -263,6 +268,7 @@ def _compare(
 
 def _check_names(table: pd.DataFrame, source: Path) -> None:
     pairs = zip(table["stimulus_id"], table["concept"], strict=True)
+    # File names begin with their concept, so that lists shifted by one show here.
     wrong = [index for index, (name, concept) in enumerate(pairs) if not name.startswith(concept)]
     if wrong:
         row = table.iloc[wrong[0]]
@@ -275,6 +281,7 @@ def _check_names(table: pd.DataFrame, source: Path) -> None:
 def _check_parts(table: pd.DataFrame, source: Path) -> None:
     check_unique(table["stimulus_id"].tolist(), what=f"the image files of {source}")
     parts = table.groupby("split")["concept"].agg(set)
+    # The zero-shot protocol: no test concept may be trained on.
     both = sorted(parts["train"] & parts["test"])
     if both:
         raise DataError(

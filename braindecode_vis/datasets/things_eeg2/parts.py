@@ -23,11 +23,12 @@ import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids.meeg_files import list_seams, list_sensors
+from braindecode_vis.datasets.bids.meeg_files import list_boundaries, list_sensors
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy, read_pickled_dict
 from braindecode_vis.datasets.things_eeg2.layouts import HeldFile, read_dict
 
+# What the publishers say of their covariance; ours is never fitted on test trials.
 _WHITENED = {
     "official": "by its authors, with the covariance of training and test trials together",
     "250hz": "by its publisher, with the covariance of the training trials of each session",
@@ -119,6 +120,7 @@ def _open_neurobridge(
     if not info_path.is_file():
         raise DataError(f"{item.where} needs info.json beside it, which names the channels; fetch it again.")
     info = json.loads(info_path.read_text())
+    # (n_concepts, n_images, ...) -> (n_concepts * n_images, ...); nothing is copied
     data = replace(data, shape=(data.shape[0] * data.shape[1], *data.shape[2:]))
     if "times" in info:
         times = np.asarray(info["times"], dtype=float)
@@ -154,6 +156,7 @@ def _open_ubp(
         raise ConfigError(f"{item.where} must be converted before it is read; give it a scratch folder.")
     folder = scratch / f"sub-{item.subject:02d}-{item.split}"
     folder.mkdir(parents=True, exist_ok=True)
+    # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
     command = [
         sys.executable,
         "-I",
@@ -176,8 +179,8 @@ def _open_ubp(
     unknown = [name for name in names if name not in by_name.index]
     if unknown:
         raise DataError(
-            f"{item.where} shows {len(unknown)} image(s) outside the image list, first {unknown[0]!r}: "
-            "the image set belongs to another release."
+            f"{item.where} shows {len(unknown)} image(s) outside the image list, first {unknown[0]!r}: the image set "
+            "belongs to another release."
         )
     shown = by_name.loc[names].reset_index()
     return _make_part(
@@ -200,14 +203,14 @@ def _make_part(
         data = _SmallArray(data, data.shape)
     if len(data.shape) != 4 or data.dtype.kind != "f":
         raise DataError(
-            f"{item.where} should hold numbers of shape (n_images, n_repetitions, n_channels, n_times), "
-            f"not {data.dtype} of shape {data.shape}."
+            f"{item.where} should hold numbers of shape (n_images, n_repetitions, n_channels, n_times), not "
+            f"{data.dtype} of shape {data.shape}."
         )
     n_images, n_repetitions, n_channels, n_times = data.shape
     if n_images != len(images):
         raise DataError(
-            f"{item.where} holds {n_images} images, but the image list has {len(images)}: "
-            "another release, or the training and test files are swapped."
+            f"{item.where} holds {n_images} images, but the image list has {len(images)}: another release, or the "
+            "training and test files are swapped."
         )
     names = list(map(str, names))
     if len(names) != n_channels:
@@ -225,8 +228,10 @@ def _make_part(
     trials["subject"], trials["run"] = f"{item.subject:02d}", "n/a"
     trials["session"] = "n/a"
     if session is not None:
+        # UBP counts sessions from 0.
         trials["session"] = [f"{int(s) + 1:02d}" for s in session.ravel()]
     trials["repetition"] = np.tile(np.arange(n_repetitions), n_images)
+    # (n_images, n_repetitions, n_channels, n_times) -> (n_trials, n_channels, n_times)
     flat = replace(data, shape=(n_images * n_repetitions, n_channels, n_times))
     return EpochedPart(trials, (item.path,), tuple(ch_names), times, _Picked(flat, rows))
 
@@ -254,6 +259,7 @@ class _Picked:
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         block = self.data.read_rows(start, stop)
+        # Picking all channels would copy the block for nothing.
         if np.array_equal(self.rows, np.arange(block.shape[1])):
             return block
         return block[:, self.rows]
@@ -311,6 +317,7 @@ def open_raw(path: Path, content: dict[str, Any] | None = None) -> RawFile:
     if missing:
         raise DataError(f"{path} is no raw THINGS-EEG2 session: it lacks {', '.join(missing)}.")
     data, names = content["raw_eeg_data"], tuple(map(str, content["ch_names"]))
+    # A whole session has gigabytes, so that an array small enough to be held was cut.
     if not isinstance(data, FileArray):
         raise DataError(
             f"{path} holds only {np.size(data)} samples: it is cut short; copy or fetch it again."
@@ -366,8 +373,10 @@ def make_raw_part(
     """
     where = f"subject {subject}, session {session}, file {raw.path}"
     rows = find_channels(raw.ch_names, ch_names, where)
+    # From rows of the EEG channels to rows of the file, which has the stim channel among them.
     rows = rows + (rows >= raw.stim_row)
     samples, codes = read_pulses(raw)
+    # Target trials show a toy of the task and no image of the set.
     shown = codes != TARGET_CODE
     samples, codes = samples[shown], codes[shown]
     check_codes(codes, images, where, max_dropped)
@@ -401,6 +410,7 @@ def check_codes(codes: np.ndarray, images: pd.DataFrame, where: str, max_dropped
         )
     counts = np.bincount(codes)
     counts = counts[counts > 0]
+    # The usual number of showings; sessions and partitions have different ones.
     expected = np.bincount(counts).argmax()
     n_wrong = int(np.abs(counts - expected).sum())
     if n_wrong > max_dropped * len(codes):
@@ -470,7 +480,7 @@ def open_bids(
     )  # fmt: skip
     return ContinuousPart(
         recording, tuple(ch_names), sfreq, int(raw.n_times), _RawReader(raw, rows), list_sensors(raw, ("eeg",)),
-        tuple(raw.info["bads"]), list_seams(raw),
+        tuple(raw.info["bads"]), list_boundaries(raw),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, read_volume
 from braindecode_vis.datasets.sources.safe_pickle import FileArray
 
+# A trial's values lie a row apart in the file, so that reading one costs as much as reading many.
 _CACHE_BYTES = 128 << 20
 _STIMULUS_COLUMNS = ("trial_type", "session", "run", "stimulus", "concept")
 _NOT_REGIONS = ("voxel_id", "subject_id", "voxel_x", "voxel_y", "voxel_z")
@@ -34,7 +35,7 @@ _GLASSER = "glasser-"
 
 
 def find_table_files(root: Path, subject: str) -> list[Path]:
-    """Return the response table of a person, and the tables of its trials and of its voxels."""
+    """Return the response table of a subject, and the tables of its trials and of its voxels."""
     folder = root / "betas_csv" if (root / "betas_csv").is_dir() else root
     names = ("ResponseData.h5", "StimulusMetadata.csv", "VoxelMetadata.csv")
     hint = "fetch it from figshare+ (20492835)"
@@ -71,6 +72,7 @@ def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
     ids = stimuli["stimulus"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
     concepts = ids.map(find_concept)
     wrong = int((concepts != stimuli["concept"]).sum())
+    # Folders of concepts with two words are cut short, which touches a few per cent of the rows.
     if wrong > 0.05 * len(stimuli):
         row = int(np.flatnonzero(concepts != stimuli["concept"])[0])
         raise DataError(
@@ -245,6 +247,7 @@ def open_response_table(path: Path, *, n_trials: int) -> ResponseTable:
         with h5py.File(path) as file:
             frame = _find_frame(file, path)
             blocks = {key: frame[key] for key in frame if re.fullmatch(r"block\d+_values", key)}
+            # pandas may keep the column voxel_id in the block of the responses or in one of its own.
             for key, block in blocks.items():
                 if block.dtype.kind == "f" and block.ndim == 2 and block.shape[1] - n_trials in (0, 1):
                     return _describe(path, frame, key, block.shape[1] - n_trials)
@@ -319,11 +322,12 @@ class TableReader:
 
 _CATCH = re.compile(r"^catch", re.IGNORECASE)
 _NUMBER = re.compile(r"_(\d+)[a-z]*$")
+# Hebart et al. (2023): twelve pictures of each of 720 concepts.
 N_TRAINING_EXEMPLARS = 12
 
 
 def read_volume_runs(folder: Path, subject: str) -> dict[Path, pd.DataFrame]:
-    """Return the trials of every run of a person, in the order of the volumes.
+    """Return the trials of every run of a subject, in the order of the volumes.
 
     Returns
     -------
@@ -363,6 +367,7 @@ def _read_conditions(path: Path, subject: str) -> pd.DataFrame:
         raise DataError(f"{path.name} does not say its session and run; restore the published name.")
     names = table["image_filename"].str.replace(r"^.*[/\\]", "", regex=True)
     names = names.str.replace(r"\.[A-Za-z]+$", "", regex=True)
+    # Catch trials have a beta too, and must keep their place until volumes are paired.
     ids = names.where(~names.str.match(_CATCH), "")
     return pd.DataFrame(
         {
@@ -374,7 +379,7 @@ def _read_conditions(path: Path, subject: str) -> pd.DataFrame:
 
 
 def find_tested(trials: pd.DataFrame) -> set[str]:
-    """Return the test images among the trials of one person."""
+    """Return the test images among the trials of one subject."""
     shown = trials[trials["stimulus_id"] != ""]
     if shown["session"].nunique() > 1:
         counts = shown.groupby("stimulus_id")["session"].nunique()

@@ -1,4 +1,4 @@
-"""THINGS-fMRI (Hebart et al. 2023): single-trial betas of three people, as tables or as volumes.
+"""THINGS-fMRI (Hebart et al. 2023): single-trial betas of three subjects, as tables or as volumes.
 
 Owns the two forms of the published betas. The table is a pandas HDF file of voxels by trials (8 GB), read in place
 without PyTables and without a pickle, a few trials of all voxels at a time; it leaves catch trials out. The volumes
@@ -142,6 +142,7 @@ class ThingsFmriConfig(FmriSettings):
         stimuli = make_named_stimuli(shown, self.images, title="THINGS-fMRI", beside=self._find_beside())
         notes: dict[str, Any] = {"form": form, "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
+            # The noise ceiling was estimated from responses to the test images: every report must say so.
             notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
         geometry = geometries if len(geometries) > 1 else geometries[subjects[0]]
         plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)

@@ -30,8 +30,8 @@ from braindecode_vis.datasets.bids.meeg_files import (
     RawReader,
     check_length,
     check_subset,
+    list_boundaries,
     list_channels,
-    list_seams,
     list_sensors,
     open_recording,
     read_numbers,
@@ -40,13 +40,14 @@ from braindecode_vis.datasets.bids.meeg_files import (
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, find_channels
 
 CATCH_ID = 999999
+# Where THINGS keeps its tables on OSF, and where copies of them were found.
 _TABLE_PLACES = ("", "Metadata/Image-specific", "Metadata/Concept-specific", "THINGS/Metadata/Image-specific",
                  "THINGS/Metadata/Concept-specific", "01_image-level", "02_object-level", "metadata")  # fmt: skip
 _NEEDED = ("trial_type", "things_image_nr", "image_path", "session_nr", "run_nr")
 
 
 def find_attributes(root: Path, subject: int) -> pd.DataFrame | None:
-    """Return the attribute table of a person, or None if there is none."""
+    """Return the attribute table of a subject, or None if there is none."""
     path = _find_attributes(root, subject)
     if path is None:
         return None
@@ -139,6 +140,7 @@ def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
             f"{index} numbers {len(numbers)} images and {path} lists {len(table)}: one has a header or is of another "
             "release."
         )
+    # Copies count concepts from 0 or from 1.
     table["category"] = np.array(numbers) + (1 - min(numbers) if min(numbers) in (0, 1) else 0)
     for key, other in (("category", "concept"), ("concept", "category")):
         mixed = table.groupby(key)[other].nunique()
@@ -201,7 +203,7 @@ _MOST_MISMATCHES = 0.1  # share of rows of the attribute table that may name ano
 
 @dataclass(frozen=True)
 class EpochFile:
-    """The first part of one person's epochs."""
+    """The first part of one subject's epochs."""
 
     subject: int
     path: Path
@@ -233,7 +235,7 @@ def find_epoch_files(root: Path, subjects: Sequence[int] | None) -> list[EpochFi
 
 
 def open_epochs(file: EpochFile) -> Any:
-    """Open the epochs of a person without their samples."""
+    """Open the epochs of a subject without their samples."""
     import mne
 
     try:
@@ -263,7 +265,7 @@ def make_epoch_part(
     names : DataFrame
         From `read_image_names`.
     attributes
-        The attribute table of this person; the metadata inside the file go first.
+        The attribute table of this subject; the metadata inside the file go first.
     channels
         Sensors to read, all by default.
     sfreq
@@ -312,16 +314,17 @@ def _find_labels(
     if len(table) != len(numbers):
         raise DataError(
             f"{file.where} holds {len(numbers)} epochs, but the {source} list {len(table)} trials: a part of the file "
-            "is missing, or the table belongs to somebody else."
+            "is missing, or the table belongs to another subject."
         )
     n_other = 0
     if "things_image_nr" in table.columns:
+        # Catch trials have no image number in the table.
         told = pd.to_numeric(table["things_image_nr"], errors="coerce").fillna(CATCH_ID).to_numpy(np.int64)
         n_other = int((told != numbers).sum())
     if n_other > _MOST_MISMATCHES * len(numbers):
         raise DataError(
             f"{file.where}: {n_other} of {len(numbers)} epochs show another image than the {source} say, above the "
-            f"bound of {_MOST_MISMATCHES:.0%}: the table belongs to somebody else or is in another order."
+            f"bound of {_MOST_MISMATCHES:.0%}: the table belongs to another subject or is in another order."
         )
     labels = pd.DataFrame(
         {
@@ -462,6 +465,7 @@ def make_run_part(
     lag : dict or None
         From `measure_lag`, where the trigger was needed.
     """
+    # MNE types the axial gradiometers of a CTF as magnetometers.
     sensors = tuple(n for n in list_channels(raw, ("mag",)) if n != DROPPED_SENSOR)
     if not sensors:
         raise DataError(f"{run.where} has no MEG sensor that its reader knows; fetch it again.")
@@ -490,7 +494,14 @@ def make_run_part(
     every = list_sensors(raw, ("mag",), (DROPPED_SENSOR,), gap)
     reader = RawReader(raw, rows, gap)
     part = ContinuousPart(
-        recording, chosen, sfreq, int(raw.n_times), reader, every, tuple(raw.info["bads"]), list_seams(raw)
+        recording,
+        chosen,
+        sfreq,
+        int(raw.n_times),
+        reader,
+        every,
+        tuple(raw.info["bads"]),
+        list_boundaries(raw),
     )
     return part, lag
 
@@ -503,6 +514,7 @@ def read_run_events(run: MegRun, raw: Any, names: pd.DataFrame) -> pd.DataFrame:
     onset = read_numbers(table, "onset", run.events)
     check_length(float(onset.max()), raw, run.where, "fetch both again")
     events = pd.DataFrame({"onset": onset, "sample": np.round(onset * sfreq).astype(np.int64)})
+    # The column counts at the rate of the CTF files, and not in a resampled copy.
     if "sample" in table.columns and sfreq == 1200:
         apart = np.abs(read_numbers(table, "sample", run.events) - events["sample"]).max()
         if apart > 1:
@@ -537,8 +549,8 @@ def _check_categories(run: MegRun, table: pd.DataFrame, number: np.ndarray, name
         at = differs[0]
         raise DataError(
             f"{run.where}: image {number[at]:.0f} has concept number {told[at]:.0f} in its events, but "
-            f"{int(listed[at])} in image_concept_index.csv ({len(differs)} of {len(told)} such "
-            "events): the list is shifted or of another release."
+            f"{int(listed[at])} in image_concept_index.csv ({len(differs)} of {len(told)} such events): the list is "
+            "shifted or of another release."
         )
 
 
@@ -558,6 +570,7 @@ def measure_lag(run: MegRun, raw: Any, optical: np.ndarray) -> tuple[np.ndarray,
         raise DataError(
             f"{run.where} has no code {STIMULUS_CODE} on {TRIGGER_CHANNEL}; set dataset.onset to optical."
         )
+    # The nearest trigger on either side: the sign of the lag is not known beforehand.
     right = np.clip(np.searchsorted(triggers, optical), 1, max(1, len(triggers) - 1))
     pair = triggers[np.stack([right - 1, np.minimum(right, len(triggers) - 1)])]
     nearest = np.where(np.abs(optical - pair[0]) <= np.abs(optical - pair[1]), pair[0], pair[1])

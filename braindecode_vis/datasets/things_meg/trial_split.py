@@ -1,6 +1,6 @@
 """The splits of THINGS-MEG that papers use, proved by counting.
 
-Owns which trials test, which teach and which are left out: the zero-shot split, in which no image of a test concept is
+Owns which trials test, which train and which are left out: the zero-shot split, in which no image of a test concept is
 trained on, and the small and the large test set. Reads no samples.
 
 References
@@ -31,7 +31,7 @@ TestSet = Literal["small", "large"]
 def apply_split(
     parts: list[Any], test_set: TestSet, zero_shot: bool, max_dropped: float
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Mark training and test trials of every person and leave the others out; returns the counts as well."""
+    """Mark training and test trials of every subject and leave the others out; returns the counts as well."""
     sizes, out = {}, []
     subjects = [part.group[0] for part in parts]
     for subject in dict.fromkeys(subjects):
@@ -39,6 +39,7 @@ def apply_split(
         tables = [part.trials for part in own]
         events = pd.concat(tables, ignore_index=True)
         where = f"subject {subject}, from file {own[0].files[0]} on"
+        # Published epochs do not mark test trials; they are those shown more than once.
         if "is_test" not in events:
             most = int(events["stimulus_id"].value_counts().max())
             events["is_test"] = events["stimulus_id"].isin(find_repeated(events["stimulus_id"], most, where))
@@ -123,7 +124,7 @@ def choose_split(events: pd.DataFrame, test_set: TestSet, zero_shot: bool) -> tu
 
 
 def check_counts(events: pd.DataFrame, where: str, max_dropped: float) -> dict[str, Any]:
-    """Return the sizes of the split of one person; concepts or images with other numbers than most are an error.
+    """Return the sizes of the split of one subject; concepts or images with other numbers than most are an error.
 
     Published, with zero-shot training: 1654 concepts x 12 images and 200 images x 12 presentations.
     """
@@ -154,7 +155,7 @@ def _check_even(labels: pd.Series, what: str, max_dropped: float) -> int:
 
 
 def check_facts(sizes: dict[str, dict[str, Any]]) -> list[CheckFinding]:
-    """Compare the split of every person with the published numbers, for the default protocol."""
+    """Compare the split of every subject with the published numbers, for the default protocol."""
     declared = read_manifest("things_meg").facts
     findings = []
     for subject, found in sizes.items():
