@@ -19,7 +19,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.training.fusion import LayerFusion
 from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
 from braindecode_vis.training.lora import AdaptedTower
-from braindecode_vis.training.outputs import Outputs
+from braindecode_vis.training.objectives.objective import Outputs
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
 PLAIN_NEEDS = frozenset({"regression", "text"})

@@ -1,5 +1,5 @@
-"""What the networks are trained for: one file per family of objectives, each a plain function and a thin module.
+"""What the networks are trained for: plain functions of tensors, a thin module for each, and the settings.
 
-`config` holds the union over all kinds and imports without torch; `base` holds what every kind shares. The functions
-take tensors and return a scalar, and know nothing of configurations, networks or the training loop.
+`objectives_config` holds the settings of every kind and imports no torch; `objective` holds what all share. The
+functions take tensors and return a scalar, and know nothing of settings, networks or the training loop.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -11,12 +12,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.similarity import normalise, upcast
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.objectives.pair_configs import (
-        CosineObjectiveConfig,
-        L1ObjectiveConfig,
-        MseObjectiveConfig,
-    )
-    from braindecode_vis.training.outputs import Outputs
+    from braindecode_vis.training.objectives.objective import Outputs
 
 
 def compute_mse(predicted: Tensor, target: Tensor) -> Tensor:
@@ -76,10 +72,9 @@ def _check_same(predicted: Tensor, target: Tensor) -> None:
 class RegressionTerm(nn.Module):
     """`compute_mse`, `compute_l1` or `compute_cosine_distance` of the regression head."""
 
-    def __init__(self, config: MseObjectiveConfig | L1ObjectiveConfig | CosineObjectiveConfig) -> None:
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        kinds = {"mse": compute_mse, "l1": compute_l1, "cosine": compute_cosine_distance}
-        self.compute = kinds[config.kind]
+        self.compute = compute
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""

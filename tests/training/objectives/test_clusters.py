@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.clusters import compute_within_group_loss
-from braindecode_vis.training.objectives.structure_configs import (
+from braindecode_vis.training.objectives.contrastive import compute_clip_loss, compute_within_group_loss
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objectives_config import (
     ClusterObjectiveConfig,
     ConceptObjectiveConfig,
 )
-from braindecode_vis.training.outputs import Outputs
 
 STIMULI = torch.tensor([0, 1, 0, 2, 3, 4, 5])
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 2])

@@ -11,9 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.registry import INSIDE, Component, find_component
-from braindecode_vis.training.objectives.base import NEED_FIELDS
-from braindecode_vis.training.objectives.pair_configs import ClipObjectiveConfig
-from braindecode_vis.training.outputs import Outputs
+from braindecode_vis.training.objectives.objective import NEED_FIELDS, Outputs
+from braindecode_vis.training.objectives.objectives_config import ClipObjectiveConfig
 
 ADAPTER = TypeAdapter(typing.Annotated[typing.Any, Component("objective")])
 CONFIGS = [find_component("objective", kind)() for kind in INSIDE["objective"]]
@@ -76,7 +75,9 @@ def permute(outputs, order):
 
 
 def test_config_imports_without_torch():
-    code = "import sys, braindecode_vis.training.objectives.pair_configs; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, braindecode_vis.training.objectives.objectives_config; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.gap import (
+from braindecode_vis.training.objectives.contrastive import compute_clip_loss
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objectives_config import UniformityObjectiveConfig
+from braindecode_vis.training.objectives.structure import (
     compute_alignment,
     compute_cross_uniformity,
     compute_cua_loss,
     compute_uniformity,
 )
-from braindecode_vis.training.objectives.structure_configs import UniformityObjectiveConfig
-from braindecode_vis.training.outputs import Outputs
 
 STIMULI = torch.tensor([0, 1, 0, 2, 3])
 

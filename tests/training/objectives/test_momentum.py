@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.momentum import (
+from braindecode_vis.training.objectives.contrastive import compute_clip_loss
+from braindecode_vis.training.objectives.distillation import (
     compute_distillation_loss,
     compute_local_loss,
     compute_queue_contrast,
 )
-from braindecode_vis.training.objectives.structure_configs import (
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objectives_config import (
     DistillationObjectiveConfig,
     TclObjectiveConfig,
 )
-from braindecode_vis.training.outputs import Outputs
 
 STIMULI = torch.tensor([0, 1, 0, 2])
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.multiview import compute_mv_dhel, compute_mv_infonce
-from braindecode_vis.training.objectives.structure_configs import MultiviewObjectiveConfig
-from braindecode_vis.training.outputs import Outputs
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objectives_config import MultiviewObjectiveConfig
+from braindecode_vis.training.objectives.structure import compute_mv_dhel, compute_mv_infonce
 
 STIMULI = torch.tensor([0, 1, 0, 2])
 

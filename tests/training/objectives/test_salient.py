@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.training.objectives.salient import compute_log_kernel, compute_salient_loss
+from braindecode_vis.training.objectives.structure import compute_log_kernel, compute_salient_loss
 
 
 def make(*shape, seed=0):

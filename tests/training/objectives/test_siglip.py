@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from braindecode_vis.training.objectives.pair_configs import SiglipObjectiveConfig
-from braindecode_vis.training.objectives.siglip import compute_siglip_loss
+from braindecode_vis.training.objectives.contrastive import compute_siglip_loss
+from braindecode_vis.training.objectives.objectives_config import SiglipObjectiveConfig
 
 
 def make_batch():

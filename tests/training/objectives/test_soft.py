@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.clip import compute_clip_loss
-from braindecode_vis.training.objectives.pair_configs import BimixcoObjectiveConfig, SoftClipObjectiveConfig
-from braindecode_vis.training.objectives.soft import (
+from braindecode_vis.training.objectives.contrastive import (
     anneal_cosine,
     compute_bimixco_loss,
+    compute_clip_loss,
     compute_soft_clip_loss,
 )
-from braindecode_vis.training.outputs import Outputs
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objectives_config import (
+    BimixcoObjectiveConfig,
+    SoftClipObjectiveConfig,
+)
 
 
 def make_pair(n=6, d=5, seed=0):

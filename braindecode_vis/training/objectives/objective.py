@@ -1,11 +1,12 @@
-"""What every objective shares: its settings, the outputs it asks for, and the checks of one step.
+"""What every objective shares: its settings, the outputs that it asks for, and the checks of one step.
 
-Owns `ObjectiveConfig`, the table from a need to the fields of `Outputs` that serve it, and the sentences for a step
-that cannot be scored. Imports no torch.
+The training loop fills one `Outputs` per step; an objective declares the optional parts that it needs in `needs`, so
+that nothing is computed in vain and a combination that cannot work is refused. Imports no torch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -15,8 +16,6 @@ from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from braindecode_vis.training.outputs import Outputs
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -36,11 +35,68 @@ NEED_FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclass
+class Outputs:
+    """Tensors of one batch of n trials; d is the size of the space in which brain and image are compared.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+        Output of the brain side and of the image side, neither normalised.
+    stimuli, concepts : integer tensors of shape (n,)
+        Index of each trial's image and of its concept.
+    progress
+        Fraction of the training that is done, 0 to 1.
+    regression, raw_target : tensors of shape (n, d_raw)
+        Output of the regression head and the untouched target embedding (needs ``regression``).
+    text : tensor of shape (n, d)
+        Text embedding of each trial's concept on the image side (``text``).
+    brain_views, image_views : tensors of shape (n_views, n, d)
+        Outputs for other views of the same trials, such as repetition halves (``brain_views``), and of the
+        same images, such as degraded ones (``image_views``).
+    brain_tokens : tensor of shape (n, n_tokens, d)
+        Local outputs, such as windows (``brain_tokens``).
+    background : tensor of shape (n, d)
+        Output of the brain side for the pre-stimulus part of the trials (``background``).
+    clusters : integer tensor of shape (n,)
+        Cluster of each image, from an earlier stage (``clusters``).
+    teacher_brain, teacher_image : tensors of shape (n, d)
+        Outputs of the moving-average network (``teacher``).
+    queue_brain, queue_image : tensors of shape (n_queue, d)
+        Earlier outputs of the teacher (``teacher``); n_queue may be 0 at the start.
+    mix_partner : integer tensor of shape (n,)
+        Row whose trial was mixed into each trial (``mix``).
+    mix_weight : tensor of shape (n,)
+        Share of the trial itself in the mixture, 1 where nothing was mixed (``mix``).
+    """
+
+    brain: Tensor
+    image: Tensor
+    stimuli: Tensor
+    concepts: Tensor
+    progress: float = 0.0
+    regression: Tensor | None = None
+    raw_target: Tensor | None = None
+    text: Tensor | None = None
+    brain_views: Tensor | None = None
+    image_views: Tensor | None = None
+    brain_tokens: Tensor | None = None
+    background: Tensor | None = None
+    clusters: Tensor | None = None
+    teacher_brain: Tensor | None = None
+    teacher_image: Tensor | None = None
+    queue_brain: Tensor | None = None
+    queue_image: Tensor | None = None
+    mix_partner: Tensor | None = None
+    mix_weight: Tensor | None = None
+
+
 class ObjectiveConfig(Settings):
     """Settings that every objective has.
 
-    A subclass names in `needs` the optional outputs that it uses (keys of `NEED_FIELDS`; read it from the instance,
-    since settings may decide it), and says in `contrastive` whether it compares different images of a batch.
+    A subclass gives its loss in `make_term`, names in `needs` the optional outputs that it uses (keys of `NEED_FIELDS`;
+    read it from the instance, since settings may decide it), and says in `contrastive` whether it compares different
+    images of a batch.
 
     Parameters
     ----------
@@ -74,6 +130,12 @@ class ObjectiveConfig(Settings):
 
     def build(self) -> nn.Module:
         """Return the module whose ``forward(outputs)`` gives the unweighted scalar."""
+        from braindecode_vis.training.objectives.similarity import Objective
+
+        return Objective(self, self.make_term())
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss; `build` puts the checks of a step and the phase around it."""
         raise NotImplementedError
 
 

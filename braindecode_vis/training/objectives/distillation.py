@@ -10,6 +10,7 @@ Li et al. (2021), ALBEF, arXiv:2107.07651. Yang et al. (2022), TCL, arXiv:2202.1
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.modules import LearnedTemperature
 from braindecode_vis.training.objectives.similarity import (
+    LearnedTemperature,
     check_pair,
     compute_soft_cross_entropy,
     find_duplicates,
@@ -28,12 +29,7 @@ from braindecode_vis.training.objectives.similarity import (
 )
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.objectives.base import Duplicates
-    from braindecode_vis.training.objectives.structure_configs import (
-        DistillationObjectiveConfig,
-        TclObjectiveConfig,
-    )
-    from braindecode_vis.training.outputs import Outputs
+    from braindecode_vis.training.objectives.objective import Duplicates, Outputs
 
 
 def compute_queue_contrast(
@@ -167,22 +163,31 @@ def compute_local_loss(
     return functional.softplus(negative[:, None] - positive).mean()
 
 
+@dataclass(frozen=True)
+class TeacherShare:
+    """Share of the teacher in the targets, which grows linearly to `alpha` over the first `ramp` of the training."""
+
+    alpha: float
+    ramp: float
+
+    def compute(self, progress: float) -> float:
+        """Return the share at this part of the training, 0 to 1."""
+        return self.alpha if self.ramp == 0 else self.alpha * min(1.0, progress / self.ramp)
+
+
 class DistillationTerm(nn.Module):
     """`compute_distillation_loss` with its learned temperature; alpha grows during the ramp."""
 
-    def __init__(self, config: DistillationObjectiveConfig) -> None:
+    def __init__(self, temperature: LearnedTemperature, alpha: TeacherShare, duplicates: Duplicates) -> None:
         super().__init__()
-        self.config = config
-        self.temperature = LearnedTemperature(
-            config.temperature, bounds=config.temperature_bounds, learn=config.learn_temperature
-        )
+        self.temperature, self.alpha, self.duplicates = temperature, alpha, duplicates
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         return compute_distillation_loss(
             *_get_sides(outputs), outputs.stimuli,
-            temperature=self.temperature(), alpha=_compute_alpha(self.config, outputs.progress),
-            duplicates=self.config.duplicates,
+            temperature=self.temperature(), alpha=self.alpha.compute(outputs.progress),
+            duplicates=self.duplicates,
         )  # fmt: skip
 
 
@@ -193,20 +198,25 @@ class TclTerm(nn.Module):
     of the brain side. TCL has a sixth, local to the image side, for which a frozen image embedding has no tokens.
     """
 
-    def __init__(self, config: TclObjectiveConfig) -> None:
+    def __init__(
+        self,
+        temperature: LearnedTemperature,
+        alpha: TeacherShare,
+        duplicates: Duplicates,
+        *,
+        stop_tokens: bool,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.temperature = LearnedTemperature(
-            config.temperature, bounds=config.temperature_bounds, learn=config.learn_temperature
-        )
+        self.temperature, self.alpha, self.duplicates = temperature, alpha, duplicates
+        self.stop_tokens = stop_tokens
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         brain, image, teacher_brain, teacher_image, queue_brain, queue_image = _get_sides(outputs)
-        duplicates, temperature = self.config.duplicates, self.temperature()
+        duplicates, temperature = self.duplicates, self.temperature()
         across = compute_distillation_loss(
             brain, image, teacher_brain, teacher_image, queue_brain, queue_image, outputs.stimuli,
-            temperature=temperature, alpha=_compute_alpha(self.config, outputs.progress), duplicates=duplicates,
+            temperature=temperature, alpha=self.alpha.compute(outputs.progress), duplicates=duplicates,
         )  # fmt: skip
         sides = ((brain, teacher_brain, queue_brain), (image, teacher_image, queue_image))
         within = [
@@ -214,7 +224,7 @@ class TclTerm(nn.Module):
             for side in sides
         ]
         assert outputs.brain_tokens is not None
-        tokens = outputs.brain_tokens.detach() if self.config.stop_tokens else outputs.brain_tokens
+        tokens = outputs.brain_tokens.detach() if self.stop_tokens else outputs.brain_tokens
         labels = None if duplicates == "negative" else outputs.stimuli
         local = compute_local_loss(tokens, brain, labels, temperature=temperature)
         return (2 * across + within[0] + within[1] + local) / 5
@@ -229,10 +239,3 @@ def _get_sides(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
         outputs.brain, outputs.image, outputs.teacher_brain, outputs.teacher_image,
         outputs.queue_brain, outputs.queue_image,
     )  # fmt: skip
-
-
-def _compute_alpha(config: DistillationObjectiveConfig | TclObjectiveConfig, progress: float) -> float:
-    """Return the share of the teacher, which grows linearly over the first `alpha_ramp` of the training."""
-    if config.alpha_ramp == 0:
-        return config.alpha
-    return config.alpha * min(1.0, progress / config.alpha_ramp)

@@ -1,0 +1,374 @@
+"""Contrasts of a trial with its own image against the others of the batch.
+
+CLIP's softmax, ATM's mix of an image and a text term, SigLIP's yes-or-no question for every pair, MCL's hard negatives
+(from an image's own cluster or concept), and MindEye's soft targets and mixed trials (SoftCLIP, BiMixCo).
+
+MCL trains in stages: after each, images are clustered, and the next stage takes negatives from an image's own cluster
+(the product of all earlier assignments) so that it learns what the earlier ones left out. With concepts in place of
+clusters the objective tells images of the same concept apart.
+
+References
+----------
+Radford et al. (2021), CLIP, arXiv:2103.00020. Li et al. (2024), ATM, arXiv:2403.07721. Song et al. (2024), NICE,
+arXiv:2308.13234. Benchetrit, Banville, King (2024), arXiv:2310.19812. Zhai et al. (2023), SigLIP, arXiv:2303.15343;
+duplicates by cosine as in NeuralBench's image task. Zhang et al. (2024), Learning the unlearned, arXiv:2402.11816.
+Scotti et al. (2023), MindEye, arXiv:2305.18274; Scotti et al. (2024), MindEye2, arXiv:2403.11207.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.optimisation import anneal_cosine
+from braindecode_vis.training.objectives.objective import check_batch, compute_phase_fraction
+from braindecode_vis.training.objectives.similarity import (
+    LogitScale,
+    check_pair,
+    compute_paired_cross_entropy,
+    compute_soft_cross_entropy,
+    find_same,
+    multiply,
+    normalise,
+    upcast,
+)
+
+if TYPE_CHECKING:
+    from braindecode_vis.training.objectives.objective import Duplicates, Outputs
+
+
+def compute_clip_loss(
+    brain: Tensor,
+    image: Tensor,
+    stimuli: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    symmetric: bool = True,
+    duplicates: Duplicates = "positive",
+    normalise_brain: bool = True,
+    normalise_image: bool = True,
+) -> Tensor:
+    """Return the cross-entropy of finding each trial's image among those of the batch.
+
+    With logits ``s_ij = scale * <b_i, v_j>`` the loss is the mean over i of ``-log softmax_j(s_ij)[i]``, averaged
+    with the same over columns if `symmetric`.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    stimuli : integer tensor of shape (n,), optional
+        Index of each trial's image; every trial shows another one if None.
+    scale
+        Factor of the inner products, the inverse of the temperature.
+    symmetric
+        Both directions; otherwise brain to image alone.
+    duplicates
+        What other trials of the same image are: ``positive`` (they share the target evenly), ``mask`` (left out of
+        the softmax) or ``negative`` (false negatives, as in the published implementations).
+    normalise_brain, normalise_image
+        Whether that side is brought to unit length.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(float(compute_clip_loss(torch.eye(2), torch.eye(2), scale=1.0)), 4)
+    0.3133
+    """
+    check_pair(brain, image)
+    left = normalise(brain) if normalise_brain else upcast(brain)
+    right = normalise(image) if normalise_image else upcast(image)
+    logits = scale * multiply(left, right)
+    return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
+
+
+class ClipTerm(nn.Module):
+    """`compute_clip_loss` with its scale."""
+
+    def __init__(self, scale: LogitScale, **options: Any) -> None:
+        super().__init__()
+        self.scale, self.options = scale, options
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        return compute_clip_loss(
+            outputs.brain, outputs.image, outputs.stimuli, scale=self.scale(), **self.options
+        )
+
+
+class ClipImageTextTerm(nn.Module):
+    """ATM's ``share * CLIP(brain, image) + (1 - share) * CLIP(brain, text)`` with one scale for both.
+
+    Trials of the same concept have the same text, so that concepts play the part of stimuli in the text term.
+    """
+
+    def __init__(self, scale: LogitScale, *, image_share: float, **options: Any) -> None:
+        super().__init__()
+        self.scale, self.image_share, self.options = scale, image_share, options
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        check_batch(outputs.concepts, what="concepts")
+        # One value for both terms: a learned scale is bounded each time that it is asked.
+        scale, options, share = self.scale(), self.options, self.image_share
+        assert outputs.text is not None
+        image = compute_clip_loss(outputs.brain, outputs.image, outputs.stimuli, scale=scale, **options)
+        text = compute_clip_loss(outputs.brain, outputs.text, outputs.concepts, scale=scale, **options)
+        return share * image + (1.0 - share) * text
+
+
+def compute_siglip_loss(
+    brain: Tensor,
+    image: Tensor,
+    stimuli: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    duplicates: Duplicates = "positive",
+    duplicate_cosine: float = 0.999,
+    normalise_brain: bool = True,
+    normalise_image: bool = True,
+) -> Tensor:
+    """Return ``-(1/n) sum_ij log sigmoid(y_ij (scale * <b_i, v_j> + bias))``, y = 1 for pairs that match, else -1.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    stimuli : integer tensor of shape (n,), optional
+        Index of each trial's image; every trial shows another one if None.
+    scale, bias
+        Factor and offset of the inner products.
+    duplicates
+        What pairs off the diagonal are that match by index, or whose images have a cosine of at least
+        `duplicate_cosine`: matches, left out, or like any other pair.
+    duplicate_cosine
+        Images at least as similar as this are the same.
+    normalise_brain, normalise_image
+        Whether that side is brought to unit length.
+    """
+    check_pair(brain, image)
+    left = normalise(brain) if normalise_brain else upcast(brain)
+    right = normalise(image) if normalise_image else upcast(image)
+    logits = scale * multiply(left, right) + bias
+    n = len(logits)
+    match = torch.eye(n, dtype=torch.bool, device=logits.device)
+    kept = torch.ones_like(match)
+    if duplicates != "negative":
+        with torch.no_grad():
+            unit = normalise(image)
+            same = multiply(unit, unit) >= duplicate_cosine
+            if stimuli is not None:
+                same = same | find_same(stimuli)
+        match, kept = (match | same, kept) if duplicates == "positive" else (match, match | ~same)
+    signed = torch.where(match, logits, -logits)
+    return -(functional.logsigmoid(signed) * kept).sum() / n
+
+
+class SiglipTerm(nn.Module):
+    """`compute_siglip_loss` with its scale and bias."""
+
+    def __init__(self, *, scale: float, bias: float, learn: bool, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.scale = LogitScale(1.0 / scale, form="exp", learn=learn, max_scale=math.inf)
+        start = torch.tensor(bias, dtype=torch.float32)
+        if learn:
+            self.bias = nn.Parameter(start)
+        else:
+            self.register_buffer("bias", start)
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        return compute_siglip_loss(
+            outputs.brain,
+            outputs.image,
+            outputs.stimuli,
+            scale=self.scale(),
+            bias=self.bias.float(),
+            **self.options,
+        )
+
+
+def compute_within_group_loss(
+    brain: Tensor,
+    image: Tensor,
+    groups: Tensor,
+    stimuli: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    symmetric: bool = True,
+    duplicates: Duplicates = "positive",
+    normalise_brain: bool = True,
+    normalise_image: bool = True,
+) -> Tensor:
+    """Return the CLIP loss with each trial's negatives drawn from its own group only.
+
+    The mean is over trials that have a negative; a batch without any gives zero, since a softmax over one candidate
+    has nothing to learn. A sampler that fills batches group by group makes the objective effective.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    groups : integer tensor of shape (n,)
+        Cluster or concept of each trial's image.
+    stimuli : integer tensor of shape (n,), optional
+        Index of each trial's image; every trial shows another one if None.
+    scale, symmetric, duplicates, normalise_brain, normalise_image
+        As in `compute_clip_loss`.
+    """
+    check_pair(brain, image)
+    left = normalise(brain) if normalise_brain else upcast(brain)
+    right = normalise(image) if normalise_image else upcast(image)
+    logits = scale * multiply(left, right)
+    own = logits.new_ones(len(logits)).diag().bool()
+    same = own if stimuli is None or duplicates == "negative" else find_same(stimuli)
+    negative = find_same(groups) & ~same
+    positive = same if duplicates == "positive" else own
+    masked = logits.masked_fill(~(negative | positive), -math.inf)
+    weights = positive.to(logits.dtype)
+    # Everything here is symmetric in rows and columns but the logits.
+    counts = negative.any(-1).to(logits.dtype)
+    total = counts.sum().clamp_min(1.0)
+    losses = []
+    for axis in (1, 0) if symmetric else (1,):
+        picked = (weights * logits).sum(axis) / weights.sum(axis)
+        losses.append((counts * (masked.logsumexp(axis) - picked)).sum() / total)
+    return losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
+
+
+class WithinGroupTerm(nn.Module):
+    """`compute_within_group_loss` with its scale, over clusters or over concepts."""
+
+    def __init__(self, scale: LogitScale, groups: Literal["clusters", "concepts"], **options: Any) -> None:
+        super().__init__()
+        self.scale, self.groups, self.options = scale, groups, options
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        groups = outputs.clusters if self.groups == "clusters" else outputs.concepts
+        assert groups is not None
+        return compute_within_group_loss(
+            outputs.brain,
+            outputs.image,
+            groups,
+            outputs.stimuli,
+            scale=self.scale(),
+            **self.options,
+        )
+
+
+def compute_soft_clip_loss(brain: Tensor, image: Tensor, *, temperature: float) -> Tensor:
+    """Return the cross-entropy with the similarities of the images among themselves as targets.
+
+    Targets ``softmax_j(<v_i, v_j> / t)``, predictions ``softmax_j(<b_i, v_j> / t)`` and, for the other direction,
+    ``softmax_j(<v_i, b_j> / t)`` with the same targets; the mean of both. All vectors have unit length. Repeated images
+    share the target by themselves. No gradient flows through the targets (a choice of ours that matters only if
+    the image side is trained).
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    temperature
+        Temperature of targets and predictions.
+    """
+    check_pair(brain, image)
+    left, right = normalise(brain), normalise(image)
+    targets = (multiply(right, right).detach() / temperature).softmax(-1)
+    logits = multiply(left, right) / temperature
+    return (compute_soft_cross_entropy(logits, targets) + compute_soft_cross_entropy(logits.mT, targets)) / 2
+
+
+def compute_bimixco_loss(
+    brain: Tensor,
+    image: Tensor,
+    partner: Tensor,
+    share: Tensor,
+    stimuli: Tensor | None = None,
+    *,
+    temperature: float,
+    duplicates: Duplicates = "positive",
+) -> Tensor:
+    """Return the contrast of mixed trials with the images of both parts, in both directions.
+
+    The target of trial i is `share` on its own image and the rest on its partner's; the target of image j is column j
+    of the same matrix, which need not sum to one. A trial that is its own partner has all weight on its image.
+
+    Parameters
+    ----------
+    brain : tensor of shape (n, d)
+        Outputs for the mixed trials.
+    image : tensor of shape (n, d)
+        Outputs for the images, not mixed.
+    partner : integer tensor of shape (n,)
+        Row that was mixed into each trial.
+    share : tensor of shape (n,)
+        Share of the trial itself, 0 to 1.
+    stimuli : integer tensor of shape (n,), optional
+        Index of each trial's image before mixing.
+    temperature
+        Temperature of the softmax.
+    duplicates
+        What repeated images of either part are: they share its target evenly, are left out, or are negatives.
+    """
+    check_pair(brain, image)
+    if partner.shape != share.shape or partner.shape != brain.shape[:1]:
+        raise DataError(
+            f"mixed trials need one partner and one share each, but {len(brain)} trials came with "
+            f"{tuple(partner.shape)} partners and {tuple(share.shape)} shares."
+        )
+    logits = multiply(normalise(brain), normalise(image)) / temperature
+    own = torch.eye(len(brain), dtype=logits.dtype, device=logits.device)
+    share = share.to(logits.dtype)
+    targets = own * share[:, None] + own[partner] * (1.0 - share)[:, None]
+    allowed = None
+    if stimuli is not None and duplicates == "positive":
+        same = find_same(stimuli).to(logits.dtype)
+        targets = targets @ (same / same.sum(-1, keepdim=True))
+    elif stimuli is not None and duplicates == "mask":
+        same = find_same(stimuli)
+        mixed = (share < 1)[:, None]
+        allowed = (own > 0) | (targets > 0) | ~(same | (same[partner] & mixed))
+    columns = None if allowed is None else allowed.mT
+    return (
+        compute_soft_cross_entropy(logits, targets, allowed)
+        + compute_soft_cross_entropy(logits.mT, targets.mT, columns)
+    ) / 2
+
+
+class SoftClipTerm(nn.Module):
+    """`compute_soft_clip_loss` with its temperature annealed over the phase."""
+
+    def __init__(self, start: float, end: float, phase: tuple[float, float]) -> None:
+        super().__init__()
+        self.start, self.end, self.phase = start, end, phase
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        fraction = compute_phase_fraction(self.phase, outputs.progress)
+        temperature = anneal_cosine(self.start, self.end, fraction)
+        return compute_soft_clip_loss(outputs.brain, outputs.image, temperature=temperature)
+
+
+class BimixcoTerm(nn.Module):
+    """`compute_bimixco_loss` of the trials that the loop has mixed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        assert outputs.mix_partner is not None
+        assert outputs.mix_weight is not None
+        return compute_bimixco_loss(
+            outputs.brain,
+            outputs.image,
+            outputs.mix_partner,
+            outputs.mix_weight,
+            outputs.stimuli,
+            **self.options,
+        )

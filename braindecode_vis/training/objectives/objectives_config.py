@@ -1,0 +1,479 @@
+"""Settings of every objective, one class per kind. Imports no torch; `make_term` does.
+
+First the contrasts with a trial's own image, then regressions, then what shapes the space beyond the pair: gap, views,
+teacher, hard negatives, background.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from braindecode_vis.training.objectives.objective import Duplicates, ObjectiveConfig, Share, Temperature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from braindecode_vis.training.objectives.similarity import LearnedTemperature, LogitScale
+
+View = Literal["brain", "image", "brain_views", "image_views"]
+
+
+class ScaleSettings(ObjectiveConfig):
+    """Settings of every contrast with CLIP's logits.
+
+    Parameters
+    ----------
+    scale
+        How the parameter becomes the factor of the similarities: ``exp``, at most `max_scale` (CLIP, NICE, ATM), or
+        ``softplus`` (UBP, NeuroBridge). The parameter starts at ``ln(1 / temperature)`` for both.
+    temperature
+        0.07 as in CLIP; 1 with ``exp`` and not learned is no temperature.
+    learn_temperature
+        Whether the parameter is trained.
+    max_scale
+        Bound of ``exp``; 100 as in CLIP.
+    symmetric
+        Both directions; otherwise brain to image alone.
+    duplicates
+        What other trials of the same image in a batch are: ``positive`` (share the target, a choice of ours), ``mask``
+        (left out) or ``negative`` (as published).
+    normalise_brain, normalise_image
+        Whether that side is brought to unit length.
+    """
+
+    scale: Literal["exp", "softplus"] = "exp"
+    temperature: Temperature = 0.07
+    learn_temperature: bool = True
+    max_scale: float = Field(default=100.0, gt=0)
+    symmetric: bool = True
+    duplicates: Duplicates = "positive"
+    normalise_brain: bool = True
+    normalise_image: bool = True
+
+    def make_scale(self) -> LogitScale:
+        """Return the factor of the similarities."""
+        from braindecode_vis.training.objectives.similarity import LogitScale
+
+        return LogitScale(
+            self.temperature, form=self.scale, learn=self.learn_temperature, max_scale=self.max_scale
+        )
+
+    def clip_options(self) -> dict[str, Any]:
+        """Return the options that `compute_clip_loss` takes besides the scale."""
+        return {
+            "symmetric": self.symmetric, "duplicates": self.duplicates,
+            "normalise_brain": self.normalise_brain, "normalise_image": self.normalise_image,
+        }  # fmt: skip
+
+
+class ClipObjectiveConfig(ScaleSettings):
+    """Contrast of brain and image; see `ScaleSettings` for the settings of the published variants."""
+
+    kind: Literal["clip"] = "clip"
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import ClipTerm
+
+        return ClipTerm(self.make_scale(), **self.clip_options())
+
+
+class ClipImageTextObjectiveConfig(ScaleSettings):
+    """ATM's mix of an image term and a text term with one scale; concepts play the part of stimuli in the latter.
+
+    Parameters
+    ----------
+    image_share
+        Weight of the image term, the text term has the rest; 0.99 in ATM's retrieval.
+    """
+
+    kind: Literal["clip_image_text"] = "clip_image_text"
+    image_share: Share = 0.99
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import ClipImageTextTerm
+
+        return ClipImageTextTerm(self.make_scale(), image_share=self.image_share, **self.clip_options())
+
+
+class SiglipObjectiveConfig(ObjectiveConfig):
+    """Sigmoid loss over all pairs of the batch.
+
+    Parameters
+    ----------
+    scale, bias
+        Start of factor (trained as its logarithm) and offset; 10 and -10 as in SigLIP.
+    learn
+        Whether both are trained.
+    duplicates
+        What further pairs of the same image are: matches, left out, or no matches.
+    duplicate_cosine
+        Images at least as similar as this count as the same; 0.999 as in NeuralBench. Not used for ``negative``.
+    normalise_brain, normalise_image
+        Whether that side is brought to unit length.
+    """
+
+    kind: Literal["siglip"] = "siglip"
+    scale: float = Field(default=10.0, gt=0)
+    bias: float = -10.0
+    learn: bool = True
+    duplicates: Duplicates = "positive"
+    duplicate_cosine: float = Field(default=0.999, gt=0)
+    normalise_brain: bool = True
+    normalise_image: bool = True
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import SiglipTerm
+
+        return SiglipTerm(
+            scale=self.scale, bias=self.bias, learn=self.learn, duplicates=self.duplicates,
+            duplicate_cosine=self.duplicate_cosine, normalise_brain=self.normalise_brain,
+            normalise_image=self.normalise_image,
+        )  # fmt: skip
+
+
+class MseObjectiveConfig(ObjectiveConfig):
+    """Mean squared error of the regression head on the untouched target embedding."""
+
+    kind: Literal["mse"] = "mse"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"regression"})
+    contrastive: ClassVar[bool] = False
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.regression import RegressionTerm, compute_mse
+
+        return RegressionTerm(compute_mse)
+
+
+class L1ObjectiveConfig(ObjectiveConfig):
+    """Mean absolute error of the regression head on the untouched target embedding (ATM's low-level branch)."""
+
+    kind: Literal["l1"] = "l1"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"regression"})
+    contrastive: ClassVar[bool] = False
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.regression import RegressionTerm, compute_l1
+
+        return RegressionTerm(compute_l1)
+
+
+class CosineObjectiveConfig(ObjectiveConfig):
+    """One minus the cosine of the regression head's output and the untouched target embedding."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"regression"})
+    contrastive: ClassVar[bool] = False
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.regression import RegressionTerm, compute_cosine_distance
+
+        return RegressionTerm(compute_cosine_distance)
+
+
+class SoftClipObjectiveConfig(ObjectiveConfig):
+    """Contrast whose targets are the similarities of the images among themselves (MindEye).
+
+    Parameters
+    ----------
+    temperature_start, temperature_end
+        Annealed along half a cosine over the phase; 0.004 to 0.0075 as in MindEye.
+    """
+
+    kind: Literal["soft_clip"] = "soft_clip"
+    temperature_start: Temperature = 0.004
+    temperature_end: Temperature = 0.0075
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import SoftClipTerm
+
+        return SoftClipTerm(self.temperature_start, self.temperature_end, self.phase)
+
+
+class BimixcoObjectiveConfig(ObjectiveConfig):
+    """Contrast of mixed trials with the images of both parts (MindEye), over the first third of the training.
+
+    The loop mixes: half of the batch, shares from Beta(0.15, 0.15) in MindEye.
+
+    Parameters
+    ----------
+    temperature
+        Fixed; 0.006 as in MindEye's code.
+    duplicates
+        What repeated images of either part in a batch are: they share its target, are left out, or are negatives.
+    """
+
+    kind: Literal["bimixco"] = "bimixco"
+    phase: tuple[Share, Share] = (0.0, 0.33)
+    temperature: Temperature = 0.006
+    duplicates: Duplicates = "positive"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"mix"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import BimixcoTerm
+
+        return BimixcoTerm(temperature=self.temperature, duplicates=self.duplicates)
+
+
+class AlignmentObjectiveConfig(ObjectiveConfig):
+    """Mean squared distance between the unit vectors of brain and image."""
+
+    kind: Literal["alignment"] = "alignment"
+
+    contrastive: ClassVar[bool] = False
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.structure import AlignmentTerm
+
+        return AlignmentTerm()
+
+
+class UniformityObjectiveConfig(ObjectiveConfig):
+    """Spread over the sphere.
+
+    Parameters
+    ----------
+    between
+        Outputs of the ``brain``, of the ``image`` side, the mean of ``both``, or ``cross`` for brain against image. A
+        frozen image side has no gradient.
+    sharpness
+        Factor of the squared distance; 2 as in the papers.
+    duplicates
+        Pairs of trials of the same image are left out (``mask``) or count like any other (``negative``).
+    """
+
+    kind: Literal["uniformity"] = "uniformity"
+    between: Literal["brain", "image", "both", "cross"] = "both"
+    sharpness: float = Field(default=2.0, gt=0)
+    duplicates: Literal["mask", "negative"] = "mask"
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.structure import UniformityTerm
+
+        return UniformityTerm(between=self.between, sharpness=self.sharpness, duplicates=self.duplicates)
+
+
+class CuaObjectiveConfig(ScaleSettings):
+    """CLIP's contrast, alignment and uniformity with weights of 1 against the contrastive gap.
+
+    Parameters
+    ----------
+    cross
+        Add the uniformity between the sides (``L_CUAXU``).
+    sharpness
+        Factor of the squared distance in the uniformity; 2 as in the paper.
+    """
+
+    kind: Literal["cua"] = "cua"
+    cross: bool = False
+    sharpness: float = Field(default=2.0, gt=0)
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.structure import CuaTerm
+
+        return CuaTerm(self.make_scale(), cross=self.cross, sharpness=self.sharpness, **self.clip_options())
+
+
+class MultiviewObjectiveConfig(ObjectiveConfig):
+    """Contrast among all views at once.
+
+    Parameters
+    ----------
+    form
+        ``dhel`` (MV-DHEL, negatives within each view) or ``infonce`` (MV-InfoNCE).
+    views
+        Outputs that serve as views; `needs` follows from them.
+    temperature
+        Fixed; 0.1 is a choice of ours.
+    negatives
+        For ``infonce``: ``all`` others as in the released code, or those of ``other_views`` as its README says.
+    duplicates
+        Other trials of the same image are left out of the negatives (``mask``) or are ``negative``.
+    """
+
+    kind: Literal["multiview"] = "multiview"
+    form: Literal["dhel", "infonce"] = "dhel"
+    views: tuple[View, ...] = ("brain", "brain_views", "image")
+    temperature: Temperature = 0.1
+    negatives: Literal["all", "other_views"] = "all"
+    duplicates: Literal["mask", "negative"] = "mask"
+
+    @field_validator("views")
+    @classmethod
+    def _check_views(cls, views: tuple[View, ...]) -> tuple[View, ...]:
+        if not views or len(set(views)) < len(views):
+            raise ValueError(f"views must name at least one output, and each once, but are {list(views)}")
+        return views
+
+    # Which optional outputs it needs is a matter of its settings here.
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Optional outputs among the views."""
+        return frozenset(self.views) & {"brain_views", "image_views"}
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.structure import MultiviewTerm
+
+        return MultiviewTerm(
+            form=self.form, views=self.views, temperature=self.temperature, negatives=self.negatives,
+            duplicates=self.duplicates,
+        )  # fmt: skip
+
+
+class MomentumSettings(ObjectiveConfig):
+    """Settings of the objectives with a moving-average teacher; the loop owns its momentum and the queue's length.
+
+    Parameters
+    ----------
+    temperature, learn_temperature, temperature_bounds
+        Start, whether it is trained, and bounds: 0.07 in 0.001 to 0.5 as in ALBEF.
+    alpha
+        Share of the teacher's opinion in the targets; 0.4 as in ALBEF.
+    alpha_ramp
+        Share of the training over which alpha grows from zero. ALBEF: the first epoch, here one of thirty.
+    duplicates
+        What other trials of the same image in the batch are. The queue does not say what it shows: its entries
+        always count as different.
+    """
+
+    temperature: Temperature = 0.07
+    learn_temperature: bool = True
+    temperature_bounds: tuple[Temperature, Temperature] = (0.001, 0.5)
+    alpha: Share = 0.4
+    alpha_ramp: Share = 0.033
+    duplicates: Duplicates = "positive"
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        low, high = self.temperature_bounds
+        if not low < high or not low <= self.temperature <= high:
+            raise ValueError(
+                f"temperature {self.temperature:g} must lie within its bounds {low:g} to {high:g}"
+            )
+        return self
+
+    def make_temperature(self) -> LearnedTemperature:
+        """Return the temperature within its bounds."""
+        from braindecode_vis.training.objectives.similarity import LearnedTemperature
+
+        return LearnedTemperature(
+            self.temperature, bounds=self.temperature_bounds, learn=self.learn_temperature
+        )
+
+
+class DistillationObjectiveConfig(MomentumSettings):
+    """ALBEF's contrast with momentum distillation."""
+
+    kind: Literal["distillation"] = "distillation"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.distillation import DistillationTerm, TeacherShare
+
+        return DistillationTerm(
+            self.make_temperature(), TeacherShare(self.alpha, self.alpha_ramp), self.duplicates
+        )
+
+
+class TclObjectiveConfig(MomentumSettings):
+    """ALBEF's contrast with TCL's terms within each side and TCL's local term of the brain side.
+
+    Parameters
+    ----------
+    stop_tokens
+        No gradient through the local outputs. TCL takes them from the teacher; here they are the network's own.
+    """
+
+    kind: Literal["tcl"] = "tcl"
+    stop_tokens: bool = True
+
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher", "brain_tokens"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.distillation import TclTerm, TeacherShare
+
+        return TclTerm(
+            self.make_temperature(), TeacherShare(self.alpha, self.alpha_ramp), self.duplicates,
+            stop_tokens=self.stop_tokens,
+        )  # fmt: skip
+
+
+class ClusterObjectiveConfig(ScaleSettings):
+    """Contrast with negatives from the image's own cluster, for a later stage of MCL."""
+
+    kind: Literal["within_cluster"] = "within_cluster"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"clusters"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import WithinGroupTerm
+
+        return WithinGroupTerm(self.make_scale(), "clusters", **self.clip_options())
+
+
+class ConceptObjectiveConfig(ScaleSettings):
+    """Contrast with negatives from the image's own concept, the hardest there are."""
+
+    kind: Literal["within_concept"] = "within_concept"
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.contrastive import WithinGroupTerm
+
+        return WithinGroupTerm(self.make_scale(), "concepts", **self.clip_options())
+
+
+class SalientObjectiveConfig(ObjectiveConfig):
+    """Separation of what the response shares with the time before the stimulus (SepCLR).
+
+    Parameters
+    ----------
+    common_share
+        Share of the features, from the first, that is the common part; half as in the authors' scripts.
+    bandwidth
+        Of the Gaussian kernel; 0.5 as in the authors' scripts.
+    salient_weight, constant_weight, independence_weight
+        Weights of the terms beside the common one. The authors' scripts use (1, 100, 10) for one data set and
+        (1000, 1000, 10) for another; which suits brain responses is not known.
+    """
+
+    kind: Literal["salient"] = "salient"
+    common_share: float = Field(default=0.5, gt=0, lt=1)
+    bandwidth: float = Field(default=0.5, gt=0)
+    salient_weight: float = Field(default=1.0, ge=0)
+    constant_weight: float = Field(default=100.0, ge=0)
+    independence_weight: float = Field(default=10.0, ge=0)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"brain_views", "background"})
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.structure import SalientTerm
+
+        return SalientTerm(
+            common_share=self.common_share, bandwidth=self.bandwidth, salient_weight=self.salient_weight,
+            constant_weight=self.constant_weight, independence_weight=self.independence_weight,
+        )  # fmt: skip
