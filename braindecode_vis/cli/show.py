@@ -127,7 +127,7 @@ def open_source(
 @contextmanager
 def training_together(run: Run) -> Iterator[None]:
     """Train with the other processes that torchrun started, if it did; then only the first one enters the block."""
-    from braindecode_vis.pipeline import train_together
+    from braindecode_vis.pipeline.together import train_together
     from braindecode_vis.training.processes import count_launched, forget_launch, is_first, leave
 
     if count_launched() == 1:
@@ -143,7 +143,7 @@ def training_together(run: Run) -> Iterator[None]:
 
 def finish(run: Run, as_json: bool, message: str = "") -> None:
     """Print where the run lies, or its scores as JSON."""
-    from braindecode_vis.pipeline import read_run_scores
+    from braindecode_vis.pipeline.reporting import read_run_scores
 
     rows = read_run_scores(run)
     if as_json:

@@ -43,7 +43,8 @@ def analyze(
 ) -> None:
     """Ask when, where and how the brain is decoded; each analysis writes a table, figures and a report section."""
     from braindecode_vis.checks import ConfigError
-    from braindecode_vis.pipeline import find_untested, report
+    from braindecode_vis.pipeline.decoding import find_untested
+    from braindecode_vis.pipeline.reporting import report
     from braindecode_vis.studies.analyze import analyze as analyze_run
     from braindecode_vis.studies.analyze import read_findings
 

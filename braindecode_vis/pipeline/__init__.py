@@ -1,65 +1,49 @@
-"""The sentence, one function per stage, in order.
+"""The stages of a run, one function each, in order.
 
     preprocess -> embed -> train -> retrieve -> reconstruct -> evaluate -> report
 
 Owns the order of the stages, what each of them reads and writes in the run folder, and which settings enter its
-fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it
-depends on changed. Knows roles and nouns, never a particular encoder or data set.
+fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it depends on
+changed. Knows components by their roles (`braindecode_vis.roles`), never by their kinds.
 
-`learning` looks at training trials alone, `decoding` opens the test trials, `scoring` judges and `reporting` shows.
+`learning` sees training trials alone, `decoding` opens the test trials, `scoring` judges and `reporting` shows. A stage
+is imported when it is asked for, so that preprocessing loads no metric.
 """
 
-from braindecode_vis.pipeline.decoding import find_untested, reconstruct, retrieve
-from braindecode_vis.pipeline.learning import (
-    build_encoder,
-    embed,
-    pick_labelled_trials,
-    pick_test_trials,
-    pick_trials,
-    preprocess,
-    train,
-    write_dataset,
-)
-from braindecode_vis.pipeline.reporting import (
-    collect_run_provenance,
-    describe_question,
-    read_run_scores,
-    report,
-    run_all,
-)
-from braindecode_vis.pipeline.scoring import (
-    describe_gallery,
-    describe_protocol,
-    evaluate,
-    find_ceilings,
-    find_phantom,
-)
-from braindecode_vis.pipeline.together import train_together
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from braindecode_vis.pipeline.decoding import reconstruct, retrieve
+    from braindecode_vis.pipeline.learning import embed, preprocess, train
+    from braindecode_vis.pipeline.reporting import report, run_all
+    from braindecode_vis.pipeline.scoring import evaluate
+    from braindecode_vis.pipeline.together import train_together
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report")
 
+_MODULES = {
+    "preprocess": "learning", "embed": "learning", "train": "learning", "train_together": "together",
+    "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
+    "run_all": "reporting",
+}  # fmt: skip
+
 __all__ = [
     "STAGES",
-    "build_encoder",
-    "collect_run_provenance",
-    "describe_gallery",
-    "describe_protocol",
-    "describe_question",
     "embed",
     "evaluate",
-    "find_ceilings",
-    "find_phantom",
-    "find_untested",
-    "pick_labelled_trials",
-    "pick_test_trials",
-    "pick_trials",
     "preprocess",
-    "read_run_scores",
     "reconstruct",
     "report",
     "retrieve",
     "run_all",
     "train",
     "train_together",
-    "write_dataset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a stage when the stage is asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -10,9 +10,8 @@ from braindecode_vis import roles, store
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import find_manifest
-from braindecode_vis.pipeline.decoding import reconstruct, retrieve
+from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, train
-from braindecode_vis.pipeline.low_level import open_low_level
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, read_scores
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom

@@ -26,6 +26,10 @@ STAGE_VERSIONS = {
 }  # fmt: skip
 
 
+#: Computes an artifact into a folder, and returns what its provenance should say beside the settings.
+Compute = Callable[[Path], Mapping[str, Any] | None]
+
+
 class Listener(Protocol):
     """Whoever shows the progress of a run."""
 
@@ -104,17 +108,23 @@ class Run:
         stage: str,
         fields: Mapping[str, Any],
         upstream: Mapping[str, str],
-        compute: Callable[[Path], Mapping[str, Any] | None],
+        compute: Compute,
         unit: str = "",
     ) -> store.Artifact:
         """Reuse or compute one artifact and tell the listener."""
         started = time.perf_counter()
-        artifact = self.folder.produce(
-            stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
-            compute=compute, unit=unit,
-        )  # fmt: skip
+        with self.share(stage, compute) as shared:
+            artifact = self.folder.produce(
+                stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
+                compute=shared, unit=unit,
+            )  # fmt: skip
         self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
         return artifact
+
+    @contextmanager
+    def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
+        """Yield what computes an artifact, while this process may be the one that does; see `together`."""
+        yield compute
 
 
 def open_run(config: RunConfig, out: Path | None = None, listener: Listener | None = None) -> Run:

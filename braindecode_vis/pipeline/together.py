@@ -7,15 +7,15 @@ it from the run folder, and take their part of every batch of every training.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.pipeline.learning import train
-from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.store import Artifact
+from braindecode_vis.pipeline.runs import Compute, Run
 from braindecode_vis.training.processes import hear_first, is_first, join_processes, naming_lost_processes
 
 
@@ -45,31 +45,29 @@ def train_together(run: Run) -> None:
 class _SharedRun(Run):
     """A run whose folder several processes work in."""
 
-    def produce(
-        self,
-        stage: str,
-        fields: Mapping[str, Any],
-        upstream: Mapping[str, str],
-        compute: Callable[[Path], Mapping[str, Any] | None],
-        unit: str = "",
-    ) -> Artifact:
+    @contextmanager
+    def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
         """Let the first process produce the artifact, with the help of the others where it trains."""
         helped = stage == "train"
         if self.follows:
             if helped and hear_first():
                 compute(Path(os.devnull))  # one that follows writes nothing
-            hear_first()
-            return super().produce(stage, fields, upstream, self._refuse, unit)
+            hear_first()  # the first process has written
+            yield self._refuse
+            return
+        computed = False
 
         def compute_with_help(folder: Path) -> Mapping[str, Any] | None:
-            hear_first(True)
+            nonlocal computed
+            computed = True
+            if helped:
+                hear_first(True)
             return compute(folder)
 
-        artifact = super().produce(stage, fields, upstream, compute_with_help if helped else compute, unit)
-        if helped and artifact.reused:
+        yield compute_with_help
+        if helped and not computed:
             hear_first(False)
-        hear_first()  # it is written
-        return artifact
+        hear_first()
 
     def _refuse(self, folder: Path) -> NoReturn:
         raise DataError(

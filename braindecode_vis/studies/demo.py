@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.phantom.truth import PhantomTruth
-from braindecode_vis.pipeline import run_all
+from braindecode_vis.pipeline.reporting import run_all
 from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, open_run
 from braindecode_vis.stimuli import StimulusSet
 
