@@ -18,6 +18,7 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
 category decoder    fit, decision, classes, write,     bind
                     read
 prior               fit, sample                        bind, describe
+analysis            compute                            uses_encoder, needs_pictures
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
                                                        supports_initial
 ==================  =================================  =================================================================
@@ -336,6 +337,24 @@ class WholeImageGenerator(ImageGenerator, Protocol):
         ...
 
 
+class Analysis(Protocol):
+    """An analysis, which is its own settings, with its defaults."""
+
+    kind: str
+    #: Whether it looks at the encoder of the run, and so at the features that were chosen for it.
+    uses_encoder: bool
+    #: Whether it needs test trials that show a picture.
+    needs_pictures: bool
+
+    def compute(self, study: Any) -> Any:
+        """Return the findings about a `braindecode_vis.analysis.study.Study`."""
+        ...
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the settings that enter the fingerprint."""
+        ...
+
+
 class WholeSettings(Protocol):
     """Settings of a component with the defaults of its role; the tables below say which a role has."""
 
@@ -601,6 +620,10 @@ IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
     },
 )  # fmt: skip
 
+ANALYSIS: Role[Analysis] = Role(
+    "analysis", ("kind", "compute", "hashed_fields"), {"uses_encoder": True, "needs_pictures": True}
+)
+
 _SETTINGS = ("kind", "build", "hashed_fields")
 IMAGE_ENCODER_SETTINGS: Role[WholeSettings] = Role(
     "settings of an image encoder", _SETTINGS, {"fitted_on_training_images": False, "read": _read_built}
@@ -638,7 +661,6 @@ OBJECTIVE_SETTINGS: Role[Any] = Role(
 )
 AUGMENTATION: Role[Any] = Role("augmentation", ("kind", "apply", "hashed_fields"))
 METRIC_SETTINGS: Role[Any] = Role("settings of a metric", _SETTINGS)
-ANALYSIS: Role[Any] = Role("analysis", ("kind", "compute", "hashed_fields"), {"uses_encoder": True})
 
 #: The role that the settings of a component play, by the name under which `registry` keeps it.
 SETTINGS_ROLES: dict[str, Role[Any]] = {

@@ -11,7 +11,7 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import check_files, read_config
-from braindecode_vis.pipeline import low_level
+from braindecode_vis.pipeline import decoding
 from braindecode_vis.pipeline.runs import open_run
 
 QUICK = [
@@ -66,10 +66,10 @@ def test_reconstructions_name_the_fits_of_the_branch(finished):
 def test_rows_of_the_branch_are_those_of_the_encoder(finished, monkeypatch):
     """An encoder with a gallery per subject has its rows sorted by subject; the branch must follow it, not its own."""
     run = make_run(finished, LOW)
-    plain = low_level.make_low_level(run, 0)
+    plain = decoding.make_low_level(run, 0)
     reverse = lambda encoder, trials: trials.select(np.arange(trials.n_trials)[::-1])  # noqa: E731
-    monkeypatch.setattr(low_level, "order_by_gallery", reverse)
-    assert (low_level.make_low_level(run, 0)[::-1] == plain).all()
+    monkeypatch.setattr(decoding, "order_by_gallery", reverse)
+    assert (decoding.make_low_level(run, 0)[::-1] == plain).all()
 
 
 def test_the_audit_judges_the_branch_too(finished):

@@ -18,7 +18,9 @@ from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
+from braindecode_vis.pipeline.learning import pick_test_trials
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
+from braindecode_vis.pipeline.reporting import read_run_scores
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.pipeline.summary import describe_ceilings
@@ -199,7 +201,7 @@ def test_columns_are_chosen_on_training_trials_and_kept_beside_the_encoder(tmp_p
     assert fold.selection is not None
     (chosen,) = fold.selection.keep.values()
     assert chosen.sum() == 20
-    assert pipeline.pick_test_trials(run, 0).data.shape[1] == 20
+    assert pick_test_trials(run, 0).data.shape[1] == 20
     assert find(pipeline.run_all(run), "top1")["value"] > 0.3
     again = make_run(tmp_path, "selection.encoding={n_best: 20, alphas: [10]}", "encoder.alphas=[10]")
     np.testing.assert_array_equal(pipeline.train(again)[0].selection.keep[""], chosen)
@@ -249,8 +251,8 @@ def test_damaged_artifacts_are_found_and_computed_again(finished, tmp_path):
 
 def test_scores_of_other_settings_are_not_shown(tmp_path):
     rows = pipeline.run_all(make_run(tmp_path))
-    assert pipeline.read_run_scores(make_run(tmp_path)) == rows
-    assert pipeline.read_run_scores(make_run(tmp_path, "seed=7")) == []
+    assert read_run_scores(make_run(tmp_path)) == rows
+    assert read_run_scores(make_run(tmp_path, "seed=7")) == []
 
 
 def kill_when_it_appears(folder, stage, command):

@@ -28,8 +28,9 @@ import pandas as pd
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
-from braindecode_vis.pipeline import embed, pick_labelled_trials, preprocess
+from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
+from braindecode_vis.pipeline.learning import pick_labelled_trials
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import make_generator

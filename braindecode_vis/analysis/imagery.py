@@ -14,7 +14,7 @@ Horikawa and Kamitani (2017), doi:10.1038/ncomms15037; Kneeland et al. (2025), N
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,9 @@ class ImageryConfig(Settings):
     """
 
     kind: Literal["imagery"] = "imagery"
+
+    needs_pictures: ClassVar[bool] = False
+
     task: str = "imagery"
     beside: tuple[str, ...] = ("vision", "test", "natural", "shapes", "perception")
     set_column: str = "stimulus_set"

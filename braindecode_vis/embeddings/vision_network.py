@@ -60,7 +60,8 @@ class VisionNetworkConfig(Settings):
         How it runs, not what it computes; `workers` is the number of threads that prepare images.
     """
 
-    weights: Path | Literal["random"] | None = None
+    # The literal first: JSON knows no paths, and the first member that fits a text is taken.
+    weights: Literal["random"] | Path | None = None
     allow_download: bool = False
     random_seed: int = Field(default=0, ge=0)
     layer: Layer | tuple[Layer, ...] = OUTPUT

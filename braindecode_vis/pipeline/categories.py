@@ -51,9 +51,7 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
             folder: Path, number: int = number, rows: np.ndarray = fold.train, fields: Any = fields
         ) -> dict[str, Any]:
             picked = responses.select(rows)
-            decoder = roles.build(
-                roles.CATEGORY_DECODER, run.encoder, seed=derive_seed(seed, "train", number)
-            )
+            decoder = build_decoder(run, number)
             with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
                 decoder.bind(context)
                 decoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
@@ -64,6 +62,12 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
         decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)
         trained.append(TrainedDecoder(artifact, decoder))
     return trained
+
+
+def build_decoder(run: Run, number: int) -> roles.WholeCategoryDecoder:
+    """Return a new category decoder of a fold."""
+    seed = derive_seed(run.config.seed, "train", number)
+    return roles.build(roles.CATEGORY_DECODER, run.encoder, seed=seed)
 
 
 def evaluate_categories(

@@ -1,24 +1,35 @@
 """Run the analyses of a configuration, each into an artifact of its own: a table, figures, files and a paragraph.
 
 Owns the `Study` that analyses work on and the files that they leave for the report; computes nothing itself.
+
+A run's `selection` reaches analyses in two halves. Names (regions, networks, channels) look at no response, so they
+narrow all trials before an analysis begins. Ranks (reliability, encoding score) are fitted on training trials, so each
+cut of an analysis fits them again on its own, and an encoder of the run keeps those that it was trained with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from braindecode_vis import pipeline, store
-from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis import pipeline, roles, store
+from braindecode_vis.analysis.study import Change, ChoosingEncoder, Findings, Plot, Study, choose_features
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
+from braindecode_vis.pipeline.categories import build_decoder
+from braindecode_vis.pipeline.decoding import find_untested
+from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
 from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.roles import ANALYSIS, play
-from braindecode_vis.studies.chosen_features import ChosenFeatures, ranks_features
+from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
+from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.seeds import derive_seed
 
 
 def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], dict[str, str]]:
@@ -73,22 +84,24 @@ def make_study(run: Run) -> Study:
     """Return trials, targets and encoders of a run as analyses ask for them."""
     config, prepared = run.config, pipeline.preprocess(run)
     banks = [] if config.decodes_categories else pipeline.embed(run)
-    columns = ChosenFeatures(run)
+    chosen = ChosenFeatures(run)
 
     def pick(rows: np.ndarray, part: str) -> Any:
         repeats = config.repeats.train if part == "train" else config.repeats.test
-        return columns.narrow(pipeline.pick_labelled_trials(prepared, rows, repeats))
+        return chosen.narrow(pick_labelled_trials(prepared, rows, repeats))
 
     return Study(
-        responses=columns.narrow(prepared.responses),
+        responses=chosen.narrow(prepared.responses),
         stimuli=prepared.stimuli,
         folds=prepared.split.folds if config.decodes_categories else prepared.folds,
         imagined=() if config.decodes_categories else prepared.imagined,
         banks=[bank.embeddings for bank in banks],
         pick=pick,
-        build=lambda number: pipeline.build_encoder(run, number),
-        trained=columns.find_trained,
-        choose=columns.choose,
+        build=lambda number: (
+            build_decoder(run, number) if config.decodes_categories else build_encoder(run, number)
+        ),
+        trained=chosen.find_trained,
+        choose=chosen.choose,
         centre=config.retrieval.centre,
         protocol=_describe_protocol(run),
         seed=config.seed,
@@ -103,7 +116,7 @@ def _describe_protocol(run: Run) -> str:
     prepared = pipeline.preprocess(run)
     if run.config.decodes_categories:
         return f"{run.config.dataset.kind}; {prepared.split.protocol}"
-    return pipeline.describe_protocol(run, prepared, pipeline.describe_gallery(run))
+    return describe_protocol(run, prepared, describe_gallery(run))
 
 
 def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
@@ -122,14 +135,14 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
     upstream = {"preprocess": prepared.artifact.fingerprint}
     upstream |= {f"embed{n}": bank.artifact.fingerprint for n, bank in enumerate(banks)}
 
-    if ranks_features(config.selection) and not play(ANALYSIS, analysis).uses_encoder:
+    if ranks_features(config.selection) and not roles.play(roles.ANALYSIS, analysis).uses_encoder:
         raise ConfigError(
-            f"{analysis.kind} uses all columns and not the encoder that a choice by reliability or encoding score is "
+            f"{analysis.kind} uses all features and not the encoder that a choice by reliability or encoding score is "
             "made for; run it without (--set selection.reliability=null --set selection.encoding=null), or choose by "
             "name."
         )
-    untested = pipeline.find_untested(run)
-    if untested is not None and analysis.kind != "imagery":
+    untested = find_untested(run)
+    if untested is not None and roles.play(roles.ANALYSIS, analysis).needs_pictures:
         raise DataError(
             f"{analysis.kind} needs test trials that show a picture, and fold {untested} only tests what was imagined; "
             "use the analysis imagery, or test what was seen too (dataset.test)."
@@ -176,3 +189,71 @@ def read_findings(artifact: store.Artifact) -> dict[str, Any]:
         "files": [artifact.path / file["name"] for file in record["attachments"]],
         "scores": store.read_json(artifact.path / "scores.json"),
     }
+
+
+# --- the run's selection, as analyses meet it ----------------------------------------------------------
+
+
+def ranks_features(config: SelectionConfig) -> bool:
+    """Whether features are chosen by what training trials say of them, and not by name alone."""
+    return config.reliability is not None or config.encoding is not None
+
+
+class ChosenFeatures:
+    """What a run's `selection` leaves of trials, and which encoder takes what is left.
+
+    Parameters
+    ----------
+    run
+        The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config.selection
+        self._single: tuple[int, Responses] | None = None
+
+    @cached_property
+    def _named(self) -> Selection | None:
+        names = self.config.model_copy(update={"reliability": None, "encoding": None})
+        if names.is_empty:
+            return None
+        responses = pipeline.preprocess(self.run).responses
+        # One trial of each subject says which features there are; nothing else of it is looked at.
+        first = responses.trials.drop_duplicates("subject").index.to_numpy()
+        return fit_selection(names, responses.select(first))
+
+    @property
+    def _ranks(self) -> SelectionConfig:
+        return SelectionConfig(reliability=self.config.reliability, encoding=self.config.encoding)
+
+    def narrow(self, responses: Responses) -> Responses:
+        """Return the features of the names."""
+        return responses if self._named is None else self._named.apply(responses)
+
+    def find_trained(self, number: int) -> Any:
+        """Return the run's encoder of a fold, which takes narrowed trials, or its category decoder."""
+        fold = pipeline.train(self.run)[number]
+        if self.run.config.decodes_categories:
+            return fold.decoder
+        if fold.selection is None or not ranks_features(self.config):
+            return fold.encoder
+        keep = fold.selection.keep
+        if self._named is not None:
+            keep = {name: chosen[self._named.keep[name]] for name, chosen in keep.items()}
+        return ChoosingEncoder(fold.encoder, Selection(fold.selection.dim, keep, fold.selection.steps))
+
+    def choose(self, number: int, change: Change | None) -> Selection | None:
+        """Fit the ranks on the changed single training trials of a fold; None without ranks."""
+        if not ranks_features(self.config):
+            return None
+        if self._single is None or self._single[0] != number:
+            prepared = pipeline.preprocess(self.run)
+            single = self.narrow(prepared.responses.select(np.sort(prepared.folds[number].train)))
+            self._single = (number, single)
+        train = self._single[1] if change is None else change(self._single[1])
+        targets = None
+        if self.config.encoding is not None:
+            bank = pipeline.embed(self.run)[number].embeddings
+            targets = bank.select(list(pd.unique(train.stimulus_ids)))
+        seed = derive_seed(self.run.config.seed, "selection")
+        return choose_features(self._ranks, train, targets, seed=seed)

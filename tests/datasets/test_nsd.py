@@ -16,6 +16,7 @@ from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
 from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
 from braindecode_vis.phantom.formats import nsd
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.pipeline.scoring import describe_protocol as describe_run_protocol
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import (
     AFFINE,
@@ -381,7 +382,7 @@ def test_what_nsd_says_of_its_test_set_is_in_every_score(tmp_path):
     )
     prepared = pipeline.preprocess(run)
     assert "shared images are the test set" in prepared.declared_protocol
-    assert prepared.declared_protocol in pipeline.describe_protocol(run, prepared, "2 exact test images")
+    assert prepared.declared_protocol in describe_run_protocol(run, prepared, "2 exact test images")
 
 
 def test_a_mask_file_that_is_not_there_is_named(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from braindecode_vis import pipeline
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
+from braindecode_vis.pipeline.reporting import describe_question
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.summary import find_analyses
 from braindecode_vis.studies.analyze import analyze, make_study, read_findings
@@ -92,7 +93,7 @@ def test_columns_that_were_not_chosen_cost_nothing_when_they_are_hidden(chosen):
 
 def test_an_analysis_without_the_encoder_refuses_ranked_columns_with_a_reason(chosen):
     _, refusals = analyze(chosen, ["rsa"])
-    assert "uses all columns and not the encoder" in refusals["rsa"]
+    assert "uses all features and not the encoder" in refusals["rsa"]
 
 
 def test_an_analysis_of_chosen_columns_belongs_to_their_run_alone(chosen):
@@ -100,9 +101,7 @@ def test_an_analysis_of_chosen_columns_belongs_to_their_run_alone(chosen):
     analyze(chosen, ["hubness"])
     everything = [text for text in CHOSEN if not text.startswith("selection")]
     plain = open_run(read_config("synthetic_digits", everything), chosen.folder.path)
-    titles = [
-        len(find_analyses(chosen.folder.path, pipeline.describe_question(run))) for run in (chosen, plain)
-    ]
+    titles = [len(find_analyses(chosen.folder.path, describe_question(run))) for run in (chosen, plain)]
     assert titles[0] >= 1
     assert titles[1] == 0
 
