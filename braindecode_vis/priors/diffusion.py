@@ -21,8 +21,8 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, seeded
-from braindecode_vis.priors.fitting import NoisedSource, PairSource, Recipe, fit_network
 from braindecode_vis.priors.image_source import keep_distinct
+from braindecode_vis.priors.prior_training import PriorRecipe, fit_network
 from braindecode_vis.priors.sampling import bound_signal, draw_samples, guide_network
 from braindecode_vis.priors.scales import (
     PrincipalComponents,
@@ -32,7 +32,14 @@ from braindecode_vis.priors.scales import (
     fit_scale,
     turn_rows,
 )
-from braindecode_vis.priors.simulated_predictions import Direction, DirectionSource, fit_prediction_error
+from braindecode_vis.priors.simulated_predictions import (
+    ConditionSource,
+    Direction,
+    DirectionSource,
+    NoisedSource,
+    PairSource,
+    fit_prediction_error,
+)
 from braindecode_vis.roles import Context
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import read_json, write_json
@@ -81,7 +88,7 @@ class DiffusionFit:
 class _TrainingRows:
     """Standardised rows that the network learns from, and the conditions whose samples are measured afterwards."""
 
-    source: Any
+    source: ConditionSource
     held_out: PairSource | None
     condition: Any
     target: Any
@@ -121,7 +128,7 @@ class DiffusionPrior:
     def __init__(
         self,
         make_network: Callable[[tuple[int, ...]], nn.Module],
-        recipe: Recipe,
+        recipe: PriorRecipe,
         drawing: Drawing,
         *,
         condition: Literal["predicted", "noised_targets", "simulated"] = "predicted",
@@ -226,7 +233,7 @@ class DiffusionPrior:
         is_held = np.isin(target.ids.astype(str), aside)
         held_out = PairSource(pairs.conditions[is_held], pairs.targets[is_held]) if is_held.any() else None
         if self.condition == "predicted":
-            source: Any = PairSource(pairs.conditions[~is_held], pairs.targets[~is_held])
+            source: ConditionSource = PairSource(pairs.conditions[~is_held], pairs.targets[~is_held])
         else:
             error = fit_prediction_error(pairs.conditions, pairs.targets)
             learnt = ~np.isin(whole.ids.astype(str), aside)

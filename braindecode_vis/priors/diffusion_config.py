@@ -162,13 +162,13 @@ class DiffusionPriorConfig(ImageSourceSettings):
         """Return the unfitted prior."""
         from braindecode_vis.priors.diffusion import DiffusionPrior, Drawing
         from braindecode_vis.priors.diffusion_networks import build_prior_network
-        from braindecode_vis.priors.fitting import Recipe
+        from braindecode_vis.priors.prior_training import PriorRecipe
 
         make_network = partial(
             build_prior_network, kind=self.network, widths=self.widths, time_features=self.time_features,
             dropout=self.dropout, depth=self.depth, heads=self.heads, token_width=self.token_width,
         )  # fmt: skip
-        recipe = Recipe(
+        recipe = PriorRecipe(
             self.schedule, self.batch_size, self.epochs, self.min_steps, self.learning_rate, self.warmup_steps,
             self.weight_decay, self.gradient_clip, self.condition_dropout, self.ema_decay,
             derive_seed(seed, "prior", "training"),

@@ -62,9 +62,9 @@ class NoiseSchedule:
             "timestep_spacing": "trailing",
         }
 
-    def compute_signal(self) -> Tensor:
+    def compute_signal(self, device: torch.device | str = "cpu") -> Tensor:
         """Return the share of signal variance left at each step, a float tensor of shape (n_timesteps,)."""
-        return _compute_signal(self)
+        return _compute_signal(self, str(device))
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return noised rows ``a x + b e`` and what a network is to predict of them: e, or the velocity ``a e - b x``.
@@ -75,18 +75,21 @@ class NoiseSchedule:
         timesteps : int64 tensor of shape (n,)
             Steps of the schedule, 0 to n_timesteps - 1.
         """
-        signal = self.compute_signal().to(timesteps.device)[timesteps]
+        signal = self.compute_signal(timesteps.device)[timesteps]
         share = signal.reshape(-1, *[1] * (clean.ndim - 1))  # (n, 1, ...)
         a, b = share.sqrt(), (1 - share).sqrt()
         return a * clean + b * noise, noise if self.prediction == "epsilon" else a * noise - b * clean
 
 
 @lru_cache(maxsize=8)  # a training asks at every step
-def _compute_signal(schedule: NoiseSchedule) -> Tensor:
+def _compute_signal(schedule: NoiseSchedule, device: str) -> Tensor:
+    import torch
     from diffusers import DDPMScheduler
 
-    scheduler: Any = DDPMScheduler(**schedule.settings, clip_sample=False)
-    return scheduler.alphas_cumprod
+    # What is made while sampling without gradients could not be used by a training afterwards.
+    with torch.inference_mode(False):
+        scheduler: Any = DDPMScheduler(**schedule.settings, clip_sample=False)
+        return scheduler.alphas_cumprod.to(device)
 
 
 def draw_times(n: int, generator: torch.Generator, *, bias: float, n_timesteps: int = 1000) -> Tensor:
@@ -166,7 +169,7 @@ def bound_signal(predict: Predict, schedule: NoiseSchedule, low: Tensor, high: T
     low, high : tensors that broadcast against the rows
         Bounds of each value.
     """
-    signal = schedule.compute_signal().to(low.device)
+    signal = schedule.compute_signal(low.device)
 
     def bounded(noised: Tensor, timestep: Tensor) -> Tensor:
         output = predict(noised, timestep)

@@ -1,10 +1,11 @@
-"""Simulated predictions, which a diffusion prior is conditioned on while it learns from images that nobody was shown.
+"""What a diffusion prior is conditioned on while it learns: real predictions, or simulated ones.
 
-Two ways, by what is known of the brain encoder.
+Out-of-fold predictions exist for the images that were shown (`PairSource`); a prior can learn from many more, in one of
+two ways, by what is known of the brain encoder.
 
-`PredictionError` learns from out-of-fold pairs how a prediction depends on its target, and draws predictions for any
-image. A linear encoder shrinks toward the mean, so noise added to the bare target would give conditions that are too
-long and too good; here the prediction is gain * target + noise, with
+`PredictionError`, behind `NoisedSource`, learns from out-of-fold pairs how a prediction depends on its target, and draws
+predictions for any image. A linear encoder shrinks toward the mean, so noise added to the bare target would give
+conditions that are too long and too good; here the prediction is gain * target + noise, with
 
 - one gain for each principal component of the training targets (regression of the prediction on the target), and
 - noise with the covariance of the residuals of that regression, drawn as Gaussian mixtures of a few residual rows, so
@@ -23,6 +24,7 @@ That profiles of real encoders lie in the family drawn here is an assumption.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +34,44 @@ MOST_ROWS = 20_000  # rows that the principal components are computed from
 N_MIXED = 8  # residual rows in one draw of noise
 FEWEST_PASSED = 6.0  # components that the narrowest encoder passes on
 GAINS = (0.1, 10.0)  # of the passed components, relative to the noise
+
+
+class ConditionSource(Protocol):
+    """Rows that a diffusion prior learns from: conditions, which may be drawn anew every time, and targets."""
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that batches are made of, by which a checkpoint knows its data."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of rows in one epoch."""
+        ...
+
+    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return conditions and targets of the given rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Predictions and the targets that belong to them, row by row."""
+
+    conditions: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Conditions and targets."""
+        return self.conditions, self.targets
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.targets)
+
+    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of the given rows; nothing is random."""
+        return self.conditions[rows], self.targets[rows]
 
 
 @dataclass(frozen=True)
@@ -110,6 +150,28 @@ def fit_prediction_error(predicted: np.ndarray, targets: np.ndarray) -> Predicti
 
 def _as_tokens(values: np.ndarray) -> np.ndarray:
     return values[:, None] if values.ndim == 2 else values
+
+
+@dataclass(frozen=True)
+class NoisedSource:
+    """Targets, with conditions that are simulated anew every time."""
+
+    targets: np.ndarray
+    error: PredictionError
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The targets."""
+        return (self.targets,)
+
+    def __len__(self) -> int:
+        """Number of targets."""
+        return len(self.targets)
+
+    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return simulated predictions of the given rows, and the rows."""
+        targets = self.targets[rows]
+        return self.error.draw(targets, generator), targets
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
-from braindecode_vis.priors.fitting import CHECKPOINT, PriorTraining, compute_loss
+from braindecode_vis.priors.prior_training import CHECKPOINT, PriorTraining, compute_loss
 from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.scales import fit_scale
 from braindecode_vis.roles import Prior
@@ -138,8 +138,7 @@ def test_the_condition_is_dropped_sample_by_sample():
     rows = np.zeros((1000, 2), np.float32)
     for k in range(3):
         compute_loss(
-            network, rows, rows, NoiseSchedule(), NoiseSchedule().compute_signal(), make_torch_generator(k),
-            dropout=0.1,
+            network, rows, rows, NoiseSchedule(), make_torch_generator(k), dropout=0.1,
         )  # fmt: skip
     shares = [1 - float(keep.mean()) for keep in seen]
     assert all(0.06 < share < 0.14 for share in shares)
@@ -228,7 +227,7 @@ def test_a_value_that_never_varies_stays_what_it_is():
 
 
 def test_the_learning_rate_rises_and_falls():
-    recipe = DiffusionPriorConfig(**(SMALL | {"warmup_steps": 500})).build()._make_recipe()
+    recipe = DiffusionPriorConfig(**(SMALL | {"warmup_steps": 500})).build().recipe
     rates = [recipe.compute_rate(step, 5000) for step in range(5000)]
     assert rates[0] == pytest.approx(1 / 500)
     assert rates[499] == 1.0

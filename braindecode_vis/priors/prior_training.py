@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,75 +28,15 @@ from braindecode_vis.checkpoints import (
 from braindecode_vis.devices import autocast, seeded
 from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise
 from braindecode_vis.priors.sampling import NoiseSchedule
-from braindecode_vis.priors.simulated_predictions import PredictionError
+from braindecode_vis.priors.simulated_predictions import ConditionSource, PairSource
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 
 CHECKPOINT = "prior_checkpoint.safetensors"
-LOOKS = 50  # at the held-out images over a training
-
-
-class Source(Protocol):
-    """Rows to learn from."""
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that batches are made of, by which a checkpoint knows its data."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of rows in one epoch."""
-        ...
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return conditions and targets of the given rows."""
-        ...
+LOOKS = 50  # at the held-out images over a training, which costs less than a tenth of it
 
 
 @dataclass(frozen=True)
-class PairSource:
-    """Predictions and the targets that belong to them, row by row."""
-
-    conditions: np.ndarray
-    targets: np.ndarray
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Conditions and targets."""
-        return self.conditions, self.targets
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self.targets)
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs of the given rows; nothing is random."""
-        return self.conditions[rows], self.targets[rows]
-
-
-@dataclass(frozen=True)
-class NoisedSource:
-    """Targets, with conditions that are simulated anew every time."""
-
-    targets: np.ndarray
-    error: PredictionError
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """The targets."""
-        return (self.targets,)
-
-    def __len__(self) -> int:
-        """Number of targets."""
-        return len(self.targets)
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return simulated predictions of the given rows, and the rows."""
-        targets = self.targets[rows]
-        return self.error.draw(targets, generator), targets
-
-
-@dataclass(frozen=True)
-class Recipe:
+class PriorRecipe:
     """How the network is trained; see `DiffusionPriorConfig` for each entry."""
 
     schedule: NoiseSchedule
@@ -134,9 +73,9 @@ class PriorTraining:
 
 def fit_network(
     network: nn.Module,
-    source: Source,
+    source: ConditionSource,
     held_out: PairSource | None,
-    recipe: Recipe,
+    recipe: PriorRecipe,
     *,
     workspace: Path | None = None,
     checkpoint_every: int = 10,
@@ -190,7 +129,6 @@ def fit_network(
         best = {name: value.to(device) for name, value in take(tensors, "best").items()}
         unpack_optimiser(optimiser, take(tensors, "optimiser"))
         done = PriorTraining(**state["done"])
-    signal = recipe.schedule.compute_signal().to(device)
 
     def train_epoch() -> float:
         rng = make_generator(recipe.seed, "epoch", done.epoch)
@@ -204,14 +142,9 @@ def fit_network(
             conditions, targets = source.draw(batches[step - first], rng)
             with autocast(device, torch.bfloat16 if bfloat16 else None):
                 yield compute_loss(
-                    network,
-                    conditions,
-                    targets,
-                    recipe.schedule,
-                    signal,
-                    noise,
-                    dropout=recipe.condition_dropout,
-                )
+                    network, conditions, targets, recipe.schedule, noise,
+                    dropout=recipe.condition_dropout, device=device,
+                )  # fmt: skip
 
         def after(step: int, step_losses: list[Tensor]) -> None:
             done.step = step + 1
@@ -234,7 +167,7 @@ def fit_network(
     while done.epoch < n_epochs:
         entry = {"epoch": float(done.epoch), "loss": train_epoch()}
         if held_out is not None and ((done.epoch + 1) % between == 0 or done.epoch + 1 == n_epochs):
-            entry["held_out_loss"] = _measure_held_out(average.model, held_out, recipe, signal)
+            entry["held_out_loss"] = _measure_held_out(average.model, held_out, recipe, device)
             if done.best_loss is None or entry["held_out_loss"] < done.best_loss:
                 done.best_loss, done.best_epoch = entry["held_out_loss"], done.epoch
                 best = {name: value.clone() for name, value in average.model.state_dict().items()}
@@ -257,10 +190,10 @@ def compute_loss(
     conditions: np.ndarray,
     targets: np.ndarray,
     schedule: NoiseSchedule,
-    signal: Tensor,
     generator: torch.Generator,
     *,
     dropout: float,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Return the mean squared error of the network's prediction at random steps of the diffusion.
 
@@ -268,26 +201,28 @@ def compute_loss(
     ----------
     conditions, targets : float arrays of shape (n, ...)
         Standardised.
-    schedule, signal
-        The schedule and its `compute_signal`, on the network's device.
+    schedule
+        Says how noise grows and what the network predicts.
     generator
         On the CPU, so that a GPU sees the same noise.
     dropout
         Probability that a sample loses its condition, drawn for each sample on its own.
+    device
+        Of the network.
     """
-    device, n = signal.device, len(targets)
+    n = len(targets)
     clean = torch.from_numpy(np.ascontiguousarray(targets, np.float32)).to(device)
     condition = torch.from_numpy(np.ascontiguousarray(conditions, np.float32)).to(device)
     timesteps = torch.randint(schedule.n_timesteps, (n,), generator=generator).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(device)
     keep = (torch.rand(n, generator=generator) >= dropout).float().to(device)
-    share = signal[timesteps].reshape(n, *[1] * (clean.ndim - 1))
-    noised = share.sqrt() * clean + (1 - share).sqrt() * noise
-    wanted = noise if schedule.prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * clean
+    noised, wanted = schedule.add_noise(clean, noise, timesteps)
     return torch.nn.functional.mse_loss(network(noised, timesteps, condition, keep).float(), wanted)
 
 
-def _measure_held_out(averaged: nn.Module, held_out: PairSource, recipe: Recipe, signal: Tensor) -> float:
+def _measure_held_out(
+    averaged: nn.Module, held_out: PairSource, recipe: PriorRecipe, device: torch.device
+) -> float:
     """Return the loss of the averaged weights, always at the same steps and under the same noise."""
     generator, total, n_seen = make_torch_generator(recipe.seed, "held out"), 0.0, 0
     repeats = max(1, 512 // len(held_out))  # few images are looked at under several noises
@@ -296,8 +231,8 @@ def _measure_held_out(averaged: nn.Module, held_out: PairSource, recipe: Recipe,
         for start in range(0, len(rows), recipe.batch_size):
             part = rows[start : start + recipe.batch_size]
             loss = compute_loss(
-                averaged, held_out.conditions[part], held_out.targets[part], recipe.schedule, signal, generator,
-                dropout=0.0,
+                averaged, held_out.conditions[part], held_out.targets[part], recipe.schedule, generator,
+                dropout=0.0, device=device,
             )  # fmt: skip
             total, n_seen = total + float(loss) * len(part), n_seen + len(part)
     return total / n_seen
