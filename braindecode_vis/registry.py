@@ -130,7 +130,7 @@ INSIDE: dict[str, dict[str, str]] = {
     "generator": {
         "latents": "generators.inversion:LatentsConfig",
         "nearest": "generators.controls:NearestConfig",
-        "refiner": "generators.refiner:RefinerConfig",
+        "refiner": "generators.refiner_config:RefinerConfig",
         "latent_diffusion": "generators.latent_diffusion_config:LatentDiffusionConfig",
         "sdxl_turbo": "generators.hub_config:SdxlTurboConfig",
         "unclip": "generators.hub_config:UnclipConfig",

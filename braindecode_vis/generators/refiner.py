@@ -1,10 +1,13 @@
-"""Paint images from predicted pixels with a small network that is trained on the training images alone.
+"""Make images from predicted pixels with a small network that is trained on the training images alone.
 
 A prediction of least squared error is a conditional mean, with grey margins wherever the image was uncertain. The
 refiner learns to undo that inside a generative model of its own: an image is a deformed training image, and its
 prediction is simulated with the gains and residuals that out-of-fold predictions of the training trials show. The
 network inverts that model for the loss that counts, mostly structural similarity, so it returns one image and not a
 draw. The test split is never seen, and a reconstruction is no copy of a training image.
+
+Networks of the ensemble are trained one after the other; each is kept in the checkpoint folder when it is done, so that
+a training that was stopped goes on with the first that is missing.
 
 References
 ----------
@@ -13,98 +16,63 @@ Zhao et al. (2017), losses for image restoration, doi:10.1109/TCI.2016.2644865 (
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checkpoints import list_shapes, read_checkpoint, sum_rows, take, write_checkpoint
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.devices import seeded
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.settings import Settings
-
-if TYPE_CHECKING:
-    from torch import nn
+from braindecode_vis.optimisation import MovingAverage, optimise
+from braindecode_vis.priors.simulated_predictions import PredictionError, fit_prediction_error
+from braindecode_vis.roles import IMAGE_ENCODER, NOTHING_LENT, Context, play
+from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 
 MOST_FEATURES = 4096  # pixels times colours, whose principal axes are computed
 SMALLEST_SIDE = 12  # pixels, for the window of the loss and two halvings
+# Deviations at strength 1, in units of half the side; knots a side of the smooth displacement.
+AFFINE, SHIFT, ELASTIC, KNOTS = 0.07, 0.036, 0.043, 5
+# Those of Wang et al. (2004), doi:10.1109/TIP.2003.819861, for images in 0..1.
+SSIM_RADIUS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 5, 1.5, 0.01**2, 0.03**2
+ERROR_SCALE = 10.0  # brings squared errors of images in 0..1 to the size of structural dissimilarities
+EMA_DECAY, WEIGHT_DECAY = 0.99, 0.01
+STEPS_BETWEEN_REPORTS = 10
+START_THRESHOLD, START_GAIN = 0.35, 6.0  # of the contrast that a fresh network applies
 
 
-class RefinerConfig(Settings):
-    """Refine predicted pixels; only the target ``pixels`` is accepted.
+@dataclass(frozen=True)
+class RefinerRecipe:
+    """How the networks are trained; see `RefinerConfig` for each entry."""
 
-    Parameters
-    ----------
-    structure_weight
-        Share of the structural dissimilarity in the loss; the rest is ten times the squared error.
-    deformation
-        Strength of the random deformations of the training images. At 1 the linear map departs from the identity by
-        0.07, the shift and the smooth displacement by 3.6 and 4.3 percent of half the side (standard deviations).
-    width
-        Channels of the network at full resolution.
-    steps, batch_size, learning_rate
-        Training of each network, with AdamW and one cycle of the learning rate.
-    n_networks
-        Networks from different seeds whose images are averaged.
-    seed
-        Of weights, deformations and simulated predictions.
-    """
-
-    kind: Literal["refiner"] = "refiner"
-    structure_weight: float = Field(default=0.9, ge=0, le=1)
-    deformation: float = Field(default=1.0, ge=0)
-    width: int = Field(default=8, ge=2, multiple_of=2)
-    steps: int = Field(default=600, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    n_networks: int = Field(default=3, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-
-    def accepts(self, target_kind: str) -> bool:
-        """Say whether embeddings of this kind of target can be turned into images."""
-        return target_kind == "pixels"
-
-    def build(self, data: GeneratorData) -> RefinerGenerator:
-        """Return the generator, trained on the training data.
-
-        Networks that lie finished in the checkpoint folder of the data's context are taken from there.
-
-        Raises
-        ------
-        ConfigError
-            If the target is not made of pixels, or of too few or too many, or if out-of-fold predictions are missing.
-        """
-        shape = getattr(data.image_encoder, "shape", None)
-        if shape is None:
-            raise ConfigError(
-                f"the generator 'refiner' paints pixels, but the target space is {data.image_encoder.space!r}; "
-                "set target.kind to pixels."
-            )
-        if min(shape[:2]) < SMALLEST_SIDE or int(np.prod(shape)) > MOST_FEATURES:
-            raise ConfigError(
-                f"the generator 'refiner' takes {SMALLEST_SIDE} pixels a side or more and {MOST_FEATURES} values an "
-                f"image or fewer, not {' x '.join(map(str, shape))}; change target.size or target.colour."
-            )
-        if data.predicted is None or len(data.predicted) < 3:
-            raise ConfigError(
-                "the generator 'refiner' learns from out-of-fold predictions of training trials, and this encoder "
-                "gives too few; set encoder.selection.hold_out above 0, or choose ridge."
-            )
-        from braindecode_vis.generators.refiner_training import train_refiners
-
-        pairs = data.predicted
-        networks, losses = train_refiners(
-            self,
-            data.embeddings.flat().reshape(-1, *shape),
-            pairs.flat().reshape(-1, *shape),
-            data.embeddings.select(list(pairs.ids)).flat().reshape(-1, *shape),
-            context=data.context,
-        )
-        return RefinerGenerator(data.image_encoder, networks, losses)
+    structure_weight: float
+    deformation: float
+    width: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    n_networks: int
+    seed: int
 
 
 class RefinerGenerator:
-    """Trained networks whose mean image is shown."""
+    """Trained networks whose mean image is shown.
+
+    Parameters
+    ----------
+    encoder
+        That of the pixels.
+    networks
+        Of one shape.
+    losses
+        Of each network at the end of its training.
+    """
 
     def __init__(self, encoder: Any, networks: list[nn.Module], losses: list[float]) -> None:
         self.encoder, self.networks, self.losses = encoder, networks, losses
@@ -119,11 +87,255 @@ class RefinerGenerator:
             raise ConfigError(
                 f"the generator 'refiner' refines {self.encoder.space!r}, not {embeddings.space!r}."
             )
-        from braindecode_vis.generators.refiner_training import refine
-
-        values = embeddings.flat().reshape(-1, *self.encoder.shape)
-        return self.encoder.decode(refine(self.networks, values).reshape(len(values), -1))
+        pixels = embeddings.flat().reshape(-1, *self.encoder.shape)  # (n_rows, height, width, colours)
+        values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32))
+        with torch.inference_mode():
+            made = torch.stack([network(values) for network in self.networks]).mean(dim=0)
+        return self.encoder.decode(made.permute(0, 2, 3, 1).numpy().reshape(len(pixels), -1))
 
     def describe(self) -> dict[str, Any]:
         """Return the loss of each network at the end of its training."""
         return {"losses": self.losses}
+
+
+def fit_refiner(data: GeneratorData, recipe: RefinerRecipe) -> RefinerGenerator:
+    """Train the networks on the training data.
+
+    Networks that lie finished in the checkpoint folder of the data's context are taken from there.
+
+    Raises
+    ------
+    ConfigError
+        If the target is not made of pixels, or of too few or too many, or if out-of-fold predictions are missing.
+    DataError
+        If a loss is not finite, or a finished network lies there that is damaged or of another training.
+    """
+    encoder, pairs = play(IMAGE_ENCODER, data.image_encoder), data.predicted
+    shape = encoder.shape
+    if shape is None:
+        raise ConfigError(
+            f"the generator 'refiner' refines pixels, but the target space is {encoder.space!r}; set target.kind to "
+            "pixels."
+        )
+    if min(shape[:2]) < SMALLEST_SIDE or int(np.prod(shape)) > MOST_FEATURES:
+        raise ConfigError(
+            f"the generator 'refiner' takes {SMALLEST_SIDE} pixels a side or more and {MOST_FEATURES} values an "
+            f"image or fewer, not {' x '.join(map(str, shape))}; change target.size or target.colour."
+        )
+    if pairs is None or len(pairs) < 3:
+        raise ConfigError(
+            "the generator 'refiner' learns from out-of-fold predictions of training trials, and this encoder "
+            "gives too few; set encoder.selection.hold_out above 0, or choose ridge."
+        )
+    true = data.embeddings.select(list(pairs.ids))
+    images, predicted, seen = (rows.flat().reshape(-1, *shape) for rows in (data.embeddings, pairs, true))
+    networks, losses = train_refiners(recipe, images, predicted, seen, context=data.context)
+    return RefinerGenerator(encoder, networks, losses)
+
+
+def train_refiners(
+    recipe: RefinerRecipe,
+    images: np.ndarray,
+    predicted: np.ndarray,
+    true: np.ndarray,
+    *,
+    context: Context = NOTHING_LENT,
+) -> tuple[list[nn.Module], list[float]]:
+    """Return trained networks and the mean loss of the last tenth of the steps of each.
+
+    Parameters
+    ----------
+    recipe
+        How.
+    images : float array of shape (n_images, height, width, colours)
+        The training images in 0..1.
+    predicted, true : float arrays of shape (n_trials, height, width, colours)
+        Out-of-fold predictions of training trials, and the image of each.
+    context
+        Where finished networks are kept, and a call for progress.
+    """
+    height, width, colours = images.shape[1:]
+    error = fit_prediction_error(predicted.reshape(len(predicted), -1), true.reshape(len(true), -1))
+    # (n_images, height, width, colours) -> (n_images, colours, height, width), as convolutions take it
+    bank = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
+    networks: list[nn.Module] = []
+    losses: list[float] = []
+    for member in range(recipe.n_networks):
+        with seeded(derive_seed(recipe.seed, "refiner weights", member)):
+            network = RefinerNetwork((height, width, colours), recipe.width)
+        identity = {
+            "network": list_shapes(network), "config": {**asdict(recipe), "member": member},
+            "data": sum_rows([images, predicted, true]),
+        }  # fmt: skip
+        folder = context.checkpoints
+        path = None if folder is None else folder / f"network{member}.safetensors"
+        found = None if path is None else read_checkpoint(path, identity)
+        if found is not None:
+            network.load_state_dict(take(found[0], "network"))
+            loss = float(found[1]["loss"])
+        else:
+            loss = train_refiner(recipe, network, bank, error, member, progress=context.progress)
+            if path is not None:
+                state = {"identity": identity, "loss": loss}
+                write_checkpoint(path, {"network": network.state_dict()}, state)
+        networks.append(network.eval().requires_grad_(False))
+        losses.append(loss)
+    return networks, losses
+
+
+def train_refiner(
+    recipe: RefinerRecipe,
+    network: nn.Module,
+    bank: Tensor,
+    error: PredictionError,
+    member: int,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> float:
+    """Train a network in place, which then holds its averaged weights, and return its loss.
+
+    Parameters
+    ----------
+    recipe
+        How.
+    network
+        Freshly initialised.
+    bank : tensor of shape (n_images, colours, height, width)
+        The training images.
+    error
+        Simulates predictions.
+    member
+        Number of the network, for seeds and progress.
+    progress
+        Called with steps done, steps in all and words on how it goes.
+    """
+    numbers = make_generator(recipe.seed, "refiner", member)
+    generator = make_torch_generator(recipe.seed, "refiner", member)
+    average = MovingAverage(network, EMA_DECAY, warm_up=False)
+    optimiser = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=WEIGHT_DECAY)
+    # torch's own cycle, which moves the first moment's decay as well as the rate; it needs four steps.
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=max(recipe.steps, 4)
+    )
+    losses = []
+
+    def compute_losses(step: int) -> Iterator[Tensor]:
+        rows = numbers.integers(len(bank), size=recipe.batch_size)
+        images = deform_images(bank[rows], generator, recipe.deformation)
+        # The order of a prediction's features is that of the target: height, width, colour.
+        last = images.permute(0, 2, 3, 1).contiguous()
+        drawn = torch.from_numpy(error.draw(last.flatten(1).numpy(), numbers)).view(last.shape)
+        made = network(drawn.permute(0, 3, 1, 2).contiguous())
+        yield compute_refiner_loss(made, images, recipe.structure_weight)
+
+    def after(step: int, step_losses: list[Tensor]) -> None:
+        cycle.step()
+        average.follow(network, step)
+        losses.append(float(step_losses[0]))
+        done = step + 1
+        if progress is not None and (done % STEPS_BETWEEN_REPORTS == 0 or done == recipe.steps):
+            progress(
+                member * recipe.steps + done, recipe.n_networks * recipe.steps,
+                f"network {member + 1} of {recipe.n_networks}, loss {losses[-1]:.3f}",
+            )  # fmt: skip
+
+    optimise(
+        optimiser, network.parameters(), range(recipe.steps), compute_losses, after=after,
+        describe_failure=lambda step, loss: (
+            f"the loss of the refiner is {loss} at step {step}; lower generator.learning_rate."
+        ),
+    )  # fmt: skip
+    network.load_state_dict(average.model.state_dict())
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+class RefinerNetwork(nn.Module):
+    """Two halvings and back, with a dense layer at the coarsest grid; it corrects a learnt contrast of its input.
+
+    Parameters
+    ----------
+    shape
+        Height, width and colours.
+    width
+        Channels at full resolution.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        height, length, colours = shape
+        self.padding = (0, -length % 4, 0, -height % 4)
+        self.size = (height, length)
+        n_coarse = ((height + 3) // 4) * ((length + 3) // 4) * 4 * width
+        self.fine = _make_block(colours, width)
+        self.middle = _make_block(width, 2 * width)
+        self.coarse = nn.Sequential(_make_block(2 * width, 4 * width), _make_block(4 * width, 4 * width))
+        self.whole = nn.Sequential(nn.Linear(n_coarse, 256), nn.SiLU(), nn.Linear(256, n_coarse))
+        self.middle_up = _make_block(6 * width, 2 * width)
+        self.fine_up = _make_block(3 * width, width)
+        self.out = nn.Conv2d(width, colours, 1)
+        self.gain = nn.Parameter(torch.tensor(START_GAIN))
+        self.threshold = nn.Parameter(torch.tensor(START_THRESHOLD))
+
+    def forward(self, predicted: Tensor) -> Tensor:
+        """Return images in 0..1 of the shape of `predicted`, (n, colours, height, width)."""
+        x = functional.pad(predicted, self.padding)
+        fine = self.fine(x)
+        middle = self.middle(functional.avg_pool2d(fine, 2))
+        coarse = self.coarse(functional.avg_pool2d(middle, 2))
+        coarse = coarse + self.whole(coarse.flatten(1)).view_as(coarse)
+        middle = self.middle_up(torch.cat([_double(coarse), middle], dim=1))
+        fine = self.fine_up(torch.cat([_double(middle), fine], dim=1))
+        logits = self.out(fine) + self.gain * (x - self.threshold)
+        return torch.sigmoid(logits)[..., : self.size[0], : self.size[1]]
+
+
+def _make_block(n_in: int, n_out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1), nn.GroupNorm(2, n_out), nn.SiLU())
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2)
+
+
+def deform_images(images: Tensor, generator: torch.Generator, strength: float) -> Tensor:
+    """Return images (n, colours, height, width) after random linear maps, shifts and smooth displacements."""
+    n, _, height, width = images.shape
+    maps = torch.eye(2, 3).repeat(n, 1, 1)
+    maps[:, :, :2] += strength * AFFINE * torch.randn(n, 2, 2, generator=generator)
+    maps[:, :, 2] += strength * SHIFT * torch.randn(n, 2, generator=generator)
+    grid = functional.affine_grid(maps, [n, 1, height, width], align_corners=False)
+    knots = strength * ELASTIC * torch.randn(n, 2, KNOTS, KNOTS, generator=generator)
+    smooth = functional.interpolate(knots, size=(height, width), mode="bicubic", align_corners=False)
+    grid = grid + smooth.permute(0, 2, 3, 1)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+
+
+def compute_refiner_loss(made: Tensor, images: Tensor, structure_weight: float) -> Tensor:
+    """Return the weighted sum of structural dissimilarity and scaled squared error."""
+    structure = 1 - compute_ssim(made, images).mean()
+    return structure_weight * structure + (1 - structure_weight) * ERROR_SCALE * (made - images).pow(2).mean()
+
+
+def compute_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Return the structural similarity of each image and colour, shape (n, colours), differentiable in both.
+
+    Window and constants are those of the metric ``ssim``; only full windows count.
+    """
+    rows, columns = (_make_band(size, x) for size in x.shape[-2:])
+    mean_x, mean_y, squares, products = (
+        rows @ z @ columns.T for z in (x, y, x * x + y * y, x * y)
+    )  # (n, colours, height - 10, width - 10)
+    both, energy = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    numerator = (2 * both + SSIM_C1) * (2 * (products - both) + SSIM_C2)
+    return (numerator / ((energy + SSIM_C1) * (squares - energy + SSIM_C2))).mean(dim=(-2, -1))
+
+
+def _make_band(size: int, like: Tensor) -> Tensor:
+    """Return the matrix of shape (size - 10, size) that filters with the Gaussian window."""
+    offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=like.dtype)
+    window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    window = window / window.sum()
+    band = torch.zeros(size - 2 * SSIM_RADIUS, size, dtype=like.dtype)
+    for row in range(len(band)):
+        band[row, row : row + len(window)] = window
+    return band

@@ -3,8 +3,8 @@
 Out-of-fold predictions exist for the images that were shown (`PairSource`); a prior can learn from many more, in one of
 two ways, by what is known of the brain encoder.
 
-`PredictionError`, behind `NoisedSource`, learns from out-of-fold pairs how a prediction depends on its target, and draws
-predictions for any image. A linear encoder shrinks toward the mean, so noise added to the bare target would give
+`PredictionError`, behind `NoisedSource`, learns from out-of-fold pairs how a prediction depends on its target, and
+draws predictions for any image. A linear encoder shrinks toward the mean, so noise added to the bare target would give
 conditions that are too long and too good; here the prediction is gain * target + noise, with
 
 - one gain for each principal component of the training targets (regression of the prediction on the target), and

@@ -9,10 +9,10 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
-from braindecode_vis.generators import refiner_training
+from braindecode_vis.generators import refiner
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.generators.refiner import RefinerConfig
-from braindecode_vis.generators.refiner_training import compute_ssim, deform_images
+from braindecode_vis.generators.refiner import compute_ssim, deform_images
+from braindecode_vis.generators.refiner_config import RefinerConfig
 from braindecode_vis.metrics.image import compute_image_metric
 from braindecode_vis.roles import Context
 from braindecode_vis.stimuli import StimulusSet
@@ -59,40 +59,40 @@ def test_held_out_predictions_become_more_like_their_images():
     )
     held_out, truth = whole.predicted.select(ids[30:]), whole.images[30:]
     generator = FAST.build(data)
-    painted = generator.generate(held_out, seed=0)
+    made = generator.generate(held_out, seed=0)
     plain = whole.image_encoder.decode(held_out.vectors)
-    assert painted.shape == truth.shape
-    assert painted.dtype == np.uint8
+    assert made.shape == truth.shape
+    assert made.dtype == np.uint8
     assert (
-        compute_image_metric("ssim", truth, painted).mean()
+        compute_image_metric("ssim", truth, made).mean()
         > compute_image_metric("ssim", truth, plain).mean() + 0.1
     )
     assert len(generator.describe()["losses"]) == 1
-    np.testing.assert_array_equal(FAST.build(data).generate(held_out, seed=1), painted)
+    np.testing.assert_array_equal(FAST.build(data).generate(held_out, seed=1), made)
 
 
 def test_a_stopped_training_goes_on_with_the_first_network_that_is_missing(tmp_path, monkeypatch):
     config = FAST.model_copy(update={"steps": 20, "n_networks": 3})
     data = make_data(12)
     whole = config.build(data)
-    told = []
+    reported = []
 
     def stop(done, total, text):
-        told.append((done, total, text))
+        reported.append((done, total, text))
         if done >= 50:
             raise KeyboardInterrupt
 
     lent = Context(checkpoints=tmp_path, progress=stop).take_part("fold03")
     with pytest.raises(KeyboardInterrupt):
         config.build(dataclasses.replace(data, context=lent))
-    assert [(done, total) for done, total, _ in told] == [(10 * n, 60) for n in range(1, 6)]
-    assert told[-1][2].startswith("fold03, network 3 of 3, loss 0.")
+    assert [(done, total) for done, total, _ in reported] == [(10 * n, 60) for n in range(1, 6)]
+    assert reported[-1][2].startswith("fold03, network 3 of 3, loss 0.")
     kept = sorted(path.name for path in (tmp_path / "fold03").iterdir())
     assert kept == ["network0.safetensors", "network1.safetensors"]
 
-    trained, train = [], refiner_training._train
+    trained, train = [], refiner.train_refiner
     monkeypatch.setattr(
-        refiner_training, "_train", lambda *given, **more: trained.append(given[4]) or train(*given, **more)
+        refiner, "train_refiner", lambda *given, **more: trained.append(given[4]) or train(*given, **more)
     )
     damaged, kept = (
         tmp_path / "fold03" / "network0.safetensors",
