@@ -157,8 +157,11 @@ INSIDE: dict[str, dict[str, str]] = {
         "rsa": "analysis.rsa:RsaConfig",
         "imagery": "analysis.imagery:ImageryConfig",
     },
-    # those of the package need no settings: `metrics` has them by name
-    "metric": {},
+    # only those that are scored where a configuration names them; all others need no settings
+    "metric": {
+        "cosine_to_target": "metrics.embedding_config:CosineToTargetConfig",
+        "correlation_distance": "metrics.embedding_config:CorrelationDistanceConfig",
+    },
 }
 
 #: Role -> kind that is no more -> what to write instead.

@@ -131,7 +131,8 @@ class EvaluationConfig(Settings):
     best_of
         Score the best of several draws too, under names of its own.
     metrics
-        Metrics from outside the package, for images or embeddings; those of the package are always scored.
+        Further metrics of images or embeddings: ``cosine_to_target``, ``correlation_distance`` and those from outside
+        the package.
     protocols
         Further galleries and tasks: concept templates, draws of 300, names by text and the like.
     conditions

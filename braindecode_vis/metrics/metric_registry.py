@@ -148,6 +148,8 @@ def find_metric(name: str) -> NamedMetric:
     base, _, protocol = rest.partition("@")
     for wanted in (rest, base):  # an entry may be made for one protocol
         key = _normalise(wanted)
+        if key in _OUTSIDE:
+            return NamedMetric(_OUTSIDE[key], 0, protocol, n_draws, base)
         for pattern, metric in _PATTERNS:
             if found := pattern.fullmatch(key):
                 n = int(found[1]) if found.groups() else metric.n
@@ -156,18 +158,21 @@ def find_metric(name: str) -> NamedMetric:
     return NamedMetric(unknown, 0, protocol, n_draws, base)
 
 
-def register_metric(metric: Metric) -> Metric:
-    """Add a metric from outside the package, for this process; adding the same one again does nothing.
+def register_metric(metric: Metric) -> str:
+    """Add a metric from outside the package, for this process, and return its name.
+
+    One of the package is there already. A second one of a name takes the place of the first: settings that are built
+    twice give two equal functions, and only the settings know that they are the same.
 
     Raises
     ------
     ConfigError
-        If its name is taken or is no name of a metric, or it lacks a direction or a function that can be called.
+        If its name is that of a metric of the package or no name at all, or it lacks a direction or a function.
     """
-    known = _BY_NAME.get(_normalise(metric.name))
-    if known == metric:
-        return metric
-    if known is not None or find_metric(metric.name).metric.direction:
+    key = _normalise(metric.name)
+    if metric is _BY_NAME.get(metric.name):  # one of ours that a configuration asks for
+        return metric.name
+    if key not in _OUTSIDE and find_metric(metric.name).metric.direction:
         raise ConfigError(f"a metric named {metric.name!r} is there already; give yours another name.")
     if not re.fullmatch(r"[A-Za-z]\w*(@[\w.-]+)?", metric.name):
         raise ConfigError(f"{metric.name!r} is no name for a metric; use letters, digits and underscores.")
@@ -177,8 +182,8 @@ def register_metric(metric: Metric) -> Metric:
         raise ConfigError(
             f"the metric {metric.name!r} needs a function `compare` on images or embeddings, named by `on`."
         )
-    _add(metric)
-    return metric
+    _OUTSIDE[key] = metric
+    return metric.name
 
 
 def list_metrics(on: str | None = None) -> list[str]:
@@ -396,19 +401,16 @@ _METRICS = (
     Metric("sentence_similarity", "Sentence similarity", "Cosine of the meanings of two captions by a network."),
 )  # fmt: skip
 
-_BY_NAME: dict[str, Metric] = {}
-_PATTERNS: list[tuple[re.Pattern[str], Metric]] = []
+#: What other packages brought, for this process.
+_OUTSIDE: dict[str, Metric] = {}
 
 
 def _normalise(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
-def _add(metric: Metric) -> None:
-    _BY_NAME[_normalise(metric.name)] = metric
-    pattern = re.escape(_normalise(metric.name)).replace(r"\{n\}", r"(\d+)")
-    _PATTERNS.append((re.compile(pattern), metric))
-
-
-for _metric in _METRICS:
-    _add(_metric)
+_BY_NAME: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
+_PATTERNS = [
+    (re.compile(re.escape(_normalise(metric.name)).replace(r"\{n\}", r"(\d+)")), metric)
+    for metric in _METRICS
+]

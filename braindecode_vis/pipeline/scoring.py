@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import roles, store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
+from braindecode_vis.metrics.metric_registry import register_metric
 from braindecode_vis.phantom.truth import read_truth
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
@@ -28,15 +28,6 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     return run.once("evaluate", lambda: _evaluate(run))
 
 
-@cache
-def _register(settings: Any) -> str:
-    """Add a metric from outside, once for each settings, and return its name."""
-    from braindecode_vis.metrics.metric_registry import register_metric
-
-    name: str = register_metric(settings.build()).name
-    return name
-
-
 def _evaluate(run: Run) -> list[dict[str, Any]]:
     if run.config.decodes_categories:
         prepared = preprocess(run)
@@ -45,8 +36,9 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
     ceilings = find_ceilings(config, prepared)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
     protocol = describe_protocol(run, prepared, retrieved.gallery_protocol)
-    # also where scores are read again: the report asks for the words of each metric
-    metrics = [_register(settings) for settings in config.evaluation.metrics]
+    # Also where scores are read again: the report asks for the words of each metric.
+    metrics = [register_metric(settings.build()) for settings in config.evaluation.metrics]
+    check_unique(metrics, what="metrics of evaluation.metrics")
 
     def compute(folder: Path) -> None:
         from braindecode_vis.scores.score_table import ScoringTask, compute_scores

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from braindecode_vis import registry as components
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.metrics import metric_registry as registry
 from braindecode_vis.metrics.metric_registry import Metric, find_metric, register_metric
@@ -79,3 +80,10 @@ def test_what_is_no_metric_is_refused(changes, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         register_metric(Metric(**given))
     assert "mine" not in registry.list_metrics()
+
+
+@pytest.mark.parametrize("kind", components.INSIDE["metric"])
+def test_a_metric_of_the_package_is_asked_for_by_its_kind(kind):
+    metric = components.find_component("metric", kind)().build()
+    assert register_metric(metric) == kind
+    assert find_metric(kind).metric is metric
