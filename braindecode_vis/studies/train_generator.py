@@ -36,7 +36,7 @@ def train_on_phantom(
         Called with the stage, the steps done and the steps wanted.
     """
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-    from braindecode_vis.generators.diffusion_training import PhantomSource, train_generator
+    from braindecode_vis.generators.latent_diffusion_training import PhantomSource, train_generator
 
     source = PhantomSource(EfficientNetConfig().build())
     return train_generator(make_settings(changes), source, out, seed=seed, progress=progress)
@@ -46,7 +46,7 @@ def train_on_run(
     run: Run, out: Path, changes: Mapping[str, Any], *, seed: int, progress: Progress | None = None
 ) -> Path:
     """Train on the training images of the first fold of a run, in its target space; test images are left out."""
-    from braindecode_vis.generators.diffusion_training import StimulusSource, train_generator
+    from braindecode_vis.generators.latent_diffusion_training import StimulusSource, train_generator
 
     prepared, bank = pipeline.preprocess(run), pipeline.embed(run)[0]
     settings = make_settings(changes)

@@ -9,13 +9,6 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
-from braindecode_vis.generators.diffusion_training import (
-    PhantomSource,
-    Plan,
-    StimulusSource,
-    train_generator,
-    train_network,
-)
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.latent_diffusion_config import (
     PACKAGED_TARGET,
@@ -24,6 +17,13 @@ from braindecode_vis.generators.latent_diffusion_config import (
     LatentDiffusionConfig,
 )
 from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE, reconstruct_images
+from braindecode_vis.generators.latent_diffusion_training import (
+    PhantomSource,
+    Plan,
+    StimulusSource,
+    train_generator,
+    train_network,
+)
 from braindecode_vis.generators.training_pairs import (
     N_RESERVED_PAIRS,
     choose_concepts,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checkpoints import (
@@ -32,6 +33,13 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast, choose_device, seeded
 from braindecode_vis.generators.conditioning import blur, draw_reliability
 from braindecode_vis.generators.latent_diffusion_config import GeneratorTrainingConfig
+from braindecode_vis.generators.latent_diffusion_networks import (
+    DOWNSAMPLING,
+    SCHEDULE,
+    PerceptualLoss,
+    compute_autoencoder_loss,
+    scale_images,
+)
 from braindecode_vis.generators.training_pairs import (
     TrainingPairs,
     read_pairs,
@@ -45,6 +53,7 @@ from braindecode_vis.generators.weights_file import (
     write_weights,
 )
 from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise, split_decayed
+from braindecode_vis.priors.sampling import draw_times
 from braindecode_vis.priors.scales import PrincipalComponents, fit_components
 from braindecode_vis.seeds import make_generator, make_torch_generator
 from braindecode_vis.stimuli import StimulusSet
@@ -107,71 +116,48 @@ def train_generator(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pairs = _make_pairs(config, source, out / "pairs", seed, progress)
-    if len(pairs) < 2:
-        raise DataError(f"a generator cannot be trained on {len(pairs)} image(s); give at least 2.")
-    components = fit_components(pairs.vectors, config.n_components, most_rows=MOST_ROWS)
-    header = _make_header(config, pairs, components, seed)
-    (out / "training.json").write_text(json.dumps(header.training, indent=2) + "\n", encoding="utf-8")
-    stage = _Stages(config, header, pairs, components, out, seed, progress)
-    autoencoder = stage.train_autoencoder()
-    latents = stage.encode_images(autoencoder)
-    denoiser = stage.train_denoiser(latents)
-    return stage.export(autoencoder, denoiser)
-
-
-def _make_pairs(
-    config: GeneratorTrainingConfig,
-    source: PhantomSource | StimulusSource,
-    folder: Path,
-    seed: int,
-    progress: Progress | None,
-) -> TrainingPairs:
     report = None if progress is None else (lambda done, wanted: progress("pairs", done, wanted))
     if isinstance(source, PhantomSource):
         write_phantom_pairs(
-            folder,
-            source.image_encoder,
-            n_images=config.n_images,
-            seed=seed,
-            size=config.image_size,
+            out / "pairs", source.image_encoder, n_images=config.n_images, seed=seed, size=config.image_size,
             progress=report,
-        )
+        )  # fmt: skip
     else:
         write_stimulus_pairs(
-            folder, source.stimuli, source.embeddings, size=config.image_size, progress=report
+            out / "pairs", source.stimuli, source.embeddings, size=config.image_size, progress=report
         )
-    return read_pairs(folder)
-
-
-def _make_header(
-    config: GeneratorTrainingConfig, pairs: TrainingPairs, components: PrincipalComponents, seed: int
-) -> WeightsHeader:
-    return WeightsHeader(
+    pairs = read_pairs(out / "pairs")
+    if len(pairs) < 2:
+        raise DataError(f"a generator cannot be trained on {len(pairs)} image(s); give at least 2.")
+    components = fit_components(pairs.vectors, config.n_components, most_rows=MOST_ROWS)
+    about = {
+        "source": pairs.source, "n_images": len(pairs), "seed": seed, "config": config.hashed_fields(),
+    }  # fmt: skip
+    header = WeightsHeader(
         space=pairs.space,
         n_features=pairs.vectors.shape[1],
         image_size=config.image_size,
         autoencoder={"n_latent_channels": config.n_latent_channels, "width": config.autoencoder_width},
         denoiser={
-            "n_components": len(components.std),
-            "width": config.denoiser_width,
-            "condition_width": config.condition_width,
-            "fine_width": config.fine_width,
-            "n_blocks": config.n_blocks,
-            "n_fine_blocks": config.n_fine_blocks,
+            "n_components": len(components.std), "width": config.denoiser_width,
+            "condition_width": config.condition_width, "fine_width": config.fine_width,
+            "n_blocks": config.n_blocks, "n_fine_blocks": config.n_fine_blocks,
         },
-        training={
-            "source": pairs.source,
-            "n_images": len(pairs),
-            "seed": seed,
-            "config": config.hashed_fields(),
-        },
-    )
+        training=about,
+    )  # fmt: skip
+    (out / "training.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    training = GeneratorTraining(config, header, pairs, components, out, seed, progress)
+    autoencoder = training.train_autoencoder()
+    denoiser = training.train_denoiser(training.encode_images(autoencoder))
+    path = out / "latent_diffusion.safetensors"
+    known = encode_known_images(components, pairs.vectors)
+    write_weights(path, header, {"autoencoder": autoencoder, "denoiser": denoiser}, components, known)
+    return path
 
 
 @dataclass(frozen=True)
-class _Stages:
-    """The stages of one run, which share settings, images and folder."""
+class GeneratorTraining:
+    """The two trainings of one run, which share settings, images and folder; see `train_generator`."""
 
     config: GeneratorTrainingConfig
     header: WeightsHeader
@@ -183,19 +169,12 @@ class _Stages:
 
     @property
     def device(self) -> str:
+        """``cpu`` or ``cuda``."""
         return choose_device(self.config.device, setting="generator.device")
 
     def train_autoencoder(self) -> Any:
-        """Return the trained autoencoder."""
-        import torch
-
+        """Return the trained autoencoder, on its device."""
         from braindecode_vis.embeddings.efficientnet import find_packaged_weights, load_network
-        from braindecode_vis.generators.latent_diffusion_networks import (
-            DOWNSAMPLING,
-            PerceptualLoss,
-            compute_autoencoder_loss,
-            scale_images,
-        )
 
         config, device = self.config, self.device
         autoencoder = self._initialise(0).to(device, memory_format=torch.channels_last)
@@ -209,29 +188,20 @@ class _Stages:
             rows = self._draw_rows("autoencoder", step, config.autoencoder_batch, n_images)
             images = scale_images(torch.from_numpy(self.pairs.images[rows]).to(device))
             generator = make_torch_generator(self.seed, "autoencoder_noise", step)
-            noise = torch.randn(len(rows), config.n_latent_channels, side, side, generator=generator).to(
-                device
-            )
+            shape = (len(rows), config.n_latent_channels, side, side)
+            noise = torch.randn(shape, generator=generator).to(device)
             images = images.contiguous(memory_format=torch.channels_last)
             with autocast(device, getattr(torch, config.autoencoder_precision)):
                 return compute_autoencoder_loss(
-                    network,
-                    perceptual,
-                    images,
-                    config.latent_noise * noise,
-                    perceptual_weight=config.perceptual_weight,
-                    perceptual_share=config.perceptual_share,
-                )
+                    network, perceptual, images, config.latent_noise * noise,
+                    perceptual_weight=config.perceptual_weight, perceptual_share=config.perceptual_share,
+                )  # fmt: skip
 
         steps, lr = config.autoencoder_steps, config.autoencoder_lr
         return self._optimise(autoencoder, compute_loss, "autoencoder", steps, lr, n_images)
 
     def encode_images(self, autoencoder: Any) -> np.ndarray:
         """Return the latents of all images, float16 of shape (n_images, n_latent_channels, side, side)."""
-        import torch
-
-        from braindecode_vis.generators.latent_diffusion_networks import scale_images
-
         latents = []
         with torch.inference_mode():
             for start in range(0, len(self.pairs), 256):
@@ -239,27 +209,24 @@ class _Stages:
                 latents.append(autoencoder.encode(scale_images(images)).half().cpu().numpy())
         return np.concatenate(latents)
 
-    def _compute_components(self) -> np.ndarray:
-        """Return the components of all embeddings, float32 of shape (n_images, n_components)."""
+    def train_denoiser(self, latents: np.ndarray) -> Any:
+        """Return the trained denoiser, on its device.
+
+        Parameters
+        ----------
+        latents : float16 array of shape (n_images, n_latent_channels, side, side)
+            As `encode_images` returns them.
+        """
+        config, device = self.config, self.device
+        denoiser = self._initialise(1).to(device)
+        shares = torch.from_numpy(self.components.shares)
+        # Once and not in every step: NumPy's threads, waiting for more, hold up those of torch.
         vectors, n = self.pairs.vectors, 4096
         parts = [
             self.components.apply(vectors[start : start + n].astype(np.float32))
             for start in range(0, len(vectors), n)
         ]
-        return np.concatenate(parts).astype(np.float32, copy=False)
-
-    def train_denoiser(self, latents: np.ndarray) -> Any:
-        """Return the trained denoiser."""
-        import torch
-
-        from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE
-        from braindecode_vis.priors.sampling import draw_times
-
-        config, device = self.config, self.device
-        denoiser = self._initialise(1).to(device)
-        shares = torch.from_numpy(self.components.shares)
-        # Once and not in every step: NumPy's threads, waiting for more, hold up those of torch.
-        components = self._compute_components()
+        components = np.concatenate(parts)  # (n_images, n_components)
 
         def compute_loss(network: Any, step: int) -> torch.Tensor:
             rows = self._draw_rows("denoiser", step, config.denoiser_batch, len(self.pairs))
@@ -283,14 +250,6 @@ class _Stages:
 
         steps, lr = config.denoiser_steps, config.denoiser_lr
         return self._optimise(denoiser, compute_loss, "denoiser", steps, lr, len(self.pairs))
-
-    def export(self, autoencoder: Any, denoiser: Any) -> Path:
-        """Write the weights file and return its path."""
-        path = self.out / "latent_diffusion.safetensors"
-        networks = {"autoencoder": autoencoder, "denoiser": denoiser}
-        known = encode_known_images(self.components, self.pairs.vectors)
-        write_weights(path, self.header, networks, self.components, known)
-        return path
 
     def _initialise(self, which: int) -> Any:
         """Return the autoencoder (0) or the denoiser (1) with first weights from the seed."""
@@ -387,8 +346,6 @@ def train_network(
     DataError
         If the checkpoint belongs to another training, or if the loss is not finite.
     """
-    import torch
-
     optimiser = torch.optim.AdamW(
         split_decayed(network.parameters(), plan.weight_decay), lr=plan.lr, betas=(0.9, 0.99)
     )
