@@ -18,6 +18,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Responses, normalise_rows
 from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.sources.meeg_source import make_template_montage
 
 REGIONS = ("frontal", "temporal", "central", "parietal", "occipital")
 _BY_PREFIX = {
@@ -101,12 +102,7 @@ def fit_sphere(points: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _read_standard() -> tuple[np.ndarray, tuple[str, ...]]:
-    import mne
-
-    # mne 1.13 renamed the cap that was standard_1005.
-    names = mne.channels.get_builtin_montages()
-    cap = "colin27_1005" if "colin27_1005" in names else "standard_1005"
-    places = mne.channels.make_standard_montage(cap).get_positions()["ch_pos"]
+    places = make_template_montage().get_positions()["ch_pos"]
     known = {name: place for name, place in places.items() if find_region(name)}
     points = np.stack(list(known.values()))
     directions = points - fit_sphere(points)

@@ -19,25 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.checks import check_option
+from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64
+from braindecode_vis.datasets.alljoined.blocks import FLEX2
+from braindecode_vis.datasets.sources.meeg_source import make_template_montage
+from braindecode_vis.datasets.things_eeg2.dataset import ALL63
 from braindecode_vis.phantom.brain import Person, compute_common_amplitudes, compute_weights, get_features
 from braindecode_vis.phantom.cortex import make_cortex
 
 if TYPE_CHECKING:
     import mne
 
-THINGS_EEG2_CHANNELS = (
-    "Fp1", "Fp2", "AF7", "AF3", "AFz", "AF4", "AF8", "F7", "F5", "F3", "F1", "F2", "F4", "F6", "F8", "FT9",
-    "FT7", "FC5", "FC3", "FC1", "FCz", "FC2", "FC4", "FC6", "FT8", "FT10", "T7", "C5", "C3", "C1", "Cz",
-    "C2", "C4", "C6", "T8", "TP9", "TP7", "CP5", "CP3", "CP1", "CPz", "CP2", "CP4", "CP6", "TP8", "TP10",
-    "P7", "P5", "P3", "P1", "Pz", "P2", "P4", "P6", "P8", "PO7", "PO3", "POz", "PO4", "PO8", "O1", "Oz",
-    "O2",
-)  # fmt: skip
-"""The 63 channels in the order of the public THINGS-EEG2 files; Fz, the online reference, is absent."""
-EMOTIV_CHANNELS = (
-    "Cz", "Fp1", "F7", "F3", "CP5", "CP1", "P1", "P3", "P5", "P7", "PO9", "PO7", "PO3", "O1", "O9", "Pz",
-    "POz", "Oz", "O10", "O2", "PO4", "PO8", "PO10", "P8", "P6", "P4", "P2", "CP2", "CP6", "F4", "F8", "Fp2",
-)  # fmt: skip
-"""The 32 channels in the order of the public Alljoined-1.6M files."""
 SENSOR_SYSTEMS = ("eeg63", "eeg64-biosemi", "eeg32-emotiv", "meg-ctf272")
 HELMET_SHIFT_M = (0.0, 0.0145, 0.0577)
 """Device-to-head shift that centres the scalp of fsaverage in the helmet, 24 mm from the coils on average."""
@@ -127,9 +118,9 @@ def make_sensor_system(name: str) -> SensorSystem:
     biosemi = ("average", 512.0, 60.0)
     # Names, online reference, sampling rate and mains of each public data set.
     caps: dict[str, tuple[tuple[str, ...], str, float, float]] = {
-        "eeg63": (THINGS_EEG2_CHANNELS, "Fz", 1000.0, 50.0),
-        "eeg64-biosemi": (_list_biosemi_channels(), *biosemi),
-        "eeg32-emotiv": (EMOTIV_CHANNELS, "linked mastoids", 256.0, 60.0),
+        "eeg63": (ALL63, "Fz", 1000.0, 50.0),
+        "eeg64-biosemi": (BIOSEMI64, *biosemi),
+        "eeg32-emotiv": (FLEX2, "linked mastoids", 256.0, 60.0),
     }
     return _make_eeg(name, *caps[name])
 
@@ -191,19 +182,10 @@ def _make_meg(name: str) -> SensorSystem:
 
 
 @lru_cache(maxsize=1)
-def _list_biosemi_channels() -> tuple[str, ...]:
-    import mne
-
-    return tuple(mne.channels.make_standard_montage("biosemi64").ch_names)
-
-
 def _make_cap_info(ch_names: tuple[str, ...], sfreq: float) -> mne.Info:
     import mne
 
-    # MNE 1.13 renamed the template.
-    template = "colin27_1005" if "colin27_1005" in mne.channels.get_builtin_montages() else "standard_1005"
-    montage = mne.channels.make_standard_montage(template)
-    positions = montage.get_positions()
+    positions = make_template_montage().get_positions()
     known = dict(positions["ch_pos"])
     for name, neighbour in (("O9", "PO9"), ("O10", "PO10")):
         # The template stops above these two; they sit below O1 and O2, one step behind PO9 and PO10.

@@ -16,7 +16,6 @@ from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, Thi
 from braindecode_vis.datasets.things_eeg2.layouts import read_image_list
 from braindecode_vis.phantom.formats import bids_eeg, things_eeg2
 from braindecode_vis.phantom.formats import things_eeg2_derived as derived
-from braindecode_vis.phantom.forward import THINGS_EEG2_CHANNELS
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
 from tests.datasets.things_eeg2_repack_files import write_neurobridge, write_ubp
@@ -134,7 +133,6 @@ def test_channels_are_matched_by_name(master, tmp_path):
 
 
 def test_the_full_montage_and_the_posterior_one(images):
-    assert THINGS_EEG2_CHANNELS == ALL63
     assert len(POSTERIOR17) == 17
     assert POSTERIOR17[0] == "P7"
     write_raw(images, 1, ALL63)

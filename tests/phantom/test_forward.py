@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.datasets.things_eeg2.dataset import ALL63
 from braindecode_vis.phantom import make_sensor_system
 from braindecode_vis.phantom.cortex import label_regions, make_cortex
-from braindecode_vis.phantom.forward import THINGS_EEG2_CHANNELS
 
 
 def get_power(machine, region):
@@ -15,10 +15,10 @@ def get_power(machine, region):
 
 
 def test_caps_have_the_channels_of_the_public_data(eeg):
-    assert len(THINGS_EEG2_CHANNELS) == len(set(THINGS_EEG2_CHANNELS)) == 63
-    assert THINGS_EEG2_CHANNELS[0] == "Fp1"
-    assert THINGS_EEG2_CHANNELS[-1] == "O2"
-    assert "Fz" not in THINGS_EEG2_CHANNELS
+    assert len(ALL63) == len(set(ALL63)) == 63
+    assert ALL63[0] == "Fp1"
+    assert ALL63[-1] == "O2"
+    assert "Fz" not in ALL63
     assert (eeg.n_channels, eeg.sfreq, eeg.unit, eeg.ch_names[-1]) == (32, 256.0, "V", "Fp2")
 
 

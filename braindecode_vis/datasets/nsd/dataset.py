@@ -1,6 +1,6 @@
 """The Natural Scenes Dataset (Allen et al. 2022), as its bucket lays it out.
 
-Owns the configuration and the order in which design, betas, regions and images are brought together. `prepare` gives
+Owns the configuration and the order in which design, betas, regions and images are brought together. `open_betas` gives
 lazy sessions; of each file it reads the head and one trial. NSD asks for a signed agreement and may not be passed on:
 nothing here fetches it.
 

@@ -1,7 +1,7 @@
 """THINGS-EEG2 (Gifford et al. 2022) in the six forms in which it is passed on.
 
 Owns the configuration of the data set and the choice of its layout, which is recognised by looking into the files.
-`prepare` gives lazy parts and reads no samples. Knows nothing of epoching or whitening.
+`open_epochs` gives lazy parts and reads no samples. Knows nothing of epoching or whitening.
 
 References
 ----------

@@ -1,6 +1,6 @@
 """THINGS-MEG (Hebart et al. 2023): raw CTF runs, or the epochs that the authors published.
 
-Owns the configuration, the choice of the layout and the split. `prepare` gives lazy parts and reads no samples.
+Owns the configuration, the choice of the layout and the split. `open_epochs` gives lazy parts and reads no samples.
 
 Onsets. The events table holds when an optical sensor saw the picture; the trigger on ``UPPT001`` differs by about
 150 ms. The default is optical: it is the time of the picture itself, and the authors cut their epochs by it, so that

@@ -25,13 +25,14 @@ from typing import IO, Any
 import numpy as np
 
 from braindecode_vis.checks import check_option
+from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.formats import things_eeg2
 from braindecode_vis.phantom.formats.file_writers import check_block, check_count
 from braindecode_vis.phantom.formats.pickles import PendingArray, split_pickle
 from braindecode_vis.phantom.formats.things_eeg2 import PARTITIONS, Partition, PartitionDesign, SessionDesign
-from braindecode_vis.phantom.forward import THINGS_EEG2_CHANNELS, make_sensor_system_at
+from braindecode_vis.phantom.forward import make_sensor_system_at
 from braindecode_vis.phantom.recordings import cut_epochs, make_lowpass
 from braindecode_vis.phantom.sizes import PhantomSize
 from braindecode_vis.store import replace_atomically
@@ -303,8 +304,8 @@ def estimate_epochs_bytes(
 
 
 LAYOUTS = {
-    "things-eeg2-official": EpochLayout(100.0, 2, 45.0, THINGS_EEG2_CHANNELS[-17:], 100, 0, PARTITIONS),
-    "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, THINGS_EEG2_CHANNELS, 300, 50, ("training",)),
+    "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS),
+    "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",)),
 }
 
 
