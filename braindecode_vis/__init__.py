@@ -16,7 +16,78 @@ reconstruct images     query, height, width, rgb    uint8
 evaluate   Score rows  metric x method              per metric
 ========== =========== ============================ ================================
 
-Importing the package imports nothing heavy; each stage is one function of `braindecode_vis.pipeline`.
+Importing the package imports nothing heavy: the public names below are loaded when they are first used. They are
+promised; what they are built from may change.
+
+>>> import braindecode_vis as bdv
+>>> data = bdv.load("synthetic_digits")
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+#: Public name -> module below the package.
+_PUBLIC = {
+    "BraindecodeVisError": "checks",
+    "ConfigError": "checks",
+    "Data": "api.own",
+    "DataError": "checks",
+    "Decoder": "api.decoder",
+    "DecodingRun": "api.decoding_run",
+    "Embeddings": "arrays",
+    "Responses": "arrays",
+    "Score": "arrays",
+    "StimulusSet": "stimuli",
+    "decode": "api.decoding_run",
+    "describe": "api.known",
+    "from_arrays": "api.own",
+    "from_epochs": "api.own",
+    "from_nifti": "api.own",
+    "list_configs": "api.known",
+    "load": "api.own",
+    "open_run": "api.decoding_run",
+    "plot_gallery": "api.plotting",
+    "plot_ranks": "api.plotting",
+    "plot_scores": "api.plotting",
+}
+
+__all__ = [
+    "BraindecodeVisError",
+    "ConfigError",
+    "Data",
+    "DataError",
+    "Decoder",
+    "DecodingRun",
+    "Embeddings",
+    "Responses",
+    "Score",
+    "StimulusSet",
+    "__version__",
+    "decode",
+    "describe",
+    "from_arrays",
+    "from_epochs",
+    "from_nifti",
+    "list_configs",
+    "load",
+    "open_run",
+    "plot_gallery",
+    "plot_ranks",
+    "plot_scores",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'braindecode_vis' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"braindecode_vis.{_PUBLIC[name]}"), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

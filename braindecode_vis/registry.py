@@ -27,6 +27,7 @@ INSIDE: dict[str, dict[str, str]] = {
     "dataset": {
         "alljoined1": "datasets.alljoined.alljoined1:Alljoined1Config",
         "alljoined16m": "datasets.alljoined.alljoined16m:Alljoined16mConfig",
+        "arrays": "datasets.array_folder:ArraysConfig",
         "bids_fmri": "datasets.bids.fmri_dataset:BidsFmriConfig",
         "bids_meeg": "datasets.bids.meeg_dataset:BidsMeegConfig",
         "bold5000": "datasets.bold5000:Bold5000Config",
@@ -51,6 +52,9 @@ INSIDE: dict[str, dict[str, str]] = {
     "split": {
         "published": "preprocessing.splits:PublishedSplitConfig",
         "kfold": "preprocessing.splits:KFoldSplitConfig",
+        "group_kfold": "preprocessing.splits:GroupKFoldSplitConfig",
+        "leave_one_image_out": "preprocessing.splits:LeaveOneImageOutConfig",
+        "leave_one_group_out": "preprocessing.splits:LeaveOneGroupOutConfig",
         "leave_one_run_out": "preprocessing.splits:LeaveOneRunOutConfig",
         "leave_one_subject_out": "preprocessing.splits:LeaveOneSubjectOutConfig",
     },

@@ -77,6 +77,11 @@ class StimulusSet:
             return np.ones(len(self), bool)
         return (self.table["path"].astype(str) != "").to_numpy()
 
+    @property
+    def knows_images(self) -> bool:
+        """Whether stimuli are images, at hand or not; otherwise each is a class that is shown again and again."""
+        return self.pixels is not None or bool((self.table["path"].astype(str) != "").any())
+
     def select_pictured(self) -> StimulusSet:
         """Return the sub-set that has images; without any at hand, the set itself."""
         if not self.has_pixels or self.has_picture.all():

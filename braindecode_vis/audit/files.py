@@ -160,7 +160,8 @@ class AuditedRun:
         """Whether a class is decoded, not an image."""
         if self.trained:
             return "embed" not in self.trained[0].upstream  # a class needs no embedding of its image
-        return self.prepared.fields.get("split", {}).get("kind") == "leave_one_run_out"
+        kind = self.prepared.fields.get("split", {}).get("kind")
+        return kind == "leave_one_run_out" or not self.stimuli.knows_images
 
 
 def name_fold(number: int) -> str:

@@ -68,6 +68,8 @@ def _check_rows(run: AuditedRun) -> list[Finding]:
 def _check_sides(run: AuditedRun) -> list[Finding]:
     findings = []
     for side in SIDES:
+        if side == "trial" or (side == "group" and "group" not in run.trials):
+            continue  # trials are checked above; groups are there only where the user gave them
         groups = make_groups(run.trials, side)
         shared = [(number, find_shared(groups, fold)) for number, fold in enumerate(run.folds)]
         shared = [(number, names) for number, names in shared if names]
@@ -215,7 +217,12 @@ def _check_remade(run: AuditedRun) -> list[Finding]:
     fields = run.prepared.fields
     try:
         config = validate_component("split", fields["split"])
-        made = config.make(run.responses.trials, run.concepts, seed=int(fields["seed"])).folds
+        made = config.make(
+            run.responses.trials,
+            run.concepts,
+            seed=int(fields["seed"]),
+            knows_images=run.stimuli.knows_images,
+        ).folds
     except DataError as error:
         return [
             Finding(

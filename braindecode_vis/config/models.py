@@ -230,12 +230,13 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _check_split_fits_encoder(self) -> Self:
-        if self.decodes_categories != self.split.for_categories:
+        task = "categories" if self.decodes_categories else "images"
+        if task not in self.split.decodes:
             decoders = [kind for kind in INSIDE["encoder"] if _names_classes(kind)]
             raise ValueError(
-                f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: categories "
-                f"are decoded by {', '.join(decoders)} under split.kind leave_one_run_out, images by other encoders "
-                "and splits"
+                f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: the encoder "
+                f"decodes {task}, and the split is for {' and '.join(self.split.decodes)}; categories are decoded by "
+                f"{', '.join(decoders)}, images by other encoders, and both under split.kind kfold or published"
             )
         return self
 

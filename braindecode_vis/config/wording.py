@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.config.models import RunConfig
+from braindecode_vis.registry import validate_component
 
 #: What pydantic calls a member of a union that is no model, for example ``constrained-int`` or ``literal['auto']``.
 _TYPE = re.compile(r"(constrained-\w+|int|float|str|bool|path|none|.*\[.*)", re.DOTALL)
@@ -23,6 +24,23 @@ def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{where}: {describe_validation_error(error)}.") from error
+
+
+def read_component(role: str, content: Any) -> Any:
+    """Return the settings of a component from plain values with a ``kind``; what is wrong becomes one `ConfigError`.
+
+    Parameters
+    ----------
+    role
+        A key of `braindecode_vis.registry.INSIDE`.
+    content
+        A mapping, or settings.
+    """
+    try:
+        return validate_component(role, content)
+    except ValidationError as error:
+        clause = describe_validation_error(error).replace("the configuration.", f"{role}.")
+        raise ConfigError(f"{clause}.") from error
 
 
 def describe_validation_error(error: ValidationError) -> str:

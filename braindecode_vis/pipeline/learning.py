@@ -46,7 +46,9 @@ def _preprocess(run: Run) -> Prepared:
         write_dataset(run, folder)
         responses, stimuli = _read_prepared(folder)
         concepts = stimuli.concepts_of(responses.stimulus_ids)
-        split = config.split.make(responses.trials, concepts, seed=config.seed)
+        split = config.split.make(
+            responses.trials, concepts, seed=config.seed, knows_images=stimuli.knows_images
+        )
         store.write_json(folder / "split.json", split.as_json())
         return {"inputs": fields["inputs"], "protocol": split.protocol}
 

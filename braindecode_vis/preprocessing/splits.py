@@ -24,8 +24,10 @@ from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
-Side = Literal["image", "concept", "repetition", "session", "run", "subject"]
+Side = Literal["image", "concept", "repetition", "session", "run", "subject", "group", "trial"]
 SIDES: tuple[Side, ...] = get_args(Side)
+Grouping = Literal["group", "subject", "session", "run", "concept"]
+Task = Literal["images", "categories"]
 IMAGERY_TASK = "imagery"  # the value of the trial column `task` that every data set uses
 _OLD_NAMES = {"stimulus_id": "image"}  # as the first version of split.json has it
 
@@ -132,7 +134,9 @@ def make_groups(trials: pd.DataFrame, by: Side) -> np.ndarray:
     """Return what each trial belongs to, shape (n_trials,): its image, its concept, its session of its subject..."""
     if by == "image":
         return trials["stimulus_id"].to_numpy(dtype=object)
-    if by in ("concept", "repetition"):
+    if by == "trial":
+        return np.arange(len(trials)).astype(object)
+    if by in ("concept", "repetition", "group"):
         if by not in trials:
             raise DataError(f"the trial table has no column {by}, so that no split can be by {by}.")
         return trials[by].to_numpy(dtype=object)
@@ -184,10 +188,12 @@ def make_split(
     Split(protocol, folds, table, must)
     found = []
     for side in SIDES:
+        if side == "trial" or (side == "group" and "group" not in table):
+            continue  # no fold tests a trial that it trains on, and groups are the user's to give
         groups = make_groups(table, side)
         if side in must or not any(find_shared(groups, fold) for fold in folds):
             found.append(side)
-    return Split(protocol, folds, table, tuple(found))
+    return Split(protocol, folds, table, tuple(dict.fromkeys([*found, *must])))
 
 
 def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -238,8 +244,8 @@ def hold_out_concepts(concepts: np.ndarray, *, fraction: float, seed: int) -> tu
 class SplitSettings(Settings):
     """What a configuration asks a split before there are trials."""
 
-    #: Whether its folds are for decoders of categories, whose test trials show categories that were trained on.
-    for_categories: ClassVar[bool] = False
+    #: What may be decoded under it.
+    decodes: ClassVar[tuple[Task, ...]] = ("images", "categories")
     #: Whether trials that the data set declares as training are tested, so that nothing may be learnt before the split.
     tests_training_trials: ClassVar[bool] = False
     #: Over what responses may be standardised before the split without seeing a test trial; None is anything.
@@ -261,22 +267,26 @@ class PublishedSplitConfig(SplitSettings):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
 
-    def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
         """Return one fold from the `split` column of the trial table."""
         column = trials["split"].to_numpy(dtype=object)
         train, test = np.flatnonzero(column == "train"), np.flatnonzero(column == "test")
         if not len(train) or not len(test):
             raise ConfigError("the data set declares no train/test split; set split.kind to kfold.")
         protocol = f"published split ({len(train)} train / {len(test)} test trials)"
+        by: Side = "image" if knows_images else "trial"
         return make_split(
-            protocol, (Fold(train, test),), trials, concepts, needs=("image",), requires=self.require
+            protocol, (Fold(train, test),), trials, concepts, needs=(by,), requires=self.require
         )
 
 
 class KFoldSplitConfig(SplitSettings):
     """K folds over the images, stratified by concept; every trial is tested once.
 
-    All repetitions of an image fall into the same fold.
+    All repetitions of an image fall into the same fold. Where no image is known and the stimuli are the classes
+    themselves, the folds are over trials.
 
     Parameters
     ----------
@@ -293,27 +303,156 @@ class KFoldSplitConfig(SplitSettings):
     tests_training_trials: ClassVar[bool] = True
     standardising: ClassVar[tuple[str, ...] | None] = ("none",)
 
-    def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
         """Deal the shuffled images of each concept over the folds in turn."""
-        ids = trials["stimulus_id"].to_numpy(dtype=object)
-        first = pd.DataFrame({"id": ids, "concept": concepts}).drop_duplicates("id")
+        # Stimuli that are classes are shown in every fold; then a trial is what is held out.
+        by: Side = "image" if knows_images else "trial"
+        units = make_groups(trials, by)
+        what = {"image": "images", "trial": "trials"}[by]
+        first = pd.DataFrame({"id": units, "concept": concepts}).drop_duplicates("id")
         if len(first) < self.n_folds:
-            raise ConfigError(f"split.n_folds is {self.n_folds}, but there are only {len(first)} images.")
-        # Images are dealt, not trials: all repetitions of one stay on one side.
+            raise ConfigError(f"split.n_folds is {self.n_folds}, but there are only {len(first)} {what}.")
         order = make_generator(seed, "split", "kfold").permutation(len(first))
         shuffled = first.iloc[order]
-        # Sorted by concept (stably, so that chance decides within) and dealt in turn: each fold gets its share of each.
         if self.stratify:
             shuffled = shuffled.sort_values("concept", kind="stable")
         fold_of = dict(zip(shuffled["id"], np.arange(len(shuffled)) % self.n_folds, strict=True))
-        number = np.array([fold_of[i] for i in ids])
-        folds = tuple(
-            Fold(np.flatnonzero(number != fold), np.flatnonzero(number == fold))
-            for fold in range(self.n_folds)
-        )
         kind = "stratified " if self.stratify else ""
-        protocol = f"{kind}{self.n_folds}-fold over {len(first)} images (seed {seed})"
-        return make_split(protocol, folds, trials, concepts, needs=("image",))
+        protocol = f"{kind}{self.n_folds}-fold over {len(first)} {what} (seed {seed})"
+        folds = _fold_by_number(np.array([fold_of[i] for i in units]), self.n_folds)
+        return make_split(protocol, folds, trials, concepts, needs=(by,))
+
+
+def _fold_by_number(number: np.ndarray, n_folds: int) -> tuple[Fold, ...]:
+    return tuple(
+        Fold(np.flatnonzero(number != fold), np.flatnonzero(number == fold)) for fold in range(n_folds)
+    )
+
+
+class GroupKFoldSplitConfig(SplitSettings):
+    """K folds that never part what belongs together: blocks, days, sessions, subjects.
+
+    Parameters
+    ----------
+    by
+        What is kept together: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
+    n_folds
+        Number of folds.
+    images
+        Whether images must not be shared either: a fold then trains on no trial that shows an image of its test trials.
+        Categories are decoded with shared images.
+    """
+
+    kind: Literal["group_kfold"] = "group_kfold"
+    by: Grouping = "group"
+    n_folds: int = Field(default=5, ge=2)
+    images: bool = False
+
+    tests_training_trials: ClassVar[bool] = True
+    standardising: ClassVar[tuple[str, ...] | None] = ("none",)
+
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
+        """Deal the shuffled groups over the folds in turn, the largest first."""
+        groups = make_groups(trials.assign(concept=concepts), self.by).astype(str)
+        names, codes, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        if len(names) < self.n_folds:
+            raise ConfigError(f"split.n_folds is {self.n_folds}, but there are only {len(names)} {self.by}s.")
+        # Shuffled first, so that groups of one size fall anywhere; the largest then go to the emptiest fold.
+        order = make_generator(seed, "split", "group_kfold").permutation(len(names))
+        order = order[np.argsort(-counts[order], kind="stable")]
+        filled, fold_of = np.zeros(self.n_folds), np.empty(len(names), dtype=int)
+        for group in order:
+            fold_of[group] = int(np.argmin(filled))
+            filled[fold_of[group]] += counts[group]
+        folds = _fold_by_number(fold_of[codes], self.n_folds)
+        protocol = f"{self.n_folds}-fold over {len(names)} {self.by}s (seed {seed})"
+        return _make_group_split(protocol, folds, trials, concepts, self.by, drop_images=self.images)
+
+
+class LeaveOneGroupOutConfig(SplitSettings):
+    """One fold per group, session or subject: its trials are decoded by a fit that has seen the others only.
+
+    Parameters
+    ----------
+    by
+        What is left out: the column ``group``, or ``subject``, ``session``, ``run``, ``concept``.
+    images
+        As in `GroupKFoldSplitConfig`.
+    """
+
+    kind: Literal["leave_one_group_out"] = "leave_one_group_out"
+    by: Grouping = "group"
+    images: bool = False
+
+    tests_training_trials: ClassVar[bool] = True
+    standardising: ClassVar[tuple[str, ...] | None] = ("none",)
+
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
+        """Return one fold per group, in the order of the trials."""
+        groups = make_groups(trials.assign(concept=concepts), self.by).astype(str)
+        names = pd.unique(groups)
+        if len(names) < 2:
+            raise ConfigError(
+                f"leave-one-{self.by}-out needs two {self.by}s, but there is only {names[0]!r}."
+            )
+        folds = tuple(Fold(np.flatnonzero(groups != name), np.flatnonzero(groups == name)) for name in names)
+        protocol = f"leave one {self.by} out ({len(names)} {self.by}s)"
+        return _make_group_split(protocol, folds, trials, concepts, self.by, drop_images=self.images)
+
+
+def _make_group_split(
+    protocol: str,
+    folds: tuple[Fold, ...],
+    trials: pd.DataFrame,
+    concepts: np.ndarray,
+    by: Side,
+    *,
+    drop_images: bool,
+) -> Split:
+    """Return the split; with `drop_images` each fold also gives up the training trials of the images that it tests."""
+    if drop_images:
+        ids = trials["stimulus_id"].to_numpy(dtype=object)
+        folds = tuple(
+            Fold(fold.train[~np.isin(ids[fold.train], np.unique(ids[fold.test].astype(str)))], fold.test)
+            for fold in folds
+        )
+        if any(not len(fold.train) for fold in folds):
+            raise ConfigError(
+                f"every {by} shows the same images, so that no training trial is left when their images are left out "
+                "too; "
+                "set split.images to false and decode categories, or split by image."
+            )
+        protocol += ", their images left out of the training"
+    needs: tuple[Side, ...] = (by, "image") if drop_images else (by,)
+    return make_split(protocol, folds, trials, concepts, needs=needs)
+
+
+class LeaveOneImageOutConfig(SplitSettings):
+    """One fold per image: all its trials are decoded by a fit that has never seen it, for few images."""
+
+    kind: Literal["leave_one_image_out"] = "leave_one_image_out"
+
+    tests_training_trials: ClassVar[bool] = True
+    standardising: ClassVar[tuple[str, ...] | None] = ("none",)
+
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
+        """Return one fold per image, in the order of the trials."""
+        ids = trials["stimulus_id"].to_numpy(dtype=object)
+        names = pd.unique(ids)
+        if len(names) < 3:
+            raise ConfigError(f"leave-one-image-out needs three images, but there are {len(names)}.")
+        folds = tuple(Fold(np.flatnonzero(ids != name), np.flatnonzero(ids == name)) for name in names)
+        return make_split(
+            f"leave one image out ({len(names)} images)", folds, trials, concepts, needs=("image",)
+        )
 
 
 class LeaveOneRunOutConfig(SplitSettings):
@@ -321,11 +460,13 @@ class LeaveOneRunOutConfig(SplitSettings):
 
     kind: Literal["leave_one_run_out"] = "leave_one_run_out"
 
-    for_categories: ClassVar[bool] = True
+    decodes: ClassVar[tuple[Task, ...]] = ("categories",)
     tests_training_trials: ClassVar[bool] = True
     standardising: ClassVar[tuple[str, ...] | None] = ("none", "run")  # a run is tested as a whole
 
-    def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
         """Return one fold per subject, session and run; training runs are of the same subject."""
         runs, subjects = make_groups(trials, "run"), trials["subject"].to_numpy(dtype=object)
         folds = []
@@ -357,7 +498,9 @@ class LeaveOneSubjectOutConfig(SplitSettings):
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
 
-    def make(self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int) -> Split:
+    def make(
+        self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
+    ) -> Split:
         """Return one fold per subject, over the `split` column of the trial table."""
         subjects, column = trials["subject"].to_numpy(dtype=object), trials["split"].to_numpy(dtype=object)
         names = pd.unique(subjects)
@@ -365,8 +508,14 @@ class LeaveOneSubjectOutConfig(SplitSettings):
             raise ConfigError(
                 f"leave-one-subject-out needs two subjects, but only subject {names[0]} was read; see dataset.subjects."
             )
+        if not knows_images:  # every subject saw every class; nothing but the subject can be held out
+            return LeaveOneGroupOutConfig(by="subject").make(trials, concepts, seed=seed)
         if not (column == "test").any():
-            raise ConfigError("the data set declares no test trials; leave-one-subject-out needs them.")
+            raise ConfigError(
+                "the data set declares no test trials, so that leave-one-subject-out cannot test images that nobody "
+                "was "
+                "trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
+            )
         folds = tuple(
             Fold(
                 np.flatnonzero((subjects != name) & (column == "train")),

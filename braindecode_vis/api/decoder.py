@@ -1,0 +1,471 @@
+"""`Decoder`: fit, predict, retrieve and reconstruct as a scikit-learn estimator, without a run folder.
+
+Owns how arrays become what the encoders take, and the estimator's conventions. The parts are those of the pipeline: the
+same image encoders, brain encoders, priors and generators, by the same names.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+
+from braindecode_vis import __version__, roles, store
+from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_encoder
+from braindecode_vis.api.own import Data, from_arrays, from_epochs
+from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config.wording import read_component
+from braindecode_vis.datasets.own_data import Pictures, _index_pictures, as_uint8_rgb
+from braindecode_vis.seeds import derive_seed
+from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
+
+_FILE = "decoder.json"
+
+
+class Decoder(BaseEstimator):
+    """A brain encoder with the space that it predicts, as one object.
+
+    Parameters
+    ----------
+    encoder : str or mapping
+        ``ridge``, a network such as ``atm_s`` or ``eegproject``, or ``lda`` and ``logistic`` for classes; a mapping
+        gives settings, as in a configuration.
+    target : str or mapping
+        What is predicted of each picture, for example ``pixels`` or ``efficientnet-lite0``; classes need none.
+    prior, generator : str or mapping, optional
+        What `reconstruct` uses; by default no prior, and the generator that the target allows.
+    seed : int
+        Root seed.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Values of a trial.
+    classes_ : array of str
+        Names of the classes, after a fit on classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> pictures = rng.random((40, 8, 8))
+    >>> X = pictures.reshape(40, -1) @ rng.normal(size=(64, 50)) + 0.1 * rng.normal(size=(40, 50))
+    >>> decoder = Decoder(encoder={"kind": "ridge", "alphas": [1.0]}).fit(X[:30], pictures[:30])
+    >>> decoder.predict(X[30:]).shape[0]
+    10
+    >>> bool(decoder.score(X[30:], pictures[30:]) > 0.5)
+    True
+    """
+
+    _fitted: Any  # a brain encoder or a category decoder
+    _settings: roles.WholeSettings
+    _stimuli: StimulusSet
+    _bank: Embeddings
+    _target: roles.WholeImageEncoder
+    _out_of_fold: Embeddings | None
+
+    def __init__(
+        self,
+        encoder: str | Mapping[str, Any] = "ridge",
+        target: str | Mapping[str, Any] = "pixels",
+        prior: str | Mapping[str, Any] | None = None,
+        generator: str | Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.encoder = encoder
+        self.target = target
+        self.prior = prior
+        self.generator = generator
+        self.seed = seed
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        images: Pictures | None = None,
+        subject: Any = None,
+        session: Any = None,
+        run: Any = None,
+        group: Any = None,
+    ) -> Self:
+        """Learn from training trials.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
+            Training trials.
+        y : sequence of length n_trials
+            The picture of each trial (an array of pictures), or its id in `images`; for a decoder of classes, the
+            class. Not needed where `X` is `Data`.
+        images
+            The pictures, where `y` holds ids; see `from_arrays`.
+        subject, session, run, group : scalar or sequence of length n_trials, optional
+            Where a trial comes from; networks may learn by subject, and inner folds leave out runs.
+
+        Returns
+        -------
+        Decoder
+            Itself.
+
+        Raises
+        ------
+        DataError
+            If trials and pictures do not fit together.
+        """
+        settings = read_component("encoder", self._read_encoder())
+        self._settings = roles.play(roles.ENCODER_SETTINGS, settings)
+        names = {"subject": subject, "session": session, "run": run, "group": group}
+        data = self._take(X, y, images, {k: v for k, v in names.items() if v is not None})
+        responses, stimuli = data.responses, data.stimuli
+        self._dims, self._shape = responses.dims, tuple(responses.data.shape[1:])
+        self._coords = {k: v for k, v in responses.coords.items() if k in ("ch_names", "times", "sfreq")}
+        self._unit = responses.unit
+        self.n_features_in_ = int(np.prod(self._shape))
+        seed = derive_seed(self.seed, "train", 0)
+        labelled = responses.with_trials(
+            responses.trials.assign(concept=stimuli.concepts_of(responses.stimulus_ids))
+        )
+        if self._settings.decodes_categories:
+            decoder = roles.build(roles.CATEGORY_DECODER, self._settings, seed=seed)
+            decoder.bind(roles.NOTHING_LENT)
+            self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
+            self.classes_ = np.asarray(decoder.classes)
+            return self
+        if not data.knows_images:
+            raise DataError(
+                "this decoder finds pictures, but only classes were given; pass pictures as y, or choose encoder='lda'."
+            )
+        self._stimuli = _keep_pixels(stimuli)
+        target = self._build_target()
+        self._bank = target.embed(self._stimuli, list(self._stimuli.ids), self._embed_pretrained)
+        self._target = target
+        encoder = roles.build(roles.BRAIN_ENCODER, self._settings, seed=seed)
+        encoder.bind(roles.Context(images=self._stimuli))
+        targets = self._bank.select(list(labelled.stimulus_ids))
+        encoder.fit(labelled, targets)
+        self._fitted = encoder
+        self._out_of_fold = None
+        if self.prior is not None:
+            self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return predicted embeddings, or the class of each trial.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
+
+        Returns
+        -------
+        array of shape (n_trials, n_features), or of str and shape (n_trials,)
+        """
+        if self._require_fit().decodes_categories:
+            return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return self._predict(X).flat()
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, shape (n_trials, n_classes), in the order of `classes_`."""
+        if not self._require_fit().decodes_categories:
+            raise ConfigError("only decoders of classes have probabilities; use predict or retrieve.")
+        return np.asarray(self._fitted.decision(self._take_new(X)))
+
+    def retrieve(self, X: Any, gallery: Pictures | None = None, k: int = 5) -> pd.DataFrame:
+        """Return the pictures of a gallery that are nearest to each prediction.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
+        gallery
+            Pictures, as in `from_arrays`; also such that were never shown. The training pictures by default.
+        k
+            How many.
+
+        Returns
+        -------
+        DataFrame
+            Columns `trial`, `place` (from 1), `picture` (id) and `similarity` (cosine after the mean of the training
+            pictures).
+        """
+        predicted, candidates = self._predict(X), self._embed_gallery(gallery)
+        similarity = self._compare(predicted, candidates)
+        k = min(k, len(candidates))
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]  # (n_trials, k)
+        return pd.DataFrame(
+            {
+                "trial": np.repeat(np.arange(len(order)), k),
+                "place": np.tile(np.arange(1, k + 1), len(order)),
+                "picture": np.asarray(candidates.ids)[order.ravel()],
+                "similarity": np.take_along_axis(similarity, order, axis=1).ravel(),
+            }
+        )
+
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """Return an image for each trial, uint8 of shape (n_trials, height, width, 3).
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, ...), Responses, mne.Epochs or Data
+        """
+        from braindecode_vis.generators.generator_data import GeneratorData
+
+        if self._require_fit().decodes_categories:
+            raise ConfigError("a decoder of classes makes no images.")
+        responses = self._take_new(X)
+        predicted = self._fitted.predict_for_generator(responses)
+        embeddings = self._fitted.map_for_generator(self._bank)
+        data = GeneratorData(self._target, embeddings, self._stimuli, self._out_of_fold)
+        name = self.generator or _GENERATORS.get(_as_component(self.target)["kind"], "nearest")
+        generator = roles.build(
+            roles.IMAGE_GENERATOR,
+            roles.play(roles.GENERATOR_SETTINGS, read_component("generator", _as_component(name))),
+            data,
+        )
+        generator.bind(data.context)
+        if not generator.accepts(predicted.space):
+            raise ConfigError(
+                f"the generator cannot turn embeddings of {predicted.space!r} into images; choose nearest."
+            )
+        if self.prior is not None:
+            predicted = self._sample_prior(predicted, embeddings, generator)
+        return np.asarray(generator.generate(predicted, seed=derive_seed(self.seed, "generator", 0)))
+
+    def score(self, X: Any, y: Any, *, images: Pictures | None = None) -> float:
+        """Return the share of trials whose picture is nearest among the distinct pictures of `y`, or the accuracy.
+
+        Parameters
+        ----------
+        X, y, images
+            As in `fit`. The chance level is one over the number of distinct pictures or classes.
+        """
+        if self._require_fit().decodes_categories:
+            return float(np.mean(self.predict(X) == np.asarray(y).astype(str)))
+        data = self._take(X, y, images, {})
+        stimuli = _keep_pixels(data.stimuli)
+        similarity = self._compare(self._predict(data.responses), self._embed(stimuli))
+        own = stimuli.find_rows(data.responses.stimulus_ids)
+        true = similarity[np.arange(len(own)), own]
+        # Ties count against the trial, so that a collapsed prediction scores nothing.
+        return float(np.mean((similarity >= true[:, None]).sum(axis=1) == 1))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fitted decoder into a folder, without pickle, and return its path.
+
+        Parameters
+        ----------
+        path
+            Made if it does not exist; an earlier decoder there is replaced.
+        """
+        self._require_fit()
+        folder = Path(path).expanduser().absolute()
+        if folder.exists() and any(folder.iterdir()) and not (folder / _FILE).is_file():
+            raise DataError(f"{folder} holds files that are no decoder; choose another folder.")
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "encoder").mkdir(parents=True)
+        self._fitted.write(folder / "encoder")
+        if not self._settings.decodes_categories:
+            (folder / "target").mkdir()
+            self._target.write(folder / "target")
+            store.write_embeddings(folder / "bank", self._bank)
+            store.write_stimuli(folder / "stimuli", self._stimuli)
+            if self._out_of_fold is not None:
+                store.write_embeddings(folder / "out_of_fold", self._out_of_fold)
+        record = {
+            "version": __version__,
+            "parameters": self.get_params(deep=False),
+            "dims": list(self._dims), "shape": list(self._shape), "unit": self._unit, "coords": self._coords,
+        }  # fmt: skip
+        store.write_json(folder / _FILE, record)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> Decoder:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the folder holds no decoder, or a damaged one.
+        """
+        folder = Path(path).expanduser().absolute()
+        if not (folder / _FILE).is_file():
+            raise DataError(f"{folder} holds no decoder: {_FILE} is missing.")
+        record = store.read_json(folder / _FILE)
+        try:
+            decoder = cls(**record["parameters"])
+            decoder._dims, decoder._shape = tuple(record["dims"]), tuple(record["shape"])
+            decoder._unit = record["unit"]
+            decoder._coords = {k: np.asarray(v) if k == "times" else v for k, v in record["coords"].items()}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
+        decoder.n_features_in_ = int(np.prod(decoder._shape))
+        settings = roles.play(roles.ENCODER_SETTINGS, read_component("encoder", decoder._read_encoder()))
+        decoder._settings = settings
+        if settings.decodes_categories:
+            decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
+            decoder.classes_ = np.asarray(decoder._fitted.classes)
+            return decoder
+        decoder._stimuli = store.read_stimuli(folder / "stimuli")
+        decoder._bank = store.read_embeddings(folder / "bank")
+        target = roles.play(
+            roles.IMAGE_ENCODER_SETTINGS, read_component("target", _as_component(decoder.target))
+        )
+        decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
+        decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
+        decoder._fitted.bind(roles.Context(images=decoder._stimuli))
+        decoder._out_of_fold = (
+            store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
+        )
+        return decoder
+
+    def _read_encoder(self) -> dict[str, Any]:
+        return _read_encoder(self.encoder, knows_images=True)
+
+    def _require_fit(self) -> roles.WholeSettings:
+        if not hasattr(self, "_fitted"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("this Decoder has not been fitted; call fit first.")
+        return self._settings
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_fitted")
+
+    def _build_target(self) -> roles.WholeImageEncoder:
+        settings = roles.play(
+            roles.IMAGE_ENCODER_SETTINGS, read_component("target", _as_component(self.target))
+        )
+        target = roles.build(roles.find_image_encoder_role(settings), settings)
+        target.bind(roles.Context(images=self._stimuli))
+        return target
+
+    def _embed_pretrained(self, encoder: Any) -> Embeddings:
+        return Embeddings(encoder.encode(self._stimuli.iterate_images()), self._stimuli.ids, encoder.space)
+
+    def _embed(self, stimuli: StimulusSet) -> Embeddings:
+        vectors = self._target.encode(stimuli.iterate_images())
+        return self._fitted.map_targets(Embeddings(vectors, stimuli.ids, self._bank.space))
+
+    def _embed_gallery(self, gallery: Pictures | None) -> Embeddings:
+        if gallery is None:
+            return self._fitted.map_targets(self._bank)
+        files, arrays, ids = _index_pictures(gallery)
+        pictures = arrays if arrays is not None else [read_image_file(path) for path in files]
+        vectors = self._target.encode(iter(pictures))
+        return self._fitted.map_targets(Embeddings(vectors, ids, self._bank.space))
+
+    def _compare(self, predicted: Embeddings, candidates: Embeddings) -> np.ndarray:
+        """Return cosines after the mean of the training pictures, shape (n_trials, n_candidates)."""
+        from braindecode_vis.arrays import normalise_rows
+
+        mean = self._fitted.map_targets(self._bank).flat().mean(axis=0)
+        return normalise_rows(predicted.flat() - mean) @ normalise_rows(candidates.flat() - mean).T
+
+    def _predict(self, X: Any) -> Embeddings:
+        if self._require_fit().decodes_categories:
+            raise ConfigError("a decoder of classes predicts no embeddings; use predict or predict_proba.")
+        return self._fitted.predict(self._take_new(X))
+
+    def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
+        settings = roles.play(
+            roles.PRIOR_SETTINGS, read_component("prior", _as_component(self.prior or "identity"))
+        )
+        prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
+        prior.bind(roles.NOTHING_LENT)
+        known = settings.find_images(embeddings, generator, embeddings)
+        if not settings.needs_predictions:
+            prior.fit(None, embeddings, images=known)
+        elif self._out_of_fold is None or not len(self._out_of_fold):
+            raise ConfigError("the prior learns from predictions of training trials; set prior before fit.")
+        else:
+            prior.fit(self._out_of_fold, embeddings.select(self._out_of_fold.ids), images=known)
+        return prior.sample(predicted, n_draws=1, seed=derive_seed(self.seed, "prior", 0))
+
+    def _take(self, X: Any, y: Any, images: Pictures | None, names: Mapping[str, Any]) -> Data:
+        """Return trials with what they showed."""
+        if isinstance(X, Data):
+            return X
+        if y is None:
+            raise DataError("fit and score need y: the picture, its id, or the class of each trial.")
+        if isinstance(X, Responses):
+            X, given = (
+                X.data,
+                {"dims": X.dims, **{k: X.coords[k] for k in ("times", "ch_names") if k in X.coords}},
+            )
+        elif hasattr(X, "get_data") and hasattr(X, "event_id"):
+            if self._settings.decodes_categories:
+                return from_epochs(X, labels=y, **names)
+            taken = from_epochs(X, labels=["any"] * len(X)).responses
+            X, given = taken.data, {"times": taken.coords["times"], "ch_names": taken.coords["ch_names"]}
+        else:
+            given = {}
+        if self._settings.decodes_categories:
+            return from_arrays(X, labels=[str(label) for label in np.asarray(y).tolist()], **given, **names)
+        if images is not None:
+            return from_arrays(X, images=images, shown=y, **given, **names)
+        if np.ndim(y) < 3 and not (isinstance(y, Sequence) and len(y) and isinstance(y[0], str | Path)):
+            raise DataError(
+                "y holds no pictures: pass one picture per trial (an array of shape (n_trials, height, width[, 3]) "
+                "or paths), "
+                "or ids together with images=..."
+            )
+        pictures, shown = _merge_pictures(y)
+        return from_arrays(X, images=pictures, shown=shown, **given, **names)
+
+    def _take_new(self, X: Any) -> Responses:
+        """Return trials of unknown pictures as the encoder takes them; another number of features is one sentence."""
+        if isinstance(X, Data):
+            X = X.responses
+        if isinstance(X, Responses):
+            responses = X
+        elif hasattr(X, "get_data") and hasattr(X, "event_id"):
+            responses = from_epochs(X, labels=["unknown"] * len(X)).responses
+        else:
+            data = from_arrays(X, labels=["unknown"] * len(X), dims=self._dims)
+            responses = replace(data.responses, coords={**data.responses.coords, **self._coords})
+        found = tuple(responses.data.shape[1:])
+        if found != self._shape:
+            raise DataError(
+                f"the decoder was fitted on trials of {' x '.join(map(str, self._shape))} "
+                f"({', '.join(self._dims[1:])}), but these have {' x '.join(map(str, found))}."
+            )
+        theirs, ours = responses.coords.get("ch_names"), self._coords.get("ch_names")
+        if theirs is not None and ours is not None and list(theirs) != list(ours):
+            raise DataError(
+                "the channels of these trials have other names, or another order, than those of the fit."
+            )
+        return responses
+
+
+def _merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the distinct pictures by the hash of their pixels, and that of each trial."""
+    shown: list[str] = []
+    pictures: dict[str, np.ndarray] = {}
+    for n, picture in enumerate(y):
+        array = (
+            read_image_file(Path(picture))
+            if isinstance(picture, str | Path)
+            else as_uint8_rgb(picture, name=str(n))
+        )
+        digest = hash_pixels(array)[:16]
+        pictures.setdefault(digest, array)
+        shown.append(digest)
+    return pictures, shown
+
+
+def _keep_pixels(stimuli: StimulusSet) -> StimulusSet:
+    """Return the same pictures held in memory where they have one size, so that a saved decoder stands alone."""
+    if stimuli.pixels is not None:
+        return stimuli
+    images = list(stimuli.iterate_images())
+    if len({image.shape for image in images}) > 1:
+        return stimuli  # files of different sizes are referred to by their paths
+    return StimulusSet(stimuli.table, pixels=np.stack(images))

@@ -1,0 +1,330 @@
+"""`decode`: from data to a run with scores, images and a report; `open_run`: the same object from a run folder.
+
+Owns how a few words become a configuration, and what a finished run answers. Every number is computed by the stages of
+`braindecode_vis.pipeline` and lies in the run folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.api.own import Data
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import RunConfig, read_config
+from braindecode_vis.config.wording import validate_config
+from braindecode_vis.pipeline import decoding, reporting, scoring
+from braindecode_vis.pipeline.runs import Listener, Run
+from braindecode_vis.pipeline.runs import open_run as open_run_folder
+from braindecode_vis.registry import list_kinds
+
+#: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
+_GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
+
+
+class DecodingRun:
+    """A finished run: scores, predictions, images, report.
+
+    Made by `decode` and `open_run`, not by hand. What was not computed yet is computed when it is asked for, and kept
+    in the run folder.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._run.folder.path
+
+    @property
+    def config(self) -> RunConfig:
+        """Every setting of the run."""
+        return self._run.config
+
+    @property
+    def decodes_categories(self) -> bool:
+        """Whether the run names classes instead of finding images."""
+        return self._run.config.decodes_categories
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per metric and method: value, interval, chance, n, p, protocol, seed."""
+        return pd.DataFrame(scoring.evaluate(self._run))
+
+    @cached_property
+    def predictions(self) -> Embeddings:
+        """Predicted embeddings of the test trials of all folds, with the stimulus id of each row.
+
+        Raises
+        ------
+        ConfigError
+            If the run decodes categories, or its folds have different spaces.
+        """
+        folds = [fold.predicted for fold in decoding.retrieve(self._run).folds]
+        spaces = {part.space for part in folds}
+        if len(spaces) > 1:
+            raise ConfigError(
+                f"the target {self.config.target.kind} has another space in every fold, so that their predictions are "
+                "no one "
+                "array; use predictions_of_fold(number)."
+            )
+        vectors = np.concatenate([np.asarray(part.vectors) for part in folds])
+        return Embeddings(vectors, np.concatenate([part.ids for part in folds]), folds[0].space)
+
+    def predictions_of_fold(self, number: int) -> Embeddings:
+        """Return the predicted embeddings of the test trials of one fold.
+
+        Parameters
+        ----------
+        number
+            From 0.
+        """
+        folds = decoding.retrieve(self._run).folds
+        if not 0 <= number < len(folds):
+            raise ConfigError(f"the run has the folds 0 to {len(folds) - 1}, not {number}.")
+        return folds[number].predicted
+
+    @cached_property
+    def ranks(self) -> pd.DataFrame:
+        """One row per test trial: rank of the true image, size of the gallery, similarity, the best ids."""
+        return pd.read_parquet(decoding.retrieve(self._run).artifact.path / "ranks.parquet")
+
+    @cached_property
+    def items(self) -> pd.DataFrame:
+        """One row per test item with its own scores, for own statistics."""
+        scoring.evaluate(self._run)
+        return self._run.seen["items"]
+
+    @cached_property
+    def reconstructions(self) -> dict[str, np.ndarray]:
+        """Images by method, uint8 of shape (n_items, height, width, 3): ``seen``, ``decoded``, then the controls."""
+        made = decoding.reconstruct(self._run)
+        return {
+            "seen": np.asarray(made.seen),
+            **{name: np.asarray(stack) for name, stack in made.images.items()},
+        }
+
+    def gallery(self, **options: Any) -> Any:
+        """Return a matplotlib figure of seen and decoded images, best, median and worst by rule.
+
+        Parameters
+        ----------
+        **options
+            As for `plot_gallery`.
+        """
+        from braindecode_vis.api.plotting import plot_gallery
+
+        return plot_gallery(self, **options)
+
+    def report(self) -> Path:
+        """Write the self-contained page of the run, if it is not there, and return its path."""
+        return reporting.report(self._run)
+
+    def audit(self, *, refit: bool = False) -> pd.DataFrame:
+        """Return what an audit of the run folder finds: check, level and words, one row per finding.
+
+        Parameters
+        ----------
+        refit
+            Also fit every fold twice, on clean and on poisoned test trials.
+        """
+        from braindecode_vis.audit.run import audit_run
+
+        self.report()
+        return pd.DataFrame(audit_run(self.folder, refit=refit).as_json()["findings"])
+
+    def compare(self, *others: DecodingRun | str | Path) -> pd.DataFrame:
+        """Return paired differences of other runs to this one on the same test items, with corrected p-values.
+
+        Parameters
+        ----------
+        *others
+            Runs or run folders.
+        """
+        from braindecode_vis.studies.compare import compare_runs
+
+        folders = [run.folder if isinstance(run, DecodingRun) else Path(run) for run in others]
+        for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
+            scoring.evaluate(run._run)
+        return compare_runs([self.folder, *folders])
+
+    def _repr_html_(self) -> str:
+        """Show the scores of the decoded system in a notebook."""
+        rows = self.scores[self.scores["method"] == "decoded"]
+        shown = rows[["metric", "value", "ci_low", "ci_high", "chance", "p_value", "n_queries"]]
+        return f"<p>{self.folder}</p>{shown.to_html(index=False, float_format='{:.3f}'.format)}"
+
+    def __repr__(self) -> str:
+        return f"<DecodingRun {self.config.name!r} in {self.folder}>"
+
+
+def decode(
+    data: Data,
+    *,
+    target: str | Mapping[str, Any] = "pixels",
+    encoder: str | Mapping[str, Any] | None = None,
+    split: str | int | Mapping[str, Any] | None = None,
+    prior: str | Mapping[str, Any] | None = None,
+    generator: str | Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    listener: Listener | None = None,
+) -> DecodingRun:
+    """Fit and test a decoder with one of the honest splits, and return the run.
+
+    Parameters
+    ----------
+    data
+        From `from_arrays`, `from_epochs`, `from_nifti` or `load`.
+    target
+        What is predicted of each picture: ``pixels``, ``pca``, ``efficientnet-lite0``, ...; a mapping gives settings.
+        Ignored where only classes are known.
+    encoder
+        ``ridge``, a network such as ``atm_s``, or for classes ``lda`` and ``logistic``; a mapping gives settings. By
+        default ridge, and lda for classes.
+    split
+        ``published`` (the split that the data declare), ``kfold`` or a number of folds, ``leave-one-image-out``,
+        ``leave-one-run-out``, ``leave-one-group-out``, ``leave-one-subject-out``, ...; a mapping gives settings. By
+        default the split that the data declare, then ten folds of images; for classes one run, group or fold left out,
+        what there is.
+    prior, generator
+        As in the configuration; by default none, and the generator that the target allows.
+    out
+        The run folder; a temporary folder by default, which lives as long as the run is referred to.
+    name
+        Of the run, in report and tables.
+    seed
+        The one root seed.
+    settings
+        Further settings by their dotted names, for example ``{"repeats.train": "single"}``.
+    listener
+        Shows progress; silent by default.
+
+    Returns
+    -------
+    DecodingRun
+        With every stage done.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If settings or data do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from braindecode_vis import decode, from_arrays
+    >>> rng = np.random.default_rng(0)
+    >>> pictures = rng.random((60, 4, 4))
+    >>> X = pictures.reshape(60, -1) @ rng.normal(size=(16, 40)) + 0.1 * rng.normal(size=(60, 40))
+    >>> run = decode(from_arrays(X, images=pictures), split=4)
+    >>> bool(run.scores.query("metric == 'top1' and method == 'decoded'").value.item() > 0.3)
+    True
+    """
+    if not isinstance(data, Data):
+        raise DataError(
+            f"decode takes data made by from_arrays, from_epochs, from_nifti or load, not {type(data).__name__}."
+        )
+    folder = (
+        Path(out).expanduser().absolute()
+        if out is not None
+        else Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
+    )
+    content: dict[str, Any] = {"name": name or (folder.name if out is not None else "run"), "seed": seed}
+    content["dataset"] = data.as_settings(folder / "data")
+    content["encoder"] = _read_encoder(encoder, knows_images=data.knows_images)
+    content["split"] = _read_split(split, data)
+    if not _is_category(content["encoder"]):
+        content["target"] = _as_component(target)
+        kind = content["target"]["kind"]
+        content["generator"] = _as_component(generator or _GENERATORS.get(kind, "nearest"))
+        if prior is not None:
+            content["prior"] = _as_component(prior)
+    for key, value in (settings or {}).items():
+        _set(content, key, value)
+    run = open_run_folder(validate_config(content, where="decode"), folder, listener)
+    reporting.run_all(run)
+    return DecodingRun(run)
+
+
+def open_run(folder: str | Path) -> DecodingRun:
+    """Open a run folder, of this interface or of the command line.
+
+    Parameters
+    ----------
+    folder
+        Holds ``config.yaml``.
+
+    Raises
+    ------
+    DataError
+        If it is no run folder.
+    """
+    path = Path(folder).expanduser().absolute()
+    if not (path / "config.yaml").is_file():
+        raise DataError(
+            f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
+        )
+    return DecodingRun(open_run_folder(read_config(path), path))
+
+
+def _as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": value.replace(" ", "_")} if isinstance(value, str) else dict(value)
+
+
+def _read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool) -> dict[str, Any]:
+    if encoder is None:
+        encoder = "ridge" if knows_images else "lda"
+    if not isinstance(encoder, str):
+        return dict(encoder)
+    name = encoder.replace("-", "_").lower()
+    # The name of a network stands for the network encoder with it; an encoder's own name goes first.
+    if name in list_kinds("network") and name not in list_kinds("encoder"):
+        return {"kind": "network", "network": {"kind": name}}
+    return {"kind": name if ":" not in encoder else encoder}
+
+
+def _is_category(encoder: Mapping[str, Any]) -> bool:
+    from braindecode_vis import roles
+    from braindecode_vis.config.wording import read_component
+
+    return roles.play(roles.ENCODER_SETTINGS, read_component("encoder", dict(encoder))).decodes_categories
+
+
+def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict[str, Any]:
+    if isinstance(split, Mapping):
+        return dict(split)
+    if isinstance(split, int):
+        return {"kind": "kfold", "n_folds": split}
+    if split is not None:
+        return {"kind": split.replace("-", "_").replace(" ", "_")}
+    trials = data.trials
+    if {"train", "test"} <= set(trials["split"]):
+        return {"kind": "published"}
+    if data.knows_images:
+        return {"kind": "kfold", "n_folds": min(10, len(data.stimuli))}
+    if trials[["subject", "session", "run"]].drop_duplicates().shape[0] > trials["subject"].nunique():
+        return {"kind": "leave_one_run_out"}
+    if "group" in trials and trials["group"].nunique() > 1:
+        return {"kind": "leave_one_group_out"}
+    return {"kind": "kfold", "n_folds": 5}
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = content
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"settings names {key!r}, but {part!r} is the value {node!r}.")
+    node[last] = value

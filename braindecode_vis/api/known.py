@@ -1,0 +1,91 @@
+"""What is known: configurations that ship with the package, kinds of each role, and their settings, as tables."""
+
+from __future__ import annotations
+
+import inspect
+
+import pandas as pd
+
+from braindecode_vis.checks import check_option
+from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.registry import INSIDE, find_component, list_kinds
+from braindecode_vis.settings import Settings
+
+
+def list_configs() -> pd.DataFrame:
+    """Return the configurations that ship with the package: name, and the first line of its header.
+
+    Examples
+    --------
+    >>> "digits69_ridge" in set(list_configs()["name"])
+    True
+    """
+    rows = []
+    for path in sorted(find_package_data("configs").glob("*.yaml")):
+        first = path.read_text().split("\n", 1)[0]
+        rows.append({"name": path.stem, "about": first.lstrip("# ").strip() if first.startswith("#") else ""})
+    return pd.DataFrame(rows)
+
+
+def describe(role: str, kind: str | None = None) -> pd.DataFrame:
+    """Return the kinds of a role, or the settings of one kind.
+
+    Parameters
+    ----------
+    role
+        ``dataset``, ``split``, ``target``, ``encoder``, ``network``, ``objective``, ``augmentation``, ``prior``,
+        ``generator`` or ``analysis``.
+    kind
+        One of them, for its settings with types, defaults and what they mean.
+
+    Returns
+    -------
+    DataFrame
+        Columns `kind` and `about`, or `setting`, `type`, `default` and `about`.
+
+    Examples
+    --------
+    >>> describe("encoder")["kind"].tolist()[:2]
+    ['ridge', 'network']
+    >>> "alphas" in set(describe("encoder", "ridge")["setting"])
+    True
+    """
+    check_option("the role", role, INSIDE)
+    if kind is None:
+        rows = [
+            {"kind": name, "about": _read_summary(find_component(role, name))} for name in list_kinds(role)
+        ]
+        return pd.DataFrame(rows)
+    model = find_component(role, kind)
+    about = _read_parameters(model)
+    rows = []
+    for name, entry in model.model_fields.items():
+        if name != "kind":
+            kinds = getattr(entry.annotation, "__name__", str(entry.annotation)) if entry.annotation else ""
+            default = "required" if entry.is_required() else entry.get_default(call_default_factory=True)
+            rows.append({"setting": name, "type": kinds, "default": default, "about": about.get(name, "")})
+    return pd.DataFrame(rows, columns=["setting", "type", "default", "about"])
+
+
+def _read_summary(model: type[Settings]) -> str:
+    return (inspect.getdoc(model) or "").split("\n", 1)[0]
+
+
+def _read_parameters(model: type[Settings]) -> dict[str, str]:
+    """Return the text of each entry under ``Parameters`` in the docstrings of a class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        lines = inspect.cleandoc(base.__doc__ or "").split("\n")
+        if "Parameters" not in lines:
+            continue
+        names: list[str] = []
+        for line in lines[lines.index("Parameters") + 2 :]:
+            if line and not line.startswith(" "):
+                if line.startswith("---"):
+                    break  # the heading of another section
+                names = [name.strip() for name in line.split(":")[0].split(",")]
+                found |= dict.fromkeys(names, "")
+            elif line.strip():
+                for name in names:
+                    found[name] = f"{found[name]} {line.strip()}".strip()
+    return found

@@ -1,0 +1,402 @@
+"""Data as the public interface takes them: arrays, MNE epochs, NIfTI volumes, and every known data set by its name.
+
+Owns the doors only: what is asked of the data is in `braindecode_vis.datasets.own_data`, what each public data set
+consists of in its own module.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.array_folder import ArraysConfig, mask_volumes, unpack_epochs
+from braindecode_vis.datasets.own_data import OwnData, Pictures, assemble_data
+from braindecode_vis.stimuli import StimulusSet
+
+#: Arguments of `from_arrays` and its siblings that become a column of the trial table.
+_COLUMNS = ("subject", "session", "run", "group", "split", "repetition")
+
+
+class Data:
+    """Trials of brain responses and the pictures that were shown, ready for `decode`.
+
+    Made by `from_arrays`, `from_epochs`, `from_nifti` and `load`, not by hand.
+    """
+
+    def __init__(self, held: OwnData | None, settings: Any = None) -> None:
+        self._held, self._settings = held, settings
+
+    @cached_property
+    def _read(self) -> tuple[Responses, StimulusSet]:
+        if self._held is not None:
+            return self._held.responses, self._held.stimuli
+        from braindecode_vis.config import RunConfig
+        from braindecode_vis.pipeline.learning import preprocess
+        from braindecode_vis.pipeline.runs import open_run
+
+        # The files of a preprocessed data set are memory maps, so the folder stays for as long as this process lives.
+        folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
+        prepared = preprocess(open_run(RunConfig(name="data", dataset=self._settings), folder))
+        return prepared.responses, prepared.stimuli
+
+    @property
+    def responses(self) -> Responses:
+        """Trials with their table, axes and unit; a known data set is preprocessed when this is first asked for."""
+        return self._read[0]
+
+    @property
+    def stimuli(self) -> StimulusSet:
+        """The pictures, one row per picture; without pixels where only classes are known."""
+        return self._read[1]
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: subject, session, run, stimulus_id, repetition, split, and what the user gave."""
+        return self.responses.trials
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was filled in, merged or found, one sentence each."""
+        return () if self._held is None else self._held.notes
+
+    @property
+    def knows_images(self) -> bool:
+        """Whether pictures are at hand; otherwise only classes can be decoded."""
+        return self.stimuli.knows_images
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that the data set kind `arrays` reads, and return its path.
+
+        Parameters
+        ----------
+        folder
+            Made if it does not exist.
+        """
+        path = Path(folder).expanduser().absolute()
+        store.write_responses(path / "responses", self.responses)
+        store.write_stimuli(path / "stimuli", self.stimuli)
+        about = {} if self._held is None else self._held.about
+        if about:
+            import yaml
+
+            plain = {key: value for key, value in about.items() if isinstance(value, str | int | float)}
+            (path / "meta.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False))
+        return path
+
+    def as_settings(self, folder: Path) -> Any:
+        """Return settings of the data set for a run; data in memory are written into `folder` first."""
+        if self._settings is not None:
+            return self._settings
+        return ArraysConfig(root=self.save(folder))
+
+    def __repr__(self) -> str:
+        if self._held is None and "_read" not in self.__dict__:
+            return f"<Data: {self._settings.kind}, not read yet>"
+        sizes = zip(self.responses.data.shape, self.responses.dims, strict=True)
+        shape = " x ".join(f"{n} {dim}s" for n, dim in sizes)
+        shown = "pictures" if self.knows_images else "classes"
+        return f"<Data: {shape}, {len(self.stimuli)} {shown}, {self.trials['subject'].nunique()} subject(s)>"
+
+
+def from_arrays(
+    X: Any,
+    *,
+    images: Pictures | None = None,
+    shown: Sequence[Any] | np.ndarray | None = None,
+    labels: Sequence[Any] | np.ndarray | None = None,
+    subject: Any = None,
+    session: Any = None,
+    run: Any = None,
+    group: Any = None,
+    split: Any = None,
+    repetition: Any = None,
+    times: Sequence[float] | np.ndarray | None = None,
+    ch_names: Sequence[str] | None = None,
+    mask_img: Any = None,
+    dims: tuple[str, ...] | None = None,
+    title: str | None = None,
+    unit: str | None = None,
+    modality: str | None = None,
+    citation: str | None = None,
+    same_pictures: str = "merge",
+) -> Data:
+    """Take trials as an array, with the pictures that were shown or the class of each trial.
+
+    Parameters
+    ----------
+    X : array of shape (n_trials, n_features) or (n_trials, n_channels, n_times)
+        One row per trial: voxels, sensors, or channels x times. Not copied.
+    images
+        The pictures: an array of shape (n_pictures, height, width) or (n_pictures, height, width, 3), uint8 or floats
+        in 0..1; a folder of image files; a sequence of paths; or a mapping of id to picture. None decodes classes only.
+    shown : sequence of length n_trials, optional
+        Which picture each trial showed: its number in `images`, its file name, or its id. May be left out if there is
+        one picture per trial.
+    labels : sequence of length n_trials, optional
+        Class of each trial, for example ``face``.
+    subject, session, run, group : scalar or sequence of length n_trials, optional
+        Where a trial comes from; ``01`` by default. A group is what belongs together in any other way (a block, a day):
+        splits can go by it, and intervals resample it.
+    split : sequence of ``train`` and ``test``, optional
+        The experiment's own split; used by ``split="published"``.
+    repetition : sequence of int, optional
+        Number of each presentation; counted by default.
+    times : sequence of length n_times, optional
+        In s, 0 at the onset of the picture.
+    ch_names : sequence of length n_channels, optional
+    mask_img : nibabel image or path, optional
+        The mask that the voxels come from, so that maps can be drawn; must have as many voxels as `X` has features.
+    dims
+        Names of the axes, if the guess from the shape is wrong.
+    title, unit, modality, citation
+        What the report says of the data; `modality` is eeg, meg, fmri or other.
+    same_pictures
+        ``merge`` gives pictures of equal pixels one id and says so; ``refuse`` raises.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    DataError
+        If shapes, ids and pictures do not fit together; the message says which.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> data = from_arrays(rng.normal(size=(12, 30)), images=rng.random((4, 8, 8)), shown=np.arange(12) % 4)
+    >>> data
+    <Data: 12 trials x 30 features, 4 pictures, 1 subject(s)>
+    """
+    try:
+        n_trials = len(X)
+    except TypeError as error:
+        raise DataError("X must be an array of trials of shape (n_trials, ...).") from error
+    columns = {"stimulus_id": shown, "concept": labels}
+    columns |= dict(zip(_COLUMNS, (subject, session, run, group, split, repetition), strict=True))
+    about = {"title": title, "unit": unit, "modality": modality, "citation": citation}
+    coords: dict[str, Any] = {}
+    if mask_img is not None:
+        image = _load_image(mask_img, "mask_img")
+        inside = np.asarray(image.dataobj).reshape(image.shape[:3]) > 0
+        if np.ndim(X) != 2 or inside.sum() != np.shape(X)[1]:
+            raise DataError(
+                f"mask_img has {int(inside.sum())} voxels, but X has the shape {np.shape(X)}; expected (n_trials, "
+                "n_voxels)."
+            )
+        coords = {
+            "mask": inside,
+            "affine": np.asarray(image.affine),
+            "voxel_id": np.flatnonzero(inside.ravel()),
+        }
+        about["modality"] = modality or "fmri"
+    if dims is None and about["modality"] == "fmri" and np.ndim(X) == 2:
+        dims = ("trial", "voxel")
+    table = _make_table(columns, n_trials, images is not None)
+    return Data(
+        assemble_data(
+            X, table, images, dims=dims, times=times, ch_names=ch_names, coords=coords,
+            about={key: value for key, value in about.items() if value is not None},
+            merge_same_pictures=_read_same(same_pictures),
+        )
+    )  # fmt: skip
+
+
+def from_epochs(
+    epochs: Any,
+    *,
+    images: Pictures | None = None,
+    column: str | None = None,
+    labels: Sequence[Any] | np.ndarray | None = None,
+    subject: Any = None,
+    session: Any = None,
+    run: Any = None,
+    group: Any = None,
+    split: Any = None,
+    title: str | None = None,
+    citation: str | None = None,
+    same_pictures: str = "merge",
+) -> Data:
+    """Take `mne.Epochs` with metadata or event names.
+
+    Parameters
+    ----------
+    epochs : mne.BaseEpochs
+        Data channels are taken; EOG, stim and other channels are left out. Nothing is filtered.
+    images
+        As in `from_arrays`.
+    column
+        Column of ``epochs.metadata`` that names the picture of each trial. Without it, `stimulus_id` or `concept` is
+        looked for, and otherwise the names of the events are the classes.
+    labels, subject, session, run, group, split, title, citation, same_pictures
+        As in `from_arrays`; columns of the metadata with these names are used too.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    DataError
+        If the metadata lack the column, or pictures and trials do not fit together.
+    """
+    X, given = unpack_epochs(epochs, column=column)
+    table = given.pop("trials")
+    extra = {
+        "concept": labels,
+        "subject": subject,
+        "session": session,
+        "run": run,
+        "group": group,
+        "split": split,
+    }
+    for name, values in extra.items():
+        if values is not None:
+            table[name] = _spread(values, len(X), name)
+    about = {
+        **given.pop("about"),
+        **{k: v for k, v in (("title", title), ("citation", citation)) if v is not None},
+    }
+    if images is not None and "stimulus_id" not in table and len(table) and "concept" in table:
+        # Named events are pictures where pictures are named like them.
+        table["stimulus_id"] = table["concept"]
+    return Data(
+        assemble_data(X, table, images, about=about, merge_same_pictures=_read_same(same_pictures), **given)
+    )
+
+
+def from_nifti(
+    betas_img: Any,
+    trials: pd.DataFrame | Mapping[str, Sequence[Any]],
+    *,
+    mask_img: Any,
+    images: Pictures | None = None,
+    title: str | None = None,
+    unit: str | None = None,
+    citation: str | None = None,
+    same_pictures: str = "merge",
+) -> Data:
+    """Take one fMRI volume per trial, in nilearn's words.
+
+    Parameters
+    ----------
+    betas_img : nibabel image or path, of shape (x, y, z, n_trials)
+        Responses of single trials, for example betas of a general linear model.
+    trials : DataFrame of n_trials rows, or a mapping of columns
+        Needs `stimulus_id` or `concept`; subject, session, run, group, split are understood.
+    mask_img : nibabel image or path
+        On the same grid; voxels above 0 are taken.
+    images
+        As in `from_arrays`.
+    title, unit, citation, same_pictures
+        As in `from_arrays`.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    DataError
+        If the grids differ, the mask is empty, or pictures and trials do not fit together.
+    """
+    X, given = mask_volumes(_load_image(betas_img, "betas_img"), _load_image(mask_img, "mask_img"))
+    about = {"modality": "fmri", "title": title, "unit": unit, "citation": citation}
+    given.pop("about", None)
+    return Data(
+        assemble_data(
+            X, pd.DataFrame(trials), images, about={k: v for k, v in about.items() if v is not None},
+            merge_same_pictures=_read_same(same_pictures), **given,
+        )
+    )  # fmt: skip
+
+
+def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
+    """Return a known data set; nothing is read before it is needed.
+
+    Parameters
+    ----------
+    name
+        Kind of the data set, for example ``things_eeg2``; `describe("dataset")` lists them.
+    root
+        Folder that holds its files.
+    **settings
+        Settings of the data set, for example ``subjects=[8]``; ``describe("dataset", name)`` lists them.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    ConfigError
+        If the data set or a setting is not known.
+
+    Examples
+    --------
+    >>> load("synthetic_digits")
+    <Data: synthetic_digits, not read yet>
+    """
+    from braindecode_vis.config.wording import read_component
+
+    given = {"kind": name, **settings}
+    if root is not None:
+        given["root"] = str(Path(root).expanduser().absolute())
+    return Data(None, read_component("dataset", given))
+
+
+def _make_table(columns: Mapping[str, Any], n_trials: int, has_images: bool) -> pd.DataFrame:
+    table = pd.DataFrame(index=range(n_trials))
+    for name, values in columns.items():
+        if values is not None:
+            table[name] = _spread(values, n_trials, name)
+    if table.shape[1] == 0 or not {"stimulus_id", "concept"} & set(table):
+        if not has_images:
+            raise DataError(
+                "nothing says what the trials showed: pass images=... and shown=..., or labels=... (the class of "
+                "each trial)."
+            )
+        table["stimulus_id"] = [str(n) for n in range(n_trials)]  # one picture per trial, in the same order
+    return table
+
+
+def _spread(values: Any, n_trials: int, name: str) -> list[Any]:
+    """Return one value per trial; a scalar is repeated."""
+    shown_as = {"stimulus_id": "shown", "concept": "labels"}.get(name, name)
+    if isinstance(values, str) or np.ndim(values) == 0:
+        return [values] * n_trials
+    listed = list(values)
+    if listed and np.ndim(listed[0]) > 0:
+        raise DataError(f"{shown_as} must hold one id per trial, not arrays; pass pictures as images=...")
+    if len(listed) != n_trials:
+        raise DataError(f"{shown_as} has {len(listed)} entries, but X has {n_trials} trials.")
+    return listed
+
+
+def _load_image(image: Any, what: str) -> Any:
+    if not isinstance(image, str | Path):
+        return image
+    import nibabel as nib
+
+    path = Path(image).expanduser()
+    try:
+        return nib.load(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise DataError(f"{what} {path} cannot be read as NIfTI ({error}).") from error
+
+
+def _read_same(same_pictures: str) -> bool:
+    if same_pictures not in ("merge", "refuse"):
+        raise DataError(f"same_pictures is {same_pictures!r}, but must be merge or refuse.")
+    return same_pictures == "merge"

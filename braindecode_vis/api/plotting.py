@@ -1,0 +1,168 @@
+"""Figures of a run, as matplotlib objects that can be changed and saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: What a gallery shows below the seen images, if it was made, in this order.
+_ROWS = ("decoded", "high_level", "low_level", "nearest", "oracle", "shuffled")
+
+
+def plot_gallery(
+    run: Any = None,
+    *,
+    seen: np.ndarray | None = None,
+    decoded: np.ndarray | None = None,
+    rows: list[str] | None = None,
+    n_items: int = 9,
+    metric: str = "pixcorr",
+    width: float = 9.0,
+) -> Figure:
+    """Draw seen images above what was decoded from the responses to them: best, median and worst, never hand-picked.
+
+    Parameters
+    ----------
+    run
+        A `DecodingRun`; or leave it out and give the images.
+    seen, decoded : uint8 arrays of shape (n_items, height, width, 3), optional
+        Images of your own.
+    rows
+        Methods to show below the seen images; by default decoded and the controls that were made.
+    n_items
+        Images in a row: a third of them the best, a third around the median, a third the worst.
+    metric
+        Column of ``run.items`` that orders them; pixel correlation for images of your own.
+    width
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the run has no images, or the metric is not known.
+    """
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    if run is not None:
+        images = run.reconstructions
+        items = run.items
+        if metric not in items:
+            numbers = [str(c) for c in items if items[c].dtype.kind in "fi"]
+            raise ConfigError(f"metric is {metric!r}, but the items have {', '.join(numbers)}.")
+        score, ids = items[metric].to_numpy(dtype=float), items["stimulus_id"].tolist()
+    else:
+        if seen is None or decoded is None:
+            raise DataError("plot_gallery takes a run, or both seen and decoded images.")
+        images = {"seen": np.asarray(seen), "decoded": np.asarray(decoded)}
+        if len(images["seen"]) != len(images["decoded"]):
+            raise DataError(
+                f"{len(seen)} seen and {len(decoded)} decoded images; they must belong together one by one."
+            )
+        score, ids = _correlate(images["seen"], images["decoded"]), [str(n) for n in range(len(seen))]
+    # Several draws of one method: the first, never the best.
+    flat = {name: stack[:, 0] if stack.ndim == 5 else stack for name, stack in images.items()}
+    shown = [name for name in (rows or _ROWS) if name in flat]
+    if not shown:
+        raise ConfigError(f"rows names none of {', '.join(sorted(set(flat) - {'seen'}))}.")
+    picks, heads = _pick(score, min(n_items, len(score)))
+    n_rows = 1 + len(shown)
+    figure = MatplotlibFigure(figsize=(width, width * n_rows / (len(picks) + 0.8)), layout="constrained")
+    axes = figure.subplots(n_rows, len(picks), squeeze=False)
+    for y, name in enumerate(["seen", *shown]):
+        for x, item in enumerate(picks):
+            ax = axes[y, x]
+            ax.imshow(flat[name][item])
+            ax.set_xticks([])
+            ax.set_yticks([])
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        axes[y, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
+    for x, item in enumerate(picks):
+        axes[0, x].set_title(f"{heads[x]}\n{ids[item]}"[:24], fontsize=7)
+        axes[1, x].set_xlabel(f"{score[item]:.2f}", fontsize=7)
+    return figure
+
+
+def _correlate(seen: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    a, b = (x.reshape(len(x), -1).astype(float) for x in (seen, decoded))
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(axis=1) / np.maximum(norms, 1e-12)
+
+
+def _pick(score: np.ndarray, n_items: int) -> tuple[list[int], list[str]]:
+    """Return items in order of their score: the best, those around the median, the worst; ties by their order."""
+    order = np.argsort(-score, kind="stable")
+    n = len(order)
+    third = max(1, n_items // 3)
+    if n_items < 3 or n <= 3 * third:
+        return order[:n_items].tolist(), ["" for _ in order[:n_items]]
+    middle = (n - third) // 2
+    groups = {"best": order[:third], "median": order[middle : middle + third], "worst": order[-third:]}
+    return [int(i) for group in groups.values() for i in group], [
+        name for name, g in groups.items() for _ in g
+    ]
+
+
+def plot_ranks(run: Any = None, *, ranks: Any = None, gallery_size: int | None = None) -> Figure:
+    """Draw how often the seen image took which rank in the gallery, with what guessing would give.
+
+    Parameters
+    ----------
+    run
+        A `DecodingRun`; or leave it out and give ranks.
+    ranks : int array of shape (n_trials,), optional
+        Rank of the true image of each trial, from 1.
+    gallery_size
+        Number of candidates, with `ranks`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from braindecode_vis.report.figures import plot_rank_histogram
+
+    if run is not None:
+        table = run.ranks
+        sizes = sorted(set(table["gallery_size"]))
+        if len(sizes) > 1:
+            raise DataError(
+                f"the folds of this run have galleries of {sizes[0]} to {sizes[-1]} images; ranks of different "
+                "galleries do "
+                "not belong into one picture."
+            )
+        ranks, gallery_size = table["rank"].to_numpy(), int(sizes[0])
+    if ranks is None or gallery_size is None:
+        raise DataError("plot_ranks takes a run, or both ranks and gallery_size.")
+    return plot_rank_histogram(ranks, gallery_size)
+
+
+def plot_scores(run: Any = None, *, scores: pd.DataFrame | None = None) -> Figure:
+    """Draw the scores of a run with their intervals and chance levels, the controls beside the decoded system.
+
+    Parameters
+    ----------
+    run
+        A `DecodingRun`; or give `scores`, a table like ``run.scores``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from braindecode_vis.report.figures import plot_scores_with_intervals
+
+    table = run.scores if run is not None else scores
+    if table is None:
+        raise DataError("plot_scores takes a run, or a table of scores.")
+    return plot_scores_with_intervals([dict(row) for _, row in table.iterrows()])

@@ -1,0 +1,432 @@
+"""The data set kind `arrays`: a folder with an array of trials, a table of them and the pictures, of any experiment.
+
+Owns the files of such a folder. What is asked of their content, and what is filled in, is
+`braindecode_vis.datasets.own_data`.
+
+::
+
+    FOLDER/
+      data.npy            trials first; or data.npz, *-epo.fif, data.nii.gz with mask.nii.gz
+      trials.csv          stimulus_id or concept, and what else is known; or .tsv, .parquet
+      images/             files named by id; or images.npy (one per id, grey or RGB, uint8 or floats in 0..1)
+      meta.yaml           title, modality, unit, sfreq, tmin, channels, citation, licence, normalised: all optional
+
+A folder that `braindecode_vis.store.write_responses` wrote (alone, or as ``responses/`` beside ``stimuli/``) is taken
+as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from braindecode_vis import store
+from braindecode_vis.checks import BraindecodeVisError, DataError, suggest
+from braindecode_vis.datasets.manifests import CheckFinding, Manifest, RecordedSettings, find_manifest
+from braindecode_vis.datasets.own_data import OwnData, assemble_data
+
+TABLES = ("trials.csv", "trials.tsv", "trials.parquet")
+META_KEYS = (
+    "title", "modality", "unit", "sfreq", "tmin", "times", "channels", "citation", "licence", "normalised", "dims",
+)  # fmt: skip
+MODALITIES = ("eeg", "meg", "fmri", "other")
+
+
+class ArraysConfig(RecordedSettings):
+    """A folder of arrays.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    images
+        Folder or ``.npy`` file of the pictures, where they lie elsewhere.
+    same_pictures
+        ``merge`` gives pictures of equal pixels one id and says so; ``refuse`` names them and stops.
+    """
+
+    kind: Literal["arrays"] = "arrays"
+    images: Path | None = None
+    same_pictures: Literal["merge", "refuse"] = "merge"
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``meta.yaml`` says of the data, never the text of another data set."""
+        general = find_manifest("arrays")
+        if self.root is None or not self.root.is_dir():
+            return general
+        about = read_meta(self.root)
+        return general.model_copy(
+            update={
+                "title": str(about.get("title", self.root.resolve().name)),
+                "modality": str(about.get("modality", "not stated")),
+                "summary": str(about.get("normalised", "")) and f"Normalised: {about['normalised']}.",
+                "citation": str(about.get("citation", "none given")),
+                "licence": str(about.get("licence", "not stated")),
+            }
+        )
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the sha256 of every file that is read."""
+        files = find_input_files(self._check_root(), self.images)
+        return {name: store.hash_file(path) for name, path in files.items()}
+
+    def write(self, folder: Path, *, seed: int) -> None:
+        """Read the folder and write responses and stimuli below `folder`; nothing is drawn at random."""
+        data = self.read()
+        store.write_responses(folder / "responses", data.responses)
+        store.write_stimuli(folder / "stimuli", data.stimuli)
+
+    def read(self) -> OwnData:
+        """Return the trials and pictures of the folder."""
+        return read_array_folder(
+            self._check_root(), images=self.images, merge_same_pictures=self.same_pictures == "merge"
+        )
+
+    def check(self) -> list[CheckFinding]:
+        """Read everything, and say what was found, filled in and merged."""
+        try:
+            data = self.read()
+        except BraindecodeVisError as error:
+            return [CheckFinding("folder", False, str(error))]
+        sizes = zip(data.responses.data.shape, data.responses.dims, strict=True)
+        pictures = "pictures" if data.knows_images else "classes, no pictures"
+        return [
+            CheckFinding("data", True, " x ".join(f"{n} {dim}s" for n, dim in sizes)),
+            CheckFinding("pictures", True, f"{len(data.stimuli)} {pictures}"),
+            *[CheckFinding("note", True, note) for note in data.notes],
+        ]
+
+    def _check_root(self) -> Path:
+        wanted = "the folder that holds data.npy and trials.csv"
+        if self.root is None:
+            raise DataError(f"the data set arrays needs {wanted}; pass it with --root DIR.")
+        root = self.root.expanduser()
+        if not root.is_dir():
+            raise DataError(f"the root {root} is not a folder; pass {wanted} with --root.")
+        return root
+
+
+def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pictures: bool = True) -> OwnData:
+    """Read a folder of arrays.
+
+    Parameters
+    ----------
+    root
+        The folder; see the module for its files.
+    images
+        Folder or ``.npy`` file of the pictures, where they do not lie in `root`.
+    merge_same_pictures
+        As in `braindecode_vis.datasets.own_data.assemble_data`.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, or the files do not fit together; the message names the file.
+    """
+    written = _find_written(root)
+    if written is not None:
+        responses = store.read_responses(written)
+        if (written.parent / "stimuli").is_dir() and written != root:
+            return OwnData(responses, store.read_stimuli(written.parent / "stimuli"), read_meta(root))
+        pictures = _find_pictures(root, images)
+        found = assemble_data(
+            responses.data, responses.trials, _load_pictures(pictures), dims=responses.dims,
+            coords=responses.coords, about={"unit": responses.unit, **read_meta(root)},
+            merge_same_pictures=merge_same_pictures,
+        )  # fmt: skip
+        return found
+    about = read_meta(root)
+    data, given = _read_data(_find_data(root), root)
+    table_path = next((root / name for name in TABLES if (root / name).is_file()), None)
+    table = _read_table(table_path) if table_path else given.pop("trials", None)
+    given.pop("trials", None)
+    if table is None:
+        raise DataError(
+            f"{root} holds no table of the trials ({', '.join(TABLES)}); write one with a row per trial and the column "
+            "stimulus_id or concept (braindecode-vis new FOLDER starts it)."
+        )
+    about = {**given.pop("about", {}), **about}
+    if "channels" in about:
+        given["ch_names"] = about.pop("channels")
+    if "times" in about:
+        given["times"] = about.pop("times")
+    elif "tmin" in about and "sfreq" in about and "times" not in given:
+        given["times"] = float(about["tmin"]) + np.arange(data.shape[-1]) / float(about["sfreq"])
+    about.pop("tmin", None)
+    if "dims" in about:
+        given["dims"] = tuple(str(name) for name in about.pop("dims"))
+    elif about.get("modality") == "fmri" and data.ndim == 2:
+        given.setdefault("dims", ("trial", "voxel"))
+    try:
+        return assemble_data(
+            data, table, _load_pictures(_find_pictures(root, images)), about=about,
+            merge_same_pictures=merge_same_pictures, **given,
+        )  # fmt: skip
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from error
+
+
+def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
+    """Return every file that is read, by a name that does not depend on where the folder lies."""
+    written = _find_written(root)
+    if written is not None:
+        files = {path.name: path for path in sorted(written.iterdir()) if path.is_file()}
+        if written != root and (written.parent / "stimuli").is_dir():
+            stimuli = written.parent / "stimuli"
+            return files | {
+                f"stimuli/{path.name}": path for path in sorted(stimuli.iterdir()) if path.is_file()
+            }
+    else:
+        data = _find_data(root)
+        files = {data.name: data}
+        names = [*TABLES, "mask.nii.gz", "mask.nii"]
+        files |= {name: root / name for name in names if (root / name).is_file()}
+    if (root / "meta.yaml").is_file():
+        files["meta.yaml"] = root / "meta.yaml"
+    pictures = _find_pictures(root, images)
+    if pictures is not None and pictures.is_dir():
+        files |= {
+            f"images/{path.relative_to(pictures).as_posix()}": path
+            for path in sorted(pictures.rglob("*"))
+            if path.is_file()
+        }
+    elif pictures is not None:
+        files[pictures.name] = pictures
+    return files
+
+
+def _find_written(root: Path) -> Path | None:
+    """Return the folder that `store.write_responses` wrote: the root itself or its ``responses``."""
+    for folder in (root, root / "responses"):
+        if all((folder / name).is_file() for name in ("data.npy", "trials.parquet", "meta.json")):
+            return folder
+    return None
+
+
+def _find_data(root: Path) -> Path:
+    fixed = [root / name for name in ("data.npy", "data.npz", "data.nii.gz", "data.nii")]
+    found = [path for path in fixed if path.is_file()]
+    found += sorted({*root.glob("*[-_]epo.fif"), *root.glob("*[-_]epo.fif.gz")})
+    if not found:
+        there = sorted(path.name for path in root.iterdir())[:6]
+        raise DataError(
+            f"{root} holds no data.npy, data.npz, *-epo.fif or data.nii.gz; it has {', '.join(there) or 'nothing'}."
+        )
+    if len(found) > 1:
+        raise DataError(
+            f"{root} holds {' and '.join(path.name for path in found[:3])}; keep the one that is meant."
+        )
+    return found[0]
+
+
+def _read_data(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the trials, and what their file says of axes, times and channels."""
+    name = path.name
+    if name.endswith((".fif", ".fif.gz")):
+        return read_epochs_file(path)
+    if ".nii" in name:
+        return _read_volumes(path, root)
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as a NumPy array ({error}); save it with numpy.save, without objects."
+        ) from error
+    if isinstance(content, np.ndarray):
+        return content, {}
+    with content:
+        names = list(content.files)
+        key = next((k for k in ("data", "X", "x") if k in names), names[0] if len(names) == 1 else None)
+        if key is None:
+            raise DataError(f"{path} holds the arrays {', '.join(names)}; name the one of the trials 'data'.")
+        given: dict[str, Any] = {k: content[k] for k in ("times", "ch_names") if k in names}
+        return content[key], given
+
+
+def read_epochs_file(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the trials of an MNE epochs file, shape (n_trials, n_channels, n_times), and what it says of them."""
+    import mne
+
+    try:
+        epochs = mne.read_epochs(path, preload=True, verbose="error")
+    except Exception as error:  # MNE raises whatever a damaged file leads it to
+        raise DataError(f"{path} cannot be read as MNE epochs ({error}).") from error
+    return unpack_epochs(epochs)
+
+
+def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return data channels of `mne.Epochs` and the facts that travel with them.
+
+    Parameters
+    ----------
+    epochs : mne.BaseEpochs
+        With metadata, or with named events.
+    column
+        Column of the metadata that names the picture; by default `stimulus_id` or `concept` if there is one, otherwise
+        the names of the events are the classes.
+
+    Returns
+    -------
+    data : float32 array of shape (n_trials, n_channels, n_times)
+        In volt or tesla.
+    given : dict
+        `ch_names`, `times` (s), `trials` (DataFrame) and `about` (modality, unit, sfreq).
+    """
+    picked = epochs.copy().pick("data")
+    kinds = set(picked.get_channel_types())
+    modality = "meg" if kinds & {"mag", "grad"} else "eeg"
+    if column is not None and (epochs.metadata is None or column not in epochs.metadata):
+        has = (
+            "no metadata" if epochs.metadata is None else f"the columns {', '.join(epochs.metadata.columns)}"
+        )
+        raise DataError(f"the epochs have {has}; column={column!r} must be one of the metadata.")
+    if epochs.metadata is not None:
+        trials = epochs.metadata.reset_index(drop=True)
+        if column is not None:
+            trials = trials.rename(columns={column: "stimulus_id"}) if column != "stimulus_id" else trials
+    else:
+        trials = pd.DataFrame(index=range(len(epochs)))
+    if "stimulus_id" not in trials and "concept" not in trials:
+        name_of = {code: name for name, code in epochs.event_id.items()}
+        trials = trials.assign(concept=[name_of[code] for code in epochs.events[:, 2]])
+    given: dict[str, Any] = {
+        "ch_names": list(picked.ch_names),
+        "times": np.asarray(picked.times),
+        "trials": trials,
+        "about": {
+            "modality": modality, "unit": "tesla" if modality == "meg" else "volt",
+            "sfreq": float(epochs.info["sfreq"]),
+        },
+    }  # fmt: skip
+    return picked.get_data(copy=False).astype(np.float32), given
+
+
+def _read_volumes(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    mask = next((root / name for name in ("mask.nii.gz", "mask.nii") if (root / name).is_file()), None)
+    if mask is None:
+        raise DataError(f"{path} needs a mask on the same grid beside it: mask.nii.gz.")
+    import nibabel as nib
+
+    try:
+        return mask_volumes(nib.load(path), nib.load(mask))
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+        raise DataError(f"{path} or {mask.name} cannot be read as NIfTI ({error}).") from error
+
+
+def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the voxels of one volume per trial inside a mask.
+
+    Parameters
+    ----------
+    betas_img : nibabel image of shape (x, y, z, n_trials)
+    mask_img : nibabel image of shape (x, y, z)
+        On the same grid.
+
+    Returns
+    -------
+    data : float32 array of shape (n_trials, n_voxels)
+    given : dict
+        Axes and coordinates of the responses, with the mask and its affine.
+    """
+    if len(betas_img.shape) != 4:
+        raise DataError(f"the volumes have the shape {betas_img.shape}; expected (x, y, z, n_trials).")
+    if tuple(betas_img.shape[:3]) != tuple(mask_img.shape[:3]) or not np.allclose(
+        betas_img.affine, mask_img.affine, atol=1e-3
+    ):
+        raise DataError(
+            f"the mask ({mask_img.shape}) lies on another grid than the volumes ({betas_img.shape[:3]}, or another "
+            "affine); "
+            "resample it first, for example with nilearn.image.resample_to_img."
+        )
+    inside = np.asarray(mask_img.dataobj).reshape(mask_img.shape[:3]) > 0
+    if not inside.any():
+        raise DataError("the mask is empty.")
+    n_trials = betas_img.shape[3]
+    data = np.empty((n_trials, int(inside.sum())), np.float32)
+    for trial in range(n_trials):  # a volume at a time: the whole image may not fit into memory
+        data[trial] = np.asarray(betas_img.dataobj[..., trial])[inside]
+    coords = {
+        "mask": inside,
+        "affine": np.asarray(mask_img.affine),
+        "voxel_id": np.flatnonzero(inside.ravel()),
+    }
+    return data, {"dims": ("trial", "voxel"), "coords": coords, "about": {"modality": "fmri"}}
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        # Everything stays text: ids like 007 would lose their zeros as numbers.
+        header = path.read_text(encoding="utf-8-sig").split("\n", 1)[0]
+        separator = (
+            "\t" if path.suffix == ".tsv" else ("," if header.count(",") >= header.count(";") else ";")
+        )
+        names = [name.strip().strip('"') for name in header.split(separator)]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise DataError(f"{path} has the column {twice[0]!r} more than once; keep one of them.")
+        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from error
+    if "repetition" in table:
+        table["repetition"] = pd.to_numeric(table["repetition"], errors="coerce").fillna(0).astype(int)
+    return table
+
+
+def read_meta(root: Path) -> dict[str, Any]:
+    """Return what ``meta.yaml`` says; an empty mapping without one.
+
+    Raises
+    ------
+    DataError
+        If it is not a mapping, or names something unknown.
+    """
+    path = root / "meta.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise DataError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold a mapping of names to values.")
+    unknown = [str(key) for key in content if key not in META_KEYS]
+    if unknown:
+        raise DataError(
+            f"{path} names {unknown[0]!r}, which is not known{suggest(unknown[0], META_KEYS)}; known: "
+            f"{', '.join(META_KEYS)}."
+        )
+    if content.get("modality") not in (None, *MODALITIES):
+        raise DataError(
+            f"{path}: modality is {content['modality']!r}, but must be one of {', '.join(MODALITIES)}."
+        )
+    for key in ("sfreq", "tmin"):
+        if key in content and not isinstance(content[key], int | float):
+            raise DataError(f"{path}: {key} must be a number, not {content[key]!r}.")
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _find_pictures(root: Path, images: Path | None) -> Path | None:
+    if images is not None:
+        path = images.expanduser()
+        if not path.exists():
+            raise DataError(f"dataset.images is {path}, which does not exist.")
+        return path
+    return next((root / name for name in ("images", "images.npy") if (root / name).exists()), None)
+
+
+def _load_pictures(path: Path | None) -> Any:
+    if path is None or path.is_dir():
+        return path
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} cannot be read as an array of pictures ({error}).") from error

@@ -1,0 +1,515 @@
+"""Trials and pictures of a user's own experiment, from arrays and tables to `Responses` and a `StimulusSet`.
+
+Owns what is asked of such data and what is filled in where it is missing: ids, concepts, repetitions, hashes, splits.
+Pictures that are the same by their pixels become one, so that no split can show a picture on both sides under two
+names; copies of trials are found. Everything filled in or found is kept as notes, for the user and the report.
+Knows no file format and no folder: see `braindecode_vis.datasets.array_folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError, check_finite, suggest
+from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
+
+#: Columns of the trial table that a user may give; any further column is kept as it is.
+KNOWN_COLUMNS = ("stimulus_id", "concept", "subject", "session", "run", "group", "repetition", "split")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+#: Two trials whose values correlate above this are called copies of each other.
+COPY_CORRELATION = 0.999
+#: Above this many trials, copies are looked for by exact equality alone.
+MAX_CORRELATED = 20_000
+
+Pictures = Sequence[Any] | Mapping[str, Any] | np.ndarray | str | Path
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Trials and pictures that belong together, checked.
+
+    Parameters
+    ----------
+    responses
+        One row per trial.
+    stimuli
+        One row per picture, or per class where no picture is known.
+    about
+        What the user said of the data: title, modality, unit, citation, licence, normalisation.
+    notes
+        What was filled in, merged or found, one sentence each.
+    """
+
+    responses: Responses
+    stimuli: StimulusSet
+    about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def knows_images(self) -> bool:
+        """Whether pictures are at hand; otherwise the trials know their class only."""
+        return self.stimuli.knows_images
+
+
+def assemble_data(
+    X: np.ndarray,
+    trials: pd.DataFrame,
+    pictures: Pictures | None,
+    *,
+    dims: tuple[str, ...] | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
+    ch_names: Sequence[str] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    merge_same_pictures: bool = True,
+) -> OwnData:
+    """Join an array of trials, a table of them and the pictures that were shown.
+
+    Parameters
+    ----------
+    X : array of shape (n_trials, ...)
+        Usually (n_trials, n_features), or (n_trials, n_channels, n_times). May be a memory map; it is not copied.
+    trials : DataFrame of n_trials rows
+        Needs `stimulus_id` or `concept`; see `KNOWN_COLUMNS` for what else is understood.
+    pictures
+        A folder of image files; an array of shape (n_pictures, height, width) or (n_pictures, height, width, 3), uint8
+        or floats in 0..1; a sequence of such arrays or of paths; or a mapping of id to one of these. None where only
+        the class of each trial is known.
+    dims
+        Names of the axes; guessed from the shape by default.
+    times : sequence of length n_times, optional
+        Time of each sample in s, 0 at the onset of the picture.
+    ch_names : sequence of length n_channels, optional
+    coords
+        Further coordinates of the responses, for example ``mask`` and ``affine``.
+    about
+        Free facts: title, modality, unit, sfreq, citation, licence, normalised.
+    merge_same_pictures
+        Give pictures of equal pixels one id; otherwise they are an error that names them.
+
+    Raises
+    ------
+    DataError
+        If shapes, ids and pictures do not fit together, or a value is not finite.
+    """
+    facts, notes = dict(about or {}), []
+    X = _check_trials(X)
+    dims = _name_axes(X, dims, times, ch_names)
+    table = _check_table(trials, len(X))
+    if pictures is None:
+        stimuli, table = _list_classes(table)
+    else:
+        stimuli, table, said = _join_pictures(table, pictures, merge=merge_same_pictures)
+        notes += said
+    table, said = complete_trials(table)
+    notes += said
+    if copies := find_copied_trials(X):
+        first, second = copies[0]
+        notes.append(
+            f"{len(copies)} pair(s) of trials are copies of each other (equal, or correlated above "
+            f"{COPY_CORRELATION}), "
+            f"first rows {first} and {second}: a split may show one of them on each side; drop the copies."
+        )
+    known = dict(coords or {})
+    if times is not None:
+        known["times"] = np.asarray(times, dtype=float)
+    if ch_names is not None:
+        known["ch_names"] = [str(name) for name in ch_names]
+    if "sfreq" in facts:
+        known.setdefault("sfreq", float(facts["sfreq"]))
+    elif times is not None and len(known["times"]) > 1:
+        known.setdefault("sfreq", float(1 / np.median(np.diff(known["times"]))))
+    known["warnings"] = list(notes)
+    responses = Responses(
+        data=X, dims=dims, trials=table, unit=str(facts.get("unit", "arbitrary")), coords=known
+    )
+    return OwnData(responses, stimuli, facts, tuple(notes))
+
+
+def _check_trials(X: Any) -> np.ndarray:
+    if not isinstance(X, np.ndarray):
+        try:
+            X = np.asarray(X)
+        except ValueError as error:  # NumPy refuses rows of different lengths
+            raise DataError(
+                "the trials have different lengths, so they are no array; cut or pad them to one length first."
+            ) from error
+    if X.dtype.kind not in "fiu":
+        raise DataError(
+            f"the trials must be numbers, not {X.dtype}; give an array of shape (n_trials, ...) of floats."
+        )
+    if X.ndim < 2 or not X.size:
+        raise DataError(
+            f"the trials have the shape {X.shape}; expected (n_trials, n_features) or (n_trials, n_channels, n_times)."
+        )
+    if X.dtype.kind != "f":
+        X = X.astype(np.float32)
+    check_finite(X, what="X", row_names=np.arange(len(X)), unit="trial")
+    return X
+
+
+def _name_axes(
+    X: np.ndarray,
+    dims: tuple[str, ...] | None,
+    times: Sequence[float] | np.ndarray | None,
+    ch_names: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """Return the names of the axes, and notice channels and times in the wrong order where their lengths tell."""
+    if dims is None:
+        guesses = {
+            2: ("trial", "channel" if ch_names is not None else "feature"),
+            3: ("trial", "channel", "time"),
+        }
+        if X.ndim not in guesses:
+            raise DataError(
+                f"X has {X.ndim} axes; give (n_trials, n_features) or (n_trials, n_channels, n_times), or flatten "
+                "volumes "
+                "through a mask first."
+            )
+        dims = guesses[X.ndim]
+    if len(dims) != X.ndim:
+        raise DataError(f"X of shape {X.shape} cannot have the axes {', '.join(dims)}.")
+    for name, given, axis in (("ch_names", ch_names, "channel"), ("times", times, "time")):
+        if given is None or axis not in dims:
+            if given is not None:
+                raise DataError(
+                    f"{name} was given, but X has the axes {', '.join(dims)}; leave it out or give dims."
+                )
+            continue
+        place = dims.index(axis)
+        if len(given) == X.shape[place]:
+            continue
+        swapped = [n for n in range(1, X.ndim) if n != place and X.shape[n] == len(given)]
+        advice = "; the axes look swapped: pass X.transpose(0, 2, 1)" if X.ndim == 3 and swapped else ""
+        raise DataError(f"{name} lists {len(given)} entries, but X has {X.shape[place]} {axis}s{advice}.")
+    if times is not None and len(times) > 1 and (np.diff(np.asarray(times, float)) <= 0).any():
+        raise DataError("times must ascend, in seconds.")
+    return dims
+
+
+def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:
+    if len(trials) != n_trials:
+        raise DataError(f"X has {n_trials} trials, but their table has {len(trials)} rows.")
+    names = [str(name) for name in trials.columns]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise DataError(f"the trial table has the column {twice[0]!r} more than once; keep one of them.")
+    if "stimulus_id" not in names and "concept" not in names:
+        near = [suggest(name, ("stimulus_id", "concept")) for name in names]
+        raise DataError(
+            f"the trial table has the columns {', '.join(names) or 'none'}; it needs stimulus_id (which picture was "
+            "shown) "
+            f"or concept (its class){next(filter(None, near), '')}."
+        )
+    table = trials.reset_index(drop=True).copy()
+    table.columns = pd.Index(names)
+    for name in ("stimulus_id", "concept", "subject", "session", "run", "group"):
+        if name in table:
+            table[name] = _as_text(table[name], name)
+    return table
+
+
+def _as_text(column: pd.Series, name: str) -> pd.Series:
+    """Return ids as text; whole floats lose their ``.0``, which a gap in a CSV file puts there."""
+    if column.isna().any():
+        row = int(np.flatnonzero(column.isna())[0])
+        raise DataError(f"the trial table has no {name} in row {row}; give one, or drop the trial.")
+    if column.dtype.kind == "f" and (column == column.round()).all():
+        column = column.astype(np.int64)
+    return column.astype(str).astype(object)
+
+
+def _list_classes(table: pd.DataFrame) -> tuple[StimulusSet, pd.DataFrame]:
+    """Return a stimulus set without pixels: one row per picture id if there are ids, otherwise one per class."""
+    table = table.copy()
+    if "concept" not in table:
+        raise DataError(
+            "no pictures and no classes were given: pass images=... (a folder or an array), or labels=... (the "
+            "class of "
+            "each trial)."
+        )
+    if "stimulus_id" not in table:
+        table["stimulus_id"] = table["concept"]
+    shown = table[["stimulus_id", "concept"]].drop_duplicates()
+    twice = shown["stimulus_id"][shown["stimulus_id"].duplicated()]
+    if len(twice):
+        raise DataError(
+            f"the stimulus {twice.iloc[0]!r} has two classes in the trial table; it can have one."
+        )
+    # Without pixels, the name is all the identity there is.
+    hashes = [hash_pixels(np.frombuffer(str(i).encode(), np.uint8)) for i in shown["stimulus_id"]]
+    return StimulusSet(shown.assign(path="", sha256=hashes).reset_index(drop=True)), table
+
+
+def _join_pictures(
+    table: pd.DataFrame, pictures: Pictures, *, merge: bool
+) -> tuple[StimulusSet, pd.DataFrame, list[str]]:
+    table, notes = table.copy(), []
+    files, arrays, ids = _index_pictures(pictures)
+    if "stimulus_id" not in table:
+        if len(ids) != len(table):
+            raise DataError(
+                f"{len(ids)} pictures and {len(table)} trials: say which picture each trial showed (shown=..., or the "
+                "column stimulus_id)."
+            )
+        table["stimulus_id"] = ids  # one picture per trial, in the same order
+    rows = _match_ids(table["stimulus_id"].tolist(), ids)
+    table["stimulus_id"] = [ids[row] for row in rows]
+    unused = len(ids) - len(set(rows))
+    if unused:
+        notes.append(f"{unused} of {len(ids)} pictures were shown in no trial; they are left out.")
+    used = sorted(set(rows))
+    hashes = [_hash_picture(files, arrays, row) for row in used]
+    first_of: dict[str, int] = {}
+    same: dict[int, int] = {}
+    for row, digest in zip(used, hashes, strict=True):
+        same[row] = first_of.setdefault(digest, row)
+    copies = [(ids[row], ids[first]) for row, first in same.items() if row != first]
+    if copies:
+        named = "; ".join(f"{a!r} is {b!r}" for a, b in copies[:5]) + ("; ..." if len(copies) > 5 else "")
+        if not merge:
+            raise DataError(
+                f"{len(copies)} picture(s) are the same as another by their pixels ({named}); give each picture one "
+                "id, "
+                "or allow merging."
+            )
+        notes.append(
+            f"{len(copies)} picture(s) are the same as another by their pixels and became one: {named}."
+        )
+    table["stimulus_id"] = [ids[same[row]] for row in rows]
+    kept = [row for row in used if same[row] == row]
+    if "concept" in table:
+        shown = table[["stimulus_id", "concept"]].drop_duplicates()
+        twice = shown["stimulus_id"][shown["stimulus_id"].duplicated()]
+        if len(twice):
+            raise DataError(
+                f"the picture {twice.iloc[0]!r} has two classes in the trial table; labels name what a picture "
+                "shows, so "
+                "it can have one."
+            )
+        concept_of = dict(zip(shown["stimulus_id"], shown["concept"], strict=True))
+    else:
+        concept_of = {ids[row]: _guess_concept(files, ids, row) for row in kept}
+    digests = dict(zip(used, hashes, strict=True))
+    stimulus_table = pd.DataFrame(
+        {
+            "stimulus_id": [ids[row] for row in kept],
+            "concept": [concept_of[ids[row]] for row in kept],
+            "path": [str(files[row]) if files else "array" for row in kept],
+            "sha256": [digests[row] for row in kept],
+        }
+    )
+    if files:
+        return StimulusSet(stimulus_table, root=Path("/")), table, notes
+    assert arrays is not None
+    shapes = {arrays[row].shape for row in kept}
+    if len(shapes) > 1:
+        raise DataError(
+            f"the pictures have {len(shapes)} different sizes; give them as files in a folder, or resize them to "
+            "one size."
+        )
+    return StimulusSet(stimulus_table, pixels=np.stack([arrays[row] for row in kept])), table, notes
+
+
+def _index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | None, list[str]]:
+    """Return the files or the arrays of the pictures, and the id of each."""
+    if isinstance(pictures, str | Path):
+        folder = Path(pictures).expanduser().absolute()
+        if not folder.is_dir():
+            raise DataError(f"the pictures should lie in a folder, but {folder} is none.")
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not found:
+            raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+        stems = [p.relative_to(folder).with_suffix("").as_posix() for p in found]
+        if len({Path(stem).name for stem in stems}) == len(stems):
+            stems = [Path(stem).name for stem in stems]
+        if len(set(stems)) < len(stems):  # owl.png beside owl.jpg
+            stems = [p.relative_to(folder).as_posix() for p in found]
+        return found, None, stems
+    if isinstance(pictures, Mapping):
+        ids, values = [str(key) for key in pictures], list(pictures.values())
+    else:
+        values = list(pictures)
+        ids = [str(n) for n in range(len(values))]
+    if not values:
+        raise DataError("no picture was given; pass at least two.")
+    if all(isinstance(value, str | Path) for value in values):
+        paths = [Path(value).expanduser().absolute() for value in values]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            hint = (
+                "" if missing[0].suffix else "; labels=... takes names of classes, images=... takes pictures"
+            )
+            raise DataError(f"the picture {missing[0]} does not exist{hint}.")
+        if not isinstance(pictures, Mapping):
+            stems = [path.stem for path in paths]
+            ids = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+        return paths, None, ids
+    return [], [as_uint8_rgb(value, name=i) for value, i in zip(values, ids, strict=True)], ids
+
+
+def as_uint8_rgb(picture: Any, *, name: str = "") -> np.ndarray:
+    """Return a picture as uint8 of shape (height, width, 3).
+
+    Parameters
+    ----------
+    picture : array of shape (height, width), (height, width, 1), (height, width, 3) or (height, width, 4)
+        uint8, or floats in 0..1; grey becomes three equal channels, and transparency is dropped.
+    name
+        Of the picture, for messages.
+
+    Raises
+    ------
+    DataError
+        If it has another shape, or floats outside 0..1.
+
+    Examples
+    --------
+    >>> as_uint8_rgb(np.array([[0.0, 1.0]])).tolist()
+    [[[0, 0, 0], [255, 255, 255]]]
+    """
+    array = np.asarray(picture)
+    where = f"the picture {name!r}" if name else "a picture"
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+        hint = "; move the channels to the end" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise DataError(
+            f"{where} has the shape {np.shape(picture)}; expected (height, width) or (height, width, 3){hint}."
+        )
+    array = array[..., :3]
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise DataError(f"{where} holds a value that is not finite.")
+        if array.min() < 0 or array.max() > 1:
+            raise DataError(
+                f"{where} is of floats from {array.min():g} to {array.max():g}; floats must lie in 0..1 (divide by "
+                "255, or "
+                "convert to uint8)."
+            )
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype.kind == "b":
+        array = array.astype(np.uint8) * 255
+    elif array.dtype != np.uint8:
+        if array.min() < 0 or array.max() > 255:
+            raise DataError(f"{where} has values from {array.min()} to {array.max()}; expected 0 to 255.")
+        array = array.astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _match_ids(shown: list[str], ids: list[str]) -> list[int]:
+    """Return the picture of each trial; a file may be named with or without its suffix or folder."""
+    row_of = {name: row for row, name in enumerate(ids)}
+    rows = []
+    for trial, name in enumerate(shown):
+        row = row_of.get(name)
+        if row is None and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            stem = Path(name).with_suffix("")
+            row = row_of.get(stem.as_posix(), row_of.get(stem.name))
+        if row is None:
+            raise DataError(
+                f"trial {trial} shows {name!r}, but there is no such picture among the {len(ids)} given"
+                f"{suggest(name, ids[:2000])} (first ones: {', '.join(ids[:3])})."
+            )
+        rows.append(row)
+    return rows
+
+
+def _hash_picture(files: list[Path], arrays: list[np.ndarray] | None, row: int) -> str:
+    """Return the hash of the pixels: the same picture as PNG and as array has one identity."""
+    if arrays is not None:
+        return hash_pixels(arrays[row])
+    return hash_pixels(read_image_file(files[row]))
+
+
+def _guess_concept(files: list[Path], ids: list[str], row: int) -> str:
+    """Return the folder of a picture where several folders sort the pictures, otherwise its own id."""
+    folders = {path.parent for path in files}
+    return files[row].parent.name if len(folders) > 1 else ids[row]
+
+
+def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Fill in what a trial table lacks, and say so.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With `stimulus_id`.
+
+    Returns
+    -------
+    table : DataFrame
+        With `subject, session, run` (``01`` where missing), `repetition` (counted within subject and picture, from 0)
+        and `split` (``train`` where missing).
+    notes : list of str
+    """
+    table, filled = table.copy(), []
+    for name in ("subject", "session", "run"):
+        if name not in table:
+            table[name] = "01"
+            filled.append(name)
+    notes = (
+        [f"{', '.join(filled)} {'was' if len(filled) == 1 else 'were'} not given and set to 01."]
+        if filled
+        else []
+    )
+    if "repetition" not in table:
+        table["repetition"] = table.groupby(["subject", "stimulus_id"], sort=False).cumcount()
+    if "split" not in table:
+        table["split"] = "train"
+    else:
+        found = set(table["split"].astype(str))
+        if not found <= {"train", "test"}:
+            other = sorted(found - {"train", "test"})[0]
+            raise DataError(f"the column split must hold train or test, not {other!r}.")
+        table["split"] = table["split"].astype(str).astype(object)
+        crossing = set(table.loc[table["split"] == "train", "stimulus_id"]) & set(
+            table.loc[table["split"] == "test", "stimulus_id"]
+        )
+        if crossing and len(found) == 2 and "concept" not in table:
+            raise DataError(
+                f"{len(crossing)} picture(s) are both trained on and tested, first {sorted(crossing)[0]!r}: split by "
+                "picture, not by trial."
+            )
+    return table, notes
+
+
+def find_copied_trials(X: np.ndarray) -> list[tuple[int, int]]:
+    """Return pairs of trials that are equal, or correlate above `COPY_CORRELATION`; the earlier row first.
+
+    Parameters
+    ----------
+    X : float array of shape (n_trials, ...)
+
+    Notes
+    -----
+    Trials of fewer than 20 values are compared by equality alone, since short ones correlate by chance. Above
+    `MAX_CORRELATED` trials only equal ones are found; the correlations would take longer than the decoding.
+    """
+    flat = np.asarray(X, dtype=np.float32).reshape(len(X), -1)
+    seen: dict[bytes, int] = {}
+    pairs = []
+    for row, values in enumerate(flat):
+        first = seen.setdefault(values.tobytes(), row)
+        if first != row:
+            pairs.append((first, row))
+    if len(flat) > MAX_CORRELATED or flat.shape[1] < 20:
+        return pairs
+    unit = flat - flat.mean(axis=1, keepdims=True)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-20)
+    known = set(pairs)
+    for start in range(0, len(unit), 1024):  # a block of correlations at a time
+        block = unit[start : start + 1024] @ unit[start:].T  # (n_block, n_trials - start)
+        for a, b in zip(*np.nonzero(block > COPY_CORRELATION), strict=True):
+            pair = (start + int(a), start + int(b))
+            if pair[0] < pair[1] and pair not in known:
+                pairs.append(pair)
+    return sorted(pairs)

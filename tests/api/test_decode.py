@@ -1,0 +1,232 @@
+"""From arrays to scores, images and a report in a few lines, in memory and from the command line alike."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import braindecode_vis as bdv
+
+N_PICTURES, N_REPEATS, N_FEATURES = 30, 2, 60
+
+
+def make_experiment(seed=0, noise=0.3):
+    rng = np.random.default_rng(seed)
+    pictures = rng.random((N_PICTURES, 6, 6))
+    shown = np.repeat(np.arange(N_PICTURES), N_REPEATS)
+    X = pictures.reshape(N_PICTURES, -1)[shown] @ rng.normal(size=(36, N_FEATURES))
+    return (X + noise * rng.normal(size=X.shape)).astype(np.float32), pictures, shown
+
+
+def get_score(run, metric, method="decoded"):
+    scores = run.scores
+    return scores[(scores["metric"] == metric) & (scores["method"] == method)]["value"].item()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    X, pictures, shown = make_experiment()
+    data = bdv.from_arrays(
+        X, images=pictures, shown=shown, title="Mine", unit="microvolt", citation="Me (2026)"
+    )
+    return bdv.decode(
+        data, split=5, out=tmp_path_factory.mktemp("run"), settings={"evaluation.n_permutations": 200}
+    )
+
+
+def test_import_is_light():
+    """Nothing heavy is loaded before a name is used."""
+    code = "import sys, braindecode_vis; print([m for m in ('numpy', 'torch', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_public_names_are_few_and_all_there():
+    assert set(dir(bdv)) == set(bdv.__all__)
+    assert len(bdv.__all__) < 36
+    for name in bdv.__all__:
+        assert getattr(bdv, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'form_arrays'"):
+        bdv.form_arrays  # noqa: B018
+
+
+def test_stub_names_what_the_package_exports():
+    """The types of the lazily loaded names stand in a stub, which must not fall behind."""
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse(Path(bdv.__file__).with_suffix(".pyi").read_text())
+    names = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names | {"__version__"} == set(bdv.__all__)
+
+
+def test_a_run_answers_with_scores_predictions_images_and_a_page(run):
+    assert get_score(run, "top1") > 0.5
+    assert len(run.predictions) == N_PICTURES  # repetitions are averaged
+    assert run.reconstructions["decoded"].shape == (N_PICTURES, 6, 6, 3)
+    assert len(run.ranks) == N_PICTURES
+    page = run.report().read_text()
+    assert "Mine" in page
+    assert "Me (2026)" in page
+    assert "microvolt" in page
+    assert run._repr_html_().startswith("<p>")
+
+
+def test_an_opened_run_gives_the_same(run):
+    again = bdv.open_run(str(run.folder))
+    pd.testing.assert_frame_equal(
+        again.scores.drop(columns="fingerprint"), run.scores.drop(columns="fingerprint")
+    )
+    np.testing.assert_array_equal(again.predictions.vectors, run.predictions.vectors)
+
+
+def test_the_command_line_gives_the_same_scores(run, tmp_path):
+    X, pictures, shown = make_experiment()
+    np.save(tmp_path / "data.npy", X)
+    np.save(tmp_path / "images.npy", pictures)
+    pd.DataFrame({"stimulus_id": shown}).to_csv(tmp_path / "trials.csv", index=False)
+    overrides = [
+        "split.n_folds=5",
+        "split.stratify=true",
+        "encoder={kind: ridge}",
+        "evaluation.n_permutations=200",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "braindecode_vis",
+        "run",
+        "arrays_ridge",
+        "--root",
+        str(tmp_path),
+        "--out",
+    ]
+    command += [str(tmp_path / "out"), *[part for text in overrides for part in ("--set", text)]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    other = bdv.open_run(tmp_path / "out")
+    assert get_score(other, "pixcorr") == get_score(run, "pixcorr")
+    assert get_score(other, "top1") == get_score(run, "top1")
+
+
+def test_figures_are_matplotlib_objects(run, tmp_path):
+    from matplotlib.figure import Figure
+
+    for figure in (
+        run.gallery(),
+        bdv.plot_gallery(run, n_items=3),
+        bdv.plot_ranks(run),
+        bdv.plot_scores(run),
+    ):
+        assert isinstance(figure, Figure)
+    run.gallery(rows=["decoded"]).savefig(tmp_path / "gallery.png")
+    seen, decoded = run.reconstructions["seen"], run.reconstructions["decoded"]
+    assert isinstance(bdv.plot_gallery(seen=seen, decoded=decoded), Figure)
+    with pytest.raises(bdv.ConfigError, match="metric is 'pixcor'"):
+        run.gallery(metric="pixcor")
+    with pytest.raises(bdv.DataError, match="belong together"):
+        bdv.plot_gallery(seen=seen, decoded=decoded[1:])
+
+
+def test_audit_and_compare(run, tmp_path):
+    found = run.audit()
+    assert not (found["level"] == "leak").any()
+    X, pictures, shown = make_experiment()
+    noise = np.random.default_rng(1).normal(size=X.shape)
+    other = bdv.decode(
+        bdv.from_arrays(X + 3 * noise, images=pictures, shown=shown), split=5, out=tmp_path,
+        settings={"evaluation.n_permutations": 200},
+    )  # fmt: skip
+    table = run.compare(other)
+    assert table.set_index("metric").loc["pixcorr", "difference"] < 0
+
+
+def test_noise_is_at_chance():
+    _, pictures, shown = make_experiment()
+    X = np.random.default_rng(5).normal(size=(len(shown), N_FEATURES))
+    run = bdv.decode(
+        bdv.from_arrays(X, images=pictures, shown=shown), split=5, settings={"evaluation.n_permutations": 200}
+    )
+    row = run.scores.query("metric == '2_way' and method == 'decoded'").iloc[0]
+    assert row["ci_low"] < 0.5 < row["ci_high"]
+
+
+def test_a_picture_under_two_ids_is_split_as_one():
+    """Such a picture was trained on and tested: pixel correlation 0.963 instead of 0.85 without a word."""
+    X, pictures, shown = make_experiment(noise=30.0)
+    doubled = np.concatenate([pictures, pictures])  # the second presentation has an id of its own
+    other = shown.copy()
+    other[1::2] += N_PICTURES
+    data = bdv.from_arrays(X, images=doubled, shown=other)
+    assert len(data.stimuli) == N_PICTURES
+    assert any("became one" in note for note in data.notes)
+    both = bdv.decode(data, split=5, settings={"evaluation.n_permutations": 200})
+    one = bdv.decode(
+        bdv.from_arrays(X, images=pictures, shown=shown), split=5, settings={"evaluation.n_permutations": 200}
+    )
+    assert get_score(both, "pixcorr") == pytest.approx(get_score(one, "pixcorr"), abs=0.02)
+
+
+def test_leave_one_image_out_and_groups():
+    X, pictures, shown = make_experiment()
+    data = bdv.from_arrays(X, images=pictures, shown=shown, group=np.arange(len(shown)) // 12)
+    few = {"evaluation.n_permutations": 200, "encoder.alphas": [1.0]}
+    one = bdv.decode(data, split="leave-one-image-out", settings=few)
+    assert one.scores["protocol"].str.contains(r"leave one image out \(30 images\)").all()
+    assert get_score(one, "top1") > 0.5
+    groups = bdv.decode(data, split={"kind": "group_kfold", "n_folds": 5, "images": True}, settings=few)
+    assert groups.scores["protocol"].str.contains("5-fold over 5 groups").all()
+
+
+def test_classes_without_pictures_across_subjects_folds_and_groups():
+    rng = np.random.default_rng(0)
+    labels = np.tile(["face", "house"], 60)
+    X = rng.normal(size=(120, 20)) + (labels == "face")[:, None] * 0.8
+    data = bdv.from_arrays(
+        X, labels=labels, subject=np.repeat(["a", "b", "c"], 40), run=np.tile(np.repeat([1, 2], 20), 3),
+        group=np.arange(120) // 10,
+    )  # fmt: skip
+    few = {"evaluation.n_permutations": 200}
+    for split in ("leave-one-subject-out", "leave-one-run-out", 4, "leave-one-group-out", None):
+        run = bdv.decode(data, encoder="lda", split=split, settings=few)
+        assert run.decodes_categories
+        values = run.scores.query("metric == 'accuracy' and method == 'decoded'")["value"]
+        assert values.mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda X, p, s: bdv.from_arrays(X), "nothing says what the trials showed"),
+        (
+            lambda X, p, s: bdv.from_arrays(X, images=p, shown=s[:-1]),
+            "shown has 59 entries, but X has 60 trials",
+        ),
+        (lambda X, p, s: bdv.from_arrays(X, images=p, shown=p), "must hold one id per trial"),
+        (lambda X, p, s: bdv.from_arrays(X, images=p), "there is no such picture"),
+        (lambda X, p, s: bdv.from_arrays(5, images=p), "must be an array of trials"),
+        (lambda X, p, s: bdv.decode(X), "takes data made by from_arrays"),
+        (lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), target="pixel"), "pixels"),
+        (lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), encoder="rigde"), "ridge"),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), split="published"),
+            "no train/test",
+        ),
+        (lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), split=1000), "only 30 images"),
+        (lambda X, p, s: bdv.load("things_eeg3"), "things_eeg2"),
+        (lambda X, p, s: bdv.open_run("/nowhere"), "is no run folder"),
+        (lambda X, p, s: bdv.describe("encodr"), "encoder"),
+    ],
+)
+def test_bad_input_is_one_sentence_in_the_packages_own_exception(call, message):
+    X, pictures, shown = make_experiment()
+    with pytest.raises(bdv.BraindecodeVisError, match=message):
+        call(X, pictures, shown)
+
+
+def test_known_things_are_tables():
+    assert "arrays_ridge" in set(bdv.list_configs()["name"])
+    assert {"ridge", "network", "lda"} <= set(bdv.describe("encoder")["kind"])
+    table = bdv.describe("encoder", "ridge")
+    assert table.set_index("setting").loc["alphas", "about"]

@@ -1,0 +1,287 @@
+"""Arrays, tables and pictures of a user: what is understood, filled in, and refused with one sentence."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.array_folder import (
+    ArraysConfig,
+    find_input_files,
+    read_array_folder,
+    unpack_epochs,
+)
+from braindecode_vis.datasets.own_data import as_uint8_rgb, assemble_data, complete_trials, find_copied_trials
+from braindecode_vis.store import read_responses, read_stimuli, write_responses, write_stimuli
+
+N_TRIALS, N_FEATURES, N_PICTURES = 12, 30, 4
+
+
+def make_signals(seed=0, shape=(N_TRIALS, N_FEATURES)):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def make_pictures(seed=0, n=N_PICTURES):
+    return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+
+
+def make_table(**columns):
+    return pd.DataFrame({"stimulus_id": [str(n % N_PICTURES) for n in range(N_TRIALS)], **columns})
+
+
+def write_folder(folder, *, table=None, pictures=None, data=None, meta=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "data.npy", make_signals() if data is None else data)
+    (make_table() if table is None else table).to_csv(folder / "trials.csv", index=False)
+    if pictures is not None:
+        np.save(folder / "images.npy", pictures)
+    if meta is not None:
+        (folder / "meta.yaml").write_text(meta)
+    return folder
+
+
+def test_what_is_missing_is_filled_in_and_said():
+    data = assemble_data(make_signals(), make_table(), make_pictures())
+    trials = data.responses.trials
+    assert set(trials["subject"]) == set(trials["run"]) == {"01"}
+    assert trials["repetition"].tolist() == [n // N_PICTURES for n in range(N_TRIALS)]
+    assert any("set to 01" in note for note in data.notes)
+    assert data.responses.dims == ("trial", "feature")
+    assert data.responses.coords["warnings"] == list(data.notes)
+
+
+def test_the_data_are_not_copied():
+    X = make_signals()
+    assert np.shares_memory(assemble_data(X, make_table(), make_pictures()).responses.data, X)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3], ["0", "1", "2", "3"], [0.0, 1.0, 2.0, 3.0]])
+def test_integer_text_and_float_ids_name_the_same_pictures(ids):
+    table = pd.DataFrame({"stimulus_id": [ids[n % N_PICTURES] for n in range(N_TRIALS)]})
+    data = assemble_data(make_signals(), table, make_pictures())
+    assert data.responses.stimulus_ids.tolist() == [str(n % N_PICTURES) for n in range(N_TRIALS)]
+
+
+def test_one_picture_under_two_ids_becomes_one_and_is_named():
+    """The commonest mistake with arrays: one picture under several ids gave a pixel correlation of 0.963 for 0.85."""
+    pictures = make_pictures()
+    pictures[3] = pictures[1]
+    data = assemble_data(make_signals(), make_table(), pictures)
+    assert len(data.stimuli) == 3
+    assert "3" not in set(data.responses.stimulus_ids)
+    assert any("'3' is '1'" in note for note in data.notes)
+    with pytest.raises(DataError, match="'3' is '1'"):
+        assemble_data(make_signals(), make_table(), pictures, merge_same_pictures=False)
+
+
+def test_the_same_picture_as_png_and_bmp_is_one(tmp_path):
+    pictures = make_pictures()
+    for n, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{n}.png")
+    Image.fromarray(pictures[0]).save(tmp_path / "again.bmp")
+    table = make_table()
+    table.loc[0, "stimulus_id"] = "again"
+    data = assemble_data(make_signals(), table, tmp_path)
+    assert len(data.stimuli) == N_PICTURES
+    assert data.responses.stimulus_ids[0] == data.responses.stimulus_ids[4]
+
+
+def test_files_may_be_named_with_or_without_suffix_and_folder(tmp_path):
+    for n, picture in enumerate(make_pictures()):
+        (tmp_path / f"kind{n % 2}").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / f"kind{n % 2}" / f"p{n}.png")
+    shown = [f"p{n % 4}.png" if n % 2 else f"p{n % 4}" for n in range(N_TRIALS)]
+    data = assemble_data(make_signals(), pd.DataFrame({"stimulus_id": shown}), tmp_path)
+    assert sorted(data.stimuli.ids) == ["p0", "p1", "p2", "p3"]
+    assert sorted(set(data.stimuli.table["concept"])) == ["kind0", "kind1"]
+
+
+def test_one_picture_per_trial_needs_no_ids():
+    data = assemble_data(
+        make_signals(), pd.DataFrame(index=range(N_TRIALS)).assign(concept="x"), make_pictures(n=N_TRIALS)
+    )
+    assert data.responses.stimulus_ids.tolist() == [str(n) for n in range(N_TRIALS)]
+
+
+def test_classes_alone_are_stimuli_without_pictures():
+    table = pd.DataFrame({"concept": ["face", "house"] * 6})
+    data = assemble_data(make_signals(), table, None)
+    assert not data.knows_images
+    assert data.stimuli.ids.tolist() == ["face", "house"]
+
+
+def test_copies_of_trials_are_found():
+    X = make_signals()
+    X[7] = X[2]
+    X[9] = 3 * X[4] + 1e-4 * make_signals(1)[4]
+    assert find_copied_trials(X) == [(2, 7), (4, 9)]
+    notes = assemble_data(X, make_table(), make_pictures()).notes
+    assert any("2 pair(s) of trials are copies" in note for note in notes)
+    assert find_copied_trials(make_signals()) == []
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [np.zeros((4, 4)), np.zeros((4, 4, 1)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4)), np.zeros((4, 4), bool)],
+)
+def test_grey_float_and_transparent_pictures_become_rgb(picture):
+    assert as_uint8_rgb(picture).shape == (4, 4, 3)
+    assert as_uint8_rgb(picture).dtype == np.uint8
+
+
+REFUSED = {
+    "lists of different lengths": ({"X": [[1.0, 2.0], [1.0]]}, "different lengths"),
+    "text": ({"X": np.array([["a"]] * N_TRIALS)}, "must be numbers"),
+    "one axis": ({"X": np.zeros(N_TRIALS)}, "expected .n_trials, n_features"),
+    "nan": ({"X": np.where(np.arange(N_FEATURES) == 3, np.nan, make_signals())}, "non-finite"),
+    "lengths": ({"X": make_signals()[:-1]}, "11 trials, but their table has 12 rows"),
+    "channels and times swapped": (
+        {"X": make_signals(shape=(N_TRIALS, 5, 3)), "ch_names": ["a", "b", "c"]}, "axes look swapped"
+    ),
+    "times": ({"X": make_signals(shape=(N_TRIALS, 3, 5)), "times": [0, 1, 2]}, "times lists 3 entries"),
+    "descending times": ({"X": make_signals(shape=(N_TRIALS, 3, 2)), "times": [1.0, 0.0]}, "must ascend"),
+    "unknown picture": ({"trials": make_table(stimulus_id=["0"] * 11 + ["owl"])}, "trial 11 shows 'owl'"),
+    "missing id": ({"trials": make_table(stimulus_id=["0"] * 11 + [None])}, "no stimulus_id in row 11"),
+    "columns": ({"trials": make_table().rename(columns={"stimulus_id": "stimulus"})}, "did you mean 'stimulus_id'"),
+    "twice": ({"trials": pd.concat([make_table(), make_table()], axis=1)}, "more than once"),
+    "classes": ({"trials": make_table(concept=["a"] * 11 + ["b"])}, "two classes"),
+    "floats": ({"pictures": make_pictures().astype(float)}, "must lie in 0..1"),
+    "channels first": ({"pictures": np.zeros((4, 3, 8, 8), np.uint8)}, "move the channels to the end"),
+    "labels as pictures": ({"pictures": ["owl", "cup", "key", "hat"]}, "labels=... takes names of classes"),
+    "split": ({"trials": make_table(split=["train"] * 11 + ["dev"])}, "train or test, not 'dev'"),
+    "no class": ({"pictures": None}, "no pictures and no classes"),
+    "not one per trial": ({"trials": pd.DataFrame({"concept": ["a"] * N_TRIALS})}, "which picture each trial showed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_one_sentence(name):
+    changed, message = REFUSED[name]
+    arguments = {"X": make_signals(), "trials": make_table(), "pictures": make_pictures(), **changed}
+    with pytest.raises(DataError, match=message) as caught:
+        assemble_data(arguments.pop("X"), arguments.pop("trials"), arguments.pop("pictures"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_read_like_the_arrays_in_it(tmp_path):
+    folder = write_folder(
+        tmp_path, pictures=make_pictures(), meta="title: Mine\nunit: percent\nmodality: fmri\n"
+    )
+    data = read_array_folder(folder)
+    same = assemble_data(make_signals(), make_table(), make_pictures())
+    np.testing.assert_array_equal(data.responses.data, same.responses.data)
+    assert data.stimuli.table["sha256"].tolist() == same.stimuli.table["sha256"].tolist()
+    assert (data.about["title"], data.responses.unit, data.responses.dims) == (
+        "Mine",
+        "percent",
+        ("trial", "voxel"),
+    )
+
+
+def test_what_the_store_wrote_is_taken_as_it_is(tmp_path):
+    first = assemble_data(make_signals(), make_table(), make_pictures())
+    write_responses(tmp_path / "responses", first.responses)
+    write_stimuli(tmp_path / "stimuli", first.stimuli)
+    again = read_array_folder(tmp_path)
+    pd.testing.assert_frame_equal(again.responses.trials, first.responses.trials)
+    assert "responses" not in find_input_files(tmp_path)
+    assert "data.npy" in find_input_files(tmp_path)
+    ArraysConfig(root=tmp_path).write(tmp_path / "out", seed=0)
+    assert read_responses(tmp_path / "out" / "responses").n_trials == N_TRIALS
+    assert len(read_stimuli(tmp_path / "out" / "stimuli")) == N_PICTURES
+
+
+def test_a_changed_byte_of_any_input_changes_the_digest(tmp_path):
+    folder = write_folder(tmp_path, pictures=make_pictures(), meta="title: Mine\n")
+    before = ArraysConfig(root=folder).hash_inputs()
+    assert set(before) == {"data.npy", "trials.csv", "images.npy", "meta.yaml"}
+    np.save(folder / "images.npy", make_pictures(1))
+    after = ArraysConfig(root=folder).hash_inputs()
+    assert [name for name in before if before[name] != after[name]] == ["images.npy"]
+
+
+def test_ids_of_a_table_stay_text(tmp_path):
+    pictures = {f"{n:03d}": picture for n, picture in enumerate(make_pictures())}
+    (tmp_path / "images").mkdir()
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(tmp_path / "images" / f"{name}.png")
+    table = pd.DataFrame({"stimulus_id": [f"{n % 4:03d}" for n in range(N_TRIALS)]})
+    data = read_array_folder(write_folder(tmp_path, table=table))
+    assert sorted(data.stimuli.ids) == ["000", "001", "002", "003"]
+
+
+def test_epochs_with_event_names_or_metadata(tmp_path):
+    import mne
+
+    rng = np.random.default_rng(0)
+    info = mne.create_info(["Oz", "POz", "EOG"], 100.0, ["eeg", "eeg", "eog"])
+    events = np.c_[np.arange(N_TRIALS) * 10, np.zeros(N_TRIALS, int), np.tile([1, 2], 6)]
+    epochs = mne.EpochsArray(
+        rng.normal(size=(N_TRIALS, 3, 20)) * 1e-6,
+        info,
+        events,
+        tmin=-0.1,
+        event_id={"face": 1, "house": 2},
+        verbose="error",
+    )
+    data, given = unpack_epochs(epochs)
+    assert data.shape == (N_TRIALS, 2, 20)
+    assert given["ch_names"] == ["Oz", "POz"]
+    assert given["trials"]["concept"].tolist() == ["face", "house"] * 6
+    epochs.save(tmp_path / "mine-epo.fif", verbose="error")
+    read = read_array_folder(tmp_path)
+    assert read.responses.dims == ("trial", "channel", "time")
+    assert read.responses.unit == "volt"
+    epochs.metadata = pd.DataFrame({"picture": [str(n % 4) for n in range(N_TRIALS)]})
+    _, given = unpack_epochs(epochs, column="picture")
+    assert given["trials"]["stimulus_id"].tolist()[:4] == ["0", "1", "2", "3"]
+    with pytest.raises(DataError, match="must be one of the metadata"):
+        unpack_epochs(epochs, column="image")
+
+
+def test_volumes_are_read_through_their_mask(tmp_path):
+    import nibabel as nib
+
+    rng, affine = np.random.default_rng(0), np.diag([3.0, 3.0, 3.0, 1.0])
+    volumes, mask = rng.normal(size=(4, 5, 6, N_TRIALS)).astype(np.float32), rng.random((4, 5, 6)) < 0.5
+    nib.save(nib.Nifti1Image(volumes, affine), tmp_path / "data.nii.gz")
+    make_table(concept=[str(n % 4) for n in range(N_TRIALS)]).to_csv(
+        tmp_path / "trials.tsv", sep="\t", index=False
+    )
+    with pytest.raises(DataError, match=r"needs a mask .* mask.nii.gz"):
+        read_array_folder(tmp_path)
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), tmp_path / "mask.nii.gz")
+    data = read_array_folder(tmp_path).responses
+    np.testing.assert_allclose(data.data, volumes[mask].T)
+    np.testing.assert_array_equal(data.coords["mask"], mask)
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)), tmp_path / "mask.nii.gz")
+    with pytest.raises(DataError, match="another grid"):
+        read_array_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "data.npy").write_bytes(b"no array"), "cannot be read as a NumPy array"),
+        (lambda f: (f / "data.npy").unlink(), "holds no data.npy"),
+        (lambda f: (f / "trials.csv").unlink(), "no table of the trials"),
+        (lambda f: (f / "trials.csv").write_text("stimulus_id,stimulus_id\n"), "more than once"),
+        (lambda f: (f / "trials.csv").write_bytes(b"\xff\xfe\x00stimulus"), "cannot be read as a table"),
+        (lambda f: (f / "meta.yaml").write_text("titel: x"), "did you mean 'title'"),
+        (lambda f: (f / "meta.yaml").write_text("- a"), "must hold a mapping"),
+        (lambda f: (f / "meta.yaml").write_text("sfreq: fast"), "sfreq must be a number"),
+        (lambda f: (f / "images.npy").write_bytes(b""), "cannot be read as an array of pictures"),
+        (lambda f: np.savez(f / "data.npz", a=np.zeros(3)), "data.npy and data.npz"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(tmp_path, damage, message):
+    folder = write_folder(tmp_path, pictures=make_pictures())
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        read_array_folder(folder)
+
+
+def test_repetitions_are_counted_within_subject():
+    table, _ = complete_trials(pd.DataFrame({"stimulus_id": ["a", "a", "a"], "subject": ["1", "2", "1"]}))
+    assert table["repetition"].tolist() == [0, 0, 1]
