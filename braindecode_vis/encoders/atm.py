@@ -32,11 +32,14 @@ class EEGNetStage(nn.Module):
 
     def forward(self, data: Tensor) -> Tensor:
         """Map (batch, n_channels, n_times) to (batch, n_features, 1)."""
-        return self.readout(self.maps(data)).unsqueeze(2)
+        return self.readout(self.maps(data)).unsqueeze(
+            2
+        )  # one window, so that the projector reads it as maps
 
     def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
         """Return the projection of each window of EEGNet's maps, shape (batch, n_windows, n_outputs)."""
         features = self.readout.forward_windows(self.maps(data))
+        # The projector sees batch * windows rows, as if each window were a trial.
         return projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
@@ -125,7 +128,7 @@ class Atm(nn.Module):
         if not self.training or self.unknown_probability == 0:
             return subject
         hidden = torch.rand(subject.shape, device=subject.device) < self.unknown_probability
-        return torch.where(hidden, self.n_subjects, subject)
+        return torch.where(hidden, self.n_subjects, subject)  # the last row of the table of tokens
 
 
 class CommonLinear(nn.Module):
@@ -168,6 +171,7 @@ class SubjectLinear(nn.Module):
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map (batch, n_channels, size) and subjects (batch,) to (batch, n_channels, size)."""
         n_subjects = len(self.weight)
+        # Sorted by subject, a layer sees its trials as one block; a matrix per trial would take far more memory.
         order = subject.argsort(stable=True)
         counts = subject.bincount(minlength=n_subjects + 1).tolist()
         parts = []
@@ -176,7 +180,7 @@ class SubjectLinear(nn.Module):
                 parts.append(functional.linear(part, self.weight[index], self.bias[index]))
             elif len(part):
                 parts.append(functional.linear(part, self.weight.mean(0), self.bias.mean(0)))
-        return torch.cat(parts)[order.argsort()]
+        return torch.cat(parts)[order.argsort()]  # back in the order of the batch
 
 
 class EncoderLayer(nn.Module):
@@ -197,7 +201,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, size: int, n_heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.n_heads = n_heads
-        inner = size // n_heads * n_heads
+        inner = size // n_heads * n_heads  # a token of 250 samples does not part into 4 heads of equal size
         self.query = nn.Linear(size, inner)
         self.key = nn.Linear(size, inner)
         self.value = nn.Linear(size, inner)
@@ -219,9 +223,9 @@ class EncoderLayer(nn.Module):
             layer(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # batch, heads, tokens, features
             for layer in (self.query, self.key, self.value)
         ]
-        p = self.dropout.p if self.training else 0.0
+        p = self.dropout.p if self.training else 0.0  # torch's function does not know whether it trains
         attended = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], dropout_p=p)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        return self.out(attended.transpose(1, 2).flatten(2))  # batch, tokens, size
 
 
 def make_sinusoids(n_positions: int, n_features: int) -> Tensor:
@@ -231,4 +235,5 @@ def make_sinusoids(n_positions: int, n_features: int) -> Tensor:
     """
     rates = torch.exp(torch.arange(0, n_features, 2) * (-math.log(10_000.0) / n_features))
     angles = torch.arange(n_positions).unsqueeze(1) * rates  # positions, pairs
+    # Sine and cosine of a pair lie side by side; an odd number of features leaves the last cosine out.
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :n_features]

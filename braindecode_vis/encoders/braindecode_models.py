@@ -76,6 +76,7 @@ class BraindecodeConfig(Settings):
                 f"encoder.network.settings names {', '.join(fixed)}, which the responses and the target decide; "
                 "leave it out."
             )
+        # A class that takes any keyword cannot be asked which it knows; it complains itself.
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
             for name in self.settings:
                 if name not in accepted:
@@ -205,8 +206,9 @@ def _make_channel_info(signal: Signal) -> list[Any]:
         raise DataError(
             f"the responses name {len(signal.ch_names)} channels but have {signal.size_of('channel')}."
         )
+    # The type of the sensors is not told; braindecode's networks look at names and places only.
     info = mne.create_info(list(signal.ch_names), float(signal.sfreq or 1), "eeg")
     if signal.ch_pos is not None:
         for channel, position in zip(info["chs"], signal.ch_pos, strict=True):
-            channel["loc"][:3] = position
+            channel["loc"][:3] = position  # m, the first three of MNE's twelve numbers
     return list(info["chs"])

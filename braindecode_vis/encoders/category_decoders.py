@@ -31,6 +31,7 @@ from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
 
 _MAX_LDA_FEATURES = 8192  # its covariance takes 0.5 GiB
+_EDGE = 1e-6  # s; volumes at the edge of a window are in it whatever their rounding
 _FILE = "categories"
 _TRIAL = ("subject", "session", "run", "onset")  # what the rows of one trial share
 
@@ -192,6 +193,7 @@ class LinearCategoryDecoder:
         c, window = config.c[0], windows[0]
         if len(config.c) * len(windows) > 1:
             choices = _score_candidates(data, labels, responses.trials, config)
+            # The strongest penalty wins a tie.
             best = min(range(len(choices)), key=lambda n: (choices[n]["log_loss"], choices[n]["c"]))
             c, window = choices[best]["c"], windows[best // len(config.c)]
         rows = find_window(responses.trials, window)
@@ -266,6 +268,7 @@ def _decide(fit: LinearDecision, data: np.ndarray) -> np.ndarray:
 
     scores = (data - fit.mean) / fit.scale @ fit.weights.T + fit.offset
     if scores.shape[1] > 1:
+        # scikit-learn keeps one row per class, but a single one for two classes.
         return np.asarray(softmax(scores, axis=1))
     second = expit(scores[:, 0])
     return np.stack([1 - second, second], axis=1)
@@ -282,6 +285,7 @@ def _fit_lda(data: np.ndarray, labels: np.ndarray) -> LinearDecision:
             "encoder.kind to logistic."
         )
     scaler = StandardScaler().fit(data)
+    # The shrinkage of Ledoit and Wolf pulls toward a multiple of the identity, hence the z-scores before it.
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(scaler.transform(data), labels)
     return _keep(scaler, model, [])
 
@@ -349,9 +353,9 @@ def _score_fold(
     probabilities, test = _decide(fit, data[fold.test]), fold.test
     if config.pool:
         held = trials.iloc[test]
-        first = find_first_rows(held)
+        first = find_first_rows(held)  # one decision per trial: its rows have the same probabilities
         probabilities, test = pool_rows(probabilities, held, inside[test])[first], test[first]
-    own = np.searchsorted(np.array(fit.classes), labels[test])
+    own = np.searchsorted(np.array(fit.classes), labels[test])  # classes are sorted
     seen = probabilities[np.arange(len(test)), own]
     return -np.log(np.maximum(seen, np.finfo(float).tiny))
 
@@ -365,6 +369,7 @@ def _iterate_inner_folds(labels: np.ndarray, runs: np.ndarray) -> Iterator[Fold]
         )
     for name in names:
         fold = Fold(np.flatnonzero(runs != name), np.flatnonzero(runs == name))
+        # A class that no other run has would have no probability there, and an infinite loss.
         unseen = sorted(set(labels[fold.test]) - set(labels[fold.train]))
         if unseen:
             raise DataError(
@@ -411,7 +416,7 @@ def find_window(trials: pd.DataFrame, window: tuple[float, float] | None) -> np.
         return np.ones(len(trials), bool)
     check_columns(trials.columns, ("time", "duration"), what="the trial table, whose volumes are chosen,")
     times, ends = trials["time"].to_numpy(float), trials["duration"].to_numpy(float) + window[1]
-    inside = (times >= window[0] - 1e-6) & (times < ends - 1e-6)
+    inside = (times >= window[0] - _EDGE) & (times < ends - _EDGE)
     number = number_trials(trials)
     empty = int((np.bincount(number, weights=inside) == 0).sum()) if len(number) else 0
     if empty:
@@ -445,12 +450,12 @@ def pool_rows(probabilities: np.ndarray, trials: pd.DataFrame, inside: np.ndarra
     [[0.75, 0.25], [0.75, 0.25]]
     """
     number = number_trials(trials)
-    logs = np.log(np.maximum(probabilities, np.finfo(float).tiny))
+    logs = np.log(np.maximum(probabilities, np.finfo(float).tiny))  # a probability of 0 would veto the others
     total = np.zeros((number.max() + 1, probabilities.shape[1]))
     np.add.at(total, number[inside], logs[inside])
     counts = np.bincount(number[inside], minlength=len(total))
     if not counts.all():
         raise DataError(f"{int((counts == 0).sum())} trials have no row to be decided from.")
     mean = total / counts[:, None]
-    pooled = np.exp(mean - mean.max(axis=1, keepdims=True))
+    pooled = np.exp(mean - mean.max(axis=1, keepdims=True))  # the largest is 1: nothing underflows to 0 / 0
     return (pooled / pooled.sum(axis=1, keepdims=True))[number]

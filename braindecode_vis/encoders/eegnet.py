@@ -83,9 +83,8 @@ class EEGNetMaps(nn.Module):
         n_channels, _ = read_axes(signal, network)
         if scale_to_sfreq:
             kernel, pool_1 = (scale_length(n, signal, network, EEGNET_SFREQ) for n in (kernel, pool_1))
-        separable = separable_kernel
         self.n_windows = count_windows(
-            signal, network, lambda n: _padded(_padded(n, kernel) // pool_1, separable) // pool_2
+            signal, network, lambda n: _padded(_padded(n, kernel) // pool_1, separable_kernel) // pool_2
         )
         n_spatial = n_filters * depth_multiplier
         self.n_maps = n_pointwise or n_spatial
@@ -94,22 +93,30 @@ class EEGNetMaps(nn.Module):
         self.spatial = BoundedSpatialFilters(n_filters, n_spatial, n_channels, spatial_max_norm)
         self.spatial_norm = _make_norm(n_spatial)
         self.pool_1 = nn.AvgPool2d((1, pool_1))
+        # A separable convolution: filters along time for each map, then mixtures of the maps.
         self.depthwise = nn.Conv2d(
-            n_spatial, n_spatial, (1, separable), padding=(0, separable // 2), groups=n_spatial, bias=False
+            n_spatial,
+            n_spatial,
+            (1, separable_kernel),
+            padding=(0, separable_kernel // 2),
+            groups=n_spatial,
+            bias=False,
         )
         self.pointwise = nn.Conv2d(n_spatial, self.n_maps, 1, bias=False)
         self.separable_norm = _make_norm(self.n_maps)
         self.pool_2 = nn.AvgPool2d((1, pool_2))
         self.dropout = nn.Dropout(dropout)
-        _initialise_convolutions(self)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):  # all of them without a bias
+                nn.init.xavier_uniform_(part.weight)
 
     def forward(self, data: Tensor) -> Tensor:
         """Map (batch, n_channels, n_times) to (batch, n_maps, n_windows)."""
         maps = self.temporal_norm(self.temporal(data.unsqueeze(1)))  # batch, filters, channels, times
         maps = functional.elu(self.spatial_norm(self.spatial(maps)))  # batch, spatial filters, 1, times
-        maps = self.dropout(self.pool_1(maps))
+        maps = self.dropout(self.pool_1(maps))  # batch, spatial filters, 1, pooled times
         maps = functional.elu(self.separable_norm(self.pointwise(self.depthwise(maps))))
-        return self.dropout(self.pool_2(maps)).squeeze(2)
+        return self.dropout(self.pool_2(maps)).squeeze(2)  # batch, maps, windows
 
 
 class BoundedSpatialFilters(nn.Conv2d):
@@ -121,6 +128,7 @@ class BoundedSpatialFilters(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (batch, n_filters, n_channels, n_times) to (batch, n_spatial, 1, n_times)."""
+        # The paper's maximum-norm constraint (its table 2), applied where the filters are used.
         weight = self.weight if self.max_norm is None else self.weight.renorm(2, 0, self.max_norm)
         return functional.conv2d(maps, weight, groups=self.groups)
 
@@ -132,11 +140,3 @@ def _make_norm(n_maps: int) -> nn.BatchNorm2d:
 def _padded(n_times: int, kernel: int) -> int:
     """Return the length behind a convolution padded by half its kernel; one more than before if that is even."""
     return n_times + 2 * (kernel // 2) - kernel + 1
-
-
-def _initialise_convolutions(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Conv1d | nn.Conv2d):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

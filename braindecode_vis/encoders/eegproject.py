@@ -43,7 +43,7 @@ class Readout(nn.Linear):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (batch, n_maps, n_times) to (batch, n_outputs)."""
-        return functional.linear(maps.flatten(1), self._bounded_weight(), self.bias)
+        return functional.linear(maps.flatten(1), self._bounded_weight(), self.bias)  # maps * times in a row
 
     def forward_windows(self, maps: Tensor, n_windows: int | None = None) -> Tensor:
         """Map (batch, n_maps, n_times) to (batch, n_windows, n_outputs).
@@ -51,13 +51,14 @@ class Readout(nn.Linear):
         `n_windows` parts the time axis into neighbouring windows as equal as can be; None takes each sample.
         """
         weight = self._bounded_weight().unflatten(1, self.map_shape)  # outputs, maps, times
-        n_windows = min(n_windows or self.map_shape[1], self.map_shape[1])
+        n_windows = min(n_windows or self.map_shape[1], self.map_shape[1])  # no window may be empty
         parts = zip(maps.tensor_split(n_windows, dim=2), weight.tensor_split(n_windows, dim=2), strict=True)
         return torch.stack(
             [functional.linear(m.flatten(1), w.flatten(1), self.bias) for m, w in parts], dim=1
         )
 
     def _bounded_weight(self) -> Tensor:
+        # Bounded at every use instead of after every step: the optimiser needs no hook, and autograd sees the bound.
         return self.weight if self.max_norm is None else self.weight.renorm(2, 0, self.max_norm)
 
 
@@ -96,7 +97,9 @@ class Projector(nn.Module):
         return self._finish(self.expand.forward_windows(maps, n_windows))
 
     def _finish(self, expanded: Tensor) -> Tensor:
-        return self.last(self.norm(expanded + self.residual(expanded)))
+        return self.last(
+            self.norm(expanded + self.residual(expanded))
+        )  # works on the last axis, windows or none
 
 
 class EEGProject(nn.Module):
@@ -116,6 +119,7 @@ class EEGProject(nn.Module):
         self, signal: Signal, n_outputs: int, *, dropout: float, width: int | None, n_windows: int
     ) -> None:
         super().__init__()
+        # Without time (voxels, parcels) every value is a map of one sample.
         n_times = signal.shape[-1] if signal.dims[-1] == "time" else 1
         n_maps = math.prod(signal.shape) // n_times
         self.map_shape = (n_maps, n_times)
@@ -125,7 +129,7 @@ class EEGProject(nn.Module):
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials of shape (batch, *signal.shape) to (batch, n_outputs); the subject plays no part."""
-        return self.projector(data.reshape(len(data), *self.map_shape))
+        return self.projector(data.reshape(len(data), *self.map_shape))  # batch, all other axes, times
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for each window of time, shape (batch, n_windows, n_outputs).

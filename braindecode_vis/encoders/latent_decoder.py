@@ -7,6 +7,8 @@ Li et al. (2024), ATM, arXiv:2403.07721, low-level pipeline.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 
@@ -25,16 +27,14 @@ class LatentDecoder(nn.Module):
         latent_channels: int,
     ) -> None:
         super().__init__()
-        n_rows = 1
-        for n in shape[:-1]:
-            n_rows *= n
+        n_rows = math.prod(shape[:-1])  # channels, or 1 for voxels and parcels
         self.project = nn.Linear(shape[-1], time_features if has_time else trunk_features)
         trunk = n_rows * self.project.out_features
         stages: list[nn.Module] = []
         if first > 1:  # the point becomes the first map
             stages += _make_stage(trunk, trunk := (widths[0] if widths else trunk_features), first, 1, 0)
         for width in widths:
-            stages += _make_stage(trunk, width, 4, 2, 1)
+            stages += _make_stage(trunk, width, 4, 2, 1)  # kernel 4, stride 2, padding 1: twice the side
             trunk = width
         self.grow = nn.Sequential(*stages)
         self.exit = nn.Conv2d(trunk, latent_channels, kernel_size=1)
@@ -48,7 +48,7 @@ class LatentDecoder(nn.Module):
         subject : integer tensor of shape (batch,)
         """
         point = self.project(data).flatten(1)[:, :, None, None]  # (batch, n_rows * features, 1, 1)
-        return self.exit(self.grow(point)).flatten(1)
+        return self.exit(self.grow(point)).flatten(1)  # channels, height, width in a row
 
 
 def _make_stage(n_in: int, n_out: int, kernel: int, stride: int, padding: int) -> list[nn.Module]:

@@ -63,14 +63,14 @@ class LatentDecoderConfig(Settings):
         ConfigError
             If the target is no square map of `latent_channels`.
         """
-        side = math.isqrt(n_outputs // self.latent_channels)
+        side = math.isqrt(n_outputs // self.latent_channels)  # rounded down; the next line finds it out
         if self.latent_channels * side * side != n_outputs or side < 2:
             raise ConfigError(
                 f"the network latent_decoder needs a target of {self.latent_channels} square maps, but this one has "
                 f"{n_outputs} values; use a target of kind vae or taesd, or set latent_channels."
             )
         first, n_stages = side, 0
-        while first % 2 == 0:
+        while first % 2 == 0:  # the odd part of the side is the first map, grown from a point in one stage
             first, n_stages = first // 2, n_stages + 1
         widths = [
             min(self.widest, self.last_width * 2 ** (n_stages - 1 - stage)) for stage in range(n_stages)

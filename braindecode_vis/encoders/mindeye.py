@@ -79,7 +79,7 @@ class ResidualMlp(nn.Module):
 
     def forward_backbone(self, data: Tensor) -> Tensor:
         """Return the output of the last linear layer."""
-        hidden = self.first(data.flatten(1))
+        hidden = self.first(data.flatten(1))  # voxels, and times after them
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return self.last(hidden)
@@ -124,7 +124,9 @@ class SharedSpace(nn.Module):
         n_backbone = n_regression or n_outputs
         sizes = [_get_token_size(n, n_tokens) for n in (n_backbone, n_outputs)]
         width = shared * n_slots
-        self.subjects = nn.ModuleList(nn.Linear(n, width) for n in _count_voxels(signal))
+        n_rest = math.prod(signal.shape[1:])  # a time axis gives each voxel that many values
+        own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
+        self.subjects = nn.ModuleList(nn.Linear(n * n_rest, width) for n in own)
         self.blocks = nn.ModuleList(MixerBlock(n_slots, shared, dropout) for _ in range(n_blocks))
         self.last = nn.Linear(width, n_backbone)
         self.projector = make_projector(sizes[0], sizes[0], sizes[1]) if projector else None
@@ -164,12 +166,12 @@ class SharedSpace(nn.Module):
         slots = self.share(data, subject)
         for block in self.blocks:
             slots = block(slots)
-        return self.last(slots.flatten(1))
+        return self.last(slots.flatten(1))  # batch, slots * shared
 
     def share(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return each trial in the shared space, shape (batch, n_slots, shared)."""
         rows = data.flatten(1)
-        if len(self.subjects) == 1:
+        if len(self.subjects) == 1:  # the only layer answers for anybody with as many voxels
             shared = self._apply_layer(0, rows)
         else:
             present: list[int] = subject.unique().tolist() or [0]  # an empty batch is of nobody
@@ -191,13 +193,14 @@ class SharedSpace(nn.Module):
                 f"subject {self.signal.subjects[index]} has {layer.in_features} voxels, but these rows only "
                 f"{rows.shape[1]}; they belong to another data set."
             )
-        return layer(rows[:, : layer.in_features])
+        return layer(rows[:, : layer.in_features])  # what follows a subject's own voxels is padding
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return trainable parameters with their weight decay: ridge layers, other matrices, biases and norms."""
         ridge = [p for p in self.subjects.parameters() if p.requires_grad]
         mine = {id(p) for p in self.subjects.parameters()}
         others = [p for p in self.parameters() if id(p) not in mine and p.requires_grad]
+        # MindEye2's optimiser decays neither biases nor norms, and the subjects' layers by a penalty of their own.
         groups = [
             {"params": ridge, "weight_decay": self.ridge},
             {"params": [p for p in others if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -219,7 +222,7 @@ class MixerBlock(nn.Module):
         slots = slots + self.within(slots)
         if self.between is None:
             return slots
-        return slots + self.between(slots.transpose(1, 2)).transpose(1, 2)
+        return slots + self.between(slots.transpose(1, 2)).transpose(1, 2)  # mixes along the slots
 
 
 def make_projector(n_inputs: int, hidden: int, n_outputs: int) -> nn.Sequential:
@@ -246,14 +249,7 @@ def _make_mixer(size: int, dropout: float) -> nn.Sequential:
 def _project(projector: nn.Module | None, backbone: Tensor, n_tokens: int) -> Tensor:
     if projector is None:
         return backbone
-    return projector(backbone.reshape(len(backbone), n_tokens, -1)).flatten(1)
-
-
-def _count_voxels(signal: Signal) -> tuple[int, ...]:
-    """Return the number of leading values of a row that belong to each subject."""
-    n_rest = math.prod(signal.shape[1:])
-    own = signal.n_voxels or (signal.shape[0],) * len(signal.subjects)
-    return tuple(n * n_rest for n in own)
+    return projector(backbone.unflatten(1, (n_tokens, -1))).flatten(1)  # each token on its own
 
 
 def _check_request(signal: Signal, heads: str, n_regression: int | None) -> None:

@@ -73,7 +73,7 @@ class ParcelNetwork(nn.Module):
         names = list(dict.fromkeys(signal.networks))
         membership = torch.zeros(len(names), signal.size_of("parcel"))
         for column, name in enumerate(signal.networks):
-            membership[names.index(name), column] = 1
+            membership[names.index(name), column] = 1  # networks x parcels, one 1 in each column
         self.register_buffer("membership", membership, persistent=False)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
@@ -107,7 +107,9 @@ class ParcelNetwork(nn.Module):
             )
         tokens = self.encoder(data)[:, 1:]
         grid = tokens.reshape(len(tokens), self.encoder.n_parcels, self.encoder.n_patches, -1).mean(dim=2)
-        share = self.membership / self.membership.sum(dim=1, keepdim=True)
+        share = self.membership / self.membership.sum(
+            dim=1, keepdim=True
+        )  # rows sum to one: a mean over parcels
         return self.projector(share @ grid)  # (n_networks, n_parcels) @ (batch, n_parcels, width)
 
     def freeze(self, depth: int) -> None:
@@ -192,7 +194,7 @@ class ParcelEncoder(nn.Module):
 
     def cut_patches(self, data: Tensor) -> Tensor:
         """Return standardised patches of shape (batch, n_parcels * n_patches, patch_times), parcel by parcel."""
-        series = data.reshape(len(data), self.n_parcels, -1)
+        series = data.reshape(len(data), self.n_parcels, -1)  # batch, parcels, times (1 without a time axis)
         return ((series - self.mean) / self.std).reshape(len(data), self.n_tokens, self.patch_times)
 
     def forward(self, data: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -210,8 +212,11 @@ class ParcelEncoder(nn.Module):
         """
         tokens = self.embed(self.cut_patches(data)) + self.place()
         if visible is not None:
+            # Places were added before: a token that is left out takes its place with it.
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
-        tokens = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
+        tokens = torch.cat(
+            [self.cls.expand(len(tokens), 1, -1), tokens], dim=1
+        )  # batch, 1 + n_visible, width
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
@@ -294,12 +299,13 @@ class TransformerBlock(nn.Module):
 
     def _attend(self, tokens: Tensor) -> Tensor:
         n, length, width = tokens.shape
+        # One product for queries, keys and values of all heads.
         qkv = self.qkv(tokens).reshape(n, length, 3, self.n_heads, width // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_heads, n_tokens, width per head)
         mixed = nn.functional.scaled_dot_product_attention(
             q, k, v, dropout_p=self.dropout if self.training else 0.0
         )
-        return self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        return self.out(mixed.transpose(1, 2).reshape(n, length, width))  # heads side by side again
 
 
 class MaskedAutoencoder(nn.Module):
@@ -353,7 +359,7 @@ class MaskedAutoencoder(nn.Module):
         hidden = order[:, n_visible:]
         predicted = self.reconstruct(data, order, n_visible)
         target = self.make_targets(data).gather(1, hidden[..., None].expand(-1, -1, self.encoder.patch_times))
-        return (predicted - target).square().mean(dim=(1, 2))
+        return (predicted - target).square().mean(dim=(1, 2))  # visible tokens carry no loss, as in He et al.
 
     def reconstruct(self, data: Tensor, order: Tensor, n_visible: int) -> Tensor:
         """Return the predicted patch of each hidden token, shape (batch, n_hidden, patch_times)."""
@@ -361,8 +367,9 @@ class MaskedAutoencoder(nn.Module):
         n, n_tokens = order.shape
         blank = self.hidden_token.expand(n, n_tokens - n_visible, -1)
         place = self.place()[order]  # (batch, n_tokens, width), in the order of the permutation
+        # The extra token has no place in cortex or time, so that it joins after places were added.
         tokens = torch.cat([seen[:, 1:], blank], dim=1) + place
-        tokens = torch.cat([seen[:, :1], tokens], dim=1)
+        tokens = torch.cat([seen[:, :1], tokens], dim=1)  # batch, 1 + n_tokens, width
         for block in self.blocks:
             tokens = block(tokens)
         return self.predict(self.norm(tokens[:, 1 + n_visible :]))
@@ -398,7 +405,7 @@ def read_centroids(path: Path, n_parcels: int) -> np.ndarray:
             f"{path} must give a finite centroid for each of the {n_parcels} parcels, but has {len(places)} rows"
             f"{'' if np.isfinite(places).all() else ', some not finite'}; it is of another parcellation."
         )
-    spread = places.std()
+    spread = places.std()  # one for all axes: distances keep their proportions
     return (places - places.mean(axis=0)) / (spread if spread > 0 else 1.0)
 
 
@@ -478,7 +485,8 @@ def read_encoder(
         if any(name.startswith(prefix) for prefix in ignore):
             ignored.append(name)
             continue
-        renamed = _rename(name, key_map)
+        prefix = next((old for old in key_map if name.startswith(old)), None)  # the first that fits
+        renamed = name if prefix is None else key_map[prefix] + name[len(prefix) :]
         if renamed in state:
             raise DataError(f"two tensors of {file} become {renamed}; correct encoder.network.key_map.")
         loaded[name], state[renamed] = renamed, tensor
@@ -494,7 +502,7 @@ def check_description(found: Mapping[str, Any], folder: Path) -> None:
         return
     wanted = read_json(path).get("architecture", {})
     for key, value in wanted.items():
-        if key not in found or found[key] == value:
+        if key not in found or found[key] == value:  # a folder of another version may name more
             continue
         if key == "networks":
             where = next((i for i, (a, b) in enumerate(zip(value, found[key], strict=False)) if a != b), None)
@@ -520,7 +528,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} cannot be read as a file of tensors ({str(error).splitlines()[0][:200]}); give a .safetensors "
             "file, or a torch file that holds nothing but tensors."
         ) from error
-    for _ in range(3):
+    for _ in range(3):  # checkpoints of trainers wrap a state dict up to three times
         inner = next(
             (key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)),
             None,
@@ -534,13 +542,6 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     if not tensors:
         raise DataError(f"{file} holds no tensor.")
     return tensors
-
-
-def _rename(name: str, key_map: Mapping[str, str]) -> str:
-    for old, new in key_map.items():
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
 
 
 def _check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], file: Path) -> None:

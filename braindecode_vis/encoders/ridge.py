@@ -32,7 +32,9 @@ from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
 
 Device = Literal["auto", "cpu", "cuda"]
-SMALL_PROBLEM = 5_000_000  # values of the response matrix
+SMALL_PROBLEM = (
+    5_000_000  # values of the response matrix; below, one CPU thread is done before a GPU has woken
+)
 
 
 class RidgeConfig(Settings):
@@ -235,9 +237,9 @@ def score_features(data: np.ndarray, values: np.ndarray, *, n_components: int = 
     """
     centred = values - values.mean(axis=0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    left, variance = left[:, :n_components], singular[:n_components] ** 2
+    left, variance = left[:, :n_components], singular[:n_components] ** 2  # (n_trials, n_components)
     scaled = fit_zscore(data).apply(data)
-    norms = np.linalg.norm(scaled, axis=0)
+    norms = np.linalg.norm(scaled, axis=0)  # zero for a feature that never changes
     correlation = (scaled.T @ left) / np.where(norms > 0, norms, 1.0)[:, None]  # (n_features, n_components)
     return correlation**2 @ variance
 
@@ -275,6 +277,7 @@ def compute_inner_errors(
             truth = values[fold.test] - mean
             path = iterate_ridge_path(train, values[fold.train] - mean, held_out, alphas, backend=backend)
             for column, predicted in enumerate(path):
+                # Folds weigh alike, whatever the number of their trials.
                 errors[row, column] += float(((predicted - truth) ** 2).mean()) / len(folds)
     return errors
 
@@ -297,15 +300,15 @@ def iterate_ridge_path(
         A himalaya backend, which decides where the arrays live.
     """
     x, y, z = (backend.asarray(a, dtype="float64") for a in (train, values, held_out))
-    if x.shape[0] <= x.shape[1]:
+    if x.shape[0] <= x.shape[1]:  # fewer trials than features: the dual problem
         eigenvalues, q = backend.eigh(x @ x.T)
         left, right = (z @ x.T) @ q, q.T @ y  # (n_held_out, n_train), (n_train, n_targets)
     else:
         eigenvalues, q = backend.eigh(x.T @ x)
         left, right = z @ q, q.T @ (x.T @ y)  # (n_held_out, n_features), (n_features, n_targets)
-    eigenvalues[eigenvalues < 0] = 0
+    eigenvalues[eigenvalues < 0] = 0  # rounding; a Gram matrix has none
     for alpha in alphas:
-        yield backend.to_numpy((left / (eigenvalues + alpha)[None]) @ right)
+        yield backend.to_numpy((left / (eigenvalues + alpha)[None]) @ right)  # (n_held_out, n_targets)
 
 
 def _fit_ridge(
@@ -314,7 +317,9 @@ def _fit_ridge(
     """Return kept columns, their statistics, the target mean and the weights."""
     kept = _select_features(data, values, n_kept)
     zscore = fit_zscore(data[:, kept])
-    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = values.mean(axis=0, dtype=np.float64).astype(
+        np.float32
+    )  # single precision drifts over many trials
     return kept, zscore, mean, _solve_ridge(zscore.apply(data[:, kept]), values - mean, alpha)
 
 
@@ -328,7 +333,7 @@ def _solve_ridge(x: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
     xb, yb = backend.asarray(x, dtype="float64"), backend.asarray(y, dtype="float64")
     if x.shape[0] <= x.shape[1]:
         dual = solve_kernel_ridge_eigenvalues(xb @ xb.T, yb, alpha=float(alpha))
-        weights = x.T.astype(np.float64) @ backend.to_numpy(dual)
+        weights = x.T.astype(np.float64) @ backend.to_numpy(dual)  # primal weights from those of the trials
     else:
         weights = backend.to_numpy(solve_ridge_svd(xb, yb, alpha=float(alpha), warn=False))
     return np.ascontiguousarray(weights, dtype=np.float32)
@@ -349,7 +354,7 @@ def _use_backend(device: Device, n_values: int) -> Iterator[Any]:
     asks = device == "cuda" or (device == "auto" and not small)
     on_gpu = asks and choose_device(device, setting="encoder.device") == "cuda"
     name = "torch_cuda" if on_gpu else "numpy"
-    before = get_backend()
+    before = get_backend()  # the caller may use himalaya too
     try:
         with threadpool_limits(limits=1 if small else None):
             yield set_backend(name, on_error="raise")

@@ -109,12 +109,13 @@ def describe_signal(responses: Responses) -> Signal:
     subjects = tuple(sorted({str(s) for s in responses.trials["subject"]}))
     positions, times = coords.get("ch_pos"), coords.get("times")
     if positions is not None:
+        # Positions of some channels only are no positions: a network cannot weigh a sensor without a place.
         positions = np.asarray(positions, float)
         if positions.shape != (len(coords.get("ch_names", ())), 3) or not np.isfinite(positions).all():
             positions = None
     counts = {str(k): int(v) for k, v in dict(coords.get("n_voxels_of", {})).items()}
     return Signal(
-        dims=responses.dims[1:],
+        dims=responses.dims[1:],  # without the axis of trials
         shape=tuple(int(n) for n in responses.data.shape[1:]),
         subjects=subjects,
         ch_names=tuple(str(name) for name in coords.get("ch_names", ())),
@@ -148,7 +149,7 @@ def read_axes(signal: Signal, network: str) -> tuple[int, int]:
     DataError
         If the trials are not channels x times.
     """
-    n_channels, n_times = signal.size_of("channel"), signal.size_of("time")
+    n_channels, n_times = signal.size_of("channel"), signal.size_of("time")  # each names what is missing
     if signal.dims != ("channel", "time"):
         raise DataError(f"{network} reads trials of channel x time, but these are {' x '.join(signal.dims)}.")
     return n_channels, n_times
@@ -175,6 +176,7 @@ def count_windows(signal: Signal, network: str, windows_of: Callable[[int], int]
     n_windows = windows_of(n_times)
     if n_windows >= 1:
         return n_windows
+    # Kernels and pools are nested, so the least length is found by trying, which costs nothing.
     needed = next(n for n in count(n_times + 1) if windows_of(n) >= 1)
     rate = f" ({needed / signal.sfreq:.3g} s at {signal.sfreq:g} Hz)" if signal.sfreq else ""
     raise DataError(

@@ -93,7 +93,7 @@ class SimpleConv(nn.Module):
         """Return the head's output for the mean over each of `n_windows` windows, (batch, n_windows, n_outputs)."""
         series = self._encode(data, subject)  # (batch, n_features, n_times)
         windows = nn.functional.adaptive_avg_pool1d(series, self.n_windows)
-        return self.head(windows.transpose(1, 2))
+        return self.head(windows.transpose(1, 2))  # (batch, n_windows, n_outputs)
 
     def _regress(self, features: Tensor) -> Tensor:
         if self.regression_head is None:
@@ -101,7 +101,7 @@ class SimpleConv(nn.Module):
         return self.regression_head(features)
 
     def _encode(self, data: Tensor, subject: Tensor) -> Tensor:
-        series = self.initial(self.merger(data))
+        series = self.initial(self.merger(data))  # (batch, initial_channels, n_times)
         if self.subjects is not None:
             series = self.subjects(series, subject)
         return self.final(self.stack(series))
@@ -130,15 +130,16 @@ class SpatialAttention(nn.Module):
         self.register_buffer("positions", places, persistent=False)
         self.register_buffer("code", code, persistent=False)
         self.dropout_radius = dropout_radius
+        # Scores of variance one half at the start; a softmax over large ones would begin with a single sensor.
         self.heads = nn.Parameter(torch.randn(n_virtual, code.shape[1]) / math.sqrt(code.shape[1]))
 
     def forward(self, data: Tensor) -> Tensor:
         """Return virtual channels of shape (batch, n_virtual, n_times)."""
-        return self.compute_weights() @ data
+        return self.compute_weights() @ data  # (n_virtual, n_channels) @ (batch, n_channels, n_times)
 
     def compute_weights(self) -> Tensor:
         """Return the weight of each sensor in each virtual channel, shape (n_virtual, n_channels)."""
-        scores = self.heads @ self.code.T
+        scores = self.heads @ self.code.T  # (n_virtual, n_channels)
         if self.training and self.dropout_radius > 0:
             scores = scores.masked_fill(self._draw_disc(), -math.inf)
         return scores.softmax(dim=1)
@@ -163,7 +164,7 @@ class SubjectLayer(nn.Module):
         if len(self.weights) == 1:  # the mean of one matrix is that matrix
             return self.weights[0].T @ data
         table = torch.cat([self.weights, self.weights.mean(dim=0, keepdim=True)])
-        return table[subject].transpose(1, 2) @ data
+        return table[subject].transpose(1, 2) @ data  # the last row of the table is the unknown subject's
 
 
 class ConvStack(nn.Module):
@@ -211,6 +212,7 @@ class ConvStack(nn.Module):
         """Return a series of shape (batch, hidden, n_times)."""
         for layer, gate in zip(self.layers, self.gates, strict=True):
             out = layer(series)
+            # The first convolution changes the number of channels, so that it has no skip connection.
             series = gate(out + series if out.shape == series.shape else out)
         return series
 
@@ -232,7 +234,7 @@ class AffineOverTime(nn.Module):
 
     def forward(self, series: Tensor) -> Tensor:
         """Return shape (batch, n_features)."""
-        return self.linear(series).squeeze(-1)
+        return self.linear(series).squeeze(-1)  # one number per feature
 
 
 class AttentionOverTime(nn.Module):
@@ -246,7 +248,9 @@ class AttentionOverTime(nn.Module):
     def forward(self, series: Tensor) -> Tensor:
         """Return shape (batch, n_features)."""
         scores = self.score(self.hidden(series.transpose(1, 2)).tanh())  # (batch, n_times, 1)
-        return (series @ scores.softmax(dim=1)).squeeze(-1)
+        return (series @ scores.softmax(dim=1)).squeeze(
+            -1
+        )  # (batch, n_features, n_times) @ (batch, n_times, 1)
 
 
 def compute_fourier_code(positions: Tensor, n_frequencies: int, margin: float) -> Tensor:
@@ -257,6 +261,7 @@ def compute_fourier_code(positions: Tensor, n_frequencies: int, margin: float) -
     n_dims = positions.shape[1]
     steps = torch.arange(n_frequencies, dtype=positions.dtype)
     grid = torch.cartesian_prod(*[steps] * n_dims).reshape(-1, n_dims)  # (k ** n_dims, n_dims)
+    # The period of the code is the map with its margins, so that opposite edges do not meet.
     phases = 2 * math.pi * (positions + margin) @ grid.T / (1 + 2 * margin)
     return torch.cat([phases.cos(), phases.sin()], dim=1)
 

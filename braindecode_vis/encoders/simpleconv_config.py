@@ -106,7 +106,7 @@ class SimpleConvSettings(Settings):
     @property
     def n_frequencies(self) -> int:
         """Frequencies per axis of the position code."""
-        return round((self.position_features / 2) ** (1 / self.position_dims))
+        return round((self.position_features / 2) ** (1 / self.position_dims))  # half of them are sines
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SimpleConvSettings:
@@ -181,7 +181,7 @@ class SimpleConvSettings(Settings):
             aggregate = simpleconv.AffineOverTime(n_times)
         elif self.time_aggregation == "attention":
             aggregate = simpleconv.AttentionOverTime(n_features, self.attention_size)
-        head: nn.Module = nn.Identity()
+        head: nn.Module = nn.Identity()  # without backbone_outputs the stack ends on the outputs themselves
         regression_head = None
         if self.backbone_outputs is not None:
             head = simpleconv.make_head(n_features, self.head_hidden, n_outputs)

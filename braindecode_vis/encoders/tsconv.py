@@ -99,14 +99,14 @@ class TSConv(nn.Module):
         self.spatial = nn.Conv2d(n_maps, n_maps, (n_channels, 1))
         self.spatial_norm = nn.BatchNorm2d(n_maps)
         self.dropout = nn.Dropout(conv_dropout)
-        self.mixing = nn.Conv2d(n_maps, n_maps, 1)
+        self.mixing = nn.Conv2d(n_maps, n_maps, 1)  # the 1 x 1 convolution of NICE's patch embedding
 
     def forward(self, data: Tensor) -> Tensor:
         """Map (batch, n_channels, n_times) to (batch, n_maps, n_windows)."""
         maps = self._convolve_and_pool(data)
         maps = functional.elu(self.temporal_norm(maps))  # batch, maps, channels, windows
         maps = functional.elu(self.spatial_norm(self.spatial(maps)))  # batch, maps, 1, windows
-        return self.mixing(self.dropout(maps)).squeeze(2)
+        return self.mixing(self.dropout(maps)).squeeze(2)  # batch, maps, windows
 
     def project_windows(self, data: Tensor, projector: Projector) -> Tensor:
         """Return the projection of each pooled window, shape (batch, n_windows, n_outputs)."""
@@ -117,7 +117,7 @@ class TSConv(nn.Module):
         # The full convolution of the kernel with a box: both ends padded by the box less one.
         padded = functional.pad(self.temporal.weight[:, 0, 0], (self.pool - 1, self.pool - 1))
         weight = padded.unfold(1, self.pool, 1).mean(-1)  # maps, kernel + pool - 1
-        weight = functional.pad(weight, (0, -weight.shape[1] % self.stride))
+        weight = functional.pad(weight, (0, -weight.shape[1] % self.stride))  # to whole blocks of a stride
         weight = (
             weight.unflatten(1, (-1, self.stride)).transpose(1, 2).unsqueeze(2)
         )  # maps, stride, 1, blocks
@@ -157,7 +157,7 @@ class ChannelSelfAttention(nn.Module):
         query, key = self.query(by_time).transpose(1, 2), self.key(by_time).transpose(1, 2)
         attended = functional.scaled_dot_product_attention(query, key, values.to(query.dtype))
         mixed = self.mixing(attended.transpose(1, 2)).transpose(1, 2)
-        return data + self.dropout(mixed)
+        return data + self.dropout(mixed)  # the residual path keeps the scale of the trial, not of the norm
 
 
 class ChannelGraphAttention(nn.Module):
@@ -174,6 +174,7 @@ class ChannelGraphAttention(nn.Module):
     def __init__(self, n_times: int, dropout: float) -> None:
         super().__init__()
         self.node = nn.Linear(n_times, n_times, bias=False)
+        # The attention vector of the paper, cut into its halves for the two nodes of an edge.
         self.source = nn.Parameter(torch.empty(1, n_times))
         self.target = nn.Parameter(torch.empty(1, n_times))
         self.bias = nn.Parameter(torch.zeros(n_times))
@@ -185,6 +186,7 @@ class ChannelGraphAttention(nn.Module):
         """Map (batch, n_channels, n_times) to the same shape."""
         nodes = self.node(data)  # batch, channels, times
         to, origin = functional.linear(nodes, self.target), functional.linear(nodes, self.source)
+        # The slope of 0.2 is that of Velickovic et al.
         scores = functional.leaky_relu(to + origin.transpose(1, 2), 0.2)  # batch, to, from
         attended = scores.softmax(-1).to(nodes.dtype) @ nodes + self.bias
         return data + self.dropout(attended)
@@ -192,7 +194,7 @@ class ChannelGraphAttention(nn.Module):
 
 def _make_mixture(n_channels: int, dropout: float) -> nn.Sequential:
     linear = nn.Linear(n_channels, n_channels)
-    nn.init.xavier_normal_(linear.weight)
+    nn.init.xavier_normal_(linear.weight)  # replaced by NICE's own draw where that is asked for
     nn.init.zeros_(linear.bias)
     return nn.Sequential(linear, nn.LayerNorm(n_channels), nn.Dropout(dropout))
 
