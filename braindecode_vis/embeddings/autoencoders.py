@@ -36,7 +36,7 @@ from braindecode_vis.stimuli import crop_square, resize_image
 from braindecode_vis.store import hash_json
 
 LatentModel = Literal["sd", "sdxl"]
-SCALING = {"sd": 0.18215, "sdxl": 0.13025}
+SCALING = {"sd": 0.18215, "sdxl": 0.13025}  # brings latents to variance one (Rombach et al., appendix G)
 _REPOSITORIES = {
     ("vae", "sd"): "stabilityai/sd-vae-ft-mse",
     ("vae", "sdxl"): "madebyollin/sdxl-vae-fp16-fix",
@@ -238,7 +238,7 @@ class TinyAutoencoderConfig(LatentConfig):
             whole = parts[0] if len(parts) == 1 else parts[0].parent
             load_state(network, state, path=whole, what="an AutoencoderTiny")
             _check_finite(network, whole)
-        return network, 1.0, 0.0
+        return network, 1.0, 0.0  # trained on scaled latents
 
 
 def rename_tiny(state: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -287,10 +287,11 @@ def rename_kl(state: dict[str, Any], network: Any) -> dict[str, Any]:
     prefix = "first_stage_model."
     if any(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-    if "encoder.down.0.block.0.norm1.weight" in state:
+    if "encoder.down.0.block.0.norm1.weight" in state:  # the original release
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
         return convert_ldm_vae_checkpoint(state, network.config)
+    # diffusers renamed its attention layers since the first files were published.
     old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
     renamed = {}
     for name, value in state.items():
@@ -313,7 +314,7 @@ class LatentEncoder:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent."""
-        side = self.config.image_size // 8
+        side = self.config.image_size // 8  # three halvings
         return (int(self.config.model_args.get("latent_channels", 4)), side, side)
 
     @property
@@ -348,6 +349,7 @@ class LatentEncoder:
     @staticmethod
     def _encode_tensor(network: Any, inputs: Any) -> Any:
         output = network.encode(inputs)
+        # The tiny one gives latents, the other a distribution, whose mode is its mean: nothing is drawn.
         return output.latents if hasattr(output, "latents") else output.latent_dist.mode()
 
     def scale(self, latents: Any) -> Any:
@@ -384,7 +386,9 @@ class LatentEncoder:
         with torch.inference_mode():
             for start in range(0, len(latents), step):
                 batch = torch.from_numpy(latents[start : start + step]).to(device)
-                decoded = network.decode(batch / self._loaded[1] + self._loaded[2]).sample
+                decoded = network.decode(
+                    batch / self._loaded[1] + self._loaded[2]
+                ).sample  # n, 3, side, side; -1 to 1
                 values = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
                 images.append(values.permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images) if images else np.empty((0, side, side, 3), np.uint8)

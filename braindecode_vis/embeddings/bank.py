@@ -33,7 +33,7 @@ DESCRIPTION = "bank.json"
 CHUNK = 512  # images computed at a time: what a killed process loses at most
 DECODERS = 2  # threads that read image files
 IN_MEMORY_BYTES = 1 << 30  # larger selections are gathered into a file
-_COPY_BYTES = 64 << 20
+_COPY_BYTES = 64 << 20  # rows are copied in blocks of this size, so that memory stays bounded
 
 
 def embed_stimuli(
@@ -91,7 +91,7 @@ def embed_stimuli(
 
 def iterate_decoded(stimuli: StimulusSet, ids: Iterable[str], decoders: int) -> Iterator[np.ndarray]:
     """Yield images in the order of `ids`, decoded by threads ahead of their use."""
-    workers = 0 if stimuli.pixels is not None else decoders
+    workers = 0 if stimuli.pixels is not None else decoders  # an array needs no decoding
     return map_ahead(stimuli.read_image, ids, workers=workers)
 
 
@@ -164,6 +164,7 @@ def open_bank(cache: Path, space: str, encoder: Mapping[str, Any] | None = None)
     DataError
         If the folder belongs to another space.
     """
+    # Names of spaces are long and hold slashes.
     folder = cache / "embeddings" / hashlib.sha256(space.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / DESCRIPTION).is_file():
@@ -206,6 +207,7 @@ def list_segments(folder: Path) -> list[Segment]:
             continue
         array = index.with_suffix(".npy")
         try:
+            # The index is written after the rows: where it exists, they are whole.
             hashes = tuple(read_json(index)["sha256"])
         except FileNotFoundError:  # merged by another process a moment ago
             continue
@@ -257,22 +259,24 @@ def merge_segments(folder: Path, order: Sequence[str]) -> None:
         return
     largest = max(len(segment.hashes) for segment in segments)
     total = sum(len(segment.hashes) for segment in segments)
-    if total - largest < 0.25 * largest:
+    if total - largest < 0.25 * largest:  # a rewrite must be worth the copy of the largest
         return
     known = {h for segment in segments for h in segment.hashes}
     first = [h for h in order if h in known]
-    hashes = first + sorted(known.difference(first))
+    hashes = first + sorted(known.difference(first))  # in the order of use, so that rows are read in one go
     path = folder / f"{_name(hashes)}.npy"
     _gather(segments, hashes, path)
     write_json(path.with_suffix(".json"), {"sha256": hashes})
     for segment in segments:
         if segment.path != path:
+            # The index goes first: rows without an index are nobody's, an index without rows is damage.
             segment.path.with_suffix(".json").unlink(missing_ok=True)
             segment.path.unlink(missing_ok=True)
 
 
 def _gather(segments: Sequence[Segment], hashes: Sequence[str], path: Path | None) -> np.ndarray:
     """Return the rows of the given images, in memory, or in the file `path`."""
+    # An image that two processes computed has two rows; the last one is taken, and both are the same.
     place = {h: (n, row) for n, segment in enumerate(segments) for row, h in enumerate(segment.hashes)}
     sources = [segment.open() for segment in segments]
     shapes = {(source.shape[1:], source.dtype.str) for source in sources}
@@ -328,6 +332,7 @@ def read_rows(folder: Path, hashes: Sequence[str]) -> np.ndarray:
     row_bytes = segments[0].open()[:1].nbytes
     if row_bytes * len(wanted) <= IN_MEMORY_BYTES:
         return _gather(segments, wanted, None)
+    # Too large for memory: gathered once into a file, which later runs map again.
     kept = folder / "selections" / f"{_name(wanted)}.npy"
     if kept.is_file():
         return np.load(kept, mmap_mode="r", allow_pickle=False)

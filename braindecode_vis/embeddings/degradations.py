@@ -88,6 +88,7 @@ def degrade(image: np.ndarray, degradation: Degradation, *, seed: int = 0) -> np
     if degradation.kind == "none":
         return image
     if degradation.kind == "noise":
+        # Seeded by the pixels: the same noise in every batch, order and run.
         rng = make_generator(seed, "noise", hash_pixels(image))
         return add_noise(image, degradation.value, rng)
     return _APPLY[degradation.kind](image, degradation.value)
@@ -104,9 +105,13 @@ def blur_gaussian(image: np.ndarray, kernel: float = 15) -> np.ndarray:
 
     scale = min(image.shape[:2]) / REFERENCE_SIDE
     radius = max(1, round((kernel - 1) / 2 * scale))
-    sigma = max(find_sigma(kernel) * scale, 1e-3)
+    sigma = max(find_sigma(kernel) * scale, 1e-3)  # tiny images would ask for a kernel of no width
     blurred = gaussian_filter(
-        image.astype(np.float32), (sigma, sigma, 0), mode="mirror", radius=(radius, radius, 0)
+        # Colours are not mixed; mirrored edges are OpenCV's default border.
+        image.astype(np.float32),
+        (sigma, sigma, 0),
+        mode="mirror",
+        radius=(radius, radius, 0),
     )
     return _as_image(blurred)
 
@@ -116,7 +121,7 @@ def blur_fovea(image: np.ndarray, kernel: float = 51) -> np.ndarray:
 
     The image enters with the weight exp(-3 d / L), where d is the distance from the centre and L that of the corners.
     """
-    weight = _make_fovea(*image.shape[:2])[..., None]
+    weight = _make_fovea(*image.shape[:2])[..., None]  # height, width, 1
     return _as_image(weight * image + (1 - weight) * blur_gaussian(image, kernel))
 
 
@@ -126,7 +131,7 @@ def _make_fovea(height: int, width: int) -> np.ndarray:
         np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
     )
     distance = np.hypot(y, x)
-    return np.exp(-3 * distance / max(distance.max(), 1)).astype(np.float32)
+    return np.exp(-3 * distance / max(distance.max(), 1)).astype(np.float32)  # 3 is UBP's
 
 
 def add_noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
@@ -151,6 +156,7 @@ def make_mosaic(image: np.ndarray, square: float = 5) -> np.ndarray:
     side = max(1, round(square * min(image.shape[:2]) / REFERENCE_SIDE))
     rows = np.arange(0, image.shape[0], side)
     columns = np.arange(0, image.shape[1], side)
+    # Squares at the right and lower edge may be smaller; their means count their own pixels.
     sums = np.add.reduceat(np.add.reduceat(image.astype(np.float64), rows, axis=0), columns, axis=1)
     heights = np.diff([*rows, image.shape[0]])
     widths = np.diff([*columns, image.shape[1]])
@@ -219,12 +225,13 @@ class ViewsEncoder:
         iterator, rows = iter(images), []
         step = getattr(self.config.encoder, "batch_size", 16)
         while chunk := list(islice(iterator, step)):
+            # All views of an image lie next to each other, so that `_combine` can part them by counting.
             views = (degrade(im, v, seed=self.config.noise_seed) for im in chunk for v in self.config.views)
             rows.append(self._combine(self.encoder.encode(views)))
         return np.concatenate(rows) if rows else self._combine(self.encoder.encode([]))
 
     def _combine(self, vectors: np.ndarray) -> np.ndarray:
-        grouped = vectors.reshape(-1, len(self.config.views), *vectors.shape[1:])
+        grouped = vectors.reshape(-1, len(self.config.views), *vectors.shape[1:])  # images, views, features
         if self.config.combine == "averaged":
             return grouped.mean(axis=1)
         if grouped.ndim > 3:
@@ -268,8 +275,8 @@ class UncertaintyRule:
         before = np.array([self.average.get(i, value) for i, value in zip(ids, newest, strict=True)])
         averages = (1 - self.momentum) * before + self.momentum * newest
         deviation = averages.std(ddof=1) if len(averages) > 1 else 0.0
-        reach = norm.ppf(1 - self.tail / 2) * deviation
-        views = np.ones(len(newest), dtype=np.int64)
+        reach = norm.ppf(1 - self.tail / 2) * deviation  # half of the tail on each side
+        views = np.ones(len(newest), dtype=np.int64)  # 1 is the usual blur
         if deviation > 0:
             views[newest > averages.mean() + reach] = 0
             views[newest < averages.mean() - reach] = 2

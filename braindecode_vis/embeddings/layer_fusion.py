@@ -77,6 +77,7 @@ class LayersEncoder:
     @property
     def space(self) -> str:
         """Names of the members' spaces, with the digest of the components where there are any."""
+        # The members' names are long; their digest tells spaces apart as well.
         names = hashlib.sha256("\n".join(member.space for member in self.members).encode())
         kinds = "+".join(member.kind for member in self.config.members)
         if self.config.size is None:
@@ -99,7 +100,7 @@ class LayersEncoder:
             return
         fitted = []
         for member, found in zip(self.config.members, vectors, strict=True):
-            most = min(len(found) - 1, found.shape[-1])
+            most = min(len(found) - 1, found.shape[-1])  # the mean takes one dimension
             if size > most:
                 raise DataError(
                     f"target.size is {size}, but {len(found)} training images of {found.shape[-1]} features "
@@ -124,7 +125,9 @@ class LayersEncoder:
                 )
         if self.config.size is not None:
             parts = zip(self._require_fit(), vectors, strict=True)
-            return np.stack([projection.apply(found) for projection, found in parts], axis=1)
+            return np.stack(
+                [projection.apply(found) for projection, found in parts], axis=1
+            )  # images, members, size
         sizes = [found.shape[1] for found in vectors]
         if len(set(sizes)) > 1:
             raise DataError(
@@ -193,8 +196,9 @@ def _fit_components(vectors: np.ndarray, size: int) -> Projection:
     centred = vectors - mean
     # The smaller of the two Gram matrices; the larger one may not fit into memory.
     if len(vectors) < vectors.shape[1]:
-        values, left = np.linalg.eigh(centred @ centred.T)
+        values, left = np.linalg.eigh(centred @ centred.T)  # ascending, so that the last are the leading ones
         components = (centred.T @ left[:, ::-1][:, :size]).T
+        # Their length is the singular value; zero for images that are all alike.
         components /= np.maximum(np.sqrt(np.maximum(values[::-1][:size], 0)), 1e-12)[:, None]
     else:
         components = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :size].T

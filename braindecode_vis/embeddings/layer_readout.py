@@ -64,7 +64,8 @@ class Tower:
 
 def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:
     """Raise `ValueError` for a layer, a pooling and a projection that cannot go together."""
-    if pooling == "own" and layer != OUTPUT and not _is_name(layer):
+    # A named module may give one vector per image, which is then taken as it is.
+    if pooling == "own" and layer != OUTPUT and not isinstance(layer, str):
         raise ValueError(
             f"pooling 'own' is the pooled output of the whole network; layer {layer!r} needs mean, cls, cls+mean, "
             "attention, tokens or patches"
@@ -73,10 +74,6 @@ def check_choice(layer: Layer, pooling: Pooling, project: bool) -> None:
         raise ValueError(
             "project applies to tokens; choose a pooling other than 'own', which is projected already"
         )
-
-
-def _is_name(layer: Layer) -> bool:
-    return isinstance(layer, str) and layer != OUTPUT
 
 
 def resolve_layer(layer: int | float, n_layers: int) -> int:
@@ -100,7 +97,7 @@ def resolve_layer(layer: int | float, n_layers: int) -> int:
     [0, 9, 0, 5, 9]
     """
     if isinstance(layer, float):
-        return max(0, round(layer * n_layers) - 1)
+        return max(0, round(layer * n_layers) - 1)  # depth 0 is the first block, not the embedding before it
     if not -n_layers <= layer < n_layers:
         raise ConfigError(
             f"target.layer is {layer}, but this network has the blocks 0 to {n_layers - 1}; "
@@ -136,8 +133,9 @@ def _watch(modules: Sequence[Any]) -> Iterator[dict[int, Any]]:
     wanted = {id(module) for module in modules}
 
     def keep(module: Any, _: Any, output: Any) -> None:
+        # Blocks of some libraries return attention weights beside the tokens.
         seen[id(module)] = output[0] if isinstance(output, tuple | list) else output
-        if len(seen) == len(wanted):
+        if len(seen) == len(wanted):  # a middle layer costs as much as the blocks before it
             raise _EnoughError
 
     handles = [module.register_forward_hook(keep) for module in {id(m): m for m in modules}.values()]
@@ -202,6 +200,7 @@ def read_layers(
 def flatten_places(output: Any, channels_last: bool) -> Any:
     """Return a layer's output as (n, n_features) or (n, n_tokens, n_features)."""
     if output.ndim == 4:
+        # (n, height, width, c) or (n, c, height, width) to (n, places, c)
         return output.flatten(1, 2) if channels_last else output.flatten(2).transpose(1, 2)
     if output.ndim not in (2, 3):
         raise DataError(f"a layer gave an array of shape {tuple(output.shape)}, which has no places to pool.")
@@ -219,11 +218,12 @@ def _pool_layer(tower: Tower, tokens: Any, layer: Layer, pooling: Pooling, proje
         raise ConfigError(f"layer {layer!r} gives {tokens.shape[1]} tokens per image; choose a pooling.")
     if project and tower.project is None:
         raise ConfigError("target.project is true, but this network has no projection of its tokens.")
+    # A pool that was trained with the network is taken before ours, which has no parameters.
     if pooling == "attention" and tower.attend is not None:
         return tower.attend(tokens)
     if project and tower.project is not None:
         tokens = tower.project(tokens)
-    elif layer == OUTPUT and tower.finish is not None:
+    elif layer == OUTPUT and tower.finish is not None:  # the norm was trained behind the last block alone
         tokens = tower.finish(tokens)
     return pool_tokens(tokens, pooling, n_prefix=tower.n_prefix, has_class=tower.has_class)
 
@@ -262,11 +262,12 @@ def pool_tokens(tokens: Any, pooling: Pooling, *, n_prefix: int, has_class: bool
     if pooling == "cls+mean":
         return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=-1)
     if pooling == "tokens":
+        # Registers lie between the two and are left out.
         return torch.cat([tokens[:, :1], patches], dim=1) if has_class else patches
     if pooling == "attention":
         query = tokens[:, 0] if has_class else patches.mean(dim=1)
-        scores = torch.einsum("npd,nd->np", patches, query) / patches.shape[-1] ** 0.5
-        return torch.einsum("np,npd->nd", scores.softmax(dim=-1), patches)
+        scores = torch.einsum("npd,nd->np", patches, query) / patches.shape[-1] ** 0.5  # n, patches
+        return torch.einsum("np,npd->nd", scores.softmax(dim=-1), patches)  # n, features
     raise ConfigError(f"pooling {pooling!r} is the output of the whole network, not of its tokens.")
 
 

@@ -108,6 +108,7 @@ class OpenClipConfig(VisionNetworkConfig):
         size = self.image_size or read_image_size(self)
         if self.pretrained is not None:
             return _make_transform(self._run, size)
+        # Without a run the transform is that of all runs which the architecture's activation fits.
         quick = bool(read_description(self).get("quick_gelu", False))
         runs = {
             t: get_pretrained_cfg(self.architecture, t)
@@ -195,8 +196,8 @@ def load_image_weights(holder: Any, path: Path, architecture: str) -> None:
     from open_clip.convert import convert_state_dict
     from open_clip.model import resize_pos_embed
 
-    state = convert_state_dict(holder, read_state(path))
-    resize_pos_embed(state, holder)
+    state = convert_state_dict(holder, read_state(path))  # OpenAI's and others' names
+    resize_pos_embed(state, holder)  # in place, where the image size is another
     load_state(
         holder, state, path=path, what=f"open_clip's {architecture}",
         ignore=lambda name: not name.startswith("visual."),
@@ -217,18 +218,19 @@ def describe_tower(visual: Any) -> Tower:
     if isinstance(visual, ModifiedResNet):
         stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         return Tower(network=visual, forward=visual, blocks=expand_blocks(stages))
+
+    def forward(inputs: Any) -> Any:
+        output = visual(inputs)
+        return output[0] if isinstance(output, tuple) else output  # CoCa gives its tokens too
+
     # CoCa pools before its norm, whose width is then not that of the tokens.
     pools_first = visual.attn_pool is not None
     return Tower(
         network=visual,
-        forward=lambda inputs: _first(visual(inputs)),
+        forward=forward,
         blocks=list(visual.transformer.resblocks),
         n_prefix=1,
         has_class=True,
         finish=None if pools_first else visual.ln_post,
         project=None if pools_first else lambda tokens: visual.ln_post(tokens) @ visual.proj,
     )
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output

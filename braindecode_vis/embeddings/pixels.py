@@ -113,7 +113,7 @@ class PixelEncoder:
         """Return uint8 RGB images of shape (n, height, width, 3); values outside 0..1 are clipped."""
         if self.shape is None:
             raise DataError("the pixel space has no size before images were seen; fit it on training images.")
-        images = np.clip(vectors.reshape(-1, *self.shape), 0.0, 1.0)
+        images = np.clip(vectors.reshape(-1, *self.shape), 0.0, 1.0)  # n, height, width, colours
         images = np.round(images * 255).astype(np.uint8)
         return images if self.shape[-1] == 3 else np.repeat(images, 3, axis=-1)
 
@@ -211,12 +211,12 @@ class PcaEncoder:
         listed = list(images)
         pixels = self._pixels().fit(listed)
         values = pixels.encode(listed)
-        n = min(self.config.n_components, len(values) - 1, values.shape[1])
+        n = min(self.config.n_components, len(values) - 1, values.shape[1])  # the mean takes one dimension
         if n < 1:
             raise DataError(
                 f"{len(values)} training image(s) have no principal component; two are the least."
             )
-        pca = PCA(n_components=n, svd_solver="full").fit(values)
+        pca = PCA(n_components=n, svd_solver="full").fit(values)  # the randomised solver depends on a seed
         shape = pixels.shape
         assert shape is not None
         self.fitted = PcaFit(pca.mean_.astype(np.float32), pca.components_.astype(np.float32), shape)
@@ -313,7 +313,7 @@ class EngineeredEncoder:
 
 def _make_unit(values: np.ndarray) -> np.ndarray:
     norm = float(np.linalg.norm(values))
-    return values / norm if norm > 1e-12 else np.zeros_like(values)
+    return values / norm if norm > 1e-12 else np.zeros_like(values)  # a blank image has no edges
 
 
 def compute_colour_histogram(image: np.ndarray, n_bins: int = 8) -> np.ndarray:
@@ -323,7 +323,7 @@ def compute_colour_histogram(image: np.ndarray, n_bins: int = 8) -> np.ndarray:
     ----------
     image : uint8 array of shape (height, width, 3)
     """
-    bins = (image.reshape(-1, 3).astype(np.int64) * n_bins) >> 8
+    bins = (image.reshape(-1, 3).astype(np.int64) * n_bins) >> 8  # pixels, colours; 0 to n_bins - 1
     index = (bins[:, 0] * n_bins + bins[:, 1]) * n_bins + bins[:, 2]
     return np.bincount(index, minlength=n_bins**3) / len(index)
 
@@ -332,7 +332,7 @@ def compute_hog(grey: np.ndarray) -> np.ndarray:
     """Return histograms of oriented gradients in 8 x 8 cells, 9 orientations, blocks of 2 x 2 cells."""
     from skimage.feature import hog
 
-    cell = grey.shape[0] // 8
+    cell = grey.shape[0] // 8  # 8 x 8 cells whatever the size
     return hog(grey, orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2))
 
 
@@ -344,7 +344,7 @@ def compute_lbp(grey: np.ndarray) -> np.ndarray:
     parts = []
     for radius in (1, 2):
         codes = local_binary_pattern(levels, 8 * radius, radius, method="uniform").astype(np.int64)
-        n_codes = 8 * radius + 2
+        n_codes = 8 * radius + 2  # uniform patterns of 8 * radius points, and one code for all others
         parts += [np.bincount(field.ravel(), minlength=n_codes) / field.size for field in _split(codes)]
     return np.concatenate(parts)
 
@@ -358,7 +358,7 @@ def compute_glcm(grey: np.ndarray) -> np.ndarray:
     """Return contrast, homogeneity, energy and correlation of grey levels at distances 1, 2, 4 and four angles."""
     from skimage.feature import graycomatrix, graycoprops
 
-    levels = np.minimum((grey * 16).astype(np.uint8), 15)
+    levels = np.minimum((grey * 16).astype(np.uint8), 15)  # 16 levels keep the matrices from being sparse
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
     matrix = graycomatrix(levels, [1, 2, 4], angles, levels=16, symmetric=True, normed=True)
     # The correlation of a constant image has no value; scikit-image says 1. Contrast is scaled into 0..1.
@@ -373,6 +373,7 @@ def compute_gabor_energy(grey: np.ndarray) -> np.ndarray:
     """
     spectrum = np.fft.fft2(grey - grey.mean())
     parts = []
+    # The filters are products in the frequency domain: one transform of the image serves all of them.
     for response in _make_gabor_bank(grey.shape[0]):
         energy = np.abs(np.fft.ifft2(spectrum * response))
         parts += [field.mean() for field in _split(energy)]
@@ -385,7 +386,7 @@ def _make_gabor_bank(size: int) -> tuple[np.ndarray, ...]:
     fy, fx = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
     bank = []
     for scale in range(_N_WAVELENGTHS):
-        frequency = 4.0 * 2**scale / size
+        frequency = 4.0 * 2**scale / size  # cycles per pixel; 4, 8, 16 and 32 per image
         for step in range(_N_ORIENTATIONS):
             angle = np.pi * step / _N_ORIENTATIONS
             along = fx * np.cos(angle) + fy * np.sin(angle) - frequency
@@ -398,20 +399,22 @@ def _make_gabor_bank(size: int) -> tuple[np.ndarray, ...]:
 def compute_spectrum(grey: np.ndarray, n_bands: int = 8, n_angles: int = 8) -> np.ndarray:
     """Return the mean log amplitude by spatial frequency (octave-spaced) and orientation."""
     size = grey.shape[0]
+    # Amplitudes fall as one over the frequency; without the logarithm the lowest band would be all there is.
     amplitude = np.log1p(np.abs(np.fft.fft2(grey - grey.mean())))
     index = _bin_spectrum(size, n_bands, n_angles)
     inside = index >= 0
     total = np.bincount(index[inside], weights=amplitude[inside], minlength=n_bands * n_angles)
     count = np.bincount(index[inside], minlength=n_bands * n_angles)
-    return total / np.maximum(count, 1)
+    return total / np.maximum(count, 1)  # low bands of few angles may be empty
 
 
 @lru_cache(maxsize=4)
 def _bin_spectrum(size: int, n_bands: int, n_angles: int) -> np.ndarray:
     fy, fx = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
     radius = np.hypot(fx, fy) * size
-    edges = np.geomspace(1, size / 2, n_bands + 1)
+    edges = np.geomspace(1, size / 2, n_bands + 1)  # cycles per image, up to Nyquist
     band = np.searchsorted(edges, radius, side="right") - 1
+    # A real image's spectrum is symmetric, hence half a turn.
     angle = np.floor(np.mod(np.arctan2(fy, fx), np.pi) / np.pi * n_angles).astype(np.int64) % n_angles
     return np.where((radius >= 1) & (band < n_bands), band * n_angles + angle, -1)
 

@@ -32,6 +32,7 @@ from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
 DEFAULT_TEMPLATES = ("This is a photo of a {concept}.",)
+#: Sentences that any tokenizer with a vocabulary tells apart; see `check_tokenizer`.
 _PROBES = ("a photo of a cat", "an espresso machine on a wooden table", "seventeen zebras")
 
 
@@ -105,7 +106,7 @@ def embed_concepts(config: ConceptTextConfig, target: Any, stimuli: StimulusSet)
 def spread_over_images(concepts: Embeddings, stimuli: StimulusSet) -> Embeddings:
     """Return one row per image: the embedding of its concept."""
     names = [str(name) for name in stimuli.concepts_of(stimuli.ids)]
-    picked = concepts.select(names)
+    picked = concepts.select(names)  # a concept's row for each of its images
     return Embeddings(picked.vectors, np.asarray(stimuli.ids, dtype=object), picked.space)
 
 
@@ -212,6 +213,7 @@ def embed_text(
     tower = ClipText(config, text)
     space = tower.space
     names = [name_concept(concept) for concept in concepts]
+    # Unit vectors are averaged, so that no template weighs more by its length (Radford et al.).
     total = sum(_make_unit(tower.encode([t.format(concept=name) for name in names])) for t in templates)
     return Embeddings(_make_unit(np.asarray(total)), list(concepts), space)
 
@@ -229,7 +231,7 @@ def name_concept(concept: str) -> str:
 
 def _make_unit(vectors: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)  # zeros stay zeros instead of NaN
 
 
 def build_clip(config: OpenClipConfig) -> Any:
@@ -249,7 +251,7 @@ def build_clip(config: OpenClipConfig) -> Any:
             f"the text tower of {config.architecture} is {foreign} of the hub; allow it with "
             "target.allow_download=true, or choose an architecture with a text tower of its own."
         )
-    description.pop("custom_text", None)
+    description.pop("custom_text", None)  # create_model decides that itself
     with seeded(config.random_seed), _silence():
         network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
     if path is not None:
@@ -296,7 +298,7 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
 
     description = read_description(config)["text_cfg"]
     name = description.get("hf_tokenizer_name")
-    context = int(description.get("context_length", 77))
+    context = int(description.get("context_length", 77))  # CLIP's
     if not name and text.tokenizer is None:
         return open_clip.get_tokenizer(config.architecture, context_length=context)
     if text.tokenizer is None and not text.allow_download:

@@ -116,7 +116,7 @@ class TimmConfig(VisionNetworkConfig):
 
         path = self.find_weights()
         size: dict[str, Any] = {} if self.image_size is None else {"img_size": self.image_size}
-        name = self.architecture.partition(".")[0]
+        name = self.architecture.partition(".")[0]  # the run says nothing of the architecture
         with seeded(self.random_seed):
             try:
                 network = timm.create_model(name, pretrained=False, num_classes=0, **size, **self.model_args)
@@ -133,6 +133,7 @@ class TimmConfig(VisionNetworkConfig):
 def load_weights(network: Any, path: Path, architecture: str) -> None:
     """Load a state dict in timm's names or in the authors' own; classifier tensors are left."""
     state = read_state(path)
+    # Each family's module of timm knows the names of its authors.
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         state = convert(state, network)
@@ -146,6 +147,7 @@ def load_weights(network: Any, path: Path, architecture: str) -> None:
 
 def describe_tower(network: Any) -> Tower:
     """Return what must be known of one of timm's networks."""
+    # timm has no common class; vision transformers are told by these two.
     tokens = hasattr(network, "num_prefix_tokens") and hasattr(network, "blocks")
     norm = getattr(network, "norm", None) if tokens else None
     pool = getattr(network, "attn_pool", None)
@@ -174,6 +176,7 @@ def find_blocks(network: Any) -> list[Any]:
         return expand_blocks(
             [getattr(network, f"layer{i}") for i in (1, 2, 3, 4) if hasattr(network, f"layer{i}")]
         )
+    # The rest name the modules behind which their maps shrink.
     info = getattr(network, "feature_info", None)
     modules = dict(network.named_modules())
     names = [entry["module"] for entry in info] if isinstance(info, list) else []

@@ -88,6 +88,7 @@ class TorchvisionConfig(VisionNetworkConfig):
         path = folder / self._run.url.rsplit("/", 1)[-1]
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            # torchvision puts the first digits of the hash into the file's name.
             digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
             torch.hub.download_url_to_file(self._run.url, str(path), digest.group(1) if digest else None)
         return path
@@ -131,6 +132,7 @@ def build_network(architecture: str, model_args: dict[str, Any]) -> Any:
 
 def load_weights(network: Any, path: Path, architecture: str) -> None:
     """Load a state dict; the old layer names of DenseNet files are brought up to date."""
+    # norm.1, relu.1, conv.1 became norm1, relu1, conv1 when names with dots were given up.
     old = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..+)$")
     state = {old.sub(r"\1\2", name): value for name, value in read_state(path).items()}
     load_state(network, state, path=path, what=f"torchvision's {architecture}")
@@ -151,7 +153,7 @@ def describe_tower(network: Any, architecture: str) -> Tower:
         n_prefix=int(is_transformer),
         has_class=is_transformer,
         finish=norm,
-        channels_last=architecture.startswith("swin"),
+        channels_last=architecture.startswith("swin"),  # torchvision's Swin keeps (n, height, width, c)
     )
 
 
@@ -160,6 +162,7 @@ def remove_classifier(network: Any) -> None:
     from torch import nn
 
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    # Auxiliary heads are for training; `encoder.` holds the linear layers of a vision transformer's blocks.
     linear = [name for name in linear if not name.startswith(("AuxLogits", "aux1", "aux2", "encoder."))]
     if linear:
         parent, _, last = linear[-1].rpartition(".")

@@ -12,7 +12,6 @@ Chen et al. (2024), CVPR, arXiv:2312.14238 (InternViT).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -112,6 +111,7 @@ class TransformersConfig(VisionNetworkConfig):
         from huggingface_hub import snapshot_download
 
         assert self.repository is not None
+        # No code and no pickled weights are fetched.
         patterns = ["*config.json", "*.safetensors", "*.safetensors.index.json"]
         return Path(snapshot_download(self.repository, allow_patterns=patterns))
 
@@ -162,7 +162,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 def find_architecture(config: dict[str, Any], folder: Path) -> str:
     """Return the family that a ``config.json`` describes."""
     found = str(config.get("model_type", ""))
-    for suffix in ("_vision_model", "_vision"):
+    for suffix in ("_vision_model", "_vision"):  # a folder may hold the vision part alone
         found = found.removesuffix(suffix)
     if found == "internvl_chat":  # InternVL as its authors publish it, language model included
         found = "intern_vit_6b"
@@ -177,6 +177,7 @@ def _build(architecture: str, sizes: dict[str, Any]) -> Any:
     import transformers
 
     family = FAMILIES[architecture]
+    # Weights of classifiers hold no pooler, which would then be a random one.
     extra = {"add_pooling_layer": False} if architecture == "vit" else {}
     return getattr(transformers, family.model)(getattr(transformers, family.config)(**sizes), **extra)
 
@@ -188,7 +189,7 @@ def read_network(folder: Path, architecture: str) -> Any:
     family = FAMILIES[architecture]
     extra = {"add_pooling_layer": False} if architecture == "vit" else {}
     stored = _read_json(folder, "config.json")
-    level = transformers.logging.get_verbosity()
+    level = transformers.logging.get_verbosity()  # global to the process
     transformers.logging.set_verbosity_error()  # text tensors that are left out are no news
     try:
         config = getattr(transformers, family.config).from_pretrained(folder, local_files_only=True)
@@ -263,7 +264,7 @@ def rename_intern_weights(state: dict[str, Any]) -> dict[str, Any]:
         for old, new in _INTERN_NAMES.items():
             name = name.replace(old, new)
         if ".qkv." in name:
-            for part, piece in zip("qkv", value.chunk(3), strict=True):
+            for part, piece in zip("qkv", value.chunk(3), strict=True):  # rows: queries, keys, values
                 renamed[name.replace(".qkv.", f".{part}_proj.")] = piece
         else:
             renamed[name] = value
@@ -285,6 +286,7 @@ def read_transform(content: dict[str, Any], folder: Path) -> Transform:
 
     side, keeps_aspect = find_sides(content.get("size", 224))
     crops = bool(content.get("do_center_crop", False))
+    # Without a crop the network takes what the resize gives.
     size = find_sides(content["crop_size"])[0] if crops and "crop_size" in content else side
     normal = content.get("do_normalize", True)
     return Transform(
@@ -305,9 +307,14 @@ def describe_tower(network: Any, architecture: str) -> Tower:
     head = getattr(network, "head", None) or getattr(getattr(network, "vision_model", None), "head", None)
     attends = architecture == "siglip"  # whose head pools by attention
     projection = getattr(network, "visual_projection", None)
+
+    def forward(inputs: Any) -> Any:
+        output = network(pixel_values=inputs)
+        return output.last_hidden_state[:, 0] if family.output == "class" else getattr(output, family.output)
+
     return Tower(
         network=network,
-        forward=_make_forward(network, family.output),
+        forward=forward,
         blocks=list(_find_part(network, family.blocks)),
         n_prefix=int(family.has_class) + registers,
         has_class=family.has_class,
@@ -315,12 +322,6 @@ def describe_tower(network: Any, architecture: str) -> Tower:
         project=None if projection is None else lambda tokens: projection(norm(tokens)),
         attend=None if head is None or not attends else lambda tokens: head(norm(tokens)),
     )
-
-
-def _make_forward(network: Any, output: str) -> Callable[[Any], Any]:
-    if output == "class":
-        return lambda inputs: network(pixel_values=inputs).last_hidden_state[:, 0]
-    return lambda inputs: getattr(network(pixel_values=inputs), output)
 
 
 def _find_part(network: Any, paths: tuple[str, ...]) -> Any:

@@ -130,6 +130,7 @@ class VisionNetworkConfig(Settings):
     def digest(self) -> str:
         """Name of the weights: the hash of their bytes, or the seed of random ones."""
         path = self.find_weights()
+        # The same file in another architecture is another encoder.
         changes = getattr(self, "model_args", {})
         suffix = f"-{hash_json(changes)[:8]}" if changes else ""
         return (f"random-{self.random_seed}" if path is None else hash_weights(path)) + suffix
@@ -226,7 +227,8 @@ class VisionNetworkEncoder:
 
         rows = [self._encode_batch(torch.from_numpy(batch)) for batch in self._prepare(images)]
         if rows:
-            return np.concatenate(rows) if len(rows) > 1 else rows[0]
+            return np.concatenate(rows) if len(rows) > 1 else rows[0]  # one batch needs no copy
+        # No image: the shape of a row is found by encoding a grey one.
         grey = torch.full((1, self.transform.size, self.transform.size, 3), 128, dtype=torch.uint8)
         return self._encode_batch(grey)[:0]
 
@@ -248,5 +250,6 @@ class VisionNetworkEncoder:
             autocast(device, dtype),
             repeatable_convolutions(),
         ):
+            # Bytes travel to the GPU and become floats there, a quarter of the traffic.
             inputs = self.transform.normalise(batch.to(device, non_blocking=True))
             return self.forward(inputs).float().cpu().numpy()

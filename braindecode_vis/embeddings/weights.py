@@ -68,7 +68,7 @@ def find_files(path: Path) -> list[Path]:
                 f"{index} is damaged ({type(error).__name__}); copy the whole folder again."
             ) from error
         missing = [name for name in names if not (path / name).is_file()]
-        if not missing:
+        if not missing:  # a large network in several files
             return [path / name for name in names]
         if len(missing) < len(names):
             raise DataError(
@@ -88,6 +88,7 @@ def find_files(path: Path) -> list[Path]:
 
 def hash_weights(path: Path) -> str:
     """Return the sha256 of a weight file, or of the hashes of a folder's files."""
+    # Size and time of change are part of the key: a file that was replaced is hashed again.
     digests = [_hash_once(p, p.stat().st_size, p.stat().st_mtime_ns) for p in find_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -109,10 +110,16 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     state: dict[str, Any] = {}
     for file in find_files(path):
-        state.update(_read_file(file))
+        content = read_tensors(file)
+        if not isinstance(content, Mapping):
+            raise DataError(f"{file} holds a {type(content).__name__}, not a state dict.")
+        if not all(isinstance(name, str) for name in content):
+            raise DataError(f"{file} holds tensors without names, not a state dict; bring the right file.")
+        state.update(content)
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             state = dict(state[key])
+    # The prefix is that of torch's DataParallel.
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -131,15 +138,6 @@ def check_intact(path: Path) -> None:
                     pass
             except SafetensorError as error:
                 raise DataError(f"{file} is no intact safetensors file ({error}); fetch it again.") from error
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    content = read_tensors(path)
-    if not isinstance(content, Mapping):
-        raise DataError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    if not all(isinstance(name, str) for name in content):
-        raise DataError(f"{path} holds tensors without names, not a state dict; bring the right file.")
-    return dict(content)
 
 
 def read_tensors(path: Path) -> Any:
@@ -178,7 +176,9 @@ def _is_program(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+        return any(
+            name.endswith("constants.pkl") for name in archive.namelist()
+        )  # plain state dicts have none
 
 
 def load_state(
@@ -226,4 +226,5 @@ def load_state(
             f"where the network has {tuple(own[wrong[0]].shape)}; bring the right file."
         )
     with torch.no_grad():
+        # Shapes and names were checked above, where the message can say what to bring.
         module.load_state_dict({name: state[name] for name in own})
