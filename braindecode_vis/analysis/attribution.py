@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
-from braindecode_vis.analysis.measure import check_retrieval, compute_interval
+from braindecode_vis.analysis.measure import check_retrieval, compute_interval, find_best
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Findings, Plot, Study, show_chosen
 from braindecode_vis.arrays import Embeddings, Responses
@@ -217,7 +217,7 @@ def _report(study: Study, table: pd.DataFrame, error: float) -> Findings:
 
     words = []
     for kind in kinds:
-        best = table.loc[table[table["part"] == kind]["value"].idxmax()]
+        best = find_best(table[table["part"] == kind])
         name = f"{float(best['name']) * 1000:.0f} ms" if kind == "time" else f"{kind} {best['name']}"
         words.append(f"{name} ({best['value']:.4f}, {best['ci_low']:.4f} to {best['ci_high']:.4f})")
     found = f"Most of the similarity to the seen image comes from {' and from '.join(words)}."

@@ -109,8 +109,9 @@ class FrequencyBandsConfig(Settings):
         parts = [describe_result(whole, f"with all frequencies {self.metric}")]
         for mode in self.modes:
             own = table[table["mode"] == mode]
-            pick = own["value"].idxmax() if mode == "only" else own["value"].idxmin()
-            parts.append(describe_result(table.loc[pick], f"{mode} {table['band'][pick]} {self.metric}"))
+            values = own["value"].to_numpy(float)
+            pick = own.iloc[int(values.argmax() if mode == "only" else values.argmin())]
+            parts.append(describe_result(pick, f"{mode} {pick['band']} {self.metric}"))
         found = "; ".join(parts) + "."
         note = f" Left out, above half the sampling rate: {', '.join(lost)}." if lost else ""
         how = (

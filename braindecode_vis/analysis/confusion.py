@@ -131,7 +131,7 @@ class ConfusionConfig(Settings):
             f"{overall['p_value']:.2g})."
         )
         if len(wrong):
-            worst = wrong.loc[(wrong["value"] - wrong["chance"]).idxmax()]
+            worst = wrong.iloc[int((wrong["value"] - wrong["chance"]).to_numpy(float).argmax())]
             text += (
                 f" The confusion furthest above chance: {worst['seen']} is taken for {worst['decoded']} in "
                 f"{worst['count']} of {worst['n']} trials ({worst['value']:.1%}, chance {worst['chance']:.1%})."

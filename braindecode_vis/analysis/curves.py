@@ -24,7 +24,7 @@ import pandas as pd
 
 from braindecode_vis.analysis.cuts import Window
 from braindecode_vis.analysis.drawing import draw_curve, mark_chance, mark_spans, mark_stimulus
-from braindecode_vis.analysis.measure import Measured
+from braindecode_vis.analysis.measure import Measured, find_best
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
@@ -130,7 +130,7 @@ def finish_curve(
 def describe_curve(curve: Curve, metric: str) -> str:
     """Return the result as sentences."""
     table = curve.table
-    best = table.loc[table["value"].idxmax()]
+    best = find_best(table)
     peak = (
         f"{metric} peaks at {best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, chance "
         f"{best['chance']:.3f}) in the window from {best['start'] * 1000:.0f} to {best['stop'] * 1000:.0f} ms. "
@@ -181,7 +181,7 @@ def report_curve(
         f"{metric} of each window of time with its 95 % bootstrap interval. The bar marks windows in significant "
         "clusters, the dashed line is chance, the thin line the onset of the image."
     )
-    best = table.loc[table["value"].idxmax()]
+    best = find_best(table)
     score = Score(
         method="decoded", metric=f"{metric}@{name}_peak", value=float(best["value"]), chance=float(best["chance"]),
         n_queries=int(best["n"]), protocol=f"{study.protocol}; best of {len(table)} windows, chosen on test trials",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def make_maps(responses: Responses, values: np.ndarray, name: str, caption: str)
             continue
         file = f"{name}.nii.gz" if subject is None else f"{name}_sub-{subject}.nii.gz"
         words = caption if subject is None else f"{caption} Brain of subject {subject}."
-        files.append(Attachment(file, words, lambda path, image=image: write_nifti(path, image)))
+        files.append(Attachment(file, words, partial(write_nifti, image=image)))
     return tuple(files)
 
 

@@ -20,12 +20,7 @@ from pydantic import Field
 from braindecode_vis.analysis.curves import check_windows
 from braindecode_vis.analysis.cuts import Outside, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_matrix
-from braindecode_vis.analysis.measure import (
-    FoldValues,
-    Meter,
-    RetrievalMetric,
-    check_retrieval,
-)
+from braindecode_vis.analysis.measure import FoldValues, Meter, RetrievalMetric, check_retrieval, find_best
 from braindecode_vis.analysis.study import Findings, Plot, Study, fit_picked
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.uncertainty import compute_p_value
@@ -123,7 +118,7 @@ class TimeGeneralizationConfig(Settings):
             axes.set_xlabel("tested at (ms)")
             axes.set_ylabel("trained at (ms)")
 
-        best = table.loc[table["value"].idxmax()]
+        best = find_best(table)
         found = (
             f"{self.metric} is highest, {best['value']:.3f} ({best['ci_low']:.3f} to {best['ci_high']:.3f}, chance "
             f"{chance:.3f}), when trained at {(best['train_start'] + best['train_stop']) * 500:.0f} ms and tested at "

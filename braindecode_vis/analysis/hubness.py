@@ -110,9 +110,10 @@ class HubnessConfig(Settings):
             row = mean.loc[name]
             return f"{row['value']:.3g} ({row['ci_low']:.3g} to {row['ci_high']:.3g}; perfect: {row['reference']:.3g})"
 
+        names = [str(name) for name in counts.index]
         found = (
             f"Skewness of the counts of neighbours {say('hubness_skewness')}; the most frequent image, "
-            f"{counts.index[0]}, is near to {mean.loc['largest_share', 'value']:.1%} of the predictions. Effective "
+            f"{counts.index[0]!s}, is near to {mean.loc['largest_share', 'value']:.1%} of the predictions. Effective "
             f"dimension of the predictions {say('effective_dimension')}; distance of the centres of predictions and "
             f"targets {say('modality_gap')}; cosine to the own image {say('matching_cosine')}, to others "
             f"{say('other_cosine')}."
@@ -306,10 +307,10 @@ def compute_concept_similarity(
         for total, mask in zip(sums, (later & ~same, later & same), strict=True):
             values = similarity[mask]
             total += [values.size, values.sum(), (values**2).sum()]
-    (n, total, squares), (n_within, total_within, _) = sums
+    (n, summed, squares), (n_within, total_within, _) = (part.tolist() for part in sums)
     if n == 0:
         raise DataError("all images show one concept, so nothing lies between concepts.")
-    between = total / n
+    between = summed / n
     deviation = float(np.sqrt(max(squares / n - between**2, 0.0)))
     within = float(total_within / n_within) if n_within else None
     separation = None if within is None or deviation == 0 else (within - between) / deviation

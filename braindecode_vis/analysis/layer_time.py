@@ -24,7 +24,7 @@ from pydantic import Field
 from braindecode_vis.analysis.curves import MAX_DRAWS, bootstrap_curves, check_windows
 from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_matrix
-from braindecode_vis.analysis.measure import check_retrieval, measure_changes
+from braindecode_vis.analysis.measure import check_retrieval, find_best, measure_changes
 from braindecode_vis.analysis.rsa import (
     LayerConfig,
     average_test_trials,
@@ -149,7 +149,7 @@ class LayerTimeConfig(Settings):
         table["peak"] = np.nan
         for name in banks:
             own = table[table["layer"] == name]
-            best = own.loc[own["value"].idxmax()]
+            best = find_best(own)
             table.loc[own.index, "peak"] = (best["start"] + best["stop"]) / 2
         return table
 
@@ -162,7 +162,7 @@ class LayerTimeConfig(Settings):
             axes = figure.subplots()
             draw_matrix(figure, axes, values, label=words)
             step = max(1, len(windows) // 8)
-            ticks = np.arange(0, len(windows), step)
+            ticks = list(range(0, len(windows), step))
             axes.set_xticks(ticks, [f"{windows[t].centre * 1000:.0f}" for t in ticks])
             axes.set_yticks(range(len(names)), labels)
             axes.plot(values.argmax(axis=1), range(len(names)), "o", color="C2", ms=4)
@@ -171,7 +171,7 @@ class LayerTimeConfig(Settings):
         peaks = []
         for name in names:
             own = table[table["layer"] == name]
-            best = own.loc[own["value"].idxmax()]
+            best = find_best(own)
             peaks.append(
                 f"{shorten(name)} at {float(own['peak'].iloc[0]) * 1000:.0f} ms ({best['value']:.3f}, "
                 f"{best['ci_low']:.3f} to {best['ci_high']:.3f}, chance {best['chance']:.2f}, p = "

@@ -258,6 +258,11 @@ def check_retrieval(study: Study, kind: str) -> None:
         )
 
 
+def find_best(table: pd.DataFrame) -> pd.Series:
+    """Return the row with the largest `value`; rows without one do not count."""
+    return table.iloc[int(np.nanargmax(table["value"].to_numpy(float)))]
+
+
 def describe_result(row: Any, metric: str) -> str:
     """Return a value with interval, chance and p-value as text."""
     p = row.get("p_value")

@@ -21,7 +21,14 @@ from pydantic import Field
 
 from braindecode_vis.analysis.cuts import make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, make_maps, mark_stimulus
-from braindecode_vis.analysis.measure import FoldValues, Measured, Meter, RetrievalMetric, check_retrieval
+from braindecode_vis.analysis.measure import (
+    FoldValues,
+    Measured,
+    Meter,
+    RetrievalMetric,
+    check_retrieval,
+    find_best,
+)
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
@@ -119,7 +126,7 @@ class OcclusionConfig(Settings):
 
         words = []
         for kind in kinds:
-            best = table.loc[table[table["part"] == kind]["value"].idxmax()]
+            best = find_best(table[table["part"] == kind])
             what = f"{float(best['name']) * 1000:.0f} ms on" if kind == "time" else str(best["name"])
             words.append(
                 f"hiding {what} costs most {kind if kind == 'time' else study.responses.dims[1]}-wise: "

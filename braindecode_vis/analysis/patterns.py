@@ -207,7 +207,7 @@ class _Panel:
 def _report(
     study: Study, table: pd.DataFrame, windows: Sequence[Window | None], n_components: int
 ) -> Findings:
-    best = table.loc[table["value"].abs().idxmax()]
+    best = table.iloc[int(table["value"].abs().to_numpy(float).argmax())]
     when = (
         "" if pd.isna(best["start"]) else f" from {best['start'] * 1000:.0f} to {best['stop'] * 1000:.0f} ms"
     )

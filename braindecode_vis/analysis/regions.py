@@ -320,7 +320,7 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
     best = only.iloc[0]
-    worst = without.loc[without["value"].idxmin()]
+    worst = without.iloc[int(without["value"].to_numpy(float).argmin())]
     found = (
         f"{describe_result(whole, f'with all {noun}s {metric}')}; most from {best['group']} alone: "
         f"{describe_result(best, metric)}; the score loses most without {worst['group']}: "

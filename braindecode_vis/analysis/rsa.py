@@ -28,6 +28,7 @@ from pydantic import Field
 from braindecode_vis import roles
 from braindecode_vis.analysis.cuts import Window, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, draw_matrix, mark_stimulus
+from braindecode_vis.analysis.measure import find_best
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError, check_option
@@ -176,12 +177,12 @@ class RsaConfig(Settings):
 
         parts = []
         if len(models):
-            best = models.loc[models["value"].idxmax()]
+            best = find_best(models)
             parts.append(f"Closest to the brain: {_say(best)}")
             if pd.notna(best["ceiling_low"]):
                 parts.append(f"noise ceiling {best['ceiling_low']:.3f} to {best['ceiling_high']:.3f}")
         if len(pairs):
-            best = pairs.loc[pairs["value"].idxmax()]
+            best = find_best(pairs)
             parts.append(f"mean over pairs of subjects {pairs['value'].mean():.3f}, largest {_say(best)}")
         found = "; ".join(parts) + "."
         caption = (
@@ -360,7 +361,7 @@ def compute_rdm(vectors: np.ndarray, *, metric: str = "correlation") -> np.ndarr
             f"row {int(np.flatnonzero(spread == 0)[0])} is {'constant' if metric == 'correlation' else 'zero'}, so its "
             f"{metric} distance has no value; use euclidean or leave the row out."
         )
-    return pdist(flat, metric)  # type: ignore[call-overload]
+    return pdist(flat, metric)
 
 
 @dataclass(frozen=True)
@@ -467,8 +468,8 @@ def compare_layers_with_brain(
         null = np.array([mean_subject @ own[np.ix_(shuffle, shuffle)][pairs] for shuffle in shuffles])
         p_value = float(compute_p_value(rho, null))
         matches.append(LayerMatch(name, rho, float(low), float(high), p_value))
-    ceiling = compute_noise_ceiling(subjects) if len(subjects) > 1 else (None, None)
-    return BrainMatch(tuple(matches), *ceiling, n_images=n, n_subjects=len(subjects))
+    low_ceiling, high_ceiling = compute_noise_ceiling(subjects) if len(subjects) > 1 else (None, None)
+    return BrainMatch(tuple(matches), low_ceiling, high_ceiling, n, len(subjects))
 
 
 def _square(pairs: np.ndarray, n: int) -> np.ndarray:

@@ -64,14 +64,15 @@ def assign_regions(responses: Responses) -> list[str]:
     unknown = [n for n, region in enumerate(regions) if region is None]
     if unknown:
         positions = responses.coords.get("ch_pos")
-        places = None if positions is None else np.asarray(positions, float)
+        # A position at the origin is how some files say that there is none.
+        places = np.zeros((len(names), 3)) if positions is None else np.asarray(positions, float)
         for n in unknown:
-            if places is None or not np.isfinite(places[n]).all() or not places[n].any():
+            if not np.isfinite(places[n]).all() or not places[n].any():
                 raise DataError(
                     f"the channel {names[n]!r} has neither a name of the 10-20 system nor a position, so its region is "
                     "unknown; leave it out with dataset.channels."
                 )
-        found = place_regions(places[unknown], places[np.isfinite(places).all(axis=1)])  # type: ignore[index]
+        found = place_regions(places[unknown], places[np.isfinite(places).all(axis=1)])
         for n, region in zip(unknown, found, strict=True):
             regions[n] = region
     return [str(region) for region in regions]

@@ -311,7 +311,7 @@ def _label(
 # --- figures of analyses -------------------------------------------------------------------------------------------
 
 
-def make_style(theme: ThemeName) -> dict[str, Any]:
+def make_style(theme: ThemeName) -> Any:
     """Return matplotlib settings for one appearance of the page.
 
     Examples

@@ -266,20 +266,21 @@ def score_suite(
                     columns = table.column[context.rows][context.first]
                     similarities = [matrix[one[context.rows]][:, columns] for one in table.made[method]]
                     if not is_two_way:
-                        distances = [1 - one for one in similarities]
-                        found[number, method] += context.score_table(method, metric, distances)
+                        tables = [1 - one for one in similarities]
+                        found[number, method] += context.score_table(method, metric, tables)
                     elif len(context.columns) > 1:
                         found[number, method] += score_identification(context, method, similarities, metric)
         advance(1)
     if suite.config.semantic_ways:
         logits = classify(table)
         for method in table.made:
-            tables = tabulate_semantic(table, method, suite.config.semantic_ways, logits)
+            known = tabulate_semantic(table, method, suite.config.semantic_ways, logits)
             for number, context in enumerate(contexts):
-                for n, rounds in tables.items():
-                    own = [one[context.rows][:, table.column[context.rows][context.first]] for one in rounds]
+                columns = table.column[context.rows][context.first]  # (n_stimuli,) of this group
+                for n, several in known.items():
                     metric = name_semantic_metric(n, 1, "efficientnet-lite0")
-                    found[number, method] += context.score_table(method, metric, own)
+                    tables = [one[context.rows][:, columns] for one in several]
+                    found[number, method] += context.score_table(method, metric, tables)
     advance(1)
     return found
 
