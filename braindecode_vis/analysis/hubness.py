@@ -113,7 +113,7 @@ class HubnessConfig(Settings):
         names = [str(name) for name in counts.index]
         found = (
             f"Skewness of the counts of neighbours {say('hubness_skewness')}; the most frequent image, "
-            f"{counts.index[0]!s}, is near to {mean.loc['largest_share', 'value']:.1%} of the predictions. Effective "
+            f"{names[0]}, is near to {mean.loc['largest_share', 'value']:.1%} of the predictions. Effective "
             f"dimension of the predictions {say('effective_dimension')}; distance of the centres of predictions and "
             f"targets {say('modality_gap')}; cosine to the own image {say('matching_cosine')}, to others "
             f"{say('other_cosine')}."
