@@ -269,7 +269,7 @@ def merge_segments(folder: Path, order: Sequence[str]) -> None:
     write_json(path.with_suffix(".json"), {"sha256": hashes})
     for segment in segments:
         if segment.path != path:
-            # The index goes first: rows without an index are nobody's, an index without rows is damage.
+            # The index goes first: rows without an index are not seen, an index without rows is damage.
             segment.path.with_suffix(".json").unlink(missing_ok=True)
             segment.path.unlink(missing_ok=True)
 

@@ -363,7 +363,10 @@ def _sort_by_path(stimuli: StimulusSet) -> StimulusSet:
     parts = [tuple(str(path).replace("\\", "/").split("/")) for path in stimuli.table["path"]]
     order = sorted(range(len(parts)), key=parts.__getitem__)
     if len(set(parts)) < len(parts):
-        raise DataError("the image list names one file twice, so the rows of the bank cannot be told apart.")
+        raise DataError(
+            "the image list names one file twice, so that its order says nothing of rows; state the order with "
+            "target.layout rows and target.ids."
+        )
     return stimuli.select(stimuli.ids[order])
 
 

@@ -44,7 +44,6 @@ class OpenClipConfig(VisionNetworkConfig):
     architecture: str = "ViT-H-14"
     pretrained: str | None = None
     image_size: int | None = Field(default=None, ge=16)
-    model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:

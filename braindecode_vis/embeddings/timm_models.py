@@ -44,7 +44,6 @@ class TimmConfig(VisionNetworkConfig):
     kind: Literal["timm"] = "timm"
     architecture: str = "vit_base_patch14_dinov2.lvd142m"
     image_size: int | None = Field(default=None, ge=16)
-    model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.devices import seeded
@@ -47,7 +47,6 @@ class TorchvisionConfig(VisionNetworkConfig):
     kind: Literal["torchvision"] = "torchvision"
     architecture: str = "resnet50"
     pretrained: str | None = None
-    model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:

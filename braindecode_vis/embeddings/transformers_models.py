@@ -84,7 +84,6 @@ class TransformersConfig(VisionNetworkConfig):
     kind: Literal["transformers"] = "transformers"
     architecture: Architecture | None = None
     repository: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$")
-    model_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

@@ -56,6 +56,8 @@ class VisionNetworkConfig(Settings):
         Bring every vector to length one; otherwise the network's own length is kept.
     precision
         Arithmetic of the network. Vectors come out in single precision.
+    model_args
+        Further arguments of the architecture, which each kind describes.
     batch_size, workers, device
         How it runs, not what it computes; `workers` is the number of threads that prepare images.
     """
@@ -69,6 +71,7 @@ class VisionNetworkConfig(Settings):
     project: bool = False
     normalise: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    model_args: dict[str, Any] = Field(default_factory=dict)
     batch_size: int = Field(default=32, ge=1)
     workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -131,8 +134,7 @@ class VisionNetworkConfig(Settings):
         """Name of the weights: the hash of their bytes, or the seed of random ones."""
         path = self.find_weights()
         # The same file in another architecture is another encoder.
-        changes = getattr(self, "model_args", {})
-        suffix = f"-{hash_json(changes)[:8]}" if changes else ""
+        suffix = f"-{hash_json(self.model_args)[:8]}" if self.model_args else ""
         return (f"random-{self.random_seed}" if path is None else hash_weights(path)) + suffix
 
     def hashed_fields(self) -> dict[str, Any]:

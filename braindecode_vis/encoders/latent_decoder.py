@@ -40,7 +40,7 @@ class LatentDecoder(nn.Module):
         self.exit = nn.Conv2d(trunk, latent_channels, kernel_size=1)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
-        """Return latents of shape (batch, n_outputs); whose brain it was makes no difference here.
+        """Return latents of shape (batch, n_outputs); the subject plays no part.
 
         Parameters
         ----------

@@ -171,10 +171,10 @@ class SharedSpace(nn.Module):
     def share(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return each trial in the shared space, shape (batch, n_slots, shared)."""
         rows = data.flatten(1)
-        if len(self.subjects) == 1:  # the only layer answers for anybody with as many voxels
+        if len(self.subjects) == 1:  # the only layer answers for every subject with as many voxels
             shared = self._apply_layer(0, rows)
         else:
-            present: list[int] = subject.unique().tolist() or [0]  # an empty batch is of nobody
+            present: list[int] = subject.unique().tolist() or [0]  # an empty batch has no subject
             if present[-1] >= len(self.subjects) or present[0] < 0:
                 raise DataError(
                     f"a trial is of a subject outside {', '.join(self.signal.subjects)}: voxels of a new subject have "

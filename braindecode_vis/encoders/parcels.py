@@ -83,7 +83,7 @@ class ParcelNetwork(nn.Module):
         ----------
         data : tensor of shape (batch, n_parcels) or (batch, n_parcels, n_times)
         subject : integer tensor of shape (batch,)
-            Not read: parcels mean the same in everyone.
+            Not read: parcels mean the same in every subject.
 
         Returns
         -------

@@ -81,7 +81,7 @@ class RidgeFit:
     zscore
         Statistics of the kept features.
     kept : int array of shape (n_kept,)
-        Columns of the response matrix in use, ascending.
+        Numbers of the features in use, ascending.
     weights : float32 array of shape (n_kept, n_targets)
         Linear map of the z-scored features.
     target_mean : float32 array of shape (n_targets,)
@@ -314,7 +314,7 @@ def iterate_ridge_path(
 def _fit_ridge(
     data: np.ndarray, values: np.ndarray, n_kept: int | None, alpha: float
 ) -> tuple[np.ndarray, ZScore, np.ndarray, np.ndarray]:
-    """Return kept columns, their statistics, the target mean and the weights."""
+    """Return the kept features, their statistics, the target mean and the weights."""
     kept = _select_features(data, values, n_kept)
     zscore = fit_zscore(data[:, kept])
     mean = values.mean(axis=0, dtype=np.float64).astype(

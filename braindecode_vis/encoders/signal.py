@@ -2,7 +2,7 @@
 
 Every network file holds an ``XConfig`` with ``kind`` and ``build(signal, n_outputs)``, which returns a torch module
 with ``forward(data, subject)``: `data` of shape (batch, *signal.shape), `subject` of shape (batch,) with the row of
-each trial's subject in `signal.subjects`, or `signal.unknown_subject` for a person never trained on; the result has
+each trial's subject in `signal.subjects`, or `signal.unknown_subject` for one never trained on; the result has
 the shape (batch, n_outputs). This file knows neither torch nor training.
 """
 
