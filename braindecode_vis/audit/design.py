@@ -1,4 +1,4 @@
-"""Can time stand in for what was seen? Association of concepts with runs, with their order, and with their place.
+"""Checks the order of presentation: whether concepts go together with runs, with time, or with their place in a run.
 
 In a block design all pictures of a category follow each other. Slow drifts then tell one block from another, and if
 training and test trials come from the same block, a decoder of drifts looks like a decoder of pictures: EEG-ImageNet is
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braindecode_vis.audit.files import AuditedRun, Finding, list_first
+from braindecode_vis.audit.files import AuditedRun, AuditFinding, list_first
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator
@@ -51,15 +51,10 @@ class Association:
     p: float
 
 
-def check_design(run: AuditedRun, *, seed: int = 0) -> list[Finding]:
+def check_design(run: AuditedRun) -> list[AuditFinding]:
     """Warn where concept is confounded with run, with time, or with the place in a run.
 
     Only concepts that stand on both sides of a fold count: where none does, no block can be known from training.
-
-    Parameters
-    ----------
-    seed
-        Of the permutations.
     """
     trials, names = run.trials, run.concepts.astype(str)
     shared: set[str] = set()
@@ -68,7 +63,7 @@ def check_design(run: AuditedRun, *, seed: int = 0) -> list[Finding]:
     rows = np.flatnonzero(np.isin(names, sorted(shared)))
     if len(shared) < 2:
         return [
-            Finding(
+            AuditFinding(
                 "design", "ok", "no two concepts are both trained and tested, so no block can be recognised."
             )
         ]
@@ -80,12 +75,12 @@ def check_design(run: AuditedRun, *, seed: int = 0) -> list[Finding]:
     within = [set(runs[f.train].tolist()) & set(runs[f.test].tolist()) for f in run.folds]
     is_within = any(within)
     findings = [
-        *_check_runs(names[rows], codes, runs[rows], subjects[rows], is_within, seed),
-        *_check_order(codes, runs[rows], how, is_within, seed),
-        *_check_places(codes, runs[rows], seed),
+        *_check_runs(names[rows], codes, runs[rows], subjects[rows], is_within, run.seed),
+        *_check_order(codes, runs[rows], how, is_within, run.seed),
+        *_check_places(codes, runs[rows], run.seed),
     ]
     text = f"{len(shared)} concepts are spread over runs and time as chance spreads them."
-    return findings or [Finding("design", "ok", text)]
+    return findings or [AuditFinding("design", "ok", text)]
 
 
 def find_order(run: AuditedRun) -> tuple[np.ndarray, str]:
@@ -101,7 +96,7 @@ def find_order(run: AuditedRun) -> tuple[np.ndarray, str]:
 
 def _check_runs(
     names: np.ndarray, codes: np.ndarray, runs: np.ndarray, subjects: np.ndarray, is_within: bool, seed: int
-) -> list[Finding]:
+) -> list[AuditFinding]:
     if len(np.unique(runs)) < 2:
         return []
     found = permute(lambda c: compute_cramers_v(c, runs), codes, subjects, seed, "runs")
@@ -112,14 +107,16 @@ def _check_runs(
     text = f"concept and run go together: Cramér's V {found.value:.2f} (p = {found.p:.3f}){only}"
     if is_within:
         return [
-            Finding(
+            AuditFinding(
                 "design", "warning", f"{text}; trials of one run are trained on and tested (block design)."
             )
         ]
-    return [Finding("design", "ok", f"{text}; but no run is on both sides, so that this does not help.")]
+    return [AuditFinding("design", "ok", f"{text}; but no run is on both sides, so that this does not help.")]
 
 
-def _check_order(codes: np.ndarray, runs: np.ndarray, how: str, is_within: bool, seed: int) -> list[Finding]:
+def _check_order(
+    codes: np.ndarray, runs: np.ndarray, how: str, is_within: bool, seed: int
+) -> list[AuditFinding]:
     def share(permuted: np.ndarray) -> float:
         neighbours = runs[1:] == runs[:-1]
         return float((permuted[1:] == permuted[:-1])[neighbours].mean()) if neighbours.any() else 0.0
@@ -133,12 +130,14 @@ def _check_order(codes: np.ndarray, runs: np.ndarray, how: str, is_within: bool,
     )
     if is_within:
         return [
-            Finding("design", "warning", f"{text}, whose trials are trained on and tested (block design).")
+            AuditFinding(
+                "design", "warning", f"{text}, whose trials are trained on and tested (block design)."
+            )
         ]
-    return [Finding("design", "ok", f"{text}; but no run is on both sides, so that this does not help.")]
+    return [AuditFinding("design", "ok", f"{text}; but no run is on both sides, so that this does not help.")]
 
 
-def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[Finding]:
+def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[AuditFinding]:
     """The place of a concept in its run is the same in all runs."""
     places = np.empty(len(runs), dtype=int)
     for run in np.unique(runs):
@@ -146,7 +145,8 @@ def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[Findin
         places[rows] = np.arange(len(rows)) * N_PLACES // len(rows)
     if len(np.unique(runs)) < 2:
         return []  # with one run, this is its order
-    blocks = _code_blocks(codes, runs)
+    # Number of the stretch of neighbouring trials of one concept that each trial lies in: stretches stay whole.
+    blocks = np.cumsum(np.r_[True, (codes[1:] != codes[:-1]) | (runs[1:] != runs[:-1])]) - 1
     found = permute(lambda c: compute_cramers_v(c, places), codes, runs, seed, "places", blocks)
     if found.p > LARGEST_P or found.value < LEAST_V:
         return []
@@ -154,13 +154,7 @@ def _check_places(codes: np.ndarray, runs: np.ndarray, seed: int) -> list[Findin
         f"concept and place in the run go together: Cramér's V {found.value:.2f}, {found.chance:.2f} by chance "
         f"(p = {found.p:.3f}); drift within a run can stand in for what was seen, in other runs too."
     )
-    return [Finding("design", "warning", text)]
-
-
-def _code_blocks(codes: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    """Return the number of the stretch of neighbouring trials of one concept that each trial lies in."""
-    starts = np.r_[True, (codes[1:] != codes[:-1]) | (runs[1:] != runs[:-1])]
-    return np.cumsum(starts) - 1
+    return [AuditFinding("design", "warning", text)]
 
 
 def compute_cramers_v(first: np.ndarray, second: np.ndarray) -> float:

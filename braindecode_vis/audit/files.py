@@ -26,7 +26,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """What one check found.
 
     Parameters
@@ -105,6 +105,10 @@ class AuditedRun:
         Its folds.
     low_trained, low_embedded
         `trained` and `embedded` of the low-level branch of the reconstructions; empty without one.
+    thorough
+        Whether fits are made again whatever they cost.
+    seed
+        Of permutations.
     """
 
     folder: Path
@@ -122,6 +126,8 @@ class AuditedRun:
     folds: tuple[Fold, ...]
     low_trained: tuple[Record, ...] = ()
     low_embedded: tuple[Record, ...] = ()
+    thorough: bool = False
+    seed: int = 0
 
     @property
     def low_level(self) -> AuditedRun | None:
@@ -151,9 +157,22 @@ class AuditedRun:
         return store.read_json(self.prepared.path / "responses" / "meta.json")
 
     @property
-    def teaches(self) -> np.ndarray:
-        """Trials that the data set declares as training, which preprocessing learns from; shape (n_trials,)."""
-        return self.responses.trials["split"].to_numpy(dtype=object) == "train"
+    def is_training(self) -> np.ndarray:
+        """Trials that statistics may be learnt from, bool of shape (n_trials,).
+
+        Those that the data set declares as training and no fold tests; all declared ones where every trial is tested
+        in one fold or another.
+        """
+        declared = self.responses.trials["split"].to_numpy(dtype=object) == "train"
+        return declared if self.is_tested.all() else ~self.is_tested & declared
+
+    @property
+    def is_tested(self) -> np.ndarray:
+        """Trials that one of the folds tests, bool of shape (n_trials,)."""
+        tested = np.zeros(self.responses.n_trials, dtype=bool)
+        for fold in self.folds:
+            tested[fold.test] = True
+        return tested
 
     @property
     def decodes_categories(self) -> bool:
@@ -198,8 +217,8 @@ def list_first(values: Iterable[Any], n: int = 3) -> str:
 # --- opening ----------------------------------------------------------------------------------------------
 
 
-def open_audited(folder: Path) -> AuditedRun:
-    """Open a run folder for reading.
+def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0) -> AuditedRun:
+    """Open a run folder for reading; `thorough` and `seed` are those of `AuditedRun`.
 
     The artifacts are those behind ``scores.json``; of an unfinished run, the newest.
 
@@ -217,7 +236,12 @@ def open_audited(folder: Path) -> AuditedRun:
             "that run printed, or run it first."
         )
     missing: list[str] = []
-    evaluated = _find_evaluated(folder, records["evaluate"])
+    path = folder / "scores.json"
+    rows = store.read_json(path) if path.is_file() else []
+    # The scores name the artifact that they are a copy of; without them, the newest one is judged.
+    wanted = str(rows[0].get("fingerprint", "")) if rows else ""
+    named = [record for record in records["evaluate"] if _is_named(record, wanted)]
+    evaluated = (named or records["evaluate"] or [None])[-1]
     retrieved = _follow(evaluated, "retrieve", records["retrieve"], missing)
     reconstructed = _follow(evaluated, "reconstruct", records["reconstruct"], missing)
     trained = _follow_folds(retrieved or evaluated, records["train"], missing)
@@ -244,7 +268,7 @@ def open_audited(folder: Path) -> AuditedRun:
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, stimuli.concepts_of(responses.stimulus_ids), split, folds,
-        low_trained, low_embedded,
+        low_trained, low_embedded, thorough, seed,
     )  # fmt: skip
 
 
@@ -259,14 +283,6 @@ def _read_records(folder: Path, stage: str) -> list[Record]:
             if isinstance(content, dict):
                 found.append(Record(path.parent, content))
     return sorted(found, key=lambda record: str(record.content.get("created", "")))
-
-
-def _find_evaluated(folder: Path, records: Sequence[Record]) -> Record | None:
-    path = folder / "scores.json"
-    rows = store.read_json(path) if path.is_file() else []
-    wanted = str(rows[0].get("fingerprint", "")) if rows else ""
-    named = [record for record in records if _is_named(record, wanted)]
-    return named[-1] if named else (records[-1] if records else None)
 
 
 def _is_named(record: Record, fingerprint: str) -> bool:

@@ -12,17 +12,46 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis.audit.chain import check_chain
-from braindecode_vis.audit.choices import check_choices
 from braindecode_vis.audit.design import check_design
-from braindecode_vis.audit.files import LEVELS, AuditedRun, Finding, open_audited
-from braindecode_vis.audit.options import check_options
-from braindecode_vis.audit.refit import check_refit
-from braindecode_vis.audit.split_overlap import check_split, check_used
-from braindecode_vis.audit.statistics import check_statistics
-from braindecode_vis.audit.training import check_training
+from braindecode_vis.audit.files import LEVELS, AuditedRun, AuditFinding, open_audited
+from braindecode_vis.audit.fits import (
+    check_features,
+    check_inputs,
+    check_refit,
+    check_target_means,
+    check_targets,
+)
+from braindecode_vis.audit.records import (
+    check_chain,
+    check_held_out,
+    check_logs,
+    check_options,
+    check_penalties,
+)
+from braindecode_vis.audit.split_overlap import (
+    check_copies,
+    check_pixels,
+    check_rows,
+    check_sides,
+    check_split_settings,
+    check_used,
+)
+from braindecode_vis.audit.statistics import (
+    check_record,
+    check_scaling,
+    check_standardised,
+    check_whitened,
+)
 
-__all__ = ["LEVELS", "Audit", "AuditedRun", "Finding", "audit_run"]
+#: Of the files and of the split; folds that are no folds have no statistics of their training trials.
+FIRST = (check_chain, check_rows)
+SPLIT = (check_sides, check_pixels, check_copies, check_split_settings, check_used)
+STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
+FITS = (check_inputs, check_features, check_targets, check_target_means)
+CHOICES = (check_penalties, check_logs, check_held_out)
+SETTINGS = (check_design, check_options)
+
+__all__ = ["LEVELS", "Audit", "AuditFinding", "AuditedRun", "audit_run"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +67,14 @@ class Audit:
     """
 
     folder: Path
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
-    def leaks(self) -> tuple[Finding, ...]:
+    def leaks(self) -> tuple[AuditFinding, ...]:
         """Findings that no score of the run survives."""
         return self.list_level("leak")
 
-    def list_level(self, level: str) -> tuple[Finding, ...]:
+    def list_level(self, level: str) -> tuple[AuditFinding, ...]:
         """Return the findings of one of `LEVELS`."""
         return tuple(finding for finding in self.findings if finding.level == level)
 
@@ -72,7 +101,7 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     folder
         A run folder, finished or not; stages that are missing are said to be.
     refit
-        Also fit every fold twice, on clean and on poisoned test trials; see `audit_refit`.
+        Also fit every fold twice, on clean and on poisoned test trials; see `check_refit`.
     seed
         Of the permutations of the design check.
 
@@ -87,45 +116,41 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     """
     from safetensors import SafetensorError
 
-    run = open_audited(folder)
-    findings = [*check_chain(run), *check_split(run)]
+    run = open_audited(folder, thorough=refit, seed=seed)
+    findings = [finding for check in FIRST for finding in check(run)]
     if any(finding.check == "trials" and finding.level == "leak" for finding in findings):
-        # Folds that are no folds have no statistics of their training trials.
         return Audit(run.folder, tuple(findings))
+    findings += [finding for check in SPLIT for finding in check(run)]
     try:
-        findings += _check_fits(run, refit=refit, seed=seed)
+        findings += [finding for check in STATISTICS for finding in check(run)]
+        if not run.trained:
+            findings.append(AuditFinding("training", "warning", "nothing was trained yet."))
+        fits = (*FITS, *CHOICES) if run.trained else ()
+        last = (check_refit,) if refit else ()
+        findings += [finding for check in (*fits, *SETTINGS, *last) for finding in check(run)]
+        findings += _check_low_level(run, findings)
     except SafetensorError as error:  # `check_chain` has named the file that is not as it was written
         text = f"tampered: a file of weights cannot be read ({error}), so that fits cannot be judged."
-        findings.append(Finding("training", "leak", text))
+        findings.append(AuditFinding("training", "leak", text))
     return Audit(run.folder, tuple(findings))
 
 
-def _check_fits(run: AuditedRun, *, refit: bool, seed: int) -> list[Finding]:
-    findings = [*check_statistics(run), *check_training(run, thorough=refit), *check_choices(run)]
-    findings += [*check_design(run, seed=seed), *check_options(run)]
-    if refit:
-        findings += check_refit(run)
-    if run.low_level is not None:
-        findings += _check_low_level(run.low_level, findings, refit=refit)
-    made = [record.fields for record in run.chain if record.content.get("stage") == "reconstruct"]
-    if run.low_level is None and any(
-        (fields.get("reconstruction") or {}).get("low_level") for fields in made
-    ):
-        text = "the reconstructions do not name the fits of their low-level branch; make them again to judge them."
-        findings.append(Finding("low-level", "warning", text))
-    return findings
-
-
-def _check_low_level(low: AuditedRun, told: list[Finding], *, refit: bool) -> list[Finding]:
+def _check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
     """Judge the fits of the low-level branch like those of the encoder; what was told already is not repeated."""
-    found = [*check_used(low), *check_training(low, thorough=refit), *check_choices(low), *check_options(low)]
-    if refit:
-        found += check_refit(low)
+    low = run.low_level
+    if low is None:
+        made = [record.fields for record in run.chain if record.content.get("stage") == "reconstruct"]
+        if any((fields.get("reconstruction") or {}).get("low_level") for fields in made):
+            text = "the reconstructions do not name the fits of their low-level branch; make them again to judge them."
+            return [AuditFinding("low-level", "warning", text)]
+        return []
+    checks = (check_used, *FITS, *CHOICES, check_options, *((check_refit,) if run.thorough else ()))
     known = {(item.check, item.message) for item in told if "fold" not in item.where}
     findings = [
         replace(item, where=f"low-level branch {item.where}".strip())
-        for item in found
+        for check in checks
+        for item in check(low)
         if item.level != "ok" and (item.check, item.message) not in known
     ]
     text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
-    return findings or [Finding("low-level", "ok", text)]
+    return findings or [AuditFinding("low-level", "ok", text)]

@@ -1,4 +1,4 @@
-"""Who stands on which side: trials, images, their pixels, concepts, repetitions, runs, sessions and subjects.
+"""Checks what is trained on and tested: trials, images, pixels, concepts, repetitions, runs, sessions and subjects.
 
 Everything is worked out from the trial table, the pixels and ``split.json``; the proofs that the split made of itself
 are not believed.
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from braindecode_vis.audit.files import AuditedRun, Finding, Level, Record, list_first, name_fold
+from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
 from braindecode_vis.registry import validate_component
@@ -25,22 +25,8 @@ LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets a
 _PIECE = 32  # numbers at the start, middle and end of a trial by which copies are looked for
 
 
-def check_split(run: AuditedRun) -> list[Finding]:
-    """Prove again that nothing stands on both sides of a fold that must not."""
-    broken = _check_rows(run)
-    if broken:
-        return broken
-    return [
-        Finding("trials", "ok", f"{len(run.folds)} fold(s) share no row, and no row is tested twice."),
-        *_check_sides(run),
-        *_check_pixels(run),
-        *_check_copies(run),
-        *_check_remade(run),
-        *check_used(run),
-    ]
-
-
-def _check_rows(run: AuditedRun) -> list[Finding]:
+def check_rows(run: AuditedRun) -> list[AuditFinding]:
+    """Look for rows that are trained on and tested, tested twice, or not there."""
     findings, tested = [], set[int]()
     n = run.responses.n_trials
     for number, fold in enumerate(run.folds):
@@ -49,23 +35,27 @@ def _check_rows(run: AuditedRun) -> list[Finding]:
         outside = [row for row in (*fold.train.tolist(), *fold.test.tolist()) if not 0 <= row < n]
         twice = len(fold.test) - len(test) or len(tested & test)
         if not len(fold.train) or not len(fold.test):
-            findings.append(Finding("trials", "leak", "one side of the fold is empty.", where))
+            findings.append(AuditFinding("trials", "leak", "one side of the fold is empty.", where))
         if outside:
             text = f"row {outside[0]} is not among the {n} trials."
-            findings.append(Finding("trials", "leak", text, where))
+            findings.append(AuditFinding("trials", "leak", text, where))
         if both:
-            text = f"{len(both)} trial(s) teach and are tested, first row {min(both)}."
-            findings.append(Finding("trials", "leak", text, where))
+            text = f"{len(both)} trial(s) are trained on and tested, first row {min(both)}."
+            findings.append(AuditFinding("trials", "leak", text, where))
         if twice:
-            findings.append(Finding("trials", "leak", f"{twice} trial(s) are tested more than once.", where))
+            findings.append(
+                AuditFinding("trials", "leak", f"{twice} trial(s) are tested more than once.", where)
+            )
         tested |= test
-    return findings
+    text = f"{len(run.folds)} fold(s) share no row, and no row is tested twice."
+    return findings or [AuditFinding("trials", "ok", text)]
 
 
 # --- sides ------------------------------------------------------------------------------------------------
 
 
-def _check_sides(run: AuditedRun) -> list[Finding]:
+def check_sides(run: AuditedRun) -> list[AuditFinding]:
+    """Name what stands on both sides of a fold, and whether the split and its protocol allow that."""
     findings = []
     for side in SIDES:
         if side == "trial" or (side == "group" and "group" not in run.trials):
@@ -76,13 +66,13 @@ def _check_sides(run: AuditedRun) -> list[Finding]:
         declared = side in run.declared or (side == "image" and not run.decodes_categories)
         if not shared:
             claim = "" if side in run.declared else ", although the split does not declare it"
-            findings.append(Finding(side, "ok", f"no {side} is on both sides of a fold{claim}."))
+            findings.append(AuditFinding(side, "ok", f"no {side} is on both sides of a fold{claim}."))
             continue
         number, names = shared[0]
         seen = f"{len(names)} {side}(s) are on both sides, first {list_first(names)}"
         level, rest = _judge_shared(run, str(side), declared)
         more = f" (and in {len(shared) - 1} more fold(s))" if len(shared) > 1 else ""
-        findings.append(Finding(side, level, f"{seen}{more}; {rest}.", name_fold(number)))
+        findings.append(AuditFinding(side, level, f"{seen}{more}; {rest}.", name_fold(number)))
     return findings
 
 
@@ -126,22 +116,26 @@ def hash_images(stimuli: StimulusSet) -> tuple[np.ndarray, int]:
     return found, 0 if wrong.all() else int(wrong.sum())  # all: the table has digests of files
 
 
-def _check_pixels(run: AuditedRun) -> list[Finding]:
+def check_pixels(run: AuditedRun) -> list[AuditFinding]:
     """Look for one picture under several ids."""
     digests, n_wrong = hash_images(run.stimuli)
     known = np.array([isinstance(d, str) and len(d) > 8 for d in digests], dtype=bool)
     if run.decodes_categories and set(run.responses.stimulus_ids) == set(run.concepts):
-        return [Finding("pixels", "ok", "stimulus ids are categories; which picture was shown is not known.")]
+        return [
+            AuditFinding("pixels", "ok", "stimulus ids are categories; which picture was shown is not known.")
+        ]
     if not known.any():
         return [
-            Finding("pixels", "warning", "no image has a digest, so one picture under two ids goes unseen.")
+            AuditFinding(
+                "pixels", "warning", "no image has a digest, so one picture under two ids goes unseen."
+            )
         ]
     findings = []
     if n_wrong:
         text = (
             f"{n_wrong} image(s) have other pixels than the stimulus table says; their own digests are used."
         )
-        findings.append(Finding("pixels", "warning", text))
+        findings.append(AuditFinding("pixels", "warning", text))
     ids = run.stimuli.ids
     groups = np.where(known, digests, ids)[run.stimuli.find_rows(run.responses.stimulus_ids)]
     for number, fold in enumerate(run.folds):
@@ -152,14 +146,16 @@ def _check_pixels(run: AuditedRun) -> list[Finding]:
         names = list_first(set(ids[digests == first].tolist()))
         level: Level = "warning" if run.decodes_categories else "leak"
         text = f"{len(shared)} picture(s) are on both sides by their pixels, first {names} (sha256 {first[:12]})."
-        findings.append(Finding("pixels", level, text, name_fold(number)))
+        findings.append(AuditFinding("pixels", level, text, name_fold(number)))
     if all(finding.level != "leak" for finding in findings):
         unknown = f"; {int((~known).sum())} image(s) have no digest" if not known.all() else ""
-        findings.append(Finding("pixels", "ok", f"no picture is on both sides under another id{unknown}."))
+        findings.append(
+            AuditFinding("pixels", "ok", f"no picture is on both sides under another id{unknown}.")
+        )
     return findings
 
 
-def _check_copies(run: AuditedRun) -> list[Finding]:
+def check_copies(run: AuditedRun) -> list[AuditFinding]:
     """Look for one recorded trial in two rows."""
     codes = find_copies(run.responses.data)
     findings = []
@@ -173,8 +169,8 @@ def _check_copies(run: AuditedRun) -> list[Finding]:
             f"{len(shared)} trial(s) have the very same numbers on both sides, first rows {pair[0]} ({ids[0]}) and "
             f"{pair[1]} ({ids[1]})."
         )
-        findings.append(Finding("copies", "leak", text, name_fold(number)))
-    return findings or [Finding("copies", "ok", "no recorded trial is on both sides a second time.")]
+        findings.append(AuditFinding("copies", "leak", text, name_fold(number)))
+    return findings or [AuditFinding("copies", "ok", "no recorded trial is on both sides a second time.")]
 
 
 def find_copies(data: np.ndarray) -> np.ndarray:
@@ -212,7 +208,7 @@ def find_copies(data: np.ndarray) -> np.ndarray:
 # --- as configured, and as used ---------------------------------------------------------------------------
 
 
-def _check_remade(run: AuditedRun) -> list[Finding]:
+def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
     """Make the split again from its settings and compare rows."""
     fields = run.prepared.fields
     try:
@@ -225,38 +221,36 @@ def _check_remade(run: AuditedRun) -> list[Finding]:
         ).folds
     except DataError as error:
         return [
-            Finding(
+            AuditFinding(
                 "split", "leak", f"the split of the configuration cannot be made of these trials: {error}"
             )
         ]
     except (BraindecodeVisError, ValidationError, KeyError) as error:
-        return [Finding("split", "warning", f"the split could not be made again ({error}).")]
+        return [AuditFinding("split", "warning", f"the split could not be made again ({error}).")]
     if len(made) != len(run.folds):
         return [
-            Finding("split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}.")
+            AuditFinding(
+                "split", "leak", f"split.json has {len(run.folds)} folds, its settings make {len(made)}."
+            )
         ]
     findings = []
     for number, (fold, expected) in enumerate(zip(run.folds, made, strict=True)):
-        taught = set(fold.train.tolist()) & set(expected.test.tolist())
-        if taught:
-            text = (
-                f"{len(taught)} trial(s) teach that the settings of the split test, first row {min(taught)}."
-            )
-            findings.append(Finding("split", "leak", text, name_fold(number)))
-        elif _has_other_rows(fold, expected):
+        moved = set(fold.train.tolist()) & set(expected.test.tolist())
+        if moved:
+            text = f"{len(moved)} trial(s) are trained on that the settings of the split test, first row {min(moved)}."
+            findings.append(AuditFinding("split", "leak", text, name_fold(number)))
+        elif any(
+            set(a.tolist()) != set(b.tolist())
+            for a, b in ((fold.train, expected.train), (fold.test, expected.test))
+        ):
             text = (
                 "split.json has other rows than its settings make; it was edited, or made by another version."
             )
-            findings.append(Finding("split", "warning", text, name_fold(number)))
-    return findings or [Finding("split", "ok", "split.json is what its settings and seed make.")]
+            findings.append(AuditFinding("split", "warning", text, name_fold(number)))
+    return findings or [AuditFinding("split", "ok", "split.json is what its settings and seed make.")]
 
 
-def _has_other_rows(fold: Fold, expected: Fold) -> bool:
-    pairs = ((fold.train, expected.train), (fold.test, expected.test))
-    return any(set(a.tolist()) != set(b.tolist()) for a, b in pairs)
-
-
-def check_used(run: AuditedRun) -> list[Finding]:
+def check_used(run: AuditedRun) -> list[AuditFinding]:
     """Compare the trials that later stages say they used with the folds."""
     findings = []
     ids = run.responses.stimulus_ids.astype(str)
@@ -266,11 +260,13 @@ def check_used(run: AuditedRun) -> list[Finding]:
         found = record.content.get("n_trials")
         if found is not None and int(found) != expected:
             text = f"the encoder learnt from {found} trials, but the fold has {expected} to learn from."
-            findings.append(Finding("used-trials", "leak", text, where))
-        foreign = _read_ids(record, "out_of_fold") - set(ids[fold.train].tolist())
+            findings.append(AuditFinding("used-trials", "leak", text, where))
+        path = record.path / "out_of_fold" / "ids.json"
+        predicted = set(map(str, read_json(path)["ids"])) if path.is_file() else set()
+        foreign = predicted - set(ids[fold.train].tolist())
         if foreign:
             text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "
-            findings.append(Finding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
+            findings.append(AuditFinding("used-trials", "leak", f"{text}{list_first(foreign)}.", where))
     if run.retrieved is not None:
         pictured, _ = split_imagined_trials(run.trials, run.stimuli, run.folds)
         findings += _check_queries(run.retrieved.path, ids, pictured)
@@ -279,7 +275,7 @@ def check_used(run: AuditedRun) -> list[Finding]:
         if run.trained
         else "nothing was trained."
     )
-    return findings or [Finding("used-trials", "ok", text)]
+    return findings or [AuditFinding("used-trials", "ok", text)]
 
 
 def count_units(trials: pd.DataFrame, rows: np.ndarray, repeats: str) -> pd.DataFrame:
@@ -291,12 +287,7 @@ def count_units(trials: pd.DataFrame, rows: np.ndarray, repeats: str) -> pd.Data
     return picked.drop_duplicates(keys)
 
 
-def _read_ids(record: Record, folder: str) -> set[str]:
-    path = record.path / folder / "ids.json"
-    return set(map(str, read_json(path)["ids"])) if path.is_file() else set()
-
-
-def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list[Finding]:
+def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list[AuditFinding]:
     findings = []
     for number, fold in enumerate(folds):
         path = folder / f"fold{number:02d}" / "retrieval.json"
@@ -307,10 +298,10 @@ def _check_queries(folder: Path, ids: np.ndarray, folds: Sequence[Fold]) -> list
         if asked != test:
             text = f"{len(asked ^ test)} image(s) are queried or tested, not both, first {list_first(asked ^ test)}."
             findings.append(
-                Finding("used-trials", "leak" if asked - test else "warning", text, name_fold(number))
+                AuditFinding("used-trials", "leak" if asked - test else "warning", text, name_fold(number))
             )
         lacking = test - set(map(str, content["gallery_ids"]))
         if lacking:
             text = f"{len(lacking)} test image(s) are not in the gallery, first {list_first(lacking)}."
-            findings.append(Finding("used-trials", "warning", text, name_fold(number)))
+            findings.append(AuditFinding("used-trials", "warning", text, name_fold(number)))
     return findings

@@ -1,37 +1,187 @@
-"""Statistics that preprocessing learnt: whose trials standardisation and whitening come from.
+"""Checks that the statistics of preprocessing were fitted on training trials: standardising, whitening, scaling.
 
-Each is worked out again from the stored responses, once from training trials and once from all; the record is asked
-only for what cannot be seen in the numbers (independent components, thresholds of artefacts, what authors did before
-they published).
+Data that were standardised with the trials of a set have exactly mean 0 and standard deviation 1 over that set, and
+over no other; whitened data have the identity as their covariance. So the stored numbers tell which trials a statistic
+was fitted on, whatever the record says: each is worked out again from the stored responses, once from training trials
+and once from all. The record is asked only for what cannot be seen in the numbers (independent components, thresholds
+of artefacts, what authors did before they published).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.audit.files import AuditedRun, Finding, Level, list_first, name_fold
-from braindecode_vis.audit.moments import (
-    CLOSER,
-    Fit,
-    fit_standardised,
-    fit_whitened,
-    iterate_rows,
-)
+from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
 from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.preprocessing.whitening import CovarianceSum, compute_condition_weights
 
+#: Root mean square distance from mean 0 and spread 1 that counts as standardised; float16 stays well below it, and raw
+#: data come this close by chance only with more than a hundred thousand trials.
+TOLERANCE = 2e-3
+#: One fit is the better one if it is this many times closer.
+CLOSER = 4.0
+#: Training trials this close to mean 0 and spread 1 were fitted on, whatever else fits: groups that are standardised
+#: one by one are so together as well, up to rounding.
+EXACT = 5e-5
+_BLOCK_BYTES = 32 << 20
+_LARGEST_SUMS = 1 << 29  # bytes
+
 WHITENING_TOLERANCE = 5e-3  # of the whitened covariance; float16 trials reach 1e-3
-ROBUST_TOLERANCE = 5e-3
+ROBUST_TOLERANCE = 5e-3  # of median and interquartile range
+
+Verdict = Literal["none", "train", "all", "own"]
 
 
-def check_statistics(run: AuditedRun) -> list[Finding]:
-    """Find out who taught standardisation, whitening and cleaning."""
-    return [*_check_standardised(run), *_check_whitened(run), *_check_scaling(run), *_check_record(run)]
+@dataclass(frozen=True)
+class Fit:
+    """How far a set of trials is from being standardised by a part of itself.
+
+    Parameters
+    ----------
+    grouping
+        What was standardised at a time: ``everything``, ``subject``, ``session`` or ``run``.
+    train
+        Distance for the training trials of each group.
+    everything
+        Distance for all trials of groups that hold training and test trials; infinite if there is none.
+    own
+        Distance for groups of test trials alone.
+    """
+
+    grouping: str
+    train: float
+    everything: float
+    own: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Which trials it was fitted on: ``all`` (test trials too), ``train``, ``own`` (each group by itself), ``none``."""
+        if self.everything < TOLERANCE and self.everything * CLOSER < self.train and self.train > EXACT:
+            return "all"
+        if self.train < TOLERANCE:
+            return "own" if self.own < TOLERANCE else "train"
+        return "none"
+
+
+def iterate_rows(data: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ascending row numbers and their trials, float64 of shape (n, n_features, n_samples)."""
+    rows = np.sort(rows)
+    size = max(1, _BLOCK_BYTES // max(1, 8 * int(np.prod(data.shape[1:]))))
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        block = np.asarray(data[chunk], dtype=np.float64)
+        yield chunk, block.reshape(len(chunk), data.shape[1], -1)
+
+
+def fit_standardised(data: np.ndarray, groups: np.ndarray, is_train: np.ndarray, grouping: str) -> Fit | None:
+    """Measure how well "mean 0, standard deviation 1" holds, feature by feature.
+
+    Parameters
+    ----------
+    data : array of shape (n_trials, n_features[, n_times])
+        Times are samples of their feature.
+    groups : array of shape (n_trials,)
+        What is standardised at a time.
+    is_train : bool array of shape (n_trials,)
+        Trials that it may be fitted on.
+
+    Returns
+    -------
+    Fit, or None where the sums would not fit into memory or no group has a training trial.
+    """
+    names, codes = np.unique(groups.astype(str), return_inverse=True)
+    n_features = data.shape[1]
+    if 2 * len(names) * n_features * 16 > _LARGEST_SUMS or not is_train.any():
+        return None
+    cells = 2 * codes + is_train
+    count = np.zeros(2 * len(names))
+    total, squares = np.zeros((2, 2 * len(names), n_features))
+    for chunk, block in iterate_rows(data, np.arange(len(data))):
+        for cell in np.unique(cells[chunk]):
+            own = block[cells[chunk] == cell]
+            count[cell] += own.shape[0] * own.shape[2]
+            total[cell] += own.sum(axis=(0, 2))
+            squares[cell] += np.einsum("ijk,ijk->j", own, own)
+    has_test, has_train = count[0::2] > 0, count[1::2] > 0
+    both = has_test & has_train
+    merged = [sums[0::2] + sums[1::2] for sums in (count, total, squares)]
+    return Fit(
+        grouping,
+        _distance(count[1::2][has_train], total[1::2][has_train], squares[1::2][has_train]),
+        _distance(*(sums[both] for sums in merged)),
+        _distance(*(sums[has_test & ~has_train] for sums in merged)),
+    )
+
+
+def _distance(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> float:
+    """Return the root mean square of the means and of the deviations of the spreads from one."""
+    kept = count > 1
+    if not kept.any():
+        return np.inf
+    mean = total[kept] / count[kept, None]
+    spread = np.sqrt(np.maximum(squares[kept] / count[kept, None] - mean**2, 0))
+    varies = spread > 1e-6  # constant features become 0, and filled-up ones are
+    if not varies.any():
+        return np.inf
+    return float(np.sqrt(0.5 * (np.square(mean[varies]).mean() + np.square(spread[varies] - 1).mean())))
+
+
+def fit_whitened(data: np.ndarray, groups: np.ndarray, is_train: np.ndarray, grouping: str) -> Fit | None:
+    """Measure how well "identity covariance" holds over the samples of each group; as `fit_standardised`.
+
+    Returns None where there are too many features for the matrices, or fewer samples than features.
+    """
+    names, codes = np.unique(groups.astype(str), return_inverse=True)
+    n_features = data.shape[1]
+    if 2 * len(names) * n_features**2 * 8 > _LARGEST_SUMS or n_features < 2 or not is_train.any():
+        return None
+    cells = 2 * codes + is_train
+    sums = np.zeros((2 * len(names), n_features + 1, n_features + 1))
+    for chunk, block in iterate_rows(data, np.arange(len(data))):
+        for cell in np.unique(cells[chunk]):
+            samples = block[cells[chunk] == cell].transpose(1, 0, 2).reshape(n_features, -1)
+            samples = np.vstack([samples, np.ones(samples.shape[1])])
+            sums[cell] += samples @ samples.T
+    count = sums[:, -1, -1]
+    has_test, has_train = count[0::2] > 0, count[1::2] > 0
+    merged = sums[0::2] + sums[1::2]
+    fits = (sums[1::2][has_train], merged[has_test & has_train], merged[has_test & ~has_train])
+    return Fit(grouping, *(_distance_from_identity(part) for part in fits))
+
+
+def _distance_from_identity(sums: np.ndarray) -> float:
+    """Return the largest distance over groups; each matrix holds products, sums in the last row, and the count."""
+    worst = 0.0 if len(sums) else np.inf
+    for matrix in sums:
+        n, n_features = matrix[-1, -1], len(matrix) - 1
+        if n <= n_features:
+            return np.inf
+        mean = matrix[-1, :-1] / n
+        covariance = matrix[:-1, :-1] / n - np.outer(mean, mean)
+        off = [covariance * factor - np.eye(n_features) for factor in (1.0, n / (n - 1))]  # either divisor
+        worst = max(worst, min(float(np.sqrt(np.square(part).mean())) for part in off))
+    return worst
+
+
+def compute_moments(data: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of every value of the flattened trials, in float64 and in two passes."""
+    width = int(np.prod(data.shape[1:]))
+    mean, squares = np.zeros(width), np.zeros(width)
+    for chunk, block in iterate_rows(data, rows):
+        mean += block.reshape(len(chunk), -1).sum(axis=0)
+    mean /= max(1, len(rows))
+    for chunk, block in iterate_rows(data, rows):
+        squares += np.square(block.reshape(len(chunk), -1) - mean).sum(axis=0)
+    return mean, np.sqrt(squares / max(1, len(rows)))
+
+
+# --- mean 0, spread 1 -------------------------------------------------------------------------------------
 
 
 def _list_groupings(run: AuditedRun) -> dict[str, np.ndarray]:
@@ -46,40 +196,25 @@ def _list_groupings(run: AuditedRun) -> dict[str, np.ndarray]:
     return distinct
 
 
-def _who_may_teach(run: AuditedRun) -> np.ndarray:
-    """Return the trials that no fold tests, or those declared for training where every trial is tested."""
-    is_tested = np.zeros(run.responses.n_trials, dtype=bool)
-    for fold in run.folds:
-        is_tested[fold.test] = True
-    return run.teaches if is_tested.all() else ~is_tested & run.teaches
-
-
-def _find_mixed(run: AuditedRun, groups: np.ndarray) -> int | None:
-    """Return the first fold in which a group holds training and test trials."""
-    for number, fold in enumerate(run.folds):
-        if set(groups[fold.train].tolist()) & set(groups[fold.test].tolist()):
-            return number
-    return None
-
-
-# --- mean 0, spread 1 -------------------------------------------------------------------------------------
-
-
-def _check_standardised(run: AuditedRun) -> list[Finding]:
-    data, teaches = run.responses.data, _who_may_teach(run)
+def check_standardised(run: AuditedRun) -> list[AuditFinding]:
+    """Find the trials over which mean 0 and standard deviation 1 hold, by the smallest groups that fit."""
+    data, is_training = run.responses.data, run.is_training
     if data.ndim < 2:
         return []
     groupings = _list_groupings(run)
-    fits = [fit_standardised(data, groups, teaches, name) for name, groups in groupings.items()]
+    fits = [fit_standardised(data, groups, is_training, name) for name, groups in groupings.items()]
     plan = run.meta.get("provenance", {}).get("plan", {})
     claimed = run.responses.unit == "z" and plan.get("zscore") != "none"  # else of volumes, not of trials
     best = _find_finest(fits)
     if best is None or best.verdict == "none":
-        if claimed and not _has_clamp(run):
+        scaling = _read_cleaning(run).get("scaling")
+        # Clamped values have another spread than the one they were divided by.
+        is_clamped = isinstance(scaling, dict) and scaling.get("clamp") is not None
+        if claimed and not is_clamped:
             nearest = "" if best is None else f" (nearest: {best.grouping}, off by {best.train:.2g})"
             text = f"the responses are called z-scores, but no set of training trials has mean 0 and SD 1{nearest}."
-            return [Finding("standardising", "warning", text)]
-        return [Finding("standardising", "ok", "the stored responses are not standardised over trials.")]
+            return [AuditFinding("standardising", "warning", text)]
+        return [AuditFinding("standardising", "ok", "the stored responses are not standardised over trials.")]
     return [
         _judge_standardised(run, best, groupings[best.grouping], claimed, "standardising", "mean 0 and SD 1")
     ]
@@ -97,69 +232,69 @@ def _find_finest(fits: list[Fit | None]) -> Fit | None:
 
 def _find_calibrated(run: AuditedRun, groups: np.ndarray) -> int | None:
     """Return the first fold whose test trials are scaled by trials that the fold itself does not learn from."""
-    teaches = _who_may_teach(run)
     for number, fold in enumerate(run.folds):
-        foreign = teaches & np.isin(groups, groups[fold.test])
+        foreign = run.is_training & np.isin(groups, groups[fold.test])
         foreign[fold.train] = False
         if foreign.any():
             return number
     return None
 
 
-def _has_clamp(run: AuditedRun) -> bool:
-    scaling = _read_cleaning(run).get("scaling")
-    return isinstance(scaling, dict) and scaling.get("clamp") is not None
-
-
 def _judge_standardised(
     run: AuditedRun, fit: Fit, groups: np.ndarray, claimed: bool, check: str, property_: str
-) -> Finding:
+) -> AuditFinding:
     by = "over everything" if fit.grouping == "everything" else f"per {fit.grouping}"
     if fit.verdict == "all":
         text = (
             f"{property_} hold {by} over training and test trials together (off by {fit.everything:.1g}), not over "
-            f"training trials (off by {fit.train:.1g}): test trials taught the statistics"
+            f"training trials (off by {fit.train:.1g}): test trials have a part in the statistics"
         )
-        return Finding(check, "leak", f"{text}{'' if claimed else ', and no record says so'}.")
-    mixed = _find_mixed(run, groups)
-    is_tested = np.isin(np.arange(len(groups)), np.concatenate([fold.test for fold in run.folds]))
-    if (is_tested & _who_may_teach(run)).any():  # every trial is tested in one fold or another
+        return AuditFinding(check, "leak", f"{text}{'' if claimed else ', and no record says so'}.")
+    both_sides = (set(groups[fold.train].tolist()) & set(groups[fold.test].tolist()) for fold in run.folds)
+    mixed = next((number for number, shared in enumerate(both_sides) if shared), None)
+    if (run.is_tested & run.is_training).any():  # every trial is tested in one fold or another
         if mixed is not None:
-            text = f"{property_} hold {by} over trials that folds train on and test: test trials taught the statistics."
-            return Finding(check, "leak", text, name_fold(mixed))
-        return Finding(
+            text = f"{property_} hold {by} over trials that folds train on and test: test trials have a part in them."
+            return AuditFinding(check, "leak", text, name_fold(mixed))
+        return AuditFinding(
             check, "transductive", f"{property_} hold {by}: test trials are standardised by themselves."
         )
     if fit.verdict == "own":
-        own = sorted(set(groups[is_tested].tolist()) - set(groups[_who_may_teach(run)].tolist()))
+        own = sorted(set(groups[run.is_tested].tolist()) - set(groups[run.is_training].tolist()))
         text = f"groups without training trials are standardised by their own test trials, first {list_first(own)}."
-        return Finding(check, "transductive", text)
+        return AuditFinding(check, "transductive", text)
     if (fold := _find_calibrated(run, groups)) is not None:
         text = (
             f"{property_} hold {by}: trials outside the fold, of the same {fit.grouping}, scale test trials."
         )
-        return Finding(check, "transductive", text, name_fold(fold))
-    return Finding(check, "ok", f"{property_} hold {by} over training trials alone (off by {fit.train:.1g}).")
+        return AuditFinding(check, "transductive", text, name_fold(fold))
+    return AuditFinding(
+        check, "ok", f"{property_} hold {by} over training trials alone (off by {fit.train:.1g})."
+    )
 
 
 # --- whitening --------------------------------------------------------------------------------------------
 
 
-def _check_whitened(run: AuditedRun) -> list[Finding]:
+def check_whitened(run: AuditedRun) -> list[AuditFinding]:
+    """Find the trials whose covariance whitens the responses: by the stored matrices, or by the numbers."""
     coords = run.responses.coords
     if "whitening" in coords:
         return _check_mvnn(run)
     if run.responses.unit == "whitened":
-        text = "the responses were whitened before they were published; whether test trials taught cannot be seen here."
-        return [Finding("whitening", "warning", text)]
+        text = (
+            "the responses were whitened before they were published; whether test trials had a part in "
+            "it cannot be seen here."
+        )
+        return [AuditFinding("whitening", "warning", text)]
     if run.responses.data.ndim < 2:
         return []
-    groupings, teaches = _list_groupings(run), _who_may_teach(run)
+    groupings, is_training = _list_groupings(run), run.is_training
     groupings.pop("run", None)
-    fits = [fit_whitened(run.responses.data, groups, teaches, name) for name, groups in groupings.items()]
+    fits = [fit_whitened(run.responses.data, groups, is_training, name) for name, groups in groupings.items()]
     best = _find_finest(fits)
     if best is None or best.verdict == "none":
-        return [Finding("whitening", "ok", "the stored responses are not whitened.")]
+        return [AuditFinding("whitening", "ok", "the stored responses are not whitened.")]
     return [
         _judge_standardised(
             run, best, groupings[best.grouping], False, "whitening", "uncorrelated unit variances"
@@ -167,10 +302,10 @@ def _check_whitened(run: AuditedRun) -> list[Finding]:
     ]
 
 
-def _check_mvnn(run: AuditedRun) -> list[Finding]:
+def _check_mvnn(run: AuditedRun) -> list[AuditFinding]:
     """Undo the stored whitening and fit it again from training trials, and from all trials."""
     coords, trials = run.responses.coords, run.responses.trials
-    teaches, keys = _who_may_teach(run), trials[["subject", "session"]].astype(str)
+    is_training, keys = run.is_training, trials[["subject", "session"]].astype(str)
     plan = run.meta.get("provenance", {}).get("plan", {})
     findings, names = [], []
     for matrix, group in zip(np.asarray(coords["whitening"]), coords["whitening_sessions"], strict=True):
@@ -180,8 +315,8 @@ def _check_mvnn(run: AuditedRun) -> list[Finding]:
         if not len(rows):
             continue
         off = {}
-        for who, taught in (("train", rows[teaches[rows]]), ("all", rows)):
-            off[who] = _measure_whitening(run, matrix, taught, str(plan.get("mvnn", "epochs")))
+        for who, fitted in (("train", rows[is_training[rows]]), ("all", rows)):
+            off[who] = _measure_whitening(run, matrix, fitted, str(plan.get("mvnn", "epochs")))
         if off["train"] < WHITENING_TOLERANCE and not off["all"] * CLOSER < off["train"]:
             continue
         if off["all"] < WHITENING_TOLERANCE:
@@ -193,12 +328,12 @@ def _check_mvnn(run: AuditedRun) -> list[Finding]:
         else:
             level = "warning"
             text = f"the noise covariance of {name} is not that of these trials (off by {off['train']:.1g})."
-        findings.append(Finding("whitening", level, text, name))
+        findings.append(AuditFinding("whitening", level, text, name))
     if not findings and (fold := _find_calibrated(run, make_groups(trials, "session"))) is not None:
         text = "test trials are whitened by other trials of their session, which the fold never learnt from."
-        return [Finding("whitening", "transductive", text, name_fold(fold))]
+        return [AuditFinding("whitening", "transductive", text, name_fold(fold))]
     text = f"the noise covariance of {len(names)} session(s) is that of their training trials."
-    return findings or [Finding("whitening", "ok", text)]
+    return findings or [AuditFinding("whitening", "ok", text)]
 
 
 def _measure_whitening(run: AuditedRun, matrix: np.ndarray, rows: np.ndarray, variant: str) -> float:
@@ -252,33 +387,30 @@ def _undo(
 # --- scaling by quartiles ---------------------------------------------------------------------------------
 
 
-def _check_scaling(run: AuditedRun) -> list[Finding]:
-    """Median and interquartile range; z-scores are seen by `_check_standardised`."""
+def check_scaling(run: AuditedRun) -> list[AuditFinding]:
+    """Measure over which trials median 0 and interquartile range 1 hold; z-scores are seen by `check_standardised`."""
     if "scaling_centre" not in run.responses.coords or run.responses.unit != "IQR":
         return []
-    codes, teaches = _code_groups(run), _who_may_teach(run)
+    codes, is_training = _code_groups(run), run.is_training
     findings = []
     for code, group in enumerate(run.responses.coords["scaling_groups"]):
         rows = np.flatnonzero(codes == code)
-        off = [_measure_quartiles(run, part) for part in (rows[teaches[rows]], rows)]
+        off = [np.inf, np.inf]
+        for place, part in enumerate((rows[is_training[rows]], rows)):
+            if len(part):
+                found = fit_robust_scaler(run.responses.data, part, clamp=None)
+                off[place] = float(max(np.abs(found.centre).max(), np.abs(found.scale - 1).max()))
         name = " ".join(map(str, group))
         if off[1] < ROBUST_TOLERANCE and off[1] * CLOSER < off[0]:
             text = (
                 f"median 0 and interquartile range 1 hold over training and test trials of {name} together."
             )
-            findings.append(Finding("scaling", "leak", text, name))
+            findings.append(AuditFinding("scaling", "leak", text, name))
         elif off[0] > ROBUST_TOLERANCE:
             text = f"the training trials of {name} do not have median 0 and interquartile range 1 (off {off[0]:.1g})."
-            findings.append(Finding("scaling", "warning", text, name))
+            findings.append(AuditFinding("scaling", "warning", text, name))
     text = "median 0 and interquartile range 1 hold over training trials alone."
-    return findings or [Finding("scaling", "ok", text)]
-
-
-def _measure_quartiles(run: AuditedRun, rows: np.ndarray) -> float:
-    if not len(rows):
-        return np.inf
-    found = fit_robust_scaler(run.responses.data, rows, clamp=None)
-    return float(max(np.abs(found.centre).max(), np.abs(found.scale - 1).max()))
+    return findings or [AuditFinding("scaling", "ok", text)]
 
 
 # --- what only the record knows ---------------------------------------------------------------------------
@@ -290,22 +422,23 @@ def _read_cleaning(run: AuditedRun) -> Mapping[str, Any]:
     return cleaning if isinstance(cleaning, dict) else {}
 
 
-def _check_record(run: AuditedRun) -> list[Finding]:
+def check_record(run: AuditedRun) -> list[AuditFinding]:
+    """List what cleaning the data set declares that leaves no trace in the numbers."""
     notes, cleaning = run.meta.get("provenance", {}), _read_cleaning(run)
     findings = []
     for name in ("ica", "autoreject"):
         if cleaning.get(name):
             text = f"{name} learns from training trials by its code; the recordings are not here to fit it again."
-            findings.append(Finding("cleaning", "ok", text))
+            findings.append(AuditFinding("cleaning", "ok", text))
     if (cleaning.get("autoreject") or {}).get("reject") == "all":
         text = "autoreject leaves out test trials by their own signal, so that easier ones are tested."
-        findings.append(Finding("cleaning", "transductive", text))
+        findings.append(AuditFinding("cleaning", "transductive", text))
     if own := notes.get("standardised_with_own_test_trials"):
         text = f"{len(own)} session(s) or run(s) are standardised by their own test trials, first {list_first(own)}."
-        findings.append(Finding("cleaning", "transductive", text))
+        findings.append(AuditFinding("cleaning", "transductive", text))
     said = str(notes.get("standardised", ""))
     if "included" in said:
-        findings.append(Finding("cleaning", "transductive", f"published as {said}."))
+        findings.append(AuditFinding("cleaning", "transductive", f"published as {said}."))
     for text in run.responses.coords.get("warnings", []):
-        findings.append(Finding("cleaning", "warning", f"the data set says: {text}"))
+        findings.append(AuditFinding("cleaning", "warning", f"the data set says: {text}"))
     return findings

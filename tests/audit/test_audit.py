@@ -94,7 +94,7 @@ def test_a_clean_run_passes_and_is_left_as_it_is(clean):
     assert not audit.leaks
     assert {item.check for item in audit.list_level("ok")} >= {
         "chain", "image", "pixels", "copies", "split", "used-trials", "standardising", "whitening", "encoder-inputs",
-        "columns", "targets", "choices", "model-selection", "design", "transductive", "refit",
+        "features", "targets", "choices", "model-selection", "design", "transductive", "refit",
     }  # fmt: skip
     assert before == {path: store.hash_file(path) for path in clean.rglob("*") if path.is_file()}
 
@@ -282,7 +282,7 @@ def test_an_encoder_of_all_trials_is_found_by_its_statistics_and_by_a_refit(copi
     assert "ridge.safetensors is not what the training trials" in find(audit, "refit")[0].message
 
 
-def test_columns_that_all_trials_chose_are_found(copied):
+def test_features_that_all_trials_chose_are_found(copied):
     run, prepared, bank = open_clean(copied)
     config = SelectionConfig.model_validate(run.config.selection.model_dump())
     selection = fit_selection(
@@ -291,7 +291,7 @@ def test_columns_that_all_trials_chose_are_found(copied):
     artifact = find_artifact(copied, "train")
     selection.write(artifact / "selection")
     reseal(artifact)
-    assert "training and test trials together choose" in find(audit_run(copied), "columns")[0].message
+    assert "training and test trials together choose" in find(audit_run(copied), "features")[0].message
 
 
 def test_a_target_space_of_all_images_is_found(copied):

@@ -8,9 +8,9 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.design import compute_cramers_v, permute
 from braindecode_vis.audit.files import open_audited
-from braindecode_vis.audit.moments import fit_standardised
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.audit.split_overlap import find_copies
+from braindecode_vis.audit.statistics import fit_standardised
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.pipeline.runs import open_run

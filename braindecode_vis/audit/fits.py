@@ -1,57 +1,56 @@
-"""What training fitted: statistics of the inputs, columns, target spaces.
+"""Checks that fits saw training trials alone: input statistics, chosen features, target spaces and whole encoders.
 
-Each is fitted again on the training trials of its fold and compared with what lies in the run.
+Each is fitted again on the training trials of its fold and compared with what lies in the run. `check_refit` goes one
+step further: a copy of the prepared responses gets absurd numbers in every trial that the fold does not learn from, and
+so does a copy of the target embeddings of every other image. Features and encoder are then fitted twice, on the clean
+and on the poisoned copy, with the seed of the run, and must not differ by a single bit. The clean fit must also be the
+one that lies in the run.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.audit.files import AuditedRun, Finding, Record, drop_digests, name_fold
-from braindecode_vis.audit.moments import compute_column_moments
+from braindecode_vis.audit.files import AuditedRun, AuditFinding, Record, drop_digests, name_fold
 from braindecode_vis.audit.split_overlap import count_units
+from braindecode_vis.audit.statistics import compute_moments
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.encoders.category_decoders import find_window
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.registry import validate_component
-from braindecode_vis.roles import IMAGE_ENCODER_SETTINGS, play
+from braindecode_vis.roles import (
+    BRAIN_ENCODER,
+    CATEGORY_DECODER,
+    ENCODER_SETTINGS,
+    IMAGE_ENCODER_SETTINGS,
+    build,
+    play,
+)
 from braindecode_vis.seeds import derive_seed
-from braindecode_vis.store import read_embeddings, read_json
+from braindecode_vis.store import read_embeddings, read_json, read_responses
 from braindecode_vis.training.alignment import InputScalingConfig, InputTransform
 
-LARGEST_REFIT = (
-    512 << 20
-)  # bytes of training responses up to which a choice of columns is made again without --refit
+#: Bytes of training responses, or of targets, up to which a fit is made again without ``--refit``.
+LARGEST_REFIT = 512 << 20
 TOLERANCE = 1e-3  # of a standard deviation; single precision stays below 1e-5
-
-
-def check_training(run: AuditedRun, *, thorough: bool = False) -> list[Finding]:
-    """Compare fitted statistics with what the training trials give.
-
-    Parameters
-    ----------
-    thorough
-        Make choices of columns again whatever their size.
-    """
-    if not run.trained:
-        return [Finding("training", "warning", "nothing was trained yet.")]
-    return [
-        *_check_inputs(run),
-        *_check_columns(run, thorough=thorough),
-        *_check_targets(run),
-        *_check_target_means(run, thorough=thorough),
-    ]
+POISON = 3e4  # within the reach of float16; times the largest value where the type allows it
+WEIGHT_TOLERANCE = (
+    1e-3  # of the largest weight, between the fit that lies in the run and the clean one made here
+)
 
 
 # --- statistics of the inputs -----------------------------------------------------------------------------
 
 
-def pick_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> Responses:
+def _pick_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> Responses:
     """Return trials as the encoder of a fold was given them, with the concept of each."""
     responses = run.responses
     if not run.decodes_categories:
@@ -65,7 +64,7 @@ def pick_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> Responses:
     return Selection.read(folder).apply(responses) if (folder / "selection.json").is_file() else responses
 
 
-def _check_inputs(run: AuditedRun) -> list[Finding]:
+def check_inputs(run: AuditedRun) -> list[AuditFinding]:
     findings, n_checked = [], 0
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
         off = _measure_inputs(run, record, fold.train)
@@ -77,11 +76,11 @@ def _check_inputs(run: AuditedRun) -> list[Finding]:
         whole = _measure_inputs(run, record, np.sort(np.r_[fold.train, fold.test]))
         also = ", but those of training and test trials" if whole is not None and whole <= TOLERANCE else ""
         text = f"the encoder's input statistics are not those of its training trials{also} (off by {off:.2g} SD)."
-        findings.append(Finding("encoder-inputs", "leak", text, name_fold(number)))
+        findings.append(AuditFinding("encoder-inputs", "leak", text, name_fold(number)))
     if not n_checked:
-        return [Finding("encoder-inputs", "ok", "the encoder keeps no statistics of its inputs.")]
+        return [AuditFinding("encoder-inputs", "ok", "the encoder keeps no statistics of its inputs.")]
     text = "the encoder's input statistics are those of its training trials."
-    return findings or [Finding("encoder-inputs", "ok", text)]
+    return findings or [AuditFinding("encoder-inputs", "ok", text)]
 
 
 def _measure_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> float | None:
@@ -93,12 +92,12 @@ def _measure_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> float 
         if not path.is_file():
             continue
         stored = load_file(path)
-        responses = pick_inputs(run, record, rows)
+        responses = _pick_inputs(run, record, rows)
         kept = stored["kept"] if "kept" in stored else slice(None)
         picked = np.arange(responses.n_trials)
         if (window := read_json(record.path / f"{name}.json").get("window")) is not None:
             picked = np.flatnonzero(find_window(responses.trials, (window[0], window[1])))
-        mean, std = (part[kept] for part in compute_column_moments(responses.data, picked))
+        mean, std = (part[kept] for part in compute_moments(responses.data, picked))
         return _compare(mean, std, stored[keys[0]], stored[keys[1]])
     return _measure_network(run, record, rows)
 
@@ -126,7 +125,7 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
         return None
     settings = record.fields["encoder"]
     scaling = InputScalingConfig.model_validate(settings["input_scaling"])
-    responses = pick_inputs(run, record, rows)
+    responses = _pick_inputs(run, record, rows)
     held = read_json(record.path / "network.json")["held_out"]
     learns = np.flatnonzero(~np.isin(responses.stimulus_ids.astype(str), held))
     subjects = responses.trials["subject"].astype(str).to_numpy(dtype=object)
@@ -137,10 +136,10 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
     return max(float(np.abs(fitted[k] - v).max() / (np.abs(v).max() or 1.0)) for k, v in stored.items())
 
 
-# --- columns ----------------------------------------------------------------------------------------------
+# --- features ----------------------------------------------------------------------------------------------
 
 
-def _check_columns(run: AuditedRun, *, thorough: bool) -> list[Finding]:
+def check_features(run: AuditedRun) -> list[AuditFinding]:
     findings = []
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
         folder, where = record.path / "selection", name_fold(number)
@@ -148,32 +147,32 @@ def _check_columns(run: AuditedRun, *, thorough: bool) -> list[Finding]:
             continue
         size = len(fold.train) * (run.responses.data.nbytes // max(1, run.responses.n_trials))
         config = SelectionConfig.model_validate(record.fields["selection"])
-        if size > LARGEST_REFIT and not thorough and (config.reliability or config.encoding):
-            text = f"the choice of columns was not made again: {size / 1e9:.1f} GB of trials; add --refit."
-            findings.append(Finding("columns", "warning", text, where))
+        if size > LARGEST_REFIT and not run.thorough and (config.reliability or config.encoding):
+            text = f"the choice of features was not made again: {size / 1e9:.1f} GB of trials; add --refit."
+            findings.append(AuditFinding("features", "warning", text, where))
             continue
         stored = Selection.read(folder)
-        n_other = count_other_columns(stored, refit_columns(run, number, config, fold.train))
+        n_other = _count_other_features(stored, _choose_again(run, number, config, fold.train))
         if not n_other:
             continue
         whole = np.sort(np.r_[fold.train, fold.test])
-        leaked = count_other_columns(stored, refit_columns(run, number, config, whole)) == 0
+        leaked = _count_other_features(stored, _choose_again(run, number, config, whole)) == 0
         how = "training and test trials together choose" if leaked else "training trials do not choose"
-        text = f"{n_other} chosen column(s) differ from those of the training trials: {how} the stored ones."
-        findings.append(Finding("columns", "leak", text, where))
+        text = f"{n_other} chosen feature(s) differ from those of the training trials: {how} the stored ones."
+        findings.append(AuditFinding("features", "leak", text, where))
     chosen = any((record.path / "selection").is_dir() for record in run.trained)
     text = (
-        "the columns are those that the training trials of each fold choose."
+        "the features are those that the training trials of each fold choose."
         if chosen
-        else "no column was chosen."
+        else "no feature was chosen."
     )
-    return findings or [Finding("columns", "ok", text)]
+    return findings or [AuditFinding("features", "ok", text)]
 
 
-def refit_columns(
+def _choose_again(
     run: AuditedRun, number: int, config: SelectionConfig, rows: np.ndarray
 ) -> Selection | None:
-    """Choose columns again by these trials; None where they cannot be chosen by them."""
+    """Choose features again by these trials; None where they cannot be chosen by them."""
     responses = run.responses.select(rows)
     targets = None
     if config.encoding is not None:
@@ -186,8 +185,8 @@ def refit_columns(
         return None
 
 
-def count_other_columns(stored: Selection, made: Selection | None) -> int:
-    """Return in how many columns two choices differ; all, if there is no second one."""
+def _count_other_features(stored: Selection, made: Selection | None) -> int:
+    """Return in how many features two choices differ; all, if there is no second one."""
     if made is None or made.keep.keys() != stored.keep.keys():
         return sum(len(chosen) for chosen in stored.keep.values())
     return sum(int((chosen != made.keep[name]).sum()) for name, chosen in stored.keep.items())
@@ -196,7 +195,7 @@ def count_other_columns(stored: Selection, made: Selection | None) -> int:
 # --- targets ----------------------------------------------------------------------------------------------
 
 
-def _check_targets(run: AuditedRun) -> list[Finding]:
+def check_targets(run: AuditedRun) -> list[AuditFinding]:
     """Fit target spaces again on the training images of their fold."""
     findings = []
     for number, (fold, record) in enumerate(zip(run.folds, run.embedded, strict=False)):
@@ -214,9 +213,9 @@ def _check_targets(run: AuditedRun) -> list[Finding]:
         leaked = any(_is_same_space(run, config, some, stored) for some in (whole, run.stimuli.ids))
         how = "training and test images together give it" if leaked else "training images do not give it"
         text = f"the target space {config.kind} is not that of the training images: {how}."
-        findings.append(Finding("targets", "leak", text, name_fold(number)))
+        findings.append(AuditFinding("targets", "leak", text, name_fold(number)))
     text = "target spaces are fitted on training images, or not at all."
-    return findings or [Finding("targets", "ok", text)]
+    return findings or [AuditFinding("targets", "ok", text)]
 
 
 def _is_same_space(run: AuditedRun, config: Any, ids: np.ndarray, stored: Embeddings) -> bool:
@@ -232,7 +231,7 @@ def _is_same_space(run: AuditedRun, config: Any, ids: np.ndarray, stored: Embedd
     return made.shape == vectors.shape and float(np.abs(made - vectors).max()) < 1e-3 * scale
 
 
-def _check_target_means(run: AuditedRun, *, thorough: bool) -> list[Finding]:
+def check_target_means(run: AuditedRun) -> list[AuditFinding]:
     """Compare the mean of the targets that an encoder keeps with that of its training trials or images."""
     findings, n = [], 0
     for number, fold in enumerate(run.folds[: len(run.embedded)]):
@@ -241,9 +240,9 @@ def _check_target_means(run: AuditedRun, *, thorough: bool) -> list[Finding]:
             continue
         n, where = n + 1, name_fold(number)
         size = (run.embedded[number].path / "vectors.npy").stat().st_size
-        if size > LARGEST_REFIT and not thorough:
+        if size > LARGEST_REFIT and not run.thorough:
             text = f"the target mean was not computed again: {size / 1e9:.1f} GB of targets; add --refit."
-            findings.append(Finding("target-means", "warning", text, where))
+            findings.append(AuditFinding("target-means", "warning", text, where))
             continue
         off = _measure_targets(run, number, fold.train, centre, spread)
         if off <= TOLERANCE:
@@ -252,9 +251,9 @@ def _check_target_means(run: AuditedRun, *, thorough: bool) -> list[Finding]:
         leaked = _measure_targets(run, number, whole, centre, spread) <= TOLERANCE
         also = ", but that of training and test images" if leaked else ""
         text = f"the encoder's target mean is not that of its training images{also} (off by {off:.2g} SD)."
-        findings.append(Finding("target-means", "leak", text, where))
+        findings.append(AuditFinding("target-means", "leak", text, where))
     text = "the encoder's target mean is that of its training images." if n else "no target mean is kept."
-    return findings or [Finding("target-means", "ok", text)]
+    return findings or [AuditFinding("target-means", "ok", text)]
 
 
 def _read_target_statistics(record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -290,10 +289,139 @@ def _measure_targets(
         units = count_units(run.trials, rows, str(record.fields.get("repeats", "single")))
         ids = units["stimulus_id"].astype(str).to_numpy()
     places = pd.Index(bank.ids.astype(str)).get_indexer(pd.Index(ids))
-    mean, std = compute_column_moments(bank.vectors.reshape(len(bank), 1, -1), places[places >= 0])
+    mean, std = compute_moments(bank.vectors.reshape(len(bank), 1, -1), places[places >= 0])
     if centre.shape != mean.shape:
         return np.inf
     varies = std > 1e-6 * np.maximum(1e-30, np.abs(mean))
     off = np.abs(mean - centre)[varies] / std[varies]
     wide = np.zeros(1) if spread is None else np.abs(spread[varies] / std[varies] - 1)
     return float(max(off.max(initial=0.0), wide.max(initial=0.0)))
+
+
+# --- poisoned test trials -----------------------------------------------------------------------------------
+
+
+def check_refit(run: AuditedRun) -> list[AuditFinding]:
+    """Fit every fold again, clean and poisoned, from copies in the system's temporary folder.
+
+    Raises
+    ------
+    DataError
+        If the disk is too small for a copy of the responses.
+    """
+    findings = []
+    with tempfile.TemporaryDirectory(prefix="audit-") as temporary:
+        source, copy = run.prepared.path / "responses", Path(temporary) / "responses"
+        needed = sum(path.stat().st_size for path in source.iterdir())
+        free = shutil.disk_usage(temporary).free
+        if needed > free:
+            raise DataError(
+                f"a copy of the responses needs {needed / 1e9:.1f} GB, but {temporary} has {free / 1e9:.1f} GB free; "
+                "set TMPDIR to another disk, or leave --refit out."
+            )
+        shutil.copytree(source, copy)
+        clean = run.responses
+        for number, record in enumerate(run.trained):
+            settings = play(ENCODER_SETTINGS, validate_component("encoder", record.fields["encoder"]))
+            if settings.trains_in_processes:
+                text = "a network is not trained again: its order of sums, and so its weights, depend on the machine."
+                findings.append(AuditFinding("refit", "warning", f"skipped: {text}", name_fold(number)))
+                continue
+            poisoned = _poison_responses(run, copy, number)
+            folders = [Path(temporary) / f"{name}{number}" for name in ("clean", "poisoned")]
+            for folder, responses in zip(folders, (clean, poisoned), strict=True):
+                folder.mkdir()
+                _fit_encoder(run, record, number, responses, folder, poison=responses is poisoned)
+            findings += _compare_fits(record, folders[0], folders[1], name_fold(number))
+            for folder in folders:
+                shutil.rmtree(folder)
+    text = f"{len(run.trained)} fit(s) are bitwise the same with poisoned test trials, and the same as in the run."
+    return findings or [AuditFinding("refit", "ok", text)]
+
+
+def _poison_responses(run: AuditedRun, copy: Path, number: int) -> Responses:
+    """Write absurd numbers into the trials that a fold does not learn from, and restore the others."""
+    learns = np.zeros(run.responses.n_trials, dtype=bool)
+    learns[run.folds[number].train] = True
+    data = np.load(copy / "data.npy", mmap_mode="r+", allow_pickle=False)
+    for row in range(len(data)):
+        if learns[row]:
+            data[row] = run.responses.data[row]
+        else:
+            signs = np.where(np.arange(data[row].size).reshape(data[row].shape) % 2, -1, 1)
+            data[row] = signs * POISON * (1 + row % 2)
+    data.flush()
+    return read_responses(copy)
+
+
+def _fit_encoder(
+    run: AuditedRun, record: Record, number: int, responses: Responses, folder: Path, *, poison: bool
+) -> None:
+    """Choose features and fit the encoder as training does, and write both into `folder`."""
+    fields, rows = record.fields, run.folds[number].train
+    seed = int(fields["seed"])
+    config: Any = validate_component("encoder", fields["encoder"])
+    role = CATEGORY_DECODER if run.decodes_categories else BRAIN_ENCODER
+    encoder: Any = build(role, config, seed=derive_seed(seed, "train", number))
+    if run.decodes_categories:
+        picked = responses.select(rows)
+        encoder.fit(picked, picked.trials["concept"].to_numpy(dtype=object))
+        encoder.write(folder)
+        return
+    bank = read_embeddings(run.embedded[number].path)
+    if poison:
+        vectors = np.array(bank.vectors, dtype=np.float32)
+        known = np.isin(bank.ids.astype(str), responses.stimulus_ids[rows].astype(str))
+        vectors[~known] = POISON
+        bank = Embeddings(vectors, bank.ids, bank.space)
+    choice = SelectionConfig.model_validate(fields["selection"])
+    averaged = fields["repeats"] == "averaged"
+    picked = average_repetitions(responses, rows) if averaged else pick_rows(responses, rows)
+    picked = picked.with_trials(picked.trials.assign(concept=run.stimuli.concepts_of(picked.stimulus_ids)))
+    if not choice.is_empty:
+        single = responses.select(rows)
+        targets = None
+        if choice.encoding is not None:
+            targets = bank.select(list(pd.unique(single.stimulus_ids)))
+        selection = fit_selection(choice, single, targets, seed=derive_seed(seed, "selection"))
+        selection.write(folder / "selection")
+        picked = selection.apply(picked)
+    encoder.fit(picked, bank.select(list(picked.stimulus_ids)))
+    encoder.write(folder)
+
+
+def _compare_fits(record: Record, clean: Path, poisoned: Path, where: str) -> list[AuditFinding]:
+    """Compare all arrays of two fits bit by bit, and those of the clean one with the run's up to rounding."""
+    for path in sorted(path for path in clean.rglob("*") if path.suffix in (".safetensors", ".npy")):
+        name = path.relative_to(clean)
+        first, second = _load_arrays(path), _load_arrays(poisoned / name)
+        moved = [key for key in first if not np.array_equal(first[key], second[key])]
+        if moved:
+            text = f"{moved[0]} in {name} moves when test trials are poisoned: they reach the fit."
+            return [AuditFinding("refit", "leak", text, where)]
+        if not (record.path / name).is_file():
+            return [AuditFinding("refit", "warning", f"the run has no {name} to compare with.", where)]
+        stored = _load_arrays(record.path / name)
+        other = [key for key in first if not _is_close(first[key], stored.get(key))]
+        if other:
+            text = f"{other[0]} in {name} is not what the training trials of the fold give."
+            return [AuditFinding("refit", "leak", text, where)]
+    return []
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    if path.suffix == ".npy":  # as encoders from outside may write
+        return {"the array": np.load(path, allow_pickle=False)}
+    arrays: dict[str, np.ndarray] = load_file(path)
+    return arrays
+
+
+def _is_close(made: np.ndarray, stored: np.ndarray | None) -> bool:
+    if stored is None or made.shape != stored.shape:
+        return False
+    if made.dtype.kind != "f":
+        return bool(np.array_equal(made, stored))
+    scale = float(np.abs(stored).max()) if stored.size else 0.0
+    return bool(np.abs(made - stored).max() <= WEIGHT_TOLERANCE * scale) if stored.size else True
