@@ -4,7 +4,7 @@ A component is two things: settings (a frozen `braindecode_vis.settings.Settings
 build. Each role is a table of names that must be there and of defaults for the others, so that a class with only the
 required methods goes through a whole run. `play` is the one place that looks at a component by name: it returns the
 component, or a thin shell around it in which the defaults are filled in, and refuses one that lacks a required method.
-Nothing is inherited or registered here. What the pipeline lends a component comes in one `Context`.
+Nothing is inherited or registered here. What each method does stands in `braindecode_vis.contracts`.
 
 ==================  =================================  =================================================================
 role                required                           with a default
@@ -30,420 +30,41 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import (
+    Analysis,
+    EmbedCached,
+    WholeBrainEncoder,
+    WholeCategoryDecoder,
+    WholeDataset,
+    WholeImageEncoder,
+    WholeImageGenerator,
+    WholePrior,
+    WholeSettings,
+)
 
 if TYPE_CHECKING:  # a configuration is read, and a wrong one refused, before numpy and pandas are loaded
-    import numpy as np
-
     from braindecode_vis.arrays import Embeddings, Responses
     from braindecode_vis.stimuli import StimulusSet
 
-#: Called with steps done, steps in all and words on how it goes; a total of 0 means that the words are to be kept.
-Progress = Callable[[int, int, str], None]
-
 OUT_OF_FOLD_FITS = 5  # of an encoder that has no out-of-fold predictions of its own
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the pipeline lends a component before it learns, and again after it was read from a run folder.
-
-    Parameters
-    ----------
-    images
-        Every stimulus of the run; a component looks at those of the trials it was given.
-    texts
-        Text embedding of each of them, for a brain encoder whose settings say ``reads_text``.
-    checkpoints
-        Folder that outlives a killed run and is removed when the stage is done; not made yet. None keeps nothing.
-    progress
-        Tells the user how it goes.
-    device
-        ``auto``, ``cpu`` or ``cuda``, for components without a setting of their own.
-    """
-
-    images: StimulusSet | None = None
-    texts: Embeddings | None = None
-    checkpoints: Path | None = None
-    progress: Progress | None = None
-    device: str = "auto"
-
-    def take_part(self, name: str) -> Context:
-        """Return the context of one of several trainings, for example of a fold: a folder and a name of its own."""
-        progress = self.progress
-        return replace(
-            self,
-            checkpoints=None if self.checkpoints is None else self.checkpoints / name,
-            progress=None
-            if progress is None
-            else lambda done, total, text: progress(done, total, f"{name}, {text}"),
-        )
-
-
-#: For components that are used outside a run.
-NOTHING_LENT = Context()
-
-# --- what must be there ------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """A data set, which is its own settings; beside these methods it has one of those in `SOURCES`."""
-
-    kind: str
-
-    def check(self) -> Sequence[Any]:
-        """Compare the files on disk with what is expected; one finding per file or fact."""
-        ...
-
-    def hash_inputs(self) -> Mapping[str, Any]:
-        """Return digests of the files that are read, which enter the fingerprint."""
-        ...
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the settings that enter the fingerprint."""
-        ...
-
-
-@runtime_checkable
-class ImageEncoder(Protocol):
-    """A frozen vision network, or a statistic fitted on training images, that turns images into vectors."""
-
-    @property
-    def space(self) -> str:
-        """Name of the space: encoder, weights, layer and transform."""
-        ...
-
-    def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Return float32 vectors of shape (n_images, n_features); images are uint8 of shape (height, width, 3)."""
-        ...
-
-
-@runtime_checkable
-class BrainEncoder(Protocol):
-    """Maps responses to image embeddings. Ridge and networks alike."""
-
-    def fit(self, responses: Responses, targets: Embeddings) -> Self:
-        """Learn from training trials; `targets` has one row per trial, in the same order."""
-        ...
-
-    def predict(self, responses: Responses) -> Embeddings:
-        """Return one predicted embedding per trial."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle."""
-        ...
-
-
-@runtime_checkable
-class CategoryDecoder(Protocol):
-    """Says which class was seen, for data that know no image."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the columns of `decision`."""
-        ...
-
-    def fit(self, responses: Responses, labels: np.ndarray) -> Self:
-        """Learn from training trials and the name of the class of each."""
-        ...
-
-    def decision(self, responses: Responses) -> np.ndarray:
-        """Return decision values of shape (n_trials, n_classes); the largest of a row is the answer."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle."""
-        ...
-
-
-@runtime_checkable
-class Prior(Protocol):
-    """Moves predicted embeddings toward the distribution of image embeddings."""
-
-    def fit(
-        self, predicted: Embeddings | None, target: Embeddings, *, images: Embeddings | None = None
-    ) -> Self:
-        """Learn from training pairs, and from the embeddings of images that were not shown where that helps.
-
-        A prior whose settings say ``needs_predictions = False`` is given no predictions.
-        """
-        ...
-
-    def sample(self, predicted: Embeddings, *, n_draws: int, seed: int) -> Embeddings:
-        """Return `n_draws` embeddings per row, draws of one row next to each other."""
-        ...
-
-
-@runtime_checkable
-class ImageGenerator(Protocol):
-    """Turns embeddings into images."""
-
-    def accepts(self, space: str) -> bool:
-        """Say whether embeddings of this space can be turned into images."""
-        ...
-
-    def generate(self, embeddings: Embeddings, *, seed: int) -> np.ndarray:
-        """Return uint8 images of shape (n_rows, height, width, 3)."""
-        ...
-
-
-# --- the whole role, as the pipeline sees it after `play` ---------------------------------------------------
-
-
-class WholeDataset(Dataset, Protocol):
-    """A data set with its defaults."""
-
-    #: What is known without its files, as `braindecode_vis.datasets.manifests.Manifest`; None where nothing is.
-    manifest: Any
-
-    def standardises(self) -> str:
-        """Return over which of their training trials responses are standardised before the split, or ``none``."""
-        ...
-
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the settings in force that learn from declared training trials before the split is drawn."""
-        ...
-
-    def find_phantom(self) -> Path | None:
-        """Return the folder of the data set if it is simulated and its truth lies beside it."""
-        ...
-
-
-class WholeImageEncoder(ImageEncoder, Protocol):
-    """An image encoder with its defaults."""
-
-    #: Whether `decode` turns embeddings back into images.
-    decodes: bool
-    #: Height, width and colours of embeddings that are made of pixels; None of any other.
-    shape: tuple[int, int, int] | None
-
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
-
-    def fit(self, images: Iterable[np.ndarray]) -> Self:
-        """Learn from training images; a pretrained encoder returns itself."""
-        ...
-
-    def decode(self, vectors: np.ndarray) -> np.ndarray:
-        """Return uint8 images of shape (n_rows, height, width, 3) of embeddings."""
-        ...
-
-    def embed(
-        self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: EmbedCached
-    ) -> Embeddings:
-        """Return the embedding of every stimulus, in the order of `stimuli`.
-
-        Parameters
-        ----------
-        stimuli
-            All images of the run.
-        training_ids
-            Distinct training images of the fold, the only ones that may be learnt from.
-        embed_cached
-            Returns a pretrained encoder's embeddings of all stimuli, from the embedding cache where they are known.
-        """
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the fitted state into `folder` without pickle; a pretrained encoder writes nothing."""
-        ...
-
-    def read(self, folder: Path) -> Self:
-        """Take the fitted state from `folder`."""
-        ...
-
-
-class WholeBrainEncoder(BrainEncoder, Protocol):
-    """A brain encoder with its defaults.
-
-    `predict` and `map_targets` meet in the space in which predictions and images are compared, `predict_for_generator`
-    and `map_for_generator` in the space from which images are made. Both are the target space by default.
-    """
-
-    #: Whether each subject's predictions must be searched in a gallery of its own.
-    has_subject_galleries: bool
-    #: Whether `predict_for_generator` can predict embeddings of the target space.
-    predicts_targets: bool
-
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
-
-    def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
-        """Predict training trials by fits that have not seen their images; trials may be left out."""
-        ...
-
-    def map_targets(self, targets: Embeddings, subject: str | None = None) -> Embeddings:
-        """Return image embeddings in the space of `predict`."""
-        ...
-
-    def predict_for_generator(self, responses: Responses) -> Embeddings:
-        """Return one embedding per trial for the prior and the generator."""
-        ...
-
-    def map_for_generator(self, targets: Embeddings) -> Embeddings:
-        """Return image embeddings in the space of `predict_for_generator`."""
-        ...
-
-
-class WholeCategoryDecoder(CategoryDecoder, Protocol):
-    """A category decoder with its defaults."""
-
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
-
-
-class WholePrior(Prior, Protocol):
-    """A prior with its defaults."""
-
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """Return what was chosen in the fit, for the provenance of the images; empty where nothing was."""
-        ...
-
-
-class WholeImageGenerator(ImageGenerator, Protocol):
-    """An image generator with its defaults."""
-
-    def bind(self, context: Context) -> None:
-        """Take what the pipeline lends, before the fit and again after reading."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """Return what was chosen on the training split, for the provenance of the images; empty where nothing was."""
-        ...
-
-    def for_predictions(self) -> WholeImageGenerator:
-        """Return the generator of embeddings that a brain encoder predicted, which are less certain than images'."""
-        ...
-
-    #: Whether `generate` also takes ``initial`` images and the ``strength`` with which it leaves them.
-    supports_initial: bool
-
-    def read_known_images(self) -> Embeddings:
-        """Return embeddings of images that the generator brings along; see ``knows_images``."""
-        ...
-
-
-class Analysis(Protocol):
-    """An analysis, which is its own settings, with its defaults."""
-
-    kind: str
-    #: Whether it looks at the encoder of the run, and so at the features that were chosen for it.
-    uses_encoder: bool
-    #: Whether it needs test trials that show a picture.
-    needs_pictures: bool
-
-    def compute(self, study: Any) -> Any:
-        """Return the findings about a `braindecode_vis.analysis.study.Study`."""
-        ...
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the settings that enter the fingerprint."""
-        ...
-
-
-class WholeSettings(Protocol):
-    """Settings of a component with the defaults of its role; the tables below say which a role has."""
-
-    kind: str
-    #: Image encoder: whether the target differs from fold to fold.
-    fitted_on_training_images: bool
-    #: Encoder: whether it names classes, and is a category decoder.
-    decodes_categories: bool
-    #: Brain encoder: whether it wants `Context.texts`.
-    reads_text: bool
-    #: Brain encoder: whether several processes can share its training.
-    trains_in_processes: bool
-    #: Category decoder: whether the decisions of a trial's volumes are pooled.
-    pool: bool
-    #: Prior: whether it learns from predictions of training trials.
-    needs_predictions: bool
-    #: Prior: whether it knows images that the generator brings along.
-    asks_generator: bool
-    #: Prior: whether its draws are meant to be embeddings of images, and not predictions.
-    draws_images: bool
-    #: Generator: whether it wants the noise of single repetitions.
-    weighs_predictions: bool
-    #: Generator: whether `read_known_images` has any.
-    knows_images: bool
-    #: Generator: whether it can start from an image.
-    supports_initial: bool
-    #: Generator: steps of its denoising; None for one without.
-    steps: int | None
-    #: Generator: whether it shows training images as they are, from embeddings of any space.
-    copies_training_images: bool
-
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the component, not fitted: of encoders, decoders and priors with `seed`, of generators with data."""
-        ...
-
-    def read(self, folder: Path) -> Any:
-        """Return the fitted component that was written into `folder`."""
-        ...
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain values that enter the fingerprint."""
-        ...
-
-    def check_low_level(self, n_values: int) -> None:
-        """Encoder: raise `ConfigError` unless it can predict latents of so many values that become images."""
-        ...
-
-    def accepts(self, target_kind: str) -> bool:
-        """Generator: say whether targets of this kind can be turned into images, as far as settings can tell."""
-        ...
-
-    def find_images(self, training: Embeddings, generator: Any, tested: Embeddings) -> Embeddings:
-        """Prior: return the images that it may know, by default those of the training split."""
-        ...
-
-    def describe_choices(self) -> list[str]:
-        """Return what makes images those of another protocol than one draw, in words."""
-        ...
-
-
-#: Encodes all stimuli with a pretrained encoder, from the embedding cache where they are known.
-EmbedCached = Callable[[Any], "Embeddings"]
 
 
 # --- defaults -----------------------------------------------------------------------------------------------
 
 
-def _standardise_nothing(dataset: Any) -> str:
-    return "none"
-
-
-def _learn_nothing(dataset: Any) -> tuple[str, ...]:
-    return ()
-
-
-def _find_no_phantom(dataset: Any) -> None:
-    """A data set of the user's is taken for recorded."""
-
-
-def _ignore(component: Any, context: Context) -> None:
-    """Take nothing of what is lent."""
+def _answer(value: Any) -> Callable[..., Any]:
+    """Return a method that gives the same answer whatever it is asked."""
+    return lambda component, *args, **kwargs: value
 
 
 def _return_itself(component: Any, *args: Any) -> Any:
     return component
-
-
-def _describe_nothing(component: Any) -> dict[str, Any]:
-    return {}
 
 
 def fit_and_embed(
@@ -464,10 +85,6 @@ def _embed_from_cache(
 
 def _decode_nothing(encoder: Any, vectors: Any) -> Any:
     raise ConfigError(f"embeddings of the space {encoder.space!r} cannot be turned back into images.")
-
-
-def _write_nothing(encoder: Any, folder: Path) -> None:
-    """Leave the folder as it is: the settings say everything about a pretrained encoder."""
 
 
 def predict_by_inner_folds(encoder: Any, responses: Responses, targets: Embeddings) -> Embeddings:
@@ -533,18 +150,6 @@ def _take_training_images(
     return training
 
 
-def _accept(settings: Any, target_kind: str) -> bool:
-    return True  # the generator itself compares the names of the spaces when it is built
-
-
-def _accept_latents(settings: Any, n_values: int) -> None:
-    """Take latents of any number of values."""
-
-
-def _choose_nothing(settings: Any) -> list[str]:
-    return []
-
-
 # --- the tables ---------------------------------------------------------------------------------------------
 
 Whole = TypeVar("Whole")
@@ -579,15 +184,15 @@ DATASET: Role[WholeDataset] = Role(
     "data set",
     ("kind", "check", "hash_inputs", "hashed_fields"),
     {
-        "manifest": None, "standardises": _standardise_nothing, "learns_before_split": _learn_nothing,
-        "find_phantom": _find_no_phantom,
+        "manifest": None, "standardises": _answer("none"), "learns_before_split": _answer(()),
+        "find_phantom": _answer(None),
     },
 )  # fmt: skip
 IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     "image encoder",
     ("encode",),
     {
-        "bind": _ignore, "fit": _return_itself, "embed": _embed_from_cache, "write": _write_nothing,
+        "bind": _answer(None), "fit": _return_itself, "embed": _embed_from_cache, "write": _answer(None),
         "read": _return_itself, "decodes": False, "decode": _decode_nothing, "shape": None,
     },
     ("space",),
@@ -595,27 +200,33 @@ IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
 FITTED_IMAGE_ENCODER: Role[WholeImageEncoder] = Role(
     "image encoder fitted on training images",
     ("fit", "encode", "write", "read"),
-    {"bind": _ignore, "embed": fit_and_embed, "decodes": False, "decode": _decode_nothing, "shape": None},
+    {
+        "bind": _answer(None),
+        "embed": fit_and_embed,
+        "decodes": False,
+        "decode": _decode_nothing,
+        "shape": None,
+    },
     ("space",),
 )
 BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
     "brain encoder",
     ("fit", "predict", "write", "read"),
     {
-        "bind": _ignore, "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
+        "bind": _answer(None), "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
         "predicts_targets": True,
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
-    "category decoder", ("fit", "decision", "write", "read"), {"bind": _ignore}, ("classes",)
+    "category decoder", ("fit", "decision", "write", "read"), {"bind": _answer(None)}, ("classes",)
 )
-PRIOR: Role[WholePrior] = Role("prior", ("fit", "sample"), {"bind": _ignore, "describe": _describe_nothing})
+PRIOR: Role[WholePrior] = Role("prior", ("fit", "sample"), {"bind": _answer(None), "describe": _answer({})})
 IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
     "image generator",
     ("accepts", "generate"),
     {
-        "bind": _ignore, "describe": _describe_nothing, "for_predictions": _return_itself,
+        "bind": _answer(None), "describe": _answer({}), "for_predictions": _return_itself,
         "read_known_images": _know_no_images, "supports_initial": False,
     },
 )  # fmt: skip
@@ -634,7 +245,7 @@ ENCODER_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "decodes_categories": False, "reads_text": False, "trains_in_processes": False, "pool": False,
-        "read": _read_seeded, "check_low_level": _accept_latents,
+        "read": _read_seeded, "check_low_level": _answer(None),
     },
 )  # fmt: skip
 PRIOR_SETTINGS: Role[WholeSettings] = Role(
@@ -642,15 +253,15 @@ PRIOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "needs_predictions": True, "draws_images": True, "asks_generator": False, "find_images": _take_training_images,
-        "describe_choices": _choose_nothing,
+        "describe_choices": _answer([]),
     },
 )  # fmt: skip
 GENERATOR_SETTINGS: Role[WholeSettings] = Role(
     "settings of an image generator",
     _SETTINGS,
     {
-        "accepts": _accept, "weighs_predictions": False, "knows_images": False, "supports_initial": False,
-        "copies_training_images": False, "steps": None, "describe_choices": _choose_nothing,
+        "accepts": _answer(True), "weighs_predictions": False, "knows_images": False, "supports_initial": False,
+        "copies_training_images": False, "steps": None, "describe_choices": _answer([]),
     },
 )  # fmt: skip
 #: What is trained, augmented, measured and analysed is asked by the settings alone.

@@ -13,6 +13,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import read_config
+from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.controls import NearestConfig
@@ -351,9 +352,9 @@ def test_out_of_fold_predictions_have_not_seen_their_image():
 
 def test_a_part_of_a_context_has_a_folder_and_a_name_of_its_own(tmp_path):
     told = []
-    context = roles.Context(checkpoints=tmp_path, progress=lambda *args: told.append(args))
+    context = Context(checkpoints=tmp_path, progress=lambda *args: told.append(args))
     part = context.take_part("fold03")
     part.progress(1, 2, "loss 0.1")
     assert told == [(1, 2, "fold03, loss 0.1")]
     assert part.checkpoints == tmp_path / "fold03"
-    assert roles.Context().take_part("fold00") == roles.Context()
+    assert Context().take_part("fold00") == Context()

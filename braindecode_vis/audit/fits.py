@@ -65,6 +65,7 @@ def _pick_inputs(run: AuditedRun, record: Record, rows: np.ndarray) -> Responses
 
 
 def check_inputs(run: AuditedRun) -> list[AuditFinding]:
+    """Compute the means and scales that an encoder keeps of its inputs again."""
     findings, n_checked = [], 0
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
         off = _measure_inputs(run, record, fold.train)
@@ -140,6 +141,7 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
 
 
 def check_features(run: AuditedRun) -> list[AuditFinding]:
+    """Choose voxels, parcels or channels again; large recordings only if the audit is thorough."""
     findings = []
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
         folder, where = record.path / "selection", name_fold(number)

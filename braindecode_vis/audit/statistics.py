@@ -61,7 +61,7 @@ class Fit:
 
     @property
     def verdict(self) -> Verdict:
-        """Which trials it was fitted on: ``all`` (test trials too), ``train``, ``own`` (each group by itself), ``none``."""
+        """What it was fitted on: ``all`` (test trials too), ``train``, ``own`` (each group by itself) or ``none``."""
         if self.everything < TOLERANCE and self.everything * CLOSER < self.train and self.train > EXACT:
             return "all"
         if self.train < TOLERANCE:

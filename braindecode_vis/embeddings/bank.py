@@ -23,8 +23,8 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import ImageEncoder
 from braindecode_vis.embeddings.transforms import map_ahead
-from braindecode_vis.roles import ImageEncoder
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import collect_provenance, json_plain, read_json, replace_atomically, write_json

@@ -182,7 +182,7 @@ class ImportedEncoder:
         stimuli
             All images of the run.
         training_ids, embed_cached
-            Not needed here; see `roles.WholeImageEncoder.embed`.
+            Not needed here; see `contracts.WholeImageEncoder.embed`.
 
         Raises
         ------

@@ -106,7 +106,7 @@ class PixelEncoder:
         return np.stack(rows) if rows else np.empty((0, int(np.prod(self.shape or (0,)))), np.float32)
 
     def embed(self, stimuli: StimulusSet, training_ids: Sequence[str], embed_cached: Any) -> Embeddings:
-        """Encode all images; pixels are too cheap for the embedding cache. See `roles.WholeImageEncoder.embed`."""
+        """Encode all images; pixels are too cheap for the embedding cache. See `contracts.WholeImageEncoder.embed`."""
         return fit_and_embed(self, stimuli, training_ids, embed_cached)
 
     def decode(self, vectors: np.ndarray) -> np.ndarray:

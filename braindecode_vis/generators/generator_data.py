@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.roles import NOTHING_LENT, Context
+from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
 LARGEST_SIDE = 128  # pixels

@@ -16,6 +16,7 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Responses
+from braindecode_vis.contracts import WholeCategoryDecoder
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Split
@@ -27,7 +28,7 @@ class TrainedDecoder:
     """A fitted category decoder of one fold."""
 
     artifact: store.Artifact
-    decoder: roles.WholeCategoryDecoder
+    decoder: WholeCategoryDecoder
 
 
 def train_categories(run: Run, responses: Responses, split: Split, upstream: str) -> list[TrainedDecoder]:
@@ -64,7 +65,7 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
     return trained
 
 
-def build_decoder(run: Run, number: int) -> roles.WholeCategoryDecoder:
+def build_decoder(run: Run, number: int) -> WholeCategoryDecoder:
     """Return a new category decoder of a fold."""
     seed = derive_seed(run.config.seed, "train", number)
     return roles.build(roles.CATEGORY_DECODER, run.encoder, seed=seed)

@@ -15,9 +15,9 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.config import RetrievalConfig
+from braindecode_vis.contracts import WholeBrainEncoder
 from braindecode_vis.devices import choose_device
 from braindecode_vis.retrieval import Centre, Retrieval, compute_ranks, fit_centre
-from braindecode_vis.roles import WholeBrainEncoder
 
 _PER_QUERY = ("query_ids", "n_above", "n_tied", "true_similarities", "top_indices", "top_similarities")
 

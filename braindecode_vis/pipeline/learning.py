@@ -16,6 +16,7 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.contracts import Context, WholeBrainEncoder
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import Run, keep_config, lend_context
@@ -113,7 +114,7 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
         from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
 
         encoder = roles.build(role, run.target)
-        encoder.bind(roles.Context(images=stimuli, device=run.config.retrieval.device))
+        encoder.bind(Context(images=stimuli, device=run.config.retrieval.device))
         ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number or 0].train]))
         with run.listener.progress("encoding images", len(stimuli)) as advance:
             bank = encoder.embed(
@@ -193,12 +194,12 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
     encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, artifact.path)
-    encoder.bind(roles.Context(images=prepared.stimuli, device=config.retrieval.device))
+    encoder.bind(Context(images=prepared.stimuli, device=config.retrieval.device))
     out_of_fold = store.read_embeddings(artifact.path / "out_of_fold")
     return TrainedFold(artifact, encoder, out_of_fold, selection)
 
 
-def build_encoder(run: Run, number: int, context: roles.Context | None = None) -> roles.WholeBrainEncoder:
+def build_encoder(run: Run, number: int, context: Context | None = None) -> WholeBrainEncoder:
     """Return a new encoder of a fold, with the images and texts that it learns from beside trials.
 
     Images and texts are of every stimulus; training looks at those of its own trials.
@@ -221,7 +222,7 @@ def build_encoder(run: Run, number: int, context: roles.Context | None = None) -
             "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
         )
     encoder = roles.build(roles.BRAIN_ENCODER, run.encoder, seed=derive_seed(config.seed, "train", number))
-    lent = roles.Context(device=config.retrieval.device) if context is None else context
+    lent = Context(device=config.retrieval.device) if context is None else context
     encoder.bind(replace(lent, images=stimuli, texts=texts))
     return encoder
 

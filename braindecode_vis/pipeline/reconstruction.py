@@ -17,6 +17,7 @@ from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
+from braindecode_vis.contracts import WholePrior
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
@@ -45,7 +46,7 @@ def reconstruct_fold(
     subjects: np.ndarray,
     number: int,
     *,
-    prior: roles.WholePrior,
+    prior: WholePrior,
     low: np.ndarray | None = None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
@@ -117,7 +118,7 @@ def reconstruct_fold(
 
 def _sample_prior(
     config: RunConfig,
-    prior: roles.WholePrior,
+    prior: WholePrior,
     data: GeneratorData,
     known: Embeddings,
     predicted: Embeddings,

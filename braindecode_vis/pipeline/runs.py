@@ -18,6 +18,7 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.config import RunConfig, dump_config
+from braindecode_vis.contracts import Context, WholeSettings
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
@@ -78,22 +79,22 @@ class Run:
     follows: bool = False
 
     @property
-    def target(self) -> roles.WholeSettings:
+    def target(self) -> WholeSettings:
         """Settings of the image encoder, with the defaults of their role."""
         return roles.play(roles.IMAGE_ENCODER_SETTINGS, self.config.target)
 
     @property
-    def encoder(self) -> roles.WholeSettings:
+    def encoder(self) -> WholeSettings:
         """Settings of the brain encoder or category decoder, with the defaults of their role."""
         return roles.play(roles.ENCODER_SETTINGS, self.config.encoder)
 
     @property
-    def prior(self) -> roles.WholeSettings:
+    def prior(self) -> WholeSettings:
         """Settings of the prior, with the defaults of their role."""
         return roles.play(roles.PRIOR_SETTINGS, self.config.prior)
 
     @property
-    def generator(self) -> roles.WholeSettings:
+    def generator(self) -> WholeSettings:
         """Settings of the image generator, with the defaults of their role."""
         return roles.play(roles.GENERATOR_SETTINGS, self.config.generator)
 
@@ -144,7 +145,7 @@ def open_run(config: RunConfig, out: Path | None = None, listener: Listener | No
 
 
 @contextmanager
-def lend_context(run: Run, name: str, asked: Any) -> Iterator[roles.Context]:
+def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
     """Yield what a component that learns is lent: a folder for checkpoints and someone to tell.
 
     The folder outlives a killed run and is removed when the component is done. The bar is shown once there is
@@ -169,7 +170,7 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[roles.Context]:
                 show = stack.enter_context(run.listener.watch(f"{name}:"))
             show(done, total, text)
 
-        yield roles.Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
+        yield Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
     if not run.follows:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.contracts import WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.pipeline.galleries import GalleryPart
 from braindecode_vis.preprocessing.selection import Selection
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.retrieval import Retrieval
-from braindecode_vis.roles import WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import Artifact, read_json
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Context
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.priors.image_source import keep_distinct
 from braindecode_vis.priors.prior_training import PriorRecipe, fit_network
@@ -40,7 +41,6 @@ from braindecode_vis.priors.simulated_predictions import (
     PairSource,
     fit_prediction_error,
 )
-from braindecode_vis.roles import Context
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import read_json, write_json
 

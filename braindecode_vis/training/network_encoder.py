@@ -20,10 +20,10 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Context
 from braindecode_vis.devices import is_out_of_memory
 from braindecode_vis.encoders.signal import Signal, describe_signal
 from braindecode_vis.preprocessing.splits import make_inner_folds
-from braindecode_vis.roles import Context
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit

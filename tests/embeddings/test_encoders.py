@@ -8,6 +8,7 @@ import yaml
 
 from braindecode_vis import roles
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.contracts import ImageEncoder
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
@@ -16,7 +17,6 @@ from braindecode_vis.embeddings.pixels import EngineeredConfig, PcaConfig, Pixel
 from braindecode_vis.embeddings.timm_models import TimmConfig
 from braindecode_vis.embeddings.torchvision_models import TorchvisionConfig
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
-from braindecode_vis.roles import ImageEncoder
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, size=(40 + 3 * i, 52 - 2 * i, 3), dtype=np.uint8) for i in range(5)]

@@ -8,13 +8,13 @@ import torch
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Context
 from braindecode_vis.embeddings.pixels import PcaConfig, PixelsConfig
 from braindecode_vis.generators import refiner
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.generators.refiner import compute_ssim, deform_images
 from braindecode_vis.generators.refiner_config import RefinerConfig
 from braindecode_vis.metrics.image import compute_image_metric
-from braindecode_vis.roles import Context
 from braindecode_vis.stimuli import StimulusSet
 
 FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformation=0.3)

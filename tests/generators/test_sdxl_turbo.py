@@ -6,10 +6,10 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import ImageGenerator
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.generators.adapters import AdapterConfig, fit_adapter
 from braindecode_vis.generators.hub_config import SdxlTurboConfig, digest_folder
-from braindecode_vis.roles import ImageGenerator
 
 
 def load_models():

@@ -7,11 +7,11 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Prior
 from braindecode_vis.priors.diffusion_config import DiffusionPriorConfig
 from braindecode_vis.priors.prior_training import CHECKPOINT, PriorTraining, compute_loss
 from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.scales import fit_scale
-from braindecode_vis.roles import Prior
 from braindecode_vis.seeds import make_torch_generator
 from tests.references import frechet
 

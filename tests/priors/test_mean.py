@@ -3,8 +3,8 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Prior
 from braindecode_vis.priors.closed_form import MeanPriorConfig
-from braindecode_vis.roles import Prior
 
 
 def test_every_sample_is_the_mean_of_distinct_images(tmp_path):

@@ -5,10 +5,10 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Prior
 from braindecode_vis.metrics.embedding import compute_mmd
 from braindecode_vis.priors.image_source import ImageSourceSettings, leave_out, read_images
 from braindecode_vis.priors.neighbours import NeighboursPriorConfig
-from braindecode_vis.roles import Prior
 from braindecode_vis.store import write_embeddings
 
 

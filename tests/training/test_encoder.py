@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config.models import RetrievalConfig
-from braindecode_vis.roles import BrainEncoder
+from braindecode_vis.contracts import BrainEncoder
 from braindecode_vis.training.encoder import NetworkEncoderConfig
 from braindecode_vis.training.validation import compute_top_k
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
