@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter
+from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from braindecode_vis.checks import ConfigError, check_option
-from braindecode_vis.settings import OUTSIDE, OutsideCode, Settings
+from braindecode_vis.settings import (
+    OUTSIDE,
+    OutsideCode,
+    Settings,
+    describe_unknown_key,
+    describe_unknown_kind,
+    describe_validation_error,
+)
 
 #: Role -> kind -> ``module:Class`` below the package, in the order in which kinds are listed.
 INSIDE: dict[str, dict[str, str]] = {
@@ -237,10 +244,17 @@ def find_component(role: str, kind: str) -> type[Settings]:
 
 
 def validate_component(role: str, content: Any) -> Any:
-    """Return the settings of a component from plain values that name its ``kind``; see `Component`."""
-    from typing import Annotated
+    """Return the settings of a component from plain values that name its ``kind``; see `Component`.
 
-    return TypeAdapter(Annotated[Any, Component(role)]).validate_python(content)
+    Raises
+    ------
+    ConfigError
+        If they are not valid.
+    """
+    try:
+        return TypeAdapter(Annotated[Any, Component(role)]).validate_python(content)
+    except ValidationError as error:
+        raise ConfigError(f"{describe_validation_error(error, role)}.") from error
 
 
 class Component:
@@ -269,6 +283,15 @@ class Component:
 
     def _is_outside(self, kind: str) -> bool:
         return self.outside and kind not in INSIDE[self.role]
+
+    def find(self, content: Mapping[str, Any], key: str) -> type[Settings] | None:
+        """Return the class of the package that plain values name, None where only `validate` can tell."""
+        kind = content.get("kind")
+        if not isinstance(kind, str) or ":" in kind or kind in DROPPED.get(self.role, {}):
+            return None
+        if kind not in self.list_kinds():
+            raise ConfigError(describe_unknown_kind(kind, key, self.list_kinds()))
+        return find_component(self.role, kind) if kind in self.kinds else None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate and dump by the class that the kind names."""
@@ -311,6 +334,52 @@ class Component:
                     "outside", "{sentence}", {"sentence": str(error).rstrip(".")}
                 ) from error
         return value
+
+
+def find_nested(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Component | type[Settings]]:
+    """Yield the roles and settings classes that an annotation names; pydantic takes the outer metadata off it."""
+    roles = [entry for entry in metadata if isinstance(entry, Component)]
+    if roles:
+        yield from roles
+    elif isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    elif get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        yield from find_nested(inner, more)
+    else:
+        for member in get_args(annotation):
+            yield from find_nested(member)
+
+
+def check_names(cls: type[Settings], content: Mapping[str, Any], key: str = "") -> None:
+    """Raise `ConfigError` at the first key or kind that is not known, before any value is looked at.
+
+    Validation would find it too, but a component that is validated first may ask a library that takes seconds to load.
+
+    Parameters
+    ----------
+    cls
+        Settings class.
+    content
+        Its plain values, nested ones included.
+    key
+        Where they stand.
+    """
+    for name, value in content.items():
+        whole = f"{key}.{name}".lstrip(".")
+        if name not in cls.model_fields:
+            raise ConfigError(describe_unknown_key(whole, list(cls.model_fields)))
+        field = cls.model_fields[name]
+        nested = list(find_nested(field.annotation, field.metadata))
+        if len(nested) != 1:  # a value, or one of a few variants
+            continue
+        entries = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
+        for place, entry in entries:
+            if isinstance(entry, Mapping):
+                where = f"{whole}.{place}".rstrip(".")
+                found = nested[0].find(entry, where) if isinstance(nested[0], Component) else nested[0]
+                if found is not None:
+                    check_names(found, entry, where)
 
 
 class ByKind:

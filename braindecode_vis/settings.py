@@ -1,4 +1,4 @@
-"""The frozen base of every configuration model.
+"""The frozen base of every configuration model, and the words for what is wrong in one.
 
 Each component declares its own ``XConfig(Settings)`` with ``kind: Literal["x"] = "x"`` and ``build()``; `registry`
 finds it by its kind. Code from outside the package is part of what enters a fingerprint.
@@ -6,12 +6,15 @@ finds it by its kind. Code from outside the package is part of what enters a fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+
+from braindecode_vis.checks import suggest
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,55 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return value
+
+
+#: What pydantic calls a member of a union that is no model, for example ``constrained-int`` or ``literal['auto']``.
+_TYPE = re.compile(r"(constrained-\w+|int|float|str|bool|path|none|.*\[.*)", re.DOTALL)
+#: Errors that say what is known, before those that may only follow from them.
+_FIRST = ("unknown_key", "unknown_kind", "outside")
+
+
+def describe_unknown_key(key: str, known: Sequence[str]) -> str:
+    """Return one clause for a key, given by its full path, of which nobody knows."""
+    return f"unknown key {key}; known here are {', '.join(known)}{suggest(key.rpartition('.')[2], known)}"
+
+
+def describe_unknown_kind(kind: str, key: str, known: Sequence[str]) -> str:
+    """Return one clause for a kind of which nobody knows; `key` says where the component stands."""
+    return f"unknown kind {kind!r} in {key}.kind; known are {', '.join(known)}{suggest(kind, known)}"
+
+
+def describe_validation_error(error: ValidationError, key: str = "") -> str:
+    """Return one clause that names the key by its full path, what was given and what is known.
+
+    Parameters
+    ----------
+    error
+        As pydantic raised it; the first thing wrong is told.
+    key
+        Where the settings stand that were validated; the whole configuration by default.
+    """
+    details: list[Any] = error.errors(include_url=False)
+    first = next((d for d in details if d["type"] in _FIRST), details[0])
+    # the types of union members stand in the location too, which the user never wrote
+    location = [key] if key else []
+    location += [str(part) for part in first["loc"] if not _TYPE.fullmatch(str(part))]
+    path = ".".join(location) or "the configuration"
+    context = first.get("ctx", {})
+    if first["type"] == "unknown_key":
+        return describe_unknown_key(".".join([*location, context["key"]]), context["known"])
+    if first["type"] == "unknown_kind":
+        return describe_unknown_kind(context["given"], path, context["known"])
+    if first["type"] == "outside":
+        return f"{path}.kind: {context['sentence']}"
+    if first["type"] == "literal_error" and location[-1] == "kind":
+        return (
+            f"unknown kind {first['input']!r} in {path}; known are {context['expected'].replace(chr(39), '')}"
+        )
+    if first["type"] == "no_kind":
+        return f"{path} must say its kind"
+    if first["type"] == "missing":
+        return f"{path} is missing"
+    if first["type"] == "value_error":
+        return str(context["error"]) if len(location) == 0 else f"{path}: {context['error']}"
+    return f"{path} is {first['input']!r}, but {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -20,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 import braindecode_vis
 from braindecode_vis.config import RunConfig
-from braindecode_vis.registry import GROUPS, INSIDE, Component, find_component
+from braindecode_vis.registry import GROUPS, INSIDE, Component, find_component, find_nested
 from braindecode_vis.settings import Settings
 from braindecode_vis.studies.train_generator import GeneratorTrainingConfig
 
@@ -31,7 +30,7 @@ Every option of a run's YAML file, and of `--set`. This page is written by `pyth
 docstrings of the settings classes; a test keeps it current.
 
 A component is chosen by its `kind`. A `kind` may also be the name of an entry point of another installed package, or
-`package.module:Class`; see "Components from outside" in CONTRIBUTING.md. Options in *italics* say how something runs
+`package.module:Class`; see OUTSIDE.md. Options in *italics* say how something runs
 and not what it computes, so that they stay out of the fingerprint.
 """
 ROLES = {
@@ -98,21 +97,6 @@ def read_parameters(cls: type) -> dict[str, str]:
         else:
             entries |= {name: f"{entries[name]} {line.strip()}".strip() for name in names}
     return entries
-
-
-def find_nested(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[Component | type[Settings]]:
-    """Yield the roles and the settings classes that an annotation names."""
-    components = [entry for entry in metadata if isinstance(entry, Component)]
-    if components:
-        yield from components
-    elif isinstance(annotation, type) and issubclass(annotation, Settings):
-        yield annotation
-    elif get_origin(annotation) is Annotated:
-        inner, *more = get_args(annotation)
-        yield from find_nested(inner, tuple(more))
-    else:
-        for member in get_args(annotation):
-            yield from find_nested(member)
 
 
 def describe_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:

@@ -1,3 +1,7 @@
+import json
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -6,6 +10,8 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
 from braindecode_vis.config.files import READS
 from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.registry import INSIDE, find_component
+from braindecode_vis.roles import SETTINGS_ROLES
 from braindecode_vis.settings import Settings
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
@@ -337,3 +343,89 @@ def test_what_a_run_does_not_read_is_not_asked_for():
     config = read_config("synthetic_digits", ["text.tower={kind: openclip, weights: none}"])
     check_files(config)
     assert list(READS) == list(pipeline.STAGES)
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A run folder as an earlier version left it: its configuration, and the provenance of a stage."""
+    folder = tmp_path / "old"
+    stage = folder / "stages" / "train" / "fold00-0123456789abcdef"
+    stage.mkdir(parents=True)
+    (stage / "provenance.json").write_text(
+        json.dumps(
+            {
+                "stage": "train", "fields": {"encoder": {"kind": "network"}}, "created": "2026-01-02 03:04:05 UTC",
+                "versions": {"python": "3.11.7", "braindecode_vis": "0.0.7"}, "git_revision": "12e0ba531c51",
+            }
+        )
+    )  # fmt: skip
+    return folder
+
+
+def write_old_config(folder, **changes):
+    content = yaml.safe_load(dump_config(read_config("synthetic_digits")))
+    # what was not there when it was written
+    del content["evaluation"]["metrics"]
+    (folder / "config.yaml").write_text(yaml.safe_dump({**content, **changes}))
+
+
+def test_a_run_folder_of_an_earlier_version_is_read(old_run):
+    write_old_config(old_run)
+    assert read_config(old_run) == read_config("synthetic_digits")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "sentence"),
+    [
+        (
+            {"kind": "network", "network": {"kind": "shallow_fbcsp"}},
+            r"encoder\.network\.kind: 'shallow_fbcsp' is no network of its own any more; write \{kind: braindecode",
+        ),
+        ({"kind": "ridge", "penalty": 3}, r"unknown key encoder\.penalty"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_read_names_the_version_that_wrote_it(encoder, sentence, old_run):
+    write_old_config(old_run, encoder=encoder)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_config(old_run)
+    assert "this run was written by braindecode_vis 0.0.7 (12e0ba531c51), and this is" in str(caught.value)
+    # a damaged stage changes nothing
+    (old_run / "stages" / "train" / "fold00-0123456789abcdef" / "provenance.json").write_text("{")
+    with pytest.raises(ConfigError, match=sentence):
+        read_config(old_run)
+
+
+def test_a_wrong_override_is_no_fault_of_the_version(old_run):
+    write_old_config(old_run)
+    with pytest.raises(ConfigError, match=r"unknown key encoder\.alfas") as caught:
+        read_config(old_run, ["encoder.alfas=[1]"])
+    assert "written by" not in str(caught.value)
+
+
+@pytest.mark.parametrize("role", list(INSIDE))
+def test_every_kind_leads_to_settings_of_that_kind_that_play_the_role(role):
+    for kind in INSIDE[role]:
+        cls = find_component(role, kind)
+        assert cls.model_fields["kind"].default == kind
+        lacking = [
+            name
+            for name in (SETTINGS_ROLES[role].required if role in SETTINGS_ROLES else ())
+            if kind
+            not in ("trial_mixing", "repetition_averaging")  # done to the batch by the training itself
+            and not hasattr(cls, name)
+            and name not in cls.model_fields
+        ]
+        assert lacking == []
+
+
+def test_a_wrong_kind_is_answered_before_anything_heavy_is_loaded():
+    code = (
+        "import sys\nfrom braindecode_vis.config import read_config\n"
+        "try:\n    read_config('things_eeg2_atm_vith', ['encoder.network.kind=atm'])\n"
+        "except Exception as error:\n    print(error)\n"
+        "print([m for m in ('torch', 'mne', 'sklearn', 'nilearn', 'diffusers', 'transformers', 'matplotlib')\n"
+        "       if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "unknown kind 'atm' in encoder.network.kind; known are" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith("[]")

@@ -323,6 +323,9 @@ def test_a_component_of_every_role_goes_through_a_whole_run(installed, tmp_path)
     assert "unknown kind 'stripes' in dataset.kind" in sentence
     assert "stripes_tools.parts:StripesConfig of stripes-tools 1.2" in sentence
     assert "must be installed here" in sentence
+    # the audit needs no configuration, but makes what was fitted once more
+    refused = call("audit", out, path=tmp_path, code=2)
+    assert "is not on this machine: there is no module 'stripes_tools'" in refused.stderr
 
 
 def test_network_objective_and_augmentation_from_outside(installed, tmp_path):

@@ -21,8 +21,8 @@ from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_e
 from braindecode_vis.api.own import Data, from_arrays, from_epochs
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config.wording import read_component
 from braindecode_vis.datasets.own_data import Pictures, _index_pictures, as_uint8_rgb
+from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
@@ -120,7 +120,7 @@ class Decoder(BaseEstimator):
         DataError
             If trials and pictures do not fit together.
         """
-        settings = read_component("encoder", self._read_encoder())
+        settings = validate_component("encoder", self._read_encoder())
         self._settings = roles.play(roles.ENCODER_SETTINGS, settings)
         names = {"subject": subject, "session": session, "run": run, "group": group}
         data = self._take(X, y, images, {k: v for k, v in names.items() if v is not None})
@@ -226,7 +226,7 @@ class Decoder(BaseEstimator):
         name = self.generator or _GENERATORS.get(_as_component(self.target)["kind"], "nearest")
         generator = roles.build(
             roles.IMAGE_GENERATOR,
-            roles.play(roles.GENERATOR_SETTINGS, read_component("generator", _as_component(name))),
+            roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", _as_component(name))),
             data,
         )
         generator.bind(data.context)
@@ -307,7 +307,7 @@ class Decoder(BaseEstimator):
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
         decoder.n_features_in_ = int(np.prod(decoder._shape))
-        settings = roles.play(roles.ENCODER_SETTINGS, read_component("encoder", decoder._read_encoder()))
+        settings = roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", decoder._read_encoder()))
         decoder._settings = settings
         if settings.decodes_categories:
             decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
@@ -316,7 +316,7 @@ class Decoder(BaseEstimator):
         decoder._stimuli = store.read_stimuli(folder / "stimuli")
         decoder._bank = store.read_embeddings(folder / "bank")
         target = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS, read_component("target", _as_component(decoder.target))
+            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", _as_component(decoder.target))
         )
         decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
         decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
@@ -341,7 +341,7 @@ class Decoder(BaseEstimator):
 
     def _build_target(self) -> roles.WholeImageEncoder:
         settings = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS, read_component("target", _as_component(self.target))
+            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", _as_component(self.target))
         )
         target = roles.build(roles.find_image_encoder_role(settings), settings)
         target.bind(roles.Context(images=self._stimuli))
@@ -376,7 +376,7 @@ class Decoder(BaseEstimator):
 
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
         settings = roles.play(
-            roles.PRIOR_SETTINGS, read_component("prior", _as_component(self.prior or "identity"))
+            roles.PRIOR_SETTINGS, validate_component("prior", _as_component(self.prior or "identity"))
         )
         prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
         prior.bind(roles.NOTHING_LENT)

@@ -19,7 +19,7 @@ from braindecode_vis.api.own import Data
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, read_config
-from braindecode_vis.config.wording import validate_config
+from braindecode_vis.config.source import validate_config
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.runs import Listener, Run
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
@@ -296,9 +296,9 @@ def _read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool
 
 def _is_category(encoder: Mapping[str, Any]) -> bool:
     from braindecode_vis import roles
-    from braindecode_vis.config.wording import read_component
+    from braindecode_vis.registry import validate_component
 
-    return roles.play(roles.ENCODER_SETTINGS, read_component("encoder", dict(encoder))).decodes_categories
+    return roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", dict(encoder))).decodes_categories
 
 
 def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict[str, Any]:

@@ -348,12 +348,12 @@ def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
     >>> load("synthetic_digits")
     <Data: synthetic_digits, not read yet>
     """
-    from braindecode_vis.config.wording import read_component
+    from braindecode_vis.registry import validate_component
 
     given = {"kind": name, **settings}
     if root is not None:
         given["root"] = str(Path(root).expanduser().absolute())
-    return Data(None, read_component("dataset", given))
+    return Data(None, validate_component("dataset", given))
 
 
 def _make_table(columns: Mapping[str, Any], n_trials: int, has_images: bool) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
 from braindecode_vis.checks import BraindecodeVisError, DataError
@@ -225,7 +224,7 @@ def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
                 "split", "leak", f"the split of the configuration cannot be made of these trials: {error}"
             )
         ]
-    except (BraindecodeVisError, ValidationError, KeyError) as error:
+    except (BraindecodeVisError, KeyError) as error:
         return [AuditFinding("split", "warning", f"the split could not be made again ({error}).")]
     if len(made) != len(run.folds):
         return [

@@ -1,7 +1,7 @@
 """The configuration of a run: which component plays each role, with which settings.
 
-`registry` finds the components; `source` reads YAML and applies dotted overrides, which are validated again;
-`wording` turns what pydantic found into one sentence; `files` looks whether named files are there.
+`models` says what a configuration holds and what goes together; `source` reads YAML, applies dotted overrides and
+validates; `files` looks whether named files are there. Components are found by `braindecode_vis.registry`.
 """
 
 from braindecode_vis.config.files import check_files
@@ -13,8 +13,7 @@ from braindecode_vis.config.models import (
     list_analyses,
     make_analysis,
 )
-from braindecode_vis.config.source import dump_config, find_config, read_config
-from braindecode_vis.config.wording import describe_validation_error, validate_config
+from braindecode_vis.config.source import dump_config, find_config, read_config, validate_config
 from braindecode_vis.registry import list_kinds
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "RetrievalConfig",
     "RunConfig",
     "check_files",
-    "describe_validation_error",
     "dump_config",
     "find_config",
     "list_analyses",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from braindecode_vis import __version__
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.config.models import RunConfig
-from braindecode_vis.config.wording import validate_config
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.settings import Settings
+from braindecode_vis.registry import check_names
+from braindecode_vis.settings import Settings, describe_validation_error
 from braindecode_vis.store import PROVENANCE
 
 
@@ -60,6 +60,18 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
         raise
     return _anchor_paths(config, path.parent)
+
+
+def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:
+    """Return the validated configuration; the first thing wrong becomes one `ConfigError`."""
+    try:
+        check_names(RunConfig, content)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}.") from error
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {describe_validation_error(error)}.") from error
 
 
 def _is_valid(content: dict[str, Any]) -> bool:

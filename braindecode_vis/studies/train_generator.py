@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from braindecode_vis import pipeline
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config import describe_validation_error
 from braindecode_vis.generators.latent_diffusion_config import GeneratorTrainingConfig
 from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.settings import describe_validation_error
 
 Progress = Callable[[str, int, int], None]
 
