@@ -115,7 +115,9 @@ def describe_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin is dict:
         return f"mapping of {describe_type(members[0])} to {describe_type(members[1])}"
     if members:
-        return " or ".join(describe_type(member) for member in members)
+        # typing hands out one object for both orders of a union, so that the order is not that of the class
+        described = sorted(map(describe_type, members), key=lambda text: (text == "null", text))
+        return " or ".join(described)
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     plain = {
