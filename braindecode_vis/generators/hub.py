@@ -55,6 +55,29 @@ class HubOptions:
         return getattr(torch, self.precision)
 
 
+@dataclass(frozen=True)
+class HubBatch:
+    """What a pipeline draws at once.
+
+    Parameters
+    ----------
+    conditions : float32 array of shape (n, *condition_shape)
+        One row per image.
+    generators
+        Of the noise of each row.
+    negative : float array of shape (1, *condition_shape), optional
+        Embedding of the pipeline's `absent_image`, where guidance needs it.
+    initial, strength
+        Images that denoising starts from, if any, and the share of the schedule that is run from them.
+    """
+
+    conditions: np.ndarray
+    generators: list[Any]
+    negative: np.ndarray | None = None
+    initial: list[np.ndarray] | None = None
+    strength: float = 0.5
+
+
 class HubPipeline(Protocol):
     """A loaded pipeline, as `HubGenerator` calls it."""
 
@@ -66,27 +89,8 @@ class HubPipeline(Protocol):
         """Shape of one row that the network is conditioned on."""
         ...
 
-    def draw(
-        self,
-        conditions: np.ndarray,
-        *,
-        generators: list[Any],
-        initial: list[np.ndarray] | None,
-        strength: float,
-        negative: np.ndarray | None,
-    ) -> np.ndarray:
-        """Return float images in 0..1 of shape (n, height, width, 3).
-
-        Parameters
-        ----------
-        conditions : float32 array of shape (n, *condition_shape)
-        generators
-            Of the noise of each row.
-        initial, strength
-            Images that denoising starts from, and the share of the schedule that is run from them.
-        negative : float array of shape (1, *condition_shape), optional
-            Embedding of `absent_image`, where guidance needs it.
-        """
+    def draw(self, batch: HubBatch) -> np.ndarray:
+        """Return float images in 0..1 of shape (n, height, width, 3)."""
         ...
 
 
@@ -192,12 +196,10 @@ class HubGenerator:
             rows = range(start, min(start + self.batch_size, len(conditions)))
             with warnings.catch_warnings():  # schedulers of diffusers hand tensors to NumPy in the old way
                 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-                images = pipeline.draw(
-                    conditions[rows.start : rows.stop],
-                    generators=[make_torch_generator(derive_seed(seed, "hub"), "row", row) for row in rows],
-                    initial=None if initial is None else list(initial[rows.start : rows.stop]),
-                    strength=strength, negative=negative,
-                )  # fmt: skip
+                generators = [make_torch_generator(derive_seed(seed, "hub"), "row", row) for row in rows]
+                starts = None if initial is None else list(initial[rows.start : rows.stop])
+                part = conditions[rows.start : rows.stop]
+                images = pipeline.draw(HubBatch(part, generators, negative, starts, strength))
             made.append(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
         if not made:
             raise DataError("there is no embedding to make an image from.")
@@ -295,32 +297,24 @@ class SdxlTurbo:
             )
         return (int(layer.image_embeds.in_features),)
 
-    def draw(
-        self,
-        conditions: np.ndarray,
-        *,
-        generators: list[Any],
-        initial: list[np.ndarray] | None,
-        strength: float,
-        negative: np.ndarray | None,
-    ) -> np.ndarray:
+    def draw(self, batch: HubBatch) -> np.ndarray:
         """Return float images in 0..1 of shape (n, height, width, 3)."""
         import torch
         from diffusers import StableDiffusionXLImg2ImgPipeline
 
         pipeline: Any = self.pipeline
-        n = len(conditions)
+        n = len(batch.conditions)
         # (n, 1, n_features): one image per prompt
-        embeds = torch.from_numpy(conditions)[:, None].to(pipeline.device, pipeline.unet.dtype)
+        embeds = torch.from_numpy(batch.conditions)[:, None].to(pipeline.device, pipeline.unet.dtype)
         if self.options.guidance > 1:  # the adapter was trained with zeros as its absent image
             embeds = torch.cat([torch.zeros_like(embeds), embeds])
         side = self.options.image_size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         more: dict[str, Any] = {"height": side, "width": side}
-        if initial is not None:
+        if batch.initial is not None:
             kind: Any = StableDiffusionXLImg2ImgPipeline
             pipeline = kind(**pipeline.components)
             pipeline.set_progress_bar_config(disable=True)
-            more = {"image": resize_initial(initial, side), "strength": strength}
+            more = {"image": resize_initial(batch.initial, side), "strength": batch.strength}
         # Given embeddings, diffusers repeats them all for every prompt, which suits one image only; here each prompt
         # of the batch has its own.
         pipeline.prepare_ip_adapter_image_embeds = lambda *args, **kwargs: [embeds]
@@ -328,7 +322,7 @@ class SdxlTurbo:
             made = pipeline(
                 prompt=[self.prompt] * n, ip_adapter_image_embeds=[embeds],
                 num_inference_steps=self.options.steps, guidance_scale=self.options.guidance,
-                generator=generators, output_type="np", **more,
+                generator=batch.generators, output_type="np", **more,
             )  # fmt: skip
         finally:
             del pipeline.prepare_ip_adapter_image_embeds
@@ -363,24 +357,16 @@ class StableUnclip:
         """Size of the embedding; the network sees it beside its noise level of equal size."""
         return (int(self.pipeline.unet.config.projection_class_embeddings_input_dim) // 2,)
 
-    def draw(
-        self,
-        conditions: np.ndarray,
-        *,
-        generators: list[Any],
-        initial: list[np.ndarray] | None,
-        strength: float,
-        negative: np.ndarray | None,
-    ) -> np.ndarray:
+    def draw(self, batch: HubBatch) -> np.ndarray:
         """Return float images in 0..1 of shape (n, height, width, 3); initial images are not taken."""
         import torch
 
         pipeline, side = self.pipeline, self.options.image_size
         return pipeline(
-            prompt=[self.prompt] * len(conditions),
-            image_embeds=torch.from_numpy(conditions).to(pipeline.device, pipeline.unet.dtype),
+            prompt=[self.prompt] * len(batch.conditions),
+            image_embeds=torch.from_numpy(batch.conditions).to(pipeline.device, pipeline.unet.dtype),
             noise_level=self.noise_level, num_inference_steps=self.options.steps,
-            guidance_scale=self.options.guidance, height=side, width=side, generator=generators,
+            guidance_scale=self.options.guidance, height=side, width=side, generator=batch.generators,
             output_type="np",
         ).images  # fmt: skip
 
@@ -409,15 +395,7 @@ class Kandinsky:
         """Size of the embedding."""
         return (int(self.pipeline.unet.config.encoder_hid_dim),)
 
-    def draw(
-        self,
-        conditions: np.ndarray,
-        *,
-        generators: list[Any],
-        initial: list[np.ndarray] | None,
-        strength: float,
-        negative: np.ndarray | None,
-    ) -> np.ndarray:
+    def draw(self, batch: HubBatch) -> np.ndarray:
         """Return float images in 0..1 of shape (n, height, width, 3)."""
         import torch
         from diffusers import KandinskyV22Img2ImgPipeline
@@ -429,17 +407,21 @@ class Kandinsky:
             return torch.from_numpy(np.ascontiguousarray(rows)).to(pipeline.device, pipeline.unet.dtype)
 
         more: dict[str, Any] = {}
-        if initial is not None:
+        if batch.initial is not None:
             kind: Any = KandinskyV22Img2ImgPipeline
             pipeline = kind(**pipeline.components)
             pipeline.set_progress_bar_config(disable=True)
             # As PIL images, whose range no version of the pipeline mistakes.
-            more = {"image": pipeline.numpy_to_pil(resize_initial(initial, side)), "strength": strength}
-        absent = np.zeros_like(conditions) if negative is None else np.repeat(negative, len(conditions), 0)
+            more = {
+                "image": pipeline.numpy_to_pil(resize_initial(batch.initial, side)),
+                "strength": batch.strength,
+            }
+        n, absent = len(batch.conditions), batch.negative
+        absent = np.zeros_like(batch.conditions) if absent is None else np.repeat(absent, n, axis=0)
         return pipeline(
-            image_embeds=move(conditions), negative_image_embeds=move(absent),
+            image_embeds=move(batch.conditions), negative_image_embeds=move(absent),
             num_inference_steps=self.options.steps, guidance_scale=self.options.guidance, height=side,
-            width=side, generator=generators, output_type="np", **more,
+            width=side, generator=batch.generators, output_type="np", **more,
         ).images  # fmt: skip
 
 

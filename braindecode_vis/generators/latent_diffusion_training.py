@@ -279,49 +279,22 @@ class GeneratorTraining:
         identity = {
             "config": fields, "target": self.header.space, "data": [self.pairs.source, n_images], "seed": self.seed,
         }  # fmt: skip
-        plan = Plan(
-            name, n_steps, lr, config.weight_decay, config.warmup, config.ema_decay, config.checkpoint_every,
-            identity,
-        )  # fmt: skip
         return train_network(
-            network, compute_loss, plan, path=self.out / f"{name}.safetensors", log=self.out / "log.jsonl",
+            network, compute_loss, config, name=name, n_steps=n_steps, lr=lr, identity=identity, out=self.out,
             report=self.progress,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast a network of the generator learns.
-
-    Parameters
-    ----------
-    name
-        Of the stage, in the log and in messages.
-    n_steps, lr, weight_decay, warmup, ema_decay
-        Steps, peak learning rate, weight decay, steps of warm-up, decay of the averaged weights.
-    every
-        Steps between checkpoints and log lines.
-    identity
-        What a checkpoint must agree with to be taken up again.
-    """
-
-    name: str
-    n_steps: int
-    lr: float
-    weight_decay: float
-    warmup: int
-    ema_decay: float
-    every: int
-    identity: dict[str, Any]
 
 
 def train_network(
     network: Any,
     compute_loss: Callable[[Any, int], Any],
-    plan: Plan,
+    config: GeneratorTrainingConfig,
     *,
-    path: Path,
-    log: Path,
+    name: str,
+    n_steps: int,
+    lr: float,
+    identity: dict[str, Any],
+    out: Path,
     report: Progress | None = None,
 ) -> Any:
     """Minimise a loss by AdamW and return the network with averaged weights.
@@ -332,12 +305,17 @@ def train_network(
         Changed in place.
     compute_loss
         Gives the loss of the network at a step; what is random in it must follow from the number of the step.
-    plan
-        How long and how fast.
-    path
-        Checkpoint that is replaced every `plan.every` steps and taken up if it is there.
-    log
-        Receives a line each time a checkpoint is written.
+    config
+        Weight decay, warm-up, decay of the average and steps between checkpoints are looked at.
+    name
+        Of the stage: in the log, in messages, and of its checkpoint.
+    n_steps, lr
+        Steps, and the peak of the learning rate.
+    identity
+        What a checkpoint must agree with to be taken up again.
+    out
+        Folder of the checkpoint, which is replaced now and then and taken up if it is there, and of ``log.jsonl``,
+        which receives a line each time.
     report
         Called with the stage, the steps done and the steps wanted.
 
@@ -346,11 +324,12 @@ def train_network(
     DataError
         If the checkpoint belongs to another training, or if the loss is not finite.
     """
+    path = out / f"{name}.safetensors"
     optimiser = torch.optim.AdamW(
-        split_decayed(network.parameters(), plan.weight_decay), lr=plan.lr, betas=(0.9, 0.99)
+        split_decayed(network.parameters(), config.weight_decay), lr=lr, betas=(0.9, 0.99)
     )
-    average = MovingAverage(network, plan.ema_decay)
-    start, found = 0, read_checkpoint(path, plan.identity)
+    average = MovingAverage(network, config.ema_decay)
+    start, found = 0, read_checkpoint(path, identity)
     if found is not None:
         tensors, state = found
         network.load_state_dict(take(tensors, "network"))
@@ -365,30 +344,30 @@ def train_network(
         average.follow(network, step)
         recent.append(float(losses[0]))
         done = step + 1
-        if done % plan.every and done != plan.n_steps:
+        if done % config.checkpoint_every and done != n_steps:
             return
         groups = {
             "network": network.state_dict(), "averaged": average.model.state_dict(),
             "optimiser": pack_optimiser(optimiser),
         }  # fmt: skip
-        write_checkpoint(path, groups, {"identity": plan.identity, "step": done})
+        write_checkpoint(path, groups, {"identity": identity, "step": done})
         line = {
-            "stage": plan.name, "step": done, "loss": round(sum(recent) / len(recent), 5),
+            "stage": name, "step": done, "loss": round(sum(recent) / len(recent), 5),
             "lr": optimiser.param_groups[0]["lr"], "seconds": round(time.perf_counter() - begun, 1),
         }  # fmt: skip
-        with log.open("a", encoding="utf-8") as file:
+        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         recent.clear()
         begun = time.perf_counter()
         if report is not None:
-            report(plan.name, done, plan.n_steps)
+            report(name, done, n_steps)
 
     network.train()
     optimise(
-        optimiser, network.parameters(), range(start, plan.n_steps), lambda step: [compute_loss(network, step)],
-        after=after, rate=lambda step: compute_warm_cosine(step, plan.n_steps, plan.warmup), clip_norm=1.0,
+        optimiser, network.parameters(), range(start, n_steps), lambda step: [compute_loss(network, step)],
+        after=after, rate=lambda step: compute_warm_cosine(step, n_steps, config.warmup), clip_norm=1.0,
         describe_failure=lambda step, loss: (
-            f"the loss of the {plan.name} is {loss} at step {step + 1}; lower its learning rate."
+            f"the loss of the {name} is {loss} at step {step + 1}; lower its learning rate."
         ),
     )  # fmt: skip
     return average.model

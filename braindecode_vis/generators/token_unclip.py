@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.generators.hub import HubOptions, load_pipeline, resize_initial
+from braindecode_vis.generators.hub import HubBatch, HubOptions, load_pipeline, resize_initial
 from braindecode_vis.priors.sampling import guide
 
 
@@ -99,34 +99,25 @@ class TokenUnclip:
         """Number and size of the tokens."""
         return (self.n_tokens, int(self.unet.config.cross_attention_dim))
 
-    def draw(
-        self,
-        conditions: np.ndarray,
-        *,
-        generators: list[Any],
-        initial: list[np.ndarray] | None,
-        strength: float,
-        negative: np.ndarray | None,
-    ) -> np.ndarray:
+    def draw(self, batch: HubBatch) -> np.ndarray:
         """Return float images in 0..1 of shape (n, height, width, 3)."""
         import torch
 
         with torch.inference_mode():
-            tokens = torch.from_numpy(conditions)  # (n, n_tokens, n_features)
-            latents = self._draw_latents(tokens, generators, initial, strength)
+            latents = self._draw_latents(batch)
             scaled = latents / self.vae.config.scaling_factor
             values = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
         gain, shift = (0.8, 0.2) if self.brightness == "mindeye2" else (0.5, 0.5)
         return (values * gain + shift).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _draw_latents(
-        self, tokens: Any, generators: list[Any], initial: list[np.ndarray] | None, strength: float
-    ) -> Any:
+    def _draw_latents(self, batch: HubBatch) -> Any:
         """Return denoised latents of shape (n, channels, height, width)."""
         import torch
         from diffusers.utils.torch_utils import randn_tensor
 
-        unet, scheduler, options, n = self.unet, self.scheduler, self.options, len(tokens)
+        unet, scheduler, options, generators = self.unet, self.scheduler, self.options, batch.generators
+        tokens = torch.from_numpy(batch.conditions)  # (n, n_tokens, n_features)
+        n = len(tokens)
         device, dtype, size = unet.device, unet.dtype, options.image_size or 768
         side = size // 2 ** (len(self.vae.config.block_out_channels) - 1)  # of a latent
         shape = (n, int(unet.config.in_channels), side, side)
@@ -139,14 +130,14 @@ class TokenUnclip:
             absent = torch.zeros_like(absent)
         scheduler.set_timesteps(options.steps, device=device)
         timesteps = scheduler.timesteps
-        if initial is None:
+        if batch.initial is None:
             latents = noise * scheduler.init_noise_sigma
         else:
-            first = len(timesteps) - int(options.steps * strength) * scheduler.order
+            first = len(timesteps) - int(options.steps * batch.strength) * scheduler.order
             timesteps = timesteps[first:]
             if hasattr(scheduler, "set_begin_index"):  # not all of diffusers' schedulers know it
                 scheduler.set_begin_index(first)
-            start = self._encode_initial(resize_initial(initial, size))
+            start = self._encode_initial(resize_initial(batch.initial, size))
             latents = scheduler.add_noise(start, noise, timesteps[:1].repeat(n))
         guided = options.guidance > 1
         context = torch.cat([absent, tokens.to(device)]) if guided else tokens.to(device)

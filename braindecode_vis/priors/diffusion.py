@@ -36,9 +36,6 @@ from braindecode_vis.priors.scales import (
 from braindecode_vis.priors.simulated_predictions import (
     ConditionSource,
     Direction,
-    DirectionSource,
-    NoisedSource,
-    PairSource,
     fit_prediction_error,
 )
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
@@ -89,7 +86,7 @@ class _TrainingRows:
     """Standardised rows that the network learns from, and the conditions whose samples are measured afterwards."""
 
     source: ConditionSource
-    held_out: PairSource | None
+    held_out: ConditionSource | None
     condition: Any
     target: Any
     bounds: np.ndarray
@@ -228,19 +225,19 @@ class DiffusionPrior:
         if len(predicted) < 4:
             raise DataError(f"the diffusion prior cannot learn from {len(predicted)} prediction(s).")
         condition, scale = fit_scale(np.asarray(predicted.vectors)), fit_scale(np.asarray(whole.vectors))
-        pairs = PairSource(condition.apply(predicted.vectors), scale.apply(target.vectors))
+        conditions, targets = condition.apply(predicted.vectors), scale.apply(target.vectors)
+        # Whole images are kept aside: another trial of the same image would give the answer away.
         aside = self._choose_held_out(target.ids)
         is_held = np.isin(target.ids.astype(str), aside)
-        held_out = PairSource(pairs.conditions[is_held], pairs.targets[is_held]) if is_held.any() else None
+        held_out = ConditionSource(targets[is_held], conditions[is_held]) if is_held.any() else None
         if self.condition == "predicted":
-            source: ConditionSource = PairSource(pairs.conditions[~is_held], pairs.targets[~is_held])
+            source = ConditionSource(targets[~is_held], conditions[~is_held])
         else:
-            error = fit_prediction_error(pairs.conditions, pairs.targets)
+            error = fit_prediction_error(conditions, targets)
             learnt = ~np.isin(whole.ids.astype(str), aside)
-            source = NoisedSource(scale.apply(whole.vectors[learnt]), error)
-        return _TrainingRows(
-            source, held_out, condition, scale, find_bounds(scale.apply(whole.vectors)), pairs.conditions
-        )
+            source = ConditionSource(scale.apply(whole.vectors[learnt]), simulate=error.draw)
+        bounds = find_bounds(scale.apply(whole.vectors))
+        return _TrainingRows(source, held_out, condition, scale, bounds, conditions)
 
     def _prepare_directions(self, target: Embeddings, whole: Embeddings) -> _TrainingRows:
         if whole.vectors.ndim != 2:
@@ -255,9 +252,14 @@ class DiffusionPrior:
         # Short predictions point from the mean of the run's own images, wherever the mean of the others may be.
         origin = keep_distinct(target).flat().mean(axis=0, dtype=np.float64).astype(np.float32)
         targets, direction = scale.apply(whole.flat()), Direction(origin, scale.basis, scale.std)
-        source, held = (DirectionSource(targets[rows], direction) for rows in (~is_held, is_held))
+        source, held = (
+            ConditionSource(targets[rows], simulate=direction.simulate) for rows in (~is_held, is_held)
+        )
         rng = make_generator(self.seed, "prior", "simulated conditions")
-        held_out = PairSource(*held.draw(np.arange(len(held)), rng)) if len(held) else None
+        # Drawn once, so that every epoch is compared on the same predictions.
+        held_out = None
+        if len(held):
+            held_out = ConditionSource(held.targets, direction.simulate(held.targets, rng))
         rows = np.sort(rng.choice(len(source), min(CALIBRATION_ROWS, len(source)), replace=False))
         conditions, _ = source.draw(rows, rng)
         return _TrainingRows(source, held_out, direction, scale, find_bounds(targets), conditions)

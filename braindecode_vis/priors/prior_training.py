@@ -28,7 +28,7 @@ from braindecode_vis.checkpoints import (
 from braindecode_vis.devices import autocast, seeded
 from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise
 from braindecode_vis.priors.sampling import NoiseSchedule
-from braindecode_vis.priors.simulated_predictions import ConditionSource, PairSource
+from braindecode_vis.priors.simulated_predictions import ConditionSource
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 
 CHECKPOINT = "prior_checkpoint.safetensors"
@@ -74,7 +74,7 @@ class PriorTraining:
 def fit_network(
     network: nn.Module,
     source: ConditionSource,
-    held_out: PairSource | None,
+    held_out: ConditionSource | None,
     recipe: PriorRecipe,
     *,
     workspace: Path | None = None,
@@ -117,7 +117,7 @@ def fit_network(
     identity = {
         "network": list_shapes(network),
         "config": {**recipe.__dict__, "schedule": recipe.schedule.__dict__},
-        "data": sum_rows([*source.arrays, None if held_out is None else held_out.targets]),
+        "data": sum_rows([source.conditions, source.targets, None if held_out is None else held_out.targets]),
     }
     path = None if workspace is None else workspace / CHECKPOINT
     device = next(network.parameters()).device
@@ -221,10 +221,11 @@ def compute_loss(
 
 
 def _measure_held_out(
-    averaged: nn.Module, held_out: PairSource, recipe: PriorRecipe, device: torch.device
+    averaged: nn.Module, held_out: ConditionSource, recipe: PriorRecipe, device: torch.device
 ) -> float:
     """Return the loss of the averaged weights, always at the same steps and under the same noise."""
     generator, total, n_seen = make_torch_generator(recipe.seed, "held out"), 0.0, 0
+    assert held_out.conditions is not None
     repeats = max(1, 512 // len(held_out))  # few images are looked at under several noises
     rows = np.tile(np.arange(len(held_out)), repeats)
     with torch.no_grad():

@@ -1,9 +1,9 @@
 """What a diffusion prior is conditioned on while it learns: real predictions, or simulated ones.
 
-Out-of-fold predictions exist for the images that were shown (`PairSource`); a prior can learn from many more, in one of
-two ways, by what is known of the brain encoder.
+Out-of-fold predictions exist for the images that were shown; a prior can learn from many more, in one of two ways, by
+what is known of the brain encoder.
 
-`PredictionError`, behind `NoisedSource`, learns from out-of-fold pairs how a prediction depends on its target, and
+`PredictionError` learns from out-of-fold pairs how a prediction depends on its target, and
 draws predictions for any image. A linear encoder shrinks toward the mean, so noise added to the bare target would give
 conditions that are too long and too good; here the prediction is gain * target + noise, with
 
@@ -14,7 +14,7 @@ conditions that are too long and too good; here the prediction is gain * target 
 Second moments of such conditions are those of the predictions; that their dependence is linear and the noise the same
 for every image are assumptions.
 
-`DirectionSource` needs no brain. An encoder passes on some principal components of an embedding, more of the leading
+`Direction.simulate` needs no brain. An encoder passes on some principal components of an embedding, more of the leading
 ones, and adds noise of its own; how many, how strongly and how much is drawn anew for every image, so that one prior
 serves encoders that it has never met and must judge from the prediction itself how far to trust it. Lengths carry
 nothing: encoders that minimise a squared error shrink predictions, those trained by contrast give them unit length.
@@ -23,8 +23,8 @@ That profiles of real encoders lie in the family drawn here is an assumption.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -36,42 +36,34 @@ FEWEST_PASSED = 6.0  # components that the narrowest encoder passes on
 GAINS = (0.1, 10.0)  # of the passed components, relative to the noise
 
 
-class ConditionSource(Protocol):
-    """Rows that a diffusion prior learns from: conditions, which may be drawn anew every time, and targets."""
+@dataclass(frozen=True)
+class ConditionSource:
+    """Standardised rows that a diffusion prior learns from: targets, and a condition for each.
 
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that batches are made of, by which a checkpoint knows its data."""
-        ...
+    Parameters
+    ----------
+    targets : float array of shape (n, ...)
+    conditions : float array of shape (n, ...), optional
+        Real predictions, row by row.
+    simulate
+        Without them: draws predictions of targets anew every time, ``simulate(targets, generator)``.
+    """
+
+    targets: np.ndarray
+    conditions: np.ndarray | None = None
+    simulate: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Number of rows in one epoch."""
-        ...
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return conditions and targets of the given rows."""
-        ...
-
-
-@dataclass(frozen=True)
-class PairSource:
-    """Predictions and the targets that belong to them, row by row."""
-
-    conditions: np.ndarray
-    targets: np.ndarray
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Conditions and targets."""
-        return self.conditions, self.targets
-
-    def __len__(self) -> int:
-        """Number of pairs."""
         return len(self.targets)
 
     def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pairs of the given rows; nothing is random."""
-        return self.conditions[rows], self.targets[rows]
+        """Return conditions and targets of the given rows."""
+        targets = self.targets[rows]
+        if self.simulate is not None:
+            return self.simulate(targets, generator), targets
+        assert self.conditions is not None
+        return self.conditions[rows], targets
 
 
 @dataclass(frozen=True)
@@ -153,28 +145,6 @@ def _as_tokens(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class NoisedSource:
-    """Targets, with conditions that are simulated anew every time."""
-
-    targets: np.ndarray
-    error: PredictionError
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """The targets."""
-        return (self.targets,)
-
-    def __len__(self) -> int:
-        """Number of targets."""
-        return len(self.targets)
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return simulated predictions of the given rows, and the rows."""
-        targets = self.targets[rows]
-        return self.error.draw(targets, generator), targets
-
-
-@dataclass(frozen=True)
 class Direction:
     """Components of the direction of a row from the mean, with the length that rows have on average.
 
@@ -196,34 +166,16 @@ class Direction:
         """Return components of that length, in deviations, of components that are not in deviations."""
         return (normalise_rows(away) * np.linalg.norm(self.std) / self.std).astype(np.float32)
 
+    def simulate(self, targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return predictions of images by encoders that are drawn anew for each, as directions.
 
-@dataclass(frozen=True)
-class DirectionSource:
-    """Images, with predictions by simulated encoders that are drawn anew every time.
-
-    Parameters
-    ----------
-    targets : float array of shape (n, n_components)
-        Components of the images in deviations.
-    direction
-        Of their space.
-    """
-
-    targets: np.ndarray
-    direction: Direction
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """The targets."""
-        return (self.targets,)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.targets)
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return simulated predictions of the given rows, as directions, and the rows."""
-        targets, deviation = self.targets[rows], self.direction.std
+        Parameters
+        ----------
+        targets : float array of shape (n, n_components)
+            Components of the images in deviations.
+        generator
+            Draws the encoders and their noise.
+        """
         n, k = targets.shape
         width, strong, weak, edge, colour = generator.random((5, n, 1))
         n_passed = FEWEST_PASSED * (max(k, FEWEST_PASSED) / FEWEST_PASSED) ** width
@@ -232,6 +184,6 @@ class DirectionSource:
         gains = np.exp(low + (high - low) * strong) * (weak**2 + (1 - weak**2) * passed)
         gains = gains * np.exp(0.25 * generator.standard_normal((n, k)))
         # Noise varies as images do, or has more of the small components, or fewer.
-        tilt = (deviation / deviation[0]) ** (0.2 - 0.6 * colour)
-        predicted = (gains * targets + tilt * generator.standard_normal((n, k))) * deviation
-        return self.direction.standardise(predicted), targets
+        tilt = (self.std / self.std[0]) ** (0.2 - 0.6 * colour)
+        predicted = (gains * targets + tilt * generator.standard_normal((n, k))) * self.std
+        return self.standardise(predicted)

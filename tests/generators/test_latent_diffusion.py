@@ -19,7 +19,6 @@ from braindecode_vis.generators.latent_diffusion_config import (
 from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE, reconstruct_images
 from braindecode_vis.generators.latent_diffusion_training import (
     PhantomSource,
-    Plan,
     StimulusSource,
     train_generator,
     train_network,
@@ -332,27 +331,25 @@ def test_one_image_is_too_few(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    plan = Plan("test", 4, 1.0, 0.0, 0, 0.9, 2, {})
+    config = GeneratorTrainingConfig(weight_decay=0, warmup=0, ema_decay=0.9, checkpoint_every=2)
     with pytest.raises(DataError, match="loss of the test is nan at step 1"):
         train_network(
             torch.nn.Linear(2, 1),
             lambda network, step: network.weight.sum() * float("nan"),
-            plan,
-            path=tmp_path / "a.safetensors",
-            log=tmp_path / "log.jsonl",
-        )
+            config, name="test", n_steps=4, lr=1.0, identity={}, out=tmp_path,
+        )  # fmt: skip
 
 
 def test_averaged_weights_follow_the_written_rule(tmp_path):
-    plan = Plan("test", 5, 0.1, 0.0, 0, 0.5, 5, {})
+    config = GeneratorTrainingConfig(weight_decay=0, warmup=0, ema_decay=0.5, checkpoint_every=5)
     network, seen = torch.nn.Linear(1, 1, bias=False), []
 
     def loss(network, step):
         seen.append(network.weight.item())
         return network.weight.square().sum()
 
-    paths = {"path": tmp_path / "a.safetensors", "log": tmp_path / "log.jsonl"}
-    averaged = train_network(network, loss, plan, **paths).weight.item()
+    how = {"name": "test", "n_steps": 5, "lr": 0.1, "identity": {}, "out": tmp_path}
+    averaged = train_network(network, loss, config, **how).weight.item()
     expected = seen[0]
     for step, weight in enumerate([*seen[1:], network.weight.item()]):
         decay = min(0.5, (1 + step) / (10 + step))
