@@ -73,6 +73,7 @@ class Adapter:
                 f"the adapter maps {self.target_space!r} to {self.space!r}, not {embeddings.space!r}."
             )
         rows = (embeddings.flat() - self.target_mean) @ self.weights + self.condition_mean
+        # (n_rows, *condition_shape): tokens, where the generator is conditioned on tokens
         return rows.reshape(len(rows), *self.condition_shape).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
@@ -97,8 +98,10 @@ def fit_adapter(
     """
     if len(target) < 3 or (target.ids != condition.ids).any():
         raise ConfigError("an adapter needs three images or more, embedded in both spaces in one order.")
+    # In double precision, since small penalties divide by small eigenvalues.
     x, y = target.flat().astype(np.float64), condition.flat().astype(np.float64)
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    # (n_images, k), (k,), (k, n_features): one decomposition serves every penalty.
     left, singular, right = np.linalg.svd(x - x_mean, full_matrices=False)
     centred = y - y_mean
     projected, unit = left.T @ centred, float((singular**2).mean())
@@ -106,6 +109,7 @@ def fit_adapter(
     for alpha in alphas:
         shrink = singular**2 / (singular**2 + alpha * unit)
         residuals = centred - left @ (shrink[:, None] * projected)
+        # The residual of an image left out is its own divided by 1 - leverage, so that nothing is fitted again.
         leverage = (left**2) @ shrink
         errors.append(float(((residuals / (1 - leverage)[:, None]) ** 2).sum()))
     best = int(np.argmin(errors))

@@ -36,11 +36,15 @@ def draw_reliability(
     """
     import torch
 
+    # Per row: how strong the noise is, how much more it falls on small components, and which kind of row it is.
     draws = torch.rand(3, n, 1, generator=generator)
     scatter = 0.5 * torch.randn(n, len(shares), generator=generator)
-    strength = (-1.5 + 3.5 * draws[0]) * np.log(10)
+    strength = (-1.5 + 3.5 * draws[0]) * np.log(
+        10
+    )  # noise to signal from 0.03 to 100, evenly in its logarithm
     reliability = torch.sigmoid(1.5 * draws[1] * shares.log() - strength + scatter)
     reliability = torch.where(draws[2] < certain, torch.ones(()), reliability)
+    # Rows without any condition are what guidance compares with.
     return torch.where(draws[2] >= 1 - hidden, torch.zeros(()), reliability)
 
 
@@ -99,15 +103,18 @@ def fit_uncertainty(
     left, right = predicted - predicted.mean(axis=0), true - true.mean(axis=0)
     n = len(left)
     variance, target = (left**2).mean(axis=0), (right**2).mean(axis=0)
+    # A negative covariance is chance: no encoder predicts the opposite of what was seen.
     covariance = np.maximum((left * right).mean(axis=0), 0)
     if noise is not None:
         single = ((noise.deviations @ components.basis.T / components.std) ** 2).mean(axis=0)
         # At least what is correlated with the image stays.
         signal = np.maximum(variance - single / noise.n_train, covariance**2 / np.maximum(target, 1e-12))
         variance = signal + single / noise.n_test
+    # A component that never varies, in the images or in what is predicted, is not known at all.
     variance, target = np.maximum(variance, 1e-12), np.maximum(target, 1e-12)
     explained = covariance**2 / (variance * target)
     # By chance alone a correlation of n pairs has a square of 1 / n.
     kept = np.clip(explained - 1 / n, 0, 0.99)
+    # The slope of the regression, shrunk as much as its explained variance was.
     slope = covariance / variance * np.where(explained > 0, kept / np.maximum(explained, 1e-12), 0)
     return Uncertainty(predicted.mean(axis=0), true.mean(axis=0), slope, kept)

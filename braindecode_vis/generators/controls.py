@@ -37,7 +37,9 @@ class ClassMeanGenerator:
 
     def __init__(self, data: GeneratorData) -> None:
         self.data = data
-        self.classes = sorted(set(data.concepts))
+        self.classes = sorted(
+            set(data.concepts)
+        )  # a fixed order, so that ties go to the same class every time
         vectors = data.embeddings.flat()
         rows = [data.concepts == name for name in self.classes]
         self.centroids = np.stack([vectors[row].mean(axis=0) for row in rows])  # (n_classes, n_features)
@@ -51,6 +53,7 @@ class ClassMeanGenerator:
         """Return the name of the nearest class for each prediction, shape (n_rows,)."""
         check_same_space(embeddings, self.data.embeddings)
         values = embeddings.flat()
+        # |a - b|^2 written out: the differences themselves would be n_rows x n_classes x n_features values.
         squared = (
             (values**2).sum(axis=1)[:, None]
             - 2 * values @ self.centroids.T

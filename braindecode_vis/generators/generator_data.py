@@ -12,7 +12,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
-LARGEST_SIDE = 128  # pixels
+LARGEST_SIDE = 128  # pixels: 16 540 photographs of THINGS are 0.8 GB then, and 12 GB at 500 pixels
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class GeneratorData:
         Images of one size up to `LARGEST_SIDE` are kept as they are; others become squares of that side, so that
         tens of thousands of photographs fit into memory.
         """
+        # The first image says the size of all; one array holds them.
         first = self.stimuli.read_image(self.embeddings.ids[0])
         height, width = first.shape[:2]
         if max(height, width) > LARGEST_SIDE:

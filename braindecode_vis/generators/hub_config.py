@@ -156,6 +156,7 @@ class SdxlTurboConfig(HubConfig):
                 f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {ADAPTER_FILE} of "
                 f"huggingface.co/{ADAPTER_REPOSITORY}, or let it be fetched with generator.allow_download=true."
             )
+        # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
         file = found / ADAPTER_FILE if found.is_dir() else found
         if not file.is_file() or file.suffix != ".safetensors":
             raise ConfigError(f"generator.ip_adapter should be a safetensors file, but {file} is none.")
@@ -333,5 +334,6 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
 def digest_folder(folder: Path) -> str:
     """Return the digest of a folder's settings and weights; large files are sampled."""
     files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    # What decides an image: networks, their settings and tokenisers; not pictures and notes that lie beside them.
     kept = [f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt")]
     return hash_json({str(f.relative_to(folder)) if f != folder else f.name: hash_sampled(f) for f in kept})

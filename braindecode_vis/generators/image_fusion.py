@@ -58,6 +58,7 @@ class ImageFusionConfig(Settings):
         """Raise `ConfigError` if a generator of these settings cannot start from an image where that is asked for."""
         generator = play(GENERATOR_SETTINGS, settings)
         self._check_start(generator.supports_initial)
+        # A start from an image skips the first part of the schedule; rounding down may leave nothing.
         steps = generator.steps
         if self.mode != "pixels" and steps is not None and int(steps * self.strength) < 1:
             raise ConfigError(
@@ -99,6 +100,7 @@ def fuse_branches(
     if len(low) != len(embeddings):
         raise DataError(f"{len(embeddings)} embeddings came with {len(low)} low-level images.")
     config._check_start(play(IMAGE_GENERATOR, generator).supports_initial)
+    # Always made, whatever the mode, so that tables can show what the low-level branch adds.
     high = generator.generate(embeddings, seed=seed)
     fused = high
     if config.mode in ("initial", "both"):
@@ -125,6 +127,7 @@ def mix_images(high: np.ndarray, low: np.ndarray, weight: float) -> np.ndarray:
     array([150, 150, 150], dtype=uint8)
     """
     height, width = high.shape[1:3]
+    # The low-level image gives way: enlarging it costs nothing, as it is blurred already.
     small = np.stack([resize_image(image, height, width) for image in low])
     mixed = weight * high.astype(np.float32) + (1 - weight) * small.astype(np.float32)
     return np.round(mixed).astype(np.uint8)

@@ -20,7 +20,7 @@ from braindecode_vis.roles import IMAGE_ENCODER, play
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import resize_image
 
-SMALLEST_SSIM = 11  # pixels, the window of the metric
+SMALLEST_SSIM = 11  # pixels, the window of the metric at a deviation of 1.5
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Gain = Annotated[float, Field(gt=0)]
@@ -106,6 +106,7 @@ class LatentsGenerator:
                 f"generator.contrast is ssim, which needs images of {SMALLEST_SSIM} pixels, not {height} x {width}; "
                 "set generator.contrast to none, or target.size to more."
             )
+        # Out-of-fold predictions are as washed out as those of test trials; predictions of the fit would not be.
         truth = data.images[[row_of[i] for i in data.predicted.ids]]
         truth = np.stack([resize_image(image, height, width) for image in truth])
         candidates = list(product(config.thresholds, config.gains))
@@ -127,7 +128,7 @@ class LatentsGenerator:
 
 def stretch_contrast(images: np.ndarray, threshold: float, gain: float) -> np.ndarray:
     """Return uint8 images with ``clip((v - threshold) * gain, 0, 1)`` applied to their values in 0..1."""
-    if threshold == 0 and gain == 1:
+    if threshold == 0 and gain == 1:  # to the bit, and not through a rounding
         return images
     values = np.clip((images.astype(np.float32) / 255 - threshold) * gain, 0, 1)
     return np.round(values * 255).astype(np.uint8)

@@ -166,12 +166,12 @@ class LatentDiffusionGenerator:
         if len(embeddings) == 0:
             return images
         model = self.load()
-        estimate = model.components.apply(embeddings.flat())
-        reliability = np.ones_like(estimate)
+        estimate = model.components.apply(embeddings.flat())  # (n_rows, n_components)
+        reliability = np.ones_like(estimate)  # an embedding of an image is known fully
         if self.uncertainty is not None:
             estimate = self.uncertainty.estimate(estimate)
             reliability[:] = self.uncertainty.reliability
-        n_rows = max(1, self.batch_size // self.candidates)
+        n_rows = max(1, self.batch_size // self.candidates)  # a batch holds all candidates of its rows
         for start in range(0, len(images), n_rows):
             rows = np.arange(start, min(start + n_rows, len(images)))
             made = self._sample(model, estimate[rows], reliability[rows], rows, seed)
@@ -185,8 +185,10 @@ class LatentDiffusionGenerator:
         if n_candidates == 1:
             return np.zeros(n_rows, int)
         encoder = self.data.image_encoder  # type: ignore[union-attr]
+        # (n_rows, n_candidates, side, side, 3) -> one batch of images, and back to components of each candidate
         vectors = np.asarray(encoder.encode(made.reshape(-1, *made.shape[2:])), np.float32)
         found = model.components.apply(vectors.reshape(len(vectors), -1)).reshape(n_rows, n_candidates, -1)
+        # Back to the units of the embedding, in which large components count more.
         found *= model.components.std
         wanted = estimate * model.components.std
         lengths = np.linalg.norm(found, axis=2) + 1e-12
@@ -203,6 +205,7 @@ class LatentDiffusionGenerator:
         from braindecode_vis.seeds import make_torch_generator
 
         n_candidates, guidance, device = self.candidates, self.guidance, model.device
+        # Per row and on the CPU, so that neither the batch size nor the device changes an image.
         noises = []
         for row in rows:
             generator = make_torch_generator(seed, "latent_diffusion", int(row))

@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(n_channels, n_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(n_channels, n_channels, 3, padding=1)
-        for parameter in self.conv2.parameters():
+        for parameter in self.conv2.parameters():  # starts as the identity
             nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,20 +63,23 @@ class Autoencoder(nn.Module):
         super().__init__()
         fine, mid, coarse = width // 2, width, 2 * width
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(4),
+            nn.PixelUnshuffle(4),  # (n, 3, size, size) -> (n, 48, size / 4, size / 4)
             nn.Conv2d(48, mid, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(mid, coarse, 3, stride=2, padding=1),
             ResidualBlock(coarse),
             nn.SiLU(),
             nn.Conv2d(coarse, n_latent_channels, 3, padding=1),
+            # Slow statistics: those of the last 50 batches are what the denoiser will meet.
             nn.BatchNorm2d(n_latent_channels, affine=False, momentum=0.02),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(n_latent_channels, coarse, 3, padding=1),
             ResidualBlock(coarse),
             ResidualBlock(coarse),
-            nn.Conv2d(coarse, 4 * mid, 1),
+            nn.Conv2d(
+                coarse, 4 * mid, 1
+            ),  # (n, 4 * mid, size / 8, size / 8), then (n, mid, size / 4, size / 4)
             nn.PixelShuffle(2),
             ResidualBlock(mid),
             nn.Conv2d(mid, 4 * fine, 1),
@@ -120,7 +123,7 @@ class PerceptualLoss(nn.Module):
         features = []
         for stage in self.stages:
             x = stage(x)
-            features.append(F.normalize(x, dim=1))
+            features.append(F.normalize(x, dim=1))  # per position, over the channels
         return features
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -197,6 +200,7 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return a map of the same shape; `condition` has the shape (n, condition_width)."""
+        # (n, 2 * width) -> two maps of shape (n, width, 1, 1)
         scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x) * (1 + scale) + shift))
         return x + self.conv2(F.silu(self.norm2(h)))
@@ -240,6 +244,7 @@ class Denoiser(nn.Module):
         self.embed_time = nn.Sequential(
             nn.Linear(64, condition_width), nn.SiLU(), nn.Linear(condition_width, condition_width)
         )
+        # Says what is where; the modulation of channels treats all places alike.
         self.make_map = nn.Linear(condition_width, width * self.coarse**2)
         self.enter = nn.Conv2d(n_latent_channels, fine, 3, padding=1)
         self.down = nn.Conv2d(fine, width, 2, stride=2)
@@ -250,7 +255,7 @@ class Denoiser(nn.Module):
         self.leave = nn.Sequential(
             nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, n_latent_channels, 3, padding=1)
         )
-        for parameter in self.leave[-1].parameters():
+        for parameter in self.leave[-1].parameters():  # starts with the velocity 0, its mean
             nn.init.zeros_(parameter)
 
     def forward(
@@ -275,6 +280,7 @@ class Denoiser(nn.Module):
         h = h + self.refine(h)
         condition = F.silu(h + self.embed_time(compute_time_features(times)))
         fine = self.enter(latents)
+        # (n, width * coarse**2) -> (n, width, coarse, coarse)
         x = self.down(F.silu(fine)) + self.make_map(condition).unflatten(1, (-1, self.coarse, self.coarse))
         for block in self.blocks:
             x = block(x, condition)

@@ -190,7 +190,7 @@ class GeneratorTraining:
             generator = make_torch_generator(self.seed, "autoencoder_noise", step)
             shape = (len(rows), config.n_latent_channels, side, side)
             noise = torch.randn(shape, generator=generator).to(device)
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)  # the layout of the weights
             with autocast(device, getattr(torch, config.autoencoder_precision)):
                 return compute_autoencoder_loss(
                     network, perceptual, images, config.latent_noise * noise,
@@ -258,6 +258,7 @@ class GeneratorTraining:
 
     def _draw_rows(self, stage: str, step: int, batch_size: int, n: int) -> np.ndarray:
         """Return the rows of a step: every pass over the first `n` images has an order of its own."""
+        # From the number of the step alone: a training that goes on sees what it would have seen.
         first = step * batch_size
         turns, places = np.divmod(np.arange(first, first + batch_size), n)
         orders = {turn: _order_pass(self.seed, stage, turn, n) for turn in np.unique(turns).tolist()}

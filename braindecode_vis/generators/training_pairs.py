@@ -15,7 +15,7 @@ the test concepts of the demo, the next 40 are for choices between generators.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -99,22 +99,13 @@ def write_phantom_pairs(
     progress
         Called with the number of shards done and wanted.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def make(number: int) -> tuple[Iterable[np.ndarray], np.ndarray]:
+        pictures = draw_phantom_pictures(number, seed=seed)
+        return pictures, image_encoder.encode(pictures)
+
     source = f"phantom images, seed {seed}, stored at {size} pixels"
-    n_shards = -(-n_images // SHARD)
-    for number in range(n_shards):
-        path = _name_shard(folder, number)
-        if path.is_file():
-            _check_shard(path, image_encoder.space, source)
-        else:
-            pictures = draw_phantom_pictures(number, seed=seed)
-            vectors = image_encoder.encode(pictures)
-            # The encoder saw the large pictures; the generator is to draw small ones.
-            images = np.stack([resize_image(picture, size, size) for picture in pictures])
-            _write_shard(path, images, vectors, image_encoder.space, source)
-        if progress is not None:
-            progress(number + 1, n_shards)
+    _write_shards(Path(folder), -(-n_images // SHARD), make, size, image_encoder.space, source, progress)
 
 
 def choose_concepts(number: int, *, seed: int, n_images: int = SHARD) -> tuple[int, np.ndarray]:
@@ -161,23 +152,49 @@ def write_stimulus_pairs(
     progress
         Called with the number of shards done and wanted.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     vectors = embeddings.flat()
-    digest = derive_seed(0, *map(str, embeddings.ids)) % 16**8
+
+    def make(number: int) -> tuple[Iterable[np.ndarray], np.ndarray]:
+        rows = slice(number * SHARD, (number + 1) * SHARD)
+        return stimuli.iterate_images([str(i) for i in embeddings.ids[rows]]), vectors[rows]
+
+    digest = derive_seed(0, *map(str, embeddings.ids)) % 16**8  # tells one set of images from another
     source = f"{len(embeddings)} stimuli ({digest:08x}), stored at {size} pixels"
-    starts = range(0, len(embeddings), SHARD)
-    for number, start in enumerate(starts):
-        path = _name_shard(folder, number)
-        rows = slice(start, start + SHARD)
+    _write_shards(Path(folder), -(-len(embeddings) // SHARD), make, size, embeddings.space, source, progress)
+
+
+def _write_shards(
+    folder: Path,
+    n_shards: int,
+    make: Callable[[int], tuple[Iterable[np.ndarray], np.ndarray]],
+    size: int,
+    space: str,
+    source: str,
+    progress: Progress | None,
+) -> None:
+    """Write the shards that are missing; `make` returns the pictures of a shard, of any size, and their vectors."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(n_shards):
+        path = folder / f"pairs_{number:05d}.safetensors"
         if path.is_file():
-            _check_shard(path, embeddings.space, source)
+            _check_shard(path, space, source)
         else:
-            pictures = stimuli.iterate_images([str(i) for i in embeddings.ids[rows]])
+            pictures, vectors = make(number)
+            # The encoder sees the large pictures; the generator is to draw small ones.
             images = np.stack([resize_image(picture, size, size) for picture in pictures])
-            _write_shard(path, images, vectors[rows], embeddings.space, source)
+            # Half precision: 100 000 embeddings of 1280 values are 260 MB.
+            half = np.asarray(vectors, np.float32).astype(np.float16)
+            if not np.isfinite(half).all():
+                raise DataError(
+                    f"the embeddings of {path.name} exceed the range of half precision or are not finite."
+                )
+            header = {"pairs": json.dumps({"space": space, "source": source})}
+            with replace_atomically(path) as temporary:
+                save_file({"images": images, "vectors": half}, temporary, metadata=header)
         if progress is not None:
-            progress(number + 1, len(starts))
+            progress(number + 1, n_shards)
 
 
 def read_pairs(folder: Path) -> TrainingPairs:
@@ -193,6 +210,7 @@ def read_pairs(folder: Path) -> TrainingPairs:
     paths = sorted(Path(folder).glob("pairs_*.safetensors"))
     if not paths:
         raise DataError(f"{folder} holds no training pairs (pairs_*.safetensors); draw them first.")
+    # All shards must be of one making: a folder that was used twice would mix two spaces.
     first = _read_header(paths[0])
     for path in paths[1:]:
         _check_shard(path, first["space"], first["source"])
@@ -203,23 +221,6 @@ def read_pairs(folder: Path) -> TrainingPairs:
         first["space"],
         first["source"],
     )
-
-
-def _name_shard(folder: Path, number: int) -> Path:
-    return folder / f"pairs_{number:05d}.safetensors"
-
-
-def _write_shard(path: Path, images: np.ndarray, vectors: np.ndarray, space: str, source: str) -> None:
-    from safetensors.numpy import save_file
-
-    half = np.asarray(vectors, np.float32).astype(np.float16)
-    if not np.isfinite(half).all():
-        raise DataError(
-            f"the embeddings of {path.name} exceed the range of half precision or are not finite."
-        )
-    header = {"pairs": json.dumps({"space": space, "source": source})}
-    with replace_atomically(path) as temporary:
-        save_file({"images": images, "vectors": half}, temporary, metadata=header)
 
 
 def _read_header(path: Path) -> dict[str, str]:

@@ -93,7 +93,7 @@ def encode_known_images(components: PrincipalComponents, vectors: np.ndarray) ->
     vectors : float array of shape (n_images, n_features)
         Evenly spaced rows are taken, at most `N_KNOWN`.
     """
-    rows = vectors[:: -(-len(vectors) // N_KNOWN)].astype(np.float32)
+    rows = vectors[:: -(-len(vectors) // N_KNOWN)].astype(np.float32)  # rounded up: at most so many
     found = components.apply(rows)[:, :N_KNOWN_COMPONENTS]
     return {_IMAGES: np.clip(np.rint(found * CODE), -127, 127).astype(np.int8)}
 
@@ -179,7 +179,7 @@ def write_weights(
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
     """Return what changes with every byte of the tensors."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(tensors):  # safetensors keeps an order of its own
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
         digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
@@ -191,7 +191,7 @@ def _pack(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
     if tensor.dim() < 2:
         return {name: tensor.half().contiguous()}
-    rows = tensor.flatten(1)
+    rows = tensor.flatten(1)  # (n_outputs, the rest); of a transposed convolution, (n_inputs, the rest)
     scale = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-12)
     codes = (rows / scale).round().to(torch.int8).view(tensor.shape)
     return {name: codes.contiguous(), name + _SCALE: scale.flatten()}
@@ -236,6 +236,7 @@ def read_header(path: Path) -> WeightsHeader:
         )
     try:
         with path.open("rb") as file:
+            # The header of safetensors: its length in eight bytes, then JSON; bounded, whatever the file claims.
             length = int.from_bytes(file.read(8), "little")
             content = json.loads(file.read(min(length, 1 << 22)))
         return WeightsHeader(**json.loads(content["__metadata__"][_HEADER]))
@@ -246,7 +247,7 @@ def read_header(path: Path) -> WeightsHeader:
         ) from error
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2)  # a run asks for the same weights in every fold
 def load_model(path: Path, device: str) -> Model:
     """Read a weights file into networks on a device.
 
@@ -287,7 +288,7 @@ def load_model(path: Path, device: str) -> Model:
     return Model(autoencoder, denoiser, components, shape, device)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8)  # every fingerprint asks
 def hash_weights(path: Path) -> str:
     """Return the digest of a weights file, read once per process."""
     read_header(path)

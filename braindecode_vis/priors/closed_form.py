@@ -87,6 +87,7 @@ class MeanPrior:
         images
             One row per training image; where given, it is averaged instead of `target`.
         """
+        # An image that was shown in many trials counts once.
         rows = keep_distinct(target if images is None else images)
         self.mean, self.space = rows.vectors.mean(axis=0, dtype=np.float64).astype(np.float32), rows.space
         return self
@@ -158,6 +159,7 @@ class SpreadPrior:
         rows = keep_distinct(target if images is None else images)
         mean = rows.vectors.mean(axis=0, dtype=np.float64)
         wanted, found = (float(((v - mean) ** 2).mean()) for v in (rows.vectors, predicted.vectors))
+        # What is left then is rounding, and a gain of a million would make images of it.
         if found <= 1e-12 * wanted:
             raise DataError(
                 "the out-of-fold predictions are all the training mean, which no gain can spread; set prior.kind to "

@@ -83,6 +83,7 @@ def embed_timesteps(timesteps: Tensor, n_features: int) -> Tensor:
     -------
     float tensor of shape (n, n_features)
     """
+    # Frequencies from 1 down to 1 / 10 000, as in Vaswani et al. (2017), arXiv:1706.03762.
     half = n_features // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)[None]
@@ -140,7 +141,7 @@ class MlpUnet(nn.Module):
             skips.append(hidden)
             hidden = level(hidden, time, condition, keep)
         for level in self.up:
-            hidden = level(hidden, time, condition, keep) + skips.pop()
+            hidden = level(hidden, time, condition, keep) + skips.pop()  # added, not joined, as ATM does
         return self.exit(hidden)
 
 
@@ -204,11 +205,19 @@ class TokenTransformer(nn.Module):
         self.entry = nn.Linear(n_features, width)
         self.condition = nn.Linear(n_conditions, width)
         self.time = nn.Sequential(nn.Linear(time_features, width), nn.SiLU(), nn.Linear(width, width))
+        # Deviation 0.02 as of BERT's embeddings (arXiv:1810.04805).
         self.absent = nn.Parameter(torch.randn(n_condition_tokens, width) * 0.02)
         self.places = nn.Parameter(torch.randn(n_condition_tokens + 1 + n_tokens, width) * 0.02)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, n_heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+                # Normalised before attention, which trains stably without a warm-up (arXiv:2002.04745).
+                width,
+                n_heads,
+                4 * width,
+                dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(depth)
         )
@@ -230,7 +239,7 @@ class TokenTransformer(nn.Module):
         if noised.ndim == 2:
             return self(noised[:, None], timesteps, condition[:, None], keep)[:, 0]
         time = self.time(embed_timesteps(timesteps, self.time_features).to(noised.dtype))[:, None]
-        seen = keep[:, None, None]
+        seen = keep[:, None, None]  # (n, 1, 1), against tokens of shape (n, n_condition_tokens, width)
         context = self.condition(condition) * seen + self.absent * (1 - seen)
         tokens = torch.cat([context, time, self.entry(noised)], dim=1) + self.places
         for layer in self.layers:

@@ -17,7 +17,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json, hash_sampled, read_embeddings
 
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 4096  # 20 MB of 1280 values each
 SAME = 1e-3  # of the length of an embedding: closer ones are taken for one image, rounded differently
 
 
@@ -118,14 +118,15 @@ def leave_out(images: Embeddings, tested: Embeddings) -> Embeddings:
     rows, names = tested.flat(), set(map(str, tested.ids))
     power = (rows**2).sum(axis=1)
     near = SAME**2 * float(power.mean())
+    # By name and by likeness: another data set may show the same photograph under another name.
     kept = np.array([str(i) not in names for i in images.ids], dtype=bool)
     for start, part in iterate_rows(images):
-        distances = (part**2).sum(axis=1)[:, None] + power - 2 * part @ rows.T
+        distances = (part**2).sum(axis=1)[:, None] + power - 2 * part @ rows.T  # (n_part, n_tested)
         # The expansion loses small distances to rounding, so what looks near is measured again.
         for row, column in zip(*np.nonzero(distances < 100 * near), strict=True):
             if ((part[row] - rows[column]) ** 2).sum() <= near:
                 kept[start + row] = False
-    if kept.all():
+    if kept.all():  # the memory map itself, which a selection would read into memory
         return images
     return Embeddings(images.vectors[kept], images.ids[kept], images.space)
 

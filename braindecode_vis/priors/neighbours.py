@@ -105,6 +105,7 @@ class NeighboursPrior:
                 f"prior.n_neighbours is {self.config.n_neighbours}, more than the {len(known)} images of prior.images; "
                 "ask for fewer, or name more images."
             )
+        # Of the run's own images, whatever images are known: predictions lie about their mean.
         rows = distinct.flat()
         mean = rows.mean(axis=0, dtype=np.float64)
         length = float(np.sqrt(((rows - mean) ** 2).sum(axis=1).mean()))
@@ -115,7 +116,7 @@ class NeighboursPrior:
         """Return each moved prediction `n_draws` times, draws of one row next to each other."""
         images, mean = self._require_fit()
         check_same_space(predicted, images)
-        own = normalise_rows(predicted.flat() - mean)
+        own = normalise_rows(predicted.flat() - mean)  # lengths of predictions carry nothing
         near = self._average_neighbours(own) - mean
         vectors = mean + self.length * turn_rows(own, near, self.config.pull)
         shaped = vectors.astype(np.float32).reshape(predicted.vectors.shape)
@@ -127,15 +128,19 @@ class NeighboursPrior:
         """Return the mean of the images nearest to each direction, shape (n_rows, n_features)."""
         images, mean = self._require_fit()
         k, n = self.config.n_neighbours, len(directions)
+        # The k best so far, and rows of the next part beside them: the whole table never exists.
         best, rows = np.empty((n, 0), np.float32), np.empty((n, 0), int)
         for start, part in iterate_rows(images):
             numbers = np.broadcast_to(np.arange(start, start + len(part)), (n, len(part)))
             best = np.concatenate([best, directions @ normalise_rows(part - mean).T], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
+            # Stable, so that of equal similarities the first image wins on every machine.
             kept = np.argsort(-best, axis=1, kind="stable")[:, :k]
             best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
         averages = [
-            images.vectors[np.sort(chosen)].astype(np.float32).mean(axis=0).ravel() for chosen in rows
+            # In the order of the file, which a memory map reads faster, and which fixes the rounding of the sum.
+            images.vectors[np.sort(chosen)].astype(np.float32).mean(axis=0).ravel()
+            for chosen in rows
         ]
         return np.stack(averages) if n else np.empty((0, len(mean)), np.float32)
 

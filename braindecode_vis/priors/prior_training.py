@@ -32,7 +32,7 @@ from braindecode_vis.priors.simulated_predictions import ConditionSource
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 
 CHECKPOINT = "prior_checkpoint.safetensors"
-LOOKS = 50  # at the held-out images over a training, which costs less than a tenth of it
+LOOKS = 50  # at the held-out images over a training
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fit_network(
     done, best = PriorTraining(), dict[str, Tensor]()
     n_epochs = recipe.count_epochs(len(source))
     n_steps = n_epochs * math.ceil(len(source) / recipe.batch_size)
-    between = max(1, n_epochs // LOOKS)
+    between = max(1, n_epochs // LOOKS)  # epochs from one look to the next
     identity = {
         "network": list_shapes(network),
         "config": {**recipe.__dict__, "schedule": recipe.schedule.__dict__},
@@ -180,6 +180,7 @@ def fit_network(
             }  # fmt: skip
             write_checkpoint(path, groups, {"identity": identity, "done": asdict(done)})
         advance(1)
+    # Without held-out images the last average counts, as in ATM the last weights.
     network.load_state_dict(best or average.model.state_dict())
     network.eval()
     return done
@@ -211,6 +212,7 @@ def compute_loss(
         Of the network.
     """
     n = len(targets)
+    # Everything random is drawn on the CPU and moved.
     clean = torch.from_numpy(np.ascontiguousarray(targets, np.float32)).to(device)
     condition = torch.from_numpy(np.ascontiguousarray(conditions, np.float32)).to(device)
     timesteps = torch.randint(schedule.n_timesteps, (n,), generator=generator).to(device)

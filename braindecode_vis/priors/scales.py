@@ -87,6 +87,7 @@ def fit_components(
     rows = rows[::step].astype(np.float32)
     if np.ptp(rows, axis=0).max() == 0:  # no component at all; one is kept that says nothing
         return PrincipalComponents(rows[0], np.zeros((1, rows.shape[1]), np.float32), np.ones(1, np.float32))
+    # The mean takes one degree of freedom, so that n rows have n - 1 components at most.
     pca = PCA(min(n_components, rows.shape[1], len(rows) - 1), random_state=0).fit(rows)
     deviation = np.sqrt(pca.explained_variance_)
     kept = deviation > 1e-3 * deviation.max()  # below, a deviation is the rounding of float32
@@ -99,6 +100,7 @@ def fit_components(
 
 def find_bounds(rows: np.ndarray) -> np.ndarray:
     """Return least and greatest value of each place, a tenth of the range beyond, of shape (2, ...)."""
+    # A tenth beyond: training images are a sample, and others reach a little farther.
     low, high = rows.min(axis=0), rows.max(axis=0)
     margin = 0.1 * (high - low)
     return np.stack([low - margin, high + margin]).astype(np.float32)

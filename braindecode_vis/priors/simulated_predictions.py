@@ -102,6 +102,7 @@ class PredictionError:
         generator
             Chooses and weighs the residual rows.
         """
+        # A Gaussian mixture of residual rows has their covariance, whatever the number of features.
         noise = np.zeros((len(targets), *self.residuals.shape[1:]), np.float32)
         for _ in range(N_MIXED):
             rows = generator.integers(len(self.residuals), size=len(targets))
@@ -123,6 +124,7 @@ def fit_prediction_error(predicted: np.ndarray, targets: np.ndarray) -> Predicti
     centred = right - target_mean
     rows = centred.reshape(-1, centred.shape[-1])
     rows = rows[:: max(1, len(rows) // MOST_ROWS)]
+    # One basis for all tokens: a basis for each would be n_tokens matrices of n_features squared.
     _, basis = np.linalg.eigh(rows.T @ rows)
     components, answers = centred @ basis, (left - predicted_mean) @ basis
     variance = (components**2).mean(axis=0)
@@ -180,8 +182,10 @@ class Direction:
         width, strong, weak, edge, colour = generator.random((5, n, 1))
         n_passed = FEWEST_PASSED * (max(k, FEWEST_PASSED) / FEWEST_PASSED) ** width
         low, high = np.log(GAINS)
+        # A low pass over the components: how many pass, and how sharp its edge is, is drawn.
         passed = 1 / (1 + (np.arange(1, k + 1) / n_passed) ** (1 + 5 * edge))
         gains = np.exp(low + (high - low) * strong) * (weak**2 + (1 - weak**2) * passed)
+        # No encoder follows the curve exactly.
         gains = gains * np.exp(0.25 * generator.standard_normal((n, k)))
         # Noise varies as images do, or has more of the small components, or fewer.
         tilt = (self.std / self.std[0]) ** (0.2 - 0.6 * colour)
