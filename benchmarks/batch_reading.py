@@ -25,7 +25,7 @@ from training import make_config, make_task, time_ours
 from braindecode_vis.encoders.signal import describe_signal
 from braindecode_vis.store import read_responses, write_responses
 from braindecode_vis.training.alignment import InputTransform
-from braindecode_vis.training.batches import deal_epoch
+from braindecode_vis.training.batches import make_batches
 from braindecode_vis.training.feed import Extras, Feed
 
 
@@ -40,7 +40,7 @@ def forget(path: Path) -> None:
 def time_reading(feed: Feed, batch_size: int, epoch: int) -> tuple[float, float]:
     """Return wall and processor seconds of one shuffled epoch."""
     started = time.perf_counter(), time.process_time()
-    batches = deal_epoch(feed.train.stimuli, batch_size, seed=0, epoch=epoch)
+    batches = make_batches(feed.train.stimuli, batch_size, seed=0, epoch=epoch)
     for update, batch in enumerate(batches):
         job = feed.plan(feed.train, batch, update=update, part=0, rank=0, n_ranks=1)
         feed.assemble(feed.train, *feed.load_all(feed.train, job), 0.0)

@@ -82,7 +82,7 @@ INSIDE: dict[str, dict[str, str]] = {
     },
     "encoder": {
         "ridge": "encoders.ridge:RidgeConfig",
-        "network": "training.encoder:NetworkEncoderConfig",
+        "network": "training.network_config:NetworkEncoderConfig",
         "lda": "encoders.category_decoders:LdaConfig",
         "logistic": "encoders.category_decoders:LogisticConfig",
         "network_categories": "training.category_network:NetworkCategoriesConfig",

@@ -20,7 +20,7 @@ from braindecode_vis.generators.controls import NearestConfig
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.priors.closed_form import IdentityPriorConfig
 from braindecode_vis.settings import Settings
-from braindecode_vis.training.encoder import NetworkEncoderConfig
+from braindecode_vis.training.network_config import NetworkEncoderConfig
 
 SMALL = ["evaluation.n_bootstrap=200", "evaluation.n_permutations=200"]
 

@@ -279,14 +279,14 @@ def _measure_targets(
     run: AuditedRun, number: int, rows: np.ndarray, centre: np.ndarray, spread: np.ndarray | None
 ) -> float:
     """Return the largest difference between stored and recomputed target statistics, in standard deviations."""
-    from braindecode_vis.training.views import settle_views
+    from braindecode_vis.training.image_side import reduce_views
 
     record, bank = run.trained[number], read_embeddings(run.embedded[number].path)
     if (record.path / "network.json").is_file():  # each image once, without those that were held out
         held = read_json(record.path / "network.json")["held_out"]
         ids = pd.unique(run.responses.stimulus_ids[rows].astype(str))
         ids = ids[~np.isin(ids, held)]
-        bank = settle_views(bank, record.fields["encoder"].get("view_choice"))
+        bank = reduce_views(bank, record.fields["encoder"].get("view_choice"))
     else:
         units = count_units(run.trials, rows, str(record.fields.get("repeats", "single")))
         ids = units["stimulus_id"].astype(str).to_numpy()

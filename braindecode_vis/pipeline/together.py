@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.runs import Compute, Run
-from braindecode_vis.training.processes import hear_first, is_first, join_processes, naming_lost_processes
+from braindecode_vis.training.processes import broadcast_flag, is_first, join_processes, naming_lost_processes
 
 
 def train_together(run: Run) -> None:
@@ -50,9 +50,9 @@ class _SharedRun(Run):
         """Let the first process produce the artifact, with the help of the others where it trains."""
         helped = stage == "train"
         if self.follows:
-            if helped and hear_first():
+            if helped and broadcast_flag():
                 compute(Path(os.devnull))  # one that follows writes nothing
-            hear_first()  # the first process has written
+            broadcast_flag()  # the first process has written
             yield self._refuse
             return
         computed = False
@@ -61,13 +61,13 @@ class _SharedRun(Run):
             nonlocal computed
             computed = True
             if helped:
-                hear_first(True)
+                broadcast_flag(True)
             return compute(folder)
 
         yield compute_with_help
         if helped and not computed:
-            hear_first(False)
-        hear_first()
+            broadcast_flag(False)
+        broadcast_flag()
 
     def _refuse(self, folder: Path) -> NoReturn:
         raise DataError(

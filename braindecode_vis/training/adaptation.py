@@ -1,83 +1,37 @@
-"""Going on learning from a few trials of a new subject."""
+"""What a network needs to go on learning from a few trials of a new subject: wider statistics and wider tables.
+
+`NetworkEncoder.adapt` puts them together.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checkpoints import load_weights
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.encoders.signal import Signal, check_signal, describe_signal
-from braindecode_vis.seeds import derive_seed
-from braindecode_vis.training.assembly import grow_state
-from braindecode_vis.training.network_encoder import NetworkEncoder
-from braindecode_vis.training.views import settle_views
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.signal import Signal, check_signal
+from braindecode_vis.training.image_side import reduce_views
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from braindecode_vis.training.alignment import InputTransform
     from braindecode_vis.training.fitted import NetworkFit
-    from braindecode_vis.training.model import BrainImageModel
 
 
-def adapt_encoder(
-    encoder: NetworkEncoder,
-    responses: Responses,
-    targets: Embeddings,
-    *,
-    trainable: Literal["all", "subject"],
-    epochs: int | None,
-    lr_scale: float,
-) -> NetworkEncoder:
-    """Return a new encoder that started from a fitted one; see `NetworkEncoder.adapt`."""
-    fit = encoder.require_fit()
-    _check_fits(fit, responses, targets)
-    other = encoder.copy_for(derive_seed(encoder.seed, "adapt"))
-    train, held, by = other.hold_out(responses, np.arange(responses.n_trials))
-    signal = extend_signal(fit.signal, describe_signal(responses))
-    transform = _extend_transform(fit, responses, train)
-    old = {k: v.cpu() for k, v in fit.model.state_dict().items()}
-    n_known = len(fit.signal.subjects)
-    n_new = len(signal.subjects) - n_known
-    # Whatever grows when one more subject is imagined belongs to subjects.
-    wider = replace(signal, subjects=(*signal.subjects, "\0"), n_voxels=_repeat_last(signal.n_voxels))
-    _, owned = grow_state(old, other.build_model(wider, targets, train).state_dict(), n_known, n_new + 1)
-    if trainable == "subject" and not owned:
-        raise ConfigError(
-            f"{encoder.config.network.kind} has no weights of single subjects; adapt it with trainable all."
-        )
-
-    def build() -> BrainImageModel:
-        model = other.build_model(signal, targets, train)
-        state, _ = grow_state(old, model.state_dict(), n_known, n_new)
-        load_weights(model, state, what="the fitted encoder")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable == "all" or name in owned)
-        return model
-
-    other.train(
-        responses, targets, rows=(train, held, by), signal=signal, transform=transform, build=build,
-        epochs=epochs or encoder.config.epochs,
-        identity={"adaptation": [trainable, epochs, lr_scale, _digest(old)]}, hide_subject=0.0, lr_scale=lr_scale,
-        frozen_decay=trainable == "subject",
-    )  # fmt: skip
-    other.require_fit().model.requires_grad_(True)
-    return other
-
-
-def _check_fits(fit: NetworkFit, responses: Responses, targets: Embeddings) -> None:
+def check_adaptation(fit: NetworkFit, responses: Responses, targets: Embeddings) -> None:
+    """Raise `DataError` if axes or target space differ from those of the first training."""
     check_signal(fit.signal, responses)
-    settled = settle_views(Embeddings(targets.vectors[:1], targets.ids[:1], targets.space), fit.view_choice)
-    if settled.space != fit.space or tuple(settled.vectors.shape[1:]) != fit.target_shape:
+    reduced = reduce_views(Embeddings(targets.vectors[:1], targets.ids[:1], targets.space), fit.view_choice)
+    if reduced.space != fit.space or tuple(reduced.vectors.shape[1:]) != fit.target_shape:
         raise DataError(f"this encoder predicts {fit.space!r}, so it cannot be adapted to {targets.space!r}.")
 
 
-def _extend_transform(fit: NetworkFit, responses: Responses, train: np.ndarray) -> InputTransform:
+def extend_transform(fit: NetworkFit, responses: Responses, train: np.ndarray) -> InputTransform:
     """Return the transform with the alignment of new subjects, from their training trials."""
     names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
     known = fit.transform
@@ -97,12 +51,60 @@ def extend_signal(known: Signal, found: Signal) -> Signal:
     return replace(known, subjects=(*known.subjects, *(found.subjects[i] for i in new)), n_voxels=voxels)
 
 
-def _repeat_last(counts: tuple[int, ...]) -> tuple[int, ...]:
-    return (*counts, counts[-1]) if counts else ()
+def imagine_subject(signal: Signal) -> Signal:
+    """Return the signal with one more subject, whose weights are then told from those that all share."""
+    counts = signal.n_voxels
+    wider = (*counts, counts[-1]) if counts else ()
+    return replace(signal, subjects=(*signal.subjects, "\0"), n_voxels=wider)
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
+def digest_weights(weights: dict[str, Tensor]) -> str:
+    """Return what tells these weights from others."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + weights[name].float().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def grow_state(
+    old: dict[str, Tensor], fresh: dict[str, Tensor], n_subjects: int, n_new: int
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Return weights for a model with more subjects, and the names of the weights that belong to subjects.
+
+    A tensor that grew by `n_new` along one axis is a table of subjects: rows of known subjects are kept, new ones start
+    from the row of unknown subjects if the table has one, else from the mean row. A tensor that is new keeps its fresh
+    values.
+
+    Parameters
+    ----------
+    old, fresh
+        State of the fitted model, and of a new one that was built for all subjects.
+    n_subjects, n_new
+        Subjects of the fitted model, and how many join.
+    """
+    grown, subject_names = {}, set()
+    for name, value in fresh.items():
+        if name not in old:
+            grown[name] = value
+            subject_names.add(name)
+        elif old[name].shape == value.shape:
+            grown[name] = old[name]
+        else:
+            grown[name] = _grow_table(name, old[name], value, n_subjects, n_new)
+            subject_names.add(name)
+    return grown, subject_names
+
+
+def _grow_table(name: str, old: Tensor, fresh: Tensor, n_subjects: int, n_new: int) -> Tensor:
+    axes = [a for a in range(old.ndim) if old.shape[a] != fresh.shape[a]] if old.ndim == fresh.ndim else []
+    if len(axes) != 1 or fresh.shape[axes[0]] != old.shape[axes[0]] + n_new:
+        raise DataError(
+            f"the weight {name} changes from {tuple(old.shape)} to {tuple(fresh.shape)} with a new subject, so this "
+            "network cannot be adapted; train it again with that subject."
+        )
+    import torch
+
+    table = old.movedim(axes[0], 0)
+    known, rest = table[:n_subjects], table[n_subjects:]
+    start = rest[:1] if len(rest) else known.mean(dim=0, keepdim=True)
+    return torch.cat([known, start.expand(n_new, *start.shape[1:]), rest]).movedim(0, axes[0]).contiguous()

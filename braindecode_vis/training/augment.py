@@ -223,6 +223,10 @@ class TrialMixingConfig(Settings):
     probability: Probability = 0.5
     until: float = Field(default=1 / 3, gt=0, le=1)
 
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the trials as they are: `mix_trials` mixes them at the end and says which."""
+        return data
+
 
 class RepetitionAveragingConfig(Settings):
     """Average a random subset of the repetitions of an image at every step; needs single trials (`repeats.train`).
@@ -238,12 +242,15 @@ class RepetitionAveragingConfig(Settings):
     kind: Literal["repetition_averaging"] = "repetition_averaging"
     min_repetitions: int = Field(default=1, ge=1)
 
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the trials as they are: averages are drawn where batches are planned."""
+        return data
+
 
 def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signal: Signal) -> Tensor:
-    """Apply, in order, every augmentation that changes trials one by one."""
+    """Apply every augmentation in order."""
     for augmentation in augmentations:
-        if hasattr(augmentation, "apply"):
-            data = augmentation.apply(data, generator, signal)
+        data = augmentation.apply(data, generator, signal)
     return data
 
 

@@ -1,31 +1,23 @@
-"""Which trials stand in which batch, and how they get to the device.
+"""Which trials stand in which batch.
 
 Owns the units of training (a trial, or an image with all its repetitions), the order of every epoch as a pure function
-of the seed and the number of the epoch, the draw of repetitions, and the reading: from tensors on the device where the
-data fit, otherwise batch by batch in ascending row order by a thread that reads ahead. Both ways give the same numbers.
+of the seed and the number of the epoch, the draw of repetitions, and the integers for images, concepts and clusters.
 
-Last batch: an epoch is dealt into ``ceil(n / batch_size)`` batches whose sizes differ by one at most, so that no trial
+Last batch: an epoch is cut into ``ceil(n / batch_size)`` batches whose sizes differ by one at most, so that no trial
 is dropped and no batch is much smaller than the others. With several processes every batch is a multiple of their
 number, which leaves out fewer trials per epoch than there are processes, others in every epoch.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
+from braindecode_vis.arrays import Responses, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.seeds import make_generator
-
-READ_AHEAD = 2  # batches that wait for the device
 
 
 @dataclass(frozen=True)
@@ -80,11 +72,11 @@ def make_units(
 
 
 def count_batches(n_units: int, batch_size: int, n_processes: int = 1) -> int:
-    """Return the number of batches of an epoch; see `deal_epoch`."""
+    """Return the number of batches of an epoch; see `make_batches`."""
     return -(-(n_units // n_processes) // (batch_size // n_processes))
 
 
-def deal_epoch(
+def make_batches(
     stimuli: np.ndarray, batch_size: int, *, seed: int, epoch: int, n_processes: int = 1
 ) -> list[np.ndarray]:
     """Return the units of each batch of one epoch, shuffled.
@@ -177,119 +169,6 @@ def _weigh(rank: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return (inside / (stop - start)[:, None]).astype(np.float32)
 
 
-class RowSource:
-    """Rows of an array: on the device if they fit, otherwise read where they lie.
-
-    Parameters
-    ----------
-    read
-        Returns rows for ascending row numbers.
-    rows
-        Row numbers that may be asked for, ascending.
-    row_bytes
-        Size of a row.
-    device
-        Where rows go.
-    max_bytes
-        Most bytes that may stay on the device.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[np.ndarray], np.ndarray],
-        rows: np.ndarray,
-        *,
-        row_bytes: int,
-        device: torch.device,
-        max_bytes: int,
-    ) -> None:
-        self.read, self.rows, self.device = read, rows, device
-        self.resident: Tensor | None = None
-        self.n_bytes = row_bytes * len(rows)
-        if self.n_bytes <= max_bytes:
-            self.resident = self._load_all(max(1, (64 << 20) // max(1, row_bytes)))
-
-    def _load_all(self, size: int) -> Tensor:
-        whole: Tensor | None = None
-        for start in range(0, len(self.rows), size):
-            block = torch.from_numpy(np.ascontiguousarray(self.read(self.rows[start : start + size])))
-            if whole is None:
-                whole = torch.empty((len(self.rows), *block.shape[1:]), dtype=block.dtype, device=self.device)
-            whole[start : start + len(block)] = block.to(self.device)
-        assert whole is not None
-        return whole
-
-    def fetch(self, wanted: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Return a block of rows and the place of each wanted row in it; the block may be in host memory."""
-        if self.resident is not None:
-            return self.resident, np.searchsorted(self.rows, wanted)
-        needed, places = np.unique(wanted, return_inverse=True)
-        block = torch.from_numpy(np.ascontiguousarray(self.read(needed)))
-        if self.device.type == "cuda":
-            block = block.pin_memory()
-        return block, places.reshape(np.shape(wanted))
-
-    def pick(self, block: Tensor, places: np.ndarray, weights: np.ndarray | None = None) -> Tensor:
-        """Return rows of the block on the device; with `weights` the weighted mean over the last axis of `places`."""
-        block = block.to(self.device, non_blocking=True)
-        index = torch.from_numpy(np.ascontiguousarray(places)).to(self.device, non_blocking=True)
-        if weights is None:
-            return block.index_select(0, index.reshape(-1))
-        share = torch.from_numpy(weights).to(self.device)
-        shape = (-1, *[1] * (block.ndim - 1))
-        total = block.index_select(0, index[:, 0]) * share[:, 0].reshape(shape)
-        for k in range(1, index.shape[1]):  # one repetition at a time, never (n, k, ...) at once
-            total += block.index_select(0, index[:, k]) * share[:, k].reshape(shape)
-        return total
-
-
-def read_ahead(
-    jobs: Iterable[Any], load: Callable[[Any], Any], *, threaded: bool
-) -> Generator[Any, None, None]:
-    """Yield ``load(job)`` in order; if `threaded`, a thread works a few jobs ahead.
-
-    An exception of `load` is raised here. The thread ends when the iteration does, whatever the reason.
-    """
-    if not threaded:
-        for job in jobs:
-            yield load(job)
-        return
-    ready: queue.Queue[Any] = queue.Queue(maxsize=READ_AHEAD)
-    stopped = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for job in jobs:
-                if not put(("value", load(job))):
-                    return
-            put(("end", None))
-        except BaseException as error:
-            put(("error", error))
-
-    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
-
-
 def check_enough_images(stimuli: np.ndarray, *, where: str) -> None:
     """Raise `DataError` unless there are two images to tell apart."""
     n_images = len(np.unique(stimuli))
@@ -298,3 +177,36 @@ def check_enough_images(stimuli: np.ndarray, *, where: str) -> None:
             f"{where} {len(stimuli)} trial(s) of {n_images} image(s): a contrast needs at least two different images; "
             "use more training data or hold out less."
         )
+
+
+def code_trials(responses: Responses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ids of all images, and the index of each trial's image and concept.
+
+    A trial table without a `concept` column makes every image its own concept.
+    """
+    stimuli, ids = pd.factorize(responses.stimulus_ids)
+    if "concept" in responses.trials:
+        concepts, _ = pd.factorize(responses.trials["concept"].astype(str).to_numpy(dtype=object))
+    else:
+        concepts = stimuli
+    return np.asarray(ids, dtype=object), stimuli.astype(np.int64), concepts.astype(np.int64)
+
+
+def cluster_images(vectors: np.ndarray, trained: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
+    """Return the cluster of each image by k-means of unit vectors, fitted on the trained images.
+
+    Parameters
+    ----------
+    vectors : array of shape (n_images, n_features)
+    trained : int array
+        Rows that the centres are learnt from.
+    n_clusters
+        Number of clusters, at most that of the trained images.
+    seed
+        Decides the start.
+    """
+    from sklearn.cluster import KMeans
+
+    unit = normalise_rows(vectors)
+    kmeans = KMeans(min(n_clusters, len(trained)), n_init=1, random_state=seed % 2**32).fit(unit[trained])
+    return kmeans.predict(unit).astype(np.int64)

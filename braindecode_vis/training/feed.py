@@ -1,12 +1,16 @@
 """Training data as the loop asks for them: responses, targets and what else the objectives need, batch by batch.
 
 Owns the tables that join trials to images, the draw of a batch's repetitions and the assembly of a `Batch` on the
-device. Everything about a batch is a function of the seed, the epoch and the place in it, so that a resumed run, or
-a search for the batch that went wrong, sees the same numbers.
+device: from tensors there where the data fit, otherwise batch by batch in ascending row order by a thread that reads
+ahead; both ways give the same numbers. Everything about a batch is a function of the seed, the epoch and the place in
+it, so that a resumed run, or a search for the batch that went wrong, sees the same numbers.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,17 +32,19 @@ from braindecode_vis.training.augment import (
 )
 from braindecode_vis.training.batches import (
     Draw,
-    RowSource,
     Units,
+    cluster_images,
+    code_trials,
     draw_all,
     draw_halves,
     draw_subset,
     make_units,
 )
-from braindecode_vis.training.codes import cluster_images, code_trials
+from braindecode_vis.training.image_side import ViewChooser
 from braindecode_vis.training.lora import AdaptedTower, ImageSource
 from braindecode_vis.training.model import Batch
-from braindecode_vis.training.views import ViewChooser
+
+READ_AHEAD = 2  # batches that wait for the device
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class Extras:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One batch to load: where it stands in the training, its units and the trials drawn for them."""
+class BatchPlan:
+    """One batch to read: where it stands in the training, its units and the trials drawn for them."""
 
     update: int
     part: int
@@ -267,15 +273,15 @@ class Feed:
 
     def plan(
         self, units: Units, batch: np.ndarray, *, update: int, part: int, rank: int, n_ranks: int
-    ) -> Job:
-        """Return the job of one process for one batch of units.
+    ) -> BatchPlan:
+        """Return the plan of one process for one batch of units.
 
         The draw is made for the whole batch and then cut, so that it does not depend on the number of processes.
         """
         size = len(batch) // n_ranks
         mine = slice(rank * size, (rank + 1) * size)
         if units is not self.train:
-            return Job(update, part, batch, draw_all(units, batch))
+            return BatchPlan(update, part, batch, draw_all(units, batch))
         rng = make_generator(self.seed, "repetitions", update, part)
         if self.averaging is not None:
             draw = draw_subset(units, batch, self.averaging.min_repetitions, rng)
@@ -283,66 +289,70 @@ class Feed:
             draw = draw_all(units, batch)
         views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()
         halves = tuple(_cut(view, mine) for view in views)
-        return Job(update, part, batch[mine], _cut(draw, mine), halves, rank)
+        return BatchPlan(update, part, batch[mine], _cut(draw, mine), halves, rank)
 
-    def load(self, job: Job) -> dict[str, tuple[Tensor, np.ndarray]]:
-        """Read the rows of a job; this may run in another thread."""
-        blocks = {"data": self.data.fetch(job.draw.trials)}
-        for number, view in enumerate(job.views):
+    def load(self, plan: BatchPlan) -> dict[str, tuple[Tensor, np.ndarray]]:
+        """Read the rows of a plan; this may run in another thread."""
+        blocks = {"data": self.data.fetch(plan.draw.trials)}
+        for number, view in enumerate(plan.views):
             blocks[f"half{number}"] = self.data.fetch(view.trials)
         return blocks
 
-    def load_all(self, units: Units, job: Job) -> tuple[Job, dict[str, tuple[Tensor, np.ndarray]]]:
-        """Read responses and targets of a job."""
-        blocks = self.load(job)
-        stimuli = units.stimuli[job.units]
+    def load_all(
+        self, units: Units, plan: BatchPlan
+    ) -> tuple[BatchPlan, dict[str, tuple[Tensor, np.ndarray]]]:
+        """Read responses and targets of a plan."""
+        blocks = self.load(plan)
+        stimuli = units.stimuli[plan.units]
         blocks.update({name: source.fetch(stimuli) for name, source in self.sources.items()})
         if self.images is not None:
             blocks["images"] = self.images.fetch(np.unique(stimuli))
-        return job, blocks
+        return plan, blocks
 
     def assemble(
-        self, units: Units, job: Job, blocks: dict[str, tuple[Tensor, np.ndarray]], progress: float
+        self, units: Units, plan: BatchPlan, blocks: dict[str, tuple[Tensor, np.ndarray]], progress: float
     ) -> Batch:
         """Return the batch on the device, without augmentation."""
-        data = self.data.pick(*blocks["data"], job.draw.weights)
+        data = self.data.pick(*blocks["data"], plan.draw.weights)
         stimuli, concepts, subject = (
-            torch.from_numpy(codes[job.units]).to(self.device)
+            torch.from_numpy(codes[plan.units]).to(self.device)
             for codes in (units.stimuli, units.concepts, units.subjects)
         )
         found = {name: source.pick(*blocks[name]) for name, source in self.sources.items()}
         batch = Batch(data, subject, stimuli, concepts, found["target"], progress=progress)
         if self.views is not None:
-            batch.target = self._choose_views(batch.target, units, job)
+            batch.target = self._choose_views(batch.target, units, plan)
         if self.images is not None:
             batch.images = self.images.pick(*blocks["images"])
-            rows = np.unique(units.stimuli[job.units], return_inverse=True)[1]
+            rows = np.unique(units.stimuli[plan.units], return_inverse=True)[1]
             batch.image_rows = torch.from_numpy(rows).to(self.device)
         batch.text = found.get("text")
         views = [found[name] for name in found if name.startswith("view")]
         batch.image_views = torch.stack(views) if views else None
         if self.clusters is not None:
-            batch.clusters = torch.from_numpy(self.clusters[units.stimuli[job.units]]).to(self.device)
-        if job.views:
-            halves = [self.data.pick(*blocks[f"half{n}"], view.weights) for n, view in enumerate(job.views)]
+            batch.clusters = torch.from_numpy(self.clusters[units.stimuli[plan.units]]).to(self.device)
+        if plan.views:
+            halves = [self.data.pick(*blocks[f"half{n}"], view.weights) for n, view in enumerate(plan.views)]
             batch.views = torch.stack(halves)
         if self.background is not None:
             source = torch.from_numpy(self.background).to(self.device)
             batch.background = data.index_select(-1, source)
         return batch
 
-    def _choose_views(self, stacked: Tensor, units: Units, job: Job) -> Tensor:
+    def _choose_views(self, stacked: Tensor, units: Units, plan: BatchPlan) -> Tensor:
         assert self.views is not None
         if units is not self.train:
-            return self.views.settle(stacked)
-        return self.views.choose(stacked, units.stimuli[job.units], (job.update, job.part, job.rank))
+            return self.views.reduce(stacked)
+        return self.views.choose(stacked, units.stimuli[plan.units], (plan.update, plan.part, plan.rank))
 
-    def augment(self, batch: Batch, job: Job, *, rank: int, hide_subject: float) -> tuple[Batch, Tensor]:
+    def augment(
+        self, batch: Batch, plan: BatchPlan, *, rank: int, hide_subject: float
+    ) -> tuple[Batch, Tensor]:
         """Augment a training batch in place, and return it with the trials that a teacher sees.
 
         Parameters
         ----------
-        batch, job
+        batch, plan
             What `assemble` gave, and for what.
         rank
             Process, which draws numbers of its own.
@@ -350,7 +360,7 @@ class Feed:
             Chance of each trial to be shown as one of an unknown subject.
         """
         generator = make_torch_generator(
-            self.seed, "augment", job.update, job.part, rank, device=str(self.device)
+            self.seed, "augment", plan.update, plan.part, rank, device=str(self.device)
         )
         plain = batch.data if batch.views is None else batch.views[1]
         augmentations = self.settings.augmentations
@@ -375,3 +385,116 @@ def _cut(draw: Draw, mine: slice) -> Draw:
 
 def _flatten(vectors: Any, rows: np.ndarray) -> np.ndarray:
     return np.asarray(vectors[rows], dtype=np.float32).reshape(len(rows), -1)
+
+
+class RowSource:
+    """Rows of an array: on the device if they fit, otherwise read where they lie.
+
+    Parameters
+    ----------
+    read
+        Returns rows for ascending row numbers.
+    rows
+        Row numbers that may be asked for, ascending.
+    row_bytes
+        Size of a row.
+    device
+        Where rows go.
+    max_bytes
+        Most bytes that may stay on the device.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        rows: np.ndarray,
+        *,
+        row_bytes: int,
+        device: torch.device,
+        max_bytes: int,
+    ) -> None:
+        self.read, self.rows, self.device = read, rows, device
+        self.resident: Tensor | None = None
+        self.n_bytes = row_bytes * len(rows)
+        if self.n_bytes <= max_bytes:
+            self.resident = self._load_all(max(1, (64 << 20) // max(1, row_bytes)))
+
+    def _load_all(self, size: int) -> Tensor:
+        whole: Tensor | None = None
+        for start in range(0, len(self.rows), size):
+            block = torch.from_numpy(np.ascontiguousarray(self.read(self.rows[start : start + size])))
+            if whole is None:
+                whole = torch.empty((len(self.rows), *block.shape[1:]), dtype=block.dtype, device=self.device)
+            whole[start : start + len(block)] = block.to(self.device)
+        assert whole is not None
+        return whole
+
+    def fetch(self, wanted: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Return a block of rows and the place of each wanted row in it; the block may be in host memory."""
+        if self.resident is not None:
+            return self.resident, np.searchsorted(self.rows, wanted)
+        needed, places = np.unique(wanted, return_inverse=True)
+        block = torch.from_numpy(np.ascontiguousarray(self.read(needed)))
+        if self.device.type == "cuda":
+            block = block.pin_memory()
+        return block, places.reshape(np.shape(wanted))
+
+    def pick(self, block: Tensor, places: np.ndarray, weights: np.ndarray | None = None) -> Tensor:
+        """Return rows of the block on the device; with `weights` the weighted mean over the last axis of `places`."""
+        block = block.to(self.device, non_blocking=True)
+        index = torch.from_numpy(np.ascontiguousarray(places)).to(self.device, non_blocking=True)
+        if weights is None:
+            return block.index_select(0, index.reshape(-1))
+        share = torch.from_numpy(weights).to(self.device)
+        shape = (-1, *[1] * (block.ndim - 1))
+        total = block.index_select(0, index[:, 0]) * share[:, 0].reshape(shape)
+        for k in range(1, index.shape[1]):  # one repetition at a time, never (n, k, ...) at once
+            total += block.index_select(0, index[:, k]) * share[:, k].reshape(shape)
+        return total
+
+
+def read_ahead(
+    plans: Iterable[Any], load: Callable[[Any], Any], *, threaded: bool
+) -> Generator[Any, None, None]:
+    """Yield ``load(plan)`` in order; if `threaded`, a thread works a few batches ahead.
+
+    An exception of `load` is raised here. The thread ends when the iteration does, whatever the reason.
+    """
+    if not threaded:
+        for plan in plans:
+            yield load(plan)
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=READ_AHEAD)
+    stopped = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for plan in plans:
+                if not put(("value", load(plan))):
+                    return
+            put(("end", None))
+        except BaseException as error:
+            put(("error", error))
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+        thread.join()

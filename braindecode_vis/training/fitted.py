@@ -20,7 +20,6 @@ from braindecode_vis.store import json_plain, read_json, write_json
 from braindecode_vis.training.alignment import InputTransform
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.encoder import NetworkEncoderConfig
     from braindecode_vis.training.image_config import ViewChoice
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
@@ -97,13 +96,13 @@ class NetworkFit:
         """Return image embeddings in the space of comparison; see `NetworkEncoder.map_targets`."""
         import torch
 
-        from braindecode_vis.training.views import settle_views
+        from braindecode_vis.training.image_side import reduce_views
 
         bank = self.bank_space or self.space
         if embeddings.space not in (bank, self.space):
             raise DataError(f"this encoder was trained on {bank!r} and cannot map {embeddings.space!r}.")
         if embeddings.space == bank:
-            embeddings = settle_views(embeddings, self.view_choice)
+            embeddings = reduce_views(embeddings, self.view_choice)
         if not self.model.learns_space:
             return embeddings
         device = next(self.model.parameters()).device
@@ -204,9 +203,7 @@ class NetworkFit:
             )
 
 
-def write_fit(
-    folder: Path, fit: NetworkFit, config: NetworkEncoderConfig, *, seed: int, messages: list[str]
-) -> None:
+def write_fit(folder: Path, fit: NetworkFit, config: Any, *, seed: int, messages: list[str]) -> None:
     """Write weights and statistics as safetensors, everything else as JSON."""
     from safetensors.torch import save_file
     from torch import from_numpy
@@ -236,7 +233,7 @@ def _describe_image_side(fit: NetworkFit) -> dict[str, Any]:
     }
 
 
-def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, int, list[str]]:
+def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     """Return what `write_fit` wrote: the fit, its seed and its messages.
 
     Raises
@@ -248,8 +245,7 @@ def read_fit(folder: Path, config: NetworkEncoderConfig) -> tuple[NetworkFit, in
     from safetensors.torch import load_file
 
     from braindecode_vis.checkpoints import check_identity, load_weights, take
-    from braindecode_vis.training.assembly import build_model
-    from braindecode_vis.training.model import TargetScale
+    from braindecode_vis.training.model import TargetScale, build_model
 
     record = read_json(folder / RECORD)
     own, was = json_plain(config.hashed_fields()), record["config"]

@@ -20,7 +20,7 @@ ViewChoice = Literal["mean", "sample", "uncertainty"]
 TunableTarget = Annotated[Any, Component("target", only=("openclip", "timm"), outside=False)]
 
 
-class FusionConfig(Settings):
+class LayerFusionConfig(Settings):
     """A learned weighted sum over the token axis of the targets, for example the layers of an image network.
 
     The weights are a softmax that starts uniform. A layer of long vectors outweighs the others, so `normalise_targets`

@@ -1,4 +1,4 @@
-"""The training loop: epochs of updates, validation, averages, checkpoints.
+"""The training loop: epochs of updates, validation, averages, checkpoints, and losses that are not finite.
 
 Everything random in an update is drawn from generators that the seed and the number of the update decide, and the
 learning rate is a function of that number. A checkpoint therefore needs weights, moments, averages and counters only,
@@ -9,33 +9,45 @@ A loss that is not finite stops the run: the first such batch is saved and named
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from braindecode_vis.checkpoints import (
+    load_weights,
+    pack_optimiser,
+    read_checkpoint,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import keep_random_state, seed_device
 from braindecode_vis.optimisation import MovingAverage, optimise
 from braindecode_vis.seeds import derive_seed
-from braindecode_vis.training.bad_numbers import look_at_losses
-from braindecode_vis.training.batches import count_batches, deal_epoch, read_ahead
-from braindecode_vis.training.feed import Feed, Job
-from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
-from braindecode_vis.training.logs import TrainingLog
-from braindecode_vis.training.model import Batch, BrainImageModel
-from braindecode_vis.training.momentum import Teacher
+from braindecode_vis.store import replace_atomically
+from braindecode_vis.training.batches import count_batches, make_batches
+from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
+from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
 from braindecode_vis.training.optimiser import compute_lr_factor, make_optimiser
-from braindecode_vis.training.resuming import resume_training, write_training
-from braindecode_vis.training.selection import is_stopped, keep_best, take_final_weights, validate
+from braindecode_vis.training.processes import count_processes, gather_rows, get_rank
+from braindecode_vis.training.validation import get_monitored_score, score_held_out
 
 Progress = Callable[[int, int, str], None]
+CHECKPOINT = "checkpoint.safetensors"
+BAD_BATCH = "bad_batch.npz"
+LOG_FILE = "training.jsonl"
+_INSTALL = "pip install 'braindecode_vis[tracking]'"
+#: Updates between checks of the loss, each of which waits for a GPU.
+CHECK_EVERY = {"cpu": 1, "cuda": 20}
 
 
 @dataclass
@@ -127,7 +139,10 @@ class Trainer:
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
         self.average = MovingAverage(model, settings.ema, warm_up=True) if settings.ema else None
-        self.teacher = self._make_teacher()
+        self.teacher = None
+        if "teacher" in model.needs:
+            own = settings.teacher
+            self.teacher = Teacher(model, decay=own.decay, queue=own.queue, n_features=model.n_common)
         if model.tower is not None:
             feed.open_images(model.tower)
         model.keeps_matches = feed.views is not None and feed.views.learns
@@ -138,72 +153,54 @@ class Trainer:
         self.trainable = [p for group in optimiser.param_groups for p in group["params"]]
         self.counters = Counters()
         self.best: dict[str, Tensor] = {}
-        self.pending: list[tuple[int, int, Tensor]] = []
+        #: Epoch, update, part and loss of the batches whose loss is still to be checked.
+        self.unchecked: list[tuple[int, int, int, Tensor]] = []
         self.sums = torch.zeros(1 + len(model.objectives), dtype=torch.float64, device=feed.device)
         self.last_checkpoint = time.monotonic()
         self.start_time, self.start_update = time.monotonic(), 0
-
-    def _make_teacher(self) -> Teacher | None:
-        if "teacher" not in self.model.needs:
-            return None
-        teacher = self.settings.teacher
-        return Teacher(self.model, decay=teacher.decay, queue=teacher.queue, n_features=self.model.n_common)
 
     # --- the run ------------------------------------------------------------------------------------------
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, from a checkpoint if the workspace holds one, and return the record of every epoch.
 
-        Afterwards the model holds the final weights: averaged ones with `ema`, the best ones with early stopping.
+        Afterwards the model holds the final weights: the best ones with early stopping, averaged ones with `ema`, or
+        its own.
         """
         with keep_random_state(self.feed.device):
-            resume_training(self)
-            self._meet()
+            self._resume()
             log = self._open_log()
             try:
-                while self.counters.epoch < self.epochs and not is_stopped(self):
+                while self.counters.epoch < self.epochs and not self._is_stopped():
                     self._run_epoch(log)
             finally:
                 log.close()
-        take_final_weights(self)
+        if self.best:
+            self.model.load_state_dict(self.best)
+        elif self.average is not None:
+            self.model.load_state_dict(self.average.model.state_dict())
+        self.model.eval()
         return self.counters.history
 
-    def _meet(self) -> None:
-        """Wait until all processes have read the checkpoint, which the first one may soon replace or delete."""
-        if self.n_ranks == 1:
-            return
-        starts = gather_rows(torch.tensor([float(self.counters.update)], device=self.feed.device)).tolist()
-        if len(set(starts)) > 1:
-            raise DataError(
-                f"the processes found different checkpoints in {self.workspace}; all of them need the same run folder."
-            )
-
     def _open_log(self) -> TrainingLog:
-        if self.rank:
+        if self.rank:  # the first process writes for all
             return TrainingLog(None, (), first_epoch=0, config={})
         config = self.settings.model_dump(mode="json")
         return TrainingLog(self.workspace, self.settings.log, first_epoch=self.counters.epoch, config=config)
 
     def _run_epoch(self, log: TrainingLog) -> None:
-        counters, feed = self.counters, self.feed
+        counters, feed, size = self.counters, self.feed, self.settings.accumulation
         started = time.monotonic() - counters.seconds
         self.wrapped.train()
-        batches = deal_epoch(
-            feed.train.stimuli,
-            self.batch_size,
-            seed=feed.seed,
-            epoch=counters.epoch,
-            n_processes=self.n_ranks,
-        )
-        size = self.settings.accumulation
-        groups = [batches[i : i + size] for i in range(0, len(batches), size)]
+        batches = self._make_batches(counters.epoch)
+        groups = [batches[i : i + size] for i in range(0, len(batches), size)]  # batches of each update
         first = counters.update - counters.position
-        jobs = (
-            self.plan(batch, update, part)
+        plans = (
+            self._plan(batch, update, part)
             for update, group in enumerate(groups[counters.position :], start=counters.update)
             for part, batch in enumerate(group)
         )
-        loaded = read_ahead(jobs, lambda job: feed.load_all(feed.train, job), threaded=feed.threaded)
+        loaded = read_ahead(plans, lambda plan: feed.load_all(feed.train, plan), threaded=feed.threaded)
 
         def after(update: int, losses: list[Tensor]) -> None:
             if self.average is not None:
@@ -213,8 +210,11 @@ class Trainer:
             counters.position += 1
             counters.update += 1
             counters.seconds = time.monotonic() - started
-            look_at_losses(self, force=counters.position == len(groups))
-            self._checkpoint_in_time()
+            self._check_losses(force=counters.position == len(groups))
+            waited = time.monotonic() - self.last_checkpoint
+            if self.workspace is not None and not self.rank and waited >= self.settings.checkpoint_seconds:
+                self._check_losses(force=True)
+                self._write_checkpoint()
             self._report()
 
         schedule = self.settings.schedule
@@ -233,79 +233,219 @@ class Trainer:
             loaded.close()
         self._end_epoch(log, time.monotonic() - started)
 
-    def plan(self, batch: np.ndarray, update: int, part: int) -> Job:
-        """Return this process's part of a batch of units."""
-        return self.feed.plan(
-            self.feed.train, batch, update=update, part=part, rank=self.rank, n_ranks=self.n_ranks
+    def _make_batches(self, epoch: int) -> list[np.ndarray]:
+        return make_batches(
+            self.feed.train.stimuli,
+            self.batch_size,
+            seed=self.feed.seed,
+            epoch=epoch,
+            n_processes=self.n_ranks,
         )
 
-    def _compute_losses(self, loaded: Any, n_parts: int) -> Iterator[Tensor]:
+    def _plan(self, batch: np.ndarray, update: int, part: int) -> BatchPlan:
+        """Return this process's part of a batch of units."""
+        feed = self.feed
+        return feed.plan(feed.train, batch, update=update, part=part, rank=self.rank, n_ranks=self.n_ranks)
+
+    def _compute_losses(self, loaded: Iterator[Any], n_parts: int) -> Iterator[Tensor]:
         """Yield the share of each part of an update in its loss."""
-        counters = self.counters
+        counters, feed = self.counters, self.feed
         for part in range(n_parts):
-            job, blocks = next(loaded)
+            plan, blocks = next(loaded)
+            batch, plain = self._make_batch(plan, blocks)
+            if self.teacher is not None:
+                batch.teacher = self.teacher.teach(batch, plain)
+            # Dropout draws from the global state, which the place in the training alone decides.
+            seed_device(feed.device, derive_seed(feed.seed, "dropout", plan.update, plan.part, self.rank))
             # The gradient is taken while this generator waits, so inside the context: processes meet at the last part.
-            with self.accelerator.no_sync(self.wrapped) if part < n_parts - 1 else nullcontext():
-                loss, values = self._forward(job, blocks)
+            with self.accelerator.no_sync(self.wrapped) if part < n_parts - 1 else contextlib.nullcontext():
+                loss, values = self.wrapped(batch)
                 yield loss / n_parts
-            self._learn_views()
-            self.pending.append((counters.epoch, job.update * 10_000 + job.part, loss.detach()))
+            if self.model.matches is not None and feed.views is not None:
+                stimuli, similarities = (x.cpu().numpy() for x in self.model.matches)
+                feed.views.learn(stimuli, similarities)
+            self.unchecked.append((counters.epoch, plan.update, plan.part, loss.detach()))
             self.sums += torch.cat([loss.detach().reshape(1), values]).double()
             counters.n_sums += 1
 
-    def _learn_views(self) -> None:
-        if self.model.matches is not None and self.feed.views is not None:
-            stimuli, similarities = (x.cpu().numpy() for x in self.model.matches)
-            self.feed.views.learn(stimuli, similarities)
-
-    def _forward(self, job: Job, blocks: Any) -> tuple[Tensor, Tensor]:
-        batch = self._make_batch(job, blocks)
-        # Dropout draws from the global state, which the place in the training alone decides.
-        seed_device(self.feed.device, derive_seed(self.feed.seed, "dropout", job.update, job.part, self.rank))
-        return self.wrapped(batch)
-
-    def _make_batch(self, job: Job, blocks: Any) -> Batch:
-        progress = job.update / self.n_updates
-        batch = self.feed.assemble(self.feed.train, job, blocks, progress)
-        batch, plain = self.feed.augment(batch, job, rank=self.rank, hide_subject=self.hide_subject)
-        if self.teacher is not None:
-            batch.teacher = self.teacher.teach(batch, plain)
-        return batch
+    def _make_batch(self, plan: BatchPlan, blocks: Any) -> tuple[Batch, Tensor]:
+        """Return the augmented batch, and its trials as a teacher sees them."""
+        batch = self.feed.assemble(self.feed.train, plan, blocks, plan.update / self.n_updates)
+        return self.feed.augment(batch, plan, rank=self.rank, hide_subject=self.hide_subject)
 
     # --- the end of an epoch ------------------------------------------------------------------------------
 
     def _end_epoch(self, log: TrainingLog, seconds: float) -> None:
-        counters = self.counters
+        counters, feed, model = self.counters, self.feed, self.model
         means = (self.sums / counters.n_sums).tolist()
-        names = _name_objectives(self.model.objectives)
         record: dict[str, Any] = {
             "epoch": counters.epoch,
             "loss": means[0],
-            "objectives": dict(zip(names, means[1:], strict=True)),
+            "objectives": dict(zip(_name_objectives(model.objectives), means[1:], strict=True)),
             "lr": self.optimiser.param_groups[0]["lr"],
             "batch_size": self.batch_size,
             "seconds": round(seconds, 4),
-            "trials_per_second": round(len(self.feed.train) / max(seconds, 1e-9), 1),
-            **validate(self),
-            **describe_image_side(self.model, self.feed),
+            "trials_per_second": round(len(feed.train) / max(seconds, 1e-9), 1),
+            **self._validate(),
         }
+        if model.fusion is not None:
+            record["layer_weights"] = model.fusion.describe(feed.signal.subjects)
+        if feed.views is not None and feed.views.learns:
+            record["view_counts"] = feed.views.count()
         counters.history.append(record)
-        keep_best(self, record)
+        self._keep_best(record)
         log.write(record)
         counters.epoch, counters.position, counters.n_sums, counters.seconds = counters.epoch + 1, 0, 0, 0.0
         self.sums.zero_()
-        done = counters.epoch == self.epochs or is_stopped(self)
+        done = counters.epoch == self.epochs or self._is_stopped()
         if done or self.settings.checkpoint_seconds == 0:
-            write_training(self)
+            self._write_checkpoint()
+
+    def _validate(self) -> dict[str, Any]:
+        """Return scores of held-out trials, those of the first process in all, so that all stop at the same epoch."""
+        model = self.model if self.average is None else self.average.model
+        found = [score_held_out(model, self.feed, self.batch_size, self.counters.update / self.n_updates)]
+        if self.n_ranks > 1 and self.feed.held is not None:
+            torch.distributed.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def _keep_best(self, record: dict[str, Any]) -> None:
+        """Remember the weights of an epoch that was better on held-out trials than all before."""
+        if self.settings.selection.kind != "early_stopping":
+            return
+        counters, score = self.counters, get_monitored_score(self.settings.selection.monitor, record)
+        if counters.best_score is None or score > counters.best_score:
+            counters.best_score, counters.best_epoch = score, counters.epoch
+            model = self.model if self.average is None else self.average.model
+            self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def _is_stopped(self) -> bool:
+        """Say whether early stopping has lost its patience."""
+        selection, counters = self.settings.selection, self.counters
+        if selection.kind != "early_stopping" or counters.best_epoch < 0:
+            return False
+        return counters.epoch - 1 - counters.best_epoch >= selection.patience
+
+    # --- losses that are not finite -----------------------------------------------------------------------
+
+    def _check_losses(self, *, force: bool) -> None:
+        """Stop at the first loss that is not finite."""
+        if not self.unchecked or (
+            not force and len(self.unchecked) < CHECK_EVERY.get(self.feed.device.type, 1)
+        ):
+            return
+        losses = torch.stack([loss for *_, loss in self.unchecked]).float()
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            epoch, update, part, loss = self.unchecked[int(bad[0])]
+            self._stop_at(epoch, update, part, f"the loss is {float(loss)}")
+        self.unchecked.clear()
+
+    def _stop_at(self, epoch: int, update: int, part: int, what: str) -> NoReturn:
+        """Save the batch of this place in the training and raise `DataError` that names it."""
+        place = (update - epoch * self.n_epoch_updates) * self.settings.accumulation + part
+        plan, blocks = self.feed.load_all(
+            self.feed.train, self._plan(self._make_batches(epoch)[place], update, part)
+        )
+        batch, _ = self._make_batch(plan, blocks)
+        first = plan.draw.trials[:, 0]
+        trials = self.feed.trials.iloc[first]
+        saved = ""
+        if self.workspace is not None:
+            path = self.workspace / (BAD_BATCH if not self.rank else f"rank{self.rank}_{BAD_BATCH}")
+            self.workspace.mkdir(parents=True, exist_ok=True)
+            np.savez(
+                path,
+                data=batch.data.cpu().numpy(),
+                targets=batch.target.cpu().numpy(),
+                trial=first,
+                stimulus_id=trials["stimulus_id"].astype(str).to_numpy(dtype=str),
+                subject=trials["subject"].astype(str).to_numpy(dtype=str),
+                epoch=epoch,
+                update=update,
+            )
+            saved = f"; the batch is in {path}, and the last good checkpoint is kept"
+        ids = ", ".join(str(i) for i in trials["stimulus_id"].head(3))
+        raise DataError(
+            f"{what} at update {update} (epoch {epoch}, batch of {len(plan.units)} trials, first images {ids}){saved}; "
+            "lower encoder.optimiser.lr, set encoder.clip_norm, or look for outliers in these trials."
+        )
 
     # --- checkpoints --------------------------------------------------------------------------------------
 
-    def _checkpoint_in_time(self) -> None:
+    def _write_checkpoint(self) -> None:
+        """Write a checkpoint, unless a weight is not finite, which stops the run."""
         if self.workspace is None or self.rank:
             return
-        if time.monotonic() - self.last_checkpoint >= self.settings.checkpoint_seconds:
-            look_at_losses(self, force=bool(self.pending))
-            write_training(self)
+        counters = self.counters
+        # The sum of all weights is finite only if each of them is; one number to wait for.
+        total = torch.stack([p.detach().sum() for p in self.trainable]).sum()
+        if not bool(torch.isfinite(total)):
+            epoch = counters.epoch if counters.position else counters.epoch - 1
+            self._stop_at(epoch, counters.update - 1, 0, "a weight is not finite after the update")
+        counters.sums = self.sums.tolist()
+        scaler = self.accelerator.scaler
+        state = {
+            "identity": self.identity,
+            "counters": asdict(counters),
+            "batch_size": self.batch_size,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        groups: dict[str, dict[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "optimiser": pack_optimiser(self.optimiser.optimizer),
+            "best": self.best,
+        }
+        if self.average is not None:
+            groups["average"] = self.average.model.state_dict()
+        if self.teacher is not None:
+            queue = self.teacher.queue
+            groups["teacher"], groups["queue"] = self.teacher.average.model.state_dict(), {"rows": queue.rows}
+            state["queue"] = [queue.next, queue.count]
+        if self.feed.views is not None:
+            groups["views"] = self.feed.views.as_tensors()
+        write_checkpoint(self.workspace / CHECKPOINT, groups, state)
+        self.last_checkpoint = time.monotonic()
+
+    def _resume(self) -> None:
+        """Go to where the checkpoint of the workspace stands, if there is one, together with all processes."""
+        path = None if self.workspace is None else self.workspace / CHECKPOINT
+        found = None if path is None else read_checkpoint(path, self.identity)
+        if found is not None:
+            self._load(*found, path=path)
+        if self.n_ranks > 1:
+            self._check_same_start()
+
+    def _check_same_start(self) -> None:
+        """Wait for all processes, as the first may soon replace what the others still read, and compare."""
+        starts = gather_rows(torch.tensor([float(self.counters.update)], device=self.feed.device)).tolist()
+        if len(set(starts)) > 1:
+            raise DataError(
+                f"the processes found different checkpoints in {self.workspace}; all of them need the same run folder."
+            )
+
+    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any], *, path: Path | None) -> None:
+        if state["batch_size"] != self.batch_size:
+            raise DataError(
+                f"{path} was made with batches of {state['batch_size']}; delete it to train anew."
+            )
+        load_weights(self.model, take(tensors, "model"), what=str(path))
+        unpack_optimiser(self.optimiser.optimizer, take(tensors, "optimiser"))
+        self.best = {k: v.to(self.feed.device) for k, v in take(tensors, "best").items()}
+        if self.average is not None:
+            self.average.model.load_state_dict(take(tensors, "average"))
+        if self.teacher is not None:
+            queue = self.teacher.queue
+            self.teacher.average.model.load_state_dict(take(tensors, "teacher"))
+            queue.rows.copy_(tensors["queue.rows"])
+            queue.next, queue.count = state["queue"]
+        if self.feed.views is not None:
+            self.feed.views.load_tensors(take(tensors, "views"))
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.counters = Counters(**state["counters"])
+        self.sums.copy_(torch.tensor(self.counters.sums, dtype=torch.float64))
+        self.start_update = self.counters.update
 
     # --- progress -----------------------------------------------------------------------------------------
 
@@ -326,16 +466,6 @@ class Trainer:
         self.progress(counters.update, self.n_updates, text)
 
 
-def describe_image_side(model: BrainImageModel, feed: Feed) -> dict[str, Any]:
-    """Return what the image side has learnt so far: weights of layers, and how many images have which view."""
-    found: dict[str, Any] = {}
-    if model.fusion is not None:
-        found["layer_weights"] = model.fusion.describe(feed.signal.subjects)
-    if feed.views is not None and feed.views.learns:
-        found["view_counts"] = feed.views.count()
-    return found
-
-
 def _name_objectives(objectives: Any) -> list[str]:
     """Return one name per objective, numbered where a kind occurs again."""
     names: list[str] = []
@@ -343,3 +473,95 @@ def _name_objectives(objectives: Any) -> list[str]:
         kind = objective.config.kind
         names.append(kind if kind not in names else f"{kind}_{len(names)}")
     return names
+
+
+class TrainingLog:
+    """Writes one record per epoch to every place: always a JSONL file, TensorBoard and W&B where asked for.
+
+    Both are extras; a missing one is a `ConfigError` before the training starts.
+
+    Parameters
+    ----------
+    workspace
+        Folder of the log files; None keeps records in memory only.
+    kinds
+        Further places: ``tensorboard``, ``wandb``.
+    first_epoch
+        Epoch that comes next; records of this and later epochs, left by a run that was killed, are dropped.
+    config
+        Settings to show beside the curves.
+    """
+
+    def __init__(
+        self, workspace: Path | None, kinds: Sequence[str], *, first_epoch: int, config: dict[str, Any]
+    ) -> None:
+        self.path = None if workspace is None else workspace / LOG_FILE
+        self.board: Any = None
+        self.wandb: Any = None
+        if workspace is None and any(kind != "jsonl" for kind in kinds):
+            raise ConfigError("encoder.log names a tracker, which needs a workspace folder to write into.")
+        if self.path is not None and workspace is not None:
+            workspace.mkdir(parents=True, exist_ok=True)
+            self._drop_from(first_epoch)
+            if "tensorboard" in kinds:
+                self.board = _open_tensorboard(workspace / "tensorboard", first_epoch)
+            if "wandb" in kinds:
+                self.wandb = _open_wandb(workspace, config)
+
+    def _drop_from(self, first_epoch: int) -> None:
+        assert self.path is not None
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed run may be cut
+                if json.loads(line).get("epoch", -1) < first_epoch:
+                    kept.append(line)
+        with replace_atomically(self.path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one record; `epoch` is its step on the curves."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float)}
+        if self.board is not None and "epoch" in record:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, record["epoch"])
+            self.board.flush()
+        if self.wandb is not None and "epoch" in record:
+            self.wandb.log(numbers, step=record["epoch"])
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _open_tensorboard(folder: Path, first_epoch: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(f"encoder.log asks for tensorboard, which is not installed: {_INSTALL}.") from error
+    return SummaryWriter(str(folder), purge_step=first_epoch)
+
+
+def _open_wandb(workspace: Path, config: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(f"encoder.log asks for wandb, which is not installed: {_INSTALL}.") from error
+    return wandb.init(project="braindecode_vis", dir=str(workspace), config=config, resume="allow")

@@ -1,6 +1,7 @@
-"""The module that is trained: a network, projectors of both sides, a regression head, and the objectives.
+"""The module that is trained: a network, projectors of both sides, a regression head, and the objectives; its teacher.
 
-Owns how an `Outputs` is made from a batch. Knows nothing of epochs, optimisers or files. The image side is frozen
+Owns how the module is built from settings, signal and target, and how an `Outputs` is made from a batch. Knows nothing
+of epochs, optimisers or files. The image side is frozen
 embeddings, or those of a network that is tuned, scaled by training statistics and, where asked for, fused over layers
 and projected; text goes through the same projector.
 """
@@ -11,15 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.checks import ConfigError
-from braindecode_vis.training.fusion import LayerFusion
-from braindecode_vis.training.gathering import count_processes, gather_rows, get_rank
-from braindecode_vis.training.lora import AdaptedTower
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import seeded
+from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.optimisation import MovingAverage
+from braindecode_vis.seeds import derive_seed
+from braindecode_vis.training.image_side import LayerFusion
+from braindecode_vis.training.lora import AdaptedTower, Shapes
 from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.processes import count_processes, gather_rows, get_rank
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
 PLAIN_NEEDS = frozenset({"regression", "text"})
@@ -324,3 +330,202 @@ def gather_outputs(outputs: Outputs) -> Outputs:
     if outputs.mix_partner is not None:
         gathered.mix_partner = gather_rows(outputs.mix_partner + get_rank() * len(outputs.brain))
     return gathered
+
+
+class Queue:
+    """The last outputs of the teacher on both sides.
+
+    Parameters
+    ----------
+    size
+        Number of rows kept; 0 keeps none.
+    n_features
+        Length of a row.
+    device
+        Where they lie.
+    """
+
+    def __init__(self, size: int, n_features: int, device: torch.device) -> None:
+        self.rows = torch.zeros(2, size, n_features, device=device)
+        self.next = self.count = 0
+
+    def add(self, brain: Tensor, image: Tensor) -> None:
+        """Put a batch in, over the oldest rows."""
+        size = self.rows.shape[1]
+        if not size:
+            return
+        new = torch.stack([brain, image])[:, -size:].float()
+        places = (torch.arange(new.shape[1], device=new.device) + self.next) % size
+        self.rows[:, places] = new
+        self.next = (self.next + new.shape[1]) % size
+        self.count = min(size, self.count + new.shape[1])
+
+    def get(self) -> tuple[Tensor, Tensor]:
+        """Return brain and image rows, copies of shape (count, n_features)."""
+        return self.rows[0, : self.count].clone(), self.rows[1, : self.count].clone()
+
+
+class Teacher:
+    """A moving-average model with its queue; sees trials without augmentation, their other view if there is one."""
+
+    def __init__(self, model: BrainImageModel, *, decay: float, queue: int, n_features: int) -> None:
+        self.average = MovingAverage(model, decay, warm_up=False)
+        self.average.model.objectives = nn.ModuleList()  # their temperatures are not averaged
+        device = next(model.parameters()).device
+        self.queue = Queue(queue, n_features, device)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch, plain: Tensor) -> dict[str, Tensor]:
+        """Return the teacher's parts of `Outputs` and put this batch into the queue for the next ones.
+
+        Parameters
+        ----------
+        batch
+            The batch, for its targets.
+        plain : tensor of shape (n, ...)
+            The trials that the teacher sees.
+        """
+        brain = self.average.model.encode_brain(plain, batch.subject).float()
+        images = self.average.model.embed_images(batch)
+        image = self.average.model.encode_image(images, batch.subject).float()
+        queue_brain, queue_image = self.queue.get()
+        self.queue.add(gather_rows(brain), gather_rows(image))
+        return {
+            "teacher_brain": brain,
+            "teacher_image": image,
+            "queue_brain": queue_brain,
+            "queue_image": queue_image,
+        }
+
+    def follow(self, model: BrainImageModel, update: int) -> None:
+        """Move one step toward `model`."""
+        self.average.follow(model, update)
+
+
+def build_model(
+    settings: Any,
+    signal: Signal,
+    target_shape: tuple[int, ...],
+    *,
+    seed: int,
+    scales: tuple[TargetScale, TargetScale | None],
+    adapted: Shapes | None = None,
+) -> BrainImageModel:
+    """Return the model with fresh weights that the seed decides.
+
+    Parameters
+    ----------
+    settings
+        The `NetworkEncoderConfig`.
+    signal
+        Axes and subjects of the trials.
+    target_shape
+        Shape of one target embedding.
+    seed
+        Root of the initial weights.
+    scales
+        Scaling of image and of text embeddings; see `make_scales`.
+    adapted
+        Weights of the image network that change, if known.
+    """
+    projector, n_targets = settings.projector, int(np.prod(target_shape))
+    fusion = None
+    if settings.fusion is not None:
+        fusion = LayerFusion(settings.fusion, target_shape, len(signal.subjects))
+    n_image = n_targets if fusion is None else fusion.n_features
+    n_common = n_image if projector is None else projector.size
+    n_outputs = n_common
+    if projector is not None and projector.sides == "both":
+        n_outputs = projector.brain_width or n_image
+    regression = _choose_regression(settings, n_outputs, n_targets)
+    with seeded(derive_seed(seed, "initial_weights")):
+        if regression == "network":
+            network = settings.network.build(signal, n_outputs, n_regression=n_targets)
+        else:
+            network = settings.network.build(signal, n_outputs)
+        both = projector is not None and projector.sides == "both"
+        return BrainImageModel(
+            network,
+            brain_projector=nn.Linear(n_outputs, n_common) if both else None,
+            image_projector=nn.Linear(n_image, n_common) if projector is not None else None,
+            regression=regression,
+            regression_head=nn.Linear(n_outputs, n_targets) if regression == "linear" else None,
+            target_scale=scales[0],
+            text_scale=scales[1],
+            objectives=[_build_objective(objective) for objective in settings.objectives],
+            n_common=n_common,
+            fusion=fusion,
+            # Last, so that the other weights are those of a training without it.
+            tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
+        )
+
+
+def _build_objective(config: Any) -> nn.Module:
+    module: nn.Module = config.build()
+    module.config = (
+        config  # weight, phase and needs are asked there; a class from outside need not keep its settings
+    )
+    return module
+
+
+def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
+    if "regression" not in settings.needs:
+        return "none"
+    two_heads = getattr(settings.network, "heads", "one") == "two"
+    wanted = settings.regression_head
+    if wanted == "auto":
+        plain = settings.projector is None and settings.fusion is None
+        return "network" if two_heads else "shared" if plain else "linear"
+    if wanted == "network" and not two_heads:
+        raise ConfigError(
+            f"encoder.regression_head is network, but {settings.network.kind} has no second head (heads: two); "
+            "take shared or linear."
+        )
+    if wanted == "shared" and n_outputs != n_targets:
+        raise ConfigError(
+            f"encoder.regression_head is shared, but the network has {n_outputs} outputs and the target {n_targets} "
+            "values; take linear."
+        )
+    return wanted
+
+
+def make_scales(
+    kind: str, targets: np.ndarray, text: np.ndarray | None, *, n_tokens: int = 1
+) -> tuple[TargetScale, TargetScale | None]:
+    """Return the scaling of image and text embeddings from those of the training images.
+
+    Parameters
+    ----------
+    kind
+        See `NetworkEncoderConfig.normalise_targets`.
+    targets, text : arrays of shape (n_images, n_targets)
+    n_tokens
+        Layers of a target that are scaled each on its own.
+    """
+    return _make_scale(kind, targets, n_tokens), None if text is None else _make_scale(kind, text, 1)
+
+
+def _make_scale(kind: str, vectors: np.ndarray, n_tokens: int) -> TargetScale:
+    if kind not in ("centre", "zscore"):
+        empty = torch.zeros(0)
+        return TargetScale(kind, empty, empty, n_tokens=n_tokens)
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    std = vectors.std(axis=0, dtype=np.float64)
+    std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+    return TargetScale(kind, *(torch.from_numpy(x.astype(np.float32)) for x in (mean, std)))
+
+
+def takes_unknown_subjects(model: BrainImageModel, signal: Signal) -> bool:
+    """Say whether the network, on the CPU, gives an output for a subject it has never seen."""
+    trial = torch.zeros(1, *signal.shape)
+    subject = torch.full((1,), signal.unknown_subject, dtype=torch.long)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model.network(trial, subject)
+    except (IndexError, DataError):
+        return False
+    finally:
+        model.train(training)
+    return True

@@ -12,14 +12,17 @@ With `view_choice` the space of the targets has the one vector per image that st
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.checkpoints import load_weights, read_checkpoint
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.devices import is_out_of_memory
 from braindecode_vis.encoders.signal import Signal, describe_signal
@@ -27,17 +30,12 @@ from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
-from braindecode_vis.training.preparation import (
-    check_rows,
-    choose_batch_size,
-    identify_training,
-    keep_subjects,
-    take_rows,
-)
 from braindecode_vis.training.validation import hold_out as choose_held_out
 
+LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
+
+
 if TYPE_CHECKING:
-    from braindecode_vis.training.encoder import NetworkEncoderConfig
     from braindecode_vis.training.feed import Extras
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
@@ -76,9 +74,7 @@ class NetworkEncoder:
         What a reader of the results should know, such as a batch size that was halved.
     """
 
-    def __init__(
-        self, config: NetworkEncoderConfig, *, seed: int = 0, fitted: NetworkFit | None = None
-    ) -> None:
+    def __init__(self, config: Any, *, seed: int = 0, fitted: NetworkFit | None = None) -> None:
         self.config, self.seed, self.fitted = config, seed, fitted
         self.workspace: Path | None = None
         self.progress: Callable[[int, int, str], None] | None = None
@@ -133,8 +129,7 @@ class NetworkEncoder:
 
     def hold_out(self, responses: Responses, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Return rows to learn from, rows held out, and what is held out whole."""
-        from braindecode_vis.training.batches import check_enough_images
-        from braindecode_vis.training.codes import code_trials
+        from braindecode_vis.training.batches import check_enough_images, code_trials
 
         _, stimuli, concepts = code_trials(responses)
         selection = self.config.selection
@@ -152,8 +147,8 @@ class NetworkEncoder:
 
     def build_model(self, signal: Signal, targets: Embeddings, train: np.ndarray) -> BrainImageModel:
         """Return the untrained model, its target statistics from the images of the training rows."""
-        from braindecode_vis.training.assembly import build_model, make_scales
-        from braindecode_vis.training.views import settle_views
+        from braindecode_vis.training.image_side import reduce_views
+        from braindecode_vis.training.model import build_model, make_scales
 
         if self.config.image_tower is not None:
             from braindecode_vis.training.lora import check_same_target
@@ -167,10 +162,10 @@ class NetworkEncoder:
             text = self.text_targets.select(list(targets.ids[first])).flat()
         needed = self.config.normalise_targets in ("centre", "zscore")
         rows = first if needed else first[:1]
-        settled = settle_views(take_rows(targets, rows), self.config.view_choice)
-        shape = settled.vectors.shape[1:]
+        reduced = reduce_views(take_rows(targets, rows), self.config.view_choice)
+        shape = reduced.vectors.shape[1:]
         n_tokens = shape[0] if self.config.fusion is not None and len(shape) == 2 else 1
-        scales = make_scales(self.config.normalise_targets, settled.flat(), text, n_tokens=n_tokens)
+        scales = make_scales(self.config.normalise_targets, reduced.flat(), text, n_tokens=n_tokens)
         return build_model(self.config, signal, shape, seed=self.seed, scales=scales)
 
     def train(
@@ -205,16 +200,13 @@ class NetworkEncoder:
         **options
             Further arguments of the `Trainer`.
         """
-        from braindecode_vis.checkpoints import read_checkpoint
-        from braindecode_vis.training.assembly import takes_unknown_subjects
         from braindecode_vis.training.feed import Feed
-        from braindecode_vis.training.gathering import count_processes
-        from braindecode_vis.training.loop import Trainer
-        from braindecode_vis.training.processes import open_accelerator
-        from braindecode_vis.training.resuming import CHECKPOINT
-        from braindecode_vis.training.views import settle_views
+        from braindecode_vis.training.image_side import reduce_views
+        from braindecode_vis.training.loop import CHECKPOINT, Trainer
+        from braindecode_vis.training.model import takes_unknown_subjects
+        from braindecode_vis.training.processes import count_processes, open_accelerator
 
-        settled = settle_views(take_rows(targets, np.arange(1)), self.config.view_choice)
+        reduced = reduce_views(take_rows(targets, np.arange(1)), self.config.view_choice)
         train, held, by = rows
         accelerator = open_accelerator(self.config.device, self.config.precision)
         feed = Feed(
@@ -258,7 +250,7 @@ class NetworkEncoder:
             if self.workspace is not None:
                 (self.workspace / CHECKPOINT).unlink(missing_ok=True)
         self.fitted = NetworkFit(
-            model, signal, transform, settled.space, tuple(settled.vectors.shape[1:]), takes, history,
+            model, signal, transform, reduced.space, tuple(reduced.vectors.shape[1:]), takes, history,
             tuple(sorted({str(i) for i in responses.stimulus_ids[held]})), by, size, targets.space,
             self.config.view_choice,
         )  # fmt: skip
@@ -304,10 +296,48 @@ class NetworkEncoder:
         DataError
             If axes or target space differ from those of the first training.
         """
-        from braindecode_vis.training.adaptation import adapt_encoder
+        from braindecode_vis.training.adaptation import (
+            check_adaptation,
+            digest_weights,
+            extend_signal,
+            extend_transform,
+            grow_state,
+            imagine_subject,
+        )
 
         check_rows(responses, targets)
-        return adapt_encoder(self, responses, targets, trainable=trainable, epochs=epochs, lr_scale=lr_scale)
+        fit = self.require_fit()
+        check_adaptation(fit, responses, targets)
+        other = self.copy_for(derive_seed(self.seed, "adapt"))
+        train, held, by = other.hold_out(responses, np.arange(responses.n_trials))
+        signal = extend_signal(fit.signal, describe_signal(responses))
+        old = {k: v.cpu() for k, v in fit.model.state_dict().items()}
+        n_known = len(fit.signal.subjects)
+        n_new = len(signal.subjects) - n_known
+        # Whatever grows when one more subject is imagined belongs to subjects.
+        wider = other.build_model(imagine_subject(signal), targets, train)
+        _, owned = grow_state(old, wider.state_dict(), n_known, n_new + 1)
+        if trainable == "subject" and not owned:
+            raise ConfigError(
+                f"{self.config.network.kind} has no weights of single subjects; adapt it with trainable all."
+            )
+
+        def build() -> BrainImageModel:
+            model = other.build_model(signal, targets, train)
+            state, _ = grow_state(old, model.state_dict(), n_known, n_new)
+            load_weights(model, state, what="the fitted encoder")
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trainable == "all" or name in owned)
+            return model
+
+        other.train(
+            responses, targets, rows=(train, held, by), signal=signal,
+            transform=extend_transform(fit, responses, train), build=build, epochs=epochs or self.config.epochs,
+            identity={"adaptation": [trainable, epochs, lr_scale, digest_weights(old)]}, hide_subject=0.0,
+            lr_scale=lr_scale, frozen_decay=trainable == "subject",
+        )  # fmt: skip
+        other.require_fit().model.requires_grad_(True)
+        return other
 
     def copy_for(self, seed: int, workspace: Path | None = None) -> NetworkEncoder:
         """Return an unfitted encoder of the same settings and extras, for another training."""
@@ -363,10 +393,10 @@ class NetworkEncoder:
 
         With `view_choice` that is the one vector that stands for the views of each image.
         """
-        from braindecode_vis.training.views import settle_views
+        from braindecode_vis.training.image_side import reduce_views
 
         fit = self.require_fit()
-        return settle_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings
+        return reduce_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings
 
     @property
     def predicts_targets(self) -> bool:
@@ -424,7 +454,7 @@ class NetworkEncoder:
         if self.config.out_of_fold is None:
             rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
             return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
-        from braindecode_vis.training.codes import code_trials
+        from braindecode_vis.training.batches import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         n_folds = self.config.out_of_fold
@@ -453,7 +483,7 @@ class NetworkEncoder:
         write_fit(folder, self.require_fit(), self.config, seed=self.seed, messages=self.messages)
 
     @classmethod
-    def read(cls, config: NetworkEncoderConfig, folder: Path) -> NetworkEncoder:
+    def read(cls, config: Any, folder: Path) -> NetworkEncoder:
         """Read what `write` wrote.
 
         Raises
@@ -465,3 +495,61 @@ class NetworkEncoder:
         encoder = cls(config, seed=seed, fitted=fitted)
         encoder.messages = messages
         return encoder
+
+
+def identify_training(
+    config: Any,
+    seed: int,
+    responses: Responses,
+    targets: Embeddings,
+    train: np.ndarray,
+    signal: Signal,
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree with."""
+    fields = config.hashed_fields()
+    columns = responses.trials.iloc[train][["subject", "stimulus_id", "repetition"]].astype(str)
+    ends = train[[0, -1]]
+    digest = hashlib.sha256("\n".join(columns.agg("/".join, axis=1)).encode())
+    for array in (responses.data, targets.vectors):
+        digest.update(np.ascontiguousarray(array[ends], dtype=np.float32).tobytes())
+    signal_fields = {
+        k: v for k, v in signal.as_json().items() if k in ("dims", "shape", "subjects", "n_voxels")
+    }
+    return {
+        "network": fields.pop("network"),
+        "config": fields,
+        "signal": signal_fields,
+        "target": {"space": targets.space, "shape": list(targets.vectors.shape[1:])},
+        "data": digest.hexdigest()[:16],
+        "seed": seed,
+    }
+
+
+def choose_batch_size(n_units: int) -> int:
+    """Return an eighth of the training set as a power of two, from 16 to 1024.
+
+    Examples
+    --------
+    >>> choose_batch_size(16540), choose_batch_size(1000), choose_batch_size(20)
+    (1024, 64, 16)
+    """
+    eighth = 1 << max(0, (n_units // 8).bit_length() - 1)
+    return min(LARGEST_AUTO, max(SMALLEST_AUTO, eighth))
+
+
+def keep_subjects(signal: Signal, names: set[str]) -> Signal:
+    """Return the signal with these of its subjects."""
+    kept = [i for i, name in enumerate(signal.subjects) if name in names]
+    voxels = tuple(signal.n_voxels[i] for i in kept) if signal.n_voxels else ()
+    return replace(signal, subjects=tuple(signal.subjects[i] for i in kept), n_voxels=voxels)
+
+
+def take_rows(targets: Embeddings, rows: np.ndarray) -> Embeddings:
+    """Return rows of the targets, which may repeat ids."""
+    return Embeddings(np.asarray(targets.vectors[rows], dtype=np.float32), targets.ids[rows], targets.space)
+
+
+def check_rows(responses: Responses, targets: Embeddings) -> None:
+    """Raise `DataError` unless there is one target per trial, in the order of the trials."""
+    if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
+        raise DataError("a network needs one target per trial, in the order of the trials.")

@@ -1,7 +1,7 @@
-"""The processes of one training, as torchrun starts them: joining, agreeing, and leaving.
+"""The processes of one training, as torchrun starts them: joining, sharing rows of a batch, agreeing, and leaving.
 
 Owns the process group and what the launcher's variables mean. Knows nothing of runs or encoders. While the group is
-open, `braindecode_vis.training.gathering` and accelerate see its processes; afterwards each is alone again.
+open, `gather_rows` and accelerate see its processes; afterwards each is alone again. Imports torch inside functions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: The first process may embed a data set's images while the others wait.
 _LONGEST_WAIT = timedelta(days=14)
@@ -35,6 +39,63 @@ def spans_machines() -> bool:
     return count_launched() > 1 and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
 
 
+def count_processes() -> int:
+    """Return the number of processes that train together."""
+    from torch import distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def get_rank() -> int:
+    """Return the number of this process among them."""
+    from torch import distributed as dist
+
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_rows(tensor: Tensor, *, dim: int = 0) -> Tensor:
+    """Return the rows of all processes in the order of their ranks, with gradients; the tensor itself in a single one.
+
+    A contrast over a batch that is spread over processes needs the negatives of all of them. Each process computes the
+    loss of the whole batch; the gradient of a gathered row is the sum of what every process derives for it, so that the
+    average that `DistributedDataParallel` takes over processes is the gradient of the whole batch.
+
+    Parameters
+    ----------
+    tensor
+        Same shape in every process.
+    dim
+        Axis of the rows.
+    """
+    if count_processes() == 1:
+        return tensor
+    return _make_gather()(tensor.movedim(dim, 0)).movedim(0, dim)
+
+
+@cache
+def _make_gather() -> Any:
+    """Return the differentiable gathering of rows; its class needs torch, which this module does not import."""
+    import torch
+    from torch import distributed as dist
+
+    class GatherRows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: Tensor) -> Tensor:
+            parts = [torch.empty_like(rows) for _ in range(count_processes())]
+            dist.all_gather(parts, rows.contiguous())
+            ctx.n_rows = len(rows)
+            return torch.cat(parts)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            gradient = gradients[0].contiguous().clone()
+            dist.all_reduce(gradient)
+            start = get_rank() * ctx.n_rows
+            return gradient[start : start + ctx.n_rows]
+
+    return GatherRows.apply
+
+
 def open_accelerator(device: str, precision: str) -> Any:
     """Return an accelerator for a training.
 
@@ -46,7 +107,6 @@ def open_accelerator(device: str, precision: str) -> Any:
 
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.devices import choose_device
-    from braindecode_vis.training.gathering import count_processes
 
     on_cpu = choose_device(device, setting="encoder.device") == "cpu"
     if precision == "fp16" and on_cpu:
@@ -101,7 +161,7 @@ def forget_launch() -> None:
         os.environ.pop(name, None)
 
 
-def hear_first(value: bool = False) -> bool:
+def broadcast_flag(value: bool = False) -> bool:
     """Wait for the first process and return what it says.
 
     Parameters

@@ -6,7 +6,7 @@ from torch.nn import functional
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.training.encoder import NetworkEncoderConfig
+from braindecode_vis.training.network_config import NetworkEncoderConfig
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 

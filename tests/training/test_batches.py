@@ -7,38 +7,41 @@ import pytest
 import torch
 
 from braindecode_vis.training.batches import (
-    RowSource,
     count_batches,
-    deal_epoch,
     draw_all,
     draw_halves,
     draw_subset,
+    make_batches,
     make_units,
-    read_ahead,
 )
+from braindecode_vis.training.feed import RowSource, read_ahead
 
 
 def test_an_epoch_holds_every_unit_once_in_batches_of_nearly_one_size():
-    batches = deal_epoch(np.arange(103), 20, seed=0, epoch=4)
+    batches = make_batches(np.arange(103), 20, seed=0, epoch=4)
     assert sorted(np.concatenate(batches)) == list(range(103))
     assert sorted({len(b) for b in batches}) == [17, 18]
-    assert (np.concatenate(deal_epoch(np.arange(103), 20, seed=0, epoch=4)) == np.concatenate(batches)).all()
-    assert (np.concatenate(deal_epoch(np.arange(103), 20, seed=0, epoch=5)) != np.concatenate(batches)).any()
+    assert (
+        np.concatenate(make_batches(np.arange(103), 20, seed=0, epoch=4)) == np.concatenate(batches)
+    ).all()
+    assert (
+        np.concatenate(make_batches(np.arange(103), 20, seed=0, epoch=5)) != np.concatenate(batches)
+    ).any()
 
 
 def test_processes_get_batches_of_one_size():
-    batches = deal_epoch(np.arange(103), 20, seed=0, epoch=0, n_processes=4)
+    batches = make_batches(np.arange(103), 20, seed=0, epoch=0, n_processes=4)
     assert all(len(batch) % 4 == 0 and len(batch) <= 20 for batch in batches)
     assert 103 - sum(map(len, batches)) < 4
     assert len(batches) == count_batches(103, 20, 4)
-    batches = deal_epoch(np.arange(57), 18, seed=0, epoch=0, n_processes=8)  # at most 16 in a batch
+    batches = make_batches(np.arange(57), 18, seed=0, epoch=0, n_processes=8)  # at most 16 in a batch
     assert [len(batch) for batch in batches] == [16, 16, 16, 8]
 
 
 def test_no_batch_shows_one_image_alone():
     stimuli = np.array([0] * 30 + [1, 2, 3, 4])
     for epoch in range(30):
-        batches = deal_epoch(stimuli, 5, seed=0, epoch=epoch)
+        batches = make_batches(stimuli, 5, seed=0, epoch=epoch)
         assert sorted(np.concatenate(batches)) == list(range(34))
         lone = sum(len(np.unique(stimuli[batch])) == 1 for batch in batches)
         # Four other images cannot serve seven batches, but none of them may be wasted.
@@ -47,7 +50,7 @@ def test_no_batch_shows_one_image_alone():
     assert all(
         len(np.unique(stimuli[batch])) == 2
         for epoch in range(50)
-        for batch in deal_epoch(stimuli, 3, seed=0, epoch=epoch)
+        for batch in make_batches(stimuli, 3, seed=0, epoch=epoch)
     )
 
 

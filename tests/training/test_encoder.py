@@ -12,13 +12,13 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config.models import RetrievalConfig
 from braindecode_vis.contracts import BrainEncoder
-from braindecode_vis.training.encoder import NetworkEncoderConfig
+from braindecode_vis.training.network_config import NetworkEncoderConfig
 from braindecode_vis.training.validation import compute_top_k
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
 
 
 def test_settings_import_without_torch():
-    code = "import sys, braindecode_vis.training.encoder; sys.exit('torch' in sys.modules)"
+    code = "import sys, braindecode_vis.training.network_config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.fusion import LayerFusion
-from braindecode_vis.training.image_config import FusionConfig
+from braindecode_vis.training.image_config import LayerFusionConfig
+from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.validation import compute_top_k
 from tests.training.test_loop import Killed, kill_after
 from tests.training.toy_task import N_TARGETS, assert_same_weights, make_config, make_task
@@ -50,7 +50,7 @@ def score(encoder, responses, targets, subject=None):
 
 def test_a_fused_target_is_the_weighted_sum_of_its_layers():
     stacked = torch.randn(2, 5, 3 * 4, generator=torch.Generator().manual_seed(0))
-    fusion = LayerFusion(FusionConfig(weights="per_subject"), (3, 4), n_subjects=2)
+    fusion = LayerFusion(LayerFusionConfig(weights="per_subject"), (3, 4), n_subjects=2)
     tokens = stacked.reshape(2, 5, 3, 4).numpy()
     np.testing.assert_allclose(fusion(stacked).detach(), tokens.mean(axis=2), rtol=1e-5, atol=1e-6)
     with torch.no_grad():

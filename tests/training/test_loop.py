@@ -10,7 +10,7 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checkpoints import read_checkpoint
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.resuming import CHECKPOINT
+from braindecode_vis.training.loop import CHECKPOINT
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 EVERYTHING = {

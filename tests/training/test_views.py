@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.views import ViewChooser, settle_views
+from braindecode_vis.training.image_side import ViewChooser, reduce_views
 from tests.training.test_loop import Killed, kill_after
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
 
@@ -24,13 +24,13 @@ def stack_views(targets, spread=0.3):
 def test_settled_views_are_the_mean_or_the_usual_one():
     _, targets = make_task(n_images=8)
     stacked = stack_views(targets)
-    usual = settle_views(stacked, "uncertainty")
+    usual = reduce_views(stacked, "uncertainty")
     np.testing.assert_array_equal(usual.vectors, targets.vectors)
     assert usual.space == "views/usual-view"
-    mean = settle_views(stacked, "sample")
+    mean = reduce_views(stacked, "sample")
     np.testing.assert_allclose(mean.vectors, stacked.vectors.mean(axis=1), rtol=1e-5, atol=1e-6)
-    assert mean.space == "views/mean-view" == settle_views(stacked, "mean").space
-    assert settle_views(targets, None) is targets
+    assert mean.space == "views/mean-view" == reduce_views(stacked, "mean").space
+    assert reduce_views(targets, None) is targets
 
 
 def test_a_random_view_is_one_of_the_three_and_depends_on_its_place_only():
@@ -85,9 +85,9 @@ def test_predictions_and_galleries_meet_in_the_settled_space(choice, tmp_path):
     config = make_config(view_choice=choice, epochs=12, objectives=[{"kind": "clip"}, {"kind": "mse"}])
     encoder = config.build(seed=0).fit(responses, stacked)
     predicted, gallery = encoder.predict(responses), encoder.map_targets(stacked)
-    assert predicted.space == gallery.space == settle_views(stacked, choice).space
+    assert predicted.space == gallery.space == reduce_views(stacked, choice).space
     assert predicted.vectors.shape == gallery.vectors.shape == (len(stacked), N_TARGETS)
-    np.testing.assert_array_equal(gallery.vectors, settle_views(stacked, choice).vectors)
+    np.testing.assert_array_equal(gallery.vectors, reduce_views(stacked, choice).vectors)
     np.testing.assert_array_equal(encoder.map_targets(gallery).vectors, gallery.vectors)
     settled = encoder.map_for_generator(stacked)
     assert (

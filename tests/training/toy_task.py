@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.training.encoder import NetworkEncoderConfig
+from braindecode_vis.training.network_config import NetworkEncoderConfig
 
 N_CHANNELS, N_TIMES, N_TARGETS = 4, 16, 6
 

@@ -1,31 +1,103 @@
-"""Which view of an image is its target: the mean of all, a random one, or the one that the brain's answer deserves.
+"""What is learnt on the image side beside the network: weights of its layers, and which view of an image is its target.
 
-The targets are a bank of stacked views (target kind ``views`` with ``combine: stacked``). Views are chosen in training
-only; held-out trials, galleries and the space of the predictions have one vector per image: the usual view with the
-rule of uncertainty, the mean of the views otherwise.
+`LayerFusion` is a weighted sum over the layers of a target. `ViewChooser` chooses among stacked views (target kind
+``views`` with ``combine: stacked``): the mean of all, a random one, or the one that the brain's answer deserves. Views
+are chosen in training only; held-out trials, galleries and the space of the predictions have one vector per image: the
+usual view with the rule of uncertainty, the mean of the views otherwise.
 
 References
 ----------
-Wu et al. (2025), UBP, arXiv:2503.04207.
+Peters et al. (2018), ELMo, arXiv:1802.05365, for the softmax-weighted sum of layers. Wu et al. (2025), UBP,
+arXiv:2503.04207, for the rule of uncertainty.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.degradations import UncertaintyRule
 from braindecode_vis.seeds import make_generator
-from braindecode_vis.training.image_config import ViewChoice
+from braindecode_vis.training.image_config import LayerFusionConfig, ViewChoice
+
+
+class LayerFusion(nn.Module):
+    """Weighted sum over the token axis of stacked targets.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    target_shape
+        Tokens and features of one target.
+    n_subjects
+        Training subjects, for weights per subject.
+
+    Raises
+    ------
+    DataError
+        If the targets have no token axis.
+    """
+
+    def __init__(self, config: LayerFusionConfig, target_shape: tuple[int, ...], n_subjects: int) -> None:
+        super().__init__()
+        if len(target_shape) != 2:
+            raise DataError(
+                "encoder.fusion weighs several layers, but the targets have one vector per image; set target.layer to "
+                "several layers, target.kind to layers, or leave out encoder.fusion."
+            )
+        self.config = config
+        self.n_tokens, self.n_features = target_shape
+        rows = () if config.weights == "global" else (n_subjects,)
+        self.logits = nn.Parameter(torch.zeros(*rows, self.n_tokens))
+
+    @property
+    def per_subject(self) -> bool:
+        """Whether subjects have weights of their own."""
+        return self.config.weights == "per_subject"
+
+    def weigh(self, subject: Tensor | None = None) -> Tensor:
+        """Return the weights, which sum to one: (n_tokens,), or (n, n_tokens) for subjects with weights of their own.
+
+        Parameters
+        ----------
+        subject : integer tensor of shape (n,)
+            Index of each subject; one beyond the last is an unknown one, and so is None.
+        """
+        weights = self.logits.softmax(dim=-1)
+        if not self.per_subject:
+            return weights
+        mean = weights.mean(dim=0)
+        return mean if subject is None else torch.cat([weights, mean[None]])[subject]
+
+    def forward(self, stacked: Tensor, subject: Tensor | None = None) -> Tensor:
+        """Return fused targets of shape (..., n, n_features) for flat ones of (..., n, n_tokens * n_features)."""
+        tokens = stacked.unflatten(-1, (self.n_tokens, self.n_features))
+        return (tokens * self.weigh(subject)[..., None]).sum(dim=-2)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the logits as a group for the optimiser."""
+        return [{"params": [self.logits], "lr_scale": self.config.lr_scale, "weight_decay": 0.0}]
+
+    def describe(self, subjects: tuple[str, ...]) -> dict[str, list[float]]:
+        """Return the weight of each token: under ``all``, or by subject with their mean under ``unknown``."""
+        with torch.no_grad():
+            if not self.per_subject:
+                return {"all": self.weigh().tolist()}
+            rows = self.logits.softmax(dim=-1).tolist()
+            return {**dict(zip(subjects, rows, strict=True)), "unknown": self.weigh().tolist()}
+
 
 LEVELS = 3  # less, usual, more
 USUAL = 1
 
 
-def settle_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
+def reduce_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
     """Return the one vector per image that stands for its views outside training, in a space of its own name.
 
     Parameters
@@ -52,14 +124,14 @@ def settle_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
             f"encoder.view_choice uncertainty needs three views (less, usual and more blur), but {stacked.space!r} "
             f"has {stacked.vectors.shape[1]}; set target.views to fovea of 45, 51 and 57."
         )
-    space = name_settled(stacked.space, choice)
+    space = name_reduced(stacked.space, choice)
     if choice == "uncertainty":
         return Embeddings(stacked.vectors[:, USUAL], stacked.ids, space)
     mean = stacked.vectors.mean(axis=1, dtype=np.float32)
     return Embeddings(mean, stacked.ids, space)
 
 
-def name_settled(space: str, choice: ViewChoice | None) -> str:
+def name_reduced(space: str, choice: ViewChoice | None) -> str:
     """Return the name of the space of settled views of a stacked space."""
     if choice is None:
         return space
@@ -90,7 +162,7 @@ class ViewChooser:
         """Whether the choice depends on how well images were matched."""
         return self.choice == "uncertainty"
 
-    def settle(self, stacked: Tensor) -> Tensor:
+    def reduce(self, stacked: Tensor) -> Tensor:
         """Return one vector per row as outside training; flat rows of shape (n, n_views * n_features)."""
         views = stacked.unflatten(-1, (self.n_views, -1))
         return views[:, USUAL] if self.learns else views.mean(dim=1)
@@ -107,7 +179,7 @@ class ViewChooser:
             Update, part and process, which decide a random choice.
         """
         if self.choice == "mean":
-            return self.settle(stacked)
+            return self.reduce(stacked)
         if self.choice == "sample":
             chosen = make_generator(self.seed, "views", *place).integers(self.n_views, size=len(stimuli))
         else:

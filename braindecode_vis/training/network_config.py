@@ -20,7 +20,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.registry import ByKind, Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
-from braindecode_vis.training.image_config import FusionConfig, ImageTowerConfig, ViewChoice
+from braindecode_vis.training.image_config import ImageTowerConfig, LayerFusionConfig, ViewChoice
 from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class NetworkEncoderConfig(Settings):
         default=({"kind": "clip"},), min_length=1
     )
     projector: ProjectorConfig | None = None
-    fusion: FusionConfig | None = None
+    fusion: LayerFusionConfig | None = None
     view_choice: ViewChoice | None = None
     image_tower: ImageTowerConfig | None = None
     regression_head: Literal["auto", "shared", "network", "linear"] = "auto"

@@ -28,7 +28,7 @@ import json, sys
 import torch
 import torch.distributed as dist
 dist.init_process_group("gloo")
-from braindecode_vis.training.gathering import gather_rows, get_rank
+from braindecode_vis.training.processes import gather_rows, get_rank
 from tests.training.toy_task import make_config, make_task
 
 # Loss and gradient of one contrast: rows of this process, candidates of both.
@@ -102,10 +102,10 @@ def test_processes_that_read_different_checkpoints_stop(monkeypatch):
     trainer.n_ranks, trainer.counters, trainer.workspace = 2, loop.Counters(update=3), "runs/work"
     trainer.feed = SimpleNamespace(device="cpu")
     monkeypatch.setattr(loop, "gather_rows", lambda mine: torch.cat([mine, mine]))
-    trainer._meet()
+    trainer._check_same_start()
     monkeypatch.setattr(loop, "gather_rows", lambda mine: torch.cat([mine, mine + 2]))
     with pytest.raises(DataError, match="different checkpoints in runs/work"):
-        trainer._meet()
+        trainer._check_same_start()
 
 
 def test_training_together_is_training_alone(together):
