@@ -119,6 +119,7 @@ def from_arrays(
     group: Any = None,
     split: Any = None,
     repetition: Any = None,
+    trials: pd.DataFrame | Mapping[str, Sequence[Any]] | None = None,
     times: Sequence[float] | np.ndarray | None = None,
     ch_names: Sequence[str] | None = None,
     mask_img: Any = None,
@@ -150,6 +151,9 @@ def from_arrays(
         The experiment's own split; used by ``split="published"``.
     repetition : sequence of int, optional
         Number of each presentation; counted by default.
+    trials : DataFrame of n_trials rows, or a mapping of columns, optional
+        The same as a table, with whatever else is known of each trial; columns named like the arguments above are
+        understood.
     times : sequence of length n_times, optional
         In s, 0 at the onset of the picture.
     ch_names : sequence of length n_channels, optional
@@ -203,7 +207,7 @@ def from_arrays(
         about["modality"] = modality or "fmri"
     if dims is None and about["modality"] == "fmri" and np.ndim(X) == 2:
         dims = ("trial", "voxel")
-    table = _make_table(columns, n_trials, images is not None)
+    table = _make_table(columns, trials, n_trials, images is not None)
     return Data(
         assemble_data(
             X, table, images, dims=dims, times=times, ch_names=ch_names, coords=coords,
@@ -356,8 +360,12 @@ def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
     return Data(None, validate_component("dataset", given))
 
 
-def _make_table(columns: Mapping[str, Any], n_trials: int, has_images: bool) -> pd.DataFrame:
-    table = pd.DataFrame(index=range(n_trials))
+def _make_table(columns: Mapping[str, Any], trials: Any, n_trials: int, has_images: bool) -> pd.DataFrame:
+    table = (
+        pd.DataFrame(index=range(n_trials)) if trials is None else pd.DataFrame(trials).reset_index(drop=True)
+    )
+    if len(table) != n_trials:
+        raise DataError(f"trials has {len(table)} rows, but X has {n_trials} trials.")
     for name, values in columns.items():
         if values is not None:
             table[name] = _spread(values, n_trials, name)

@@ -33,6 +33,8 @@ TABLES = ("trials.csv", "trials.tsv", "trials.parquet")
 META_KEYS = (
     "title", "modality", "unit", "sfreq", "tmin", "times", "channels", "citation", "licence", "normalised", "dims",
 )  # fmt: skip
+#: Columns that stay text when a table is read; the others are numbers where all their entries are.
+_TEXT_COLUMNS = ["stimulus_id", "concept", "subject", "session", "run", "group", "split"]
 MODALITIES = ("eeg", "meg", "fmri", "other")
 
 
@@ -376,8 +378,12 @@ def _read_table(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from error
+    for name in table.columns.difference(_TEXT_COLUMNS):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if numbers.notna().eq(table[name].notna()).all():
+            table[name] = numbers
     if "repetition" in table:
-        table["repetition"] = pd.to_numeric(table["repetition"], errors="coerce").fillna(0).astype(int)
+        table["repetition"] = table["repetition"].fillna(0).astype(int)
     return table
 
 
