@@ -39,14 +39,13 @@ class Data:
     def _read(self) -> tuple[Responses, StimulusSet]:
         if self._held is not None:
             return self._held.responses, self._held.stimuli
-        from braindecode_vis.config import RunConfig
-        from braindecode_vis.pipeline.learning import preprocess
-        from braindecode_vis.pipeline.runs import open_run
+        from braindecode_vis.pipeline.learning import read_dataset, write_dataset
+        from braindecode_vis.pipeline.runs import SilentListener
 
-        # The files of a preprocessed data set are memory maps, so the folder stays for as long as this process lives.
+        # What is read are memory maps, so the folder stays for as long as this process lives.
         folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
-        prepared = preprocess(open_run(RunConfig(name="data", dataset=self._settings), folder))
-        return prepared.responses, prepared.stimuli
+        write_dataset(self._settings, folder, seed=0, listener=SilentListener())
+        return read_dataset(folder)
 
     @property
     def responses(self) -> Responses:

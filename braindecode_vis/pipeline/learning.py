@@ -19,7 +19,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.contracts import Context, WholeBrainEncoder
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
-from braindecode_vis.pipeline.runs import Run, keep_config, lend_context
+from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context
 from braindecode_vis.pipeline.stage_results import Prepared, TargetBank, TrainedFold
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
@@ -44,8 +44,8 @@ def _preprocess(run: Run) -> Prepared:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        write_dataset(run, folder)
-        responses, stimuli = _read_prepared(folder)
+        write_dataset(config.dataset, folder, seed=config.seed, listener=run.listener)
+        responses, stimuli = read_dataset(folder)
         concepts = stimuli.concepts_of(responses.stimulus_ids)
         split = config.split.make(
             responses.trials, concepts, seed=config.seed, knows_images=stimuli.knows_images
@@ -56,20 +56,31 @@ def _preprocess(run: Run) -> Prepared:
     artifact = run.produce("preprocess", fields, {}, compute)
     if not run.follows:
         keep_config(run)
-    responses, stimuli = _read_prepared(artifact.path)
+    responses, stimuli = read_dataset(artifact.path)
     concepts = stimuli.concepts_of(responses.stimulus_ids)
     split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
     return Prepared(artifact, responses, stimuli, split)
 
 
-def write_dataset(run: Run, folder: Path) -> None:
-    """Let a small data set write itself, and stream a large one through the preprocessing of its modality."""
-    dataset: Any = run.config.dataset
+def write_dataset(dataset: Any, folder: Path, *, seed: int, listener: Listener) -> None:
+    """Let a small data set write itself, and stream a large one through the preprocessing of its modality.
+
+    Parameters
+    ----------
+    dataset
+        Its settings.
+    folder
+        Gets ``responses`` and ``stimuli``.
+    seed
+        Root seed of the run, for data sets that are drawn.
+    listener
+        Shows progress.
+    """
     source = roles.find_source(dataset)
     if source == "write":
-        dataset.write(folder, seed=derive_seed(run.config.seed, "dataset"))
+        dataset.write(folder, seed=derive_seed(seed, "dataset"))
         return
-    with run.listener.progress("reading trials", None) as advance:
+    with listener.progress("reading trials", None) as advance:
         _find_writer(source)(dataset, folder, advance=advance)
 
 
@@ -88,7 +99,8 @@ def _find_writer(source: str) -> Callable[..., Any]:
     return write_fmri
 
 
-def _read_prepared(folder: Path) -> tuple[Responses, StimulusSet]:
+def read_dataset(folder: Path) -> tuple[Responses, StimulusSet]:
+    """Return what `write_dataset` wrote, as memory maps."""
     return store.read_responses(folder / "responses"), store.read_stimuli(folder / "stimuli")
 
 

@@ -40,17 +40,21 @@ def test_digits69_published_split(tmp_path):
         assert get_score(run, metric) == pytest.approx(get_score(reference, metric), abs=1e-6)
 
 
-def test_haxby_blocks_and_volumes():
-    root = SHARED / "haxby_slices"
+def test_haxby_blocks():
     logistic = {"kind": "logistic", "c": [0.01]}
-    X, trials = take_apart(bdv.load("haxby_slices", root=root))
+    X, trials = take_apart(bdv.load("haxby_slices", root=SHARED / "haxby_slices"))
     own = bdv.from_arrays(X, labels=trials["concept"], run=trials["run"], modality="fmri")
     run = bdv.decode(own, encoder=logistic, split="leave-one-run-out", settings=FEW)
     assert get_score(run, "accuracy") == pytest.approx(0.594, abs=5e-4)
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_haxby_volumes_decided_together():
+    """Window and penalty are chosen in every fold, which takes minutes."""
     clean = {"drift": "polynomial", "order": 2, "scaling": "zscore"}
     model = {"kind": "window", "start": 0, "stop": 5, "until": "offset", "keep": "volumes", "clean": clean}
-    X, trials = take_apart(bdv.load("haxby_slices", root=root, model=model))
+    X, trials = take_apart(bdv.load("haxby_slices", root=SHARED / "haxby_slices", model=model))
     windows = [[a, b] for a in (0, 2.5, 5) for b in (0, 2.5, 5)]
     pooled = {"kind": "logistic", "c": [0.001, 0.01, 0.1, 1.0], "pool": True, "windows": windows}
     columns = trials[["concept", "run", "onset", "duration", "volume", "time", "repetition"]]
