@@ -25,8 +25,8 @@ from braindecode_vis.phantom.scanner import Scanner
 from braindecode_vis.seeds import make_generator
 
 BLOCK_VOLUMES = 32
-HRF_S = 32.0
-N_NOISE_MODES = 8
+HRF_S = 32.0  # the canonical response of SPM has died out by then
+N_NOISE_MODES = 8  # spatial patterns of shared noise: our assumption
 TRIALS_PER_BLOCK = 16
 
 
@@ -81,6 +81,7 @@ def simulate_betas(
     noise = np.empty((len(rows), n_voxels), np.float32)
     for number, seed in enumerate(trial_seeds):
         generator = make_generator(config.seed, "trial", person.index, int(seed))
+        # Log-normal with mean square one, so that the stated signal-to-noise ratio holds for single trials.
         gains[number] = np.exp(
             config.trial_gain_sd * generator.standard_normal(n_stages) - config.trial_gain_sd**2
         )
@@ -98,7 +99,8 @@ def simulate_betas(
 
 def compute_voxel_snr(person: Person, scanner: Scanner) -> np.ndarray:
     """Return signal over noise standard deviation of single-trial betas, float array (n_voxels,); ``ncsnr`` of NSD."""
-    return np.sqrt(_measure_voxel_power(person, scanner)) / person.config.fmri.noise_percent
+    power = _get_scale(person, scanner) ** 2 * _measure_raw_power(person, scanner)
+    return np.sqrt(power) / person.config.fmri.noise_percent
 
 
 def simulate_bold(
@@ -149,11 +151,14 @@ def simulate_motion(person: Person, n_volumes: int, name: str) -> np.ndarray:
     from scipy import signal
 
     generator = make_generator(person.config.seed, "motion", person.index, name)
+    # A slow random walk of about 0.03 mm a volume, with a jump of some tenths of a millimetre in one volume of 100.
     steps = generator.standard_normal((n_volumes, 6)) * 0.03
     jumps = generator.random(n_volumes) < 0.01
     steps[jumps] += 0.3 * generator.standard_normal((int(jumps.sum()), 6))
     walk = signal.lfilter([1.0], [1.0, -0.98], steps, axis=0)
-    return walk * np.array([1, 1, 1, 0.01, 0.01, 0.01])
+    return walk * np.array(
+        [1, 1, 1, 0.01, 0.01, 0.01]
+    )  # rotations in rad: 0.01 is 0.5 mm at a radius of 50 mm
 
 
 def _stream_bold(
@@ -179,6 +184,7 @@ def _stream_bold(
         low, high = np.searchsorted(onsets_s, (times[0] - HRF_S - duration_s, times[-1] + 1e-9))
         block = next(noise)[: len(times)]
         if high > low:
+            # (n_volumes, n_events): the response of each event at the time of each volume
             lag = times[:, None] - onsets_s[None, low:high]
             design = np.interp(lag, np.arange(len(response)) * 0.1, response, left=0, right=0)
             shown = [feature[low:high] for feature in features]
@@ -202,7 +208,8 @@ def _simulate_series_noise(
     motion = simulate_motion(person, n_volumes, name)
     motion = (motion - motion.mean(axis=0)) / np.maximum(motion.std(axis=0), 1e-12)
     motion_maps = make_noise_modes(person, scanner)[2:8] * np.sqrt(1 / 6)
-    innovation = np.sqrt(1 - numbers.ar**2)
+    innovation = np.sqrt(1 - numbers.ar**2)  # keeps the variance at one
+    # As if the process had run before: stationary from the first volume.
     state = numbers.ar * generator.standard_normal((1, n_voxels))
     for first in range(0, n_volumes, BLOCK_VOLUMES):
         white = generator.standard_normal((BLOCK_VOLUMES, n_voxels), dtype=np.float32)
@@ -222,7 +229,7 @@ def _make_response(duration_s: float) -> np.ndarray:
 
     kernel = np.asarray(spm_hrf(0.1, oversampling=1, time_length=HRF_S))
     box = np.ones(max(1, round(duration_s / 0.1)))
-    response = np.convolve(kernel, box)
+    response = np.convolve(kernel, box)  # a longer presentation gives a longer response, not a higher one
     return response / response.max()
 
 
@@ -247,10 +254,6 @@ def _get_scale(person: Person, scanner: Scanner) -> float:
     if not active.any():
         return 0.0
     return float(np.sqrt(person.config.snr * person.config.fmri.noise_percent**2 / power[active].mean()))
-
-
-def _measure_voxel_power(person: Person, scanner: Scanner) -> np.ndarray:
-    return _get_scale(person, scanner) ** 2 * _measure_raw_power(person, scanner)
 
 
 @lru_cache(maxsize=8)
@@ -291,7 +294,7 @@ def _combine(
             [numbers.imagery_early if stage.feature == "early" else 1.0 for stage in person.stages]
         )
         size *= numbers.imagery_gain * early
-    betas = size.astype(np.float32) @ common
+    betas = size.astype(np.float32) @ common  # (n_rows, n_stages) @ (n_stages, n_voxels)
     for number, (members, weight) in enumerate(weights):
         specific = (features[number] * (scale * size[:, number, None]).astype(np.float32)) @ weight.T
         betas[:, members] += specific
@@ -304,6 +307,7 @@ def _blur_features(
     """Add the error of imagination to one row of each feature array, in place; alike in stages that share features."""
     errors: dict[int, np.ndarray] = {}
     for feature in features:
+        # One error per feature family: two stages imagine the same wrong picture.
         width = feature.shape[1]
         if width not in errors:
             errors[width] = np.asarray(size * generator.standard_normal(width), np.float32)

@@ -84,6 +84,7 @@ def make_person(config: PhantomConfig, subject_index: int, drive: StimulusDrive)
             f"subject index {subject_index} does not exist: the phantom has {config.n_subjects} subject(s), from 0."
         )
     generator = make_generator(config.seed, "person", subject_index)
+    # One shift for all stages: who is late is late everywhere. Clipped, so that the order of latencies stays plausible.
     shift = float(np.clip(config.latency_sd_s * generator.standard_normal(), -0.02, 0.02))
     stages = []
     for stage in (*config.stages, *_make_network_stages(config)):
@@ -111,7 +112,7 @@ def get_features(person: Person, stage: Stage, rows: np.ndarray) -> np.ndarray:
     A row of -1 is an event without image content (a target, a blank): its features are zero, the mean over images.
     """
     rows = np.asarray(rows, dtype=int)
-    features = getattr(person.drive, stage.feature)[np.clip(rows, 0, None)]
+    features = getattr(person.drive, stage.feature)[np.clip(rows, 0, None)]  # -1 is set to zero below
     return np.where((rows >= 0)[:, None], features, np.float32(0))
 
 
@@ -138,6 +139,7 @@ def compute_weights(person: Person, stage: Stage, positions: np.ndarray) -> tupl
     config = person.config
     own = _draw_map(person.drive, stage, points, config.seed, f"person-{person.index}")
     common = _draw_map(person.drive, stage, points, config.seed, "everyone")
+    # Variances add, so the shares of the two maps are shares of variance.
     weights = np.sqrt(config.shared) * common + np.sqrt(1 - config.shared) * own
     return members, (
         weights * (stage.strength / max(_measure_spread(person.drive, stage, weights), 1e-30))
@@ -150,6 +152,7 @@ def compute_common_amplitudes(
     """Return members of a stage and their response to any image, positive, of mean `stage.strength`."""
     members = find_members(positions, stage.regions)
     field = draw_fields(positions[members], 1, person.config.seed, "common", stage.name, person.index)[:, 0]
+    # Log-normal over positions: every member responds, none with the other sign.
     return members, (stage.strength * np.exp(0.3 * field)).astype(np.float32)
 
 
@@ -167,11 +170,16 @@ def compute_time_course(stage: Stage, times: np.ndarray, duration_s: float) -> n
     rise = stage.peak_s - stage.onset_s
     course = _compute_transient(times - stage.onset_s, rise)
     if stage.sustained > 0:
-        course = course + stage.sustained * _compute_plateau(times - stage.onset_s, rise, duration_s)
+        since = times - stage.onset_s
+        up = 1 - np.exp(-np.clip(since, 0, None) / rise)
+        # The level reached at the offset decays more slowly than it rose.
+        held = 1 - np.exp(-duration_s / rise)
+        down = held * np.exp(-np.clip(since - duration_s, 0, None) / (1.5 * rise))
+        course = course + stage.sustained * np.where(since < duration_s, up, down)
     if stage.offset > 0:
         course = course + stage.offset * _compute_transient(times - stage.onset_s - duration_s, rise)
     fade = np.clip((duration_s + RESPONSE_S - times) / FADE_S, 0, 1)
-    return course * fade**2 * (3 - 2 * fade)
+    return course * fade**2 * (3 - 2 * fade)  # smooth at both ends, so that a high-pass finds no edge
 
 
 def draw_trials(person: Person, n_trials: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +196,7 @@ def draw_trials(person: Person, n_trials: int, name: str) -> tuple[np.ndarray, n
     generator = make_generator(config.seed, "trials", person.index, name)
     spread = config.trial_gain_sd
     draws = generator.standard_normal((n_trials, len(person.stages) + 1))
-    gains = np.exp(spread * draws[:, 1:] - spread**2)
+    gains = np.exp(spread * draws[:, 1:] - spread**2)  # E[gain**2] = exp(2 s**2 - 2 s**2) = 1
     return gains, config.trial_latency_sd_s * np.clip(draws[:, 0], -3, 3)
 
 
@@ -216,7 +224,7 @@ def draw_fields(
     fields : float array of shape (n_points, n_fields)
     """
     generator = make_generator(seed, "field", *names)
-    n_waves = 192
+    n_waves = 192  # enough that a sum of cosines is close to Gaussian
     waves = generator.standard_normal((3, n_waves)) / length_mm
     phases = generator.uniform(0, 2 * np.pi, n_waves)
     amplitudes = generator.standard_normal((n_waves, n_fields))
@@ -230,6 +238,7 @@ def _make_network_stages(config: PhantomConfig) -> tuple[ComponentConfig, ...]:
         strength = getattr(drive, network, 0.0)
         if strength <= 0:
             continue
+        # Dorsal attention follows at once, the other networks later: our assumption, see `NetworkDrive`.
         onset = drive.dorsal_onset_s if network == "dorsal_attention" else drive.other_onset_s
         stages.append(
             ComponentConfig(
@@ -248,16 +257,10 @@ def _make_network_stages(config: PhantomConfig) -> tuple[ComponentConfig, ...]:
 
 def _compute_transient(times: np.ndarray, rise: float) -> np.ndarray:
     """Gamma function that starts at 0 and peaks at `rise` with value 1, minus a slower undershoot."""
+    # t**2 exp(-2 t) peaks at 1; the undershoot is 2.5 times as slow and starts when the transient peaks.
     first = np.clip(times / rise, 0, None)
     second = np.clip(times / (2.5 * rise) - 0.4, 0, None)
     return first**2 * np.exp(2 * (1 - first)) - 0.4 * second**2 * np.exp(2 * (1 - second))
-
-
-def _compute_plateau(times: np.ndarray, rise: float, duration_s: float) -> np.ndarray:
-    up = 1 - np.exp(-np.clip(times, 0, None) / rise)
-    held = 1 - np.exp(-duration_s / rise)
-    down = held * np.exp(-np.clip(times - duration_s, 0, None) / (1.5 * rise))
-    return np.where(times < duration_s, up, down)
 
 
 def _draw_map(drive: StimulusDrive, stage: Stage, points: np.ndarray, seed: int, owner: str) -> np.ndarray:
@@ -272,7 +275,7 @@ def _draw_map(drive: StimulusDrive, stage: Stage, points: np.ndarray, seed: int,
     tuning = mean + draw_fields(points, n_tunings, *names)  # (n_points, n_tunings)
     fields = compute_receptive_fields(points, grid)  # (n_points, grid, grid)
     if stage.feature == "mid":
-        fields = 0.5 * fields + 0.5 / grid**2  # large receptive fields
+        fields = 0.5 * fields + 0.5 / grid**2  # receptive fields grow along the ventral stream
     weights = (fields[..., None] * tuning[:, None, None, :]).reshape(len(points), n_features)
     return weights / max(_measure_spread(drive, stage, weights), 1e-30)
 
@@ -280,6 +283,7 @@ def _draw_map(drive: StimulusDrive, stage: Stage, points: np.ndarray, seed: int,
 def _measure_spread(drive: StimulusDrive, stage: Stage, weights: np.ndarray) -> float:
     """Return the root mean square over training images and members of the amplitude that `weights` give."""
     train = np.flatnonzero(drive.is_train)
+    # A thousand images tell the spread to a few percent; it is a scale, not a statistic of the data.
     features = getattr(drive, stage.feature)[train[:: max(1, len(train) // 1000)]]
     amplitudes = features @ weights.T.astype(np.float32)
     return float(np.sqrt((amplitudes**2).mean())) if amplitudes.size else 1.0

@@ -128,6 +128,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     form = get_format(format)
     form.check(size)
     counts, n_images = form.count(size), form.count_images(size)
+    # Measured on generated images: JPEG of quality 95 grows with edges (size) and texture (area).
     image_bytes = 300 + 43 * size.image_size + 0.12 * size.image_size**2
     image_seconds = (6 + 3e-4 * size.image_size**2) * 1e-3
     ledger_bytes = 150 * counts.n_steps / 50 + 3000
@@ -149,7 +150,7 @@ def check_space(out: Path, estimate: Estimate) -> None:
     folder = out.expanduser().absolute()
     finished = folder.rglob("[!.]*") if folder.is_dir() else ()
     there = sum(path.stat().st_size for path in finished if path.is_file())
-    while not folder.is_dir():
+    while not folder.is_dir():  # the nearest folder that exists is on the disk that will be written to
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     needed = max(0, estimate.n_bytes - there) + estimate.scratch_bytes
@@ -211,6 +212,7 @@ def make_phantom(
     form = get_format(format)
     estimate = estimate_phantom(format, size)
     out = out.expanduser()
+    # The size says how many subjects there are, so that the request has one number for it.
     config = config.model_copy(update={"n_subjects": size.n_subjects})
     request = {
         "format": format,
@@ -250,6 +252,7 @@ def _make(
     job = PhantomJob(ledger.root, size, config, table, drive, subjects, form.make_recorder(size))
     for unit in (*form.plan(job), *plan_truth(form, job)):
         _finish(unit, ledger, advance, describe)
+    # Written last: whoever finds it finds a complete phantom.
     if (ledger.root / TRUTH / "phantom.json").is_file():
         return read_truth(ledger.root)
     return write_summary(form, job)
@@ -326,6 +329,7 @@ class Ledger:
     def clear_leftovers(self) -> None:
         """Delete what killed processes had begun, which nobody will finish; what lives is left alone."""
         for path in list(self.root.rglob(".tmp-*")):
+            # Temporary names carry the number of their process.
             owner = re.match(r"\.tmp-(\d+)-", path.name)
             if owner is None or _is_alive(int(owner[1])):
                 continue

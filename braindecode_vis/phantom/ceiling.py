@@ -19,7 +19,7 @@ from braindecode_vis.phantom.recordings import SNR_WINDOW_S, compute_evoked, mak
 from braindecode_vis.phantom.scanner import Scanner
 from braindecode_vis.seeds import make_generator
 
-HIGHEST_HZ = 100.0
+HIGHEST_HZ = 100.0  # evoked responses have no power above
 
 
 def compute_noise_ceiling(
@@ -73,6 +73,7 @@ def compute_evoked_gram(
     times = np.arange(round(window_s * rate)) / rate
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
     spectrum = np.fft.rfft(courses, axis=1) / rate  # (n_stages, n_frequencies), unit * s
+    # Stationary noise is independent between frequencies, so the matched filter is a sum over them.
     frequencies = np.fft.rfftfreq(len(times), 1 / rate)
     used = np.flatnonzero((frequencies > 0) & (frequencies <= min(HIGHEST_HZ, 0.45 * system.sfreq)))
     patterns = make_sensor_map(person, system, duration_s).project(person, rows).astype(np.float64)
@@ -80,6 +81,7 @@ def compute_evoked_gram(
     for number in used:
         density = compute_noise_spectra(person, system, frequencies[[number]])[0]
         shown = np.einsum("rsc,s->rc", patterns, spectrum[:, number])  # (n_rows, n_channels), complex
+        # Densities of 1e-30 T**2/Hz would underflow: scaled to a trace of one for the decomposition.
         root = np.linalg.cholesky(density / np.trace(density))
         white = np.linalg.solve(root, shown.T) / np.sqrt(np.trace(density))
         gram += 2 * (white.conj().T @ white).real / window_s  # both signs of the frequency
@@ -122,9 +124,9 @@ def compute_ideal_top1(gram: np.ndarray, n_repetitions: int, *, n_draws: int = 2
     centred = (
         gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
     )  # the common part is no cue
-    size = np.diag(centred)
+    size = np.diag(centred)  # squared norms of the whitened responses
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
-    root = vectors * np.sqrt(np.clip(values, 0, None) / n_repetitions)
+    root = vectors * np.sqrt(np.clip(values, 0, None) / n_repetitions)  # averaging divides the noise variance
     generator = make_generator(seed, "ideal observer")
     n_right = 0
     for _ in range(n_draws):

@@ -39,7 +39,7 @@ et al. 2001 (doi:10.1126/science.1063414). VWFA: Cohen et al. 2000 (doi:10.1093/
 temporal cortex between them.
 """
 REGIONS = (*EARLY_AREAS, *CENTROIDS)
-RADIUS_MM = 15.0
+RADIUS_MM = 15.0  # about the size of a functional region, and less than the distance of most centres
 
 _SEED_NETWORK = {
     "Visual": "visual",
@@ -57,6 +57,7 @@ _SEED_NETWORK = {
 }
 # Seeds avoid areas of signal dropout, which is where the limbic network lies.
 _LIMBIC = ((-34, 10, -36), (34, 10, -36), (-14, 34, -22), (14, 34, -22), (-46, -10, -38), (46, -8, -38))
+# The seeds of the visual network stop before the poles, which would go to another network.
 _OCCIPITAL_POLES = ((-24, -98, -12), (26, -97, -13))
 
 
@@ -121,6 +122,7 @@ def label_regions(positions: np.ndarray) -> np.ndarray:
     labels = np.where(distance.min(axis=1) <= RADIUS_MM, np.array(names, object)[nearest], "")
     depth = _measure_calcarine_distance(positions)
     for name, low, high in (("V1", 0, 10), ("V2", 10, 18), ("V3", 18, 26)):
+        # Bands around the calcarine override category regions, as retinotopic areas are defined first.
         labels = np.where((depth >= low) & (depth < high), name, labels)
     return labels.astype(object)
 
@@ -179,17 +181,19 @@ def compute_receptive_fields(positions: np.ndarray, n_cells: int) -> np.ndarray:
     """
     x, y, z = positions.T
     forward = np.clip((y + 103) / 40, 0, 1)
+    # Logarithmic magnification: equal steps along the sulcus are equal ratios of eccentricity.
     eccentricity = (np.exp(2.2 * forward) - 1) / (np.exp(2.2) - 1)  # 1 is the border of the image
     elevation = (
         np.clip((_calcarine_height(y) - z) / 18, -1, 1) * np.pi / 2
     )  # above the calcarine: lower field
+    # The left hemisphere (x < 0) sees the right half of the field.
     horizontal = eccentricity * np.cos(elevation) * np.where(x < 0, 1, -1)
     vertical = eccentricity * np.sin(elevation)
     centre = (np.arange(n_cells) + 0.5) / n_cells * 2 - 1
     size = (0.12 + 0.25 * eccentricity)[:, None]
     columns = np.exp(-((centre[None] - horizontal[:, None]) ** 2) / (2 * size**2))
     rows = np.exp(-((centre[None] + vertical[:, None]) ** 2) / (2 * size**2))
-    fields = rows[:, :, None] * columns[:, None, :]
+    fields = rows[:, :, None] * columns[:, None, :]  # (n_positions, row, column): a separable Gaussian
     return fields / fields.sum(axis=(1, 2), keepdims=True)
 
 
@@ -201,6 +205,7 @@ def _measure_calcarine_distance(positions: np.ndarray) -> np.ndarray:
     """Return the distance (mm) to the calcarine line of the own hemisphere, infinite outside the occipital lobe."""
     x, y, z = positions.T
     lateral = np.abs(x) - 9
+    # Ahead of the parieto-occipital junction the sulcus ends; behind the pole there is no cortex.
     ahead = np.clip(y + 66, 0, None) + np.clip(-(y + 100), 0, None) * 0.5
     distance = np.sqrt(
         np.clip(np.abs(lateral) - 4, 0, None) ** 2 + (z - _calcarine_height(y)) ** 2 + ahead**2

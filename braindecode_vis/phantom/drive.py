@@ -22,7 +22,7 @@ from braindecode_vis.checks import DataError, check_finite, check_unique
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import replace_atomically
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # images are shrunk to this side: the finest Gabor has 16 cycles, four pixels each
 EARLY_GRID = 8
 N_ORIENTATIONS = 4
 SCALES_CYCLES = (16.0, 8.0, 4.0)  # cycles per image
@@ -158,6 +158,7 @@ def compute_gabor_energy(images: np.ndarray) -> np.ndarray:
     """
     from scipy import fft
 
+    # Luma of ITU-R BT.601; without its mean, so that the border of the image is no edge.
     grey = _shrink(images) @ np.array([0.299, 0.587, 0.114], np.float32)
     grey = grey - grey.mean(axis=(1, 2), keepdims=True)
     spectrum = fft.fft2(grey)  # (n_images, size, size)
@@ -168,6 +169,7 @@ def compute_gabor_energy(images: np.ndarray) -> np.ndarray:
         response = fft.ifft2(spectrum[:, kept[:, None], kept[None]] * transfer)
         energy = response.real**2 + response.imag**2
         cell = len(kept) // EARLY_GRID
+        # (image, row, row in cell, column, column in cell) -> (image, row, column)
         energy = energy.reshape(-1, EARLY_GRID, cell, EARLY_GRID, cell).mean(axis=(2, 4))
         pooled[..., number] = np.log10(energy + 1e-5)  # compression, floor near one grey level of contrast
     return pooled.reshape(len(grey), -1)  # (n_images, row * column * scale * orientation)
@@ -190,6 +192,7 @@ def compute_mid_features(images: np.ndarray, energy: np.ndarray | None = None) -
         [grey, red - green, blue - (red + green) / 2, small.max(axis=-1) - small.min(axis=-1)], axis=-1
     )
     cell = IMAGE_SIZE // MID_GRID
+    # (image, row, row in cell, column, column in cell, plane) -> (image, row, column, plane)
     means = planes.reshape(-1, MID_GRID, cell, MID_GRID, cell, planes.shape[-1]).mean(axis=(2, 4))
     contrast = grey.reshape(-1, MID_GRID, cell, MID_GRID, cell).std(axis=(2, 4))
     log_energy = compute_gabor_energy(images) if energy is None else energy
@@ -213,6 +216,7 @@ def project_embeddings(embeddings: np.ndarray, is_train: np.ndarray, n_semantic:
     vectors = np.asarray(embeddings, np.float64).reshape(len(embeddings), -1)
     mean = vectors[is_train].mean(axis=0)
     _, sizes, directions = np.linalg.svd(vectors[is_train] - mean, full_matrices=False)
+    # Directions that the training images do not span would be whitened noise.
     n_kept = max(1, min(n_semantic, int((sizes > 1e-6 * max(sizes[0], 1e-30)).sum())))
     scores = (vectors - mean) @ directions[:n_kept].T
     return _standardise(scores, is_train)
@@ -223,7 +227,7 @@ def _standardise(features: np.ndarray, is_train: np.ndarray) -> np.ndarray:
     # A feature that never varies in training carries nothing, and would explode on other images.
     usable = spread > 1e-4 * max(float(spread.max()), 1e-30)
     scaled = np.where(usable, (features - mean) / np.where(usable, spread, 1.0), 0.0)
-    return np.clip(scaled, -8, 8).astype(np.float32)
+    return np.clip(scaled, -8, 8).astype(np.float32)  # a single odd image must not dominate a brain
 
 
 def _iterate_blocks(images: Iterable[np.ndarray], size: int = 256) -> Iterator[np.ndarray]:
@@ -259,6 +263,7 @@ def _make_resampling(length: int) -> np.ndarray | None:
     edges = np.linspace(0, length, IMAGE_SIZE + 1)
     left, right = edges[:-1, None], edges[1:, None]
     pixels = np.arange(length)[None]
+    # Share of each old pixel in each new one: exact for any size, and free of aliasing.
     overlap = np.clip(np.minimum(right, pixels + 1) - np.maximum(left, pixels), 0, None)
     return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
 
@@ -277,6 +282,7 @@ def _make_gabor_bank() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         fx, fy = np.meshgrid(frequency[kept], frequency[kept])
         for number in range(N_ORIENTATIONS):
             angle = np.pi * number / N_ORIENTATIONS
+            # Rotated frequencies; only positive ones along the carrier pass.
             along = fx * np.cos(angle) + fy * np.sin(angle)
             across = -fx * np.sin(angle) + fy * np.cos(angle)
             width = cycles * 0.4  # about one octave, as in primary visual cortex

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SENSOR_SYSTEMS = ("eeg63", "eeg64-biosemi", "eeg32-emotiv", "meg-ctf272")
 HELMET_SHIFT_M = (0.0, 0.0145, 0.0577)
 """Device-to-head shift that centres the scalp of fsaverage in the helmet, 24 mm from the coils on average."""
+# Of the 275 of the array, these were out of order when THINGS-MEG was recorded; one more goes in its epochs.
 _ABSENT_SENSORS = ("MRF43", "MRO13")
 SPHERE_CENTRE_M = np.array([0.0, 0.01, 0.045])
 SPHERE_RADIUS_M = 0.095
@@ -112,14 +113,30 @@ def make_sensor_system(name: str) -> SensorSystem:
     ConfigError
         If there is no such system.
     """
-    check_option("system", name, SENSOR_SYSTEMS)
+    check_option("recording system", name, SENSOR_SYSTEMS)
     if name == "meg-ctf272":
-        return _make_meg(name)
-    biosemi = ("average", 512.0, 60.0)
+        info = _make_helmet_info(1200.0)
+        blink = compute_blink_field(info)
+        return SensorSystem(
+            name=name,
+            modality="meg",
+            ch_names=tuple(info["ch_names"]),
+            ch_types=("mag",) * len(info["ch_names"]),
+            ch_pos=get_positions(info),
+            sfreq=1200.0,
+            unit="T",
+            leadfield=compute_meg_leadfield(info),
+            blink=1e-12 * blink / np.abs(blink).max(),  # about a picotesla at the front of the helmet
+            noise_rms=150e-15,
+            sensor_rms=5e-15 * np.sqrt(600),  # 5 fT per root hertz up to the Nyquist rate
+            line_rms=100e-15,
+            line_freq=60.0,
+            reference="",
+        )
     # Names, online reference, sampling rate and mains of each public data set.
     caps: dict[str, tuple[tuple[str, ...], str, float, float]] = {
         "eeg63": (ALL63, "Fz", 1000.0, 50.0),
-        "eeg64-biosemi": (BIOSEMI64, *biosemi),
+        "eeg64-biosemi": (BIOSEMI64, "average", 512.0, 60.0),
         "eeg32-emotiv": (FLEX2, "linked mastoids", 256.0, 60.0),
     }
     return _make_eeg(name, *caps[name])
@@ -140,7 +157,7 @@ def _make_eeg(
         potential = potential - potential[at_reference].mean(axis=0)
     else:
         potential = potential - potential.mean(axis=0)
-    potential = potential[: len(ch_names)]
+    potential = potential[: len(ch_names)]  # electrodes that only serve as reference go
     frontal = [ch_names.index(electrode) for electrode in ("Fp1", "Fp2")]
     return SensorSystem(
         name=name,
@@ -152,7 +169,7 @@ def _make_eeg(
         unit="V",
         leadfield=potential[:, :-1],
         blink=200e-6 * potential[:, -1] / potential[frontal, -1].mean(),
-        noise_rms=8e-6,
+        noise_rms=8e-6,  # ongoing scalp EEG of an awake subject is of the order of 10 microvolt
         sensor_rms=2e-6,  # amplifier, electrodes and muscles
         line_rms=0.7e-6,
         line_freq=line_freq,
@@ -160,28 +177,6 @@ def _make_eeg(
     )
 
 
-def _make_meg(name: str) -> SensorSystem:
-    info = _make_helmet_info(1200.0)
-    blink = compute_blink_field(info)
-    return SensorSystem(
-        name=name,
-        modality="meg",
-        ch_names=tuple(info["ch_names"]),
-        ch_types=("mag",) * len(info["ch_names"]),
-        ch_pos=get_positions(info),
-        sfreq=1200.0,
-        unit="T",
-        leadfield=compute_meg_leadfield(info),
-        blink=1e-12 * blink / np.abs(blink).max(),
-        noise_rms=150e-15,
-        sensor_rms=5e-15 * np.sqrt(600),  # 5 fT per root hertz up to the Nyquist rate
-        line_rms=100e-15,
-        line_freq=60.0,
-        reference="",
-    )
-
-
-@lru_cache(maxsize=1)
 def _make_cap_info(ch_names: tuple[str, ...], sfreq: float) -> mne.Info:
     import mne
 
@@ -299,6 +294,7 @@ def compute_eeg_leadfield(info: mne.Info) -> np.ndarray:
     # MNE compares sources with a sphere after moving them to the MRI frame, but the centre of the sphere is in head
     # coordinates; with both frames equal the comparison is right.
     identity = mne.transforms.Transform("head", "mri", np.eye(4))
+    # Normals turn with the head, they do not move with it.
     normals = cortex.normals @ _read_head_transform()["trans"][:3, :3]
     return _compute_forward(info, sphere, identity, warped + SPHERE_CENTRE_M, normals)
 
@@ -349,6 +345,7 @@ def compute_blink_field(info: mne.Info) -> np.ndarray:
     axes = np.array([channel["loc"][9:12] for channel in info["chs"]])
     field = np.zeros(len(positions))
     for eye in _to_head(EYES_MNI_MM):
+        # An axial gradiometer measures the difference between two coils 5 cm apart.
         for place, sign in ((positions, 1.0), (positions + 0.05 * axes, -1.0)):
             offset = place - eye
             distance = np.linalg.norm(offset, axis=1)
@@ -395,6 +392,7 @@ def _compute_forward(
     )  # (n_channels, n_sources, xyz of the head)
     if free.shape[1] != len(positions):
         raise AssertionError(f"MNE kept {free.shape[1]} of {len(positions)} dipoles: the head model changed.")
+    # Only the component along the normal of the surface: pyramidal cells stand upright on it.
     return np.einsum("csd,sd->cs", free, normals @ transform["trans"][:3, :3])
 
 

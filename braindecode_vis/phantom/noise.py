@@ -18,9 +18,10 @@ from braindecode_vis.phantom.cortex import find_members, make_cortex
 from braindecode_vis.phantom.forward import SensorSystem, compute_patterns, pick_training_rows, project_images
 from braindecode_vis.seeds import make_generator
 
-CHUNK_S = 2.0
+CHUNK_S = 2.0  # random numbers are drawn chunk by chunk, so another length is another recording
 CORNER_HZ = 0.5
 """The 1/f spectrum flattens below this frequency, so that the power is finite and stationary."""
+# Our assumptions: width of the resonance, corner of electrode drift, and length of a blink.
 _ALPHA_BANDWIDTH_HZ = 1.5
 _DRIFT_HZ = 0.05
 _BLINK_S = 0.35
@@ -44,9 +45,15 @@ def simulate_noise(person: Person, system: SensorSystem, n_samples: int, name: s
         In the unit of the system.
     """
     length = round(CHUNK_S * system.sfreq)
+    background, alpha = make_mixing(person, system)
+    noise = person.config.noise
+    # A narrow band of Gaussian noise waxes and wanes by itself, once a second or so: alpha needs no envelope.
+    coloured = [
+        ("background", _make_background_filter(noise.exponent, system.sfreq), background),
+        ("alpha", _make_alpha_filter(noise.alpha_hz, system.sfreq), alpha),
+    ]
     sources = [
-        _simulate_background(person, system, length, name),
-        _simulate_alpha(person, system, length, name),
+        *(_simulate_cortex(person, filters, mix, length, name, kind) for kind, filters, mix in coloured),
         _simulate_sensors(person, system, length, name),
         _simulate_drift(person, system, length, name),
         _simulate_blinks(person, system, length, name),
@@ -125,27 +132,20 @@ def make_mixing(person: Person, system: SensorSystem) -> tuple[np.ndarray, np.nd
     background = system.noise_rms * np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
     posterior = find_members(cortex.positions, ("V1", "V2", "V3", "OPA"))
     centres = cortex.positions[generator.choice(posterior, size=6, replace=False)]
+    # Six patches of parieto-occipital cortex, 12 mm wide, where the posterior rhythm comes from.
     distance = np.linalg.norm(cortex.positions[None] - centres[:, None], axis=2)
     patches = np.exp(-((distance / 12.0) ** 2) / 2) @ system.leadfield.T  # (n_patches, n_channels)
     patches *= noise.alpha * system.noise_rms / np.sqrt((patches**2).sum(axis=0).mean())
     return background, patches
 
 
-def _simulate_background(
-    person: Person, system: SensorSystem, length: int, name: str
+def _simulate_cortex(
+    person: Person, sections: np.ndarray, mixing: np.ndarray, length: int, name: str, kind: str
 ) -> Iterator[np.ndarray]:
-    mixing = make_mixing(person, system)[0].astype(np.float32)
-    sections = _make_background_filter(person.config.noise.exponent, system.sfreq)
-    for sources in _filter_white(person, sections, len(mixing), length, name, "background"):
-        yield sources @ mixing  # (length, n_channels)
-
-
-def _simulate_alpha(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
-    mixing = make_mixing(person, system)[1].astype(np.float32)
-    # A narrow band of Gaussian noise waxes and wanes by itself, once a second or so.
-    sections = _make_alpha_filter(person.config.noise.alpha_hz, system.sfreq)
-    for sources in _filter_white(person, sections, len(mixing), length, name, "alpha"):
-        yield sources @ mixing
+    """Yield filtered noise of cortical sources as the sensors see it; `mixing` is (n_sources, n_channels)."""
+    mixing = mixing.astype(np.float32)
+    for activity in _filter_white(person, sections, len(mixing), length, name, kind):
+        yield activity @ mixing  # (length, n_channels)
 
 
 def _simulate_sensors(person: Person, system: SensorSystem, length: int, name: str) -> Iterator[np.ndarray]:
@@ -160,6 +160,7 @@ def _simulate_drift(person: Person, system: SensorSystem, length: int, name: str
 
     size = person.config.noise.drift * system.noise_rms
     sections = signal.butter(2, _DRIFT_HZ, fs=system.sfreq, output="sos")
+    # The impulse response lasts for many periods of the corner frequency.
     sections = _normalise_power(sections, round(200 * system.sfreq))
     generator = make_generator(person.config.seed, "drift topography", person.index, name)
     gains = (size * np.exp(0.4 * generator.standard_normal(system.n_channels))).astype(np.float32)
@@ -175,7 +176,7 @@ def _simulate_blinks(person: Person, system: SensorSystem, length: int, name: st
     carried = np.zeros(len(shape))
     while True:
         course = np.zeros(length + len(shape))
-        course[: len(shape)] += carried
+        course[: len(shape)] += carried  # a blink that began in the chunk before
         for start in generator.integers(0, length, generator.poisson(noise.blinks_per_minute * CHUNK_S / 60)):
             course[start : start + len(shape)] += shape * np.exp(0.2 * generator.standard_normal())
         carried = course[length:].copy()
@@ -204,9 +205,25 @@ def _filter_white(
 ) -> Iterator[np.ndarray]:
     """Yield filtered white noise of unit variance, (length, n_sources), stationary from the first sample."""
     from scipy import signal
+    from scipy.linalg import solve_discrete_lyapunov
 
     generator = make_generator(person.config.seed, kind, person.index, name)
-    state = _draw_stationary_state(sections, n_sources, generator)
+    # The state is drawn from its stationary distribution, so that a recording does not start from silence.
+    # The one-step map of the state of `sosfilt`, and how its input enters, by probing it with unit vectors.
+    size = 2 * len(sections)
+    transition = np.zeros((size, size))
+    for column in range(size):
+        unit = np.zeros(size)
+        unit[column] = 1.0
+        transition[:, column] = signal.sosfilt(sections, [0.0], zi=unit.reshape(-1, 2))[1].ravel()
+    entering = signal.sosfilt(sections, [1.0], zi=np.zeros((len(sections), 2)))[1].ravel()
+    # The stationary covariance C of the state x' = A x + b w, with white w, solves C = A C A' + b b'.
+    covariance = solve_discrete_lyapunov(transition, np.outer(entering, entering))
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    draws = generator.standard_normal((n_sources, len(root))) @ root.T  # (n_sources, 2 * n_sections)
+    # (n_sources, 2 * n_sections) -> (n_sections, n_sources, 2), as `sosfilt` wants it
+    state = np.ascontiguousarray(draws.reshape(n_sources, len(sections), 2).transpose(1, 0, 2))
     sections = sections.astype(np.float64)
     while True:
         white = generator.standard_normal((length, n_sources), dtype=np.float32)
@@ -215,37 +232,10 @@ def _filter_white(
         yield coloured.T.astype(np.float32)
 
 
-def _draw_stationary_state(
-    sections: np.ndarray, n_sources: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Draw a filter state from its stationary distribution, so that a recording does not start from silence."""
-    transition, drive = _make_state_space(sections)
-    from scipy.linalg import solve_discrete_lyapunov
-
-    covariance = solve_discrete_lyapunov(transition, np.outer(drive, drive))
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    root = vectors * np.sqrt(np.clip(values, 0, None))
-    draws = generator.standard_normal((n_sources, len(root))) @ root.T  # (n_sources, 2 * n_sections)
-    return np.ascontiguousarray(draws.reshape(n_sources, len(sections), 2).transpose(1, 0, 2))
-
-
-def _make_state_space(sections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the one-step map of the state of `scipy.signal.sosfilt` and how its input enters, by probing it."""
-    from scipy import signal
-
-    size = 2 * len(sections)
-    transition, drive = np.zeros((size, size)), np.zeros(size)
-    for column in range(size):
-        state = np.zeros(size)
-        state[column] = 1.0
-        transition[:, column] = signal.sosfilt(sections, [0.0], zi=state.reshape(-1, 2))[1].ravel()
-    drive[:] = signal.sosfilt(sections, [1.0], zi=np.zeros((len(sections), 2)))[1].ravel()
-    return transition, drive
-
-
 @lru_cache(maxsize=32)
 def _make_background_filter(exponent: float, sfreq: float) -> np.ndarray:
-    """Return a cascade of one pole and one zero per octave that falls like f**(-exponent / 2) in amplitude."""
+    """Return a cascade of one pole and one zero every two octaves that falls like f**(-exponent / 2) in amplitude."""
+    # Two octaves apart they ripple by 0.1 dB around the straight line at an exponent of 1, by 0.6 dB at 2.
     ratio = 4.0
     corners = CORNER_HZ * ratio ** np.arange(np.ceil(np.log(sfreq / 2 / CORNER_HZ) / np.log(ratio)))
     poles = np.exp(-2 * np.pi * corners / sfreq)

@@ -89,11 +89,21 @@ def simulate_continuous(
         If events are not sorted, or name an image that does not exist.
     """
     onsets_s, rows = np.asarray(onsets_s, float), np.asarray(rows, int)
-    _check_events(person, onsets_s, rows)
+    if onsets_s.ndim != 1 or onsets_s.shape != rows.shape:
+        raise DataError(
+            f"{onsets_s.shape} onsets were given for {rows.shape} stimulus rows: one each is needed."
+        )
+    if (np.diff(onsets_s) < 0).any() or (onsets_s < 0).any():
+        raise DataError("stimulus onsets must be ascending and not negative.")
+    if len(rows) and (rows.max() >= len(person.drive) or rows.min() < -1):
+        raise DataError(
+            f"stimulus rows must lie between -1 and {len(person.drive) - 1}, but run from {rows.min()} to {rows.max()}."
+        )
     if block_s <= 0 or n_samples < 0:
         raise ConfigError(
             f"block_s must be positive and n_samples not negative, not {block_s} and {n_samples}."
         )
+    # A generator of its own, so that a wrong argument is refused here and not at the first block.
     return _stream(person, system, onsets_s, rows, duration_s, n_samples, name, block_s, noise)
 
 
@@ -148,12 +158,15 @@ def make_sensor_map(person: Person, system: SensorSystem, duration_s: float) -> 
     """
     patterns, common = compute_patterns(person, system)
     peak_wanted = person.config.evoked_eeg_v if system.modality == "eeg" else person.config.evoked_meg_t
+    # The common response peaks well within the first second; 2 ms are fine enough to find it.
     times = np.arange(0, 1.0, 1 / 500)
     courses = np.stack([compute_time_course(stage, times, duration_s) for stage in person.stages])
     evoked = common * (peak_wanted / np.abs(common.T @ courses).max())
     power = _measure_signal_power(person, patterns, duration_s)
     wanted = person.config.snr * compute_noise_power(person, system).mean()
-    scale = np.sqrt(wanted / power) if power > 0 else 0.0
+    scale = (
+        np.sqrt(wanted / power) if power > 0 else 0.0
+    )  # patterns are amplitudes, the ratio is one of powers
     scaled = tuple((scale * pattern).astype(np.float32) for pattern in patterns)
     return SensorMap(scaled, evoked.astype(np.float32))
 
@@ -161,19 +174,6 @@ def make_sensor_map(person: Person, system: SensorSystem, duration_s: float) -> 
 def find_samples(onsets_s: np.ndarray, sfreq: float) -> np.ndarray:
     """Return the sample at which each onset falls: the nearest one, as in every simulated recording."""
     return np.round(np.asarray(onsets_s, float) * sfreq).astype(np.int64)
-
-
-def _check_events(person: Person, onsets_s: np.ndarray, rows: np.ndarray) -> None:
-    if onsets_s.ndim != 1 or onsets_s.shape != rows.shape:
-        raise DataError(
-            f"{onsets_s.shape} onsets were given for {rows.shape} stimulus rows: one each is needed."
-        )
-    if (np.diff(onsets_s) < 0).any() or (onsets_s < 0).any():
-        raise DataError("stimulus onsets must be ascending and not negative.")
-    if len(rows) and (rows.max() >= len(person.drive) or rows.min() < -1):
-        raise DataError(
-            f"stimulus rows must lie between -1 and {len(person.drive) - 1}, but run from {rows.min()} to {rows.max()}."
-        )
 
 
 def _measure_signal_power(person: Person, patterns: tuple[np.ndarray, ...], duration_s: float) -> float:
@@ -239,10 +239,12 @@ def _simulate_signal(
     )
     sensors = make_sensor_map(person, system, duration_s)
     gains, delays_s = draw_trials(person, len(rows), name)
+    # Trials jitter in latency by whole samples, so each response is one slice of the buffer.
     starts = np.clip(find_samples(onsets_s, rate) + find_samples(delays_s, rate), 0, None)
-    order = np.argsort(starts, kind="stable")
+    order = np.argsort(starts, kind="stable")  # jitter may swap neighbours
     sorted_starts = starts[order]
     length = round(CHUNK_S * rate)
+    # One chunk, and room behind it for responses that outlast it.
     buffer = np.zeros((system.n_channels, length + len(times)), np.float32)
     for first in range(0, n_samples, length):
         low, high = np.searchsorted(sorted_starts, (first, first + length))
@@ -261,7 +263,9 @@ def make_lowpass(sfreq: float, cutoff_hz: float, decim: int) -> np.ndarray:
     """Return a symmetric low-pass filter of about 0.1 s, half amplitude at the cutoff; gain one at 0 Hz."""
     from scipy.signal import firwin
 
-    half = decim * round(0.05 * sfreq / decim)
+    half = decim * round(
+        0.05 * sfreq / decim
+    )  # a multiple of `decim`: the middle stays on the decimated grid
     return firwin(2 * half + 1, cutoff_hz, fs=sfreq, window=("kaiser", 5.0)).astype(np.float32)
 
 
@@ -313,10 +317,11 @@ def cut_epochs(
                 yield piece[:, ::decim].copy()
             else:
                 filtered = upfirdn(taps, piece, 1, decim, axis=1)
-                lag = 2 * half // decim
+                lag = 2 * half // decim  # outputs before the whole filter has entered the piece
                 yield np.asarray(filtered[:, lag : lag + n_times], np.float32)
             number += 1
         needed = spans[number][0] if number < len(spans) else first + held.shape[1]
+        # Samples that no later epoch needs are let go.
         passed = min(max(needed - first, 0), held.shape[1])
         held, first = held[:, passed:], first + passed
     if number < len(spans):

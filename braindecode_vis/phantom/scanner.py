@@ -129,7 +129,7 @@ def make_scanner(voxel_mm: int = 4, t_r: float = 1.5) -> Scanner:
         )
     template = load_mni152_gm_template(resolution=voxel_mm)
     grey = np.asarray(template.dataobj, np.float32)
-    inside = np.argwhere(grey > 0.3 * grey.max())
+    inside = np.argwhere(grey > 0.3 * grey.max())  # mostly grey matter, as probabilities of tissue go
     positions = inside @ template.affine[:3, :3].T + template.affine[:3, 3]
     # The template knows nothing of lobes: nearness to the cortical surface leaves cerebellum and nuclei out.
     reach = 3.0 + voxel_mm / 2
@@ -144,6 +144,7 @@ def make_scanner(voxel_mm: int = 4, t_r: float = 1.5) -> Scanner:
         positions=positions,
         regions=label_regions(positions),
         networks=label_networks(positions),
+        # Scanner units of the usual order, higher where there is more grey matter.
         baseline=(800 + 400 * grey[mask] / grey.max()).astype(np.float32),
         t_r=t_r,
     )
@@ -158,6 +159,7 @@ def estimate_volume_bytes(voxel_mm: int | None, dtype: str) -> float:
     """Return the size of one compressed volume in a long series."""
     shape, n_voxels = GRIDS[voxel_mm or 0]
     n_bytes = np.dtype(dtype).itemsize
+    # Zeros outside the cortex compress to about a hundredth.
     return n_bytes * (_RATIO[dtype] * n_voxels + 0.012 * float(np.prod(shape)))
 
 

@@ -91,6 +91,7 @@ class PhantomSize:
 
 
 OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if field.default is None)
+# None is no number at all; zero is a number that the format has, here.
 _MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions")
 
 
@@ -110,6 +111,7 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
                 raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
             continue
         whole = isinstance(value, int) or (key == "pause_s" and isinstance(value, float))
+        # Images below 16 pixels show no object; sequences without a pause would run into each other.
         least = 0 if key in _MAY_BE_ZERO else 0.3 if key == "pause_s" else 16 if key == "image_size" else 1
         if not whole or isinstance(value, bool) or value < least:
             raise ConfigError(

@@ -35,7 +35,7 @@ from braindecode_vis.store import collect_versions, read_json, replace_atomicall
 
 SMALL_BYTES = 16 << 20
 """Noiseless responses to all images are kept up to this size per person, beyond it those to the test images."""
-SFREQ, TMIN, TMAX = 200.0, -0.1, 1.0
+SFREQ, TMIN, TMAX = 200.0, -0.1, 1.0  # of the noiseless responses that are kept
 _N_TIMES = round((TMAX - TMIN) * SFREQ) + 1
 _ROWS_PER_BLOCK = 32
 
@@ -118,7 +118,7 @@ def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
         n_channels = {"meg": 272}.get(form.modality, 64)
         one, extra, n_imagined = 4.0 * n_channels * _N_TIMES, 0.0, 0
     n_rows = n_images if n_images * one <= SMALL_BYTES else size.n_test_concepts
-    drive = 4.0 * n_images * (N_EARLY + N_MID + 32)
+    drive = 4.0 * n_images * (N_EARLY + N_MID + 32)  # at most 32 semantic dimensions by default
     return drive + 250 * n_images + size.n_subjects * (n_rows + n_imagined) * one + extra + 40_000
 
 
@@ -196,7 +196,7 @@ def _write_evoked(form: Format, job: PhantomJob, person: Person) -> list[Path]:
 
     path = folder / f"sub-{person.name}_evoked.npy"
     _write_array(path, (len(rows), system.n_channels, _N_TIMES), iterate())
-    times = max(2, job.size.test_repetitions)
+    times = max(2, job.size.test_repetitions)  # a split into halves needs two
     ceiling = compute_noise_ceiling(person, system, job.test_rows, times, duration_s=form.duration_s)
     table = pd.DataFrame({"channel": system.ch_names, **ceiling})
     ceilings = write_tsv(folder / f"sub-{person.name}_noise_ceiling.tsv", table)
@@ -224,6 +224,7 @@ def _write_betas(form: Format, job: PhantomJob, person: Person) -> list[Path]:
 
 
 def _score(job: PhantomJob, gram: np.ndarray, n_repetitions: int) -> float:
+    # About 40 000 simulated queries: a standard error of at most 0.25 % in the accuracy.
     n_draws = int(np.clip(40_000 // len(gram), 10, 200))
     return compute_ideal_top1(gram, n_repetitions, n_draws=n_draws, seed=job.config.seed)
 
@@ -234,6 +235,7 @@ def _write_person(job: PhantomJob, person: Person, score: Callable[[int], float]
         "subject": person.name,
         "onset_s": person.onset_s,
         "stages": [dataclasses.asdict(stage) for stage in person.stages],
+        # Single trials, and the mean of all repetitions of a test image.
         "ideal_top1": {str(n): score(n) for n in sorted({1, job.size.test_repetitions})},
     }
     write_json(path, content)

@@ -95,6 +95,7 @@ def count_eeg(size: PhantomSize) -> Counts:
     """Return work and space of the recordings."""
     n_runs = size.n_subjects * size.n_sessions * (size.n_runs or 1)
     run_s = expect_run_s(size, EEG_TIMING)
+    # Sidecars take about 10 kB a run, the events 250 bytes a trial.
     n_bytes = (
         n_runs * (estimate_bytes(round(run_s * EEG_SFREQ), EEG_CHANNELS) + 10_000)
         + 250 * size.n_trials * size.n_subjects
@@ -184,6 +185,7 @@ def _write_recording(
     system = job.sensors
     design = make_design(job, person.index, EEG_TIMING)
     trials = design[(design["session"] == session) & (design["run"] == run)]
+    # Onsets are moved to whole samples first, so that events and signal agree exactly.
     samples = np.round(trials["onset"].to_numpy() * system.sfreq).astype(int)
     n_samples = int(samples[-1]) + round(EEG_TIMING.tail * system.sfreq)
     blocks = simulate_continuous(
@@ -196,6 +198,7 @@ def _write_recording(
         name=f"ses-{session:02d}_run-{run:02d}",
     )
     events = describe_events(job, trials)
+    # A trigger byte pair cannot name more images than this; `stimulus_id` does.
     events.insert(0, "value", trials["row"].to_numpy() % 65535 + 1)
     events.insert(0, "sample", samples)
     path = write_recording(
@@ -294,7 +297,15 @@ def write_recording(
     folder /= "eeg"
     stem = f"{entities}_task-{task}" + (f"_run-{run}" if run is not None else "")
     kinds = list(ch_types) if ch_types is not None else ["eeg"] * len(ch_names)
-    _write_samples(folder / f"{stem}_eeg.eeg", blocks, len(ch_names), n_samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with replace_atomically(folder / f"{stem}_eeg.eeg") as temporary, temporary.open("wb") as file:
+        for block in blocks:
+            array = check_block(block, (len(ch_names), None), what=f"the blocks of {stem}_eeg.eeg")
+            # Multiplexed: all channels of a sample, then the next sample; float32 microvolt [2]_.
+            file.write((array.T.astype(np.float64) * 1e6).astype("<f4").tobytes())
+            count += array.shape[1]
+        check_count(count, n_samples, what=f"{stem}_eeg.eeg", unit="samples")
     write_text(folder / f"{stem}_eeg.vmrk", _make_markers(f"{stem}_eeg.eeg", events))
     write_json_file(
         folder / f"{stem}_eeg.json",
@@ -320,17 +331,6 @@ def write_recording(
         _write_electrodes(folder, entities, ch_names, ch_pos)
     # The header comes last: a reader that finds it finds the rest.
     return write_text(folder / f"{stem}_eeg.vhdr", _make_header(f"{stem}_eeg", ch_names, sfreq))
-
-
-def _write_samples(path: Path, blocks: Iterable[np.ndarray], n_channels: int, n_samples: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with replace_atomically(path) as temporary, temporary.open("wb") as file:
-        for block in blocks:
-            array = check_block(block, (n_channels, None), what=f"the blocks of {path.name}")
-            file.write((array.T.astype(np.float64) * 1e6).astype("<f4").tobytes())
-            count += array.shape[1]
-        check_count(count, n_samples, what=path.name, unit="samples")
 
 
 def _make_header(stem: str, ch_names: Sequence[str], sfreq: float) -> str:

@@ -50,7 +50,9 @@ T_R = 2.0
 FMRI_TIMING = TrialTiming(mean=4.0, jitter=1.0, stimulus=1.0, first=6.0, tail=14.0)
 SPACE = "MNI152NLin2009cAsym"
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
-_HEAD_RADIUS_MM = 50.0
+_HEAD_RADIUS_MM = (
+    50.0  # turns rotations into millimetres (Power et al. 2012, doi:10.1016/j.neuroimage.2011.10.018)
+)
 
 
 def count_fmri(size: PhantomSize) -> Counts:
@@ -93,6 +95,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
             for row in block
         ),
         events,
+        # The confounds need the whole run, the writer wants one volume at a time: simulated twice, alike.
         _make_confounds(job, person, simulate(), n_volumes, name),
         scanner.mask,
         n_volumes=n_volumes,
@@ -192,6 +195,7 @@ def make_confounds(
     table = pd.DataFrame()
     for name, values in (("global_signal", global_signal), ("csf", csf), ("white_matter", white_matter)):
         table = pd.concat([table, _expand(name, check_block(values, (n,), what=name))], axis=1)
+    # The first volume has no volume before it: n/a, which readers must cope with.
     steps = np.diff(np.asarray(dvars, dtype=float), prepend=np.nan)
     table["dvars"] = np.where(np.isnan(steps), np.nan, dvars)
     table["std_dvars"] = table["dvars"] / table["dvars"].mean()
@@ -211,6 +215,7 @@ def make_confounds(
 
 def make_cosine_drifts(n_volumes: int, t_r: float, cutoff_s: float = 128.0) -> pd.DataFrame:
     """Return the discrete cosine drifts `cosine00`, `cosine01`... of fMRIPrep, constant left out."""
+    # As many half periods as fit above the cutoff, as fMRIPrep makes them.
     order = int(np.floor(2 * n_volumes * t_r / cutoff_s))
     time = np.arange(n_volumes) + 0.5
     drifts = {

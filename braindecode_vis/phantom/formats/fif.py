@@ -101,6 +101,7 @@ def write_epochs_fif(
     with _scratch_folder(path) as folder:
         rows = _iterate_epochs(epochs, (n_channels, n_times), n_epochs, path.name)
         raw = _open_flat(_spool(folder, rows), info, n_epochs * n_times)
+        # Epochs lie one after the other in the flat file; an event marks time zero of each.
         first = round(-tmin * info["sfreq"])
         events = np.zeros((n_epochs, 3), dtype=int)
         events[:, 0] = np.arange(n_epochs) * n_times + first
@@ -162,7 +163,7 @@ def _open_flat(path: Path, info: mne.Info, n_samples: int) -> Any:
             with path.open("rb") as file:
                 file.seek(start * n_channels * 4)
                 block = np.fromfile(file, "<f4", (stop - start) * n_channels)
-            data[:] = block.reshape(-1, n_channels).T[idx]
+            data[:] = block.reshape(-1, n_channels).T[idx]  # (n_times, n_channels) on disk
 
     return FlatRaw(info, last_samps=[n_samples - 1], filenames=[None], orig_format="single", verbose="error")
 
@@ -182,16 +183,13 @@ def _publish(folder: Path, path: Path) -> None:
     """Move the finished parts next to each other; the first one, which readers open, appears last."""
     parts = sorted(folder.glob("*.fif"), key=lambda part: (part.name == path.name, part.name))
     for part in parts:
-        _zero_stamps(part)
+        # Machine, second and microsecond of every id become zero; a linear walk over the tags of the file.
+        with part.open("r+b") as file:
+            position = 0
+            while len(head := os.pread(file.fileno(), 16, position)) == 16:
+                kind, size = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
+                if kind == _ID_STRUCT:
+                    # The first four bytes are the version of the file, which stays.
+                    os.pwrite(file.fileno(), b"\0" * (size - 4), position + 20)
+                position += 16 + size  # kind, type, size and next, then the data
         part.replace(path.with_name(part.name))
-
-
-def _zero_stamps(path: Path) -> None:
-    """Zero the machine, second and microsecond of every id in a FIF file; a linear walk over its tags."""
-    with path.open("r+b") as file:
-        position = 0
-        while len(head := os.pread(file.fileno(), 16, position)) == 16:
-            kind, size = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")
-            if kind == _ID_STRUCT:
-                os.pwrite(file.fileno(), b"\0" * (size - 4), position + 20)
-            position += 16 + size

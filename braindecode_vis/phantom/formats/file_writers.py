@@ -17,7 +17,7 @@ import pandas as pd
 from braindecode_vis.checks import DataError
 from braindecode_vis.store import replace_atomically
 
-HEADER_BYTES = 352
+HEADER_BYTES = 352  # of NIfTI-1 with an empty extension
 # Noise hardly compresses: the fastest level costs a few percent of the size and saves most of the time.
 _COMPRESS_LEVEL = 1
 
@@ -148,11 +148,13 @@ def _make_header(
     header.set_data_shape(shape)
     header.set_data_dtype(np.dtype(dtype))
     header.set_xyzt_units("mm", "sec")
+    # Both forms, since readers differ in which one they trust.
     header.set_qform(affine, code="aligned")
     header.set_sform(affine, code="aligned")
     if t_r is not None:
         header.set_zooms((*header.get_zooms()[:3], t_r))
     header["vox_offset"] = HEADER_BYTES
     header["magic"] = b"n+1"
+    # Numbers are stored as they are.
     header["scl_slope"], header["scl_inter"] = 1, 0
     return header.binaryblock + b"\0\0\0\0"

@@ -38,10 +38,10 @@ from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import replace_atomically
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
-T_R = 3.0
+T_R = 3.0  # of the published recordings; samples are means over a presentation of 9 s, or of imagery
 STIMULUS_S = 9.0
-_FIRST_SYNSET = 1_440_000
-_VISUAL_SHARE = 0.205  # of cortical voxels
+_FIRST_SYNSET = 1_440_000  # like WordNet offsets: eight digits with the leading zero
+_VISUAL_SHARE = 0.205  # of cortical voxels; for the estimate alone
 _AREAS = {
     "ROI_V1": ("V1",),
     "ROI_V2": ("V2",),
@@ -122,6 +122,7 @@ def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
     training = np.array_split(
         generator.permutation(np.flatnonzero(job.table["split"] == "train")), size.n_runs or 1
     )
+    # Training images once each; then whole test runs, then whole imagery runs, as the published samples are ordered.
     runs = [("training", rows) for rows in training]
     runs += [("test", generator.permutation(tests)) for _ in range(size.test_repetitions)]
     imagined = tests[: size.n_imagery or 0]
@@ -142,43 +143,46 @@ def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return the shared tables, and one unit per person."""
-    units = [Unit("image features and lists", 1, lambda progress: _write_shared(job))]
+
+    def write_shared(progress: Progress) -> list[Path]:
+        table, drive = job.table, job.drive
+        paths = []
+        for split, name in (("train", "Training"), ("test", "Test")):
+            part = table[table["split"] == split]
+            category = part["synset"].rank(method="dense").astype(int)
+            codes = [f"{encode_stimulus_id(name)!r}" for name in part["stimulus_id"]]
+            lines = zip(part["stimulus_id"], codes, category, range(1, len(part) + 1), strict=True)
+            text = "".join("\t".join(map(str, line)) + "\n" for line in lines)
+            paths.append(write_text(job.root / f"stimulus_ImageNet{name}.tsv", text))
+        groups = {str(synset): rows for synset, rows in table.groupby("synset", sort=True).indices.items()}
+        # Averages of a category follow the images, as in the published file: (n_images + n_categories, n_units)
+        features = {
+            layer: np.concatenate([block, [block[rows].mean(axis=0) for rows in groups.values()]])
+            for layer, block in (("cnn1", drive.early), ("cnn4", drive.mid), ("cnn8", drive.semantic))
+        }
+        numbers = [float(int(synset[1:])) for synset in table["synset"]]
+        kinds = np.where(table["split"] == "train", FEATURE_TYPES["training"], FEATURE_TYPES["test"])
+        path = write_image_features(
+            job.root / "ImageFeatures.h5",
+            features,
+            image_ids=np.array(
+                [*map(encode_stimulus_id, table["stimulus_id"]), *[np.nan] * len(groups)], float
+            ),
+            category_ids=np.array([*numbers, *(float(int(synset[1:])) for synset in groups)]),
+            feature_types=np.concatenate([kinds, np.full(len(groups), FEATURE_TYPES["category_average"])]),
+        )
+        return [*paths, path]
+
+    units = [Unit("image features and lists", 1, write_shared)]
     for person in job.subjects:
         name = f"subject {person.name}, samples"
         units.append(Unit(name, _count_samples(job.size), partial(_write_person, job, person)))
     return units
 
 
-def _write_shared(job: PhantomJob) -> list[Path]:
-    table, drive = job.table, job.drive
-    paths = []
-    for split, name in (("train", "Training"), ("test", "Test")):
-        part = table[table["split"] == split]
-        category = part["synset"].rank(method="dense").astype(int)
-        codes = [f"{encode_stimulus_id(name)!r}" for name in part["stimulus_id"]]
-        lines = zip(part["stimulus_id"], codes, category, range(1, len(part) + 1), strict=True)
-        text = "".join("\t".join(map(str, line)) + "\n" for line in lines)
-        paths.append(write_text(job.root / f"stimulus_ImageNet{name}.tsv", text))
-    groups = {str(synset): rows for synset, rows in table.groupby("synset", sort=True).indices.items()}
-    # Averages of a category follow the images, as in the published file: (n_images + n_categories, n_units)
-    features = {
-        layer: np.concatenate([block, [block[rows].mean(axis=0) for rows in groups.values()]])
-        for layer, block in (("cnn1", drive.early), ("cnn4", drive.mid), ("cnn8", drive.semantic))
-    }
-    numbers = [float(int(synset[1:])) for synset in table["synset"]]
-    kinds = np.where(table["split"] == "train", FEATURE_TYPES["training"], FEATURE_TYPES["test"])
-    path = write_image_features(
-        job.root / "ImageFeatures.h5",
-        features,
-        image_ids=np.array([*map(encode_stimulus_id, table["stimulus_id"]), *[np.nan] * len(groups)], float),
-        category_ids=np.array([*numbers, *(float(int(synset[1:])) for synset in groups)]),
-        feature_types=np.concatenate([kinds, np.full(len(groups), FEATURE_TYPES["category_average"])]),
-    )
-    return [*paths, path]
-
-
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     trials = make_trials(job, person.index)
+    # As floats: the zeros at the end of an image number are lost, as in the published files.
     codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
     labels = pd.DataFrame(
         {
@@ -190,6 +194,7 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
     )
     scanner = job.scanner
     kept = find_visual_cortex(scanner)
+    # Regions may overlap (V1 is part of the lower visual cortex): one flag a region.
     rois = {name: np.isin(scanner.regions[kept], areas) for name, areas in _AREAS.items()}
     path = write_bdata(
         job.root / f"Subject{person.index + 1}.h5",
@@ -311,7 +316,7 @@ def write_image_features(
 
 
 def _pad(values: np.ndarray, start: int, n_columns: int) -> np.ndarray:
-    row = np.full(n_columns, np.nan)
+    row = np.full(n_columns, np.nan)  # metadata are NaN where they do not apply
     row[start : start + len(values)] = values
     return row
 

@@ -59,10 +59,10 @@ STIMULUS_S = 3.0
 IMAGERY_SETS = ("A", "B", "C")
 _EXPS = ("vis{}", "att{}", "img{}_1", "img{}_2")
 _IMAGERY_SEED = 1 << 40  # trial names of NSD-Imagery lie beyond those of the main experiment
-SCALE = 300
+SCALE = 300  # int16 betas are percent signal change times this [1]_
 MOST_PERCENT = np.iinfo(np.int16).max / SCALE
 """The largest signal change that the files can hold."""
-T_R = 4 / 3
+T_R = 4 / 3  # of the 1.8 mm preparation, which upsampled the measured 1.6 s
 SPACE = "func1pt8mm"
 BETA_VERSIONS = ("betas_assumehrf", "betas_fithrf", "betas_fithrf_GLMdenoise_RR")
 BEHAVIOUR_COLUMNS = (
@@ -120,6 +120,7 @@ def count(size: PhantomSize) -> Counts:
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images with their `nsd_id`; training images carry the person (`subject`) who sees them."""
+    # Each subject's own images are exemplars of the same training concepts, a block of exemplars a subject.
     n_own = size.n_train_exemplars
     table = list_split(
         size.n_train_concepts, size.n_test_concepts, n_own * size.n_subjects, seed, f"{TRUTH}/images"
@@ -128,6 +129,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     owner = np.where(is_train, table["exemplar"] // n_own, -1)
     design = make_design(size, seed)
     nsd_id = np.empty(len(table), int)
+    # The .mat file counts from 1, nsdId from 0.
     nsd_id[~is_train] = design["sharedix"][0] - 1
     for subject in range(size.n_subjects):
         nsd_id[owner == subject] = design["subjectim"][subject, size.n_test_concepts :] - 1
@@ -153,11 +155,33 @@ def make_design(size: PhantomSize, seed: int) -> Design:
 def plan(job: PhantomJob) -> list[Unit]:
     """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
     n_images = len(job.table)
+    # Before hours of work: will the betas fit into the files?
+    rows = np.unique(np.linspace(0, n_images - 1, 64).astype(int))
     for person in job.subjects:
-        _check_range(job, person)
+        # Gains of single trials reach twice their mean; noise stays within six standard deviations.
+        most = 2 * float(np.abs(compute_betas(person, job.scanner, rows)).max())
+        most += 6 * person.config.fmri.noise_percent
+        if most > MOST_PERCENT:
+            raise ConfigError(
+                f"at a signal-to-noise ratio of {person.config.snr:g}, trials of subject {person.name} reach about "
+                f"{most:.0f} % signal change, but the int16 of NSD end at {MOST_PERCENT:.0f} %; choose a lower snr."
+            )
+
+    def write_design_files(progress: Progress) -> list[Path]:
+        design = make_design(job.size, job.config.seed)
+        return [
+            write_expdesign(job.root, design),
+            write_stim_info(job.root, make_stim_info(design, n_images)),
+        ]
+
+    def write_brick(progress: Progress) -> list[Path]:
+        ordered = job.table.sort_values("nsd_id")["path"]
+        images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
+        return [write_stimuli(job.root, images, n_images, size=job.size.image_size)]
+
     units = [
-        Unit("the experimental design", 1, lambda progress: _write_design(job)),
-        Unit("the stimulus brick", n_images, lambda progress: _write_brick(job, progress)),
+        Unit("the experimental design", 1, write_design_files),
+        Unit("the stimulus brick", n_images, write_brick),
     ]
     if job.size.n_imagery:
         units.append(Unit("the imagery design", 1, lambda progress: _write_imagery_design(job)))
@@ -175,31 +199,6 @@ def plan(job: PhantomJob) -> list[Unit]:
     return units
 
 
-def _check_range(job: PhantomJob, person: Person) -> None:
-    """Raise `ConfigError` before hours of work if the betas will not fit into the files."""
-    rows = np.unique(np.linspace(0, len(job.table) - 1, 64).astype(int))
-    # Gains of single trials reach twice their mean; noise stays within six standard deviations.
-    most = 2 * float(np.abs(compute_betas(person, job.scanner, rows)).max())
-    most += 6 * person.config.fmri.noise_percent
-    if most > MOST_PERCENT:
-        raise ConfigError(
-            f"at a signal-to-noise ratio of {person.config.snr:g}, trials of subject {person.name} reach about "
-            f"{most:.0f} % signal change, but the int16 of NSD end at {MOST_PERCENT:.0f} %; choose a lower snr."
-        )
-
-
-def _write_design(job: PhantomJob) -> list[Path]:
-    design = make_design(job.size, job.config.seed)
-    table = make_stim_info(design, len(job.table))
-    return [write_expdesign(job.root, design), write_stim_info(job.root, table)]
-
-
-def _write_brick(job: PhantomJob, progress: Progress) -> list[Path]:
-    ordered = job.table.sort_values("nsd_id")["path"]
-    images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
-    return [write_stimuli(job.root, images, len(ordered), size=job.size.image_size)]
-
-
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     scanner, number = job.scanner, person.index + 1
     design = make_design(job.size, job.config.seed)
@@ -207,6 +206,7 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
     paths = [write_responses(job.root, number, responses)]
     ncsnr = scanner.fill_volume(compute_voxel_snr(person, scanner))
     paths.append(write_ncsnr(job.root, number, ncsnr, scanner.affine))
+    # The published file tells upper from lower field in V1 to V3: seven labels.
     quadrants, names = label_visual_quadrants(scanner)
     regions = {"prf-visualrois": (scanner.fill_volume(quadrants), names)}
     for name, groups in ROIS.items():
@@ -221,7 +221,9 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
 
 def _write_session(job: PhantomJob, person: Person, session: int, progress: Progress) -> list[Path]:
     shown = get_trial_images(make_design(job.size, job.config.seed), person.index + 1, session) - 1
+    # Rows of the drive in the order of nsdId: the inverse of the column.
     row_of = np.argsort(job.table["nsd_id"].to_numpy())
+    # Trials are named over all sessions, so that a session can be written alone and gives the same numbers.
     seeds = (session - 1) * len(shown) + np.arange(len(shown))
     blocks = progress.watch(iterate_betas(person, job.scanner, row_of[shown], seeds), len)
     path = write_betas(
@@ -253,6 +255,7 @@ def make_imagery_design(job: PhantomJob) -> pd.DataFrame:
     sets = np.array_split(rows, len(IMAGERY_SETS))
     half = (size.imagery_repetitions or 0) // 2
     generator = make_generator(job.config.seed, "nsd-imagery")
+    # Runs 1-3 are seen, 4-6 attended, 7-12 imagined.
     runs = [
         (form.format(name), group) for form in _EXPS for name, group in zip(IMAGERY_SETS, sets, strict=True)
     ]
@@ -263,6 +266,7 @@ def make_imagery_design(job: PhantomJob) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
+    # A letter a picture, as on the screen; doubled after Z.
     cues = {row: chr(ord("A") + number % 26) * (number // 26 + 1) for number, row in enumerate(rows.tolist())}
     return table.assign(
         cue=table["row"].map(cues),
@@ -370,6 +374,7 @@ def make_nsd_expdesign(
     shared = np.sort(ids[:n_shared])
     own = ids[n_shared : n_shared + n_subjects * n_own].reshape(n_subjects, n_own)
     subjectim = np.concatenate([np.tile(shared, (n_subjects, 1)), own], axis=1).astype(np.int32)
+    # Subjects see their images in one common order of places, as in the published design.
     order = _order_trials(images_per_subject, n_repetitions, n_sessions, rng)
     counts = np.zeros((3, n_sessions), dtype=np.uint16)
     for session, shown in enumerate(order.reshape(n_sessions, -1)):
@@ -436,7 +441,7 @@ def make_stim_info(design: Design, n_images: int = 73000) -> pd.DataFrame:
     identity = np.arange(n_images)
     table = pd.DataFrame(
         {
-            "cocoId": identity + 100000,
+            "cocoId": identity + 100000,  # phantom images are no COCO images: numbers of their own
             "cocoSplit": np.where(identity % 25, "train2017", "val2017"),
             "cropBox": "(0.0, 0.0, 0.0, 0.0)",
             "loss": 0.0,
@@ -484,12 +489,14 @@ def make_responses(design: Design, subject: int, n_sessions: int, seed: int = 0)
     slots = np.concatenate(
         [np.flatnonzero(run) for session in design["stimpattern"][:n_sessions] for run in session]
     )
+    # Slots of 4 s, runs of 330 s with their pause, sessions a week apart; the file counts in days.
     clock = slots * 4 + (table["RUN"] - 1) * 330 + (table["SESSION"] - 1) * 7 * 86400
     table["TIME"] = clock / 86400
     trial = pd.Series(np.arange(n_trials))
     last, first = trial.groupby(order).shift(), trial.groupby(order).transform("first")
     table["ISOLD"] = last.notna().astype(int)
     old_now = trial.groupby([order, table["SESSION"].to_numpy()]).cumcount() > 0
+    # Nearly every trial is answered, and 85 % of the answers are right: our choice.
     answered = rng.random(n_trials) < 0.98
     correct = rng.random(n_trials) < 0.85
     says_old = np.where(correct, table["ISOLD"], 1 - table["ISOLD"])

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
@@ -39,15 +39,15 @@ from braindecode_vis.phantom.stimuli.images import list_split
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.store import replace_atomically
 
-TARGET_FRACTION = 0.06
+TARGET_FRACTION = 0.06  # of the shown images are the target that subjects look for
 USES = ("n_runs", "pause_s")
 Partition = Literal["training", "test"]
 PARTITIONS: tuple[Partition, ...] = ("training", "test")
-TARGET_CODE = 99999
+TARGET_CODE = 99999  # in the stim channel
 SFREQ = 1000.0
-SOA_S = 0.2
+SOA_S = 0.2  # one image every 200 ms, half of it blank [1]_
 STIMULUS_S = 0.1
-IMAGES_PER_SEQUENCE = 20
+IMAGES_PER_SEQUENCE = 20  # then a question and a pause [1]_
 LEAD_S = 2.0  # silence before the first image of a recording, and after its last
 PAUSE_S = (1.5, 2.85)  # blank, response and blank: a full training session lasts as long as a real one
 
@@ -112,6 +112,7 @@ def make_design(size: PhantomSize, seed: int, subject: int) -> list[SessionDesig
         test_repetitions=size.test_repetitions // size.n_sessions,
         n_recordings=size.n_runs,
         target_fraction=TARGET_FRACTION,
+        # The published range of 1.5 to 2.85 s around its mean.
         pause_s=(0.69 * size.pause_s, 1.31 * size.pause_s),
     )
 
@@ -135,6 +136,7 @@ def simulate_recordings(
     part: PartitionDesign,
 ) -> Iterator[tuple[pd.DataFrame, Iterator[np.ndarray]]]:
     """Yield events and samples of each recording of one file."""
+    # Codes start anew in each partition; rows of the drive do not.
     offset = 0 if partition == "training" else job.size.n_train_images
     for number, (events, n_samples) in enumerate(part.iterate_recordings()):
         condition = events["condition"].to_numpy()
@@ -172,32 +174,34 @@ def plan(job: PhantomJob) -> list[Unit]:
     units = [plan_image_list(job)]
     for person in job.subjects:
         for session in range(1, job.size.n_sessions + 1):
-            units += [_plan_file(job, person, session, partition) for partition in PARTITIONS]
+            for partition in PARTITIONS:
+                name = f"subject {person.name}, session {session:02d}, {partition} recording"
+                write = partial(_write_recording, job, person, session, partition)
+                units.append(Unit(name, count_steps(job.size, partition), write))
     return units
 
 
-def _plan_file(job: PhantomJob, person: Person, session: int, partition: Partition) -> Unit:
-    def write(progress: Progress) -> list[Path]:
-        design = make_design(job.size, job.config.seed, person.index)[session - 1]
-        part = design.training if partition == "training" else design.test
-        system = job.sensors
-        recordings = simulate_recordings(job, person, system, partition, session, part)
-        blocks = chain.from_iterable(samples for _, samples in recordings)
-        path = write_raw(
-            job.root,
-            person.index + 1,
-            session,
-            partition,
-            progress.watch(blocks, lambda block: block.shape[1] / system.sfreq),
-            part.events,
-            n_samples=part.n_samples,
-            ch_names=system.ch_names,
-            sfreq=system.sfreq,
-        )
-        return [path]
-
-    name = f"subject {person.name}, session {session:02d}, {partition} recording"
-    return Unit(name, count_steps(job.size, partition), write)
+def _write_recording(
+    job: PhantomJob, person: Person, session: int, partition: Partition, progress: Progress
+) -> list[Path]:
+    design = make_design(job.size, job.config.seed, person.index)[session - 1]
+    part = design.training if partition == "training" else design.test
+    system = job.sensors
+    recordings = simulate_recordings(job, person, system, partition, session, part)
+    # Joined without a mark, as in the published files: filters must not run across.
+    blocks = chain.from_iterable(samples for _, samples in recordings)
+    path = write_raw(
+        job.root,
+        person.index + 1,
+        session,
+        partition,
+        progress.watch(blocks, lambda block: block.shape[1] / system.sfreq),
+        part.events,
+        n_samples=part.n_samples,
+        ch_names=system.ch_names,
+        sfreq=system.sfreq,
+    )
+    return [path]
 
 
 @dataclass(frozen=True)
@@ -298,6 +302,7 @@ def make_things_eeg2_design(
     sessions = []
     for session in range(n_sessions):
         order = make_generator(seed, "things-eeg2", "halves", session // 2).permutation(n_train)
+        # A session shows half of the training images; the next one shows the other half.
         half = np.sort(np.array_split(order, 2)[session % 2])
         half = order if half.size == 0 else half  # a single image has one half only
         rng = make_generator(seed, "things-eeg2", "training", session)
@@ -317,6 +322,7 @@ def make_things_eeg2_design(
 def _make_passes(conditions: np.ndarray, n_passes: int, rng: np.random.Generator) -> np.ndarray:
     """Return every condition once per pass, each pass in a new order, no image twice in a row."""
     passes = [rng.permutation(conditions) for _ in range(n_passes)]
+    # A repetition in a row would be seen as one long image.
     for before, after in pairwise(passes):
         if len(conditions) > 1 and before[-1] == after[0]:
             after[[0, -1]] = after[[-1, 0]]
@@ -336,6 +342,7 @@ def _lay_out(
     rng: np.random.Generator,
 ) -> PartitionDesign:
     """Mix targets in, cut the trials into sequences and recordings, and put them on the time line."""
+    # The share is of all shown images, targets included.
     n_targets = round(len(conditions) * target_fraction / (1 - target_fraction))
     n_trials = len(conditions) + n_targets
     is_target = np.zeros(n_trials, dtype=bool)
@@ -346,9 +353,22 @@ def _lay_out(
     sequence = np.arange(n_trials) // IMAGES_PER_SEQUENCE
     n_sequences = int(sequence[-1]) + 1
     recording_of = np.arange(n_sequences) * min(n_recordings, n_sequences) // n_sequences
-    starts, lengths = _time_sequences(sequence, recording_of, pause_s, rng)
+    soa, lead = round(SOA_S * SFREQ), round(LEAD_S * SFREQ)
+    pauses = rng.integers(round(pause_s[0] * SFREQ), round(pause_s[1] * SFREQ), n_sequences)
+    starts = np.zeros(n_sequences, dtype=np.int64)  # first sample of each sequence in the joined file
+    lengths: list[int] = []
+    clock, recording_start = lead, 0
+    for number, size in enumerate(np.bincount(sequence)):
+        if number and recording_of[number] != recording_of[number - 1]:
+            # A recording ends with silence in place of the pause, and the next one begins with silence.
+            clock = clock - int(pauses[number - 1]) + lead
+            lengths.append(clock - recording_start)
+            recording_start, clock = clock, clock + lead
+        starts[number] = clock
+        clock += int(size) * soa + int(pauses[number])
+    lengths.append(clock - int(pauses[-1]) + lead - recording_start)
     position = np.arange(n_trials) % IMAGES_PER_SEQUENCE
-    sample = starts[sequence] + position * round(SOA_S * SFREQ)
+    sample = starts[sequence] + position * soa
     events = pd.DataFrame(
         {
             "recording": recording_of[sequence],
@@ -363,28 +383,7 @@ def _lay_out(
             "is_target": is_target,
         }
     )
-    return PartitionDesign(events, lengths)
-
-
-def _time_sequences(
-    sequence: np.ndarray, recording_of: np.ndarray, pause_s: tuple[float, float], rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the first sample of each sequence in the joined file, and the length of each recording."""
-    soa, lead = round(SOA_S * SFREQ), round(LEAD_S * SFREQ)
-    pauses = rng.integers(round(pause_s[0] * SFREQ), round(pause_s[1] * SFREQ), len(recording_of))
-    starts = np.zeros(len(recording_of), dtype=np.int64)
-    lengths: list[int] = []
-    sizes = np.bincount(sequence)
-    clock, recording_start = lead, 0
-    for number, size in enumerate(sizes):
-        if number and recording_of[number] != recording_of[number - 1]:
-            clock = clock - int(pauses[number - 1]) + lead
-            lengths.append(clock - recording_start)
-            recording_start, clock = clock, clock + lead
-        starts[number] = clock
-        clock += int(size) * soa + int(pauses[number])
-    lengths.append(clock - int(pauses[-1]) + lead - recording_start)
-    return starts, tuple(lengths)
+    return PartitionDesign(events, tuple(lengths))
 
 
 def make_image_table(
@@ -489,7 +488,11 @@ def write_raw(
     """
     check_option("partition", partition, PARTITIONS)
     where = f"raw {partition} EEG of subject {subject}, session {session}"
-    stim = _make_pulses(events, n_samples, where)
+    check_columns(events.columns, ("sample", "code"), what=f"the event table of the {where}")
+    pulses = events["sample"].to_numpy(dtype=np.int64)
+    if len(pulses) and (pulses.min() < 0 or pulses.max() >= n_samples):
+        raise DataError(f"an event of the {where} lies at sample {pulses.max()}, outside its {n_samples}.")
+    check_unique(pulses.tolist(), what=f"event samples of the {where}")
     content = {
         "raw_eeg_data": PendingArray((len(ch_names) + 1, n_samples), np.dtype("<f8")),
         "ch_names": [*map(str, ch_names), "stim"],
@@ -508,38 +511,22 @@ def write_raw(
         file.seek(n_bytes, os.SEEK_CUR)  # the hole reads as zeros: the stim row needs its pulses only
         file.write(tail)
         file.flush()
-        _fill_rows(file.fileno(), len(head), blocks, (len(ch_names), n_samples), where)
+        # Each block goes to its place in every channel's row of the array (n_channels, n_samples), in C order.
+        start = 0
+        for block in blocks:
+            array = check_block(block, (len(ch_names), None), what=f"the {where}")
+            stop = start + array.shape[1]
+            if stop > n_samples:  # it would be written over the next channel
+                check_count(stop, n_samples, what=f"The {where}", unit="samples")
+            rows = np.ascontiguousarray(array, dtype="<f8")
+            for channel in range(len(ch_names)):
+                os.pwrite(file.fileno(), rows[channel].data, len(head) + (channel * n_samples + start) * 8)
+            start = stop
+        check_count(start, n_samples, what=f"The {where}", unit="samples")
         stim_start = len(head) + len(ch_names) * n_samples * 8
-        for sample, code in stim:
+        for sample, code in zip(pulses.tolist(), events["code"].astype(int).tolist(), strict=True):
             os.pwrite(file.fileno(), np.float64(code).astype("<f8").tobytes(), stim_start + sample * 8)
     return path
-
-
-def _fill_rows(
-    descriptor: int, offset: int, blocks: Iterable[np.ndarray], shape: tuple[int, int], where: str
-) -> None:
-    """Put each block of samples where it belongs in every channel's row of a C-ordered array."""
-    n_channels, n_samples = shape
-    start = 0
-    for block in blocks:
-        array = check_block(block, (n_channels, None), what=f"the {where}")
-        stop = start + array.shape[1]
-        if stop > n_samples:
-            check_count(stop, n_samples, what=f"The {where}", unit="samples")
-        rows = np.ascontiguousarray(array, dtype="<f8")
-        for channel in range(n_channels):
-            os.pwrite(descriptor, rows[channel].data, offset + (channel * n_samples + start) * 8)
-        start = stop
-    check_count(start, n_samples, what=f"The {where}", unit="samples")
-
-
-def _make_pulses(events: pd.DataFrame, n_samples: int, where: str) -> list[tuple[int, int]]:
-    check_columns(events.columns, ("sample", "code"), what=f"the event table of the {where}")
-    samples = events["sample"].to_numpy(dtype=np.int64)
-    if len(samples) and (samples.min() < 0 or samples.max() >= n_samples):
-        raise DataError(f"an event of the {where} lies at sample {samples.max()}, outside its {n_samples}.")
-    check_unique(samples.tolist(), what=f"event samples of the {where}")
-    return list(zip(samples.tolist(), events["code"].astype(int).tolist(), strict=True))
 
 
 def estimate_raw_bytes(n_samples: int, n_channels: int = 63) -> int:

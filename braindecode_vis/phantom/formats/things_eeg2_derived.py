@@ -37,8 +37,8 @@ from braindecode_vis.phantom.recordings import cut_epochs, make_lowpass
 from braindecode_vis.phantom.sizes import PhantomSize
 from braindecode_vis.store import replace_atomically
 
-N_BASELINE_S = 0.2
-_CHUNK = 128
+N_BASELINE_S = 0.2  # epochs start here, and their mean up to the onset is subtracted
+_CHUNK = 128  # trials whitened at a time
 OFFICIAL_TIMES = np.round(np.arange(100) / 100 - 0.2, 2)
 # Fifty samples of baseline were dropped from the data, not from the times.
 TIMES_300 = np.round(np.arange(300) / 250 - 0.2, 3)
@@ -107,10 +107,24 @@ def _write_person(name: str, job: PhantomJob, person: Person, progress: Progress
             spools[partition] = np.lib.format.open_memmap(paths[partition], "w+", np.float32, shape)
         for design in things_eeg2.make_design(size, job.config.seed, person.index):
             _fill_session(layout, job, person, design, spools, progress)
-        return [
-            _write_partition(name, layout, job, person, part, counts[part], spools[part])
-            for part in PARTITIONS
-        ]
+        write = write_official if name == "things-eeg2-official" else write_250hz
+        written = []
+        for partition, (n_images, n_repetitions) in counts.items():
+            # (n_images * n_repetitions, n_channels, n_times), image by image, without the dropped samples
+            trials = spools[partition][:, :, layout.n_dropped :]
+            images = (trials[i * n_repetitions : (i + 1) * n_repetitions] for i in range(n_images))
+            written.append(
+                write(
+                    job.root,
+                    person.index + 1,
+                    partition,
+                    images,
+                    n_images=n_images,
+                    n_repetitions=n_repetitions,
+                    ch_names=layout.ch_names,
+                )
+            )
+        return written
     finally:
         spools.clear()
         for path in paths.values():
@@ -145,47 +159,23 @@ def _fill_session(
             epochs = cut_epochs(
                 blocks, onsets - n_baseline * layout.decim, layout.n_times, decim=layout.decim, taps=taps
             )
+            # Where the authors put a trial: by image, then by repetition, whatever the order of presentation.
             places = (shown["condition"] * repetitions + shown["repetition"]).to_numpy()
             for place, epoch in zip(places.tolist(), epochs, strict=True):
                 epoch = epoch - epoch[:, :n_baseline].mean(axis=1, keepdims=True)
-                spools[partition][place] = epoch * 1e6
+                spools[partition][place] = epoch * 1e6  # microvolt: float32 keeps its digits either way
                 slots[partition].append(place)
                 if partition in layout.whitened_by:
                     centred = spools[partition][place] - spools[partition][place].mean(axis=1, keepdims=True)
                     covariance += centred.astype(np.float64) @ centred.T
                     n_summed += layout.n_times
+    # Symmetric inverse square root of the mean covariance over time [3]_.
     values, vectors = np.linalg.eigh(covariance / n_summed)
     whitener = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
     for partition, rows in slots.items():
         for start in range(0, len(rows), _CHUNK):
             chunk = np.sort(rows[start : start + _CHUNK])
             spools[partition][chunk] = whitener @ spools[partition][chunk]
-
-
-def _write_partition(
-    name: str,
-    layout: EpochLayout,
-    job: PhantomJob,
-    person: Person,
-    partition: Partition,
-    counts: tuple[int, int],
-    spool: np.ndarray,
-) -> Path:
-    n_images, n_repetitions = counts
-    images = (
-        spool[image * n_repetitions : (image + 1) * n_repetitions, :, layout.n_dropped :]
-        for image in range(n_images)
-    )
-    write = write_official if name == "things-eeg2-official" else write_250hz
-    return write(
-        job.root,
-        person.index + 1,
-        partition,
-        images,
-        n_images=n_images,
-        n_repetitions=n_repetitions,
-        ch_names=layout.ch_names,
-    )
 
 
 def _make_format(name: str, description: str) -> Format:
@@ -303,6 +293,8 @@ def estimate_epochs_bytes(
     return n_images * n_repetitions * n_channels * n_times * itemsize
 
 
+# Decimation by 2 needs a low-pass below 50 Hz; at 250 Hz the simulation runs at the final rate already. The published
+# 250 Hz files lack their 50 baseline samples, while `times` still counts them.
 LAYOUTS = {
     "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS),
     "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",)),

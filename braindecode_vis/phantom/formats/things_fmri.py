@@ -42,7 +42,6 @@ from braindecode_vis.phantom.formats.file_writers import (
 from braindecode_vis.phantom.formats.pickles import split_pickle
 from braindecode_vis.phantom.scanner import (
     GRIDS,
-    Scanner,
     count_voxels,
     estimate_volume_bytes,
     iterate_volumes,
@@ -54,10 +53,11 @@ from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.store import replace_atomically
 
 USES = ("n_runs", "n_catch", "voxel_mm")
+# Names of the localiser regions in the published table; LOC is lateral occipital, TOS the occipital place area.
 _SIDED = {"EBA": "EBA", "FFA": "FFA", "PPA": "PPA", "LO": "LOC", "OPA": "TOS"}
-_VOXELS_PER_BLOCK = 1024
+_VOXELS_PER_BLOCK = 1024  # rows of the response table written at once
 T_R = 1.5
-SOA_S, FIRST_ONSET_S, STIMULUS_S = 4.5, 3.0, 0.5
+SOA_S, FIRST_ONSET_S, STIMULUS_S = 4.5, 3.0, 0.5  # three volumes a trial [1]_
 # The phantom's concepts are no THINGS concepts; an offset keeps the two numberings apart, as they are there.
 _THINGS_OFFSET = 1000
 VOXEL_COLUMNS = (
@@ -130,7 +130,13 @@ def plan(job: PhantomJob) -> list[Unit]:
     numbers = (
         np.arange(n_trials) * (job.size.n_runs or 1) // n_trials + 1
     )  # the run of each trial of a session
-    units = [Unit("the brain masks", 1, lambda progress: _write_masks(job))]
+
+    def write_masks(progress: Progress) -> list[Path]:
+        scanner = job.scanner
+        numbers = [person.index + 1 for person in job.subjects]
+        return [write_brainmask(job.root, number, scanner.mask, scanner.affine) for number in numbers]
+
+    units = [Unit("the brain masks", 1, write_masks)]
     for person in job.subjects:
         for session in range(1, job.size.n_sessions + 1):
             for run, n_run_trials in enumerate(np.bincount(numbers)[1:].tolist(), start=1):
@@ -143,13 +149,6 @@ def plan(job: PhantomJob) -> list[Unit]:
             Unit(f"subject {person.name}, response table", n_kept, partial(_write_table, job, person))
         )
     return units
-
-
-def _write_masks(job: PhantomJob) -> list[Path]:
-    scanner = job.scanner
-    return [
-        write_brainmask(job.root, person.index + 1, scanner.mask, scanner.affine) for person in job.subjects
-    ]
 
 
 def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
@@ -177,6 +176,25 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
 def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     design, scanner, number = _make_design(job, person.index), job.scanner, person.index + 1
     stimuli = make_stimulus_metadata(design, job.table, number)
+    # Noise ceilings in percent as published, from the planted ratio of variances instead of an estimate [1]_.
+    power = compute_voxel_snr(person, scanner) ** 2
+    half = job.size.n_sessions / 2
+    split = power / (power + 1 / half)
+    # One 0/1 column a region, left and right apart where functional localisers were.
+    left = scanner.positions[:, 0] < 0
+    flags = {name: scanner.regions == name for name in ("V1", "V2", "V3", "hV4")}
+    for region, name in _SIDED.items():
+        flags[f"l{name}"] = (scanner.regions == region) & left
+        flags[f"r{name}"] = (scanner.regions == region) & ~left
+    voxels = make_voxel_metadata(
+        number,
+        np.argwhere(scanner.mask),
+        pd.DataFrame({**flags, "IT": scanner.regions == "IT"}),
+        nc_singletrial=100 * power / (power + 1),
+        nc_testset=100 * power / (power + 1 / job.size.n_sessions),
+        splithalf_uncorrected=split,
+        splithalf_corrected=2 * split / (1 + split),
+    )
     spool_path = job.scratch / f"things-fmri-{person.name}.npy"
     shape = (len(stimuli), scanner.n_voxels)
     try:
@@ -184,6 +202,7 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
         for row, values in enumerate(_read_trials(job, person, design)):
             spool[row] = values
             progress.add(1)
+        # The table has a row per voxel, so the trials are turned round, a block of voxels at a time.
         starts = range(0, scanner.n_voxels, _VOXELS_PER_BLOCK)
         path = write_response_table(
             job.root,
@@ -191,7 +210,7 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
             (np.ascontiguousarray(spool[:, start : start + _VOXELS_PER_BLOCK].T) for start in starts),
             n_voxels=scanner.n_voxels,
             stimuli=stimuli,
-            voxels=_make_voxel_table(job, person),
+            voxels=voxels,
         )
         del spool
     finally:
@@ -213,31 +232,6 @@ def _read_trials(job: PhantomJob, person: Person, design: pd.DataFrame) -> Itera
                 volume = np.frombuffer(file.read(n_bytes), "<f4").reshape(scanner.mask.shape, order="F")
                 if kind != "catch":
                     yield volume[scanner.mask]
-
-
-def _make_voxel_table(job: PhantomJob, person: Person) -> pd.DataFrame:
-    scanner = job.scanner
-    power = compute_voxel_snr(person, scanner) ** 2
-    half = job.size.n_sessions / 2
-    split = power / (power + 1 / half)
-    return make_voxel_metadata(
-        person.index + 1,
-        np.argwhere(scanner.mask),
-        _flag_regions(scanner),
-        nc_singletrial=100 * power / (power + 1),
-        nc_testset=100 * power / (power + 1 / job.size.n_sessions),
-        splithalf_uncorrected=split,
-        splithalf_corrected=2 * split / (1 + split),
-    )
-
-
-def _flag_regions(scanner: Scanner) -> pd.DataFrame:
-    left = scanner.positions[:, 0] < 0
-    flags = {name: scanner.regions == name for name in ("V1", "V2", "V3", "hV4")}
-    for region, name in _SIDED.items():
-        flags[f"l{name}"] = (scanner.regions == region) & left
-        flags[f"r{name}"] = (scanner.regions == region) & ~left
-    return pd.DataFrame({**flags, "IT": scanner.regions == "IT"})
 
 
 def make_image_table(concepts: Sequence[str], n_exemplars: int = 12, n_test: int = 100) -> pd.DataFrame:

@@ -23,7 +23,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -47,20 +47,21 @@ from braindecode_vis.phantom.stimuli.images import make_concepts, match_concepts
 from braindecode_vis.seeds import derive_seed, make_generator
 
 USES = ("n_runs", "n_catch", "n_raw_sessions")
-CUTOFF_HZ = 40.0
-MEAN_SOA_S = 1.5
+CUTOFF_HZ = 40.0  # low-pass of the published epochs [1]_
+MEAN_SOA_S = 1.5  # between onsets, jittered by 0.2 s [1]_
 MEG_SYSTEM = "meg-ctf272"
 RAW_SFREQ = 1200.0
+# From -0.1 to 1.3 s, both ends included: the `times` of the published files.
 EPOCH_SFREQ, EPOCH_TMIN, EPOCH_N_TIMES = 200.0, -0.1, 281
 CATCH_ID = 999999
 DROPPED_SENSOR = "MRO11-1609"  # in the raw runs, not in the preprocessed epochs
-TRIGGER_CODE, END_CODE = 64, 32
+TRIGGER_CODE, END_CODE = 64, 32  # of an image, and of the end of a run
 TRIGGER_LEAD_S = 0.15
-STIMULUS_S = 0.5
+STIMULUS_S = 0.5  # on the screen, followed by a blank of 0.8 to 1.2 s [1]_
 _OPTICAL = "UADC016-2104"
 _TRIGGER = "UPPT001"
 _PULSE_S = 0.05
-LEAD_S, TAIL_S = 2.5, 3.0
+LEAD_S, TAIL_S = 2.5, 3.0  # first onset of a run, and what follows its last one
 # The columns of `sample_attributes_P*.csv`. Readers use some by position: 0, 2 and 8.
 ATTRIBUTE_COLUMNS = (
     "trial_type", "image_nr", "category_nr", "exemplar_nr", "test_image_nr", "things_category_nr",
@@ -104,7 +105,9 @@ def count(size: PhantomSize) -> Counts:
     epochs_s = size.n_subjects * (size.n_sessions - size.n_raw_sessions) * session_s
     epochs = estimate_epochs_bytes(size.n_sessions * n_trials)
     n_bytes = raw_s * estimate_raw_bytes(1) * RAW_SFREQ + size.n_subjects * epochs
+    # Epochs lie in a flat file, in MNE's parts and under their name; of these at most two at a time.
     scratch = 2 * epochs + estimate_raw_bytes(1) * RAW_SFREQ * session_s / size.n_runs
+    # Measured on one core: simulation is as many times faster than real time, MNE writes an epoch in 6 ms.
     seconds = 7 + raw_s / 25 + epochs_s / 120 + size.n_subjects * size.n_sessions * n_trials * 6e-3
     steps = size.n_subjects * (
         size.n_raw_sessions * size.n_runs * _count_run_steps(size) + size.n_sessions * n_trials
@@ -134,14 +137,25 @@ def count_images(size: PhantomSize) -> int:
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return the tables, one unit per raw run, and the epochs of each person."""
-    units = [Unit("the tables of the data set", 1, lambda progress: _write_tables(job))]
+
+    def write_tables(progress: Progress) -> list[Path]:
+        images = job.table.assign(path=job.table["things_path"])
+        write_dataset(job.root, [person.index + 1 for person in job.subjects], images)
+        tables = (job.root / "THINGS").rglob("*.csv")
+        return [job.root / "dataset_description.json", job.root / "participants.tsv", *tables]
+
+    units = [Unit("the tables of the data set", 1, write_tables)]
     assert job.size.n_raw_sessions is not None
     assert job.size.n_runs is not None
+    n_steps = _count_run_steps(job.size)
     for person in job.subjects:
-        for session in range(1, job.size.n_sessions + 1):
-            if session <= job.size.n_raw_sessions:
-                units += [_plan_run(job, person, session, run) for run in range(1, job.size.n_runs + 1)]
-        units.append(_plan_epochs(job, person))
+        for session in range(1, job.size.n_raw_sessions + 1):
+            for run in range(1, job.size.n_runs + 1):
+                name = f"subject {person.name}, session {session:02d}, raw run {run:02d}"
+                units.append(Unit(name, n_steps, partial(_write_run, job, person, session, run)))
+        # The epochs come after the raw runs, from which they are cut.
+        n_epochs = job.size.n_sessions * count_session_trials(job.size)
+        units.append(Unit(f"subject {person.name}, epochs", n_epochs, partial(_write_epochs, job, person)))
     return units
 
 
@@ -155,35 +169,24 @@ def _make_design(job: PhantomJob, subject: int) -> pd.DataFrame:
     )
 
 
-def _write_tables(job: PhantomJob) -> list[Path]:
-    images = job.table.assign(path=job.table["things_path"])
-    write_dataset(job.root, [person.index + 1 for person in job.subjects], images)
-    tables = (job.root / "THINGS").rglob("*.csv")
-    return [job.root / "dataset_description.json", job.root / "participants.tsv", *tables]
-
-
-def _plan_run(job: PhantomJob, person: Person, session: int, run: int) -> Unit:
-    def write(progress: Progress) -> list[Path]:
-        design = _make_design(job, person.index)
-        events = design[(design["session"] == session) & (design["run"] == run)]
-        system, info = job.sensors, job.sensors.make_info()
-        samples = _simulate_run(job, person, system.sfreq, session, run, events)
-        path = write_raw_run(
-            job.root,
-            person.index + 1,
-            session,
-            run,
-            progress.watch(samples, lambda block: block.shape[1] / system.sfreq),
-            events,
-            ch_names=system.ch_names,
-            locs=np.array([channel["loc"] for channel in info["chs"]]),
-            dev_head=info["dev_head_t"]["trans"],
-        )
-        stem = path.name.removesuffix("_meg.fif")
-        return [p for p in path.parent.iterdir() if p.name.removeprefix("._").startswith(stem)]
-
-    name = f"subject {person.name}, session {session:02d}, raw run {run:02d}"
-    return Unit(name, _count_run_steps(job.size), write)
+def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
+    design = _make_design(job, person.index)
+    events = design[(design["session"] == session) & (design["run"] == run)]
+    system, info = job.sensors, job.sensors.make_info()
+    samples = _simulate_run(job, person, system.sfreq, session, run, events)
+    path = write_raw_run(
+        job.root,
+        person.index + 1,
+        session,
+        run,
+        progress.watch(samples, lambda block: block.shape[1] / system.sfreq),
+        events,
+        ch_names=system.ch_names,
+        locs=np.array([channel["loc"] for channel in info["chs"]]),
+        dev_head=info["dev_head_t"]["trans"],
+    )
+    stem = path.name.removesuffix("_meg.fif")
+    return [p for p in path.parent.iterdir() if p.name.removeprefix("._").startswith(stem)]
 
 
 def _simulate_run(
@@ -201,27 +204,22 @@ def _simulate_run(
     )
 
 
-def _plan_epochs(job: PhantomJob, person: Person) -> Unit:
-    n_epochs = job.size.n_sessions * count_session_trials(job.size)
-
-    def write(progress: Progress) -> list[Path]:
-        design = _make_design(job, person.index)
-        attributes = make_sample_attributes(person.index + 1, design, job.table, job.config.seed)
-        info = job.sensors.make_info()
-        kept = [i for i, name in enumerate(job.sensors.ch_names) if name != DROPPED_SENSOR]
-        path = write_preprocessed(
-            job.root,
-            person.index + 1,
-            progress.watch(_cut_sessions(job, person, design, kept), lambda epoch: 1),
-            attributes,
-            ch_names=[job.sensors.ch_names[i] for i in kept],
-            locs=np.array([info["chs"][i]["loc"] for i in kept]),
-            dev_head=info["dev_head_t"]["trans"],
-        )
-        parts = path.parent.glob(f"{path.stem}*.fif")
-        return [*parts, write_sample_attributes(job.root, person.index + 1, attributes)]
-
-    return Unit(f"subject {person.name}, epochs", n_epochs, write)
+def _write_epochs(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    design = _make_design(job, person.index)
+    attributes = make_sample_attributes(person.index + 1, design, job.table, job.config.seed)
+    info = job.sensors.make_info()
+    kept = [i for i, name in enumerate(job.sensors.ch_names) if name != DROPPED_SENSOR]
+    path = write_preprocessed(
+        job.root,
+        person.index + 1,
+        progress.watch(_cut_sessions(job, person, design, kept), lambda epoch: 1),
+        attributes,
+        ch_names=[job.sensors.ch_names[i] for i in kept],
+        locs=np.array([info["chs"][i]["loc"] for i in kept]),
+        dev_head=info["dev_head_t"]["trans"],
+    )
+    parts = path.parent.glob(f"{path.stem}*.fif")
+    return [*parts, write_sample_attributes(job.root, person.index + 1, attributes)]
 
 
 def _cut_sessions(
@@ -235,7 +233,9 @@ def _cut_sessions(
         sfreq = RAW_SFREQ if is_raw else EPOCH_SFREQ
         decim = round(sfreq / EPOCH_SFREQ)
         if is_raw:
-            samples = _read_run(job, person, session, run)
+            folder = job.root / f"sub-BIGMEG{person.index + 1}" / f"ses-{session:02d}" / "meg"
+            name = f"sub-BIGMEG{person.index + 1}_ses-{session:02d}_task-main_run-{run:02d}_meg.fif"
+            samples = read_sensors(folder / name)
         else:
             samples = _simulate_run(job, person, sfreq, session, run, events)
         starts = np.round((events["onset"].to_numpy() + EPOCH_TMIN) * sfreq).astype(int)
@@ -248,19 +248,19 @@ def _cut_sessions(
         )
         for epoch in epochs:
             baseline = epoch[:, :n_baseline]
+            # z-scored per channel and trial by its own baseline, as published [1]_.
             yield (epoch - baseline.mean(axis=1, keepdims=True)) / baseline.std(axis=1, keepdims=True)
 
 
-def _read_run(job: PhantomJob, person: Person, session: int, run: int) -> Iterator[np.ndarray]:
-    """Yield the samples of a finished raw run, 2 s at a time."""
+def read_sensors(path: Path) -> Iterator[np.ndarray]:
+    """Yield the sensors of a finished raw run, 2 s at a time."""
     import mne
 
-    entities = f"sub-BIGMEG{person.index + 1}_ses-{session:02d}"
-    folder = job.root / f"sub-BIGMEG{person.index + 1}" / f"ses-{session:02d}" / "meg"
-    raw = mne.io.read_raw_fif(folder / f"{entities}_task-main_run-{run:02d}_meg.fif", verbose="error")
+    raw = mne.io.read_raw_fif(path, verbose="error")
     step = round(2 * RAW_SFREQ)
     for start in range(0, raw.n_times, step):
         stop = min(start + step, raw.n_times)
+        # FIF holds float32; MNE gives float64.
         yield raw.get_data(picks="mag", start=start, stop=stop).astype(np.float32)
 
 
@@ -285,6 +285,7 @@ def make_image_table(
     check_unique(concepts, what="concept names")
     if not 0 <= n_test_concepts <= len(concepts):
         raise ConfigError(f"{n_test_concepts} test concepts do not fit into {len(concepts)} concepts.")
+    # Spread evenly, since the THINGS numbers of the published test images are.
     tested = set(np.arange(n_test_concepts) * len(concepts) // max(n_test_concepts, 1))
     rows: list[dict[str, object]] = []
     for category, concept in enumerate(sorted(concepts)):
@@ -345,6 +346,7 @@ def make_things_meg_design(
         table.insert(0, "session", session)
         gaps = rng.integers(round(soa_s[0] * RAW_SFREQ), round(soa_s[1] * RAW_SFREQ) + 1, len(rows))
         first = ~table["run"].duplicated()
+        # In whole samples from the start, so that trigger, optical sensor and table agree to the sample.
         gaps = np.where(first, round(LEAD_S * RAW_SFREQ), gaps)
         table["sample"] = pd.Series(gaps).groupby(table["run"]).cumsum()
         sessions.append(table)
@@ -414,8 +416,27 @@ def write_raw_run(
     info = make_meg_info(ch_names, RAW_SFREQ, locs=locs, extra=extra, dev_head=dev_head)
     path = folder / f"{stem}_meg.fif"
     write_raw_fif(path, _add_sensors(blocks, events, len(ch_names), n_samples), info, n_samples)
-    write_tsv(folder / f"{stem}_events.tsv", _make_events_tsv(events), missing="N/A")
-    write_tsv(folder / f"{stem}_channels.tsv", _make_channels_tsv(ch_names))
+    number = events["image_nr"].astype(float)
+    table = pd.DataFrame(
+        {
+            "onset": events["onset"],
+            "duration": STIMULUS_S,
+            "trial_type": events["trial_type"],
+            "things_category_nr": events["category_nr"],
+            "value": number.where(number != CATCH_ID),  # N/A for catch trials, 999999 in the epochs alone
+            "sample": events["sample"],
+        }
+    )
+    write_tsv(folder / f"{stem}_events.tsv", table, missing="N/A")
+    channels = pd.DataFrame({"name": [*ch_names, _OPTICAL, _TRIGGER]})
+    sensor = np.arange(len(channels)) < len(ch_names)
+    # As published; readers have to find out by name what a sensor is.
+    channels["type"] = np.where(sensor, "OTHER", "MISC")
+    channels["units"] = np.where(sensor, "T", "V")
+    channels["low_cutoff"], channels["high_cutoff"] = 0.0, RAW_SFREQ / 2
+    channels["description"] = np.where(sensor, "Other type of channel", "Miscellaneous")
+    channels["sampling_frequency"], channels["status"] = RAW_SFREQ, "good"
+    write_tsv(folder / f"{stem}_channels.tsv", channels)
     write_json_file(folder / f"{stem}_meg.json", _make_sidecar(len(ch_names), n_samples))
     write_json_file(folder / f"{stem}_coordsystem.json", _COORDINATES)
     if junk:
@@ -445,35 +466,11 @@ def _add_sensors(
         rows = np.empty((n_channels + 2, array.shape[1]), dtype=np.float32)
         rows[:n_channels] = array
         rows[-2:] = 0
+        # Blocks may run past the announced length, which the writer then refuses by name.
         known = max(0, min(stop, n_samples) - start)
         rows[-2, :known], rows[-1, :known] = optical[start:stop], trigger[start:stop]
         yield rows
         start = stop
-
-
-def _make_events_tsv(events: pd.DataFrame) -> pd.DataFrame:
-    number = events["image_nr"].astype(float)
-    return pd.DataFrame(
-        {
-            "onset": events["onset"],
-            "duration": STIMULUS_S,
-            "trial_type": events["trial_type"],
-            "things_category_nr": events["category_nr"],
-            "value": number.where(number != CATCH_ID),
-            "sample": events["sample"],
-        }
-    )
-
-
-def _make_channels_tsv(ch_names: Sequence[str]) -> pd.DataFrame:
-    table = pd.DataFrame({"name": [*ch_names, _OPTICAL, _TRIGGER]})
-    sensor = np.arange(len(table)) < len(ch_names)
-    table["type"] = np.where(sensor, "OTHER", "MISC")
-    table["units"] = np.where(sensor, "T", "V")
-    table["low_cutoff"], table["high_cutoff"] = 0.0, RAW_SFREQ / 2
-    table["description"] = np.where(sensor, "Other type of channel", "Miscellaneous")
-    table["sampling_frequency"], table["status"] = RAW_SFREQ, "good"
-    return table
 
 
 def _make_sidecar(n_channels: int, n_samples: int) -> dict[str, object]:
@@ -547,11 +544,13 @@ def make_sample_attributes(
          "images_test_meg/" + shown["stimulus_id"] + ".jpg"],
         single,
     )  # fmt: skip
+    # The stimulus computer notes when it sent the trigger, 150 ms before the light, with a little jitter.
     table["image_on"] = design["onset"] - TRIGGER_LEAD_S + rng.normal(0, 0.002, len(design))
     table["image_off"] = table["image_on"] + STIMULUS_S
     table["subject_id"], table["session_nr"], table["run_nr"] = subject, design["session"], design["run"]
     table["trial_nr"] = design.groupby(["session", "run"]).cumcount() + 1
     table["abs_trial_nr"] = np.arange(1, len(design) + 1)
+    # Catch images (invented objects) are answered by a button, nearly always.
     table["responded"] = (is_catch & (rng.random(len(design)) < 0.95)).astype(int)
     table["RT"] = np.where(table["responded"] == 1, rng.uniform(0.4, 0.9, len(design)), np.nan)
     return table[list(ATTRIBUTE_COLUMNS)]

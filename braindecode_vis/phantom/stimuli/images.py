@@ -70,7 +70,7 @@ STIMULUS_COLUMNS = (
     "path",
 )
 N_MAX_CONCEPTS = len(list_shapes()) * len(COLOURS) * len(TEXTURES)
-_CHUNK = 64
+_CHUNK = 64  # images drawn between two steps of progress
 
 
 def make_concepts(n_concepts: int, *, seed: int) -> pd.DataFrame:
@@ -322,6 +322,7 @@ def _write_image(path: Path, image: np.ndarray, image_format: str) -> str:
 
     buffer = io.BytesIO()
     if image_format == "jpg":
+        # Full colour resolution: concepts differ by colour.
         Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
     else:
         Image.fromarray(image).save(buffer, "PNG")
@@ -348,9 +349,11 @@ def _describe_concept(concept_index: int, seed: int) -> tuple[str, str, str, str
     """Return shape, colour, texture, accent and background of a concept."""
     shapes, colours, textures = list(list_shapes()), list(COLOURS), list(TEXTURES)
     cells = _shuffle_cells(seed)
+    # All pairs of shape and colour first, then the same pairs with their next texture.
     layer, place = divmod(concept_index, len(cells))
     shape_number, colour_number = divmod(int(cells[place]), len(colours))
     shape, colour = shapes[shape_number], colours[colour_number]
+    # Streams are named by what they decide about, so that a longer table changes no other concept.
     cell = make_generator(seed, "phantom_cell", shape, colour)
     texture = textures[int(cell.permutation(len(textures))[layer])]
     rng = make_generator(seed, "phantom_concept", shape, colour, texture)

@@ -166,12 +166,23 @@ def _paint_object(
     v = (y * cos - x * sin) * widen
 
     parts = [(paint, *measure_part(part, u, v)) for paint, part in read_objects()[look.shape][1]]
+    # The union of signed distances is their minimum.
     silhouette = np.minimum.reduce([distance for _, distance, _ in parts])
     _cast_shadow(patch, silhouette, x / pose.scale, y / pose.scale, light, pixel, on_ground)
-    colours = _mix_paints(look, jitter)
+    # Each of shape (3, 1, 1), over rows and columns of the patch.
+    colours = {name: np.array(rgb, np.float32)[:, None, None] for name, rgb in _PAINTS.items()}
+    shift = jitter.astype(np.float32)[:, None, None]
+    colours["main"] = colours["plain"] = np.array(look.colour, np.float32)[:, None, None] + shift
+    colours["accent"] = np.array(look.accent, np.float32)[:, None, None] + shift
+    colours["shade"] = colours["main"] * np.float32(0.6)
     cos, sin = math.cos(look.tilt), math.sin(look.tilt)
     for number, (paint, distance, relief) in enumerate(parts):
-        window = _find_window(distance)
+        # Only the rows and columns that the part and its dark edge touch are painted.
+        touched = distance < 0.2
+        high, wide = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))
+        if not len(high):
+            continue
+        window = slice(int(high[0]), int(high[-1]) + 1), slice(int(wide[0]), int(wide[-1]) + 1)
         d, height, under = distance[window], relief[window], patch[:, *window]
         if number:  # a soft dark edge around each part sets it off from the parts behind
             edge = np.exp(-np.square(np.maximum(d, 0) * 14))
@@ -186,28 +197,10 @@ def _paint_object(
         diffuse, gloss = _shade(height, pixel, light)
         colour = colour * diffuse
         colour += gloss
+        # In place: under + cover * (colour - under).
         colour -= under
         colour *= _cover(d, pixel)
         under += colour
-
-
-def _find_window(distance: Array) -> tuple[slice, slice]:
-    """Return the rows and columns that a part and its dark edge touch."""
-    touched = distance < 0.2
-    rows, columns = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _mix_paints(look: Look, jitter: Array) -> dict[str, Array]:
-    """Return each paint as an array of shape (3, 1, 1)."""
-    paints = {name: np.array(rgb, np.float32)[:, None, None] for name, rgb in _PAINTS.items()}
-    shift = jitter.astype(np.float32)[:, None, None]
-    paints["main"] = paints["plain"] = np.array(look.colour, np.float32)[:, None, None] + shift
-    paints["accent"] = np.array(look.accent, np.float32)[:, None, None] + shift
-    paints["shade"] = paints["main"] * np.float32(0.6)
-    return paints
 
 
 def _cast_shadow(
@@ -223,6 +216,7 @@ def _cast_shadow(
     from scipy.ndimage import shift
 
     offset = (-0.16 * light[1] / pixel, -0.16 * light[0] / pixel)
+    # The shadow is the silhouette, moved away from the light and blurred by its distance field.
     fallen = shift(silhouette, offset, order=1, mode="nearest")
     patch *= 1 - 0.42 * _ease(0.5 - fallen / 0.22)
     if on_ground:
@@ -240,7 +234,7 @@ def _shade(relief: Array, pixel: float, light: tuple[float, float, float]) -> tu
     length = np.sqrt(slope_x * slope_x + slope_y * slope_y + 1)
     facing = (light[2] - light[0] * slope_x - light[1] * slope_y) / length
     np.maximum(facing, 0, out=facing)
-    gloss = facing * facing
+    gloss = facing * facing  # squared four times below: a highlight of exponent 16, after Phong
     gloss *= gloss
     gloss *= gloss
     return 0.42 + 0.72 * facing, 0.2 * gloss * gloss
@@ -323,7 +317,7 @@ def _meadow(x: Array, y: Array, pixel: float, hue: float, rng: np.random.Generat
     ox, oy, horizon = rng.uniform(0, 64), rng.uniform(0, 64), rng.uniform(-0.25, 0.25)
     hills = horizon - 0.35 * (_fbm(1.5 * x + ox, 0 * y + oy, 1.5 * pixel, 2) - 0.4)
     sky = _lerp(_hsv(0.58, 0.45, 0.85), _hsv(0.56, 0.12, 0.95), _ease(0.5 + 0.5 * (y - horizon)))
-    near = np.maximum(y - horizon, 0) + 0.1
+    near = np.maximum(y - horizon, 0) + 0.1  # depth below the horizon; its logarithm foreshortens
     grass = _fbm(3 * x + ox, 5 * np.log(near) + oy, 5 * pixel / near.min(initial=0.3), 4)
     ground = _lerp(_hsv(0.2 + 0.14 * hue, 0.7, 0.3), _hsv(0.17 + 0.14 * hue, 0.65, 0.7), grass)
     far = _lerp(sky, _hsv(0.3 + 0.1 * hue, 0.45, 0.4), _cover(hills - y, max(pixel, 0.02)))
