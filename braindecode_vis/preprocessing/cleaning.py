@@ -24,7 +24,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     find_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
-from braindecode_vis.preprocessing.epochs import Piece, find_pause_seams
+from braindecode_vis.preprocessing.epochs import Piece, find_pause_boundaries
 
 _BLOCK_BYTES = 64 << 20
 
@@ -52,16 +52,20 @@ def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tu
     for number, piece in enumerate(session):
         part = piece.part
         assert isinstance(part, ContinuousPart)
-        seams = np.unique(np.r_[np.array(part.boundaries, dtype=np.int64), find_pause_seams(part, plan)])
+        boundaries = np.unique(
+            np.r_[np.array(part.boundaries, dtype=np.int64), find_pause_boundaries(part, plan)]
+        )
         names = part.all_names if cleaning.ica is not None else part.ch_names
         path = scratch / f"cleaned-{number}.npy"
         offset = write_mixed(part, cleaning, names, path)
-        filter_file(path, piece, seams, cleaning.notch, cleaning.l_freq, cleaning.h_freq)
+        filter_file(path, piece, boundaries, cleaning.notch, cleaning.l_freq, cleaning.h_freq)
         if cleaning.l_freq is not None:
             offset = np.zeros_like(offset)  # no constant passes a high-pass
         reader = CleanedReader(open_npy(path), offset, np.arange(len(names)))
         cleaned.append(
-            replace(piece, part=replace(part, ch_names=names, read=reader), bounds=_tighten(piece, seams))
+            replace(
+                piece, part=replace(part, ch_names=names, read=reader), bounds=_tighten(piece, boundaries)
+            )
         )
         files.append(path)
     if cleaning.ica is not None:
@@ -71,11 +75,11 @@ def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tu
     return cleaned, files
 
 
-def _tighten(piece: Piece, seams: np.ndarray) -> np.ndarray:
+def _tighten(piece: Piece, boundaries: np.ndarray) -> np.ndarray:
     """Return the bounds of each trial such that it also ends at the joins that filters stop at."""
     part = piece.part
     assert isinstance(part, ContinuousPart)
-    edges = np.r_[0, seams, part.n_samples]
+    edges = np.r_[0, boundaries, part.n_samples]
     at = np.searchsorted(edges, piece.trials["sample"].to_numpy(), side="right")
     return np.stack(
         [np.maximum(piece.bounds[:, 0], edges[at - 1]), np.minimum(piece.bounds[:, 1], edges[at])], axis=1
@@ -246,7 +250,7 @@ def _check_finite(
 def filter_file(
     path: Path,
     piece: Piece,
-    seams: np.ndarray,
+    boundaries: np.ndarray,
     notch: Sequence[float],
     l_freq: float | None,
     h_freq: float | None,
@@ -264,7 +268,7 @@ def filter_file(
     if not notch and l_freq is None and h_freq is None and target is None:
         return
     shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    edges = np.r_[0, seams, shape[1]].astype(int)
+    edges = np.r_[0, boundaries, shape[1]].astype(int)
     onsets = piece.trials["sample"].to_numpy()
     longest = _find_longest(part.sfreq, notch, l_freq, h_freq)
     source = open_npy(path)

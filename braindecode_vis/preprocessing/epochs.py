@@ -83,7 +83,7 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
         none = part.trials.iloc[:0].assign(reason="", file="")
         return Piece(part, part.trials, none, part.times[keep], np.empty((0, 2), int), keep)
     events = part.recording.events
-    bounds, seams = _find_bounds(part, plan)
+    bounds, boundaries = _find_bounds(part, plan)
     first, last = _find_extent(part, plan)
     onset = events["sample"].to_numpy()
     outside = (onset + first < 0) | (onset + last >= part.n_samples)
@@ -95,7 +95,8 @@ def plan_part(part: ContinuousPart | EpochedPart, plan: EpochPlan) -> Piece:
         raise DataError(
             f"{part.where}: {int(bad.sum())} of {len(events)} epochs are unusable, above the bound of "
             f"{plan.max_dropped:.1%}: {int(outside.sum())} reach outside the file and {int(crossed.sum())} contain "
-            f"a jump of most channels ({len(seams)} found), first at {worst['onset']:.3f} s ({worst['stimulus_id']})."
+            f"a jump of most channels ({len(boundaries)} found), first at {worst['onset']:.3f} s "
+            f"({worst['stimulus_id']})."
         )
     recording = part.recording
     trials = events.assign(subject=recording.subject, session=recording.session, run=recording.run)
@@ -122,7 +123,7 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
     """Return the samples that each event may use, as far as joins of recordings can be seen."""
     onset = part.recording.events["sample"].to_numpy()
     bounds = np.tile(np.array([[0, part.n_samples]]), (len(onset), 1))
-    seams = list(part.boundaries)
+    boundaries = list(part.boundaries)
     first, last = _find_extent(part, plan)
     half = len(make_antialias_filter(find_decimation(part.sfreq, plan.sfreq))) // 2
     typical = _find_usual_steps(part) if len(onset) > 1 else np.empty(0)
@@ -133,8 +134,8 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
         if start_before <= stop_after:
             spans = [(onset[gap], onset[gap + 1])]
         for low, high in spans:
-            seams.extend(_find_joins(part, int(low), int(high), typical))
-    found = np.unique(np.array(seams, dtype=np.int64))
+            boundaries.extend(_find_joins(part, int(low), int(high), typical))
+    found = np.unique(np.array(boundaries, dtype=np.int64))
     if len(found):
         edges = np.r_[0, found, part.n_samples]
         at = np.searchsorted(edges, onset, side="right")
@@ -142,7 +143,7 @@ def _find_bounds(part: ContinuousPart, plan: EpochPlan) -> tuple[np.ndarray, np.
     return bounds, found
 
 
-def find_pause_seams(part: ContinuousPart, plan: EpochPlan) -> np.ndarray:
+def find_pause_boundaries(part: ContinuousPart, plan: EpochPlan) -> np.ndarray:
     """Return the joins of recordings in whole pauses between events, and before the first and after the last.
 
     Filters that are longer than an epoch must know these, too.

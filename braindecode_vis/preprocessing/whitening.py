@@ -2,8 +2,7 @@
 
 The covariance of every epoch (or time point) is shrunk after Ledoit and Wolf on standardised channels, averaged over
 the repetitions of an image, then over images, and its inverse square root whitens all trials of the session. Every
-formula is batched; sums run in float64. Whoever calls decides which trials may teach: only those of the training
-split do. Knows no file and no data set.
+formula is batched; sums run in float64. The caller passes training trials alone. Knows no file and no data set.
 
 References
 ----------

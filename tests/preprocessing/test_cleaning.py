@@ -56,12 +56,12 @@ def make_signal(n_samples, n_channels=12, seed=0):
     return 1e-5 * (mixing @ rng.laplace(size=(n_channels, n_samples))) + 2e-3 + 1e-4 * drift
 
 
-def make_source(signal, events, *, bads=(), seams=(), session="01"):
+def make_source(signal, events, *, bads=(), boundaries=(), session="01"):
     rows = [NAMES.index(name) for name in STORED]
     recording = Recording("01", session, "01", "eeg", (Path(f"{session}.vhdr"),), events, frozenset(IDS))
     part = ContinuousPart(
         recording, STORED, SFREQ, signal.shape[1], lambda a, b: signal[rows, a:b],
-        Sensors(NAMES, lambda a, b: signal[:, a:b].copy()), tuple(bads), tuple(seams),
+        Sensors(NAMES, lambda a, b: signal[:, a:b].copy()), tuple(bads), tuple(boundaries),
     )  # fmt: skip
     stimuli = StimulusSet(pd.DataFrame({"stimulus_id": IDS, "concept": IDS, "path": "", "sha256": "0"}))
     return MeegSource("eeg", (part,), stimuli, PLAN, "V")
@@ -165,11 +165,15 @@ def test_no_filter_crosses_a_join(tmp_path, signal, events, marked):
     seam = int(events["sample"][29]) + 900
     joined = signal.copy()
     joined[:, seam:] += 0.02
-    seams = (seam,) if marked else ()
-    first = write(make_source(joined, events, seams=seams), tmp_path / "a", l_freq=0.5, notch=(50.0,))
+    boundaries = (seam,) if marked else ()
+    first = write(
+        make_source(joined, events, boundaries=boundaries), tmp_path / "a", l_freq=0.5, notch=(50.0,)
+    )
     other = joined.copy()
     other[:, seam:] = 0.07 + 5 * signal[:, seam:]
-    second = write(make_source(other, events, seams=seams), tmp_path / "b", l_freq=0.5, notch=(50.0,))
+    second = write(
+        make_source(other, events, boundaries=boundaries), tmp_path / "b", l_freq=0.5, notch=(50.0,)
+    )
     assert first.n_trials == second.n_trials == len(events)
     np.testing.assert_array_equal(first.data[:30], second.data[:30])
     assert np.abs(first.data[:30]).max() < 2e-4  # the step of 20 mV rang nowhere
@@ -189,7 +193,7 @@ def test_a_stretch_shorter_than_the_filter_is_named(tmp_path, signal, events):
     with pytest.raises(
         DataError, match=r"from 0.0 to 7.0 s between joins is shorter than a filter of 33.0 s"
     ):
-        write(make_source(signal, events, seams=(seam,)), tmp_path, l_freq=0.1)
+        write(make_source(signal, events, boundaries=(seam,)), tmp_path, l_freq=0.1)
 
 
 def test_bad_samples_are_named_before_a_filter_spreads_them(tmp_path, signal, events):
@@ -331,8 +335,8 @@ def test_components_do_not_see_test_trials(tmp_path, events):
     poisoned = dirty.copy()
     poisoned[:, seam:] *= np.linspace(1, 30, 12)[:, None]
     options = {"ica": {"max_samples": 20000}}
-    clean = write(make_source(dirty, events, seams=(seam,)), tmp_path / "a", **options)
-    worse = write(make_source(poisoned, events, seams=(seam,)), tmp_path / "b", **options)
+    clean = write(make_source(dirty, events, boundaries=(seam,)), tmp_path / "a", **options)
+    worse = write(make_source(poisoned, events, boundaries=(seam,)), tmp_path / "b", **options)
     train = (clean.trials["split"] == "train").to_numpy()
     np.testing.assert_array_equal(clean.data[train], worse.data[train])
     with pytest.raises(DataError, match=r"no training trial that dataset.ica could be fitted on"):
