@@ -22,7 +22,7 @@ from pydantic import Field
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
 from braindecode_vis.analysis.measure import check_retrieval, compute_interval, find_best
 from braindecode_vis.analysis.patterns import list_columns
-from braindecode_vis.analysis.study import Findings, Plot, Study, show_chosen
+from braindecode_vis.analysis.study import Findings, Plot, Study, play_encoder, show_chosen
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.retrieval import fit_centre
@@ -107,14 +107,14 @@ def explain_trials(
     mean, goals = _prepare_goals(study, number, encoder, test)
     mean, goals = mean.to(device), goals.to(device)
 
-    def centre(trials: Any, person: Any) -> Any:
-        predicted = model.encode_brain(trials, person)
+    def centre(trials: Any, whose: Any) -> Any:
+        predicted = model.encode_brain(trials, whose)
         if not model.learns_space:
             predicted = model.target_scale.undo(predicted)
         return predicted - mean
 
-    def measure(trials: Any, person: Any, goal: Any, length: Any) -> Any:
-        return (centre(trials, person) * goal).sum(dim=1) / length
+    def measure(trials: Any, whose: Any, goal: Any, length: Any) -> Any:
+        return (centre(trials, whose) * goal).sum(dim=1) / length
 
     goals = functional.normalize(goals, dim=1)
     with torch.no_grad():
@@ -165,10 +165,10 @@ def _prepare_goals(study: Study, number: int, encoder: Any, test: Responses) -> 
     if study.centre == "zscore":
         raise ConfigError("integrated gradients know retrieval.centre mean and none, not zscore.")
     bank = study.banks[number]
-    adapt = getattr(encoder, "map_targets", lambda targets: targets)
+    known = play_encoder(encoder)
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
-    centre = fit_centre(adapt(bank.select(trained_on)), study.centre)
-    goals: Embeddings = centre.apply(adapt(bank.select(list(test.stimulus_ids))))
+    centre = fit_centre(known.map_targets(bank.select(trained_on)), study.centre)
+    goals: Embeddings = centre.apply(known.map_targets(bank.select(list(test.stimulus_ids))))
     return torch.from_numpy(centre.mean), torch.from_numpy(goals.flat())
 
 

@@ -170,7 +170,7 @@ def decide(study: Study) -> pd.DataFrame:
         encoder = study.trained(number)
         parts.append(
             _decide_classes(study, encoder, fold.test)
-            if hasattr(encoder, "decision")
+            if not study.banks  # a run that decodes categories has no image embeddings
             else _decide_images(study, number, encoder, fold.test)
         )
     return pd.concat(parts, ignore_index=True)
@@ -181,7 +181,7 @@ def _decide_classes(study: Study, decoder: Any, rows: np.ndarray) -> pd.DataFram
     decoded = np.array(decoder.classes, dtype=object)[decoder.decision(responses).argmax(axis=1)]
     trials = responses.trials
     keep = np.arange(len(trials))
-    if getattr(decoder.config, "pool", False):
+    if study.pools_volumes:
         keep = find_first_rows(trials)  # every volume has the decision of its trial
     runs = make_groups(trials, "run").astype(str)
     return pd.DataFrame(

@@ -78,10 +78,10 @@ def make_curve(
     """
     values = np.stack([m.values for m in measured], axis=1)
     ids, subjects = measured[0].ids, measured[0].subjects
-    people = np.unique(subjects.astype(str))
+    names = np.unique(subjects.astype(str))
     chance = np.array([m.chance for m in measured])
-    if len(people) >= MIN_SUBJECTS:
-        means = np.stack([values[subjects.astype(str) == person].mean(axis=0) for person in people])
+    if len(names) >= MIN_SUBJECTS:
+        means = np.stack([values[subjects.astype(str) == name].mean(axis=0) for name in names])
         test = cluster_over_subjects(
             means, chance, seed=study.seed, n_permutations=study.n_permutations, alpha=alpha
         )
@@ -366,13 +366,13 @@ def bootstrap_curves(
         All windows of an image are drawn together.
     """
     generator = make_generator(seed, "bootstrap curves")
-    people = np.unique(subjects.astype(str))
-    drawn = generator.integers(0, len(people), (n_draws, len(people)))
-    if len(people) == 1:
+    names = np.unique(subjects.astype(str))
+    drawn = generator.integers(0, len(names), (n_draws, len(names)))
+    if len(names) == 1:
         drawn[:] = 0
     total = np.zeros((n_draws, values.shape[1]))
-    for number, person in enumerate(people):
-        rows = subjects.astype(str) == person
+    for number, name in enumerate(names):
+        rows = subjects.astype(str) == name
         codes = np.unique(ids[rows].astype(str), return_inverse=True)[1]
         sizes = np.bincount(codes)
         sums = np.zeros((len(sizes), values.shape[1]))
@@ -380,7 +380,7 @@ def bootstrap_curves(
         draw, _ = np.nonzero(drawn == number)
         counts = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=len(draw))
         np.add.at(total, draw, (counts @ sums) / (counts @ sizes)[:, None])
-    return total / len(people)
+    return total / len(names)
 
 
 def bootstrap_onset(

@@ -20,7 +20,7 @@ from braindecode_vis.preprocessing.voxel_geometry import (
 )
 
 Outside = Literal["cut", "zero"]
-Columns = np.ndarray | Mapping[str, np.ndarray]
+Features = np.ndarray | Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ def cut_window(responses: Responses, window: Window, outside: Outside = "cut") -
     return replace(responses, data=inside, coords={**responses.coords, "times": times})
 
 
-def keep_columns(responses: Responses, keep: Columns, outside: Outside = "cut") -> Responses:
+def keep_features(responses: Responses, keep: Features, outside: Outside = "cut") -> Responses:
     """Return some channels, parcels or voxels; with ``zero``, all of them with the others set to zero.
 
     Parameters
     ----------
     keep
-        Boolean, one entry per column; or one such array per subject where subjects have voxels of their own.
+        Boolean, one entry per feature; or one such array per subject where subjects have voxels of their own.
     """
     if isinstance(keep, Mapping):
         return _keep_own(responses, keep, outside)

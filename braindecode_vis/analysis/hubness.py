@@ -110,10 +110,10 @@ class HubnessConfig(Settings):
             row = mean.loc[name]
             return f"{row['value']:.3g} ({row['ci_low']:.3g} to {row['ci_high']:.3g}; perfect: {row['reference']:.3g})"
 
-        names = [str(name) for name in counts.index]
+        names, share = counts.index.tolist(), float(mean["value"]["largest_share"])
         found = (
             f"Skewness of the counts of neighbours {say('hubness_skewness')}; the most frequent image, "
-            f"{names[0]}, is near to {mean.loc['largest_share', 'value']:.1%} of the predictions. Effective "
+            f"{names[0]}, is near to {share:.1%} of the predictions. Effective "
             f"dimension of the predictions {say('effective_dimension')}; distance of the centres of predictions and "
             f"targets {say('modality_gap')}; cosine to the own image {say('matching_cosine')}, to others "
             f"{say('other_cosine')}."

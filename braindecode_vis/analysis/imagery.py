@@ -3,8 +3,8 @@
 Owns identification of imagined (and, beside it, seen) stimuli within a task and a set of stimuli, with a permutation of
 the stimulus labels as WAVE reports. No imagery trial is trained on; where a split trains on some of the task, its
 encoder is refused. What was imagined without a picture (a category, a word) is represented by the mean embedding of the
-images of its concept, as Horikawa and Kamitani do. Few stimuli are imagined, so exact repetitions of a p-value on other
-people matter more than its size.
+images of its concept, as Horikawa and Kamitani do. Few stimuli are imagined, so repetitions in other subjects
+matter more than the size of a p-value.
 
 References
 ----------
@@ -22,7 +22,7 @@ from pydantic import Field
 
 from braindecode_vis.analysis.drawing import draw_bars
 from braindecode_vis.analysis.measure import Meter, RetrievalMetric, check_retrieval
-from braindecode_vis.analysis.study import Findings, Plot, Study
+from braindecode_vis.analysis.study import Findings, Plot, Study, play_encoder
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
@@ -209,12 +209,11 @@ def list_trials(study: Study, task: str, *, strict: bool) -> dict[int, np.ndarra
 
 def predict_imagery(study: Study, number: int, test: Responses) -> tuple[Embeddings, Embeddings]:
     """Return centred predictions of trials and the centred targets of their distinct stimuli."""
-    encoder, bank = study.trained(number), study.banks[number]
-    adapt = getattr(encoder, "map_targets", lambda targets: targets)
+    encoder, bank = play_encoder(study.trained(number)), study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
-    centre = fit_centre(adapt(bank.select(trained_on)), study.centre)
+    centre = fit_centre(encoder.map_targets(bank.select(trained_on)), study.centre)
     targets = find_targets(study, bank, list(pd.unique(test.stimulus_ids)))
-    return centre.apply(encoder.predict(test)), centre.apply(adapt(targets))
+    return centre.apply(encoder.predict(test)), centre.apply(encoder.map_targets(targets))
 
 
 def find_targets(study: Study, bank: Embeddings, ids: list[str]) -> Embeddings:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.analysis.cuts import Columns, Outside, keep_columns
+from braindecode_vis.analysis.cuts import Features, Outside, keep_features
 from braindecode_vis.analysis.drawing import draw_bars
 from braindecode_vis.analysis.measure import (
     Measured,
@@ -71,7 +71,7 @@ class SensorRegionsConfig(Settings):
         """Fit and test on the sensors of each region, and on random ones."""
         check_retrieval(study, self.kind)
         assigned = np.array(assign_regions(study.responses))
-        groups: dict[str, Columns] = {name: assigned == name for name in REGIONS if (assigned == name).any()}
+        groups: dict[str, Features] = {name: assigned == name for name in REGIONS if (assigned == name).any()}
         return ablate(
             study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
             title="Regions of sensors", noun="sensor",
@@ -108,10 +108,10 @@ class RoisConfig(Settings):
         """Fit and test on the voxels of each region, and on random ones."""
         check_retrieval(study, self.kind)
         groups = {
-            name: columns
-            for name, columns in list_rois(study.responses, self.sets).items()
+            name: features
+            for name, features in list_rois(study.responses, self.sets).items()
             if (not self.include or name in self.include) and name not in self.exclude
-            if _find_smallest(columns) >= self.min_voxels
+            if _find_smallest(features) >= self.min_voxels
         }
         for name in (*self.include, *self.exclude):
             check_option("the region of interest", name, list_rois(study.responses, self.sets))
@@ -121,7 +121,7 @@ class RoisConfig(Settings):
         )  # fmt: skip
 
 
-def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, Columns]:
+def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, Features]:
     """Return the voxels of every named region; regions of the same name in two sets are told apart by their set.
 
     Raises
@@ -130,26 +130,26 @@ def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, C
         If the responses have no regions.
     """
     counts = count_own_voxels(responses)
-    people = list(dict.fromkeys(responses.trials["subject"].astype(str))) if counts else [None]
-    geometry = read_geometry(responses, people[0])
+    subjects = list(dict.fromkeys(responses.trials["subject"].astype(str))) if counts else [None]
+    geometry = read_geometry(responses, subjects[0])
     if "voxel" not in responses.dims or not geometry.rois:
         raise DataError("these responses hold no regions of interest; read some with dataset.rois.")
     for name in sets or ():
         check_option("the set of regions", name, geometry.rois)
-    named: dict[str, Columns] = {}
+    named: dict[str, Features] = {}
     for set_name in sets or tuple(geometry.rois):
         roi = geometry.rois[set_name]
         labels = sorted({int(v) for v in np.unique(roi.labels) if v > 0} | {k for k in roi.names if k > 0})
         for label in labels:
             region = roi.names.get(label, str(label))
             name = f"{set_name}/{region}" if region in named or region.isdigit() else region
-            masks = {str(p): find_rois(responses, {set_name: [region]}, subject=p) for p in people}
+            masks = {str(s): find_rois(responses, {set_name: [region]}, subject=s) for s in subjects}
             named[name] = masks if counts else next(iter(masks.values()))
     return named
 
 
-def _find_smallest(columns: Columns) -> int:
-    masks = columns.values() if isinstance(columns, Mapping) else [columns]
+def _find_smallest(features: Features) -> int:
+    masks = features.values() if isinstance(features, Mapping) else [features]
     return min(int(mask.sum()) for mask in masks)
 
 
@@ -181,7 +181,9 @@ class NetworkAblationConfig(Settings):
                 "the analysis network_ablation needs parcels that belong to networks; average over Schaefer's atlas "
                 "with dataset.atlas."
             )
-        groups: dict[str, Columns] = {name: find_networks(responses, [name]) for name in dict.fromkeys(known)}
+        groups: dict[str, Features] = {
+            name: find_networks(responses, [name]) for name in dict.fromkeys(known)
+        }
         return ablate(
             study, groups, metric=self.metric, n_random=self.n_random, outside=self.outside, kind=self.kind,
             title="Networks of the brain", noun="parcel",
@@ -197,7 +199,7 @@ WHOLE: Condition = ("all", "all", 0)
 
 def ablate(
     study: Study,
-    groups: Mapping[str, Columns],
+    groups: Mapping[str, Features],
     *,
     metric: str,
     n_random: int,
@@ -211,36 +213,36 @@ def ablate(
     Parameters
     ----------
     groups
-        Name to the columns of each group.
+        Name to the features of each group.
     n_random
         Random groups per size; 0 draws none.
     outside
-        ``cut`` leaves columns out; ``zero`` sets them to zero, for networks that need them all.
+        ``cut`` leaves features out; ``zero`` sets them to zero, for networks that need them all.
     noun
-        What a column is called.
+        What a feature is called.
 
     Raises
     ------
     DataError
-        If there are fewer than two groups, or one holds every column.
+        If there are fewer than two groups, or one holds every feature.
     """
     if len(groups) < 2:
         raise DataError(
             f"the analysis {kind} needs at least two groups of {noun}s, found {', '.join(groups) or 'none'}."
         )
     every = _join(groups)
-    kept: dict[Condition, Columns] = {}
-    for name, columns in groups.items():
-        rest = _invert(columns, every)
+    kept: dict[Condition, Features] = {}
+    for name, features in groups.items():
+        rest = _invert(features, every)
         if _count(rest) == 0:
             raise DataError(f"the group {name} holds every {noun}, so nothing can be compared with it.")
-        kept["only", name, 0], kept["without", name, 0] = columns, rest
-    sizes = {_key(columns) for columns in kept.values()}
+        kept["only", name, 0], kept["without", name, 0] = features, rest
+    sizes = {_key(features) for features in kept.values()}
     for size in sorted(sizes):
         for draw in range(n_random):
             kept["random", size, draw] = _draw(every, size, study.seed, draw)
-    changes: dict[Condition, Change | None] = {WHOLE: partial(keep_columns, keep=every, outside=outside)}
-    changes |= {c: partial(keep_columns, keep=columns, outside=outside) for c, columns in kept.items()}
+    changes: dict[Condition, Change | None] = {WHOLE: partial(keep_features, keep=every, outside=outside)}
+    changes |= {c: partial(keep_features, keep=features, outside=outside) for c, features in kept.items()}
     measured = measure_changes(
         study,
         changes,
@@ -249,20 +251,20 @@ def ablate(
         what=kind.replace("_", " "),
     )
     rows = [
-        _make_row(study, condition, columns, measured, n_random)
-        for condition, columns in {WHOLE: every, **kept}.items()
+        _make_row(study, condition, features, measured, n_random)
+        for condition, features in {WHOLE: every, **kept}.items()
         if condition[0] != "random"
     ]
     return _report(pd.DataFrame(rows), metric, kind, title, noun, n_random)
 
 
 def _make_row(
-    study: Study, condition: Condition, columns: Columns, measured: dict[Condition, Measured], n_random: int
+    study: Study, condition: Condition, features: Features, measured: dict[Condition, Measured], n_random: int
 ) -> dict[str, Any]:
     mode, name, _ = condition
     found, whole = measured[condition], measured[WHOLE]
-    row = {"group": name, "mode": mode, "n_columns": _count(columns), **found.as_row(study)}
-    draws = [measured["random", _key(columns), d] for d in range(n_random)] if mode != "all" else []
+    row = {"group": name, "mode": mode, "n_columns": _count(features), **found.as_row(study)}
+    draws = [measured["random", _key(features), d] for d in range(n_random)] if mode != "all" else []
     # A group left out is worth what the score loses; a group alone is worth its score.
     against = found.compare(study, whole.values) if mode != "all" else None
     row |= {
@@ -283,7 +285,7 @@ def _make_row(
         )
         return row | dict.fromkeys(names, np.nan)
     level = np.array([d.value for d in draws])
-    # A group left out matters if the score falls lower than without as many random columns.
+    # A group left out matters if the score falls lower than without as many random features.
     extreme = compute_p_value(found.value, level, alternative="greater" if mode == "only" else "less")
     mean = np.mean([d.values for d in draws], axis=0)
     versus = found.compare(study, mean)
@@ -340,40 +342,40 @@ def _report(table: pd.DataFrame, metric: str, kind: str, title: str, noun: str, 
     return Findings(title, f"{how} {found}", table, (Plot(kind, caption, found, draw, size),))
 
 
-# --- sets of columns, common or of each subject -----------------------------------------------------------
+# --- sets of features, common or of each subject -----------------------------------------------------------
 
 
-def _join(groups: Mapping[str, Columns]) -> Columns:
-    """Return every column that can be chosen: all of them, in the groups or not."""
+def _join(groups: Mapping[str, Features]) -> Features:
+    """Return every feature that can be chosen: all of them, in the groups or not."""
     first = next(iter(groups.values()))
     if isinstance(first, Mapping):
         return {subject: np.ones(len(chosen), bool) for subject, chosen in first.items()}
     return np.ones(len(first), bool)
 
 
-def _invert(columns: Columns, every: Columns) -> Columns:
-    if isinstance(columns, Mapping) and isinstance(every, Mapping):
-        return {subject: every[subject] & ~chosen for subject, chosen in columns.items()}
-    assert isinstance(columns, np.ndarray)
+def _invert(features: Features, every: Features) -> Features:
+    if isinstance(features, Mapping) and isinstance(every, Mapping):
+        return {subject: every[subject] & ~chosen for subject, chosen in features.items()}
+    assert isinstance(features, np.ndarray)
     assert isinstance(every, np.ndarray)
-    return every & ~columns
+    return every & ~features
 
 
-def _count(columns: Columns) -> int:
-    """Return the number of columns; of the subject with fewest where subjects have their own."""
-    if isinstance(columns, Mapping):
-        return min(int(chosen.sum()) for chosen in columns.values())
-    return int(columns.sum())
+def _count(features: Features) -> int:
+    """Return the number of features; of the subject with fewest where subjects have their own."""
+    if isinstance(features, Mapping):
+        return min(int(chosen.sum()) for chosen in features.values())
+    return int(features.sum())
 
 
-def _key(columns: Columns) -> str:
+def _key(features: Features) -> str:
     """Return the sizes as text: conditions of the same sizes share their random groups."""
-    if isinstance(columns, Mapping):
-        return "/".join(f"{subject}={int(chosen.sum())}" for subject, chosen in columns.items())
-    return f"{int(columns.sum()):06d}"
+    if isinstance(features, Mapping):
+        return "/".join(f"{subject}={int(chosen.sum())}" for subject, chosen in features.items())
+    return f"{int(features.sum()):06d}"
 
 
-def _draw(every: Columns, size: str, seed: int, number: int) -> Columns:
+def _draw(every: Features, size: str, seed: int, number: int) -> Features:
     generator = make_generator(seed, "random groups", size, number)
 
     def pick(chosen: np.ndarray, n: int) -> np.ndarray:

@@ -72,7 +72,7 @@ class RsaConfig(Settings):
     layers
         Image encoders beside the spaces of the run.
     other
-        Folder of another run, or of its responses: the same images (by id) in other people or another modality.
+        Folder of another run, or of its responses: the same images (by id) in other subjects or another modality.
     width, step
         Windows of time in s; without a width, whole trials.
     n_resamples
@@ -319,17 +319,17 @@ def embed_subjects(responses: Responses) -> dict[str, Embeddings]:
     """
     subjects = responses.trials["subject"].astype(str).to_numpy()
     ids = responses.stimulus_ids
-    people = list(dict.fromkeys(subjects.tolist()))
+    names = list(dict.fromkeys(subjects.tolist()))
     common = set(ids.tolist())
-    for person in people:
-        common &= set(ids[subjects == person].tolist())
+    for name in names:
+        common &= set(ids[subjects == name].tolist())
     shared = [i for i in dict.fromkeys(ids.tolist()) if i in common]
     if len(shared) < 3:
         raise DataError(
-            f"{len(people)} subjects have {len(shared)} test images in common; at least 3 are needed."
+            f"{len(names)} subjects have {len(shared)} test images in common; at least 3 are needed."
         )
     data = responses.as_matrix()
-    return {p: Embeddings(data[subjects == p], ids[subjects == p], "brain").select(shared) for p in people}
+    return {s: Embeddings(data[subjects == s], ids[subjects == s], "brain").select(shared) for s in names}
 
 
 # --- dissimilarities -----------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from braindecode_vis.preprocessing.selection import BestConfig, Selection, Selec
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
 from braindecode_vis.retrieval import Retrieval, compute_ranks, fit_centre
+from braindecode_vis.roles import BRAIN_ENCODER, WholeBrainEncoder, play
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -146,8 +147,10 @@ class Study:
     imagined
         Rows of the test trials of each fold that imagine something without a picture, and are in no fold.
     choose
-        ``choose(fold_number, change)`` returns the columns that the run's setting chooses by the changed training
+        ``choose(fold_number, change)`` returns the features that the run's setting chooses by the changed training
         trials of a fold, or None where all are kept.
+    pools_volumes
+        Whether a category decoder decides all volumes of a trial together, so that they are one decision.
     spaces
         Further banks by name, for analyses that compare image spaces; embeddings of every image.
     progress
@@ -168,6 +171,7 @@ class Study:
     n_permutations: int = 10_000
     imagined: Sequence[np.ndarray] = ()
     choose: Choose = _keep_all
+    pools_volumes: bool = False
     spaces: dict[str, Embeddings] = field(default_factory=dict)
     progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
@@ -183,7 +187,7 @@ def fit_picked(study: Study, number: int, train: Responses, change: Change | Non
     train = train if choice is None else choice.apply(train)
     encoder = study.build(number)
     encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
-    return encoder if choice is None else ChoosingEncoder(encoder, choice)
+    return encoder if choice is None else ChoosingEncoder(play(BRAIN_ENCODER, encoder), choice)
 
 
 def rank_trials(
@@ -200,15 +204,16 @@ def rank_trials(
     """
     bank = study.banks[number]
     trained_on = pd.unique(study.responses.stimulus_ids[study.folds[number].train])
-    if getattr(encoder, "has_subject_galleries", False) and test.trials["subject"].nunique() > 1:
+    known = play_encoder(encoder)
+    if known.has_subject_galleries and test.trials["subject"].nunique() > 1:
         raise ConfigError(
             "analyses rank all subjects in one gallery, but encoder.fusion.weights per_subject gives each its own; "
             "use global weights, or one subject."
         )
-    predicted, adapt = encoder.predict(test), getattr(encoder, "map_targets", lambda targets: targets)
-    centre = fit_centre(adapt(bank.select(trained_on)), study.centre)
-    gallery = centre.apply(adapt(bank.select(pd.unique(test.stimulus_ids))))
-    queries = centre.apply(predicted)
+    # The centre is that of training images, so that no test image moves another one.
+    centre = fit_centre(known.map_targets(bank.select(trained_on)), study.centre)
+    gallery = centre.apply(known.map_targets(bank.select(pd.unique(test.stimulus_ids))))
+    queries = centre.apply(known.predict(test))
     return queries, gallery, compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
 
 
@@ -217,35 +222,44 @@ def rank_trials(
 
 @dataclass(frozen=True)
 class ChoosingEncoder:
-    """A fitted encoder that is shown the columns that were chosen for it; all else is the encoder's own.
+    """A fitted encoder that is shown the features (voxels, channels) that were chosen for it.
 
     Parameters
     ----------
     encoder
-        Fitted on the chosen columns.
+        Fitted on the chosen features.
     choice
         What is applied to the trials that it is asked about.
     """
 
-    encoder: Any
+    encoder: WholeBrainEncoder
     choice: Selection
 
+    @property
+    def has_subject_galleries(self) -> bool:
+        """Whether each subject's predictions must be searched in a gallery of its own."""
+        return self.encoder.has_subject_galleries
+
     def predict(self, responses: Responses) -> Embeddings:
-        """Return the encoder's predictions for trials with all columns."""
+        """Return the encoder's predictions for trials with all features."""
         return self.encoder.predict(self.choice.apply(responses))
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("encoder", "choice"):
-            raise AttributeError(name)
-        return getattr(self.encoder, name)
+    def map_targets(self, targets: Embeddings) -> Embeddings:
+        """Return image embeddings in the space of `predict`."""
+        return self.encoder.map_targets(targets)
+
+
+def play_encoder(encoder: Any) -> ChoosingEncoder | WholeBrainEncoder:
+    """Return an encoder with the defaults of its role."""
+    return encoder if isinstance(encoder, ChoosingEncoder) else play(BRAIN_ENCODER, encoder)
 
 
 def choose_features(
     config: SelectionConfig, train: Responses, targets: Embeddings | None, *, seed: int
 ) -> Selection:
-    """Choose among the columns of cut training trials as a run chooses among all.
+    """Choose among the features of cut training trials as a run chooses among all.
 
-    A cut may hold fewer columns than the run keeps: it then keeps them all. Where none reaches a threshold, as before
+    A cut may hold fewer features than the run keeps: it then keeps them all. Where none reaches a threshold, as before
     the onset of a response, the best one is kept, so that the cut has a score.
 
     Parameters
@@ -271,7 +285,7 @@ def choose_features(
 
 
 def _limit(config: SelectionConfig, most: int, *, drop_thresholds: bool) -> SelectionConfig:
-    """Return the choice with numbers of columns that `most` columns can give."""
+    """Return the choice with numbers of features that `most` features can give."""
     changes: dict[str, BestConfig] = {}
     for name in ("reliability", "encoding"):
         part: BestConfig | None = getattr(config, name)
@@ -287,15 +301,15 @@ def _limit(config: SelectionConfig, most: int, *, drop_thresholds: bool) -> Sele
 
 
 def show_chosen(encoder: Any, test: Responses) -> tuple[Any, Responses, np.ndarray | None]:
-    """Return what looks into an encoder needs: the encoder itself, the trials as it takes them, and their columns.
+    """Return what looks into an encoder needs: the encoder itself, the trials as it takes them, and their features.
 
     Returns
     -------
     encoder
         Without its choice.
     test
-        The chosen columns.
-    keep : bool array of shape (n_columns,) or None
+        The chosen features.
+    keep : bool array of shape (n_features,) or None
         Which they are; None without a choice.
 
     Raises
@@ -307,6 +321,6 @@ def show_chosen(encoder: Any, test: Responses) -> tuple[Any, Responses, np.ndarr
         return encoder, test, None
     if "" not in encoder.choice.keep:
         raise DataError(
-            "subjects have voxels of their own, so chosen voxels of one are no columns of another; analyse one subject."
+            "subjects have voxels of their own, so chosen voxels of one are not those of another; analyse one subject."
         )
     return encoder.encoder, encoder.choice.apply(test), encoder.choice.keep[""]

@@ -338,10 +338,10 @@ def average_predictions(
     array of shape (n_rows,)
         Subject of each row.
     """
-    people = ["" for _ in predicted.ids] if subjects is None else [str(s) for s in subjects]
-    if len(people) != len(predicted):
-        raise DataError(f"{len(predicted)} predictions came with {len(people)} subjects.")
-    keys = list(zip(people, map(str, predicted.ids), strict=True))
+    whose = ["" for _ in predicted.ids] if subjects is None else [str(s) for s in subjects]
+    if len(whose) != len(predicted):
+        raise DataError(f"{len(predicted)} predictions came with {len(whose)} subjects.")
+    keys = list(zip(whose, map(str, predicted.ids), strict=True))
     order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     codes = np.array([order[key] for key in keys])
     flat = predicted.flat().astype(np.float64)

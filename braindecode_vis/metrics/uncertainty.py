@@ -139,9 +139,9 @@ def bootstrap_interval(
     if subjects is not None:
         if statistic != "mean":
             raise ConfigError("the hierarchical bootstrap over subjects knows the mean only.")
-        people = _encode(subjects, len(values), "subject")
-        draws = _bootstrap_subjects(values, codes, people, n_boot, generator)
-        n_units = int(people.max()) + 1
+        whose = _encode(subjects, len(values), "subject")
+        draws = _bootstrap_subjects(values, codes, whose, n_boot, generator)
+        n_units = int(whose.max()) + 1
     else:
         draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator)
         n_units = int(codes.max()) + 1
@@ -291,9 +291,9 @@ def paired_difference(
     )
     units, weighted = _encode(clusters, len(first), "cluster"), difference / len(difference)
     if subjects is not None:
-        people = _encode(subjects, len(first), "subject")
-        weighted = difference / (np.bincount(people)[people] * (people.max() + 1))
-        units = np.unique(units * (people.max() + 1) + people, return_inverse=True)[1]
+        whose = _encode(subjects, len(first), "subject")
+        weighted = difference / (np.bincount(whose)[whose] * (whose.max() + 1))
+        units = np.unique(units * (whose.max() + 1) + whose, return_inverse=True)[1]
     sums = np.bincount(units, weighted)
     generator = make_generator(seed, "sign-flip")
     null = np.concatenate(
@@ -486,19 +486,19 @@ def _bootstrap_clusters(
 
 
 def _bootstrap_subjects(
-    values: np.ndarray, codes: np.ndarray, people: np.ndarray, n_boot: int, generator: np.random.Generator
+    values: np.ndarray, codes: np.ndarray, whose: np.ndarray, n_boot: int, generator: np.random.Generator
 ) -> np.ndarray:
-    n_people = int(people.max()) + 1
-    drawn = generator.integers(0, n_people, (n_boot, n_people))
+    n_subjects = int(whose.max()) + 1
+    drawn = generator.integers(0, n_subjects, (n_boot, n_subjects))
     total = np.zeros(n_boot)
-    for person in range(n_people):
-        own = people == person
+    for subject in range(n_subjects):
+        own = whose == subject
         inner = np.unique(codes[own], return_inverse=True)[1]
         # A subject drawn twice is resampled twice, so each slot of each resample gets its own mean.
-        resample, _ = np.nonzero(drawn == person)
+        resample, _ = np.nonzero(drawn == subject)
         means = _bootstrap_clusters(values[own], inner, "mean", len(resample), generator)
         np.add.at(total, resample, means)
-    return total / n_people
+    return total / n_subjects
 
 
 def _chunks(n: int, width: int) -> Iterator[int]:

@@ -213,13 +213,13 @@ def _compute_instances(task: ProtocolTask) -> Iterator[_Values]:
             "set repeats.test to single."
         )
     yield from _list_hits(task, [r for _, _, r in task.retrievals], "instance", task.ids, task.subjects)
-    ranked, ids, people = [], [], []
+    ranked, ids, subjects = [], [], []
     for (queries, gallery, _), rows in zip(task.retrievals, task.folds, strict=True):
         averaged, who = protocols.average_predictions(queries, task.subjects[rows])
         ranked.append(compute_ranks(averaged, gallery, n_top=0, device=task.device))
         ids.append(averaged.ids.astype(str))
-        people.append(who)
-    yield from _list_hits(task, ranked, "averaged", np.concatenate(ids), np.concatenate(people))
+        subjects.append(who)
+    yield from _list_hits(task, ranked, "averaged", np.concatenate(ids), np.concatenate(subjects))
 
 
 def _compute_text(task: ProtocolTask) -> Iterator[_Values]:

@@ -210,7 +210,7 @@ def _fit_fold(
     if not len(test):
         return None
     if len(train) < 2:
-        raise _NotComputable("the fold has no training trials of this person")
+        raise _NotComputable("the fold has no training trials of this subject")
     n_own = count_own_voxels(fold[0]).get(who)
     place = {str(task.ids[row]): row for row in rows}
     names = [str(i) for i in fold[1].stimulus_ids[test]]
@@ -238,7 +238,7 @@ def _fit_fold(
 
 
 def _find_regions(task: BrainTask, who: str, n_columns: int) -> dict[str, np.ndarray]:
-    """Return the columns of each region of the wanted sets that has any."""
+    """Return the voxels of each region of the wanted sets that has any."""
     if not task.config.regions:
         return {}
     responses = task.folds[0][0]
@@ -289,7 +289,7 @@ def find_response_ceilings(
 
 
 def tabulate_ceilings(ceilings: Mapping[str, ResponseCeiling]) -> list[dict[str, Any]]:
-    """Return one row per subject: the distribution of the ceiling over columns, and what it rests on."""
+    """Return one row per subject: the distribution of the ceiling over voxels, and what it rests on."""
     table = []
     for who, ceiling in ceilings.items():
         low, middle, high, top = np.quantile(ceiling.per_feature, [0.25, 0.5, 0.75, 0.95])

@@ -102,6 +102,7 @@ def make_study(run: Run) -> Study:
         ),
         trained=chosen.find_trained,
         choose=chosen.choose,
+        pools_volumes=config.decodes_categories and run.encoder.pool,
         centre=config.retrieval.centre,
         protocol=_describe_protocol(run),
         seed=config.seed,

@@ -81,7 +81,7 @@ def test_the_chosen_encoder_is_otherwise_the_encoder():
     study = choose_in(make_parcel_study({"Vis": 1.0, "Default": 0.0}), encoding={"n_best": 6})
     encoder = fit_picked(study, 0, study.pick(study.folds[0].train, "train"), None)
     assert isinstance(encoder, ChoosingEncoder)
-    assert encoder.config is encoder.encoder.config
+    assert encoder.map_targets is not None
     with pytest.raises(AttributeError):
         _ = encoder.nothing_like_it
     test = study.pick(study.folds[0].test, "test")

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from braindecode_vis.analysis.bands import BandFilter, FrequencyBandsConfig, fit_bands
-from braindecode_vis.analysis.cuts import keep_columns
+from braindecode_vis.analysis.cuts import keep_features
 from braindecode_vis.analysis.regions import (
     NetworkAblationConfig,
     RoisConfig,
@@ -201,10 +201,10 @@ def test_padded_subjects_keep_their_own_voxels():
     )
     groups = list_rois(study.responses, None)
     assert {s: int(m.sum()) for s, m in groups["V1"].items()} == {"a": 10, "b": 10}
-    cut = keep_columns(study.responses, groups["V1"])
+    cut = keep_features(study.responses, groups["V1"])
     assert cut.data.shape[1] == 10
     assert (cut.data == 1).all()
-    zero = keep_columns(study.responses, groups["V1"], "zero")
+    zero = keep_features(study.responses, groups["V1"], "zero")
     assert set(np.unique(zero.data)) == {0, 1}
     assert (zero.data.sum(axis=1) == 10).all()
     ordered = _draw({s: np.ones(len(v), bool) for s, v in labels.items()}, _key(groups["FFA"]), 0, 0)
