@@ -46,7 +46,7 @@ from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_responses, write_stimuli
-from braindecode_vis.training.objectives.objective import ObjectiveConfig
+from braindecode_vis.training.objectives.objectives_config import ObjectiveConfig
 
 WIDTH = 1.0  # changed by a test of the fingerprint
 

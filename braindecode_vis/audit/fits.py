@@ -279,7 +279,7 @@ def _measure_targets(
     run: AuditedRun, number: int, rows: np.ndarray, centre: np.ndarray, spread: np.ndarray | None
 ) -> float:
     """Return the largest difference between stored and recomputed target statistics, in standard deviations."""
-    from braindecode_vis.training.image_side import reduce_views
+    from braindecode_vis.training.fitted import reduce_views
 
     record, bank = run.trained[number], read_embeddings(run.embedded[number].path)
     if (record.path / "network.json").is_file():  # each image once, without those that were held out

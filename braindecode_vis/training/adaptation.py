@@ -14,7 +14,7 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.signal import Signal, check_signal
-from braindecode_vis.training.image_side import reduce_views
+from braindecode_vis.training.fitted import reduce_views
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
 PREDICTED_TOGETHER = 1024  # trials
+BLUR_LEVELS, USUAL_BLUR = 3, 1  # less, usual and more, as UBP has them (arXiv:2503.04207)
 
 
 @dataclass
@@ -95,8 +96,6 @@ class NetworkFit:
     ) -> Embeddings:
         """Return image embeddings in the space of comparison; see `NetworkEncoder.map_targets`."""
         import torch
-
-        from braindecode_vis.training.image_side import reduce_views
 
         bank = self.bank_space or self.space
         if embeddings.space not in (bank, self.space):
@@ -270,3 +269,44 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
         config.view_choice,
     )  # fmt: skip
     return fit, record["seed"], list(record["messages"])
+
+
+def reduce_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
+    """Return the one vector per image that stands for its views outside training, in a space of its own name.
+
+    Parameters
+    ----------
+    stacked
+        Vectors of shape (n_rows, n_views, n_features).
+    choice
+        How training chooses; None returns the embeddings as they are.
+
+    Raises
+    ------
+    DataError
+        If there are no views to choose from, or not three levels for the rule of uncertainty.
+    """
+    if choice is None:
+        return stacked
+    if stacked.vectors.ndim != 3:
+        raise DataError(
+            f"encoder.view_choice is {choice}, but the targets of {stacked.space!r} have one vector per image; set "
+            "target.kind to views with combine stacked, or leave out encoder.view_choice."
+        )
+    if choice == "uncertainty" and stacked.vectors.shape[1] != BLUR_LEVELS:
+        raise DataError(
+            f"encoder.view_choice uncertainty needs three views (less, usual and more blur), but {stacked.space!r} "
+            f"has {stacked.vectors.shape[1]}; set target.views to fovea of 45, 51 and 57."
+        )
+    space = name_reduced(stacked.space, choice)
+    if choice == "uncertainty":
+        return Embeddings(stacked.vectors[:, USUAL_BLUR], stacked.ids, space)
+    mean = stacked.vectors.mean(axis=1, dtype=np.float32)
+    return Embeddings(mean, stacked.ids, space)
+
+
+def name_reduced(space: str, choice: ViewChoice | None) -> str:
+    """Return the name of the space of settled views of a stacked space."""
+    if choice is None:
+        return space
+    return f"{space}/{'usual' if choice == 'uncertainty' else 'mean'}-view"

@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.embeddings.degradations import UncertaintyRule
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.training.image_config import LayerFusionConfig, ViewChoice
 
@@ -93,49 +91,7 @@ class LayerFusion(nn.Module):
             return {**dict(zip(subjects, rows, strict=True)), "unknown": self.weigh().tolist()}
 
 
-LEVELS = 3  # less, usual, more
-USUAL = 1
-
-
-def reduce_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
-    """Return the one vector per image that stands for its views outside training, in a space of its own name.
-
-    Parameters
-    ----------
-    stacked
-        Vectors of shape (n_rows, n_views, n_features).
-    choice
-        How training chooses; None returns the embeddings as they are.
-
-    Raises
-    ------
-    DataError
-        If there are no views to choose from, or not three levels for the rule of uncertainty.
-    """
-    if choice is None:
-        return stacked
-    if stacked.vectors.ndim != 3:
-        raise DataError(
-            f"encoder.view_choice is {choice}, but the targets of {stacked.space!r} have one vector per image; set "
-            "target.kind to views with combine stacked, or leave out encoder.view_choice."
-        )
-    if choice == "uncertainty" and stacked.vectors.shape[1] != LEVELS:
-        raise DataError(
-            f"encoder.view_choice uncertainty needs three views (less, usual and more blur), but {stacked.space!r} "
-            f"has {stacked.vectors.shape[1]}; set target.views to fovea of 45, 51 and 57."
-        )
-    space = name_reduced(stacked.space, choice)
-    if choice == "uncertainty":
-        return Embeddings(stacked.vectors[:, USUAL], stacked.ids, space)
-    mean = stacked.vectors.mean(axis=1, dtype=np.float32)
-    return Embeddings(mean, stacked.ids, space)
-
-
-def name_reduced(space: str, choice: ViewChoice | None) -> str:
-    """Return the name of the space of settled views of a stacked space."""
-    if choice is None:
-        return space
-    return f"{space}/{'usual' if choice == 'uncertainty' else 'mean'}-view"
+USUAL = 1  # of less, usual and more blur
 
 
 class ViewChooser:
@@ -154,6 +110,8 @@ class ViewChooser:
     """
 
     def __init__(self, choice: ViewChoice, n_views: int, ids: np.ndarray, *, seed: int) -> None:
+        from braindecode_vis.embeddings.degradations import UncertaintyRule
+
         self.choice, self.n_views, self.ids, self.seed = choice, n_views, [str(i) for i in ids], seed
         self.rule = UncertaintyRule()
 

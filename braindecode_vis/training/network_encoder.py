@@ -147,7 +147,7 @@ class NetworkEncoder:
 
     def build_model(self, signal: Signal, targets: Embeddings, train: np.ndarray) -> BrainImageModel:
         """Return the untrained model, its target statistics from the images of the training rows."""
-        from braindecode_vis.training.image_side import reduce_views
+        from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.model import build_model, make_scales
 
         if self.config.image_tower is not None:
@@ -201,7 +201,7 @@ class NetworkEncoder:
             Further arguments of the `Trainer`.
         """
         from braindecode_vis.training.feed import Feed
-        from braindecode_vis.training.image_side import reduce_views
+        from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.loop import CHECKPOINT, Trainer
         from braindecode_vis.training.model import takes_unknown_subjects
         from braindecode_vis.training.processes import count_processes, open_accelerator
@@ -393,7 +393,7 @@ class NetworkEncoder:
 
         With `view_choice` that is the one vector that stands for the views of each image.
         """
-        from braindecode_vis.training.image_side import reduce_views
+        from braindecode_vis.training.fitted import reduce_views
 
         fit = self.require_fit()
         return reduce_views(embeddings, fit.view_choice) if embeddings.space == fit.bank_space else embeddings

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.image_side import ViewChooser, reduce_views
+from braindecode_vis.training.fitted import reduce_views
+from braindecode_vis.training.image_side import ViewChooser
 from tests.training.test_loop import Killed, kill_after
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
 

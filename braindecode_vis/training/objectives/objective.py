@@ -1,4 +1,4 @@
-"""What every objective shares: its settings, the outputs that it asks for, and the checks of one step.
+"""What every objective shares: the outputs that it sees of a step, and the checks of that step.
 
 The training loop fills one `Outputs` per step; an objective declares the optional parts that it needs in `needs`, so
 that nothing is computed in vain and a combination that cannot work is refused. Imports no torch.
@@ -7,15 +7,14 @@ that nothing is computed in vain and a combination that cannot work is refused. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -89,54 +88,6 @@ class Outputs:
     queue_image: Tensor | None = None
     mix_partner: Tensor | None = None
     mix_weight: Tensor | None = None
-
-
-class ObjectiveConfig(Settings):
-    """Settings that every objective has.
-
-    A subclass gives its loss in `make_term`, names in `needs` the optional outputs that it uses (keys of `NEED_FIELDS`;
-    read it from the instance, since settings may decide it), and says in `contrastive` whether it compares different
-    images of a batch.
-
-    Parameters
-    ----------
-    weight
-        Factor of this objective in the sum; the module that `build` returns does not apply it.
-    phase
-        Start and end as shares of the training. The objective counts while ``start <= progress < end``; an end of 1
-        includes the last step.
-    """
-
-    kind: str
-    weight: float = Field(default=1.0, gt=0)
-    phase: tuple[Share, Share] = (0.0, 1.0)
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    contrastive: ClassVar[bool] = True
-
-    @field_validator("phase")
-    @classmethod
-    def _check_phase(cls, phase: tuple[float, float]) -> tuple[float, float]:
-        if phase[0] >= phase[1]:
-            raise ValueError(
-                f"phase must start before it ends, but is {list(phase)}; [0, 1] is the whole training"
-            )
-        return phase
-
-    def is_active(self, progress: float) -> bool:
-        """Return whether the objective counts at this share of the training."""
-        start, end = self.phase
-        return start <= progress and (progress < end or end >= 1.0)
-
-    def build(self) -> nn.Module:
-        """Return the module whose ``forward(outputs)`` gives the unweighted scalar."""
-        from braindecode_vis.training.objectives.similarity import Objective
-
-        return Objective(self, self.make_term())
-
-    def make_term(self) -> nn.Module:
-        """Return the module that computes the loss; `build` puts the checks of a step and the phase around it."""
-        raise NotImplementedError
 
 
 def compute_phase_fraction(phase: tuple[float, float], progress: float) -> float:

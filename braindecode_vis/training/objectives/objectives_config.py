@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from braindecode_vis.training.objectives.objective import Duplicates, ObjectiveConfig, Share, Temperature
+from braindecode_vis.settings import Settings
+from braindecode_vis.training.objectives.objective import Duplicates, Share, Temperature
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +19,54 @@ if TYPE_CHECKING:
     from braindecode_vis.training.objectives.similarity import LearnedTemperature, LogitScale
 
 View = Literal["brain", "image", "brain_views", "image_views"]
+
+
+class ObjectiveConfig(Settings):
+    """Settings that every objective has.
+
+    A subclass gives its loss in `make_term`, names in `needs` the optional outputs that it uses (keys of `NEED_FIELDS`;
+    read it from the instance, since settings may decide it), and says in `contrastive` whether it compares different
+    images of a batch.
+
+    Parameters
+    ----------
+    weight
+        Factor of this objective in the sum; the module that `build` returns does not apply it.
+    phase
+        Start and end as shares of the training. The objective counts while ``start <= progress < end``; an end of 1
+        includes the last step.
+    """
+
+    kind: str
+    weight: float = Field(default=1.0, gt=0)
+    phase: tuple[Share, Share] = (0.0, 1.0)
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    contrastive: ClassVar[bool] = True
+
+    @field_validator("phase")
+    @classmethod
+    def _check_phase(cls, phase: tuple[float, float]) -> tuple[float, float]:
+        if phase[0] >= phase[1]:
+            raise ValueError(
+                f"phase must start before it ends, but is {list(phase)}; [0, 1] is the whole training"
+            )
+        return phase
+
+    def is_active(self, progress: float) -> bool:
+        """Return whether the objective counts at this share of the training."""
+        start, end = self.phase
+        return start <= progress and (progress < end or end >= 1.0)
+
+    def build(self) -> nn.Module:
+        """Return the module whose ``forward(outputs)`` gives the unweighted scalar."""
+        from braindecode_vis.training.objectives.similarity import Objective
+
+        return Objective(self, self.make_term())
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss; `build` puts the checks of a step and the phase around it."""
+        raise NotImplementedError
 
 
 class ScaleSettings(ObjectiveConfig):

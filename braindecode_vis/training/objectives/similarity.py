@@ -8,7 +8,7 @@ logit of one.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from braindecode_vis.devices import autocast
 from braindecode_vis.training.objectives.objective import check_batch, check_needs
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.objectives.objective import Duplicates, ObjectiveConfig, Outputs
+    from braindecode_vis.training.objectives.objective import Duplicates, Outputs
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -114,9 +114,16 @@ class Objective(nn.Module):
 
     Outside its phase it returns a zero that still depends on every parameter, so that distributed training sees
     no unused one.
+
+    Parameters
+    ----------
+    config
+        Its `ObjectiveConfig`: kind, weight, phase and needs.
+    term
+        ``forward(outputs)`` gives the loss.
     """
 
-    def __init__(self, config: ObjectiveConfig, term: nn.Module) -> None:
+    def __init__(self, config: Any, term: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.term = term
