@@ -85,10 +85,11 @@ def evaluate_categories(
 
         classes = tuple(sorted(set(responses.trials["concept"].astype(str))))
         rows = np.concatenate([fold.test for fold in split.folds])
-        decisions = np.zeros((len(rows), len(classes)))
+        decisions = np.zeros((len(rows), len(classes)))  # a class that a fold never saw stays at 0
         start = 0
         for fold, fitted in zip(split.folds, trained, strict=True):
             decided = fitted.decoder.decision(responses.select(fold.test))
+            # Decoders list the classes of their own training trials.
             columns = [classes.index(str(name)) for name in fitted.decoder.classes]
             decisions[start : start + len(fold.test), columns] = decided
             start += len(fold.test)

@@ -26,7 +26,7 @@ from braindecode_vis.pipeline.learning import (
     refuse_categories,
     train,
 )
-from braindecode_vis.pipeline.runs import Run, lend_context
+from braindecode_vis.pipeline.runs import Run, lend_context, remember
 from braindecode_vis.pipeline.stage_results import (
     Prepared,
     Reconstructed,
@@ -34,16 +34,13 @@ from braindecode_vis.pipeline.stage_results import (
     RetrievedFold,
     TargetBank,
 )
-from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
+from braindecode_vis.retrieval import read_retrieval, write_retrieval
 from braindecode_vis.seeds import derive_seed, make_generator
 
 
+@remember
 def retrieve(run: Run) -> Retrieved:
     """Open the test trials: predict their embeddings and rank the true images in the gallery."""
-    return run.once("retrieve", lambda: _retrieve(run))
-
-
-def _retrieve(run: Run) -> Retrieved:
     refuse_categories(run, "retrieve")
     if (number := find_untested(run)) is not None:
         raise DataError(
@@ -53,6 +50,7 @@ def _retrieve(run: Run) -> Retrieved:
         )
     config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
     fields = {"retrieval": config.retrieval.hashed_fields(), "repeats": config.repeats.test}
+    # Not of `embed`: each fit names the bank that it was trained against.
     upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
     whole, protocol = choose_gallery(config, prepared, banks)
 
@@ -76,7 +74,14 @@ def _retrieve(run: Run) -> Retrieved:
             ranked = rank_fold(source, predicted, subjects, ids, protocol=protocol)
             store.write_embeddings(folder / name_fold(number), predicted)
             write_retrieval(folder / name_fold(number), ranked)
-            ranks.append(_tabulate_ranks(ranked, subjects, number))
+            names = np.asarray(ranked.gallery_ids, dtype=object)
+            table = {
+                "stimulus_id": ranked.query_ids, "subject": subjects, "fold": number, "rank": ranked.ranks,
+                "worst_rank": ranked.worst_ranks, "gallery_size": ranked.gallery_size,
+                "similarity": ranked.true_similarities,
+                "top_ids": [list(names[row]) for row in ranked.top_indices],
+            }  # fmt: skip
+            ranks.append(pd.DataFrame(table))
         pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet", index=False)
         return {"gallery": protocol}
 
@@ -120,28 +125,9 @@ def choose_gallery(
     return whole, f"{len(whole)} exact images of all folds"
 
 
-def _tabulate_ranks(retrieval: Retrieval, subjects: np.ndarray, fold: int) -> pd.DataFrame:
-    names = np.asarray(retrieval.gallery_ids, dtype=object)
-    return pd.DataFrame(
-        {
-            "stimulus_id": retrieval.query_ids,
-            "subject": subjects,
-            "fold": fold,
-            "rank": retrieval.ranks,
-            "worst_rank": retrieval.worst_ranks,
-            "gallery_size": retrieval.gallery_size,
-            "similarity": retrieval.true_similarities,
-            "top_ids": [list(names[row]) for row in retrieval.top_indices],
-        }
-    )
-
-
+@remember
 def reconstruct(run: Run) -> Reconstructed:
     """Turn the predictions into images, with every control beside them."""
-    return run.once("reconstruct", lambda: _reconstruct(run))
-
-
-def _reconstruct(run: Run) -> Reconstructed:
     refuse_categories(run, "reconstruct")
     config, prepared, banks = run.config, preprocess(run), embed(run)
     trained, retrieved = train(run), retrieve(run)
@@ -235,21 +221,15 @@ def _measure_noise(run: Run, number: int) -> Any:
     trials = pick_labelled_trials(prepared, fold.train, "single")
     if fitted.selection is not None:
         trials = fitted.selection.apply(trials)
-    counts = {
-        part: _count_repetitions(prepared.responses.trials.iloc[rows], how)
-        for part, rows, how in (("train", fold.train, repeats.train), ("test", fold.test, repeats.test))
-    }
+    counts = []
+    for rows, how in ((fold.train, repeats.train), (fold.test, repeats.test)):
+        table = prepared.responses.trials.iloc[rows]
+        sizes = table.groupby(["subject", "stimulus_id"]).size().to_numpy()
+        # The variance of a mean goes with 1 / n, so that the harmonic mean stands for the average variance.
+        counts.append(float(len(sizes) / (1 / sizes).sum()) if how == "averaged" else 1.0)
     return measure_repetition_noise(
-        fitted.encoder.predict_for_generator, trials, n_train=counts["train"], n_test=counts["test"]
+        fitted.encoder.predict_for_generator, trials, n_train=counts[0], n_test=counts[1]
     )
-
-
-def _count_repetitions(trials: pd.DataFrame, repeats: str) -> float:
-    """Return the harmonic mean of how many repetitions are averaged."""
-    if repeats != "averaged":
-        return 1.0
-    sizes = trials.groupby(["subject", "stimulus_id"]).size().to_numpy()
-    return float(len(sizes) / (1 / sizes).sum())
 
 
 def predict_for_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings]:
@@ -259,6 +239,7 @@ def predict_for_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings
     back there; copying the nearest training image then works in the learnt space.
     """
     encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
+    # Any other generator is refused by `predict_for_generator`, which says what is missing.
     if not encoder.predicts_targets and run.generator.copies_training_images:
         return retrieve(run).folds[number].predicted, encoder.map_targets(bank)
     return encoder.predict_for_generator(pick_test_trials(run, number)), encoder.map_for_generator(bank)
@@ -272,6 +253,7 @@ def open_low_level(run: Run) -> Run | None:
     branch = run.config.reconstruction.low_level
     if branch is None:
         return None
+    # Everything else is shared: data set, split, selection, repetitions and seed.
     changes = {
         "target": branch.target,
         "encoder": branch.encoder,

@@ -78,6 +78,7 @@ def order_by_gallery(encoder: WholeBrainEncoder, responses: Responses) -> Respon
     if not encoder.has_subject_galleries:
         return responses
     subjects = responses.trials["subject"].astype(str).to_numpy()
+    # Stable, so that the trials of a subject keep their order.
     return responses.select(np.argsort(subjects, kind="stable"))
 
 
@@ -118,6 +119,7 @@ def rank_fold(
         parts.append((rows, ranked))
     if len(parts) == 1:
         return parts[0][1]
+    # Back from the order of subjects to that of the predictions.
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(ranked, name) for _, ranked in parts])[order] for name in _PER_QUERY

@@ -1,11 +1,10 @@
-"""From recordings and images to fitted encoders: preprocess, embed, train.
+"""From recordings and images to fitted encoders: the stages preprocess, embed and train.
 
-The first half of the sentence. Only training trials are looked at here.
+What is fitted here is fitted on training trials and training images; the test trials are opened by `decoding` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import roles, store
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.contracts import Context, WholeBrainEncoder
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
-from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context
+from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context, remember
 from braindecode_vis.pipeline.stage_results import Prepared, TargetBank, TrainedFold
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
@@ -29,13 +28,11 @@ from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.processes import count_launched
 
 
+@remember
 def preprocess(run: Run) -> Prepared:
     """Read the recording and its images, and fix the split."""
-    return run.once("preprocess", lambda: _preprocess(run))
-
-
-def _preprocess(run: Run) -> Prepared:
     config = run.config
+    # No path is hashed: a data set that was moved is the same one, as its digests say.
     fields = {
         "dataset": config.dataset.hashed_fields(),
         "split": config.split.hashed_fields(),
@@ -55,7 +52,7 @@ def _preprocess(run: Run) -> Prepared:
 
     artifact = run.produce("preprocess", fields, {}, compute)
     if not run.follows:
-        keep_config(run)
+        keep_config(run)  # not earlier: a run folder holds no configuration whose data set cannot be read
     responses, stimuli = read_dataset(artifact.path)
     concepts = stimuli.concepts_of(responses.stimulus_ids)
     split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
@@ -80,23 +77,20 @@ def write_dataset(dataset: Any, folder: Path, *, seed: int, listener: Listener) 
     if source == "write":
         dataset.write(folder, seed=derive_seed(seed, "dataset"))
         return
+    # Imported one by one: mne and nilearn take seconds, and no data set needs both.
     with listener.progress("reading trials", None) as advance:
-        _find_writer(source)(dataset, folder, advance=advance)
+        if source == "open_epochs":
+            from braindecode_vis.preprocessing.meeg import write_meeg
 
+            write_meeg(dataset, folder, advance=advance)
+        elif source == "open_bold":
+            from braindecode_vis.preprocessing.bold import write_bold
 
-def _find_writer(source: str) -> Callable[..., Any]:
-    """Return the function that streams a data set of this source; see `roles.SOURCES`."""
-    if source == "open_epochs":
-        from braindecode_vis.preprocessing.meeg import write_meeg
+            write_bold(dataset, folder, advance=advance)
+        else:
+            from braindecode_vis.preprocessing.betas import write_fmri
 
-        return write_meeg
-    if source == "open_bold":
-        from braindecode_vis.preprocessing.bold import write_bold
-
-        return write_bold
-    from braindecode_vis.preprocessing.betas import write_fmri
-
-    return write_fmri
+            write_fmri(dataset, folder, advance=advance)
 
 
 def read_dataset(folder: Path) -> tuple[Responses, StimulusSet]:
@@ -104,16 +98,14 @@ def read_dataset(folder: Path) -> tuple[Responses, StimulusSet]:
     return store.read_responses(folder / "responses"), store.read_stimuli(folder / "stimuli")
 
 
+@remember
 def embed(run: Run) -> list[TargetBank]:
     """Encode every image; encoders that are fitted see the training images of their fold only."""
-    return run.once("embed", lambda: _embed(run))
-
-
-def _embed(run: Run) -> list[TargetBank]:
     refuse_categories(run, "embed")
     prepared = preprocess(run)
     folds = prepared.folds
     if not run.target.fitted_on_training_images:
+        # One artifact serves all folds.
         return [_embed_fold(run, prepared, None)] * len(folds)
     return [_embed_fold(run, prepared, number) for number in range(len(folds))]
 
@@ -128,14 +120,12 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
         encoder = roles.build(role, run.target)
         encoder.bind(Context(images=stimuli, device=run.config.retrieval.device))
         ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number or 0].train]))
-        with run.listener.progress("encoding images", len(stimuli)) as advance:
-            bank = encoder.embed(
-                stimuli,
-                ids,
-                lambda pretrained: embed_stimuli(
-                    pretrained, stimuli, cache=find_cache_folder(), advance=advance
-                ),
-            )
+
+        def embed_cached(pretrained: Any) -> Embeddings:
+            with run.listener.progress("encoding images", len(stimuli)) as advance:
+                return embed_stimuli(pretrained, stimuli, cache=find_cache_folder(), advance=advance)
+
+        bank = encoder.embed(stimuli, ids, embed_cached)
         encoder.write(folder)
         store.write_embeddings(folder, bank)
 
@@ -159,12 +149,9 @@ def name_fold(number: int | None) -> str:
     return "" if number is None else f"fold{number:02d}"
 
 
+@remember
 def train(run: Run) -> list[Any]:
     """Fit the brain encoder, or the category decoder, of every fold on its training trials."""
-    return run.once("train", lambda: _train(run))
-
-
-def _train(run: Run) -> list[Any]:
     prepared = preprocess(run)
     if run.config.decodes_categories:
         return categories.train_categories(
@@ -187,7 +174,14 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
 
     def compute(folder: Path) -> dict[str, Any]:
         rows = prepared.folds[number].train
-        selection = _fit_selection(run, prepared, bank, rows)
+        selection = None
+        if not config.selection.is_empty:
+            # On single trials, before averaging: repetitions are what reliability is measured by.
+            single, encoded = prepared.responses.select(rows), None
+            if config.selection.encoding is not None:
+                encoded = bank.embeddings.select(list(pd.unique(single.stimulus_ids)))
+            seed = derive_seed(config.seed, "selection")
+            selection = fit_selection(config.selection, single, encoded, seed=seed)
         responses = pick_labelled_trials(prepared, rows, config.repeats.train)
         if selection is not None:
             responses = selection.apply(responses)
@@ -195,6 +189,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
         with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
             encoder = build_encoder(run, number, context)
             encoder.fit(responses, targets)
+            # Priors and generators learn from these; an encoder's predictions of what it learnt are too good for that.
             out_of_fold = encoder.predict_out_of_fold(responses, targets)
             if not run.follows:
                 if selection is not None:
@@ -204,6 +199,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
         return {"n_trials": responses.n_trials, "n_processes": count_launched()}
 
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))
+    # Read back even where it was just fitted, so that a resumed run predicts with the very same numbers.
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
     encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, artifact.path)
     encoder.bind(Context(images=prepared.stimuli, device=config.retrieval.device))
@@ -237,18 +233,6 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Whol
     lent = Context(device=config.retrieval.device) if context is None else context
     encoder.bind(replace(lent, images=stimuli, texts=texts))
     return encoder
-
-
-def _fit_selection(run: Run, prepared: Prepared, bank: TargetBank, rows: np.ndarray) -> Selection | None:
-    """Choose columns on single training trials, since their repetitions are what reliability is measured by."""
-    config = run.config.selection
-    if config.is_empty:
-        return None
-    responses = prepared.responses.select(rows)
-    targets = None
-    if config.encoding is not None:
-        targets = bank.embeddings.select(list(pd.unique(responses.stimulus_ids)))
-    return fit_selection(config, responses, targets, seed=derive_seed(run.config.seed, "selection"))
 
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:

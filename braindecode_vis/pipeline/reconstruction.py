@@ -1,7 +1,6 @@
 """Reconstruct the test images of one fold, with every control beside them.
 
-Owns which controls are made and from what. Works on fitted components and nouns; what is written where is the
-pipeline's business.
+Owns which controls are made and from what. Works on fitted components and arrays; `decoding` writes them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from braindecode_vis.priors.closed_form import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
-MOST_REPEATED = 2048  # single trials that the noise of repetitions is measured on
+#: Single trials that the noise of repetitions is measured on; a covariance of embeddings needs no more.
+MOST_REPEATED = 2048
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def reconstruct_fold(
         mean = MeanPrior().fit(predicted, data.embeddings, images=data.embeddings)
         same = mean.sample(predicted, n_draws=1, seed=seed)
         made["mean_embedding"] = generator.generate(same, seed=seed)
+    # The upper bound: what the generator makes of the very embedding that was to be predicted.
     made["oracle"] = generator.generate(true.select(predicted.ids), seed=seed)
 
     height, width = data.images.shape[1:3]  # of the stimuli: a coarse target must not make the task easier
@@ -198,6 +199,7 @@ def measure_repetition_noise(
     if not kept.any():
         return None
     means = vectors.groupby(same.ngroup().to_numpy()).transform("mean")
+    # Deviations from a mean of n repetitions have (n - 1) / n of the variance of one repetition.
     scaled = (vectors - means).to_numpy() * np.sqrt(counts / np.maximum(counts - 1, 1))[:, None]
     return RepetitionNoise(scaled[kept].astype(np.float32), n_train, n_test)
 
@@ -206,6 +208,7 @@ def derange(ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return a row of another image for each row, shape (n_rows,); a single image keeps its own rows."""
     names = ids.astype(str)
     items = generator.permutation(np.unique(names))
+    # A random cycle through all images, so that none keeps its own.
     successor = dict(zip(items, np.roll(items, 1), strict=True))
     first = {item: int(np.flatnonzero(names == item)[0]) for item in items}
     return np.array([first[successor[name]] for name in names])

@@ -1,4 +1,4 @@
-"""The report of a run, where everything in it came from, and the whole sentence at once."""
+"""The stage report, where everything in a run came from, and all stages at once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
 from braindecode_vis.pipeline.learning import embed, preprocess, train
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
-from braindecode_vis.pipeline.runs import Run, read_scores
+from braindecode_vis.pipeline.runs import Run, read_scores, remember
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 
 
+@remember
 def report(run: Run) -> Path:
     """Write the self-contained ``report.html`` of the run and return its path."""
-    return run.once("report", lambda: _report(run))
-
-
-def _report(run: Run) -> Path:
     from braindecode_vis.pipeline import summary
     from braindecode_vis.report.page import ReportContent, write_report
 
@@ -33,11 +30,16 @@ def _report(run: Run) -> Path:
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
     analyses = summary.find_analyses(run.folder.path, describe_question(run))
+    # A report is written anew only if something that it shows has changed, or the page itself was.
     digest = store.hash_json(
         [rows, provenance["stages"], provenance["config"], [path.name for path in analyses]]
     )
     written = run.folder.path / "provenance.json"
-    if path.is_file() and _read_digests(written) == {"content": digest, "page": store.hash_file(path)}:
+    try:
+        known = store.read_json(written).get("digests")
+    except (OSError, DataError, AttributeError):
+        known = None  # no readable record of what the last page was made of
+    if path.is_file() and known == {"content": digest, "page": store.hash_file(path)}:
         return path
     items = run.seen["items"]
     if run.config.decodes_categories:
@@ -66,7 +68,7 @@ def _report(run: Run) -> Path:
     if simulated:
         warnings.insert(
             0,
-            f"Simulated people and recordings, written in the files of {manifest.title}: no brain was here.",
+            f"Simulated subjects, in the files of {manifest.title}. No recording was made; the data are simulated.",
         )
     content = ReportContent(
         title=run.config.name,
@@ -98,14 +100,6 @@ def describe_question(run: Run) -> dict[str, Any]:
             "preprocess": preprocess(run).artifact.fingerprint,
         }
     )
-
-
-def _read_digests(path: Path) -> Any:
-    """Return what the last report was made of; None if there is no readable record."""
-    try:
-        return store.read_json(path).get("digests")
-    except (OSError, DataError, AttributeError):
-        return None
 
 
 def collect_run_provenance(run: Run) -> dict[str, Any]:

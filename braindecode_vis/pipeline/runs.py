@@ -1,4 +1,4 @@
-"""One run in its folder: configuration, progress, and artifacts that are produced once.
+"""One run in its folder: configuration, progress, what components are lent, and artifacts that are produced once.
 
 Owns what every stage shares: the versions of the stages, the listener that shows progress, and the files that
 stand at the top of a run folder. Knows nothing of what a stage computes.
@@ -6,13 +6,14 @@ stand at the top of a run folder. Knows nothing of what a stage computes.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 
@@ -27,6 +28,7 @@ STAGE_VERSIONS = {
 }  # fmt: skip
 
 
+Result = TypeVar("Result")
 #: Computes an artifact into a folder, and returns what its provenance should say beside the settings.
 Compute = Callable[[Path], Mapping[str, Any] | None]
 
@@ -142,6 +144,17 @@ def open_run(config: RunConfig, out: Path | None = None, listener: Listener | No
     """
     folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
     return Run(config, folder, listener or SilentListener())
+
+
+def remember(stage: Callable[[Run], Result]) -> Callable[[Run], Result]:
+    """Let a stage work once for a run of this process; whoever asks for it again is given what it returned."""
+
+    @functools.wraps(stage)
+    def ask(run: Run) -> Result:
+        found: Result = run.once(stage.__name__, lambda: stage(run))
+        return found
+
+    return ask
 
 
 @contextmanager

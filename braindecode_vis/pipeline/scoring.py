@@ -18,17 +18,14 @@ from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
 from braindecode_vis.pipeline.galleries import GallerySource
 from braindecode_vis.pipeline.learning import embed, pick_test_trials, pick_trials, preprocess, train
-from braindecode_vis.pipeline.runs import Run, publish_scores
+from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.pipeline.stage_results import Prepared
 from braindecode_vis.preprocessing.repeats import average_repetitions
 
 
+@remember
 def evaluate(run: Run) -> list[dict[str, Any]]:
     """Score retrieval and reconstructions; write ``scores.json`` and ``scores.parquet`` into the run folder."""
-    return run.once("evaluate", lambda: _evaluate(run))
-
-
-def _evaluate(run: Run) -> list[dict[str, Any]]:
     if run.config.decodes_categories:
         prepared = preprocess(run)
         return categories.evaluate_categories(run, prepared.responses, prepared.split, train(run))
@@ -93,10 +90,24 @@ def _evaluate(run: Run) -> list[dict[str, Any]]:
 def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], list[str]]:
     """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
     config, scores, lacking = run.config.evaluation, [], []
+    prepared, images = preprocess(run), reconstruct(run)
     if config.captions is not None:
-        from braindecode_vis.scores.caption_scores import score_caption_task
+        from braindecode_vis.scores.caption_scores import CaptionTask, score_caption_task
 
-        captions = score_caption_task(_make_caption_task(run, protocol))
+        # Captions are compared in the space that the generator takes, as the images were made from it.
+        predicted, true, training = [], [], []
+        for number, fold in enumerate(prepared.split.folds):
+            queries, bank = predict_for_generator(run, number)
+            predicted.append(queries)
+            true.append(bank.select(list(queries.ids)))
+            training.append(bank.select(list(pd.unique(prepared.responses.stimulus_ids[fold.train]))))
+        captions = score_caption_task(
+            CaptionTask(
+                config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
+                {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
+                config.n_bootstrap, config.n_permutations,
+            )
+        )  # fmt: skip
         scores += captions.scores
         lacking += config.captions.not_computed
         store.write_json(folder / "captions.json", captions.texts)
@@ -104,7 +115,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
         return scores, lacking
     from braindecode_vis.scores import response_scores
 
-    responses, folds = preprocess(run).responses, preprocess(run).split.folds
+    responses, folds = prepared.responses, prepared.split.folds
     ceilings: dict[str, Any] = {}
     if config.noise_ceiling is not None:
         tested = np.concatenate([fold.test for fold in folds])
@@ -114,7 +125,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
         lacking += why
         store.write_json(folder / "response_ceilings.json", response_scores.tabulate_ceilings(ceilings))
     if config.brain is not None:
-        images = reconstruct(run)
+        # Test trials are averaged whatever the run does: one prediction is compared with one mean response.
         pairs = [
             (
                 pick_trials(responses, fold.train, run.config.repeats.train),
@@ -124,7 +135,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
         ]
         found, why = response_scores.score_brain(
             response_scores.BrainTask(
-                config.brain, pairs, preprocess(run).stimuli, images.ids, images.subjects, np.asarray(images.seen),
+                config.brain, pairs, prepared.stimuli, images.ids, images.subjects, np.asarray(images.seen),
                 {name: np.asarray(made) for name, made in images.images.items()}, ceilings, protocol, "test",
                 run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations,
             )
@@ -132,25 +143,6 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
         scores += found
         lacking += why
     return scores, lacking
-
-
-def _make_caption_task(run: Run, protocol: str) -> Any:
-    """Return predictions, true embeddings and training images of every fold in the space that the generator takes."""
-    from braindecode_vis.scores.caption_scores import CaptionTask
-
-    prepared, images, config = preprocess(run), reconstruct(run), run.config.evaluation
-    assert config.captions is not None
-    predicted, true, training = [], [], []
-    for number, fold in enumerate(prepared.split.folds):
-        queries, bank = predict_for_generator(run, number)
-        predicted.append(queries)
-        true.append(bank.select(list(queries.ids)))
-        training.append(bank.select(list(pd.unique(prepared.responses.stimulus_ids[fold.train]))))
-    return CaptionTask(
-        config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
-        {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
-        config.n_bootstrap, config.n_permutations,
-    )  # fmt: skip
 
 
 def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:

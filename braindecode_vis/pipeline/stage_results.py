@@ -1,4 +1,4 @@
-"""What each stage of the pipeline hands to the next: nouns, fitted components, and the artifact that holds them."""
+"""What each stage hands to the next: arrays, fitted components, and the artifact that holds them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TargetBank:
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """A fitted brain encoder, its out-of-fold predictions of training trials, and the columns it was given."""
+    """A fitted brain encoder, its out-of-fold predictions of training trials, and the features it was given."""
 
     artifact: Artifact
     encoder: WholeBrainEncoder

@@ -62,6 +62,10 @@ def describe_images(
     sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
     ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
     caption = f"Gallery: {retrieved.gallery_protocol}."
+    low_level, branch = {}, config.reconstruction.low_level
+    if branch is not None:
+        target = branch.target.build().space
+        low_level["Low-level branch"] = f"{branch.encoder.kind} to {target}; {branch.fusion.describe()}"
     return {
         "protocol": {
             "Data set": config.dataset.kind,
@@ -72,21 +76,12 @@ def describe_images(
             "Brain encoder": config.encoder.kind,
             "Prior": config.prior.kind,
             "Generator": config.generator.kind,
-            **_describe_low_level(config),
+            **low_level,
             "Gallery": retrieved.gallery_protocol,
         },
         "ranks": RankContent(ranks, sizes.pop(), caption) if len(sizes) == 1 else None,
         "gallery": gallery,
     }
-
-
-def _describe_low_level(config: RunConfig) -> dict[str, str]:
-    """Return what the low-level branch predicts, by what, with which weights, and how its images enter."""
-    branch = config.reconstruction.low_level
-    if branch is None:
-        return {}
-    text = f"{branch.encoder.kind} to {branch.target.build().space}; {branch.fusion.describe()}"
-    return {"Low-level branch": text}
 
 
 def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFrame) -> dict[str, Any]:
@@ -112,7 +107,7 @@ def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
     if not rows:
         return []
     caption = (
-        "Highest correlation, over the test images, that any prediction of a column's response can be expected to "
+        "Highest correlation, over the test images, that any prediction of a feature's response can be expected to "
         "reach with the mean of its repetitions. It bounds brain correlation, not retrieval or image scores."
     )
     return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
