@@ -195,3 +195,10 @@ def test_subjects_and_models_share_the_planted_geometry(tmp_path):
     assert "other_sha256" in config.hashed_fields()
     with pytest.raises(DataError, match="0 folders"):
         find_responses(tmp_path / "nothing")
+
+
+def test_the_matrix_shows_the_most_frequent_classes():
+    found = ConfusionConfig(max_classes=2).compute(make_concept_study())
+    assert found.plots
+    assert len(set(found.table["seen"]) - {"all"}) >= 2
+    assert ConfusionConfig(max_classes=2).hashed_fields() == ConfusionConfig().hashed_fields()

@@ -209,3 +209,19 @@ def test_padded_subjects_keep_their_own_voxels():
     assert (zero.data.sum(axis=1) == 10).all()
     ordered = _draw({s: np.ones(len(v), bool) for s, v in labels.items()}, _key(groups["FFA"]), 0, 0)
     assert {s: int(m.sum()) for s, m in ordered.items()} == {"a": 10, "b": 20}
+
+
+def test_bands_can_be_kept_alone():
+    bands = {"alpha": (8, 13), "beta": (18, 30)}
+    table = (
+        FrequencyBandsConfig(metric="two_way", bands=bands, modes=("only",))
+        .compute(make_rhythm_study())
+        .table
+    )
+    assert set(table["mode"]) == {"all", "only"}
+
+
+def test_small_regions_are_left_out():
+    study = make_voxel_study(noise=1.5)
+    with pytest.raises(DataError, match="two groups"):
+        RoisConfig(min_voxels=1000).compute(study)

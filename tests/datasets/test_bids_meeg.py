@@ -376,3 +376,12 @@ def test_channels_that_a_recording_marks_as_bad_can_be_dropped(root, tmp_path):
     dropped, _ = run(BidsMeegConfig(**options, bad_channels="drop"), tmp_path / "out")
     assert dropped.coords["ch_names"] == ["Oz"]
     assert len(dropped.trials["session"].unique()) == 2  # from the recordings that did not mark it, too
+
+
+def test_onsets_may_stand_in_another_column(root):
+    one = {"root": root, "subjects": ("01",), "sessions": ("01",)}
+    before = BidsMeegConfig(**one).open_epochs().parts[0].recording.events["sample"]
+    table = pd.read_csv(find_table(root), sep="\t")
+    table.assign(photo=table["onset"], onset=0.0).to_csv(find_table(root), sep="\t", index=False)
+    after = BidsMeegConfig(onset_column="photo", **one).open_epochs().parts[0].recording.events["sample"]
+    assert before.equals(after)

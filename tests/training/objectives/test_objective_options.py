@@ -1,0 +1,69 @@
+"""Options of objectives that no recipe sets: each changes what its description says."""
+
+import pytest
+import torch
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.registry import validate_component
+from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.structure import compute_uniformity
+
+
+def make_outputs(progress=0.5, n=8, d=6):
+    generator = torch.Generator().manual_seed(0)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    image = make(n, d)
+    stimuli = torch.arange(n)
+    return Outputs(
+        brain=image + make(n, d), image=image, text=make(n, d), stimuli=stimuli, concepts=stimuli // 2,
+        background=make(n, d), brain_views=make(2, n, d), image_views=make(2, n, d), teacher_brain=make(n, d),
+        teacher_image=make(n, d), queue_brain=make(3, d), queue_image=make(3, d), progress=progress,
+    )  # fmt: skip
+
+
+def score(kind, progress=0.5, **options):
+    return float(
+        validate_component("objective", {"kind": kind, **options}).build()(make_outputs(progress)).detach()
+    )
+
+
+@pytest.mark.parametrize("kind", ["clip", "within_concept"])
+def test_the_scale_of_similarities_is_bounded(kind):
+    """A temperature below 1 / max_scale counts as that."""
+    bounded = score(kind, temperature=1e-4, max_scale=20.0)
+    assert bounded == pytest.approx(score(kind, temperature=1 / 20, max_scale=100.0))
+    assert bounded != pytest.approx(score(kind, temperature=1e-2))
+
+
+def test_images_and_text_share_the_objective():
+    alone, half, none = (score("clip_image_text", image_share=share) for share in (1.0, 0.5, 0.0))
+    assert alone == pytest.approx(score("clip"))
+    assert half == pytest.approx((alone + none) / 2)
+
+
+def test_the_temperature_of_soft_targets_runs_from_start_to_end():
+    constant = [score("soft_clip", p, temperature_start=0.05, temperature_end=0.05) for p in (0.1, 0.9)]
+    assert constant[0] == pytest.approx(constant[1])
+    moving = [score("soft_clip", p, temperature_start=0.05, temperature_end=0.5) for p in (0.0, 0.9)]
+    assert moving[0] == pytest.approx(constant[0])
+    assert moving[1] != pytest.approx(moving[0])
+
+
+def test_sharpness_is_that_of_the_kernel():
+    outputs = make_outputs()
+    for sharpness in (1.0, 3.0):
+        expected = compute_uniformity(outputs.brain, outputs.stimuli, sharpness=sharpness)
+        assert score("uniformity", between="brain", sharpness=sharpness) == pytest.approx(float(expected))
+    assert score("cua", sharpness=1.0) != pytest.approx(score("cua", sharpness=3.0))
+
+
+@pytest.mark.parametrize("kind", ["distillation", "tcl"])
+def test_a_temperature_must_lie_within_its_bounds(kind):
+    validate = lambda **options: validate_component("objective", {"kind": kind, **options})  # noqa: E731
+    assert validate(temperature=0.3, temperature_bounds=[0.2, 0.4]).temperature == 0.3
+    with pytest.raises(ConfigError, match="within its bounds"):
+        validate(temperature=0.3, temperature_bounds=[0.01, 0.2])
+
+
+def test_the_common_share_decides_what_is_salient():
+    assert score("salient", common_share=0.2) != pytest.approx(score("salient", common_share=0.8))
