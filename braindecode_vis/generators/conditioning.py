@@ -1,4 +1,4 @@
-"""What the embedded generator is told of an image: components of its embedding, and how far each of them is known.
+"""What the embedded generator is conditioned on: components of an image embedding, and the reliability of each.
 
 An embedding is described by its leading principal components, scaled to unit variance over the training images of the
 generator. Beside each component stands its reliability, the share of its variance that is known: 1 for the embedding of
@@ -7,8 +7,8 @@ estimate, whose variance is the reliability itself. Training draws both at rando
 embeddings, decoded ones and none at all (which is what classifier-free guidance compares with).
 
 `fit_uncertainty` finds the reliabilities of a brain encoder on its training trials. Components are judged one by one;
-that their errors are independent and Gaussian is an assumption. The idea of telling the network how noisy its condition
-is comes from cascaded diffusion (Ho et al. 2022, arXiv:2106.15282); one reliability per component is ours.
+that their errors are independent and Gaussian is an assumption. The idea of giving the network the noise of its
+condition comes from cascaded diffusion (Ho et al. 2022, arXiv:2106.15282); one reliability per component is ours.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ CLIP_GREY = np.full((224, 224, 3), (123, 117, 104), np.uint8)
 
 @dataclass(frozen=True)
 class HubOptions:
-    """What every pipeline is told; see `HubConfig` for each entry."""
+    """What every pipeline is given; see `HubConfig` for each entry."""
 
     steps: int
     guidance: float

@@ -85,7 +85,7 @@ class HubConfig(Settings):
 
     @property
     def options(self) -> HubOptions:
-        """What every pipeline is told."""
+        """What every pipeline is given."""
         from braindecode_vis.generators.hub import HubOptions
 
         return HubOptions(self.steps, self.guidance, self.image_size, self.device, self.precision)
@@ -184,7 +184,7 @@ class UnclipConfig(HubConfig):
     ----------
     noise_level
         Noise on the embedding, as a step of the pipeline's own schedule: decoded embeddings are less sure than those of
-        images, and the network has been told the level in training.
+        images, and the network was trained with the level as an input.
     prompt
         Text that leads the image besides the embedding.
     """
@@ -253,7 +253,7 @@ class TokenUnclipConfig(HubConfig):
     brightness
         ``mindeye2`` shows the decoder's values v in -1..1 as 0.8 v + 0.2, ``plain`` as 0.5 v + 0.5.
     original_size
-        Side that the network is told its training image had.
+        Side that the network is to take its training image to have had.
     """
 
     kind: Literal["token_unclip"] = "token_unclip"
@@ -302,7 +302,7 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
     Raises
     ------
     ConfigError
-        Saying in one sentence which folder to bring.
+        Naming the folder to bring.
     """
     place = (
         f"huggingface.co/{repository}" if repository else "its authors, converted to the format of diffusers"

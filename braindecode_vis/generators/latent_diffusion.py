@@ -210,22 +210,22 @@ class LatentDiffusionGenerator:
         for row in rows:
             generator = make_torch_generator(seed, "latent_diffusion", int(row))
             noises += [torch.randn(model.latent_shape, generator=generator) for _ in range(n_candidates)]
-        told, known = (
+        estimates, known = (
             torch.from_numpy(part.astype(np.float32)).repeat_interleave(n_candidates, dim=0).to(device)
             for part in (estimate, reliability)
         )
 
-        nothing = torch.zeros_like(told)
+        nothing = torch.zeros_like(estimates)
 
         def predict(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             times = time.to(device).expand(len(latents))
             if guidance == 1:
-                return model.denoiser(latents, times, told, known)
+                return model.denoiser(latents, times, estimates, known)
             # One call of the network on twice the rows: with the embedding, and without.
             both = model.denoiser(
                 latents.repeat(2, 1, 1, 1),
                 times.repeat(2),
-                torch.cat([told, nothing]),
+                torch.cat([estimates, nothing]),
                 torch.cat([known, nothing]),
             )
             conditional, unconditional = both.chunk(2)

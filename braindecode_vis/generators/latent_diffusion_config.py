@@ -130,10 +130,10 @@ class GeneratorTrainingConfig(Settings):
     ema_decay
         Decay per step of the averaged weights, which are the ones that are kept.
     n_components
-        Principal components of the embedding that the denoiser is told.
+        Principal components of the embedding that the denoiser is conditioned on.
     certain_conditions, condition_dropout
-        Shares of the images whose embedding is told as it is, and not at all (arXiv:2207.12598), drawn image by image;
-        the others are told with noise, see `braindecode_vis.generators.conditioning`.
+        Shares of the images whose embedding is given as it is, and not at all (arXiv:2207.12598), drawn image by
+        image; the others are given with noise, see `braindecode_vis.generators.conditioning`.
     time_bias
         Toward how much noise the denoiser leans as it learns; larger is more. See
         `braindecode_vis.priors.sampling.draw_times`.

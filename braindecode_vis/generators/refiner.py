@@ -322,9 +322,9 @@ def compute_ssim(x: Tensor, y: Tensor) -> Tensor:
 
     Window and constants are those of the metric ``ssim``; only full windows count.
     """
-    rows, columns = (_make_band(size, x) for size in x.shape[-2:])
+    vertical, horizontal = (_make_band(size, x) for size in x.shape[-2:])
     mean_x, mean_y, squares, products = (
-        rows @ z @ columns.T for z in (x, y, x * x + y * y, x * y)
+        vertical @ z @ horizontal.T for z in (x, y, x * x + y * y, x * y)
     )  # (n, colours, height - 10, width - 10)
     both, energy = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     numerator = (2 * both + SSIM_C1) * (2 * (products - both) + SSIM_C2)

@@ -89,7 +89,7 @@ class TokenUnclip:
             room = unet.config.projection_class_embeddings_input_dim / unet.config.addition_time_embed_dim
             if kind != "text_time" or room != 4:
                 raise DataError(
-                    f"{folder / 'unet'} is told more than sizes and crops (addition_embed_type {kind}, room for "
+                    f"{folder / 'unet'} takes more than sizes and crops (addition_embed_type {kind}, room for "
                     f"{room:g} numbers instead of 4): it is no token unCLIP, but perhaps an SDXL that needs a text."
                 )
         self.unet, self.vae = unet.eval(), vae.eval()

@@ -167,7 +167,7 @@ def fit_network(
     while done.epoch < n_epochs:
         entry = {"epoch": float(done.epoch), "loss": train_epoch()}
         if held_out is not None and ((done.epoch + 1) % between == 0 or done.epoch + 1 == n_epochs):
-            entry["held_out_loss"] = _measure_held_out(average.model, held_out, recipe, device)
+            entry["held_out_loss"] = measure_held_out(average.model, held_out, recipe, device)
             if done.best_loss is None or entry["held_out_loss"] < done.best_loss:
                 done.best_loss, done.best_epoch = entry["held_out_loss"], done.epoch
                 best = {name: value.clone() for name, value in average.model.state_dict().items()}
@@ -222,7 +222,7 @@ def compute_loss(
     return torch.nn.functional.mse_loss(network(noised, timesteps, condition, keep).float(), wanted)
 
 
-def _measure_held_out(
+def measure_held_out(
     averaged: nn.Module, held_out: ConditionSource, recipe: PriorRecipe, device: torch.device
 ) -> float:
     """Return the loss of the averaged weights, always at the same steps and under the same noise."""

@@ -51,7 +51,7 @@ class NoiseSchedule:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What all schedulers of diffusers are told."""
+        """Arguments that all schedulers of diffusers share."""
         return {
             "num_train_timesteps": self.n_timesteps,
             "beta_start": 1e-4,
