@@ -49,6 +49,7 @@ def write_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], sta
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+    # safetensors writes contiguous host memory only.
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     seen: set[int] = set()
     for name, tensor in plain.items():
@@ -104,6 +105,7 @@ def check_identity(expected: Mapping[str, Any], found: Mapping[str, Any], path: 
     for key, value in plain.items():
         if found.get(key) == value:
             continue
+        # The first entry that differs, down to the setting, says more than two digests.
         was, now = _show_difference(found.get(key), value)
         raise DataError(
             f"{path} belongs to {_MEANING.get(key, f'another {key}')} ({was}, now {now}); "
@@ -193,4 +195,5 @@ def unpack_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor
     for name, value in tensors.items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
+    # Its own groups: rates follow from the number of the step.
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -39,6 +39,7 @@ def choose_device(wanted: str, *, setting: str) -> str:
     """
     import torch
 
+    # A number behind the colon names one of several GPUs.
     check_option(setting, wanted.split(":")[0], ("auto", "cpu", "cuda"))
     has_gpu = torch.cuda.is_available()
     if wanted == "auto":

@@ -73,6 +73,7 @@ def optimise(
 
     parameters = list(parameters)
     for group in optimiser.param_groups:
+        # Once: later calls, one per epoch, find rates that have moved.
         group.setdefault("peak_lr", group["lr"])
     # Without a scaler accelerate adds nothing to a backward pass but a search for packages each time.
     scaled = accelerator is not None and accelerator.scaler is not None
@@ -93,6 +94,7 @@ def optimise(
         elif clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimiser.step()
+        # None: a parameter that the next loss leaves out must not move by moments alone.
         optimiser.zero_grad(set_to_none=True)
         after(step, losses)
 
@@ -133,6 +135,7 @@ def compute_warm_cosine(step: int, n_steps: int, n_warm: int) -> float:
     """
     if step < n_warm:
         return (step + 1) / n_warm
+    # over all that is left, so that zero lies one step past the end
     return anneal_cosine(1.0, 0.0, (step - n_warm) / max(1, n_steps - n_warm))
 
 
@@ -186,6 +189,8 @@ class MovingAverage(Generic[Model]):
         weights, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         own = dict(self.model.named_parameters())
         with torch.no_grad():
+            # In one call for all weights; a loop over tensors costs as much as the step of a small network.
             torch._foreach_lerp_(list(own.values()), [weights[name] for name in own], 1 - decay)
             for name, buffer in self.model.named_buffers():
+                # Running statistics are averages already.
                 buffer.copy_(buffers[name])

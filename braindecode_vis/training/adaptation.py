@@ -35,6 +35,7 @@ def extend_transform(fit: NetworkFit, responses: Responses, train: np.ndarray) -
     """Return the transform with the alignment of new subjects, from their training trials."""
     names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
     known = fit.transform
+    # Copies: the first encoder stays as it is.
     grown = replace(known, matrices=dict(known.matrices), scales=dict(known.scales))
     for name in sorted(set(names[train]) - set(fit.signal.subjects)):
         grown.add_subject(responses.data, train[names[train] == name], name)
@@ -47,6 +48,7 @@ def extend_signal(known: Signal, found: Signal) -> Signal:
     voxels = known.n_voxels
     if voxels and new:
         counts = found.n_voxels or (found.shape[0],) * len(found.subjects)
+        # behind the known ones, as rows of a table are added at its end
         voxels = (*voxels, *(counts[i] for i in new))
     return replace(known, subjects=(*known.subjects, *(found.subjects[i] for i in new)), n_voxels=voxels)
 
@@ -96,6 +98,7 @@ def grow_state(
 
 
 def _grow_table(name: str, old: Tensor, fresh: Tensor, n_subjects: int, n_new: int) -> Tensor:
+    # A table of subjects grows along exactly one axis, by exactly the new subjects.
     axes = [a for a in range(old.ndim) if old.shape[a] != fresh.shape[a]] if old.ndim == fresh.ndim else []
     if len(axes) != 1 or fresh.shape[axes[0]] != old.shape[axes[0]] + n_new:
         raise DataError(
@@ -106,5 +109,7 @@ def _grow_table(name: str, old: Tensor, fresh: Tensor, n_subjects: int, n_new: i
 
     table = old.movedim(axes[0], 0)
     known, rest = table[:n_subjects], table[n_subjects:]
+    # The row behind the known subjects is the one of unknown subjects, learnt by hiding who is who.
     start = rest[:1] if len(rest) else known.mean(dim=0, keepdim=True)
+    # known subjects, new ones, and the row of unknown ones last again
     return torch.cat([known, start.expand(n_new, *start.shape[1:]), rest]).movedim(0, axes[0]).contiguous()

@@ -149,6 +149,7 @@ class InputTransform:
         for subject in set(subjects):
             chosen = subjects == subject
             if self.alignment == "euclidean":
+                # (n_channels, n_channels) @ (n_trials, n_channels, n_times)
                 aligned[chosen] = np.matmul(self.matrices[subject], block[chosen])
             else:
                 aligned[chosen] = self.scales[subject].apply(block[chosen])
@@ -173,6 +174,7 @@ class InputTransform:
             n, centre = len(values), values.mean(axis=0)
             spread = ((values - centre) ** 2).sum(axis=0)
             if count:
+                # Running sums of squares would lose all digits to a large mean; merging blocks does not.
                 shift = centre - mean
                 squares = squares + spread + shift**2 * (count * n / (count + n))
                 mean = mean + shift * (n / (count + n))
@@ -183,6 +185,7 @@ class InputTransform:
 
     def _fit_quartiles(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> Scale:
         trial_bytes = 4 * max(1, int(np.prod(data.shape[1:])))
+        # Quartiles need all values at once; every step-th trial keeps them within the bound.
         step = -(-len(rows) * trial_bytes // MEDIAN_BYTES)
         blocks = list(self._iterate_aligned(data, rows[::step], subjects))
         values = self._as_samples(np.concatenate(blocks))
@@ -192,13 +195,15 @@ class InputTransform:
     def _as_samples(self, block: np.ndarray) -> np.ndarray:
         """Return (n_samples, n_features): times are samples of their channel."""
         if self.dims[-1] == "time" and block.ndim == 3:
+            # (n_trials, n_channels, n_times) -> (n_trials * n_times, n_channels)
             return block.transpose(0, 2, 1).reshape(-1, block.shape[1])
         return block.reshape(len(block), -1)
 
     def _make_scale(self, centre: np.ndarray, spread: np.ndarray) -> Scale:
+        # A channel that does not vary keeps its values instead of being blown up by rounding.
         spread = np.where(spread > 1e-12 * np.maximum(np.abs(centre), np.finfo(np.float32).tiny), spread, 1.0)
         if self.dims[-1] == "time":
-            centre, spread = centre[:, None], spread[:, None]
+            centre, spread = centre[:, None], spread[:, None]  # broadcast over times
         return Scale(centre.astype(np.float32), spread.astype(np.float32))
 
     def as_tensors(self) -> dict[str, np.ndarray]:
@@ -253,12 +258,15 @@ def fit_euclidean_alignment(blocks: Iterator[np.ndarray], dims: tuple[str, ...])
     total, count = np.zeros(()), 0
     for block in blocks:
         x = block.astype(np.float64)
+        # sum over trials of X X^T, (n_channels, n_channels)
         total = total + np.einsum("ict,idt->cd", x, x, optimize=True)
         count += len(x)
+    # symmetric, so that eigenvalues are real and ascending
     values, vectors = np.linalg.eigh(total / count)
     kept = values > 1e-10 * values[-1]
     if not kept.any():
         raise DataError("Euclidean alignment found trials that are all zero; drop that subject.")
+    # V diag(1 / sqrt(w)) V^T: the symmetric root, which changes the channels least
     return ((vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T).astype(np.float32)
 
 
@@ -266,6 +274,7 @@ def iterate_blocks(data: Any, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np
     """Yield row numbers and trials in bounded memory; rows are read in ascending order."""
     trial_bytes = 8 * max(1, int(np.prod(data.shape[1:])))
     size = max(1, BLOCK_BYTES // trial_bytes)
+    # Ascending, as a memory map is read fastest.
     rows = np.sort(rows)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]

@@ -44,6 +44,7 @@ class ChannelDropoutConfig(Settings):
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
         """Return the augmented trials."""
         shape = data.shape[:2]
+        # Two draws: which channels would go, and which trials lose any.
         lost = _draw(shape, generator) < self.share
         lost &= _draw(shape[:1], generator)[:, None] < self.probability
         return data.masked_fill(lost.reshape(*shape, *[1] * (data.ndim - 2)), 0.0)
@@ -65,11 +66,12 @@ class TimeShiftConfig(Settings):
         """Return the augmented trials."""
         import torch
 
-        reach = round(self.max_shift * _require_sfreq(signal, self.kind))
+        reach = round(self.max_shift * _require_sfreq(signal, self.kind))  # in samples
         n_times = data.shape[-1]
         shift = torch.randint(-reach, reach + 1, (len(data), 1), generator=generator, device=data.device)
         source = torch.arange(n_times, device=data.device) - shift  # (n_trials, n_times)
         outside = (source < 0) | (source >= n_times)
+        # (n_trials, n_channels, n_times): every channel of a trial moves by the same shift
         index = source.clamp(0, n_times - 1)[:, None].expand(-1, data.shape[1], -1)
         return data.gather(2, index).masked_fill(outside[:, None], 0.0)
 
@@ -94,6 +96,7 @@ class GaussianNoiseConfig(Settings):
         import torch
 
         chosen = _draw(data.shape[:1], generator) < self.probability
+        # Drawn for all trials, chosen or not, so that the draws that follow do not depend on the choice.
         noise = torch.randn(data.shape, generator=generator, device=data.device, dtype=data.dtype)
         strength = chosen.to(data.dtype) * self.scale * data.std()
         return data + noise * strength.reshape(-1, *[1] * (data.ndim - 1))
@@ -124,6 +127,7 @@ class SmoothingConfig(Settings):
         _require_time(signal, self.kind)
         if self.kernel % 2 == 0 or self.kernel > 2 * data.shape[-1]:
             raise ConfigError(f"the kernel of smoothing must be odd and fit the trial, but is {self.kernel}.")
+        # An even kernel would shift the trial by half a sample.
         half = self.kernel // 2
         padded = functional.pad(data, (half, half), mode="replicate")
         smooth = functional.avg_pool1d(padded, self.kernel, stride=1)
@@ -152,10 +156,11 @@ class FrequencyDropoutConfig(Settings):
 
         sfreq = _require_sfreq(signal, self.kind)
         n_times = data.shape[-1]
-        frequencies = torch.fft.rfftfreq(n_times, 1 / sfreq, device=data.device)
-        centre = _draw(data.shape[:1], generator)[:, None] * sfreq / 2
+        frequencies = torch.fft.rfftfreq(n_times, 1 / sfreq, device=data.device)  # Hz
+        centre = _draw(data.shape[:1], generator)[:, None] * sfreq / 2  # (n_trials, 1), up to Nyquist
         lost = (frequencies - centre).abs() <= self.width / 2
         lost &= _draw(data.shape[:1], generator)[:, None] < self.probability
+        # (n_trials, n_channels, n_frequencies)
         spectrum = torch.fft.rfft(data, dim=-1).masked_fill(lost[:, None], 0.0)
         return torch.fft.irfft(spectrum, n=n_times, dim=-1)
 
@@ -200,6 +205,7 @@ class BraindecodeAugmentationConfig(Settings):
         options = dict(self.parameters)
         if "sfreq" in inspect.signature(kind).parameters and "sfreq" not in options:
             options["sfreq"] = _require_sfreq(signal, self.name)
+        # braindecode draws from NumPy; its seed comes from our generator, which the step decides.
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=data.device))
         state = np.random.RandomState(seed)
         return kind(probability=self.probability, random_state=state, **options)(data)
@@ -285,9 +291,12 @@ def mix_trials(
     one = torch.ones(n, device=data.device, dtype=data.dtype)
     if config is None or progress >= config.until:
         return data, own, one
+    # A permutation, so that no trial is a partner twice or dominates the batch.
     partner = torch.randperm(n, generator=generator, device=data.device)
     chosen = (_draw((n,), generator) < config.probability) & (partner != own)
+    # drawn for all, used where chosen
     weight = torch.where(chosen, _draw_beta(config.beta, n, generator).to(data.dtype), one)
+    # Of itself where nothing was mixed, which is what the objective reads as a plain target.
     partner = torch.where(chosen, partner, own)
     scale = weight.reshape(-1, *[1] * (data.ndim - 1))
     return data * scale + data[partner] * (1 - scale), partner, weight

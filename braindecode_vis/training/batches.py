@@ -60,12 +60,15 @@ def make_units(
         return Units(
             rows[:, None], np.ones(len(rows), dtype=np.int64), subjects[rows], stimuli[rows], concepts[rows]
         )
+    # A unit never crosses subjects: their responses are not averaged together.
     keys = pd.MultiIndex.from_arrays([subjects[rows], stimuli[rows]])
     codes, _ = pd.factorize(keys)
     counts = np.bincount(codes)
+    # padded with trial 0, which `counts` hides
     trials = np.zeros((len(counts), int(counts.max())), dtype=np.int64)
-    order = np.argsort(codes, kind="stable")
+    order = np.argsort(codes, kind="stable")  # stable: repetitions stay ascending
     starts = np.cumsum(counts) - counts
+    # place of each trial within its unit: its rank among those of the same code
     trials[codes[order], np.arange(len(rows)) - starts[codes[order]]] = rows[order]
     first = trials[:, 0]
     return Units(trials, counts, subjects[first], stimuli[first], concepts[first])
@@ -73,6 +76,7 @@ def make_units(
 
 def count_batches(n_units: int, batch_size: int, n_processes: int = 1) -> int:
     """Return the number of batches of an epoch; see `make_batches`."""
+    # ceil(units per process / batch per process), in whole numbers
     return -(-(n_units // n_processes) // (batch_size // n_processes))
 
 
@@ -93,11 +97,14 @@ def make_batches(
     n_processes
         Each batch is a multiple of this, so that every process gets as many units.
     """
+    # One permutation per epoch, decided by its number alone: a resumed run deals the same.
     order = make_generator(seed, "order", epoch).permutation(len(stimuli))
+    # What is left over differs from epoch to epoch, as the order does.
     n_shared = len(order) // n_processes
     parts = np.array_split(np.arange(n_shared), count_batches(len(order), batch_size, n_processes))
     batches = [order[n_processes * part[0] : n_processes * (part[-1] + 1)] for part in parts]
     for number, batch in enumerate(batches):
+        # A contrast within it would be a softmax over one image.
         if len(np.unique(stimuli[batch])) == 1 and len(batches) > 1:
             _trade(stimuli, batches, number)
     return batches
@@ -110,6 +117,7 @@ def _trade(stimuli: np.ndarray, batches: list[np.ndarray], number: int) -> None:
         different = np.flatnonzero(stimuli[other] != lone)
         if len(different):
             here = batches[number]
+            # batches are views of `order`, so both change in place
             here[-1], other[different[0]] = other[different[0]], here[-1]
             return
 
@@ -134,13 +142,14 @@ def draw_all(units: Units, batch: np.ndarray) -> Draw:
     if units.trials.shape[1] == 1:
         return Draw(units.trials[batch], None)
     counts = units.counts[batch]
-    inside = np.arange(units.trials.shape[1]) < counts[:, None]
+    inside = np.arange(units.trials.shape[1]) < counts[:, None]  # padding gets no weight
     return Draw(units.trials[batch], (inside / counts[:, None]).astype(np.float32))
 
 
 def draw_subset(units: Units, batch: np.ndarray, fewest: int, rng: np.random.Generator) -> Draw:
     """Return the mean over a random subset of each unit's repetitions, of uniform size from `fewest` on."""
     counts = units.counts[batch]
+    # an image with fewer repetitions gives all of them
     low = np.minimum(fewest, counts)
     size = rng.integers(low, counts + 1)
     return Draw(units.trials[batch], _weigh(_rank_randomly(units, batch, rng), np.zeros_like(size), size))
@@ -149,6 +158,7 @@ def draw_subset(units: Units, batch: np.ndarray, fewest: int, rng: np.random.Gen
 def draw_halves(units: Units, batch: np.ndarray, rng: np.random.Generator) -> tuple[Draw, Draw]:
     """Return the means over two disjoint random halves of each unit's repetitions."""
     counts = units.counts[batch]
+    # The odd repetition goes to the second half.
     rank, middle = _rank_randomly(units, batch, rng), counts // 2
     trials = units.trials[batch]
     return (
@@ -161,6 +171,7 @@ def _rank_randomly(units: Units, batch: np.ndarray, rng: np.random.Generator) ->
     """Return a random order of each unit's repetitions, shape (n, most_repetitions); absent ones come last."""
     keys = rng.random((len(batch), units.trials.shape[1]))
     keys[np.arange(units.trials.shape[1]) >= units.counts[batch][:, None]] = 2.0
+    # argsort of argsort is the rank of each entry
     return keys.argsort(axis=1).argsort(axis=1)
 
 
@@ -207,6 +218,8 @@ def cluster_images(vectors: np.ndarray, trained: np.ndarray, n_clusters: int, *,
     """
     from sklearn.cluster import KMeans
 
+    # On the sphere, where Euclidean k-means follows the cosine that the objectives compare.
     unit = normalise_rows(vectors)
+    # scikit-learn seeds by 32 bits.
     kmeans = KMeans(min(n_clusters, len(trained)), n_init=1, random_state=seed % 2**32).fit(unit[trained])
     return kmeans.predict(unit).astype(np.int64)

@@ -129,8 +129,10 @@ class NetworkCategoryDecoder:
         """
         names = read_labels(self.config.kind, responses, labels)
         classes, codes = np.unique(names, return_inverse=True)
+        # The class takes the place of the image, so that all trials of a class are right answers.
         ids = classes.astype(object)[codes]
         named = responses.with_trials(responses.trials.assign(stimulus_id=ids, concept=ids))
+        # A linear map of an indicator is a table of prototypes.
         indicators = np.eye(len(classes), dtype=np.float32)
         encoder = self.config.make_training().build(seed=self.seed)
         self.encoder = encoder.fit(named, Embeddings(indicators[codes], ids, _SPACE))
@@ -146,6 +148,7 @@ class NetworkCategoryDecoder:
         prototypes = normalise_rows(encoder.map_targets(bank).vectors.astype(np.float64))
         brain = normalise_rows(encoder.predict(responses).vectors.astype(np.float64))
         objective: Any = encoder.require_fit().model.objectives[0]
+        # The learned inverse temperature makes cosines the logits that training saw.
         scale = float(objective.term.scale().detach())
         return np.asarray(softmax(scale * brain @ prototypes.T, axis=1))
 

@@ -123,6 +123,7 @@ class Feed:
     ) -> None:
         self.signal, self.settings, self.needs = signal, settings, needs
         self.device, self.seed = device, seed
+        # Batches compare integers; strings would be compared by the thousand in every step.
         self.ids, self.stimuli, self.concepts = code_trials(responses)
         self.trials = responses.trials
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
@@ -130,10 +131,12 @@ class Feed:
         kinds = {a.kind: a for a in settings.augmentations}
         self.averaging: RepetitionAveragingConfig | None = kinds.get("repetition_averaging")
         self.mixing: TrialMixingConfig | None = kinds.get("trial_mixing")
+        # Both draw among the repetitions of an image, so that a row of a batch is an image and not a trial.
         by_image = self.averaging is not None or "brain_views" in needs
         self.train = self._make_units(rows, by_image)
         self.held = self._make_units(held_rows, by_image) if len(held_rows) else None
         self._check_repetitions()
+        # The memory map may hold other folds' trials too: only these rows are ever read.
         used = np.union1d(rows, held_rows)
         self.views: ViewChooser | None = None
         if settings.view_choice is not None:
@@ -177,6 +180,7 @@ class Feed:
         """Decide what stays on the device: targets first, since every batch reads them at random."""
         left = self.settings.max_device_bytes
         first = pd.Series(self.stimuli).drop_duplicates().index.to_numpy()  # one trial of each image
+        # A stacked target holds every view side by side: (n_views, n_features) flattened.
         n_features = n_stacked = int(np.prod(targets.vectors.shape[1:]))
         if self.views is not None:
             n_features //= self.views.n_views
@@ -205,6 +209,7 @@ class Feed:
             for number, view in enumerate(extras.image_views):
                 self.sources[f"view{number}"] = keep(*self._read_by_id(view, "an image view"), n_features)
         self.clusters = self._find_clusters(targets, first, extras) if "clusters" in self.needs else None
+        # Responses last: they are the largest and, read in order, cost least to leave on disk.
         size = int(np.prod(responses.data.shape[1:]))
         self.data = keep(lambda r: transform.read(responses.data, r, names), used, size)
         self.bytes_left = left
@@ -225,11 +230,14 @@ class Feed:
         side = tower.frozen.encoder.transform.size
         self.images = RowSource(
             lambda rows: tower.prepare(images, [str(self.ids[row]) for row in rows]),
+            # Each image once, however many trials show it.
             np.unique(self.stimuli[self._used]),
+            # Pixels stay bytes until the network normalises them.
             row_bytes=3 * side**2, device=self.device, max_bytes=self.bytes_left,
         )  # fmt: skip
 
     def _read_by_id(self, embeddings: Embeddings, what: str) -> tuple[Any, np.ndarray]:
+        # By id: banks of texts and views need not be in the order of the trials.
         rows = pd.Index(embeddings.ids).get_indexer(pd.Index(self.ids, dtype=object))
         if (rows < 0).any():
             missing = self.ids[int(np.flatnonzero(rows < 0)[0])]
@@ -252,6 +260,7 @@ class Feed:
                     f"the training image {missing[0]!r} belongs to no cluster of the earlier stage."
                 )
             return np.array([extras.clusters[i] for i in self.ids], dtype=np.int64)
+        # Centres from what is learnt from; held-out images are only assigned to them.
         trained = np.unique(self.train.stimuli)
         vectors = _flatten(targets.vectors, first)
         return cluster_images(vectors, trained, self.settings.n_clusters, seed=self.seed)
@@ -261,6 +270,7 @@ class Feed:
         if "background" not in self.needs:
             return None
         times = self.signal.times
+        # Responses of 0 s and later belong to the image.
         n_before = 0 if times is None else int((times < 0).sum())
         if n_before < 2 or self.signal.dims[-1] != "time":
             raise DataError(
@@ -269,7 +279,7 @@ class Feed:
             )
         # To and fro, so that no jump arises where the part starts again.
         there_and_back = np.concatenate([np.arange(n_before), np.arange(n_before - 2, 0, -1)])
-        return np.resize(there_and_back, self.signal.shape[-1])
+        return np.resize(there_and_back, self.signal.shape[-1])  # as many as a trial has
 
     def plan(
         self, units: Units, batch: np.ndarray, *, update: int, part: int, rank: int, n_ranks: int
@@ -278,10 +288,13 @@ class Feed:
 
         The draw is made for the whole batch and then cut, so that it does not depend on the number of processes.
         """
+        # `make_batches` made it a multiple.
         size = len(batch) // n_ranks
         mine = slice(rank * size, (rank + 1) * size)
+        # Held-out units are averaged over all repetitions and never cut: every process scores them all.
         if units is not self.train:
             return BatchPlan(update, part, batch, draw_all(units, batch))
+        # By the place in the training, not by a running generator, so that a resumed run draws the same.
         rng = make_generator(self.seed, "repetitions", update, part)
         if self.averaging is not None:
             draw = draw_subset(units, batch, self.averaging.min_repetitions, rng)
@@ -306,6 +319,7 @@ class Feed:
         stimuli = units.stimuli[plan.units]
         blocks.update({name: source.fetch(stimuli) for name, source in self.sources.items()})
         if self.images is not None:
+            # A tuned network computes each image once per batch; `image_rows` spreads the results.
             blocks["images"] = self.images.fetch(np.unique(stimuli))
         return plan, blocks
 
@@ -324,6 +338,7 @@ class Feed:
             batch.target = self._choose_views(batch.target, units, plan)
         if self.images is not None:
             batch.images = self.images.pick(*blocks["images"])
+            # In the order of np.unique, as the images were fetched.
             rows = np.unique(units.stimuli[plan.units], return_inverse=True)[1]
             batch.image_rows = torch.from_numpy(rows).to(self.device)
         batch.text = found.get("text")
@@ -332,10 +347,12 @@ class Feed:
         if self.clusters is not None:
             batch.clusters = torch.from_numpy(self.clusters[units.stimuli[plan.units]]).to(self.device)
         if plan.views:
+            # (2, n, ...): two disjoint halves of the repetitions
             halves = [self.data.pick(*blocks[f"half{n}"], view.weights) for n, view in enumerate(plan.views)]
             batch.views = torch.stack(halves)
         if self.background is not None:
             source = torch.from_numpy(self.background).to(self.device)
+            # (n, n_channels, n_times), as long as a trial, so that the network takes it
             batch.background = data.index_select(-1, source)
         return batch
 
@@ -362,6 +379,7 @@ class Feed:
         generator = make_torch_generator(
             self.seed, "augment", plan.update, plan.part, rank, device=str(self.device)
         )
+        # The teacher sees another view: one half of the repetitions if there are halves, else no augmentation.
         plain = batch.data if batch.views is None else batch.views[1]
         augmentations = self.settings.augmentations
         batch.data = augment_trials(batch.data, augmentations, generator, self.signal)
@@ -370,8 +388,10 @@ class Feed:
                 [augment_trials(view, augmentations, generator, self.signal) for view in batch.views]
             )
         if hide_subject > 0:
+            # Each trial on its own: a batch in which all subjects are unknown would starve their layers.
             hidden = torch.rand(len(batch.data), generator=generator, device=self.device) < hide_subject
             batch.subject = batch.subject.masked_fill(hidden, self.signal.unknown_subject)
+        # Last, so that what is mixed has been augmented already.
         if "mix" in self.needs:
             batch.data, batch.mix_partner, batch.mix_weight = mix_trials(
                 batch.data, self.mixing, generator, batch.progress
@@ -415,6 +435,7 @@ class RowSource:
     ) -> None:
         self.read, self.rows, self.device = read, rows, device
         self.resident: Tensor | None = None
+        # All or nothing: half of a source on the device would need both ways at once.
         self.n_bytes = row_bytes * len(rows)
         if self.n_bytes <= max_bytes:
             self.resident = self._load_all(max(1, (64 << 20) // max(1, row_bytes)))
@@ -422,6 +443,7 @@ class RowSource:
     def _load_all(self, size: int) -> Tensor:
         whole: Tensor | None = None
         for start in range(0, len(self.rows), size):
+            # In blocks, so that the copy in host memory stays small beside the data.
             block = torch.from_numpy(np.ascontiguousarray(self.read(self.rows[start : start + size])))
             if whole is None:
                 whole = torch.empty((len(self.rows), *block.shape[1:]), dtype=block.dtype, device=self.device)
@@ -433,9 +455,11 @@ class RowSource:
         """Return a block of rows and the place of each wanted row in it; the block may be in host memory."""
         if self.resident is not None:
             return self.resident, np.searchsorted(self.rows, wanted)
+        # Ascending and each row once, as a memory map is read fastest.
         needed, places = np.unique(wanted, return_inverse=True)
         block = torch.from_numpy(np.ascontiguousarray(self.read(needed)))
         if self.device.type == "cuda":
+            # Only pinned memory is copied to a GPU while it computes.
             block = block.pin_memory()
         return block, places.reshape(np.shape(wanted))
 
@@ -446,7 +470,7 @@ class RowSource:
         if weights is None:
             return block.index_select(0, index.reshape(-1))
         share = torch.from_numpy(weights).to(self.device)
-        shape = (-1, *[1] * (block.ndim - 1))
+        shape = (-1, *[1] * (block.ndim - 1))  # weights broadcast over the axes of a trial
         total = block.index_select(0, index[:, 0]) * share[:, 0].reshape(shape)
         for k in range(1, index.shape[1]):  # one repetition at a time, never (n, k, ...) at once
             total += block.index_select(0, index[:, k]) * share[:, k].reshape(shape)
@@ -464,10 +488,12 @@ def read_ahead(
         for plan in plans:
             yield load(plan)
         return
+    # Bounded, since each waiting batch holds its memory.
     ready: queue.Queue[Any] = queue.Queue(maxsize=READ_AHEAD)
     stopped = threading.Event()
 
     def put(item: Any) -> bool:
+        # The loop may stop while the queue is full: a plain put would then wait forever.
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -482,6 +508,7 @@ def read_ahead(
                 if not put(("value", load(plan))):
                     return
             put(("end", None))
+        # KeyboardInterrupt included: the loop must not wait for a thread that has ended.
         except BaseException as error:
             put(("error", error))
 

@@ -78,6 +78,7 @@ class NetworkFit:
         model = self.model
         if not model.learns_space:
             return self.space
+        # The space is another one whenever its weights are: vectors of two fits never meet by accident.
         digest = hashlib.sha256()
         for part in (model.target_scale, model.image_projector, model.fusion, model.tower):
             if part is None:
@@ -114,6 +115,7 @@ class NetworkFit:
                 chunk = slice(start, start + PREDICTED_TOGETHER)
                 rows = self._read_raw(embeddings, chunk, images)
                 flat = torch.from_numpy(rows.reshape(len(rows), -1)).to(device)
+                # one subject for all rows of the gallery
                 person = None if index is None else index.expand(len(rows))
                 mapped[chunk] = self.model.encode_image(flat, person).cpu().numpy()
         return Embeddings(mapped, embeddings.ids, self.comparison_space)
@@ -127,10 +129,11 @@ class NetworkFit:
                 "this encoder has tuned its image network and computes the embeddings of images anew; give it the "
                 "images (its attribute images) first."
             )
+        # Remembered embeddings belong to one set of images; another may reuse ids.
         if images is not self._tuned_from:
             self._tuned, self._tuned_from = {}, images
         ids = [str(i) for i in embeddings.ids[chunk]]
-        new = [i for i in dict.fromkeys(ids) if i not in self._tuned]
+        new = [i for i in dict.fromkeys(ids) if i not in self._tuned]  # each id once, in order
         if new:
             self._tuned.update(zip(new, self.model.tower.embed(images, new), strict=True))
         return np.stack([self._tuned[i] for i in ids])
@@ -164,11 +167,13 @@ class NetworkFit:
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         index = self.signal.index_subjects(names)
         self._check_subjects(names[rows], index[rows])
+        # Subjects outside the training set are aligned by these very trials; the caller is told.
         transform = self.transform.with_subjects_of(responses.data, names)
         place = choose_device(device, setting="encoder.device")
         self.model.to(place).eval()
         in_targets = space == "target" or not self.model.learns_space
         shape = self.target_shape if in_targets else (self.model.n_common,)
+        # filled chunk by chunk, so that a test set of any size fits the device
         vectors = np.empty((len(rows), int(np.prod(shape))), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(rows), PREDICTED_TOGETHER):
@@ -190,6 +195,7 @@ class NetworkFit:
                 "space; add an objective of kind mse or l1."
             )
         output = model.encode_brain(data, subject)
+        # Trained against scaled targets, read in the space of the targets.
         return output if model.learns_space else model.target_scale.undo(output)
 
     def _check_subjects(self, names: np.ndarray, index: np.ndarray) -> None:
@@ -247,11 +253,13 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     from braindecode_vis.training.model import TargetScale, build_model
 
     record = read_json(folder / RECORD)
+    # The network first: another architecture is the more useful thing to say than another setting.
     own, was = json_plain(config.hashed_fields()), record["config"]
     check_identity({"network": own.pop("network")}, {"network": was.pop("network", None)}, folder / RECORD)
     check_identity({"config": own}, {"config": was}, folder / RECORD)
     signal, shape = Signal.from_json(record["signal"]), tuple(record["target_shape"])
     n_targets, kind = int(np.prod(shape)), config.normalise_targets
+    # Placeholders of the right shape; the file fills them.
     start = torch.zeros(n_targets), torch.ones(n_targets)
     image = TargetScale(kind, *start, n_tokens=1 if config.fusion is None else shape[0])
     scales = (image, TargetScale(kind, *start) if "text" in config.needs else None)

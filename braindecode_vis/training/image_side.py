@@ -142,12 +142,14 @@ class ViewChooser:
             chosen = make_generator(self.seed, "views", *place).integers(self.n_views, size=len(stimuli))
         else:
             chosen = self.rule.choose([self.ids[code] for code in stimuli])
+        # one view per row: (n, n_views, n_features) -> (n, n_features)
         index = torch.from_numpy(chosen).to(stacked.device)
         return stacked.unflatten(-1, (self.n_views, -1))[torch.arange(len(index), device=index.device), index]
 
     def learn(self, stimuli: np.ndarray, similarities: np.ndarray) -> None:
         """Take in how similar brain and image of each trial of a batch were; trials of one image are averaged."""
         codes, index = np.unique(stimuli, return_inverse=True)
+        # The rule of UBP moves an image once per batch, however many trials show it.
         means = np.bincount(index, weights=similarities) / np.bincount(index)
         self.rule.update([self.ids[code] for code in codes], means)
 
@@ -161,6 +163,7 @@ class ViewChooser:
         names = [self.ids[code] for code in codes]
         return {
             "codes": torch.tensor(codes, dtype=torch.int64),
+            # float64, or a resumed run would round the averages once more
             "average": torch.tensor([self.rule.average[n] for n in names], dtype=torch.float64),
             "view": torch.tensor([self.rule.view[n] for n in names], dtype=torch.int64),
         }

@@ -129,12 +129,14 @@ class Trainer:
         self.epochs, self.identity = epochs, {**identity, "n_processes": self.n_ranks}
         self.workspace, self.progress, self.hide_subject = workspace, progress, hide_subject
         self.lr_scale = lr_scale
+        # A batch larger than the training set would promise negatives that are not there.
         self.batch_size = min(batch_size, len(feed.train))
         if self.batch_size // self.n_ranks < 1:
             raise ConfigError(
                 f"a batch of {self.batch_size} trials cannot be shared by {self.n_ranks} processes; start fewer, or "
                 "raise encoder.batch_size if there are more training trials."
             )
+        # The last group of batches of an epoch may be smaller than `accumulation`: hence the ceiling.
         n_batches = count_batches(len(feed.train), self.batch_size, self.n_ranks)
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
@@ -147,14 +149,17 @@ class Trainer:
             feed.open_images(model.tower)
         model.keeps_matches = feed.views is not None and feed.views.learns
         optimiser = make_optimiser(settings.optimiser, model, frozen_decay=frozen_decay)
+        # The network alone: objectives branch on what a batch holds, which would compile anew again and again.
         if settings.compile:
             model.network.compile()
         self.wrapped, self.optimiser = accelerator.prepare(model, optimiser)
+        # From the optimiser, so that frozen weights take part in no norm.
         self.trainable = [p for group in optimiser.param_groups for p in group["params"]]
         self.counters = Counters()
         self.best: dict[str, Tensor] = {}
         #: Epoch, update, part and loss of the batches whose loss is still to be checked.
         self.unchecked: list[tuple[int, int, int, Tensor]] = []
+        # On the device and in float64: summed without waiting for the GPU, and without losing digits.
         self.sums = torch.zeros(1 + len(model.objectives), dtype=torch.float64, device=feed.device)
         self.last_checkpoint = time.monotonic()
         self.start_time, self.start_update = time.monotonic(), 0
@@ -191,9 +196,11 @@ class Trainer:
     def _run_epoch(self, log: TrainingLog) -> None:
         counters, feed, size = self.counters, self.feed, self.settings.accumulation
         started = time.monotonic() - counters.seconds
+        # Validation has left it in evaluation mode.
         self.wrapped.train()
         batches = self._make_batches(counters.epoch)
         groups = [batches[i : i + size] for i in range(0, len(batches), size)]  # batches of each update
+        # number of the epoch's first update, whose position a checkpoint may be past
         first = counters.update - counters.position
         plans = (
             self._plan(batch, update, part)
@@ -204,6 +211,7 @@ class Trainer:
 
         def after(update: int, losses: list[Tensor]) -> None:
             if self.average is not None:
+                # Of the weights just updated; validation and prediction use the average.
                 self.average.follow(self.model, update)
             if self.teacher is not None:
                 self.teacher.follow(self.model, update)
@@ -213,6 +221,7 @@ class Trainer:
             self._check_losses(force=counters.position == len(groups))
             waited = time.monotonic() - self.last_checkpoint
             if self.workspace is not None and not self.rank and waited >= self.settings.checkpoint_seconds:
+                # A checkpoint after a loss that is not finite would not be a good one.
                 self._check_losses(force=True)
                 self._write_checkpoint()
             self._report()
@@ -230,6 +239,7 @@ class Trainer:
                 accelerator=self.accelerator,
             )
         finally:
+            # Ends the thread that reads ahead, also when an error stops the epoch.
             loaded.close()
         self._end_epoch(log, time.monotonic() - started)
 
@@ -264,6 +274,7 @@ class Trainer:
             if self.model.matches is not None and feed.views is not None:
                 stimuli, similarities = (x.cpu().numpy() for x in self.model.matches)
                 feed.views.learn(stimuli, similarities)
+            # Checked later, since reading a loss makes the CPU wait for the GPU.
             self.unchecked.append((counters.epoch, plan.update, plan.part, loss.detach()))
             self.sums += torch.cat([loss.detach().reshape(1), values]).double()
             counters.n_sums += 1
@@ -277,6 +288,7 @@ class Trainer:
 
     def _end_epoch(self, log: TrainingLog, seconds: float) -> None:
         counters, feed, model = self.counters, self.feed, self.model
+        # the one wait for the device in an epoch
         means = (self.sums / counters.n_sums).tolist()
         record: dict[str, Any] = {
             "epoch": counters.epoch,
@@ -295,6 +307,7 @@ class Trainer:
         counters.history.append(record)
         self._keep_best(record)
         log.write(record)
+        # Before the checkpoint, which then begins the next epoch.
         counters.epoch, counters.position, counters.n_sums, counters.seconds = counters.epoch + 1, 0, 0, 0.0
         self.sums.zero_()
         done = counters.epoch == self.epochs or self._is_stopped()
@@ -317,6 +330,7 @@ class Trainer:
         if counters.best_score is None or score > counters.best_score:
             counters.best_score, counters.best_epoch = score, counters.epoch
             model = self.model if self.average is None else self.average.model
+            # clones: the model goes on changing
             self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def _is_stopped(self) -> bool:
@@ -343,6 +357,7 @@ class Trainer:
 
     def _stop_at(self, epoch: int, update: int, part: int, what: str) -> NoReturn:
         """Save the batch of this place in the training and raise `DataError` that names it."""
+        # Everything about a batch follows from its place, so that the bad one can be made again.
         place = (update - epoch * self.n_epoch_updates) * self.settings.accumulation + part
         plan, blocks = self.feed.load_all(
             self.feed.train, self._plan(self._make_batches(epoch)[place], update, part)
@@ -445,7 +460,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.counters = Counters(**state["counters"])
         self.sums.copy_(torch.tensor(self.counters.sums, dtype=torch.float64))
-        self.start_update = self.counters.update
+        self.start_update = self.counters.update  # the speed counts from here
 
     # --- progress -----------------------------------------------------------------------------------------
 

@@ -83,10 +83,12 @@ class FrozenTower:
             If there is no such block or no such weight.
         """
         tower = self.encoder.load()
+        # By identity: weights may be plain parameters of modules that share a type.
         names = {id(p): name for name, p in tower.network.named_parameters()}
         found: Shapes = {}
         for number in self._choose_blocks(config, len(tower.blocks)):
             for path, module in tower.blocks[number].named_modules():
+                # timm and open_clip both call their attention attn.
                 if config.modules == "attention" and "attn" not in path:
                     continue
                 for weight in module.parameters(recurse=False):
@@ -110,6 +112,7 @@ class FrozenTower:
             return sorted({number % n_blocks for number in config.layers})
         read = config.target.layers
         if all(isinstance(layer, int | float) for layer in read):
+            # Blocks behind the layer that is read would learn nothing.
             n_blocks = max(resolve_layer(layer, n_blocks) for layer in read) + 1
         return list(range(n_blocks))
 
@@ -144,6 +147,7 @@ class AdaptedTower(nn.Module):
         self.shapes = self.frozen.find_weights(config) if shapes is None else shapes
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
         for n_out, n_in in self.shapes.values():
+            # A as in the paper, random; B zero, so that the product is zero at the start.
             down = torch.empty(config.rank, n_in)
             nn.init.kaiming_uniform_(down, a=5**0.5)
             self.down.append(nn.Parameter(down))
@@ -154,6 +158,7 @@ class AdaptedTower(nn.Module):
         weights = dict(self._load().network.named_parameters())
         with autocast(self.down[0].device):
             return {
+                # (n_out, rank) @ (rank, n_in); the gradient goes to A and B, not to W
                 name: weights[name].detach() + self.config.scale * (up @ down)
                 for name, down, up in zip(self.shapes, self.down, self.up, strict=True)
             }
@@ -169,6 +174,7 @@ class AdaptedTower(nn.Module):
         """Return flat float32 vectors of shape (n, n_features) of uint8 squares of shape (n, side, side, 3)."""
         reader, merged = self._load(), self.merge()
         names, weights = [f"network.{name}" for name in merged], list(merged.values())
+        # the arithmetic of the frozen network's own settings
         dtype = getattr(torch, self.config.target.precision)
 
         def run(chunk: Tensor, *weights: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ class TargetScale(nn.Module):
         super().__init__()
         self.kind, self.n_tokens = kind, n_tokens
         if kind in ("centre", "zscore"):
+            # A buffer: it moves with the module and is written with its weights.
             self.register_buffer("centre", centre.clone())
         if kind == "zscore":
             self.register_buffer("spread", spread.clone())
@@ -108,6 +109,7 @@ class TargetScale(nn.Module):
     def forward(self, targets: Tensor) -> Tensor:
         """Return scaled targets of the same shape (..., d)."""
         if self.kind == "l2":
+            # (..., n_tokens, n_features): each layer gets length one by itself
             tokens = targets.unflatten(-1, (self.n_tokens, -1))
             return functional.normalize(tokens, dim=-1).flatten(-2)
         if self.kind in ("centre", "zscore"):
@@ -179,6 +181,7 @@ class BrainImageModel(nn.Module):
         super().__init__()
         self.network, self.n_common = network, n_common
         self.fusion, self.tower = fusion, tower
+        # Only the rule of uncertainty reads them; the cosine of every pair is not free.
         self.keeps_matches = False
         self.matches: tuple[Tensor, Tensor] | None = None
         self.brain_projector, self.image_projector = brain_projector, image_projector
@@ -213,6 +216,7 @@ class BrainImageModel(nn.Module):
         """
         scaled = self.target_scale(targets)
         if self.fusion is not None:
+            # (..., n, n_tokens * n_features) -> (..., n, n_features)
             scaled = self.fusion(scaled, subject)
         return scaled if self.image_projector is None else self.image_projector(scaled)
 
@@ -223,7 +227,7 @@ class BrainImageModel(nn.Module):
         if batch.tuned is not None:
             return batch.tuned
         assert batch.images is not None
-        return self.tower(batch.images)[batch.image_rows]
+        return self.tower(batch.images)[batch.image_rows]  # (n_images, d_raw) -> (n, d_raw)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Return text embeddings on the image side, shape (n, d)."""
@@ -238,6 +242,7 @@ class BrainImageModel(nn.Module):
             return self._project(output), regression
         output = self.network(data, subject)
         if self.regression == "shared":
+            # ATM regresses the very vector that is compared.
             return self._project(output), output
         regression = None if self.regression_head is None else self.regression_head(output)
         return self._project(output), regression
@@ -255,6 +260,7 @@ class BrainImageModel(nn.Module):
         plain
             Leave out what only a training step has: views, background, local outputs, teacher, mixing.
         """
+        # Held-out trials have no augmented views, no teacher and no partner to be mixed with.
         needs = self.needs & PLAIN_NEEDS if plain else self.needs
         brain, regression = self.encode_heads(batch.data, batch.subject)
         image = self.encode_image(self.embed_images(batch), batch.subject)
@@ -266,6 +272,7 @@ class BrainImageModel(nn.Module):
         if plain:
             return outputs
         if "brain_views" in needs and batch.views is not None:
+            # (n_views, n, d)
             outputs.brain_views = torch.stack([self.encode_brain(v, batch.subject) for v in batch.views])
         if "image_views" in needs and batch.image_views is not None:
             outputs.image_views = self.encode_image(batch.image_views, batch.subject)
@@ -282,8 +289,10 @@ class BrainImageModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of the batch of all processes, and the value of each objective, (n_objectives,)."""
+        # Negatives come from all processes; the gradient of a gathered row goes home.
         outputs = gather_outputs(self.make_outputs(batch))
         if self.keeps_matches:
+            # Of the very batch that is learnt from, before its update.
             cosine = functional.cosine_similarity(outputs.brain.detach(), outputs.image.detach(), dim=-1)
             self.matches = outputs.stimuli, cosine.float()
         values = [objective(outputs) for objective in self.objectives]
@@ -326,8 +335,10 @@ def gather_outputs(outputs: Outputs) -> Outputs:
     for name in ("brain_views", "image_views"):
         value = getattr(outputs, name)
         if value is not None:
+            # rows stand behind the axis of views
             setattr(gathered, name, gather_rows(value, dim=1))
     if outputs.mix_partner is not None:
+        # Partners are rows of their own process; here they become rows of the gathered batch.
         gathered.mix_partner = gather_rows(outputs.mix_partner + get_rank() * len(outputs.brain))
     return gathered
 
@@ -346,6 +357,7 @@ class Queue:
     """
 
     def __init__(self, size: int, n_features: int, device: torch.device) -> None:
+        # brain and image side by side, a ring that is filled over and over
         self.rows = torch.zeros(2, size, n_features, device=device)
         self.next = self.count = 0
 
@@ -355,6 +367,7 @@ class Queue:
         if not size:
             return
         new = torch.stack([brain, image])[:, -size:].float()
+        # the oldest rows are the next ones
         places = (torch.arange(new.shape[1], device=new.device) + self.next) % size
         self.rows[:, places] = new
         self.next = (self.next + new.shape[1]) % size
@@ -362,6 +375,7 @@ class Queue:
 
     def get(self) -> tuple[Tensor, Tensor]:
         """Return brain and image rows, copies of shape (count, n_features)."""
+        # Copies: the next batch overwrites the ring while these are in a graph.
         return self.rows[0, : self.count].clone(), self.rows[1, : self.count].clone()
 
 
@@ -385,10 +399,12 @@ class Teacher:
         plain : tensor of shape (n, ...)
             The trials that the teacher sees.
         """
+        # float(): half precision of an autocast would be kept in the queue.
         brain = self.average.model.encode_brain(plain, batch.subject).float()
         images = self.average.model.embed_images(batch)
         image = self.average.model.encode_image(images, batch.subject).float()
         queue_brain, queue_image = self.queue.get()
+        # After it was read: a batch must not meet itself among the earlier ones.
         self.queue.add(gather_rows(brain), gather_rows(image))
         return {
             "teacher_brain": brain,
@@ -436,10 +452,12 @@ def build_model(
     n_common = n_image if projector is None else projector.size
     n_outputs = n_common
     if projector is not None and projector.sides == "both":
+        # With a map of its own the brain side need not have the common size, and keeps that of the target.
         n_outputs = projector.brain_width or n_image
     regression = _choose_regression(settings, n_outputs, n_targets)
     with seeded(derive_seed(seed, "initial_weights")):
         if regression == "network":
+            # Weights are drawn in a fixed order, so that an option that adds none leaves the others as they were.
             network = settings.network.build(signal, n_outputs, n_regression=n_targets)
         else:
             network = settings.network.build(signal, n_outputs)
@@ -471,6 +489,7 @@ def _build_objective(config: Any) -> nn.Module:
 def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
     if "regression" not in settings.needs:
         return "none"
+    # Only some networks have the option; without it they have one head.
     two_heads = getattr(settings.network, "heads", "one") == "two"
     wanted = settings.regression_head
     if wanted == "auto":
@@ -509,14 +528,17 @@ def _make_scale(kind: str, vectors: np.ndarray, n_tokens: int) -> TargetScale:
     if kind not in ("centre", "zscore"):
         empty = torch.zeros(0)
         return TargetScale(kind, empty, empty, n_tokens=n_tokens)
+    # float64: a hundred thousand float32 values lose digits in a running sum
     mean = vectors.mean(axis=0, dtype=np.float64)
     std = vectors.std(axis=0, dtype=np.float64)
+    # A feature that never varies in training would be divided by rounding.
     std = np.where(std > 1e-12 * np.maximum(1.0, np.abs(mean)), std, 1.0)
     return TargetScale(kind, *(torch.from_numpy(x.astype(np.float32)) for x in (mean, std)))
 
 
 def takes_unknown_subjects(model: BrainImageModel, signal: Signal) -> bool:
     """Say whether the network, on the CPU, gives an output for a subject it has never seen."""
+    # Tried rather than asked, since networks from outside need not say it.
     trial = torch.zeros(1, *signal.shape)
     subject = torch.full((1,), signal.unknown_subject, dtype=torch.long)
     training = model.training

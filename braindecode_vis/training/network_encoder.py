@@ -114,8 +114,10 @@ class NetworkEncoder:
         check_rows(responses, targets)
         train, held, by = self.hold_out(responses, rows)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
+        # A refit on fewer trials may lack a subject, for whom no layer must be built.
         signal = keep_subjects(describe_signal(responses), set(names[rows]))
         transform = InputTransform(self.config.input_scaling, self.config.subject_alignment, signal.dims)
+        # Statistics from training trials alone: held-out ones stand for the test.
         transform.fit(responses.data, train, names)
 
         def build() -> BrainImageModel:
@@ -133,6 +135,7 @@ class NetworkEncoder:
 
         _, stimuli, concepts = code_trials(responses)
         selection = self.config.selection
+        # A stream of its own, so that who is held out depends on no other draw.
         seed = derive_seed(self.seed, "validation")
         try:
             held = choose_held_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed)
@@ -155,11 +158,13 @@ class NetworkEncoder:
 
             check_same_target(self.config.image_tower, targets.space)
         ids = targets.ids[train]
+        # One row per image: statistics must not depend on how often an image was shown.
         first = train[np.unique(ids.astype(str), return_index=True)[1]]
         first.sort()
         text = None
         if "text" in self.config.needs and self.text_targets is not None:
             text = self.text_targets.select(list(targets.ids[first])).flat()
+        # Reading all targets of a memory map takes long; without statistics one row tells the shape.
         needed = self.config.normalise_targets in ("centre", "zscore")
         rows = first if needed else first[:1]
         reduced = reduce_views(take_rows(targets, rows), self.config.view_choice)
@@ -208,6 +213,7 @@ class NetworkEncoder:
 
         reduced = reduce_views(take_rows(targets, np.arange(1)), self.config.view_choice)
         train, held, by = rows
+        # One per training: accelerate keeps its state in the process.
         accelerator = open_accelerator(self.config.device, self.config.precision)
         feed = Feed(
             responses, targets, transform=transform, signal=signal, rows=train, held_rows=held,
@@ -223,10 +229,12 @@ class NetworkEncoder:
         found = (
             read_checkpoint(self.workspace / CHECKPOINT) if self.workspace is not None and automatic else None
         )
+        # A run that was killed after a halving goes on with the size that fitted.
         size = found[1]["batch_size"] if found is not None else size
         while True:
             try:
                 model = build()
+                # On the CPU, before the model moves: an index error on a GPU cannot be caught.
                 takes = takes_unknown_subjects(model, signal)
                 hide = self.config.hide_subject if takes and len(signal.subjects) > 1 else 0.0
                 trainer = Trainer(
@@ -239,6 +247,7 @@ class NetworkEncoder:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                # Processes would have to halve together, and one that has failed cannot tell the others.
                 if not automatic or size < 4 or count_processes() > 1:
                     raise DataError(
                         f"a batch of {size} trials does not fit into the memory of {accelerator.device}; set "
@@ -248,6 +257,7 @@ class NetworkEncoder:
             size //= 2
             self._tell(f"out of memory: the training starts again with batches of {size} trials")
             if self.workspace is not None:
+                # It belongs to the larger batches.
                 (self.workspace / CHECKPOINT).unlink(missing_ok=True)
         self.fitted = NetworkFit(
             model, signal, transform, reduced.space, tuple(reduced.vectors.shape[1:]), takes, history,
@@ -458,6 +468,7 @@ class NetworkEncoder:
 
         _, stimuli, concepts = code_trials(responses)
         n_folds = self.config.out_of_fold
+        # Whole concepts where there are enough for two in each fold, images otherwise.
         groups = concepts if len(np.unique(concepts)) >= 2 * n_folds else stimuli
         folds = make_inner_folds(
             groups, n_folds=n_folds, generator=make_generator(self.seed, "network", "out_of_fold")
@@ -466,6 +477,7 @@ class NetworkEncoder:
         for number, fold in enumerate(folds):
             folder = None if self.workspace is None else self.workspace / f"out_of_fold{number}"
             other = self.copy_for(derive_seed(self.seed, "out_of_fold", number), folder)
+            # In a folder of its own, so that a killed run resumes in the refit where it stopped.
             other._fit_rows(responses, targets, fold.train)
             vectors[fold.test] = other._predict_rows(responses, fold.test, "target").vectors
         return Embeddings(vectors, responses.stimulus_ids, fit.space)
@@ -508,6 +520,7 @@ def identify_training(
     """Return what a checkpoint must agree with."""
     fields = config.hashed_fields()
     columns = responses.trials.iloc[train][["subject", "stimulus_id", "repetition"]].astype(str)
+    # First and last trial only: hashing a data set of gigabytes would take long.
     ends = train[[0, -1]]
     digest = hashlib.sha256("\n".join(columns.agg("/".join, axis=1)).encode())
     for array in (responses.data, targets.vectors):
@@ -533,7 +546,7 @@ def choose_batch_size(n_units: int) -> int:
     >>> choose_batch_size(16540), choose_batch_size(1000), choose_batch_size(20)
     (1024, 64, 16)
     """
-    eighth = 1 << max(0, (n_units // 8).bit_length() - 1)
+    eighth = 1 << max(0, (n_units // 8).bit_length() - 1)  # largest power of two not above n / 8
     return min(LARGEST_AUTO, max(SMALLEST_AUTO, eighth))
 
 

@@ -85,14 +85,17 @@ def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> fl
         return _compute_one_cycle(config.warmup, update, n_updates)
     n_warm = round(config.warmup * n_updates)
     if update < n_warm:
+        # The first update after the rise is the first at the peak.
         return (update + 1) / (n_warm + 1)
     if config.kind == "constant":
         return 1.0
+    # the last update has the final rate exactly
     fraction = (update - n_warm) / max(1, n_updates - 1 - n_warm)
     return anneal_cosine(1.0, config.final, min(fraction, 1.0))
 
 
 def _compute_one_cycle(warmup: float, update: int, n_updates: int) -> float:
+    # torch counts the peak as step pct_start * n - 1
     peak, last = warmup * n_updates - 1, max(1, n_updates - 1)
     if update <= peak:
         return anneal_cosine(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
@@ -134,7 +137,9 @@ def make_optimiser(
             [_read_group(config, group) for group in part.parameter_groups()] if part is not None else []
         )
     taken = {id(p) for group in groups for p in group["params"]}
+    # Decay would pull a learned temperature toward 1, and with it the contrast.
     temperatures = {id(p): p for p in model.objectives.parameters()}
+    # What belongs to no group of its own.
     rest = [p for p in model.parameters() if id(p) not in taken and id(p) not in temperatures]
     groups.append({"params": rest, "lr": config.lr, "weight_decay": config.weight_decay})
     groups.append({"params": list(temperatures.values()), "lr": config.lr, "weight_decay": 0.0})
@@ -142,11 +147,13 @@ def make_optimiser(
     for group in groups:
         params = [p for p in group["params"] if p.requires_grad]
         if params:
+            # A table of which a batch moves a few rows would lose the others to the decay.
             decay = 0.0 if frozen_decay else group["weight_decay"]
             kept.append({"params": params, "lr": group["lr"], "weight_decay": decay, "peak_lr": group["lr"]})
     if not kept:
         raise ConfigError("this encoder has no parameter to train; choose another network or trainable part.")
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    # one kernel for all weights; the numbers are those of the plain loop but for rounding
     fused = all(p.is_floating_point() for group in kept for p in group["params"])
     return kind(kept, lr=config.lr, betas=config.betas, fused=fused)
 

@@ -110,11 +110,13 @@ def split_rows(responses: Responses, config: PretrainConfig, seed: int) -> tuple
         If there are no rows outside the test split, or fewer than two groups.
     """
     trials = responses.trials
+    # By the column, before anything of these rows is read.
     allowed = np.flatnonzero(~trials["split"].isin(NEVER_READ).to_numpy())
     if not len(allowed):
         raise DataError(
             "every trial belongs to the test split; pretraining needs training trials or unlabelled runs."
         )
+    # Neighbouring windows of a run resemble each other, as repetitions of an image do: groups stay whole.
     columns = {"stimulus": ["stimulus_id"], "run": ["subject", "session", "run"]}.get(config.hold_out_by)
     group: np.ndarray
     if columns is None:
@@ -186,6 +188,7 @@ class Pretraining:
         encoder = self.model.encoder
         self.n_visible = count_visible(encoder.n_tokens, config.mask_ratio)
         mean, std = measure_parcels(data, train, encoder.n_parcels, config.batch_size)
+        # Of training rows; the encoder that is tuned later standardises by the same numbers.
         encoder.mean.copy_(torch.as_tensor(mean)[:, None])
         encoder.std.copy_(torch.as_tensor(std)[:, None])
         self.model.to(self.device)
@@ -208,6 +211,7 @@ class Pretraining:
         length = config.encoder.patch_times or n_times
         kind = config.normalisation
         if kind == "auto":
+            # He et al. predict patches that are normalised one by one.
             kind = "patch" if length >= SHORT_PATCH else "parcel"
         if kind == "patch" and length < 2:
             raise DataError("a patch of one sample has no variance; set pretrain.normalisation=parcel.")
@@ -279,6 +283,7 @@ class Pretraining:
         """Return the error of the hidden tokens of these rows; the step's number decides masks and dropout."""
         with seeded(derive_seed(self.seed, "pretrain", "step", step), self.device):
             data = self._read(rows)
+            # ranks of random numbers: a random order of tokens for each trial, the first ones visible
             order = torch.rand(len(rows), self.model.encoder.n_tokens).argsort(dim=1).to(self.device)
             return self.model(data, order, self.n_visible).mean()
 
@@ -308,15 +313,18 @@ class Pretraining:
         with torch.no_grad():
             for start in range(0, len(self.train), size):
                 targets = self.model.make_targets(self._read(self.train[start : start + size]))
+                # a running mean in float64, batch by batch
                 part = targets.double().sum(dim=0) / len(self.train)
                 mean = part if mean is None else mean + part
             assert mean is not None
             for data, order in self._iterate_held_out():
                 errors = (self.model.make_targets(data) - mean.float()).square().mean(dim=-1)
+                # hidden tokens only, as the loss counts
                 total += float(errors.gather(1, order[:, self.n_visible :]).mean(dim=1).sum())
         return total / len(self.held_out)
 
     def _iterate_held_out(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # The same masks at every look, so that epochs are compared on the same tokens.
         generator = make_torch_generator(self.seed, "pretrain", "held_out_masks")
         for start in range(0, len(self.held_out), self.config.batch_size):
             rows = self.held_out[start : start + self.config.batch_size]
@@ -423,5 +431,6 @@ def measure_parcels(
         part = np.asarray(data[rows[start : start + block]], dtype=np.float64)
         total += ((part.reshape(len(part), n_parcels, -1) - mean[:, None]) ** 2).mean(axis=2).sum(axis=0)
     std = np.sqrt(total / len(rows))
+    # A parcel that never varies would be divided by rounding.
     flat = std <= 1e-12 * np.maximum(np.abs(mean), 1e-300)
     return mean.astype(np.float32), np.where(flat, 1.0, std).astype(np.float32)

@@ -25,6 +25,7 @@ _LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GR
 
 def count_launched() -> int:
     """Return how many processes torchrun started beside and with this one; 1 without it."""
+    # WORLD_SIZE alone may be left in an environment; torchrun always sets RANK beside it.
     size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
     return int(size) if size.isdigit() else 1
 
@@ -82,12 +83,14 @@ def _make_gather() -> Any:
         @staticmethod
         def forward(ctx: Any, rows: Tensor) -> Tensor:
             parts = [torch.empty_like(rows) for _ in range(count_processes())]
+            # same shape in every process, as `make_batches` gives each as many units
             dist.all_gather(parts, rows.contiguous())
             ctx.n_rows = len(rows)
             return torch.cat(parts)
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            # a copy, since all_reduce writes in place
             gradient = gradients[0].contiguous().clone()
             dist.all_reduce(gradient)
             start = get_rank() * ctx.n_rows
@@ -146,6 +149,7 @@ def join_processes(device: str) -> Iterator[None]:
                 f"torchrun started a process for GPU {place + 1} of this machine, which has {found}; "
                 "start as many with --nproc-per-node as there are GPUs."
             )
+        # Before the group opens: NCCL binds to the current device.
         torch.cuda.set_device(place)
     # gloo beside nccl: waiting and agreeing happen on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST_WAIT)
@@ -158,6 +162,7 @@ def join_processes(device: str) -> Iterator[None]:
 def forget_launch() -> None:
     """Let accelerate take this process for one that was started alone."""
     for name in _LAUNCH_VARIABLES:
+        # accelerate would otherwise wait for processes that have left.
         os.environ.pop(name, None)
 
 
@@ -173,6 +178,7 @@ def broadcast_flag(value: bool = False) -> bool:
     from torch import distributed as dist
 
     said = torch.tensor([int(value)])
+    # Over gloo and on the CPU: no GPU is kept busy while others wait for hours.
     dist.broadcast(said, src=0)
     return bool(said.item())
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from braindecode_vis.training.model import BrainImageModel
 
 
-FEWEST_HELD_OUT = 2
+FEWEST_HELD_OUT = 2  # one image alone is always found
 TOP_K = 5
-SMALL_GALLERY = 4 * TOP_K
+SMALL_GALLERY = 4 * TOP_K  # below, top-5 is passed by chance too often to tell epochs apart
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,12 @@ def hold_out(stimuli: np.ndarray, concepts: np.ndarray, fraction: float, *, seed
     """
     if fraction == 0:
         return HeldOut(np.zeros(len(stimuli), dtype=bool), "")
+    # Whole concepts first: a zero-shot test asks for images of concepts never seen.
     for by, groups in (("concept", concepts), ("image", stimuli)):
         names = np.unique(groups)
         n_held = round(fraction * len(names))
         if n_held >= FEWEST_HELD_OUT and len(names) - n_held >= FEWEST_HELD_OUT:
+            # A stream of its own, so that other settings do not move who is held out.
             chosen = make_generator(seed, "hold_out", by).permutation(names)[:n_held]
             return HeldOut(np.isin(groups, chosen), by)
     raise DataError(
@@ -101,6 +103,7 @@ def compute_top_k(brain: np.ndarray, gallery: np.ndarray, truth: np.ndarray, k: 
     """
     similarity = normalise_rows(brain) @ normalise_rows(gallery).T
     own = similarity[np.arange(len(truth)), truth]
+    # candidates at least as similar as the true one, itself included
     return float(((similarity >= own[:, None]).sum(axis=1) <= k).mean())
 
 
@@ -133,13 +136,14 @@ def score_held_out(model: BrainImageModel, feed: Feed, batch_size: int, progress
             subjects.append(batch.subject)
             batch.tuned = model.embed_images(batch)
             for stimulus, image in zip(batch.stimuli.tolist(), batch.tuned, strict=True):
-                images.setdefault(stimulus, image)
+                images.setdefault(stimulus, image)  # each image once in the gallery, whatever its repetitions
             # A contrast of one image or concept with itself says nothing.
             if len(torch.unique(batch.stimuli)) > 1 and len(torch.unique(batch.concepts)) > 1:
                 loss = model.compute_plain_loss(batch)
                 if loss is not None:
                     losses.append(float(loss))
                     sizes.append(len(batch.data))
+    # ascending, so that searchsorted finds the row of each trial's image
     gallery = sorted(images)
     name, k = name_top_k(len(gallery))
     truth = np.searchsorted(gallery, held.stimuli)
@@ -147,6 +151,7 @@ def score_held_out(model: BrainImageModel, feed: Feed, batch_size: int, progress
     score = _find_accuracy(model, np.concatenate(brain), torch.cat(subjects), raw, truth, k)
     found = {f"validation_{name}": score, "n_validation_images": len(gallery)}
     if losses:
+        # weighted by batch: the last one is smaller
         found["validation_loss"] = float(np.average(losses, weights=sizes))
     return found
 
@@ -168,9 +173,11 @@ def _find_accuracy(
     if not model.has_subject_galleries:
         return compute_top_k(brain, encode(None), truth, k)
     found, numbers = 0.0, subjects.cpu().numpy()
+    # Weights of layers differ between subjects, and with them the vectors of the gallery.
     for number in np.unique(numbers):
         own = numbers == number
         gallery = encode(subjects.new_full((len(raw),), int(number)))
+        # weighted by the subject's share of the trials
         found += float(own.mean()) * compute_top_k(brain[own], gallery, truth[own], k)
     return found
 

@@ -80,9 +80,10 @@ def compute_clip_loss(
     0.3133
     """
     check_pair(brain, image)
+    # Dot products of unit vectors are cosines; upcast alone keeps the lengths.
     left = normalise(brain) if normalise_brain else upcast(brain)
     right = normalise(image) if normalise_image else upcast(image)
-    logits = scale * multiply(left, right)
+    logits = scale * multiply(left, right)  # (n, n), the true pairs on the diagonal
     return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
 
 
@@ -112,6 +113,7 @@ class ClipImageTextTerm(nn.Module):
 
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
+        # Trials of one concept share their text: a batch of one concept has no negative there.
         check_batch(outputs.concepts, what="concepts")
         # One value for both terms: a learned scale is bounded each time that it is asked.
         scale, options, share = self.scale(), self.options, self.image_share
@@ -159,12 +161,14 @@ def compute_siglip_loss(
     kept = torch.ones_like(match)
     if duplicates != "negative":
         with torch.no_grad():
+            # Near copies under other ids (crops, video frames) are no negatives either.
             unit = normalise(image)
             same = multiply(unit, unit) >= duplicate_cosine
             if stimuli is not None:
                 same = same | find_same(stimuli)
         match, kept = (match | same, kept) if duplicates == "positive" else (match, match | ~same)
-    signed = torch.where(match, logits, -logits)
+    signed = torch.where(match, logits, -logits)  # log sigmoid(y z) with y = 1 or -1
+    # Divided by n and not n^2, as in SigLIP: each trial has one match whatever the batch.
     return -(functional.logsigmoid(signed) * kept).sum() / n
 
 
@@ -175,6 +179,7 @@ class SiglipTerm(nn.Module):
         super().__init__()
         self.options = options
         self.scale = LogitScale(1.0 / scale, form="exp", learn=learn, max_scale=math.inf)
+        # -10: nearly all pairs are no matches, which the loss should not have to learn first.
         start = torch.tensor(bias, dtype=torch.float32)
         if learn:
             self.bias = nn.Parameter(start)
@@ -228,10 +233,11 @@ def compute_within_group_loss(
     same = own if stimuli is None or duplicates == "negative" else find_same(stimuli)
     negative = find_same(groups) & ~same
     positive = same if duplicates == "positive" else own
-    masked = logits.masked_fill(~(negative | positive), -math.inf)
+    masked = logits.masked_fill(~(negative | positive), -math.inf)  # left out of the softmax altogether
     weights = positive.to(logits.dtype)
     # Everything here is symmetric in rows and columns but the logits.
     counts = negative.any(-1).to(logits.dtype)
+    # Trials without a negative in the batch have nothing to learn.
     total = counts.sum().clamp_min(1.0)
     losses = []
     for axis in (1, 0) if symmetric else (1,):
@@ -277,6 +283,7 @@ def compute_soft_clip_loss(brain: Tensor, image: Tensor, *, temperature: float) 
     """
     check_pair(brain, image)
     left, right = normalise(brain), normalise(image)
+    # (n, n): how alike the images are among themselves
     targets = (multiply(right, right).detach() / temperature).softmax(-1)
     logits = multiply(left, right) / temperature
     return (compute_soft_cross_entropy(logits, targets) + compute_soft_cross_entropy(logits.mT, targets)) / 2
@@ -323,18 +330,21 @@ def compute_bimixco_loss(
     logits = multiply(normalise(brain), normalise(image)) / temperature
     own = torch.eye(len(brain), dtype=logits.dtype, device=logits.device)
     share = share.to(logits.dtype)
+    # (n, n): row i has `share` on its image and the rest on its partner's
     targets = own * share[:, None] + own[partner] * (1.0 - share)[:, None]
     allowed = None
     if stimuli is not None and duplicates == "positive":
         same = find_same(stimuli).to(logits.dtype)
+        # each image's weight is spread over all rows that show it
         targets = targets @ (same / same.sum(-1, keepdim=True))
     elif stimuli is not None and duplicates == "mask":
         same = find_same(stimuli)
-        mixed = (share < 1)[:, None]
+        mixed = (share < 1)[:, None]  # the partner's image counts only where something was mixed
         allowed = (own > 0) | (targets > 0) | ~(same | (same[partner] & mixed))
     columns = None if allowed is None else allowed.mT
     return (
         compute_soft_cross_entropy(logits, targets, allowed)
+        # Columns of the same matrix need not sum to one, as in MindEye's code.
         + compute_soft_cross_entropy(logits.mT, targets.mT, columns)
     ) / 2
 

@@ -72,24 +72,27 @@ def compute_queue_contrast(
     if alpha > 0 and soft_from is None:
         raise DataError("soft targets need the teacher's outputs on the side of the student (soft_from).")
     with torch.no_grad():
-        candidates = normalise(torch.cat([teacher, queue.to(teacher.dtype)]))
-    logits = multiply(normalise(vectors), candidates) / temperature
+        candidates = normalise(torch.cat([teacher, queue.to(teacher.dtype)]))  # (n + n_queue, d)
+    logits = multiply(normalise(vectors), candidates) / temperature  # (n, n + n_queue)
     with torch.no_grad():
         targets = torch.zeros_like(logits)
         allowed = None
         n = len(vectors)
+        # The queue's columns stay zero: whatever they show counts as another image.
         hard = torch.eye(n, dtype=logits.dtype, device=logits.device)
         if stimuli is not None and duplicates == "positive":
             hard = find_same(stimuli).to(logits.dtype)
             hard = hard / hard.sum(-1, keepdim=True)
         elif stimuli is not None and duplicates == "mask":
             allowed = torch.ones_like(logits, dtype=torch.bool)
+            # the queue does not say what it shows, so nothing of it is left out
             allowed[:, :n] = ~find_duplicates(stimuli)
         targets[:, :n] = (1.0 - alpha) * hard
         if soft_from is not None and alpha > 0:
             opinion = multiply(normalise(soft_from), candidates) / temperature
             if allowed is not None:
                 opinion = opinion.masked_fill(~allowed, -math.inf)
+            # ALBEF's q: alpha of the teacher's softmax, the rest one-hot
             targets += alpha * opinion.softmax(-1)
     return compute_soft_cross_entropy(logits, targets, allowed)
 
@@ -158,8 +161,11 @@ def compute_local_loss(
     logits = multiply(normalise(vectors), normalise(tokens).flatten(0, 1)) / temperature
     logits = logits.view(n, n, n_tokens)  # (trial, trial of the token, token)
     labels = torch.arange(n, device=vectors.device) if stimuli is None else stimuli
+    # a trial's own tokens
     positive = logits.diagonal(dim1=0, dim2=1).mT  # (n, n_tokens)
+    # tokens of other images only, (n,)
     negative = logits.masked_fill(find_same(labels)[:, :, None], -math.inf).flatten(1).logsumexp(-1)
+    # -log(e^p / (e^p + e^n)) = softplus(n - p), without overflow
     return functional.softplus(negative[:, None] - positive).mean()
 
 
@@ -227,6 +233,7 @@ class TclTerm(nn.Module):
         tokens = outputs.brain_tokens.detach() if self.stop_tokens else outputs.brain_tokens
         labels = None if duplicates == "negative" else outputs.stimuli
         local = compute_local_loss(tokens, brain, labels, temperature=temperature)
+        # `across` is the mean of two of the five terms.
         return (2 * across + within[0] + within[1] + local) / 5
 
 

@@ -99,6 +99,7 @@ def compute_phase_fraction(phase: tuple[float, float], progress: float) -> float
     0.5
     """
     start, end = phase
+    # clipped: progress may lie outside of the phase
     return min(max((progress - start) / (end - start), 0.0), 1.0)
 
 

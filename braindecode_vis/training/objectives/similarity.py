@@ -54,7 +54,7 @@ def check_pair(left: Tensor, right: Tensor, *, what: str = "brain and image") ->
 
 def find_same(labels: Tensor) -> Tensor:
     """Return the boolean matrix of shape (n, n) that says which rows carry the same label."""
-    return labels[:, None] == labels[None, :]
+    return labels[:, None] == labels[None, :]  # (n, n)
 
 
 def find_duplicates(labels: Tensor) -> Tensor:
@@ -72,6 +72,7 @@ def compute_soft_cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor 
     allowed : boolean tensor of shape (n, n_candidates), optional
         Candidates that take part in the softmax of each row; all if None.
     """
+    # -inf: no part in the log-sum-exp
     normaliser = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
     return (targets.sum(-1) * normaliser.logsumexp(-1) - (targets * logits).sum(-1)).mean()
 
@@ -100,6 +101,7 @@ def compute_paired_cross_entropy(
     elif labels is not None and duplicates == "positive":
         same = find_same(labels).to(logits.dtype)
         count = same.sum(-1)
+        # cross-entropy with a uniform target over all right answers: the mean of their logits
         picked = (same * logits).sum(-1) / count
         picked_columns = (same * logits).sum(0) / count
     normaliser = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
@@ -133,6 +135,7 @@ class Objective(nn.Module):
         if not self.config.is_active(outputs.progress):
             zero = outputs.brain.float().sum() * 0.0
             return zero + sum(parameter.float().sum() * 0.0 for parameter in self.parameters())
+        # Only in its phase: what an objective needs may not be there before.
         check_needs(self.config.kind, self.config.needs, outputs)
         if self.config.contrastive:
             check_batch(outputs.stimuli)
@@ -162,6 +165,7 @@ class LogitScale(nn.Module):
         super().__init__()
         self.form = form
         self.limit = math.log(max_scale)
+        # CLIP's parametrisation: a step changes the factor by a share, and it stays positive.
         start = torch.tensor(math.log(1.0 / temperature), dtype=torch.float32)
         if learn:
             self.raw = nn.Parameter(start)

@@ -91,8 +91,10 @@ def _compute_log_mean_kernel(left: Tensor, right: Tensor, stimuli: Tensor | None
     # Ordered pairs: for one set of vectors every unordered pair counts twice, which the mean does not notice.
     exponents = sharpness * (2.0 * multiply(normalise(left), normalise(right)) - 2.0)
     labels = torch.arange(len(left), device=left.device) if stimuli is None else stimuli
+    # A pair of the same image should not be pushed apart.
     different = ~find_same(labels)
     total = exponents.masked_fill(~different, -math.inf).flatten().logsumexp(0)
+    # log of a mean: the sum less the logarithm of how many
     return total - different.sum().to(total.dtype).log()
 
 
@@ -126,6 +128,7 @@ def compute_cua_loss(
     total = compute_clip_loss(brain, image, stimuli, scale=scale, **clip_options)  # type: ignore[arg-type]
     labels = None if clip_options.get("duplicates") == "negative" else stimuli
     total = total + compute_alignment(brain, image)
+    # Weights of 1 for each part, as in L_CUA of the paper.
     total = total + compute_uniformity(brain, labels, sharpness=sharpness) / 2
     total = total + compute_uniformity(image, labels, sharpness=sharpness) / 2
     return total + compute_cross_uniformity(brain, image, labels, sharpness=sharpness) if cross else total
@@ -194,13 +197,16 @@ def compute_mv_infonce(
     n_views, n, _ = views.shape
     flat = normalise(views).flatten(0, 1)  # (n_views * n, d)
     same = torch.eye(n, dtype=torch.bool, device=views.device)
+    # other trials of the same image, which are no negatives
     others = torch.zeros_like(same) if stimuli is None else find_same(stimuli) & ~same
     same_view = torch.eye(n_views, dtype=torch.bool, device=views.device)
     # (l, i, m, j): what is left out of the denominator
     dropped = others[None, :, None, :].expand(n_views, n, n_views, n)
     own = same_view[:, None, :, None]
     dropped = dropped | (own if negatives == "other_views" else own & same[None, :, None, :])
+    # (n_views, n, n_views, n)
     exponents = (multiply(flat, flat) / temperature).view(n_views, n, n_views, n)
+    # over all (view, trial) but what is dropped
     rows = exponents.masked_fill(dropped, -math.inf).flatten(2).logsumexp(-1)  # (n_views, n)
     return (rows.logsumexp(0) - _compute_positive(views, temperature, ordered=True)).mean()
 
@@ -223,6 +229,7 @@ def compute_mv_dhel(views: Tensor, stimuli: Tensor | None = None, *, temperature
     same = find_same(labels)
     unit = normalise(views)
     exponents = multiply(unit, unit) / temperature  # (n_views, n, n)
+    # the product over views is a sum of logarithms, (n,)
     spread = exponents.masked_fill(same, -math.inf).logsumexp(-1).sum(0)
     return (spread - _compute_positive(views, temperature, ordered=False)).mean()
 
@@ -231,6 +238,7 @@ def _compute_positive(views: Tensor, temperature: float, *, ordered: bool) -> Te
     """Return the logarithm of the sum over pairs of views, shape (n,); ordered pairs count each twice."""
     unit = normalise(views).transpose(0, 1)  # (n, n_views, d)
     exponents = multiply(unit, unit) / temperature  # (n, n_views, n_views)
+    # pairs of views, each once
     first, second = torch.triu_indices(len(views), len(views), offset=1, device=views.device)
     total = exponents[:, first, second].logsumexp(-1)
     return total + math.log(2.0) if ordered else total
@@ -327,8 +335,9 @@ def compute_salient_loss(
     def average(values: list[Tensor]) -> Tensor:
         return torch.stack(values).mean()
 
-    aligned_common = (common[1:] - common[:1]).square().sum(-1).mean()
+    aligned_common = (common[1:] - common[:1]).square().sum(-1).mean()  # views against the first
     aligned_salient = (salient[1:] - salient[:1]).square().sum(-1).mean()
+    # Terms of each view of the responses with the background; averaged below.
     uniform_common, uniform_salient, joint = [], [], []
     for view_common, view_salient in zip(common, salient, strict=True):
         all_common = compute_log_kernel(torch.cat([view_common, background_common]), bandwidth)
@@ -340,6 +349,7 @@ def compute_salient_loss(
         joint.append(((all_common + all_salient).logsumexp(-1) - math.log(len(all_common))).mean())
     common_term = aligned_common + 2 * average(uniform_common)
     salient_term = aligned_salient + 2 * average(uniform_salient)
+    # Before the stimulus nothing is salient: those outputs should be zero.
     constant_term = background_salient.square().sum(-1).mean()
     return (
         common_term
