@@ -116,13 +116,7 @@ class Bold5000BetasConfig(FmriSettings):
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
     def open_betas(self) -> FmriSource:
-        """Return the betas as lazy parts.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is missing or damaged, or betas and names of pictures are not equally many.
-        """
+        """Return the betas as lazy parts."""
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
         tested = self._read_list()

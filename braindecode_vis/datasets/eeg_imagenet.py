@@ -20,7 +20,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,14 @@ from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    RecordedSettings,
+    collect_findings,
+    compare_facts,
+    look_at,
+    read_manifest,
+)
 from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     EpochedPart,
@@ -113,18 +120,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         return images | {path.name: hash_sampled(path) for path in self._find()}
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return one part per subject and category block; samples stay in the files.
-
-        Parameters
-        ----------
-        scratch
-            Folder for converted copies of files that must be trusted.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is damaged, or does not hold what it should; the message names file, subject and entry.
-        """
+        """Return one part per subject and category block; samples stay in the files."""
         first, last = self.samples
         if not 0 <= first < last:
             raise ConfigError(f"dataset.samples must be an ascending pair from 0 on, not {first} and {last}.")
@@ -156,56 +152,44 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         source = MeegSource("eeg", tuple(kept), stimuli, plan, unit, ch_pos=positions, notes=notes)
         return add_cleaning(source, self)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file and recount every fact that the manifest declares of a complete set."""
-        findings = [CheckFinding("design", True, f"warning: {WARNING}")]
-        try:
-            paths = self._find()
-        except (DataError, ConfigError) as error:
-            return [*findings, CheckFinding("layout", False, str(error))]
+        yield CheckFinding("design", True, f"warning: {WARNING}")
+        paths = self._find()
         archives: list[Archive] = []
         for path in paths:
             try:
-                archives.append(
-                    open_archive(path, trust=False, scratch=None, n_channels=len(CHANNELS), read=False)
-                )
-                table = archives[-1].entries
-                findings.append(
-                    CheckFinding(
-                        path.name, True, f"{len(table)} epochs of {table['subject'].nunique()} subjects"
-                    )
-                )
+                archive = open_archive(path, trust=False, scratch=None, n_channels=len(CHANNELS), read=False)
             except ConfigError as error:
-                findings.append(CheckFinding(path.name, self.trust_pickle, f"not opened: {error}"))
+                # A file that needs trust is no fault of the data where trust was given.
+                yield CheckFinding(path.name, self.trust_pickle, f"not opened: {error}")
             except DataError as error:
-                findings.append(CheckFinding(path.name, False, str(error)))
-        if len(archives) == len(paths):
-            findings += [*_check_facts(archives), self._check_samples()]
-            images = self._find_images()
-            table = pd.concat([archive.entries for archive in archives]).drop_duplicates("file")
-            found = (
-                0 if images is None else sum((images / _path_of(name)).is_file() for name in table["file"])
-            )
-            findings.append(
-                CheckFinding(
-                    "images",
-                    True,
-                    f"{found} of {len(table)} pictures are at hand; they come from ImageNet, not with this data set",
-                )
-            )
-        return findings
+                yield CheckFinding(path.name, False, str(error))
+            else:
+                archives.append(archive)
+                n_subjects = archive.entries["subject"].nunique()
+                yield CheckFinding(path.name, True, f"{len(archive.entries)} epochs of {n_subjects} subjects")
+        if len(archives) < len(paths):
+            return
+        yield from _check_facts(archives)
+        yield look_at("samples", self._describe_samples)
+        images = self._find_images()
+        files = pd.concat([archive.entries for archive in archives])["file"].unique()
+        found = 0 if images is None else sum((images / _path_of(name)).is_file() for name in files)
+        text = (
+            f"{found} of {len(files)} pictures are at hand; they come from ImageNet, not with this data set"
+        )
+        yield CheckFinding("images", True, text)
 
-    def _check_samples(self) -> CheckFinding:
-        try:
-            parts = self.open_epochs().parts
-            for part in parts:
-                sample_part(part, sfreq=SFREQ)
-        except (DataError, ConfigError) as error:
-            return CheckFinding("samples", False, str(error))
-        return CheckFinding("samples", True, f"finite and not flat where looked at, {len(parts)} subjects")
+    def _describe_samples(self) -> str:
+        parts = self.open_epochs().parts
+        for part in parts:
+            sample_part(part, sfreq=SFREQ)
+        return f"finite and not flat where looked at, {len(parts)} subjects"
 
     def _find(self) -> list[Path]:
-        return find_archives(check_root(self.root, read_manifest("eeg_imagenet")), self.layout)
+        return find_archives(self.find_root(), self.layout)
 
     def _find_images(self) -> Path | None:
         if self.images is not None:
@@ -213,7 +197,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             if not folder.is_dir():
                 raise DataError(f"the folder of images {folder} does not exist; correct dataset.images.")
             return folder
-        root = check_root(self.root, read_manifest("eeg_imagenet"))
+        root = self.find_root()
         return next((p for p in (root / "imageNet_images", root / "images") if p.is_dir()), None)
 
     def _make_parts(
@@ -322,14 +306,7 @@ def _check_facts(archives: list[Archive]) -> list[CheckFinding]:
     if found["n_subjects"] < declared["n_subjects"]:
         text = f"{found['n_subjects']} of {declared['n_subjects']} subjects are here, so the totals are not compared"
         return [CheckFinding("n_subjects", True, text)]
-    return [
-        CheckFinding(
-            name,
-            found[name] == value,
-            f"{value} as declared" if found[name] == value else f"declared {value}, found {found[name]}",
-        )
-        for name, value in declared.items()
-    ]
+    return compare_facts(found, declared, None)
 
 
 _NAME = re.compile(r"EEG-?ImageNet(?:_(\d+))?\.pth$", re.IGNORECASE)

@@ -75,13 +75,7 @@ class HaxbySlicesConfig(FmriSettings):
         return hash_bold_inputs(self._make_settings(), self._make_recipe())
 
     def open_bold(self) -> BoldSource:
-        """Return the recording as lazy runs.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is missing or damaged, or a block has an unknown category.
-        """
+        """Return the recording as lazy runs."""
         source = prepare_bold(self._make_settings(), self._make_recipe())
         for run in source.runs:
             found = sorted(run.trials["stimulus_id"])

@@ -6,17 +6,20 @@ set. Knows no file format.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import Field
 
-from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.checks import BraindecodeVisError, DataError, check_option
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file
+
+Config = TypeVar("Config", bound=Settings)
 
 
 class ManifestFile(Settings):
@@ -62,12 +65,45 @@ class CheckFinding:
     message: str
 
 
+def look_at(item: str, look: Callable[..., str], *args: Any) -> CheckFinding:
+    """Return the finding on one thing: what ``look(*args)`` says of it, or the error that it raises."""
+    try:
+        return CheckFinding(item, True, look(*args))
+    except BraindecodeVisError as error:
+        return CheckFinding(item, False, str(error))
+
+
+def collect_findings(
+    item: str,
+) -> Callable[[Callable[[Config], Iterator[CheckFinding]]], Callable[[Config], list[CheckFinding]]]:
+    """Make a check of a method that yields findings; an error that ends it is the last of them, called `item`."""
+
+    def make_check(
+        look: Callable[[Config], Iterator[CheckFinding]],
+    ) -> Callable[[Config], list[CheckFinding]]:
+        @wraps(look)
+        def check(self: Config) -> list[CheckFinding]:
+            findings: list[CheckFinding] = []
+            try:
+                findings.extend(look(self))
+            except BraindecodeVisError as error:
+                findings.append(CheckFinding(item, False, str(error)))
+            return findings
+
+        return check
+
+    return make_check
+
+
 class DatasetSettings(Settings):
     """What the settings of every data set answer, unless they say otherwise.
 
     A data set has besides ``check()``, ``hash_inputs()`` and exactly one of ``open_epochs(scratch)`` (EEG, MEG),
     ``open_betas()`` (single-trial fMRI) and ``open_bold()`` (fMRI time series), which give lazy sources for
     `braindecode_vis.preprocessing` to stream, or ``write(folder, seed=...)``, which writes responses and stimuli.
+    `scratch` is a folder for converted copies of files that cannot be read in place. Opening reads no samples, and
+    raises `DataError` or `ConfigError` if anything is missing, damaged or does not fit together; the message names
+    subject, session and file.
     """
 
     @property
@@ -100,6 +136,10 @@ class RecordedSettings(DatasetSettings):
     root: Path | None = None
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    def find_root(self) -> Path:
+        """Return `root` if it is a folder; otherwise say how to pass the right one."""
+        return check_root(self.root, self.manifest)
 
     def find_phantom(self) -> Path | None:
         """Return `root` if it is simulated and its truth lies in it."""
@@ -232,3 +272,18 @@ def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, wha
     if root is not None and is_simulated(root):
         return CheckFinding(item, True, f"{found}{unit}; simulated (the real data set has {declared})")
     return CheckFinding(item, False, f"{found}{unit}, declared {declared}")
+
+
+def compare_facts(
+    found: Mapping[str, Any], declared: Mapping[str, Any], root: Path | None
+) -> list[CheckFinding]:
+    """Return the finding on each declared fact that was counted, in the order in which they are declared."""
+    return [compare_fact(name, found[name], value, root) for name, value in declared.items() if name in found]
+
+
+def compare_counts(item: str, found: Mapping[str, int], declared: Mapping[str, Any]) -> CheckFinding:
+    """Return one finding on all counts of a subject."""
+    off = [
+        f"{key} {value} (declared {declared[key]})" for key, value in found.items() if value != declared[key]
+    ]
+    return CheckFinding(item, not off, ", ".join(off) if off else "as declared")

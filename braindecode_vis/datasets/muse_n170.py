@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,14 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochPlan, MeegSource, SampleType
+from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, collect_findings, compare_facts
+from braindecode_vis.datasets.sources.meeg_source import (
+    ContinuousPart,
+    EpochPlan,
+    MeegSource,
+    SampleType,
+    number_repetitions,
+)
 from braindecode_vis.stimuli import StimulusSet
 
 CHANNELS = ("TP9", "AF7", "AF8", "TP10")
@@ -80,16 +86,10 @@ class MuseN170Config(RecordedSettings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the sha256 of the text of every run, packed or not."""
-        return {path.name.removesuffix(".gz"): hash_text(path) for path in find_runs(self.root)}
+        return {path.name.removesuffix(".gz"): hash_text(path) for path in find_runs(self.find_root())}
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the runs as parts; `scratch` is not needed.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a run is missing, damaged, or has too many large epochs; the message names the run and its file.
-        """
+        """Return the runs as parts."""
         if not self.channels or not set(self.channels) <= set(CHANNELS):
             raise ConfigError(
                 f"dataset.channels must be some of {', '.join(CHANNELS)}, not {', '.join(self.channels)}."
@@ -104,9 +104,8 @@ class MuseN170Config(RecordedSettings):
             mvnn="none", dtype=self.dtype, max_dropped=self.max_dropped,
         )  # fmt: skip
         parts, rejected = [], []
-        counts: dict[str, int] = dict.fromkeys(MARKERS.values(), 0)
-        for number, path in enumerate(find_runs(self.root), start=1):
-            part, large = self._open_run(path, f"{number:02d}", plan, counts)
+        for number, path in enumerate(find_runs(self.find_root()), start=1):
+            part, large = self._open_run(path, f"{number:02d}", plan)
             parts.append(part)
             rejected.append({"run": part.recording.run, "n_rejected": large})
         notes = {
@@ -117,56 +116,37 @@ class MuseN170Config(RecordedSettings):
             "rejected": rejected,
             "identity": "the image of a trial is unknown; stimulus ids are categories",
         }
-        return MeegSource("eeg", tuple(parts), make_categories(), plan, "V", notes=notes)
+        return MeegSource("eeg", tuple(number_repetitions(parts)), make_categories(), plan, "V", notes=notes)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("runs")
+    def check(self) -> Iterator[CheckFinding]:
         """Read every run, and recompute every fact that the manifest declares."""
-        manifest = read_manifest("muse_n170")
-        findings, tables = [], []
-        published = {entry.path: entry for entry in manifest.files}
-        for path in find_runs(self.root):
+        published = {entry.path: entry.sha256 for entry in self.manifest.files}
+        tables = []
+        for path in find_runs(self.find_root()):
             name = path.name.removesuffix(".gz")
             try:
                 samples, onsets, codes = read_run(path, CHANNELS)
             except DataError as error:
-                findings.append(CheckFinding(name, False, str(error)))
+                yield CheckFinding(name, False, str(error))
                 continue
-            tables.append((samples.shape[1], codes))
+            tables.append(codes)
             flat = [c for c, row in zip(CHANNELS, samples, strict=True) if row.min() == row.max()]
             if flat:
-                findings.append(
-                    CheckFinding(name, False, f"the channel(s) {', '.join(flat)} of {path} are flat")
-                )
-            entry = published.get(name)
-            if entry is None:
-                findings.append(
-                    CheckFinding(name, True, f"{len(onsets)} events; not one of the published runs")
-                )
-                continue
-            same = hash_text(path) == entry.sha256
-            message = f"{len(onsets)} events, " + (
-                "as published" if same else "but not the published bytes; copy it again"
-            )
-            findings.append(CheckFinding(name, same, message))
-        codes = np.concatenate([codes for _, codes in tables]) if tables else np.empty(0, int)
+                yield CheckFinding(name, False, f"the channel(s) {', '.join(flat)} of {path} are flat")
+            same = name not in published or hash_text(path) == published[name]
+            origin = "as published" if same else "but not the published bytes; copy it again"
+            if name not in published:
+                origin = "not one of the published runs"
+            yield CheckFinding(name, same, f"{len(onsets)} events, {origin}")
+        codes = np.concatenate(tables) if tables else np.empty(0, int)
         found = {
             "n_runs": len(tables), "n_channels": len(CHANNELS), "sfreq": SFREQ,
             "n_houses": int((codes == 1).sum()), "n_faces": int((codes == 2).sum()),
         }  # fmt: skip
-        for name, declared in manifest.facts.items():
-            ok = found[name] == declared
-            findings.append(
-                CheckFinding(
-                    name,
-                    ok,
-                    f"{declared} as declared" if ok else f"declared {declared}, found {found[name]}",
-                )
-            )
-        return findings
+        yield from compare_facts(found, self.manifest.facts, None)
 
-    def _open_run(
-        self, path: Path, run: str, plan: EpochPlan, counts: dict[str, int]
-    ) -> tuple[ContinuousPart, int]:
+    def _open_run(self, path: Path, run: str, plan: EpochPlan) -> tuple[ContinuousPart, int]:
         samples, onsets, codes = read_run(path, self.channels)
         samples = filter_run(samples, self.l_freq, self.h_freq)
         large = np.zeros(len(onsets), dtype=bool)
@@ -179,26 +159,21 @@ class MuseN170Config(RecordedSettings):
                 f"{self.max_rejected:.0%}; look at the electrodes, or raise dataset.reject."
             )
         names = [MARKERS[code] for code in codes[~large].tolist()]
-        repetition = []
-        for name in names:
-            repetition.append(counts[name])
-            counts[name] += 1
         events = pd.DataFrame(
             {
                 "onset": onsets[~large] / SFREQ, "sample": onsets[~large], "stimulus_id": names, "concept": names,
-                "split": "train", "repetition": repetition,
+                "split": "train", "repetition": 0,
             }
         )  # fmt: skip
         recording = Recording("01", "01", run, "eeg", (path,), events, frozenset(MARKERS.values()))
-        part = ContinuousPart(recording, self.channels, SFREQ, samples.shape[1], partial(_cut, samples))
-        return part, int(large.sum())
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return samples[:, start:stop]
+
+        return ContinuousPart(recording, self.channels, SFREQ, samples.shape[1], read), int(large.sum())
 
 
-def _cut(samples: np.ndarray, start: int, stop: int) -> np.ndarray:
-    return samples[:, start:stop]
-
-
-def find_runs(root: Path | None) -> list[Path]:
+def find_runs(folder: Path) -> list[Path]:
     """Return the files of the runs in the order of recording, which is that of their names.
 
     Raises
@@ -206,7 +181,6 @@ def find_runs(root: Path | None) -> list[Path]:
     DataError
         If there is none, or a run is there twice, packed and unpacked.
     """
-    folder = check_root(root, read_manifest("muse_n170"))
     for candidate in (folder, folder / "recordings"):
         found = {path for pattern in _PATTERNS for path in candidate.glob(pattern)}
         if found:
@@ -330,11 +304,5 @@ def find_large_epochs(samples: np.ndarray, onsets: np.ndarray, plan: EpochPlan, 
 def make_categories() -> StimulusSet:
     """Return the two categories as a stimulus set without pixels; the hash of each is that of its name."""
     names = sorted(MARKERS.values())
-    rows: list[dict[str, Any]] = [
-        {
-            "stimulus_id": name, "concept": name, "path": "",
-            "sha256": hashlib.sha256(name.encode()).hexdigest(),
-        }
-        for name in names
-    ]  # fmt: skip
-    return StimulusSet(pd.DataFrame(rows))
+    hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    return StimulusSet(pd.DataFrame({"stimulus_id": names, "concept": names, "path": "", "sha256": hashes}))

@@ -18,17 +18,17 @@ visual presentation streams, Scientific Data 9, 3. doi:10.1038/s41597-021-01102-
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.checks import DataError, check_columns
 from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
     RawReader,
@@ -46,14 +46,11 @@ from braindecode_vis.datasets.bids.meeg_files import (
     read_numbers,
     read_text_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_counts, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
-    EpochPlan,
+    MeegSettings,
     MeegSource,
-    Mvnn,
-    SampleType,
     add_cleaning,
     drop_events,
     find_channels,
@@ -67,7 +64,7 @@ _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
 _LARGEST_MONTAGE = 64  # two subjects wore a cap for 128 electrodes, of which half were not connected
 
 
-class ThingsEeg1Config(CleaningOptions, RecordedSettings):
+class ThingsEeg1Config(MeegSettings):
     """Where the data set lies, whom to read, and how trials are cut.
 
     Parameters
@@ -75,8 +72,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
     root
         Folder of the data set (``sub-01``..., ``participants.tsv``, ``derivatives``).
     images
-        Folder of the THINGS images (``concept/name.jpg``); looked for below and beside the root by default. Without
-        it trials are written all the same.
+        Folder of the THINGS images (``concept/name.jpg``); looked for below and beside the root by default.
     layout
         ``raw`` (BrainVision, 1000 Hz) or ``eeglab`` (the authors' continuous derivative); ``auto`` takes raw if there.
     subjects
@@ -87,14 +83,9 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
         Leave out the training images of the test concepts (2400 of 22,248), so that no test concept is trained on.
     targets
         Whether to keep the trials on which the fixation mark changed colour and a button was due.
-    sfreq, tmin, tmax, window, baseline, mvnn, dtype, max_dropped
-        As in `EpochPlan`.
-    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
-        As in `CleaningOptions`.
     """
 
     kind: Literal["things_eeg1"] = "things_eeg1"
-    images: Path | None = None
     layout: Literal["auto", "raw", "eeglab"] = "auto"
     subjects: tuple[int, ...] | None = None
     channels: Literal["montage"] | tuple[str, ...] = "montage"
@@ -102,14 +93,6 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
     targets: Literal["keep", "drop"] = "keep"
     sfreq: float = Field(default=250.0, gt=0)
     tmin: float = -0.1
-    tmax: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-    baseline: tuple[float | None, float | None] | None = (None, 0.0)
-    mvnn: Mvnn = "epochs"
-    dtype: SampleType = "float32"
-    max_dropped: float = Field(default=0.01, ge=0, lt=1)
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read: of its size and of samples of its content."""
@@ -121,18 +104,8 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
             digests[TEST_LIST] = hash_sampled(root / TEST_LIST)
         return digests
 
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        return self.list_learnt(self.mvnn)
-
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names subject and file.
-        """
+        """Return the data set as lazy parts."""
         root, held, notes = self._find()
         raws = {item: open_recording(item.path, item.where) for item in held}
         names = self._find_channels(raws, root)
@@ -141,47 +114,38 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
         _check_repetitions(parts, self.max_dropped)
         parts, counts = _make_split(parts, self, tests)
         notes |= {"layout": held[0].layout, "reference": "Cz, not recorded", "soa_s": 0.1, **counts}
-        plan = EpochPlan(
-            sfreq=self.sfreq, tmin=self.tmin, tmax=self.tmax, window=self.window, baseline=self.baseline,
-            mvnn=self.mvnn, dtype=self.dtype, max_dropped=self.max_dropped,
-        )  # fmt: skip
         stimuli = self._find_images(parts, root)
-        return add_cleaning(MeegSource("eeg", tuple(parts), stimuli, plan, "V", notes=notes), self)
-
-    def check(self) -> list[CheckFinding]:
-        """Open every recording, pair its events with images, and compare with the published numbers."""
-        try:
-            root, held, notes = self._find()
-            tests = self._find_tests(root, held)
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("layout", False, str(error))]
-        findings = [CheckFinding("layout", True, f"{held[0].layout}, {len(held)} subject(s)")]
-        findings += (
-            [CheckFinding("excluded subjects", True, notes["excluded"])] if "excluded" in notes else []
+        return add_cleaning(
+            MeegSource("eeg", tuple(parts), stimuli, self.make_plan(), "V", notes=notes), self
         )
-        parts = []
+
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
+        """Open every recording, pair its events with images, and compare with the published numbers."""
+        root, held, notes = self._find()
+        tests = self._find_tests(root, held)
+        yield CheckFinding("layout", True, f"{held[0].layout}, {len(held)} subject(s)")
+        if "excluded" in notes:
+            yield CheckFinding("excluded subjects", True, notes["excluded"])
+        parts: list[ContinuousPart] = []
+
+        def describe(item: _SubjectRecording) -> str:
+            raw = open_recording(item.path, item.where)
+            parts.append(_open_part(item, raw, list_channels(raw, ("eeg",)), tests))
+            sample_part(parts[-1], sfreq=CLOCK_HZ if item.layout == "raw" else None)
+            return f"{len(parts[-1].ch_names)} channels, {len(parts[-1].trials)} presentations"
+
         for item in held:
-            try:
-                raw = open_recording(item.path, item.where)
-                parts.append(_open_part(item, raw, list_channels(raw, ("eeg",)), tests))
-                sample_part(parts[-1], sfreq=1000.0 if item.layout == "raw" else None)
-            except DataError as error:
-                findings.append(CheckFinding(item.path.name, False, str(error)))
-                continue
-            n = len(parts[-1].recording.events)
-            findings.append(
-                CheckFinding(item.path.name, True, f"{len(parts[-1].ch_names)} channels, {n} presentations")
+            yield look_at(item.path.name, describe, item)
+        if parts:
+            yield look_at("images", lambda: describe_images(self._find_images(parts, root)))
+        for part in parts:
+            yield compare_counts(
+                f"subject {part.recording.subject} counts", _count_facts(part), self.manifest.facts
             )
-        try:
-            if parts:
-                stimuli = self._find_images(parts, root)
-                findings.append(CheckFinding("images", True, describe_images(stimuli)))
-        except DataError as error:
-            findings.append(CheckFinding("images", False, str(error)))
-        return findings + _check_facts(parts)
 
     def _find(self) -> tuple[Path, list[_SubjectRecording], dict[str, Any]]:
-        root = check_root(self.root, read_manifest("things_eeg1"))
+        root = self.find_root()
         found = _find_recordings(root, self.layout)
         subjects = sorted(found)
         notes: dict[str, Any] = {}
@@ -204,10 +168,7 @@ class ThingsEeg1Config(CleaningOptions, RecordedSettings):
     def _find_channels(self, raws: dict[_SubjectRecording, Any], root: Path) -> tuple[str, ...]:
         """Return the channels to read: those named, or the smallest montage, which all recordings must have."""
         if self.channels != "montage":
-            names = tuple(self.channels)
-            if not names or len(set(names)) != len(names):
-                raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
-            return names
+            return self.check_named_channels(self.channels)
         montages = {item: list_channels(raw, ("eeg",)) for item, raw in raws.items()}
         if min(map(len, montages.values())) > _LARGEST_MONTAGE:
             others = [
@@ -353,29 +314,17 @@ def _make_split(
     return parts, counts
 
 
-def _check_facts(parts: list[ContinuousPart]) -> list[CheckFinding]:
-    """Recompute the declared facts for all subjects who finished the experiment."""
-    findings = []
-    declared = read_manifest("things_eeg1").facts
-    for part in parts:
-        events = part.recording.events
-        train, test = (events[events["split"] == split] for split in ("train", "test"))
-        found = {
-            "n_train_images": train["stimulus_id"].nunique(),
-            "n_train_concepts": train["concept"].nunique(),
-            "n_test_images": test["stimulus_id"].nunique(),
-            "n_test_concepts": test["concept"].nunique(),
-            "train_repetitions": _most(train),
-            "test_repetitions": _most(test),
-        }
-        off = [
-            f"{key} {value} (declared {declared[key]})"
-            for key, value in found.items()
-            if value != declared[key]
-        ]
-        text = ", ".join(off) if off else "as declared"
-        findings.append(CheckFinding(f"subject {part.recording.subject} counts", not off, text))
-    return findings
+def _count_facts(part: ContinuousPart) -> dict[str, int]:
+    """Count what the manifest declares, which holds for all subjects who finished the experiment."""
+    train, test = (part.trials[part.trials["split"] == split] for split in ("train", "test"))
+    return {
+        "n_train_images": train["stimulus_id"].nunique(),
+        "n_train_concepts": train["concept"].nunique(),
+        "n_test_images": test["stimulus_id"].nunique(),
+        "n_test_concepts": test["concept"].nunique(),
+        "train_repetitions": _most(train),
+        "test_repetitions": _most(test),
+    }
 
 
 def _most(events: pd.DataFrame) -> int:

@@ -11,6 +11,7 @@ Xu et al. (2024), arXiv:2404.05553.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,16 +29,14 @@ from braindecode_vis.datasets.alljoined.sessions import (
     open_raw,
     open_tables,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
 from braindecode_vis.datasets.nsd.experiment_design import DESIGN_FILE, NsdDesign, open_images, read_design
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
-    EpochPlan,
+    MeegSettings,
     MeegSource,
     Mvnn,
-    SampleType,
     add_cleaning,
     number_repetitions,
     sample_part,
@@ -58,7 +57,7 @@ BROKEN = frozenset({(2, 2), (3, 1), (7, 2), (8, 2)})
 """Subjects and sessions that are missing from the public release, or damaged in it."""
 
 
-class Alljoined1Config(CleaningOptions, RecordedSettings):
+class Alljoined1Config(MeegSettings):
     """Where the sessions lie, whom to read, and how trials are cut from raw recordings.
 
     Parameters
@@ -84,15 +83,12 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         ``none``.
     sfreq
         Sampling rate of the trials. Raw recordings can be brought to whole fractions of 512 Hz; epochs keep theirs.
-    tmin, tmax, window, baseline, mvnn, dtype, max_dropped
-        As in `EpochPlan`; of published epochs, which were filtered to 0.5 to 125 Hz, only `window` and `dtype` matter.
-    bads, bad_channels, notch, l_freq, h_freq, ica, autoreject, scaling
-        As in `CleaningOptions`; of published epochs only `scaling` is possible.
+    tmin, tmax, baseline, mvnn
+        As in `EpochPlan`; published epochs, which were filtered to 0.5 to 125 Hz, are as their authors cut them.
     """
 
     kind: Literal["alljoined1"] = "alljoined1"
     design: Path | None = None
-    images: Path | None = None
     image_size: int = Field(default=224, ge=16)
     layout: Literal["auto"] | Layout = "auto"
     subjects: tuple[int, ...] | None = None
@@ -105,12 +101,9 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
     tmin: float = -0.05
     tmax: float = 0.6
     window: tuple[float, float] = (0.0, 0.6)
-    baseline: tuple[float | None, float | None] | None = (None, 0.0)
     mvnn: Mvnn = "none"
-    dtype: SampleType = "float32"
-    max_dropped: float = Field(default=0.01, ge=0, lt=1)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "design", "images", "max_dropped"})
+    not_hashed: ClassVar[frozenset[str]] = MeegSettings.not_hashed | {"design"}
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content."""
@@ -120,23 +113,8 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
         return {name: hash_sampled(path) for name, path in files.items()}
 
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        return self.list_learnt(self.mvnn)
-
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the sessions as lazy parts.
-
-        Parameters
-        ----------
-        scratch
-            Folder for a copy of the pictures, if they are asked for.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names subject, session and file.
-        """
+        """Return the sessions as lazy parts."""
         root, sessions, left_out = self._find()
         design = self._read_design(root)
         layout = sessions[0].layout
@@ -148,16 +126,7 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
             )
         if layout != "raw" and self.mvnn != "none":
             raise ConfigError("dataset.mvnn needs the raw layout; published epochs are taken as they are.")
-        plan = EpochPlan(
-            self.sfreq,
-            self.tmin,
-            self.tmax,
-            self.window,
-            self.baseline,
-            self.mvnn,
-            self.dtype,
-            self.max_dropped,
-        )
+        plan = self.make_plan()
         notes: dict[str, Any] = {
             "layout": layout,
             "sessions_left_out": left_out,
@@ -170,35 +139,30 @@ class Alljoined1Config(CleaningOptions, RecordedSettings):
         source = MeegSource("eeg", tuple(numbered), stimuli, plan, "V", notes=notes)
         return add_cleaning(source, self, referenced=layout == "raw" and self._reference_on_reading())
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every session, and pair every event with its image."""
-        try:
-            root, sessions, left_out = self._find()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("layout", False, str(error))]
-        findings = [CheckFinding("layout", True, f"{sessions[0].layout}, {len(sessions)} session(s)")]
-        findings += [
-            CheckFinding(text, True, "left out: missing or damaged in the public release")
-            for text in left_out
-        ]
+        root, sessions, left_out = self._find()
+        yield CheckFinding("layout", True, f"{sessions[0].layout}, {len(sessions)} session(s)")
+        for text in left_out:
+            yield CheckFinding(text, True, "left out: missing or damaged in the public release")
         try:
             design = self._read_design(root)
         except DataError as error:
-            findings.append(CheckFinding(DESIGN_FILE.name, False, str(error)))
-            return findings
+            yield CheckFinding(DESIGN_FILE.name, False, str(error))
+            return
+
+        def describe(item: Session) -> str:
+            part = self._open(item, design, find_split(root))
+            sample_part(part, sfreq=SFREQ)
+            return f"{len(part.trials)} trials of {part.trials['stimulus_id'].nunique()} images"
+
         for item in sessions:
-            try:
-                part = self._open(item, design, find_split(root))
-                sample_part(part, sfreq=SFREQ)
-                text = f"{len(part.trials)} trials of {part.trials['stimulus_id'].nunique()} images"
-                findings.append(CheckFinding(item.path.name, True, text))
-            except (DataError, ConfigError) as error:
-                findings.append(CheckFinding(item.path.name, False, str(error)))
-        return findings
+            yield look_at(item.path.name, describe, item)
 
     def _find(self) -> tuple[Path, list[Session], list[str]]:
         """Return the sessions to read, and in words those that are left out."""
-        root = check_root(self.root, read_manifest("alljoined1"))
+        root = self.find_root()
         there = find_sessions(root, None if self.layout == "auto" else self.layout)
         subjects = sorted({item.subject for item in there}) if self.subjects is None else list(self.subjects)
         by_key = {(item.subject, item.session): item for item in there}

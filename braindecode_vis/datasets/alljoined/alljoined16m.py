@@ -11,14 +11,13 @@ Xu et al. (2025), arXiv:2508.18571.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.alljoined.blocks import (
@@ -33,13 +32,10 @@ from braindecode_vis.datasets.alljoined.blocks import (
     read_labels,
 )
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
-    EpochPlan,
+    MeegSettings,
     MeegSource,
-    Mvnn,
-    SampleType,
     add_cleaning,
     find_scalp_positions,
     list_stimuli,
@@ -52,7 +48,7 @@ from braindecode_vis.store import hash_sampled
 N_CHANNELS = 32
 
 
-class Alljoined16mConfig(CleaningOptions, RecordedSettings):
+class Alljoined16mConfig(MeegSettings):
     """Where the files lie, whom to read, and how trials are cut from raw blocks.
 
     Parameters
@@ -73,29 +69,16 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
     sfreq
         Sampling rate of the trials; that of the files (256 Hz raw, 250 Hz preprocessed) by default. Raw blocks can
         be brought to whole fractions of 256 Hz; preprocessed epochs keep theirs.
-    tmin, tmax, window, baseline, mvnn, dtype, max_dropped
-        As in `EpochPlan`; of preprocessed epochs, only `window` and `dtype` matter.
-    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
-        As in `CleaningOptions`; of preprocessed epochs only `scaling` is possible.
+    tmin, tmax, baseline, mvnn
+        As in `EpochPlan`; preprocessed epochs are as their authors cut them.
     """
 
     kind: Literal["alljoined16m"] = "alljoined16m"
-    images: Path | None = None
     layout: Literal["auto", "raw", "preprocessed"] = "auto"
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
     blocks: tuple[int, ...] | None = None
     channels: Literal["recorded"] | tuple[str, ...] = "recorded"
-    sfreq: float | None = Field(default=None, gt=0)
-    tmin: float = -0.2
-    tmax: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-    baseline: tuple[float | None, float | None] | None = (None, 0.0)
-    mvnn: Mvnn = "epochs"
-    dtype: SampleType = "float32"
-    max_dropped: float = Field(default=0.01, ge=0, lt=1)
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content."""
@@ -109,18 +92,8 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
             f"{path.parent.name}/{path.name}": hash_sampled(path) for path in [*files, *sorted(tables)]
         }
 
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        return self.list_learnt(self.mvnn)
-
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the data set as lazy parts; `scratch` is not needed.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names subject, session and file.
-        """
+        """Return the data set as lazy parts."""
         root, layout = self._find()
         categories = read_categories(root)
         name_concept = partial(_name_concept, categories)
@@ -130,53 +103,34 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         stimuli = self._make_stimuli(root, pd.concat([part.trials for part in parts], ignore_index=True))
         if not categories:
             notes["concepts"] = "unknown: no experiment_metadata_categories.parquet; every picture is its own"
-        plan = EpochPlan(
-            self.sfreq or sfreq,
-            self.tmin,
-            self.tmax,
-            self.window,
-            self.baseline,
-            self.mvnn,
-            self.dtype,
-            self.max_dropped,
-        )
+        plan = self.make_plan(sfreq=self.sfreq or sfreq)
         positions = find_scalp_positions(parts[0].ch_names, parts[0].where)
         source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, positions, {"layout": layout, **notes})
         return add_cleaning(source, self)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file, and read every marker."""
-        try:
-            root, layout = self._find()
-            categories = read_categories(root)
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("layout", False, str(error))]
-        findings = [CheckFinding("layout", True, layout)]
+        root, layout = self._find()
+        categories = read_categories(root)
+        yield CheckFinding("layout", True, layout)
         message = f"known of {len(categories)} pictures" if categories else "unknown: their table is not here"
-        findings.append(CheckFinding("categories", True, message))
+        yield CheckFinding("categories", True, message)
         concept = partial(_name_concept, categories)
-        try:
-            if layout == "raw":
-                chosen, ignored = self._choose_blocks(root)
-                findings += [
-                    CheckFinding(name, True, "is no session or block and is left out") for name in ignored
-                ]
-                names = find_electrodes(read_labels(chosen[0].path, chosen[0].where))
-                findings += [_try(b.key, partial(open_block, b, tuple(names), concept)) for b in chosen]
-            else:
-                findings += [
-                    _try(
-                        "/".join(item[2].parts[-2:]),
-                        partial(label_flat, item, self._names(), self.sfreq, concept),
-                    )
-                    for item in self._choose_flat(root)
-                ]
-        except (DataError, ConfigError) as error:
-            findings.append(CheckFinding(layout, False, str(error)))
-        return findings
+        if layout == "preprocessed":
+            for item in self._choose_flat(root):
+                name = "/".join(item[2].parts[-2:])
+                yield look_at(name, _count_trials, label_flat, item, self._names(), self.sfreq, concept)
+            return
+        chosen, ignored = self._choose_blocks(root)
+        for name in ignored:
+            yield CheckFinding(name, True, "is no session or block and is left out")
+        names = tuple(find_electrodes(read_labels(chosen[0].path, chosen[0].where)))
+        for block in chosen:
+            yield look_at(block.key, _count_trials, open_block, block, names, concept)
 
     def _find(self) -> tuple[Path, str]:
-        root = check_root(self.root, read_manifest("alljoined16m"))
+        root = self.find_root()
         held = {"raw": bool(find_blocks(root)[0]), "preprocessed": bool(find_flat(root))}
         there = [name for name, is_there in held.items() if is_there]
         if self.layout != "auto":
@@ -204,7 +158,7 @@ class Alljoined16mConfig(CleaningOptions, RecordedSettings):
         subjects = _choose(self.subjects, {b.subject for b in found}, "subject", root)
         sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
         # All that are published, so that a block which is missing is an error and not a smaller data set.
-        blocks = self.blocks or tuple(range(1, read_manifest("alljoined16m").facts["n_blocks"] + 1))
+        blocks = self.blocks or tuple(range(1, self.manifest.facts["n_blocks"] + 1))
         by_key = {(b.subject, b.session, b.block): b for b in found}
         chosen = []
         for key in ((s, e, b) for s in subjects for e in sessions for b in blocks):
@@ -300,13 +254,10 @@ def _name_concept(categories: dict[int, str], image: int) -> str:
     return categories.get(image, f"{image:05d}")
 
 
-def _try(name: str, opens: Callable[[], tuple[Any, Any]]) -> CheckFinding:
-    try:
-        part = opens()[0]
-        sample_part(part)
-    except (DataError, ConfigError) as error:
-        return CheckFinding(name, False, str(error))
-    return CheckFinding(name, True, f"{len(part.trials)} trials")
+def _count_trials(opens: Callable[..., tuple[Any, Any]], *args: Any) -> str:
+    part = opens(*args)[0]
+    sample_part(part)
+    return f"{len(part.trials)} trials"
 
 
 def _choose(wanted: tuple[int, ...] | None, there: set[int], what: str, root: Path) -> list[int]:

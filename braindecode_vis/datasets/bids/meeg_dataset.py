@@ -12,13 +12,13 @@ Appelhoff et al. (2019), MNE-BIDS, Journal of Open Source Software 4, 1896. doi:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from braindecode_vis.arrays import Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError, suggest
@@ -43,14 +43,12 @@ from braindecode_vis.datasets.bids.meeg_files import (
     read_numbers,
     read_text_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
-    EpochPlan,
+    MeegSettings,
     MeegSource,
     Mvnn,
-    SampleType,
     add_cleaning,
     find_channels,
     number_repetitions,
@@ -257,7 +255,7 @@ def check_split(split: Any, tables: Iterable[pd.DataFrame]) -> None:
 _UNITS = {"eeg": "V", "mag": "T", "grad": "T/m"}
 
 
-class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
+class BidsMeegConfig(MeegSettings, BidsRecipe):
     """Where the data set lies, how its events are to be read, and how trials are cut.
 
     Parameters
@@ -266,7 +264,6 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
         Folder of the data set (``sub-01``...).
     images
         Folder that the file names in `stimulus_column` start from; ``stimuli`` and its like below the root by default.
-        Without it trials are written all the same.
     datatype
         ``eeg`` or ``meg``; ``auto`` takes what is there.
     task, subjects, sessions, runs
@@ -292,15 +289,15 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
         Channels to read: ``auto`` for all of the data type, ``eeg``, ``mag``, ``grad``, or names.
     sfreq
         Rate of the trials in Hz, a whole fraction of that of the recordings; theirs by default.
-    tmin, tmax, window, baseline, mvnn, dtype, max_dropped
-        As in `EpochPlan`. Noise normalisation needs a split, since it is fitted on training trials.
-    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+    mvnn
+        As in `EpochPlan`. It needs a split, since it is fitted on training trials.
+    bads
         As in `CleaningOptions`. Channels that ``channels.tsv`` marks as bad are among the bad ones of that recording.
-        What learns from training trials (`ica`, `autoreject`, `scaling`) needs a split, too.
+    ica, autoreject, scaling
+        As in `CleaningOptions`. They learn from training trials and need a split, too.
     """
 
     kind: Literal["bids_meeg"] = "bids_meeg"
-    images: Path | None = None
     datatype: Literal["auto", "eeg", "meg"] = "auto"
     task: str | None = None
     subjects: tuple[str, ...] | None = None
@@ -308,16 +305,7 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
     runs: tuple[str, ...] | None = None
     sidecars: bool = True
     picks: Literal["auto", "eeg", "mag", "grad"] | tuple[str, ...] = "auto"
-    sfreq: float | None = Field(default=None, gt=0)
-    tmin: float = -0.2
-    tmax: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-    baseline: tuple[float | None, float | None] | None = (None, 0.0)
     mvnn: Mvnn = "none"
-    dtype: SampleType = "float32"
-    max_dropped: float = Field(default=0.01, ge=0, lt=1)
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
 
     @field_validator("subjects", "sessions", "runs", mode="before")
     @classmethod
@@ -332,18 +320,8 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
             digests |= hash_recording(item.path, root)
         return digests
 
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        return self.list_learnt(self.mvnn)
-
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names subject, session and file.
-        """
+        """Return the data set as lazy parts."""
         root, held, datatype = self._find()
         # All of these are fitted on training trials alone, so that the recipe must say which those are.
         learning = [name for name in ("ica", "autoreject", "scaling") if getattr(self, name) is not None]
@@ -369,10 +347,7 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
             left_out |= {item.path.name: counts} if any(counts.values()) else {}
             bads |= {item.path.name: list(raw.info["bads"])} if raw.info["bads"] else {}
         check_split(self.split, [part.recording.events for part in parts])
-        plan = EpochPlan(
-            sfreq=sfreq, tmin=self.tmin, tmax=self.tmax, window=self.window, baseline=self.baseline, mvnn=self.mvnn,
-            dtype=self.dtype, max_dropped=self.max_dropped,
-        )  # fmt: skip
+        plan = self.make_plan(sfreq=sfreq)
         notes: dict[str, Any] = {"stimulus_column": self.stimulus_column, "onset_unit": self.onset_unit}
         notes |= {"events_left_out": left_out} if left_out else {}
         if bads:
@@ -386,41 +361,28 @@ class BidsMeegConfig(CleaningOptions, BidsRecipe, RecordedSettings):
         )
         return add_cleaning(source, self)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("recordings")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every recording and apply the recipe to its events."""
-        try:
-            root, held, datatype = self._find()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("recordings", False, str(error))]
-        findings = [CheckFinding("recordings", True, f"{len(held)} of {datatype} below {root}")]
-        for item in held:
-            name = "/".join(item.path.relative_to(root).parts)
-            try:
-                raw = self._open(item)
-                names, kind = self._pick(raw, item, datatype)
-                part, counts = self._make_part(item, raw, names, datatype)
-                sample_part(part)
-            except (DataError, ConfigError) as error:
-                findings.append(CheckFinding(name, False, str(error)))
-                continue
-            events = part.recording.events
+        root, held, datatype = self._find()
+        yield CheckFinding("recordings", True, f"{len(held)} of {datatype} below {root}")
+
+        def describe(item: HeldRecording) -> str:
+            raw = self._open(item)
+            names, kind = self._pick(raw, item, datatype)
+            part, counts = self._make_part(item, raw, names, datatype)
+            sample_part(part)
             told = ", ".join(f"{value} {key[2:].replace('_', ' ')}" for key, value in counts.items() if value)
-            findings.append(
-                CheckFinding(
-                    name,
-                    True,
-                    f"{len(names)} {kind} channels, {part.sfreq:g} Hz, {len(events)} events of "
-                    f"{events['stimulus_id'].nunique()} images" + (f"; left out: {told}" if told else ""),
-                )
-            )
-        try:
-            findings.append(CheckFinding("source", True, describe_images(self.open_epochs().stimuli)))
-        except (DataError, ConfigError) as error:
-            findings.append(CheckFinding("source", False, str(error)))
-        return findings
+            n_images = part.trials["stimulus_id"].nunique()
+            text = f"{len(names)} {kind} channels, {part.sfreq:g} Hz, {len(part.trials)} events of {n_images} images"
+            return text + (f"; left out: {told}" if told else "")
+
+        for item in held:
+            yield look_at("/".join(item.path.relative_to(root).parts), describe, item)
+        yield look_at("source", lambda: describe_images(self.open_epochs().stimuli))
 
     def _find(self) -> tuple[Path, list[HeldRecording], Modality]:
-        root = check_root(self.root, read_manifest("bids_meeg"))
+        root = self.find_root()
         kinds = ("eeg", "meg") if self.datatype == "auto" else (self.datatype,)
         found = find_recordings(root, kinds, self.task)
         kinds_there = sorted({item.datatype for item in found})

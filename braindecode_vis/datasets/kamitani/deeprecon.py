@@ -101,13 +101,7 @@ class DeepreconConfig(FmriSettings):
         return digests | hash_image_folder(self.images, self._find_beside())
 
     def open_betas(self) -> FmriSource:
-        """Return the data set as lazy parts.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is missing or damaged, or the files of a subject have other voxels.
-        """
+        """Return the data set as lazy parts."""
         held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}

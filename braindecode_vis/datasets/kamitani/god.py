@@ -93,13 +93,7 @@ class GodConfig(FmriSettings):
         return digests | hash_image_folder(self.images, self._find_beside())
 
     def open_betas(self) -> FmriSource:
-        """Return the data set as lazy parts.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is missing or damaged, or its numbers do not name ImageNet pictures.
-        """
+        """Return the data set as lazy parts."""
         opened = {f"{number:02d}": read_bdata(path) for number, path in self._find().items()}
         wanted = {"training", *(("test",) if self.test != "imagery" else ())}
         wanted |= {"imagery"} if self.test != "perception" else set()

@@ -157,13 +157,7 @@ class NsdConfig(FmriSettings):
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
     def open_betas(self) -> FmriSource:
-        """Return the data set as lazy sessions.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names session and file.
-        """
+        """Return the data set as lazy sessions."""
         plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
         if self.subjects is not None:
             return join_sources([config.open_betas() for config in self._split_subjects()], plan)

@@ -98,13 +98,7 @@ class NsdImageryConfig(FmriSettings):
         return self._make_core().hash_inputs() | {path.name: hash_sampled(path) for path in paths}
 
     def open_betas(self) -> FmriSource:
-        """Return the core sessions (training) followed by the imagery session (test), lazily.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together.
-        """
+        """Return the core sessions (training) followed by the imagery session (test), lazily."""
         root = check_root(self.root, read_manifest("nsd"))
         core = self._make_core().open_betas()
         geometry = core.geometry

@@ -93,13 +93,7 @@ class NsdRepackConfig(FmriSettings):
         return {"/".join(path.parts[-3:]): hash_sampled(path) for path in paths}
 
     def open_betas(self) -> FmriSource:
-        """Return the copy as lazy parts.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together.
-        """
+        """Return the copy as lazy parts."""
         repack = self._open()
         trials = pd.concat([part.trials for part in repack.parts], ignore_index=True)
         check_parts(trials, check_root(self.root, read_manifest("nsd_repack")))

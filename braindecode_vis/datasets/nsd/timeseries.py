@@ -116,13 +116,7 @@ class NsdTimeseriesConfig(FmriSettings):
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
     def open_bold(self) -> BoldSource:
-        """Return the runs of pictures, lazily.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is missing or damaged, or a run shows other pictures than the design; the message names it.
-        """
+        """Return the runs of pictures, lazily."""
         root, design = self._open()
         found = self._find_runs(root)
         trials = count_repetitions([make_trials(design, self.subject, session) for session in found])

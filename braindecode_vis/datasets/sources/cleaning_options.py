@@ -185,31 +185,13 @@ class CleaningOptions(Settings):
 
     def list_changed(self) -> list[str]:
         """Return the names of these options that are not at their defaults."""
-        return [name for name in CleaningOptions.model_fields if self._is_set(name)]
-
-    def _is_set(self, name: str) -> bool:
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
-
-    def list_learnt(self, mvnn: str | None = "none") -> tuple[str, ...]:
-        """Return the names of the settings in force that learn from training trials.
-
-        Parameters
-        ----------
-        mvnn
-            Noise normalisation of the data set; None is off.
-        """
-        # In this order a message names the first that learns.
-        learns = {
-            "mvnn": mvnn not in (None, "none"),
-            "scaling": self.scaling is not None,
-            "ica": self.ica is not None,
-            "autoreject": self.autoreject is not None,
-        }
-        return tuple(name for name, on in learns.items() if on)
+        fields = type(self).model_fields
+        return [name for name in CleaningOptions.model_fields if getattr(self, name) != fields[name].default]
 
     def learns_before_split(self) -> tuple[str, ...]:
-        """Return the cleaning steps that learn from training trials; a data set with ``mvnn`` adds it."""
-        return self.list_learnt()
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        # In this order a message names the first that learns.
+        return tuple(name for name in ("scaling", "ica", "autoreject") if getattr(self, name) is not None)
 
     def describe_filter(self) -> str:
         """Return the filters in words."""

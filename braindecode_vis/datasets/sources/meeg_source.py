@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
+from braindecode_vis.datasets.manifests import RecordedSettings
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning, CleaningOptions
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
@@ -93,6 +95,51 @@ class EpochPlan:
         first = round((self.window[0] - self.tmin) * self.sfreq)
         last = round((self.window[1] - self.tmin) * self.sfreq)
         return self.tmin + np.arange(first, last) / self.sfreq
+
+
+class MeegSettings(CleaningOptions, RecordedSettings):
+    """The settings of a data set of EEG or MEG: how trials are cut from its recordings and cleaned.
+
+    Parameters
+    ----------
+    images
+        Folder of the pictures; looked for below and beside the root by default. Without it trials are written all the
+        same.
+    sfreq, tmin, tmax, window, baseline, mvnn, dtype, max_dropped
+        As in `EpochPlan`.
+    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
+        As in `CleaningOptions`. Of epochs that a publisher has cut only `scaling` is possible.
+    """
+
+    images: Path | None = None
+    sfreq: float | None = Field(default=None, gt=0)
+    tmin: float = -0.2
+    tmax: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    baseline: tuple[float | None, float | None] | None = (None, 0.0)
+    mvnn: Mvnn = "epochs"
+    dtype: SampleType = "float32"
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    # Paths and a bound that raises change no number.
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+
+    def learns_before_split(self) -> tuple[str, ...]:
+        """Return the steps in force that learn from training trials before a split is drawn."""
+        learnt = super().learns_before_split()
+        return learnt if self.mvnn in (None, "none") else ("mvnn", *learnt)
+
+    def make_plan(self, **chosen: Any) -> EpochPlan:
+        """Return how trials are cut; `chosen` stands in for what the settings leave to the files."""
+        names = [entry.name for entry in fields(EpochPlan) if entry.name != "cleaning"]
+        return EpochPlan(**{**{name: getattr(self, name) for name in names}, **chosen})
+
+    def check_named_channels(self, channels: Sequence[str]) -> tuple[str, ...]:
+        """Return the channels that the user named, if they are some and none is there twice."""
+        names = tuple(channels)
+        if not names or len(set(names)) != len(names):
+            raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
+        return names
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ Song et al. (2024), arXiv:2308.13234: the 250 Hz preprocessing that the defaults
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,16 +21,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
-    EpochPlan,
+    MeegSettings,
     MeegSource,
-    Mvnn,
-    SampleType,
     add_cleaning,
     drop_events,
     number_repetitions,
@@ -62,7 +59,7 @@ SPLITS = ("train", "test")
 _PUBLISHED_SFREQ = {"raw": 1000.0, "official": 100.0, "250hz": 250.0, "ubp": 250.0}
 
 
-class ThingsEeg2Config(CleaningOptions, RecordedSettings):
+class ThingsEeg2Config(MeegSettings):
     """Where the data set lies, whom to read, and how trials are cut from raw recordings.
 
     Parameters
@@ -81,7 +78,7 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
     sfreq
         In Hz. By default 250 from continuous recordings, and that of the file for published epochs, which are never
         resampled.
-    tmin, tmax, window, baseline, mvnn, dtype
+    tmin, tmax, baseline, mvnn
         As in `EpochPlan`; published epochs keep what their publisher chose.
     max_train_repetitions, max_test_repetitions
         Keep the first ones of each subject and image only.
@@ -89,32 +86,19 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
         Open ``.pt`` files, which may run any code when opened.
     event_column
         BIDS only: the column of the events table that names the image; guessed by default.
-    max_dropped
-        Largest share of the events of one file that may be unusable before it becomes an error.
-    bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
-        As in `CleaningOptions`; of published epochs only `scaling` is possible.
     """
 
     kind: Literal["things_eeg2"] = "things_eeg2"
-    images: Path | None = None
     layout: Literal["auto"] | Layout = "auto"
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
     channels: Literal["auto", "all63", "posterior17"] | tuple[str, ...] = "auto"
-    sfreq: float | None = Field(default=None, gt=0)
-    tmin: float = -0.2
-    tmax: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-    baseline: tuple[float | None, float | None] | None = (None, 0.0)
-    mvnn: Mvnn = "epochs"
-    dtype: SampleType = "float32"
     max_train_repetitions: int | None = Field(default=None, ge=1)
     max_test_repetitions: int | None = Field(default=None, ge=1)
     trust_pickle: bool = False
     event_column: str | None = None
-    max_dropped: float = Field(default=0.01, ge=0, lt=1)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "trust_pickle", "max_dropped"})
+    not_hashed: ClassVar[frozenset[str]] = MeegSettings.not_hashed | {"trust_pickle"}
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content, since a subject has 14 GB."""
@@ -127,23 +111,8 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
         metadata = find_metadata(root, find_images(root, self.images))
         return digests if metadata is None else {**digests, metadata.name: hash_sampled(metadata)}
 
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        return self.list_learnt(self.mvnn)
-
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the data set as lazy parts.
-
-        Parameters
-        ----------
-        scratch
-            Folder for converted copies of files that cannot be read in place.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names subject, session and file.
-        """
+        """Return the data set as lazy parts."""
         root, held = self._find()
         images_root = find_images(root, self.images)
         table = read_image_list(root, images_root)
@@ -156,60 +125,43 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
             parts = _limit_published(parts, self)
         shown = set().union(*(part.trials["stimulus_id"] for part in parts))
         stimuli = make_stimuli(table[table["stimulus_id"].isin(shown)], images_root)
-        sfreq = (
-            250.0  # what continuous recordings are brought to by default; published epochs keep their rate
-        )
+        sfreq = 250.0  # of Song et al. (2024), for continuous recordings; published epochs keep their rate
         if isinstance(parts[0], EpochedPart):
             sfreq = round(1 / float(np.median(np.diff(parts[0].times))), 6)
-        plan = EpochPlan(
-            sfreq if self.sfreq is None else self.sfreq,
-            self.tmin,
-            self.tmax,
-            self.window,
-            self.baseline,
-            self.mvnn,
-            self.dtype,
-            self.max_dropped,
-        )
+        plan = self.make_plan(sfreq=self.sfreq or sfreq)
         # All published forms went through noise normalisation, which leaves no unit.
         unit = "V" if layout in ("raw", "bids") else "whitened"
         source = MeegSource("eeg", tuple(parts), stimuli, plan, unit, notes={"layout": layout, **notes})
         return add_cleaning(source, self)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file, and pair every event with its image."""
-        try:
-            _, held = self._find()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("layout", False, str(error))]
+        root, held = self._find()
         subjects = sorted({item.subject for item in held})
-        findings = [
-            CheckFinding("layout", True, f"{held[0].layout}, {len(subjects)} subject(s), {len(held)} file(s)")
-        ]
+        yield CheckFinding(
+            "layout", True, f"{held[0].layout}, {len(subjects)} subject(s), {len(held)} file(s)"
+        )
         try:
-            root = self._find()[0]
-            images = find_images(root, self.images)
-            table = read_image_list(root, images)
-            counts = table["split"].value_counts()
-            findings.append(
-                CheckFinding("images", True, f"{counts['train']} training and {counts['test']} test images")
-            )
+            table = read_image_list(root, find_images(root, self.images))
         except DataError as error:
-            return [*findings, CheckFinding("images", False, str(error))]
+            yield CheckFinding("images", False, str(error))
+            return
+        counts = table["split"].value_counts()
+        yield CheckFinding("images", True, f"{counts['train']} training and {counts['test']} test images")
+
+        def describe(item: HeldFile) -> str:
+            parts = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
+            for part in parts:
+                sample_part(part, sfreq=_PUBLISHED_SFREQ.get(item.layout))
+            return f"{sum(len(part.trials) for part in parts)} trials" if parts else "readable"
+
         for item in held:
             name = "/".join(item.path.parts[-3:])
             if item.layout == "ubp" and not self.trust_pickle:
-                findings.append(CheckFinding(name, True, "not opened: it needs dataset.trust_pickle=true"))
-                continue
-            try:
-                part = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
-                for piece in part:
-                    sample_part(piece, sfreq=_PUBLISHED_SFREQ.get(item.layout))
-                n = sum(len(piece.trials) for piece in part)
-                findings.append(CheckFinding(name, True, f"{n} trials" if part else "readable"))
-            except (DataError, ConfigError) as error:
-                findings.append(CheckFinding(name, False, str(error)))
-        return findings
+                yield CheckFinding(name, True, "not opened: it needs dataset.trust_pickle=true")
+            else:
+                yield look_at(name, describe, item)
 
     def find_channels(self, layout: Layout) -> tuple[str, ...]:
         """Return the channels to read from files of a layout, in their order."""
@@ -217,13 +169,10 @@ class ThingsEeg2Config(CleaningOptions, RecordedSettings):
             return POSTERIOR17
         if self.channels in ("auto", "all63"):
             return ALL63
-        names = tuple(self.channels)
-        if not names or len(set(names)) != len(names):
-            raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
-        return names
+        return self.check_named_channels(self.channels)
 
     def _find(self) -> tuple[Path, list[HeldFile]]:
-        root = check_root(self.root, read_manifest("things_eeg2"))
+        root = self.find_root()
         held = find_held(root, None if self.layout == "auto" else self.layout)
         return root, _choose(held, self, root)
 

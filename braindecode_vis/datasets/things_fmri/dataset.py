@@ -118,13 +118,7 @@ class ThingsFmriConfig(FmriSettings):
         return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
 
     def open_betas(self) -> FmriSource:
-        """Return the betas as lazy parts.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If a file is missing or damaged, or table, trials and voxels do not fit together.
-        """
+        """Return the betas as lazy parts."""
         form, subjects = self._find_form()
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}

@@ -16,8 +16,9 @@ arXiv:2310.19812: small and large test set.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,13 +34,11 @@ from braindecode_vis.datasets.bids.meeg_files import (
     make_shown_table,
     make_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, check_root, read_manifest
-from braindecode_vis.datasets.sources.cleaning_options import CleaningOptions
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_counts, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
-    EpochPlan,
+    MeegSettings,
     MeegSource,
     Mvnn,
-    SampleType,
     add_cleaning,
     number_repetitions,
     sample_part,
@@ -61,7 +60,7 @@ from braindecode_vis.datasets.things_meg.files import (
     read_image_names,
     read_run_events,
 )
-from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, check_facts, describe_split
+from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, describe_split
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
@@ -69,7 +68,7 @@ Layout = Literal["raw", "preprocessed"]
 _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")
 
 
-class ThingsMegConfig(CleaningOptions, RecordedSettings):
+class ThingsMegConfig(MeegSettings):
     """Where the data set lies, whom to read, and how trials are cut.
 
     Parameters
@@ -78,7 +77,7 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         Folder of the data set (``sub-BIGMEG1``..., ``derivatives``, ``sourcedata``), or of the epochs.
     images
         Folder of the THINGS images: ``object_images/concept/name.jpg``, or ``images_meg`` and ``images_test_meg``;
-        looked for below and beside the root by default. Without it trials are written all the same.
+        looked for below and beside the root by default.
     layout
         ``preprocessed`` (epochs of the authors: 0.1-40 Hz, 200 Hz, 271 sensors, -0.1 to 1.3 s, baseline z-score) or
         ``raw``; ``auto`` takes the epochs if there.
@@ -93,19 +92,18 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         retrieval must tell images of one concept apart; the repeated ones are left out.
     zero_shot
         Keep the images of test concepts out of training. The large test set needs it.
-    sfreq, window, dtype, max_dropped
-        As in `EpochPlan`; published epochs keep their rate. `max_dropped` also bounds how many trials the split may
-        lack.
+    sfreq
+        As in `EpochPlan`; published epochs keep their rate.
+    max_dropped
+        As in `EpochPlan`; it also bounds how many trials the split may lack.
     tmin, tmax, baseline, mvnn
         As in `EpochPlan`, for the raw layout; published epochs are as their authors cut them. Time zero of the window
         is the onset. `mvnn` None is ``epochs`` for raw recordings, and nothing for published epochs.
-    bads, bad_channels, notch, l_freq, h_freq, scaling
-        As in `CleaningOptions`; of published epochs only `scaling` is possible. Its `reference`, `ica` and
-        `autoreject` are for EEG and are refused.
+    reference, ica, autoreject
+        As in `CleaningOptions`; for EEG alone, and refused here.
     """
 
     kind: Literal["things_meg"] = "things_meg"
-    images: Path | None = None
     layout: Literal["auto"] | Layout = "auto"
     subjects: tuple[int, ...] | None = None
     sessions: tuple[int, ...] | None = None
@@ -116,13 +114,7 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
     sfreq: float = Field(default=200.0, gt=0)
     tmin: float = -0.1
     tmax: float = 1.3
-    window: tuple[float, float] = (0.0, 1.0)
-    baseline: tuple[float | None, float | None] | None = (None, 0.0)
-    mvnn: Mvnn | None = None
-    dtype: SampleType = "float32"
-    max_dropped: float = Field(default=0.01, ge=0, lt=1)
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+    mvnn: Mvnn | None = None  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _large_is_zero_shot(self) -> ThingsMegConfig:
@@ -143,18 +135,8 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         digests |= {path.name: hash_sampled(path) for path in tables}
         return digests
 
-    def learns_before_split(self) -> tuple[str, ...]:
-        """Return the steps in force that learn from training trials before a split is drawn."""
-        return self.list_learnt(self.mvnn)
-
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
-        """Return the data set as lazy parts; nothing is written, so `scratch` stays empty.
-
-        Raises
-        ------
-        DataError, ConfigError
-            If anything is missing, damaged or does not fit together; the message names subject, session and file.
-        """
+        """Return the data set as lazy parts."""
         root, held = self._find()
         is_raw = isinstance(held[0], MegRun)
         if not is_raw:
@@ -169,47 +151,40 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
             "split": describe_split(self.test_set, self.zero_shot),
             "counts": sizes,
         }
-        mvnn: Mvnn = self.mvnn or ("epochs" if is_raw else "none")
-        plan = EpochPlan(
-            sfreq=self.sfreq, tmin=self.tmin, tmax=self.tmax, window=self.window, baseline=self.baseline, mvnn=mvnn,
-            dtype=self.dtype, max_dropped=self.max_dropped,
-        )  # fmt: skip
+        plan = self.make_plan(mvnn=self.mvnn or ("epochs" if is_raw else "none"))
         unit = "T" if is_raw else "z"
         stimuli = self._find_images(parts, root)
         source = MeegSource("meg", tuple(parts), stimuli, plan, unit, ch_pos=positions, notes=notes)
         return add_cleaning(source, self)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file, pair every event with its image, and measure the lag between trigger and picture."""
-        try:
-            root, held = self._find()
-            names = self._read_names(root, held)
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("layout", False, str(error))]
+        root, held = self._find()
+        names = self._read_names(root, held)
         layout = "raw" if isinstance(held[0], MegRun) else "preprocessed"
-        findings = [
-            CheckFinding(
-                "layout", True, f"{layout}, {len({i.subject for i in held})} subject(s), {len(held)} file(s)"
-            ),
-            CheckFinding(
-                "image numbers", True, f"{len(names)} images of {names['concept'].nunique()} concepts"
-            ),
-        ]
+        n_subjects = len({item.subject for item in held})
+        yield CheckFinding("layout", True, f"{layout}, {n_subjects} subject(s), {len(held)} file(s)")
+        n_concepts = names["concept"].nunique()
+        yield CheckFinding("image numbers", True, f"{len(names)} images of {n_concepts} concepts")
         for item in held:
-            findings.append(
-                _check_run(item, names) if isinstance(item, MegRun) else self._check_epochs(item, root, names)
-            )
+            if isinstance(item, MegRun):
+                yield look_at("/".join(item.path.parts[-3:]), _describe_run, item, names)
+            else:
+                yield look_at(item.path.name, self._describe_epochs, item, root, names)
         try:
             source = self.open_epochs()
         except (DataError, ConfigError) as error:
-            return [*findings, CheckFinding("split", False, str(error))]
-        findings.append(CheckFinding("images", True, describe_images(source.stimuli)))
+            yield CheckFinding("split", False, str(error))
+            return
+        yield CheckFinding("images", True, describe_images(source.stimuli))
+        # The published counts are those of the default split of all sessions.
         if self.test_set == "small" and self.zero_shot and self.sessions is None:
-            findings += check_facts(source.notes["counts"])
-        return findings
+            for name, found in source.notes["counts"].items():
+                yield compare_counts(f"subject {name} counts", found, self.manifest.facts)
 
     def _find(self) -> tuple[Path, list[Any]]:
-        root = check_root(self.root, read_manifest("things_meg"))
+        root = self.find_root()
         held: list[Any] = []
         if self.layout in ("auto", "preprocessed"):
             held = list(find_epoch_files(root, self.subjects))
@@ -238,12 +213,7 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
         return read_image_names(root, self.images, [table for table in tables if table is not None])
 
     def _chosen(self) -> tuple[str, ...] | None:
-        if self.channels == "all":
-            return None
-        names = tuple(self.channels)
-        if not names or len(set(names)) != len(names):
-            raise ConfigError("dataset.channels must name at least one channel, and none of them twice.")
-        return names
+        return None if self.channels == "all" else self.check_named_channels(self.channels)
 
     def _open_raw(
         self, runs: list[MegRun], names: pd.DataFrame
@@ -282,20 +252,15 @@ class ThingsMegConfig(CleaningOptions, RecordedSettings):
                 positions = find_sensor_positions(epochs, part.ch_names)
         return parts, {"onset": "optical", "epochs": notes}, positions
 
-    def _check_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> CheckFinding:
-        try:
-            epochs = open_epochs(file)
-            attributes = find_attributes(root, file.subject)
-            part, notes = make_epoch_part(file, epochs, names, attributes, self._chosen(), self.sfreq)
-            sample_part(part, sfreq=200.0)
-        except (DataError, ConfigError) as error:
-            return CheckFinding(file.path.name, False, str(error))
-        other = notes.get("n_attribute_mismatches", 0)
-        return CheckFinding(
-            file.path.name, True,
+    def _describe_epochs(self, file: EpochFile, root: Path, names: pd.DataFrame) -> str:
+        attributes = find_attributes(root, file.subject)
+        part, notes = make_epoch_part(file, open_epochs(file), names, attributes, self._chosen(), self.sfreq)
+        sample_part(part, sfreq=200.0)
+        return (
             f"{len(part.trials)} epochs in {len(file.files)} part(s), {len(part.ch_names)} sensors, "
-            f"{len(part.times)} times, {other} row(s) of the attributes name another image",
-        )  # fmt: skip
+            f"{len(part.times)} times, {notes.get('n_attribute_mismatches', 0)} row(s) of the attributes name another "
+            "image"
+        )
 
     def _find_images(self, parts: list[Any], root: Path) -> StimulusSet:
         guesses = [base / place for base in (root, root.parent) for place in PLACES]
@@ -309,18 +274,14 @@ def _list_places(file: str, concept: str) -> tuple[str, ...]:
     return (file, f"object_images/{file}", f"images/{file}", f"images_meg/{file}", f"images_test_meg/{name}")
 
 
-def _check_run(run: MegRun, names: pd.DataFrame) -> CheckFinding:
-    name = "/".join(run.path.parts[-3:])
-    try:
-        raw = open_run(run)
-        events = read_run_events(run, raw, names)
-        _, lag = measure_lag(run, raw, events["sample"].to_numpy())
-        sample_part(make_run_part(run, raw, names, None, "optical", 1.0)[0], sfreq=1200.0)
-    except DataError as error:
-        return CheckFinding(name, False, str(error))
-    kinds = f"{int((~events['is_catch']).sum())} pictures, {int(events['is_catch'].sum())} catch trials"
-    return CheckFinding(
-        name, True,
-        f"{kinds}; the optical onset follows the trigger by {lag['median_ms']:.1f} ms ({lag['min_ms']:.1f} to "
-        f"{lag['max_ms']:.1f}), {lag['n_without_trigger']:.0f} picture(s) without trigger",
-    )  # fmt: skip
+def _describe_run(run: MegRun, names: pd.DataFrame) -> str:
+    raw = open_run(run)
+    events = read_run_events(run, raw, names)
+    _, lag = measure_lag(run, raw, events["sample"].to_numpy())
+    sample_part(make_run_part(run, raw, names, None, "optical", 1.0)[0], sfreq=1200.0)
+    n_catch = int(events["is_catch"].sum())
+    return (
+        f"{len(events) - n_catch} pictures, {n_catch} catch trials; the optical onset follows the trigger by "
+        f"{lag['median_ms']:.1f} ms ({lag['min_ms']:.1f} to {lag['max_ms']:.1f}), {lag['n_without_trigger']:.0f} "
+        "picture(s) without trigger"
+    )

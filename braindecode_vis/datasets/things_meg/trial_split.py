@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.manifests import CheckFinding, read_manifest
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     drop_events,
@@ -152,19 +151,3 @@ def _check_even(labels: pd.Series, what: str, max_dropped: float) -> int:
             f"{worst!r} has {counts[worst]}); a run is missing, or image numbers and names do not fit."
         )
     return usual
-
-
-def check_facts(sizes: dict[str, dict[str, Any]]) -> list[CheckFinding]:
-    """Compare the split of every subject with the published numbers, for the default protocol."""
-    declared = read_manifest("things_meg").facts
-    findings = []
-    for subject, found in sizes.items():
-        off = [
-            f"{key} {value} (declared {declared[key]})"
-            for key, value in found.items()
-            if value != declared[key]
-        ]
-        findings.append(
-            CheckFinding(f"subject {subject} counts", not off, ", ".join(off) if off else "as declared")
-        )
-    return findings
