@@ -21,7 +21,8 @@ Prince, J. S. et al. (2022), GLMsingle, doi:10.7554/eLife.77599.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -30,49 +31,36 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns, check_option
-from braindecode_vis.datasets.bids.fmri_dataset import (
-    BoldSettings,
-    FmriRecipe,
-    check_bold,
-    hash_bold_inputs,
-    make_stimulus_id,
-    prepare_bold,
-)
+from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import (
     RunFiles,
     check_no_overlap,
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
-    read_seconds,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
-    AtlasConfig,
+    AtlasSettings,
     BetasPart,
-    BetasPlan,
-    FmriSettings,
     FmriSource,
     Geometry,
     Roi,
-    Untrained,
-    count_repetitions,
+    number_betas,
 )
-from braindecode_vis.datasets.sources.bold_source import BoldSource
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
     check_same_space,
     read_volume,
     read_volume_header,
 )
-from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_file, hash_sampled
 
 _LIST = "repeated_stimuli_113_list.txt"
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
 
 
-class Bold5000BetasConfig(FmriSettings):
+class Bold5000BetasConfig(AtlasSettings):
     """Where the betas lie, and in which form they are read.
 
     Parameters
@@ -89,7 +77,9 @@ class Bold5000BetasConfig(FmriSettings):
         Regions of the tables, for example ``[LHEarlyVis, RHLOC]``; all by default.
     images
         Folder of the pictures; ``stimuli`` or ``BOLD5000_Stimuli`` below the root by default, if it holds all of them.
-    zscore, untrained, dtype, atlas, pad_subjects
+    pad_subjects
+        As in `BetasPlan`.
+    zscore
         As in `BetasPlan`. The tables do not say where a session ends, so that ``session`` means all of them there.
     """
 
@@ -99,21 +89,17 @@ class Bold5000BetasConfig(FmriSettings):
     form: Literal["auto", "volumes", "rois"] = "auto"
     rois: tuple[str, ...] = ()
     images: Path | None = None
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
-    atlas: AtlasConfig | None = None
     pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of samples of every file that is read."""
-        root = self._find_root()
+        root = self.find_root()
         paths = [path for found in self._find() for path in found.paths]
         listed = _find_one(root, _LIST)
         digests = {path.name: hash_sampled(path) for path in [*paths, *([listed] if listed else [])]}
-        digests |= hash_image_folder(self.images, self._find_beside())
-        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+        return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts."""
@@ -122,55 +108,43 @@ class Bold5000BetasConfig(FmriSettings):
         tested = self._read_list()
         for found in self._find():
             trials = read_names(found.names, found.subject, tested)
-            opened, geometries[found.subject] = (_open_rois if found.form == "rois" else _open_volumes)(
-                found, trials
-            )
+            opens = _open_rois if found.form == "rois" else _open_volumes
+            opened, geometries[found.subject] = opens(found, trials)
             parts += opened
-        counted = count_repetitions([part.trials for part in parts])
-        shown = pd.concat(counted, ignore_index=True)
+        parts = number_betas(parts)
+        shown = pd.concat([part.trials for part in parts], ignore_index=True)
         check_no_overlap(shown, title="BOLD5000")
         stimuli = make_named_stimuli(shown, self.images, title="BOLD5000", beside=self._find_beside())
-        parts = [
-            BetasPart(table.drop(columns="path"), part.files, part.n_voxels, part.read)
-            for table, part in zip(counted, parts, strict=True)
-        ]
+        parts = [replace(part, trials=part.trials.drop(columns="path")) for part in parts]
         n_test = shown.loc[shown["split"] == "test", "stimulus_id"].nunique()
         notes = {"protocol": f"BOLD5000 release 2.0, {self.betas}; test: {n_test} repeated pictures"}
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
-        return FmriSource(tuple(parts), stimuli, plan, "percent signal change", geometry, notes=notes)
+        return FmriSource(
+            tuple(parts), stimuli, self.make_plan(), "percent signal change", geometry, notes=notes
+        )
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file and compare the number of repeated pictures with the declared one."""
-        try:
-            source = self.open_betas()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("data", False, str(error))]
-        facts = read_manifest("bold5000_betas").facts
-        findings = []
+        source, declared = self.open_betas(), self.manifest.facts["n_repeated"]
         for subject in source.subjects:
             trials = pd.concat([part.trials for part in source.parts if part.group[0] == subject])
             n = trials.loc[trials["split"] == "test", "stimulus_id"].nunique()
             text = f"{len(trials)} trials, {source.find_geometry(subject).n_voxels} voxels"
-            findings.append(CheckFinding(f"subject {subject}", True, text))
-            item = f"subject {subject} repeated pictures"
-            findings.append(compare_fact(item, n, facts["n_repeated"], self._find_root()))
-        return findings
-
-    def _find_root(self) -> Path:
-        return check_root(self.root, read_manifest("bold5000_betas"))
+            yield CheckFinding(f"subject {subject}", True, text)
+            yield compare_fact(f"subject {subject} repeated pictures", n, declared, self.find_root())
 
     def _find_beside(self) -> Path | None:
-        return find_image_folder(self._find_root(), ("stimuli", "BOLD5000_Stimuli"))
+        return find_image_folder(self.find_root(), ("stimuli", "BOLD5000_Stimuli"))
 
     def _read_list(self) -> set[str] | None:
-        path = _find_one(self._find_root(), _LIST)
+        path = _find_one(self.find_root(), _LIST)
         if path is None:
             return None
         return {_name(line) for line in path.read_text().splitlines() if line.strip()}
 
     def _find(self) -> list[Found]:
-        root = self._find_root()
+        root = self.find_root()
         pattern = re.compile(
             rf"^CSI(\d)_GLMbetas-{re.escape(self.betas)}_(ses-\d+\.nii(\.gz)?|allses_\w+\.npy)$"
         )
@@ -347,23 +321,16 @@ class Bold5000Config(BoldSettings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
-        digests, listed = hash_bold_inputs(self, self._make_recipe()), self._find_list()
+        digests, listed = super().hash_inputs(), self._find_list()
         return digests if listed is None else {**digests, _LIST: hash_file(listed)}
 
-    def open_bold(self) -> BoldSource:
-        """Return the data set as lazy runs; see `prepare_bold`."""
-        return prepare_bold(self, self._make_recipe())
-
-    def check(self) -> list[CheckFinding]:
-        """Open every header and table, and pair events with pictures."""
-        return check_bold(self, self._make_recipe())
-
-    def _make_recipe(self) -> FmriRecipe:
+    def make_recipe(self) -> FmriRecipe:
+        """Return the task that is read, and what its tables mean."""
         notes = {"protocol": "test: the 113 repeated pictures"}
         return FmriRecipe("bold5000", {"task": ("5000scenes",)}, read_scene_events, self._finish, notes)
 
     def _find_list(self) -> Path | None:
-        root = check_root(self.root, read_manifest("bold5000"))
+        root = self.find_root()
         return next((root / p / _LIST for p in _LIST_PLACES if (root / p / _LIST).is_file()), None)
 
     def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
@@ -409,8 +376,6 @@ def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     ids = names.map(make_stimulus_id)
     return pd.DataFrame(
         {
-            "onset": read_seconds(table, "onset", run.events),
-            "duration": read_seconds(table, "duration", run.events),
             "stimulus_id": ids,
             "concept": [find_concept(name, kind) for name, kind in zip(ids, kinds, strict=True)],
             "path": names,

@@ -12,21 +12,22 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns
+from braindecode_vis.checks import ConfigError, DataError, check_columns
 from braindecode_vis.datasets.bids.fmri_dataset import (
     BoldSettings,
     FmriRecipe,
     hash_bold_inputs,
     prepare_bold,
 )
-from braindecode_vis.datasets.bids.fmri_files import RunFiles, read_seconds
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.datasets.bids.fmri_files import RunFiles
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.sources.betas_source import FmriSettings, ZScoring
 from braindecode_vis.datasets.sources.bold_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
 
@@ -85,13 +86,10 @@ class HaxbySlicesConfig(FmriSettings):
                 )
         return source
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every header and table, and compare with the manifest."""
-        try:
-            source = self.open_bold()
-        except BraindecodeVisError as error:
-            return [CheckFinding("layout", False, str(error))]
-        facts = read_manifest("haxby_slices").facts
+        source = self.open_bold()
         first = source.runs[0]
         found = {
             "n_runs": len(source.runs),
@@ -101,11 +99,10 @@ class HaxbySlicesConfig(FmriSettings):
             "t_r": first.t_r,
             f"shape_{self.acq}": list(first.shape),
         }
-        root = check_root(self.root, read_manifest("haxby_slices"))
-        return [compare_fact(key, value, facts[key], root) for key, value in found.items()]
+        yield from compare_facts(found, self.manifest.facts, self.find_root())
 
     def _make_settings(self) -> BoldSettings:
-        root = check_root(self.root, read_manifest("haxby_slices"))
+        root = self.find_root()
         if self.acq == "1slice" and self.mask is not None:
             raise ConfigError(
                 f"dataset.mask is {self.mask}, but the masks lie on the 25 mm grid only; leave it out for the slice, "
@@ -137,8 +134,6 @@ def read_blocks(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     check_columns(table.columns, ("trial_type",), what=f"the events table {run.events}")
     return pd.DataFrame(
         {
-            "onset": read_seconds(table, "onset", run.events),
-            "duration": read_seconds(table, "duration", run.events),
             "stimulus_id": table["trial_type"],
             "concept": table["trial_type"],
             "path": "",

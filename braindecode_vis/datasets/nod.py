@@ -18,17 +18,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns
-from braindecode_vis.datasets.bids.fmri_dataset import (
-    BoldSettings,
-    FmriRecipe,
-    check_bold,
-    hash_bold_inputs,
-    make_stimulus_id,
-    prepare_bold,
-)
+from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import RunFiles, check_no_overlap, read_seconds
-from braindecode_vis.datasets.manifests import CheckFinding
-from braindecode_vis.datasets.sources.bold_source import BoldSource
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
 # Blanks need no model; a press after a change of the fixation point does.
@@ -49,19 +40,8 @@ class NodConfig(BoldSettings):
     kind: Literal["nod"] = "nod"
     tasks: tuple[Literal["imagenet", "coco"], ...] = ("imagenet", "coco")
 
-    def hash_inputs(self) -> dict[str, str]:
-        """Return the digest of every file that is read."""
-        return hash_bold_inputs(self, self._make_recipe())
-
-    def open_bold(self) -> BoldSource:
-        """Return the data set as lazy runs; see `prepare_bold`."""
-        return prepare_bold(self, self._make_recipe())
-
-    def check(self) -> list[CheckFinding]:
-        """Open every header and table, and pair events with pictures."""
-        return check_bold(self, self._make_recipe())
-
-    def _make_recipe(self) -> FmriRecipe:
+    def make_recipe(self) -> FmriRecipe:
+        """Return the tasks that are read, and what their tables mean."""
         notes = {"protocol": "imagenet pictures for training, repeated coco pictures for testing"}
         return FmriRecipe("nod", {"task": self.tasks}, read_nod_events, _finish, notes)
 
@@ -87,10 +67,8 @@ def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
         )
     ids = shown.map(make_stimulus_id)
     concepts = ids.str.split("_").str[0] if task == "imagenet" else ids
-    events = pd.DataFrame(
+    return pd.DataFrame(
         {
-            "onset": read_seconds(table, "onset", run.events),
-            "duration": read_seconds(table, "duration", run.events),
             "stimulus_id": ids,
             "concept": concepts,
             "path": shown,
@@ -101,7 +79,6 @@ def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
             "imagenet_class": codes if task == "imagenet" else 0,
         }
     )
-    return events
 
 
 def _finish(trials: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ doi:10.1038/s41592-018-0235-4
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -28,7 +28,6 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.checks import (
-    BraindecodeVisError,
     ConfigError,
     DataError,
     check_columns,
@@ -51,12 +50,9 @@ from braindecode_vis.datasets.bids.fmri_files import (
     read_seconds,
     read_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, check_root, collect_findings, read_manifest
 from braindecode_vis.datasets.sources.betas_source import (
-    AtlasConfig,
-    BetasPlan,
-    FmriSettings,
-    Untrained,
+    AtlasSettings,
     count_repetitions,
 )
 from braindecode_vis.datasets.sources.bold_source import (
@@ -66,13 +62,12 @@ from braindecode_vis.datasets.sources.bold_source import (
     GlmConfig,
     ModelConfig,
 )
-from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_file, hash_sampled
 
-READ_COLUMNS = ("onset", "duration", "stimulus_id", "concept", "path", "split", "trial_type")
+READ_COLUMNS = ("stimulus_id", "concept", "path", "split", "trial_type")
 
 
-class BoldSettings(FmriSettings):
+class BoldSettings(AtlasSettings):
     """Options that all data sets of BOLD time series share.
 
     Parameters
@@ -101,7 +96,7 @@ class BoldSettings(FmriSettings):
         What is regressed out.
     model
         How one response per trial is made.
-    zscore, untrained, dtype, atlas, pad_subjects
+    pad_subjects
         As in `BetasPlan`.
     max_constant
         As in `BoldSource`.
@@ -118,9 +113,6 @@ class BoldSettings(FmriSettings):
     mask: Literal["auto", "brain", "varying", "epi"] | Path = "auto"
     confounds: ConfoundsConfig = ConfoundsConfig()
     model: ModelConfig = GlmConfig()
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
-    atlas: AtlasConfig | None = None
     pad_subjects: bool = False
     max_constant: float = Field(default=0.05, ge=0, lt=1)
 
@@ -137,9 +129,31 @@ class BoldSettings(FmriSettings):
         fields = super().hashed_fields()
         return {**fields, "mask": "file"} if isinstance(self.mask, Path) else fields
 
-    def make_plan(self) -> BetasPlan:
-        """Return what is done to the responses."""
-        return BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
+    def make_recipe(self) -> FmriRecipe:
+        """Return what tells the data set from others."""
+        raise NotImplementedError
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return the digest of every file that is read."""
+        return hash_bold_inputs(self, self.make_recipe())
+
+    def open_bold(self) -> BoldSource:
+        """Return the data set as lazy runs; see `prepare_bold`."""
+        return prepare_bold(self, self.make_recipe())
+
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
+        """Open every header and table, pair events with pictures, and say what was found."""
+        source = self.open_bold()
+        n_subjects = len({run.subject for run in source.runs})
+        text = f"{n_subjects} subject(s), {len(source.runs)} run(s), {len(source.stimuli)} images"
+        yield CheckFinding("layout", True, text)
+        for run in source.runs:
+            counts = run.trials["split"].value_counts().to_dict()
+            words = ", ".join(f"{n} {split}" for split, n in sorted(counts.items()))
+            yield CheckFinding(
+                run.image.name, True, f"{run.n_volumes} volumes of {run.t_r:g} s; trials: {words}"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ class FmriRecipe:
     entities
         Wanted values of entities beside subject and session, for example ``{"task": ("images",)}``.
     read_events
-        Takes an event table as text and the files of the run, and returns the columns `READ_COLUMNS`: seconds,
+        Takes an event table as text and the files of the run, and returns the columns `READ_COLUMNS`, row by row:
         an empty `stimulus_id` where an event is no trial, and then an empty `trial_type` where no model needs it.
     finish
         Takes all trials together and returns them; declares the split where it depends on more than one run.
@@ -263,6 +277,8 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     check_columns(table.columns, ("onset", "duration"), what=f"the events table {run.events}")
     events = recipe.read_events(table, run)
     check_columns(events.columns, READ_COLUMNS, what=f"the events of {run.where}")
+    for column in ("onset", "duration"):
+        events[column] = read_seconds(table, column, run.events)
     # Repetitions are counted in the order of presentation, and tables need not be sorted.
     events = events.sort_values("onset", kind="stable").reset_index(drop=True)
     is_trial = events["stimulus_id"] != ""
@@ -306,26 +322,7 @@ def hash_bold_inputs(config: BoldSettings, recipe: FmriRecipe) -> dict[str, str]
             digests[run.confounds.name] = hash_file(run.confounds)
     if isinstance(config.mask, Path):
         digests["mask"] = hash_file(config.mask.expanduser())
-    digests |= hash_image_folder(config.images, _find_beside(config, recipe))
-    return digests if config.atlas is None else {**digests, **config.atlas.hash_inputs()}
-
-
-def check_bold(config: BoldSettings, recipe: FmriRecipe) -> list[CheckFinding]:
-    """Open every header and table, pair events with images, and say what was found."""
-    try:
-        source = prepare_bold(config, recipe)
-    except BraindecodeVisError as error:
-        return [CheckFinding("layout", False, str(error))]
-    subjects = {str(run.trials["subject"].iloc[0]) for run in source.runs}
-    text = f"{len(subjects)} subject(s), {len(source.runs)} run(s), {len(source.stimuli)} images"
-    findings = [CheckFinding("layout", True, text)]
-    for run in source.runs:
-        counts = run.trials["split"].value_counts().to_dict()
-        words = ", ".join(f"{n} {split}" for split, n in sorted(counts.items()))
-        findings.append(
-            CheckFinding(run.image.name, True, f"{run.n_volumes} volumes of {run.t_r:g} s; trials: {words}")
-        )
-    return findings
+    return digests | hash_image_folder(config.images, _find_beside(config, recipe)) | config.hash_atlas()
 
 
 # GOD writes ``.JPEG``, NOD ``.jpg``, and lists of pictures may leave it out.
@@ -396,22 +393,13 @@ class BidsFmriConfig(BoldSettings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
-        digests = hash_bold_inputs(self, self._make_recipe())
-        return (
-            digests
-            if self.test_list is None
-            else {**digests, "test_list": hash_file(self.test_list.expanduser())}
-        )
+        digests = super().hash_inputs()
+        if self.test_list is not None:
+            digests["test_list"] = hash_file(self.test_list.expanduser())
+        return digests
 
-    def open_bold(self) -> BoldSource:
-        """Return the data set as lazy runs; see `prepare_bold`."""
-        return prepare_bold(self, self._make_recipe())
-
-    def check(self) -> list[CheckFinding]:
-        """Open every header and table, and pair events with pictures."""
-        return check_bold(self, self._make_recipe())
-
-    def _make_recipe(self) -> FmriRecipe:
+    def make_recipe(self) -> FmriRecipe:
+        """Return the entities that are read, and what the columns mean."""
         entities = {
             "task": None if self.task is None else (self.task,),
             "acq": None if self.acq is None else (self.acq,),
@@ -443,8 +431,6 @@ class BidsFmriConfig(BoldSettings):
         modelled = kinds.where(~kinds.isin(self.ignored_types), "")
         return pd.DataFrame(
             {
-                "onset": read_seconds(table, "onset", run.events),
-                "duration": read_seconds(table, "duration", run.events),
                 "stimulus_id": ids.where(is_trial, ""),
                 "concept": self._find_concepts(table, shown, ids, is_trial, run.events),
                 "path": shown,

@@ -13,15 +13,15 @@ References
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
@@ -30,17 +30,14 @@ from braindecode_vis.datasets.bids.fmri_files import (
 )
 from braindecode_vis.datasets.kamitani.bdata import BData, decode_stimulus_id, find_synset, read_bdata
 from braindecode_vis.datasets.kamitani.god import make_bdata_part
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
-    BetasPlan,
-    FmriSettings,
+    BetasSettings,
     FmriSource,
     Geometry,
-    Untrained,
-    count_repetitions,
+    number_betas,
 )
-from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_sampled
 
 Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
@@ -59,7 +56,7 @@ _FILE = re.compile(r"^sub-(\d+)_([A-Za-z]+)_(.+)\.h5$")
 _FIRST_SYNSET = 1_000_000
 
 
-class DeepreconConfig(FmriSettings):
+class DeepreconConfig(BetasSettings):
     """Where the files lie, and which experiments are read.
 
     Parameters
@@ -78,8 +75,10 @@ class DeepreconConfig(FmriSettings):
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     images
         Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
-    zscore, untrained, dtype, pad_subjects
+    zscore
         As in `BetasPlan`; a session is the whole of a subject's files.
+    pad_subjects
+        As in `BetasPlan`.
     """
 
     kind: Literal["deeprecon"] = "deeprecon"
@@ -88,8 +87,6 @@ class DeepreconConfig(FmriSettings):
     variant: str | None = None
     rois: tuple[str, ...] = ()
     images: Path | None = None
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
     pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
@@ -113,45 +110,39 @@ class DeepreconConfig(FmriSettings):
             known = geometries.setdefault(item.subject, own)
             _check_same_voxels(known, own, item.path, first.setdefault(item.subject, item.path))
             parts.append(part)
-        counted = count_repetitions([part.trials for part in parts])
-        parts = [replace(part, trials=trials) for part, trials in zip(parts, counted, strict=True)]
+        parts = number_betas(parts)
         shown = pd.concat([part.trials for part in parts], ignore_index=True)
         check_no_overlap(shown, title="Deeprecon")
         stimuli = make_named_stimuli(
             make_stimulus_table(shown), self.images, title="Deeprecon", beside=self._find_beside()
         )
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
         notes = {
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
             "rois_kept": list(self.rois),
         }
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
-        return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
+        return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file and compare the number of its samples with the declared one."""
-        try:
-            held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
-        except BraindecodeVisError as error:
-            return [CheckFinding("layout", False, str(error))]
-        facts, findings = read_manifest("deeprecon").facts, []
+        held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
         for item in held:
             try:
                 trials = read_samples(read_bdata(item.path), item.subject, item.experiment, names)
-            except BraindecodeVisError as error:
-                findings.append(CheckFinding(item.path.name, False, str(error)))
+            except DataError as error:
+                yield CheckFinding(item.path.name, False, str(error))
                 continue
-            declared, n = facts[f"n_{item.experiment}"], len(trials)
-            what = f"samples of {trials['stimulus_id'].nunique()} stimuli"
-            root = check_root(self.root, read_manifest("deeprecon"))
-            findings.append(compare_fact(item.path.name, n, declared, root, what=what))
-        return findings
+            what, declared = f"samples of {trials['stimulus_id'].nunique()} stimuli", f"n_{item.experiment}"
+            yield compare_fact(
+                item.path.name, len(trials), self.manifest.facts[declared], self.find_root(), what=what
+            )
 
     def _find_beside(self) -> Path | None:
-        return find_image_folder(check_root(self.root, read_manifest("deeprecon")), ("images", "stimuli"))
+        return find_image_folder(self.find_root(), ("images", "stimuli"))
 
     def _find(self) -> list[SubjectFile]:
-        root = check_root(self.root, read_manifest("deeprecon"))
+        root = self.find_root()
         folders = [folder for folder in (root, root / "fmri", root / "data") if folder.is_dir()]
         held = []
         for path in (path for folder in folders for path in sorted(folder.iterdir())):
@@ -166,7 +157,7 @@ class DeepreconConfig(FmriSettings):
         return _choose(held, self, root)
 
     def _find_lists(self) -> dict[str, Path]:
-        root = check_root(self.root, read_manifest("deeprecon"))
+        root = self.find_root()
         places = (root, root / "stimuli", root / "data", root.parent / "stimuli")
         found = {key: next((p / n for p in places if (p / n).is_file()), None) for key, n in _LISTS.items()}
         return {key: path for key, path in found.items() if path is not None}

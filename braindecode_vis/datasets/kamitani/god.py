@@ -13,14 +13,14 @@ References
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bids.fmri_files import (
     find_image_folder,
     hash_image_folder,
@@ -36,17 +36,14 @@ from braindecode_vis.datasets.kamitani.bdata import (
     read_bdata,
     read_list,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
-    BetasPlan,
-    FmriSettings,
+    BetasSettings,
     FmriSource,
     Geometry,
-    Untrained,
     count_repetitions,
 )
-from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.store import hash_sampled
 
 Task = Literal["training", "test", "imagery"]
@@ -54,7 +51,7 @@ _TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
 _FILE = re.compile(r"^Subject(\d+)\.h5$")
 
 
-class GodConfig(FmriSettings):
+class GodConfig(BetasSettings):
     """Where the files lie, and which samples are read.
 
     Parameters
@@ -71,7 +68,9 @@ class GodConfig(FmriSettings):
         Regions whose union is kept, for example ``("ROI_VC",)``; every voxel by default.
     images
         Folder of the pictures; ``images`` or ``stimuli`` below the root by default, if it holds all of them.
-    zscore, untrained, dtype, pad_subjects
+    pad_subjects
+        As in `BetasPlan`.
+    zscore
         As in `BetasPlan`. Test and imagery runs are other sessions than training runs in the scanner, but the files
         do not say which, so ``session`` means the whole file, and ``run`` has no training trials where it tests.
     """
@@ -81,8 +80,6 @@ class GodConfig(FmriSettings):
     test: Literal["perception", "imagery", "both"] = "perception"
     rois: tuple[str, ...] = ()
     images: Path | None = None
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
     pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
@@ -108,41 +105,34 @@ class GodConfig(FmriSettings):
             tables.append(trials[trials["task"].isin(shown)])
         table = make_stimulus_table(tables)
         stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype, pad_subjects=self.pad_subjects)
         notes = {"protocol": f"1200 training pictures; test: {self.test}", "rois_kept": list(self.rois)}
         geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
-        return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
+        return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file, decode every number, and compare with the lists and the declared counts."""
-        try:
-            paths = self._find()
-        except BraindecodeVisError as error:
-            return [CheckFinding("layout", False, str(error))]
-        root = check_root(self.root, read_manifest("god"))
-        findings = []
-        facts = read_manifest("god").facts
-        for number, path in paths.items():
+        root, facts = self.find_root(), self.manifest.facts
+        for number, path in self._find().items():
             try:
                 trials = read_trials(read_bdata(path), f"{number:02d}")
-            except BraindecodeVisError as error:
-                findings.append(CheckFinding(path.name, False, str(error)))
+            except DataError as error:
+                yield CheckFinding(path.name, False, str(error))
                 continue
             for task, declared in (("training", "n_train"), ("test", "n_test"), ("imagery", "n_imagery")):
                 n = int((trials["task"] == task).sum())
-                findings.append(compare_fact(f"{path.name} {task}", n, facts[declared], root, what="samples"))
+                yield compare_fact(f"{path.name} {task}", n, facts[declared], root, what="samples")
             for split, task in (("train", "training"), ("test", "test")):
                 if (listed := find_list(root, split)) is not None:
                     names = trials.loc[trials["task"] == task, "stimulus_id"].tolist()
                     where = f"{path.name} against {listed.name}"
-                    findings.append(check_names(names, read_list(listed)["stimulus_id"].tolist(), what=where))
-        return findings
+                    yield check_names(names, read_list(listed)["stimulus_id"].tolist(), what=where)
 
     def _find_beside(self) -> Path | None:
-        return find_image_folder(check_root(self.root, read_manifest("god")), ("images", "stimuli"))
+        return find_image_folder(self.find_root(), ("images", "stimuli"))
 
     def _find(self) -> dict[int, Path]:
-        root = check_root(self.root, read_manifest("god"))
+        root = self.find_root()
         folders = [folder for folder in (root, root / "data", root / "fmri") if folder.is_dir()]
         found = {
             int(m[1]): p for folder in folders for p in sorted(folder.iterdir()) if (m := _FILE.match(p.name))
@@ -207,18 +197,14 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
     )  # fmt: skip
     if "Block" in data.metadata:
         table["block"] = data.read_label("Block").astype(int)
-    _check_disjoint(table, data.path)
-    return table
-
-
-def _check_disjoint(table: pd.DataFrame, path: Path) -> None:
-    train = set(table.loc[table["task"] == "training", "concept"])
-    both = sorted(train & set(table.loc[table["task"] == "test", "concept"]))
+    seen = table.groupby("task")["concept"].agg(set)
+    both = sorted(seen.get("training", set()) & seen.get("test", set()))
     if both:
         raise DataError(
-            f"{path} tests {len(both)} categories that it trains on, first {both[0]}: the published parts share none, "
-            "so the numbers or types of its samples are wrong."
+            f"{data.path} tests {len(both)} categories that it trains on, first {both[0]}: the published parts share "
+            "none, so the numbers or types of its samples are wrong."
         )
+    return table
 
 
 def make_bdata_part(
@@ -237,19 +223,11 @@ def make_bdata_part(
     """
     geometry, columns = make_bdata_geometry(data, rois)
     kept = count_repetitions([trials.iloc[rows].reset_index(drop=True)])[0]
-    return BetasPart(kept, (data.path,), len(columns), _SampleReader(data, rows, columns)), geometry
 
+    def read(start: int, stop: int) -> np.ndarray:
+        return data.read_rows(rows[start:stop], columns)
 
-@dataclass(frozen=True)
-class _SampleReader:
-    """Reads samples of a BData file in the order of its trial table."""
-
-    data: BData
-    rows: np.ndarray
-    columns: np.ndarray
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        return self.data.read_rows(self.rows[start:stop], self.columns)
+    return BetasPart(kept, (data.path,), len(columns), read), geometry
 
 
 def make_stimulus_table(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ Allen et al. (2022), doi:10.1038/s41593-021-00962-x; the data manual at https://
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -19,7 +20,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts, read_manifest
 from braindecode_vis.datasets.nsd.betas import (
     UNIT,
     Regions,
@@ -39,7 +40,6 @@ from braindecode_vis.datasets.nsd.betas import (
     open_volume_session,
 )
 from braindecode_vis.datasets.nsd.experiment_design import (
-    SESSIONS,
     NsdDesign,
     check_behaviour,
     describe_protocol,
@@ -51,42 +51,32 @@ from braindecode_vis.datasets.nsd.experiment_design import (
     read_design,
 )
 from braindecode_vis.datasets.sources.betas_source import (
-    AtlasConfig,
+    AtlasSettings,
     BetasPart,
-    BetasPlan,
-    FmriSettings,
     FmriSource,
     Geometry,
-    Untrained,
     count_repetitions,
     join_sources,
 )
-from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
 # Vertices of fsaverage that a subject's slices did not reach are NaN; more than this share is another problem.
 _LARGEST_UNSEEN = 0.2
 
 
-class NsdConfig(FmriSettings):
-    """Where the bucket's folders lie, whose betas to read, and through which mask.
+class NsdSettings(AtlasSettings):
+    """What is set of every data set that lies in NSD's own bucket.
 
     Parameters
     ----------
     root
-        Folder that holds ``nsddata``, ``nsddata_betas`` and ``nsddata_stimuli``.
+        Folder that holds ``nsddata``, ``nsddata_stimuli``, and ``nsddata_betas`` or ``nsddata_timeseries``.
     subject
         1 to 8.
-    subjects
-        Several in place of `subject`, for joint training. Their voxels do not correspond, so that this needs `atlas`
-        or `pad_subjects` in the functional volume; on fsaverage too, where each keeps the vertices that it reached.
     sessions
         Numbers from 1, or how many from the first on; all that the subject completed by default. The usual protocols
         are 37 (982 shared images) and 40 (1000).
-    betas
-        Version of the single-trial model.
-    space
-        ``func1pt8mm`` (NIfTI or HDF5, recognised by content) or ``fsaverage`` (MGH).
     mask
         ``nsdgeneral``, ``cortex``, ``brain``, any set of regions, or ``set:region,region``, for example
         ``prf-visualrois:V1v,V1d``.
@@ -94,11 +84,6 @@ class NsdConfig(FmriSettings):
         A mask volume of your own instead; voxels above 0.
     rois
         Sets of regions that travel along; the known ones that are there by default.
-    divide_by
-        What the stored betas are divided by; 300 in the volume and 1 on the surface by default, as published. A file
-        that contradicts it is refused.
-    zscore, untrained, dtype, atlas, pad_subjects
-        As in `BetasPlan`.
     images
         ``nsd_stimuli.hdf5``; in its place below the root by default.
     image_size
@@ -108,25 +93,71 @@ class NsdConfig(FmriSettings):
         Switch off to read responses alone, without the images.
     """
 
-    kind: Literal["nsd"] = "nsd"
     subject: int = Field(default=1, ge=1, le=8)
-    subjects: tuple[Annotated[int, Field(ge=1, le=8)], ...] | None = None
     sessions: int | tuple[int, ...] | None = None
-    betas: Version = "betas_fithrf_GLMdenoise_RR"
-    space: Space = "func1pt8mm"
     mask: str = "nsdgeneral"
     mask_file: Path | None = None
     rois: tuple[str, ...] | None = None
-    divide_by: float | None = Field(default=None, gt=0)
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
-    atlas: AtlasConfig | None = None
-    pad_subjects: bool = False
     images: Path | None = None
     image_size: int | None = Field(default=None, ge=32)
     with_images: bool = True
 
+    # The content of the files is hashed among the inputs, wherever they lie.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "mask_file"})
+
+    def open_design(self) -> tuple[Path, NsdDesign]:
+        """Return the root and the experimental design below it."""
+        root = self.find_root()
+        design = read_design(find_design(root))
+        if self.subject > len(design.images):
+            raise DataError(f"{design.path} lists {len(design.images)} subjects, not subject {self.subject}.")
+        return root, design
+
+    def list_sessions(self, there: Sequence[int]) -> list[int]:
+        """Return the sessions that are asked for, ascending, whether they are there or not; all there by default."""
+        if self.sessions is None:
+            return list(there)
+        return sorted(range(1, self.sessions + 1) if isinstance(self.sessions, int) else set(self.sessions))
+
+    def hash_files(self, root: Path, regions: Regions, paths: Sequence[Path]) -> dict[str, str]:
+        """Return digests of some files, of the regions, and of the mask, images and atlas that the settings name."""
+        paths = [*paths, *(path for name in sorted(regions.files) for path in regions.files[name])]
+        if self.mask_file is not None:
+            paths.append(self.mask_file.expanduser())
+        if self.with_images:
+            paths.append(find_images_file(root, self.images))
+        return {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths} | self.hash_atlas()
+
+    def open_pictures(self, stimuli: StimulusSet, root: Path) -> Callable[[int], np.ndarray] | None:
+        """Return the reader of the images, if they are asked for."""
+        return open_images(stimuli, root, self.images, self.image_size) if self.with_images else None
+
+
+class NsdConfig(NsdSettings):
+    """Where the bucket's folders lie, whose betas to read, and through which mask.
+
+    Parameters
+    ----------
+    subjects
+        Several in place of `subject`, for joint training. Their voxels do not correspond, so that this needs `atlas`
+        or `pad_subjects` in the functional volume; on fsaverage too, where each keeps the vertices that it reached.
+    betas
+        Version of the single-trial model.
+    space
+        ``func1pt8mm`` (NIfTI or HDF5, recognised by content) or ``fsaverage`` (MGH).
+    divide_by
+        What the stored betas are divided by; 300 in the volume and 1 on the surface by default, as published. A file
+        that contradicts it is refused.
+    pad_subjects
+        As in `BetasPlan`.
+    """
+
+    kind: Literal["nsd"] = "nsd"
+    subjects: tuple[Annotated[int, Field(ge=1, le=8)], ...] | None = None
+    betas: Version = "betas_fithrf_GLMdenoise_RR"
+    space: Space = "func1pt8mm"
+    divide_by: float | None = Field(default=None, gt=0)
+    pad_subjects: bool = False
 
     @model_validator(mode="after")
     def _check_subjects(self) -> Self:
@@ -145,23 +176,16 @@ class NsdConfig(FmriSettings):
             return {
                 f"subj{s:02d}/{name}": digest for s, found in own.items() for name, digest in found.items()
             }
-        root, design = self._open()
-        regions = find_regions(root, self.subject, self.space)
+        root, design = self.open_design()
         paths = [design.path, *(p for item in self._find_sessions(root, design) for p in item.paths)]
-        paths += [path for name in sorted(regions.files) for path in regions.files[name]]
-        if self.mask_file is not None:
-            paths.append(self.mask_file.expanduser())
-        if self.with_images:
-            paths.append(find_images_file(root, self.images))
-        digests = {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths}
-        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+        return self.hash_files(root, find_regions(root, self.subject, self.space), paths)
 
     def open_betas(self) -> FmriSource:
         """Return the data set as lazy sessions."""
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
+        plan = self.make_plan()
         if self.subjects is not None:
             return join_sources([config.open_betas() for config in self._split_subjects()], plan)
-        root, design = self._open()
+        root, design = self.open_design()
         items = self._find_sessions(root, design)
         numbers = [item.session for item in items]
         checked = check_behaviour(root, design, self.subject, numbers)
@@ -178,7 +202,7 @@ class NsdConfig(FmriSettings):
             "mask": self.mask if self.mask_file is None else self.mask_file.name,
             "trials_cross_checked_with_responses_tsv": checked,
         }
-        read_image = open_images(stimuli, root, self.images, self.image_size) if self.with_images else None
+        read_image = self.open_pictures(stimuli, root)
         return FmriSource(tuple(parts), stimuli, plan, UNIT, geometry, None, read_image, notes)
 
     def _split_subjects(self) -> list[NsdConfig]:
@@ -191,46 +215,30 @@ class NsdConfig(FmriSettings):
             return "not standardised"
         return f"z-scored per {self.zscore} with the training trials only"
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
         """Recompute what the manifest declares of the design, and open every session, mask and image file."""
         try:
-            root, design = self._open()
+            root, design = self.open_design()
         except (DataError, ConfigError) as error:
-            return [CheckFinding("design", False, str(error))]
-        findings = check_design_facts(design, root)
-        try:
-            source = self.open_betas()
-        except (DataError, ConfigError) as error:
-            return [*findings, CheckFinding("data", False, str(error))]
+            yield CheckFinding("design", False, str(error))
+            return
+        yield from check_design_facts(design, root)
+        source = self.open_betas()
         voxels = " and ".join(str(source.find_geometry(s).n_voxels) for s in source.subjects)
-        found = f"{len(source.parts)} sessions, {source.n_trials} trials, {voxels} voxels"
-        return [
-            *findings,
-            CheckFinding("betas", True, found),
-            CheckFinding("protocol", True, str(source.notes["protocol"])),
-        ]
+        yield CheckFinding(
+            "betas", True, f"{len(source.parts)} sessions, {source.n_trials} trials, {voxels} voxels"
+        )
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def find_divisor(self) -> float:
         """Return what stored betas are divided by."""
         # Published volumes are int16 of percent signal change times 300; surfaces hold percent.
         return self.divide_by or (1.0 if self.space == "fsaverage" else 300.0)
 
-    def _open(self) -> tuple[Path, NsdDesign]:
-        root = check_root(self.root, read_manifest("nsd"))
-        design = read_design(find_design(root))
-        if self.subject > len(design.images):
-            raise DataError(f"{design.path} lists {len(design.images)} subjects, not subject {self.subject}.")
-        return root, design
-
     def _find_sessions(self, root: Path, design: NsdDesign) -> list[SessionFile]:
         last = design.find_sessions(self.subject)
-        wanted: list[int]
-        if self.sessions is None:
-            wanted = list(range(1, last + 1))
-        elif isinstance(self.sessions, int):
-            wanted = list(range(1, self.sessions + 1))
-        else:
-            wanted = sorted(set(self.sessions))
+        wanted = self.list_sessions(range(1, last + 1))
         beyond = [number for number in wanted if not 1 <= number <= last]
         if beyond or not wanted:
             raise ConfigError(
@@ -313,8 +321,4 @@ def check_design_facts(design: NsdDesign, root: Path | None = None) -> list[Chec
         "n_shared_seen_in_37_sessions": int((at37 > 0).sum()),
         "n_shared_seen_in_40_sessions": int((design.count_showings(40)[:n_shared] > 0).sum()),
     }
-    facts = read_manifest("nsd").facts
-    return [compare_fact(name, found[name], facts[name], root) for name in facts if name in found]
-
-
-__all__ = ["SESSIONS", "NsdConfig", "check_design_facts"]
+    return compare_facts(found, read_manifest("nsd").facts, root)

@@ -12,30 +12,20 @@ Kneeland et al. (2025), NSD-Imagery, CVPR.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
-from braindecode_vis.datasets.nsd.dataset import NsdConfig
-from braindecode_vis.datasets.sources.betas_source import (
-    AtlasConfig,
-    BetasPart,
-    FmriSettings,
-    FmriSource,
-    Geometry,
-    Untrained,
-    count_repetitions,
-)
+from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, number_betas
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
-from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
 from braindecode_vis.stimuli import StimulusSet, read_image_file
 from braindecode_vis.store import hash_sampled
@@ -49,15 +39,13 @@ _SETS = {"A": "simple", "B": "complex", "C": "concept"}
 _IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".bmp")
 
 
-class NsdImageryConfig(FmriSettings):
-    """Which subject, which tasks are tested, and how the core sessions train.
+class NsdImageryConfig(NsdSettings):
+    """Which subject, which tasks are tested, and how the core sessions train, whose shared images are left out.
 
     Parameters
     ----------
     root
         Folder of NSD; the imagery betas lie in ``nsddata_betas/ppdata/subjAA/func1pt8mm``.
-    subject, sessions, mask, mask_file, rois, zscore, dtype, atlas, images, image_size, with_images
-        Of the core sessions, as in `NsdConfig`. Their shared images are left out: some of them are imagined.
     tasks
         Trials of the imagery session that are kept, all of them test trials.
     untrained
@@ -70,28 +58,15 @@ class NsdImageryConfig(FmriSettings):
     """
 
     kind: Literal["nsd_imagery"] = "nsd_imagery"
-    subject: int = Field(default=1, ge=1, le=8)
-    sessions: int | tuple[int, ...] | None = None
-    mask: str = "nsdgeneral"
-    mask_file: Path | None = None
-    rois: tuple[str, ...] | None = None
     tasks: tuple[Task, ...] = ("vision", "imagery")
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
-    atlas: AtlasConfig | None = None
     stimuli: Path | None = None
-    images: Path | None = None
     imagery_images: Path | None = None
-    image_size: int | None = Field(default=None, ge=32)
-    with_images: bool = True
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset(
-        {"root", "images", "mask_file", "stimuli", "imagery_images"}
-    )
+    not_hashed: ClassVar[frozenset[str]] = NsdSettings.not_hashed | {"stimuli", "imagery_images"}
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of samples of every file that is read."""
-        root = check_root(self.root, read_manifest("nsd"))
+        root = self.find_root()
         paths = [self._find_betas(root), self._find_stimuli(root)]
         if self.with_images:
             paths += list(self._find_images().values())
@@ -99,7 +74,7 @@ class NsdImageryConfig(FmriSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the core sessions (training) followed by the imagery session (test), lazily."""
-        root = check_root(self.root, read_manifest("nsd"))
+        root = self.find_root()
         core = self._make_core().open_betas()
         geometry = core.geometry
         if not isinstance(geometry, Geometry) or geometry.mask is None or geometry.affine is None:
@@ -115,36 +90,27 @@ class NsdImageryConfig(FmriSettings):
         check_scale(read_sample(read, header.n_volumes), 300, path)
         read.close()
         whole = BetasPart(trials, (path,), geometry.n_voxels, read)
-        tested = _keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())
-        tested = replace(tested, trials=count_repetitions([tested.trials])[0])
+        tested = number_betas([_keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
         table, read_image = self._join_images(core, training, tested)
         notes = {**core.notes, "protocol": self._describe(training, tested), "tasks": list(self.tasks)}
         return FmriSource(
             (*training, tested), StimulusSet(table), core.plan, core.unit, geometry, None, read_image, notes
         )
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
         """Open the core sessions, the imagery betas and their trial table."""
-        try:
-            source = self.open_betas()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("data", False, str(error))]
-        counts = source.parts[-1].trials["task"].value_counts()
-        found = ", ".join(f"{count} {task}" for task, count in counts.items())
-        n_stimuli = source.parts[-1].trials["stimulus_id"].nunique()
-        declared = read_manifest("nsd_imagery").facts["n_stimuli"]
-        return [
-            CheckFinding("betas", True, f"{found} trials, {len(source.parts) - 1} core sessions"),
-            compare_fact("n_stimuli", n_stimuli, declared, check_root(self.root, read_manifest("nsd"))),
-            CheckFinding("protocol", True, str(source.notes["protocol"])),
-        ]
+        source = self.open_betas()
+        trials = source.parts[-1].trials
+        found = ", ".join(f"{count} {task}" for task, count in trials["task"].value_counts().items())
+        yield CheckFinding("betas", True, f"{found} trials, {len(source.parts) - 1} core sessions")
+        yield from compare_facts(
+            {"n_stimuli": trials["stimulus_id"].nunique()}, self.manifest.facts, self.find_root()
+        )
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def _make_core(self) -> NsdConfig:
-        names = (
-            "root", "subject", "sessions", "mask", "mask_file", "rois", "zscore", "untrained", "dtype", "atlas",
-            "images", "image_size", "with_images",
-        )  # fmt: skip
-        return NsdConfig(**{name: getattr(self, name) for name in names})
+        return NsdConfig(**{name: getattr(self, name) for name in NsdSettings.model_fields})
 
     def _find_betas(self, root: Path) -> Path:
         place = Path(f"ppdata/subj{self.subject:02d}/func1pt8mm") / BETAS_FILE
@@ -177,7 +143,7 @@ class NsdImageryConfig(FmriSettings):
     def _find_images(self) -> dict[str, Path]:
         folder = self.imagery_images
         if folder is None:
-            folder = check_root(self.root, read_manifest("nsd")) / "nsddata_stimuli/stimuli/nsdimagery"
+            folder = self.find_root() / "nsddata_stimuli/stimuli/nsdimagery"
         if not folder.expanduser().is_dir():
             raise DataError(
                 f"the folder of the imagery images {folder} does not exist; name it with --set "

@@ -12,7 +12,7 @@ arXiv:2303.05334.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, read_manifest
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
 from braindecode_vis.datasets.nsd.experiment_design import name_image
 from braindecode_vis.datasets.nsd.repack_files import (
     Repack,
@@ -96,7 +96,7 @@ class NsdRepackConfig(FmriSettings):
         """Return the copy as lazy parts."""
         repack = self._open()
         trials = pd.concat([part.trials for part in repack.parts], ignore_index=True)
-        check_parts(trials, check_root(self.root, read_manifest("nsd_repack")))
+        check_parts(trials, self.find_root())
         shown = trials.drop_duplicates("stimulus_id")[["stimulus_id", "concept", "split", "nsd_id"]]
         stimuli = StimulusSet(shown.reset_index(drop=True).assign(path="", sha256=""))
         read_image = self._find_reader(stimuli, repack)
@@ -112,17 +112,12 @@ class NsdRepackConfig(FmriSettings):
             tuple(repack.parts), stimuli, plan, "arbitrary", geometry, read_image=read_image, notes=notes
         )
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file and pair every response with its image."""
-        try:
-            source = self.open_betas()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("data", False, str(error))]
-        found = f"{source.n_trials} responses of {source.parts[0].n_voxels} voxels"
-        return [
-            CheckFinding("data", True, found),
-            CheckFinding("protocol", True, str(source.notes["protocol"])),
-        ]
+        source = self.open_betas()
+        yield CheckFinding("data", True, f"{source.n_trials} responses of {source.parts[0].n_voxels} voxels")
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def find_layout(self, root: Path) -> Layout:
         """Return the layout of a folder by what it holds."""
@@ -141,7 +136,7 @@ class NsdRepackConfig(FmriSettings):
         )
 
     def _open(self) -> Repack:
-        root = check_root(self.root, read_manifest("nsd_repack"))
+        root = self.find_root()
         layout = self.find_layout(root)
         if layout == "brain_diffuser":
             return open_brain_diffuser(root, self.subject, self.design, self.divide_by)

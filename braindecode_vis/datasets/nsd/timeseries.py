@@ -13,34 +13,20 @@ Allen et al. (2022), doi:10.1038/s41593-021-00962-x.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, read_manifest
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
 from braindecode_vis.datasets.nsd.betas import find_mask, find_regions, make_volume_geometry
-from braindecode_vis.datasets.nsd.experiment_design import (
-    NsdDesign,
-    describe_protocol,
-    find_design,
-    find_images_file,
-    make_stimuli,
-    make_trials,
-    open_images,
-    read_design,
-)
-from braindecode_vis.datasets.sources.betas_source import (
-    AtlasConfig,
-    BetasPlan,
-    FmriSettings,
-    Untrained,
-    count_repetitions,
-)
+from braindecode_vis.datasets.nsd.dataset import NsdSettings
+from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_stimuli, make_trials
+from braindecode_vis.datasets.sources.betas_source import count_repetitions
 from braindecode_vis.datasets.sources.bold_source import (
     BoldRun,
     BoldSource,
@@ -49,8 +35,6 @@ from braindecode_vis.datasets.sources.bold_source import (
     WindowConfig,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import read_volume_header
-from braindecode_vis.datasets.sources.meeg_source import SampleType
-from braindecode_vis.store import hash_sampled
 
 T_R = 4 / 3
 """Of the 1.8 mm series, in s: they were resampled in time, so that the volume n was taken at n times this."""
@@ -59,65 +43,42 @@ PICTURE_S = 3.0
 _FILE = re.compile(r"^timeseries_session(\d+)_run(\d+)\.nii(\.gz)?$")
 
 
-class NsdTimeseriesConfig(FmriSettings):
-    """Where the bucket's folders lie, and how a trial is cut out of the series.
+class NsdTimeseriesConfig(NsdSettings):
+    """Where the bucket's folders lie, and how a trial is cut out of the series; the whole cortex by default.
 
     Parameters
     ----------
-    root
-        Folder that holds ``nsddata`` and ``nsddata_timeseries``.
-    subject
-        1 to 8.
     sessions
-        Numbers from 1, or how many from the first on; all of those whose series are there by default.
-    mask, mask_file, rois, images, image_size, with_images
-        As in `NsdConfig`; the whole cortex by default.
+        As in `NsdSettings`; all of those whose series are there by default.
     model
         By default the volumes from the onset to 8 s after it, as a time axis of six, after slow drifts were taken out.
     motion
         Regress out the six motion parameters that lie beside the series.
-    zscore, untrained, dtype, atlas
-        As in `BetasPlan`. A label volume for `atlas` must lie in the functional space of the subject.
+    atlas
+        As in `BetasPlan`. A label volume must lie in the functional space of the subject.
     """
 
     kind: Literal["nsd_timeseries"] = "nsd_timeseries"
-    subject: int = Field(default=1, ge=1, le=8)
-    sessions: int | tuple[int, ...] | None = None
     mask: str = "cortex"
-    mask_file: Path | None = None
     # None by default: whole-cortex networks read parcels, and every set costs a volume.
     rois: tuple[str, ...] | None = ()
     model: ModelConfig = Field(
         default=WindowConfig(start=0.0, stop=8.0, keep="times", clean=CleanConfig(scaling="zscore")),
     )
     motion: bool = False
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
-    atlas: AtlasConfig | None = None
-    images: Path | None = None
-    image_size: int | None = Field(default=None, ge=32)
-    with_images: bool = True
-
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "mask_file"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of samples of every file that is read."""
-        root, design = self._open()
-        regions = find_regions(root, self.subject, "func1pt8mm")
-        paths = [design.path, *(path for name in sorted(regions.files) for path in regions.files[name])]
+        root, design = self.open_design()
+        paths = [design.path]
         for session, files in self._find_runs(root).items():
             for path in _leave_out_rest(files, session):
                 paths += [path, _beside(path, "design"), *([_beside(path, "motion")] if self.motion else [])]
-        if self.mask_file is not None:
-            paths.append(self.mask_file.expanduser())
-        if self.with_images:
-            paths.append(find_images_file(root, self.images))
-        digests = {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths}
-        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+        return self.hash_files(root, find_regions(root, self.subject, "func1pt8mm"), paths)
 
     def open_bold(self) -> BoldSource:
         """Return the runs of pictures, lazily."""
-        root, design = self._open()
+        root, design = self.open_design()
         found = self._find_runs(root)
         trials = count_repetitions([make_trials(design, self.subject, session) for session in found])
         runs: list[BoldRun] = []
@@ -140,27 +101,18 @@ class NsdTimeseriesConfig(FmriSettings):
             "protocol": f"{describe_protocol(trials, len(design.shared))}; time series",
             "model": self.model.hashed_fields(),
         }
-        read_image = open_images(stimuli, root, self.images, self.image_size) if self.with_images else None
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas)
         return BoldSource(
-            tuple(runs), stimuli, self.model, plan, geometry, notes=notes, read_image=read_image
-        )
+            tuple(runs), stimuli, self.model, self.make_plan(), geometry, notes=notes,
+            read_image=self.open_pictures(stimuli, root),
+        )  # fmt: skip
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every header and design, and pair volumes with trials."""
-        try:
-            source = self.open_bold()
-        except (DataError, ConfigError) as error:
-            return [CheckFinding("data", False, str(error))]
+        source = self.open_bold()
         n_trials = sum(len(run.trials) for run in source.runs)
-        return [
-            CheckFinding("time series", True, f"{len(source.runs)} runs of pictures, {n_trials} trials"),
-            CheckFinding("protocol", True, str(source.notes["protocol"])),
-        ]
-
-    def _open(self) -> tuple[Path, NsdDesign]:
-        root = check_root(self.root, read_manifest("nsd_timeseries"))
-        return root, read_design(find_design(root))
+        yield CheckFinding("time series", True, f"{len(source.runs)} runs of pictures, {n_trials} trials")
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
 
     def _find_runs(self, root: Path) -> dict[int, list[Path]]:
         """Return the files of each wanted session, in the order of their runs."""
@@ -176,10 +128,7 @@ class NsdTimeseriesConfig(FmriSettings):
         for path in sorted(folder.iterdir()):
             if match := _FILE.match(path.name):
                 found.setdefault(int(match[1]), []).append(path)
-        if isinstance(self.sessions, int):
-            wanted = list(range(1, self.sessions + 1))
-        else:
-            wanted = sorted(found) if self.sessions is None else sorted(set(self.sessions))
+        wanted = self.list_sessions(sorted(found))
         missing = [session for session in wanted if session not in found]
         if missing or not wanted:
             raise DataError(

@@ -9,7 +9,7 @@ maps), and the plan of what is done on the way. A loader fills these in and read
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -252,6 +252,40 @@ class FmriSettings(RecordedSettings):
         return self.zscore
 
 
+class BetasSettings(FmriSettings):
+    """What is set of single-trial responses on their way into the store.
+
+    Parameters
+    ----------
+    zscore, untrained, dtype
+        As in `BetasPlan`.
+    """
+
+    untrained: Untrained = "pooled"
+    dtype: SampleType = "float32"
+
+    def make_plan(self) -> BetasPlan:
+        """Return what is done to the responses; what a data set has no setting for keeps its default."""
+        names = [entry.name for entry in fields(BetasPlan) if entry.name in type(self).model_fields]
+        return BetasPlan(**{name: getattr(self, name) for name in names})
+
+
+class AtlasSettings(BetasSettings):
+    """The settings of responses that can be averaged over regions.
+
+    Parameters
+    ----------
+    atlas
+        As in `BetasPlan`.
+    """
+
+    atlas: AtlasConfig | None = None
+
+    def hash_atlas(self) -> dict[str, str]:
+        """Return the digests of the atlas' files, which are among the inputs of the data set."""
+        return {} if self.atlas is None else self.atlas.hash_inputs()
+
+
 @dataclass(frozen=True)
 class BetasPlan:
     """What is done to single-trial responses on their way into the store.
@@ -443,6 +477,12 @@ def count_repetitions(trials: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         table.assign(repetition=number[stop - len(table) : stop])
         for table, stop in zip(trials, stops, strict=True)
     ]
+
+
+def number_betas(parts: Sequence[BetasPart]) -> list[BetasPart]:
+    """Return the parts with `repetition` counted over all of them; see `count_repetitions`."""
+    counted = count_repetitions([part.trials for part in parts])
+    return [replace(part, trials=trials) for part, trials in zip(parts, counted, strict=True)]
 
 
 def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:

@@ -14,29 +14,27 @@ References
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_columns, suggest
+from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, compare_fact, read_manifest
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
-    AtlasConfig,
+    AtlasSettings,
     BetasPart,
-    BetasPlan,
-    FmriSettings,
     FmriSource,
     Geometry,
-    Untrained,
-    count_repetitions,
+    number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -44,7 +42,6 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
-from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.datasets.things_fmri.betas import (
     TableReader,
     VolumeReader,
@@ -60,7 +57,7 @@ from braindecode_vis.datasets.things_fmri.betas import (
 from braindecode_vis.store import hash_sampled
 
 
-class ThingsFmriConfig(FmriSettings):
+class ThingsFmriConfig(AtlasSettings):
     """Where the betas lie, and which of them are read.
 
     Parameters
@@ -82,7 +79,7 @@ class ThingsFmriConfig(FmriSettings):
     images
         Folder of the THINGS images; ``object_images`` or ``images`` below the root by default, if it holds all of
         them. They may not be passed on, so they never come with the betas.
-    zscore, untrained, dtype, atlas, pad_subjects
+    pad_subjects
         As in `BetasPlan`.
     """
 
@@ -93,9 +90,6 @@ class ThingsFmriConfig(FmriSettings):
     rois: tuple[str, ...] = ()
     min_noise_ceiling: float | None = None
     images: Path | None = None
-    untrained: Untrained = "pooled"
-    dtype: SampleType = "float32"
-    atlas: AtlasConfig | None = None
     pad_subjects: bool = False
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
@@ -103,7 +97,7 @@ class ThingsFmriConfig(FmriSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read, of its size and of samples of its content."""
         form, subjects = self._find_form()
-        root = check_root(self.root, read_manifest("things_fmri"))
+        root = self.find_root()
         paths: list[Path] = []
         for subject in subjects:
             if form == "table":
@@ -114,8 +108,7 @@ class ThingsFmriConfig(FmriSettings):
             mask = self._find_mask(subject)
             paths += [] if mask is None else [mask]
         digests = {path.name: hash_sampled(path) for path in paths}
-        digests |= hash_image_folder(self.images, self._find_beside())
-        return digests if self.atlas is None else {**digests, **self.atlas.hash_inputs()}
+        return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts."""
@@ -123,55 +116,43 @@ class ThingsFmriConfig(FmriSettings):
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
         for subject in subjects:
-            opened, geometries[subject] = (self._open_table if form == "table" else self._open_volumes)(
-                subject
-            )
+            opens = self._open_table if form == "table" else self._open_volumes
+            opened, geometries[subject] = opens(subject)
             parts += opened
-        counted = count_repetitions([part.trials for part in parts])
-        parts = [BetasPart(t, p.files, p.n_voxels, p.read) for p, t in zip(parts, counted, strict=True)]
-        shown = pd.concat(counted, ignore_index=True)
+        parts = number_betas(parts)
+        shown = pd.concat([part.trials for part in parts], ignore_index=True)
         check_no_overlap(shown, title="THINGS-fMRI")
-        paths = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
-        shown = shown.assign(path=paths)
+        shown["path"] = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
         stimuli = make_named_stimuli(shown, self.images, title="THINGS-fMRI", beside=self._find_beside())
         notes: dict[str, Any] = {"form": form, "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
             # The noise ceiling was estimated from responses to the test images: every report must say so.
             notes["voxels_chosen_with_test_images"] = f"nc_singletrial >= {self.min_noise_ceiling}"
         geometry = geometries if len(geometries) > 1 else geometries[subjects[0]]
-        plan = BetasPlan(self.zscore, self.untrained, self.dtype, self.atlas, self.pad_subjects)
-        return FmriSource(tuple(parts), stimuli, plan, "authors' units", geometry, notes=notes)
+        return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
 
-    def check(self) -> list[CheckFinding]:
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
         """Open every file, pair trials with responses and voxels with regions, and compare with declared counts."""
-        try:
-            source = self.open_betas()
-        except BraindecodeVisError as error:
-            return [CheckFinding("layout", False, str(error))]
-        facts, findings = read_manifest("things_fmri").facts, []
-        root = check_root(self.root, read_manifest("things_fmri"))
+        source, root = self.open_betas(), self.find_root()
         for subject in source.subjects:
             trials = pd.concat([p.trials for p in source.parts if p.group[0] == subject])
             for split in ("train", "test"):
-                n, declared = int((trials["split"] == split).sum()), facts[f"n_{split}"]
-                item = f"subject {subject} {split}"
-                if self.sessions is not None:
-                    findings.append(CheckFinding(item, True, f"{n} trials of the chosen sessions"))
+                n, item = int((trials["split"] == split).sum()), f"subject {subject} {split}"
+                if self.sessions is None:
+                    yield compare_fact(item, n, self.manifest.facts[f"n_{split}"], root, what="trials")
                 else:
-                    findings.append(compare_fact(item, n, declared, root, what="trials"))
-            text = f"{source.find_geometry(subject).n_voxels} voxels"
-            findings.append(CheckFinding(f"subject {subject} voxels", True, text))
-        return findings
+                    yield CheckFinding(item, True, f"{n} trials of the chosen sessions")
+            n_voxels = source.find_geometry(subject).n_voxels
+            yield CheckFinding(f"subject {subject} voxels", True, f"{n_voxels} voxels")
 
     def _find_beside(self) -> Path | None:
-        return find_image_folder(
-            check_root(self.root, read_manifest("things_fmri")), ("object_images", "images")
-        )
+        return find_image_folder(self.find_root(), ("object_images", "images"))
 
     # --- finding ----------------------------------------------------------------------------------------------
 
     def _find_form(self) -> tuple[Literal["table", "volume"], list[str]]:
-        root = check_root(self.root, read_manifest("things_fmri"))
+        root = self.find_root()
         tables = self._list(root / "betas_csv", r"^sub-(\d+)_ResponseData\.h5$") or self._list(
             root, r"^sub-(\d+)_ResponseData\.h5$"
         )
@@ -201,7 +182,7 @@ class ThingsFmriConfig(FmriSettings):
         return sorted(m[1] for name in names if (m := re.match(pattern, name)))
 
     def _find_mask(self, subject: str) -> Path | None:
-        root = check_root(self.root, read_manifest("things_fmri"))
+        root = self.find_root()
         name = f"sub-{subject}_space-T1w_brainmask.nii.gz"
         places = (root / "brainmasks" / name, root / "betas_vol" / "brainmasks" / name, root / name)
         return next((path for path in places if path.is_file()), None)
@@ -209,7 +190,7 @@ class ThingsFmriConfig(FmriSettings):
     # --- the table --------------------------------------------------------------------------------------------
 
     def _open_table(self, subject: str) -> tuple[list[BetasPart], Geometry]:
-        root = check_root(self.root, read_manifest("things_fmri"))
+        root = self.find_root()
         path, stimuli_path, voxels_path = find_table_files(root, subject)
         trials = read_table_trials(stimuli_path, subject)
         voxels = read_voxels(voxels_path)
@@ -254,7 +235,7 @@ class ThingsFmriConfig(FmriSettings):
     # --- the volumes ------------------------------------------------------------------------------------------
 
     def _open_volumes(self, subject: str) -> tuple[list[BetasPart], Geometry]:
-        root = check_root(self.root, read_manifest("things_fmri"))
+        root = self.find_root()
         mask_path = self._find_mask(subject)
         if mask_path is None:
             raise DataError(
