@@ -98,6 +98,11 @@ class Settings(BaseModel):
             if value != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is {value!r}, which nothing looks at: {because}; leave {name} out")
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` or `DataError` unless the files that these settings need are there; a path is looked for
+        anyway. What may be downloaded need not be there.
+        """
+
     def hashed_fields(self) -> dict[str, Any]:
         """Return the plain values that enter the fingerprint, nested settings included."""
         fields: dict[str, Any] = {}

@@ -65,8 +65,8 @@ def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> 
 
 
 def _describe_content(manifest: Manifest) -> str:
-    people = "1 subject" if manifest.subjects == 1 else f"{manifest.subjects} subjects"
-    return f"{manifest.modality}, {people}; {manifest.stimuli}"
+    subjects = "1 subject" if manifest.subjects == 1 else f"{manifest.subjects} subjects"
+    return f"{manifest.modality}, {subjects}; {manifest.stimuli}"
 
 
 def _print_dataset(console: Console, manifest: Manifest, source: str, presence: str) -> None:
@@ -225,15 +225,15 @@ def phantom(
         return
     truth = simulation.make_phantom(form, out, size=chosen, snr=snr, seed=seed, listener=ConsoleListener())
     if as_json:
-        people = [dict(person) for person in truth.subjects]
-        print_json({"run_folder": None, "scores": [], "root": str(truth.root), "people": people})
+        simulated = [dict(subject) for subject in truth.subjects]
+        print_json({"run_folder": None, "scores": [], "root": str(truth.root), "subjects": simulated})
         return
     console = make_console(stderr=False)
     console.print(f"data set: {truth.root}", markup=False)
     console.print(f"truth: {truth.folder}", markup=False)
-    for person in truth.subjects:
-        bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in person["ideal_top1"].items())
-        console.print(f"subject {person['subject']}: top-1 of an ideal observer {bounds}", markup=False)
+    for subject in truth.subjects:
+        bounds = ", ".join(f"{float(top):.3f} from {n} trials" for n, top in subject["ideal_top1"].items())
+        console.print(f"subject {subject['subject']}: top-1 of an ideal observer {bounds}", markup=False)
 
 
 def demo(
@@ -258,7 +258,7 @@ def demo(
     run, truth = simulation.run_demo(out, size=size, snr=level, seed=seed, listener=ConsoleListener())
     if not as_json:
         print_scores(read_scores(run.folder.path))
-        ceiling = max(top for person in truth.subjects for top in person["ideal_top1"].values())
+        ceiling = max(top for subject in truth.subjects for top in subject["ideal_top1"].values())
         make_console(stderr=False).print(
             f"{truth.n_test} unseen concepts, chance of top-1 {truth.chance:.3f}; the noise would let an observer who "
             f"knows the simulated brain reach {ceiling:.3f}",

@@ -32,7 +32,6 @@ READS = {
     "evaluate": ("evaluation", "text"),
     "report": (),
 }
-FINDERS = ("find_weights", "find_folder", "find_adapter", "check_files")
 
 
 def check_files(config: RunConfig, stage: str = "report") -> None:
@@ -86,11 +85,9 @@ def _check_settings(key: str, settings: Settings) -> None:
             if isinstance(path, Path) and not path.expanduser().exists():
                 whole = f"{key}.{name}.{entry}".rstrip(".")
                 raise ConfigError(f"{whole} names {path}, which does not exist; correct it or leave it out.")
-    if not getattr(settings, "allow_download", False):
-        try:
-            for finder in FINDERS:
-                getattr(settings, finder, lambda: None)()
-        except BraindecodeVisError as error:
-            # A network speaks of itself as the target, wherever it is used.
-            text = re.sub(r"(?<![\w./])target\.(?=\w)", f"{key}.", str(error))
-            raise type(error)(text) from error
+    try:
+        settings.check_files()
+    except BraindecodeVisError as error:
+        # A network speaks of itself as the target, wherever it is used.
+        text = re.sub(r"(?<![\w./])target\.(?=\w)", f"{key}.", str(error))
+        raise type(error)(text) from error

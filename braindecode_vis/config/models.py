@@ -188,7 +188,7 @@ class RunConfig(Settings):
     text
         How names of concepts become vectors, for objectives and scores that compare with text.
     selection
-        Which columns of the responses the encoder sees; chosen by training trials.
+        Which channels, times or voxels of the responses the encoder sees; chosen by training trials.
     repeats, retrieval, reconstruction, evaluation
         Settings of the steps that have no components.
     analyses
@@ -244,8 +244,8 @@ class RunConfig(Settings):
     def _check_selection_fits_encoder(self) -> Self:
         if self.decodes_categories and not self.selection.is_empty:
             raise ValueError(
-                f"selection chooses columns for encoders of images, and the encoder {self.encoder.kind!r} decodes "
-                "categories from all columns; leave selection out, or choose with the settings of the data set"
+                f"selection chooses features for encoders of images, and the encoder {self.encoder.kind!r} decodes "
+                "categories from all features; leave selection out, or choose with the settings of the data set"
             )
         if self.decodes_categories and self.evaluation.metrics:
             raise ValueError(

@@ -122,6 +122,8 @@ class LatentConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless every file of the weights is there and whole."""
+        if self.allow_download:
+            return
         for part in self.find_parts():
             check_intact(part)
 

@@ -119,6 +119,11 @@ class VisionNetworkConfig(Settings):
         """Return the encoder; the network is loaded when the first image comes."""
         return VisionNetworkEncoder(self)
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless there are weights or they may be downloaded."""
+        if not self.allow_download:
+            self.find_weights()
+
     def find_weights(self) -> Path | None:
         """Return the path of the weights, or None for random ones.
 

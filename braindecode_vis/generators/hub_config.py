@@ -74,6 +74,11 @@ class HubConfig(Settings):
         """Say whether a target of this kind may do; its space is checked when the generator is built."""
         return self.adapter is not None or target_kind in ("openclip", "transformers", "views", "imported")
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless there are weights or they may be downloaded."""
+        if not self.allow_download:
+            self.find_folder()
+
     def find_folder(self) -> Path:
         """Return the folder of the pipeline."""
         kind = type(self).model_fields["kind"].default
@@ -137,6 +142,12 @@ class SdxlTurboConfig(HubConfig):
     repository: ClassVar[str] = "stabilityai/sdxl-turbo"
     supports_initial: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = HubConfig.not_hashed | {"ip_adapter"}
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless pipeline and adapter are there or may be downloaded."""
+        super().check_files()
+        if not self.allow_download:
+            self.find_adapter()
 
     def find_adapter(self) -> Path:
         """Return the adapter's file."""

@@ -39,6 +39,10 @@ class ImageSourceSettings(Settings):
         """Whether the images are those that the generator brings along."""
         return self.images == "generator"
 
+    def check_files(self) -> None:
+        """Raise `ConfigError` unless a folder that is named holds embeddings."""
+        self.find_folder()
+
     def find_folder(self) -> Path | None:
         """Return the folder of embeddings, if there is one.
 

@@ -108,7 +108,7 @@ def test_an_analysis_of_chosen_columns_belongs_to_their_run_alone(chosen):
 
 def test_category_decoders_refuse_a_choice_they_would_ignore():
     changes = ["selection.encoding={n_best: 5}"]
-    with pytest.raises(ConfigError, match="decodes categories from all columns"):
+    with pytest.raises(ConfigError, match="decodes categories from all features"):
         read_config("haxby_slices", changes)
 
 
