@@ -21,6 +21,7 @@ from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_e
 from braindecode_vis.api.own import Data, from_arrays, from_epochs
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, _index_pictures, as_uint8_rgb
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
@@ -65,10 +66,10 @@ class Decoder(BaseEstimator):
     """
 
     _fitted: Any  # a brain encoder or a category decoder
-    _settings: roles.WholeSettings
+    _settings: WholeSettings
     _stimuli: StimulusSet
     _bank: Embeddings
-    _target: roles.WholeImageEncoder
+    _target: WholeImageEncoder
     _out_of_fold: Embeddings | None
 
     def __init__(
@@ -135,7 +136,7 @@ class Decoder(BaseEstimator):
         )
         if self._settings.decodes_categories:
             decoder = roles.build(roles.CATEGORY_DECODER, self._settings, seed=seed)
-            decoder.bind(roles.NOTHING_LENT)
+            decoder.bind(NOTHING_LENT)
             self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
             self.classes_ = np.asarray(decoder.classes)
             return self
@@ -148,7 +149,7 @@ class Decoder(BaseEstimator):
         self._bank = target.embed(self._stimuli, list(self._stimuli.ids), self._embed_pretrained)
         self._target = target
         encoder = roles.build(roles.BRAIN_ENCODER, self._settings, seed=seed)
-        encoder.bind(roles.Context(images=self._stimuli))
+        encoder.bind(Context(images=self._stimuli))
         targets = self._bank.select(list(labelled.stimulus_ids))
         encoder.fit(labelled, targets)
         self._fitted = encoder
@@ -320,7 +321,7 @@ class Decoder(BaseEstimator):
         )
         decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
         decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
-        decoder._fitted.bind(roles.Context(images=decoder._stimuli))
+        decoder._fitted.bind(Context(images=decoder._stimuli))
         decoder._out_of_fold = (
             store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
         )
@@ -329,7 +330,7 @@ class Decoder(BaseEstimator):
     def _read_encoder(self) -> dict[str, Any]:
         return _read_encoder(self.encoder, knows_images=True)
 
-    def _require_fit(self) -> roles.WholeSettings:
+    def _require_fit(self) -> WholeSettings:
         if not hasattr(self, "_fitted"):
             from sklearn.exceptions import NotFittedError
 
@@ -339,12 +340,12 @@ class Decoder(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")
 
-    def _build_target(self) -> roles.WholeImageEncoder:
+    def _build_target(self) -> WholeImageEncoder:
         settings = roles.play(
             roles.IMAGE_ENCODER_SETTINGS, validate_component("target", _as_component(self.target))
         )
         target = roles.build(roles.find_image_encoder_role(settings), settings)
-        target.bind(roles.Context(images=self._stimuli))
+        target.bind(Context(images=self._stimuli))
         return target
 
     def _embed_pretrained(self, encoder: Any) -> Embeddings:
@@ -379,7 +380,7 @@ class Decoder(BaseEstimator):
             roles.PRIOR_SETTINGS, validate_component("prior", _as_component(self.prior or "identity"))
         )
         prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
-        prior.bind(roles.NOTHING_LENT)
+        prior.bind(NOTHING_LENT)
         known = settings.find_images(embeddings, generator, embeddings)
         if not settings.needs_predictions:
             prior.fit(None, embeddings, images=known)
@@ -450,6 +451,12 @@ def _merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
     shown: list[str] = []
     pictures: dict[str, np.ndarray] = {}
     for n, picture in enumerate(y):
+        if isinstance(picture, str | Path) and not Path(picture).is_file():
+            raise DataError(
+                f"y holds {str(picture)!r}, which is no picture file; pass pictures, ids with images=..., or choose a "
+                "decoder "
+                "of classes (encoder='lda')."
+            )
         array = (
             read_image_file(Path(picture))
             if isinstance(picture, str | Path)

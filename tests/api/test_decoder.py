@@ -1,0 +1,145 @@
+"""The decoder object: an estimator by scikit-learn's rules that takes arrays, epochs and responses."""
+
+import mne
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import braindecode_vis as bdv
+
+RIDGE = {"kind": "ridge", "alphas": [1.0]}
+
+
+def make_experiment(seed=0, n=60, noise=0.3):
+    rng = np.random.default_rng(seed)
+    pictures = rng.random((n, 6, 6))
+    X = pictures.reshape(n, -1) @ np.random.default_rng(1).normal(size=(36, 50))
+    return (X + noise * rng.normal(size=X.shape)).astype(np.float32), pictures
+
+
+def make_epochs(X, sfreq=50.0, names=None, event_id=None):
+    n_trials, n_channels, _ = X.shape
+    info = mne.create_info(names or [f"E{n}" for n in range(n_channels)], sfreq, "eeg")
+    codes = (
+        np.ones(n_trials, int)
+        if event_id is None
+        else np.tile(sorted(event_id.values()), n_trials)[:n_trials]
+    )
+    events = np.c_[np.arange(n_trials), np.zeros(n_trials, int), codes]
+    return mne.EpochsArray(X, info, events, event_id=event_id, verbose="error")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    X, pictures = make_experiment()
+    return bdv.Decoder(encoder=RIDGE).fit(X[:40], pictures[:40])
+
+
+def test_fit_predict_retrieve_reconstruct(fitted):
+    X, pictures = make_experiment()
+    assert fitted.predict(X[40:]).shape == (20, 36)
+    assert fitted.score(X[40:], pictures[40:]) > 0.5
+    found = fitted.retrieve(X[40:], gallery=pictures[40:], k=3)
+    first = found[found["place"] == 1]
+    assert (first["picture"].astype(int).to_numpy() == np.arange(20)).mean() > 0.5
+    assert fitted.reconstruct(X[40:]).shape == (20, 6, 6, 3)
+    assert set(fitted.retrieve(X[40:], k=1)["place"]) == {1}
+
+
+def test_it_is_an_estimator():
+    X, pictures = make_experiment()
+    decoder = bdv.Decoder(encoder=RIDGE)
+    assert clone(decoder).get_params() == decoder.get_params()
+    assert cross_val_score(decoder, X, pictures, cv=3).mean() > 0.3
+    chain = make_pipeline(StandardScaler(), bdv.Decoder(encoder=RIDGE)).fit(X[:40], pictures[:40])
+    assert chain.score(X[40:], pictures[40:]) > 0.4
+    grid = {"encoder": [{"kind": "ridge", "alphas": [alpha]} for alpha in (1.0, 1e6)]}
+    best = GridSearchCV(decoder, grid, cv=3).fit(X, pictures).best_params_
+    assert best["encoder"]["alphas"] == [1.0]
+    with pytest.raises(NotFittedError):
+        bdv.Decoder().predict(X)
+
+
+def test_a_saved_decoder_gives_the_same_bits(fitted, tmp_path):
+    X, _ = make_experiment()
+    again = bdv.Decoder.load(fitted.save(str(tmp_path / "decoder")))
+    np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
+    np.testing.assert_array_equal(again.reconstruct(X[:5]), fitted.reconstruct(X[:5]))
+    assert again.get_params() == fitted.get_params()
+    with pytest.raises(bdv.DataError, match="holds no decoder"):
+        bdv.Decoder.load(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(bdv.DataError, match="are no decoder"):
+        fitted.save(tmp_path)
+    assert (tmp_path / "mine.txt").is_file()
+
+
+def test_classes_from_arrays_and_epochs():
+    rng = np.random.default_rng(0)
+    labels = np.tile(["face", "house"], 40)
+    X = rng.normal(size=(80, 4, 10)) + (labels == "face")[:, None, None]
+    decoder = bdv.Decoder(encoder="lda").fit(X[:60], labels[:60])
+    assert decoder.classes_.tolist() == ["face", "house"]
+    assert decoder.score(X[60:], labels[60:]) > 0.9
+    np.testing.assert_allclose(decoder.predict_proba(X).sum(axis=1), 1)
+    epochs = make_epochs(X, event_id={"face": 1, "house": 2})
+    other = bdv.Decoder(encoder="lda").fit(epochs[:60], labels[:60])
+    assert (other.predict(epochs[60:]) == decoder.predict(X[60:])).all()
+    with pytest.raises(bdv.ConfigError, match="makes no images"):
+        decoder.reconstruct(X)
+
+
+def test_a_network_by_its_name(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.random((24, 6, 6))
+    X = rng.normal(size=(24, 5, 40)).astype(np.float32)
+    settings = {"kind": "network", "network": {"kind": "eegproject"}, "epochs": 1, "device": "cpu"}
+    decoder = bdv.Decoder(encoder=settings, target="pixels").fit(X, pictures)
+    assert decoder.predict(X).shape == (24, 36)
+    again = bdv.Decoder.load(decoder.save(tmp_path / "d"))
+    np.testing.assert_array_equal(again.predict(X), decoder.predict(X))
+    assert bdv.Decoder(encoder="eegproject")._read_encoder()["network"] == {"kind": "eegproject"}
+
+
+def test_a_prior_learns_from_predictions_of_held_out_trials():
+    X, pictures = make_experiment()
+    decoder = bdv.Decoder(encoder=RIDGE, prior="spread").fit(X[:40], pictures[:40])
+    assert decoder.reconstruct(X[40:]).shape == (20, 6, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d, X, p: d.predict(X[:, :-1]), "fitted on trials of 50 .feature., but these have 49"),
+        (lambda d, X, p: d.predict(np.full((2, 50), np.nan)), "non-finite"),
+        (lambda d, X, p: d.predict([[1.0, 2.0], [1.0]]), "different lengths"),
+        (lambda d, X, p: clone(d).fit(X), "fit and score need y"),
+        (lambda d, X, p: clone(d).fit(X, ["face"] * 60), "which is no picture file"),
+        (lambda d, X, p: clone(d).fit(X, np.arange(60)), "y holds no pictures"),
+        (lambda d, X, p: clone(d).fit(X, p[:-1]), "60 trials|59 entries"),
+        (lambda d, X, p: clone(d).fit(X, p * 300), "must lie in 0..1"),
+        (lambda d, X, p: d.retrieve(X, gallery=[]), "no picture"),
+        (lambda d, X, p: d.predict_proba(X), "only decoders of classes"),
+        (lambda d, X, p: bdv.Decoder(target="pixel").fit(X, p), "pixels"),
+        (
+            lambda d, X, p: bdv.Decoder(encoder=RIDGE, generator="unclip").fit(X, p).reconstruct(X),
+            "generator",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(fitted, call, message):
+    X, pictures = make_experiment()
+    with pytest.raises(bdv.BraindecodeVisError, match=message):
+        call(fitted, X, pictures)
+
+
+def test_other_channels_are_noticed():
+    rng = np.random.default_rng(0)
+    X, labels = rng.normal(size=(20, 3, 10)), np.tile(["a", "b"], 10)
+    decoder = bdv.Decoder(encoder="lda").fit(make_epochs(X), labels)
+    with pytest.raises(bdv.DataError, match="other names, or another order"):
+        decoder.predict(make_epochs(X, names=["E2", "E1", "E0"]))
