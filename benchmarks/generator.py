@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from braindecode_vis.arrays import Embeddings
@@ -25,7 +24,7 @@ from braindecode_vis.generators.latent_diffusion_networks import reconstruct_ima
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.identification import n_way_identification, two_way_identification
 from braindecode_vis.phantom.stimuli.images import make_concepts, render_batch
-from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
+from braindecode_vis.stimuli import StimulusSet, resize_image
 
 FIRST = {"demo": 0, "validation": 40}
 N = 40
@@ -52,10 +51,7 @@ def main() -> None:
     truth = Embeddings(encoder.encode(seen), names, encoder.space)
     shown = {"seen": seen}
 
-    table = pd.DataFrame(
-        {"stimulus_id": names, "concept": names, "path": "", "sha256": list(map(hash_pixels, seen))}
-    )
-    data = GeneratorData(encoder, truth, StimulusSet(table, pixels=seen))
+    data = GeneratorData(encoder, truth, StimulusSet.from_pixels(seen, names))
     for guidance, candidates in product(arguments.guidance, arguments.candidates):
         config = LatentDiffusionConfig(
             weights=arguments.weights,

@@ -8,7 +8,7 @@ nothing of brains, splits or embeddings.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,38 @@ class StimulusSet:
         if len(self.pixels) != len(self.table):
             raise DataError(f"{len(self.table)} stimuli are listed but {len(self.pixels)} images are given.")
 
+    @classmethod
+    def from_pixels(
+        cls,
+        pixels: np.ndarray,
+        ids: Sequence[str],
+        concepts: Sequence[str] | None = None,
+        *,
+        source: str = "memory",
+    ) -> StimulusSet:
+        """Return the set of images that lie in memory, each named by the hash of its pixels too.
+
+        Parameters
+        ----------
+        pixels : uint8 array of shape (n_stimuli, height, width, 3)
+            The images.
+        ids
+            Stimulus id of each.
+        concepts
+            What each depicts; every image is a concept of its own by default.
+        source
+            Where they come from, in words, for the column `path`.
+        """
+        table = pd.DataFrame(
+            {
+                "stimulus_id": list(ids),
+                "concept": list(ids if concepts is None else concepts),
+                "path": source,
+                "sha256": [hash_pixels(image) for image in pixels],
+            }
+        )
+        return cls(table, pixels=pixels)
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -75,6 +107,7 @@ class StimulusSet:
         """Whether each stimulus has an image, shape (n_stimuli,): what was only imagined has an empty `path`."""
         if self.pixels is not None:
             return np.ones(len(self), bool)
+        # An empty path is how data sets of imagery say that a word, and no picture, was given.
         return (self.table["path"].astype(str) != "").to_numpy()
 
     @property

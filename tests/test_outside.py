@@ -74,9 +74,7 @@ class StripesConfig(Settings):
         signal = pixels.reshape(self.n_images, -1) @ rng.standard_normal((432, 40)) / 5000
         data = (signal + 0.3 * rng.standard_normal(signal.shape)).astype(np.float32)
         write_responses(folder / "responses", Responses(data, ("trial", "voxel"), trials, "a.u.", {}))
-        table = pd.DataFrame({"stimulus_id": ids, "concept": concepts, "path": "made up",
-                              "sha256": [hash_pixels(image) for image in pixels]})
-        write_stimuli(folder / "stimuli", StimulusSet(table, pixels=pixels))
+        write_stimuli(folder / "stimuli", StimulusSet.from_pixels(pixels, ids, concepts, source="made up"))
 
 
 class Thirds:

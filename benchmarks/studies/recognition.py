@@ -31,7 +31,7 @@ from braindecode_vis.generators.training_pairs import choose_concepts
 from braindecode_vis.generators.weights_file import load_model
 from braindecode_vis.metrics.uncertainty import wilson_interval
 from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
-from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
+from braindecode_vis.stimuli import StimulusSet, resize_image
 
 PROPERTIES = ("shape", "colour", "texture")
 SEED = 7  # of the judge's images; the packaged generator's are drawn with 2026
@@ -105,10 +105,7 @@ def main() -> None:
     small = shrink(seen)
     vectors = encoder.encode(seen)
     truth = Embeddings(vectors, table["concept"].tolist(), encoder.space)
-    files = pd.DataFrame(
-        {"stimulus_id": truth.ids, "concept": truth.ids, "path": "", "sha256": list(map(hash_pixels, seen))}
-    )
-    data = GeneratorData(encoder, truth, StimulusSet(files, pixels=seen))
+    data = GeneratorData(encoder, truth, StimulusSet.from_pixels(seen, truth.ids))
 
     print(f"chance: {', '.join(f'{key} {1 / len(names[key]):.3f}' for key in PROPERTIES)}; 95 % intervals")
     report("seen", ask(judge, small), wanted)

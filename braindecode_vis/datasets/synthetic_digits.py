@@ -17,7 +17,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Responses
 from braindecode_vis.datasets.manifests import CheckFinding, DatasetSettings
 from braindecode_vis.seeds import make_generator
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import write_responses, write_stimuli
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -87,14 +87,7 @@ def make_synthetic_digits(config: SyntheticDigitsConfig, *, seed: int) -> tuple[
             "split": splits, "concept": concepts,
         }
     )  # fmt: skip
-    table = pd.DataFrame(
-        {
-            "stimulus_id": ids,
-            "concept": concepts,
-            "path": "sklearn.datasets.load_digits",
-            "sha256": [hash_pixels(image) for image in pixels],
-        }
-    )
+    stimuli = StimulusSet.from_pixels(pixels, ids, concepts, source="sklearn.datasets.load_digits")
     coords = {"voxel_id": np.arange(config.n_voxels), "snr": config.snr}
     responses = Responses(data.astype(np.float32), ("trial", "voxel"), trials, "signal SD", coords)
-    return responses, StimulusSet(table, pixels=pixels)
+    return responses, stimuli

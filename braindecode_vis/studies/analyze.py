@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import pipeline, roles, store
-from braindecode_vis.analysis.study import Change, ChoosingEncoder, Findings, Plot, Study, choose_features
+from braindecode_vis.analysis.study import Change, ChoosingEncoder, Findings, Study, choose_features
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, suggest
 from braindecode_vis.config import list_analyses, make_analysis
@@ -90,6 +90,10 @@ def make_study(run: Run) -> Study:
         repeats = config.repeats.train if part == "train" else config.repeats.test
         return chosen.narrow(pick_labelled_trials(prepared, rows, repeats))
 
+    if config.decodes_categories:
+        protocol = f"{config.dataset.kind}; {prepared.split.protocol}"
+    else:
+        protocol = describe_protocol(run, prepared, describe_gallery(run))
     return Study(
         responses=chosen.narrow(prepared.responses),
         stimuli=prepared.stimuli,
@@ -104,20 +108,13 @@ def make_study(run: Run) -> Study:
         choose=chosen.choose,
         pools_volumes=config.decodes_categories and run.encoder.pool,
         centre=config.retrieval.centre,
-        protocol=_describe_protocol(run),
+        protocol=protocol,
         seed=config.seed,
         n_bootstrap=config.evaluation.n_bootstrap,
         n_permutations=config.evaluation.n_permutations,
         spaces={bank.embeddings.space: bank.embeddings for bank in banks},
         progress=run.listener.progress,
     )
-
-
-def _describe_protocol(run: Run) -> str:
-    prepared = pipeline.preprocess(run)
-    if run.config.decodes_categories:
-        return f"{run.config.dataset.kind}; {prepared.split.protocol}"
-    return describe_protocol(run, prepared, describe_gallery(run))
 
 
 def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
@@ -150,12 +147,16 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         )
 
     def compute(folder: Path) -> dict[str, Any]:
+        from braindecode_vis.report.figures import render_plot
+
         findings: Findings = analysis.compute(study)
         findings.table.to_parquet(folder / "table.parquet", index=False)
         findings.table.to_csv(folder / "table.csv", index=False)
         store.write_json(folder / "scores.json", [score.as_row() for score in findings.scores])
         for plot in findings.plots:
-            _render(plot, folder)
+            for theme in ("light", "dark"):  # the page takes the one that its reader's system asks for
+                svg = render_plot(plot.draw, size=plot.size, theme=theme)
+                (folder / f"{plot.name}.{theme}.svg").write_text(svg)
         for file in findings.files:
             file.write(folder / file.name)
         plots = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in findings.plots]
@@ -166,14 +167,6 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         }  # fmt: skip
 
     return run.produce("analyze", fields, upstream, compute, f"{analysis.kind}{number:02d}")
-
-
-def _render(plot: Plot, folder: Path) -> None:
-    from braindecode_vis.report.figures import render_plot
-
-    for theme in ("light", "dark"):
-        svg = render_plot(plot.draw, size=plot.size, theme=theme)
-        (folder / f"{plot.name}.{theme}.svg").write_text(svg)
 
 
 def read_findings(artifact: store.Artifact) -> dict[str, Any]:

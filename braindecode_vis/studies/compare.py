@@ -71,7 +71,7 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
                 f"{folder} and {folders[0]} rank the same items among {sizes} images, so their hits say nothing about "
                 "each other; give both the same retrieval.gallery."
             )
-        people, several = both["subject"], both["subject"].nunique() > 1
+        subjects, several = both["subject"], both["subject"].nunique() > 1
         metrics = [
             name
             for name in reference.columns
@@ -88,8 +88,8 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
             rows.append(
                 {
                     "run": str(folder), "reference": str(folders[0]), "metric": metric,
-                    "value": _average(new, people),
-                    "reference_value": _average(old, people), "difference": found.mean, "ci_low": found.interval.low,
+                    "value": _average(new, subjects),
+                    "reference_value": _average(old, subjects), "difference": found.mean, "ci_low": found.interval.low,
                     "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
                     "n_subjects": both["subject"].nunique(),
                 }
@@ -121,8 +121,14 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
     no image is known: a trial is then an item of its own, named by its place in its run.
     """
     if "stimulus_id" not in items:
-        return _read_decided_trials(items)
+        place = items.groupby(["subject", "run"]).cumcount().astype(str)
+        name = items["run"].astype(str) + " trial " + place + " " + items["label"].astype(str)
+        table = pd.DataFrame({"subject": items["subject"].astype(str), "stimulus_id": name})
+        table["occurrence"] = 0
+        table["accuracy"] = (items["decoded"] == items["label"]).to_numpy(float)
+        return table
     table = pd.DataFrame({key: items[key].astype(str) for key in ("subject", "stimulus_id")})
+    # A subject may be tested several times with one image, where repetitions are not averaged.
     table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
     if "rank" in items:
         size = items["gallery_size"].to_numpy(float)
@@ -138,17 +144,4 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
             items[name]
         ):
             table[name] = items[name].to_numpy(float)
-    return table
-
-
-def _read_decided_trials(items: pd.DataFrame) -> pd.DataFrame:
-    place = items.groupby(["subject", "run"]).cumcount().astype(str)
-    table = pd.DataFrame(
-        {
-            "subject": items["subject"].astype(str),
-            "stimulus_id": items["run"].astype(str) + " trial " + place + " " + items["label"].astype(str),
-        }
-    )
-    table["occurrence"] = 0
-    table["accuracy"] = (items["decoded"] == items["label"]).to_numpy(float)
     return table

@@ -23,7 +23,7 @@ import yaml
 
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config import RunConfig, dump_config, read_config
+from braindecode_vis.config import dump_config, read_config
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 
 
@@ -98,7 +98,10 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
     combinations = []
     for values in itertools.product(*axes.values()):
         settings = dict(zip(axes, values, strict=True))
-        parts = [f"{key.split('.')[-1]}-{_make_safe(value)}" for key, value in settings.items()]
+        parts = [
+            f"{key.split('.')[-1]}-{re.sub(r'[^A-Za-z0-9.]+', '-', value).strip('-') or 'none'}"
+            for key, value in settings.items()
+        ]
         combinations.append(Combination(settings, out / ("_".join(parts)[:80] or "run")))
     names = [combination.folder for combination in combinations]
     if len(set(names)) < len(names):  # long or odd values may look alike once they are file names
@@ -107,10 +110,6 @@ def list_combinations(axes: Mapping[str, Sequence[str]], out: Path) -> list[Comb
             for n, c in enumerate(combinations)
         ]
     return combinations
-
-
-def _make_safe(value: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", value).strip("-") or "none"
 
 
 def sweep(
@@ -149,10 +148,24 @@ def sweep(
     if (out / "config.yaml").is_file():
         raise ConfigError(f"{out} is a run folder; give the sweep a folder of its own with --out.")
     combinations = list_combinations(axes, out)
-    configs = [_read_combination(source, c, overrides, root) for c in combinations]
-    for combination, config in zip(combinations, configs, strict=True):
+    configs = []
+    for combination in combinations:  # all of them before any run is started
         try:
-            _prepare_folder(combination.folder, out / "stages", dump_config(config))
+            configs.append(read_config(source, [*overrides, *combination.overrides], root=root))
+        except ConfigError as error:
+            raise ConfigError(
+                f"the combination {', '.join(combination.overrides)} cannot run: {error}"
+            ) from error
+    stages = out / "stages"
+    for combination, config in zip(combinations, configs, strict=True):
+        folder = combination.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stages.mkdir(parents=True, exist_ok=True)
+            if not (folder / "stages").exists():  # one store for all: what two runs share is computed once
+                (folder / "stages").symlink_to(Path("..") / stages.name, target_is_directory=True)
+            with store.replace_atomically(folder / "config.yaml") as temporary:
+                temporary.write_text(dump_config(config))
         except OSError as error:
             raise ConfigError(
                 f"the folder {combination.folder} cannot be written ({error.strerror}); choose another with --out."
@@ -179,27 +192,6 @@ def sweep(
     return table
 
 
-def _read_combination(
-    source: str, combination: Combination, overrides: Sequence[str], root: Path | None
-) -> RunConfig:
-    try:
-        return read_config(source, [*overrides, *combination.overrides], root=root)
-    except ConfigError as error:
-        raise ConfigError(
-            f"the combination {', '.join(combination.overrides)} cannot run: {error}"
-        ) from error
-
-
-def _prepare_folder(folder: Path, stages: Path, config: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    stages.mkdir(parents=True, exist_ok=True)
-    link = folder / "stages"
-    if not link.exists():
-        link.symlink_to(Path("..") / stages.name, target_is_directory=True)
-    with store.replace_atomically(folder / "config.yaml") as temporary:
-        temporary.write_text(config)
-
-
 def _run_one(folder: Path, n_jobs: int) -> str:
     """Run one combination in a process of its own; return what went wrong, or an empty text."""
     threads = str(max(1, (os.cpu_count() or 1) // n_jobs))
@@ -218,18 +210,18 @@ def _run_one(folder: Path, n_jobs: int) -> str:
 def _collect(combinations: Sequence[Combination], failures: Mapping[Path, str]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for combination in combinations:
-        swept = {key: _read_value(value) for key, value in combination.settings.items()}
+        # Numbers as numbers, so that the table sorts; a list stays the text that it was given as.
+        read = {key: yaml.safe_load(value) for key, value in combination.settings.items()}
+        swept = {
+            key: value if isinstance(value, int | float | str | bool) else combination.settings[key]
+            for key, value in read.items()
+        }
         if combination.folder in failures:
             rows.append({**swept, "run": combination.folder.name, "error": failures[combination.folder]})
             continue
         scores = read_scores(combination.folder)
         rows += [{**score, **swept, "run": combination.folder.name, "error": ""} for score in scores]
     return pd.DataFrame(rows)
-
-
-def _read_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    return value if isinstance(value, int | float | str | bool) else text
 
 
 def summarise(table: pd.DataFrame, keys: Sequence[str], *, level: float = 0.95) -> pd.DataFrame:

@@ -50,21 +50,17 @@ def train_on_run(
 
     prepared, bank = pipeline.preprocess(run), pipeline.embed(run)[0]
     settings = make_settings(changes)
-    _check_target(bank, settings.image_size)
-    ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train]))
-    source = StimulusSource(prepared.stimuli.select(ids), bank.embeddings.select(ids))
-    return train_generator(settings, source, out, seed=seed, progress=progress)
-
-
-def _check_target(bank: Any, size: int) -> None:
-    """Raise `ConfigError` if the image encoder does not take the images that the generator will make."""
-    try:
+    size = settings.image_size
+    try:  # before hours of training: the target must take the images that the generator will make
         bank.encoder.encode([np.zeros((size, size, 3), np.uint8)])
     except DataError as error:
         raise ConfigError(
             f"the target {bank.embeddings.space} does not take images of {size} x {size} pixels, which the generator "
             "would make; set image_size to the target's, or choose a target.kind that takes any image."
         ) from error
+    ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train]))
+    source = StimulusSource(prepared.stimuli.select(ids), bank.embeddings.select(ids))
+    return train_generator(settings, source, out, seed=seed, progress=progress)
 
 
 def make_settings(changes: Mapping[str, Any]) -> GeneratorTrainingConfig:

@@ -10,7 +10,7 @@ from PIL import Image
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings import bank
 from braindecode_vis.embeddings.bank import embed_stimuli, iterate_decoded, list_banks
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(11, 4, 4, 3), dtype=np.uint8)
@@ -32,10 +32,7 @@ class MeanEncoder:
 
 
 def make_stimuli(pixels=PIXELS):
-    table = pd.DataFrame(
-        {"stimulus_id": [f"image{i}" for i in range(len(pixels))], "concept": "x", "path": ""}
-    )
-    return StimulusSet(table.assign(sha256=[hash_pixels(image) for image in pixels]), pixels=pixels)
+    return StimulusSet.from_pixels(pixels, [f"image{i}" for i in range(len(pixels))])
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,12 @@
 import json
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import save_file
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.stimuli import StimulusSet, hash_pixels
+from braindecode_vis.stimuli import StimulusSet
 
 SIZE = 32  # of every condition
 
@@ -21,10 +20,9 @@ def make_data(n=12, *, shape=(SIZE,), space="openclip/ViT-H-14/random-0/output/o
     colours = pixels.reshape(n, -1).astype(np.float32) / 255
     vectors = (colours @ rng.normal(size=(48, int(np.prod(shape))))).reshape(n, *shape).astype(np.float32)
     ids = [f"i{k}" for k in range(n)]
-    table = pd.DataFrame(
-        {"stimulus_id": ids, "concept": "c", "path": "", "sha256": list(map(hash_pixels, pixels))}
+    return GeneratorData(
+        encoder, Embeddings(vectors, ids, space), StimulusSet.from_pixels(pixels, ids, ["c"] * len(ids))
     )
-    return GeneratorData(encoder, Embeddings(vectors, ids, space), StimulusSet(table, pixels=pixels))
 
 
 def write_tokenizer(folder):

@@ -2,7 +2,6 @@ import json
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -42,7 +41,7 @@ from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.phantom.stimuli.images import N_MAX_CONCEPTS, make_concepts, render_batch
 from braindecode_vis.priors.sampling import draw_samples, draw_times, guide
 from braindecode_vis.priors.scales import PrincipalComponents
-from braindecode_vis.stimuli import StimulusSet, hash_pixels, resize_image
+from braindecode_vis.stimuli import StimulusSet, resize_image
 from braindecode_vis.store import hash_file
 
 SPACE = "made-up/7"
@@ -68,11 +67,10 @@ def make_source(n=10, n_features=7, space=SPACE):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (n, 20, 24, 3), dtype=np.uint8)
     ids = [f"image{i}" for i in range(n)]
-    table = pd.DataFrame(
-        {"stimulus_id": ids, "concept": "thing", "path": "", "sha256": list(map(hash_pixels, pixels))}
-    )
     vectors = rng.normal(3.0, 2.0, (n, n_features)).astype(np.float32)
-    return StimulusSource(StimulusSet(table, pixels=pixels), Embeddings(vectors, ids, space))
+    return StimulusSource(
+        StimulusSet.from_pixels(pixels, ids, ["thing"] * len(ids)), Embeddings(vectors, ids, space)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -304,11 +302,10 @@ def test_more_training_lowers_the_loss(tmp_path):
     pixels = np.stack([255 * (ramp if k else 1 - ramp) for k in kind]).astype(np.uint8)
     pixels += rng.integers(0, 2, pixels.shape, dtype=np.uint8)
     ids = [f"image{i}" for i in range(64)]
-    table = pd.DataFrame(
-        {"stimulus_id": ids, "concept": "ramp", "path": "", "sha256": list(map(hash_pixels, pixels))}
-    )
     vectors = np.eye(2, dtype=np.float32)[kind]
-    source = StimulusSource(StimulusSet(table, pixels=pixels), Embeddings(vectors, ids, SPACE))
+    source = StimulusSource(
+        StimulusSet.from_pixels(pixels, ids, ["ramp"] * len(ids)), Embeddings(vectors, ids, SPACE)
+    )
     longer = {"autoencoder_steps": 100, "denoiser_steps": 200, "checkpoint_every": 50, "denoiser_batch": 32}
     config = TINY.model_copy(
         update={**longer, "condition_width": 32, "denoiser_width": 16, "autoencoder_width": 8}

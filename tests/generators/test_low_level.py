@@ -128,9 +128,7 @@ def test_the_network_learns_a_map_by_the_mean_absolute_error():
 @pytest.mark.shared
 def test_taesd_decodes_noisy_latents_and_fusion_adds_layout(shared):
     """Real weights: latents as noisy as predictions still give colours in place, which the mixture inherits."""
-    import pandas as pd
 
-    from braindecode_vis.stimuli import hash_pixels
 
     rng = np.random.default_rng(0)
     pixels = np.zeros((4, 64, 64, 3), np.uint8)
@@ -141,10 +139,9 @@ def test_taesd_decodes_noisy_latents_and_fusion_adds_layout(shared):
     target = TinyAutoencoderConfig(weights=shared / "weights", image_size=64, device="cpu").build()
     ids = list("abcd")
     latents = target.encode(pixels)
-    table = pd.DataFrame(
-        {"stimulus_id": ids, "concept": "c", "path": "", "sha256": list(map(hash_pixels, pixels))}
+    data = GeneratorData(
+        target, Embeddings(latents, ids, target.space), StimulusSet.from_pixels(pixels, ids, ["c"] * len(ids))
     )
-    data = GeneratorData(target, Embeddings(latents, ids, target.space), StimulusSet(table, pixels=pixels))
     noisy = latents + 0.4 * latents.std() * rng.normal(size=latents.shape).astype(np.float32)
     low = LatentsConfig().build(data).generate(Embeddings(noisy, ids, target.space), seed=0)
     assert low.shape == (4, 64, 64, 3)

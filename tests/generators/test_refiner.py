@@ -22,9 +22,7 @@ FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformatio
 
 def make_data(n=40, size=16, target=None):
     """Bright squares at random places, and predictions that are blurred toward the mean with noise."""
-    import pandas as pd
 
-    from braindecode_vis.stimuli import hash_pixels
 
     generator = np.random.default_rng(0)
     grey = np.zeros((n, size, size), np.uint8)
@@ -33,9 +31,6 @@ def make_data(n=40, size=16, target=None):
         image[top : top + 7, left : left + 7] = 255
     pixels = np.repeat(grey[..., None], 3, axis=-1)
     ids = [f"image{i}" for i in range(n)]
-    table = pd.DataFrame(
-        {"stimulus_id": ids, "concept": "square", "path": "", "sha256": [hash_pixels(p) for p in pixels]}
-    )
     encoder = (target or PixelsConfig()).build().fit(pixels)
     bank = Embeddings(encoder.encode(pixels), ids, encoder.space)
     noise = generator.normal(scale=0.1, size=bank.vectors.shape)
@@ -43,7 +38,7 @@ def make_data(n=40, size=16, target=None):
     return GeneratorData(
         encoder,
         bank,
-        StimulusSet(table, pixels=pixels),
+        StimulusSet.from_pixels(pixels, ids, ["square"] * len(ids)),
         Embeddings(blurred.astype(np.float32), ids, encoder.space),
     )
 
