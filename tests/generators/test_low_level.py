@@ -129,7 +129,6 @@ def test_the_network_learns_a_map_by_the_mean_absolute_error():
 def test_taesd_decodes_noisy_latents_and_fusion_adds_layout(shared):
     """Real weights: latents as noisy as predictions still give colours in place, which the mixture inherits."""
 
-
     rng = np.random.default_rng(0)
     pixels = np.zeros((4, 64, 64, 3), np.uint8)
     for image in pixels:

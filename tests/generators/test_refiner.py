@@ -23,7 +23,6 @@ FAST = RefinerConfig(steps=120, width=4, batch_size=16, n_networks=1, deformatio
 def make_data(n=40, size=16, target=None):
     """Bright squares at random places, and predictions that are blurred toward the mean with noise."""
 
-
     generator = np.random.default_rng(0)
     grey = np.zeros((n, size, size), np.uint8)
     for image in grey:
