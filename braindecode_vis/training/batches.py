@@ -85,7 +85,7 @@ def make_batches(
 ) -> list[np.ndarray]:
     """Return the units of each batch of one epoch, shuffled.
 
-    A batch that would show one image alone trades a unit with another batch, since it has no negative.
+    A batch that would show one image alone swaps a unit with another batch, since it has no negative.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def make_batches(
     n_processes
         Each batch is a multiple of this, so that every process gets as many units.
     """
-    # One permutation per epoch, decided by its number alone: a resumed run deals the same.
+    # One permutation per epoch, decided by its number alone: a resumed run makes the same batches.
     order = make_generator(seed, "order", epoch).permutation(len(stimuli))
     # What is left over differs from epoch to epoch, as the order does.
     n_shared = len(order) // n_processes
@@ -106,11 +106,11 @@ def make_batches(
     for number, batch in enumerate(batches):
         # A contrast within it would be a softmax over one image.
         if len(np.unique(stimuli[batch])) == 1 and len(batches) > 1:
-            _trade(stimuli, batches, number)
+            _swap_unit(stimuli, batches, number)
     return batches
 
 
-def _trade(stimuli: np.ndarray, batches: list[np.ndarray], number: int) -> None:
+def _swap_unit(stimuli: np.ndarray, batches: list[np.ndarray], number: int) -> None:
     lone = stimuli[batches[number][0]]
     for step in range(1, len(batches)):
         other = batches[(number + step) % len(batches)]

@@ -116,8 +116,8 @@ class NetworkFit:
                 rows = self._read_raw(embeddings, chunk, images)
                 flat = torch.from_numpy(rows.reshape(len(rows), -1)).to(device)
                 # one subject for all rows of the gallery
-                person = None if index is None else index.expand(len(rows))
-                mapped[chunk] = self.model.encode_image(flat, person).cpu().numpy()
+                everyone = None if index is None else index.expand(len(rows))
+                mapped[chunk] = self.model.encode_image(flat, everyone).cpu().numpy()
         return Embeddings(mapped, embeddings.ids, self.comparison_space)
 
     def _read_raw(self, embeddings: Embeddings, chunk: slice, images: ImageSource | None) -> np.ndarray:
@@ -314,7 +314,7 @@ def reduce_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
 
 
 def name_reduced(space: str, choice: ViewChoice | None) -> str:
-    """Return the name of the space of settled views of a stacked space."""
+    """Return the name of the space of reduced views of a stacked space."""
     if choice is None:
         return space
     return f"{space}/{'usual' if choice == 'uncertainty' else 'mean'}-view"

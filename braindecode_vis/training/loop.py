@@ -264,7 +264,7 @@ class Trainer:
             plan, blocks = next(loaded)
             batch, plain = self._make_batch(plan, blocks)
             if self.teacher is not None:
-                batch.teacher = self.teacher.teach(batch, plain)
+                batch.teacher = self.teacher.make_targets(batch, plain)
             # Dropout draws from the global state, which the place in the training alone decides.
             seed_device(feed.device, derive_seed(feed.seed, "dropout", plan.update, plan.part, self.rank))
             # The gradient is taken while this generator waits, so inside the context: processes meet at the last part.

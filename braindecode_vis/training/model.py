@@ -389,7 +389,7 @@ class Teacher:
         self.queue = Queue(queue, n_features, device)
 
     @torch.no_grad()
-    def teach(self, batch: Batch, plain: Tensor) -> dict[str, Tensor]:
+    def make_targets(self, batch: Batch, plain: Tensor) -> dict[str, Tensor]:
         """Return the teacher's parts of `Outputs` and put this batch into the queue for the next ones.
 
         Parameters
@@ -462,28 +462,28 @@ def build_model(
         else:
             network = settings.network.build(signal, n_outputs)
         both = projector is not None and projector.sides == "both"
+        brain_projector = nn.Linear(n_outputs, n_common) if both else None
+        image_projector = nn.Linear(n_image, n_common) if projector is not None else None
+        regression_head = nn.Linear(n_outputs, n_targets) if regression == "linear" else None
+        objectives = [objective.build() for objective in settings.objectives]
+        for module, objective in zip(objectives, settings.objectives, strict=True):
+            module.config = (
+                objective  # for weight, phase and needs; one from outside need not keep its settings
+            )
         return BrainImageModel(
             network,
-            brain_projector=nn.Linear(n_outputs, n_common) if both else None,
-            image_projector=nn.Linear(n_image, n_common) if projector is not None else None,
+            brain_projector=brain_projector,
+            image_projector=image_projector,
             regression=regression,
-            regression_head=nn.Linear(n_outputs, n_targets) if regression == "linear" else None,
+            regression_head=regression_head,
             target_scale=scales[0],
             text_scale=scales[1],
-            objectives=[_build_objective(objective) for objective in settings.objectives],
+            objectives=objectives,
             n_common=n_common,
             fusion=fusion,
             # Last, so that the other weights are those of a training without it.
             tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
         )
-
-
-def _build_objective(config: Any) -> nn.Module:
-    module: nn.Module = config.build()
-    module.config = (
-        config  # weight, phase and needs are asked there; a class from outside need not keep its settings
-    )
-    return module
 
 
 def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:

@@ -95,11 +95,11 @@ def test_bad_input_is_named():
         decoder.decision(responses)
 
 
-def test_it_goes_with_the_split_by_runs_only():
-    content = {"name": "x", "dataset": {"kind": "muse_n170"}, "encoder": {"kind": "network_categories"}}
-    assert RunConfig.model_validate({**content, "split": {"kind": "leave_one_run_out"}}).decodes_categories
+def test_a_split_of_categories_takes_it_and_not_a_network_that_finds_images():
+    content = {"name": "x", "dataset": {"kind": "muse_n170"}, "split": {"kind": "leave_one_run_out"}}
+    assert RunConfig.model_validate({**content, "encoder": {"kind": "network_categories"}}).decodes_categories
     with pytest.raises(ValidationError, match="network_categories"):
-        RunConfig.model_validate({**content, "split": {"kind": "kfold"}})
+        RunConfig.model_validate({**content, "encoder": {"kind": "network"}})
 
 
 def test_a_decoder_of_another_kind_is_refused(tmp_path):
