@@ -46,7 +46,7 @@ SubjectAlignment = Literal["none", "euclidean", "zscore"]
 
 
 @dataclass
-class Scale:
+class InputScale:
     """Centre and spread, of shape (n_channels, 1) with a time axis and (n_features,) without."""
 
     centre: np.ndarray
@@ -81,8 +81,8 @@ class InputTransform:
     alignment: SubjectAlignment
     dims: tuple[str, ...]
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
-    scales: dict[str, Scale] = field(default_factory=dict)
-    scale: Scale | None = None
+    scales: dict[str, InputScale] = field(default_factory=dict)
+    scale: InputScale | None = None
     label_free_subjects: tuple[str, ...] = ()
 
     def fit(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> InputTransform:
@@ -166,7 +166,7 @@ class InputTransform:
         for chunk, block in iterate_blocks(data, rows):
             yield self._align(block.astype(np.float32), subjects[chunk])
 
-    def _fit_moments(self, blocks: Iterator[np.ndarray]) -> Scale:
+    def _fit_moments(self, blocks: Iterator[np.ndarray]) -> InputScale:
         """Return mean and standard deviation by merging those of blocks (Chan et al. 1983), in float64."""
         count, mean, squares = 0, np.zeros(()), np.zeros(())
         for block in blocks:
@@ -183,7 +183,7 @@ class InputTransform:
             count += n
         return self._make_scale(mean, np.sqrt(squares / count))
 
-    def _fit_quartiles(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> Scale:
+    def _fit_quartiles(self, data: Any, rows: np.ndarray, subjects: np.ndarray) -> InputScale:
         trial_bytes = 4 * max(1, int(np.prod(data.shape[1:])))
         # Quartiles need all values at once; every step-th trial keeps them within the bound.
         step = -(-len(rows) * trial_bytes // MEDIAN_BYTES)
@@ -199,12 +199,12 @@ class InputTransform:
             return block.transpose(0, 2, 1).reshape(-1, block.shape[1])
         return block.reshape(len(block), -1)
 
-    def _make_scale(self, centre: np.ndarray, spread: np.ndarray) -> Scale:
+    def _make_scale(self, centre: np.ndarray, spread: np.ndarray) -> InputScale:
         # A channel that does not vary keeps its values instead of being blown up by rounding.
         spread = np.where(spread > 1e-12 * np.maximum(np.abs(centre), np.finfo(np.float32).tiny), spread, 1.0)
         if self.dims[-1] == "time":
             centre, spread = centre[:, None], spread[:, None]  # broadcast over times
-        return Scale(centre.astype(np.float32), spread.astype(np.float32))
+        return InputScale(centre.astype(np.float32), spread.astype(np.float32))
 
     def as_tensors(self) -> dict[str, np.ndarray]:
         """Return named arrays that `from_tensors` reads."""
@@ -231,9 +231,9 @@ class InputTransform:
             if part == "align":
                 transform.matrices[subject] = array
             elif part == "align_centre":
-                transform.scales[subject] = Scale(array, named[f"align_spread/{subject}"])
+                transform.scales[subject] = InputScale(array, named[f"align_spread/{subject}"])
         if "scale_centre" in named:
-            transform.scale = Scale(named["scale_centre"], named["scale_spread"])
+            transform.scale = InputScale(named["scale_centre"], named["scale_spread"])
         return transform
 
 
