@@ -98,11 +98,6 @@ class Retrieval:
         return 1.0 + self.n_above + 0.5 * self.n_tied
 
     @property
-    def best_ranks(self) -> np.ndarray:
-        """Rank if every tie were won; shape (n_queries,)."""
-        return 1 + self.n_above
-
-    @property
     def worst_ranks(self) -> np.ndarray:
         """Rank if every tie were lost; shape (n_queries,)."""
         return 1 + self.n_above + self.n_tied
@@ -376,11 +371,6 @@ def compute_k_way_hits(retrieval: Retrieval, k: int, *, ties: TieRule = "shared"
     return np.where(retrieval.n_tied > 0, shared, wins[retrieval.n_above])
 
 
-def compute_k_way_accuracy(retrieval: Retrieval, k: int, *, ties: TieRule = "shared") -> float:
-    """Return the mean of `compute_k_way_hits`; tied candidates share their places. Chance is 1 / k."""
-    return float(compute_k_way_hits(retrieval, k, ties=ties).mean())
-
-
 def compute_k_way_curve(retrieval: Retrieval) -> np.ndarray:
     """Return the exact k-way accuracy for every k from 2 to the size of the gallery.
 
@@ -431,28 +421,6 @@ def compute_relative_ranks(
     if convention == "fraction":
         return retrieval.ranks / retrieval.gallery_size
     return (retrieval.ranks - 1) / max(1, retrieval.gallery_size - 1)
-
-
-def compute_mean_rank(retrieval: Retrieval) -> float:
-    """Return the mean rank, ties sharing the mean rank. Chance is (gallery size + 1) / 2."""
-    return float(retrieval.ranks.mean())
-
-
-def compute_median_rank(retrieval: Retrieval) -> float:
-    """Return the median rank, ties sharing the mean rank. Chance is (gallery size + 1) / 2."""
-    return float(np.median(retrieval.ranks))
-
-
-def compute_mean_reciprocal_rank(retrieval: Retrieval) -> float:
-    """Return the mean reciprocal rank, which is mAP with one relevant item; ties share the mean rank."""
-    return float(compute_reciprocal_ranks(retrieval).mean())
-
-
-def compute_relative_median_rank(
-    retrieval: Retrieval, *, convention: Literal["zero_to_one", "fraction"] = "zero_to_one"
-) -> float:
-    """Return the median of `compute_relative_ranks`; 0 is best, chance is 0.5."""
-    return float(np.median(compute_relative_ranks(retrieval, convention=convention)))
 
 
 def _find_targets(queries: Embeddings, gallery: Embeddings) -> np.ndarray:

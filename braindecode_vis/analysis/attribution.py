@@ -116,15 +116,16 @@ def explain_trials(
     def measure(trials: Any, whose: Any, goal: Any, length: Any) -> Any:
         return (centre(trials, whose) * goal).sum(dim=1) / length
 
-    goals = functional.normalize(goals, dim=1)
+    goals = functional.normalize(goals, dim=1)  # (n_trials, n_features): a product with them is a cosine
     with torch.no_grad():
         chunks = [slice(s, s + batch_size) for s in range(0, len(data), batch_size)]
         lengths = torch.cat([centre(data[c], subject[c]).norm(dim=1) for c in chunks]).clamp_min(1e-12)
     values, error = np.empty(tuple(data.shape), np.float32), 0.0
+    # Gradients of the input alone are asked for; those of the weights would double time and memory.
     wanted = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     try:
-        for row in range(len(data)):
+        for row in range(len(data)):  # one trial at a time: captum expands each into all its steps
             part = slice(row, row + 1)
             one = data[part]
             found, delta = gradients(measure).attribute(
@@ -211,6 +212,7 @@ def _report(study: Study, table: pd.DataFrame, error: float) -> Findings:
                 axes.set_xlabel("time (ms)")
                 axes.set_ylabel("attribution (cosine)")
             else:
+                # Not all of 306 channels can be read; the table has them.
                 top = own.sort_values("value", ascending=False).head(20)
                 draw_bars(axes, top, top["name"].tolist())
                 axes.set_xlabel("attribution (cosine)")

@@ -31,6 +31,7 @@ from braindecode_vis.settings import Settings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Limits as EEG textbooks have them; 0.5 Hz is the lowest that trials of two seconds can hold.
 BANDS = {
     "delta": (0.5, 4.0), "theta": (4.0, 8.0), "alpha": (8.0, 13.0), "beta": (13.0, 30.0), "gamma": (30.0, 80.0),
 }  # fmt: skip
@@ -79,16 +80,8 @@ class FrequencyBandsConfig(Settings):
         rows = []
         for (kept, name), found in measured.items():
             low, high = bands.get(name, (float("nan"), float("nan")))
-            difference = found.compare(study, whole.values)
-            rows.append(
-                {"band": name, "mode": kept, "l_freq": low, "h_freq": high, **found.as_row(study)}
-                | {
-                    "difference": found.value - whole.value,
-                    "difference_low": difference.interval.low if difference else np.nan,
-                    "difference_high": difference.interval.high if difference else np.nan,
-                    "p_difference": difference.p_value if difference else np.nan,
-                }
-            )
+            own = {"band": name, "mode": kept, "l_freq": low, "h_freq": high, **found.as_row(study)}
+            rows.append(own | found.as_difference(study, whole))
         return self._report(pd.DataFrame(rows), lost)
 
     def _report(self, table: pd.DataFrame, lost: list[str]) -> Findings:
@@ -136,6 +129,7 @@ def fit_bands(
         If none is left.
     """
     top = sfreq / 2
+    # A filter's edge must stay below the Nyquist frequency, and a sliver of a band is no band.
     kept = {name: (low, min(high, 0.95 * top)) for name, (low, high) in bands.items() if low < 0.9 * top}
     if not kept:
         raise ConfigError(f"no band lies below {top:g} Hz, half the sampling rate of the trials.")
@@ -168,6 +162,7 @@ class BandFilter:
         data = np.moveaxis(np.asarray(responses.data, dtype=np.float64), axis, -1)
         n = data.shape[-1]
         pad = n - 1
+        # Mirrored about its end values, so that the filter meets no step where the trial was cut.
         padded = np.pad(data, [(0, 0)] * (data.ndim - 1) + [(pad, pad)], mode="reflect", reflect_type="odd")
         low, high = self.edges if self.mode == "only" else self.edges[::-1]  # mne's notation of a band-stop
         settings = {"order": _ORDER, "ftype": "butter", "output": "sos"}

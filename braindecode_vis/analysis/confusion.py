@@ -112,6 +112,7 @@ class ConfusionConfig(Settings):
         shown = decided["seen"].value_counts().head(self.max_classes).index.tolist()
         shown = sorted(shown)
         cells = table[table["decoded"] != "same"]
+        # A class that is never decoded has no cell, which is a share of zero.
         grid = cells.pivot(index="seen", columns="decoded", values="value").reindex(
             index=shown, columns=shown, fill_value=0.0
         )
@@ -253,6 +254,7 @@ def _make_same(
 
 def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, float]:
     """Return a bootstrap interval where trials share images or there are many, else Wilson's."""
+    # Trials of one image are not independent, so only single ones may take Wilson's interval.
     n_ids = own["id"].nunique()
     several = own["subject"].nunique() > 1
     if not several and (n_ids == len(own) or n_ids < 2):

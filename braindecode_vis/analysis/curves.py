@@ -306,6 +306,7 @@ def cluster_over_subjects(
         )  # fmt: skip
     spans = tuple((int(where[0].min()), int(where[0].max())) for where in found)
     order = sorted(range(len(spans)), key=lambda i: spans[i])
+    # In units of t, as the clusters of mne are, so that a resampled curve meets the same threshold.
     deviation = np.maximum(curves.std(axis=0, ddof=1), 1e-9)
     critical = float(np.quantile(masses, 1 - alpha)) if len(masses) else np.inf
     words = f"cluster mass over time, sign flips of {n} subjects"
@@ -346,7 +347,7 @@ def find_first_cluster(
     n = len(z)
     mass, largest = np.zeros(n), np.zeros(n)
     start, onset = np.zeros(n, int), np.full(n, -1)
-    for window in range(z.shape[1]):
+    for window in range(z.shape[1]):  # all curves step through time together: runs of each are summed
         above = z[:, window] > threshold[window]
         start = np.where(above & (mass == 0), window, start)
         mass = np.where(above, mass + np.maximum(z[:, window], 1e-12), 0.0)
@@ -368,7 +369,7 @@ def bootstrap_curves(
     generator = make_generator(seed, "bootstrap curves")
     names = np.unique(subjects.astype(str))
     drawn = generator.integers(0, len(names), (n_draws, len(names)))
-    if len(names) == 1:
+    if len(names) == 1:  # only its images are resampled
         drawn[:] = 0
     total = np.zeros((n_draws, values.shape[1]))
     for number, name in enumerate(names):
@@ -378,6 +379,7 @@ def bootstrap_curves(
         sums = np.zeros((len(sizes), values.shape[1]))
         np.add.at(sums, codes, values[rows])
         draw, _ = np.nonzero(drawn == number)
+        # (n_draws of this subject, n_images): how often each image is drawn.
         counts = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=len(draw))
         np.add.at(total, draw, (counts @ sums) / (counts @ sizes)[:, None])
     return total / len(names)

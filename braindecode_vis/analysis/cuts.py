@@ -92,11 +92,12 @@ def make_growing_windows(responses: Responses, step: float, start: float, tmax: 
 def _find_range(
     times: np.ndarray, interval: float, tmin: float | None, tmax: float | None
 ) -> tuple[int, int]:
-    slack = 1e-6 * interval
+    slack = 1e-6 * interval  # times are sums of rounded intervals
     inside = np.ones(len(times), bool)
     if tmin is not None:
         inside &= times >= tmin - slack
     if tmax is not None:
+        # A sample lasts until the next one, so it ends one interval after its time.
         inside &= times + interval <= tmax + interval / 2 + slack
     if not inside.any():
         raise ConfigError(
@@ -119,7 +120,7 @@ def cut_window(responses: Responses, window: Window, outside: Outside = "cut") -
         ``zero`` keeps the shape, for networks that are made for one length.
     """
     axis = responses.dims.index("time")
-    index = (*[slice(None)] * axis, slice(window.first, window.last))
+    index = (*[slice(None)] * axis, slice(window.first, window.last))  # only these are read from the disk
     inside = np.asarray(responses.data[index])
     if outside == "zero":
         data = np.zeros(responses.data.shape, inside.dtype)
@@ -140,7 +141,7 @@ def keep_features(responses: Responses, keep: Features, outside: Outside = "cut"
     if isinstance(keep, Mapping):
         return _keep_own(responses, keep, outside)
     if outside == "zero":
-        shape = (1, len(keep), *[1] * (responses.data.ndim - 2))
+        shape = (1, len(keep), *[1] * (responses.data.ndim - 2))  # against (n_trials, n_features, ...)
         return replace(responses, data=np.asarray(responses.data) * keep.reshape(shape))
     return select_features(responses, keep)
 

@@ -89,6 +89,7 @@ def _tabulate(study: Study, number: int) -> pd.DataFrame:
     ids = test.stimulus_ids.astype(str)
     units = make_unit(gallery.vectors)
     n = len(units)
+    # Mean cosine to all other images of the gallery: the sum over all less the image itself.
     typical = (units @ units.sum(axis=0) - (units**2).sum(axis=1)) / (n - 1)
     typicality = dict(zip(gallery.ids.astype(str), typical, strict=True))
     named = pd.Series(first[first != ids]).value_counts()
@@ -97,7 +98,7 @@ def _tabulate(study: Study, number: int) -> pd.DataFrame:
     for name in gallery.ids.astype(str):
         own = ids == name
         low = high = float("nan")
-        if own.sum() > 1:
+        if own.sum() > 1:  # over the trials of the image; one trial has no interval
             interval = bootstrap_interval(values[own], n_boot=min(2000, study.n_bootstrap), seed=study.seed)
             low, high = interval.low, interval.high
         others = first[own][first[own] != name]

@@ -81,6 +81,7 @@ class TimeGeneralizationConfig(Settings):
             spread = max(float(measured.null.std()), 1e-12)
             centred = (measured.null - measured.null.mean()) / spread
             z[i, j] = (measured.observed - measured.null.mean()) / spread
+            # The largest cell of each permutation corrects for all cells; one cell has one scale.
             largest = np.maximum(largest, centred)
             rows.append(
                 {
@@ -99,6 +100,7 @@ class TimeGeneralizationConfig(Settings):
         values = table["value"].to_numpy(float).reshape(n, n)
         marked = table["significant"].to_numpy().reshape(n, n)
         half = (centres[1] - centres[0]) / 2
+        # Pixels are centred on the windows, so the picture reaches half a step beyond the first and the last.
         edge = [(centres[0] - half) * 1000, (centres[-1] + half) * 1000]
         off = marked & ~np.eye(n, dtype=bool)
         chance = float(table["chance"].iloc[0])

@@ -70,7 +70,8 @@ class HubnessConfig(Settings):
                         "chance": np.nan, "reference": perfect[name], "n": len(queries),
                     }
                 )  # fmt: skip
-            shares.append(count_neighbours(queries, gallery, self.k))
+            counts = count_neighbours(queries, gallery, self.k)
+            shares.append(pd.Series(counts, index=gallery.ids.astype(str)))
         return self._report(pd.DataFrame(rows), shares)
 
     def _resample(
@@ -135,14 +136,6 @@ def _shift_interval(value: float, draws: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def count_neighbours(queries: Embeddings, gallery: Embeddings, k: int) -> pd.Series:
-    """Return how often each image is among the `k` nearest of a query."""
-    similarity = make_unit(queries.vectors) @ make_unit(gallery.vectors).T
-    k = min(k, len(gallery))
-    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    return pd.Series(np.bincount(nearest.ravel(), minlength=len(gallery)), index=gallery.ids.astype(str))
-
-
 def _measure_predictions(queries: Embeddings, gallery: Embeddings, k: int) -> dict[str, float]:
     hubs, gap = compute_hubness(queries, gallery, k=k), compute_modality_gap(queries, gallery)
     return {
@@ -193,15 +186,12 @@ class Hubness:
         Fraction of the items that no query has among its `k` nearest.
     hub_id
         The most frequent item.
-    k
-        Number of neighbours.
     """
 
     skewness: float
     largest_share: float
     never_share: float
     hub_id: str
-    k: int
 
 
 def compute_hubness(queries: Embeddings, gallery: Embeddings, *, k: int = 10) -> Hubness:
@@ -214,6 +204,20 @@ def compute_hubness(queries: Embeddings, gallery: Embeddings, *, k: int = 10) ->
     k
         Number of neighbours; at most the number of candidates.
     """
+    counts = count_neighbours(queries, gallery, k)
+    deviation = counts.std()
+    skewness = float(((counts - counts.mean()) ** 3).mean() / deviation**3) if deviation > 0 else 0.0
+    hub = int(counts.argmax())
+    return Hubness(
+        skewness=skewness,
+        largest_share=float(counts[hub] / len(queries)),
+        never_share=float((counts == 0).mean()),
+        hub_id=str(gallery.ids[hub]),
+    )
+
+
+def count_neighbours(queries: Embeddings, gallery: Embeddings, k: int) -> np.ndarray:
+    """Return how often each gallery item is among the `k` nearest of a query, int array of shape (n_gallery,)."""
     check_same_space(queries, gallery)
     left, right = make_unit(queries.vectors), make_unit(gallery.vectors)
     same = queries is gallery
@@ -222,22 +226,13 @@ def compute_hubness(queries: Embeddings, gallery: Embeddings, *, k: int = 10) ->
         raise DataError("hubness needs at least one candidate besides the query itself.")
     counts = np.zeros(len(right), dtype=np.int64)
     for start in range(0, len(left), _BLOCK):
-        similarity = left[start : start + _BLOCK] @ right.T
+        similarity = left[start : start + _BLOCK] @ right.T  # (n_block, n_gallery)
         if same:
             rows = np.arange(len(similarity))
             similarity[rows, start + rows] = -np.inf
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         counts += np.bincount(nearest.ravel(), minlength=len(right))
-    deviation = counts.std()
-    skewness = float(((counts - counts.mean()) ** 3).mean() / deviation**3) if deviation > 0 else 0.0
-    hub = int(counts.argmax())
-    return Hubness(
-        skewness=skewness,
-        largest_share=float(counts[hub] / len(left)),
-        never_share=float((counts == 0).mean()),
-        hub_id=str(gallery.ids[hub]),
-        k=k,
-    )
+    return counts
 
 
 def compute_effective_dimension(vectors: np.ndarray) -> float:
@@ -362,6 +357,7 @@ def compute_modality_gap(left: Embeddings, right: Embeddings) -> ModalityGap:
     a, b = make_unit(left.vectors), make_unit(right.select(left.ids).vectors)
     matching = (a * b).sum(axis=1)
     n = len(a)
+    # All pairs are the product of the two sums, less those that match.
     other = (float(a.sum(axis=0) @ b.sum(axis=0)) - matching.sum()) / (n * (n - 1))
     return ModalityGap(
         gap=float(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0))),
@@ -383,4 +379,5 @@ def compute_uniformity(vectors: np.ndarray) -> float:
     for start in range(0, len(units), _BLOCK):
         total += float(np.exp(4 * (units[start : start + _BLOCK] @ units.T - 1)).sum())
     n = len(units)
+    # exp(-2 d^2) = exp(4 (cosine - 1)) for unit vectors; each row with itself gives 1 and is left out.
     return float(np.log((total - n) / (n * (n - 1))))

@@ -75,6 +75,7 @@ class ImageryConfig(Settings):
                 "the trial table has no column task, so seen and imagined trials cannot be told apart; use "
                 "nsd_imagery, god or deeprecon, or add the column."
             )
+        # Few stimuli give coarse nulls, so the number of shuffles is not what limits the p-value.
         study = replace(study, n_permutations=max(self.n_shuffles, study.n_permutations))
         rows: list[dict[str, Any]] = []
         for task in (self.task, *(t for t in self.beside if t != self.task)):
@@ -113,7 +114,7 @@ class ImageryConfig(Settings):
                     continue
                 test = study.responses.select(within)
                 test = average_repetitions(test) if self.average else test
-                if len(pd.unique(test.stimulus_ids)) < 2:
+                if len(pd.unique(test.stimulus_ids)) < 2:  # nothing to tell it from
                     continue
                 queries, gallery = predict_imagery(study, number, test)
                 ranked = compute_ranks(queries, gallery, n_top=1, protocol=study.protocol)
@@ -190,7 +191,7 @@ def list_trials(study: Study, task: str, *, strict: bool) -> dict[int, np.ndarra
     tested = [np.append(fold.test, rows) for fold, rows in zip(study.folds, imagined, strict=True)]
     chosen = {n: np.intersect1d(rows, mine) for n, rows in enumerate(tested)}
     chosen = {n: rows for n, rows in chosen.items() if len(rows)}
-    if not chosen:
+    if not chosen:  # no fold tests the task: the first encoder is as good as any
         rows = np.setdiff1d(mine, study.folds[0].train)
         chosen = {0: rows} if len(rows) else {}
     for number, rows in chosen.items():

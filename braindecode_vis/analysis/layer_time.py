@@ -110,6 +110,7 @@ class LayerTimeConfig(Settings):
                 values, measured[0].ids, measured[0].subjects, n_draws=min(MAX_DRAWS, study.n_bootstrap),
                 seed=study.seed,
             )  # fmt: skip
+            # The peak of each resampled curve: how well the time of the best window is known.
             centres = np.array([w.centre for w in windows])
             low, high = np.quantile(centres[draws.argmax(axis=1)], [0.025, 0.975])
             peak = float(centres[values.mean(axis=0).argmax()])

@@ -113,6 +113,14 @@ class Measured:
             n_boot=study.n_bootstrap, seed=study.seed,
         )  # fmt: skip
 
+    def as_difference(self, study: Study, other: Measured) -> dict[str, float]:
+        """Return `difference` to the same rows under another condition, with `_low`, `_high` and `p_difference`."""
+        found = self.compare(study, other.values)
+        low, high, p = (found.interval.low, found.interval.high, found.p_value) if found else [np.nan] * 3
+        return {
+            "difference": self.value - other.value, "difference_low": low, "difference_high": high, "p_difference": p,
+        }  # fmt: skip
+
 
 def compute_interval(
     study: Study, values: np.ndarray, ids: np.ndarray, subjects: np.ndarray
@@ -164,6 +172,7 @@ class Meter:
         values = compute_hits(retrieval, self.metric)
         chance = compute_chance(self.metric, gallery_size=retrieval.gallery_size)
         total, null = float(values.sum()), None
+        # The table is of rounded similarities, so its own sum, and not that of the values, meets the null.
         if permute and 1 < len(gallery) <= LARGEST_GALLERY:
             total, null = self._permute(queries, gallery)
         subjects = test.trials["subject"].to_numpy(dtype=object)
@@ -184,6 +193,7 @@ class Meter:
             order = np.arange(len(names), dtype=np.int32)  # half the memory: these are kept for all decodings
             self._shuffles[names] = permute_within(order, [order], self.study.n_permutations, generator)
         rows = np.arange(len(names))
+        # (n_permutations, n_images): the image that stands in the place of each; all decodings share them.
         return float(np.trace(sums)), sums[rows, self._shuffles[names]].sum(axis=1)
 
     @staticmethod
@@ -240,6 +250,7 @@ def measure_changes(
     parts: dict[Key, list[FoldValues]] = {key: [] for key in changes}
     with study.progress(what, len(changes) * len(study.folds)) as advance:
         for number, fold in enumerate(study.folds):
+            # Picked once: averaging repetitions of large recordings takes longer than a ridge.
             train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
             for key, change in changes.items():
                 encoder = fit_picked(study, number, train if change is None else change(train), change)

@@ -74,7 +74,7 @@ class OcclusionConfig(Settings):
             for number, fold in enumerate(study.folds):
                 test, encoder = study.pick(fold.test, "test"), study.trained(number)
                 train = study.pick(fold.train, "train")
-                fill = _compute_mean(train)
+                fill = _compute_mean(train)  # of training trials: the test split tells the encoder nothing
                 whole.append(meter.measure_fold(number, test, encoder))
                 data = np.asarray(test.data)
                 for kind, name, find in parts:
@@ -145,6 +145,7 @@ class OcclusionConfig(Settings):
         if own.empty:
             return ()
         n = study.responses.data.shape[1]
+        # The same split as in `_list_parts`, so that each block's loss is spread over its own features.
         sizes = [len(block) for block in np.array_split(np.arange(n), len(own))]
         values = np.repeat(own["value"].to_numpy(float), sizes)
         together = f", of {max(sizes)} neighbours in the table together" if max(sizes) > 1 else ""

@@ -110,7 +110,7 @@ def _whiten(values: np.ndarray) -> np.ndarray:
     identity.
     """
     covariance = values.T @ values / max(1, len(values))
-    level, vectors = np.linalg.eigh(covariance)
+    level, vectors = np.linalg.eigh(covariance)  # ascending, so the first is the weakest component
     if level[0] <= 1e-12 * level[-1] or level[-1] == 0:
         raise DataError(
             f"the predictions have fewer than {values.shape[1]} components; ask for fewer with n_components."
@@ -140,7 +140,7 @@ def _tabulate(
     study: Study, data: np.ndarray, signal: np.ndarray, ids: np.ndarray, names: list[str],
     windows: Sequence[Window | None], n_resamples: int,
 ) -> pd.DataFrame:  # fmt: skip
-    pattern = np.einsum("tk,twc->kwc", signal, data) / len(data)
+    pattern = np.einsum("tk,twc->kwc", signal, data) / len(data)  # (n_components, n_windows, n_features)
     flat = data.reshape(len(data), -1)
     rows = []
     for k in range(signal.shape[1]):
@@ -148,6 +148,7 @@ def _tabulate(
         own = pattern[k] * (1.0 if peak >= 0 else -1.0)
         weighted = signal[:, k] * (1.0 if peak >= 0 else -1.0)
         low, high = _bootstrap(study, flat * weighted[:, None], ids, n_resamples)
+        # The sign was chosen by the data, so the test has two sides.
         p_value = _permute(study, flat, weighted, own.ravel(), n_resamples)
         for w, window in enumerate(windows):
             for c, name in enumerate(names):
@@ -186,7 +187,7 @@ def _permute(
 ) -> np.ndarray:
     """Return two-sided p-values corrected for all cells by the largest standardised one of each shuffle."""
     generator = make_generator(study.seed, "permute patterns")
-    scale = np.maximum(data.std(axis=0), 1e-300)
+    scale = np.maximum(data.std(axis=0), 1e-300)  # sensors of different units share one null
     shuffled = permute_within(signal, [np.arange(len(signal))], n_shuffles, generator)
     largest = np.zeros(n_shuffles)
     step = max(1, (1 << 22) // n_shuffles)

@@ -111,7 +111,7 @@ class RoisConfig(Settings):
             name: features
             for name, features in list_rois(study.responses, self.sets).items()
             if (not self.include or name in self.include) and name not in self.exclude
-            if _find_smallest(features) >= self.min_voxels
+            if _count(features) >= self.min_voxels
         }
         for name in (*self.include, *self.exclude):
             check_option("the region of interest", name, list_rois(study.responses, self.sets))
@@ -142,15 +142,11 @@ def list_rois(responses: Responses, sets: tuple[str, ...] | None) -> dict[str, F
         labels = sorted({int(v) for v in np.unique(roi.labels) if v > 0} | {k for k in roi.names if k > 0})
         for label in labels:
             region = roi.names.get(label, str(label))
+            # FFA is in several atlases, and some name their regions by numbers alone.
             name = f"{set_name}/{region}" if region in named or region.isdigit() else region
             masks = {str(s): find_rois(responses, {set_name: [region]}, subject=s) for s in subjects}
             named[name] = masks if counts else next(iter(masks.values()))
     return named
-
-
-def _find_smallest(features: Features) -> int:
-    masks = features.values() if isinstance(features, Mapping) else [features]
-    return min(int(mask.sum()) for mask in masks)
 
 
 class NetworkAblationConfig(Settings):
@@ -237,6 +233,7 @@ def ablate(
         if _count(rest) == 0:
             raise DataError(f"the group {name} holds every {noun}, so nothing can be compared with it.")
         kept["only", name, 0], kept["without", name, 0] = features, rest
+    # Random groups are drawn once per size, and serve all groups of that size.
     sizes = {_key(features) for features in kept.values()}
     for size in sorted(sizes):
         for draw in range(n_random):
@@ -247,7 +244,7 @@ def ablate(
         study,
         changes,
         metric,
-        permute=lambda condition: condition[0] != "random",
+        permute=lambda condition: condition[0] != "random",  # they are a null themselves
         what=kind.replace("_", " "),
     )
     rows = [
@@ -266,28 +263,16 @@ def _make_row(
     row = {"group": name, "mode": mode, "n_columns": _count(features), **found.as_row(study)}
     draws = [measured["random", _key(features), d] for d in range(n_random)] if mode != "all" else []
     # A group left out is worth what the score loses; a group alone is worth its score.
-    against = found.compare(study, whole.values) if mode != "all" else None
-    row |= {
-        "difference": found.value - whole.value,
-        "difference_low": against.interval.low if against else np.nan,
-        "difference_high": against.interval.high if against else np.nan,
-        "p_difference": against.p_value if against else np.nan,
-    }
+    row |= found.as_difference(study, whole)
+    if mode == "all":
+        row |= dict.fromkeys(("difference_low", "difference_high", "p_difference"), np.nan)
     if not draws:
-        names = (
-            "random",
-            "random_low",
-            "random_high",
-            "p_random",
-            "versus_random",
-            "versus_low",
-            "versus_high",
-        )
-        return row | dict.fromkeys(names, np.nan)
+        names = "random random_low random_high p_random versus_random versus_low versus_high"
+        return row | dict.fromkeys(names.split(), np.nan)
     level = np.array([d.value for d in draws])
     # A group left out matters if the score falls lower than without as many random features.
     extreme = compute_p_value(found.value, level, alternative="greater" if mode == "only" else "less")
-    mean = np.mean([d.values for d in draws], axis=0)
+    mean = np.mean([d.values for d in draws], axis=0)  # (n_rows,): trial by trial, for a paired difference
     versus = found.compare(study, mean)
     low, high = np.quantile(level, [0.025, 0.975])
     return row | {

@@ -52,18 +52,21 @@ class RepetitionsConfig(Settings):
     def compute(self, study: Study) -> Findings:
         """Draw, average and rank."""
         check_retrieval(study, self.kind)
-        most = min(_count_fewest(study, fold.test) for fold in study.folds)
+        sizes = [len(group) for fold in study.folds for group in _list_groups(study, fold.test)]
+        most = min(sizes)
         if most < 2:
             raise DataError(
                 "some test image was shown once, so that repetitions cannot be averaged; choose a split or subjects "
                 "whose test images were all repeated."
             )
-        numbers = [n for n in self.numbers if 1 <= n <= most] or _list_numbers(most)
+        powers = [2**p for p in range(most.bit_length())]
+        numbers = [n for n in self.numbers if 1 <= n <= most] or sorted({*powers, most})
         meter = Meter(study, self.metric)
         rows, trials = [], 0
         with study.progress("repetitions", len(numbers)) as advance:
             for n in numbers:
-                draws = 1 if n == most and _is_balanced(study, most) else self.n_draws
+                # All repetitions of every image can be drawn in one way only.
+                draws = 1 if n == most == max(sizes) else self.n_draws
                 measured = [self._measure(study, meter, n, draw) for draw in range(draws)]
                 mean = _average(measured)
                 trials = len(mean.values)
@@ -98,6 +101,7 @@ class RepetitionsConfig(Settings):
         parts: list[FoldValues] = []
         for number, fold in enumerate(study.folds):
             generator = make_generator(study.seed, "repetitions", n, draw, number)
+            # Sorted, since recordings on the disk are read in order.
             rows = np.sort(_draw_rows(study, fold.test, n, generator))
             test = average_repetitions(study.responses, rows)
             parts.append(meter.measure_fold(number, test, study.trained(number)))
@@ -107,22 +111,10 @@ class RepetitionsConfig(Settings):
 def _list_groups(study: Study, rows: np.ndarray) -> list[np.ndarray]:
     """Return the trials of each subject and image (and task), as `average_repetitions` puts them together."""
     trials = study.responses.trials.iloc[rows]
+    # What was seen and what was imagined of one image are not repetitions of each other.
     keys = ["subject", "stimulus_id", *(["task"] if "task" in trials else [])]
     codes = trials.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
     return [rows[codes == code] for code in range(codes.max() + 1)]
-
-
-def _count_fewest(study: Study, rows: np.ndarray) -> int:
-    return min(len(group) for group in _list_groups(study, rows))
-
-
-def _is_balanced(study: Study, most: int) -> bool:
-    return all(len(g) == most for fold in study.folds for g in _list_groups(study, fold.test))
-
-
-def _list_numbers(most: int) -> list[int]:
-    powers = [2**p for p in range(most.bit_length()) if 2**p <= most]
-    return powers if powers[-1] == most else [*powers, most]
 
 
 def _draw_rows(study: Study, rows: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:

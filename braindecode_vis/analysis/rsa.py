@@ -452,9 +452,12 @@ def compare_layers_with_brain(
     }
     n = len(ids)
     pairs = np.triu_indices(n, 1)
+    # Ranks among all pairs, mean-free and of length one: a Spearman correlation is then a product.
     theirs = [_square(_rank(subject[pairs]), n) for subject in subjects]
     draws = [make_generator(seed, "rsa bootstrap", b).integers(n, size=n) for b in range(n_bootstrap)]
-    draws = [draw for draw in draws if len(np.unique(draw)) > 2]
+    draws = [
+        draw for draw in draws if len(np.unique(draw)) > 2
+    ]  # two images have one dissimilarity, no correlation
     shuffles = [make_generator(seed, "rsa permutation", p).permutation(n) for p in range(n_permutations)]
     mean_subject = np.mean(theirs, axis=0)[
         pairs
@@ -514,5 +517,6 @@ def compute_noise_ceiling(rdms: Sequence[np.ndarray]) -> tuple[float, float]:
     upper = np.triu_indices(len(rdms[0]), 1)
     ranks = np.stack([_rank(rdm[upper]) for rdm in rdms])
     total = ranks.sum(axis=0)
+    # The mean of the others is a model that any other may be worse than; that of all, one that none can beat.
     lower = float(np.mean([_rank(total - own) @ own for own in ranks]))
     return lower, float(np.mean([_rank(total) @ own for own in ranks]))

@@ -89,6 +89,7 @@ def place_regions(positions: np.ndarray, everyone: np.ndarray) -> list[str]:
         All sensors, around whose sphere directions are measured.
     """
     directions, regions = _read_standard()
+    # Few points fit many spheres; then the middle of the head of MNE's montages, 4 cm above the ears.
     centre = fit_sphere(everyone) if len(everyone) >= 8 else np.array([0.0, 0.0, 0.04])
     seen = normalise_rows(positions - centre)
     return [regions[i] for i in (seen @ directions.T).argmax(axis=1)]
@@ -96,6 +97,7 @@ def place_regions(positions: np.ndarray, everyone: np.ndarray) -> list[str]:
 
 def fit_sphere(points: np.ndarray) -> np.ndarray:
     """Return the centre of the sphere that fits points of shape (n, 3) by least squares."""
+    # |p - c|^2 = r^2 is linear in c and r^2 - |c|^2.
     design = np.concatenate([2 * points, np.ones((len(points), 1))], axis=1)
     solution, *_ = np.linalg.lstsq(design, (points**2).sum(axis=1), rcond=None)
     return solution[:3]

@@ -136,13 +136,13 @@ class RunDecisions:
             own = labels == code
             n_own = int((self.truth == code).sum())
             n_rest = len(self.truth) - n_own
-            sums = own.astype(float) @ self.ranks[code].T
+            sums = own.astype(float) @ self.ranks[code].T  # (n_sets, n_windows), rank sums of the class
             parts.append((sums - n_own * (n_own + 1) / 2) / (n_own * n_rest))
         return np.mean(parts, axis=0)
 
     def resample(self, generator: np.random.Generator, n_draws: int) -> np.ndarray:
         """Return areas of trials resampled within their class, shape (n_draws, n_windows)."""
-        weights = np.zeros((n_draws, len(self.truth)))
+        weights = np.zeros((n_draws, len(self.truth)))  # how often each trial is drawn
         for code in np.unique(self.truth):
             own = np.flatnonzero(self.truth == code)
             weights[:, own] = generator.multinomial(len(own), np.full(len(own), 1 / len(own)), size=n_draws)
@@ -235,6 +235,7 @@ def _bootstrap(blocks: Sequence[RunDecisions], study: Study) -> np.ndarray:
     curves = _by_subject(np.stack([block.resample(generator, n_draws) for block in blocks]), subjects)
     if len(curves) == 1:
         return curves[0]
+    # Subjects first, then one of the resamples of each drawn subject.
     drawn = generator.integers(0, len(curves), (n_draws, len(curves)))
     inner = generator.integers(0, n_draws, (n_draws, len(curves)))
     return curves[drawn, inner].mean(axis=1)

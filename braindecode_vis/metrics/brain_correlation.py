@@ -24,7 +24,7 @@ from braindecode_vis.metrics.uncertainty import Interval, permutation_test
 from braindecode_vis.seeds import make_generator
 
 WHOLE = "all"
-BLOCK_VOXELS = 4096
+BLOCK_VOXELS = 4096  # correlated at a time: 1000 resamples of them take 33 MB
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ def correlate_responses(
         right = np.asarray(measured[:, block], dtype=np.float64)
         correlations = np.zeros((len(weights), right.shape[1]))
         for predicted in predictions:
-            left = predicted[:, block].astype(np.float64)
+            left = predicted[:, block].astype(np.float64)  # (n_images, n_block)
             correlations += _correlate_weighted(left, right, weights) / len(predictions)
             x, y = _standardise(left), _standardise(right)
             for name, mask in masks.items():
-                inside = mask[block]
+                inside = mask[block]  # (n_block,): the products of a region are added up over blocks
                 tables[name] += x[:, inside] @ y[:, inside].T / (mask.sum() * len(predictions))
         by_voxel[block] = correlations[0]
         for name, mask in masks.items():
@@ -168,12 +168,12 @@ def _as_features(embeddings: Embeddings) -> Responses:
 def _correlate_weighted(left: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the correlation of each column pair under each row of weights, shape (n_weights, n_columns)."""
     left, right = left - left.mean(axis=0), right - right.mean(axis=0)  # against cancellation
-    share = weights / weights.sum(axis=1, keepdims=True)
+    share = weights / weights.sum(axis=1, keepdims=True)  # (n_weights, n_images)
     a, b = share @ left, share @ right
     covariance = share @ (left * right) - a * b
     spread = np.sqrt(np.maximum(share @ left**2 - a**2, 0) * np.maximum(share @ right**2 - b**2, 0))
     scale = left.std(axis=0) * right.std(axis=0)
-    varied = spread > 1e-10 * scale
+    varied = spread > 1e-10 * scale  # a resample may draw equal rows only, whose spread is rounding
     return np.divide(covariance, spread, out=np.zeros_like(covariance), where=varied & (scale > 0))
 
 

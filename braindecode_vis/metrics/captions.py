@@ -36,7 +36,7 @@ from braindecode_vis.retrieval import compute_similarity
 from braindecode_vis.store import read_json
 
 CAPTIONERS = ("git", "blip")  # kinds of networks that write captions
-METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5
+METEOR_ALPHA, METEOR_BETA, METEOR_GAMMA = 0.9, 3.0, 0.5  # Lavie and Agarwal (2007), fitted to English
 
 
 # --- words in common ------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def _f1(n_common: int, n_left: int, n_right: int) -> float:
 
 
 def _measure_subsequence(left: list[str], right: list[str]) -> int:
-    row = [0] * (len(right) + 1)
+    row = [0] * (len(right) + 1)  # one row of the table of lengths is enough, filled in place
     for word in left:
         diagonal = 0
         for column, other in enumerate(right, start=1):
@@ -137,7 +137,7 @@ def _match_runs(left: list[str], right: list[str]) -> tuple[int, int]:
         for step in range(best):
             free_left[ends[0] - step] = free_right[ends[1] - step] = False
             places.append((ends[0] - step, ends[1] - step))
-    places.sort(key=lambda place: place[1])
+    places.sort(key=lambda place: place[1])  # in the order of the candidate, chunks are runs of both
     breaks = sum((b[0] - a[0], b[1] - a[1]) != (1, 1) for a, b in pairwise(places))
     return len(places), breaks + bool(places)
 
@@ -267,7 +267,7 @@ def compute_caption_metrics(
         owner = np.repeat(np.arange(len(references)), [len(several) for several in references])
         left, right = encoder.encode(flat), encoder.encode(candidates)
         cosines = np.einsum("ij,ij->i", left.astype(np.float64), right[owner].astype(np.float64))
-        best = np.full(len(candidates), -np.inf)
+        best = np.full(len(candidates), -np.inf)  # the closest of several references counts, as for words
         np.maximum.at(best, owner, cosines)
         values["sentence_similarity"] = best
     return values
@@ -305,7 +305,7 @@ def tabulate_captions(
     """
     texts, place = np.unique(np.asarray(candidates, dtype=str), return_inverse=True)
     asked = np.ones((len(candidates), len(references)), bool) if wanted is None else wanted
-    pairs = np.zeros((len(texts), len(references)), bool)
+    pairs = np.zeros((len(texts), len(references)), bool)  # what any item with that text asks for
     np.logical_or.at(pairs, place, asked)
     tables = {name: np.zeros(pairs.shape) for name in _WORD_METRICS}
     for text, stimulus in zip(*np.nonzero(pairs), strict=True):
@@ -315,6 +315,7 @@ def tabulate_captions(
         flat = [text for several in references for text in several]
         starts = np.cumsum([0, *(len(several) for several in references)])[:-1]
         left, right = (encoder.encode(list(some)).astype(np.float64) for some in (texts, flat))
+        # (n_texts, n_references), then the closest reference of each stimulus.
         tables["sentence_similarity"] = np.maximum.reduceat(left @ right.T, starts, axis=1)
     return {name: table[place] for name, table in tables.items()}
 
@@ -490,6 +491,7 @@ def retrieve_captions(
         raise DataError(
             "the caption bank names none of the training images; its ids belong to another data set."
         )
+    # Sorted by id, so that ties do not depend on the order of the trials.
     known = known[np.argsort(training.ids[known].astype(str), kind="stable")]
     candidates = Embeddings(training.vectors[known], training.ids[known], training.space)
     nearest = np.argmax(compute_similarity(predicted, candidates, device=device), axis=1)
@@ -539,6 +541,7 @@ def caption_images(
     while batch := list(islice(iterator, batch_size)):
         inputs = processor(images=[np.ascontiguousarray(image) for image in batch], return_tensors="pt")
         with torch.inference_mode():
+            # Greedy or beam search, never sampling: a caption must not differ between two evaluations.
             tokens = model.generate(
                 pixel_values=inputs["pixel_values"].to(model.device),
                 max_new_tokens=max_new_tokens, num_beams=n_beams, do_sample=False,

@@ -114,6 +114,7 @@ def compute_mmd(left: Embeddings, right: Embeddings, *, bandwidth: float | None 
     if width <= 0:
         raise DataError(f"the kernel width is {width}: all rows of {left.space!r} are equal.")
     n, m = len(x), len(y)
+    # Unbiased: a row is not compared with itself, whose kernel is 1.
     within_left = (_sum_kernel(x, x, width) - n) / (n * (n - 1))
     within_right = (_sum_kernel(y, y, width) - m) / (m * (m - 1))
     return within_left + within_right - 2 * _sum_kernel(x, y, width) / (n * m)
@@ -123,7 +124,7 @@ def find_bandwidth(rows: np.ndarray) -> float:
     """Return the median distance between two different rows of an array of shape (n_rows, n_features)."""
     from scipy.spatial.distance import pdist
 
-    step = -(-len(rows) // MOST_FOR_MEDIAN)
+    step = -(-len(rows) // MOST_FOR_MEDIAN)  # two million distances are enough for a median
     return float(np.median(pdist(rows[::step])))
 
 
@@ -131,7 +132,7 @@ def _sum_kernel(x: np.ndarray, y: np.ndarray, width: float) -> float:
     """Return the sum of the Gaussian kernel over all pairs, in blocks of bounded size."""
     from scipy.spatial.distance import cdist
 
-    block, total = max(1, (1 << 22) // len(y)), 0.0
+    block, total = max(1, (1 << 22) // len(y)), 0.0  # 32 MB of distances at a time
     for start in range(0, len(x), block):
         squared = cdist(x[start : start + block], y, "sqeuclidean")
         total += float(np.exp(-squared / (2 * width**2)).sum())

@@ -76,6 +76,7 @@ def n_way_identification(
             f"decoded items of shape {decoded.shape} do not fit ground truth of shape {truth.shape}; several "
             "draws belong in the second dimension."
         )
+    # A draw is a round of its own: pooled, the copies of an item would act as its distractors.
     rounds = np.moveaxis(decoded, 1, 0) if several else decoded[None]  # (n_draws, n_items, ...)
     tables = [make_identification_table(compute_correlations(one, truth), n, groups=groups) for one in rounds]
     return np.mean([np.diagonal(table) for table in tables], axis=0)
@@ -182,6 +183,7 @@ def make_k_way_table(scores: np.ndarray | Order, k: int) -> np.ndarray:
     size = n_below.shape[1]
     if not 2 <= k <= size:
         raise DataError(f"{k}-way accuracy needs 2 to {size} alternatives in a gallery of {size}.")
+    # (size,) by number above; a cumulative sum gives the mean over the places that tied columns share.
     wins = compute_win_probability(np.arange(size)[::-1], np.full(size, size - 1), k)  # by number above
     total = np.concatenate([[0.0], np.cumsum(wins)])
     n_same = size - n_below - n_above  # the column itself and what is tied with it
@@ -225,7 +227,7 @@ def count_order(scores: np.ndarray) -> Order:
     """Return how many columns of its row each cell beats, and how many beat it; for several tables of one matrix."""
     scores = scores.astype(np.float64)  # the tolerance is lost in single precision
     n_below, n_above = np.empty(scores.shape, int), np.empty(scores.shape, int)
-    for row, values in enumerate(scores):
+    for row, values in enumerate(scores):  # sorting a row beats comparing all its pairs
         ordered = np.sort(values)
         n_below[row] = np.searchsorted(ordered, values - TIE_TOLERANCE, side="left")
         n_above[row] = len(values) - np.searchsorted(ordered, values + TIE_TOLERANCE, side="right")
@@ -242,6 +244,7 @@ def compute_win_probability(n_beaten: np.ndarray, n_distractors: np.ndarray, n: 
         np.asarray(n_beaten, dtype=float), np.asarray(n_distractors, dtype=float)
     )
     probability = np.ones(wins.shape)
+    # Without replacement: each distractor drawn leaves one fewer to beat and one fewer to draw.
     for i in range(n - 1):
         probability *= np.maximum(wins - i, 0.0) / (total - i)
     return probability

@@ -171,6 +171,7 @@ def _pairs(
             f"seen images of {truth.shape[1:3]} pixels cannot meet decoded ones of {decoded.shape[1:3]} "
             "at their native size; resize them or use the protocol '425'."
         )
+    # At least the prepared size, so that enlarged thumbnails do not fill the memory.
     per_image = max(math.prod(truth.shape[1:]), math.prod(decoded.shape[1:]), 3 * (size or 0) ** 2, 1)
     step = max(1, BATCH_VALUES // per_image)
     for start in range(0, len(truth), step):
@@ -219,7 +220,7 @@ def _compare_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     spread_a, spread_b = (np.sqrt(np.einsum("ij,ij->i", x, x) / x.shape[1]) for x in (a, b))
     varied = (spread_a > CONSTANT_SPREAD) & (spread_b > CONSTANT_SPREAD)
     covariance = np.einsum("ij,ij->i", a, b) / a.shape[1]
-    values = np.zeros(len(a))
+    values = np.zeros(len(a))  # for constant images, which carry no information
     np.divide(covariance, spread_a * spread_b, out=values, where=varied)
     return np.clip(values, -1.0, 1.0)
 
@@ -252,6 +253,7 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         _blur(images * images, axes) - square for images, square in zip((left, right), squares, strict=True)
     ]
     table = np.empty((len(right), len(left)))
+    # Means and variances are those of single images; only the products are filtered pair by pair.
     step = max(1, 4 * BATCH_VALUES // left[0].size)
     for column in range(len(left)):
         for start in range(0, len(right), step):
@@ -273,7 +275,7 @@ def _blur(images: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
     window = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     window /= window.sum()
-    band = np.zeros((SLAB, SLAB + 2 * SSIM_RADIUS))
+    band = np.zeros((SLAB, SLAB + 2 * SSIM_RADIUS))  # row i weighs pixels i to i + 10
     for row in range(SLAB):
         band[row, row : row + len(window)] = window
     for axis in sorted(axes, reverse=True):  # the last axis first: it is contiguous
@@ -372,6 +374,7 @@ def make_image_table(seen: np.ndarray, made: Mapping[str, np.ndarray]) -> ImageT
     images: list[np.ndarray] = []
 
     def number(image: np.ndarray) -> int:
+        # The content decides and not the place: the same picture is shown to several subjects.
         digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
         if digest not in known:
             known[digest] = len(known)

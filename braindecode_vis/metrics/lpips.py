@@ -28,7 +28,7 @@ LAYERS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}
 _FILES = {"alexnet": "alex.pth", "vgg16": "vgg.pth"}
 # Of images between -1 and 1: the ImageNet statistics as the authors rounded them.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-SMALLEST_NORM = 1e-10
+SMALLEST_NORM = 1e-10  # of the authors' code, against a division by zero where a map is dark
 
 
 def find_linear_weights(network: str) -> Path | None:
@@ -85,6 +85,7 @@ class Lpips:
         ----------
         images : uint8 array of shape (n_images, height, width, 3)
         """
+        # (n_images, 3, 256, 256) between -1 and 1.
         values = normalise(2 * resize_twice(images, FIRST_SIDE, self.device) - 1, _SHIFT, _SCALE)
         maps = []
         for layers in self.slices:

@@ -108,6 +108,7 @@ def retrieve_in_draws(
         )
     forward = compute_similarity(brain, images.select(list(brain.ids)), device=device)  # (n_test, n_test)
     generator = make_generator(seed, "retrieval", "draws")
+    # The same subsets for both directions, so that their difference is not one of draws.
     subsets = [generator.permutation(n)[:n_items] for _ in range(n_draws)]
     result = {}
     for name, similarity in (("image_retrieval", forward), ("brain_retrieval", forward.T)):
@@ -165,6 +166,7 @@ def compute_average_precision(
         block = Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
         similarity = compute_similarity(block, gallery, device=device).round(6)  # nearly equal is equal
         relevant = wanted[rows][:, None] == names[None]  # (n_block, n_gallery)
+        # By similarity, and among equal ones the relevant last: a collapsed gallery gains nothing.
         order = np.lexsort((relevant, -similarity), axis=1)
         ordered = np.take_along_axis(relevant, order, axis=1)
         precision = np.cumsum(ordered, axis=1) / np.arange(1, len(gallery) + 1)
@@ -182,7 +184,7 @@ def compute_chance_precision(n_relevant: np.ndarray, gallery_size: int) -> np.nd
     >>> compute_chance_precision(np.array([1, 4]), 4).round(4)
     array([0.5208, 1.    ])
     """
-    place = np.arange(1, gallery_size + 1)
+    place = np.arange(1, gallery_size + 1)  # (gallery_size,)
     other = (np.asarray(n_relevant) - 1)[:, None] / max(1, gallery_size - 1)
     return ((1 + (place - 1) * other) / place).mean(axis=1)
 
@@ -281,6 +283,7 @@ def make_concept_templates(
         raise DataError(f"{len(missing)} test concept(s) have no other image, first {str(missing[0])!r}.")
     vectors = others.flat().astype(np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # To length one first, so that an image with a long embedding does not outweigh the others.
     vectors = vectors / np.where(norms > 0, norms, 1.0)
     rows = np.stack([vectors[labels == concept].mean(axis=0) for concept in test.values()])
     shape = (len(test), *others.vectors.shape[1:])

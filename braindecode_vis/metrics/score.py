@@ -91,6 +91,7 @@ def make_score(
             f"the score {metric!r} of {method!r} needs one finite value per item, got the shape {values.shape} "
             f"with {int((~np.isfinite(values)).sum())} non-finite value(s)."
         )
+    # With several subjects each weighs the same, however many trials it has.
     if statistic == "median":
         value = float(np.median(values))
     elif subjects is None:
@@ -101,6 +102,7 @@ def make_score(
     counts_hits = statistic == "mean" and find_metric(metric).metric.counts_hits
     proportion = counts_hits and bool(np.isin(values, (0.0, 1.0)).all())
     n_stimuli = len(values) if stimulus_ids is None else len({str(i) for i in stimulus_ids})
+    # Wilson's interval counts items as independent, which repetitions of a stimulus are not.
     independent = subjects is None and n_stimuli == len(values)
     interval: Interval | None = None
     if independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):

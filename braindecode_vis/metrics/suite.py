@@ -260,6 +260,7 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
         If shapes do not fit or two seen images are the same.
     """
     suite, table = config.build(), make_image_table(truth, {"decoded": decoded})
+    # A picture that is shown twice would be a distractor that cannot be beaten.
     if len(table.shown) < len(truth):
         raise DataError("two seen images of the suite are the same; give each of them once.")
     rounds, own = table.made["decoded"], np.arange(len(truth))
@@ -394,6 +395,7 @@ def compute_semantic_table(
         check_finite(rows, what=f"logits of {name} images", row_names=range(len(rows)), unit="image")
     classes = np.argmax(seen_logits, axis=1)
     own = made_logits[:, classes]  # (n_made, n_seen)
+    # The place of each asked class among the sorted logits says how many classes it beats; a tie beats none.
     ordered = np.sort(made_logits, axis=1)
     lower = np.stack([np.searchsorted(row, value, "left") for row, value in zip(ordered, own, strict=True)])
     return make_win_table(n_classes, n, top_k)[n_classes - 1 - lower]
@@ -407,7 +409,7 @@ def make_win_table(n_classes: int, n: int, top_k: int) -> np.ndarray:
     """
     from scipy.stats import hypergeom
 
-    not_beaten = np.arange(n_classes)
+    not_beaten = np.arange(n_classes)  # (n_classes,)
     return np.asarray(hypergeom.cdf(top_k - 1, n_classes - 1, not_beaten, n - 1), dtype=float)
 
 

@@ -292,9 +292,10 @@ def paired_difference(
     units, weighted = _encode(clusters, len(first), "cluster"), difference / len(difference)
     if subjects is not None:
         whose = _encode(subjects, len(first), "subject")
+        # Each subject weighs the same, whatever its number of rows, as in the interval.
         weighted = difference / (np.bincount(whose)[whose] * (whose.max() + 1))
         units = np.unique(units * (whose.max() + 1) + whose, return_inverse=True)[1]
-    sums = np.bincount(units, weighted)
+    sums = np.bincount(units, weighted)  # (n_units,): the sign of a stimulus flips for all its rows
     generator = make_generator(seed, "sign-flip")
     null = np.concatenate(
         [
@@ -454,13 +455,14 @@ class _Permuted:
         """Yield the values under permutations, (size, n_rows); summed over the rows of a stimulus, (size, n_shown)."""
         n_shown = len(self.shown)
         table, slot = self.table[:, self.shown], self.slot
-        if summed:
+        if summed:  # rows of one stimulus move together, so a mean needs their sum only
             sums = np.zeros((n_shown, n_shown))
             np.add.at(sums, slot, table)
             table, slot = sums, np.arange(n_shown)
         flat, offset = np.ascontiguousarray(table).ravel(), np.arange(len(table)) * n_shown
         for size in sizes:
             assigned = permute_within(np.arange(n_shown), self.blocks, size, generator)
+            # (size, n_rows): what each row would be worth beside the stimulus that it got.
             yield flat[offset + assigned[:, slot]]
 
 
@@ -469,7 +471,7 @@ def _bootstrap_clusters(
 ) -> np.ndarray:
     sums, counts = np.bincount(codes, values), np.bincount(codes)
     n = len(sums)
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values, kind="stable")  # sorted once: a median of a resample is a place in this order
     parts = []
     for size in _chunks(n_boot, max(n, len(values))):
         drawn = generator.integers(0, n, (size, n))
@@ -489,7 +491,7 @@ def _bootstrap_subjects(
     values: np.ndarray, codes: np.ndarray, whose: np.ndarray, n_boot: int, generator: np.random.Generator
 ) -> np.ndarray:
     n_subjects = int(whose.max()) + 1
-    drawn = generator.integers(0, n_subjects, (n_boot, n_subjects))
+    drawn = generator.integers(0, n_subjects, (n_boot, n_subjects))  # which subject fills which slot
     total = np.zeros(n_boot)
     for subject in range(n_subjects):
         own = whose == subject
@@ -504,7 +506,7 @@ def _bootstrap_subjects(
 def _chunks(n: int, width: int) -> Iterator[int]:
     if n < 1:
         raise ConfigError(f"the number of resamples must be at least 1, got {n}.")
-    step = max(1, CHUNK_VALUES // width)
+    step = max(1, CHUNK_VALUES // width)  # the draws of a chunk do not depend on its size
     for start in range(0, n, step):
         yield min(step, n - start)
 

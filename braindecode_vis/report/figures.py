@@ -97,12 +97,13 @@ def plot_rank_histogram(ranks: Any, gallery_size: int, *, theme: ThemeName = "li
     from scipy.stats import binom
 
     values, colours = check_ranks(ranks, gallery_size), _get_theme(theme)
-    width = math.ceil(gallery_size / 40)
+    width = math.ceil(gallery_size / 40)  # ranks per bar: more than forty bars cannot be told apart
     edges = np.append(np.arange(0, gallery_size, width), gallery_size) + 0.5
     share = np.diff(edges) / gallery_size
     counts, expected = np.histogram(values, edges)[0], len(values) * share
     figure, ax = _make_axes(colours)
     ax.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=colours.accent, zorder=2)
+    # Of a query that guesses, the rank falls into each bar by the share of ranks that it holds.
     low, high = binom.ppf(0.025, len(values), share), binom.ppf(0.975, len(values), share)
     band: dict[str, Any] = {
         "step": "post",
@@ -261,6 +262,7 @@ def render_svg(figure: Figure) -> str:
     plain = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "braindecode_vis"}):
         figure.savefig(buffer, format="svg", metadata=plain, transparent=True)
+    # The reader's own font: embedded ones would be most of the page.
     return re.sub(r"(font: [^'\";]*?)'[^\";]*", r"\1system-ui, sans-serif", buffer.getvalue())
 
 

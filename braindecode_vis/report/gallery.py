@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -158,7 +158,7 @@ class GalleryContent:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        score = np.asarray(self.score, dtype=float)
+        score = np.asarray(self.score, dtype=float)  # infinite scores would sort before all others
         object.__setattr__(self, "score", np.where(np.isfinite(score), score, np.nan))
         if self.higher_is_better is None:
             object.__setattr__(self, "higher_is_better", describe_metric(self.metric).direction >= 0)
@@ -302,7 +302,6 @@ def describe_rule(gallery: GalleryContent, *, short: bool = False) -> str:
 # --- which items are shown -----------------------------------------------------------------------------------------
 
 
-BlockName = Literal["best", "median", "worst", "quantiles", "random"]
 BLOCKS: Mapping[str, str] = {
     "best": "the {k} best",
     "median": "the {k} around the median",
@@ -367,7 +366,7 @@ def select_items(
 
 
 def _pick(name: str, scored: np.ndarray, n_each: int, seed: int) -> np.ndarray:
-    k, n = min(n_each, len(scored) // 3), len(scored)
+    k, n = min(n_each, len(scored) // 3), len(scored)  # best, median and worst must not overlap
     if name == "best":
         return scored[:k]
     if name == "median":

@@ -179,7 +179,9 @@ class _Grid:
     ) -> None:
         self.gallery, self.images, self.picks = gallery, images, picks
         self.cell_px, self.colours = cell_px, colours
-        self.unit = unit = max(1.0, cell_px / 96)
+        self.unit = unit = max(
+            1.0, cell_px / 96
+        )  # text grows with large images and stays readable beside small ones
         self.text, self.small, self.line = 12 * unit, 10 * unit, round(13 * unit)
         self.gap, self.margin, self.block_gap = round(4 * unit), round(18 * unit), round(22 * unit)
         self.cell_h = max(1, round(cell_px * gallery.seen.shape[1] / gallery.seen.shape[2]))
@@ -339,6 +341,7 @@ def _paint_pdf(layout: _Layout, path: Path) -> None:
 def _fit(image: np.ndarray, width: int, height: int) -> Any:
     from PIL import Image
 
+    # Digits of 28 pixels are shown in squares; a smooth enlargement would invent what is not there.
     small = max(image.shape[:2]) < PIXELATED_BELOW and image.shape[1] <= width
     how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
     return Image.fromarray(np.ascontiguousarray(image)).resize((width, height), how)

@@ -234,6 +234,7 @@ def render_report(content: ReportContent) -> str:
     )  # fmt: skip
     env.filters.update(number=format_number, p_value=format_p_value)
     script = env.get_template("_script.html.j2").render()
+    # The policy of the page allows this one script by its digest, and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return env.get_template("page.html.j2").render(
         content=content,
@@ -336,5 +337,6 @@ def _choose_writer(name: str, column: pd.Series) -> Callable[[Any], str]:
     sizes = column.abs().to_numpy(dtype=float)
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     decimals = count_decimals(sizes)
+    # A column of one number of decimals is easier to read, unless a small value would look like zero.
     hides = sizes.size > 0 and sizes.min() < 0.5 * 10.0**-decimals
     return format_number if hides else functools.partial(format_number, decimals=decimals)

@@ -86,7 +86,11 @@ def view_browser(gallery: GalleryContent, thumbnails: GalleryThumbnails) -> dict
                 "id": str(gallery.ids[i]),
                 "concept": str(gallery.concepts[i]),
                 "cells": thumbnails.cells[at].tolist(),
-                "values": [[_round(values[i]) for values in line] for _, line in lines],
+                "values": [
+                    # Five digits are more than the page shows, and JSON has no NaN.
+                    [float(f"{values[i]:.5g}") if np.isfinite(values[i]) else None for values in line]
+                    for _, line in lines
+                ],
                 "captions": [gallery.find_caption(label, i) for label in gallery.all_rows()]
                 if gallery.captions
                 else [],
@@ -121,10 +125,6 @@ def _view_metric(gallery: GalleryContent, metric: str) -> dict[str, Any]:
         "better": better,
         "decimals": count_decimals(known),
     }
-
-
-def _round(value: float) -> float | None:
-    return None if not np.isfinite(value) else float(f"{value:.5g}")
 
 
 # --- thumbnails ----------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def make_thumbnails(
     """
     picked = np.unique(np.concatenate(list(gallery.select_items().values())))
     rows = list(gallery.all_rows().values())
-    sample = _spread(gallery, 16)
+    sample = _spread(gallery, 16)  # how large thumbnails are is found out from a few
     for shrink in SHRINKS:
         encoded: dict[tuple[int, int], str] = {}
         side = round(max_px * shrink)
@@ -225,6 +225,7 @@ def make_thumbnails(
         size = _encode(rows, items, side, encoded)
         if size <= max_bytes or count == len(picked):
             break
+        # The sample was an estimate: 5 % less than proportional, so that this ends soon.
         count = max(len(picked), int(count * 0.95 * max_bytes / size))
     numbers: dict[str, int] = {}
     cells = [

@@ -152,6 +152,7 @@ def _view_card(metric: str, scores: Sequence[ScoreRow], note: MetricNote) -> dic
     """Return one key score: that of the one subject, of all subjects together, or the mean over subjects."""
     rows = [row for row in scores if row["metric"] == metric]
     first = next(row for row in rows if row["method"] == DECODED)
+    # Numbers of two protocols or conditions never stand in one card.
     rows = [row for row in rows if all(row[key] == first[key] for key in ("protocol", "split"))]
     pooled = [row for row in rows if str(row["subject"]).lower() in ("all", "mean", "group")]
     decoded = [row for row in pooled or rows if row["method"] == DECODED]
@@ -194,6 +195,7 @@ def _describe_verdict(row: Mapping[str, Any], direction: int) -> tuple[str, str]
         return "unsure", "interval includes chance"
     above = row["ci_low"] > row["chance"]
     good = {1: above, -1: not above, 0: True}[direction]
+    # The interval may lie on the wrong side of chance, which is no success.
     if direction == -1:
         return ("clear", "better than chance") if good else ("unsure", "worse than chance")
     return ("clear" if good else "unsure"), f"interval {'above' if above else 'below'} chance"

@@ -198,7 +198,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         ("decoded", NEAREST): [_retrieve(task, task.predicted, bank)],
         ("oracle", NEAREST): [_retrieve(task, task.true, bank)],
     }
-    texts = {"decoded": rounds["decoded", NEAREST][0]}
+    texts = {"decoded": rounds["decoded", NEAREST][0]}  # for the gallery, unless a network writes better ones
     if task.config.captioner is not None:
         written = _describe_images(task, task.config.captioner)
         source = task.config.captioner.expanduser().name
@@ -210,7 +210,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
     scores = []
     for (method, source), several in rounds.items():
         null: dict[str, Any] = {}
-        if method == "decoded":
+        if method == "decoded":  # controls need no p-value, and their pairs would cost as much again
             null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
         for subject, rows in list_subjects(task.subjects):
             tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
@@ -234,6 +234,7 @@ def _tabulate(
     """Return the metrics of all captions against all stimuli of their block, rounds averaged, and the blocks."""
     n_texts = sum(len(set(one)) for one in several)
     n_pairs = n_texts * sum(len(texts) for texts in references)
+    # Words are compared pair by pair in Python, so stimuli are permuted within blocks that can be afforded.
     size = max(1, LARGEST_TEXT_TABLE * len(references) // n_pairs)
     blocks = make_blocks(len(references), size, task.seed)
     wanted = blocks[truth][:, None] == blocks[None]
@@ -247,6 +248,7 @@ def _retrieve(
     """Return the caption of the training image nearest to each query, after the training mean is taken off."""
     found = []
     for asked, training in zip(queries, task.training, strict=True):
+        # Without it, most predictions would be nearest to the same few images: those near the common mean.
         mean = training.flat().mean(axis=0)
         left, right = (Embeddings(e.flat() - mean, e.ids, f"{e.space} - mean") for e in (asked, training))
         found += retrieve_captions(left, right, bank, device=task.config.torch_device)

@@ -75,22 +75,24 @@ def _score_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray, subj
     generator = make_generator(task.seed, "category_permutation")
     permuted = permute_within(truth, by_name, task.n_permutations, generator)  # (n_permutations, n_trials)
     blocks = [np.flatnonzero(runs == run) for run in pd.unique(runs)]
+    # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
     everywhere, within_runs = _resample(truth, [np.arange(len(rows))], task), _resample(truth, blocks, task)
-    fixed = np.arange(len(rows))[None]
+    fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
     metrics: list[tuple[str, np.ndarray, Callable[..., np.ndarray], np.ndarray]] = [
-        ("accuracy", decisions.argmax(axis=1), _accuracy, everywhere),
-        ("balanced_accuracy", decisions.argmax(axis=1), _balanced_accuracy, everywhere),
+        ("accuracy", decisions.argmax(axis=1), compute_accuracy, everywhere),
+        ("balanced_accuracy", decisions.argmax(axis=1), compute_balanced_accuracy, everywhere),
     ]
     usable = [block for block in blocks if len(set(truth[block].tolist())) == 2]
     if n_classes == 2 and usable:
 
         def auc_over_runs(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return np.mean([_auc(predicted[:, block], labels[:, block]) for block in usable], axis=0)
+            return np.mean([compute_auc(predicted[:, block], labels[:, block]) for block in usable], axis=0)
 
         metrics.append(("auc", decisions[:, 1] - decisions[:, 0], auc_over_runs, within_runs))
     for name, predicted, metric, resampled in metrics:
         value = float(metric(predicted[fixed], truth[fixed])[0])
         null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
+        # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
         if name == "accuracy" and len(rows) < 40:
             interval = wilson_interval(round(value * len(rows)), len(rows))
             low, high = interval.low, interval.high
@@ -123,12 +125,12 @@ def _resample(truth: np.ndarray, blocks: list[np.ndarray], task: CategoryTask) -
     return drawn
 
 
-def _accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def compute_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the share of hits of each row, shape (n_sets,)."""
     return (predicted == truth).mean(axis=1)
 
 
-def _balanced_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def compute_balanced_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the mean over classes of the share of hits, shape (n_sets,)."""
     hits = predicted == truth
     recalls = [
@@ -137,16 +139,17 @@ def _balanced_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.mean(recalls, axis=0)
 
 
-def _auc(decision: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def compute_auc(decision: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve of each row, ties shared, shape (n_sets,)."""
     from scipy.stats import rankdata
 
     n_positive = (truth == 1).sum(axis=1)
     n_negative = truth.shape[1] - n_positive
     areas = np.empty(len(truth))
-    step = max(1, 4_000_000 // truth.shape[1])
+    step = max(1, 4_000_000 // truth.shape[1])  # 32 MB of ranks at a time
     for start in range(0, len(truth), step):
         part = slice(start, start + step)
         ranks = rankdata(decision[part], axis=1)
         areas[part] = (ranks * (truth[part] == 1)).sum(axis=1)
+    # The Mann-Whitney statistic: rank sum of the positives less its smallest value, over the number of pairs.
     return (areas - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)

@@ -51,7 +51,8 @@ def score_images(context: Context, method: str, images: np.ndarray) -> Iterator[
     rounds = split_rounds(images)
     seen = context.task.seen[context.rows]
     distinct = seen[context.first]
-    correlations = [compute_correlations(one, distinct) for one in rounds]  # (n_rows, n_stimuli) each
+    # One table of correlations, (n_rows, n_stimuli) each, serves pixcorr and identification.
+    correlations = [compute_correlations(one, distinct) for one in rounds]
     yield from context.score_table(method, "pixcorr", correlations)
     yield from context.score_table(method, "mse", [_compute_errors(one, distinct) for one in rounds])
     if min(seen.shape[1:3]) >= SMALLEST_SSIM:
@@ -69,6 +70,7 @@ def score_images(context: Context, method: str, images: np.ndarray) -> Iterator[
             yield from score_identification(context, method, correlations, f"{n}_way_identification", n=n)
     names = context.concepts[context.first]
     counts = pd.Series(names).value_counts()
+    # Where a class has one stimulus, there is nothing to tell it from; one class alone is the plain score.
     if len(counts) > 1 and counts.min() > 1:
         yield from score_identification(
             context, method, correlations, "two_way_identification_within_class", groups=list(names)
@@ -174,8 +176,11 @@ def _compute_errors(images: np.ndarray, distinct: np.ndarray) -> np.ndarray:
     """Return the mean squared error of every image against every stimulus, values in 0..1."""
     left = images.reshape(len(images), -1).astype(np.float64) / 255
     right = distinct.reshape(len(distinct), -1).astype(np.float64) / 255
+    # |a - b|^2 = |a|^2 - 2 a b + |b|^2: one product in place of all differences, (n_images, n_stimuli).
     squared = (left**2).sum(1)[:, None] - 2 * left @ right.T + (right**2).sum(1)[None]
-    return np.maximum(squared, 0) / left.shape[1]
+    return (
+        np.maximum(squared, 0) / left.shape[1]
+    )  # rounding may leave a small negative number for equal images
 
 
 def score_features(
@@ -229,7 +234,7 @@ def score_suite(
     dict
         (number of the group, method) to scores with their values, in the order of the suite.
     """
-    found: Rows = defaultdict(list)
+    found: Rows = defaultdict(list)  # networks come one by one, the table of scores group by group
     if task.suite is None:
         return found
     suite = task.suite

@@ -118,21 +118,22 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
     for name in names:
         check_option("evaluation.protocols", name, get_args(ProtocolName))
         if name == "nsd_300":
-            scores += _score_draws(task)
+            scores += score_draws(task)
             continue
         for found in _COMPUTE[name](task):
-            scores += [_make_score(task, found, who, rows) for who, rows in list_subjects(found.subjects)]
+            for subject, rows in list_subjects(found.subjects):
+                # A median of subjects' medians has no bootstrap over subjects and stimuli here.
+                hierarchical = subject == POOLED and found.statistic == "mean"
+                scores.append(
+                    make_score(
+                        found.values[rows], metric=found.metric, method="decoded", protocol=task.protocol,
+                        subject=subject, split=task.split, seed=task.seed, chance=found.chance,
+                        gallery_size=found.gallery_size, stimulus_ids=found.ids[rows],
+                        subjects=found.subjects[rows] if hierarchical else None, statistic=found.statistic,
+                        n_boot=task.n_bootstrap,
+                    )
+                )  # fmt: skip
     return scores
-
-
-def _make_score(task: ProtocolTask, found: _Values, subject: str, rows: np.ndarray) -> Score:
-    hierarchical = subject == POOLED and found.statistic == "mean"
-    return make_score(
-        found.values[rows], metric=found.metric, method="decoded", protocol=task.protocol, subject=subject,
-        split=task.split, seed=task.seed, chance=found.chance, gallery_size=found.gallery_size,
-        stimulus_ids=found.ids[rows], subjects=found.subjects[rows] if hierarchical else None,
-        statistic=found.statistic, n_boot=task.n_bootstrap,
-    )  # fmt: skip
 
 
 def _collect(task: ProtocolTask, compute: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -145,11 +146,13 @@ def _average_size(task: ProtocolTask) -> tuple[np.ndarray, int | None]:
     return sizes, int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
 
 
-def _compute_relative_ranks(task: ProtocolTask) -> Iterator[_Values]:
+def rank_relatively(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield the relative median rank in the two definitions that papers use."""
     sizes, common = _average_size(task)
     ranked = [retrieval for _, _, retrieval in task.retrievals]
     from_zero = np.concatenate([compute_relative_ranks(r, convention="zero_to_one") for r in ranked])
     fraction = np.concatenate([compute_relative_ranks(r, convention="fraction") for r in ranked])
+    # Papers divide by N or by N - 1 after the first place; with 200 images chance differs by 0.0025.
     for label, values, chance in (
         ("zero-to-one", from_zero, 0.5),
         ("fraction", fraction, float(((sizes + 1) / (2 * sizes)).mean())),
@@ -158,7 +161,9 @@ def _compute_relative_ranks(task: ProtocolTask) -> Iterator[_Values]:
         yield _Values(metric, values, task.ids, task.subjects, chance, common, "median")
 
 
-def _compute_precision(task: ProtocolTask) -> Iterator[_Values]:
+def rank_concepts(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield mean average precision, where every image of the concept is relevant."""
+
     def labels(fold: int) -> np.ndarray:
         return np.array([task.concept_of[str(i)] for i in task.retrievals[fold][1].ids], dtype=object)
 
@@ -182,7 +187,8 @@ def _compute_precision(task: ProtocolTask) -> Iterator[_Values]:
     yield _Values("mean_average_precision@concept", values, task.ids, task.subjects, chance, common)
 
 
-def _compute_within(task: ProtocolTask) -> Iterator[_Values]:
+def identify_within_concept(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield two-way identification among the gallery's images of the own concept."""
     values = _collect(
         task,
         lambda f: protocols.identify_within_label(
@@ -190,6 +196,7 @@ def _compute_within(task: ProtocolTask) -> Iterator[_Values]:
             [task.concept_of[str(i)] for i in task.retrievals[f][1].ids], device=task.device,
         ),
     )  # fmt: skip
+    # Not the score of reconstructions within their class: the distractors are those of the whole gallery.
     metric = "two_way_identification_within_class@gallery"
     yield _Values(metric, values, task.ids, task.subjects, 0.5, _average_size(task)[1])
 
@@ -200,12 +207,13 @@ def _list_hits(
     sizes = np.concatenate([np.full(r.n_queries, r.gallery_size) for r in ranked])
     common = int(sizes[0]) if len(set(sizes.tolist())) == 1 else None
     for k in TOP:
-        if k < sizes.min():
+        if k < sizes.min():  # naming everything is no hit
             hits = np.concatenate([compute_top_k_hits(r, k).astype(float) for r in ranked])
             yield _Values(f"top{k}@{label}", hits, ids, subjects, float((k / sizes).mean()), common)
 
 
-def _compute_instances(task: ProtocolTask) -> Iterator[_Values]:
+def rank_instances(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield top-k of single trials beside that of predictions averaged over repetitions."""
     pairs = list(zip(task.subjects.tolist(), task.ids.tolist(), strict=True))
     if len(set(pairs)) == len(pairs):
         raise ConfigError(
@@ -222,7 +230,8 @@ def _compute_instances(task: ProtocolTask) -> Iterator[_Values]:
     yield from _list_hits(task, ranked, "averaged", np.concatenate(ids), np.concatenate(subjects))
 
 
-def _compute_text(task: ProtocolTask) -> Iterator[_Values]:
+def rank_names(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield top-k of the true concept's name among all names."""
     if task.text is None or task.predicted is None:
         raise ConfigError(
             "the protocol 'zero_shot_text' needs embeddings of the concept names in the space of the target; choose a "
@@ -235,7 +244,8 @@ def _compute_text(task: ProtocolTask) -> Iterator[_Values]:
     yield from _list_hits(task, ranked, "text", task.ids, task.subjects)
 
 
-def _compute_templates(task: ProtocolTask) -> Iterator[_Values]:
+def rank_templates(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield top-k in a gallery of templates, each the mean of other images of a concept."""
     if task.templates is None:
         raise ConfigError(
             "the protocol 'concept_templates' needs further images of the test concepts; name their folder, or "
@@ -245,13 +255,14 @@ def _compute_templates(task: ProtocolTask) -> Iterator[_Values]:
     yield from _list_hits(task, ranked, "concept-templates", task.ids, task.subjects)
 
 
-def _score_draws(task: ProtocolTask) -> Iterator[Score]:
+def score_draws(task: ProtocolTask) -> Iterator[Score]:
     """Yield retrieval in drawn subsets for each subject; predictions are averaged over repetitions first."""
     if len(task.retrievals) > 1:
         raise ConfigError("the protocol 'nsd_300' needs one test set; set split.kind to published.")
     queries, gallery, _ = task.retrievals[0]
     for who in sorted(set(task.subjects.tolist())):
         rows = np.flatnonzero(task.subjects == who)
+        # NSD shows each test image three times; the published number is of their mean.
         own, _ = protocols.average_predictions(
             Embeddings(queries.vectors[rows], queries.ids[rows], queries.space)
         )
@@ -273,10 +284,10 @@ def _score_draws(task: ProtocolTask) -> Iterator[Score]:
 
 
 _COMPUTE: dict[str, Callable[[ProtocolTask], Iterator[_Values]]] = {
-    "relative_median_rank": _compute_relative_ranks,
-    "mean_average_precision": _compute_precision,
-    "within_concept": _compute_within,
-    "instances": _compute_instances,
-    "zero_shot_text": _compute_text,
-    "concept_templates": _compute_templates,
+    "relative_median_rank": rank_relatively,
+    "mean_average_precision": rank_concepts,
+    "within_concept": identify_within_concept,
+    "instances": rank_instances,
+    "zero_shot_text": rank_names,
+    "concept_templates": rank_templates,
 }

@@ -118,6 +118,7 @@ def score_brain(task: BrainTask) -> tuple[list[Score], list[str]]:
             f"evaluation.brain predicts responses of voxels or parcels, but these have the dims {first.dims}; leave it "
             "out for this data set."
         )
+    # The permutation null is the shuffled control, with every shuffle in place of one.
     made = {name: stack for name, stack in task.images.items() if name != "shuffled"}
     table = make_image_table(task.seen, {"seen": task.seen, **made})
     encoder = roles.build(roles.IMAGE_ENCODER, task.config.features)
@@ -125,7 +126,11 @@ def score_brain(task: BrainTask) -> tuple[list[Score], list[str]]:
         iter(task.seen[:1])
     )  # the target `pixels` takes its size from it; pretrained ones learn nothing
     features = np.asarray(encoder.encode(iter(table.images)))
-    training = _encode_training(task, encoder)
+    # Training images in the size of the reconstructions, so that resolution does not tell them apart.
+    height, width = task.seen.shape[1:3]
+    ids = list(dict.fromkeys(str(i) for train, _ in task.folds for i in train.stimulus_ids))
+    small = (resize_image(task.stimuli.read_image(i), height, width) for i in ids)
+    training = Embeddings(np.asarray(encoder.encode(small)), ids, encoder.space)
     scores: list[Score] = []
     lacking: list[str] = []
     for who in sorted({str(s) for s in task.subjects}):
@@ -149,14 +154,6 @@ class Features:
     space: str
 
 
-def _encode_training(task: BrainTask, encoder: Any) -> Embeddings:
-    """Embed training images in the size of the reconstructions, so that resolution does not tell them apart."""
-    height, width = task.seen.shape[1:3]
-    ids = list(dict.fromkeys(str(i) for train, _ in task.folds for i in train.stimulus_ids))
-    images = (resize_image(task.stimuli.read_image(i), height, width) for i in ids)
-    return Embeddings(np.asarray(encoder.encode(images)), ids, encoder.space)
-
-
 def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: str) -> Iterator[Score]:
     rows = np.flatnonzero(task.subjects.astype(str) == who)
     ids = [str(i) for i in task.ids[rows]]
@@ -178,6 +175,7 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
         )  # fmt: skip
         for name, region in found.regions.items():
             bound = None
+            # Of the recording, so it bounds what predicts responses, and not how bad a control is.
             if ceiling is not None and method in ("decoded", "seen"):
                 bound = float(ceiling.per_feature[regions.get(name, slice(None))].mean())
             yield Score(
@@ -211,7 +209,7 @@ def _fit_fold(
         return None
     if len(train) < 2:
         raise _NotComputable("the fold has no training trials of this subject")
-    n_own = count_own_voxels(fold[0]).get(who)
+    n_own = count_own_voxels(fold[0]).get(who)  # None slices nothing: all subjects share the voxels
     place = {str(task.ids[row]): row for row in rows}
     names = [str(i) for i in fold[1].stimulus_ids[test]]
     if len(set(names)) < len(names) or any(name not in place for name in names):
@@ -231,7 +229,7 @@ def _fit_fold(
         method: expected[np.searchsorted(used, several[:, own])] for method, several in table.made.items()
     }
     measured = np.asarray(fold[1].data[test], dtype=np.float64)[:, :n_own]
-    if len(task.folds) > 1:
+    if len(task.folds) > 1:  # folds have different training means, which would correlate over images
         measured = measured - measured.mean(axis=0)
         predicted = {method: stack - stack.mean(axis=1, keepdims=True) for method, stack in predicted.items()}
     return _Part(own, measured, predicted)

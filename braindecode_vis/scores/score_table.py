@@ -46,7 +46,7 @@ def compute_scores(
     items["gallery_size"] = np.concatenate(
         [np.full(r.n_queries, r.gallery_size) for _, _, r in task.retrievals]
     )
-    features = encode_images(task)
+    features = encode_images(task)  # before the groups, so that each distinct image is encoded once
     contexts = [Context(task, group) for group in task.groups]
     of_suite = score_suite(task, contexts, advance=advance)
     for number, (group, context) in enumerate(zip(task.groups, contexts, strict=True)):
@@ -93,6 +93,7 @@ def score_retrieval(context: Context) -> Iterator[Score]:
             parts.append(
                 _Part(retrieval, local, None if similarity is None else count_order(similarity[local]))
             )
+    # Folds may have galleries of different sizes; a common one is named in the row, otherwise none.
     sizes = {part.retrieval.gallery_size for part in parts}
     smallest, common = min(sizes), (sizes.pop() if len(sizes) == 1 else None)
     names = [f"top{k}" for k in (1, 5) if k < smallest]
@@ -123,6 +124,7 @@ def _permute_retrieval(context: Context, parts: list[_Part], name: str) -> Permu
         known = [metric.tabulate(part.order, n) for part in group if part.order is not None]
         if len(known) < len(group):
             return None
+        # Queries of several folds that rank one gallery share its columns, so their tables are one.
         names = np.concatenate([part.retrieval.query_ids[part.local] for part in group])
         tables.append(np.concatenate(known))
         truths.append(pd.Index(group[0].retrieval.gallery_ids).get_indexer(pd.Index(names)))

@@ -143,7 +143,7 @@ class ScoringTask:
         labels = [] if self.conditions is None else sorted({str(label) for label in self.conditions})
         if len(labels) < 2 or self.conditions is None:
             return groups
-        given = np.array([str(label) for label in self.conditions])
+        given = np.array([str(label) for label in self.conditions])  # (n_rows,)
         for label in labels:
             parts = [(name, rows[given[rows] == label]) for name, rows in subjects]
             groups += [Group(name, label, rows) for name, rows in parts if len(rows)]
@@ -182,14 +182,16 @@ class Context:
         self.has_ceiling = group.condition is None
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
         self.columns, self.truth = np.unique(self.ids.astype(str), return_inverse=True)
+        # One row for each stimulus, from which its picture and its concept are taken.
         self.first = np.array([int(np.flatnonzero(self.truth == c)[0]) for c in range(len(self.columns))])
 
     def score(self, values: np.ndarray, metric: str, method: str, **details: Any) -> Score:
         """Return the score of one value per row."""
         task = self.task
         pooled = task.subjects[self.rows] if self.subject == POOLED else None
-        if details.get("statistic") == "median":
+        if details.get("statistic") == "median":  # the bootstrap over subjects knows the mean only
             pooled = None
+        # A ceiling is of all test trials; that of one condition is not known.
         if method == "decoded" and self.has_ceiling:
             details["noise_ceiling"] = task.ceilings.get(metric)
         return make_score(
@@ -204,6 +206,7 @@ class Context:
         """Return the score of one brain whose rows are shuffled, its interval that of all shuffles."""
         task = self.task
         return Score(
+            # The value is one shuffle, as one brain would give it; its interval is the spread of all of them.
             method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
             protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
             ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size,
@@ -255,6 +258,7 @@ class Context:
         if not self.task.best_of or method != "decoded" or len(tables) < 2:
             return
         alternative = find_metric(metric).metric.alternative
+        # Of each pair of image and stimulus the best draw: then the null chooses as freely as the score does.
         best = np.max(tables, axis=0) if alternative == "greater" else np.min(tables, axis=0)
         null = self.permute(best, alternative=alternative, groups=groups)
         yield (
