@@ -225,8 +225,8 @@ def phantom(
         return
     truth = simulation.make_phantom(form, out, size=chosen, snr=snr, seed=seed, listener=ConsoleListener())
     if as_json:
-        simulated = [dict(subject) for subject in truth.subjects]
-        print_json({"run_folder": None, "scores": [], "root": str(truth.root), "subjects": simulated})
+        listed = [dict(subject) for subject in truth.subjects]
+        print_json({"run_folder": None, "scores": [], "root": str(truth.root), "subjects": listed})
         return
     console = make_console(stderr=False)
     console.print(f"data set: {truth.root}", markup=False)

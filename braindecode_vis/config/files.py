@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
@@ -16,6 +17,7 @@ from braindecode_vis.roles import (
     ENCODER_SETTINGS,
     IMAGE_ENCODER_SETTINGS,
     PRIOR,
+    Role,
     build,
     find_image_encoder_role,
     play,
@@ -63,7 +65,8 @@ def _check_outside(config: RunConfig) -> None:
     if type(config.target) in OUTSIDE:
         build(find_image_encoder_role(target), target)
     if type(config.encoder) in OUTSIDE:
-        build(CATEGORY_DECODER if encoder.decodes_categories else BRAIN_ENCODER, encoder, seed=0)
+        role: Role[Any] = CATEGORY_DECODER if encoder.decodes_categories else BRAIN_ENCODER
+        build(role, encoder, seed=0)
     if type(config.prior) in OUTSIDE:
         build(PRIOR, config.prior, seed=0)
 
