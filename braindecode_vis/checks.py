@@ -7,7 +7,8 @@ what was found, where, and what to do. Knows nothing of the objects it is asked 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,36 @@ def check_file(path: Path, *, what: str, hint: str) -> Path:
     if not path.exists():
         raise DataError(f"{what} was not found at {path}; {hint}.")
     return path
+
+
+@contextmanager
+def refuse_damage(
+    what: str, *errors: type[Exception], hint: str = "copy or fetch it again"
+) -> Iterator[None]:
+    """Turn what a reader raises on damaged bytes into one sentence.
+
+    Parameters
+    ----------
+    what
+        File and finding, for example ``x.nii cannot be read as NIfTI``.
+    errors
+        What is caught; everything by default, since readers of foreign bytes raise what they like.
+    hint
+        What to do.
+
+    Raises
+    ------
+    DataError
+        In place of what was caught; our own errors pass.
+    """
+    caught = errors or (Exception,)
+    try:
+        yield
+    except BraindecodeVisError:
+        raise
+    except caught as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{what} ({reason}){f'; {hint}' if hint else ''}.") from error
 
 
 def check_unique(values: Sequence[Any], *, what: str) -> None:

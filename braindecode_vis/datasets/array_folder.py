@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 
 from braindecode_vis import store
-from braindecode_vis.checks import BraindecodeVisError, DataError, suggest
+from braindecode_vis.checks import BraindecodeVisError, DataError, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding, Manifest, RecordedSettings, find_manifest
 from braindecode_vis.datasets.own_data import OwnData, assemble_data
 
@@ -235,12 +235,14 @@ def _read_data(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
         return read_epochs_file(path)
     if ".nii" in name:
         return _read_volumes(path, root)
-    try:
+    with refuse_damage(
+        f"{path} cannot be read as a NumPy array",
+        ValueError,
+        EOFError,
+        OSError,
+        hint="save it with numpy.save, without objects",
+    ):
         content = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as a NumPy array ({error}); save it with numpy.save, without objects."
-        ) from error
     if isinstance(content, np.ndarray):
         return content, {}
     with content:
@@ -256,10 +258,8 @@ def read_epochs_file(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the trials of an MNE epochs file, shape (n_trials, n_channels, n_times), and what it says of them."""
     import mne
 
-    try:
+    with refuse_damage(f"{path} cannot be read as MNE epochs", hint=""):
         epochs = mne.read_epochs(path, preload=True, verbose="error")
-    except Exception as error:  # MNE raises whatever a damaged file leads it to
-        raise DataError(f"{path} cannot be read as MNE epochs ({error}).") from error
     return unpack_epochs(epochs)
 
 
@@ -316,10 +316,14 @@ def _read_volumes(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
         raise DataError(f"{path} needs a mask on the same grid beside it: mask.nii.gz.")
     import nibabel as nib
 
-    try:
+    with refuse_damage(
+        f"{path} or {mask.name} cannot be read as NIfTI",
+        nib.filebasedimages.ImageFileError,
+        OSError,
+        EOFError,
+        hint="",
+    ):
         return mask_volumes(nib.load(path), nib.load(mask))
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise DataError(f"{path} or {mask.name} cannot be read as NIfTI ({error}).") from error
 
 
 def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -363,7 +367,7 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    try:
+    with refuse_damage(f"{path} cannot be read as a table", OSError, ValueError, UnicodeDecodeError, hint=""):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         # Everything stays text: ids like 007 would lose their zeros as numbers.
@@ -376,8 +380,6 @@ def _read_table(path: Path) -> pd.DataFrame:
         if twice:
             raise DataError(f"{path} has the column {twice[0]!r} more than once; keep one of them.")
         table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from error
     for name in table.columns.difference(_TEXT_COLUMNS):
         numbers = pd.to_numeric(table[name], errors="coerce")
         if numbers.notna().eq(table[name].notna()).all():
@@ -398,10 +400,8 @@ def read_meta(root: Path) -> dict[str, Any]:
     path = root / "meta.yaml"
     if not path.is_file():
         return {}
-    try:
+    with refuse_damage(f"{path} is not valid YAML", yaml.YAMLError, ValueError, OSError, hint=""):
         content = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise DataError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a mapping of names to values.")
     unknown = [str(key) for key in content if key not in META_KEYS]
@@ -432,7 +432,7 @@ def _find_pictures(root: Path, images: Path | None) -> Path | None:
 def _load_pictures(path: Path | None) -> Any:
     if path is None or path.is_dir():
         return path
-    try:
+    with refuse_damage(
+        f"{path} cannot be read as an array of pictures", ValueError, EOFError, OSError, hint=""
+    ):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read as an array of pictures ({error}).") from error

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, check_option
+from braindecode_vis.checks import ConfigError, DataError, check_columns, check_option, refuse_damage
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import (
     RunFiles,
@@ -282,11 +282,9 @@ def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], 
 def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geometry]:
     tables = []
     for path in found.betas:
-        try:
+        with refuse_damage(f"{path} cannot be read as an array", OSError, ValueError):
             # Mapped: a table of all sessions is read a few trials at a time.
             table = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as an array ({error}); fetch it again.") from error
         if table.ndim != 2 or len(table) != len(trials):
             raise DataError(
                 f"{path} has the shape {table.shape}, but {found.names} lists {len(trials)} pictures; one row for each "

@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError, check_file
+from braindecode_vis.checks import DataError, check_file, refuse_damage
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     RecordedSettings,
     check_one_file,
     check_root,
+    compare_facts,
     read_manifest,
 )
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
@@ -165,14 +166,12 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
 def _load_mat(path: Path) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
 
-    try:
+    published = read_manifest("digits69").files[0].sha256
+    hint = (
+        f"it is damaged or truncated: sha256 {hash_file(path)}, expected {published}; copy or fetch it again"
+    )
+    with refuse_damage(f"{path} cannot be read as a MATLAB file", hint=hint):
         content: dict[str, Any] = loadmat(path)
-    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
-        expected = read_manifest("digits69").files[0].sha256
-        raise DataError(
-            f"{path} cannot be read as a MATLAB file ({type(error).__name__}: {error}); it is damaged or truncated: "
-            f"sha256 {hash_file(path)}, expected {expected}; copy or fetch it again."
-        ) from error
     missing = [key for key in _KEYS if key not in content]
     if missing:
         raise DataError(
@@ -212,9 +211,4 @@ def _check_facts(responses: Responses, stimuli: StimulusSet) -> list[CheckFindin
         "n_train_per_class": int(per_class["train"].min()),
         "n_test_per_class": int(per_class["test"].min()),
     }
-    findings = []
-    for name, declared in read_manifest("digits69").facts.items():
-        ok = found[name] == declared
-        message = f"{found[name]} as declared" if ok else f"declared {declared}, found {found[name]}"
-        findings.append(CheckFinding(name, ok, message))
-    return findings
+    return compare_facts(found, read_manifest("digits69").facts, None)

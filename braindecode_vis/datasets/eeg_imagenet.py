@@ -16,10 +16,7 @@ Li et al. (2021), doi:10.1109/TPAMI.2020.2973153: the confound of block designs.
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,8 +48,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     list_stimuli,
     sample_part,
 )
-from braindecode_vis.datasets.sources.safe_pickle import open_npy
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.datasets.sources.safe_pickle import convert_trusted, open_npy
 from braindecode_vis.store import hash_sampled
 
 SFREQ = 1000.0
@@ -135,7 +131,15 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             open_archive(path, trust=self.trust_pickle, scratch=scratch, n_channels=len(CHANNELS))
             for path in self._find()
         ]
-        check_disjoint(archives)
+        seen: dict[int, Path] = {}
+        for archive in archives:
+            for subject in archive.entries["subject"].unique().tolist():
+                if subject in seen:
+                    raise DataError(
+                        f"subject {subject} is in both {seen[subject].name} and {archive.path.name}: one of them is "
+                        "the other part under a wrong name; fetch it again."
+                    )
+                seen[subject] = archive.path
         parts, unit = self._make_parts(archives, channels)
         tmin, tmax = first / SFREQ, last / SFREQ
         plan = EpochPlan(SFREQ, tmin, tmax, (tmin, tmax), None, "none", self.dtype)
@@ -146,7 +150,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             "channel_names": "published list; the files name none",
             "granularity": self.granularity,
         }
-        stimuli = self._make_stimuli(table.drop_duplicates("stimulus_id"))
+        table = table.drop_duplicates("stimulus_id")
+        stimuli = list_stimuli(table.assign(path=table["file"].map(_path_of)), self._find_images())
         kept = [replace(part, trials=part.trials.drop(columns="file")) for part in parts]
         positions = find_scalp_positions(channels, "EEG-ImageNet")
         source = MeegSource("eeg", tuple(kept), stimuli, plan, unit, ch_pos=positions, notes=notes)
@@ -228,10 +233,6 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
             parts.append(EpochedPart(trials.drop(columns="entry"), (archive.path,), channels, times, read))
         return parts, archives[0].guess_unit()
 
-    def _make_stimuli(self, table: pd.DataFrame) -> StimulusSet:
-        pictures = table.assign(path=[_path_of(name) for name in table["file"]])
-        return list_stimuli(pictures, self._find_images())
-
 
 def _path_of(file: str) -> str:
     return f"{file.split('_')[0]}/{file}"
@@ -280,19 +281,6 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
     own = own.assign(subject=f"{subject:02d}", session="01", concept=own["label"], entry=own.index)
     columns = ["subject", "session", "run", "stimulus_id", "repetition", "split", "concept", "granularity"]
     return own[[*columns, "file", "entry"]].reset_index(drop=True)
-
-
-def check_disjoint(archives: list[Archive]) -> None:
-    """Raise `DataError` if a subject is in two files: the same part twice, under two names."""
-    seen: dict[int, Path] = {}
-    for archive in archives:
-        for subject in archive.entries["subject"].unique().tolist():
-            if subject in seen:
-                raise DataError(
-                    f"subject {subject} is in both {seen[subject].name} and {archive.path.name}: one of them is the "
-                    "other part under a wrong name; fetch it again."
-                )
-            seen[subject] = archive.path
 
 
 def _check_facts(archives: list[Archive]) -> list[CheckFinding]:
@@ -535,17 +523,7 @@ def _convert(path: Path, scratch: Path | None, n_channels: int) -> Archive:
     if scratch is None:
         raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")
     folder = scratch / path.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
-    command = [
-        sys.executable, "-I", "-W", "ignore", "-c", _CONVERT,
-        str(path.absolute()), str(folder.absolute()), str(n_channels),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise DataError(f"{path} cannot be converted ({lines[-1]}); fetch it again.")
-    info = json.loads((folder / "info.json").read_text())
+    info = convert_trusted(_CONVERT, path, folder, n_channels, where=str(path))
     labels = info.pop("labels")
     entries = pd.DataFrame(info).rename(columns={"image": "file"})
     _check_entries(entries, labels, path)

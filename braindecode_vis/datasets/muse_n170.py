@@ -26,7 +26,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, collect_findings, compare_facts
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -204,12 +204,12 @@ def find_runs(folder: Path) -> list[Path]:
 def hash_text(path: Path) -> str:
     """Return the sha256 of a file after unpacking, so that it does not depend on how it was packed."""
     digest = hashlib.sha256()
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise DataError(f"{path} cannot be unpacked ({error}); copy it again.") from error
+    with (
+        refuse_damage(f"{path} cannot be unpacked", EOFError, gzip.BadGzipFile, OSError),
+        gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -237,10 +237,8 @@ def read_run(path: Path, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndar
     DataError
         If the file is damaged, is sampled at another rate, or holds an unknown marker or a non-finite value.
     """
-    try:
+    with refuse_damage(f"{path} cannot be read as a table", ValueError, EOFError, OSError):
         table = pd.read_csv(path)
-    except (ValueError, EOFError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{path} cannot be read as a table ({error}); copy it again.") from error
     check_columns(table.columns, ("timestamps", *channels, _MARKER), what=f"the run {path}")
     stamps = table["timestamps"].to_numpy(dtype=float)
     values = table[list(channels)].to_numpy(dtype=float).T

@@ -19,7 +19,7 @@ import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
-from braindecode_vis.datasets.bids.fmri_files import RunFiles, check_no_overlap, read_seconds
+from braindecode_vis.datasets.bids.fmri_files import RunFiles, check_no_overlap, read_numbers
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
 # Blanks need no model; a press after a change of the fixation point does.
@@ -54,7 +54,7 @@ def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
         raise DataError(f"{run.where} is of the task {task!r}; imagenet and coco are known.")
     check_columns(table.columns, ("trial_type", _COLUMNS[task]), what=f"the events table {run.events}")
     shown = table[_COLUMNS[task]]
-    codes = read_seconds(table, "trial_type", run.events).astype(int)  # a whole number written as 521.0
+    codes = read_numbers(table, "trial_type", run.events).astype(int)  # a whole number written as 521.0
     blank = (shown == "").to_numpy()
     if task == "imagenet" and blank.any():
         raise DataError(

@@ -29,6 +29,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
     RawReader,
@@ -43,7 +44,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     make_shown_table,
     make_stimuli,
     open_recording,
-    read_numbers,
     read_text_table,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_counts, look_at

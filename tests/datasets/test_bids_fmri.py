@@ -194,7 +194,7 @@ def test_recipes_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(DataError, match="none is a trial"):
         prepare(tmp_path)
     events.write_text(events.read_text().replace("14.0", "n/a"))
-    with pytest.raises(DataError, match="has '' as onset in row 3"):
+    with pytest.raises(DataError, match="has '' in the column onset, line 3"):
         prepare(tmp_path)
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns
+from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.datasets.bids.meeg_files import RawReader
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -89,7 +89,16 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
                     )
                 blocks.append(RawBlock(subject, session, block, files[0]))
     for item in blocks:
-        _check_title(item)
+        title = _TITLE.search(item.path.name)
+        if title is None:
+            continue
+        named = tuple(int(number) for number in title.groups())
+        subject = _MISNAMED.get((item.subject, item.session), item.subject)
+        if named[0] not in (item.subject, subject) or named[1:] != (item.session, item.block):
+            raise DataError(
+                f"{item.where} says subject {named[0]}, session {named[1]}, block {named[2]} in its name: it lies in "
+                "the wrong folder; copy or fetch it again."
+            )
     return sorted(blocks, key=lambda b: (b.subject, b.session, b.block)), ignored
 
 
@@ -103,19 +112,6 @@ def list_numbered(folder: Path, prefix: str, ignored: list[str]) -> list[tuple[P
         elif path.name.startswith(prefix):
             ignored.append("/".join(path.parts[-2:]))
     return found
-
-
-def _check_title(item: RawBlock) -> None:
-    title = _TITLE.search(item.path.name)
-    if title is None:
-        return
-    named = tuple(int(number) for number in title.groups())
-    subject = _MISNAMED.get((item.subject, item.session), item.subject)
-    if named[0] not in (item.subject, subject) or named[1:] != (item.session, item.block):
-        raise DataError(
-            f"{item.where} says subject {named[0]}, session {named[1]}, block {named[2]} in its name: it lies in the "
-            "wrong folder; copy or fetch it again."
-        )
 
 
 # --- EDF ----------------------------------------------------------------------------------------------------------
@@ -134,7 +130,7 @@ def read_labels(path: Path, where: str) -> list[str]:
         head = file.read(256)
         if len(head) < 256 or head[:8].strip() != b"0":
             raise DataError(f"{where} is no EDF file; fetch it again.")
-        try:
+        with refuse_damage(f"{where} has a damaged EDF header", ValueError):
             # Kemp et al. (1992), doi:10.1016/0013-4694(92)90009-7: 256 bytes of head, then 256 for each row.
             n_header, n_records = int(head[184:192]), int(head[236:244])
             n_rows = int(head[252:256])
@@ -143,8 +139,6 @@ def read_labels(path: Path, where: str) -> list[str]:
             # The fields before the number of samples take 216 bytes of each row.
             start = 216 * n_rows
             n_samples = [int(fields[start + 8 * i : start + 8 * (i + 1)]) for i in range(n_rows)]
-        except ValueError as error:
-            raise DataError(f"{where} has a damaged EDF header ({error}); fetch it again.") from error
     # Samples are 16-bit integers; -1 records mean that the recording was not closed.
     expected = n_header + 2 * sum(n_samples) * n_records
     if n_records >= 0 and size < expected:
@@ -164,30 +158,6 @@ def find_electrodes(labels: Sequence[str]) -> dict[str, str]:
     """
     named = {RENAMED.get(label, label): label for label in labels}
     return {name: label for name, label in named.items() if name in list_scalp_positions()}
-
-
-def open_edf(path: Path, labels: Sequence[str], where: str) -> Any:
-    """Open an EDF file with MNE, only the rows of the given labels, without reading samples."""
-    import mne
-
-    try:
-        return mne.io.read_raw_edf(path, include=list(labels), preload=False, verbose="error")
-    except Exception as error:  # a reader of damaged bytes raises what it likes
-        raise DataError(
-            f"{where} cannot be read ({type(error).__name__}: {error}); fetch it again."
-        ) from error
-
-
-@dataclass(frozen=True)
-class EdfReader:
-    """Reads samples of one block in V, shape (n_channels, n_samples)."""
-
-    raw: Any
-    rows: np.ndarray
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop`."""
-        return self.raw.get_data(picks=self.rows, start=start, stop=stop)
 
 
 # --- markers ------------------------------------------------------------------------------------------------------
@@ -273,6 +243,8 @@ def open_block(
     DataError
         If an electrode is missing, or the file is not what it should be.
     """
+    import mne
+
     electrodes = find_electrodes(read_labels(block.path, block.where))
     missing = [name for name in names if name not in electrodes]
     if missing:
@@ -280,14 +252,17 @@ def open_block(
             f"{block.where} lacks the channel(s) {', '.join(missing)}; it has {', '.join(electrodes)}: another "
             "montage, or choose those that all have with --set dataset.channels=[...]."
         )
-    raw = open_edf(block.path, list(electrodes.values()), block.where)
+    with refuse_damage(f"{block.where} cannot be read"):
+        raw = mne.io.read_raw_edf(
+            block.path, include=list(electrodes.values()), preload=False, verbose="error"
+        )
     every = np.array([raw.ch_names.index(label) for label in electrodes.values()])
     rows = np.array([raw.ch_names.index(electrodes[name]) for name in names])
     sfreq = float(raw.info["sfreq"])
     if not np.isclose(sfreq, SFREQ, rtol=1e-6):
         raise DataError(f"{block.where} has {sfreq:g} Hz, where {SFREQ:g} Hz is published.")
     markers = parse_markers(raw.annotations.onset, raw.annotations.description, block.where)
-    reader = EdfReader(raw, rows)
+    reader = RawReader(raw, rows)
     if np.abs(reader(0, min(raw.n_times, 256))).max() > _MAX_VOLT:
         raise DataError(f"{block.where} has no scalp potentials in V: its header names another unit.")
     events = markers.events
@@ -305,7 +280,7 @@ def open_block(
     recording = Recording(
         f"{block.subject:02d}", f"{block.session:02d}", f"{block.block:02d}", "eeg", (block.path,), events
     )
-    sensors = Sensors(tuple(electrodes), EdfReader(raw, every))
+    sensors = Sensors(tuple(electrodes), RawReader(raw, every))
     return ContinuousPart(recording, names, sfreq, int(raw.n_times), reader, sensors), markers.counts
 
 
@@ -393,10 +368,8 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
             f"subject {subject:02d}: {folder} lacks {_TABLES[0]}, which says which picture an epoch belongs to and "
             "which were dropped; fetch it from the hub beside the epochs."
         )
-    try:
+    with refuse_damage(f"{path} cannot be read"):
         table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises what the damaged bytes lead it to
-        raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
     check_columns(table.columns, ("session", "partition", "image_path", "dropped"), what=f"{path}")
     table["image"] = _read_numbers(table["image_path"], path)
     return table

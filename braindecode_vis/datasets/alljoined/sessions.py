@@ -17,7 +17,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns
-from braindecode_vis.datasets.bids.meeg_files import list_boundaries
+from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.datasets.bids.meeg_files import RawReader, list_boundaries
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
@@ -129,13 +129,9 @@ def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
     ids = [name_image(number) for number in numbers.tolist()]
     held_out: set[int] = set()
     if test is not None:
-        try:
+        with refuse_damage(f"{test} should be a list of numbers, but is not", ValueError, TypeError):
             # The list counts from 0, our numbers from 1.
             held_out = {int(number) + 1 for number in json.loads(test.read_text())}
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"{test} should be a list of numbers, but is not ({error}); fetch it again."
-            ) from error
     split = ["test" if number in held_out else "train" for number in numbers.tolist()]
     return pd.DataFrame({"stimulus_id": ids, "concept": ids, "split": split})
 
@@ -175,14 +171,16 @@ def open_raw(
     """
     import mne
 
-    raw = _read(item, lambda: mne.io.read_raw_fif(item.path, preload=False, verbose="error"))
+    with refuse_damage(f"{item.where} cannot be read"):
+        raw = mne.io.read_raw_fif(item.path, preload=False, verbose="error")
     _check_rate(float(raw.info["sfreq"]), item)
     rows = find_channels(raw.ch_names, channels, item.where)
     reference = None if average is None else find_channels(raw.ch_names, average, item.where)
     stim = [name for name, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "stim"]
     if len(stim) != 1:
         raise DataError(f"{item.where} should have one stimulus channel (Status), but has {len(stim)}.")
-    pulses = np.round(_read(item, lambda: raw.get_data(picks=stim))[0]).astype(np.int64)
+    with refuse_damage(f"{item.where} cannot be read"):
+        pulses = np.round(raw.get_data(picks=stim)[0]).astype(np.int64)
     # A pulse lasts several samples; its first counts, also where one code follows another without a gap.
     samples = np.flatnonzero((pulses != 0) & (np.r_[0, pulses[:-1]] != pulses))
     codes = pulses[samples]
@@ -198,37 +196,34 @@ def open_raw(
         (item.path,),
         pd.concat([events, labels], axis=1),
     )
-    read = _Referenced(raw, rows, reference)
+    read = _reference(raw, rows, reference)
     eeg = tuple(n for n, kind in zip(raw.ch_names, raw.get_channel_types(), strict=True) if kind == "eeg")
-    every = _Referenced(raw, find_channels(raw.ch_names, eeg, item.where), reference)
+    every = _reference(raw, find_channels(raw.ch_names, eeg, item.where), reference)
     return ContinuousPart(
         recording, tuple(channels), float(raw.info["sfreq"]), int(raw.n_times), read, Sensors(eeg, every),
         tuple(raw.info["bads"]), list_boundaries(raw),
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Referenced:
-    """Reads samples in V, against the mean of the reference channels."""
+def _reference(raw: Any, rows: np.ndarray, reference: np.ndarray | None) -> Callable[[int, int], np.ndarray]:
+    """Return the reader of samples in V, against the mean of the reference channels."""
+    if reference is None:
+        return RawReader(raw, rows)
 
-    raw: Any
-    rows: np.ndarray
-    reference: np.ndarray | None
+    def read(start: int, stop: int) -> np.ndarray:
+        # (n_rows + n_reference, n_samples)
+        data = raw.get_data(start=start, stop=stop)[np.r_[rows, reference]]
+        return data[: len(rows)] - data[len(rows) :].mean(axis=0)
 
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop`."""
-        if self.reference is None:
-            return self.raw.get_data(picks=self.rows, start=start, stop=stop)
-        both = np.r_[self.rows, self.reference]
-        data = self.raw.get_data(start=start, stop=stop)[both]
-        return data[: len(self.rows)] - data[len(self.rows) :].mean(axis=0)
+    return read
 
 
 def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test: Path | None) -> EpochedPart:
     """Open the authors' epochs of a session; they stay in the file."""
     import mne
 
-    epochs = _read(item, lambda: mne.read_epochs(item.path, preload=False, proj=False, verbose="error"))
+    with refuse_damage(f"{item.where} cannot be read"):
+        epochs = mne.read_epochs(item.path, preload=False, proj=False, verbose="error")
     _check_rate(float(epochs.info["sfreq"]), item)
     rows = find_channels(epochs.ch_names, channels, item.where)
     codes = epochs.events[:, 2].astype(np.int64)
@@ -244,7 +239,8 @@ def open_epochs(item: Session, channels: Sequence[str], design: NsdDesign, test:
     )
 
     def read(start: int, stop: int) -> np.ndarray:
-        return _read(item, lambda: epochs[start:stop].get_data(picks=rows, verbose="error"))
+        with refuse_damage(f"{item.where} cannot be read"):
+            return epochs[start:stop].get_data(picks=rows, verbose="error")
 
     return EpochedPart(trials, (item.path,), tuple(channels), np.asarray(epochs.times), read)
 
@@ -311,15 +307,6 @@ def _check_ids(ids: np.ndarray, design: NsdDesign, item: Session) -> None:
     )
 
 
-def _read(item: Session, action: Any) -> Any:
-    try:
-        return action()
-    except Exception as error:  # a reader of damaged bytes raises what it likes
-        raise DataError(
-            f"{item.where} cannot be read ({type(error).__name__}: {error}); fetch it again."
-        ) from error
-
-
 def _check_rate(sfreq: float, item: Session) -> None:
     if not np.isclose(sfreq, 512.0, rtol=1e-6):
         raise DataError(f"{item.where} has {sfreq:g} Hz, where 512 Hz is published.")
@@ -374,23 +361,30 @@ def open_table(path: Path, shape: tuple[int, int]) -> TableFile:
 
     numbers: dict[str, np.ndarray] = {}
     objects: np.ndarray | None = None
-    try:
-        with h5py.File(path, "r") as file:
-            group = _find_frame(file, path)
-            for number in range(int(group.attrs["nblocks"])):
-                names = [name.decode() for name in _read_plain(group[f"block{number}_items"], path).tolist()]
-                values = group[f"block{number}_values"]
-                if not values.dtype.hasobject:
-                    numbers |= dict(zip(names, _read_plain(values, path).T, strict=True))
-                    continue
-                found = [name for name in names if name in _ARRAY_COLUMNS]
-                if found:
-                    content = read_pickled(path, offset=_find_bytes(values, path), large_bytes=_SMALL_BYTES)
-                    objects = np.asarray(content, dtype=object).reshape(-1, len(names))[
-                        :, names.index(found[0])
-                    ]
-    except (OSError, RuntimeError, KeyError, ValueError, AttributeError, struct.error, zlib.error) as error:
-        raise DataError(f"{path} is damaged or cut short ({error}); fetch it again.") from error
+    with (
+        refuse_damage(
+            f"{path} is damaged or cut short",
+            OSError,
+            RuntimeError,
+            KeyError,
+            ValueError,
+            AttributeError,
+            struct.error,
+            zlib.error,
+        ),
+        h5py.File(path, "r") as file,
+    ):
+        group = _find_frame(file, path)
+        for number in range(int(group.attrs["nblocks"])):
+            names = [name.decode() for name in _read_plain(group[f"block{number}_items"], path).tolist()]
+            values = group[f"block{number}_values"]
+            if not values.dtype.hasobject:
+                numbers |= dict(zip(names, _read_plain(values, path).T, strict=True))
+                continue
+            found = [name for name in names if name in _ARRAY_COLUMNS]
+            if found:
+                content = read_pickled(path, offset=_find_bytes(values, path), large_bytes=_SMALL_BYTES)
+                objects = np.asarray(content, dtype=object).reshape(-1, len(names))[:, names.index(found[0])]
     if objects is None:
         raise DataError(f"{path} has no column eeg, only {', '.join(numbers)}; it is another file.")
     for number, array in enumerate(objects):
@@ -422,17 +416,6 @@ def _list_filters(dataset: Any, path: Path) -> list[int]:
     return filters
 
 
-def _unpack_blosc(chunk: bytes, path: Path) -> bytes:
-    try:
-        import blosc2
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} is a pandas HDF5 table packed with blosc; reading it needs blosc2, which comes with PyTables: "
-            "pip install tables."
-        ) from error
-    return bytes(blosc2.decompress(chunk))
-
-
 def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
     """Return one chunk of a dataset after undoing its filters."""
     # h5py has no blosc, so that the chunk is unpacked here, filter by filter in reverse.
@@ -441,7 +424,14 @@ def _read_chunk(dataset: Any, offset: tuple[int, ...], path: Path) -> bytes:
         if mask >> place & 1:  # left out for this chunk
             continue
         if number == _BLOSC:
-            chunk = _unpack_blosc(chunk, path)
+            try:
+                import blosc2
+            except ImportError as error:
+                raise ConfigError(
+                    f"{path} is a pandas HDF5 table packed with blosc; reading it needs blosc2, which comes with "
+                    "PyTables: pip install tables."
+                ) from error
+            chunk = bytes(blosc2.decompress(chunk))
         elif number == _DEFLATE:
             chunk = zlib.decompress(chunk)
         else:

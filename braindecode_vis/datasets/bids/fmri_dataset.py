@@ -47,7 +47,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     parse_entities,
     read_confounds,
     read_header,
-    read_seconds,
+    read_numbers,
     read_table,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, check_root, collect_findings, read_manifest
@@ -278,7 +278,7 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     events = recipe.read_events(table, run)
     check_columns(events.columns, READ_COLUMNS, what=f"the events of {run.where}")
     for column in ("onset", "duration"):
-        events[column] = read_seconds(table, column, run.events)
+        events[column] = read_numbers(table, column, run.events)
     # Repetitions are counted in the order of presentation, and tables need not be sorted.
     events = events.sort_values("onset", kind="stable").reset_index(drop=True)
     is_trial = events["stimulus_id"] != ""

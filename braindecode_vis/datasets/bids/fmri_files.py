@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.checks import ConfigError, DataError, refuse_damage, suggest
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
@@ -186,33 +186,28 @@ def _keep(
     if wanted is None:
         return tagged
     there = sorted({found[key] for _, found in tagged if key in found})
-    labels = {match_label(value, there, key=key, where=str(base)) for value in wanted}
+    labels = {find_label(value, there) for value in wanted}
+    for value in sorted(labels - set(there)):
+        raise DataError(
+            f"{base} has no image with {key}-{value}{suggest(value, there)}; it has "
+            f"{', '.join(f'{key}-{v}' for v in there) or f'none with {key}-'}."
+        )
     return [(path, found) for path, found in tagged if found.get(key) in labels]
 
 
-def match_label(value: str, there: Sequence[str], *, key: str, where: str) -> str:
-    """Return the label that is meant; a number may lack the zeros in front that the file names have.
-
-    Raises
-    ------
-    DataError
-        If there is no such label.
+def find_label(label: Any, there: Sequence[Any]) -> Any:
+    """Return the label that is meant, if it differs from one that is there by the zeros in front only.
 
     Examples
     --------
-    >>> match_label("1", ["01", "02"], key="sub", where="here")
-    '01'
+    >>> find_label("1", ["01", "02"]), find_label(3, ["01", "02"])
+    ('01', 3)
     """
-    if value in there:
-        return value
+    if label in there or not str(label).isdigit():
+        return label
     # YAML and the shell turn ``01`` into 1.
-    same = [label for label in there if value.isdigit() and label.isdigit() and int(label) == int(value)]
-    if len(same) == 1:
-        return same[0]
-    raise DataError(
-        f"{where} has no image with {key}-{value}{suggest(value, list(there))}; it has "
-        f"{', '.join(f'{key}-{v}' for v in there) or f'none with {key}-'}."
-    )
+    same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
+    return same[0] if len(same) == 1 else label
 
 
 def _choose_space(
@@ -275,10 +270,8 @@ def _merge_sidecars(root: Path, image: Path, entities: Mapping[str, str]) -> dic
     merged: dict[str, Any] = {}
     # A later one overwrites, so that the nearest comes last.
     for path in reversed([*paths, *_inherited(root, entities, "bold", ".json")]):
-        try:
+        with refuse_damage(f"the sidecar {path} is not valid JSON", json.JSONDecodeError, UnicodeDecodeError):
             merged |= json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"the sidecar {path} is not valid JSON ({error}); fetch it again.") from error
     return merged
 
 
@@ -305,29 +298,23 @@ Mask = Literal["auto", "brain", "varying", "epi"] | Path
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a BIDS table as text; nothing that looks like a number loses digits."""
-    try:
+    with refuse_damage(f"the table {path} cannot be read", OSError, ValueError):
         # Text: a picture called 021.50 is not 21.5.
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the table {path} cannot be read ({error}); fetch it again.") from error
     return table.replace(dict.fromkeys(("n/a", "N/A", "nan", "NaN"), ""))
 
 
-def read_seconds(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
-    """Return a column of finite numbers.
-
-    Raises
-    ------
-    DataError
-        If a cell is empty or no number.
-    """
-    values = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
+def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    """Return a column of text as float64; a cell that is no finite number is named with its line."""
+    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        cell = table[column].iloc[bad[0]]
         raise DataError(
-            f"{path} has {table[column].iloc[row]!r} as {column} in row {row + 2}; a number is expected."
+            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must "
+            "be; repair it."
         )
-    return values
+    return numbers
 
 
 def read_header(path: Path) -> VolumeHeader:

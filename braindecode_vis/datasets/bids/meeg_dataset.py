@@ -22,6 +22,7 @@ from pydantic import field_validator, model_validator
 
 from braindecode_vis.arrays import Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError, suggest
+from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     EXTENSIONS,
     PLACES,
@@ -40,7 +41,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     make_shown_table,
     make_stimuli,
     open_recording,
-    read_numbers,
     read_text_table,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at

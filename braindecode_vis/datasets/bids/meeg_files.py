@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
+from braindecode_vis.checks import ConfigError, DataError, refuse_damage
+from braindecode_vis.datasets.bids.fmri_files import find_image_folder, find_label, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file, hash_sampled
@@ -112,17 +112,11 @@ def open_recording(path: Path, where: str, opener: Callable[[], Any] | None = No
 
     if not path.exists():
         raise DataError(f"{where} does not exist; fetch it, or leave it out.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sidecars and headers; what matters is checked here
-            if opener is not None:
-                return opener()
-            return mne.io.read_raw(path, preload=False, verbose="error")
-    except Exception as error:  # readers of many formats raise what they like
-        text = " ".join(str(error).split())
-        raise DataError(
-            f"{where} cannot be opened ({type(error).__name__}: {text}); copy or fetch it again."
-        ) from error
+    with refuse_damage(f"{where} cannot be opened"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sidecars and headers; what matters is checked here
+        if opener is not None:
+            return opener()
+        return mne.io.read_raw(path, preload=False, verbose="error")
 
 
 @dataclass(frozen=True)
@@ -160,13 +154,14 @@ class RawReader:
         return self._read(at, at + 1)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        try:
+        with refuse_damage(
+            f"{self.raw.filenames[0]}: samples {start} to {stop} cannot be read",
+            OSError,
+            ValueError,
+            IndexError,
+            hint="the file is cut short, copy or fetch it again",
+        ):
             return self.raw.get_data(picks=self.rows, start=start, stop=stop, verbose="error")
-        except (OSError, ValueError, IndexError) as error:  # what MNE meets where a file ends too early
-            raise DataError(
-                f"{self.raw.filenames[0]}: samples {start} to {stop} cannot be read ({error}); the file is cut short, "
-                "copy or fetch it again."
-            ) from error
 
 
 def list_channels(raw: Any, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -229,29 +224,19 @@ def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None
     """
     if not path.is_file():
         raise DataError(f"{where} has no {path.name} beside it, which says what was shown when; fetch it.")
-    try:
+    with refuse_damage(
+        f"{path} is no table of tab-separated text",
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ):
         wanted = None if columns is None else lambda name: name in columns
         table = pd.read_csv(
             path, sep="\t", dtype=str, na_values=MISSING, keep_default_na=False, usecols=wanted
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no table of tab-separated text ({error}); fetch it again.") from error
     if not len(table):
         raise DataError(f"{path} lists no event; fetch it again.")
     return table
-
-
-def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
-    """Return a column of text as float64; a cell that is no number is named with its line."""
-    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        cell = table[column].iloc[bad[0]]
-        raise DataError(
-            f"{path} has {cell!r} in the column {column}, line {table.index[bad[0]] + 2}, where a number must "
-            "be; repair it."
-        )
-    return numbers
 
 
 def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
@@ -277,7 +262,7 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
     if wanted is None:
         return list(there)
-    wanted = [_match_label(label, there) for label in wanted]
+    wanted = [find_label(label, there) for label in wanted]
     absent = [label for label in wanted if label not in there]
     if absent:
         raise DataError(
@@ -287,15 +272,6 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     if len(set(wanted)) != len(wanted):
         raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
     return list(wanted)
-
-
-def _match_label(label: Any, there: Sequence[Any]) -> Any:
-    """Return the label that is there, if `label` differs from it by leading zeros only."""
-    if label in there or not str(label).isdigit():
-        return label
-    # YAML and the shell turn ``01`` into 1.
-    same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
-    return same[0] if len(same) == 1 else label
 
 
 # Where copies of the THINGS images were found beside recordings.

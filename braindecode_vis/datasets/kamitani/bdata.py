@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError, suggest
+from braindecode_vis.checks import DataError, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 
@@ -115,22 +115,22 @@ def read_bdata(path: Path) -> BData:
     """
     import h5py
 
-    try:
-        with h5py.File(path) as file:
-            matrix = _find(file, _MATRICES, path)
-            group = file[_find(file, _METADATA, path)]
-            missing = [name for name in ("key", "value") if name not in group]
-            if missing:
-                raise DataError(f"the metadata of {path} lack {', '.join(missing)}; fetch the file again.")
-            keys = [_decode(key) for key in np.ravel(group["key"][()])]
-            values = np.asarray(group["value"][()], dtype=np.float64)
-            shape, dtype = file[matrix].shape, file[matrix].dtype
-            labels = {
-                key: {float(number): _decode(text[()]) for number, text in entry.items()}
-                for key, entry in (file["vmap"].items() if "vmap" in file else ())
-            }
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as HDF5 ({error}); it is damaged or truncated.") from error
+    with (
+        refuse_damage(f"{path} cannot be read as HDF5", OSError, hint="it is damaged or truncated"),
+        h5py.File(path) as file,
+    ):
+        matrix = _find(file, _MATRICES, path)
+        group = file[_find(file, _METADATA, path)]
+        missing = [name for name in ("key", "value") if name not in group]
+        if missing:
+            raise DataError(f"the metadata of {path} lack {', '.join(missing)}; fetch the file again.")
+        keys = [_decode(key) for key in np.ravel(group["key"][()])]
+        values = np.asarray(group["value"][()], dtype=np.float64)
+        shape, dtype = file[matrix].shape, file[matrix].dtype
+        labels = {
+            key: {float(number): _decode(text[()]) for number, text in entry.items()}
+            for key, entry in (file["vmap"].items() if "vmap" in file else ())
+        }
     if len(shape) != 2 or values.shape != (len(keys), shape[1]):
         raise DataError(
             f"{path} has a matrix of shape {shape}, so its {len(keys)} metadata need one number for each column, "

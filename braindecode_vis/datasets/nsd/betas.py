@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.checks import ConfigError, DataError, check_option, refuse_damage
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -207,13 +207,16 @@ class MaskedHdf5:
 
         self.path, self.mask, self.divide_by = path, mask, divide_by
         self.held: np.ndarray | None = None
-        try:
-            with h5py.File(path, "r") as file:
-                shape = file["betas"].shape
-        except (OSError, KeyError) as error:
-            raise DataError(
-                f"{path} holds no readable /betas ({error}); it is truncated, copy or fetch it again."
-            ) from error
+        with (
+            refuse_damage(
+                f"{path} holds no readable /betas",
+                OSError,
+                KeyError,
+                hint="it is truncated, copy or fetch it again",
+            ),
+            h5py.File(path, "r") as file,
+        ):
+            shape = file["betas"].shape
         if shape[:0:-1] != mask.shape:
             raise DataError(
                 f"/betas of {path} has the shape {shape}; as MATLAB writes it, Python sees (trials, z, y, x), here "
@@ -356,11 +359,8 @@ def _read_surface(path: Path) -> np.ndarray:
     """Return the labels of one hemisphere; read here, since nibabel would leave the file open."""
     import nibabel
 
-    try:
-        with open_stream(path) as file:
-            return np.asarray(nibabel.MGHImage.from_bytes(file.read()).dataobj).reshape(-1)
-    except Exception as error:  # nibabel raises whatever the bytes lead it to
-        raise DataError(f"{path} cannot be read as MGH ({error}); copy or fetch it again.") from error
+    with refuse_damage(f"{path} cannot be read as MGH"), open_stream(path) as file:
+        return np.asarray(nibabel.MGHImage.from_bytes(file.read()).dataobj).reshape(-1)
 
 
 def find_regions(root: Path, subject: int, space: str) -> Regions:

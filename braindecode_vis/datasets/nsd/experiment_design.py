@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError, check_columns, check_file
+from braindecode_vis.checks import DataError, check_columns, check_file, refuse_damage
 from braindecode_vis.stimuli import StimulusSet
 
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
@@ -87,12 +87,8 @@ def read_design(path: Path) -> NsdDesign:
     """
     from scipy.io import loadmat
 
-    try:
+    with refuse_damage(f"{path} cannot be read as a MATLAB file"):
         content: dict[str, Any] = loadmat(path)
-    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
-        raise DataError(
-            f"{path} cannot be read as a MATLAB file ({error}); copy or fetch it again."
-        ) from error
     missing = [key for key in _KEYS if key not in content]
     if missing:
         raise DataError(f"{path} lacks the variable(s) {', '.join(missing)}; it is not nsd_expdesign.mat.")
@@ -259,14 +255,17 @@ class ImageBrick:
 
         self.path, self.rows, self.size = path, rows, size
         self.file: Any = None
-        try:
-            with h5py.File(path, "r") as file:
-                brick = file["imgBrick"]
-                shape, dtype = brick.shape, brick.dtype
-        except (OSError, KeyError) as error:
-            raise DataError(
-                f"{path} holds no readable imgBrick ({error}); it is truncated or another file, fetch it again."
-            ) from error
+        with (
+            refuse_damage(
+                f"{path} holds no readable imgBrick",
+                OSError,
+                KeyError,
+                hint="it is truncated or another file, fetch it again",
+            ),
+            h5py.File(path, "r") as file,
+        ):
+            brick = file["imgBrick"]
+            shape, dtype = brick.shape, brick.dtype
         if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
             raise DataError(
                 f"imgBrick of {path} is {dtype} of shape {shape}; uint8 (73000, 425, 425, 3) is published."

@@ -16,13 +16,14 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, find_design, name_image, read_design
 from braindecode_vis.datasets.sources.betas_source import BetasPart, count_repetitions
@@ -88,12 +89,10 @@ class Member:
 
     def read_array(self) -> np.ndarray:
         """Return it as an array."""
-        try:
+        with refuse_damage(
+            f"a member of {self.path} is no plain .npy", ValueError, hint="fetch the tar again"
+        ):
             return np.load(io.BytesIO(self.read()), allow_pickle=False)
-        except ValueError as error:
-            raise DataError(
-                f"a member of {self.path} is no plain .npy ({error}); fetch the tar again."
-            ) from error
 
     def read_image(self) -> np.ndarray:
         """Return it as uint8 of shape (height, width, 3)."""
@@ -113,16 +112,13 @@ def iterate_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     """
     samples: dict[str, dict[str, Member]] = defaultdict(dict)
     last = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.isfile():
-                    folder, _, name = info.name.rpartition("/")
-                    key, _, end = name.partition(".")
-                    samples[f"{folder}/{key}"][end] = Member(path, info.offset_data, info.size)
-                    last = info.offset_data + info.size
-    except tarfile.TarError as error:
-        raise DataError(f"{path} cannot be read as a tar ({error}); copy or fetch it again.") from error
+    with refuse_damage(f"{path} cannot be read as a tar", tarfile.TarError), tarfile.open(path, "r:") as tar:
+        for info in tar:
+            if info.isfile():
+                folder, _, name = info.name.rpartition("/")
+                key, _, end = name.partition(".")
+                samples[f"{folder}/{key}"][end] = Member(path, info.offset_data, info.size)
+                last = info.offset_data + info.size
     # tarfile takes a header that is cut off for the end of the archive; a whole one ends with two empty blocks.
     needed = (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE
     if path.stat().st_size < needed:
@@ -151,7 +147,10 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
     DataError
         If a part is missing, a sample is incomplete, or another subject lies in the same folder.
     """
-    base = _find_base(root, subject)
+    places = (root, root / "webdataset_avg_split", root / f"subj{subject:02d}")
+    base = next((p for p in places if (p / "train").is_dir() and (p / "test").is_dir()), None)
+    if base is None:
+        raise DataError(f"{root} holds no folders train and test; pass webdataset_avg_split as --root.")
     tables: dict[str, list[tuple[Path, list[_Sample]]]] = {}
     for name in _SPLIT_OF:
         # Where tars of several subjects lie together, their names carry ``subj01``.
@@ -189,7 +188,7 @@ def open_mindeye1(root: Path, subject: int, divide_by: float) -> Repack:
                 session="all",
                 run=f"{name}-{path.stem}",
             ).assign(repetition=[row for _, row in rows], trial=[s.trials[row] for s, row in rows])
-            read = _Mindeye1Rows(rows, divide_by)
+            read = partial(_read_repetitions, rows, divide_by)
             first = read(0, 1)
             check_scale(read_sample(read, len(trials)), divide_by, path)
             parts.append(BetasPart(trials, (path,), first.shape[1], read))
@@ -206,13 +205,6 @@ class _Sample:
     trials: tuple[int, ...]
     responses: Member
     image: Member | None
-
-
-def _find_base(root: Path, subject: int) -> Path:
-    for base in (root, root / "webdataset_avg_split", root / f"subj{subject:02d}"):
-        if (base / "train").is_dir() and (base / "test").is_dir():
-            return base
-    raise DataError(f"{root} holds no folders train and test; pass webdataset_avg_split as --root.")
 
 
 def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
@@ -244,25 +236,18 @@ def _read_sample(path: Path, name: str, members: dict[str, Member]) -> _Sample:
     return _Sample(number, n, named, members["nsdgeneral.npy"], members.get("jpg", members.get("png")))
 
 
-class _Mindeye1Rows:
-    """Reads single responses out of the samples of a tar."""
-
-    def __init__(self, rows: list[tuple[_Sample, int]], divide_by: float) -> None:
-        self.rows, self.divide_by = rows, divide_by
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        out = []
-        member, block = None, np.empty((0, 0))
-        for sample, row in self.rows[start:stop]:
-            # Rows of one image follow each other, and its responses are one small array.
-            if sample.responses is not member:
-                member, block = sample.responses, np.atleast_2d(np.squeeze(sample.responses.read_array()))
-            if row >= len(block):
-                raise DataError(
-                    f"a sample of {member.path} has {len(block)} responses, but counts {row + 1}."
-                )
-            out.append(block[row])
-        return np.stack(out).astype(np.float32) / np.float32(self.divide_by)
+def _read_repetitions(rows: list[tuple[_Sample, int]], divide_by: float, start: int, stop: int) -> np.ndarray:
+    """Return single responses out of the samples of a tar."""
+    out = []
+    member, block = None, np.empty((0, 0))
+    for sample, row in rows[start:stop]:
+        # Rows of one image follow each other, and its responses are one small array.
+        if sample.responses is not member:
+            member, block = sample.responses, np.atleast_2d(np.squeeze(sample.responses.read_array()))
+        if row >= len(block):
+            raise DataError(f"a sample of {member.path} has {len(block)} responses, but counts {row + 1}.")
+        out.append(block[row])
+    return np.stack(out).astype(np.float32) / np.float32(divide_by)
 
 
 # --- MindEye2 ---------------------------------------------------------------------------------------------
@@ -296,11 +281,8 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
         raise DataError(
             f"the tars below {folder} name trial {again.iloc[0]} more than once; fetch them again."
         )
-    try:
-        with h5py.File(betas, "r") as file:
-            shape = file["betas"].shape
-    except (OSError, KeyError) as error:
-        raise DataError(f"{betas} holds no readable /betas ({error}); copy or fetch it again.") from error
+    with refuse_damage(f"{betas} holds no readable /betas", OSError, KeyError), h5py.File(betas, "r") as file:
+        shape = file["betas"].shape
     if table["trial"].max() >= shape[0]:
         raise DataError(
             f"the tars below {folder} name trial {table['trial'].max()}, but {betas} has {shape[0]} rows."
@@ -317,14 +299,14 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     )
     parts = []
     for group, own in zip(groups, trials, strict=True):
-        read = _Hdf5Rows(betas, group["trial"].to_numpy(), divide_by)
+        read = partial(_read_hdf5, betas, group["trial"].to_numpy(), divide_by)
         check_scale(read_sample(read, len(own)), divide_by, betas)
         parts.append(BetasPart(own, (betas,), int(shape[1]), read))
     image_of: dict[int, Callable[[], np.ndarray]] = {}
     images = next(iter(sorted(root.glob("coco_images_224*.hdf5"))), None)
     if images is not None:
         files.append(images)
-        image_of = {int(i): _CocoImage(images, int(i)) for i in table["nsd_id"].unique()}
+        image_of = {int(i): partial(_read_coco_image, images, int(i)) for i in table["nsd_id"].unique()}
     notes = {
         "layout": "MindEye2",
         "standardised": "z-scored per session by its authors, shared images included (by their notebook)",
@@ -347,41 +329,27 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["nsd_id", "trial"])
 
 
-class _Hdf5Rows:
-    """Reads the rows of some trials."""
+def _read_hdf5(path: Path, rows: np.ndarray, divide_by: float, start: int, stop: int) -> np.ndarray:
+    import h5py
 
-    def __init__(self, path: Path, rows: np.ndarray, divide_by: float) -> None:
-        self.path, self.rows, self.divide_by = path, rows, divide_by
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
-            values = file["betas"][self.rows[start:stop]]  # ascending, as h5py asks for
-        return values.astype(np.float32) / np.float32(self.divide_by)
+    with h5py.File(path, "r") as file:
+        values = file["betas"][rows[start:stop]]  # ascending, as h5py asks for
+    return values.astype(np.float32) / np.float32(divide_by)
 
 
-@dataclass(frozen=True)
-class _CocoImage:
-    """One image of ``coco_images_224_float16.hdf5``, (3, 224, 224) in 0..1."""
+def _read_coco_image(path: Path, row: int) -> np.ndarray:
+    """Return one image of ``coco_images_224_float16.hdf5``, (3, 224, 224) in 0..1, as uint8 of (224, 224, 3)."""
+    import h5py
 
-    path: Path
-    row: int
-
-    def __call__(self) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
-            images = file["images"]
-            if self.row >= images.shape[0]:
-                raise DataError(
-                    f"{self.path} holds {images.shape[0]} images, not image {self.row}; it is truncated."
-                )
-            image = np.asarray(images[self.row], np.float32)
-        if image.min() < -0.01 or image.max() > 1.01:
-            raise DataError(f"image {self.row} of {self.path} is not in 0..1; fetch the file again.")
-        # (3, height, width) -> (height, width, 3)
-        return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    with h5py.File(path, "r") as file:
+        images = file["images"]
+        if row >= images.shape[0]:
+            raise DataError(f"{path} holds {images.shape[0]} images, not image {row}; it is truncated.")
+        image = np.asarray(images[row], np.float32)
+    if image.min() < -0.01 or image.max() > 1.01:
+        raise DataError(f"image {row} of {path} is not in 0..1; fetch the file again.")
+    # (3, height, width) -> (height, width, 3)
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 _SPLITS = ("train", "test")
@@ -409,7 +377,7 @@ def open_brain_diffuser(root: Path, subject: int, design: Path | None, divide_by
         trials = make_trials(subject, orders[split], split, session="mean")
         sample = array.read_rows(0, min(5, array.shape[0]))
         check_scale(sample / divide_by, divide_by, array.path)
-        read = _Rows(array, divide_by)
+        read = partial(_read_rows, array, divide_by)
         parts.append(BetasPart(trials, (array.path,), array.shape[1], read))
         images = _find(root, f"nsd_{split}_stim_sub{subject}.npy", required=False)
         if images is not None:
@@ -420,7 +388,7 @@ def open_brain_diffuser(root: Path, subject: int, design: Path | None, divide_by
                 )
             files.append(images)
             for row, nsd_id in enumerate(orders[split].tolist()):
-                image_of[nsd_id] = _Image(pixels, row)
+                image_of[nsd_id] = partial(_read_one, pixels, row)
     notes = {
         "layout": "Brain-Diffuser",
         "standardised": f"mean over the repetitions in the first {n_sessions} sessions, not standardised",
@@ -461,21 +429,9 @@ def find_orders(design: NsdDesign, subject: int, counts: dict[str, int]) -> tupl
     )
 
 
-class _Rows:
-    """Reads rows of a matrix on disk."""
-
-    def __init__(self, array: FileArray, divide_by: float) -> None:
-        self.array, self.divide_by = array, divide_by
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        return self.array.read_rows(start, stop).astype(np.float32) / np.float32(self.divide_by)
+def _read_rows(array: FileArray, divide_by: float, start: int, stop: int) -> np.ndarray:
+    return array.read_rows(start, stop).astype(np.float32) / np.float32(divide_by)
 
 
-class _Image:
-    """One image of an array on disk."""
-
-    def __init__(self, array: FileArray, row: int) -> None:
-        self.array, self.row = array, row
-
-    def __call__(self) -> np.ndarray:
-        return self.array.read_rows(self.row, self.row + 1)[0]
+def _read_one(array: FileArray, row: int) -> np.ndarray:
+    return array.read_rows(row, row + 1)[0]

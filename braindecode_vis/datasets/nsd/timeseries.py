@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
 from braindecode_vis.datasets.nsd.betas import find_mask, find_regions, make_volume_geometry
 from braindecode_vis.datasets.nsd.dataset import NsdSettings
@@ -191,10 +191,8 @@ def _read_columns(path: Path, n_columns: int) -> np.ndarray:
     """Return a table of numbers without a header."""
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it with the time series.")
-    try:
+    with refuse_damage(f"{path} is no table of numbers", ValueError):
         values = np.loadtxt(path, ndmin=2)
-    except ValueError as error:
-        raise DataError(f"{path} is no table of numbers ({error}); fetch it again.") from error
     if values.shape[1] != n_columns:
         raise DataError(f"{path} has {values.shape[1]} columns, not {n_columns}; it is another file.")
     return values

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, refuse_damage
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # A micrometre: what float32 loses of a position in the head.
@@ -71,13 +71,11 @@ def read_volume_header(path: Path) -> VolumeHeader:
 
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it, or correct the root.")
-    try:
+    with refuse_damage(f"{path} cannot be read as NIfTI"):
         image: Any = nibabel.load(path)
         header = image.header
         slope, inter = image.dataobj.slope, image.dataobj.inter
         offset, dtype = int(image.dataobj.offset), np.dtype(image.dataobj.dtype)
-    except Exception as error:  # nibabel raises whatever the bytes lead it to
-        raise DataError(f"{path} cannot be read as NIfTI ({error}); copy or fetch it again.") from error
     shape = tuple(int(n) for n in image.shape)
     # Some writers add empty axes behind the fourth.
     while len(shape) > 4 and shape[-1] == 1:

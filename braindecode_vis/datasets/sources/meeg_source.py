@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -538,7 +538,7 @@ def _drop_channels(source: MeegSource, parts: Sequence[ContinuousPart], bads: Se
     names = tuple(source.ch_names[row] for row in kept)
     smaller = tuple(
         replace(
-            part, ch_names=names, read=PickedChannels(part.read, np.array(kept)),
+            part, ch_names=names, read=partial(_read_picked, part.read, np.array(kept)),
             bads=tuple(dict.fromkeys([*part.bads, *bads])), sensors=part.sensors or part.own_sensors,
         )
         for part in parts
@@ -549,15 +549,10 @@ def _drop_channels(source: MeegSource, parts: Sequence[ContinuousPart], bads: Se
     return replace(source, parts=smaller, ch_pos=positions, notes=notes)
 
 
-class PickedChannels:
-    """Reads some channels of what another reader gives."""
-
-    def __init__(self, read: Any, rows: np.ndarray) -> None:
-        self.read, self.rows = read, rows
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop`, shape (n_channels, stop - start)."""
-        return np.asarray(self.read(start, stop))[self.rows]
+def _read_picked(
+    read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: int, stop: int
+) -> np.ndarray:
+    return np.asarray(read(start, stop))[rows]
 
 
 # A look stays cheap, whatever the length of the file: cutting reads all of it later.

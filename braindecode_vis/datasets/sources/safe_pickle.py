@@ -11,16 +11,19 @@ References
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, refuse_damage
 
 # Below a mebibyte an array is cheaper to hold than to look up.
 LARGE_BYTES = 1 << 20
@@ -78,12 +81,10 @@ def sniff(path: Path) -> str:
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     file.seek(0)
-    try:
+    with refuse_damage(f"{path} has a damaged NumPy header", ValueError, KeyError, EOFError):
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         return read[version](file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} has a damaged NumPy header ({error}); copy or fetch it again.") from error
 
 
 def open_npy(path: Path) -> FileArray:
@@ -316,3 +317,32 @@ class _Reader(_PythonUnpickler):
         array = _Array(self.path)
         array.state = (1, shape, dtype, order == "F", payload)
         return array
+
+
+def convert_trusted(script: str, path: Path, folder: Path, *options: Any, where: str) -> dict[str, Any]:
+    """Convert a file whose opening may run code, which the user trusts, in a process of its own.
+
+    Parameters
+    ----------
+    script
+        Program that takes `path`, `folder` and the `options`, and writes arrays and ``info.json`` into the folder.
+    folder
+        Made if needed.
+    where
+        The file, for messages.
+
+    Returns
+    -------
+    info : dict
+        Content of ``info.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
+    arguments = [str(path.absolute()), str(folder.absolute()), *map(str, options)]
+    command = [sys.executable, "-I", "-W", "ignore", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise DataError(f"{where} cannot be converted ({lines[-1]}); copy or fetch it again.")
+    info: dict[str, Any] = json.loads((folder / "info.json").read_text())
+    return info

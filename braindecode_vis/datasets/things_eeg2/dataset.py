@@ -12,8 +12,9 @@ Song et al. (2024), arXiv:2308.13234: the 250 Hz preprocessing that the defaults
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -237,22 +238,16 @@ def _limit_published(parts: list[Any], config: ThingsEeg2Config) -> list[Epoched
         rows = np.flatnonzero(_is_kept(part.trials, config))
         if len(rows) < len(part.trials):
             trials = part.trials.iloc[rows].reset_index(drop=True)
-            part = replace(part, trials=trials, read=_PickedRows(part.read, rows))
+            part = replace(part, trials=trials, read=partial(_read_rows, part.read, rows))
         limited.append(part)
     return limited
 
 
-class _PickedRows:
-    """Reads the picked ones among the epochs of a file."""
-
-    def __init__(self, read: Any, rows: np.ndarray) -> None:
-        self.read, self.rows = read, rows
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        rows = self.rows[start:stop]
-        # Neighbouring epochs are read at once: a read of its own for each would seek in the file every time.
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-        return np.concatenate([self.read(int(run[0]), int(run[-1]) + 1) for run in runs])
+def _read_rows(read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+    rows = rows[start:stop]
+    # Neighbouring epochs are read at once: a read of its own for each would seek in the file every time.
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    return np.concatenate([read(int(run[0]), int(run[-1]) + 1) for run in runs])
 
 
 def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: ThingsEeg2Config) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,10 +20,15 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.bids.meeg_files import list_boundaries, list_sensors
+from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.datasets.bids.meeg_files import RawReader, list_boundaries, list_sensors
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
-from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy, read_pickled_dict
+from braindecode_vis.datasets.sources.safe_pickle import (
+    FileArray,
+    convert_trusted,
+    open_npy,
+    read_pickled_dict,
+)
 from braindecode_vis.datasets.things_eeg2.layouts import HeldFile, read_dict
 
 # What the publishers say of their covariance; ours is never fitted on test trials.
@@ -72,11 +75,19 @@ def open_held(
     for item in held:
         listed = images if item.split is None else images[images["split"] == item.split]
         if item.layout == "raw":
-            parts.append(_open_raw(item, options, listed, ch_names))
+            part = make_raw_part(
+                open_raw(item.path, read_dict(item)), listed, ch_names, subject=f"{item.subject:02d}",
+                session=f"{item.session or 1:02d}", run="training" if item.split == "train" else "test",
+                max_dropped=options.max_dropped,
+            )  # fmt: skip
+            parts.append(part)
         elif item.layout == "bids":
             parts.append(open_bids(item.path, item.subject, item.session, options, listed, ch_names))
         elif item.layout in ("official", "250hz"):
-            parts.append(_open_dict(item, options, listed, ch_names))
+            content = read_dict(item)
+            check_columns(content, ("preprocessed_eeg_data", "ch_names", "times"), what=item.where)
+            data, times = content["preprocessed_eeg_data"], np.asarray(content["times"], dtype=float)
+            parts.append(_make_part(item, options, listed, ch_names, data, content["ch_names"], times))
         elif item.layout == "neurobridge":
             parts.append(_open_neurobridge(item, options, listed, ch_names))
         elif convert:
@@ -89,27 +100,6 @@ def open_held(
             "together, so that no score on them is free of the test set; the raw sessions are."
         ]
     return parts, notes
-
-
-def _open_raw(
-    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
-) -> ContinuousPart:
-    raw = open_raw(item.path, read_dict(item))
-    return make_raw_part(
-        raw, images, ch_names, subject=f"{item.subject:02d}", session=f"{item.session or 1:02d}",
-        run="training" if item.split == "train" else "test", max_dropped=options.max_dropped,
-    )  # fmt: skip
-
-
-def _open_dict(
-    item: HeldFile, options: Options, images: pd.DataFrame, ch_names: Sequence[str]
-) -> EpochedPart:
-    content = read_dict(item)
-    missing = [key for key in ("preprocessed_eeg_data", "ch_names", "times") if key not in content]
-    if missing:
-        raise DataError(f"{item.where} lacks {', '.join(missing)}.")
-    data, times = content["preprocessed_eeg_data"], np.asarray(content["times"], dtype=float)
-    return _make_part(item, options, images, ch_names, data, content["ch_names"], times)
 
 
 def _open_neurobridge(
@@ -155,23 +145,7 @@ def _open_ubp(
     if scratch is None:
         raise ConfigError(f"{item.where} must be converted before it is read; give it a scratch folder.")
     folder = scratch / f"sub-{item.subject:02d}-{item.split}"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Isolated (-I): no user site and no PYTHON* variables, and whatever the file runs stays out of this process.
-    command = [
-        sys.executable,
-        "-I",
-        "-W",
-        "ignore",
-        "-c",
-        _CONVERT,
-        str(item.path.absolute()),
-        str(folder.absolute()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise DataError(f"{item.where} cannot be converted ({lines[-1]}); copy or fetch it again.")
-    info = json.loads((folder / "info.json").read_text())
+    info = convert_trusted(_CONVERT, item.path, folder, where=item.where)
     session = np.load(folder / "session.npy", allow_pickle=False)
     data = open_npy(folder / "eeg.npy")
     by_name = images.set_index("stimulus_id")
@@ -233,7 +207,14 @@ def _make_part(
     trials["repetition"] = np.tile(np.arange(n_repetitions), n_images)
     # (n_images, n_repetitions, n_channels, n_times) -> (n_trials, n_channels, n_times)
     flat = replace(data, shape=(n_images * n_repetitions, n_channels, n_times))
-    return EpochedPart(trials, (item.path,), tuple(ch_names), times, _Picked(flat, rows))
+    # Picking all channels would copy each block for nothing.
+    takes_all = np.array_equal(rows, np.arange(n_channels))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        block = flat.read_rows(start, stop)
+        return block if takes_all else block[:, rows]
+
+    return EpochedPart(trials, (item.path,), tuple(ch_names), times, read)
 
 
 @dataclass(frozen=True)
@@ -249,20 +230,6 @@ class _SmallArray:
 
     def read_rows(self, start: int, stop: int) -> np.ndarray:
         return self.array.reshape(self.shape)[start:stop]
-
-
-class _Picked:
-    """Reads epochs from a file and picks channels."""
-
-    def __init__(self, data: FileArray | _SmallArray, rows: np.ndarray) -> None:
-        self.data, self.rows = data, rows
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        block = self.data.read_rows(start, stop)
-        # Picking all channels would copy the block for nothing.
-        if np.array_equal(self.rows, np.arange(block.shape[1])):
-            return block
-        return block[:, self.rows]
 
 
 def _align_times(times: np.ndarray, n_times: int, item: HeldFile) -> np.ndarray:
@@ -449,12 +416,8 @@ def open_bids(
     import mne
 
     where = f"subject {subject:02d}, session {session or 1:02d}, file {path}"
-    try:
+    with refuse_damage(f"{where} cannot be read"):
         raw = mne.io.read_raw(path, preload=False, verbose="error")
-    except Exception as error:  # readers of many formats raise what they like
-        raise DataError(
-            f"{where} cannot be read ({type(error).__name__}: {error}); fetch it again."
-        ) from error
     rows = find_channels(raw.ch_names, ch_names, where)
     table = _read_events(path, where)
     stimulus, column = _find_images(table, images, options.event_column, where)
@@ -479,19 +442,9 @@ def open_bids(
         frozenset(images["stimulus_id"]),
     )  # fmt: skip
     return ContinuousPart(
-        recording, tuple(ch_names), sfreq, int(raw.n_times), _RawReader(raw, rows), list_sensors(raw, ("eeg",)),
+        recording, tuple(ch_names), sfreq, int(raw.n_times), RawReader(raw, rows), list_sensors(raw, ("eeg",)),
         tuple(raw.info["bads"]), list_boundaries(raw),
     )  # fmt: skip
-
-
-class _RawReader:
-    """Reads samples of an MNE recording, in volt."""
-
-    def __init__(self, raw: Any, rows: np.ndarray) -> None:
-        self.raw, self.rows = raw, rows
-
-    def __call__(self, start: int, stop: int) -> np.ndarray:
-        return self.raw.get_data(picks=self.rows, start=start, stop=stop)
 
 
 def _read_events(path: Path, where: str) -> pd.DataFrame:

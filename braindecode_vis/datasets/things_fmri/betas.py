@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import DataError, check_columns, check_file, check_unique
+from braindecode_vis.checks import DataError, check_columns, check_file, check_unique, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import parse_entities
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, read_volume
@@ -243,17 +243,17 @@ def open_response_table(path: Path, *, n_trials: int) -> ResponseTable:
     """
     import h5py
 
-    try:
-        with h5py.File(path) as file:
-            frame = _find_frame(file, path)
-            blocks = {key: frame[key] for key in frame if re.fullmatch(r"block\d+_values", key)}
-            # pandas may keep the column voxel_id in the block of the responses or in one of its own.
-            for key, block in blocks.items():
-                if block.dtype.kind == "f" and block.ndim == 2 and block.shape[1] - n_trials in (0, 1):
-                    return _describe(path, frame, key, block.shape[1] - n_trials)
-            shapes = ", ".join(f"{key} {block.shape}" for key, block in blocks.items())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as HDF5 ({error}); it is damaged or truncated.") from error
+    with (
+        refuse_damage(f"{path} cannot be read as HDF5", OSError, hint="it is damaged or truncated"),
+        h5py.File(path) as file,
+    ):
+        frame = _find_frame(file, path)
+        blocks = {key: frame[key] for key in frame if re.fullmatch(r"block\d+_values", key)}
+        # pandas may keep the column voxel_id in the block of the responses or in one of its own.
+        for key, block in blocks.items():
+            if block.dtype.kind == "f" and block.ndim == 2 and block.shape[1] - n_trials in (0, 1):
+                return _describe(path, frame, key, block.shape[1] - n_trials)
+        shapes = ", ".join(f"{key} {block.shape}" for key, block in blocks.items())
     raise DataError(
         f"{path} has the matrices {shapes or 'none'}, but StimulusMetadata.csv lists {n_trials} trials, one of which "
         "belongs to each column; catch trials are in neither. Take both from the same release."

@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.checks import DataError, check_columns, refuse_damage
+from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     RawReader,
     check_length,
@@ -34,7 +35,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     list_channels,
     list_sensors,
     open_recording,
-    read_numbers,
     read_text_table,
 )
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, find_channels
@@ -131,10 +131,8 @@ def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
     table.index = pd.RangeIndex(1, len(table) + 1, name="number")  # images are counted from 1
     if index is None:
         return table.assign(category=np.nan)
-    try:
+    with refuse_damage(f"{index} must hold one concept number a line, without header", ValueError, hint=""):
         numbers = [int(float(line)) for line in index.read_text().split()]
-    except ValueError as error:
-        raise DataError(f"{index} must hold one concept number a line, without header ({error}).") from error
     if len(numbers) != len(table):
         raise DataError(
             f"{index} numbers {len(numbers)} images and {path} lists {len(table)}: one has a header or is of another "
@@ -238,16 +236,15 @@ def open_epochs(file: EpochFile) -> Any:
     """Open the epochs of a subject without their samples."""
     import mne
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return mne.read_epochs(file.path, proj=False, preload=False, verbose="error")
-    except Exception as error:  # MNE raises what it likes on damaged or missing parts
-        text = " ".join(str(error).split())
-        raise DataError(
-            f"{file.where} cannot be opened ({type(error).__name__}: {text}); copy or fetch all of its parts "
-            f"({', '.join(p.name for p in file.files)} are there)."
-        ) from error
+    with (
+        refuse_damage(
+            f"{file.where} cannot be opened",
+            hint=f"copy or fetch all of its parts ({', '.join(p.name for p in file.files)} are there)",
+        ),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        return mne.read_epochs(file.path, proj=False, preload=False, verbose="error")
 
 
 def make_epoch_part(
@@ -357,13 +354,13 @@ class EpochReader:
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Return epochs `start` to `stop`, shape (stop - start, n_channels, n_times)."""
         item = self.rows[start:stop]
-        try:
+        with refuse_damage(
+            f"{self.where}: epochs {item[0]} to {item[-1]} cannot be read",
+            OSError,
+            ValueError,
+            hint="a part of the file is cut short, copy or fetch it again",
+        ):
             return self.epochs.get_data(picks=self.columns, item=item, copy=False, verbose="error")
-        except (OSError, ValueError) as error:  # what MNE meets where a file ends too early
-            raise DataError(
-                f"{self.where}: epochs {item[0]} to {item[-1]} cannot be read ({error}); a part of the file is cut "
-                "short, copy or fetch it again."
-            ) from error
 
 
 Onset = Literal["optical", "trigger"]
