@@ -1,4 +1,4 @@
-"""The nouns that travel between the stages: Recording, Responses, Embeddings, Score.
+"""What travels between the stages: Recording, Responses, Embeddings, Score.
 
 All are frozen and checked on creation. After preprocessing the modality is gone: EEG epochs, MEG epochs and
 fMRI betas are all `Responses`. Rows meet by `stimulus_id`, never by position, and embeddings meet only inside
@@ -24,7 +24,7 @@ EVENT_COLUMNS = ("onset", "stimulus_id")
 
 @dataclass(frozen=True)
 class Recording:
-    """Where one run of one person lies on disk and what was shown during it; never the samples.
+    """Where one run of one subject lies on disk and what was shown during it; never the samples.
 
     Parameters
     ----------
@@ -135,6 +135,7 @@ class TrialRows:
         return out
 
     def _iterate(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        # Blocks of about 32 MiB: large enough for the disk, small beside the memory of a laptop.
         size = max(1, (32 << 20) // max(1, self.nbytes // max(1, len(self))))
         for start in range(0, len(numbers), size):
             yield start, self._read(numbers[start : start + size])
@@ -145,7 +146,9 @@ class TrialRows:
         ends = np.append(self.starts[1:], len(self.rows))
         out = np.empty((len(numbers), *self.shape[1:]), np.float32)
         for target, number in enumerate(numbers.tolist()):
+            # In the order of the file, since a disk reads forward faster.
             members = np.sort(self.rows[self.starts[number] : ends[number]])
+            # Summed in float64: trials may be float16, whose sums overflow.
             out[target] = _read_rows(self.data, members).mean(axis=0, dtype=np.float64)
         return out
 
@@ -153,6 +156,7 @@ class TrialRows:
 def _read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return rows of an array; those of a memory map by plain reads, which are far faster than faults of its pages."""
     root = data
+    # A slice of a memory map is one itself; only the first knows the file and the offset.
     while isinstance(root.base, np.memmap):
         root = root.base
     if not isinstance(root, np.memmap) or root.filename is None or not data.flags.c_contiguous:
@@ -219,7 +223,7 @@ class Responses:
         coords: Mapping[str, Any],
     ) -> Responses:
         """Build from values that were found finite when they were written, without reading them all again."""
-        responses = object.__new__(cls)
+        responses = object.__new__(cls)  # past `__post_init__`, which reads every number
         for name, value in (
             ("data", data),
             ("dims", dims),
@@ -274,6 +278,7 @@ class Responses:
 
 
 def _describe_trials(trials: pd.DataFrame) -> Sequence[str]:
+    # A name is made for a bad row only: a hundred thousand of them would take longer than the check itself.
     class _Names(Sequence[str]):
         def __len__(self) -> int:
             return len(trials)
@@ -304,6 +309,7 @@ class Embeddings:
     space: str
 
     def __post_init__(self) -> None:
+        # Frozen, so that the one attribute that is converted is set past the class's own guard.
         object.__setattr__(self, "ids", np.asarray(self.ids, dtype=object))
         if self.vectors.ndim not in (2, 3):
             raise DataError(
@@ -342,6 +348,7 @@ class Embeddings:
 
 def normalise_rows(rows: np.ndarray) -> np.ndarray:
     """Return rows of shape (n, n_features) with length 1; a row of zeros stays one."""
+    # norm: (n, 1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 

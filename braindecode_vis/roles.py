@@ -386,6 +386,11 @@ def find_image_encoder_role(settings: WholeSettings) -> Role[WholeImageEncoder]:
     return FITTED_IMAGE_ENCODER if settings.fitted_on_training_images else IMAGE_ENCODER
 
 
+def find_encoder_role(settings: WholeSettings) -> Role[Any]:
+    """Return the role of what these settings build: a category decoder or a brain encoder."""
+    return CATEGORY_DECODER if settings.decodes_categories else BRAIN_ENCODER
+
+
 def find_source(dataset: Any) -> Literal["write", "open_epochs", "open_betas", "open_bold"]:
     """Return how a data set gives its recording, by the first of `SOURCES` that it has.
 

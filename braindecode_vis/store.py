@@ -1,6 +1,6 @@
 """Run folders: what was computed, from what, and whether it is complete.
 
-Owns fingerprints, provenance, atomic writes and the formats of the nouns on disk: arrays are ``.npy``
+Owns fingerprints, provenance, atomic writes and how responses, stimuli and embeddings lie on disk: arrays are ``.npy``
 (memory-mapped on reading), tables ``.parquet``, text ``.json`` and ``.yaml``. No pickle is ever written or
 read. A finished artifact is a folder that holds ``provenance.json``; it appears by one rename, so that a
 killed process leaves nothing that a later one could mistake for a result.
@@ -38,7 +38,9 @@ from braindecode_vis.stimuli import StimulusSet
 
 PROVENANCE = "provenance.json"
 _TEMPORARY = ".tmp-"
+#: In the names of temporary folders: on a shared disk, a process of another machine may have the same number.
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
+#: Libraries whose version may change a number; kept in the provenance, out of the fingerprint.
 _VERSIONED = (
     "numpy", "scipy", "scikit-learn", "torch", "timm", "himalaya", "mne", "nilearn", "diffusers", "open_clip_torch",
 )  # fmt: skip
@@ -65,6 +67,7 @@ def compute_fingerprint(
 
 def hash_json(value: Any) -> str:
     """Return 16 hex digits of plain values; anything that JSON does not know is a TypeError."""
+    # Sorted and without spaces, so that equal settings have one text; a new key changes every fingerprint that has it.
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_refuse)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -89,6 +92,7 @@ def hash_sampled(path: Path, *, n_samples: int = 64, block_bytes: int = 4096) ->
     if not path.is_file():
         raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
     size = path.stat().st_size
+    # For recordings of gigabytes, whose change is nearly always one of size or of all blocks.
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         if size <= n_samples * block_bytes:
@@ -128,6 +132,7 @@ class RunFolder:
         self.path = path.expanduser().absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # Permissions alone do not tell: a disk may be read-only, or full of inodes.
             probe = self.path / f"{_TEMPORARY}probe-{_HOST}-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -160,6 +165,7 @@ class RunFolder:
         fingerprint = compute_fingerprint(stage, version, fields, upstream)
         parent = self.path / "stages" / stage
         final = parent / "-".join(filter(None, [unit, fingerprint]))
+        # Checked each time it is reused: a changed file would otherwise speak for settings that did not make it.
         damage = find_damage(final) if final.exists() else ""
         if final.exists() and not damage:
             written = read_json(final / PROVENANCE)["created"]
@@ -176,10 +182,14 @@ class RunFolder:
                 "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
                 "fields": fields, "upstream": upstream, **extra,
                 **collect_provenance(), "seconds": round(time.perf_counter() - started, 3),
-                "files": _describe_files(temporary),
+                "files": describe_files(temporary),
             }  # fmt: skip
             write_json(temporary / PROVENANCE, record)
-            _sync_tree(temporary)
+            # Before the rename: after a power cut, a folder with its final name must hold what it says.
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
             damaged = parent / f"{_TEMPORARY}damaged-{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
             if damage:  # out of the way first: a rename never replaces a folder that holds something
                 with contextlib.suppress(FileNotFoundError):
@@ -227,7 +237,8 @@ class RunFolder:
 HASHED_BYTES = 1 << 20  # files up to this size are compared by content, larger ones by size
 
 
-def _describe_files(folder: Path) -> dict[str, Any]:
+def describe_files(folder: Path) -> dict[str, list[Any]]:
+    """Return size and digest of each file of an artifact by its path; files above `HASHED_BYTES` have no digest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != PROVENANCE)
     return {path.relative_to(folder).as_posix(): _describe_file(path) for path in files}
 
@@ -266,13 +277,14 @@ def _remove_stale(parent: Path, unit: str) -> None:
         pid = path.name.rsplit("-", 1)[-1]
         if not (pid.isdigit() and _is_alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
+        # Of this process, but of an earlier try that did not come to its end, as in a notebook.
         elif int(pid) == os.getpid() and path.name.startswith(f"{_TEMPORARY}{unit}-"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 asks, and does nothing
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -286,15 +298,9 @@ def is_disk_full(error: Exception, folder: Path) -> bool:
         error
     ):
         return True
+    # HDF5 and parquet writers raise their own errors, or one without a number, when a write comes back short.
     short_write = isinstance(error, OSError) and error.errno is None
     return short_write and shutil.disk_usage(folder).free < 1 << 20
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -348,20 +354,16 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
 
 
-def _name_program() -> str:
-    """Return what was started, as a reader would type it."""
-    name = Path(sys.argv[0]).name
-    return "braindecode-vis" if name == "__main__.py" else name
-
-
 def collect_provenance() -> dict[str, Any]:
     """Return who, when and with which versions: everything about a result but its inputs."""
+    name = Path(sys.argv[0]).name
+    program = "braindecode-vis" if name == "__main__.py" else name  # as a reader would type it
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "versions": collect_versions(),
         "git_revision": read_git_revision(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "command": shlex.join([_name_program(), *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
     }
 
 
@@ -404,10 +406,12 @@ def write_responses(folder: Path, responses: Responses) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "data.npy", responses.data, allow_pickle=False)
+    # The index is dropped, as rows are known by their place: row i of the table is row i of the data.
     responses.trials.to_parquet(folder / "trials.parquet", index=False)
     plain: dict[str, Any] = {}
     arrays: list[str] = []
     for key, value in responses.coords.items():
+        # Text and mixed values go into the JSON: as an array they could only be pickled.
         if isinstance(value, np.ndarray) and value.dtype != object:
             np.save(folder / f"coord_{key}.npy", value, allow_pickle=False)
             arrays.append(key)

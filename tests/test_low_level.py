@@ -89,7 +89,7 @@ def test_the_audit_finds_latents_of_test_images_in_the_branch(finished, tmp_path
     tensors["target_mean"] = bank.flat().mean(axis=0)
     save_file(tensors, fit / "ridge.safetensors")
     record = store.read_json(fit / store.PROVENANCE)
-    record["files"] = store._describe_files(fit)
+    record["files"] = store.describe_files(fit)
     store.write_json(fit / store.PROVENANCE, record)
     (leak,) = audit_run(folder).leaks
     assert (leak.check, leak.where) == ("target-means", "low-level branch fold 0")

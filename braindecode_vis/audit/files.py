@@ -241,7 +241,8 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0) -> Audi
     # The scores name the artifact that they are a copy of; without them, the newest one is judged.
     wanted = str(rows[0].get("fingerprint", "")) if rows else ""
     named = [record for record in records["evaluate"] if _is_named(record, wanted)]
-    evaluated = (named or records["evaluate"] or [None])[-1]
+    candidates = named or records["evaluate"]
+    evaluated = candidates[-1] if candidates else None
     retrieved = _follow(evaluated, "retrieve", records["retrieve"], missing)
     reconstructed = _follow(evaluated, "reconstruct", records["reconstruct"], missing)
     trained = _follow_folds(retrieved or evaluated, records["train"], missing)

@@ -78,7 +78,10 @@ def check_sides(run: AuditedRun) -> list[AuditFinding]:
 def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, str]:
     if declared:
         return "leak", f"the split must not share any {side}"
-    if side == "concept" and _claims_zero_shot(run):
+    notes = run.meta.get("provenance", {})
+    texts = (run.split.get("protocol", ""), notes.get("protocol", "") if isinstance(notes, dict) else "")
+    claims = " ".join(map(str, texts)).lower().replace("-", " ")
+    if side == "concept" and "zero shot" in claims:
         return "leak", "but the protocol is called zero-shot"
     meaning = {
         "image": "a category is decoded, not the image",
@@ -91,12 +94,6 @@ def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, st
     if side == "image" and set(run.responses.stimulus_ids) != set(run.concepts):
         return "warning", "a category can be known by its very pictures, and need not carry over to others"
     return "ok", meaning[side]
-
-
-def _claims_zero_shot(run: AuditedRun) -> bool:
-    notes = run.meta.get("provenance", {})
-    texts = (run.split.get("protocol", ""), notes.get("protocol", "") if isinstance(notes, dict) else "")
-    return any("zero-shot" in str(text).lower() or "zero shot" in str(text).lower() for text in texts)
 
 
 # --- the same picture, the same trial ---------------------------------------------------------------------

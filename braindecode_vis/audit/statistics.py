@@ -341,7 +341,14 @@ def _measure_whitening(run: AuditedRun, matrix: np.ndarray, rows: np.ndarray, va
     if not len(rows):
         return np.inf
     inverse = np.linalg.inv(np.asarray(matrix, dtype=np.float64))
-    centre, scale = _find_scales(run)
+    coords = run.responses.coords
+    # Subtracted from each trial's channels after whitening, and what they were divided by: (n_trials, n_channels) each
+    shape = (run.responses.n_trials, run.responses.data.shape[1])
+    centre, scale = np.broadcast_to(np.float32(0), shape), np.broadcast_to(np.float32(1), shape)
+    if "scaling_centre" in coords:
+        codes = _code_groups(run)
+        centre = np.asarray(coords["scaling_centre"])[codes]
+        scale = np.asarray(coords["scaling_scale"])[codes]
     conditions = run.responses.stimulus_ids[rows].astype(str)
     total = CovarianceSum(len(matrix))
     try:
@@ -358,16 +365,6 @@ def _measure_whitening(run: AuditedRun, matrix: np.ndarray, rows: np.ndarray, va
         return np.inf
     whitened = matrix @ covariance @ matrix
     return float(np.sqrt(np.square(whitened - np.eye(len(matrix))).mean()) / np.sqrt(1 / len(matrix)))
-
-
-def _find_scales(run: AuditedRun) -> tuple[np.ndarray, np.ndarray]:
-    """Return what was subtracted from each trial's channels after whitening, and what they were divided by."""
-    coords, n = run.responses.coords, len(run.responses.trials)
-    shape = (n, run.responses.data.shape[1])
-    if "scaling_centre" not in coords:
-        return np.broadcast_to(np.float32(0), shape), np.broadcast_to(np.float32(1), shape)
-    codes = _code_groups(run)
-    return np.asarray(coords["scaling_centre"])[codes], np.asarray(coords["scaling_scale"])[codes]
 
 
 def _code_groups(run: AuditedRun) -> np.ndarray:

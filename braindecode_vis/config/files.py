@@ -12,13 +12,12 @@ from typing import Any
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.roles import (
-    BRAIN_ENCODER,
-    CATEGORY_DECODER,
     ENCODER_SETTINGS,
     IMAGE_ENCODER_SETTINGS,
     PRIOR,
     Role,
     build,
+    find_encoder_role,
     find_image_encoder_role,
     play,
 )
@@ -65,8 +64,7 @@ def _check_outside(config: RunConfig) -> None:
     if type(config.target) in OUTSIDE:
         build(find_image_encoder_role(target), target)
     if type(config.encoder) in OUTSIDE:
-        role: Role[Any] = CATEGORY_DECODER if encoder.decodes_categories else BRAIN_ENCODER
-        build(role, encoder, seed=0)
+        build(find_encoder_role(encoder), encoder, seed=0)
     if type(config.prior) in OUTSIDE:
         build(PRIOR, config.prior, seed=0)
 

@@ -122,8 +122,8 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
     """
     if "stimulus_id" not in items:
         place = items.groupby(["subject", "run"]).cumcount().astype(str)
-        name = items["run"].astype(str) + " trial " + place + " " + items["label"].astype(str)
-        table = pd.DataFrame({"subject": items["subject"].astype(str), "stimulus_id": name})
+        names = items["run"].astype(str) + " trial " + place + " " + items["label"].astype(str)
+        table = pd.DataFrame({"subject": items["subject"].astype(str), "stimulus_id": names})
         table["occurrence"] = 0
         table["accuracy"] = (items["decoded"] == items["label"]).to_numpy(float)
         return table

@@ -81,7 +81,7 @@ def find_artifact(folder, stage):
 def reseal(artifact):
     """Write the digests of changed files, as one would who wants the change to go unseen."""
     record = store.read_json(artifact / store.PROVENANCE)
-    record["files"] = store._describe_files(artifact)
+    record["files"] = store.describe_files(artifact)
     store.write_json(artifact / store.PROVENANCE, record)
 
 
