@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config.models import RunConfig
@@ -15,7 +14,6 @@ from braindecode_vis.roles import (
     ENCODER_SETTINGS,
     IMAGE_ENCODER_SETTINGS,
     PRIOR,
-    Role,
     build,
     find_encoder_role,
     find_image_encoder_role,
