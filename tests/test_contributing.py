@@ -1,0 +1,102 @@
+"""CONTRIBUTING.md is true: its examples, done to the letter in a copy of the package, run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from braindecode_vis.pipeline.runs import read_scores
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+BLOCK = re.compile(
+    r"^```(?:python|yaml|text)\n# (\S+?)(?:, (under \"\w+\"|at the end))?\n(.*?)^```$", re.M | re.S
+)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """Do every step of the five tables that writes code."""
+    root = tmp_path_factory.mktemp("copy")
+    for name in ("braindecode_vis", "configs", "data_manifests"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    blocks = BLOCK.findall(TEXT)
+    assert len(blocks) == 16
+    for name, place, code in blocks:
+        path = root / name
+        if place == "at the end":
+            path.write_text(f"{path.read_text().rstrip()}\n\n\n{code}")
+        elif place:
+            name = place.split()[1].strip('"')
+            content = path.read_text()
+            head = next(h for h in (f'    "{name}": {{\n', f"\n{name} = (\n") if h in content)
+            path.write_text(content.replace(head, head + code, 1))
+        else:
+            assert not path.exists()
+            path.write_text(code)
+    return root
+
+
+def call(copy, *arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=280, cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def test_files_that_the_tables_name_are_there():
+    """Whatever is no example of a new file must exist."""
+    new = {name for name, place, _ in BLOCK.findall(TEXT) if not place}
+    named = set(
+        re.findall(r"`((?:braindecode_vis|docs|tests|configs|data_manifests)/[\w/]*(?:\.\w+)?)`", TEXT)
+    )
+    missing = {name for name in named - new if not (ROOT / name).exists() and "my_" not in name}
+    assert not missing
+
+
+def test_the_examples_run_together(copy, tmp_path):
+    rng = np.random.default_rng(0)
+    light = rng.uniform(0.2, 1, size=(40, 1, 1))  # so that brightness can be decoded
+    pictures = (light * rng.integers(0, 256, (40, 8, 8))).astype(np.uint8)
+    shown = np.repeat(np.arange(40), 2)
+    voxels = pictures.reshape(40, -1)[shown] @ rng.normal(size=(64, 60)) / 1000
+    np.savez(tmp_path / "gratings.npz", voxels=voxels, pictures=pictures, shown=shown)
+    out = tmp_path / "run"
+    command = ["-m", "braindecode_vis"]
+    asked = ["--set", "evaluation.metrics=[{kind: brightness_gap}]"]
+    assert "80 trials, 80 declared" in call(copy, *command, "check", "my_lab", "--root", tmp_path)
+    call(copy, *command, "run", "my_lab_ridge", "--root", tmp_path, "--out", out, *asked)
+    metrics = {row["metric"]: row for row in read_scores(out) if row["method"] == "decoded"}
+    assert metrics["top1"]["value"] > 0.5
+    assert metrics["brightness_gap"]["p_value"] < 0.05
+    page = (out / "report.html").read_text()
+    assert "Gratings seen in my lab" in page
+    assert "Brightness gap" in page
+    call(copy, *command, "analyze", out, "--analysis", "my_question")
+    network = "{kind: network, network: {kind: my_net}, objectives: [{kind: fourth_power}], epochs: 2, batch_size: 16}"
+    call(
+        copy,
+        *command,
+        "train",
+        "my_lab_ridge",
+        "--root",
+        tmp_path,
+        "--out",
+        tmp_path / "n",
+        "--set",
+        f"encoder={network}",
+    )
+
+
+def test_the_examples_are_typed_and_formatted(copy):
+    """Examples teach by what they look like."""
+    files = [str(copy / name) for name, place, _ in BLOCK.findall(TEXT) if name.endswith(".py") and not place]
+    call(copy, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", *files)
+    call(copy, "-m", "ruff", "format", "--check", "--config", ROOT / "pyproject.toml", *files)
