@@ -232,9 +232,18 @@ def _read_data(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the trials, and what their file says of axes, times and channels."""
     name = path.name
     if name.endswith((".fif", ".fif.gz")):
-        return read_epochs_file(path)
+        import mne
+
+        with refuse_damage(f"{path} cannot be read as MNE epochs", hint=""):
+            return unpack_epochs(mne.read_epochs(path, preload=True, verbose="error"))
     if ".nii" in name:
-        return _read_volumes(path, root)
+        mask = next((root / name for name in ("mask.nii.gz", "mask.nii") if (root / name).is_file()), None)
+        if mask is None:
+            raise DataError(f"{path} needs a mask on the same grid beside it: mask.nii.gz.")
+        import nibabel as nib
+
+        with refuse_damage(f"{path} or {mask.name} cannot be read as NIfTI", hint=""):
+            return mask_volumes(nib.load(path), nib.load(mask))
     with refuse_damage(
         f"{path} cannot be read as a NumPy array",
         ValueError,
@@ -252,15 +261,6 @@ def _read_data(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
             raise DataError(f"{path} holds the arrays {', '.join(names)}; name the one of the trials 'data'.")
         given: dict[str, Any] = {k: content[k] for k in ("times", "ch_names") if k in names}
         return content[key], given
-
-
-def read_epochs_file(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the trials of an MNE epochs file, shape (n_trials, n_channels, n_times), and what it says of them."""
-    import mne
-
-    with refuse_damage(f"{path} cannot be read as MNE epochs", hint=""):
-        epochs = mne.read_epochs(path, preload=True, verbose="error")
-    return unpack_epochs(epochs)
 
 
 def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -310,22 +310,6 @@ def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray
     return picked.get_data(copy=False).astype(np.float32), given
 
 
-def _read_volumes(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    mask = next((root / name for name in ("mask.nii.gz", "mask.nii") if (root / name).is_file()), None)
-    if mask is None:
-        raise DataError(f"{path} needs a mask on the same grid beside it: mask.nii.gz.")
-    import nibabel as nib
-
-    with refuse_damage(
-        f"{path} or {mask.name} cannot be read as NIfTI",
-        nib.filebasedimages.ImageFileError,
-        OSError,
-        EOFError,
-        hint="",
-    ):
-        return mask_volumes(nib.load(path), nib.load(mask))
-
-
 def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the voxels of one volume per trial inside a mask.
 
@@ -348,8 +332,7 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
     ):
         raise DataError(
             f"the mask ({mask_img.shape}) lies on another grid than the volumes ({betas_img.shape[:3]}, or another "
-            "affine); "
-            "resample it first, for example with nilearn.image.resample_to_img."
+            "affine); resample it first, for example with nilearn.image.resample_to_img."
         )
     inside = np.asarray(mask_img.dataobj).reshape(mask_img.shape[:3]) > 0
     if not inside.any():

@@ -39,7 +39,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
     BetasPart,
@@ -105,7 +105,8 @@ class Bold5000BetasConfig(AtlasSettings):
         """Return the betas as lazy parts."""
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
-        tested = self._read_list()
+        listed = _find_one(self.find_root(), _LIST)
+        tested = {_name(line) for line in listed.read_text().splitlines() if line.strip()} if listed else None
         for found in self._find():
             trials = read_names(found.names, found.subject, tested)
             opens = _open_rois if found.form == "rois" else _open_volumes
@@ -137,12 +138,6 @@ class Bold5000BetasConfig(AtlasSettings):
     def _find_beside(self) -> Path | None:
         return find_image_folder(self.find_root(), ("stimuli", "BOLD5000_Stimuli"))
 
-    def _read_list(self) -> set[str] | None:
-        path = _find_one(self.find_root(), _LIST)
-        if path is None:
-            return None
-        return {_name(line) for line in path.read_text().splitlines() if line.strip()}
-
     def _find(self) -> list[Found]:
         root = self.find_root()
         pattern = re.compile(
@@ -157,13 +152,11 @@ class Bold5000BetasConfig(AtlasSettings):
                 f"{root} holds no file like CSI1_GLMbetas-{self.betas}_ses-01.nii.gz; fetch release 2.0 from KiltHub, "
                 "or correct dataset.betas."
             )
-        wanted = sorted(held) if self.subjects is None else [str(number) for number in self.subjects]
-        absent = [subject for subject in wanted if subject not in held]
-        if absent:
-            raise DataError(
-                f"{root} holds no betas of CSI{absent[0]}, but of CSI{', CSI'.join(sorted(held))}."
-            )
-        return [self._pick_files(root, f"CSI{subject}", held[subject]) for subject in wanted]
+        wanted = None if self.subjects is None else [str(number) for number in self.subjects]
+        chosen = check_subset(
+            wanted, sorted(held), what=f"below {root}, BOLD5000 subject", option="dataset.subjects"
+        )
+        return [self._pick_files(root, f"CSI{subject}", held[subject]) for subject in chosen]
 
     def _pick_files(self, root: Path, subject: str, paths: list[Path]) -> Found:
         volumes = [path for path in paths if path.suffix != ".npy"]

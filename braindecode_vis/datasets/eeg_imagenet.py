@@ -32,6 +32,7 @@ from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     RecordedSettings,
+    check_subset,
     collect_findings,
     compare_facts,
     look_at,
@@ -44,6 +45,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     MeegSource,
     SampleType,
     add_cleaning,
+    find_picture_folder,
     find_scalp_positions,
     list_stimuli,
     sample_part,
@@ -197,13 +199,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         return find_archives(self.find_root(), self.layout)
 
     def _find_images(self) -> Path | None:
-        if self.images is not None:
-            folder = self.images.expanduser()
-            if not folder.is_dir():
-                raise DataError(f"the folder of images {folder} does not exist; correct dataset.images.")
-            return folder
         root = self.find_root()
-        return next((p for p in (root / "imageNet_images", root / "images") if p.is_dir()), None)
+        return find_picture_folder(self.images, [root / "imageNet_images", root / "images"])
 
     def _make_parts(
         self, archives: list[Archive], channels: tuple[str, ...]
@@ -212,14 +209,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
         first, last = self.samples
         times = np.arange(first, last) / SFREQ
         there = sorted({int(s) for archive in archives for s in archive.entries["subject"].unique()})
-        wanted = there if self.subjects is None else list(self.subjects)
-        absent = [subject for subject in wanted if subject not in there]
-        if absent:
-            raise DataError(
-                f"subject {absent[0]} of EEG-ImageNet is in none of {', '.join(a.path.name for a in archives)}, "
-                f"which hold {', '.join(map(str, there))}; fetch the other part, or list others with --set "
-                "dataset.subjects."
-            )
+        names = ", ".join(archive.path.name for archive in archives)
+        wanted = check_subset(self.subjects, there, what=f"in {names}, subject", option="dataset.subjects")
         parts = []
         for subject in wanted:
             archive = next(a for a in archives if subject in a.entries["subject"].to_numpy())

@@ -6,7 +6,7 @@ set. Knows no file format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import Field
 
-from braindecode_vis.checks import BraindecodeVisError, DataError, check_option
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, check_option
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file
 
 Config = TypeVar("Config", bound=Settings)
+# A phantom's truth lies in this folder beside its data.
+_TRUTH = "phantom_truth"
 
 
 class ManifestFile(Settings):
@@ -143,7 +145,7 @@ class RecordedSettings(DatasetSettings):
 
     def find_phantom(self) -> Path | None:
         """Return `root` if it is simulated and its truth lies in it."""
-        return self.root if self.root is not None and (self.root / "phantom_truth").is_dir() else None
+        return self.root if self.root is not None and (self.root / _TRUTH).is_dir() else None
 
 
 def find_package_data(folder: str) -> Path:
@@ -201,6 +203,37 @@ def check_root(root: Path | None, manifest: Manifest) -> Path:
     return root
 
 
+def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:
+    """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
+    if wanted is None:
+        return list(there)
+    wanted = [find_label(label, there) for label in wanted]
+    absent = [label for label in wanted if label not in there]
+    if absent:
+        raise DataError(
+            f"{what} {absent[0]} is not there; found {', '.join(map(str, there))}: fetch it, or list others with "
+            f"--set {option}."
+        )
+    if len(set(wanted)) != len(wanted):
+        raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
+    return list(wanted)
+
+
+def find_label(label: Any, there: Sequence[Any]) -> Any:
+    """Return the label that is meant, if it differs from one that is there by the zeros in front only.
+
+    Examples
+    --------
+    >>> find_label("1", ["01", "02"]), find_label(3, ["01", "02"])
+    ('01', 3)
+    """
+    if label in there or not str(label).isdigit():
+        return label
+    # YAML and the shell turn ``01`` into 1.
+    same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
+    return same[0] if len(same) == 1 else label
+
+
 def describe_source(manifest: Manifest) -> str:
     """Return where to get the data set, in words."""
     if manifest.source is None:
@@ -243,14 +276,6 @@ def check_one_file(root: Path, manifest: Manifest, entry: ManifestFile) -> Check
     )
 
 
-_TRUTH = "phantom_truth"
-
-
-def is_simulated(root: Path) -> bool:
-    """Return whether a phantom's truth lies beside the data."""
-    return (root.expanduser() / _TRUTH).is_dir()
-
-
 def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, what: str = "") -> CheckFinding:
     """Return the finding on one declared fact.
 
@@ -269,7 +294,7 @@ def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, wha
     if found == declared:
         return CheckFinding(item, True, f"{found}{unit} as declared")
     # The sizes of a phantom are a choice of whoever made it, so they are told and not judged.
-    if root is not None and is_simulated(root):
+    if root is not None and (root.expanduser() / _TRUTH).is_dir():
         return CheckFinding(item, True, f"{found}{unit}; simulated (the real data set has {declared})")
     return CheckFinding(item, False, f"{found}{unit}, declared {declared}")
 

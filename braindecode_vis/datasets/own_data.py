@@ -171,8 +171,7 @@ def _name_axes(
         if X.ndim not in guesses:
             raise DataError(
                 f"X has {X.ndim} axes; give (n_trials, n_features) or (n_trials, n_channels, n_times), or flatten "
-                "volumes "
-                "through a mask first."
+                "volumes through a mask first."
             )
         dims = guesses[X.ndim]
     if len(dims) != X.ndim:
@@ -206,8 +205,7 @@ def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:
         near = [suggest(name, ("stimulus_id", "concept")) for name in names]
         raise DataError(
             f"the trial table has the columns {', '.join(names) or 'none'}; it needs stimulus_id (which picture was "
-            "shown) "
-            f"or concept (its class){next(filter(None, near), '')}."
+            f"shown) or concept (its class){next(filter(None, near), '')}."
         )
     table = trials.reset_index(drop=True).copy()
     table.columns = pd.Index(names)
@@ -232,9 +230,8 @@ def _list_classes(table: pd.DataFrame) -> tuple[StimulusSet, pd.DataFrame]:
     table = table.copy()
     if "concept" not in table:
         raise DataError(
-            "no pictures and no classes were given: pass images=... (a folder or an array), or labels=... (the "
-            "class of "
-            "each trial)."
+            "no pictures and no classes were given: pass images=... (a folder or an array), or labels=... (the class "
+            "of each trial)."
         )
     if "stimulus_id" not in table:
         table["stimulus_id"] = table["concept"]
@@ -267,7 +264,8 @@ def _join_pictures(
     if unused:
         notes.append(f"{unused} of {len(ids)} pictures were shown in no trial; they are left out.")
     used = sorted(set(rows))
-    hashes = [_hash_picture(files, arrays, row) for row in used]
+    # Of the pixels: the same picture as PNG and as array has one identity.
+    hashes = [hash_pixels(read_image_file(files[row]) if arrays is None else arrays[row]) for row in used]
     first_of: dict[str, int] = {}
     same: dict[int, int] = {}
     for row, digest in zip(used, hashes, strict=True):
@@ -278,8 +276,7 @@ def _join_pictures(
         if not merge:
             raise DataError(
                 f"{len(copies)} picture(s) are the same as another by their pixels ({named}); give each picture one "
-                "id, "
-                "or allow merging."
+                "id, or allow merging."
             )
         notes.append(
             f"{len(copies)} picture(s) are the same as another by their pixels and became one: {named}."
@@ -291,13 +288,14 @@ def _join_pictures(
         twice = shown["stimulus_id"][shown["stimulus_id"].duplicated()]
         if len(twice):
             raise DataError(
-                f"the picture {twice.iloc[0]!r} has two classes in the trial table; labels name what a picture "
-                "shows, so "
-                "it can have one."
+                f"the picture {twice.iloc[0]!r} has two classes in the trial table; labels name what a picture shows, "
+                "so it can have one."
             )
         concept_of = dict(zip(shown["stimulus_id"], shown["concept"], strict=True))
     else:
-        concept_of = {ids[row]: _guess_concept(files, ids, row) for row in kept}
+        # Where several folders sort the pictures, their names are the classes.
+        sorted_in_folders = len({path.parent for path in files}) > 1
+        concept_of = {ids[row]: files[row].parent.name if sorted_in_folders else ids[row] for row in kept}
     digests = dict(zip(used, hashes, strict=True))
     stimulus_table = pd.DataFrame(
         {
@@ -392,8 +390,7 @@ def as_uint8_rgb(picture: Any, *, name: str = "") -> np.ndarray:
         if array.min() < 0 or array.max() > 1:
             raise DataError(
                 f"{where} is of floats from {array.min():g} to {array.max():g}; floats must lie in 0..1 (divide by "
-                "255, or "
-                "convert to uint8)."
+                "255, or convert to uint8)."
             )
         array = np.round(array * 255).astype(np.uint8)
     elif array.dtype.kind == "b":
@@ -421,19 +418,6 @@ def _match_ids(shown: list[str], ids: list[str]) -> list[int]:
             )
         rows.append(row)
     return rows
-
-
-def _hash_picture(files: list[Path], arrays: list[np.ndarray] | None, row: int) -> str:
-    """Return the hash of the pixels: the same picture as PNG and as array has one identity."""
-    if arrays is not None:
-        return hash_pixels(arrays[row])
-    return hash_pixels(read_image_file(files[row]))
-
-
-def _guess_concept(files: list[Path], ids: list[str], row: int) -> str:
-    """Return the folder of a picture where several folders sort the pictures, otherwise its own id."""
-    folders = {path.parent for path in files}
-    return files[row].parent.name if len(folders) > 1 else ids[row]
 
 
 def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -34,7 +34,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
     RawReader,
     check_length,
-    check_subset,
     describe_images,
     hash_images,
     hash_recording,
@@ -46,7 +45,13 @@ from braindecode_vis.datasets.bids.meeg_files import (
     open_recording,
     read_text_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_counts, look_at
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    check_subset,
+    collect_findings,
+    compare_counts,
+    look_at,
+)
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     MeegSettings,

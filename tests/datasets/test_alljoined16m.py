@@ -224,7 +224,9 @@ def test_a_marker_that_cannot_be_read_is_shown(texts, message):
 def test_pictures_on_both_sides_and_shifted_numbers_are_refused(tmp_path):
     make_block(tmp_path, [16540], block=1)
     make_block(tmp_path, [16540], block=5)
-    with pytest.raises(DataError, match="both training and testing, first 16540"):
+    with pytest.raises(
+        DataError, match="both trained on and tested, first 16540; the recordings are of different releases"
+    ):
         config(tmp_path).open_epochs()
     make_block(tmp_path, [16740], block=6)
     with pytest.raises(DataError, match=r"marks the oddball 16740 as a picture.*shifted"):
@@ -237,7 +239,7 @@ def test_missing_and_damaged_blocks_are_named(tmp_path):
     path = make_block(tmp_path, [1, 2, 3])
     with pytest.raises(DataError, match="subject 01, session 01 lacks its block 01"):
         config(tmp_path, blocks=None).open_epochs()
-    with pytest.raises(DataError, match=r"subject 04 of Alljoined-1\.6M is not below"):
+    with pytest.raises(DataError, match=r"Alljoined-1\.6M subject 4 is not there"):
         config(tmp_path, subjects=(4,)).open_epochs()
     whole = path.read_bytes()
     path.write_bytes(whole[:-5000])

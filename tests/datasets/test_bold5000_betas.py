@@ -94,7 +94,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no file like CSI1_GLMbetas-TYPED"):
         Bold5000BetasConfig(root=tmp_path).open_betas()
     write_person(tmp_path, "CSI1")
-    with pytest.raises(DataError, match="no betas of CSI3, but of CSI1"):
+    with pytest.raises(DataError, match="BOLD5000 subject 3 is not there; found 1"):
         Bold5000BetasConfig(root=tmp_path, subjects=(3,)).open_betas()
     with pytest.raises(DataError, match="holds no rois of CSI1"):
         Bold5000BetasConfig(root=tmp_path, form="rois").open_betas()

@@ -192,7 +192,7 @@ def test_damage_and_wrong_places_are_told(tmp_path):
     path = tmp_path / "EEG-ImageNet_1.pth"
     make_part(path, (0,), per_block=2)
     with pytest.raises(
-        DataError, match=r"subject 9 .* is in none of EEG-ImageNet_1\.pth.* fetch the other part"
+        DataError, match=r"in EEG-ImageNet_1\.pth.*, subject 9 is not there; found .*: fetch it"
     ):
         EegImagenetConfig(root=tmp_path, subjects=(9,)).open_epochs()
     with pytest.raises(DataError, match="in the layout 'single'"):

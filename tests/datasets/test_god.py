@@ -144,7 +144,7 @@ def test_bad_input_is_named(tmp_path):
         with pytest.raises(DataError, match=message):
             GodConfig(root=tmp_path).open_betas()
     path, _ = write_subject(tmp_path)
-    with pytest.raises(DataError, match=r"Subject3.h5 is not in"):
+    with pytest.raises(DataError, match="GOD subject 3 is not there; found 1"):
         GodConfig(root=tmp_path, subjects=(3,)).open_betas()
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(DataError, match="cannot be read as HDF5"):

@@ -398,7 +398,7 @@ def test_a_missing_file_and_a_missing_subject_are_named(root):
     (root / "sub-01" / "ses-02" / "raw_eeg_test.npy").unlink()
     with pytest.raises(DataError, match=r"subject 01, session 02 lacks its test file"):
         make_config(root).open_epochs()
-    with pytest.raises(DataError, match=r"subject 07 .* there are 01, 02"):
+    with pytest.raises(DataError, match="THINGS-EEG2 subject 7 is not there; found 1, 2"):
         make_config(root, subjects=(7,)).open_epochs()
 
 

@@ -160,7 +160,7 @@ def test_without_a_brain_mask_positions_travel_as_maps(tree):
 def test_bad_input_is_named(tree, tmp_path_factory):
     with pytest.raises(DataError, match="holds no betas_vol"):
         ThingsFmriConfig(root=tmp_path_factory.mktemp("empty")).open_betas()
-    with pytest.raises(DataError, match="no table of subject 02, but of 01"):
+    with pytest.raises(DataError, match="table of subject 02 is not there; found 01"):
         ThingsFmriConfig(root=tree, subjects=(2,)).open_betas()
     path = next(tree.rglob("*StimulusMetadata.csv"))
     table = pd.read_csv(path)

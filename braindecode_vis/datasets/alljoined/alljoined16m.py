@@ -31,18 +31,18 @@ from braindecode_vis.datasets.alljoined.blocks import (
     read_categories,
     read_labels,
 )
-from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
+from braindecode_vis.datasets.bids.fmri_files import check_no_overlap, hash_image_folder
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     MeegSettings,
     MeegSource,
     add_cleaning,
+    find_picture_folder,
     find_scalp_positions,
     list_stimuli,
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
 N_CHANNELS = 32
@@ -100,7 +100,11 @@ class Alljoined16mConfig(MeegSettings):
         parts, sfreq, unit, notes = (
             self._open_raw(root, name_concept) if layout == "raw" else self._open_flat(root, name_concept)
         )
-        stimuli = self._make_stimuli(root, pd.concat([part.trials for part in parts], ignore_index=True))
+        trials = pd.concat([part.trials for part in parts], ignore_index=True)
+        hint = "the recordings are of different releases"
+        check_no_overlap(trials, title=f"Alljoined-1.6M in {root}", hint=hint)
+        table = trials[["stimulus_id", "concept"]].drop_duplicates("stimulus_id").sort_values("stimulus_id")
+        stimuli = list_stimuli(table.assign(path=table["stimulus_id"] + ".jpg"), self._find_images(root))
         if not categories:
             notes["concepts"] = "unknown: no experiment_metadata_categories.parquet; every picture is its own"
         plan = self.make_plan(sfreq=self.sfreq or sfreq)
@@ -153,9 +157,17 @@ class Alljoined16mConfig(MeegSettings):
     def _names(self) -> tuple[str, ...] | None:
         return None if self.channels == "recorded" else tuple(self.channels)
 
+    def _choose_subjects(self, there: set[int], root: Path) -> list[int]:
+        return check_subset(
+            self.subjects,
+            sorted(there),
+            what=f"below {root}, Alljoined-1.6M subject",
+            option="dataset.subjects",
+        )
+
     def _choose_blocks(self, root: Path) -> tuple[list[RawBlock], list[str]]:
         found, ignored = find_blocks(root)
-        subjects = _choose(self.subjects, {b.subject for b in found}, "subject", root)
+        subjects = self._choose_subjects({block.subject for block in found}, root)
         sessions = self.sessions or tuple(range(1, max(b.session for b in found) + 1))
         # All that are published, so that a block which is missing is an error and not a smaller data set.
         blocks = self.blocks or tuple(range(1, self.manifest.facts["n_blocks"] + 1))
@@ -177,7 +189,7 @@ class Alljoined16mConfig(MeegSettings):
                 "dataset.blocks, or read the raw layout."
             )
         found = find_flat(root)
-        subjects = _choose(self.subjects, {item[0] for item in found}, "subject", root)
+        subjects = self._choose_subjects({subject for subject, _, _ in found}, root)
         for subject in subjects:
             missing = {"train", "test"} - {split for number, split, _ in found if number == subject}
             if missing:
@@ -204,7 +216,6 @@ class Alljoined16mConfig(MeegSettings):
         opened = [open_block(block, names, concept) for block in blocks]
         parts = number_repetitions([part for part, _ in opened])
         left_out = sum((Counter(counts) for _, counts in opened), Counter[str]())
-        _check_disjoint(pd.concat([part.trials for part in parts]), blocks[0].where)
         notes: dict[str, Any] = {
             "markers_left_out": dict(left_out), "folders_left_out": ignored,
             "montage": "as published" if set(names) == set(FLEX2) else "other electrodes than published",
@@ -226,7 +237,6 @@ class Alljoined16mConfig(MeegSettings):
                 f"{root} holds preprocessed files that are whitened and others that are not; fetch them again from "
                 "one place."
             )
-        _check_disjoint(pd.concat([part.trials for part in parts]), flats[0].where)
         sfreq = 1 / float(np.median(np.diff(flats[0].times)))
         unit = "V" if whitened == {False} else "whitened"
         note = (
@@ -238,16 +248,7 @@ class Alljoined16mConfig(MeegSettings):
 
     def _find_images(self, root: Path) -> Path | None:
         places = [root / "images", root / "stimuli" / "images", root / "stimuli"]
-        folder = next((place for place in places if place.is_dir()), None)
-        if self.images is not None:
-            folder = self.images.expanduser()
-            if not folder.is_dir():
-                raise DataError(f"the folder of images {folder} does not exist; correct dataset.images.")
-        return folder
-
-    def _make_stimuli(self, root: Path, trials: pd.DataFrame) -> StimulusSet:
-        table = trials[["stimulus_id", "concept"]].drop_duplicates("stimulus_id").sort_values("stimulus_id")
-        return list_stimuli(table.assign(path=table["stimulus_id"] + ".jpg"), self._find_images(root))
+        return find_picture_folder(self.images, places)
 
 
 def _name_concept(categories: dict[int, str], image: int) -> str:
@@ -258,25 +259,3 @@ def _count_trials(opens: Callable[..., tuple[Any, Any]], *args: Any) -> str:
     part = opens(*args)[0]
     sample_part(part)
     return f"{len(part.trials)} trials"
-
-
-def _choose(wanted: tuple[int, ...] | None, there: set[int], what: str, root: Path) -> list[int]:
-    chosen = sorted(there) if wanted is None else list(wanted)
-    absent = [number for number in chosen if number not in there]
-    if absent:
-        raise DataError(
-            f"{what} {absent[0]:02d} of Alljoined-1.6M is not below {root}, which has "
-            f"{', '.join(f'{n:02d}' for n in sorted(there))}; fetch it, or list others with --set "
-            f"dataset.{what}s=[...]."
-        )
-    return chosen
-
-
-def _check_disjoint(trials: pd.DataFrame, where: str) -> None:
-    sides = trials.groupby("split")["stimulus_id"].agg(set)
-    both = sorted(sides.get("train", set()) & sides.get("test", set()))
-    if both:
-        raise DataError(
-            f"{len(both)} picture(s) are marked for both training and testing, first {both[0]} (looked at from "
-            f"{where} on): the recordings are of different releases."
-        )

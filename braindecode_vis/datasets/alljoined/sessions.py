@@ -277,7 +277,19 @@ def open_tables(
         )
     ids = numbers["73k_id"].to_numpy(dtype=np.int64)
     if design is not None:
-        _check_ids(ids, design, item)
+        shared = set(design.shared.tolist())
+        outside = [number for number in np.unique(ids).tolist() if number + 1 not in shared]
+        # Shifted by one, every id would still be a valid image of NSD.
+        if outside and set(ids.tolist()) <= shared:
+            raise DataError(
+                f"{item.where}: its 73k_id count from 1, where the published ones count from 0; subtract one, or "
+                "every image is taken for its neighbour."
+            )
+        if outside:
+            raise DataError(
+                f"{item.where}: {len(outside)} image(s) are not among the shared images of {design.path}, first "
+                f"73k_id {outside[0]}: the table or the design is of another release."
+            )
     trials = label_images(ids + 1, test).assign(
         subject=f"{item.subject:02d}", session=f"{item.session:02d}", repetition=0,
         run=[f"{int(block):02d}" for block in numbers["block"]] if "block" in numbers else "n/a",
@@ -288,23 +300,6 @@ def open_tables(
         return table.read(start, stop)[:, rows]
 
     return EpochedPart(trials, (item.path,), tuple(channels), _TIMES, read)
-
-
-def _check_ids(ids: np.ndarray, design: NsdDesign, item: Session) -> None:
-    shared = set(design.shared.tolist())
-    outside = [number for number in np.unique(ids).tolist() if number + 1 not in shared]
-    if not outside:
-        return
-    # Shifted by one, every id would still be a valid image of NSD.
-    if set(ids.tolist()) <= shared:
-        raise DataError(
-            f"{item.where}: its 73k_id count from 1, where the published ones count from 0; subtract one, or every "
-            "image is taken for its neighbour."
-        )
-    raise DataError(
-        f"{item.where}: {len(outside)} image(s) are not among the shared images of {design.path}, first 73k_id "
-        f"{outside[0]}: the table or the design is of another release."
-    )
 
 
 def _check_rate(sfreq: float, item: Session) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, refuse_damage, suggest
+from braindecode_vis.datasets.manifests import find_label
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
@@ -163,7 +164,15 @@ def find_runs(
                 path, found, find_events(root, found), _merge_sidecars(root, path, found), confounds, mask
             )
         )
-    _check_distinct(runs)
+    seen: dict[tuple[str, ...], Path] = {}
+    for run in runs:
+        tags = tuple(run.entities.get(key, "") for key in _RUN_KEYS)
+        if tags in seen:
+            raise DataError(
+                f"{run.image.name} and {seen[tags].name} are the same run; keep one of them, or choose with "
+                "dataset.space."
+            )
+        seen[tags] = run.image
     return sorted(
         runs, key=lambda run: tuple(_order_naturally(run.entities.get(key, "")) for key in _RUN_KEYS)
     )
@@ -195,21 +204,6 @@ def _keep(
     return [(path, found) for path, found in tagged if found.get(key) in labels]
 
 
-def find_label(label: Any, there: Sequence[Any]) -> Any:
-    """Return the label that is meant, if it differs from one that is there by the zeros in front only.
-
-    Examples
-    --------
-    >>> find_label("1", ["01", "02"]), find_label(3, ["01", "02"])
-    ('01', 3)
-    """
-    if label in there or not str(label).isdigit():
-        return label
-    # YAML and the shell turn ``01`` into 1.
-    same = [other for other in there if str(other).isdigit() and int(other) == int(label)]
-    return same[0] if len(same) == 1 else label
-
-
 def _choose_space(
     tagged: list[tuple[Path, dict[str, str]]], space: str | None, base: Path
 ) -> list[tuple[Path, dict[str, str]]]:
@@ -226,18 +220,6 @@ def _choose_space(
             f"{base} has images in {', '.join(there)}, none in the space {space}; set dataset.space."
         )
     return [(path, found) for path, found in tagged if found.get("space", "native") == space]
-
-
-def _check_distinct(runs: Sequence[RunFiles]) -> None:
-    seen: dict[tuple[str, ...], Path] = {}
-    for run in runs:
-        key = tuple(run.entities.get(k, "") for k in _RUN_KEYS)
-        if key in seen:
-            raise DataError(
-                f"{run.image.name} and {seen[key].name} are the same run; keep one of them, or choose with "
-                "dataset.space."
-            )
-        seen[key] = run.image
 
 
 def find_events(root: Path, entities: Mapping[str, str]) -> Path | None:
@@ -532,12 +514,13 @@ def hash_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def check_no_overlap(trials: pd.DataFrame, *, title: str) -> None:
+def check_no_overlap(trials: pd.DataFrame, *, title: str, hint: str = "") -> None:
     """Raise `DataError` if a stimulus is shown in training and in test trials."""
     train = set(trials.loc[trials["split"] == "train", "stimulus_id"])
     both = sorted(train & set(trials.loc[trials["split"] == "test", "stimulus_id"]))
     if both:
-        raise DataError(f"{title}: {len(both)} stimuli are both trained on and tested, first {both[0]}.")
+        text = f"{title}: {len(both)} stimuli are both trained on and tested, first {both[0]}"
+        raise DataError(f"{text}; {hint}." if hint else f"{text}.")
 
 
 def _locate(paths: list[str], root: Path, title: str) -> list[str]:

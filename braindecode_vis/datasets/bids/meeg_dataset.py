@@ -29,7 +29,6 @@ from braindecode_vis.datasets.bids.meeg_files import (
     HeldRecording,
     RawReader,
     check_length,
-    check_subset,
     describe_images,
     find_recordings,
     find_sensor_positions,
@@ -43,7 +42,7 @@ from braindecode_vis.datasets.bids.meeg_files import (
     open_recording,
     read_text_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     MeegSettings,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.checks import ConfigError, DataError, refuse_damage
-from braindecode_vis.datasets.bids.fmri_files import find_image_folder, find_label, hash_image_folder
+from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file, hash_sampled
@@ -256,22 +256,6 @@ def hash_recording(path: Path, root: Path) -> dict[str, str]:
     beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
     inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return {p.relative_to(root).as_posix(): hash_sampled(p) for p in sorted([*inside, *beside])}
-
-
-def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:
-    """Return the wanted labels in the order asked for, all by default; a label that is not there is an error."""
-    if wanted is None:
-        return list(there)
-    wanted = [find_label(label, there) for label in wanted]
-    absent = [label for label in wanted if label not in there]
-    if absent:
-        raise DataError(
-            f"{what} {absent[0]} is not there; found {', '.join(map(str, there))}: fetch it, or list others with "
-            f"--set {option}."
-        )
-    if len(set(wanted)) != len(wanted):
-        raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
-    return list(wanted)
 
 
 # Where copies of the THINGS images were found beside recordings.

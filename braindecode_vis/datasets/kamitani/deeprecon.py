@@ -108,7 +108,15 @@ class DeepreconConfig(BetasSettings):
             trials = read_samples(data, item.subject, item.experiment, names)
             part, own = make_bdata_part(data, trials, np.arange(len(trials)), self.rois)
             known = geometries.setdefault(item.subject, own)
-            _check_same_voxels(known, own, item.path, first.setdefault(item.subject, item.path))
+            than = first.setdefault(item.subject, item.path)
+            same = known.n_voxels == own.n_voxels and np.array_equal(known.voxel_ids, own.voxel_ids)
+            if same and known.affine is not None and own.affine is not None:
+                same = np.allclose(known.affine, own.affine)
+            if not same:
+                raise DataError(
+                    f"{item.path.name} has {own.n_voxels} voxels that are not the {known.n_voxels} of {than.name}; "
+                    "take both from one release, or choose with dataset.variant and dataset.rois."
+                )
             parts.append(part)
         parts = number_betas(parts)
         shown = pd.concat([part.trials for part in parts], ignore_index=True)
@@ -290,14 +298,3 @@ def _name_code(code: float, experiment: Experiment, names: Mapping[str, Mapping[
     if number in names.get(kind, {}):
         return names[kind][number]
     return f"{'letter' if kind == 'letters' else 'shape'}_{number}"
-
-
-def _check_same_voxels(first: Geometry, other: Geometry, path: Path, than: Path) -> None:
-    same = first.n_voxels == other.n_voxels and np.array_equal(first.voxel_ids, other.voxel_ids)
-    if same and first.affine is not None and other.affine is not None:
-        same = np.allclose(first.affine, other.affine)
-    if not same:
-        raise DataError(
-            f"{path.name} has {other.n_voxels} voxels that are not the {first.n_voxels} of {than.name}; take both from "
-            "one release, or choose with dataset.variant and dataset.rois."
-        )

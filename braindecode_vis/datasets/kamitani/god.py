@@ -36,7 +36,7 @@ from braindecode_vis.datasets.kamitani.bdata import (
     read_bdata,
     read_list,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     BetasSettings,
@@ -142,13 +142,10 @@ class GodConfig(BetasSettings):
                 f"{root} holds no Subject1.h5 ... of GOD; fetch them from figshare (7387130), or pass their "
                 "folder with --root. Raw BIDS data (ds001246) are for bids_fmri."
             )
-        absent = [number for number in self.subjects or () if number not in found]
-        if absent:
-            there = ", ".join(map(str, sorted(found)))
-            raise DataError(
-                f"Subject{absent[0]}.h5 is not in {root}, which has the subjects {there}; fetch it."
-            )
-        return {number: found[number] for number in (self.subjects or sorted(found))}
+        chosen = check_subset(
+            self.subjects, sorted(found), what=f"below {root}, GOD subject", option="dataset.subjects"
+        )
+        return {number: found[number] for number in chosen}
 
 
 def read_trials(data: BData, subject: str) -> pd.DataFrame:

@@ -351,6 +351,16 @@ def number_repetitions(parts: Sequence[_Part]) -> list[_Part]:
     return numbered
 
 
+def find_picture_folder(named: Path | None, places: Sequence[Path]) -> Path | None:
+    """Return the folder that the user named, which must be there, or else the first of some places that is."""
+    if named is None:
+        return next((place for place in places if place.is_dir()), None)
+    folder = named.expanduser()
+    if not folder.is_dir():
+        raise DataError(f"the folder of images {folder} does not exist; correct dataset.images.")
+    return folder
+
+
 def list_stimuli(table: pd.DataFrame, images: Path | None) -> StimulusSet:
     """Return the pictures that were shown, for data sets that do not bring all of them along.
 

@@ -12,7 +12,7 @@ Song et al. (2024), arXiv:2308.13234: the 250 Hz preprocessing that the defaults
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, look_at
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -181,16 +181,23 @@ class ThingsEeg2Config(MeegSettings):
 def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[HeldFile]:
     """Keep the wanted subjects and sessions, and make sure that each is complete."""
     subjects = sorted({item.subject for item in held})
-    wanted = list(config.subjects) if config.subjects is not None else subjects
-    absent = [number for number in wanted if number not in subjects]
-    if absent:
-        raise DataError(
-            f"subject {absent[0]:02d} of THINGS-EEG2 is not below {root}; there are "
-            f"{', '.join(f'{s:02d}' for s in subjects)}: fetch it, or list others with --set dataset.subjects."
-        )
+    wanted = check_subset(
+        config.subjects, subjects, what=f"below {root}, THINGS-EEG2 subject", option="dataset.subjects"
+    )
     chosen = [item for item in held if item.subject in wanted]
     if chosen[0].session is not None:
-        chosen = _choose_sessions(chosen, config, wanted)
+        last = max(item.session or 0 for item in chosen)
+        sessions = range(1, last + 1) if config.sessions is None else config.sessions
+        for subject in wanted:
+            there = sorted({item.session or 0 for item in chosen if item.subject == subject})
+            for number in sessions:
+                if number not in there:
+                    raise DataError(
+                        f"session {number:02d} of subject {subject:02d} is missing (found "
+                        f"{', '.join(f'{s:02d}' for s in there)}); fetch it, or list the sessions to use with "
+                        "--set dataset.sessions=[...]."
+                    )
+        chosen = [item for item in chosen if item.session in sessions]
     if held[0].layout == "bids":
         return chosen
     by_key = {(item.subject, item.session, item.split) for item in chosen}
@@ -207,23 +214,6 @@ def _choose(held: list[HeldFile], config: ThingsEeg2Config, root: Path) -> list[
     return sorted(
         chosen, key=lambda i: (wanted.index(i.subject), i.session or 0, SPLITS.index(i.split or "train"))
     )
-
-
-def _choose_sessions(
-    held: list[HeldFile], config: ThingsEeg2Config, subjects: Sequence[int]
-) -> list[HeldFile]:
-    last = max(item.session or 0 for item in held)
-    wanted = list(config.sessions) if config.sessions is not None else list(range(1, last + 1))
-    for subject in subjects:
-        there = sorted({item.session or 0 for item in held if item.subject == subject})
-        for session in wanted:
-            if session not in there:
-                raise DataError(
-                    f"session {session:02d} of subject {subject:02d} is missing (found "
-                    f"{', '.join(f'{s:02d}' for s in there)}); fetch it, or list the sessions to use with "
-                    "--set dataset.sessions=[...]."
-                )
-    return [item for item in held if item.session in wanted]
 
 
 def _is_kept(trials: pd.DataFrame, config: ThingsEeg2Config) -> np.ndarray:

@@ -28,7 +28,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_fact
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
     BetasPart,
@@ -169,13 +169,10 @@ class ThingsFmriConfig(AtlasSettings):
             raise ConfigError(
                 "dataset.rois and dataset.min_noise_ceiling need the table of betas; set dataset.form."
             )
-        wanted = there if self.subjects is None else [f"{number:02d}" for number in self.subjects]
-        absent = [subject for subject in wanted if subject not in there]
-        if absent:
-            raise DataError(
-                f"{root} has no {form} of subject {absent[0]}, but of {', '.join(there)}; fetch it."
-            )
-        return form, wanted
+        wanted = None if self.subjects is None else [f"{number:02d}" for number in self.subjects]
+        return form, check_subset(
+            wanted, there, what=f"below {root}, {form} of subject", option="dataset.subjects"
+        )
 
     def _list(self, folder: Path, pattern: str) -> list[str]:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []

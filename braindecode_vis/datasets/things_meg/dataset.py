@@ -257,9 +257,8 @@ class ThingsMegConfig(MeegSettings):
         part, notes = make_epoch_part(file, open_epochs(file), names, attributes, self._chosen(), self.sfreq)
         sample_part(part, sfreq=200.0)
         return (
-            f"{len(part.trials)} epochs in {len(file.files)} part(s), {len(part.ch_names)} sensors, "
-            f"{len(part.times)} times, {notes.get('n_attribute_mismatches', 0)} row(s) of the attributes name another "
-            "image"
+            f"{len(part.trials)} epochs in {len(file.files)} part(s), {len(part.ch_names)} sensors, {len(part.times)} "
+            f"times, {notes.get('n_attribute_mismatches', 0)} row(s) of the attributes name another image"
         )
 
     def _find_images(self, parts: list[Any], root: Path) -> StimulusSet:

@@ -30,13 +30,13 @@ from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     RawReader,
     check_length,
-    check_subset,
     list_boundaries,
     list_channels,
     list_sensors,
     open_recording,
     read_text_table,
 )
+from braindecode_vis.datasets.manifests import check_subset
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, find_channels
 
 CATCH_ID = 999999
@@ -551,17 +551,13 @@ def _check_categories(run: MegRun, table: pd.DataFrame, number: np.ndarray, name
         )
 
 
-def find_triggers(run: MegRun, raw: Any) -> np.ndarray:
-    """Return the samples at which the trigger channel goes to the code of a picture."""
+def measure_lag(run: MegRun, raw: Any, optical: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Return by how many samples each optical onset follows its trigger (NaN without one), and a summary in ms."""
     if TRIGGER_CHANNEL not in raw.ch_names:
         raise DataError(f"{run.where} has no channel {TRIGGER_CHANNEL}; set dataset.onset to optical.")
     code = np.round(raw.get_data(picks=[TRIGGER_CHANNEL], verbose="error")[0]).astype(np.int64)
-    return np.flatnonzero((code[1:] == STIMULUS_CODE) & (code[:-1] != STIMULUS_CODE)) + 1
-
-
-def measure_lag(run: MegRun, raw: Any, optical: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Return by how many samples each optical onset follows its trigger (NaN without one), and a summary in ms."""
-    triggers = find_triggers(run, raw)
+    # Samples at which the channel goes to the code of a picture.
+    triggers = np.flatnonzero((code[1:] == STIMULUS_CODE) & (code[:-1] != STIMULUS_CODE)) + 1
     sfreq = float(raw.info["sfreq"])
     if not len(triggers):
         raise DataError(
