@@ -216,6 +216,7 @@ def tabulate_confusions(
     `chance` of a cell is how often its decoded class is named at all; the last rows, `decoded` being ``same``, are the
     recall of each class and the accuracy, with p-values of permuted labels.
     """
+    # Rows are seen classes; a class that no test trial shows is a column only.
     seen, decoded = decided["seen"].to_numpy(str), decided["decoded"].to_numpy(str)
     rows: list[dict[str, Any]] = []
     for true in sorted(set(seen.tolist())):
@@ -274,7 +275,7 @@ def _permute(study: Study, decided: pd.DataFrame, classes: list[str]) -> tuple[n
         (decided["block"] + "\x1f" + decided["id"]).to_numpy(str), return_index=True, return_inverse=True
     )
     code = {name: n for n, name in enumerate(classes)}
-    labels = decided["seen"].map(code).to_numpy()[first]
+    labels = decided["seen"].map(code).to_numpy()[first]  # (n_units,): an image has one class
     decoded = decided["decoded"].map(code).to_numpy()
     blocks = decided["block"].to_numpy()[first]
     # How often each unit was decoded as each class: rows of one image move together.

@@ -94,6 +94,7 @@ def make_curve(
             )
         null = np.stack(nulls, axis=1)
         test = cluster_over_labels(np.array([m.observed for m in measured]), null, alpha=alpha)
+    # Whole curves are resampled, so that the onset of each can be found.
     draws = bootstrap_curves(
         values, ids, subjects, n_draws=min(MAX_DRAWS, study.n_bootstrap), seed=study.seed
     )
@@ -121,7 +122,7 @@ def finish_curve(
     stops = [w.stop for w in windows]
     low, high, share = bootstrap_onset(test, draws, stops)
     onset = float("nan") if test.onset is None else float(stops[test.onset])
-    if test.onset is None:
+    if test.onset is None:  # resamples may have one by chance, which is no interval of anything
         low = high = float("nan")
     table["onset"], table["onset_low"], table["onset_high"] = onset, low, high
     return Curve(table, test, onset, low, high, share)
@@ -304,6 +305,7 @@ def cluster_over_subjects(
             curves - chance, threshold=level, tail=1, n_permutations=n_permutations, out_type="indices",
             seed=derive_seed(seed, "sign-flip clusters") % 2**32, n_jobs=1, stat_fun=statistic, verbose="ERROR",
         )  # fmt: skip
+    # mne lists clusters in no order that is promised.
     spans = tuple((int(where[0].min()), int(where[0].max())) for where in found)
     order = sorted(range(len(spans)), key=lambda i: spans[i])
     # In units of t, as the clusters of mne are, so that a resampled curve meets the same threshold.
@@ -322,7 +324,7 @@ def find_clusters(
 ) -> tuple[tuple[tuple[int, int], ...], tuple[float, ...]]:
     """Return the runs of windows above the threshold, and the sum of `z` in each."""
     above = np.concatenate([[False], z > threshold, [False]])
-    edges = np.flatnonzero(above[1:] != above[:-1])
+    edges = np.flatnonzero(above[1:] != above[:-1])  # starts and ends in turn
     spans = tuple((int(a), int(b) - 1) for a, b in edges.reshape(-1, 2))
     return spans, tuple(float(z[a : b + 1].sum()) for a, b in spans)
 

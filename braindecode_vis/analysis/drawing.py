@@ -61,7 +61,7 @@ def draw_bars(
     axes.barh(place, value, height=height, color=colour, label=label or None)
     axes.hlines(place, rows["ci_low"].astype(float), rows["ci_high"].astype(float), color="C5", lw=1)
     axes.set_yticks(np.arange(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_ylim(len(labels) - 0.4, -0.6)  # the first row on top
 
 
 def draw_matrix(
@@ -140,4 +140,5 @@ def make_maps(responses: Responses, values: np.ndarray, name: str, caption: str)
 
 def write_nifti(path: Path, image: Any) -> None:
     """Write a compressed NIfTI file; the same image gives the same bytes."""
+    # Without the time of writing in its header.
     path.write_bytes(gzip.compress(image.to_bytes(), mtime=0))

@@ -25,7 +25,7 @@ from braindecode_vis.stimuli import resize_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_THUMBNAIL = 96
+_THUMBNAIL = 96  # pixels; twenty pairs are drawn side by side
 
 
 class FailuresConfig(Settings):
@@ -47,6 +47,7 @@ class FailuresConfig(Settings):
         table = table.sort_values("value", ignore_index=True, kind="stable")
         from scipy.stats import spearmanr
 
+        # A constant has no ranks to correlate.
         rho = float("nan")
         if table["value"].nunique() > 1 and table["typicality"].nunique() > 1:
             rho = float(spearmanr(table["typicality"], table["value"]).statistic)

@@ -64,6 +64,7 @@ class TimeGeneralizationConfig(Settings):
         with study.progress("generalisation over time", n * len(study.folds)) as advance:
             for number, fold in enumerate(study.folds):
                 train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
+                # Cut once for all training windows.
                 tests = [cut_window(test, window, cut) for window in windows]
                 for i, window in enumerate(windows):
                     change = partial(cut_window, window=window, outside=cut)

@@ -102,6 +102,7 @@ class ImageryConfig(Settings):
         if self.set_column in trials:
             sets = trials[self.set_column].astype(str).reset_index(drop=True)
         names = sorted(set(sets.iloc[every]))
+        # Each set by itself, as papers report, then all stimuli of the task together.
         groups = {name: [name] for name in names} | ({"all": names} if len(names) > 1 else {})
         rows = []
         for name, members in groups.items():
@@ -225,6 +226,7 @@ def find_targets(study: Study, bank: Embeddings, ids: list[str]) -> Embeddings:
     DataError
         If neither the stimulus nor its concept has a picture.
     """
+    # Rows of the stimulus table may have no picture, and pictures may have been left out of the bank.
     table = study.stimuli.table
     held = set(bank.ids.tolist())
     usable = study.stimuli.has_picture & table["stimulus_id"].isin(held).to_numpy()

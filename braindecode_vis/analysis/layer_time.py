@@ -99,6 +99,7 @@ class LayerTimeConfig(Settings):
         changes = {n: partial(cut_window, window=window) for n, window in enumerate(windows)}
         ridge = RidgeConfig(alphas=self.alphas)
         for name, bank in banks.items():
+            # The same trials and folds, with a ridge to this layer in place of the run's encoder and target.
             own = replace(
                 study,
                 banks=[bank] * len(study.folds),
@@ -145,6 +146,7 @@ class LayerTimeConfig(Settings):
                     )  # fmt: skip
                 advance(1)
         table = pd.DataFrame(rows)
+        # Rows came window by window; the map is read layer by layer, in order of depth.
         table["layer"] = pd.Categorical(table["layer"], list(banks))
         table = table.sort_values(["layer", "start"], ignore_index=True).astype({"layer": object})
         table["peak"] = np.nan

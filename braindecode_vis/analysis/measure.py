@@ -207,6 +207,7 @@ class Meter:
             subjects=np.concatenate([fold.subjects for fold in folds]),
             chance=float(np.average([fold.chance for fold in folds], weights=sizes)),
             observed=sum(fold.table_sum for fold in folds) / sum(sizes),
+            # A null of some folds only would be narrower than the score that it judges.
             null=np.sum(nulls, axis=0) / sum(sizes) if len(nulls) == len(folds) else None,
         )
 

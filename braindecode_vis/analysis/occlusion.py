@@ -76,7 +76,7 @@ class OcclusionConfig(Settings):
                 train = study.pick(fold.train, "train")
                 fill = _compute_mean(train)  # of training trials: the test split tells the encoder nothing
                 whole.append(meter.measure_fold(number, test, encoder))
-                data = np.asarray(test.data)
+                data = np.asarray(test.data)  # read once: parts are hidden in copies
                 for kind, name, find in parts:
                     changed = data.copy()
                     index = find(changed)
@@ -97,7 +97,7 @@ class OcclusionConfig(Settings):
             for block in blocks:
                 name = names[block[0]] if len(block) == 1 else f"{names[block[0]]} to {names[block[-1]]}"
                 parts.append(("columns", name, _make_index(1, block)))
-        if "time" in self.over and study.has_time:
+        if "time" in self.over and study.has_time:  # windows that touch and do not overlap
             axis = responses.dims.index("time")
             for window in make_sliding_windows(responses, self.width, self.width, None, None):
                 samples = np.arange(window.first, window.last)

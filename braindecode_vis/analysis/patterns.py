@@ -95,9 +95,9 @@ def predict_signal(
             _, _, axes = np.linalg.svd(predicted, full_matrices=False)
         # The components of the first fold serve all folds, or their signs would not agree.
         own = predicted @ axes[:n_components].T
-        own = _whiten(own)
+        own = _whiten(own)  # correlated components would share their patterns
         means = np.stack([_average(test, window) for window in windows], axis=1)
-        data.append(means - means.mean(axis=0))
+        data.append(means - means.mean(axis=0))  # (n_trials, n_windows, n_features)
         signal.append(own)
         ids.append(test.stimulus_ids)
     if min(len(part) for part in signal) < 3:

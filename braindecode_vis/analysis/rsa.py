@@ -130,6 +130,7 @@ class RsaConfig(Settings):
     ) -> list[dict[str, Any]]:
         brains = embed_subjects(responses if window is None else cut_window(responses, window))
         ids = list(next(iter(brains.values())).ids)
+        # Spaces hold every image; another recording may have shown fewer.
         for name, model in models.items():
             if name.startswith("other "):
                 there = set(model.ids.tolist())
@@ -324,7 +325,7 @@ def embed_subjects(responses: Responses) -> dict[str, Embeddings]:
     for name in names:
         common &= set(ids[subjects == name].tolist())
     shared = [i for i in dict.fromkeys(ids.tolist()) if i in common]
-    if len(shared) < 3:
+    if len(shared) < 3:  # two images have one dissimilarity, which correlates with nothing
         raise DataError(
             f"{len(names)} subjects have {len(shared)} test images in common; at least 3 are needed."
         )

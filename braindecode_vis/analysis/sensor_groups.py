@@ -26,6 +26,7 @@ _BY_PREFIX = {
     "FC": "central", "C": "central", "CP": "parietal", "P": "parietal", "PO": "occipital", "O": "occipital",
     "I": "occipital",
 }  # fmt: skip
+# Longer prefixes first, so that FP1 is not read as F; z is the midline, h half a step of the 10-5 system.
 _TEN_TWENTY = re.compile(r"^(FP|AF|FT|FC|F|TP|T|CP|C|PO|P|O|I)(Z|\d{1,2})(H?)$")
 _CTF = re.compile(r"^M[LRZ]([CFOPT])\d+")
 _CTF_REGIONS = {"C": "central", "F": "frontal", "O": "occipital", "P": "parietal", "T": "temporal"}

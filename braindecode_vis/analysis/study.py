@@ -183,7 +183,7 @@ class Study:
 
 def fit_picked(study: Study, number: int, train: Responses, change: Change | None) -> Any:
     """Fit a new encoder on training trials that were picked, and changed by `change`, already."""
-    choice = study.choose(number, change)
+    choice = study.choose(number, change)  # on single trials, whatever is averaged for the fit
     train = train if choice is None else choice.apply(train)
     encoder = study.build(number)
     encoder.fit(train, study.banks[number].select(list(train.stimulus_ids)))
@@ -273,6 +273,7 @@ def choose_features(
     seed
         Of random halves and folds.
     """
+    # Where subjects have voxels of their own, the one with fewest says how many all can keep.
     counts = count_own_voxels(train)
     most = min(counts.values()) if counts else train.data.shape[1]
     try:

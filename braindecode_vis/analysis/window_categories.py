@@ -188,13 +188,13 @@ def decide_windows(study: Study, responses: Responses, windows: Sequence[Window]
             for number, window in enumerate(windows):
                 decoder = LdaConfig().build(seed=study.seed)
                 decoder.fit(cut_window(train, window), labels[fold.train])
-                rows = np.searchsorted(classes, decoder.classes)
+                rows = np.searchsorted(classes, decoder.classes)  # a fold may not train on every class
                 scores[rows, number] = decoder.decision(cut_window(test, window)).T
                 advance(1)
             for run in np.unique(runs[fold.test]):
                 own = np.flatnonzero(runs[fold.test] == run)
                 truth = np.searchsorted(classes, labels[fold.test[own]])
-                if len(np.unique(truth)) < 2:
+                if len(np.unique(truth)) < 2:  # no area under a curve
                     continue
                 blocks.append(
                     RunDecisions(subjects[fold.test[own[0]]], truth, rankdata(scores[..., own], axis=-1))

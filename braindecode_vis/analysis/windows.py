@@ -109,6 +109,7 @@ def decode_windows(
     """Fit and test in every window, and test the curve."""
     check_retrieval(study, kind)
     check_windows(windows)
+    # One encoder per window and fold; all windows see the same permutations, so that the curve is tested as a whole.
     changes = {n: partial(cut_window, window=window, outside=outside) for n, window in enumerate(windows)}
     measured = measure_changes(study, changes, metric, what=kind.replace("_", " "))
     return make_curve(study, windows, [measured[n] for n in changes], alpha=alpha)

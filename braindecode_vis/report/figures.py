@@ -56,6 +56,7 @@ def compute_axis_limits(values: Sequence[Any]) -> tuple[float, float]:
     """
     present = [float(value) for value in values if not is_missing(value)]
     low, high = min([0.0, *present]), max([0.0, *present])
+    # Shares above 0.4 are read against 1, smaller values against their own size.
     low, high = -_round_up(-low), 1.0 if 0.4 < high <= 1 else _round_up(high)
     return (low + 0.0, high) if high > low else (0.0, 1.0)
 
@@ -64,11 +65,13 @@ def _round_up(value: float) -> float:
     if value <= 0:
         return 0.0
     power = 10.0 ** math.floor(math.log10(value))
+    # The next round number; the tolerance keeps 0.3 from becoming 0.4 by rounding.
     step = next(s for s in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if s * power >= value * (1 - 1e-9))
     return float(f"{step * power:.6g}")
 
 
 # ---- plots
+# Steps between the ticks of a rank axis: 1, 2, 5, 10, 20...
 _STEPS = tuple(base * 10**power for power in range(12) for base in (1, 2, 5))
 
 
@@ -164,7 +167,7 @@ def plot_top_k_curve(ranks: Any, gallery_size: int, *, theme: ThemeName = "light
     ax.fill_between(k, low, high, color=colours.accent, alpha=0.16, linewidth=0)
     ax.plot(k, share, color=colours.accent, lw=2, marker="o" if gallery_size <= 20 else "", ms=4, zorder=3)
     ax.plot(k, k / gallery_size, color=colours.chance, lw=1.4)
-    if gallery_size > 30:
+    if gallery_size > 30:  # the first ranks matter, and would share a few pixels of a linear axis
         ax.set_xscale("log")
         ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if t <= gallery_size]
         ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
@@ -172,6 +175,7 @@ def plot_top_k_curve(ranks: Any, gallery_size: int, *, theme: ThemeName = "light
     ax.set_ylim(0, 1.02)
     ax.set_xlim(1, max(gallery_size, 1.5))
     _label(ax, colours, f"k, of {gallery_size:,} candidates", "seen image among the k best")
+    # The word stands where the line of guessing is away from curve and frame.
     at = int(np.argmin(np.abs(k / gallery_size - (0.3 if gallery_size <= 30 else 0.5))))
     below: dict[str, Any] = {"xytext": (7, -7), "ha": "left", "va": "top"}
     above: dict[str, Any] = {"xytext": (-7, 3), "ha": "right", "va": "bottom"}
@@ -259,6 +263,7 @@ def render_svg(figure: Figure) -> str:
     import matplotlib
 
     buffer = io.StringIO()
+    # No date and a fixed salt of ids: the same report has the same bytes.
     plain = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "braindecode_vis"}):
         figure.savefig(buffer, format="svg", metadata=plain, transparent=True)
@@ -283,7 +288,7 @@ def _make_figure(colours: Theme, size: tuple[float, float]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", facecolor=colours.background)
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # a canvas of its own, so that pyplot knows nothing of this figure
     return figure
 
 

@@ -76,6 +76,7 @@ def arrange_rows(
         if name == SEEN:
             continue
         if stack.ndim == 5:
+            # A control needs no second draw to be seen for what it is.
             stack = stack[:, :n_draws] if name == system else stack[:, 0]
         rows[name] = stack
     return rows
@@ -161,6 +162,7 @@ class GalleryContent:
         score = np.asarray(self.score, dtype=float)  # infinite scores would sort before all others
         object.__setattr__(self, "score", np.where(np.isfinite(score), score, np.nan))
         if self.higher_is_better is None:
+            # An unknown metric counts as good when high, as most are.
             object.__setattr__(self, "higher_is_better", describe_metric(self.metric).direction >= 0)
         if not len(self.ids):
             raise DataError("a gallery needs at least one item.")
@@ -217,7 +219,7 @@ class GalleryContent:
     def _read_values(self, metric: str, method: str, values: Any) -> dict[str, np.ndarray]:
         numbers = np.asarray(values, dtype=float)
         numbers = np.where(np.isfinite(numbers), numbers, np.nan)
-        if numbers.shape == (len(self.ids),):
+        if numbers.shape == (len(self.ids),):  # one value per item, draws averaged already
             return {method: numbers}
         draws = self.count_draws(method)
         if numbers.shape == (len(self.ids), draws):
@@ -375,6 +377,7 @@ def _pick(name: str, scored: np.ndarray, n_each: int, seed: int) -> np.ndarray:
         return scored[-k:]
     if name == "quantiles":
         return scored[np.unique(np.linspace(0, n - 1, min(n_each, n)).round().astype(int))]
+    # Among all scored items, also those that other blocks show: a draw that avoids them would not be one.
     places = make_generator(seed, "gallery").choice(n, min(n_each, n), replace=False)
     return scored[np.sort(places)]
 

@@ -185,6 +185,7 @@ class _Grid:
         self.text, self.small, self.line = 12 * unit, 10 * unit, round(13 * unit)
         self.gap, self.margin, self.block_gap = round(4 * unit), round(18 * unit), round(22 * unit)
         self.cell_h = max(1, round(cell_px * gallery.seen.shape[1] / gallery.seen.shape[2]))
+        # Below the images only where several rows have a score; else it stands once, below the column.
         own = gallery.metrics[gallery.metric]
         self.own_scores = {label: own[label] for label in images if label in own} if len(own) > 1 else {}
         self.columns = {metric: gallery.average_draws(metric) for metric in gallery.metrics}
@@ -203,6 +204,7 @@ class _Grid:
         y = self.margin + round(40 * self.unit)
         for label in self.images:
             self.tops[label] = y
+            # Captions differ in length, and every column must have its rows at the same height.
             lines = (label in self.own_scores) + max(len(self.captions[label, item]) for item in shown)
             y += self.cell_h + self.gap + lines * self.line
         self.foot = y
@@ -212,6 +214,7 @@ class _Grid:
         self.left = self.margin + round(max(_measure(label, self.text) for label in labels) + 12 * self.unit)
         gaps = self.block_gap * (len(self.picks) - 1) - self.gap * len(self.picks)
         right = self.left + n_columns * (self.cell_px + self.gap) + gaps
+        # The rule may be longer than a narrow gallery is wide.
         self.width = max(right, round(self.margin + _measure(self.rule, self.text))) + self.margin
         self.height = self.foot + round((17 * len(self.columns) + 34) * self.unit) + self.margin
 
@@ -306,6 +309,7 @@ def _paint_pdf(layout: _Layout, path: Path) -> None:
     align: dict[str, tuple[Any, Any]] = {
         "la": ("left", "baseline"), "lm": ("left", "center"), "ls": ("left", "baseline"), "ma": ("center", "baseline"),
     }  # fmt: skip
+    # Fonts are embedded as outlines that can be searched (42), images at their own resolution.
     with matplotlib.rc_context(
         {
             "pdf.fonttype": 42,

@@ -38,8 +38,9 @@ from braindecode_vis.report.words import (
 )
 from braindecode_vis.store import replace_atomically
 
+# Beside the code, so that an installed package finds them.
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_TABLE_ROWS = 200
+MAX_TABLE_ROWS = 200  # the whole table lies beside the page as a file
 OPEN_TABLE_ROWS = 12  # longer tables are folded away
 
 
@@ -191,6 +192,7 @@ class ReportContent:
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.scores):
+            # Rows from elsewhere may have no p-value, and none of the store's fingerprints.
             required = [key for key in SCORE_KEYS if key not in ("p_value", "fingerprint")]
             check_columns(row, required, what=f"score row {number}")
         decoded = {row["metric"] for row in self.scores if row["method"] == DECODED}
@@ -228,6 +230,7 @@ def render_report(content: ReportContent) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    # Everything is escaped, and a name that a template misspells is an error and not an empty place.
     env = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -264,6 +267,7 @@ def _name_methods(content: ReportContent) -> list[tuple[str, str]]:
 def _embed(figure: bytes | str) -> str:
     """Return a figure as a ``data:`` address; in an image element an SVG neither runs nor loads anything."""
     data = figure.encode() if isinstance(figure, str) else bytes(figure)
+    # By their first bytes: a figure of an analysis comes without a name.
     starts = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"RIFF": "webp"}
     kind = next((kind for start, kind in starts.items() if data.startswith(start)), None)
     if kind is None:

@@ -110,6 +110,7 @@ def _list_lines(gallery: GalleryContent) -> list[tuple[str, Sequence[np.ndarray]
         (label, [gallery.average_draws(metric) for metric in gallery.metrics])
     ]
     names = dict.fromkeys(name for known in gallery.metrics.values() for name in known if name != first)
+    # In the order of the gallery's rows, then what has numbers but no images.
     ordered = [name for name in gallery.all_rows() if name in names]
     for name in [*ordered, *[name for name in names if name not in ordered]]:
         lines.append((name, [known.get(name, nothing) for known in gallery.metrics.values()]))
@@ -153,7 +154,7 @@ def encode_thumbnail(image: np.ndarray, max_px: int = 256) -> str:
     from PIL import Image
 
     pixels = np.ascontiguousarray(image)
-    grey = bool((pixels[..., :1] == pixels).all())
+    grey = bool((pixels[..., :1] == pixels).all())  # a third of the bytes, and the same picture
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels)
     buffer = io.BytesIO()
     if max(picture.size) < EXACT_BELOW:
@@ -210,6 +211,7 @@ def make_thumbnails(
     thumbnails
         What fits.
     """
+    # What the rules show is always carried, whatever else has to be left out.
     picked = np.unique(np.concatenate(list(gallery.select_items().values())))
     rows = list(gallery.all_rows().values())
     sample = _spread(gallery, 16)  # how large thumbnails are is found out from a few
@@ -227,7 +229,7 @@ def make_thumbnails(
             break
         # The sample was an estimate: 5 % less than proportional, so that this ends soon.
         count = max(len(picked), int(count * 0.95 * max_bytes / size))
-    numbers: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # a control shows one image in many cells, which is written once
     cells = [
         [numbers.setdefault(encoded[item, row], len(numbers)) for row in range(len(rows))] for item in items
     ]

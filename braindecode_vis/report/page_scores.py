@@ -40,8 +40,9 @@ def view_groups(scores: Sequence[ScoreRow], notes: Mapping[str, MetricNote]) -> 
     for metric, protocol in sorted(keys, key=lambda key: _get_order(key[0])):
         rows = [row for row in scores if (row["metric"], row["protocol"]) == (metric, protocol)]
         marks = ("value", "ci_low", "ci_high", "chance", "noise_ceiling")
-        values = [row[key] for row in rows for key in marks]
+        values = [row[key] for row in rows for key in marks]  # everything that is drawn shares one axis
         place, decimals = _make_scale(values), count_decimals(values)
+        # Subject, split and seed are named where they differ, and not where they would repeat themselves.
         tags = {key: len({row[key] for row in rows}) > 1 for key in ("subject", "split", "seed")}
         groups.append(
             {
@@ -160,6 +161,7 @@ def _view_card(metric: str, scores: Sequence[ScoreRow], note: MetricNote) -> dic
     spread = ""
     if len(decoded) > 1:
         values = [row["value"] for row in decoded if not is_missing(row["value"])]
+        # The mean over subjects has no interval here: theirs speak of single subjects.
         chances = {row["chance"] for row in decoded}
         main |= {"value": float(np.mean(values)) if values else None, "ci_low": None, "ci_high": None}
         main |= {"noise_ceiling": None, "chance": chances.pop() if len(chances) == 1 else None}

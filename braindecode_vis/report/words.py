@@ -41,7 +41,7 @@ def count_decimals(values: Iterable[Any]) -> int:
         return 2 if top == 0 else 0
     if 0.1 <= top <= 1:  # shares and correlations keep three decimals, the perfect 1 included
         return 3
-    return min(6, max(1, 2 - math.floor(math.log10(top))))
+    return min(6, max(1, 2 - math.floor(math.log10(top))))  # three significant digits of the largest
 
 
 def format_number(value: Any, decimals: int | None = None) -> str:
@@ -83,6 +83,7 @@ def format_number(value: Any, decimals: int | None = None) -> str:
 
 
 def _fix_minus(text: str) -> str:
+    # A rounded -0.00 is no negative number, and a minus sign is longer than a hyphen.
     negative = text.startswith("-") and any(digit in text for digit in "123456789")
     return f"−{text[1:]}" if negative else text.removeprefix("-")
 
@@ -163,7 +164,7 @@ _CONTROL_WORDS: tuple[tuple[str, str], ...] = (
 
 def describe_method(name: str) -> str:
     """Return one sentence on a control or gallery row with a well-known name, otherwise an empty text."""
-    for pattern, words in _CONTROL_WORDS:
+    for pattern, words in _CONTROL_WORDS:  # the first that fits: "class_mean" before "mean"
         if re.search(pattern, name.lower()):
             return words
     return ""
