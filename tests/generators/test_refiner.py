@@ -150,3 +150,10 @@ def test_what_it_cannot_refine_is_refused():
     other = Embeddings(data.embeddings.vectors, data.embeddings.ids, "elsewhere")
     with pytest.raises(ConfigError, match="not 'elsewhere'"):
         generator.generate(other, seed=0)
+
+
+def test_the_loss_weighs_structure_against_error():
+    made, images = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    error, half, structure = (float(refiner.compute_refiner_loss(made, images, w)) for w in (0.0, 0.5, 1.0))
+    assert half == pytest.approx((error + structure) / 2)
+    assert structure == pytest.approx(1 - float(compute_ssim(made, images).mean()))

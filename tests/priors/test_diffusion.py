@@ -261,3 +261,29 @@ def test_what_enters_the_fingerprint():
     assert "checkpoint_every" not in fields
     assert {"guidance", "sampler", "select", "condition", "ema_decay"} <= set(fields)
     assert {f.name for f in dataclasses.fields(PriorTraining)} >= {"epoch", "step", "best_epoch", "history"}
+
+
+def test_samples_are_brought_back_to_the_images_unless_that_is_switched_off(fitted):
+    assert fitted.fitted.samples is not None
+    plain = (
+        DiffusionPriorConfig(**(SMALL | {"min_steps": 5}), restandardise=False)
+        .build(seed=1)
+        .fit(*make_pairs(60))
+    )
+    assert plain.fitted.samples is None
+
+
+def test_the_schedule_has_its_steps_and_cannot_be_shorter_than_the_sampling():
+    schedule = DiffusionPriorConfig(timesteps=250).schedule
+    assert schedule.compute_signal(torch.device("cpu")).shape == (250,)
+    with pytest.raises(ValidationError, match=r"prior\.steps is 60, more than the 50 of prior\.timesteps"):
+        DiffusionPriorConfig(timesteps=50, steps=60)
+
+
+def test_gradients_are_cut_at_their_bound():
+    def fit(bound):
+        config = DiffusionPriorConfig(**(SMALL | {"min_steps": 5, "gradient_clip": bound}))
+        return config.build(seed=1).fit(*make_pairs(60)).sample(make_pairs(6)[0], n_draws=1, seed=0).vectors
+
+    np.testing.assert_array_equal(fit(1e6), fit(1e7))  # never reached
+    assert np.abs(fit(1e-6) - fit(1e6)).max() > 0

@@ -170,3 +170,9 @@ def test_what_cannot_be_fused_is_refused():
         make_config(fusion={}, out_of_fold=3)
     with pytest.raises(DataError, match=r"without encoder\.fusion"):
         make_config(epochs=1).build(seed=0).fit(responses, targets).describe_fusion()
+
+
+def test_the_brain_side_of_a_projector_may_have_a_width_of_its_own():
+    config = make_config(projector={"size": 5, "brain_width": 9}, epochs=1)
+    weights = config.build(seed=0).fit(*make_task()).fitted.model.state_dict()
+    assert {(5, 9), (5, N_TARGETS)} <= {tuple(value.shape) for value in weights.values()}
