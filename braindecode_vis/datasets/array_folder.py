@@ -147,6 +147,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
     about = read_meta(root)
     data, given = _read_data(_find_data(root), root)
     table_path = next((root / name for name in TABLES if (root / name).is_file()), None)
+    # A table beside the data wins over the metadata inside it.
     table = _read_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
     if table is None:
@@ -154,6 +155,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
             f"{root} holds no table of the trials ({', '.join(TABLES)}); write one with a row per trial and the column "
             "stimulus_id or concept (braindecode-vis new FOLDER starts it)."
         )
+    # What the user wrote down wins over what the file says.
     about = {**given.pop("about", {}), **about}
     if "channels" in about:
         given["ch_names"] = about.pop("channels")

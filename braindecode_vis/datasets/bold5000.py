@@ -209,6 +209,7 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
     """
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     ids = pd.Series([_name(line) for line in lines], dtype=object)
+    # Without the list, what a subject saw more than once is what the authors repeated.
     counts = ids.map(ids.value_counts())
     is_test = ids.isin(tested) if tested is not None else counts > 1
     again = (counts > 1) & ~is_test

@@ -59,6 +59,7 @@ class Digits69Config(RecordedSettings):
     def write(self, folder: Path, *, seed: int) -> None:
         """Read the file and write responses and stimuli below `folder`."""
         responses, stimuli = read_digits69(_find_file(self.root))
+        # After reading: a damaged file has a clearer message of its own.
         if self.verify:
             finding = _check_published(_find_file(self.root))
             if not finding.ok:

@@ -144,6 +144,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
                 seen[subject] = archive.path
         parts, unit = self._make_parts(archives, channels)
         tmin, tmax = first / SFREQ, last / SFREQ
+        # Published epochs are taken as they are: no baseline and no normalisation.
         plan = EpochPlan(SFREQ, tmin, tmax, (tmin, tmax), None, "none", self.dtype)
         table = pd.concat([part.trials for part in parts])[["stimulus_id", "concept", "file"]]
         notes = {
@@ -409,7 +410,12 @@ def open_archive(
             f"by time, but is {shape}; it is another montage or another data set."
         )
     return Archive(
-        path, entries, labels, min(t.shape[1] for t in tensors), lambda row: tensors[row].float().numpy()
+        # Of the shortest epoch: what all have can be asked for.
+        path,
+        entries,
+        labels,
+        min(t.shape[1] for t in tensors),
+        lambda row: tensors[row].float().numpy(),
     )
 
 

@@ -108,6 +108,7 @@ def fetch(
         except _TransferError as error:
             findings.append(CheckFinding(entry.path, False, str(error)))
         except OSError as error:
+            # A full disk fails every further file too; other errors concern this one alone.
             if not is_disk_full(error, root):
                 findings.append(CheckFinding(entry.path, False, f"{target} cannot be written ({error})"))
                 continue
@@ -191,6 +192,7 @@ def _download(url: str, part: Path, entry: ManifestFile, progress: Progress | No
         before = part.stat().st_size if part.exists() else 0
         if entry.bytes is not None and before == entry.bytes:
             return
+        # A part that is longer than the file belongs to another version of it.
         if entry.bytes is not None and before > entry.bytes:
             _forget(part)
             before = 0

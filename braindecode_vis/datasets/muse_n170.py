@@ -148,6 +148,7 @@ class MuseN170Config(RecordedSettings):
 
     def _open_run(self, path: Path, run: str, plan: EpochPlan) -> tuple[ContinuousPart, int]:
         samples, onsets, codes = read_run(path, self.channels)
+        # The whole run, so that no epoch holds the edge of a filter.
         samples = filter_run(samples, self.l_freq, self.h_freq)
         large = np.zeros(len(onsets), dtype=bool)
         if self.reject is not None:
@@ -158,6 +159,7 @@ class MuseN170Config(RecordedSettings):
                 f"{self.reject * 1e6 if self.reject else 0:g} microvolt peak to peak, above the bound of "
                 f"{self.max_rejected:.0%}; look at the electrodes, or raise dataset.reject."
             )
+        # Rejected epochs leave no trial, so that repetitions are counted over the others.
         names = [MARKERS[code] for code in codes[~large].tolist()]
         events = pd.DataFrame(
             {

@@ -258,6 +258,7 @@ def _join_pictures(
                 "column stimulus_id)."
             )
         table["stimulus_id"] = ids  # one picture per trial, in the same order
+    # Names may lack folder or suffix, so that rows are found first and ids written back.
     rows = _match_ids(table["stimulus_id"].tolist(), ids)
     table["stimulus_id"] = [ids[row] for row in rows]
     unused = len(ids) - len(set(rows))
@@ -268,6 +269,7 @@ def _join_pictures(
     hashes = [hash_pixels(read_image_file(files[row]) if arrays is None else arrays[row]) for row in used]
     first_of: dict[str, int] = {}
     same: dict[int, int] = {}
+    # In the order of the rows, so that the first name of a picture stays.
     for row, digest in zip(used, hashes, strict=True):
         same[row] = first_of.setdefault(digest, row)
     copies = [(ids[row], ids[first]) for row, first in same.items() if row != first]
@@ -488,6 +490,7 @@ def find_copied_trials(X: np.ndarray) -> list[tuple[int, int]]:
     if len(flat) > MAX_CORRELATED or flat.shape[1] < 20:
         return pairs
     unit = flat - flat.mean(axis=1, keepdims=True)
+    # A constant trial has no correlation; the bound keeps it from dividing by zero.
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-20)
     known = set(pairs)
     for start in range(0, len(unit), 1024):  # a block of correlations at a time

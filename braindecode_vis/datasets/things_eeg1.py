@@ -191,6 +191,7 @@ class ThingsEeg1Config(MeegSettings):
                     "with the usual 63 is at hand to tell which; fetch one other subject, or name the electrodes with "
                     "--set dataset.channels=[...]."
                 )
+        # Two caps are about; what the smaller one has, all recordings have.
         smallest = min(montages.values(), key=len)
         # With the restored reference the channels of an average reference would be linearly dependent.
         return tuple(name for name in smallest if name != "Cz")
@@ -472,6 +473,7 @@ def read_excluded(root: Path) -> dict[int, str]:
     table = read_text_table(path, str(path))
     if "exclude" not in table.columns:
         return dict.fromkeys((1, 6, 18, 23), "by the published list")
+    # Their reasons stand beside it, and the notes of a run repeat them.
     out = table[table["exclude"].astype(str) == "1"]
     why = (
         out["note_IZ"].fillna("no reason given")

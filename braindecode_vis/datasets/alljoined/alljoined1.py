@@ -108,6 +108,7 @@ class Alljoined1Config(MeegSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content."""
         root, sessions, _ = self._find()
+        # Names are unique here: they tell subject and session, and no session is there twice.
         files = {item.path.name: item.path for item in sessions}
         extra = [self._find_design(root), find_split(root), self.images]
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
@@ -120,6 +121,7 @@ class Alljoined1Config(MeegSettings):
         layout = sessions[0].layout
         test = find_split(root)
         parts = [self._open(item, design, test) for item in sessions]
+        # Cut epochs are too short for the filter that resampling needs.
         if layout != "raw" and self.sfreq != SFREQ:
             raise ConfigError(
                 f"published epochs have {SFREQ:g} Hz and are not resampled; unset dataset.sfreq."

@@ -88,6 +88,7 @@ def find_blocks(root: Path) -> tuple[list[RawBlock], list[str]]:
                         f"{place} should hold one EDF file, but holds {len(files)}; copy or fetch this block again."
                     )
                 blocks.append(RawBlock(subject, session, block, files[0]))
+    # Titles are compared after all folders were read, so that a missing file is told first.
     for item in blocks:
         title = _TITLE.search(item.path.name)
         if title is None:
@@ -193,6 +194,7 @@ def parse_markers(onsets: Sequence[float], texts: Sequence[str], where: str) -> 
     rows: list[tuple[float, int, str]] = []
     counts: dict[str, int] = {}
     seen: set[tuple[float, int]] = set()
+    # A marker may be written late, so that their order need not be that of time.
     for onset, text in sorted(
         zip(map(float, onsets), map(str, texts), strict=True), key=lambda pair: pair[0]
     ):
@@ -331,6 +333,7 @@ def find_flat(root: Path) -> list[tuple[int, str, Path]]:
                 if split is None:
                     raise DataError(f"{path} says neither train nor test in its name.")
                 found.append((subject, split, path))
+    # Training before test, as in every other layout.
     return sorted(found, key=lambda item: (item[0], item[1] != "train"))
 
 

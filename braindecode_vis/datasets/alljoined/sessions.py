@@ -83,6 +83,7 @@ def find_sessions(root: Path, layout: Layout | None) -> list[Session]:
             f"no {f'{layout} ' if layout else ''}session of Alljoined1 was found below {root}: expected "
             "subj01_session1_eeg.fif, subj01_session1_epo.fif or subj01_session1.h5."
         )
+    # The layouts differ in filters and rejected trials, so that a mixture would be no data set.
     layouts = sorted({item.layout for item in found})
     if len(layouts) > 1:
         raise ConfigError(
@@ -269,6 +270,7 @@ def open_tables(
     table = open_table(item.path, (len(recorded), len(_TIMES)))
     numbers = table.numbers
     check_columns(numbers.columns, ("73k_id", "subject_id", "session"), what=f"the table of {item.where}")
+    # Files are renamed easily; the rows say whose they are.
     named = set(zip(numbers["subject_id"].astype(int), numbers["session"].astype(int), strict=True))
     if named != {(item.subject, item.session)}:
         raise DataError(

@@ -185,6 +185,7 @@ class FmriRecipe:
 def find_bold_files(config: BoldSettings, recipe: FmriRecipe) -> list[RunFiles]:
     """Return the files of every run that is wanted."""
     root = check_root(config.root, read_manifest(recipe.name))
+    # Events lie in the raw tree alone, whatever images are read.
     derivatives = None if config.raw else find_derivatives(root, config.derivatives)
     wanted = {"sub": config.subjects, "ses": config.sessions, **recipe.entities}
     runs = find_runs(root, derivatives=derivatives, space=config.space, entities=wanted)

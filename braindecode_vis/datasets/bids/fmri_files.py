@@ -153,6 +153,7 @@ def find_runs(
             f"{base} holds no {kind} below sub-*/[ses-*/]func; pass the folder of the data set with --root, or that of "
             "fMRIPrep with --set dataset.derivatives=DIR."
         )
+    # One entity after the other, so that the message names the one that leaves nothing.
     for key, wanted in entities.items():
         tagged = _keep(tagged, key, wanted, base)
     tagged = _choose_space(tagged, space, base)

@@ -384,6 +384,7 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         root = self.find_root()
         kinds = ("eeg", "meg") if self.datatype == "auto" else (self.datatype,)
         found = find_recordings(root, kinds, self.task)
+        # Volt and tesla cannot stand in one array.
         kinds_there = sorted({item.datatype for item in found})
         if not found:
             task = "" if self.task is None else f" of the task {self.task}"

@@ -150,6 +150,7 @@ class RawReader:
         return data
 
     def _read_one(self, sample: int) -> np.ndarray:
+        # A stretch may touch an end of the file, beyond which there is no sample.
         at = min(max(sample, 0), self.raw.n_times - 1)
         return self._read(at, at + 1)
 
@@ -325,6 +326,7 @@ def make_stimuli(
         for root in dict.fromkeys(guesses)
         if root.is_dir() and any(_find_one(root, candidates(*pair)) for pair in few)
     ]
+    # A folder that was named must hold all; of those that were guessed the first likely one must.
     for root in [named.expanduser()] if named is not None else likely[:1]:
         found = [_find_one(root, candidates(*pair)) for pair in pairs]
         missing = [i for i, path in enumerate(found) if path is None]

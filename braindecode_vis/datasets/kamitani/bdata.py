@@ -187,6 +187,7 @@ def find_grid(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     ((2, 2, 2), [6.0, 3.0, 3.0, 1.0], [[0, 1, 0], [1, 0, 1]])
     """
     origin = positions.min(axis=0)
+    # Voxels need not be isotropic, so that each axis has a step of its own.
     steps = np.array([_find_step(axis) for axis in positions.T])
     ratio = (positions - origin) / steps
     indices = np.rint(ratio).astype(int)

@@ -186,6 +186,7 @@ def _choose(held: list[SubjectFile], config: DeepreconConfig, root: Path) -> lis
     wanted = subjects if config.subjects is None else [f"{number:02d}" for number in config.subjects]
     chosen = []
     for subject in wanted:
+        # Training first: repetitions and statistics are counted in this order.
         for experiment in ("training", *config.test):
             fits = [h for h in held if (h.subject, h.experiment) == (subject, experiment)]
             named = [h for h in fits if config.variant is None or h.variant == config.variant]

@@ -455,6 +455,7 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
         return labels > 0, affine
     names = regions.read_names(name)
     known = {str(label): int(label) for label in np.unique(labels) if label > 0}
+    # A region may be asked for by its number or by its name.
     known |= {text: label for label, text in names.items()}
     for region in wanted:
         check_option(f"the region of {name} in dataset.mask", region, known)

@@ -157,6 +157,7 @@ class NsdImageryConfig(NsdSettings):
     ) -> tuple[pd.DataFrame, Callable[[int], np.ndarray] | None]:
         """Return one table of the training images and the imagery stimuli, and one reader for both."""
         shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
+        # Only images that train: shared ones were left out above.
         rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))
         seen = core.stimuli.table.iloc[rows].reset_index(drop=True)
         own = tested.trials.drop_duplicates("stimulus_id")[["stimulus_id", "concept", "name", "split"]]

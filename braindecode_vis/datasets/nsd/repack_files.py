@@ -267,6 +267,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     if betas is None:
         raise DataError(f"no betas_all_subj{subject:02d}_fp32_renorm.hdf5 is in {root}; fetch it.")
     folder = root / "wds" / f"subj{subject:02d}"
+    # The tars alone say which trials train and which test; the betas hold all of them.
     frames, files = [], [betas]
     for name, split in (("train", "train"), (test_set, "test")):
         tars = find_tars(folder / name)
@@ -414,6 +415,7 @@ def find_orders(design: NsdDesign, subject: int, counts: dict[str, int]) -> tupl
     """
     n_shared = len(design.shared)
     close = []
+    # The arrays do not say how many sessions were averaged; only one number of them gives both counts.
     for n in range(1, design.n_sessions + 1):
         shown = design.order[:n].ravel()
         _, first = np.unique(shown, return_index=True)

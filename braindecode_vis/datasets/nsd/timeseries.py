@@ -170,6 +170,7 @@ class NsdTimeseriesConfig(NsdSettings):
 
 def _leave_out_rest(files: Sequence[Path], session: int) -> list[Path]:
     """Return the twelve runs of pictures of a session, without the resting ones around them."""
+    # Rest comes first and last where there are fourteen runs (Allen et al. 2022).
     numbers = [int(_FILE.match(path.name)[2]) for path in files]  # type: ignore[index]
     if numbers == list(range(1, 15)):
         return list(files[1:-1])

@@ -260,6 +260,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     header = read_volume_header(path)
     if header.n_volumes != 1:
         raise DataError(f"{path} holds {header.n_volumes} volumes; one is expected.")
+    # Through the same reader as runs, so that damage is told in the same words.
     values = MaskedVolumes(header, np.ones(header.shape, bool))(0, 1)[0]
     return values.reshape(header.shape), header.affine
 

@@ -73,6 +73,7 @@ def find_held(root: Path, layout: Layout | None) -> list[HeldFile]:
     held: list[HeldFile] = []
     folders = [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
     for folder in folders:
+        # A folder of a subject is looked into below, and holds no further subjects.
         if _SUBJECT.match(folder.name):
             continue
         for subject_folder in sorted(p for p in folder.iterdir() if p.is_dir() and _SUBJECT.match(p.name)):
@@ -216,6 +217,7 @@ def read_image_list(root: Path, images: Path) -> pd.DataFrame:
         folder = _find_partition(images, split)
         assert folder is not None
         found = _list_folder(folder)
+        # Sorted names stand in the order of the codes in the published set; the list is the authority.
         listed = found if content is None else _list_metadata(content, split, metadata)
         table = pd.DataFrame(listed, columns=["folder", "file"])
         table["split"] = split

@@ -421,6 +421,7 @@ def open_bids(
     rows = find_channels(raw.ch_names, ch_names, where)
     table = _read_events(path, where)
     stimulus, column = _find_images(table, images, options.event_column, where)
+    # Targets and pauses are events too, and name no image.
     known = stimulus.notna()
     n_unknown = int((~known & ~_is_target(table, column)).sum())
     if n_unknown > options.max_dropped * len(table):

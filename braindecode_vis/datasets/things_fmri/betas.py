@@ -310,6 +310,7 @@ class TableReader:
         """Return trials as float32 of shape (stop - start, n_voxels)."""
         first, last = int(self.columns[start]), int(self.columns[stop - 1]) + 1
         if self.held is None or first < self.held[0] or last > self.held[0] + self.held[1].shape[1]:
+            # As many trials as the buffer holds, since each costs a pass over all rows.
             n = max(last - first, _CACHE_BYTES // (4 * len(self.rows)))
             end = max(last, min(first + n, int(self.columns[-1]) + 1))
             self.held = (first, self.table.read(self.rows, first, end))

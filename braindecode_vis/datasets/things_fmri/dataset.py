@@ -157,6 +157,7 @@ class ThingsFmriConfig(AtlasSettings):
             root, r"^sub-(\d+)_ResponseData\.h5$"
         )
         volumes = self._list(root / "betas_vol", r"^sub-(\d+)$")
+        # The table comes with regions and noise ceilings, which volumes lack.
         form = self.form if self.form != "auto" else ("table" if tables else "volume")
         there = tables if form == "table" else volumes
         if not there:

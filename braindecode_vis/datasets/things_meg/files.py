@@ -275,6 +275,7 @@ def make_epoch_part(
     notes
         Where sessions and runs come from, and how many rows of the attributes name another image.
     """
+    # Published epochs were cut before, so that resampling would need samples beyond their ends.
     if abs(float(epochs.info["sfreq"]) - sfreq) > 1e-6:
         raise DataError(
             f"{file.where} has {epochs.info['sfreq']:g} Hz; published epochs keep their rate, so set dataset.sfreq "
@@ -304,6 +305,7 @@ def _find_labels(
     """Return session and run of every epoch as text."""
     inside = epochs.metadata
     named = inside is not None and {"session_nr", "run_nr"} <= set(inside.columns)
+    # What is written in the file cannot belong to another subject.
     table, source = (inside, "metadata of the epochs") if named else (attributes, "sample attributes")
     if table is None:
         none = pd.DataFrame({"session": ["00"] * len(numbers), "run": "00"})
@@ -416,6 +418,7 @@ def find_runs(root: Path, subjects: Sequence[int] | None, sessions: Sequence[int
         for session in wanted:
             here = [run for run in found if (run.subject, run.session) == (subject, session)]
             numbers = [run.run for run in here]
+            # Sessions have equally many runs, so that the longest of any subject tells how many there must be.
             last = max((run.run for run in found if run.session == session), default=0)
             missing = sorted(set(range(1, last + 1)) - set(numbers))
             if missing:

@@ -50,6 +50,7 @@ def apply_split(
                 "trial; the repeated images or the others are missing."
             )
         sizes[subject] = check_counts(kept, where, max_dropped)
+        # The split was drawn over all parts of a subject; each takes its own rows back.
         ends = np.cumsum([len(table) for table in tables])
         for part, end, table in zip(own, ends, tables, strict=True):
             span = slice(end - len(table), end)
