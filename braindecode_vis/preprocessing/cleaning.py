@@ -1,4 +1,4 @@
-"""Cleaning of continuous EEG and MEG, streamed through a file: repair, reference, notch, band-pass, ICA.
+"""Cleaning of continuous EEG and MEG, streamed through a file: repair, reference, notch, band-pass.
 
 Repair and reference mix channels at one time, so that each is a matrix, taken from MNE by letting it work on unit
 vectors; filters are MNE's (zero-phase FIR) and run channel by channel between joins of recordings, never across one.
@@ -31,6 +31,8 @@ _BLOCK_BYTES = 64 << 20
 
 def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tuple[list[Piece], list[Path]]:
     """Return the pieces of one session with cleaned samples, and the files that hold them until trials are cut.
+
+    With ``ica`` they hold all sensors, for `braindecode_vis.preprocessing.artefacts.remove_eye_components`.
 
     Parameters
     ----------
@@ -68,10 +70,6 @@ def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tu
             )
         )
         files.append(path)
-    if cleaning.ica is not None:
-        from braindecode_vis.preprocessing.artefacts import remove_eye_components
-
-        cleaned = remove_eye_components(cleaned, session[0].part.ch_names, plan, scratch)
     return cleaned, files
 
 

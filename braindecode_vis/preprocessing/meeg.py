@@ -148,7 +148,12 @@ def _write_session(
     if is_continuous and plan.cleaning.changes_samples:
         from braindecode_vis.preprocessing.cleaning import clean_pieces
 
+        names = session[0].part.ch_names
         session, files = clean_pieces(session, plan, scratch)
+        if plan.cleaning.ica is not None:
+            from braindecode_vis.preprocessing.artefacts import remove_eye_components
+
+            session = remove_eye_components(session, names, plan, scratch)
     if is_continuous and plan.cleaning.autoreject is not None:
         from braindecode_vis.preprocessing.artefacts import reject_trials
 

@@ -26,7 +26,7 @@ from braindecode_vis.metrics.suite import (
     name_semantic_metric,
     tabulate_semantic,
 )
-from braindecode_vis.scores.scoring_task import POOLED, Context, Group, ScoringTask, average
+from braindecode_vis.scores.scoring_task import POOLED, ScoredGroup, Group, ScoringTask, average
 from braindecode_vis.seeds import make_generator
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
@@ -36,12 +36,12 @@ SMALLEST_425 = 200  # pixels
 Rows = dict[tuple[int, str], list[tuple[Score, np.ndarray]]]
 
 
-def score_images(context: Context, method: str, images: np.ndarray) -> Iterator[tuple[Score, np.ndarray]]:
+def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield every pixel metric of a method with its value per row.
 
     Parameters
     ----------
-    context
+    scored
         The rows.
     method
         Name in the table.
@@ -49,36 +49,36 @@ def score_images(context: Context, method: str, images: np.ndarray) -> Iterator[
         Of these rows.
     """
     rounds = split_rounds(images)
-    seen = context.task.seen[context.rows]
-    distinct = seen[context.first]
+    seen = scored.task.seen[scored.rows]
+    distinct = seen[scored.first]
     # One table of correlations, (n_rows, n_stimuli) each, serves pixcorr and identification.
     correlations = [compute_correlations(one, distinct) for one in rounds]
-    yield from context.score_table(method, "pixcorr", correlations)
-    yield from context.score_table(method, "mse", [_compute_errors(one, distinct) for one in rounds])
+    yield from scored.score_table(method, "pixcorr", correlations)
+    yield from scored.score_table(method, "mse", [_compute_errors(one, distinct) for one in rounds])
     if min(seen.shape[1:3]) >= SMALLEST_SSIM:
-        yield from score_pairs(context, method, "ssim", rounds)
+        yield from score_pairs(scored, method, "ssim", rounds)
     # Enlarged thumbnails compare the smoothness of the resize, not the images.
     for metric in ("pixcorr@425", "ssim@425") if min(seen.shape[1:3]) >= SMALLEST_425 else ():
-        yield from score_pairs(context, method, metric, rounds)
-    for metric in context.task.list_asked("images"):
-        yield from score_pairs(context, method, metric, rounds)
+        yield from score_pairs(scored, method, metric, rounds)
+    for metric in scored.task.list_asked("images"):
+        yield from score_pairs(scored, method, metric, rounds)
     if len(distinct) < 2:
         return
-    yield from score_identification(context, method, correlations, "two_way_identification")
+    yield from score_identification(scored, method, correlations, "two_way_identification")
     for n in (10, 50):
-        if n < len(context.columns):
-            yield from score_identification(context, method, correlations, f"{n}_way_identification", n=n)
-    names = context.concepts[context.first]
+        if n < len(scored.columns):
+            yield from score_identification(scored, method, correlations, f"{n}_way_identification", n=n)
+    names = scored.concepts[scored.first]
     counts = pd.Series(names).value_counts()
     # Where a class has one stimulus, there is nothing to tell it from; one class alone is the plain score.
     if len(counts) > 1 and counts.min() > 1:
         yield from score_identification(
-            context, method, correlations, "two_way_identification_within_class", groups=list(names)
+            scored, method, correlations, "two_way_identification_within_class", groups=list(names)
         )
 
 
 def score_pairs(
-    context: Context, method: str, name: str, rounds: np.ndarray
+    scored: ScoredGroup, method: str, name: str, rounds: np.ndarray
 ) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield the score of each image against its own stimulus, by a metric that looks at one pair of images at a time.
 
@@ -89,7 +89,7 @@ def score_pairs(
 
     Parameters
     ----------
-    context, method
+    scored, method
         The rows and whose images they are.
     name
         A metric of images, of the package or from outside.
@@ -97,31 +97,29 @@ def score_pairs(
         Images of these rows.
     """
     metric, _, protocol, *_ = find_metric(name)
-    seen = context.task.seen[context.rows]
-    n_stimuli = len(context.columns)
+    seen = scored.task.seen[scored.rows]
+    n_stimuli = len(scored.columns)
     if method == "decoded" and n_stimuli > 1 and metric.permute:
         n_pixels = 425**2 if protocol == "425" else int(np.prod(seen.shape[1:3]))
         blocks = make_blocks(
-            n_stimuli, LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels), context.task.seed
+            n_stimuli, LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels), scored.task.seed
         )
         tables = []
         for made in rounds:
             table = np.zeros((len(made), n_stimuli))  # 0 outside the blocks, where nothing is permuted
             for label in np.unique(blocks):
                 columns = np.flatnonzero(blocks == label)
-                rows = np.flatnonzero(blocks[context.truth] == label)
-                table[np.ix_(rows, columns)] = tabulate_items(
-                    metric, made[rows], seen[context.first[columns]]
-                )
+                rows = np.flatnonzero(blocks[scored.truth] == label)
+                table[np.ix_(rows, columns)] = tabulate_items(metric, made[rows], seen[scored.first[columns]])
             tables.append(table)
-        yield from context.score_table(method, name, tables, groups=blocks)
+        yield from scored.score_table(method, name, tables, groups=blocks)
         return
     level = None
     values = average([compare_items(metric, made, seen) for made in rounds])
     if n_stimuli > 1:
-        following = seen[np.roll(context.first, -1)[context.truth]]
+        following = seen[np.roll(scored.first, -1)[scored.truth]]
         level = float(average([compare_items(metric, made, following) for made in rounds]).mean())
-    yield context.score(values, name, method, chance=level), values
+    yield scored.score(values, name, method, chance=level), values
 
 
 def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
@@ -141,7 +139,7 @@ def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
 
 
 def score_identification(
-    context: Context,
+    scored: ScoredGroup,
     method: str,
     similarities: Sequence[np.ndarray],
     metric: str,
@@ -153,7 +151,7 @@ def score_identification(
 
     Parameters
     ----------
-    context, method, metric
+    scored, method, metric
         Rows and names.
     similarities
         For each round an array of shape (n_rows, n_stimuli).
@@ -163,13 +161,13 @@ def score_identification(
         Class of each stimulus, for identification within the class.
     """
     tables = [make_identification_table(one, n, groups=groups) for one in similarities]
-    table, size = average(tables), len(context.columns)
-    values, null = context.own(table), context.permute(table, groups=groups)
-    yield context.score(values, metric, method, gallery_size=size, p_value=null.p_value), values
+    table, size = average(tables), len(scored.columns)
+    values, null = scored.own(table), scored.permute(table, groups=groups)
+    yield scored.score(values, metric, method, gallery_size=size, p_value=null.p_value), values
     if method == "decoded":
-        yield context.score_shuffled(null, metric, len(table), gallery_size=size), values
+        yield scored.score_shuffled(null, metric, len(table), gallery_size=size), values
     if n == 2:
-        yield from context.score_best(method, metric, tables, groups=groups)
+        yield from scored.score_best(method, metric, tables, groups=groups)
 
 
 def _compute_errors(images: np.ndarray, distinct: np.ndarray) -> np.ndarray:
@@ -184,23 +182,23 @@ def _compute_errors(images: np.ndarray, distinct: np.ndarray) -> np.ndarray:
 
 
 def score_features(
-    context: Context, method: str, features: dict[str, np.ndarray]
+    scored: ScoredGroup, method: str, features: dict[str, np.ndarray]
 ) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield two-way identification in the space of the task's image encoder.
 
     Parameters
     ----------
-    context, method
+    scored, method
         The rows and whose images they are.
     features
         From `encode_images`.
     """
-    if len(context.columns) < 2:
+    if len(scored.columns) < 2:
         return
-    seen = features["seen"][0][context.rows][context.first]
-    similarities = [compute_correlations(one[context.rows], seen) for one in features[method]]
-    metric = f"two_way_identification@{context.task.feature_name}"
-    yield from score_identification(context, method, similarities, metric)
+    seen = features["seen"][0][scored.rows][scored.first]
+    similarities = [compute_correlations(one[scored.rows], seen) for one in features[method]]
+    metric = f"two_way_identification@{scored.task.feature_name}"
+    yield from score_identification(scored, method, similarities, metric)
 
 
 def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
@@ -216,7 +214,10 @@ def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
 
 
 def score_suite(
-    task: ScoringTask, contexts: Sequence[Context], *, advance: Callable[[int], None] = lambda n: None
+    task: ScoringTask,
+    scored_groups: Sequence[ScoredGroup],
+    *,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Rows:
     """Return the scores of the suite, with one value per row of the group.
 
@@ -224,7 +225,7 @@ def score_suite(
     ----------
     task
         Its suite says which rows are computed.
-    contexts
+    scored_groups
         The groups.
     advance
         Called once per network and once for the classifier.
@@ -241,57 +242,57 @@ def score_suite(
     table = make_image_table(
         task.seen, {name: made for name, made in task.images.items() if name != "shuffled"}
     )
-    places = [(number, method) for number in range(len(contexts)) for method in table.made]
+    places = [(number, method) for number in range(len(scored_groups)) for method in table.made]
     for number, method in places:
-        context = contexts[number]
+        scored = scored_groups[number]
         large = min(task.seen.shape[1:3]) >= SMALLEST_425  # then these rows are in every table
-        rounds = split_rounds(task.images[method][context.rows])
+        rounds = split_rounds(task.images[method][scored.rows])
         for metric in list_pixel_metrics(suite.config):
             if not large or metric not in ("pixcorr@425", "ssim@425"):
-                found[number, method] += score_pairs(context, method, metric, rounds)
+                found[number, method] += score_pairs(scored, method, metric, rounds)
     for network in suite.available:
         if network in LPIPS_NETWORKS:
             pairs, own, following = _list_lpips_pairs(
-                table, Context(task, Group(POOLED, None, np.arange(len(task.ids))))
+                table, ScoredGroup(task, Group(POOLED, None, np.arange(len(task.ids))))
             )
             values = suite.compute_lpips(network, table.images, pairs)
             for number, method in places:
-                context = contexts[number]
-                distances = average(list(values[own[method]][:, context.rows]))
-                level = float(values[following[method]][:, context.rows].mean())
-                score = context.score(
-                    distances, name_lpips(network), method, chance=level if len(context.columns) > 1 else None
+                scored = scored_groups[number]
+                distances = average(list(values[own[method]][:, scored.rows]))
+                level = float(values[following[method]][:, scored.rows].mean())
+                score = scored.score(
+                    distances, name_lpips(network), method, chance=level if len(scored.columns) > 1 else None
                 )
                 found[number, method].append((score, distances))
         else:
             for space, matrix in suite.correlate(network, table).items():
                 metric, is_two_way = name_comparison(network, space)
                 for number, method in places:
-                    context = contexts[number]
-                    columns = table.column[context.rows][context.first]
-                    similarities = [matrix[one[context.rows]][:, columns] for one in table.made[method]]
+                    scored = scored_groups[number]
+                    columns = table.column[scored.rows][scored.first]
+                    similarities = [matrix[one[scored.rows]][:, columns] for one in table.made[method]]
                     if not is_two_way:
                         tables = [1 - one for one in similarities]
-                        found[number, method] += context.score_table(method, metric, tables)
-                    elif len(context.columns) > 1:
-                        found[number, method] += score_identification(context, method, similarities, metric)
+                        found[number, method] += scored.score_table(method, metric, tables)
+                    elif len(scored.columns) > 1:
+                        found[number, method] += score_identification(scored, method, similarities, metric)
         advance(1)
     if suite.config.semantic_ways:
         logits = classify(table)
         for method in table.made:
             known = tabulate_semantic(table, method, suite.config.semantic_ways, logits)
-            for number, context in enumerate(contexts):
-                columns = table.column[context.rows][context.first]  # (n_stimuli,) of this group
+            for number, scored in enumerate(scored_groups):
+                columns = table.column[scored.rows][scored.first]  # (n_stimuli,) of this group
                 for n, several in known.items():
                     metric = name_semantic_metric(n, 1, "efficientnet-lite0")
-                    tables = [one[context.rows][:, columns] for one in several]
-                    found[number, method] += context.score_table(method, metric, tables)
+                    tables = [one[scored.rows][:, columns] for one in several]
+                    found[number, method] += scored.score_table(method, metric, tables)
     advance(1)
     return found
 
 
 def _list_lpips_pairs(
-    table: ImageTable, everything: Context
+    table: ImageTable, everything: ScoredGroup
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the distinct pairs to compare, and which of them is each image beside its own and the next stimulus.
 

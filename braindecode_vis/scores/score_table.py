@@ -20,7 +20,7 @@ from braindecode_vis.metrics.metric_registry import compute_chance, find_metric,
 from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test_folds
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.scores.image_scores import encode_images, score_features, score_images, score_suite
-from braindecode_vis.scores.scoring_task import LARGEST_TABLE, POOLED, Context, ScoringTask
+from braindecode_vis.scores.scoring_task import LARGEST_TABLE, POOLED, ScoredGroup, ScoringTask
 
 K_WAY = (2, 4, 10, 50, 100)
 RANK_METRICS = ("mean_reciprocal_rank", "mean_rank", "median_rank")
@@ -47,12 +47,12 @@ def compute_scores(
         [np.full(r.n_queries, r.gallery_size) for _, _, r in task.retrievals]
     )
     features = encode_images(task)  # before the groups, so that each distinct image is encoded once
-    contexts = [Context(task, group) for group in task.groups]
-    of_suite = score_suite(task, contexts, advance=advance)
-    for number, (group, context) in enumerate(zip(task.groups, contexts, strict=True)):
-        scores += [*score_retrieval(context), *score_classes(context)]
+    scored_groups = [ScoredGroup(task, group) for group in task.groups]
+    of_suite = score_suite(task, scored_groups, advance=advance)
+    for number, (group, scored) in enumerate(zip(task.groups, scored_groups, strict=True)):
+        scores += [*score_retrieval(scored), *score_classes(scored)]
         kept = group.condition is None and group.subject != POOLED
-        for score, values in score_embeddings(context):
+        for score, values in score_embeddings(scored):
             scores.append(score)
             if score.method == "decoded" and kept:
                 items.loc[group.rows, score.metric] = values
@@ -62,32 +62,32 @@ def compute_scores(
                 advance(1)
                 continue
             for score, values in [
-                *score_images(context, method, images[group.rows]),
+                *score_images(scored, method, images[group.rows]),
                 *of_suite.get((number, method), []),
             ]:
                 scores.append(score)
                 if score.method == "decoded" and kept:
                     items.loc[group.rows, score.metric] = values
             if features is not None:
-                scores += [score for score, _ in score_features(context, method, features)]
+                scores += [score for score, _ in score_features(scored, method, features)]
             advance(1)
     return scores, items
 
 
 class _Part(NamedTuple):
-    """The rows of a context that one fold retrieved: ranks, their places in it, and the order of its similarities."""
+    """The rows of a group that one fold retrieved: ranks, their places in it, and the order of its similarities."""
 
     retrieval: Retrieval
     local: np.ndarray
     order: Order | None
 
 
-def score_retrieval(context: Context) -> Iterator[Score]:
+def score_retrieval(scored: ScoredGroup) -> Iterator[Score]:
     """Yield top-k, exact k-way accuracy and rank statistics of the queries, with the shuffled control."""
-    task = context.task
+    task = scored.task
     parts = []
     for fold, (_, _, retrieval) in enumerate(task.retrievals):
-        local = context.rows[task.folds[context.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
+        local = scored.rows[task.folds[scored.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
         if len(local):
             similarity = task.tables[fold]
             parts.append(
@@ -103,19 +103,19 @@ def score_retrieval(context: Context) -> Iterator[Score]:
         assert metric.compare is not None
         values = np.concatenate([metric.compare(part.retrieval, n)[part.local] for part in parts])
         levels = [compute_chance(name, gallery_size=part.retrieval.gallery_size) for part in parts]
-        null = _permute_retrieval(context, parts, name)
-        yield context.score(
+        null = _permute_retrieval(scored, parts, name)
+        yield scored.score(
             values.astype(float), name, "decoded", gallery_size=common, statistic=metric.statistic,
             chance=float(np.average(levels, weights=[len(part.local) for part in parts])),
             p_value=None if null is None else null.p_value,
         )  # fmt: skip
         if null is not None:
-            yield context.score_shuffled(null, name, len(context.rows), gallery_size=common)
+            yield scored.score_shuffled(null, name, len(scored.rows), gallery_size=common)
 
 
-def _permute_retrieval(context: Context, parts: list[_Part], name: str) -> PermutationResult | None:
+def _permute_retrieval(scored: ScoredGroup, parts: list[_Part], name: str) -> PermutationResult | None:
     """Permute stimuli over the queries of all folds that share a gallery; None where nothing can be permuted."""
-    task, (metric, n, *_) = context.task, find_metric(name)
+    task, (metric, n, *_) = scored.task, find_metric(name)
     assert metric.tabulate is not None
     galleries = {tuple(part.retrieval.gallery_ids) for part in parts}
     groups = [parts] if len(galleries) == 1 else [[part] for part in parts]
@@ -136,19 +136,17 @@ def _permute_retrieval(context: Context, parts: list[_Part], name: str) -> Permu
     )  # fmt: skip
 
 
-def score_embeddings(context: Context) -> Iterator[tuple[Score, np.ndarray]]:
+def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
     """Yield the metrics of predictions beside their targets that the task asks for, with one value per row.
 
     Each fold has a space of its own (its training images decide the centre), so stimuli are permuted within folds.
     """
-    task = context.task
+    task = scored.task
     for name in task.list_asked("embeddings"):
         metric = find_metric(name).metric
         tables, truths = [], []
         for fold, (queries, gallery, _) in enumerate(task.retrievals):
-            local = context.rows[task.folds[context.rows] == fold] - int(
-                np.flatnonzero(task.folds == fold)[0]
-            )
+            local = scored.rows[task.folds[scored.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
             if not len(local):
                 continue
             own = Embeddings(queries.vectors[local], queries.ids[local], queries.space)
@@ -165,26 +163,26 @@ def score_embeddings(context: Context) -> Iterator[tuple[Score, np.ndarray]]:
             [table[np.arange(len(table)), truth] for table, truth in zip(tables, truths, strict=True)]
         )
         if max(len(np.unique(truth)) for truth in truths) < 2:
-            yield context.score(values, name, "decoded", chance=None), values
+            yield scored.score(values, name, "decoded", chance=None), values
             continue
         null = permutation_test_folds(
             tables, truths, alternative=metric.alternative, n_permutations=task.n_permutations, seed=task.seed
         )
-        score = context.score(values, name, "decoded", chance=null.null_mean, p_value=null.p_value)
+        score = scored.score(values, name, "decoded", chance=null.null_mean, p_value=null.p_value)
         yield score, values
-        yield context.score_shuffled(null, name, len(values)), values
+        yield scored.score_shuffled(null, name, len(values)), values
 
 
-def score_classes(context: Context) -> Iterator[Score]:
+def score_classes(scored: ScoredGroup) -> Iterator[Score]:
     """Yield the accuracy of the decoded class, where one was decoded."""
-    decoded = context.task.decoded_concepts
+    decoded = scored.task.decoded_concepts
     if decoded is None:
         return
-    own = decoded[context.rows]
-    names = context.concepts[context.first]
-    null = context.permute((own[:, None] == names[None]).astype(float)) if len(names) > 1 else None
-    yield context.score(
-        classification_accuracy(own, context.concepts), "accuracy", "decoded",
-        chance=1 / len(set(context.concepts.tolist())) if null is None else null.null_mean,
+    own = decoded[scored.rows]
+    names = scored.concepts[scored.first]
+    null = scored.permute((own[:, None] == names[None]).astype(float)) if len(names) > 1 else None
+    yield scored.score(
+        classification_accuracy(own, scored.concepts), "accuracy", "decoded",
+        chance=1 / len(set(scored.concepts.tolist())) if null is None else null.null_mean,
         p_value=None if null is None else null.p_value,
     )  # fmt: skip

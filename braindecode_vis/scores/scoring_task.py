@@ -165,7 +165,7 @@ class ScoringTask:
         ]
 
 
-class Context:
+class ScoredGroup:
     """The rows of one group and what every score of theirs shares.
 
     Parameters
