@@ -26,7 +26,7 @@ from braindecode_vis.metrics.suite import (
     name_semantic_metric,
     tabulate_semantic,
 )
-from braindecode_vis.scores.scoring_task import POOLED, ScoredGroup, Group, ScoringTask, average
+from braindecode_vis.scores.scoring_task import POOLED, Group, ScoredGroup, ScoringTask, average
 from braindecode_vis.seeds import make_generator
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
