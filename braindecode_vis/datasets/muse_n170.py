@@ -147,9 +147,11 @@ class MuseN170Config(RecordedSettings):
         yield from compare_facts(found, self.manifest.facts, None)
 
     def _open_run(self, path: Path, run: str, plan: EpochPlan) -> tuple[ContinuousPart, int]:
+        import mne
+
         samples, onsets, codes = read_run(path, self.channels)
         # The whole run, so that no epoch holds the edge of a filter.
-        samples = filter_run(samples, self.l_freq, self.h_freq)
+        samples = mne.filter.filter_data(samples, SFREQ, self.l_freq, self.h_freq, verbose="error")
         large = np.zeros(len(onsets), dtype=bool)
         if self.reject is not None:
             large = find_large_epochs(samples, onsets, plan, self.reject)
@@ -279,13 +281,6 @@ def estimate_rate(stamps: np.ndarray) -> float:
     (256.0, 250.0)
     """
     return float((len(stamps) - 1) / (stamps[-1] - stamps[0]))
-
-
-def filter_run(samples: np.ndarray, l_freq: float, h_freq: float) -> np.ndarray:
-    """Band-pass one run without phase shift; shape (n_channels, n_samples) stays."""
-    import mne
-
-    return np.asarray(mne.filter.filter_data(samples, SFREQ, l_freq, h_freq, verbose="error"))
 
 
 def find_large_epochs(samples: np.ndarray, onsets: np.ndarray, plan: EpochPlan, limit: float) -> np.ndarray:

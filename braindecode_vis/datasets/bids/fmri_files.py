@@ -139,13 +139,10 @@ def find_runs(
         If nothing fits, the space is ambiguous, or a wanted value does not occur.
     """
     base = root if derivatives is None else derivatives
-    images = [
-        path
-        for path in sorted(_walk(base))
-        if (_RAW.search(path.name) if derivatives is None else _is_preprocessed(path.name))
-        # A name like ``_desc-preproc_bold`` ends as a raw one does.
-        if derivatives is not None or not _is_preprocessed(path.name)
-    ]
+    # A name like ``_desc-preproc_bold`` ends as a raw one does.
+    wants_raw = derivatives is None
+    images = [path for path in sorted(_walk(base)) if _is_preprocessed(path.name) != wants_raw]
+    images = [path for path in images if not wants_raw or _RAW.search(path.name)]
     tagged = [(path, parse_entities(path.name)) for path in images]
     if not tagged:
         kind = "raw *_bold.nii.gz" if derivatives is None else "preprocessed *_desc-preproc_bold.nii.gz"

@@ -225,11 +225,26 @@ def read_image_list(root: Path, images: Path) -> pd.DataFrame:
         table["path"] = folder.name + "/" + table["folder"] + "/" + table["file"]
         table["concept"] = table["folder"].str.replace(r"^\d+_", "", regex=True)
         table["stimulus_id"] = table["file"].str.replace(r"\.[A-Za-z]+$", "", regex=True)
-        _check_names(table, metadata or images)
+        # File names begin with their concept, so that lists shifted by one show here.
+        pairs = zip(table["stimulus_id"], table["concept"], strict=True)
+        wrong = [row for row, (name, concept) in enumerate(pairs) if not name.startswith(concept)]
+        if wrong:
+            first = table.iloc[wrong[0]]
+            raise DataError(
+                f"{metadata or images} pairs the file {first['file']} with the concept {first['concept']!r} "
+                f"({len(wrong)} of {len(table)} such pairs): its lists are shifted against each other."
+            )
         _compare(listed, found, folder, metadata)
         tables.append(table)
     images_table = pd.concat(tables, ignore_index=True)
-    _check_parts(images_table, metadata or images)
+    check_unique(images_table["stimulus_id"].tolist(), what=f"the image files of {metadata or images}")
+    # The zero-shot protocol: no test concept may be trained on.
+    both = sorted(set(tables[0]["concept"]) & set(tables[1]["concept"]))
+    if both:
+        raise DataError(
+            f"{metadata or images} has {len(both)} concept(s) in both the training and the test part, first "
+            f"{both[0]!r}: the published parts share none."
+        )
     return images_table[["split", "code", "stimulus_id", "concept", "path"]]
 
 
@@ -265,30 +280,6 @@ def _compare(
         raise DataError(
             f"{folder} is of another release than {metadata}: {len(missing)} listed image(s) are missing and "
             f"{len(extra)} are not listed, first {first}; fetch both from the same place."
-        )
-
-
-def _check_names(table: pd.DataFrame, source: Path) -> None:
-    pairs = zip(table["stimulus_id"], table["concept"], strict=True)
-    # File names begin with their concept, so that lists shifted by one show here.
-    wrong = [index for index, (name, concept) in enumerate(pairs) if not name.startswith(concept)]
-    if wrong:
-        row = table.iloc[wrong[0]]
-        raise DataError(
-            f"{source} pairs the file {Path(row['path']).name} with the concept {row['concept']!r} "
-            f"({len(wrong)} of {len(table)} such pairs): its lists are shifted against each other."
-        )
-
-
-def _check_parts(table: pd.DataFrame, source: Path) -> None:
-    check_unique(table["stimulus_id"].tolist(), what=f"the image files of {source}")
-    parts = table.groupby("split")["concept"].agg(set)
-    # The zero-shot protocol: no test concept may be trained on.
-    both = sorted(parts["train"] & parts["test"])
-    if both:
-        raise DataError(
-            f"{source} has {len(both)} concept(s) in both the training and the test part, first {both[0]!r}: "
-            "the published parts share none."
         )
 
 
