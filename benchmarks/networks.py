@@ -17,14 +17,13 @@ import torch
 
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
-from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvConfig,
     SimpleConvImageConfig,
     SimpleConvTimeAggConfig,
 )
-from braindecode_vis.encoders.tsconv_config import TSConvConfig
+from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 
 NETWORKS = {
     "eegproject": EEGProjectConfig(),

@@ -88,7 +88,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "network_categories": "training.category_network:NetworkCategoriesConfig",
     },
     "network": {
-        "eegproject": "encoders.eegproject_config:EEGProjectConfig",
+        "eegproject": "encoders.tsconv_config:EEGProjectConfig",
         "tsconv": "encoders.tsconv_config:TSConvConfig",
         "atm_s": "encoders.atm_config:AtmSConfig",
         "atm_e": "encoders.atm_config:AtmEConfig",

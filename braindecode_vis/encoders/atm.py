@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.encoders.eegnet import EEGNetMaps
-from braindecode_vis.encoders.eegproject import Projector, Readout
 from braindecode_vis.encoders.signal import Signal, read_axes
-from braindecode_vis.encoders.tsconv import TSConv
+from braindecode_vis.encoders.tsconv import Projector, Readout, TSConv
 
 
 class EEGNetStage(nn.Module):

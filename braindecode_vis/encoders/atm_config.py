@@ -107,7 +107,9 @@ class AtmSConfig(AtmSettings):
         ConfigError, DataError
             If there are more heads than samples, or the trials are not channel x time or too short.
         """
-        return self.assemble(signal, n_outputs, self.convolution.make_convolution(signal, "atm_s"))
+        from braindecode_vis.encoders.tsconv import TSConv
+
+        return self.assemble(signal, n_outputs, TSConv(signal, "atm_s", self.convolution))
 
 
 class AtmEConfig(AtmSettings):

@@ -13,8 +13,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braindecode_vis.encoders.eegproject import Readout
 from braindecode_vis.encoders.signal import Signal, count_windows, read_axes, scale_length
+from braindecode_vis.encoders.tsconv import Readout
 
 EEGNET_SFREQ = 128.0  # Hz, at which the paper gives its lengths
 

@@ -99,7 +99,7 @@ class EEGNetConfig(EEGNetSettings):
             If the trials are not channel x time, too short, or of unknown rate while `scale_to_sfreq` is set.
         """
         from braindecode_vis.encoders.eegnet import EEGNet
-        from braindecode_vis.encoders.eegproject import Readout
+        from braindecode_vis.encoders.tsconv import Readout
 
         maps = self.make_maps(signal, "eegnet")
         return EEGNet(maps, Readout(maps.n_maps, maps.n_windows, n_outputs, self.readout_max_norm))

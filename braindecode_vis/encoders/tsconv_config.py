@@ -1,9 +1,13 @@
-"""NICE: temporal and spatial convolutions (TSConv) and a projector, plain or after attention over the channels.
+"""Settings of NICE, temporal and spatial convolutions (TSConv) and a projector, and of EEGProject, the projector alone.
+
+On averaged trials of 17 occipito-parietal channels EEGProject is the strongest simple encoder within a subject; across
+subjects it has nothing that could adapt to one, and ignores who was recorded.
 
 References
 ----------
 Song et al. (2024), Decoding natural images from EEG for object recognition, arXiv:2308.13234.
 Velickovic et al. (2018), Graph attention networks, arXiv:1710.10903.
+Wu et al. (2025), Uncertainty-aware Blur Prior, arXiv:2503.04207 (``base/eeg_backbone.py`` of its code).
 """
 
 from __future__ import annotations
@@ -18,7 +22,32 @@ from braindecode_vis.settings import Settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from braindecode_vis.encoders.tsconv import TSConv
+
+class EEGProjectConfig(Settings):
+    """Flatten, linear layer, residual block of GELU, linear layer and dropout, layer norm.
+
+    Parameters
+    ----------
+    dropout
+        Probability in the residual block; the published value.
+    width
+        Size of the layers; None is the size of the target, as published. Another size adds a last linear layer
+        (our choice).
+    n_windows
+        Number of neighbouring windows of time that get outputs of their own when an objective asks for local
+        ones; no parameters belong to them (our choice).
+    """
+
+    kind: Literal["eegproject"] = "eegproject"
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    width: int | None = Field(default=None, ge=1)
+    n_windows: int = Field(default=5, ge=1)
+
+    def build(self, signal: Signal, n_outputs: int) -> nn.Module:
+        """Return the network for trials of any axes; see `signal` for its interface."""
+        from braindecode_vis.encoders.tsconv import EEGProject
+
+        return EEGProject(signal, n_outputs, dropout=self.dropout, width=self.width, n_windows=self.n_windows)
 
 
 class TSConvSettings(Settings):
@@ -43,21 +72,6 @@ class TSConvSettings(Settings):
     stride: int = Field(default=5, ge=1)
     conv_dropout: float = Field(default=0.5, ge=0, lt=1)
     scale_to_sfreq: bool = False
-
-    def make_convolution(self, signal: Signal, network: str) -> TSConv:
-        """Return the convolutions; `network` names them in messages."""
-        from braindecode_vis.encoders.tsconv import TSConv
-
-        return TSConv(
-            signal,
-            network,
-            n_maps=self.n_maps,
-            kernel=self.kernel,
-            pool=self.pool,
-            stride=self.stride,
-            conv_dropout=self.conv_dropout,
-            scale_to_sfreq=self.scale_to_sfreq,
-        )
 
 
 class TSConvConfig(TSConvSettings):
@@ -102,8 +116,13 @@ class TSConvConfig(TSConvSettings):
         """
         from torch import nn
 
-        from braindecode_vis.encoders.eegproject import Projector
-        from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConvNetwork
+        from braindecode_vis.encoders.tsconv import (
+            ChannelGraphAttention,
+            ChannelSelfAttention,
+            Projector,
+            TSConv,
+            TSConvNetwork,
+        )
 
         n_channels, n_times = read_axes(signal, "tsconv")
         # Built in this order, the parts draw the same weights from a seed as they did when results were published.
@@ -112,7 +131,7 @@ class TSConvConfig(TSConvSettings):
             attention = ChannelSelfAttention(n_channels, n_times, self.attention_dropout)
         elif self.attention == "graph":
             attention = ChannelGraphAttention(n_times, self.attention_dropout)
-        convolution = self.make_convolution(signal, "tsconv")
+        convolution = TSConv(signal, "tsconv", self)
         projector = Projector(
             self.n_maps, convolution.n_windows, n_outputs, self.projector_dropout, self.width
         )

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.encoders.tsconv_config import EEGProjectConfig
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 import braindecode_vis.encoders as encoders
 from braindecode_vis.encoders.atm_config import AtmEConfig, AtmSConfig
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
-from braindecode_vis.encoders.eegproject_config import EEGProjectConfig
 from braindecode_vis.encoders.latent_decoder_config import LatentDecoderConfig
 from braindecode_vis.encoders.mindeye_config import ResidualMlpConfig, SharedSpaceConfig
 from braindecode_vis.encoders.parcels_config import ParcelsConfig
@@ -24,7 +23,7 @@ from braindecode_vis.encoders.simpleconv_config import (
     SimpleConvImageConfig,
     SimpleConvTimeAggConfig,
 )
-from braindecode_vis.encoders.tsconv_config import TSConvConfig
+from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig
 from braindecode_vis.settings import Settings
 
 N_OUTPUTS = 16  # 4 maps of 2 x 2 for the network that gives latent images

@@ -4,7 +4,7 @@ from torch.nn import functional
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.signal import Signal
-from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention
+from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConv
 from braindecode_vis.encoders.tsconv_config import TSConvConfig, TSConvSettings
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
@@ -51,7 +51,7 @@ def test_flattened_size_follows_the_formula(n_times, n_features):
 def test_fused_pool_equals_the_layers_one_by_one(training, kernel, pool, stride):
     """The convolution and the average pool are one convolution; outputs and gradients must be those of the two."""
     config = TSConvSettings(kernel=kernel, pool=pool, stride=stride, conv_dropout=0.0)
-    layers = config.make_convolution(make_signal(7, 131), "tsconv").double().train(training)
+    layers = TSConv(make_signal(7, 131), "tsconv", config).double().train(training)
     randomise_statistics(layers)
     data = torch.randn(4, 7, 131, dtype=torch.float64, requires_grad=True)
 
