@@ -25,8 +25,11 @@ def derive_seed(root_seed: int, *names: str | int) -> int:
     >>> derive_seed(0, "bootstrap") == derive_seed(0, "permutation")
     False
     """
+    # A separator that no name holds, so that ("ab", "c") and ("a", "bc") are two streams.
     text = "\x1f".join([str(int(root_seed)), *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    )  # torch takes signed 64 bits
 
 
 def make_generator(root_seed: int, *names: str | int) -> np.random.Generator:

@@ -191,6 +191,7 @@ def crop_square(image: np.ndarray) -> np.ndarray:
     """Return the centre square of an image of shape (height, width, 3)."""
     height, width = image.shape[:2]
     side = min(height, width)
+    # Published image encoders crop the centre too, so that targets and reconstructions show the same part.
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
 
@@ -209,6 +210,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def hash_pixels(image: np.ndarray) -> str:
     """Return the sha256 of an array's shape, type and bytes: the identity of an image without a file."""
+    # Type and shape first: the same bytes may be two images.
     digest = hashlib.sha256(f"{image.dtype}{image.shape}".encode())
     digest.update(np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()

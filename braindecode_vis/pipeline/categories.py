@@ -101,6 +101,7 @@ def evaluate_categories(
             decisions=decisions,
             classes=classes,
             labels=trials["concept"].astype(str).to_numpy(dtype=object),
+            # Numbers of runs start again in each session.
             runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
             subjects=trials["subject"].astype(str).to_numpy(dtype=object),
             protocol=f"{config.dataset.kind}; {split.protocol}; category decoding, {len(classes)} classes"

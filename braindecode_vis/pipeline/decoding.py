@@ -110,6 +110,7 @@ def choose_gallery(
     """Return the ids of the common gallery, or None for one gallery per fold, and words for it."""
     folds = prepared.folds
     ids = prepared.responses.stimulus_ids
+    # A target that is fitted on training images has another space in each fold, and no common gallery.
     shared = len({bank.embeddings.space for bank in banks}) == 1
     if config.retrieval.gallery == "all" and not shared:
         raise DataError(
@@ -193,6 +194,7 @@ def reconstruct(run: Run) -> Reconstructed:
     artifact = run.produce("reconstruct", fields, upstream, compute)
     rows = pd.read_parquet(artifact.path / "rows.parquet")
     methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
+    # Memory maps: several draws of a large test set need not fit into memory.
     images = {name: np.load(artifact.path / f"{name}.npy", mmap_mode="r") for name in methods}
     return Reconstructed(
         artifact=artifact,

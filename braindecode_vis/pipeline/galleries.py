@@ -146,6 +146,7 @@ def _make_sides(
     gallery_ids: Sequence[str] | np.ndarray,
     subject: str | None,
 ) -> tuple[Embeddings, Embeddings]:
+    # Of training images alone, so that no query moves because of what else was tested.
     centre = source.fit_centre(subject)
     queries = Embeddings(predicted.vectors[rows], predicted.ids[rows], predicted.space)
     gallery = source.map_targets(source.bank.select(list(gallery_ids)), subject)

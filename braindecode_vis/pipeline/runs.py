@@ -175,6 +175,7 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
     """
     folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
     show: Callable[[int, int, str], None] | None = None
+    # The bar is closed with the loan, before the next stage opens one.
     with ExitStack() as stack:
 
         def tell(done: int, total: int, text: str) -> None:

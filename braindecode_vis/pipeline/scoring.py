@@ -75,6 +75,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
 
     upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
     artifact = run.produce("evaluate", fields, upstream, compute)
+    # Added on reading: the artifact cannot hold its own name.
     rows = store.read_json(artifact.path / "scores.json")
     for row in rows:
         row["fingerprint"] = artifact.fingerprint
@@ -177,6 +178,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
     if "zero_shot_text" in wanted:
         from braindecode_vis.embeddings.text import embed_concepts
 
+        # Names of tested concepts only: those of others would be candidates that nobody saw.
         texts = embed_concepts(config.text, config.target, stimuli)
         text = texts.select(sorted({concept_of[i] for i in ids}))
     if "concept_templates" in wanted:
@@ -191,6 +193,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
             config.retrieval,
         )
         bank = source.fit_centre(None).apply(source.map_targets(source.bank, None))
+        # A template is the mean of images of the concept that were not tested.
         others = bank.select([str(i) for i in bank.ids if str(i) not in set(ids)])
         tested = {i: concept_of[i] for i in ids}
         templates = make_concept_templates(others, [concept_of[str(i)] for i in others.ids], tested)
@@ -221,10 +224,12 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     root = find_phantom(config)
     if root is None or config.split.kind != "published":
         return {}
+    # The truth knows the ceiling of each subject, not that of all subjects together.
     if prepared.responses.trials["subject"].nunique() > 1:
         return {}
     test = prepared.responses.trials.iloc[prepared.folds[0].test]
     averaged = config.repeats.test == "averaged"
+    # The least repeated image: an ideal observer of more repetitions would be a ceiling that none can reach.
     n_repetitions = int(test.groupby(["subject", "stimulus_id"]).size().min()) if averaged else 1
     truth = read_truth(root)
     if any(str(n_repetitions) not in person["ideal_top1"] for person in truth.subjects):

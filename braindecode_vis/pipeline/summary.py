@@ -32,6 +32,7 @@ def describe_images(
 
     `captions` is the text of each row for some of the methods, or for ``seen``.
     """
+    # One row per subject and image: a gallery of all repetitions would show each image many times.
     first = items.drop_duplicates(["subject", "stimulus_id"]).index.to_numpy()
     several = items["subject"].nunique() > 1
     names = [f"{i}, {s}" if several else str(i) for i, s in zip(images.ids, images.subjects, strict=True)]
@@ -59,6 +60,7 @@ def describe_images(
             "subject": items["subject"].iloc[first].tolist(),
         },
     )
+    # A curve of ranks needs one chance level; folds with galleries of several sizes have none in common.
     sizes = {fold.retrieval.gallery_size for fold in retrieved.folds}
     ranks = np.concatenate([fold.retrieval.ranks for fold in retrieved.folds])
     caption = f"Gallery: {retrieved.gallery_protocol}."
