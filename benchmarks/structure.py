@@ -172,9 +172,9 @@ def measure_train() -> dict[str, tuple[str, list[str]]]:
 _TRACE = """
 import sys, threading
 from pathlib import Path
-from braindecode_vis import pipeline
 from braindecode_vis.config import read_config
 from braindecode_vis.phantom import SIZES
+from braindecode_vis.pipeline.learning import embed, train
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.demo import make_phantom
 
@@ -183,7 +183,7 @@ root = folder / "phantom"
 if not root.is_dir():
     make_phantom("things-eeg2", root, size=SIZES["things-eeg2"]["tiny"], snr=0.5, seed=0)
 run = open_run(read_config("phantom_eeg", sys.argv[3:], root=root), folder / f"run{len(sys.argv)}")
-pipeline.embed(run)
+embed(run)
 ran = set()
 
 def note(frame, event, argument):
@@ -193,7 +193,7 @@ def note(frame, event, argument):
 
 threading.setprofile(note)
 sys.setprofile(note)
-pipeline.train(run)
+train(run)
 sys.setprofile(None)
 print("\\n".join(sorted(ran)))
 """

@@ -6,6 +6,7 @@ latents give colour and layout. Its fits are artifacts of their own, and `recons
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery, rank_fold, split_by_gallery
+from braindecode_vis.pipeline.galleries import (
+    GalleryPart,
+    GallerySource,
+    order_by_gallery,
+    rank_fold,
+    split_by_gallery,
+)
 from braindecode_vis.pipeline.learning import (
+    Prepared,
+    TargetBank,
     embed,
     name_fold,
     pick_labelled_trials,
@@ -27,15 +36,54 @@ from braindecode_vis.pipeline.learning import (
     train,
 )
 from braindecode_vis.pipeline.runs import Run, lend_context, remember
-from braindecode_vis.pipeline.stage_results import (
-    Prepared,
-    Reconstructed,
-    Retrieved,
-    RetrievedFold,
-    TargetBank,
-)
-from braindecode_vis.retrieval import read_retrieval, write_retrieval
+from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.seeds import derive_seed, make_generator
+
+
+@dataclass(frozen=True)
+class RetrievedFold:
+    """Predictions of the test trials of one fold, their ranks, and the subject of each.
+
+    `parts` hold predictions and galleries as they were compared; most encoders have one part.
+    """
+
+    predicted: Embeddings
+    parts: list[GalleryPart]
+    retrieval: Retrieval
+    subjects: np.ndarray
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """All folds, and the protocol of their gallery."""
+
+    artifact: store.Artifact
+    folds: list[RetrievedFold]
+    gallery_protocol: str
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """What was seen and what each method made of it, row by row.
+
+    Parameters
+    ----------
+    ids, concepts, subjects
+        Stimulus, its concept and the subject of each row.
+    seen : uint8 array of shape (n_rows, height, width, 3)
+    images
+        Method to uint8 images of the shape of `seen`: ``decoded``, then the controls.
+    decoded_concepts
+        Name of the decoded class of each row, or None where the test concepts were never trained on.
+    """
+
+    artifact: store.Artifact
+    ids: np.ndarray
+    concepts: np.ndarray
+    subjects: np.ndarray
+    seen: np.ndarray
+    images: dict[str, np.ndarray]
+    decoded_concepts: np.ndarray | None
 
 
 @remember

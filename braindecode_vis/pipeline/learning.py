@@ -5,7 +5,8 @@ What is fitted here is fitted on training trials and training images; the test t
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,71 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.contracts import Context, WholeBrainEncoder
+from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context, remember
-from braindecode_vis.pipeline.stage_results import Prepared, TargetBank, TrainedFold
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
-from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.processes import count_launched
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What preprocessing gives: responses, stimuli and the split.
+
+    `folds` are those of the split without the test trials that have no picture, whose rows `imagined` keeps; see
+    `braindecode_vis.preprocessing.splits`.
+    """
+
+    artifact: store.Artifact
+    responses: Responses
+    stimuli: StimulusSet
+    split: Split
+
+    @cached_property
+    def _parted(self) -> tuple[tuple[Fold, ...], tuple[np.ndarray, ...]]:
+        return split_imagined_trials(self.responses.trials, self.stimuli, self.split.folds)
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The folds, tested on trials that show a picture."""
+        return self._parted[0]
+
+    @property
+    def imagined(self) -> tuple[np.ndarray, ...]:
+        """Rows of the test trials of each fold that imagine something without a picture."""
+        return self._parted[1]
+
+    @property
+    def declared_protocol(self) -> str:
+        """What the data set says of its published split, for example which shared images of NSD; empty without one."""
+        if not self.split.protocol.startswith("published"):
+            return ""
+        meta = store.read_json(self.artifact.path / "responses" / "meta.json")
+        return str(meta.get("provenance", {}).get("protocol", ""))
+
+
+@dataclass(frozen=True)
+class TargetBank:
+    """The image encoder of one fold, and the embedding of every image in its space."""
+
+    artifact: store.Artifact
+    encoder: WholeImageEncoder
+    embeddings: Embeddings
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """A fitted brain encoder, its out-of-fold predictions of training trials, and the features it was given."""
+
+    artifact: store.Artifact
+    encoder: WholeBrainEncoder
+    out_of_fold: Embeddings
+    selection: Selection | None = None
 
 
 @remember

@@ -17,9 +17,15 @@ from braindecode_vis.phantom.truth import read_truth
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
 from braindecode_vis.pipeline.galleries import GallerySource
-from braindecode_vis.pipeline.learning import embed, pick_test_trials, pick_trials, preprocess, train
+from braindecode_vis.pipeline.learning import (
+    Prepared,
+    embed,
+    pick_test_trials,
+    pick_trials,
+    preprocess,
+    train,
+)
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
-from braindecode_vis.pipeline.stage_results import Prepared
 from braindecode_vis.preprocessing.repeats import average_repetitions
 
 

@@ -13,7 +13,8 @@ from braindecode_vis import store
 from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import Manifest
 from braindecode_vis.pipeline.categories import tabulate_confusions, tabulate_runs
-from braindecode_vis.pipeline.stage_results import Prepared, Reconstructed, Retrieved
+from braindecode_vis.pipeline.decoding import Reconstructed, Retrieved
+from braindecode_vis.pipeline.learning import Prepared
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
 from braindecode_vis.report.page import ExtraSection, RankContent, SectionFigure, SectionFile
 
