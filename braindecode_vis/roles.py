@@ -356,6 +356,11 @@ def _has(component: Any, name: str) -> bool:
     return hasattr(type(component), name) or name in getattr(component, "__dict__", {})
 
 
+def keeps_default(component: Any, name: str) -> bool:
+    """Say whether a component that `play` returned has no `name` of its own, so that the default of its role stands."""
+    return isinstance(component, _Shell) and not _has(component.component, name)
+
+
 def build(role: Role[Whole], settings: Any, *args: Any, **kwargs: Any) -> Whole:
     """Build a component from its settings and return it with the whole of its role; see `play`.
 

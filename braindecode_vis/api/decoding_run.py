@@ -6,7 +6,9 @@ Owns how a few words become a configuration, and what a finished run answers. Ev
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -235,11 +237,8 @@ def decode(
         raise DataError(
             f"decode takes data made by from_arrays, from_epochs, from_nifti or load, not {type(data).__name__}."
         )
-    folder = (
-        Path(out).expanduser().absolute()
-        if out is not None
-        else Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
-    )
+    # Without a folder of its own, the run lives in a temporary one that goes with the object.
+    folder = Path(out or tempfile.mkdtemp(prefix="braindecode-vis-")).expanduser().absolute()
     content: dict[str, Any] = {"name": name or (folder.name if out is not None else "run"), "seed": seed}
     content["dataset"] = data.as_settings(folder / "data")
     content["encoder"] = _read_encoder(encoder, knows_images=data.knows_images)
@@ -254,7 +253,10 @@ def decode(
         _set(content, key, value)
     run = open_run_folder(validate_config(content, where="decode"), folder, listener)
     reporting.run_all(run)
-    return DecodingRun(run)
+    decoded = DecodingRun(run)
+    if out is None:
+        weakref.finalize(decoded, shutil.rmtree, folder, ignore_errors=True)
+    return decoded
 
 
 def open_run(folder: str | Path) -> DecodingRun:

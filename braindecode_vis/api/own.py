@@ -6,7 +6,9 @@ consists of in its own module.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +44,9 @@ class Data:
         from braindecode_vis.pipeline.learning import read_dataset, write_dataset
         from braindecode_vis.pipeline.runs import SilentListener
 
-        # What is read are memory maps, so the folder stays for as long as this process lives.
+        # What is read are memory maps, so the folder stays for as long as this object does.
         folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         write_dataset(self._settings, folder, seed=0, listener=SilentListener())
         return read_dataset(folder)
 

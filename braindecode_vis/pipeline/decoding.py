@@ -292,6 +292,10 @@ def predict_for_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings
     # Any other generator is refused by `predict_for_generator`, which says what is missing.
     if not encoder.predicts_targets and run.generator.copies_training_images:
         return retrieve(run).folds[number].predicted, encoder.map_targets(bank)
+    if roles.keeps_default(
+        encoder, "predict_for_generator"
+    ):  # the same as `predict`, which `retrieve` has stored
+        return retrieve(run).folds[number].predicted, encoder.map_for_generator(bank)
     return encoder.predict_for_generator(pick_test_trials(run, number)), encoder.map_for_generator(bank)
 
 
