@@ -1,20 +1,33 @@
-"""Where and how exactly numbers are computed: the device, its precision, and torch's global random state.
+"""Where and how exactly numbers are computed: device, precision, torch's random state, and processes that share work.
 
 The one place that chooses a device, enters reduced or full precision, seeds torch and gives its state back. Knows
 neither networks nor settings: the caller says what its setting is called, so that a message names the right one.
-Imports torch inside functions only.
+
+Also the processes of one training, as torchrun starts them: joining, sharing rows of a batch, agreeing, and leaving.
+While their group is open, `gather_rows` and accelerate see them; afterwards each is alone again. Imports torch inside
+functions only.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from braindecode_vis.checks import ConfigError, check_option
+from braindecode_vis.checks import ConfigError, DataError, check_option
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+#: The first process may embed a data set's images while the others wait.
+_LONGEST_WAIT = timedelta(days=14)
+_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
 def choose_device(wanted: str, *, setting: str) -> str:
@@ -149,3 +162,191 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
     )
+
+
+# --- processes of one training --------------------------------------------------------------------------
+
+
+def count_launched() -> int:
+    """Return how many processes torchrun started beside and with this one; 1 without it."""
+    # WORLD_SIZE alone may be left in an environment; torchrun always sets RANK beside it.
+    size = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    return int(size) if size.isdigit() else 1
+
+
+def is_first() -> bool:
+    """Say whether this process is the first of its launch, which writes and speaks for all."""
+    return count_launched() == 1 or os.environ["RANK"] == "0"
+
+
+def spans_machines() -> bool:
+    """Say whether the launch has processes on other machines."""
+    return count_launched() > 1 and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
+
+
+def count_processes() -> int:
+    """Return the number of processes that train together."""
+    from torch import distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def get_rank() -> int:
+    """Return the number of this process among them."""
+    from torch import distributed as dist
+
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_rows(tensor: Tensor, *, dim: int = 0) -> Tensor:
+    """Return the rows of all processes in the order of their ranks, with gradients; the tensor itself in a single one.
+
+    A contrast over a batch that is spread over processes needs the negatives of all of them. Each process computes the
+    loss of the whole batch; the gradient of a gathered row is the sum of what every process derives for it, so that the
+    average that `DistributedDataParallel` takes over processes is the gradient of the whole batch.
+
+    Parameters
+    ----------
+    tensor
+        Same shape in every process.
+    dim
+        Axis of the rows.
+    """
+    if count_processes() == 1:
+        return tensor
+    return _make_gather()(tensor.movedim(dim, 0)).movedim(0, dim)
+
+
+@cache
+def _make_gather() -> Any:
+    """Return the differentiable gathering of rows; its class needs torch, which this module does not import."""
+    import torch
+    from torch import distributed as dist
+
+    class GatherRows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: Tensor) -> Tensor:
+            parts = [torch.empty_like(rows) for _ in range(count_processes())]
+            # same shape in every process, as `make_batches` gives each as many units
+            dist.all_gather(parts, rows.contiguous())
+            ctx.n_rows = len(rows)
+            return torch.cat(parts)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            # a copy, since all_reduce writes in place
+            gradient = gradients[0].contiguous().clone()
+            dist.all_reduce(gradient)
+            start = get_rank() * ctx.n_rows
+            return gradient[start : start + ctx.n_rows]
+
+    return GatherRows.apply
+
+
+def open_accelerator(device: str, precision: str) -> Any:
+    """Return an accelerator for a training.
+
+    accelerate keeps one state per process and refuses a second precision or device; a process that trains several
+    encoders one after the other, alone, starts from a clean state each time.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    on_cpu = choose_device(device, setting="encoder.device") == "cpu"
+    if precision == "fp16" and on_cpu:
+        raise ConfigError("encoder.precision is fp16, which a CPU does not train in; use bf16 or fp32.")
+    if count_processes() == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    # A batch may leave out a subject's layer, or a phase an objective.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(cpu=on_cpu, mixed_precision=_MIXED[precision], kwargs_handlers=handlers)
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[None]:
+    """Hold the group of all launched processes open.
+
+    Parameters
+    ----------
+    device
+        What the training runs on: ``auto``, ``cpu`` or ``cuda``. A process takes the GPU of its local rank.
+
+    Raises
+    ------
+    ConfigError
+        If a GPU is asked for and there is none, or fewer than processes on this machine.
+    """
+    import torch
+    from torch import distributed as dist
+
+    on_gpu = choose_device(device, setting="encoder.device") == "cuda"
+    if on_gpu:
+        place, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= found:
+            raise ConfigError(
+                f"torchrun started a process for GPU {place + 1} of this machine, which has {found}; "
+                "start as many with --nproc-per-node as there are GPUs."
+            )
+        # Before the group opens: NCCL binds to the current device.
+        torch.cuda.set_device(place)
+    # gloo beside nccl: waiting and agreeing happen on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_LONGEST_WAIT)
+    yield
+    # Not after an error: others may still wait for this process, and a group that waits cannot be closed.
+    dist.destroy_process_group()
+    forget_launch()
+
+
+def forget_launch() -> None:
+    """Let accelerate take this process for one that was started alone."""
+    for name in _LAUNCH_VARIABLES:
+        # accelerate would otherwise wait for processes that have left.
+        os.environ.pop(name, None)
+
+
+def broadcast_flag(value: bool = False) -> bool:
+    """Wait for the first process and return what it says.
+
+    Parameters
+    ----------
+    value
+        What the first process says; the others need not give it.
+    """
+    import torch
+    from torch import distributed as dist
+
+    said = torch.tensor([int(value)])
+    # Over gloo and on the CPU: no GPU is kept busy while others wait for hours.
+    dist.broadcast(said, src=0)
+    return bool(said.item())
+
+
+@contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Make one sentence of what torch says when another process is gone.
+
+    Raises
+    ------
+    DataError
+        If another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error)
+        if "gloo" not in words and "NCCL" not in words:
+            raise
+        raise DataError(
+            "another process of this training has ended; its own message, or torchrun's table, says why."
+        ) from error
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End this process without taking the interpreter apart.
+
+    torch keeps the threads of a group that `DistributedDataParallel` used, and a thread that still lets go of a tensor
+    while the interpreter ends aborts the process, after all its work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

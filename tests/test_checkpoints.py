@@ -4,7 +4,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from braindecode_vis.checkpoints import (
+from braindecode_vis.checks import DataError
+from braindecode_vis.optimisation import (
     list_shapes,
     load_weights,
     pack_optimiser,
@@ -14,7 +15,6 @@ from braindecode_vis.checkpoints import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.checks import DataError
 
 IDENTITY = {"network": {"width": 3}, "config": {"lr": 0.1}, "seed": 0}
 

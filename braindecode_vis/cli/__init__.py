@@ -45,7 +45,7 @@ def root_options(
 ) -> None:
     """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
     from braindecode_vis.checks import ConfigError
-    from braindecode_vis.training.processes import count_launched, spans_machines
+    from braindecode_vis.devices import count_launched, spans_machines
 
     if count_launched() > 1 and context.invoked_subcommand not in ("train", "run"):
         raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
@@ -88,7 +88,7 @@ _SYSTEM_ERRORS = {
 def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
     from braindecode_vis.checks import BraindecodeVisError
-    from braindecode_vis.training.processes import count_launched
+    from braindecode_vis.devices import count_launched
 
     # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -137,7 +137,7 @@ def _blame_outside(error: Exception) -> str:
 
 
 def _fail(sentence: str, shared: bool) -> None:
-    from braindecode_vis.training.processes import is_first, leave
+    from braindecode_vis.devices import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
     sys.stderr.write(f"error: {who}{sentence}\n")

@@ -113,8 +113,8 @@ def open_source(
 ) -> Run:
     """Return the run that a verb works on."""
     from braindecode_vis.config import read_config
+    from braindecode_vis.devices import is_first
     from braindecode_vis.pipeline.runs import SilentListener, open_run
-    from braindecode_vis.training.processes import is_first
 
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
@@ -127,8 +127,8 @@ def open_source(
 @contextmanager
 def training_together(run: Run) -> Iterator[None]:
     """Train with the other processes that torchrun started, if it did; then only the first one enters the block."""
+    from braindecode_vis.devices import count_launched, forget_launch, is_first, leave
     from braindecode_vis.pipeline.together import train_together
-    from braindecode_vis.training.processes import count_launched, forget_launch, is_first, leave
 
     if count_launched() == 1:
         forget_launch()

@@ -22,13 +22,6 @@ import numpy as np
 import torch
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checkpoints import (
-    pack_optimiser,
-    read_checkpoint,
-    take,
-    unpack_optimiser,
-    write_checkpoint,
-)
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import autocast, choose_device, seeded
 from braindecode_vis.generators.conditioning import blur, draw_reliability
@@ -52,7 +45,17 @@ from braindecode_vis.generators.weights_file import (
     encode_known_images,
     write_weights,
 )
-from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise, split_decayed
+from braindecode_vis.optimisation import (
+    MovingAverage,
+    compute_warm_cosine,
+    optimise,
+    pack_optimiser,
+    read_checkpoint,
+    split_decayed,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from braindecode_vis.priors.sampling import draw_times
 from braindecode_vis.priors.scales import PrincipalComponents, fit_components
 from braindecode_vis.seeds import make_generator, make_torch_generator

@@ -26,12 +26,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checkpoints import list_shapes, read_checkpoint, sum_rows, take, write_checkpoint
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.devices import seeded
 from braindecode_vis.generators.generator_data import GeneratorData
-from braindecode_vis.optimisation import MovingAverage, optimise
+from braindecode_vis.optimisation import (
+    MovingAverage,
+    list_shapes,
+    optimise,
+    read_checkpoint,
+    sum_rows,
+    take,
+    write_checkpoint,
+)
 from braindecode_vis.priors.simulated_predictions import PredictionError, fit_prediction_error
 from braindecode_vis.roles import IMAGE_ENCODER, play
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator

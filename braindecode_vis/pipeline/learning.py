@@ -17,6 +17,7 @@ from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
+from braindecode_vis.devices import count_launched
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context, remember
@@ -25,7 +26,6 @@ from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.training.processes import count_launched
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import broadcast_flag, is_first, join_processes, naming_lost_processes
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.runs import Compute, Run
-from braindecode_vis.training.processes import broadcast_flag, is_first, join_processes, naming_lost_processes
 
 
 def train_together(run: Run) -> None:

@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braindecode_vis.checkpoints import (
+from braindecode_vis.devices import autocast, seeded
+from braindecode_vis.optimisation import (
+    MovingAverage,
+    compute_warm_cosine,
     list_shapes,
+    optimise,
     pack_optimiser,
     read_checkpoint,
     sum_rows,
@@ -25,8 +29,6 @@ from braindecode_vis.checkpoints import (
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.devices import autocast, seeded
-from braindecode_vis.optimisation import MovingAverage, compute_warm_cosine, optimise
 from braindecode_vis.priors.sampling import NoiseSchedule
 from braindecode_vis.priors.simulated_predictions import ConditionSource
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator

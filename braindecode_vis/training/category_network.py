@@ -25,8 +25,12 @@ from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
 from braindecode_vis.training.alignment import InputScalingConfig
-from braindecode_vis.training.network_config import BatchSize, NetworkEncoderConfig
-from braindecode_vis.training.optimiser import OptimiserConfig, ScheduleConfig
+from braindecode_vis.training.network_config import (
+    BatchSize,
+    NetworkEncoderConfig,
+    OptimiserConfig,
+    ScheduleConfig,
+)
 
 if TYPE_CHECKING:
     from braindecode_vis.training.network_encoder import NetworkEncoder

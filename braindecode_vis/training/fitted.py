@@ -1,6 +1,7 @@
-"""What training leaves behind: a network with its statistics, its predictions, and its files.
+"""A network outside its updates: how well it finds held-out images, and what training leaves behind.
 
-Owns in which space a prediction lives, how unknown subjects are met, and the safetensors and JSON of a fitted encoder.
+Owns the scores by which an epoch is chosen, in which space a prediction lives, how unknown subjects are met, and the
+safetensors and JSON of a fitted encoder.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
-from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
 from braindecode_vis.encoders.signal import Signal, check_signal
 from braindecode_vis.store import json_plain, read_json, write_json
 from braindecode_vis.training.alignment import InputTransform
 
 if TYPE_CHECKING:
+    from braindecode_vis.training.feed import Feed
     from braindecode_vis.training.image_config import ViewChoice
     from braindecode_vis.training.lora import ImageSource
     from braindecode_vis.training.model import BrainImageModel
 
 WEIGHTS, RECORD = "network.safetensors", "network.json"
 PREDICTED_TOGETHER = 1024  # trials
+TOP_K = 5
+SMALL_GALLERY = 4 * TOP_K  # below, top-5 is passed by chance too often to tell epochs apart
 BLUR_LEVELS, USUAL_BLUR = 3, 1  # less, usual and more, as UBP has them (arXiv:2503.04207)
 
 
@@ -96,8 +101,6 @@ class NetworkFit:
         self, embeddings: Embeddings, subject: str | None = None, images: ImageSource | None = None
     ) -> Embeddings:
         """Return image embeddings in the space of comparison; see `NetworkEncoder.map_targets`."""
-        import torch
-
         bank = self.bank_space or self.space
         if embeddings.space not in (bank, self.space):
             raise DataError(f"this encoder was trained on {bank!r} and cannot map {embeddings.space!r}.")
@@ -161,8 +164,6 @@ class NetworkFit:
         label_free_subjects
             Subjects that were aligned by these very trials.
         """
-        import torch
-
         check_signal(self.signal, responses)
         names = responses.trials["subject"].astype(str).to_numpy(dtype=object)
         index = self.signal.index_subjects(names)
@@ -211,11 +212,10 @@ class NetworkFit:
 def write_fit(folder: Path, fit: NetworkFit, config: Any, *, seed: int, messages: list[str]) -> None:
     """Write weights and statistics as safetensors, everything else as JSON."""
     from safetensors.torch import save_file
-    from torch import from_numpy
 
     tensors = {f"model.{k}": v.detach().cpu().clone() for k, v in fit.model.state_dict().items()}
     arrays = fit.transform.as_tensors()
-    tensors |= {f"transform.{k}": from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+    tensors |= {f"transform.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
     write_json(
         folder / RECORD,
@@ -246,10 +246,9 @@ def read_fit(folder: Path, config: Any) -> tuple[NetworkFit, int, list[str]]:
     DataError
         If it was written with other settings or is of another architecture.
     """
-    import torch
     from safetensors.torch import load_file
 
-    from braindecode_vis.checkpoints import check_identity, load_weights, take
+    from braindecode_vis.optimisation import check_identity, load_weights, take
     from braindecode_vis.training.model import TargetScale, build_model
 
     record = read_json(folder / RECORD)
@@ -318,3 +317,136 @@ def name_reduced(space: str, choice: ViewChoice | None) -> str:
     if choice is None:
         return space
     return f"{space}/{'usual' if choice == 'uncertainty' else 'mean'}-view"
+
+
+# --- held-out trials --------------------------------------------------------------------------------------
+
+
+def name_top_k(n_gallery: int) -> tuple[str, int]:
+    """Return the name and the k of the accuracy that a gallery of this size can tell: top-5, or top-1 below 20."""
+    return (f"top{TOP_K}", TOP_K) if n_gallery >= SMALL_GALLERY else ("top1", 1)
+
+
+def compute_top_k(brain: np.ndarray, gallery: np.ndarray, truth: np.ndarray, k: int) -> float:
+    """Return how often the true image is among the `k` most similar ones by cosine.
+
+    Ties count against the network, so that constant outputs find nothing.
+
+    Parameters
+    ----------
+    brain : array of shape (n_queries, d)
+    gallery : array of shape (n_gallery, d)
+    truth : int array of shape (n_queries,)
+        Row of the true image in the gallery.
+    k
+        How many candidates count.
+
+    Examples
+    --------
+    >>> compute_top_k(np.eye(3), np.eye(3), np.array([0, 1, 0]), 1) == 2 / 3
+    True
+    """
+    similarity = normalise_rows(brain) @ normalise_rows(gallery).T
+    own = similarity[np.arange(len(truth)), truth]
+    # candidates at least as similar as the true one, itself included
+    return float(((similarity >= own[:, None]).sum(axis=1) <= k).mean())
+
+
+def score_held_out(model: BrainImageModel, feed: Feed, batch_size: int, progress: float) -> dict[str, Any]:
+    """Return loss and accuracy of the held-out trials, nothing if none were held out.
+
+    Parameters
+    ----------
+    model
+        The weights to judge; left in evaluation mode.
+    feed
+        Its data; the held-out training trials alone are read.
+    batch_size
+        Trials at a time.
+    progress
+        Share of the training that is done, for objectives that change with it.
+    """
+    held = feed.held
+    if held is None:
+        return {}
+    model.eval()
+    brain, subjects, losses, sizes = [], [], [], []
+    images: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for start in range(0, len(held), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(held)))
+            plan = feed.plan(held, rows, update=0, part=0, rank=0, n_ranks=1)
+            batch = feed.assemble(held, *feed.load_all(held, plan), progress)
+            brain.append(model.encode_brain(batch.data, batch.subject).float().cpu().numpy())
+            subjects.append(batch.subject)
+            batch.tuned = model.embed_images(batch)
+            for stimulus, image in zip(batch.stimuli.tolist(), batch.tuned, strict=True):
+                images.setdefault(stimulus, image)  # each image once in the gallery, whatever its repetitions
+            # A contrast of one image or concept with itself says nothing.
+            if len(torch.unique(batch.stimuli)) > 1 and len(torch.unique(batch.concepts)) > 1:
+                loss = model.compute_plain_loss(batch)
+                if loss is not None:
+                    losses.append(float(loss))
+                    sizes.append(len(batch.data))
+    # ascending, so that searchsorted finds the row of each trial's image
+    gallery = sorted(images)
+    name, k = name_top_k(len(gallery))
+    truth = np.searchsorted(gallery, held.stimuli)
+    raw = torch.stack([images[i] for i in gallery])
+    score = _find_accuracy(model, np.concatenate(brain), torch.cat(subjects), raw, truth, k)
+    found = {f"validation_{name}": score, "n_validation_images": len(gallery)}
+    if losses:
+        # weighted by batch: the last one is smaller
+        found["validation_loss"] = float(np.average(losses, weights=sizes))
+    return found
+
+
+def _find_accuracy(
+    model: BrainImageModel,
+    brain: np.ndarray,
+    subjects: torch.Tensor,
+    raw: torch.Tensor,
+    truth: np.ndarray,
+    k: int,
+) -> float:
+    """Return the accuracy over all trials, each searched in the gallery of its own subject where there are several."""
+
+    def encode(subject: torch.Tensor | None) -> np.ndarray:
+        with torch.no_grad():
+            return model.encode_image(raw, subject).float().cpu().numpy()
+
+    if not model.has_subject_galleries:
+        return compute_top_k(brain, encode(None), truth, k)
+    found, numbers = 0.0, subjects.cpu().numpy()
+    # Weights of layers differ between subjects, and with them the vectors of the gallery.
+    for number in np.unique(numbers):
+        own = numbers == number
+        gallery = encode(subjects.new_full((len(raw),), int(number)))
+        # weighted by the subject's share of the trials
+        found += float(own.mean()) * compute_top_k(brain[own], gallery, truth[own], k)
+    return found
+
+
+def get_monitored_score(monitor: str, record: dict[str, Any]) -> float:
+    """Return the number of an epoch's record by which the best epoch is chosen; higher is better.
+
+    Parameters
+    ----------
+    monitor
+        ``accuracy`` or ``loss``.
+    record
+        With the entries of `score_held_out`.
+
+    Raises
+    ------
+    ConfigError
+        If the loss is asked for and no objective can be computed on held-out trials.
+    """
+    if monitor != "loss":
+        return next(v for k, v in record.items() if k.startswith("validation_top"))
+    if "validation_loss" not in record:
+        raise ConfigError(
+            "encoder.selection.monitor is loss, but no objective can be computed on held-out trials alone; "
+            "set it to accuracy."
+        )
+    return -record["validation_loss"]

@@ -1,4 +1,4 @@
-"""What is learnt on the image side beside the network: weights of its layers, and which view of an image is its target.
+"""What is learnt on the image side: weights of layers, which view of an image is its target, and clusters of images.
 
 `LayerFusion` is a weighted sum over the layers of a target. `ViewChooser` chooses among stacked views (target kind
 ``views`` with ``combine: stacked``): the mean of all, a random one, or the one that the brain's answer deserves. Views
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from braindecode_vis.arrays import normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.training.image_config import LayerFusionConfig, ViewChoice
@@ -173,3 +174,25 @@ class ViewChooser:
         names = [self.ids[code] for code in tensors["codes"].tolist()]
         self.rule.average = dict(zip(names, tensors["average"].tolist(), strict=True))
         self.rule.view = dict(zip(names, tensors["view"].tolist(), strict=True))
+
+
+def cluster_images(vectors: np.ndarray, trained: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
+    """Return the cluster of each image by k-means of unit vectors, fitted on the trained images.
+
+    Parameters
+    ----------
+    vectors : array of shape (n_images, n_features)
+    trained : int array
+        Rows that the centres are learnt from.
+    n_clusters
+        Number of clusters, at most that of the trained images.
+    seed
+        Decides the start.
+    """
+    from sklearn.cluster import KMeans
+
+    # On the sphere, where Euclidean k-means follows the cosine that the objectives compare.
+    unit = normalise_rows(vectors)
+    # scikit-learn seeds by 32 bits.
+    kmeans = KMeans(min(n_clusters, len(trained)), n_init=1, random_state=seed % 2**32).fit(unit[trained])
+    return kmeans.predict(unit).astype(np.int64)

@@ -21,25 +21,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braindecode_vis.checkpoints import (
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.devices import count_processes, gather_rows, get_rank, keep_random_state, seed_device
+from braindecode_vis.optimisation import (
+    MovingAverage,
+    anneal_cosine,
     load_weights,
+    optimise,
     pack_optimiser,
     read_checkpoint,
     take,
     unpack_optimiser,
     write_checkpoint,
 )
-from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import keep_random_state, seed_device
-from braindecode_vis.optimisation import MovingAverage, optimise
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import replace_atomically
-from braindecode_vis.training.batches import count_batches, make_batches
-from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
+from braindecode_vis.training.feed import BatchPlan, Feed, count_batches, make_batches, read_ahead
+from braindecode_vis.training.fitted import get_monitored_score, score_held_out
 from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
-from braindecode_vis.training.optimiser import compute_lr_factor, make_optimiser
-from braindecode_vis.training.processes import count_processes, gather_rows, get_rank
-from braindecode_vis.training.validation import get_monitored_score, score_held_out
+from braindecode_vis.training.network_config import OptimiserConfig, ScheduleConfig
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"
@@ -48,6 +48,9 @@ LOG_FILE = "training.jsonl"
 _INSTALL = "pip install 'braindecode_vis[tracking]'"
 #: Updates between checks of the loss, each of which waits for a GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 20}
+#: `OneCycleLR`'s defaults: the rate starts at a 25th of its peak and ends at a 10 000th of its start.
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
+GROUP_KEYS = ("params", "lr", "lr_scale", "weight_decay")
 
 
 @dataclass
@@ -479,6 +482,115 @@ class Trainer:
             scores = [f"{k.removeprefix('validation_')} {v:.3f}" for k, v in last.items() if "_top" in k]
             text += f", loss {last['loss']:.4g}" + "".join(f", held-out {s}" for s in scores)
         self.progress(counters.update, self.n_updates, text)
+
+
+def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> float:
+    """Return the learning rate of an update as a share of the peak.
+
+    Parameters
+    ----------
+    config
+        The schedule.
+    update
+        Number of the update, from 0.
+    n_updates
+        Updates of the whole training.
+
+    Examples
+    --------
+    >>> compute_lr_factor(ScheduleConfig(kind="cosine"), 50, 101)
+    0.5
+    """
+    if config.kind == "one_cycle":
+        return _compute_one_cycle(config.warmup, update, n_updates)
+    n_warm = round(config.warmup * n_updates)
+    if update < n_warm:
+        # The first update after the rise is the first at the peak.
+        return (update + 1) / (n_warm + 1)
+    if config.kind == "constant":
+        return 1.0
+    # the last update has the final rate exactly
+    fraction = (update - n_warm) / max(1, n_updates - 1 - n_warm)
+    return anneal_cosine(1.0, config.final, min(fraction, 1.0))
+
+
+def _compute_one_cycle(warmup: float, update: int, n_updates: int) -> float:
+    # torch counts the peak as step pct_start * n - 1
+    peak, last = warmup * n_updates - 1, max(1, n_updates - 1)
+    if update <= peak:
+        return anneal_cosine(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
+    start = max(peak, 0.0)
+    return anneal_cosine(1.0, ONE_CYCLE_END, min(1.0, (update - start) / max(1e-9, last - start)))
+
+
+def make_optimiser(
+    config: OptimiserConfig, model: Any, *, frozen_decay: bool = False
+) -> torch.optim.Optimizer:
+    """Return the optimiser of the trainable parameters of a model.
+
+    A network may say by ``parameter_groups()`` which of its parameters learn otherwise: a list of mappings with
+    ``params`` and any of ``lr``, ``lr_scale`` (a factor of `config.lr`) and ``weight_decay``.
+
+    Parameters
+    ----------
+    config
+        The settings.
+    model
+        A `BrainImageModel`: `network`, `fusion` and `tower` with groups of their own, and `objectives` whose parameters
+        are not decayed.
+    frozen_decay
+        Take no weight decay anywhere, for tables of which a batch moves a few rows only.
+
+    Raises
+    ------
+    ConfigError
+        If nothing can be trained, or the network's groups hold an unknown key.
+    """
+    import torch
+
+    groups: list[dict[str, Any]] = []
+    own = getattr(model.network, "parameter_groups", None)
+    for group in own() if own is not None else []:
+        groups.append(_read_group(config, group))
+    for part in (getattr(model, "fusion", None), getattr(model, "tower", None)):
+        groups += (
+            [_read_group(config, group) for group in part.parameter_groups()] if part is not None else []
+        )
+    taken = {id(p) for group in groups for p in group["params"]}
+    # Decay would pull a learned temperature toward 1, and with it the contrast.
+    temperatures = {id(p): p for p in model.objectives.parameters()}
+    # What belongs to no group of its own.
+    rest = [p for p in model.parameters() if id(p) not in taken and id(p) not in temperatures]
+    groups.append({"params": rest, "lr": config.lr, "weight_decay": config.weight_decay})
+    groups.append({"params": list(temperatures.values()), "lr": config.lr, "weight_decay": 0.0})
+    kept = []
+    for group in groups:
+        params = [p for p in group["params"] if p.requires_grad]
+        if params:
+            # A table of which a batch moves a few rows would lose the others to the decay.
+            decay = 0.0 if frozen_decay else group["weight_decay"]
+            kept.append({"params": params, "lr": group["lr"], "weight_decay": decay, "peak_lr": group["lr"]})
+    if not kept:
+        raise ConfigError("this encoder has no parameter to train; choose another network or trainable part.")
+    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    # one kernel for all weights; the numbers are those of the plain loop but for rounding
+    fused = all(p.is_floating_point() for group in kept for p in group["params"])
+    return kind(kept, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def _read_group(config: OptimiserConfig, group: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(group) - set(GROUP_KEYS))
+    if unknown or "params" not in group:
+        raise ConfigError(
+            f"a parameter group of the network must hold params and any of {', '.join(GROUP_KEYS[1:])}, "
+            f"but this one holds {', '.join(group)}."
+        )
+    lr = group.get("lr", config.lr) * group.get("lr_scale", 1.0)
+    return {
+        "params": list(group["params"]),
+        "lr": lr,
+        "weight_decay": group.get("weight_decay", config.weight_decay),
+    }
 
 
 def _name_objectives(objectives: Any) -> list[str]:

@@ -1,9 +1,8 @@
 """The module that is trained: a network, projectors of both sides, a regression head, and the objectives; its teacher.
 
 Owns how the module is built from settings, signal and target, and how an `Outputs` is made from a batch. Knows nothing
-of epochs, optimisers or files. The image side is frozen
-embeddings, or those of a network that is tuned, scaled by training statistics and, where asked for, fused over layers
-and projected; text goes through the same projector.
+of epochs, optimisers or files. The image side is frozen embeddings, or those of a network that is tuned, scaled by
+training statistics and, where asked for, fused over layers and projected; text goes through the same projector.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.devices import seeded
+from braindecode_vis.devices import count_processes, gather_rows, get_rank, seeded
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.optimisation import MovingAverage
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes
 from braindecode_vis.training.objectives.objective import Outputs
-from braindecode_vis.training.processes import count_processes, gather_rows, get_rank
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
 PLAIN_NEEDS = frozenset({"regression", "text"})

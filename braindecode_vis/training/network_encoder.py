@@ -14,25 +14,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checkpoints import load_weights, read_checkpoint
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.devices import is_out_of_memory
 from braindecode_vis.encoders.signal import Signal, describe_signal
+from braindecode_vis.optimisation import load_weights, read_checkpoint
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.fitted import NetworkFit, read_fit, write_fit
-from braindecode_vis.training.validation import hold_out as choose_held_out
 
 LARGEST_AUTO, SMALLEST_AUTO = 1024, 16
+FEWEST_HELD_OUT = 2  # one image alone is always found
 
 
 if TYPE_CHECKING:
@@ -131,18 +131,18 @@ class NetworkEncoder:
 
     def hold_out(self, responses: Responses, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Return rows to learn from, rows held out, and what is held out whole."""
-        from braindecode_vis.training.batches import check_enough_images, code_trials
+        from braindecode_vis.training.feed import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         selection = self.config.selection
         # A stream of its own, so that who is held out depends on no other draw.
         seed = derive_seed(self.seed, "validation")
         try:
-            held = choose_held_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed)
+            held = hold_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed)
         except DataError:
             if selection.kind != "last":  # there, held-out trials decide nothing
                 raise
-            held = choose_held_out(stimuli[rows], concepts[rows], 0.0, seed=seed)
+            held = hold_out(stimuli[rows], concepts[rows], 0.0, seed=seed)
             self.messages.append("too few training images to hold any out; there is no validation curve")
         train = rows[~held.mask]
         check_enough_images(stimuli[train], where="the encoder learns from")
@@ -205,11 +205,11 @@ class NetworkEncoder:
         **options
             Further arguments of the `Trainer`.
         """
+        from braindecode_vis.devices import count_processes, open_accelerator
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.loop import CHECKPOINT, Trainer
         from braindecode_vis.training.model import takes_unknown_subjects
-        from braindecode_vis.training.processes import count_processes, open_accelerator
 
         reduced = reduce_views(take_rows(targets, np.arange(1)), self.config.view_choice)
         train, held, by = rows
@@ -464,7 +464,7 @@ class NetworkEncoder:
         if self.config.out_of_fold is None:
             rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
             return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
-        from braindecode_vis.training.batches import code_trials
+        from braindecode_vis.training.feed import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         n_folds = self.config.out_of_fold
@@ -507,6 +507,66 @@ class NetworkEncoder:
         encoder = cls(config, seed=seed, fitted=fitted)
         encoder.messages = messages
         return encoder
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Training trials that the network never learns from.
+
+    Parameters
+    ----------
+    mask : boolean array of shape (n_trials,)
+    by
+        ``concept`` or ``image``, what was held out whole; empty if nothing was.
+    """
+
+    mask: np.ndarray
+    by: str
+
+
+def hold_out(stimuli: np.ndarray, concepts: np.ndarray, fraction: float, *, seed: int) -> HeldOut:
+    """Choose held-out trials.
+
+    Concepts are held out if `fraction` of them are at least two and as many remain, images otherwise.
+
+    Parameters
+    ----------
+    stimuli, concepts : int arrays of shape (n_trials,)
+        Image and concept of each trial.
+    fraction
+        Share of the concepts (or images) to hold out; 0 holds out nothing.
+    seed
+        Decides which.
+
+    Raises
+    ------
+    DataError
+        If not even two images can be held out.
+    """
+    if fraction == 0:
+        return HeldOut(np.zeros(len(stimuli), dtype=bool), "")
+    # Whole concepts first: a zero-shot test asks for images of concepts never seen.
+    for by, groups in (("concept", concepts), ("image", stimuli)):
+        names = np.unique(groups)
+        n_held = round(fraction * len(names))
+        if n_held >= FEWEST_HELD_OUT and len(names) - n_held >= FEWEST_HELD_OUT:
+            # A stream of its own, so that other settings do not move who is held out.
+            chosen = make_generator(seed, "hold_out", by).permutation(names)[:n_held]
+            return HeldOut(np.isin(groups, chosen), by)
+    raise DataError(
+        f"{fraction:.0%} of {len(np.unique(stimuli))} training images are too few to hold out; "
+        "set encoder.selection.hold_out to 0 or higher."
+    )
+
+
+def check_enough_images(stimuli: np.ndarray, *, where: str) -> None:
+    """Raise `DataError` unless there are two images to tell apart."""
+    n_images = len(np.unique(stimuli))
+    if n_images < 2:
+        raise DataError(
+            f"{where} {len(stimuli)} trial(s) of {n_images} image(s): a contrast needs at least two different images; "
+            "use more training data or hold out less."
+        )
 
 
 def identify_training(

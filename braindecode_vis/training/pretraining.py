@@ -24,19 +24,21 @@ import torch
 from torch import Tensor
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checkpoints import (
-    pack_optimiser,
-    read_checkpoint,
-    take,
-    unpack_optimiser,
-    write_checkpoint,
-)
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.encoders.parcels import DESCRIPTION, MaskedAutoencoder, describe_encoder
 from braindecode_vis.encoders.parcels_config import WEIGHTS
 from braindecode_vis.encoders.signal import Signal, describe_signal
-from braindecode_vis.optimisation import compute_warm_cosine, optimise, split_decayed
+from braindecode_vis.optimisation import (
+    compute_warm_cosine,
+    optimise,
+    pack_optimiser,
+    read_checkpoint,
+    split_decayed,
+    take,
+    unpack_optimiser,
+    write_checkpoint,
+)
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
 from braindecode_vis.store import hash_json, replace_atomically, write_json
 from braindecode_vis.training.pretraining_config import PretrainConfig

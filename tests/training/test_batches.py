@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.training.batches import (
+from braindecode_vis.training.feed import (
+    RowSource,
     count_batches,
     draw_all,
     draw_halves,
     draw_subset,
     make_batches,
     make_units,
+    read_ahead,
 )
-from braindecode_vis.training.feed import RowSource, read_ahead
 
 
 def test_an_epoch_holds_every_unit_once_in_batches_of_nearly_one_size():

@@ -12,8 +12,8 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config.models import RetrievalConfig
 from braindecode_vis.contracts import BrainEncoder
+from braindecode_vis.training.fitted import compute_top_k
 from braindecode_vis.training.network_config import NetworkEncoderConfig
-from braindecode_vis.training.validation import compute_top_k
 from tests.training.toy_task import N_TARGETS, assert_same_weights, get_weights, make_config, make_task
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checkpoints import read_checkpoint
 from braindecode_vis.checks import DataError
+from braindecode_vis.optimisation import read_checkpoint
 from braindecode_vis.training.loop import CHECKPOINT
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 

@@ -4,12 +4,8 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.training.optimiser import (
-    OptimiserConfig,
-    ScheduleConfig,
-    compute_lr_factor,
-    make_optimiser,
-)
+from braindecode_vis.training.loop import compute_lr_factor, make_optimiser
+from braindecode_vis.training.network_config import OptimiserConfig, ScheduleConfig
 
 
 @pytest.mark.parametrize("n_updates, warmup", [(50, 0.1), (7, 0.3), (100, 0.25)])

@@ -28,7 +28,7 @@ import json, sys
 import torch
 import torch.distributed as dist
 dist.init_process_group("gloo")
-from braindecode_vis.training.processes import gather_rows, get_rank
+from braindecode_vis.devices import gather_rows, get_rank
 from tests.training.toy_task import make_config, make_task
 
 # Loss and gradient of one contrast: rows of this process, candidates of both.
@@ -51,7 +51,7 @@ if get_rank() == 0:
     from safetensors.torch import save_file
     save_file({k: v.clone() for k, v in encoder.fitted.model.state_dict().items()}, folder / "w.safetensors")
 dist.destroy_process_group()
-from braindecode_vis.training.processes import leave
+from braindecode_vis.devices import leave
 leave()
 """
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.validation import compute_top_k, hold_out, name_top_k
+from braindecode_vis.training.fitted import compute_top_k, name_top_k
+from braindecode_vis.training.network_encoder import hold_out
 
 
 def test_whole_concepts_are_held_out_or_images_where_concepts_are_few():

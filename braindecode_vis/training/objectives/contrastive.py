@@ -26,11 +26,12 @@ from torch.nn import functional
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.optimisation import anneal_cosine
-from braindecode_vis.training.objectives.objective import check_batch, compute_phase_fraction
-from braindecode_vis.training.objectives.similarity import (
+from braindecode_vis.training.objectives.objective import (
     LogitScale,
+    check_batch,
     check_pair,
     compute_paired_cross_entropy,
+    compute_phase_fraction,
     compute_soft_cross_entropy,
     find_same,
     multiply,
@@ -39,7 +40,7 @@ from braindecode_vis.training.objectives.similarity import (
 )
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.objectives.objective import Duplicates, Outputs
+    from braindecode_vis.training.objectives.objective import Outputs
 
 
 def compute_clip_loss(
@@ -49,7 +50,7 @@ def compute_clip_loss(
     *,
     scale: float | Tensor,
     symmetric: bool = True,
-    duplicates: Duplicates = "positive",
+    duplicates: str = "positive",
     normalise_brain: bool = True,
     normalise_image: bool = True,
 ) -> Tensor:
@@ -130,7 +131,7 @@ def compute_siglip_loss(
     *,
     scale: float | Tensor,
     bias: float | Tensor,
-    duplicates: Duplicates = "positive",
+    duplicates: str = "positive",
     duplicate_cosine: float = 0.999,
     normalise_brain: bool = True,
     normalise_image: bool = True,
@@ -206,7 +207,7 @@ def compute_within_group_loss(
     *,
     scale: float | Tensor,
     symmetric: bool = True,
-    duplicates: Duplicates = "positive",
+    duplicates: str = "positive",
     normalise_brain: bool = True,
     normalise_image: bool = True,
 ) -> Tensor:
@@ -297,7 +298,7 @@ def compute_bimixco_loss(
     stimuli: Tensor | None = None,
     *,
     temperature: float,
-    duplicates: Duplicates = "positive",
+    duplicates: str = "positive",
 ) -> Tensor:
     """Return the contrast of mixed trials with the images of both parts, in both directions.
 

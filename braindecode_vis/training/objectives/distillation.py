@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.similarity import (
+from braindecode_vis.training.objectives.objective import (
     LearnedTemperature,
     check_pair,
     compute_soft_cross_entropy,
@@ -29,7 +29,7 @@ from braindecode_vis.training.objectives.similarity import (
 )
 
 if TYPE_CHECKING:
-    from braindecode_vis.training.objectives.objective import Duplicates, Outputs
+    from braindecode_vis.training.objectives.objective import Outputs
 
 
 def compute_queue_contrast(
@@ -41,7 +41,7 @@ def compute_queue_contrast(
     temperature: float | Tensor,
     soft_from: Tensor | None = None,
     alpha: float = 0.0,
-    duplicates: Duplicates = "positive",
+    duplicates: str = "positive",
 ) -> Tensor:
     """Return one direction of a contrast against the teacher's outputs for this batch and the queue.
 
@@ -108,7 +108,7 @@ def compute_distillation_loss(
     *,
     temperature: float | Tensor,
     alpha: float,
-    duplicates: Duplicates = "positive",
+    duplicates: str = "positive",
 ) -> Tensor:
     """Return ALBEF's image-brain contrast with momentum distillation, the mean of both directions.
 
@@ -184,7 +184,7 @@ class TeacherShare:
 class DistillationTerm(nn.Module):
     """`compute_distillation_loss` with its learned temperature; alpha grows during the ramp."""
 
-    def __init__(self, temperature: LearnedTemperature, alpha: TeacherShare, duplicates: Duplicates) -> None:
+    def __init__(self, temperature: LearnedTemperature, alpha: TeacherShare, duplicates: str) -> None:
         super().__init__()
         self.temperature, self.alpha, self.duplicates = temperature, alpha, duplicates
 
@@ -208,7 +208,7 @@ class TclTerm(nn.Module):
         self,
         temperature: LearnedTemperature,
         alpha: TeacherShare,
-        duplicates: Duplicates,
+        duplicates: str,
         *,
         stop_tokens: bool,
     ) -> None:

@@ -1,24 +1,25 @@
-"""What every objective shares: the outputs that it sees of a step, and the checks of that step.
+"""What every objective shares: the outputs that it sees of a step, the frame around a term, and what terms are made of.
 
 The training loop fills one `Outputs` per step; an objective declares the optional parts that it needs in `needs`, so
-that nothing is computed in vain and a combination that cannot work is refused. Imports no torch.
+that nothing is computed in vain and a combination that cannot work is refused.
+
+Whatever precision the network runs in, similarities and log-sum-exps are computed in single precision at least
+(double stays double), outside of autocast: at a temperature of 0.004 the rounding of a bfloat16 cosine would be a
+logit of one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Temperature = Annotated[float, Field(gt=0)]
-Duplicates = Literal["positive", "mask", "negative"]
+from braindecode_vis.devices import autocast
 
 #: Fields of `Outputs` that each need stands for; the training loop fills them if any objective names the need.
 NEED_FIELDS: dict[str, tuple[str, ...]] = {
@@ -139,3 +140,185 @@ def check_batch(stimuli: Tensor, *, what: str = "images") -> None:
         f"contrastive objectives need at least two different {what} in a batch, but this one has {n_trials} trial(s) "
         f"of one and the same: raise the batch size, drop a last batch of one, or mix {what} in the sampler."
     )
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Return half precision as single precision and leave the rest as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def normalise(tensor: Tensor) -> Tensor:
+    """Return vectors of unit length along the last axis, in single precision at least."""
+    return functional.normalize(upcast(tensor), dim=-1)
+
+
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Return all inner products, shape (n_left, n_right), in single precision at least, even under autocast.
+
+    Parameters
+    ----------
+    left, right : tensors of shape (n_left, d) and (n_right, d)
+    """
+    with autocast(left.device):
+        return upcast(left) @ upcast(right).mT
+
+
+def check_pair(left: Tensor, right: Tensor, *, what: str = "brain and image") -> None:
+    """Raise `DataError` unless both are of the same shape (n, d)."""
+    if left.shape != right.shape or left.ndim != 2:
+        raise DataError(
+            f"{what} outputs must both be of shape (trials, features), but are {tuple(left.shape)} and "
+            f"{tuple(right.shape)}: project both sides to the same space."
+        )
+
+
+def find_same(labels: Tensor) -> Tensor:
+    """Return the boolean matrix of shape (n, n) that says which rows carry the same label."""
+    return labels[:, None] == labels[None, :]  # (n, n)
+
+
+def find_duplicates(labels: Tensor) -> Tensor:
+    """Return like `find_same`, but False on the diagonal: other rows that show the same."""
+    return find_same(labels) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+
+
+def compute_soft_cross_entropy(logits: Tensor, targets: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Return the mean over rows of ``-sum_j targets_ij log softmax_j(logits_ij)``.
+
+    Parameters
+    ----------
+    logits, targets : tensors of shape (n, n_candidates)
+        Rows of `targets` need not sum to one; zero where not allowed.
+    allowed : boolean tensor of shape (n, n_candidates), optional
+        Candidates that take part in the softmax of each row; all if None.
+    """
+    # -inf: no part in the log-sum-exp
+    normaliser = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+    return (targets.sum(-1) * normaliser.logsumexp(-1) - (targets * logits).sum(-1)).mean()
+
+
+def compute_paired_cross_entropy(
+    logits: Tensor, labels: Tensor | None, *, duplicates: str, symmetric: bool
+) -> Tensor:
+    """Return the cross-entropy of a square matrix of logits whose diagonal is right.
+
+    Parameters
+    ----------
+    logits : tensor of shape (n, n)
+    labels : integer tensor of shape (n,), optional
+        Rows of the same label show the same; all differ if None.
+    duplicates
+        Off the diagonal, what shows the same is ``positive`` (the target is uniform over all that are right), ``mask``
+        (left out of the softmax) or ``negative`` (treated like any other).
+    symmetric
+        Average both directions; otherwise rows alone.
+    """
+    allowed = None
+    picked = logits.diagonal()
+    picked_columns = picked
+    if labels is not None and duplicates == "mask":
+        allowed = ~find_duplicates(labels)
+    elif labels is not None and duplicates == "positive":
+        same = find_same(labels).to(logits.dtype)
+        count = same.sum(-1)
+        # cross-entropy with a uniform target over all right answers: the mean of their logits
+        picked = (same * logits).sum(-1) / count
+        picked_columns = (same * logits).sum(0) / count
+    normaliser = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+    rows = (normaliser.logsumexp(1) - picked).mean()
+    if not symmetric:
+        return rows
+    return (rows + (normaliser.logsumexp(0) - picked_columns).mean()) / 2
+
+
+class Objective(nn.Module):
+    """One term of the training objective: checks the step, leaves autocast, and hands over to `term`.
+
+    Outside its phase it returns a zero that still depends on every parameter, so that distributed training sees
+    no unused one.
+
+    Parameters
+    ----------
+    config
+        Its `ObjectiveConfig`: kind, weight, phase and needs.
+    term
+        ``forward(outputs)`` gives the loss.
+    """
+
+    def __init__(self, config: Any, term: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.term = term
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the unweighted scalar for one step."""
+        if not self.config.is_active(outputs.progress):
+            zero = outputs.brain.float().sum() * 0.0
+            return zero + sum(parameter.float().sum() * 0.0 for parameter in self.parameters())
+        # Only in its phase: what an objective needs may not be there before.
+        check_needs(self.config.kind, self.config.needs, outputs)
+        if self.config.contrastive:
+            check_batch(outputs.stimuli)
+        with autocast(outputs.brain.device):
+            return self.term(outputs)
+
+
+class LogitScale(nn.Module):
+    """The factor of the similarities, learned or fixed.
+
+    Parameters
+    ----------
+    temperature
+        The parameter starts at ``ln(1 / temperature)``.
+    form
+        ``exp`` makes the factor ``1 / temperature`` at the start; ``softplus`` applies softplus to the same
+        parameter, as UBP and NeuroBridge do, which for 0.07 gives 2.73 and not 14.3.
+    learn
+        Whether the parameter is trained.
+    max_scale
+        The parameter of ``exp`` is kept at or below the logarithm of this.
+    """
+
+    def __init__(
+        self, temperature: float, *, form: Literal["exp", "softplus"], learn: bool, max_scale: float = 100.0
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.limit = math.log(max_scale)
+        # CLIP's parametrisation: a step changes the factor by a share, and it stays positive.
+        start = torch.tensor(math.log(1.0 / temperature), dtype=torch.float32)
+        if learn:
+            self.raw = nn.Parameter(start)
+        else:
+            self.register_buffer("raw", start)
+
+    def forward(self) -> Tensor:
+        """Return the factor, a scalar tensor."""
+        if self.form == "softplus":
+            return functional.softplus(self.raw.float())
+        return _bound(self.raw, None, self.limit).exp()
+
+
+class LearnedTemperature(nn.Module):
+    """A temperature that is trained itself and kept inside bounds, as in ALBEF."""
+
+    def __init__(self, start: float, *, bounds: tuple[float, float], learn: bool) -> None:
+        super().__init__()
+        self.bounds = bounds
+        if learn:
+            self.raw = nn.Parameter(torch.tensor(start, dtype=torch.float32))
+        else:
+            self.register_buffer("raw", torch.tensor(start, dtype=torch.float32))
+
+    def forward(self) -> Tensor:
+        """Return the temperature, a scalar tensor."""
+        return _bound(self.raw, *self.bounds)
+
+
+def _bound(parameter: Tensor, low: float | None, high: float) -> Tensor:
+    # The parameter itself is clamped: a clamp inside the graph would have no gradient beyond the bound and
+    # leave the parameter stuck there. The copy keeps graphs of earlier micro-batches valid.
+    if parameter.requires_grad:
+        with torch.no_grad():
+            parameter.clamp_(min=low, max=high)
+    return parameter.float().clone()

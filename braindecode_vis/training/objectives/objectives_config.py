@@ -6,18 +6,20 @@ teacher, hard negatives, background.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.settings import Settings
-from braindecode_vis.training.objectives.objective import Duplicates, Share, Temperature
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from braindecode_vis.training.objectives.similarity import LearnedTemperature, LogitScale
+    from braindecode_vis.training.objectives.objective import LearnedTemperature, LogitScale
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(gt=0)]
+Duplicates = Literal["positive", "mask", "negative"]
 View = Literal["brain", "image", "brain_views", "image_views"]
 
 
@@ -60,7 +62,7 @@ class ObjectiveConfig(Settings):
 
     def build(self) -> nn.Module:
         """Return the module whose ``forward(outputs)`` gives the unweighted scalar."""
-        from braindecode_vis.training.objectives.similarity import Objective
+        from braindecode_vis.training.objectives.objective import Objective
 
         return Objective(self, self.make_term())
 
@@ -103,7 +105,7 @@ class ScaleSettings(ObjectiveConfig):
 
     def make_scale(self) -> LogitScale:
         """Return the factor of the similarities."""
-        from braindecode_vis.training.objectives.similarity import LogitScale
+        from braindecode_vis.training.objectives.objective import LogitScale
 
         return LogitScale(
             self.temperature, form=self.scale, learn=self.learn_temperature, max_scale=self.max_scale
@@ -422,7 +424,7 @@ class MomentumSettings(ObjectiveConfig):
 
     def make_temperature(self) -> LearnedTemperature:
         """Return the temperature within its bounds."""
-        from braindecode_vis.training.objectives.similarity import LearnedTemperature
+        from braindecode_vis.training.objectives.objective import LearnedTemperature
 
         return LearnedTemperature(
             self.temperature, bounds=self.temperature_bounds, learn=self.learn_temperature

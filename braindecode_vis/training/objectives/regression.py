@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.training.objectives.similarity import normalise, upcast
+from braindecode_vis.training.objectives.objective import normalise, upcast
 
 if TYPE_CHECKING:
     from braindecode_vis.training.objectives.objective import Outputs

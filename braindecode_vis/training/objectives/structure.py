@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-from braindecode_vis.training.objectives.similarity import (
+from braindecode_vis.training.objectives.objective import (
     LogitScale,
     check_pair,
     find_same,

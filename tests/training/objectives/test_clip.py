@@ -9,12 +9,11 @@ from open_clip.loss import ClipLoss
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objective import LogitScale, Outputs
 from braindecode_vis.training.objectives.objectives_config import (
     ClipImageTextObjectiveConfig,
     ClipObjectiveConfig,
 )
-from braindecode_vis.training.objectives.similarity import LogitScale
 
 
 def make_pair(n=7, d=5, seed=0):
