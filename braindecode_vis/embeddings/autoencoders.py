@@ -25,6 +25,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
+    WeightsSource,
     check_intact,
     find_weights,
     hash_weights,
@@ -67,7 +68,7 @@ class LatentConfig(Settings):
     """
 
     latents: LatentModel = "sd"
-    weights: Path | Literal["random"] | None = None
+    weights: WeightsSource | None = None
     allow_download: bool = False
     random_seed: int = Field(default=0, ge=0)
     image_size: int = Field(default=256, ge=32, multiple_of=8)

@@ -26,7 +26,7 @@ from braindecode_vis.embeddings.layer_readout import (
     read_layers,
 )
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import find_weights, hash_weights
+from braindecode_vis.embeddings.weights import WeightsSource, find_weights, hash_weights
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_json
 
@@ -62,8 +62,7 @@ class VisionNetworkConfig(Settings):
         How it runs, not what it computes; `workers` is the number of threads that prepare images.
     """
 
-    # The literal first: JSON knows no paths, and the first member that fits a text is taken.
-    weights: Literal["random"] | Path | None = None
+    weights: WeightsSource | None = None
     allow_download: bool = False
     random_seed: int = Field(default=0, ge=0)
     layer: Layer | tuple[Layer, ...] = OUTPUT

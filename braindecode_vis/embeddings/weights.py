@@ -17,6 +17,8 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.store import hash_file
 
 RANDOM: Literal["random"] = "random"
+#: A setting that names weights. The literal first: JSON knows no paths, and the first member that fits a text is taken.
+WeightsSource = Literal["random"] | Path
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 

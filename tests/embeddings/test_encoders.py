@@ -1,5 +1,6 @@
 """One contract over every registered image encoder, at a tiny size with random weights."""
 
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -12,6 +13,8 @@ from braindecode_vis.contracts import ImageEncoder
 from braindecode_vis.embeddings.autoencoders import AutoencoderKLConfig, TinyAutoencoderConfig
 from braindecode_vis.embeddings.degradations import Degradation, ViewedEncoderConfig, ViewsConfig
 from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+from braindecode_vis.embeddings.imported import ImportedConfig
+from braindecode_vis.embeddings.layer_fusion import LayersConfig
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 from braindecode_vis.embeddings.pixels import EngineeredConfig, PcaConfig, PixelsConfig
 from braindecode_vis.embeddings.timm_models import TimmConfig
@@ -54,6 +57,20 @@ ENCODERS = [
     ),
 ]  # fmt: skip
 each_encoder = pytest.mark.parametrize("config", ENCODERS, ids=lambda c: c.kind)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *ENCODERS,
+        LayersConfig(members=(ENCODERS[5], ENCODERS[8])),
+        ImportedConfig(layout="nice", files=Path("features"), network="clip-vit-l-14"),
+    ],
+    ids=lambda c: c.kind,
+)
+def test_settings_come_back_from_json(config):
+    """``weights: random`` once came back as the path of a file of that name."""
+    assert type(config).model_validate_json(config.model_dump_json()) == config
 
 
 def build(config):
