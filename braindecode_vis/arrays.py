@@ -364,7 +364,7 @@ def check_same_space(left: Embeddings, right: Embeddings) -> None:
 
 SCORE_KEYS = (
     "method", "metric", "value", "ci_low", "ci_high", "chance", "noise_ceiling", "n_queries", "gallery_size",
-    "subject", "split", "protocol", "seed", "p_value", "fingerprint",
+    "subject", "split", "protocol", "seed", "p_value", "fingerprint", "resampled",
 )  # fmt: skip
 
 
@@ -395,6 +395,9 @@ class Score:
         Number of candidates, for scores that search a gallery.
     p_value
         From a permutation null, where one was run.
+    resampled
+        What the interval resampled, for example ``images``, ``12 groups`` or ``subjects, then images``; of a control
+        that is a permutation, that the interval is its null's. Empty without an interval.
     """
 
     method: str
@@ -412,6 +415,7 @@ class Score:
     gallery_size: int | None = None
     p_value: float | None = None
     fingerprint: str = ""
+    resampled: str = ""
 
     def __post_init__(self) -> None:
         if self.n_queries < 1:

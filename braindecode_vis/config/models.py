@@ -27,6 +27,7 @@ from braindecode_vis.roles import (
 )
 from braindecode_vis.scores.caption_scores import CaptionScoresConfig
 from braindecode_vis.scores.response_scores import BrainScoresConfig, CeilingMeasure
+from braindecode_vis.scores.units import Resample
 from braindecode_vis.settings import OUTSIDE, Settings
 from braindecode_vis.training.pretraining_config import PretrainConfig
 
@@ -122,6 +123,10 @@ class EvaluationConfig(Settings):
     ----------
     n_bootstrap
         Resamples of the stimuli behind every interval.
+    resample
+        What is drawn with replacement: ``image``, ``trial``, ``group``, ``run``, ``session`` or ``subject``. With
+        ``auto``, groups where the trial table has a column `group`, otherwise images, and trials where classes are
+        decoded. With several subjects, subjects are drawn first; ``subject`` draws nothing within them.
     n_permutations
         Shuffles of the image labels behind every chance level and p-value.
     features
@@ -150,6 +155,7 @@ class EvaluationConfig(Settings):
     features: Annotated[Any, Component("target")] | None = None
     suite: MetricSuiteConfig | None = None
     best_of: bool = False
+    resample: Resample = "auto"
     metrics: tuple[Annotated[Any, Component("metric")], ...] = ()
     protocols: tuple[ProtocolName, ...] = ()
     conditions: tuple[str, ...] = ()
@@ -167,9 +173,13 @@ class EvaluationConfig(Settings):
         return self
 
     def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain values; without metrics from outside they are what they were before there were any."""
-        fields = super().hashed_fields()
-        return fields if self.metrics else {key: value for key, value in fields.items() if key != "metrics"}
+        """Return the plain values; without further metrics and units they are what they were before there were any."""
+        later = {"metrics": (), "resample": "auto"}
+        return {
+            key: value
+            for key, value in super().hashed_fields().items()
+            if key not in later or getattr(self, key) != later[key]
+        }
 
 
 class RunConfig(Settings):

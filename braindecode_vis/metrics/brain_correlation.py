@@ -95,6 +95,7 @@ def correlate_responses(
     n_boot: int = 1000,
     n_permutations: int = 1000,
     seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> BrainCorrelation:
     """Return how well responses predicted from reconstructions fit those that were measured.
 
@@ -108,6 +109,8 @@ def correlate_responses(
         Name of each region to a boolean array of shape (n_voxels,); the mean over all voxels is always given.
     n_boot, n_permutations, seed
         Resamples of the images, shuffles of the images, and their root seed.
+    clusters : array of shape (n_images,), optional
+        Images of one label are drawn together.
 
     Raises
     ------
@@ -126,7 +129,10 @@ def correlate_responses(
                 f"region {name!r} must be a boolean array of {measured.shape[1]} voxels with some in it."
             )
     n = len(measured)
-    counts = make_generator(seed, "brain-correlation").multinomial(n, np.full(n, 1 / n), size=n_boot)
+    codes = np.arange(n) if clusters is None else np.unique(clusters.astype(str), return_inverse=True)[1]
+    n_units = int(codes.max()) + 1
+    drawn = make_generator(seed, "brain-correlation").multinomial(n_units, np.full(n_units, 1 / n_units), size=n_boot)
+    counts = drawn[:, codes]  # (n_boot, n_images)
     weights = np.concatenate([np.ones((1, n)), counts])  # the first row is the sample itself
     sums = {name: np.zeros(len(weights)) for name in masks}
     by_voxel = np.empty(measured.shape[1])
@@ -150,7 +156,7 @@ def correlate_responses(
         # The correlation is the sum over images of products, so times n it is a mean that can be permuted.
         null = permutation_test(n * tables[name], n_permutations=n_permutations, seed=seed)
         low, high = (float(q) for q in np.quantile(sums[name][1:], [0.025, 0.975]))
-        interval = Interval(low, high, 0.95, "bootstrap over stimuli", n)
+        interval = Interval(low, high, 0.95, "bootstrap over stimuli", n_units)
         found[name] = RegionCorrelation(
             float(sums[name][0]), interval, null.null_mean, null.p_value, int(mask.sum())
         )

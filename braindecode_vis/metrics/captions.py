@@ -338,6 +338,8 @@ def score_captions(
     truth: np.ndarray | None = None,
     blocks: np.ndarray | None = None,
     n_permutations: int = 10_000,
+    clusters: Sequence[object] | np.ndarray | None = None,
+    unit: str = "image",
 ) -> list[Score]:
     """Return one row per caption metric; chance is the mean against the references of the next stimulus.
 
@@ -363,6 +365,10 @@ def score_captions(
         Stimuli are permuted within their block, where the tables hold these pairs only.
     n_permutations
         Permutations of the stimuli.
+    clusters : sequence of length n_items, optional
+        What intervals resample, if not stimuli.
+    unit
+        What they are, in one word.
     """
     names = [str(i) for i in ids]
     rounds: list[Any] = [candidates] if candidates and isinstance(candidates[0], str) else list(candidates)
@@ -385,8 +391,8 @@ def score_captions(
     return [
         make_score(
             rows, metric=f"{name}@{source}" if source else name, method=method, protocol=protocol, subject=subject,
-            split=split, seed=seed, chance=level[name], stimulus_ids=names, subjects=subjects, n_boot=n_boot,
-            p_value=p_values[name],
+            split=split, seed=seed, chance=level[name], stimulus_ids=names if clusters is None else clusters, unit=unit,
+            subjects=subjects, n_boot=n_boot, p_value=p_values[name],
         )
         for name, rows in values.items()
     ]  # fmt: skip

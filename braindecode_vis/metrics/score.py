@@ -24,6 +24,18 @@ from braindecode_vis.metrics.uncertainty import (
 WILSON_BELOW = 40  # fewer items than this, and the bootstrap of a proportion is too narrow
 
 
+def name_units(unit: str, n: int | None = None) -> str:
+    """Return what was resampled in words; units that are few by nature are counted.
+
+    Examples
+    --------
+    >>> name_units("image", 200), name_units("group", 12)
+    ('images', '12 groups')
+    """
+    counted = n is not None and unit not in ("image", "trial")
+    return f"{n} {unit}s" if counted else f"{unit}s"
+
+
 def make_score(
     values_per_item: np.ndarray,
     *,
@@ -37,6 +49,7 @@ def make_score(
     noise_ceiling: float | None = None,
     gallery_size: int | None = None,
     stimulus_ids: Labels | None = None,
+    unit: str = "image",
     subjects: Labels | None = None,
     statistic: Statistic = "mean",
     p_value: float | None = None,
@@ -58,7 +71,10 @@ def make_score(
         ``analytic`` looks the level up with `compute_chance`. For pixel and embedding metrics pass the mean of the
         permutation null, or None where no level is meaningful.
     stimulus_ids : sequence of length n_items, optional
-        Stimulus of each item; items of one stimulus are resampled together.
+        Stimulus of each item, or whatever else `unit` names; items of one are resampled together.
+    unit
+        What `stimulus_ids` are, in one word: ``image``, ``trial``, ``group``, ... With ``subject``, and `subjects`
+        given, whole subjects are resampled and nothing within them.
     subjects : sequence of length n_items, optional
         Subject of each item, for a hierarchical bootstrap; the value is then the mean of subject means.
     statistic
@@ -105,9 +121,17 @@ def make_score(
     # Wilson's interval counts items as independent, which repetitions of a stimulus are not.
     independent = subjects is None and n_stimuli == len(values)
     interval: Interval | None = None
+    resampled = ""
     if independent and proportion and (len(values) < WILSON_BELOW or np.ptp(values) == 0):
         interval = wilson_interval(int(values.sum()), len(values))
+        resampled = f"{name_units(unit, n_stimuli)} (Wilson)"
+    elif unit == "subject" and subjects is not None:
+        means = pd.Series(values).groupby([str(s) for s in subjects]).mean().to_numpy()
+        if len(means) > 1:
+            interval = bootstrap_interval(means, statistic=statistic, n_boot=n_boot, seed=seed)
+            resampled = name_units(unit, len(means))
     elif (n_stimuli if subjects is None else len({str(s) for s in subjects})) > 1:
+        resampled = name_units(unit, n_stimuli) if subjects is None else f"subjects, then {name_units(unit)}"
         interval = bootstrap_interval(
             values, clusters=stimulus_ids, subjects=subjects, statistic=statistic, n_boot=n_boot, seed=seed
         )
@@ -127,4 +151,5 @@ def make_score(
         gallery_size=gallery_size,
         p_value=p_value,
         fingerprint=fingerprint,
+        resampled=resampled,
     )

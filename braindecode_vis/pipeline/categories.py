@@ -20,6 +20,7 @@ from braindecode_vis.contracts import WholeCategoryDecoder
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
 from braindecode_vis.preprocessing.splits import Split
+from braindecode_vis.scores.units import Units, find_units
 from braindecode_vis.seeds import derive_seed
 
 
@@ -97,12 +98,24 @@ def evaluate_categories(
             first = find_first_rows(responses.trials.iloc[rows])  # every volume has the decision of its trial
             rows, decisions = rows[first], decisions[first]
         trials = responses.trials.iloc[rows]
+        units, _ = find_units(trials, trials, config.evaluation.resample)
+        if config.evaluation.resample == "image":
+            units = Units("image", trials["stimulus_id"].to_numpy(dtype=object))
+        # Numbers of runs start again in each session.
+        runs = trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object)
+        # Decisions share a scale within one decoder. Where several decoders test trials of one run, that is a fold.
+        decoder_of = np.empty(responses.n_trials, dtype=object)
+        for number, fold in enumerate(split.folds):
+            decoder_of[fold.test] = f"fold {number}"
+        several = pd.Series(decoder_of[rows]).groupby([trials["subject"].to_numpy(), runs]).nunique() > 1
+        if several.any():
+            runs = decoder_of[rows]
         task = CategoryTask(
             decisions=decisions,
             classes=classes,
             labels=trials["concept"].astype(str).to_numpy(dtype=object),
-            # Numbers of runs start again in each session.
-            runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
+            runs=runs,
+            units=units,
             subjects=trials["subject"].astype(str).to_numpy(dtype=object),
             protocol=f"{config.dataset.kind}; {split.protocol}; category decoding, {len(classes)} classes"
             + ("; volumes of a trial decided together" if encoder.pool else ""),

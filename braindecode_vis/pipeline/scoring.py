@@ -27,6 +27,7 @@ from braindecode_vis.pipeline.learning import (
 )
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
+from braindecode_vis.scores.units import Units, find_units
 
 
 @remember
@@ -48,6 +49,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
 
         parts = [part for fold in retrieved.folds for part in fold.parts]
         features = config.evaluation.features
+        units, unit_note = _find_run_units(run)
         task = ScoringTask(
             retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
             seen=np.asarray(images.seen),
@@ -68,14 +70,15 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             best_of=config.evaluation.best_of,
             metrics=metrics,
             conditions=_name_conditions(run, images.ids),
+            units=units,
         )
         with run.listener.progress("scoring", task.n_steps) as advance:
             scores, items = compute_scores(task, advance=advance)
         if config.evaluation.protocols:
-            scores += _score_protocols(run, protocol)
-        further, lacking = _score_further(run, protocol, folder)
+            scores += _score_protocols(run, protocol, units)
+        further, lacking = _score_further(run, protocol, folder, units)
         scores += further
-        store.write_json(folder / "not_computed.json", task.not_computed + lacking)
+        store.write_json(folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])])
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
         items.to_parquet(folder / "items.parquet", index=False)
 
@@ -94,7 +97,9 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], list[str]]:
+def _score_further(
+    run: Run, protocol: str, folder: Path, units: Units | None
+) -> tuple[list[Any], list[str]]:
     """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
     config, scores, lacking = run.config.evaluation, [], []
     prepared, images = preprocess(run), reconstruct(run)
@@ -112,7 +117,7 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
             CaptionTask(
                 config.captions, predicted, true, training, images.ids, images.subjects, np.asarray(images.seen),
                 {name: np.asarray(made) for name, made in images.images.items()}, protocol, "test", run.config.seed,
-                config.n_bootstrap, config.n_permutations,
+                config.n_bootstrap, config.n_permutations, units,
             )
         )  # fmt: skip
         scores += captions.scores
@@ -144,12 +149,23 @@ def _score_further(run: Run, protocol: str, folder: Path) -> tuple[list[Any], li
             response_scores.BrainTask(
                 config.brain, pairs, prepared.stimuli, images.ids, images.subjects, np.asarray(images.seen),
                 {name: np.asarray(made) for name, made in images.images.items()}, ceilings, protocol, "test",
-                run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations,
+                run.config.seed, min(config.n_bootstrap, 1000), config.n_permutations, units,
             )
         )  # fmt: skip
         scores += found
         lacking += why
     return scores, lacking
+
+
+def _find_run_units(run: Run) -> tuple[Units | None, str]:
+    """Return what the intervals of the run resample, if not images, and a sentence where groups could not be."""
+    prepared, resample = preprocess(run), run.config.evaluation.resample
+    rows = np.concatenate([fold.test for fold in prepared.folds])
+    trials = prepared.responses.trials.iloc[rows]
+    if resample == "image" or (resample == "auto" and "group" not in trials):
+        return None, ""
+    tables = [pick_test_trials(run, number).trials for number in range(len(prepared.folds))]
+    return find_units(pd.concat(tables, ignore_index=True), trials, resample)
 
 
 def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
@@ -170,7 +186,7 @@ def _name_conditions(run: Run, ids: np.ndarray) -> np.ndarray | None:
     return trials[columns].astype(str).agg(" ".join, axis=1).to_numpy(dtype=object)
 
 
-def _score_protocols(run: Run, protocol: str) -> list[Any]:
+def _score_protocols(run: Run, protocol: str, units: Units | None) -> list[Any]:
     """Return the score rows of the further protocols that the configuration names."""
     from braindecode_vis.metrics.protocols import make_concept_templates
     from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
@@ -216,6 +232,7 @@ def _score_protocols(run: Run, protocol: str) -> list[Any]:
         text=text,
         templates=templates,
         device=choose_device(config.retrieval.device, setting="retrieval.device"),
+        units=units,
     )
     return score_protocols(task, wanted)
 

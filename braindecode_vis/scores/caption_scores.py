@@ -28,6 +28,7 @@ from braindecode_vis.metrics.captions import (
 from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.scores.image_scores import make_blocks
 from braindecode_vis.scores.scoring_task import POOLED, average, list_subjects
+from braindecode_vis.scores.units import Units
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file, hash_json
 
@@ -145,7 +146,7 @@ class CaptionTask:
     seen : uint8 array of shape (n_rows, height, width, 3)
     images
         Method to images as in `ScoringTask`.
-    protocol, split, seed, n_bootstrap, n_permutations
+    protocol, split, seed, n_bootstrap, n_permutations, units
         As in `ScoringTask`.
     """
 
@@ -162,6 +163,7 @@ class CaptionTask:
     seed: int
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
+    units: Units | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         if method == "decoded":  # controls need no p-value, and their pairs would cost as much again
             null = _tabulate(task, several, [bank[name] for name in stimuli], truth, encoder)
         for subject, rows in list_subjects(task.subjects):
+            units = None if task.units is None else task.units.select(rows)
             tables = {name: table[rows] for name, table in null.get("tables", {}).items()}
             scores += score_captions(
                 [references[row] for row in rows], [[one[row] for row in rows] for one in several],
@@ -220,6 +223,7 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
                 seed=task.seed, source=source, encoder=encoder, n_boot=task.n_bootstrap,
                 subjects=task.subjects[rows] if subject == POOLED else None, tables=tables or None,
                 truth=truth[rows], blocks=null.get("blocks"), n_permutations=task.n_permutations,
+                clusters=None if units is None else units.labels, unit="image" if units is None else units.unit,
             )  # fmt: skip
     return CaptionScores(scores, texts)
 

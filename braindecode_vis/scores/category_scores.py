@@ -8,6 +8,8 @@ arrays; nothing is fitted here.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,10 @@ import pandas as pd
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within, wilson_interval
+from braindecode_vis.scores.scoring_task import POOLED, SHUFFLES
+from braindecode_vis.scores.units import Units
 from braindecode_vis.seeds import make_generator
 
 
@@ -35,6 +40,8 @@ class CategoryTask:
         True class, run and subject of each trial.
     protocol, split, seed, n_bootstrap, n_permutations
         As in `braindecode_vis.arrays.Score` and the evaluation settings.
+    units
+        What intervals resample, if not single trials.
     """
 
     decisions: np.ndarray
@@ -47,6 +54,7 @@ class CategoryTask:
     seed: int
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.labels.tolist()) - set(self.classes))
@@ -55,11 +63,25 @@ class CategoryTask:
 
 
 def compute_category_scores(task: CategoryTask) -> tuple[list[Score], pd.DataFrame]:
-    """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions)."""
+    """Return the score rows and one row per trial (`label`, `decoded`, `run`, `subject` and the decisions).
+
+    Several subjects get a row ``all`` beside their own: the mean of their scores, whose interval draws subjects first
+    and trials (or units) of each second.
+    """
     codes = np.array([task.classes.index(label) for label in task.labels])
-    scores: list[Score] = []
-    for subject in sorted(set(task.subjects.tolist())):
-        scores += _score_subject(task, codes, np.flatnonzero(task.subjects == subject), str(subject))
+    subjects = sorted(set(task.subjects.tolist()))
+    found = [_measure_subject(task, codes, np.flatnonzero(task.subjects == subject)) for subject in subjects]
+    scores = [
+        score
+        for subject, measured in zip(subjects, found, strict=True)
+        for one in measured
+        for score in _make_scores(task, str(subject), one)
+    ]
+    if len(subjects) > 1:
+        for name in [one.metric for one in found[0]]:
+            parts = [one for measured in found for one in measured if one.metric == name]
+            if len(parts) == len(subjects):
+                scores += _make_scores(task, POOLED, _pool(task, parts))
     decoded = np.array(task.classes, dtype=object)[task.decisions.argmax(axis=1)]
     items = pd.DataFrame(
         {"label": task.labels, "decoded": decoded, "run": task.runs, "subject": task.subjects}
@@ -68,47 +90,190 @@ def compute_category_scores(task: CategoryTask) -> tuple[list[Score], pd.DataFra
     return scores, items
 
 
-def _score_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray, subject: str) -> Iterator[Score]:
+@dataclass(frozen=True)
+class _Measured:
+    """One metric of one subject: its value, its values in every resample, those under every permutation."""
+
+    metric: str
+    value: float
+    n_trials: int
+    draws: np.ndarray
+    null: np.ndarray
+    resampled: str
+    interval: tuple[float, float] | None = None  # where it is not that of the draws
+
+
+def _make_scores(task: CategoryTask, subject: str, found: _Measured) -> Iterator[Score]:
+    common: dict[str, Any] = {
+        "metric": found.metric, "chance": float(found.null.mean()), "n_queries": found.n_trials,
+        "protocol": task.protocol, "subject": subject, "split": task.split, "seed": task.seed,
+        "gallery_size": len(task.classes),
+    }  # fmt: skip
+    low, high = found.interval or (float(q) for q in np.quantile(found.draws, [0.025, 0.975]))
+    yield Score(
+        method="decoded", value=found.value, ci_low=low, ci_high=high, resampled=found.resampled,
+        p_value=float(compute_p_value(found.value, found.null)), **common,
+    )  # fmt: skip
+    null_low, null_high = (float(q) for q in np.quantile(found.null, [0.025, 0.975]))
+    yield Score(
+        method="shuffled", value=float(found.null[0]), ci_low=null_low, ci_high=null_high, resampled=SHUFFLES, **common
+    )  # fmt: skip
+
+
+def _pool(task: CategoryTask, parts: list[_Measured]) -> _Measured:
+    """Return the mean over subjects, resampled over subjects and then within each."""
+    generator = make_generator(task.seed, "category_subjects")
+    draws = np.stack([part.draws for part in parts])  # (n_subjects, n_bootstrap)
+    who = generator.integers(0, len(parts), draws.T.shape)  # (n_bootstrap, n_subjects)
+    whole = task.units is not None and task.units.unit == "subject"
+    if whole:
+        pooled, words = np.array([part.value for part in parts])[who], f"{len(parts)} subjects"
+    else:
+        # A subject drawn twice is resampled twice.
+        pooled, words = draws[who, generator.integers(0, draws.shape[1], who.shape)], "subjects, then "
+        words += re.sub(r"^\d+ | \(.*", "", parts[0].resampled)
+    # The permutations of subjects are drawn alike; in another order for each, they are independent.
+    null = np.mean([generator.permutation(part.null) for part in parts], axis=0)
+    return _Measured(
+        parts[0].metric, float(np.mean([part.value for part in parts])), sum(part.n_trials for part in parts),
+        pooled.mean(axis=1), null, words,
+    )  # fmt: skip
+
+
+def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) -> list[_Measured]:
     n_classes = len(task.classes)
     decisions, truth, runs = task.decisions[rows], codes[rows], task.runs[rows]
-    by_name = [np.flatnonzero(runs.astype(str) == run) for run in np.unique(runs.astype(str))]
-    generator = make_generator(task.seed, "category_permutation")
-    permuted = permute_within(truth, by_name, task.n_permutations, generator)  # (n_permutations, n_trials)
+    units = None if task.units is None or task.units.unit in ("trial", "subject") else task.units.select(rows)
+    permuted = _permute_labels(task, truth, runs, units)  # (n_permutations, n_trials)
     blocks = [np.flatnonzero(runs == run) for run in pd.unique(runs)]
-    # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
-    everywhere, within_runs = _resample(truth, [np.arange(len(rows))], task), _resample(truth, blocks, task)
-    fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
-    metrics: list[tuple[str, np.ndarray, Callable[..., np.ndarray], np.ndarray]] = [
-        ("accuracy", decisions.argmax(axis=1), compute_accuracy, everywhere),
-        ("balanced_accuracy", decisions.argmax(axis=1), compute_balanced_accuracy, everywhere),
+    decoded = decisions.argmax(axis=1)
+    metrics: list[tuple[str, np.ndarray, Callable[..., np.ndarray]]] = [
+        ("accuracy", decoded, compute_accuracy),
+        ("balanced_accuracy", decoded, compute_balanced_accuracy),
     ]
     usable = [block for block in blocks if len(set(truth[block].tolist())) == 2]
     if n_classes == 2 and usable:
 
         def auc_over_runs(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return np.mean([compute_auc(predicted[:, block], labels[:, block]) for block in usable], axis=0)
+            found = [compute_auc(predicted[:, block], labels[:, block]) for block in usable]
+            # Labels of whole units may leave a run with one class; such a run says nothing under that permutation.
+            return np.mean(found, axis=0) if units is None else np.nanmean(found, axis=0)
 
-        metrics.append(("auc", decisions[:, 1] - decisions[:, 0], auc_over_runs, within_runs))
-    for name, predicted, metric, resampled in metrics:
-        value = float(metric(predicted[fixed], truth[fixed])[0])
-        null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
-        # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
-        if name == "accuracy" and len(rows) < 40:
-            interval = wilson_interval(round(value * len(rows)), len(rows))
-            low, high = interval.low, interval.high
-        else:
-            low, high = np.quantile(metric(predicted[resampled], truth[resampled]), [0.025, 0.975])
-        shuffled = float(null[0])
-        common: dict[str, Any] = {
-            "metric": name, "chance": float(null.mean()), "n_queries": len(rows), "protocol": task.protocol,
-            "subject": subject, "split": task.split, "seed": task.seed, "gallery_size": n_classes,
+        metrics.append(("auc", decisions[:, 1] - decisions[:, 0], auc_over_runs))
+    resampled: dict[str, tuple[np.ndarray, str]]
+    if units is None:
+        # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
+        everywhere, within_runs = _resample(truth, [np.arange(len(rows))], task), _resample(truth, blocks, task)
+        resampled = {
+            name: (
+                metric(predicted[within_runs], truth[within_runs]) if name == "auc"
+                else metric(predicted[everywhere], truth[everywhere]),
+                "trials within runs" if name == "auc" and len(blocks) > 1 else "trials",
+            )
+            for name, predicted, metric in metrics
         }  # fmt: skip
-        yield Score(
-            method="decoded", value=value, ci_low=float(low), ci_high=float(high),
-            p_value=float(compute_p_value(value, null)), **common,
-        )  # fmt: skip
-        null_low, null_high = (float(q) for q in np.quantile(null, [0.025, 0.975]))
-        yield Score(method="shuffled", value=shuffled, ci_low=null_low, ci_high=null_high, **common)
+    else:
+        resampled = _resample_units(task, units, truth, decoded, decisions[:, -1] - decisions[:, 0], usable)
+    fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
+    found = []
+    for name, predicted, metric in metrics:
+        value = float(metric(predicted[fixed], truth[fixed])[0])
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a mean over no run
+            null = metric(np.broadcast_to(predicted, permuted.shape), permuted)
+        draws, words = resampled[name]
+        interval = None
+        # A bootstrap of few hits is too narrow, and has no width at all where every trial is a hit.
+        if name == "accuracy" and len(rows) < 40 and units is None:
+            bounds = wilson_interval(round(value * len(rows)), len(rows))
+            interval, words = (bounds.low, bounds.high), "trials (Wilson)"
+        found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
+    return found
+
+
+def _permute_labels(
+    task: CategoryTask, truth: np.ndarray, runs: np.ndarray, units: Units | None
+) -> np.ndarray:
+    """Return permuted labels, shape (n_permutations, n_trials): within each run, and as units allow.
+
+    Where every unit shows one class (blocks), labels of whole units change places: single trials of a block are no
+    independent evidence, and a null that exchanged them would be far too narrow. Otherwise labels stay within a unit.
+    """
+    generator = make_generator(task.seed, "category_permutation")
+    names = runs.astype(str)
+    if units is None:
+        by_name = [np.flatnonzero(names == run) for run in np.unique(names)]
+        return permute_within(truth, by_name, task.n_permutations, generator)
+    labels = units.labels.astype(str)
+    known, first, code = np.unique(labels, return_index=True, return_inverse=True)
+    if (truth == truth[first][code]).all():
+        unit_truth, unit_run = truth[first], names[first]
+        nested = (names == unit_run[code]).all()
+        blocks = [np.flatnonzero(unit_run == run) for run in np.unique(unit_run)]
+        if not nested or all(len(set(unit_truth[block].tolist())) < 2 for block in blocks):
+            blocks = [np.arange(len(known))]  # a run has one class, or units reach over runs
+        return permute_within(unit_truth, blocks, task.n_permutations, generator)[:, code]
+    pairs = np.unique(np.stack([names, labels]), axis=1, return_inverse=True)[1].ravel()
+    within = [np.flatnonzero(pairs == pair) for pair in np.unique(pairs)]
+    return permute_within(truth, within, task.n_permutations, generator)
+
+
+def _resample_units(
+    task: CategoryTask,
+    units: Units,
+    truth: np.ndarray,
+    decoded: np.ndarray,
+    decision: np.ndarray,
+    usable: list[np.ndarray],
+) -> dict[str, tuple[np.ndarray, str]]:
+    """Return each metric in resamples of whole units, shape (n_bootstrap,), and what was resampled.
+
+    A resample is how often each unit was drawn, so that every metric is a ratio of sums over units.
+    """
+    known, code = np.unique(units.labels.astype(str), return_inverse=True)
+    n_units = len(known)
+    generator = make_generator(task.seed, "category_units")
+    drawn = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=task.n_bootstrap).astype(float)
+    words, hits = name_units(units.unit, n_units), (decoded == truth).astype(float)
+
+    def average(rows: np.ndarray) -> np.ndarray:
+        counts = drawn @ np.bincount(code[rows], minlength=n_units)
+        sums = drawn @ np.bincount(code[rows], hits[rows], minlength=n_units)
+        return np.divide(sums, counts, out=np.full(len(drawn), np.nan), where=counts > 0)
+
+    recalls = [average(np.flatnonzero(truth == label)) for label in np.unique(truth)]
+    found = {
+        "accuracy": (average(np.arange(len(truth))), words),
+        "balanced_accuracy": (np.nanmean(recalls, axis=0), words),  # classes that were drawn
+    }
+    if not usable:
+        return found
+    if len(usable) > 1 and len({unit for block in usable for unit in set(code[block].tolist())}) == sum(
+        len(set(code[block].tolist())) for block in usable
+    ):
+        # Units within runs: a run may have one unit of each class, which alone has no spread, so runs are drawn.
+        of_runs = np.concatenate([compute_auc(decision[block][None], truth[block][None]) for block in usable])
+        turns = generator.integers(0, len(usable), (task.n_bootstrap, len(usable)))
+        found["auc"] = (of_runs[turns].mean(axis=1), f"{len(usable)} runs")
+        return found
+    areas = []
+    for block in usable:
+        high, low = block[truth[block] == 1], block[truth[block] == 0]
+        wins = np.zeros((n_units, n_units))  # pairs that are in order, by the units of their two trials
+        member = np.eye(n_units)[code[low]]  # (n_low, n_units)
+        for start in range(0, len(high), 512):
+            part = high[start : start + 512]
+            above = decision[part][:, None] - decision[low][None]  # (n_part, n_low)
+            np.add.at(wins, code[part], ((above > 0) + 0.5 * (above == 0)) @ member)
+        n_high, n_low = (np.bincount(code[rows], minlength=n_units) for rows in (high, low))
+        n_pairs = (drawn @ n_high) * (drawn @ n_low)
+        sums = ((drawn @ wins) * drawn).sum(axis=1)
+        areas.append(np.divide(sums, n_pairs, out=np.full(len(drawn), np.nan), where=n_pairs > 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = np.nanmean(areas, axis=0)
+    found["auc"] = (means[np.isfinite(means)], words)
+    return found
 
 
 def _resample(truth: np.ndarray, blocks: list[np.ndarray], task: CategoryTask) -> np.ndarray:

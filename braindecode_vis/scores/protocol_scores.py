@@ -20,6 +20,7 @@ from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.score import make_score
 from braindecode_vis.retrieval import Retrieval, compute_ranks, compute_relative_ranks, compute_top_k_hits
 from braindecode_vis.scores.scoring_task import POOLED, list_subjects
+from braindecode_vis.scores.units import Units
 
 TOP = (1, 5)
 
@@ -48,6 +49,8 @@ class ProtocolTask:
         Size and number of the subsets of ``nsd_300``.
     device
         Where ranks are computed.
+    units
+        As in `scoring.ScoringTask`; averages over all trials of an image resample images.
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
@@ -64,6 +67,7 @@ class ProtocolTask:
     n_drawn: int = 300
     n_draws: int = 30
     device: str = "auto"
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         n_rows = sum(len(queries) for queries, _, _ in self.retrievals)
@@ -124,11 +128,15 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
             for subject, rows in list_subjects(found.subjects):
                 # A median of subjects' medians has no bootstrap over subjects and stimuli here.
                 hierarchical = subject == POOLED and found.statistic == "mean"
+                # Averages over the trials of an image have rows of their own.
+                own = task.units is not None and found.ids is task.ids
+                units = task.units.select(rows) if own and task.units is not None else None
                 scores.append(
                     make_score(
                         found.values[rows], metric=found.metric, method="decoded", protocol=task.protocol,
                         subject=subject, split=task.split, seed=task.seed, chance=found.chance,
-                        gallery_size=found.gallery_size, stimulus_ids=found.ids[rows],
+                        gallery_size=found.gallery_size, stimulus_ids=found.ids[rows] if units is None else units.labels,
+                        unit="image" if units is None else units.unit,
                         subjects=found.subjects[rows] if hierarchical else None, statistic=found.statistic,
                         n_boot=task.n_bootstrap,
                     )
@@ -280,6 +288,7 @@ def score_draws(task: ProtocolTask) -> Iterator[Score]:
                     method="decoded", metric=metric, value=value, chance=1 / task.n_drawn, n_queries=len(own),
                     protocol=task.protocol, subject=str(who), split=task.split, seed=task.seed,
                     ci_low=result.interval.low, ci_high=result.interval.high, gallery_size=task.n_drawn,
+                    resampled="images",
                 )  # fmt: skip
 
 

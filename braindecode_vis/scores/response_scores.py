@@ -25,9 +25,11 @@ from braindecode_vis.metrics.brain_correlation import (
     predict_responses,
 )
 from braindecode_vis.metrics.image import ImageTable, make_image_table
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
 from braindecode_vis.registry import Component
+from braindecode_vis.scores.units import Units
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
@@ -82,7 +84,7 @@ class BrainTask:
         As in `ScoringTask`.
     ceilings
         Noise ceilings by subject, if they are known.
-    protocol, split, seed, n_bootstrap, n_permutations
+    protocol, split, seed, n_bootstrap, n_permutations, units
         As in `ScoringTask`.
     """
 
@@ -99,6 +101,7 @@ class BrainTask:
     seed: int
     n_bootstrap: int = 1000
     n_permutations: int = 10_000
+    units: Units | None = None
 
 
 def score_brain(task: BrainTask) -> tuple[list[Score], list[str]]:
@@ -167,11 +170,12 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
     measured = np.concatenate([part.measured for part in kept])
     regions = _find_regions(task, who, measured.shape[1])
     ceiling = task.ceilings.get(who)
+    units = None if task.units is None else task.units.select(order)
     for method in table.made:
         predictions = list(np.concatenate([part.predicted[method] for part in kept], axis=1))
         found = correlate_responses(
             predictions, measured, regions=regions, n_boot=task.n_bootstrap,
-            n_permutations=task.n_permutations, seed=task.seed,
+            n_permutations=task.n_permutations, seed=task.seed, clusters=None if units is None else units.labels,
         )  # fmt: skip
         for name, region in found.regions.items():
             bound = None
@@ -183,6 +187,7 @@ def _score_subject(task: BrainTask, table: ImageTable, features: Features, who: 
                 n_queries=found.n_images, protocol=task.protocol, subject=who, split=task.split, seed=task.seed,
                 ci_low=region.interval.low, ci_high=region.interval.high, p_value=region.p_value,
                 noise_ceiling=bound,
+                resampled="images" if units is None else name_units(units.unit, region.interval.n_units),
             )  # fmt: skip
 
 

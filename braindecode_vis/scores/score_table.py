@@ -130,9 +130,10 @@ def _permute_retrieval(scored: ScoredGroup, parts: list[_Part], name: str) -> Pe
         truths.append(pd.Index(group[0].retrieval.gallery_ids).get_indexer(pd.Index(names)))
     if max(len(np.unique(truth)) for truth in truths) < 2:
         return None
+    classes = [scored.find_classes(group[0].retrieval.gallery_ids) for group in groups]
     return permutation_test_folds(
-        tables, truths, alternative=metric.alternative, n_permutations=task.n_permutations, seed=task.seed,
-        statistic=metric.statistic,
+        tables, truths, groups=classes, alternative=metric.alternative, n_permutations=task.n_permutations,
+        seed=task.seed, statistic=metric.statistic,
     )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
     task = scored.task
     for name in task.list_asked("embeddings"):
         metric = find_metric(name).metric
-        tables, truths = [], []
+        tables, truths, classes = [], [], []
         for fold, (queries, gallery, _) in enumerate(task.retrievals):
             local = scored.rows[task.folds[scored.rows] == fold] - int(np.flatnonzero(task.folds == fold)[0])
             if not len(local):
@@ -159,6 +160,7 @@ def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
                 )
             tables.append(tabulate_items(metric, own.flat(), target.flat()))
             truths.append(truth)
+            classes.append(scored.find_classes(stimuli))
         values = np.concatenate(
             [table[np.arange(len(table)), truth] for table, truth in zip(tables, truths, strict=True)]
         )
@@ -166,8 +168,9 @@ def score_embeddings(scored: ScoredGroup) -> Iterator[tuple[Score, np.ndarray]]:
             yield scored.score(values, name, "decoded", chance=None), values
             continue
         null = permutation_test_folds(
-            tables, truths, alternative=metric.alternative, n_permutations=task.n_permutations, seed=task.seed
-        )
+            tables, truths, groups=classes, alternative=metric.alternative, n_permutations=task.n_permutations,
+            seed=task.seed,
+        )  # fmt: skip
         score = scored.score(values, name, "decoded", chance=null.null_mean, p_value=null.p_value)
         yield score, values
         yield scored.score_shuffled(null, name, len(values)), values

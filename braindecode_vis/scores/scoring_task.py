@@ -16,12 +16,14 @@ from braindecode_vis.metrics.metric_registry import find_metric
 from braindecode_vis.metrics.score import make_score
 from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test
 from braindecode_vis.retrieval import Retrieval, compute_similarity
+from braindecode_vis.scores.units import Units, find_exchangeable
 
 if TYPE_CHECKING:
     from braindecode_vis.metrics.suite import MetricSuite
 
 LARGEST_TABLE = 4_000_000  # cells of a query-by-gallery table that is permuted
 POOLED = "all"
+SHUFFLES = "one shuffle; the interval holds 95 % of all shuffles"
 
 
 class Group(NamedTuple):
@@ -66,6 +68,8 @@ class ScoringTask:
     conditions : array of shape (n_rows,), optional
         A further label of each row, for example task and stimulus set of an imagery experiment. Each condition of each
         subject is scored as well, among the stimuli of that condition, and named in the column `split`.
+    units
+        What intervals resample, if not images.
     metrics
         Names of further metrics of images or embeddings, of the package or from outside (see
         `braindecode_vis.metrics.metric_registry.register_metric`), scored with interval, chance, p-value and controls.
@@ -89,6 +93,7 @@ class ScoringTask:
     suite: MetricSuite | None = None
     best_of: bool = False
     conditions: np.ndarray | None = None
+    units: Units | None = None
     metrics: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -183,6 +188,8 @@ class ScoredGroup:
         self.ids, self.concepts = task.ids[group.rows], task.concepts[group.rows]
         self.columns, self.truth = np.unique(self.ids.astype(str), return_inverse=True)
         # One row for each stimulus, from which its picture and its concept are taken.
+        self.units = None if task.units is None else task.units.select(group.rows)
+        self.exchangeable = find_exchangeable(self.ids, self.units)
         self.first = np.array([int(np.flatnonzero(self.truth == c)[0]) for c in range(len(self.columns))])
 
     def score(self, values: np.ndarray, metric: str, method: str, **details: Any) -> Score:
@@ -196,9 +203,17 @@ class ScoredGroup:
             details["noise_ceiling"] = task.ceilings.get(metric)
         return make_score(
             values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
-            seed=task.seed, stimulus_ids=[str(i) for i in self.ids], subjects=pooled, n_boot=task.n_bootstrap,
-            **details,
+            seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if self.units is None else self.units.labels)],
+            unit="image" if self.units is None else self.units.unit, subjects=pooled, n_boot=task.n_bootstrap, **details,
         )  # fmt: skip
+
+    def find_classes(self, stimuli: Any, groups: Any = None) -> Any:
+        """Return within what a null exchanges these stimuli: within `groups`, and within what the units allow."""
+        if self.exchangeable is None:
+            return groups
+        known = self.exchangeable
+        classes = [known.get(str(i), -1) for i in stimuli]  # -1: further items of a gallery, which stay in place
+        return classes if groups is None else [f"{a} {b}" for a, b in zip(classes, groups, strict=True)]
 
     def score_shuffled(
         self, null: PermutationResult, metric: str, n_queries: int, *, gallery_size: int | None = None
@@ -209,7 +224,7 @@ class ScoredGroup:
             # The value is one shuffle, as one brain would give it; its interval is the spread of all of them.
             method="shuffled", metric=metric, value=float(null.null[0]), chance=null.null_mean, n_queries=n_queries,
             protocol=task.protocol, subject=self.subject, split=self.split, seed=task.seed,
-            ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size,
+            ci_low=null.null_low, ci_high=null.null_high, gallery_size=gallery_size, resampled=SHUFFLES,
         )  # fmt: skip
 
     def permute(
@@ -217,7 +232,7 @@ class ScoredGroup:
     ) -> PermutationResult:
         """Test a table of rows by distinct stimuli."""
         return permutation_test(
-            table, truth=self.truth, groups=groups, alternative=alternative,
+            table, truth=self.truth, groups=self.find_classes(self.columns, groups), alternative=alternative,
             n_permutations=self.task.n_permutations, seed=self.task.seed,
         )  # fmt: skip
 

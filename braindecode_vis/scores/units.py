@@ -1,0 +1,145 @@
+"""What intervals resample and nulls exchange: pictures, or what the trials of an experiment belong to together.
+
+Trials of one block, session or person share drifts and states, so that a bootstrap of single trials or pictures takes
+them for more evidence than they are. Drawing whole groups with replacement (the cluster bootstrap) does not.
+
+References
+----------
+Field and Welsh (2007), Bootstrapping clustered data, doi:10.1111/j.1467-9868.2007.00593.x.
+Saravanan, Berman and Sober (2020), hierarchical bootstrap in neuroscience, arXiv:2007.07797.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.preprocessing.splits import Side, make_groups
+
+Resample = Literal["auto", "image", "trial", "group", "run", "session", "subject"]
+#: Columns whose repetitions are averaged into one test item; see `preprocessing.repeats.average_repetitions`.
+_AVERAGED_OVER = ["subject", "stimulus_id", "task"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the test items belong to.
+
+    Parameters
+    ----------
+    unit
+        In one word: ``trial``, ``group``, ``run``, ``session`` or ``subject``.
+    labels : array of shape (n_items,)
+        Items of one label are drawn together.
+    """
+
+    unit: str
+    labels: np.ndarray
+
+    def select(self, rows: np.ndarray) -> Units | None:
+        """Return those of some items; None where all of them belong to one unit, which cannot be resampled."""
+        labels = self.labels[rows]
+        return Units(self.unit, labels) if len(set(labels.tolist())) > 1 else None
+
+
+def find_units(items: pd.DataFrame, trials: pd.DataFrame, resample: Resample) -> tuple[Units | None, str]:
+    """Return what the test items belong to; None stands for their pictures (or, of classes, single trials).
+
+    Parameters
+    ----------
+    items
+        One row per test item.
+    trials
+        The single trials behind them. Where an item is an average over repetitions from several groups, groups that
+        share an item are one unit, since they are not independent any more.
+    resample
+        As in `EvaluationConfig`.
+
+    Returns
+    -------
+    units
+    note
+        Why groups are not resampled although there are some; empty otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If the unit that was asked for is not known, or averages leave one of them.
+    """
+    if resample == "image" or (resample == "auto" and "group" not in trials):
+        return None, ""
+    if resample in ("trial", "subject"):
+        labels = np.arange(len(items)) if resample == "trial" else items["subject"].astype(str).to_numpy()
+        return Units(resample, labels.astype(object)), ""
+    side: Side = "group" if resample == "auto" else resample
+    if side not in ("session", "run") and side not in trials:
+        raise ConfigError(
+            f"evaluation.resample is {resample}, but the trial table has no column {side}; add it to the table, or set "
+            "evaluation.resample to auto."
+        )
+    groups = make_groups(trials, side).astype(str)
+    if len(items) == len(trials):
+        return Units(side, make_groups(items, side).astype(str).astype(object)), ""
+    keys = [name for name in _AVERAGED_OVER if name in trials]
+    joined = _join_groups(pd.MultiIndex.from_frame(trials[keys].astype(str)), groups)
+    labels = joined.reindex(pd.MultiIndex.from_frame(items[keys].astype(str))).to_numpy(dtype=object)
+    if len(set(groups.tolist())) > 1 and len(set(labels.tolist())) < 2:
+        words = f"test items are averages over several {side}s each; set repeats.test to single to resample {side}s"
+        if resample != "auto":
+            raise ConfigError(f"evaluation.resample is {resample}, but {words}.")
+        return None, f"intervals resample images, not {side}s: {words}."
+    return Units(side, labels), ""
+
+
+def _join_groups(keys: pd.MultiIndex, groups: np.ndarray) -> pd.Series:
+    """Return the unit of each averaged item: groups that an item is averaged over are joined, within a subject."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    codes, names = pd.factorize(keys)
+    subjects = keys.get_level_values(0)
+    whose = pd.factorize(pd.MultiIndex.from_arrays([subjects, groups]))[0]
+    n_items, n_groups = len(names), int(whose.max()) + 1
+    # Items and groups are the two sides of a graph; what hangs together is one unit.
+    edges = coo_matrix((np.ones(len(codes)), (codes, n_items + whose)), shape=(n_items + n_groups,) * 2)
+    component = connected_components(edges, directed=False)[1][:n_items]
+    first = pd.Series(groups).groupby(component[codes]).first()  # a unit is called like its first group
+    labels = [f"{component[n]}:{first[component[n]]}" for n in range(n_items)]
+    return pd.Series(labels, index=pd.MultiIndex.from_tuples(list(names), names=keys.names))
+
+
+def find_exchangeable(stimuli: np.ndarray, units: Units | None) -> dict[str, int] | None:
+    """Return a class for each stimulus, within which a null may exchange stimuli; None where all may be exchanged.
+
+    Items of one stimulus always move together. Where units have one stimulus each, exchanging stimuli exchanges whole
+    units. Otherwise only stimuli that stand in the very same units are exchanged: what sets one unit off from another
+    would else be taken for a decoded stimulus.
+
+    Parameters
+    ----------
+    stimuli : array of shape (n_items,)
+    units
+        Of these items.
+
+    Examples
+    --------
+    >>> find_exchangeable(np.array(list("abcd")), Units("group", np.array([1, 1, 2, 2])))
+    {'a': 0, 'b': 0, 'c': 1, 'd': 1}
+    >>> find_exchangeable(np.array(list("aabb")), Units("group", np.array([1, 2, 3, 4]))) is None
+    True
+    """
+    if units is None or units.unit in ("trial", "subject"):
+        return None
+    pairs = pd.DataFrame({"stimulus": stimuli.astype(str), "unit": units.labels.astype(str)}).drop_duplicates()
+    if not pairs["unit"].duplicated().any():
+        return None
+    found = pairs.groupby("stimulus")["unit"].agg(frozenset)
+    codes, _ = pd.factorize(found)
+    # All different: units are random draws of the stimuli, and no two stimuli could change places.
+    if len(set(codes.tolist())) in (1, len(codes)):
+        return None
+    return dict(zip(found.index.tolist(), codes.tolist(), strict=True))
