@@ -22,6 +22,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
+from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.runs import Listener, Run
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
@@ -162,7 +163,8 @@ class DecodingRun:
         """Show the scores of the decoded system in a notebook."""
         rows = self.scores[self.scores["method"] == "decoded"]
         shown = rows[["metric", "value", "ci_low", "ci_high", "chance", "p_value", "n_queries"]]
-        return f"<p>{self.folder}</p>{shown.to_html(index=False, float_format='{:.3f}'.format)}"
+        table = shown.to_html(index=False, float_format="{:.3f}".format)
+        return f"<p>{self.folder}</p>{table}<p>{describe_resampled(rows.to_dict('records'))}</p>"
 
     def __repr__(self) -> str:
         return f"<DecodingRun {self.config.name!r} in {self.folder}>"

@@ -166,10 +166,15 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from braindecode_vis.metrics.score import describe_resampled
+
     console = Console(highlight=False)
     wide = console.width >= 110
     several = len({row["subject"] for row in rows}) > 1
-    table = Table(title="Scores of the decoded system (95 % interval)", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="Scores of the decoded system (95 % interval)", title_justify="left", box=SIMPLE_HEAD,
+        caption=describe_resampled(rows), caption_justify="left",
+    )  # fmt: skip
     for column in ["subject"] * several:
         table.add_column(column, no_wrap=True)
     table.add_column("metric", overflow="fold")  # gives way, so that no number is cut

@@ -5,7 +5,8 @@ Knows nothing of files: rows are written elsewhere. What a metric is stands in `
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,27 @@ def name_units(unit: str, n: int | None = None) -> str:
     """
     counted = n is not None and unit not in ("image", "trial")
     return f"{n} {unit}s" if counted else f"{unit}s"
+
+
+def describe_resampled(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return one sentence on what the intervals of the decoded system resampled; empty where no row says it.
+
+    Examples
+    --------
+    >>> row = {"method": "decoded", "metric": "top1", "resampled": "12 groups"}
+    >>> describe_resampled([row, {**row, "metric": "auc", "resampled": "6 runs"}, {**row, "metric": "top5"}])
+    'Intervals resample 12 groups (auc: 6 runs).'
+    """
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        words = row.get("resampled") or ""
+        if row["method"] == "decoded" and words and row["metric"] not in told.setdefault(words, []):
+            told[words].append(row["metric"])
+    if not told:
+        return ""
+    first, *others = sorted(told, key=lambda words: -len(told[words]))
+    rest = "; ".join(f"{', '.join(told[words][:4])}: {words}" for words in others)
+    return f"Intervals resample {first}{f' ({rest})' if rest else ''}."
 
 
 def make_score(

@@ -22,6 +22,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.report import figures
 from braindecode_vis.report.gallery import GalleryContent
 from braindecode_vis.report.page_gallery import view_gallery
@@ -193,7 +194,7 @@ class ReportContent:
     def __post_init__(self) -> None:
         for number, row in enumerate(self.scores):
             # Rows from elsewhere may have no p-value, and none of the store's fingerprints.
-            required = [key for key in SCORE_KEYS if key not in ("p_value", "fingerprint")]
+            required = [key for key in SCORE_KEYS if key not in ("p_value", "fingerprint", "resampled")]
             check_columns(row, required, what=f"score row {number}")
         decoded = {row["metric"] for row in self.scores if row["method"] == DECODED}
         for metric in self.headline:
@@ -246,6 +247,7 @@ def render_report(content: ReportContent) -> str:
         cards=view_cards(content.scores, content.headline, content.metric_notes),
         groups=view_groups(content.scores, content.metric_notes),
         methods=_name_methods(content),
+        resampled=describe_resampled(content.scores),
         ranks=_view_ranks(content.ranks) if content.ranks is not None else None,
         gallery=view_gallery(content.gallery) if content.gallery is not None else None,
         sections=[_view_section(section, number) for number, section in enumerate(content.sections)],

@@ -78,6 +78,7 @@ def _view_row(
         "tag": " · ".join(f"{words[key]}{row[key]}" for key, varies in tags.items() if varies),
         "value": show(_as_float(row["value"])),
         "interval": interval,
+        "resampled": _describe_draws(row),
         "chance": format_number(_as_float(row["chance"])),
         "ceiling": show(_as_float(row["noise_ceiling"])),
         "n": format_number(row["n_queries"]),
@@ -103,6 +104,11 @@ def _describe_interval(row: ScoreRow, show: Callable[[Any], str]) -> str:
     if is_missing(row["ci_low"]) or is_missing(row["ci_high"]):
         return DASH
     return f"{show(_as_float(row['ci_low']))} to {show(_as_float(row['ci_high']))}"
+
+
+def _describe_draws(row: ScoreRow) -> str:
+    words = str(row.get("resampled") or "")
+    return words if not words or row["method"] == "shuffled" else f"resampled: {words}"
 
 
 def _describe_bar(row: ScoreRow, show: Callable[[Any], str], interval: str) -> str:
