@@ -37,7 +37,7 @@ def name_units(unit: str, n: int | None = None) -> str:
     return f"{n} {unit}s" if counted else f"{unit}s"
 
 
-def describe_resampled(rows: Sequence[Mapping[str, Any]]) -> str:
+def describe_resampled(rows: Sequence[Mapping[Any, Any]]) -> str:
     """Return one sentence on what the intervals of the decoded system resampled; empty where no row says it.
 
     Examples
