@@ -131,7 +131,9 @@ def correlate_responses(
     n = len(measured)
     codes = np.arange(n) if clusters is None else np.unique(clusters.astype(str), return_inverse=True)[1]
     n_units = int(codes.max()) + 1
-    drawn = make_generator(seed, "brain-correlation").multinomial(n_units, np.full(n_units, 1 / n_units), size=n_boot)
+    drawn = make_generator(seed, "brain-correlation").multinomial(
+        n_units, np.full(n_units, 1 / n_units), size=n_boot
+    )
     counts = drawn[:, codes]  # (n_boot, n_images)
     weights = np.concatenate([np.ones((1, n)), counts])  # the first row is the sample itself
     sums = {name: np.zeros(len(weights)) for name in masks}

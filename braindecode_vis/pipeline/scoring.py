@@ -78,7 +78,9 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             scores += _score_protocols(run, protocol, units)
         further, lacking = _score_further(run, protocol, folder, units)
         scores += further
-        store.write_json(folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])])
+        store.write_json(
+            folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])]
+        )
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
         items.to_parquet(folder / "items.parquet", index=False)
 
@@ -97,9 +99,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _score_further(
-    run: Run, protocol: str, folder: Path, units: Units | None
-) -> tuple[list[Any], list[str]]:
+def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -> tuple[list[Any], list[str]]:
     """Score captions and responses where that is asked for; say what lacks weights or repetitions."""
     config, scores, lacking = run.config.evaluation, [], []
     prepared, images = preprocess(run), reconstruct(run)

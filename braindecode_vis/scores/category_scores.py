@@ -163,7 +163,10 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
     resampled: dict[str, tuple[np.ndarray, str]]
     if units is None:
         # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
-        everywhere, within_runs = _resample(truth, [np.arange(len(rows))], task), _resample(truth, blocks, task)
+        everywhere, within_runs = (
+            _resample(truth, [np.arange(len(rows))], task),
+            _resample(truth, blocks, task),
+        )
         resampled = {
             name: (
                 metric(predicted[within_runs], truth[within_runs]) if name == "auc"

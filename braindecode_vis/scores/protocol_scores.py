@@ -135,7 +135,8 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                     make_score(
                         found.values[rows], metric=found.metric, method="decoded", protocol=task.protocol,
                         subject=subject, split=task.split, seed=task.seed, chance=found.chance,
-                        gallery_size=found.gallery_size, stimulus_ids=found.ids[rows] if units is None else units.labels,
+                        gallery_size=found.gallery_size,
+                        stimulus_ids=found.ids[rows] if units is None else units.labels,
                         unit="image" if units is None else units.unit,
                         subjects=found.subjects[rows] if hierarchical else None, statistic=found.statistic,
                         n_boot=task.n_bootstrap,

@@ -204,7 +204,8 @@ class ScoredGroup:
         return make_score(
             values, metric=metric, method=method, protocol=task.protocol, subject=self.subject, split=self.split,
             seed=task.seed, stimulus_ids=[str(i) for i in (self.ids if self.units is None else self.units.labels)],
-            unit="image" if self.units is None else self.units.unit, subjects=pooled, n_boot=task.n_bootstrap, **details,
+            unit="image" if self.units is None else self.units.unit, subjects=pooled,
+            n_boot=task.n_bootstrap, **details,
         )  # fmt: skip
 
     def find_classes(self, stimuli: Any, groups: Any = None) -> Any:
@@ -212,7 +213,9 @@ class ScoredGroup:
         if self.exchangeable is None:
             return groups
         known = self.exchangeable
-        classes = [known.get(str(i), -1) for i in stimuli]  # -1: further items of a gallery, which stay in place
+        classes = [
+            known.get(str(i), -1) for i in stimuli
+        ]  # -1: further items of a gallery, which stay in place
         return classes if groups is None else [f"{a} {b}" for a, b in zip(classes, groups, strict=True)]
 
     def score_shuffled(

@@ -134,7 +134,9 @@ def find_exchangeable(stimuli: np.ndarray, units: Units | None) -> dict[str, int
     """
     if units is None or units.unit in ("trial", "subject"):
         return None
-    pairs = pd.DataFrame({"stimulus": stimuli.astype(str), "unit": units.labels.astype(str)}).drop_duplicates()
+    pairs = pd.DataFrame(
+        {"stimulus": stimuli.astype(str), "unit": units.labels.astype(str)}
+    ).drop_duplicates()
     if not pairs["unit"].duplicated().any():
         return None
     found = pairs.groupby("stimulus")["unit"].agg(frozenset)
