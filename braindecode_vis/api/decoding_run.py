@@ -12,21 +12,26 @@ import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis.api.own import Data
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
+from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.registry import list_kinds
+
+if TYPE_CHECKING:
+    import mne
+    import xarray as xr
 
 #: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
 _GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
@@ -158,6 +163,72 @@ class DecodingRun:
         for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
             scoring.evaluate(run._run)
         return compare_runs([self.folder, *folders])
+
+    def to_xarray(self, what: str = "predictions", *, fold: int | None = None) -> xr.Dataset:
+        """Return responses, predictions or scores as a data set of xarray.
+
+        Parameters
+        ----------
+        what
+            ``responses``, ``predictions`` or ``scores``.
+        fold
+            Predictions of this fold only; needed where every fold has a space of its own.
+        """
+        from braindecode_vis.api import exports
+
+        check_option("what", what, ("responses", "predictions", "scores"))
+        if what == "responses":
+            responses = preprocess(exports.read_only(self._run)).responses
+            return exports.responses_to_xarray(responses, exports.describe_data(self._run))
+        if what == "scores":
+            return exports.scores_to_xarray(self._run)
+        return exports.predictions_to_xarray(self._run, fold)
+
+    def to_epochs(self) -> mne.EpochsArray:
+        """Return the preprocessed trials of channels and times as MNE epochs."""
+        from braindecode_vis.api import exports
+
+        responses = preprocess(exports.read_only(self._run)).responses
+        return exports.responses_to_epochs(responses, exports.describe_data(self._run))
+
+    def to_nifti(self, subject: str | None = None) -> Any:
+        """Return the preprocessed trials of voxels as a NIfTI image, one volume per trial.
+
+        Parameters
+        ----------
+        subject
+            Whose trials; needed where every subject has a mask of its own.
+        """
+        from braindecode_vis.api import exports
+
+        return exports.responses_to_nifti(preprocess(exports.read_only(self._run)).responses, subject)
+
+    def export(
+        self, what: str, to: str, out: str | Path, *, fold: int | None = None, subject: str | None = None
+    ) -> Path:
+        """Write a result of the run for other tools, and return the path; nothing is computed.
+
+        Parameters
+        ----------
+        what
+            ``responses``, ``predictions`` or ``scores``.
+        to
+            ``netcdf``, ``zarr``, ``bids``, ``csv``, ``parquet``; of responses also ``fif`` and ``nifti``.
+        out
+            A file or folder that does not exist yet.
+        fold
+            Predictions of this fold only.
+        subject
+            Responses of this subject only.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the run is unfinished or has no such result, the format is unknown, or the path exists.
+        """
+        from braindecode_vis.api import exports
+
+        return exports.export_run(self._run, what, to, out, fold=fold, subject=subject)
 
     def _repr_html_(self) -> str:
         """Show the scores of the decoded system in a notebook."""

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,10 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.array_folder import ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, assemble_data
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import mne
+    import xarray as xr
 
 #: Arguments of `from_arrays` and its siblings that become a column of the trial table.
 _COLUMNS = ("subject", "session", "run", "group", "split", "repetition")
@@ -99,6 +103,72 @@ class Data:
         if self._settings is not None:
             return self._settings
         return ArraysConfig(root=self.save(folder))
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return the trials as a data set of xarray: ``responses``, with the trial table and all axes as coordinates.
+
+        Examples
+        --------
+        >>> data = from_arrays(np.random.default_rng(0).normal(size=(6, 4)), labels=list("aabbcc"))
+        >>> dict(data.to_xarray().sizes)
+        {'trial': 6, 'feature': 4}
+        """
+        from braindecode_vis.api.exports import responses_to_xarray
+
+        return responses_to_xarray(self.responses, self._describe())
+
+    def to_epochs(self) -> mne.EpochsArray:
+        """Return trials of channels and times as MNE epochs, the trial table as their metadata.
+
+        Microvolts and femtotesla become V and T; other units keep their numbers, which MNE shows as V.
+        """
+        from braindecode_vis.api.exports import responses_to_epochs
+
+        return responses_to_epochs(self.responses, self._describe())
+
+    def to_nifti(self, subject: str | None = None) -> Any:
+        """Return trials of voxels as a NIfTI image, one volume per trial.
+
+        Parameters
+        ----------
+        subject
+            Whose trials; needed where every subject has a mask of its own.
+        """
+        from braindecode_vis.api.exports import responses_to_nifti
+
+        return responses_to_nifti(self.responses, subject)
+
+    def export(self, out: str | Path, *, to: str, subject: str | None = None) -> Path:
+        """Write the trials for other tools, and return the path.
+
+        Parameters
+        ----------
+        out
+            A file or folder that does not exist yet.
+        to
+            ``netcdf``, ``zarr``, ``fif`` (MNE epochs), ``nifti``, ``bids`` (a folder of derivatives), ``csv`` or
+            ``parquet``.
+        subject
+            Only this subject's trials.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the path exists, or these trials cannot be written so.
+        """
+        from braindecode_vis.api.exports import export_responses
+
+        return export_responses(self.responses, to, out, about=self._describe(), subject=subject)
+
+    def _describe(self) -> dict[str, str]:
+        """Return title, modality, citation and licence, as far as they are known."""
+        names = ("title", "modality", "citation", "licence")
+        if self._held is not None:
+            return {name: str(self._held.about[name]) for name in names if name in self._held.about}
+        from braindecode_vis import roles
+
+        manifest = roles.play(roles.DATASET, self._settings).manifest
+        return {} if manifest is None else {name: str(getattr(manifest, name)) for name in names}
 
     def __repr__(self) -> str:
         if self._held is None and "_read" not in self.__dict__:

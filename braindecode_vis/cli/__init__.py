@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import audit, data, stages, studies
+from braindecode_vis.cli import audit, data, export, stages, studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -67,6 +67,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "sweep": studies.sweep,
     "compare": studies.compare,
     "audit": audit.audit,
+    "export": export.export,
     "banks": data.banks,
     "phantom": data.phantom,
     "demo": data.demo,
