@@ -313,6 +313,26 @@ class WholeImageGenerator(ImageGenerator, Protocol):
         ...
 
 
+class WholeNetwork(Protocol):
+    """A network, a torch module, with its defaults; `encoders.signal` says what data and subjects are."""
+
+    #: Returns ``(compared, regressed)`` for ``(data, subject)``; None of a network with one head. See ``heads``.
+    forward_heads: Callable[[Any, Any], tuple[Any, Any]] | None
+    #: Returns local outputs of shape (batch, n_tokens, n_outputs) for ``(data, subject)``; None where there are none.
+    forward_tokens: Callable[[Any, Any], Any] | None
+
+    def forward(self, data: Any, subject: Any) -> Any:
+        """Return outputs of shape (batch, n_outputs)."""
+        ...
+
+    def parameter_groups(self) -> Sequence[Mapping[str, Any]]:
+        """Return the parameters that learn otherwise than the rest.
+
+        Each group has ``params`` and any of ``lr``, ``lr_scale`` (a factor of the common rate) and ``weight_decay``.
+        """
+        ...
+
+
 class Analysis(Protocol):
     """An analysis, which is its own settings, with its defaults."""
 

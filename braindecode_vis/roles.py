@@ -17,6 +17,7 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
                                                        predict_for_generator, map_for_generator, predicts_targets
 category decoder    fit, decision, classes, write,     bind
                     read
+network             forward                            forward_heads, forward_tokens, parameter_groups
 prior               fit, sample                        bind, describe
 analysis            compute                            uses_encoder, needs_pictures
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
@@ -44,6 +45,7 @@ from braindecode_vis.contracts import (
     WholeDataset,
     WholeImageEncoder,
     WholeImageGenerator,
+    WholeNetwork,
     WholePrior,
     WholeSettings,
 )
@@ -220,6 +222,11 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
     "category decoder", ("fit", "decision", "write", "read"), {"bind": _answer(None)}, ("classes",)
+)
+NETWORK: Role[WholeNetwork] = Role(
+    "network",
+    ("forward",),
+    {"forward_heads": None, "forward_tokens": None, "parameter_groups": _answer(())},
 )
 PRIOR: Role[WholePrior] = Role("prior", ("fit", "sample"), {"bind": _answer(None), "describe": _answer({})})
 IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(

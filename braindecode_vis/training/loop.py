@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -528,16 +528,13 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Return the optimiser of the trainable parameters of a model.
 
-    A network may say by ``parameter_groups()`` which of its parameters learn otherwise: a list of mappings with
-    ``params`` and any of ``lr``, ``lr_scale`` (a factor of `config.lr`) and ``weight_decay``.
-
     Parameters
     ----------
     config
         The settings.
     model
-        A `BrainImageModel`: `network`, `fusion` and `tower` with groups of their own, and `objectives` whose parameters
-        are not decayed.
+        Its network (see `braindecode_vis.contracts.WholeNetwork`), fusion and tower have groups of their own;
+        parameters of objectives are not decayed.
     frozen_decay
         Take no weight decay anywhere, for tables of which a batch moves a few rows only.
 
@@ -546,16 +543,10 @@ def make_optimiser(
     ConfigError
         If nothing can be trained, or the network's groups hold an unknown key.
     """
-    import torch
-
     groups: list[dict[str, Any]] = []
-    own = getattr(model.network, "parameter_groups", None)
-    for group in own() if own is not None else []:
-        groups.append(_read_group(config, group))
-    for part in (getattr(model, "fusion", None), getattr(model, "tower", None)):
-        groups += (
-            [_read_group(config, group) for group in part.parameter_groups()] if part is not None else []
-        )
+    for part in (model.whole_network, model.fusion, model.tower):
+        if part is not None:
+            groups += [_read_group(config, group) for group in part.parameter_groups()]
     taken = {id(p) for group in groups for p in group["params"]}
     # Decay would pull a learned temperature toward 1, and with it the contrast.
     temperatures = {id(p): p for p in model.objectives.parameters()}
@@ -578,7 +569,7 @@ def make_optimiser(
     return kind(kept, lr=config.lr, betas=config.betas, fused=fused)
 
 
-def _read_group(config: OptimiserConfig, group: dict[str, Any]) -> dict[str, Any]:
+def _read_group(config: OptimiserConfig, group: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(group) - set(GROUP_KEYS))
     if unknown or "params" not in group:
         raise ConfigError(

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import WholeNetwork
 from braindecode_vis.devices import count_processes, gather_rows, get_rank, seeded
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.optimisation import MovingAverage
+from braindecode_vis.roles import NETWORK, NETWORK_SETTINGS, play
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes
@@ -152,7 +154,7 @@ class BrainImageModel(nn.Module):
         Image and cosine of each trial of the last batch; kept if `keeps_matches` is set.
     """
 
-    network: Any  # a module whose optional methods only some networks have
+    network: nn.Module
     regression_head: nn.Module | None
     brain_projector: nn.Linear | None
     image_projector: nn.Linear | None
@@ -187,11 +189,16 @@ class BrainImageModel(nn.Module):
         self.target_scale, self.text_scale = target_scale, text_scale
         self.objectives = nn.ModuleList(objectives)
         self.needs: frozenset[str] = frozenset[str]().union(*(o.config.needs for o in objectives))
-        if "brain_tokens" in self.needs and not hasattr(network, "forward_tokens"):
+        if "brain_tokens" in self.needs and self.whole_network.forward_tokens is None:
             raise ConfigError(
                 f"an objective needs local outputs, which {type(network).__name__} does not give; choose another "
                 "encoder.network.kind or leave that objective out."
             )
+
+    @property
+    def whole_network(self) -> WholeNetwork:
+        """The network with what its role lets it leave out; not kept, since a module is registered once."""
+        return play(NETWORK, self.network)
 
     @property
     def learns_space(self) -> bool:
@@ -236,7 +243,9 @@ class BrainImageModel(nn.Module):
     def encode_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the brain side and the regression of the raw target, the latter None without a head."""
         if self.regression == "network":
-            output, regression = self.network.forward_heads(data, subject)
+            forward_heads = self.whole_network.forward_heads
+            assert forward_heads is not None
+            output, regression = forward_heads(data, subject)
             return self._project(output), regression
         output = self.network(data, subject)
         if self.regression == "shared":
@@ -275,7 +284,9 @@ class BrainImageModel(nn.Module):
         if "image_views" in needs and batch.image_views is not None:
             outputs.image_views = self.encode_image(batch.image_views, batch.subject)
         if "brain_tokens" in needs:
-            outputs.brain_tokens = self._project(self.network.forward_tokens(batch.data, batch.subject))
+            forward_tokens = self.whole_network.forward_tokens
+            assert forward_tokens is not None  # checked when this was built
+            outputs.brain_tokens = self._project(forward_tokens(batch.data, batch.subject))
         if "background" in needs and batch.background is not None:
             outputs.background = self.encode_brain(batch.background, batch.subject)
         if "teacher" in needs and batch.teacher is not None:
@@ -487,8 +498,7 @@ def build_model(
 def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
     if "regression" not in settings.needs:
         return "none"
-    # Only some networks have the option; without it they have one head.
-    two_heads = getattr(settings.network, "heads", "one") == "two"
+    two_heads = play(NETWORK_SETTINGS, settings.network).heads == "two"
     wanted = settings.regression_head
     if wanted == "auto":
         plain = settings.projector is None and settings.fusion is None

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.roles import NETWORK, play
 from braindecode_vis.training.loop import compute_lr_factor, make_optimiser
 from braindecode_vis.training.network_config import OptimiserConfig, ScheduleConfig
 
@@ -41,6 +42,11 @@ class Model(torch.nn.Module):
         self.objectives = torch.nn.ModuleList([torch.nn.ParameterList([torch.zeros(1)])])
         if groups is not None:
             self.network.parameter_groups = lambda: groups(self.network)
+        self.fusion = self.tower = None
+
+    @property
+    def whole_network(self):
+        return play(NETWORK, self.network)
 
 
 def test_temperatures_are_not_decayed_and_groups_of_the_network_count():
