@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,11 @@ class StimulusSet:
     def __len__(self) -> int:
         return len(self.table)
 
+    @cached_property
+    def _index(self) -> pd.Index:
+        # Built once: images are looked up one by one, tens of thousands of times.
+        return pd.Index(self.table["stimulus_id"])
+
     @property
     def ids(self) -> np.ndarray:
         """Stimulus ids, shape (n_stimuli,)."""
@@ -130,7 +136,7 @@ class StimulusSet:
             If an id is unknown.
         """
         wanted = list(ids)
-        rows = pd.Index(self.table["stimulus_id"]).get_indexer(pd.Index(wanted, dtype=object))
+        rows = self._index.get_indexer(pd.Index(wanted, dtype=object))
         if (rows < 0).any():
             missing = wanted[int(np.flatnonzero(rows < 0)[0])]
             raise DataError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,8 @@ Labels = Sequence[object] | np.ndarray
 #: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
 #: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
 TIE_TOLERANCE = 1e-9
+#: Most entries of permutations that are kept for the next metric (64 MB).
+MOST_KEPT = 1 << 24
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
 
 
@@ -385,8 +388,7 @@ def permutation_test_folds(
     sizes = list(_chunks(n_permutations, width if statistic == "mean" else max(n_rows, width)))
     nulls = []
     drawn = [
-        part.iterate(sizes, make_generator(seed + number, "permutation"), summed=statistic == "mean")
-        for number, part in enumerate(parts)
+        part.iterate(sizes, seed + number, summed=statistic == "mean") for number, part in enumerate(parts)
     ]
     for blocks in zip(*drawn, strict=True):
         values = np.concatenate(blocks, axis=1)
@@ -449,9 +451,7 @@ class _Permuted:
             total += float(self.table[np.ix_(rows, self.shown[block])].mean(axis=1).sum())
         return total
 
-    def iterate(
-        self, sizes: Sequence[int], generator: np.random.Generator, *, summed: bool
-    ) -> Iterator[np.ndarray]:
+    def iterate(self, sizes: Sequence[int], seed: int, *, summed: bool) -> Iterator[np.ndarray]:
         """Yield the values under permutations, (size, n_rows); summed over the rows of a stimulus, (size, n_shown)."""
         n_shown = len(self.shown)
         table, slot = self.table[:, self.shown], self.slot
@@ -460,10 +460,29 @@ class _Permuted:
             np.add.at(sums, slot, table)
             table, slot = sums, np.arange(n_shown)
         flat, offset = np.ascontiguousarray(table).ravel(), np.arange(len(table)) * n_shown
-        for size in sizes:
-            assigned = permute_within(np.arange(n_shown), self.blocks, size, generator)
+        block_of = np.empty(n_shown, np.int64)
+        for number, block in enumerate(self.blocks):
+            block_of[block] = number
+        draw = _keep_permutations if sum(sizes) * n_shown <= MOST_KEPT else _draw_permutations
+        for assigned in draw(block_of.tobytes(), tuple(sizes), seed):
             # (size, n_rows): what each row would be worth beside the stimulus that it got.
             yield flat[offset + assigned[:, slot]]
+
+
+def _draw_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+    """Yield permutations of the entries of each block, (size, n_entries); `block_of` is the block of each as int64."""
+    labels = np.frombuffer(block_of, np.int64)
+    blocks = [np.flatnonzero(labels == number) for number in range(labels.max() + 1)]
+    generator = make_generator(seed, "permutation")
+    for size in sizes:
+        yield permute_within(np.arange(len(labels)), blocks, size, generator)
+
+
+@lru_cache(
+    maxsize=2
+)  # every metric of a run is tested by the same permutations, with classes kept and without
+def _keep_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
+    return [drawn.astype(np.int32) for drawn in _draw_permutations(block_of, sizes, seed)]
 
 
 def _bootstrap_clusters(
