@@ -1,8 +1,8 @@
-"""What travels between the stages: Recording, Responses, Embeddings, Score.
+"""Data classes that are passed between the stages: Recording, Responses, Embeddings, Score.
 
 All are frozen and checked on creation. After preprocessing the modality is gone: EEG epochs, MEG epochs and
-fMRI betas are all `Responses`. Rows meet by `stimulus_id`, never by position, and embeddings meet only inside
-one named space. This file knows no file format and no model.
+fMRI betas are all `Responses`. Rows are matched by `stimulus_id`, never by position, and embeddings are
+compared only inside one named space. This file knows no file format and no model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one voice of our errors.
+"""Exception types, and the checks and wordings of errors that every module shares.
 
 Owns the exception types and the small checks that every module shares. A message says what was expected,
 what was found, where, and what to do. Knows nothing of the objects it is asked about.

@@ -1,4 +1,4 @@
-"""What the parts of the package promise each other: the protocols of the roles, and what the pipeline lends.
+"""Interfaces of the components, role by role, and the `Context` that the pipeline hands to them.
 
 For each role there is what a component must have (`BrainEncoder`) and the whole of it (`WholeBrainEncoder`), which is
 what the pipeline sees after `braindecode_vis.roles.play` has filled in the defaults. The tables of which names are

@@ -170,8 +170,8 @@ INSIDE: dict[str, dict[str, str]] = {
     },
     # only those that are scored where a configuration names them; all others need no settings
     "metric": {
-        "cosine_to_target": "metrics.embedding_config:CosineToTargetConfig",
-        "correlation_distance": "metrics.embedding_config:CorrelationDistanceConfig",
+        "cosine_to_target": "metrics.metric_config:CosineToTargetConfig",
+        "correlation_distance": "metrics.metric_config:CorrelationDistanceConfig",
     },
 }
 

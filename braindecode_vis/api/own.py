@@ -1,7 +1,7 @@
 """Data as the public interface takes them: arrays, MNE epochs, NIfTI volumes, and every known data set by its name.
 
-Owns the doors only: what is asked of the data is in `braindecode_vis.datasets.own_data`, what each public data set
-consists of in its own module.
+Only turns user input into `Data`: what is asked of the data is in `braindecode_vis.datasets.own_data`, what each public
+data set consists of in its own module.
 """
 
 from __future__ import annotations

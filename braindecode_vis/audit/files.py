@@ -1,4 +1,4 @@
-"""A finished run as an auditor opens it: its trials, its folds, and the artifacts that its scores stand on.
+"""Reads a finished run for the audit: trials, folds, and the artifacts behind its scores.
 
 Owns the way from the scores of a run folder back to its trials, along the fingerprints that each artifact recorded.
 Reads files only: nothing is asked of the pipeline, which would repair what is to be judged.

@@ -1,4 +1,4 @@
-"""Degraded views of an image: what the brain keeps of a picture seen for a tenth of a second is less than the picture.
+"""Degraded views of an image (blur, fovea, noise, low resolution, mosaic) as targets.
 
 Owns blurs, noise, low resolution and mosaic as plain functions, their average or their stack as a target space, and
 the rule that chooses the blur of each image by how well it is retrieved. Every view is a function of the image and the

@@ -1,4 +1,4 @@
-"""Embeddings that people already hold, as a target: files are read and their rows brought under stimulus ids.
+"""Precomputed embeddings as a target: files are read and their rows matched with stimulus ids.
 
 Owns the layouts of ATM, NICE, NeuroBridge and MindEye, and plain arrays whose order is stated. The first three store no
 names: row k belongs to the k-th image of a list that was sorted by folder and file. The list at hand must therefore

@@ -1,4 +1,4 @@
-"""Reconstructions that use less of the brain than they seem to: the floor under every score of images.
+"""Baseline reconstructions: the nearest training image, the mean image and the mean image of the decoded class.
 
 `MeanImageGenerator` ignores the prediction; `ClassMeanGenerator` uses it only to name a class. For stimuli that look
 alike, such as digits, both reach high pixel correlations. `NearestGenerator` copies the nearest training image, which

@@ -1,4 +1,4 @@
-"""LPIPS: how far apart two images are in the layers of a network, weighted as people judged.
+"""LPIPS: how far apart two images are in the layers of a network, weighted by human ratings.
 
 Feature maps of torchvision's AlexNet or VGG-16 are brought to length one at every place; their squared difference is
 weighted by one learned number per channel, averaged over places and added over five layers (version 0.1 of the

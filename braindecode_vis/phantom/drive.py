@@ -1,4 +1,4 @@
-"""What the images do to the simulated brain, called its drive: three families of stimulus features.
+"""Stimulus features that drive the simulated responses: three families of them.
 
 Early drive is Gabor energy on a retinotopic grid (Adelson and Bergen 1985, doi:10.1364/JOSAA.2.000284), mid-level
 drive is colour, contrast and curvature statistics pooled on a coarser grid (in the spirit of Portilla and Simoncelli

@@ -6,8 +6,8 @@ Owns the order of the stages, what each of them reads and writes in the run fold
 fingerprint. Each function asks for what it needs from the stage before, which is reused when nothing it depends on
 changed. Knows components by their roles (`braindecode_vis.roles`), never by their kinds.
 
-`learning` sees training trials alone, `decoding` opens the test trials, `scoring` judges and `reporting` shows. A stage
-is imported when it is asked for, so that preprocessing loads no metric.
+`learning` fits on training trials alone; `decoding`, `categories` and `scoring` read test trials; `reporting` shows. A
+stage is imported when it is asked for, so that preprocessing loads no metric.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""Category decoding: the short way through the pipeline for data that say which class was seen, not which image.
+"""The stages of a run that decodes classes instead of images.
 
     preprocess -> train (a classifier per fold) -> evaluate (accuracy, AUC) -> report
 
-Owns the artifacts of that way. The split parts runs, since every run shows every category.
+Owns the artifacts of these stages. Classes may be shared by training and test trials; runs, groups or subjects are not.
 """
 
 from __future__ import annotations

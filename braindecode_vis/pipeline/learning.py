@@ -1,6 +1,7 @@
 """From recordings and images to fitted encoders: the stages preprocess, embed and train.
 
-What is fitted here is fitted on training trials and training images; the test trials are opened by `decoding` alone.
+What is fitted here is fitted on training trials and training images. Test trials are read by `decoding`, by
+`categories` and by the scores of `scoring`, after everything is fitted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the report of a run says: facts, protocol, ranks, gallery and tables, from the results of the stages."""
+"""Collects the contents of a run's report: facts, protocol, ranks, gallery and tables, from the results of the
+stages.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The stages up to training, by several processes in one run folder.
 
-The first process does, writes and tells what a single one would. The others wait for what only one has to compute, read
-it from the run folder, and take their part of every batch of every training.
+Training by several processes (torchrun): the first one computes, writes and reports what a single process would. The
+others wait for what only one has to compute, read it from the run folder, and take their part of every batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What intervals resample and nulls exchange: pictures, or what the trials of an experiment belong to together.
 
-Trials of one block, session or person share drifts and states, so that a bootstrap of single trials or pictures takes
+Trials of one block, session or subject share drifts and states, so that a bootstrap of single trials or pictures takes
 them for more evidence than they are. Drawing whole groups with replacement (the cluster bootstrap) does not.
 
 References

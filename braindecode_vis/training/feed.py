@@ -1,4 +1,4 @@
-"""Training data as the loop asks for them: which trials stand in which batch, and their responses and targets.
+"""Batches of a training: sampling, reading and augmentation of trials, and their targets.
 
 Owns the units of training (a trial, or an image with all its repetitions), the order of every epoch, the draw of
 repetitions, the tables that join trials to images, and the assembly of a `Batch` on the device: from tensors there

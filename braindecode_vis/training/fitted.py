@@ -1,4 +1,4 @@
-"""A network outside its updates: how well it finds held-out images, and what training leaves behind.
+"""A trained network: held-out scores, predictions, and its files.
 
 Owns the scores by which an epoch is chosen, in which space a prediction lives, how unknown subjects are met, and the
 safetensors and JSON of a fitted encoder.

@@ -1,4 +1,4 @@
-"""What is learnt on the image side: weights of layers, which view of an image is its target, and clusters of images.
+"""Learned weights of target layers, choice among views of an image, and clusters of images.
 
 `LayerFusion` is a weighted sum over the layers of a target. `ViewChooser` chooses among stacked views (target kind
 ``views`` with ``combine: stacked``): the mean of all, a random one, or the one that the brain's answer deserves. Views

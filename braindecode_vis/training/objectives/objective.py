@@ -1,4 +1,4 @@
-"""What every objective shares: the outputs that it sees of a step, the frame around a term, and what terms are made of.
+"""What every objective shares: the outputs of a step, checks and weights around a loss, and similarity functions.
 
 The training loop fills one `Outputs` per step; an objective declares the optional parts that it needs in `needs`, so
 that nothing is computed in vain and a combination that cannot work is refused.

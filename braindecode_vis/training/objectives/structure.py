@@ -1,4 +1,4 @@
-"""Objectives that shape the space beyond the pair: alignment and uniformity, several views, common and salient parts.
+"""Alignment, uniformity, multi-view and salient-part (contrastive PCA) objectives.
 
 Alignment and uniformity on the sphere work against the gap that the contrast leaves between brain and image. MV-InfoNCE
 and MV-DHEL contrast more than two views at once: repetition halves, the image and its degraded forms, or further

@@ -1,4 +1,4 @@
-"""Settings of the metrics of embeddings that are scored where `evaluation.metrics` names them."""
+"""Settings of the metrics that are scored where `evaluation.metrics` names them."""
 
 from __future__ import annotations
 
