@@ -10,7 +10,7 @@ Tolstikhin et al. (2021), arXiv:2105.01601 (MLP-Mixer).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -49,8 +49,6 @@ class ResidualMlpConfig(Settings):
     heads: Literal["one", "two"] = "one"
     n_tokens: int = Field(default=1, ge=1)
     projector_hidden: int = Field(default=2048, ge=1)
-
-    has_regression_head: ClassVar[bool] = True
 
     def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
         """Return the network.
@@ -126,8 +124,6 @@ class SharedSpaceConfig(Settings):
     n_tokens: int = Field(default=1, ge=1)
     ridge: float = Field(default=0.01, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
-
-    has_regression_head: ClassVar[bool] = True
 
     def build(self, signal: Signal, n_outputs: int, n_regression: int | None = None) -> torch.nn.Module:
         """Return the network; its `parameter_groups` give each parameter its weight decay.

@@ -12,7 +12,7 @@ Benchetrit, Banville and King (2024), arXiv:2310.19812 (images).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -100,8 +100,6 @@ class SimpleConvSettings(Settings):
     heads: Literal["one", "two"] = "one"
     head_hidden: int | None = Field(default=None, ge=1)
     n_windows: int = Field(default=4, ge=1)
-
-    has_regression_head: ClassVar[bool] = True
 
     @property
     def n_frequencies(self) -> int:

@@ -43,7 +43,7 @@ READ_AHEAD = 2  # batches that wait for the device
 
 
 @dataclass(frozen=True)
-class Units:
+class TrainingUnits:
     """What the rows of a batch stand for.
 
     Parameters
@@ -66,7 +66,7 @@ class Units:
 
 def make_units(
     rows: np.ndarray, subjects: np.ndarray, stimuli: np.ndarray, concepts: np.ndarray, *, by_image: bool
-) -> Units:
+) -> TrainingUnits:
     """Return one unit per trial, or per subject and image.
 
     Parameters
@@ -79,7 +79,7 @@ def make_units(
         Put the repetitions that one subject saw of an image together.
     """
     if not by_image:
-        return Units(
+        return TrainingUnits(
             rows[:, None], np.ones(len(rows), dtype=np.int64), subjects[rows], stimuli[rows], concepts[rows]
         )
     # A unit never crosses subjects: their responses are not averaged together.
@@ -93,7 +93,7 @@ def make_units(
     # place of each trial within its unit: its rank among those of the same code
     trials[codes[order], np.arange(len(rows)) - starts[codes[order]]] = rows[order]
     first = trials[:, 0]
-    return Units(trials, counts, subjects[first], stimuli[first], concepts[first])
+    return TrainingUnits(trials, counts, subjects[first], stimuli[first], concepts[first])
 
 
 def count_batches(n_units: int, batch_size: int, n_processes: int = 1) -> int:
@@ -159,7 +159,7 @@ class Draw:
     weights: np.ndarray | None
 
 
-def draw_all(units: Units, batch: np.ndarray) -> Draw:
+def draw_all(units: TrainingUnits, batch: np.ndarray) -> Draw:
     """Return the mean over all repetitions of each unit."""
     if units.trials.shape[1] == 1:
         return Draw(units.trials[batch], None)
@@ -168,7 +168,7 @@ def draw_all(units: Units, batch: np.ndarray) -> Draw:
     return Draw(units.trials[batch], (inside / counts[:, None]).astype(np.float32))
 
 
-def draw_subset(units: Units, batch: np.ndarray, fewest: int, rng: np.random.Generator) -> Draw:
+def draw_subset(units: TrainingUnits, batch: np.ndarray, fewest: int, rng: np.random.Generator) -> Draw:
     """Return the mean over a random subset of each unit's repetitions, of uniform size from `fewest` on."""
     counts = units.counts[batch]
     # an image with fewer repetitions gives all of them
@@ -177,7 +177,7 @@ def draw_subset(units: Units, batch: np.ndarray, fewest: int, rng: np.random.Gen
     return Draw(units.trials[batch], _weigh(_rank_randomly(units, batch, rng), np.zeros_like(size), size))
 
 
-def draw_halves(units: Units, batch: np.ndarray, rng: np.random.Generator) -> tuple[Draw, Draw]:
+def draw_halves(units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator) -> tuple[Draw, Draw]:
     """Return the means over two disjoint random halves of each unit's repetitions."""
     counts = units.counts[batch]
     # The odd repetition goes to the second half.
@@ -189,7 +189,7 @@ def draw_halves(units: Units, batch: np.ndarray, rng: np.random.Generator) -> tu
     )
 
 
-def _rank_randomly(units: Units, batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _rank_randomly(units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a random order of each unit's repetitions, shape (n, most_repetitions); absent ones come last."""
     keys = rng.random((len(batch), units.trials.shape[1]))
     keys[np.arange(units.trials.shape[1]) >= units.counts[batch][:, None]] = 2.0
@@ -321,7 +321,7 @@ class Feed:
         sources = [self.data, *self.sources.values(), *([] if self.images is None else [self.images])]
         return any(source.resident is None for source in sources)
 
-    def _make_units(self, rows: np.ndarray, by_image: bool) -> Units:
+    def _make_units(self, rows: np.ndarray, by_image: bool) -> TrainingUnits:
         return make_units(rows, self.subjects, self.stimuli, self.concepts, by_image=by_image)
 
     def _check_repetitions(self) -> None:
@@ -450,7 +450,7 @@ class Feed:
         return np.resize(there_and_back, self.signal.shape[-1])  # as many as a trial has
 
     def plan(
-        self, units: Units, batch: np.ndarray, *, update: int, part: int, rank: int, n_ranks: int
+        self, units: TrainingUnits, batch: np.ndarray, *, update: int, part: int, rank: int, n_ranks: int
     ) -> BatchPlan:
         """Return the plan of one process for one batch of units.
 
@@ -480,7 +480,7 @@ class Feed:
         return blocks
 
     def load_all(
-        self, units: Units, plan: BatchPlan
+        self, units: TrainingUnits, plan: BatchPlan
     ) -> tuple[BatchPlan, dict[str, tuple[Tensor, np.ndarray]]]:
         """Read responses and targets of a plan."""
         blocks = self.load(plan)
@@ -492,7 +492,11 @@ class Feed:
         return plan, blocks
 
     def assemble(
-        self, units: Units, plan: BatchPlan, blocks: dict[str, tuple[Tensor, np.ndarray]], progress: float
+        self,
+        units: TrainingUnits,
+        plan: BatchPlan,
+        blocks: dict[str, tuple[Tensor, np.ndarray]],
+        progress: float,
     ) -> Batch:
         """Return the batch on the device, without augmentation."""
         data = self.data.pick(*blocks["data"], plan.draw.weights)
@@ -524,7 +528,7 @@ class Feed:
             batch.background = data.index_select(-1, source)
         return batch
 
-    def _choose_views(self, stacked: Tensor, units: Units, plan: BatchPlan) -> Tensor:
+    def _choose_views(self, stacked: Tensor, units: TrainingUnits, plan: BatchPlan) -> Tensor:
         assert self.views is not None
         if units is not self.train:
             return self.views.reduce(stacked)

@@ -30,13 +30,13 @@ from braindecode_vis.training.objectives.objective import (
     LogitScale,
     check_batch,
     check_pair,
+    compare_pairs,
     compute_paired_cross_entropy,
     compute_phase_fraction,
     compute_soft_cross_entropy,
     find_same,
     multiply,
     normalise,
-    upcast,
 )
 
 if TYPE_CHECKING:
@@ -80,26 +80,8 @@ def compute_clip_loss(
     >>> round(float(compute_clip_loss(torch.eye(2), torch.eye(2), scale=1.0)), 4)
     0.3133
     """
-    check_pair(brain, image)
-    # Dot products of unit vectors are cosines; upcast alone keeps the lengths.
-    left = normalise(brain) if normalise_brain else upcast(brain)
-    right = normalise(image) if normalise_image else upcast(image)
-    logits = scale * multiply(left, right)  # (n, n), the true pairs on the diagonal
+    logits = scale * compare_pairs(brain, image, normalise_brain, normalise_image)
     return compute_paired_cross_entropy(logits, stimuli, duplicates=duplicates, symmetric=symmetric)
-
-
-class ClipTerm(nn.Module):
-    """`compute_clip_loss` with its scale."""
-
-    def __init__(self, scale: LogitScale, **options: Any) -> None:
-        super().__init__()
-        self.scale, self.options = scale, options
-
-    def forward(self, outputs: Outputs) -> Tensor:
-        """Return the loss of one step."""
-        return compute_clip_loss(
-            outputs.brain, outputs.image, outputs.stimuli, scale=self.scale(), **self.options
-        )
 
 
 class ClipImageTextTerm(nn.Module):
@@ -153,10 +135,7 @@ def compute_siglip_loss(
     normalise_brain, normalise_image
         Whether that side is brought to unit length.
     """
-    check_pair(brain, image)
-    left = normalise(brain) if normalise_brain else upcast(brain)
-    right = normalise(image) if normalise_image else upcast(image)
-    logits = scale * multiply(left, right) + bias
+    logits = scale * compare_pairs(brain, image, normalise_brain, normalise_image) + bias
     n = len(logits)
     match = torch.eye(n, dtype=torch.bool, device=logits.device)
     kept = torch.ones_like(match)
@@ -226,10 +205,7 @@ def compute_within_group_loss(
     scale, symmetric, duplicates, normalise_brain, normalise_image
         As in `compute_clip_loss`.
     """
-    check_pair(brain, image)
-    left = normalise(brain) if normalise_brain else upcast(brain)
-    right = normalise(image) if normalise_image else upcast(image)
-    logits = scale * multiply(left, right)
+    logits = scale * compare_pairs(brain, image, normalise_brain, normalise_image)
     own = logits.new_ones(len(logits)).diag().bool()
     same = own if stimuli is None or duplicates == "negative" else find_same(stimuli)
     negative = find_same(groups) & ~same

@@ -11,6 +11,7 @@ logit of one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -172,6 +173,22 @@ def check_pair(left: Tensor, right: Tensor, *, what: str = "brain and image") ->
         )
 
 
+def compare_pairs(brain: Tensor, image: Tensor, normalise_brain: bool, normalise_image: bool) -> Tensor:
+    """Return the inner products of all trials with all images, shape (n, n), the true pairs on the diagonal.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    normalise_brain, normalise_image
+        Whether that side is brought to unit length.
+    """
+    check_pair(brain, image)
+    # Dot products of unit vectors are cosines; upcast alone keeps the lengths.
+    left = normalise(brain) if normalise_brain else upcast(brain)
+    right = normalise(image) if normalise_image else upcast(image)
+    return multiply(left, right)
+
+
 def find_same(labels: Tensor) -> Tensor:
     """Return the boolean matrix of shape (n, n) that says which rows carry the same label."""
     return labels[:, None] == labels[None, :]  # (n, n)
@@ -322,3 +339,25 @@ def _bound(parameter: Tensor, low: float | None, high: float) -> Tensor:
         with torch.no_grad():
             parameter.clamp_(min=low, max=high)
     return parameter.float().clone()
+
+
+class ScaledTerm(nn.Module):
+    """A loss of brain and image outputs and the image of each trial, with its scale.
+
+    Parameters
+    ----------
+    compute
+        ``compute(brain, image, stimuli, scale=..., **options)`` gives the loss.
+    scale
+        Factor of the similarities.
+    **options
+        Further arguments of `compute`.
+    """
+
+    def __init__(self, compute: Callable[..., Tensor], scale: LogitScale, **options: Any) -> None:
+        super().__init__()
+        self.compute, self.scale, self.options = compute, scale, options
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        return self.compute(outputs.brain, outputs.image, outputs.stimuli, scale=self.scale(), **self.options)

@@ -126,9 +126,10 @@ class ClipObjectiveConfig(ScaleSettings):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.contrastive import ClipTerm
+        from braindecode_vis.training.objectives.contrastive import compute_clip_loss
+        from braindecode_vis.training.objectives.objective import ScaledTerm
 
-        return ClipTerm(self.make_scale(), **self.clip_options())
+        return ScaledTerm(compute_clip_loss, self.make_scale(), **self.clip_options())
 
 
 class ClipImageTextObjectiveConfig(ScaleSettings):
@@ -338,9 +339,16 @@ class CuaObjectiveConfig(ScaleSettings):
 
     def make_term(self) -> nn.Module:
         """Return the module that computes the loss."""
-        from braindecode_vis.training.objectives.structure import CuaTerm
+        from braindecode_vis.training.objectives.objective import ScaledTerm
+        from braindecode_vis.training.objectives.structure import compute_cua_loss
 
-        return CuaTerm(self.make_scale(), cross=self.cross, sharpness=self.sharpness, **self.clip_options())
+        return ScaledTerm(
+            compute_cua_loss,
+            self.make_scale(),
+            cross=self.cross,
+            sharpness=self.sharpness,
+            **self.clip_options(),
+        )
 
 
 class MultiviewObjectiveConfig(ObjectiveConfig):

@@ -19,7 +19,7 @@ Separating common from salient patterns with contrastive representation learning
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
 from braindecode_vis.training.objectives.objective import (
-    LogitScale,
     check_pair,
     find_same,
     multiply,
@@ -157,20 +156,6 @@ class UniformityTerm(nn.Module):
         sides = {"brain": [outputs.brain], "image": [outputs.image], "both": [outputs.brain, outputs.image]}
         terms = [compute_uniformity(side, labels, sharpness=self.sharpness) for side in sides[self.between]]
         return torch.stack(terms).mean()
-
-
-class CuaTerm(nn.Module):
-    """`compute_cua_loss` with its scale."""
-
-    def __init__(self, scale: LogitScale, **options: Any) -> None:
-        super().__init__()
-        self.scale, self.options = scale, options
-
-    def forward(self, outputs: Outputs) -> Tensor:
-        """Return the loss of one step."""
-        return compute_cua_loss(
-            outputs.brain, outputs.image, outputs.stimuli, scale=self.scale(), **self.options
-        )
 
 
 def compute_mv_infonce(
