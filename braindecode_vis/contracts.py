@@ -289,6 +289,14 @@ class WholePrior(Prior, Protocol):
         """Return what was chosen in the fit, for the provenance of the images; empty where nothing was."""
         ...
 
+    def write(self, folder: Path) -> None:
+        """Write the fitted state into `folder` without pickle; one that is fitted again as fast writes nothing."""
+        ...
+
+    def read(self, folder: Path) -> Self:
+        """Take the fitted state from `folder`."""
+        ...
+
 
 class WholeImageGenerator(ImageGenerator, Protocol):
     """An image generator with its defaults."""
@@ -310,6 +318,10 @@ class WholeImageGenerator(ImageGenerator, Protocol):
 
     def read_known_images(self) -> Embeddings:
         """Return embeddings of images that the generator brings along; see ``knows_images``."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write what was trained when it was built, without pickle; its settings' `read` takes it from there."""
         ...
 
 
@@ -386,8 +398,8 @@ class WholeSettings(Protocol):
         """Return the component, not fitted: of encoders, decoders and priors with `seed`, of generators with data."""
         ...
 
-    def read(self, folder: Path) -> Any:
-        """Return the fitted component that was written into `folder`."""
+    def read(self, folder: Path, *args: Any) -> Any:
+        """Return the fitted component that was written into `folder`; of generators with the data of `build`."""
         ...
 
     def hashed_fields(self) -> dict[str, Any]:

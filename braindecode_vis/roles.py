@@ -18,10 +18,10 @@ brain encoder       fit, predict, write, read          bind, predict_out_of_fold
 category decoder    fit, decision, classes, write,     bind
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
-prior               fit, sample                        bind, describe
+prior               fit, sample                        bind, describe, write, read
 analysis            compute                            uses_encoder, needs_pictures
 image generator     accepts, generate                  bind, describe, for_predictions, read_known_images,
-                                                       supports_initial
+                                                       supports_initial, write
 ==================  =================================  =================================================================
 
 An image encoder whose settings say ``fitted_on_training_images`` needs `fit`, `write` and `read` as well.
@@ -146,6 +146,10 @@ def _read_seeded(settings: Any, folder: Path) -> Any:
     return settings.build(seed=0).read(folder)  # the seed of a fit lies in the files of the fit
 
 
+def _build_from_data(settings: Any, folder: Path, data: Any) -> Any:
+    return settings.build(data)  # what is chosen on the same training data is the same again
+
+
 def _take_training_images(
     settings: Any, training: Embeddings, generator: Any, tested: Embeddings
 ) -> Embeddings:
@@ -228,13 +232,17 @@ NETWORK: Role[WholeNetwork] = Role(
     ("forward",),
     {"forward_heads": None, "forward_tokens": None, "parameter_groups": _answer(())},
 )
-PRIOR: Role[WholePrior] = Role("prior", ("fit", "sample"), {"bind": _answer(None), "describe": _answer({})})
+PRIOR: Role[WholePrior] = Role(
+    "prior",
+    ("fit", "sample"),
+    {"bind": _answer(None), "describe": _answer({}), "write": _answer(None), "read": _return_itself},
+)
 IMAGE_GENERATOR: Role[WholeImageGenerator] = Role(
     "image generator",
     ("accepts", "generate"),
     {
         "bind": _answer(None), "describe": _answer({}), "for_predictions": _return_itself,
-        "read_known_images": _know_no_images, "supports_initial": False,
+        "read_known_images": _know_no_images, "supports_initial": False, "write": _answer(None),
     },
 )  # fmt: skip
 
@@ -260,7 +268,7 @@ PRIOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "needs_predictions": True, "draws_images": True, "asks_generator": False, "find_images": _take_training_images,
-        "describe_choices": _answer([]),
+        "describe_choices": _answer([]), "read": _read_seeded,
     },
 )  # fmt: skip
 GENERATOR_SETTINGS: Role[WholeSettings] = Role(
@@ -268,7 +276,7 @@ GENERATOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "accepts": _answer(True), "weighs_predictions": False, "knows_images": False, "supports_initial": False,
-        "copies_training_images": False, "steps": None, "describe_choices": _answer([]),
+        "copies_training_images": False, "steps": None, "describe_choices": _answer([]), "read": _build_from_data,
     },
 )  # fmt: skip
 #: What is trained, augmented, measured and analysed is asked by the settings alone.
@@ -388,9 +396,12 @@ def build(role: Role[Whole], settings: Any, *args: Any, **kwargs: Any) -> Whole:
     return play(role, settings.build(*args, **kwargs), build_again=settings.build)
 
 
-def read(role: Role[Whole], settings: Any, folder: Path) -> Whole:
-    """Read a fitted component from `folder` and return it with the whole of its role; see `play`."""
-    return play(role, settings.read(folder), build_again=settings.build)
+def read(role: Role[Whole], settings: Any, folder: Path, *args: Any) -> Whole:
+    """Read a fitted component from `folder` and return it with the whole of its role; see `play`.
+
+    Generators are given the data that they were built from as well.
+    """
+    return play(role, settings.read(folder, *args), build_again=settings.build)
 
 
 def find_image_encoder_role(settings: WholeSettings) -> Role[WholeImageEncoder]:

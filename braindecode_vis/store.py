@@ -121,6 +121,8 @@ class RunFolder:
     ----------
     path
         Folder to work in; made on first use.
+    writable
+        Whether anything will be written; a folder that is only read is neither made nor tried.
 
     Raises
     ------
@@ -128,8 +130,10 @@ class RunFolder:
         If the folder cannot be made or written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path.expanduser().absolute()
+        if not writable:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # Permissions alone do not tell: a disk may be read-only, or full of inodes.
@@ -211,6 +215,42 @@ class RunFolder:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return Artifact(final, fingerprint, False, reason)
+
+    def find(
+        self, stage: str, *, fields: Mapping[str, Any], upstream: Mapping[str, str], unit: str = ""
+    ) -> Artifact:
+        """Return a finished artifact without computing anything, whatever version of the code made it.
+
+        Parameters
+        ----------
+        stage, fields, upstream, unit
+            As for `produce`.
+
+        Raises
+        ------
+        DataError
+            If it is missing or damaged.
+        """
+        found = []
+        for path in sorted((self.path / "stages" / stage).glob(f"*/{PROVENANCE}")):
+            if path.parent.name.startswith(_TEMPORARY):
+                continue
+            record = read_json(path)
+            same = (record.get("unit"), record.get("fields"), record.get("upstream"))
+            if same == (unit, json_plain(fields), dict(upstream)):
+                found.append((str(record["created"]), path.parent, str(record["fingerprint"])))
+        name = f"{stage} {unit}".strip()
+        if not found:
+            raise DataError(
+                f"{self.path} is unfinished: its stage {name} is missing, or was made with other settings or weights; "
+                f"finish it first with braindecode-vis run {self.path}."
+            )
+        _, final, fingerprint = max(found)
+        if damage := find_damage(final):
+            raise DataError(
+                f"the stage {name} of {self.path} is damaged: {damage}; run braindecode-vis run {self.path} again."
+            )
+        return Artifact(final, fingerprint, True, "found")
 
     def _explain(
         self, parent: Path, unit: str, version: int, fields: Mapping[str, Any], upstream: Mapping[str, str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,25 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.api.own import Data
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
+from braindecode_vis.datasets.array_folder import unpack_epochs
+from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.registry import list_kinds
+from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
     import mne
     import xarray as xr
+
+    from braindecode_vis.pipeline.predicting import RunPredictions
 
 #: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
 _GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
@@ -230,6 +235,86 @@ class DecodingRun:
 
         return exports.export_run(self._run, what, to, out, fold=fold, subject=subject)
 
+    def predict(
+        self,
+        X: Any,
+        *,
+        gallery: Any = None,
+        fold: int | None = None,
+        out: str | Path | None = None,
+        k: int = 5,
+        subject: Any = None,
+        session: Any = None,
+        shown: Sequence[Any] | np.ndarray | None = None,
+        split: str | None = None,
+        prepared: bool | None = None,
+        whiten_new: bool = False,
+    ) -> RunPredictions:
+        """Apply the run to new trials; nothing is fitted, and what they showed need not be known.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, ...), Responses, mne.Epochs, Data or path
+            New trials with the axes of the run. `Data` of a known data set (see `load`) is preprocessed with what the
+            run has learnt. A path is a folder of arrays, a file of trials, or another root of the run's data set.
+        gallery
+            Pictures to search, as in `from_arrays`, also such that were in no data set; or `Embeddings` of the run's
+            target. By default the pictures that the trials say they showed, or else those that the run was tested with.
+        fold
+            The fold that predicts. By default the only one, or the mean of all where they share their space.
+        out
+            Folder for predictions, tables, images and a page.
+        k
+            Pictures to list for each trial.
+        subject, session : scalar or sequence of length n_trials, optional
+            Where the trials of an array or of Epochs come from: whitening goes by session, networks may know subjects.
+        shown : sequence of length n_trials, optional
+            Id of the picture of each trial of an array or of Epochs; equal ids are repetitions.
+        split
+            ``test`` or ``train``: only the trials that the data declare as such.
+        prepared
+            Whether arrays went through the run's whitening and scaling already; needed for a run that whitens, unless
+            the unit of the trials tells.
+        whiten_new
+            Learn whitening and scaling from the new trials themselves: another, transductive protocol.
+
+        Returns
+        -------
+        RunPredictions
+            With `embeddings`, `retrieved`, `ranks`, `scores`, `reconstructions` (or `classes`), `gallery()`, `report()`
+            and `save()`.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the run is unfinished, the trials have other axes than the run, or the gallery is of another space.
+        """
+        from braindecode_vis.pipeline import new_trials, prediction_files
+        from braindecode_vis.pipeline.finished_run import open_finished
+        from braindecode_vis.pipeline.predicting import predict
+
+        if out is not None:
+            prediction_files.check_out(Path(out))
+        run = open_finished(self.folder)
+        ways: dict[str, Any] = {"whiten_new": whiten_new, "part": split}
+        with tempfile.TemporaryDirectory(prefix="braindecode-vis-") as work:
+            if isinstance(X, str | Path):
+                new = new_trials.read_new(run, Path(X), Path(work), **ways)
+            elif isinstance(X, Data) and X._settings is not None:
+                changed = {name: getattr(X._settings, name) for name in X._settings.model_fields_set}
+                same = X._settings.kind == run.config.dataset.kind
+                dataset = run.config.dataset.model_copy(update=changed) if same else X._settings
+                new = new_trials.read_dataset_anew(run, dataset, Path(work), **ways)
+            else:
+                own = new_trials.find_responses(run)
+                columns = {"subject": subject, "session": session, "stimulus_id": shown}
+                responses, stimuli = _take_trials(X, own, columns)
+                new = new_trials.prepare_trials(run, responses, stimuli, prepared=prepared, **ways)
+            found = predict(run, new, gallery=gallery, fold=fold, n_top=k)
+        if out is not None:
+            found.save(out)
+        return found
+
     def _repr_html_(self) -> str:
         """Show the scores of the decoded system in a notebook."""
         rows = self.scores[self.scores["method"] == "decoded"]
@@ -351,6 +436,34 @@ def open_run(folder: str | Path) -> DecodingRun:
             f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
         )
     return DecodingRun(open_run_folder(read_config(path), path))
+
+
+def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Responses, StimulusSet | None]:
+    """Return trials in memory as `Responses`, and their pictures where `Data` brings them along."""
+    if isinstance(X, Data):
+        return X.responses, X.stimuli
+    if isinstance(X, Responses):
+        return X, None
+    about: dict[str, Any] = {}
+    if isinstance(X, np.ndarray | list | tuple):
+        data, given, table = np.asarray(X), {"dims": own.dims if np.ndim(X) == len(own.dims) else None}, None
+    elif type(X).__module__.split(".")[0] == "mne":
+        data, given = unpack_epochs(X)
+        table = given.pop("trials")
+        # Names of events mark what was presented in some experiments and blocks in others; only a column is a picture.
+        table, about = table.drop(columns="concept", errors="ignore"), given.pop("about")
+    else:
+        raise DataError(
+            f"predict takes an array, Responses, mne.Epochs, Data or a path, not {type(X).__name__}."
+        )
+    table = pd.DataFrame(index=range(len(data))) if table is None else table
+    for name, values in columns.items():
+        if values is not None:
+            scalar = isinstance(values, str) or np.ndim(values) == 0
+            if not scalar and len(values) != len(data):
+                raise DataError(f"{name} has {len(values)} entries, but X has {len(data)} trials.")
+            table = table.assign(**{name: values if scalar else list(values)})
+    return make_new_trials(data, table, about=about, **given)
 
 
 def _as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import audit, data, export, stages, studies
+from braindecode_vis.cli import audit, data, export, predict, stages, studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -61,6 +61,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "check": data.check,
     "fetch": data.fetch,
     **stages.VERBS,
+    "predict": predict.predict,
     "pretrain": studies.pretrain,
     "train-generator": studies.train_generator,
     "analyze": studies.analyze,

@@ -17,6 +17,7 @@ as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,9 +26,11 @@ import pandas as pd
 import yaml
 
 from braindecode_vis import store
-from braindecode_vis.checks import BraindecodeVisError, DataError, refuse_damage, suggest
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import BraindecodeVisError, DataError, check_finite, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding, Manifest, RecordedSettings, find_manifest
-from braindecode_vis.datasets.own_data import OwnData, assemble_data
+from braindecode_vis.datasets.own_data import OwnData, assemble_data, make_new_trials
+from braindecode_vis.stimuli import StimulusSet
 
 TABLES = ("trials.csv", "trials.tsv", "trials.parquet")
 META_KEYS = (
@@ -155,6 +158,18 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
             f"{root} holds no table of the trials ({', '.join(TABLES)}); write one with a row per trial and the column "
             "stimulus_id or concept (braindecode-vis new FOLDER starts it)."
         )
+    try:
+        return assemble_data(
+            data, table, _load_pictures(_find_pictures(root, images)), merge_same_pictures=merge_same_pictures,
+            **_place_axes(data, given, about),
+        )  # fmt: skip
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from error
+
+
+def _place_axes(data: np.ndarray, given: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the file of the trials and ``meta.yaml`` say of axes, times and channels, and the free facts."""
+    given = dict(given)
     # What the user wrote down wins over what the file says.
     about = {**given.pop("about", {}), **about}
     if "channels" in about:
@@ -168,13 +183,53 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
         given["dims"] = tuple(str(name) for name in about.pop("dims"))
     elif about.get("modality") == "fmri" and data.ndim == 2:
         given.setdefault("dims", ("trial", "voxel"))
+    return {**given, "about": about}
+
+
+def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
+    """Read trials to be predicted: a folder of arrays or of `store.write_responses`, or one file of trials.
+
+    What a trial showed need not be known, so that there may be no table and no picture. A trial without `stimulus_id`
+    gets an id of its own; equal ids mark repetitions.
+
+    Parameters
+    ----------
+    path
+        The folder; or ``data.npy``, ``data.npz`` or a ``-epo.fif`` file.
+
+    Returns
+    -------
+    responses
+        With the columns `known` (whether the trial says what it showed), and `concept` where the table has it.
+    stimuli
+        The pictures, where they lie in the folder.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, or the files do not fit together.
+    """
+    root = path if path.is_dir() else path.parent
+    written = _find_written(path) if path.is_dir() else None
+    if written is not None:
+        responses, stimuli = store.read_responses(written), None
+        if (written.parent / "stimuli").is_dir() and written != root:
+            stimuli = store.read_stimuli(written.parent / "stimuli")
+        check_finite(responses.data, what=str(written), row_names=np.arange(responses.n_trials), unit="trial")
+        trials = responses.trials
+        known = trials["known"] if "known" in trials else np.ones(len(trials), bool)
+        return responses.with_trials(trials.assign(known=known)), stimuli
+    file = _find_data(root) if path.is_dir() else path
+    about = read_meta(root) if path.is_dir() else {}
+    data, given = _read_data(file, root)
+    table_path = next((root / name for name in TABLES if path.is_dir() and (root / name).is_file()), None)
+    table = _read_table(table_path) if table_path else given.pop("trials", None)
+    given.pop("trials", None)
+    pictures = _load_pictures(_find_pictures(root, None)) if path.is_dir() else None
     try:
-        return assemble_data(
-            data, table, _load_pictures(_find_pictures(root, images)), about=about,
-            merge_same_pictures=merge_same_pictures, **given,
-        )  # fmt: skip
+        return make_new_trials(data, table, pictures, **_place_axes(data, given, about))
     except DataError as error:
-        raise DataError(f"{root}: {error}") from error
+        raise DataError(f"{path}: {error}") from error
 
 
 def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
@@ -212,6 +267,15 @@ def _find_written(root: Path) -> Path | None:
         if all((folder / name).is_file() for name in ("data.npy", "trials.parquet", "meta.json")):
             return folder
     return None
+
+
+def find_trials(root: Path) -> bool:
+    """Say whether a folder holds arrays of trials, and is not the root of some data set.
+
+    Epochs files (``-epo.fif``) are not asked for, since data sets are published in them too.
+    """
+    names = ("data.npy", "data.npz", "data.nii.gz", "data.nii")
+    return _find_written(root) is not None or any((root / name).is_file() for name in names)
 
 
 def _find_data(root: Path) -> Path:

@@ -26,6 +26,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".g
 
 #: Two trials whose values correlate above this are called copies of each other.
 COPY_CORRELATION = 0.999
+#: Subject, session and run of new trials that do not say.
+UNSTATED = "unstated"
 #: Above this many trials, copies are looked for by exact equality alone.
 MAX_CORRELATED = 20_000
 
@@ -132,6 +134,70 @@ def assemble_data(
         data=X, dims=dims, trials=table, unit=str(facts.get("unit", "arbitrary")), coords=known
     )
     return OwnData(responses, stimuli, facts, tuple(notes))
+
+
+def make_new_trials(
+    X: np.ndarray,
+    trials: pd.DataFrame | None,
+    pictures: Pictures | None = None,
+    *,
+    dims: tuple[str, ...] | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
+    ch_names: Sequence[str] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> tuple[Responses, StimulusSet | None]:
+    """Return trials to be predicted, of which nothing needs to be known, and their pictures where they are known.
+
+    Parameters
+    ----------
+    X, dims, times, ch_names, coords, about
+        As in `assemble_data`.
+    trials : DataFrame of n_trials rows, optional
+        What is known of them. A trial without `stimulus_id` (or with an empty one) gets an id of its own.
+    pictures
+        As in `assemble_data`; only where every `stimulus_id` is given.
+
+    Returns
+    -------
+    responses
+        With the column `known`: whether the trial says what it showed.
+    stimuli
+        The pictures that were shown; None without pictures.
+    """
+    X = _check_trials(X)
+    table = pd.DataFrame(index=range(len(X))) if trials is None else trials.reset_index(drop=True).copy()
+    if len(table) != len(X):
+        raise DataError(f"X has {len(X)} trials, but their table has {len(table)} rows.")
+    stimuli = None
+    if pictures is not None and "stimulus_id" in table and table["stimulus_id"].notna().all():
+        stimuli, table, _ = _join_pictures(_check_table(table, len(X)), pictures, merge=True)
+    known = pd.Series(False, index=table.index)
+    ids = pd.Series([f"new trial {row}" for row in range(len(table))], dtype=object)
+    if "stimulus_id" in table:
+        known = table["stimulus_id"].notna() & (table["stimulus_id"].astype(str) != "")
+        if known.any():
+            ids[known] = _as_text(table.loc[known, "stimulus_id"], "stimulus_id")
+    table = table.assign(stimulus_id=ids, known=known.to_numpy())
+    for name in ("subject", "session", "run", "group", "concept"):
+        if name in table:
+            table[name] = _as_text(table[name], name)
+    for name in ("subject", "session", "run"):
+        if name not in table:  # never 01, which may be somebody whom the run knows
+            table[name] = UNSTATED
+    declared = table.pop("split") if "split" in table else None
+    table, _ = complete_trials(table)
+    if declared is not None:  # which trials are new is not for a table to say
+        table["split"] = declared.astype(str).to_numpy(dtype=object)
+    dims = _name_axes(X, dims, times, ch_names)
+    facts, held = dict(about or {}), dict(coords or {})
+    if times is not None:
+        held["times"] = np.asarray(times, dtype=float)
+    if ch_names is not None:
+        held["ch_names"] = [str(name) for name in ch_names]
+    if "sfreq" in facts:
+        held.setdefault("sfreq", float(facts["sfreq"]))
+    return Responses(X, dims, table, str(facts.get("unit", "arbitrary")), held), stimuli
 
 
 def _check_trials(X: Any) -> np.ndarray:
@@ -402,6 +468,38 @@ def as_uint8_rgb(picture: Any, *, name: str = "") -> np.ndarray:
             raise DataError(f"{where} has values from {array.min()} to {array.max()}; expected 0 to 255.")
         array = array.astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def make_picture_set(pictures: Pictures) -> StimulusSet:
+    """Return pictures as a stimulus set, each its own concept.
+
+    Parameters
+    ----------
+    pictures
+        As in `assemble_data`.
+
+    Raises
+    ------
+    DataError
+        If there are none, or arrays of different sizes.
+    """
+    files, arrays, ids = _index_pictures(pictures)
+    if arrays is not None and len({array.shape for array in arrays}) > 1:
+        raise DataError(
+            "the pictures have different sizes; give them as files in a folder, or resize them to one."
+        )
+    table = pd.DataFrame(
+        {
+            "stimulus_id": ids,
+            "concept": ids,
+            "path": [str(file) for file in files] if files else "array",
+            "sha256": [_hash_picture(files, arrays, row) for row in range(len(ids))],
+        }
+    )
+    if files:
+        return StimulusSet(table, root=Path("/"))
+    assert arrays is not None
+    return StimulusSet(table, pixels=np.stack(arrays))
 
 
 def _match_ids(shown: list[str], ids: list[str]) -> list[int]:

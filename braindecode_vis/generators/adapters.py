@@ -9,6 +9,7 @@ fraction of variance that the map explains, left out images, is in `describe`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
+from braindecode_vis.store import read_json, write_json
 
 ConditionEncoder = Annotated[
     Any, Component("target", only=("openclip", "transformers", "timm", "efficientnet-lite0"))
@@ -51,6 +53,16 @@ class AdapterConfig(Settings):
         wanted = bank.select(data.embeddings.ids)
         return fit_adapter(data.embeddings, wanted, alphas=self.alphas, encoder=encoder)
 
+    def read(self, folder: Path) -> Adapter:
+        """Return the map that was written into `folder`."""
+        from safetensors.numpy import load_file
+
+        arrays, record = load_file(folder / "adapter.safetensors"), read_json(folder / "adapter.json")
+        return Adapter(
+            arrays["weights"], arrays["target_mean"], arrays["condition_mean"], tuple(record["condition_shape"]),
+            record["target_space"], record["space"], record["alpha"], record["explained"], self.encoder.build(),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -79,6 +91,20 @@ class Adapter:
     def describe(self) -> dict[str, Any]:
         """Return the penalty and the fraction of variance explained in images left out."""
         return {"alpha": self.alpha, "explained_left_out": self.explained}
+
+    def write(self, folder: Path) -> None:
+        """Write the map as safetensors, its spaces and what was chosen as JSON."""
+        from safetensors.numpy import save_file
+
+        arrays = {
+            "weights": self.weights, "target_mean": self.target_mean, "condition_mean": self.condition_mean,
+        }  # fmt: skip
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "adapter.safetensors")
+        record = {
+            "condition_shape": list(self.condition_shape), "target_space": self.target_space, "space": self.space,
+            "alpha": self.alpha, "explained": self.explained,
+        }  # fmt: skip
+        write_json(folder / "adapter.json", record)
 
 
 def fit_adapter(

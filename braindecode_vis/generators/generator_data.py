@@ -66,15 +66,17 @@ class GeneratorData:
         Images of one size up to `LARGEST_SIDE` are kept as they are; others become squares of that side, so that
         tens of thousands of photographs fit into memory.
         """
-        # The first image says the size of all; one array holds them.
-        first = self.stimuli.read_image(self.embeddings.ids[0])
-        height, width = first.shape[:2]
-        if max(height, width) > LARGEST_SIDE:
-            height = width = LARGEST_SIDE
+        height, width = self.image_size
         images = np.empty((len(self.embeddings), height, width, 3), dtype=np.uint8)
         for row, stimulus_id in enumerate(self.embeddings.ids):
             images[row] = resize_image(self.stimuli.read_image(stimulus_id), height, width)
         return images
+
+    @cached_property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of `images`; the first image says the size of all."""
+        height, width = self.stimuli.read_image(self.embeddings.ids[0]).shape[:2]
+        return (LARGEST_SIDE, LARGEST_SIDE) if max(height, width) > LARGEST_SIDE else (height, width)
 
     @cached_property
     def concepts(self) -> np.ndarray:

@@ -236,6 +236,11 @@ class HubGenerator:
         """Return what the adapter chose on the training images."""
         return {} if self.adapter is None else {"adapter": self.adapter.describe()}
 
+    def write(self, folder: Path) -> None:
+        """Write the adapter, if there is one; the weights of the network are published."""
+        if self.adapter is not None:
+            self.adapter.write(folder)
+
 
 # --- pipelines ------------------------------------------------------------------------------------------
 

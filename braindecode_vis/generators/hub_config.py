@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.generators.adapters import AdapterConfig
+from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_json, hash_sampled
@@ -101,12 +101,19 @@ class HubConfig(Settings):
 
     def build(self, data: GeneratorData) -> HubGenerator:
         """Return the generator, its adapter fitted on the training data."""
+        return self._build(data, None if self.adapter is None else self.adapter.fit(data))
+
+    def read(self, folder: Path, data: GeneratorData) -> HubGenerator:
+        """Return the generator with the adapter that was written into `folder`."""
+        return self._build(data, None if self.adapter is None else self.adapter.read(folder))
+
+    def _build(self, data: GeneratorData, adapter: Adapter | None) -> HubGenerator:
         from braindecode_vis.generators.hub import HubGenerator
 
         return HubGenerator(
             data, self.load, self.options, kind=type(self).model_fields["kind"].default,
             condition_spaces=self.condition_spaces, supports_initial=self.supports_initial,
-            batch_size=self.batch_size, adapter=None if self.adapter is None else self.adapter.fit(data),
+            batch_size=self.batch_size, adapter=adapter,
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from braindecode_vis.optimisation import (
 from braindecode_vis.priors.simulated_predictions import PredictionError, fit_prediction_error
 from braindecode_vis.roles import IMAGE_ENCODER, play
 from braindecode_vis.seeds import derive_seed, make_generator, make_torch_generator
+from braindecode_vis.store import read_json, write_json
 
 MOST_FEATURES = 4096  # pixels times colours, whose principal axes are computed
 SMALLEST_SIDE = 12  # pixels, for the window of the loss and two halvings
@@ -104,6 +106,40 @@ class RefinerGenerator:
     def describe(self) -> dict[str, Any]:
         """Return the loss of each network at the end of its training."""
         return {"losses": self.losses}
+
+    def write(self, folder: Path) -> None:
+        """Write the networks as safetensors, and their losses as JSON."""
+        from safetensors.torch import save_file
+
+        for number, network in enumerate(self.networks):
+            state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+            save_file(state, folder / f"network{number}.safetensors")
+        write_json(folder / "refiner.json", {"losses": self.losses, "space": self.encoder.space})
+
+    @classmethod
+    def read(cls, folder: Path, encoder: Any, *, width: int) -> RefinerGenerator:
+        """Read what `write` wrote.
+
+        Parameters
+        ----------
+        folder
+            Holds it.
+        encoder
+            That of the pixels.
+        width
+            Channels of the networks at full resolution.
+        """
+        from safetensors.torch import load_file
+
+        own = play(IMAGE_ENCODER, encoder)
+        assert own.shape is not None  # nothing else was ever trained
+        losses = read_json(folder / "refiner.json")["losses"]
+        networks: list[nn.Module] = []
+        for number in range(len(losses)):
+            network = RefinerNetwork(own.shape, width)
+            network.load_state_dict(load_file(folder / f"network{number}.safetensors"))
+            networks.append(network.eval().requires_grad_(False))
+        return cls(own, networks, losses)
 
 
 def fit_refiner(data: GeneratorData, recipe: RefinerRecipe) -> RefinerGenerator:

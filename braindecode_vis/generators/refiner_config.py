@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -58,3 +59,9 @@ class RefinerConfig(Settings):
                 self.learning_rate, self.n_networks, self.seed,
             ),
         )  # fmt: skip
+
+    def read(self, folder: Path, data: GeneratorData) -> RefinerGenerator:
+        """Return the trained generator that was written into `folder`."""
+        from braindecode_vis.generators.refiner import RefinerGenerator
+
+        return RefinerGenerator.read(folder, data.image_encoder, width=self.width)

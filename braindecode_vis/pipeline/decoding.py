@@ -6,17 +6,18 @@ latents give colour and layout. Its fits are artifacts of their own, and `recons
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis import roles, store
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig
+from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,
     GallerySource,
@@ -38,6 +39,9 @@ from braindecode_vis.pipeline.learning import (
 from braindecode_vis.pipeline.runs import Run, lend_context, remember
 from braindecode_vis.retrieval import Retrieval, read_retrieval, write_retrieval
 from braindecode_vis.seeds import derive_seed, make_generator
+
+if TYPE_CHECKING:
+    from braindecode_vis.generators.generator_data import GeneratorData
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,7 @@ def retrieve(run: Run) -> Retrieved:
             "(dataset.test)."
         )
     config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
-    fields = {"retrieval": config.retrieval.hashed_fields(), "repeats": config.repeats.test}
-    # Not of `embed`: each fit names the bank that it was trained against.
-    upstream = {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(trained)}
+    fields, upstream = name_retrieval(run)
     whole, protocol = choose_gallery(config, prepared, banks)
 
     sources = [
@@ -145,6 +147,13 @@ def retrieve(run: Run) -> Retrieved:
     return Retrieved(artifact, folds, protocol)
 
 
+def name_retrieval(run: Run) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings and the fits that enter the fingerprint of `retrieve`."""
+    fields = {"retrieval": run.config.retrieval.hashed_fields(), "repeats": run.config.repeats.test}
+    # Not of `embed`: each fit names the bank that it was trained against.
+    return fields, {f"train{n}": fold.artifact.fingerprint for n, fold in enumerate(train(run))}
+
+
 def find_untested(run: Run) -> int | None:
     """Return the first fold that tests nothing but what was imagined without a picture; None without such a fold."""
     if run.config.decodes_categories:
@@ -180,15 +189,9 @@ def reconstruct(run: Run) -> Reconstructed:
     refuse_categories(run, "reconstruct")
     config, prepared, banks = run.config, preprocess(run), embed(run)
     trained, retrieved = train(run), retrieve(run)
-    fields = {
-        "prior": config.prior.hashed_fields(),
-        "generator": config.generator.hashed_fields(),
-        "reconstruction": config.reconstruction.hashed_fields(),
-        "seed": config.seed,
-    }
+    fields = name_reconstruction(run)
 
     def compute(folder: Path) -> dict[str, Any]:
-        from braindecode_vis.generators.generator_data import GeneratorData
         from braindecode_vis.pipeline.reconstruction import derange, describe_same_draws, reconstruct_fold
 
         parts = []
@@ -197,17 +200,9 @@ def reconstruct(run: Run) -> Reconstructed:
             run.listener.progress("reconstructing", len(banks)) as advance,
             lend_context(run, "generator", [fields["generator"], learnt_from]) as lent,
         ):
-            for number, (fold, bank) in enumerate(zip(prepared.folds, banks, strict=True)):
-                train_ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+            for number in range(len(banks)):
                 predicted, embeddings = predict_for_generator(run, number)
-                data = GeneratorData(
-                    bank.encoder,
-                    embeddings.select(train_ids),
-                    prepared.stimuli.select(train_ids),
-                    trained[number].out_of_fold,
-                    _measure_noise(run, number),
-                    lent.take_part(f"fold{number:02d}"),
-                )
+                data = make_generator_data(run, number, embeddings, lent.take_part(name_fold(number)))
                 prior = roles.build(
                     roles.PRIOR, run.prior, seed=derive_seed(config.seed, "fit prior", number)
                 )
@@ -217,6 +212,7 @@ def reconstruct(run: Run) -> Reconstructed:
                     part = reconstruct_fold(
                         config, data, prepared.stimuli, predicted, embeddings,
                         retrieved.folds[number].subjects, number, prior=prior, low=make_low_level(run, number),
+                        fits=folder / "fits" / name_fold(number),
                     )  # fmt: skip
                 parts.append(part)
                 advance(1)
@@ -257,6 +253,42 @@ def reconstruct(run: Run) -> Reconstructed:
     )
 
 
+def name_reconstruction(run: Run) -> dict[str, Any]:
+    """Return the settings that enter the fingerprint of `reconstruct`."""
+    return {
+        "prior": run.config.prior.hashed_fields(),
+        "generator": run.config.generator.hashed_fields(),
+        "reconstruction": run.config.reconstruction.hashed_fields(),
+        "seed": run.config.seed,
+    }
+
+
+def make_generator_data(
+    run: Run, number: int, embeddings: Embeddings, context: Context = NOTHING_LENT
+) -> GeneratorData:
+    """Return what the generator of a fold is built from: nothing but its training split.
+
+    Parameters
+    ----------
+    run
+        The run.
+    number
+        Number of the fold.
+    embeddings
+        Of all images, in the space that the generator takes.
+    context
+        What the generator is lent.
+    """
+    from braindecode_vis.generators.generator_data import GeneratorData
+
+    prepared = preprocess(run)
+    ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
+    return GeneratorData(
+        embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids),
+        train(run)[number].out_of_fold, _measure_noise(run, number), context,
+    )  # fmt: skip
+
+
 def _measure_noise(run: Run, number: int) -> Any:
     """Return the noise of single repetitions of a fold's training images, where the generator asks for it.
 
@@ -288,15 +320,24 @@ def predict_for_generator(run: Run, number: int) -> tuple[Embeddings, Embeddings
     That is the target's space. An encoder that compares in a space it has learnt, and has no second head, cannot go
     back there; copying the nearest training image then works in the learnt space.
     """
+    embeddings, learnt = map_for_generator(run, number)
+    encoder = train(run)[number].encoder
+    # Without a prediction of its own for the generator, it is that of `predict`, which `retrieve` has stored.
+    if learnt or roles.keeps_default(encoder, "predict_for_generator"):
+        return retrieve(run).folds[number].predicted, embeddings
+    return encoder.predict_for_generator(pick_test_trials(run, number)), embeddings
+
+
+def map_for_generator(run: Run, number: int) -> tuple[Embeddings, bool]:
+    """Return embeddings of all images in the space that the generator takes, and whether the encoder has learnt it.
+
+    In a learnt space the predictions are those of the comparison; see `predict_for_generator`.
+    """
     encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
     # Any other generator is refused by `predict_for_generator`, which says what is missing.
     if not encoder.predicts_targets and run.generator.copies_training_images:
-        return retrieve(run).folds[number].predicted, encoder.map_targets(bank)
-    if roles.keeps_default(
-        encoder, "predict_for_generator"
-    ):  # the same as `predict`, which `retrieve` has stored
-        return retrieve(run).folds[number].predicted, encoder.map_for_generator(bank)
-    return encoder.predict_for_generator(pick_test_trials(run, number)), encoder.map_for_generator(bank)
+        return encoder.map_targets(bank), True
+    return encoder.map_for_generator(bank), False
 
 
 # --- the low-level branch -----------------------------------------------------------------------------
@@ -313,7 +354,7 @@ def open_low_level(run: Run) -> Run | None:
         "encoder": branch.encoder,
         "reconstruction": type(run.config.reconstruction)(),
     }
-    low = run.once("low level", lambda: Run(run.config.model_copy(update=changes), run.folder, run.listener))
+    low = run.once("low level", lambda: replace(run, config=run.config.model_copy(update=changes), seen={}))
     # The same trials; to prepare them again would put the branch's settings into the folder's config.yaml.
     low.seen["preprocess"] = preprocess(run)
     return low
@@ -333,19 +374,33 @@ def make_low_level(run: Run, number: int) -> np.ndarray | None:
     -------
     uint8 array of shape (n_rows, height, width, 3), or None without a branch
     """
-    from braindecode_vis.generators.generator_data import GeneratorData
-    from braindecode_vis.generators.inversion import LatentsConfig
-
     low = open_low_level(run)
     if low is None:
         return None
+    prepared = preprocess(run)
+    trials = pick_labelled_trials(prepared, prepared.folds[number].test, run.config.repeats.test)
+    return decode_low_level(run, low, number, order_by_gallery(train(run)[number].encoder, trials))
+
+
+def decode_low_level(run: Run, low: Run, number: int, trials: Responses) -> np.ndarray:
+    """Return the images that the branch of a fold makes of trials, uint8 of shape (n_trials, height, width, 3).
+
+    Parameters
+    ----------
+    run, low
+        The run and its branch; see `open_low_level`.
+    number
+        Number of the fold.
+    trials
+        With every feature.
+    """
+    from braindecode_vis.generators.generator_data import GeneratorData
+    from braindecode_vis.generators.inversion import LatentsConfig
+
     prepared, bank, fitted = preprocess(run), embed(low)[number], train(low)[number]
-    fold = prepared.folds[number]
-    trials = pick_labelled_trials(prepared, fold.test, run.config.repeats.test)
-    trials = order_by_gallery(train(run)[number].encoder, trials)
     if fitted.selection is not None:
         trials = fitted.selection.apply(trials)
-    ids = pd.unique(prepared.responses.stimulus_ids[fold.train])
+    ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
     data = GeneratorData(bank.encoder, bank.embeddings.select(ids), prepared.stimuli.select(ids))
     generator = LatentsConfig().build(data)
     return generator.generate(

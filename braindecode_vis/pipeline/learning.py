@@ -22,6 +22,7 @@ from braindecode_vis.devices import count_launched
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context, remember
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
 from braindecode_vis.preprocessing.splits import Fold, Split, split_imagined_trials
@@ -115,7 +116,16 @@ def preprocess(run: Run) -> Prepared:
     return Prepared(artifact, responses, stimuli, split)
 
 
-def write_dataset(dataset: Any, folder: Path, *, seed: int, listener: Listener) -> None:
+def write_dataset(
+    dataset: Any,
+    folder: Path,
+    *,
+    seed: int,
+    listener: Listener,
+    learnt: LearntStatistics | None = None,
+    transductive: bool = False,
+    geometry: Any = None,
+) -> None:
     """Let a small data set write itself, and stream a large one through the preprocessing of its modality.
 
     Parameters
@@ -128,8 +138,18 @@ def write_dataset(dataset: Any, folder: Path, *, seed: int, listener: Listener) 
         Root seed of the run, for data sets that are drawn.
     listener
         Shows progress.
+    learnt
+        Whitening, scaling and standardising of a finished run, which is applied in place of learning any here.
+    transductive
+        Learn them from all trials, whatever their split.
+    geometry
+        Voxels of a finished run, in place of a mask that would be found in the images of time series.
     """
     source = roles.find_source(dataset)
+    applied: dict[str, Any] = {} if learnt is None else {"learnt": learnt}
+    applied |= {"transductive": True} if transductive else {}
+    if source == "open_bold" and geometry is not None:
+        applied["geometry"] = geometry
     if source == "write":
         dataset.write(folder, seed=derive_seed(seed, "dataset"))
         return
@@ -138,15 +158,15 @@ def write_dataset(dataset: Any, folder: Path, *, seed: int, listener: Listener) 
         if source == "open_epochs":
             from braindecode_vis.preprocessing.meeg import write_meeg
 
-            write_meeg(dataset, folder, advance=advance)
+            write_meeg(dataset, folder, advance=advance, **applied)
         elif source == "open_bold":
             from braindecode_vis.preprocessing.bold import write_bold
 
-            write_bold(dataset, folder, advance=advance)
+            write_bold(dataset, folder, advance=advance, **applied)
         else:
             from braindecode_vis.preprocessing.betas import write_fmri
 
-            write_fmri(dataset, folder, advance=advance)
+            write_fmri(dataset, folder, advance=advance, **applied)
 
 
 def read_dataset(folder: Path) -> tuple[Responses, StimulusSet]:

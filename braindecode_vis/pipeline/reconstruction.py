@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
-from braindecode_vis.contracts import WholePrior
+from braindecode_vis.contracts import WholeImageGenerator, WholePrior
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
@@ -48,6 +49,7 @@ def reconstruct_fold(
     *,
     prior: WholePrior,
     low: np.ndarray | None = None,
+    fits: Path | None = None,
 ) -> FoldImages:
     """Reconstruct the test images of one fold, and the controls.
 
@@ -74,23 +76,25 @@ def reconstruct_fold(
         The prior, not yet fitted.
     low : uint8 array of shape (n_rows, height, width, 3), optional
         Images of the low-level branch, one per row.
+    fits
+        Folder that the fitted prior and what the generator has trained are written into, for new recordings.
     """
     prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
     generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
     generator.bind(data.context)
     known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
-    sampled = _sample_prior(config, prior, data, known, predicted, number)
+    fit_prior(config, prior, data, known)
+    if fits is not None:
+        write_fits(fits, prior, generator)
     seed = derive_seed(config.seed, "generator", number)
 
     concepts = test.concepts_of(predicted.ids)
     rows = pd.DataFrame(
         {"stimulus_id": predicted.ids, "concept": concepts, "subject": subjects, "fold": number}
     )
-    # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
-    decoding = generator if prior_settings.draws_images else generator.for_predictions()
     made = {
-        **_generate(config, decoding, sampled, low, seed=seed),
+        **decode_images(config, prior, generator, predicted, number, low=low),
         "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
     }
@@ -117,15 +121,20 @@ def reconstruct_fold(
     return FoldImages(rows, images, chosen)
 
 
-def _sample_prior(
-    config: RunConfig,
-    prior: WholePrior,
-    data: GeneratorData,
-    known: Embeddings,
-    predicted: Embeddings,
-    number: int,
-) -> Embeddings:
-    """Fit the prior, mostly on out-of-fold predictions, and return its draws, those of one row next to each other."""
+def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: Embeddings) -> None:
+    """Fit the prior, mostly on out-of-fold predictions.
+
+    Parameters
+    ----------
+    config
+        Names the prior.
+    prior
+        Not yet fitted.
+    data
+        Of the training split.
+    known
+        Embeddings of the images that the prior may know.
+    """
     pairs = data.predicted
     if not roles.play(roles.PRIOR_SETTINGS, config.prior).needs_predictions:
         prior.fit(None, data.embeddings, images=known)
@@ -136,19 +145,75 @@ def _sample_prior(
             f"the prior {config.prior.kind} learns from predictions of training trials that the encoder was not fitted "
             "on, and it gave none; set encoder.selection.hold_out above 0, or encoder.out_of_fold."
         )
-    n_draws = config.reconstruction.n_draws
-    return prior.sample(predicted, n_draws=n_draws, seed=derive_seed(config.seed, "prior", number))
 
 
-def _generate(
-    config: RunConfig, generator: Any, sampled: Embeddings, low: np.ndarray | None, *, seed: int
-) -> dict[str, np.ndarray]:
-    """Return decoded images of shape (n_rows, [n_draws,] height, width, 3), and the branches where there are two."""
-    n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
-    if branch is None or low is None:
-        made = {"decoded": generator.generate(sampled, seed=seed)}
+def write_fits(folder: Path, prior: WholePrior, generator: WholeImageGenerator) -> None:
+    """Write the fitted prior and what the generator has trained below `folder`; see `read_fits`."""
+    for name, component in (("prior", prior), ("generator", generator)):
+        (folder / name).mkdir(parents=True)
+        component.write(folder / name)
+
+
+def read_fits(
+    folder: Path, config: RunConfig, data: GeneratorData
+) -> tuple[WholePrior | None, WholeImageGenerator]:
+    """Return what `write_fits` wrote; None for a prior that wrote nothing, which is fitted again as fast.
+
+    Parameters
+    ----------
+    folder
+        May be missing: runs of earlier versions kept no fits.
+    config
+        Names prior and generator.
+    data
+        The data that the generator was built from.
+    """
+    settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    if (folder / "generator").is_dir() and any((folder / "generator").iterdir()):
+        generator = roles.read(roles.IMAGE_GENERATOR, settings, folder / "generator", data)
     else:
-        made = fuse_branches(generator, sampled, np.repeat(low, n_draws, axis=0), branch.fusion, seed=seed)
+        generator = roles.build(roles.IMAGE_GENERATOR, settings, data)
+    prior = None
+    if (folder / "prior").is_dir() and any((folder / "prior").iterdir()):
+        prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
+        prior = roles.read(roles.PRIOR, prior_settings, folder / "prior")
+    return prior, generator
+
+
+def decode_images(
+    config: RunConfig,
+    prior: WholePrior,
+    generator: WholeImageGenerator,
+    predicted: Embeddings,
+    number: int,
+    *,
+    low: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Return decoded images of shape (n_rows, [n_draws,] height, width, 3), and the branches where there are two.
+
+    Parameters
+    ----------
+    config
+        Draws, fusion and seed are taken from it.
+    prior, generator
+        Fitted.
+    predicted
+        Predicted embeddings.
+    number
+        Number of the fold, for seeds.
+    low : uint8 array of shape (n_rows, height, width, 3), optional
+        Images of the low-level branch, one per row.
+    """
+    n_draws, branch = config.reconstruction.n_draws, config.reconstruction.low_level
+    sampled = prior.sample(predicted, n_draws=n_draws, seed=derive_seed(config.seed, "prior", number))
+    # A prior's draws pretend to be embeddings of images; without one, predictions are what they are.
+    draws_images = roles.play(roles.PRIOR_SETTINGS, config.prior).draws_images
+    decoding = generator if draws_images else generator.for_predictions()
+    seed = derive_seed(config.seed, "generator", number)
+    if branch is None or low is None:
+        made = {"decoded": decoding.generate(sampled, seed=seed)}
+    else:
+        made = fuse_branches(decoding, sampled, np.repeat(low, n_draws, axis=0), branch.fusion, seed=seed)
     if n_draws == 1:
         return made
     return {name: stack.reshape(-1, n_draws, *stack.shape[1:]) for name, stack in made.items()}

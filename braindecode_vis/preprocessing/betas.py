@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +23,12 @@ from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing.array_file import ArrayFile
+from braindecode_vis.preprocessing.learnt_statistics import (
+    ZSCORE_MEAN,
+    ZSCORE_VARIANCE,
+    LearntStatistics,
+    ZScoreGroup,
+)
 from braindecode_vis.preprocessing.parcellation import average_parcels, place_in_parcels
 from braindecode_vis.preprocessing.scaling import (
     FeatureMoments,
@@ -47,7 +53,14 @@ class BetasDataset(Protocol):
         ...
 
 
-def write_fmri(config: BetasDataset, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_fmri(
+    config: BetasDataset,
+    folder: Path,
+    *,
+    advance: Advance | None = None,
+    learnt: LearntStatistics | None = None,
+    transductive: bool = False,
+) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
     Parameters
@@ -58,6 +71,10 @@ def write_fmri(config: BetasDataset, folder: Path, *, advance: Advance | None = 
         Where ``responses`` and ``stimuli`` are written; made if needed.
     advance
         Called with the number of trials done since the last call.
+    learnt
+        Means and variances of a finished run, which are then applied in place of learning any here.
+    transductive
+        Learn them from all trials, whatever their split.
 
     Returns
     -------
@@ -69,11 +86,23 @@ def write_fmri(config: BetasDataset, folder: Path, *, advance: Advance | None = 
     DataError
         If a response is not finite, does not fit the type, or the disk is too small; the message names the file.
     """
-    return write_fmri_source(config.open_betas(), folder, advance=advance)
+    return write_fmri_source(
+        config.open_betas(), folder, advance=advance, learnt=learnt, transductive=transductive
+    )
 
 
-def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_fmri_source(
+    source: FmriSource,
+    folder: Path,
+    *,
+    advance: Advance | None = None,
+    learnt: LearntStatistics | None = None,
+    transductive: bool = False,
+) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_fmri`."""
+    if transductive:
+        parts = [replace(part, trials=part.trials.assign(split="train")) for part in source.parts]
+        source = replace(source, parts=tuple(parts))
     plan = source.plan
     geometries, left_out = place_in_parcels(
         {subject: source.find_geometry(subject) for subject in source.subjects}, plan.atlas
@@ -92,10 +121,17 @@ def write_fmri_source(source: FmriSource, folder: Path, *, advance: Advance | No
     try:
         with ExitStack() as files:
             rows = files.enter_context(ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype)))
-            scaling = _write_parts(source, geometries, _Progress(rows, scratch, files), advance)
+            progress = _Progress(rows, scratch, files, learnt)
+            scaling = _write_parts(source, geometries, progress, advance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     trials.to_parquet(responses / "trials.parquet", index=False)
+    if progress.fitted:
+        for name, values in (
+            (ZSCORE_MEAN, [s.mean for s in progress.fitted.values()]),
+            (ZSCORE_VARIANCE, [s.variance for s in progress.fitted.values()]),
+        ):
+            np.save(responses / name, np.stack(values), allow_pickle=False)  # (n_groups, n_features)
     _write_meta(responses, source, geometries, {"parcels_without_voxels": left_out, **scaling})
     _write_images(folder / "stimuli", source)
     summary = {"n_trials": shape[0], "n_features": n_features, "n_bytes": rows.path.stat().st_size}
@@ -140,6 +176,8 @@ class _Progress:
     target: ArrayFile
     scratch: Path
     files: ExitStack
+    learnt: LearntStatistics | None = None
+    fitted: dict[ZScoreGroup, FeatureStatistics] = field(default_factory=dict)
     scales: dict[str, list[FeatureStatistics]] = field(default_factory=dict)
     waiting: list[_Waiting] = field(default_factory=list)
     transductive: list[str] = field(default_factory=list)
@@ -173,6 +211,7 @@ def _write_parts(
         "standardised_with_other_sessions": [item.name for item in progress.waiting],
         "standardised_with_own_test_trials": progress.transductive,
         "constant_features": progress.constant,
+        **({"standardised_groups": [asdict(group) for group in progress.fitted]} if progress.fitted else {}),
     }
 
 
@@ -186,7 +225,23 @@ def _write_session(
 ) -> None:
     """Write the trials of one session from row `start` on, and standardise what has training trials."""
     trials = pd.concat([part.trials for part in session], ignore_index=True)
-    target = progress.target
+    target, learnt = progress.target, progress.learnt
+    subject, name = session[0].group
+    if learnt is not None:
+        done = start
+        for part in session:
+            runs, first = part.trials["run"].to_numpy(str), 0
+            for block in _iterate_blocks(part, geometry, target.shape):
+                of_run = runs[first : first + len(block)]
+                values = np.empty(block.shape, target.dtype)
+                for key in dict.fromkeys(of_run):
+                    values[of_run == key] = learnt.apply(block[of_run == key], subject, name, key)
+                target.write(done + first, values)
+                first += len(block)
+                if advance is not None:
+                    advance(len(block))
+            done += first
+        return
     held, base = target, start
     if plan.zscore != "none" and target.dtype == np.float16:  # rounded after standardising, not before
         path = progress.scratch / f"session-{start}.npy"
@@ -210,18 +265,19 @@ def _write_session(
                 advance(len(block))
     if plan.zscore == "none":
         return
-    subject, name = session[0].group
     for key in dict.fromkeys(keys):
         rows = np.flatnonzero(keys == key)
         label = f"subject {subject}, session {name}" + (f", run {key}" if by_run else "")
         if key in moments and moments[key].n_trials > 1:  # one trial has no spread
             scale = moments[key].finish()
             progress.scales.setdefault(subject, []).append(scale)
+            progress.fitted[ZScoreGroup(subject, name, key if by_run else "")] = scale
             own = scale.is_constant[: _count_features(geometry)]
             progress.constant = max(progress.constant, int(own.sum()))
         elif plan.untrained == "own":
             scale = fit_rows(held, base + rows)
             progress.transductive.append(label)
+            progress.fitted[ZScoreGroup(subject, name, key if by_run else "", own=True)] = scale
         else:
             progress.waiting.append(_Waiting(subject, label, held, base, start, rows))
             continue

@@ -8,7 +8,7 @@ training trials, parcels, writing) is that of all fMRI data sets. One masked run
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +34,7 @@ from braindecode_vis.preprocessing.glm import (
     make_regressors,
     remove_nuisance,
 )
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 
 _BLOCK_VOXELS = 8192
 _BLOCK_VOLUMES = 16
@@ -49,7 +50,15 @@ class BoldDataset(Protocol):
         ...
 
 
-def write_bold(config: BoldDataset, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_bold(
+    config: BoldDataset,
+    folder: Path,
+    *,
+    advance: Advance | None = None,
+    learnt: LearntStatistics | None = None,
+    transductive: bool = False,
+    geometry: Geometry | Mapping[str, Geometry] | None = None,
+) -> dict[str, Any]:
     """Read a data set of time series and write responses and stimuli below `folder`.
 
     Parameters
@@ -60,6 +69,10 @@ def write_bold(config: BoldDataset, folder: Path, *, advance: Advance | None = N
         Where ``responses`` and ``stimuli`` are written; made if needed.
     advance
         Called with the number of trials done since the last call.
+    learnt, transductive
+        As in `write_fmri`.
+    geometry
+        Voxels of a finished run, in place of a mask that would be found in these images.
 
     Returns
     -------
@@ -71,7 +84,12 @@ def write_bold(config: BoldDataset, folder: Path, *, advance: Advance | None = N
     DataError
         If an image is damaged, a voxel is not finite, or a trial cannot be estimated; the message names the run.
     """
-    return write_fmri_source(make_betas(config.open_bold()), folder, advance=advance)
+    source = config.open_bold()
+    if geometry is not None and isinstance(source.geometry, str):
+        source = replace(source, geometry=geometry)
+    return write_fmri_source(
+        make_betas(source), folder, advance=advance, learnt=learnt, transductive=transductive
+    )
 
 
 def make_betas(source: BoldSource) -> FmriSource:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,9 +25,11 @@ from braindecode_vis.datasets.sources.meeg_source import (
     EpochPlan,
     MeegSource,
     make_template_montage,
+    replace_trials,
 )
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS, Piece, iterate_trials, plan_part
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
 from braindecode_vis.preprocessing.scaling import ChannelScales, scale_trials
 from braindecode_vis.preprocessing.whitening import (
@@ -50,7 +52,14 @@ class EpochsDataset(Protocol):
         ...
 
 
-def write_meeg(config: EpochsDataset, folder: Path, *, advance: Advance | None = None) -> dict[str, Any]:
+def write_meeg(
+    config: EpochsDataset,
+    folder: Path,
+    *,
+    advance: Advance | None = None,
+    learnt: LearntStatistics | None = None,
+    transductive: bool = False,
+) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
     Parameters
@@ -61,6 +70,10 @@ def write_meeg(config: EpochsDataset, folder: Path, *, advance: Advance | None =
         Where ``responses`` and ``stimuli`` are written; made if needed.
     advance
         Called with the number of trials done since the last call.
+    learnt
+        Whitening and scaling of a finished run, which are then applied in place of learning any here.
+    transductive
+        Learn them from all trials, whatever their split.
 
     Returns
     -------
@@ -70,16 +83,32 @@ def write_meeg(config: EpochsDataset, folder: Path, *, advance: Advance | None =
     scratch = folder / "scratch"
     try:
         source = config.open_epochs(scratch)
-        return write_source(source, folder, scratch=scratch, advance=advance)
+        if transductive:
+            parts = [replace_trials(part, part.trials.assign(split="train")) for part in source.parts]
+            source = replace(source, parts=tuple(parts))
+        return write_source(source, folder, scratch=scratch, advance=advance, learnt=learnt)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_source(
-    source: MeegSource, folder: Path, *, scratch: Path, advance: Advance | None = None
+    source: MeegSource,
+    folder: Path,
+    *,
+    scratch: Path,
+    advance: Advance | None = None,
+    learnt: LearntStatistics | None = None,
 ) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_meeg`."""
     plan = source.plan
+    if learnt is not None:
+        if plan.cleaning.ica is not None or plan.cleaning.autoreject is not None:
+            raise ConfigError(
+                "components and thresholds of dataset.ica and dataset.autoreject are learnt from each session and not "
+                "kept, so they cannot be applied to another recording; ask for its own with --whiten-new."
+            )
+        plan = replace(plan, mvnn="none", cleaning=replace(plan.cleaning, scaling=None))
+        source = replace(source, plan=plan)
     pieces = [plan_part(part, plan) for part in source.parts]
     dropped = pd.concat([piece.dropped for piece in pieces], ignore_index=True)
     times = pieces[0].times
@@ -89,7 +118,8 @@ def write_source(
             raise DataError(f"{piece.part.where} has other times than {pieces[0].part.where}.")
     whitens = plan.mvnn != "none" and any(isinstance(piece.part, ContinuousPart) for piece in pieces)
     scaling = plan.cleaning.scaling
-    if plan.dtype == "float16" and not whitens and scaling is None and source.unit in ("V", "T", "T/m"):
+    unscaled = not whitens and scaling is None and (learnt is None or learnt.is_empty)
+    if plan.dtype == "float16" and unscaled and source.unit in ("V", "T", "T/m"):
         raise ConfigError(
             f"float16 cannot hold responses in {source.unit}: set dtype to float32, or whiten with mvnn, or scale."
         )
@@ -106,7 +136,7 @@ def write_source(
             held = ArrayFile(scratch / "unscaled.npy", shape, np.dtype(np.float32))
         n = 0
         for group, members in groupby(pieces, key=lambda piece: piece.part.group):
-            n += _write_session(group, list(members), plan, held, n, scratch, advance, written)
+            n += _write_session(group, list(members), plan, held, n, scratch, advance, written, learnt)
         writer.shrink(n)  # autoreject may have left trials out
         trials = pd.concat([piece.trials for piece in written.pieces], ignore_index=True)
         scales = None if scaling is None else scale_trials(held, writer, trials, scaling)
@@ -114,7 +144,7 @@ def write_source(
             held.close()
             held.path.unlink()
     trials.to_parquet(responses / "trials.parquet", index=False)
-    _write_meta(responses, source, times, written, scales)
+    _write_meta(responses, source, times, written, scales, learnt)
     write_stimuli(folder / "stimuli", source.stimuli)
     write_epochs_ceilings(responses, trials, writer.shape)
     return {"n_trials": n, "n_dropped": len(written.dropped), "n_bytes": int(writer.n_bytes)}
@@ -141,6 +171,7 @@ def _write_session(
     scratch: Path,
     advance: Advance | None,
     written: _Written,
+    learnt: LearntStatistics | None,
 ) -> int:
     """Clean, cut and whiten one session, and write it from row `start` on; returns the number of its trials."""
     is_continuous = isinstance(session[0].part, ContinuousPart)
@@ -165,7 +196,7 @@ def _write_session(
         row = start
         for piece in session:
             for block in iterate_trials(piece, plan):
-                writer.write(row, block)
+                writer.write(row, block if learnt is None else learnt.apply(block, *group))
                 row += len(block)
                 if advance is not None:
                     advance(len(block))
@@ -249,6 +280,7 @@ def _write_meta(
     times: np.ndarray,
     written: _Written,
     scales: ChannelScales | None,
+    learnt: LearntStatistics | None = None,
 ) -> None:
     """Write ``meta.json`` and the array coordinates, as `store.read_responses` reads them."""
     plan, whiteners = source.plan, written.whiteners
@@ -274,6 +306,7 @@ def _write_meta(
         "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__ if name != "cleaning"},
         "cleaning": plan.cleaning.as_json(),
         "files": ["/".join(path.parts[-3:]) for path in files],
+        "recorded_unit": source.unit,
         "found": {
             piece.part.recording.files[0].name: dict(piece.notes)
             for piece in written.pieces
@@ -284,11 +317,14 @@ def _write_meta(
         ),
         **source.notes,
     }
+    unit = scales.unit if scales is not None else "whitened" if whiteners else source.unit
+    if learnt is not None and not learnt.is_empty:
+        unit = learnt.unit
     write_json(
         responses / "meta.json",
         {
             "dims": ["trial", "channel", "time"],
-            "unit": scales.unit if scales is not None else "whitened" if whiteners else source.unit,
+            "unit": unit,
             "coords": coords,
             "array_coords": list(arrays),
             "provenance": provenance,

@@ -1,0 +1,74 @@
+"""The verb that applies a finished run to new recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from braindecode_vis.cli.show import ConsoleListener, Debug, Json, make_console, print_json, print_scores
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    on: Annotated[
+        Path,
+        typer.Option(
+            "--on",
+            help="Another root of the same data set, a folder of arrays, or a file of trials (.npy, -epo.fif).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for predictions, images and the page.")],
+    gallery: Annotated[
+        str | None,
+        typer.Option(
+            "--gallery", help="Pictures to search: a folder or a .npy of them, or a folder of embeddings."
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option("--fold", help="Fold that predicts; the mean of all by default.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only trials that the recording declares as train or test.")
+    ] = None,
+    whiten_new: Annotated[
+        bool,
+        typer.Option("--whiten-new", help="Learn whitening and scaling from the new trials (transductive)."),
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="How another root is read, for example dataset.subjects=[9]. Repeatable."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Apply a finished run to new recordings without fitting anything: pictures, images and a page."""
+    import tempfile
+
+    from braindecode_vis.pipeline.finished_run import open_finished
+    from braindecode_vis.pipeline.new_trials import read_new
+    from braindecode_vis.pipeline.predicting import predict as predict_new
+    from braindecode_vis.pipeline.prediction_files import check_out, describe_provenance
+
+    folder = check_out(out)
+    finished = open_finished(run, ConsoleListener())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the result, where there must be room: another root is preprocessed there and removed afterwards.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
+        new = read_new(finished, on, Path(work), whiten_new=whiten_new, overrides=overrides or (), part=split)
+        found = predict_new(finished, new, gallery=gallery, fold=fold)
+        found.save(folder)
+    scores = found.scores
+    rows = [dict(row) for row in scores.astype(object).where(scores.notna(), None).to_dict("records")]
+    if as_json:
+        record = describe_provenance(found)
+        shown = {key: record[key] for key in ("run", "fingerprint", "protocol", "transductive", "notes")}
+        print_json({"folder": str(folder), "n_trials": len(found), **shown, "scores": rows})
+        return
+    if rows:
+        print_scores([{str(key): value for key, value in row.items()} for row in rows])
+    console = make_console(stderr=False)
+    for note in found.notes:
+        console.print(note, markup=False)
+    console.print(f"{len(found)} trials predicted; page: {folder / 'predict.html'}", markup=False)

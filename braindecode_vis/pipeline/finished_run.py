@@ -1,0 +1,93 @@
+"""A finished run that is only read: every stage is taken from the run folder, and none is computed.
+
+Owns how the artifacts of a run are found without its recordings, which may lie on another machine by now. Nothing is
+written into the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis import store
+from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.config import read_config
+from braindecode_vis.pipeline.learning import Prepared, read_dataset
+from braindecode_vis.pipeline.runs import Compute, Listener, Run, SilentListener
+from braindecode_vis.preprocessing.splits import Split
+
+
+@dataclass
+class FinishedRun(Run):
+    """A run whose stages are found, never computed."""
+
+    def produce(
+        self,
+        stage: str,
+        fields: Mapping[str, Any],
+        upstream: Mapping[str, str],
+        compute: Compute,
+        unit: str = "",
+    ) -> store.Artifact:
+        """Return the artifact from the run folder, or say that the run is unfinished."""
+        return self.folder.find(stage, fields=fields, upstream=upstream, unit=unit)
+
+
+def open_finished(folder: Path, listener: Listener | None = None) -> FinishedRun:
+    """Open a run folder for reading.
+
+    Parameters
+    ----------
+    folder
+        Of a finished run.
+    listener
+        Shows progress.
+
+    Raises
+    ------
+    DataError
+        If it is no run folder, or the run has not come as far as preprocessing.
+    """
+    path = folder.expanduser().absolute()
+    if not (path / "config.yaml").is_file():
+        raise DataError(
+            f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
+        )
+    run = FinishedRun(read_config(path), store.RunFolder(path, writable=False), listener or SilentListener())
+    artifact = _find_preprocessing(run)
+    responses, stimuli = read_dataset(artifact.path)
+    record = store.read_json(artifact.path / "split.json")
+    split = Split.from_json(record, responses.trials, stimuli.concepts_of(responses.stimulus_ids))
+    # What follows finds itself by the fingerprint of this one; its own would need the recordings to be hashed.
+    run.seen["preprocess"] = Prepared(artifact, responses, stimuli, split)
+    return run
+
+
+def _find_preprocessing(run: FinishedRun) -> store.Artifact:
+    """Return the preprocessing that the last report named, or else the newest one of these settings."""
+    try:
+        named = store.read_json(run.folder.path / store.PROVENANCE)["stages"]["preprocess"]["fingerprint"]
+    except (OSError, BraindecodeVisError, KeyError, TypeError):
+        named = None
+    wanted = store.json_plain(
+        {
+            "dataset": run.config.dataset.hashed_fields(),
+            "split": run.config.split.hashed_fields(),
+            "seed": run.config.seed,
+        }
+    )
+    found = []
+    for path in sorted((run.folder.path / "stages" / "preprocess").glob(f"*/{store.PROVENANCE}")):
+        record = store.read_json(path)
+        if {key: record.get("fields", {}).get(key) for key in wanted} == wanted:
+            newest = (record["fingerprint"] == named, str(record["created"]))
+            found.append((newest, path.parent, record))
+    if not found:
+        raise DataError(
+            f"{run.folder.path} is unfinished: nothing was preprocessed with its settings; finish it first with "
+            f"braindecode-vis run {run.folder.path}."
+        )
+    _, _, record = max(found, key=lambda entry: entry[0])
+    return run.folder.find("preprocess", fields=record["fields"], upstream=record["upstream"])

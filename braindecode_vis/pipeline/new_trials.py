@@ -1,0 +1,296 @@
+"""Trials that a finished run has never seen, brought to the form in which its encoder learnt.
+
+Owns the ways in (another root of the same data set, a folder of arrays, trials in memory), what the run has learnt in
+its preprocessing and applies to them, and what is asked of them: the axes, channels, times and voxels of the run.
+Nothing is learnt from the new trials, unless that is asked for and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import roles
+from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.config import read_config
+from braindecode_vis.datasets.array_folder import find_trials, read_new_trials
+from braindecode_vis.datasets.own_data import UNSTATED
+from braindecode_vis.pipeline.finished_run import FinishedRun
+from braindecode_vis.pipeline.learning import preprocess, read_dataset, write_dataset
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
+from braindecode_vis.preprocessing.repeats import pick_rows
+from braindecode_vis.preprocessing.voxel_geometry import read_geometry
+from braindecode_vis.stimuli import StimulusSet
+
+#: Units that mean the same, as users and files write them.
+_SAME_UNITS = {"volt": "V", "volts": "V", "v": "V", "tesla": "T", "t": "T"}
+_NO_UNIT = ("arbitrary", "")
+#: Half a millisecond is below any sample; rates like 1200 / 7 Hz round differently from file to file.
+TIME_TOLERANCE = 5e-4
+
+
+@dataclass(frozen=True)
+class NewTrials:
+    """New trials as the run's encoder takes them, before their repetitions are averaged.
+
+    Parameters
+    ----------
+    responses
+        In the unit and with the coordinates of the run. The column `known` of the table says which trials say what they
+        showed.
+    stimuli
+        The pictures that the recording brings along, if it does.
+    notes
+        What was applied to which session, one sentence each.
+    transductive
+        Whether statistics were learnt from the new trials themselves.
+    """
+
+    responses: Responses
+    stimuli: StimulusSet | None = None
+    notes: tuple[str, ...] = field(default=())
+    transductive: bool = False
+
+
+def read_new(
+    run: FinishedRun,
+    on: Path,
+    work: Path,
+    *,
+    whiten_new: bool = False,
+    overrides: Sequence[str] = (),
+    part: str | None = None,
+) -> NewTrials:
+    """Read new trials from files.
+
+    Parameters
+    ----------
+    run
+        The finished run.
+    on
+        A folder of arrays (see `braindecode_vis.datasets.array_folder`), a file of trials, or else another root of the
+        data set of the run.
+    work
+        Folder for the preprocessed trials of another root; they are read from there as long as predictions are made.
+    whiten_new
+        Learn whitening and scaling from the new trials, a transductive result.
+    overrides
+        Texts ``dataset.a=value``, for another root.
+    part
+        ``train`` or ``test``: only the trials that the recording itself declares as such.
+    """
+    path = on.expanduser().absolute()
+    if not path.exists():
+        raise DataError(f"{path} does not exist; --on takes a folder of new recordings, or a file of trials.")
+    if path.is_file() or run.config.dataset.kind == "arrays" or find_trials(path):
+        if overrides:
+            raise ConfigError(f"{overrides[0]!r} changes how a data set is read, and {path} holds arrays.")
+        responses, stimuli = read_new_trials(path)
+        return prepare_trials(run, responses, stimuli, whiten_new=whiten_new, part=part)
+    for text in overrides:
+        if not text.strip().startswith("dataset."):
+            raise ConfigError(
+                f"--set {text} would change the run itself; only dataset.* can be set for new recordings."
+            )
+    dataset = read_config(run.folder.path, overrides, root=path).dataset
+    return read_dataset_anew(run, dataset, work, whiten_new=whiten_new, part=part)
+
+
+def read_dataset_anew(
+    run: FinishedRun, dataset: Any, work: Path, *, whiten_new: bool = False, part: str | None = None
+) -> NewTrials:
+    """Preprocess a data set of the run's kind with what the run has learnt; see `read_new`."""
+    if dataset.kind != run.config.dataset.kind:
+        raise ConfigError(
+            f"the run decodes {run.config.dataset.kind}, so that it cannot read {dataset.kind}; give its trials as "
+            "arrays instead."
+        )
+    learnt = find_learnt(run)
+    if whiten_new and part is not None:
+        raise ConfigError(f"with its own whitening every new trial takes part; leave split {part} out.")
+    own = find_responses(run)
+    single = "subjects" not in own.coords and "voxel_id" in own.coords
+    write_dataset(
+        dataset, work, seed=run.config.seed, listener=run.listener,
+        **({"transductive": True} if whiten_new else {"learnt": learnt}),
+        geometry=read_geometry(own) if single else None,
+    )  # fmt: skip
+    responses, stimuli = read_dataset(work)
+    notes = [f"{where}: {words}." for where, words in learnt.used.items()]
+    if whiten_new:
+        notes = ["Whitening and scaling were learnt from the new trials themselves: transductive."]
+    responses = responses.with_trials(responses.trials.assign(known=True))
+    return NewTrials(_fit_in(run, _pick_part(responses, part)), stimuli, tuple(notes), whiten_new)
+
+
+def prepare_trials(
+    run: FinishedRun,
+    responses: Responses,
+    stimuli: StimulusSet | None = None,
+    *,
+    prepared: bool | None = None,
+    whiten_new: bool = False,
+    part: str | None = None,
+) -> NewTrials:
+    """Apply what the run has learnt to trials in memory.
+
+    Parameters
+    ----------
+    run
+        The finished run.
+    responses
+        The trials.
+    stimuli
+        Their pictures, where they are known.
+    prepared
+        Whether they are whitened, scaled or standardised already; by default their unit decides.
+    whiten_new, part
+        As in `read_new`.
+
+    Raises
+    ------
+    DataError
+        If the axes are not those of the run, or nothing says whether the trials are whitened already.
+    """
+    responses = _pick_part(responses, part)
+    if "known" not in responses.trials:
+        responses = responses.with_trials(responses.trials.assign(known=True))
+    learnt, transductive, notes = find_learnt(run), False, []
+    subjects = find_responses(run).trials["subject"].astype(str).unique()
+    if (responses.trials["subject"] == UNSTATED).all() and len(subjects) == 1:
+        responses = responses.with_trials(responses.trials.assign(subject=subjects[0]))
+        notes.append(f"No subject was stated: taken as {subjects[0]}, the one that the run learnt from.")
+    check_axes(find_responses(run), responses)
+    check_finite(responses.data, what="the new recording", row_names=responses.stimulus_ids, unit="trial")
+    if not learnt.is_empty and not _is_prepared(learnt, responses.unit, prepared):
+        data = np.asarray(responses.data)
+        if whiten_new:
+            learnt, transductive = learnt.learn_anew(data, responses.trials), True
+        responses = replace(responses, data=learnt.apply_to_trials(data, responses.trials), unit=learnt.unit)
+        if transductive:
+            notes.append("Whitening and scaling were learnt from the new trials themselves: transductive.")
+        else:
+            notes += [f"{where}: {words}." for where, words in learnt.used.items()]
+    elif whiten_new:
+        raise ConfigError(
+            "there is nothing to whiten anew: the run has learnt no whitening or scaling, or the trials went through "
+            "it already."
+        )
+    return NewTrials(_fit_in(run, responses), stimuli, tuple(notes), transductive)
+
+
+def find_responses(run: FinishedRun) -> Responses:
+    """Return the responses that the run learnt from."""
+    return preprocess(run).responses
+
+
+def find_learnt(run: FinishedRun) -> LearntStatistics:
+    """Return what the run's preprocessing has learnt; a data set that writes itself has learnt nothing."""
+    responses = find_responses(run)
+    if roles.find_source(run.config.dataset) == "write":
+        return LearntStatistics(unit=responses.unit, dtype=responses.data.dtype)
+    return LearntStatistics.read(preprocess(run).artifact.path / "responses")
+
+
+def _is_prepared(learnt: LearntStatistics, unit: str, prepared: bool | None) -> bool:
+    if prepared is not None:
+        return prepared
+    if unit == learnt.unit:
+        return True
+    if unit in _NO_UNIT:
+        raise DataError(
+            f"the run stores its trials in the unit {learnt.unit!r}, after whitening, scaling or standardising, and "
+            f"nothing says whether these went through that: state their unit ({learnt.unit}, or that of the recording) "
+            "in meta.yaml, or pass prepared=True or False in Python."
+        )
+    recorded = _SAME_UNITS.get(learnt.recorded_unit.lower(), learnt.recorded_unit)
+    found = _SAME_UNITS.get(unit.lower(), unit)
+    if recorded and found != recorded:
+        raise DataError(
+            f"these trials are in {unit}, but the recordings of the run were in {recorded}; convert them."
+        )
+    return False
+
+
+def _pick_part(responses: Responses, part: str | None) -> Responses:
+    """Return the trials that the recording declares as training or test; all of them for None."""
+    if part is None:
+        return responses
+    check_option("split", part, ("train", "test"))
+    rows = np.flatnonzero((responses.trials["split"] == part).to_numpy())
+    if not len(rows):
+        raise DataError(f"the new recording declares no {part} trial; leave the split out to predict all.")
+    return pick_rows(responses, rows)
+
+
+def check_axes(expected: Responses, found: Responses) -> None:
+    """Raise `DataError` unless trials have the axes, channels, times and voxels of the run.
+
+    Parameters
+    ----------
+    expected
+        The responses of the run.
+    found
+        New trials.
+    """
+    shapes = [
+        " x ".join(f"{n} {d}s" for n, d in zip(r.data.shape[1:], r.dims[1:], strict=True))
+        for r in (expected, found)
+    ]
+    rates = [_find_rate(r) for r in (expected, found)]
+    if rates[0] and rates[1] and abs(rates[0] / rates[1] - 1) > 1e-3:
+        raise DataError(
+            f"these trials have a sampling rate of {rates[1]:g} Hz, but the run learnt from {rates[0]:g} Hz; resample "
+            "the recording first."
+        )
+    theirs, ours = (r.coords.get("ch_names") for r in (found, expected))
+    if theirs is not None and ours is not None and list(map(str, theirs)) != list(map(str, ours)):
+        missing = [str(name) for name in ours if name not in set(theirs)]
+        what = (
+            f"lack {', '.join(missing[:5])}"
+            if missing
+            else "have others too"
+            if len(theirs) > len(ours)
+            else "have another order"
+        )
+        raise DataError(
+            f"the channels of these trials {what}: the run learnt from {', '.join(map(str, ours[:8]))}"
+            f"{' ...' if len(ours) > 8 else ''} in this order; pick them by name."
+        )
+    if found.data.shape[1:] != expected.data.shape[1:] or len(found.dims) != len(expected.dims):
+        raise DataError(f"the run learnt from trials of {shapes[0]}, but these have {shapes[1]}.")
+    times = [r.coords.get("times") for r in (expected, found)]
+    if times[0] is not None and times[1] is not None:
+        ours_s, theirs_s = (np.asarray(t, float) for t in times)
+        if not np.allclose(ours_s, theirs_s, atol=TIME_TOLERANCE):
+            raise DataError(
+                f"these trials run from {theirs_s[0]:g} to {theirs_s[-1]:g} s, those of the run from {ours_s[0]:g} to "
+                f"{ours_s[-1]:g} s from the onset of the picture; cut them alike."
+            )
+    voxels = [r.coords.get("voxel_id") for r in (expected, found)]
+    if voxels[0] is not None and voxels[1] is not None and not np.array_equal(voxels[0], voxels[1]):
+        raise DataError(
+            "the voxels of these trials lie elsewhere in the volume than those of the run; use the mask of the run."
+        )
+
+
+def _find_rate(responses: Responses) -> float | None:
+    rate, times = responses.coords.get("sfreq"), responses.coords.get("times")
+    if rate is None and times is not None and len(times) > 1:
+        return float(1 / np.median(np.diff(np.asarray(times, float))))
+    return None if rate is None else float(rate)
+
+
+def _fit_in(run: FinishedRun, responses: Responses) -> Responses:
+    """Return the trials with the axes and coordinates of the run, which everything fitted refers to."""
+    own = find_responses(run)
+    check_axes(own, responses)
+    coords = {key: value for key, value in own.coords.items() if key != "warnings"}
+    trials: pd.DataFrame = responses.trials
+    return Responses.from_checked(responses.data, own.dims, trials, own.unit, coords)

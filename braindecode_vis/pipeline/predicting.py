@@ -1,0 +1,581 @@
+"""Apply a finished run to new trials: predictions, ranks in any gallery, images. Nothing is fitted.
+
+Owns which folds predict, what the gallery is, and what is known of the truth. Selection, encoders, target encoder,
+prior and generator come from the run folder. With one fold, its predictions are taken; with several that share a space,
+their mean; folds with spaces of their own cannot be averaged, and one is to be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import roles, store
+from braindecode_vis.arrays import Embeddings, Responses, check_same_space
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Context
+from braindecode_vis.datasets.own_data import Pictures, make_picture_set
+from braindecode_vis.devices import choose_device
+from braindecode_vis.pipeline.decoding import (
+    decode_low_level,
+    make_generator_data,
+    map_for_generator,
+    name_fits,
+    name_reconstruction,
+    name_retrieval,
+    open_low_level,
+)
+from braindecode_vis.pipeline.finished_run import FinishedRun
+from braindecode_vis.pipeline.galleries import GallerySource, order_by_gallery
+from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, preprocess, train
+from braindecode_vis.pipeline.new_trials import NewTrials
+from braindecode_vis.pipeline.scoring import describe_choices
+from braindecode_vis.retrieval import Retrieval, compute_ranks
+from braindecode_vis.seeds import derive_seed
+from braindecode_vis.stimuli import StimulusSet, resize_image
+
+
+@dataclass(frozen=True)
+class PictureGallery:
+    """Candidates that predictions are searched in.
+
+    Parameters
+    ----------
+    embeddings
+        In the target space, one row per picture.
+    stimuli
+        The pictures themselves, where they are known.
+    words
+        What they are.
+    """
+
+    embeddings: Embeddings
+    stimuli: StimulusSet | None
+    words: str
+
+
+@dataclass(frozen=True)
+class RankedPart:
+    """Rows that share a gallery: both sides as they were compared, and what ranks first."""
+
+    rows: np.ndarray
+    queries: Embeddings
+    gallery: Embeddings
+    retrieval: Retrieval
+
+
+@dataclass
+class RunPredictions:
+    """What a finished run says of new trials.
+
+    Parameters
+    ----------
+    run
+        The run.
+    trials : DataFrame of n_trials rows
+        The predicted trials, repetitions averaged where the run averages those of its test trials. The column `known`
+        says whether a trial says what it showed, and `row` where it (or its first repetition) stands among the trials
+        that were given.
+    folds
+        Folds that predicted.
+    notes
+        What was done, one sentence each.
+    transductive
+        Whether whitening was learnt from the new trials themselves.
+    predicted
+        Embeddings in the space of the comparison; None for a run that decodes categories.
+    candidates
+        The gallery; None for a run that decodes categories.
+    decisions : DataFrame of n_trials rows
+        A column per class; None for a run that finds images.
+    """
+
+    run: FinishedRun
+    trials: pd.DataFrame
+    folds: list[int]
+    notes: tuple[str, ...]
+    transductive: bool
+    predicted: Embeddings | None = None
+    candidates: PictureGallery | None = None
+    parts: list[RankedPart] = field(default_factory=list)
+    decisions: pd.DataFrame | None = None
+    n_top: int = 5
+    _decode: Callable[[], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """Predicted embeddings, one row per trial, in the space in which pictures are compared."""
+        if self.predicted is None:
+            raise ConfigError("the run decodes categories and predicts no embeddings; see classes.")
+        return self.predicted
+
+    @cached_property
+    def retrieved(self) -> pd.DataFrame:
+        """The nearest pictures of the gallery: columns trial, place (from 1), picture and similarity (cosine)."""
+        if self.predicted is None:
+            raise ConfigError("the run decodes categories and searches no gallery; see classes.")
+        tables = []
+        for part in self.parts:
+            names = np.asarray(part.retrieval.gallery_ids, dtype=object)
+            top, similar = (
+                table[:, : self.n_top]
+                for table in (part.retrieval.top_indices, part.retrieval.top_similarities)
+            )
+            n, k = top.shape
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "trial": np.repeat(part.rows, k),
+                        "place": np.tile(np.arange(1, k + 1), n),
+                        "picture": names[top.ravel()],
+                        "similarity": similar.ravel(),
+                    }
+                )
+            )
+        return pd.concat(tables, ignore_index=True).sort_values(["trial", "place"], ignore_index=True)
+
+    @cached_property
+    def ranks(self) -> pd.DataFrame:
+        """Rank of the true picture, for the trials whose picture is in the gallery; a row per such trial."""
+        tables = [
+            pd.DataFrame(
+                {
+                    "trial": part.rows[own],
+                    "stimulus_id": ranked.query_ids,
+                    "rank": ranked.ranks,
+                    "worst_rank": ranked.worst_ranks,
+                    "gallery_size": ranked.gallery_size,
+                    "similarity": ranked.true_similarities,
+                }
+            )
+            for part, own, ranked in self._list_known()
+        ]
+        columns = ["trial", "stimulus_id", "rank", "worst_rank", "gallery_size", "similarity"]
+        found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+        return found.sort_values("trial", ignore_index=True)
+
+    @cached_property
+    def classes(self) -> pd.DataFrame:
+        """The decoded class of each trial, and what speaks for each class: columns trial, class, then one per class."""
+        if self.decisions is None:
+            raise ConfigError("the run finds images and decodes no categories; see retrieved.")
+        best = self.decisions.to_numpy().argmax(axis=1)
+        named = np.asarray(self.decisions.columns, dtype=object)[best]
+        return pd.concat(
+            [pd.DataFrame({"trial": np.arange(len(best)), "class": named}), self.decisions], axis=1
+        )
+
+    @cached_property
+    def reconstructions(self) -> np.ndarray:
+        """Decoded images, uint8 of shape (n_trials, height, width, 3), or (n_trials, n_draws, height, width, 3)."""
+        if self._decode is None:
+            raise ConfigError("the run decodes categories and makes no images.")
+        return self._decode()
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores with interval and chance, for trials whose true picture (or class) is known; empty without any."""
+        from braindecode_vis.pipeline.prediction_scores import score_predictions
+
+        return score_predictions(self)
+
+    @property
+    def protocol(self) -> str:
+        """Run, folds, averaging, target and gallery in one line."""
+        config = self.run.config
+        words = [
+            f"finished run {config.name} ({config.dataset.kind}) on new trials",
+            "transductive: whitened by the new trials themselves"
+            if self.transductive
+            else "nothing fitted on them",
+            f"fold {self.folds[0]}" if len(self.folds) == 1 else f"mean of {len(self.folds)} folds",
+        ]
+        if self.candidates is not None:
+            words += [
+                f"repetitions {config.repeats.test}",
+                f"target {config.target.kind}",
+                f"gallery of {self.candidates.words}",
+                f"centre {config.retrieval.centre}",
+                *describe_choices(config),
+            ]
+        return "; ".join(words)
+
+    def read_picture(self, name: str) -> np.ndarray | None:
+        """Return a picture of the gallery, uint8 of shape (height, width, 3); None where it is not at hand."""
+        stimuli = None if self.candidates is None else self.candidates.stimuli
+        if stimuli is None or not stimuli.has_pixels:
+            return None
+        return stimuli.read_image(name)
+
+    def gallery(self, *, n_items: int = 8, n_top: int = 3) -> Any:
+        """Return a matplotlib figure of decoded images above the pictures that ranked first, for the first trials.
+
+        Parameters
+        ----------
+        n_items
+            Trials, the first ones, never the best.
+        n_top
+            Pictures below each.
+        """
+        from braindecode_vis.report.decoded_figure import plot_decoded
+
+        n = min(n_items, len(self))
+        first = self.retrieved[(self.retrieved["place"] <= n_top) & (self.retrieved["trial"] < n)]
+        pictures = [
+            [(str(row.picture), self.read_picture(str(row.picture))) for row in group.itertuples()]
+            for _, group in first.groupby("trial", sort=True)
+        ]
+        names = [
+            str(i) if known else ""
+            for i, known in zip(self.trials["stimulus_id"], self.trials["known"], strict=True)
+        ]
+        images = self.reconstructions[:n]
+        return plot_decoded(images[:, 0] if images.ndim == 5 else images, pictures, names[:n])
+
+    def report(self) -> Path:
+        """Write everything into a temporary folder and return the page; see `save` for a folder of your own."""
+        import tempfile
+
+        return self.save(Path(tempfile.mkdtemp(prefix="braindecode-vis-")) / "predictions") / "predict.html"
+
+    def save(self, out: str | Path) -> Path:
+        """Write predictions, tables, images, page and provenance into a folder, and return its path.
+
+        Parameters
+        ----------
+        out
+            Must not exist, or be empty, or hold the same predictions.
+        """
+        from braindecode_vis.pipeline.prediction_files import write_predictions
+
+        return write_predictions(self, Path(out))
+
+    def _list_known(self) -> list[tuple[RankedPart, np.ndarray, Retrieval]]:
+        """Return the rows of each part whose picture is in its gallery, and where it ranks there."""
+        found = []
+        known = self.trials["known"].to_numpy(bool)
+        ids = self.trials["stimulus_id"].to_numpy(dtype=object)
+        for part in self.parts:
+            inside = np.isin(ids[part.rows].astype(str), part.retrieval.gallery_ids.astype(str))
+            own = np.flatnonzero(known[part.rows] & inside)
+            if not len(own):
+                continue
+            r = part.retrieval
+            picked = replace(
+                r, query_ids=r.query_ids[own], n_above=r.n_above[own], n_tied=r.n_tied[own],
+                true_similarities=r.true_similarities[own], top_indices=r.top_indices[own],
+                top_similarities=r.top_similarities[own],
+            )  # fmt: skip
+            found.append((part, own, picked))
+        return found
+
+
+def predict(
+    run: FinishedRun,
+    new: NewTrials,
+    *,
+    gallery: Any = None,
+    fold: int | None = None,
+    n_top: int = 5,
+) -> RunPredictions:
+    """Predict new trials.
+
+    Parameters
+    ----------
+    run
+        The finished run.
+    new
+        From `braindecode_vis.pipeline.new_trials`.
+    gallery
+        Pictures to search (see `find_gallery`); by default those that the trials say they showed, or else the tested
+        pictures of the run.
+    fold
+        The fold that predicts; by default the only one, or the mean of all.
+    n_top
+        Pictures to list for each trial.
+
+    Raises
+    ------
+    ConfigError
+        If folds cannot be averaged, or a run of categories is asked for a gallery.
+    """
+    folds = _choose_folds(run, fold)
+    if run.config.decodes_categories:
+        if gallery is not None:
+            raise ConfigError(
+                f"{run.folder.path} decodes categories and finds no pictures, so that it takes no gallery; leave it "
+                "out."
+            )
+        return _predict_categories(run, new, folds)
+    trials = pick_trials(_name_concepts(run, new), np.arange(new.responses.n_trials), run.config.repeats.test)
+    fitted = [train(run)[number] for number in folds]
+    trials = order_by_gallery(fitted[0].encoder, trials)
+    chosen = [trials if f.selection is None else f.selection.apply(trials) for f in fitted]
+    predicted = [f.encoder.predict(responses) for f, responses in zip(fitted, chosen, strict=True)]
+    notes = list(new.notes)
+    if len(folds) > 1:
+        _check_one_space(run, folds, predicted)
+        notes.append(
+            f"Predictions are the mean of the {len(folds)} folds of the run, which share their space; prior and "
+            "generator are those of the first fold."
+        )
+    candidates = find_gallery(run, folds[0], new, trials, gallery, folds)
+    result = RunPredictions(
+        run,
+        trials.trials,
+        folds,
+        tuple(notes),
+        new.transductive,
+        _average(predicted),
+        candidates,
+        n_top=n_top,
+    )
+    result.parts = _rank(run, result)
+    # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
+    result._decode = _prepare_images(run, folds, chosen, trials, result.embeddings)
+    return result
+
+
+def _choose_folds(run: FinishedRun, fold: int | None) -> list[int]:
+    n = len(preprocess(run).folds)
+    if fold is None:
+        return list(range(n))
+    if not 0 <= fold < n:
+        raise ConfigError(f"the run has the folds 0 to {n - 1}, not {fold}.")
+    return [fold]
+
+
+def _name_concepts(run: FinishedRun, new: NewTrials) -> Responses:
+    """Return the trials with the concept of what was shown, where that is known."""
+    trials, table = new.responses.trials, preprocess(run).stimuli.table
+    concept_of = dict(zip(table["stimulus_id"].astype(str), table["concept"].astype(str), strict=True))
+    if new.stimuli is not None:
+        own = new.stimuli.table
+        concept_of |= dict(zip(own["stimulus_id"].astype(str), own["concept"].astype(str), strict=True))
+    ids = trials["stimulus_id"].astype(str)
+    concepts = [concept_of.get(i, i) for i in ids]
+    return new.responses.with_trials(trials.assign(concept=concepts, row=np.arange(len(trials))))
+
+
+def _check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddings]) -> None:
+    targets = {embed(run)[number].embeddings.space for number in folds}
+    if len(targets) > 1 or len({part.space for part in predicted}) > 1:
+        raise ConfigError(
+            f"the {len(folds)} folds of {run.folder.path} have spaces of their own, so that their predictions have no "
+            "mean; choose one with --fold 0 (fold=0 in Python)."
+        )
+
+
+def _average(predicted: list[Embeddings]) -> Embeddings:
+    if len(predicted) == 1:
+        return predicted[0]
+    vectors = np.stack([np.asarray(part.vectors) for part in predicted]).mean(axis=0, dtype=np.float64)
+    return Embeddings(vectors.astype(np.float32), predicted[0].ids, predicted[0].space)
+
+
+# --- galleries --------------------------------------------------------------------------------------------
+
+
+def find_gallery(
+    run: FinishedRun, number: int, new: NewTrials, trials: Responses, given: Any, folds: list[int]
+) -> PictureGallery:
+    """Return the candidates in the target space.
+
+    Parameters
+    ----------
+    run, number
+        The run, and the fold whose target encoder is used.
+    new, trials
+        The new trials, and the same with their repetitions averaged.
+    given
+        A folder of pictures, an array or a ``.npy`` of them, a mapping of ids to pictures, or a folder of embeddings
+        (``vectors.npy`` and ``ids.json``); None for the default.
+    folds
+        Folds that predict, whose tested pictures are the default where the trials do not say what they showed.
+
+    Raises
+    ------
+    DataError
+        If it is empty, or of another space than the run's target.
+    """
+    bank, prepared = embed(run)[number], preprocess(run)
+    if given is not None:
+        return _embed_given(bank, given)
+    in_bank = set(bank.embeddings.ids.astype(str))
+    known = trials.trials["known"].to_numpy(bool)
+    shown = list(dict.fromkeys(trials.stimulus_ids[known].astype(str)))
+    hashes = _list_hashes(prepared.stimuli)
+    theirs = {} if new.stimuli is None else _list_hashes(new.stimuli)
+    # The same id may be another picture in another experiment; only equal hashes are the same picture.
+    same = [i for i in shown if i in in_bank and (not theirs or theirs.get(i) == hashes.get(i))]
+    others = [i for i in shown if i not in set(same) and i in theirs]
+    others = others if new.stimuli is not None and new.stimuli.has_pixels else []
+    if len(same) + len(others) >= 2:
+        found, pictures = [bank.embeddings.select(same)] if same else [], prepared.stimuli
+        if others:
+            assert new.stimuli is not None
+            found.append(_encode(bank, new.stimuli.select(others)))
+            pictures = new.stimuli
+        vectors = np.concatenate([np.asarray(part.vectors) for part in found])
+        embeddings = Embeddings(vectors, [*same, *others], bank.embeddings.space)
+        return PictureGallery(embeddings, pictures, f"{len(embeddings)} pictures that these trials showed")
+    tested = np.concatenate([prepared.responses.stimulus_ids[prepared.folds[n].test] for n in folds])
+    ids = list(pd.unique(tested))
+    words = f"{len(ids)} pictures that the run was tested with"
+    return PictureGallery(bank.embeddings.select(ids), prepared.stimuli, words)
+
+
+def _embed_given(bank: Any, given: Pictures | Embeddings | Path) -> PictureGallery:
+    space = bank.embeddings.space
+    if isinstance(given, str | Path):
+        path = Path(given).expanduser()
+        if not path.exists():
+            raise DataError(
+                f"the gallery {path} does not exist; give a folder of pictures, or a .npy of them."
+            )
+        if (path / "vectors.npy").is_file() and (path / "ids.json").is_file():
+            given = store.read_embeddings(path)
+        elif path.is_file():
+            try:
+                given = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError, OSError) as error:
+                raise DataError(
+                    f"the gallery {path} cannot be read as an array of pictures ({error})."
+                ) from error
+    if isinstance(given, Embeddings):
+        if not len(given):
+            raise DataError("the gallery holds no picture; give at least two.")
+        if given.space != space:
+            raise DataError(
+                f"the gallery is in the space {given.space!r}, but the run predicts {space!r}; give the pictures "
+                "themselves, or embeddings that the target of the run made."
+            )
+        check_same_space(given, bank.embeddings)
+        return PictureGallery(given, None, f"{len(given)} given embeddings")
+    if isinstance(given, np.ndarray) and not given.size:
+        raise DataError("the gallery holds no picture; give at least two.")
+    stimuli = make_picture_set(given)
+    return PictureGallery(_encode(bank, stimuli), stimuli, f"{len(stimuli)} given pictures")
+
+
+def _encode(bank: Any, stimuli: StimulusSet) -> Embeddings:
+    """Return embeddings of pictures by the run's own target encoder."""
+    vectors = bank.encoder.encode(stimuli.iterate_images())
+    made = Embeddings(np.asarray(vectors), stimuli.ids, bank.embeddings.space)
+    check_same_space(made, bank.embeddings)
+    return made
+
+
+def _list_hashes(stimuli: StimulusSet) -> dict[str, str]:
+    table = stimuli.table
+    return dict(zip(table["stimulus_id"].astype(str), table["sha256"].astype(str), strict=True))
+
+
+def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
+    """Search the gallery for every prediction."""
+    prepared, settings, candidates = preprocess(run), run.config.retrieval, result.candidates
+    assert candidates is not None
+    number = result.folds[0]
+    encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
+    rows = np.concatenate([prepared.folds[n].train for n in result.folds])
+    ids = list(pd.unique(prepared.responses.stimulus_ids[rows]))
+    source = GallerySource(encoder, bank, ids, settings)
+    inside = set(candidates.embeddings.ids.astype(str))
+    # Ranking needs a true picture; where none is known the first stands in, and its rank is never looked at.
+    own = [
+        i if known and str(i) in inside else candidates.embeddings.ids[0]
+        for i, known in zip(result.embeddings.ids, result.trials["known"], strict=True)
+    ]
+    parts = []
+    for subject, part in source.list_rows(result.trials["subject"].to_numpy(dtype=object)):
+        centre = source.fit_centre(subject)
+        if candidates.stimuli is not None:  # a tuned image network computes embeddings anew
+            encoder.bind(Context(images=candidates.stimuli, device=settings.device))
+        gallery = centre.apply(source.map_targets(candidates.embeddings, subject))
+        encoder.bind(Context(images=prepared.stimuli, device=settings.device))
+        queries = Embeddings(
+            result.embeddings.vectors[part], np.asarray(own, dtype=object)[part], result.embeddings.space
+        )
+        queries = centre.apply(queries)
+        ranked = compute_ranks(
+            queries, gallery, n_top=max(settings.n_top, result.n_top),
+            device=choose_device(settings.device, setting="retrieval.device"), protocol=candidates.words,
+        )  # fmt: skip
+        parts.append(RankedPart(part, queries, gallery, ranked))
+    return parts
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def _prepare_images(
+    run: FinishedRun,
+    folds: list[int],
+    chosen: list[Responses],
+    trials: Responses,
+    compared: Embeddings,
+) -> Callable[[], np.ndarray]:
+    """Predict what the generator takes, and return what makes the images when they are asked for."""
+    number = folds[0]
+    embeddings, learnt = map_for_generator(run, number)
+    if learnt:
+        for_generator = compared
+    else:
+        encoders = [train(run)[n].encoder for n in folds]
+        for_generator = _average([e.predict_for_generator(r) for e, r in zip(encoders, chosen, strict=True)])
+    low = open_low_level(run)
+    images = None if low is None else decode_low_level(run, low, number, trials)
+
+    def decode() -> np.ndarray:
+        from braindecode_vis.pipeline.reconstruction import decode_images, fit_prior, read_fits
+
+        retrieval = run.folder.find(
+            "retrieve", fields=name_retrieval(run)[0], upstream=name_retrieval(run)[1]
+        )
+        upstream = {"retrieve": retrieval.fingerprint, **name_fits(run)}
+        artifact = run.folder.find("reconstruct", fields=name_reconstruction(run), upstream=upstream)
+        data = make_generator_data(run, number, embeddings)
+        prior, generator = read_fits(artifact.path / "fits" / name_fold(number), run.config, data)
+        generator.bind(data.context)
+        if prior is None:
+            # Without parameters, or of a version that kept no fits: the same pairs and seed give the same prior.
+            prior = roles.build(
+                roles.PRIOR, run.prior, seed=derive_seed(run.config.seed, "fit prior", number)
+            )
+            tested = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
+            known = run.prior.find_images(data.embeddings, generator, embeddings.select(pd.unique(tested)))
+            fit_prior(run.config, prior, data, known)
+        made = decode_images(run.config, prior, generator, for_generator, number, low=images)["decoded"]
+        height, width = data.image_size  # the size in which the run itself shows its images
+        flat = made.reshape(-1, *made.shape[-3:])
+        resized = np.stack([resize_image(image, height, width) for image in flat])
+        return resized.reshape(*made.shape[:-3], height, width, 3)
+
+    return decode
+
+
+# --- categories -------------------------------------------------------------------------------------------
+
+
+def _predict_categories(run: FinishedRun, new: NewTrials, folds: list[int]) -> RunPredictions:
+    decoders = [train(run)[number].decoder for number in folds]
+    classes = sorted({str(name) for decoder in decoders for name in decoder.classes})
+    total = np.zeros((new.responses.n_trials, len(classes)))
+    for decoder in decoders:
+        columns = [classes.index(str(name)) for name in decoder.classes]
+        total[:, columns] += decoder.decision(new.responses)
+    notes = list(new.notes)
+    if len(folds) > 1:
+        notes.append(f"Decisions are the mean of those of the {len(folds)} folds of the run.")
+    decisions = pd.DataFrame(total / len(decoders), columns=classes)
+    trials = new.responses.trials.assign(row=np.arange(new.responses.n_trials))
+    return RunPredictions(run, trials, folds, tuple(notes), new.transductive, decisions=decisions)

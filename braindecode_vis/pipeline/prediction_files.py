@@ -1,0 +1,203 @@
+"""The folder that predictions on new trials are written into: embeddings, tables, images, page and provenance.
+
+::
+
+    OUT/
+      predictions/       vectors.npy, ids.json: predicted embeddings
+      trials.csv         what was predicted, one row per trial
+      retrieved.csv      the nearest pictures of each trial; classes.csv for a run that decodes categories
+      ranks.csv          rank of the true picture, where it is known
+      scores.json        scores with interval and chance, where the truth is known
+      images/            one PNG per trial (and draw)
+      predict.html       the page
+      provenance.json    the run, its fits, the new trials, versions
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import store
+from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.pipeline.learning import train
+
+if TYPE_CHECKING:
+    from braindecode_vis.pipeline.predicting import RunPredictions
+
+KIND = "predict"
+PAGE_ITEMS = 8  # decoded images on the page: the first ones
+
+
+def check_out(out: Path, fingerprint: str | None = None) -> Path:
+    """Return the folder, or raise `DataError` if it holds anything but the same predictions.
+
+    Parameters
+    ----------
+    out
+        Where predictions are to be written.
+    fingerprint
+        Of the predictions, once they are known; before that, any predictions may lie there.
+    """
+    path = out.expanduser().absolute()
+    if path.is_file():
+        raise DataError(f"{path} is a file; --out names a folder.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return path
+    try:
+        record = store.read_json(path / store.PROVENANCE)
+    except (OSError, BraindecodeVisError):
+        record = {}
+    if record.get("kind") != KIND:
+        raise DataError(f"{path} holds other files; choose another folder with --out.")
+    if fingerprint is not None and record.get("fingerprint") != fingerprint:
+        raise DataError(f"{path} holds predictions of other trials or of another run; choose another --out.")
+    return path
+
+
+def write_predictions(result: RunPredictions, out: Path) -> Path:
+    """Write predictions into a folder and return its path; readers see all of it or nothing.
+
+    Parameters
+    ----------
+    result
+        The predictions.
+    out
+        See `check_out`.
+    """
+    provenance = describe_provenance(result)
+    path = check_out(out, provenance["fingerprint"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-being-written")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _write_content(result, temporary)
+        _write_page(result, temporary / "predict.html", provenance)
+        store.write_json(temporary / store.PROVENANCE, provenance)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def describe_provenance(result: RunPredictions) -> dict[str, Any]:
+    """Return run, fits, new trials and versions; what decides the result is in its `fingerprint`."""
+    run = result.run
+    asked = {
+        "fits": {f"fold{n:02d}": train(run)[n].artifact.fingerprint for n in result.folds},
+        "protocol": result.protocol,
+        "trials": store.hash_json(store.json_plain(result.trials.astype(str).to_dict("list"))),
+    }
+    if result.predicted is not None and result.candidates is not None:
+        asked["predictions"] = _digest(result.predicted.vectors)
+        asked["gallery"] = _digest(result.candidates.embeddings.vectors)
+    else:
+        assert result.decisions is not None
+        asked["predictions"] = _digest(result.decisions.to_numpy())
+    return {
+        "kind": KIND,
+        "run": str(run.folder.path),
+        "run_name": run.config.name,
+        "fingerprint": store.hash_json(store.json_plain(asked)),
+        **asked,
+        "transductive": result.transductive,
+        "notes": list(result.notes),
+        **store.collect_provenance(),
+        "config": run.config.model_dump(mode="json"),
+    }
+
+
+def _digest(values: np.ndarray) -> str:
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def _write_content(result: RunPredictions, folder: Path) -> None:
+    from PIL import Image
+
+    result.trials.to_csv(folder / "trials.csv", index=False)
+    if result.decisions is not None:
+        result.classes.to_csv(folder / "classes.csv", index=False)
+    else:
+        store.write_embeddings(folder / "predictions", result.embeddings)
+        result.retrieved.to_csv(folder / "retrieved.csv", index=False)
+        if len(result.ranks):
+            result.ranks.to_csv(folder / "ranks.csv", index=False)
+        images = result.reconstructions
+        (folder / "images").mkdir()
+        draws = images[:, None] if images.ndim == 4 else images  # (n_trials, n_draws, height, width, 3)
+        for row in range(len(draws)):
+            for draw in range(draws.shape[1]):
+                name = f"{row:05d}.png" if draws.shape[1] == 1 else f"{row:05d}_{draw}.png"
+                Image.fromarray(draws[row, draw]).save(folder / "images" / name)
+    if len(result.scores):
+        store.write_json(folder / "scores.json", store.json_plain(_list_rows(result.scores)))
+
+
+def _list_rows(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return score rows with None for what is not known, as reports take them."""
+    plain = scores.astype(object).where(scores.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+
+
+def _write_page(result: RunPredictions, path: Path, provenance: dict[str, Any]) -> None:
+    from braindecode_vis.report.page import ExtraSection, RankContent, ReportContent, write_report
+
+    sections, ranks = [], None
+    if result.decisions is not None:
+        sections.append(ExtraSection("Decoded classes", "One row per trial.", table=result.classes))
+    else:
+        figure = result.gallery(n_items=PAGE_ITEMS)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=110)
+        n = min(PAGE_ITEMS, len(result))
+        sections += [
+            ExtraSection(
+                "Decoded images",
+                f"The first {n} of {len(result)} trials, in their order: the decoded image, and below it the nearest "
+                f"pictures of the gallery ({result.candidates.words if result.candidates else ''}).",
+                figure=drawn.getvalue(), alt="Decoded images above the nearest pictures of the gallery.",
+            ),
+            ExtraSection("Nearest pictures", "By cosine, best first.", table=result.retrieved),
+        ]  # fmt: skip
+        if len(result.ranks):
+            found = result.ranks
+            sizes = found["gallery_size"].unique()
+            if len(sizes) == 1:
+                ranks = RankContent(
+                    found["rank"].to_numpy(), int(sizes[0]), f"Gallery of {found['gallery_size'].iloc[0]}."
+                )
+    known = int(result.trials["known"].sum())
+    warnings = []
+    if result.transductive:
+        warnings.append(
+            "Transductive: whitening and scaling were learnt from the new trials themselves, so these numbers belong "
+            "in a column of their own."
+        )
+    content = ReportContent(
+        title=f"{result.run.config.name} on new trials",
+        dataset=result.run.config.dataset.kind,
+        description="A finished run was applied to new trials; nothing was fitted on them. " + " ".join(result.notes),
+        protocol={"Protocol": result.protocol, "Run": str(result.run.folder.path)},
+        facts=[
+            ("Trials", len(result)),
+            ("Trials that say what they showed", known),
+            ("Fits", ", ".join(f"{name} {mark}" for name, mark in provenance["fits"].items())),
+            ("Fingerprint", provenance["fingerprint"]),
+        ],
+        scores=_list_rows(result.scores),
+        ranks=ranks,
+        sections=sections,
+        warnings=warnings,
+        provenance=provenance,
+        command=provenance["command"],
+    )  # fmt: skip
+    write_report(path, content)

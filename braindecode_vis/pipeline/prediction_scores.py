@@ -1,0 +1,100 @@
+"""Scores of a finished run on new trials whose true picture or class is known.
+
+Pictures that the run was trained on are scored apart from those that are new to it: finding a picture of the training
+again is another question than finding one that was never seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import SCORE_KEYS
+from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.pipeline.learning import preprocess
+from braindecode_vis.stimuli import resize_image
+
+if TYPE_CHECKING:
+    from braindecode_vis.pipeline.predicting import RunPredictions
+
+NEW_PICTURES, TRAINED_PICTURES = "new pictures", "pictures of the training"
+
+
+def score_predictions(result: RunPredictions) -> pd.DataFrame:
+    """Return the score rows of new trials; an empty table where nothing is known of the truth."""
+    rows = _score_categories(result) if result.decisions is not None else _score_pictures(result)
+    return pd.DataFrame([score.as_row() for score in rows], columns=list(SCORE_KEYS))
+
+
+def _score_pictures(result: RunPredictions) -> list[Any]:
+    from braindecode_vis.scores.score_table import ScoringTask, compute_scores
+
+    known = result._list_known()
+    if not known:
+        return []
+    rows = np.concatenate([part.rows[own] for part, own, _ in known])
+    config, prepared = result.run.config, preprocess(result.run)
+    trained = np.concatenate([prepared.responses.stimulus_ids[prepared.folds[n].train] for n in result.folds])
+    ids = result.trials["stimulus_id"].to_numpy(dtype=object)[rows]
+    is_trained = np.isin(ids.astype(str), trained.astype(str))
+    split = TRAINED_PICTURES if is_trained.all() else NEW_PICTURES
+    pictures, images = _read_seen(result, ids), {}
+    seen = np.zeros(
+        (len(rows), 1, 1, 3), np.uint8
+    )  # where no picture is at hand, images are compared with nothing
+    if pictures is not None:
+        decoded = result.reconstructions
+        height, width = decoded.shape[-3:-1]
+        resized = {name: resize_image(image, height, width) for name, image in pictures.items()}
+        seen = np.stack([resized[str(i)] for i in ids])
+        images = {"decoded": decoded[rows]}
+    evaluation = config.evaluation
+    features = evaluation.features if images else None
+    task = ScoringTask(
+        retrievals=[
+            (type(p.queries)(p.queries.vectors[own], p.queries.ids[own], p.queries.space), p.gallery, ranked)
+            for p, own, ranked in known
+        ],
+        seen=seen, images=images, ids=ids, concepts=result.trials["concept"].to_numpy(dtype=object)[rows],
+        subjects=result.trials["subject"].to_numpy(dtype=object)[rows], decoded_concepts=None,
+        feature_encoder=None if features is None else features.build(),
+        feature_name="" if features is None else features.kind, protocol=result.protocol, split=split,
+        seed=config.seed, n_bootstrap=evaluation.n_bootstrap, n_permutations=evaluation.n_permutations,
+        conditions=np.where(is_trained, TRAINED_PICTURES, NEW_PICTURES).astype(object),
+    )  # fmt: skip
+    scores, _ = compute_scores(task)
+    return scores
+
+
+def _read_seen(result: RunPredictions, ids: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Return the true pictures, or None where one is not at hand."""
+    found = {}
+    for name in map(str, pd.unique(ids)):
+        try:
+            image = result.read_picture(name)
+        except BraindecodeVisError:  # listed, but its file is elsewhere
+            return None
+        if image is None:
+            return None
+        found[name] = image
+    return found
+
+
+def _score_categories(result: RunPredictions) -> list[Any]:
+    from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
+
+    assert result.decisions is not None
+    trials, classes = result.trials, tuple(result.decisions.columns)
+    if "concept" not in trials or not set(trials["concept"].astype(str)) <= set(classes):
+        return []
+    config = result.run.config
+    task = CategoryTask(
+        decisions=result.decisions.to_numpy(), classes=classes,
+        labels=trials["concept"].astype(str).to_numpy(dtype=object),
+        runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
+        subjects=trials["subject"].astype(str).to_numpy(dtype=object), protocol=result.protocol, split="new trials",
+        seed=config.seed, n_bootstrap=config.evaluation.n_bootstrap, n_permutations=config.evaluation.n_permutations,
+    )  # fmt: skip
+    return compute_category_scores(task)[0]

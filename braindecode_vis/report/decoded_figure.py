@@ -1,0 +1,65 @@
+"""A figure of decoded images with the pictures that ranked first below each, for trials whose picture nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_decoded(
+    decoded: np.ndarray,
+    pictures: Sequence[Sequence[tuple[str, np.ndarray | None]]],
+    names: Sequence[str],
+    *,
+    width: float = 9.0,
+) -> Figure:
+    """Draw one column per trial: the decoded image, then the nearest pictures of the gallery.
+
+    Parameters
+    ----------
+    decoded : uint8 array of shape (n_trials, height, width, 3)
+    pictures
+        For each trial, id and pixels of its nearest pictures, best first; None where the pixels are not at hand.
+    names
+        Heading of each column; empty for a trial that does not say what it showed.
+    width
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    n, n_top = len(decoded), max((len(row) for row in pictures), default=0)
+    n_columns = max(n, 4)  # few trials keep the size of many
+    figure = MatplotlibFigure(figsize=(width, width * (1 + n_top) / n_columns * 1.15), layout="constrained")
+    axes = figure.subplots(1 + n_top, n_columns, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    labels = ["decoded", *(f"place {place + 1}" for place in range(n_top))]
+    for row, label in enumerate(labels):
+        ax = axes[row, 0]
+        ax.text(-0.08, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=8)
+    for column in range(n):
+        axes[0, column].imshow(decoded[column])
+        axes[0, column].set_title(_shorten(names[column]), fontsize=7)
+        for place, (name, image) in enumerate(pictures[column]):
+            ax = axes[1 + place, column]
+            if image is not None:
+                ax.imshow(image)
+            else:
+                ax.text(
+                    0.5, 0.5, _shorten(name), transform=ax.transAxes, ha="center", va="center", fontsize=6
+                )
+            ax.set_title(_shorten(name), fontsize=6)
+    return figure
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:15]}…"
