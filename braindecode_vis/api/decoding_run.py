@@ -445,13 +445,16 @@ def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Re
     if isinstance(X, Responses):
         return X, None
     about: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    table: pd.DataFrame | None = None
     if isinstance(X, np.ndarray | list | tuple):
-        data, given, table = np.asarray(X), {"dims": own.dims if np.ndim(X) == len(own.dims) else None}, None
+        data = np.asarray(X)
+        given["dims"] = own.dims if data.ndim == len(own.dims) else None
     elif type(X).__module__.split(".")[0] == "mne":
         data, given = unpack_epochs(X)
-        table = given.pop("trials")
+        about = given.pop("about")
         # Names of events mark what was presented in some experiments and blocks in others; only a column is a picture.
-        table, about = table.drop(columns="concept", errors="ignore"), given.pop("about")
+        table = given.pop("trials").drop(columns="concept", errors="ignore")
     else:
         raise DataError(
             f"predict takes an array, Responses, mne.Epochs, Data or a path, not {type(X).__name__}."

@@ -493,7 +493,7 @@ def make_picture_set(pictures: Pictures) -> StimulusSet:
             "stimulus_id": ids,
             "concept": ids,
             "path": [str(file) for file in files] if files else "array",
-            "sha256": [_hash_picture(files, arrays, row) for row in range(len(ids))],
+            "sha256": [hash_pixels(image) for image in arrays or map(read_image_file, files)],
         }
     )
     if files:
