@@ -464,7 +464,8 @@ def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Re
         if values is not None:
             scalar = isinstance(values, str) or np.ndim(values) == 0
             if not scalar and len(values) != len(data):
-                raise DataError(f"{name} has {len(values)} entries, but X has {len(data)} trials.")
+                asked = "shown" if name == "stimulus_id" else name
+                raise DataError(f"{asked} has {len(values)} entries, but X has {len(data)} trials.")
             table = table.assign(**{name: values if scalar else list(values)})
     return make_new_trials(data, table, about=about, **given)
 
