@@ -415,8 +415,7 @@ class Decoder(BaseEstimator):
         if np.ndim(y) < 3 and not (isinstance(y, Sequence) and len(y) and isinstance(y[0], str | Path)):
             raise DataError(
                 "y holds no pictures: pass one picture per trial (an array of shape (n_trials, height, width[, 3]) "
-                "or paths), "
-                "or ids together with images=..."
+                "or paths), or ids together with images=..."
             )
         pictures, shown = _merge_pictures(y)
         return from_arrays(X, images=pictures, shown=shown, **given, **names)
@@ -453,9 +452,8 @@ def _merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
     for n, picture in enumerate(y):
         if isinstance(picture, str | Path) and not Path(picture).is_file():
             raise DataError(
-                f"y holds {str(picture)!r}, which is no picture file; pass pictures, ids with images=..., or choose a "
-                "decoder "
-                "of classes (encoder='lda')."
+                f"y holds {str(picture)!r}, which is no picture file; pass pictures, ids with images=..., or choose "
+                "a decoder of classes (encoder='lda')."
             )
         array = (
             read_image_file(Path(picture))

@@ -85,9 +85,8 @@ class DecodingRun:
         spaces = {part.space for part in folds}
         if len(spaces) > 1:
             raise ConfigError(
-                f"the target {self.config.target.kind} has another space in every fold, so that their predictions are "
-                "no one "
-                "array; use predictions_of_fold(number)."
+                f"the target {self.config.target.kind} has another space in every fold, so that their predictions "
+                "are no one array; use predictions_of_fold(number)."
             )
         vectors = np.concatenate([np.asarray(part.vectors) for part in folds])
         return Embeddings(vectors, np.concatenate([part.ids for part in folds]), folds[0].space)

@@ -139,8 +139,7 @@ def plot_ranks(run: Any = None, *, ranks: Any = None, gallery_size: int | None =
         if len(sizes) > 1:
             raise DataError(
                 f"the folds of this run have galleries of {sizes[0]} to {sizes[-1]} images; ranks of different "
-                "galleries do "
-                "not belong into one picture."
+                "galleries do not belong into one picture."
             )
         ranks, gallery_size = table["rank"].to_numpy(), int(sizes[0])
     if ranks is None or gallery_size is None:

@@ -117,8 +117,8 @@ def assemble_data(
         first, second = copies[0]
         notes.append(
             f"{len(copies)} pair(s) of trials are copies of each other (equal, or correlated above "
-            f"{COPY_CORRELATION}), "
-            f"first rows {first} and {second}: a split may show one of them on each side; drop the copies."
+            f"{COPY_CORRELATION}), first rows {first} and {second}: a split may show one of them on each side; drop "
+            "the copies."
         )
     known = dict(coords or {})
     if times is not None:

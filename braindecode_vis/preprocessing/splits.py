@@ -424,9 +424,8 @@ def _make_group_split(
         )
         if any(not len(fold.train) for fold in folds):
             raise ConfigError(
-                f"every {by} shows the same images, so that no training trial is left when their images are left out "
-                "too; "
-                "set split.images to false and decode categories, or split by image."
+                f"every {by} shows the same images, so that no training trial is left when their images are left "
+                "out too; set split.images to false and decode categories, or split by image."
             )
         protocol += ", their images left out of the training"
     needs: tuple[Side, ...] = (by, "image") if drop_images else (by,)
@@ -512,9 +511,8 @@ class LeaveOneSubjectOutConfig(SplitSettings):
             return LeaveOneGroupOutConfig(by="subject").make(trials, concepts, seed=seed)
         if not (column == "test").any():
             raise ConfigError(
-                "the data set declares no test trials, so that leave-one-subject-out cannot test images that nobody "
-                "was "
-                "trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
+                "the data set declares no test trials, so that leave-one-subject-out cannot test images that "
+                "nobody was trained on; set split to {kind: leave_one_group_out, by: subject, images: true}."
             )
         folds = tuple(
             Fold(
