@@ -116,6 +116,10 @@ class BrainEncoder(Protocol):
         """Write the fitted state into `folder` without pickle."""
         ...
 
+    def read(self, folder: Path) -> Self:
+        """Take the fitted state from `folder` and return this component; called on one fresh from `build`."""
+        ...
+
 
 @runtime_checkable
 class CategoryDecoder(Protocol):
@@ -136,6 +140,10 @@ class CategoryDecoder(Protocol):
 
     def write(self, folder: Path) -> None:
         """Write the fitted state into `folder` without pickle."""
+        ...
+
+    def read(self, folder: Path) -> Self:
+        """Take the fitted state from `folder` and return this component; called on one fresh from `build`."""
         ...
 
 
@@ -364,7 +372,7 @@ class Analysis(Protocol):
 
 
 class WholeSettings(Protocol):
-    """Settings of a component with the defaults of its role; the tables below say which a role has."""
+    """Settings of a component with the defaults of its role; the tables of `roles` say which a role has."""
 
     kind: str
     #: Image encoder: whether the target differs from fold to fold.

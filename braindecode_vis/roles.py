@@ -400,8 +400,19 @@ def read(role: Role[Whole], settings: Any, folder: Path, *args: Any) -> Whole:
     """Read a fitted component from `folder` and return it with the whole of its role; see `play`.
 
     Generators are given the data that they were built from as well.
+
+    Raises
+    ------
+    ConfigError
+        If its `read` returns nothing, or something that lacks a required method.
     """
-    return play(role, settings.read(folder, *args), build_again=settings.build)
+    found = settings.read(folder, *args)
+    if found is None:
+        raise ConfigError(
+            f"read of the {role.name} {settings.kind!r} returned None; it must return the component that it read into "
+            "(end it with `return self`)."
+        )
+    return play(role, found, build_again=settings.build)
 
 
 def find_image_encoder_role(settings: WholeSettings) -> Role[WholeImageEncoder]:

@@ -6,9 +6,11 @@ The package is written into a folder that is put on the path, with the metadata 
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import yaml
@@ -332,6 +334,63 @@ def test_network_objective_and_augmentation_from_outside(installed, tmp_path):
     assert "wrong" not in call("audit", out, path=installed).stdout
     provenance = json.loads((out / "provenance.json").read_text())
     assert {"one_layer", "squares", "flip"} <= {entry["kind"] for entry in provenance["outside"]}
+
+
+def write_page_package(folder, **changes):
+    """Write the modules that docs/OUTSIDE.md shows, with some of their text replaced."""
+    page = (Path(__file__).parents[1] / "docs" / "OUTSIDE.md").read_text()
+    found = dict(re.findall(r"```python\n# my_package/(\w+)\.py\n(.*?)```", page, flags=re.DOTALL))
+    assert set(found) == {"nearest", "nets"}
+    package = folder / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name, text in found.items():
+        for old, new in changes.get(name, {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        (package / f"{name}.py").write_text(text)
+    return re.findall(r"braindecode-vis run synthetic_digits (.*)", page)
+
+
+QUICK = ["--set", "evaluation.n_bootstrap=100", "--set", "evaluation.n_permutations=100"]
+
+
+def test_the_examples_of_the_page_run_as_they_stand(tmp_path):
+    commands = write_page_package(tmp_path)
+    assert len(commands) == 2
+    for number, (command, more) in enumerate(zip(commands, ([], ["--set", "encoder.epochs=2"]), strict=True)):
+        out = tmp_path / f"run{number}"
+        call("run", "synthetic_digits", *command.split(), *more, *QUICK, "--out", out, path=tmp_path)
+        assert (out / "report.html").is_file()
+        assert not (out / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "sentence"),
+    [
+        (
+            "nearest", "        return self\n\n\nclass", "        pass\n\n\nclass",
+            "read of the brain encoder 'nearest_trial' returned None",
+        ),
+        (
+            "nets", "nn.Linear(math.prod(signal.shape), n_outputs)", "nn.LazyLinear(n_outputs)",
+            "the network 'my_net' has no weights yet in 'layer.weight'",
+        ),
+        (
+            "nets", "return self.layer(data.flatten(1))",
+            "self.late = nn.Linear(n_outputs, n_outputs); return self.late(self.layer(data.flatten(1)))",
+            "the network makes its weights 'late.bias' in its first forward",
+        ),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_read_back_is_refused(module, old, new, sentence, tmp_path):
+    commands = write_page_package(tmp_path, **{module: {old: new}})
+    (command,) = [text for text in commands if f"my_package.{module}" in text]
+    refused = call(
+        "train", "synthetic_digits", *command.split(), "--out", tmp_path / "run", path=tmp_path, code=2
+    )
+    assert "Traceback" not in refused.stderr
+    assert sentence in refused.stderr.strip().splitlines()[-1]
 
 
 def test_the_code_enters_the_fingerprint(on_path, tmp_path):

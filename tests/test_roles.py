@@ -289,6 +289,16 @@ def test_a_missing_method_is_one_sentence(role):
             getattr(whole, name)
 
 
+def test_a_read_that_returns_nothing_is_one_sentence(tmp_path):
+    class Forgetful(PlainBrainSettings):
+        def read(self, folder):
+            pass
+
+    sentence = "read of the brain encoder 'plain_brain' returned None; it must return the component"
+    with pytest.raises(ConfigError, match=sentence):
+        roles.read(roles.BRAIN_ENCODER, Forgetful(), tmp_path)
+
+
 def test_a_data_set_without_a_recording_is_one_sentence():
     with pytest.raises(ConfigError, match="none of write, open_epochs, open_betas, open_bold"):
         roles.find_source(Settings())

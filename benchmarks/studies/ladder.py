@@ -4,7 +4,7 @@
         --snr 0.05 --out PHANTOM
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage networks
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage training     # then chosen, test
-    python benchmarks/studies/ladder.py PEOPLE --out FOLDER --stage test --set split.kind=leave_one_subject_out
+    python benchmarks/studies/ladder.py SUBJECTS --out FOLDER --stage test --set split.kind=leave_one_subject_out
 
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
 concepts and is scored on this fifth, never on the test concepts. Each exemplar makes a gallery of its own, with one

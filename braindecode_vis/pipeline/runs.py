@@ -10,7 +10,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -187,6 +187,8 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
         yield Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
     if not run.follows:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: another component's checkpoints wait there; or never made
+            folder.parent.rmdir()
 
 
 def keep_config(run: Run) -> None:

@@ -245,7 +245,7 @@ def find_phantom(config: RunConfig) -> Path | None:
 def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     """Return the scores of an ideal observer, where the data set is a phantom with its truth beside it."""
     root = find_phantom(config)
-    if root is None or config.split.kind != "published":
+    if root is None or not config.split.is_declared:
         return {}
     # The truth knows the ceiling of each subject, not that of all subjects together.
     if prepared.responses.trials["subject"].nunique() > 1:

@@ -248,6 +248,8 @@ class SplitSettings(Settings):
     decodes: ClassVar[tuple[Task, ...]] = ("images", "categories")
     #: Whether trials that the data set declares as training are tested, so that nothing may be learnt before the split.
     tests_training_trials: ClassVar[bool] = False
+    #: Whether training and test trials are those that the data set declares, so that facts about these hold for a run.
+    is_declared: ClassVar[bool] = False
     #: Over what responses may be standardised before the split without seeing a test trial; None is anything.
     standardising: ClassVar[tuple[str, ...] | None] = None
 
@@ -265,6 +267,7 @@ class PublishedSplitConfig(SplitSettings):
     kind: Literal["published"] = "published"
     require: tuple[Side, ...] = ()
 
+    is_declared: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"require"})
 
     def make(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import WholeNetwork
@@ -470,6 +471,7 @@ def build_model(
             network = settings.network.build(signal, n_outputs, n_regression=n_targets)
         else:
             network = settings.network.build(signal, n_outputs)
+        check_weights_exist(network, settings.network.kind)
         both = projector is not None and projector.sides == "both"
         brain_projector = nn.Linear(n_outputs, n_common) if both else None
         image_projector = nn.Linear(n_image, n_common) if projector is not None else None
@@ -493,6 +495,19 @@ def build_model(
             # Last, so that the other weights are those of a training without it.
             tower=None if settings.image_tower is None else AdaptedTower(settings.image_tower, adapted),
         )
+
+
+def check_weights_exist(network: nn.Module, kind: str) -> None:
+    """Raise `ConfigError` if a weight of the network waits for data, as in torch's lazy layers.
+
+    A stored fit is read into a network that has seen no data, so every weight must have its shape after `build`.
+    """
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(
+                f"the network {kind!r} has no weights yet in {name!r} (a lazy layer): build must give every weight its "
+                "shape from signal.shape and n_outputs, since a stored fit is read into a network that saw no data."
+            )
 
 
 def _choose_regression(settings: Any, n_outputs: int, n_targets: int) -> str:
@@ -545,17 +560,30 @@ def _make_scale(kind: str, vectors: np.ndarray, n_tokens: int) -> TargetScale:
 
 
 def takes_unknown_subjects(model: BrainImageModel, signal: Signal) -> bool:
-    """Say whether the network, on the CPU, gives an output for a subject it has never seen."""
+    """Say whether the network, on the CPU, gives an output for a subject it has never seen.
+
+    Raises
+    ------
+    ConfigError
+        If that first output made weights which were not there after `build`.
+    """
     # Tried rather than asked, since networks from outside need not say it.
     trial = torch.zeros(1, *signal.shape)
     subject = torch.full((1,), signal.unknown_subject, dtype=torch.long)
-    training = model.training
+    training, built = model.training, set(model.network.state_dict())
+    takes = True
     model.eval()
     try:
         with torch.no_grad():
             model.network(trial, subject)
     except (IndexError, DataError):
-        return False
+        takes = False
     finally:
         model.train(training)
-    return True
+    grown = sorted(set(model.network.state_dict()) - built)
+    if grown:
+        raise ConfigError(
+            f"the network makes its weights {grown[0]!r} in its first forward: make them in build, since a stored fit "
+            "is read into a network that saw no data."
+        )
+    return takes
