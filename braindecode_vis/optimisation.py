@@ -6,7 +6,8 @@ training that was killed goes on from a checkpoint to the same bits as one that 
 
 A checkpoint is one safetensors file with every tensor (weights, averages, moments of the optimiser) and, in its header,
 the plain state as JSON, so that one rename makes both visible at once. No pickle. It names what it belongs to, and is
-refused, by name, by anything else. Imports torch inside functions only.
+refused, by name, by anything else. Imports torch, and pandas with the store, inside functions only, since settings of
+trainings are read before either is loaded.
 
 References
 ----------
@@ -21,18 +22,63 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.store import json_plain, replace_atomically
+from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 Model = TypeVar("Model", bound="nn.Module")
+#: `OneCycleLR`'s defaults: the rate starts at a 25th of its peak and ends at a 10 000th of its start.
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimiserConfig(Settings):
+    """Adam or AdamW.
+
+    Parameters
+    ----------
+    kind
+        ``adamw`` (UBP, NeuroBridge, NeuralBench) or ``adam`` (NICE, brainmagick).
+    lr
+        Peak learning rate; 1e-4 is UBP's and NeuroBridge's, 3e-4 ATM's.
+    weight_decay
+        Decoupled for ``adamw``; 1e-4 is UBP's. Learned temperatures are not decayed.
+    betas
+        Decay of the two moments; NICE takes (0.5, 0.999).
+    """
+
+    kind: Literal["adamw", "adam"] = "adamw"
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+
+
+class ScheduleConfig(Settings):
+    """How the learning rate moves over the updates of a training.
+
+    Parameters
+    ----------
+    kind
+        ``constant``, ``cosine`` (down to `final` of the peak) or ``one_cycle`` (`torch.optim.lr_scheduler.OneCycleLR`
+        with cosine annealing, NeuralBench's schedule).
+    warmup
+        Share of the updates over which the rate rises linearly from nothing (``constant``, ``cosine``), or the part of
+        the cycle before the peak (``one_cycle``; NeuralBench takes 0.1).
+    final
+        Last rate of ``cosine`` as a share of the peak.
+    """
+
+    kind: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    final: float = Field(default=0.0, ge=0, le=1)
 
 
 def optimise(
@@ -148,6 +194,45 @@ def compute_warm_cosine(step: int, n_steps: int, n_warm: int) -> float:
     return anneal_cosine(1.0, 0.0, (step - n_warm) / max(1, n_steps - n_warm))
 
 
+def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> float:
+    """Return the learning rate of an update as a share of the peak.
+
+    Parameters
+    ----------
+    config
+        The schedule.
+    update
+        Number of the update, from 0.
+    n_updates
+        Updates of the whole training.
+
+    Examples
+    --------
+    >>> compute_lr_factor(ScheduleConfig(kind="cosine"), 50, 101)
+    0.5
+    """
+    if config.kind == "one_cycle":
+        return _compute_one_cycle(config.warmup, update, n_updates)
+    n_warm = round(config.warmup * n_updates)
+    if update < n_warm:
+        # The first update after the rise is the first at the peak.
+        return (update + 1) / (n_warm + 1)
+    if config.kind == "constant":
+        return 1.0
+    # the last update has the final rate exactly
+    fraction = (update - n_warm) / max(1, n_updates - 1 - n_warm)
+    return anneal_cosine(1.0, config.final, min(fraction, 1.0))
+
+
+def _compute_one_cycle(warmup: float, update: int, n_updates: int) -> float:
+    # torch counts the peak as step pct_start * n - 1
+    peak, last = warmup * n_updates - 1, max(1, n_updates - 1)
+    if update <= peak:
+        return anneal_cosine(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
+    start = max(peak, 0.0)
+    return anneal_cosine(1.0, ONE_CYCLE_END, min(1.0, (update - start) / max(1e-9, last - start)))
+
+
 def split_decayed(
     parameters: Iterable[nn.Parameter], weight_decay: float, *, spared: Iterable[Tensor] = ()
 ) -> list[dict[str, Any]]:
@@ -233,6 +318,8 @@ def write_checkpoint(path: Path, groups: Mapping[str, Mapping[str, Tensor]], sta
     """
     from safetensors.torch import save_file
 
+    from braindecode_vis.store import json_plain, replace_atomically
+
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     # safetensors writes contiguous host memory only.
@@ -287,6 +374,8 @@ def read_checkpoint(
 
 def check_identity(expected: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
     """Raise `DataError` naming the first thing in which a file belongs to another training."""
+    from braindecode_vis.store import json_plain
+
     plain = json_plain(dict(expected))
     for key, value in plain.items():
         if found.get(key) == value:

@@ -21,6 +21,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings, Responses, normalise_rows
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.category_decoders import read_labels
+from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
@@ -28,8 +29,6 @@ from braindecode_vis.training.alignment import InputScalingConfig
 from braindecode_vis.training.network_config import (
     BatchSize,
     NetworkEncoderConfig,
-    OptimiserConfig,
-    ScheduleConfig,
 )
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import count_processes, gather_rows, get_rank, keep_random_state, seed_device
 from braindecode_vis.optimisation import (
     MovingAverage,
-    anneal_cosine,
+    OptimiserConfig,
+    compute_lr_factor,
     load_weights,
     optimise,
     pack_optimiser,
@@ -39,7 +40,6 @@ from braindecode_vis.store import replace_atomically
 from braindecode_vis.training.feed import BatchPlan, Feed, count_batches, make_batches, read_ahead
 from braindecode_vis.training.fitted import get_monitored_score, score_held_out
 from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
-from braindecode_vis.training.network_config import OptimiserConfig, ScheduleConfig
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"
@@ -48,8 +48,6 @@ LOG_FILE = "training.jsonl"
 _INSTALL = "pip install 'braindecode_vis[tracking]'"
 #: Updates between checks of the loss, each of which waits for a GPU.
 CHECK_EVERY = {"cpu": 1, "cuda": 20}
-#: `OneCycleLR`'s defaults: the rate starts at a 25th of its peak and ends at a 10 000th of its start.
-ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
 GROUP_KEYS = ("params", "lr", "lr_scale", "weight_decay")
 
 
@@ -482,45 +480,6 @@ class Trainer:
             scores = [f"{k.removeprefix('validation_')} {v:.3f}" for k, v in last.items() if "_top" in k]
             text += f", loss {last['loss']:.4g}" + "".join(f", held-out {s}" for s in scores)
         self.progress(counters.update, self.n_updates, text)
-
-
-def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> float:
-    """Return the learning rate of an update as a share of the peak.
-
-    Parameters
-    ----------
-    config
-        The schedule.
-    update
-        Number of the update, from 0.
-    n_updates
-        Updates of the whole training.
-
-    Examples
-    --------
-    >>> compute_lr_factor(ScheduleConfig(kind="cosine"), 50, 101)
-    0.5
-    """
-    if config.kind == "one_cycle":
-        return _compute_one_cycle(config.warmup, update, n_updates)
-    n_warm = round(config.warmup * n_updates)
-    if update < n_warm:
-        # The first update after the rise is the first at the peak.
-        return (update + 1) / (n_warm + 1)
-    if config.kind == "constant":
-        return 1.0
-    # the last update has the final rate exactly
-    fraction = (update - n_warm) / max(1, n_updates - 1 - n_warm)
-    return anneal_cosine(1.0, config.final, min(fraction, 1.0))
-
-
-def _compute_one_cycle(warmup: float, update: int, n_updates: int) -> float:
-    # torch counts the peak as step pct_start * n - 1
-    peak, last = warmup * n_updates - 1, max(1, n_updates - 1)
-    if update <= peak:
-        return anneal_cosine(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
-    start = max(peak, 0.0)
-    return anneal_cosine(1.0, ONE_CYCLE_END, min(1.0, (update - start) / max(1e-9, last - start)))
 
 
 def make_optimiser(

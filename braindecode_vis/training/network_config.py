@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig
 from braindecode_vis.registry import ByKind, Component
 from braindecode_vis.settings import Settings
 from braindecode_vis.training.alignment import InputScalingConfig, SubjectAlignment
@@ -30,48 +31,6 @@ _WITH_SCALE = frozenset({"l1", "mse"})
 
 BatchSize = Annotated[int, Field(ge=2)] | Literal["auto"]
 HeldOutShare = Annotated[float, Field(ge=0, le=0.5)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimiserConfig(Settings):
-    """Adam or AdamW.
-
-    Parameters
-    ----------
-    kind
-        ``adamw`` (UBP, NeuroBridge, NeuralBench) or ``adam`` (NICE, brainmagick).
-    lr
-        Peak learning rate; 1e-4 is UBP's and NeuroBridge's, 3e-4 ATM's.
-    weight_decay
-        Decoupled for ``adamw``; 1e-4 is UBP's. Learned temperatures are not decayed.
-    betas
-        Decay of the two moments; NICE takes (0.5, 0.999).
-    """
-
-    kind: Literal["adamw", "adam"] = "adamw"
-    lr: float = Field(default=1e-4, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-
-
-class ScheduleConfig(Settings):
-    """How the learning rate moves over the updates of a training.
-
-    Parameters
-    ----------
-    kind
-        ``constant``, ``cosine`` (down to `final` of the peak) or ``one_cycle`` (`torch.optim.lr_scheduler.OneCycleLR`
-        with cosine annealing, NeuralBench's schedule).
-    warmup
-        Share of the updates over which the rate rises linearly from nothing (``constant``, ``cosine``), or the part of
-        the cycle before the peak (``one_cycle``; NeuralBench takes 0.1).
-    final
-        Last rate of ``cosine`` as a share of the peak.
-    """
-
-    kind: Literal["constant", "cosine", "one_cycle"] = "constant"
-    warmup: float = Field(default=0.0, ge=0, lt=1)
-    final: float = Field(default=0.0, ge=0, le=1)
 
 
 class ProjectorConfig(Settings):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig, compute_lr_factor
 from braindecode_vis.roles import NETWORK, play
-from braindecode_vis.training.loop import compute_lr_factor, make_optimiser
-from braindecode_vis.training.network_config import OptimiserConfig, ScheduleConfig
+from braindecode_vis.training.loop import make_optimiser
 
 
 @pytest.mark.parametrize("n_updates, warmup", [(50, 0.1), (7, 0.3), (100, 0.25)])
