@@ -256,6 +256,8 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
     has_subject_galleries: bool
     #: Whether `predict_for_generator` can predict embeddings of the target space.
     predicts_targets: bool
+    #: Subjects whose alignment was computed from the very trials that were last predicted, a transductive result.
+    label_free_subjects: tuple[str, ...]
 
     def bind(self, context: Context) -> None:
         """Take what the pipeline lends, before the fit and again after reading."""

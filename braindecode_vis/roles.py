@@ -14,7 +14,8 @@ data set            check, hash_inputs, and one of     manifest, standardises, l
                     open_bold
 image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
-                                                       predict_for_generator, map_for_generator, predicts_targets
+                                                       predict_for_generator, map_for_generator, predicts_targets,
+                                                       label_free_subjects
 category decoder    fit, decision, classes, write,     bind
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
@@ -146,6 +147,13 @@ def _read_seeded(settings: Any, folder: Path) -> Any:
     return settings.build(seed=0).read(folder)  # the seed of a fit lies in the files of the fit
 
 
+def _read_prior(settings: Any, folder: Path) -> Any:
+    built = settings.build(seed=0)
+    if not _has(built, "read"):  # it has written itself, or nobody would read it
+        raise ConfigError(_describe_lack(PRIOR, built, ["read"]))
+    return built.read(folder)
+
+
 def _build_from_data(settings: Any, folder: Path, data: Any) -> Any:
     return settings.build(data)  # what is chosen on the same training data is the same again
 
@@ -221,7 +229,7 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
     {
         "bind": _answer(None), "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
-        "predicts_targets": True,
+        "predicts_targets": True, "label_free_subjects": (),
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
@@ -268,7 +276,7 @@ PRIOR_SETTINGS: Role[WholeSettings] = Role(
     _SETTINGS,
     {
         "needs_predictions": True, "draws_images": True, "asks_generator": False, "find_images": _take_training_images,
-        "describe_choices": _answer([]), "read": _read_seeded,
+        "describe_choices": _answer([]), "read": _read_prior,
     },
 )  # fmt: skip
 GENERATOR_SETTINGS: Role[WholeSettings] = Role(

@@ -25,8 +25,9 @@ from braindecode_vis import __version__, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.pipeline.decoding import retrieve
+from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.learning import pick_test_trials, preprocess
-from braindecode_vis.pipeline.runs import Compute, Run
+from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import evaluate
 from braindecode_vis.preprocessing.epochs import export_epochs
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
@@ -118,23 +119,9 @@ def write_new(out: str | Path, to: str) -> Iterator[Path]:
 # --- runs ----------------------------------------------------------------------------------------------------
 
 
-class _ReadOnlyRun(Run):
-    """A run whose stages are taken from its folder; one that is not there is not computed."""
-
-    @contextmanager
-    def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
-        def refuse(folder: Path) -> Mapping[str, Any]:
-            raise DataError(
-                f"the run in {self.folder.path} is unfinished: its stage {stage} is missing; finish it with "
-                f"braindecode-vis run {self.folder.path}."
-            )
-
-        yield refuse
-
-
 def read_only(run: Run) -> Run:
     """Return the same run, which refuses to compute what its folder does not hold."""
-    return _ReadOnlyRun(run.config, run.folder, run.listener, dict(run.seen))
+    return open_finished(run.folder.path, run.listener)
 
 
 def check_fold(run: Run, fold: int | None) -> list[int]:

@@ -86,8 +86,8 @@ def _find_preprocessing(run: FinishedRun) -> store.Artifact:
             found.append((newest, path.parent, record))
     if not found:
         raise DataError(
-            f"{run.folder.path} is unfinished: nothing was preprocessed with its settings; finish it first with "
-            f"braindecode-vis run {run.folder.path}."
+            f"{run.folder.path} is unfinished: its stage preprocess is missing, or was made with other settings; "
+            f"finish it first with braindecode-vis run {run.folder.path}."
         )
     _, _, record = max(found, key=lambda entry: entry[0])
     return run.folder.find("preprocess", fields=record["fields"], upstream=record["upstream"])

@@ -87,7 +87,7 @@ class RunPredictions:
     notes
         What was done, one sentence each.
     transductive
-        Whether whitening was learnt from the new trials themselves.
+        Whether whitening, scaling or the alignment of a subject was learnt from the new trials themselves.
     predicted
         Embeddings in the space of the comparison; None for a run that decodes categories.
     candidates
@@ -194,7 +194,7 @@ class RunPredictions:
         config = self.run.config
         words = [
             f"finished run {config.name} ({config.dataset.kind}) on new trials",
-            "transductive: whitened by the new trials themselves"
+            "transductive: statistics of the new trials themselves"
             if self.transductive
             else "nothing fitted on them",
             f"fold {self.folds[0]}" if len(self.folds) == 1 else f"mean of {len(self.folds)} folds",
@@ -322,6 +322,12 @@ def predict(
     chosen = [trials if f.selection is None else f.selection.apply(trials) for f in fitted]
     predicted = [f.encoder.predict(responses) for f, responses in zip(fitted, chosen, strict=True)]
     notes = list(new.notes)
+    aligned = sorted({name for f in fitted for name in f.encoder.label_free_subjects})
+    if aligned:
+        notes.append(
+            f"The encoder has aligned subject {', '.join(aligned)} by the new trials themselves, without labels: "
+            "transductive."
+        )
     if len(folds) > 1:
         _check_one_space(run, folds, predicted)
         notes.append(
@@ -334,7 +340,7 @@ def predict(
         trials.trials,
         folds,
         tuple(notes),
-        new.transductive,
+        new.transductive or bool(aligned),
         _average(predicted),
         candidates,
         n_top=n_top,

@@ -179,8 +179,8 @@ def _write_page(result: RunPredictions, path: Path, provenance: dict[str, Any]) 
     warnings = []
     if result.transductive:
         warnings.append(
-            "Transductive: whitening and scaling were learnt from the new trials themselves, so these numbers belong "
-            "in a column of their own."
+            "Transductive: statistics were learnt from the new trials themselves, so these numbers belong in a column "
+            "of their own."
         )
     content = ReportContent(
         title=f"{result.run.config.name} on new trials",

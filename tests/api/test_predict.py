@@ -220,7 +220,7 @@ def test_its_own_whitening_only_when_asked_and_then_named(eeg):
     new = bdv.load("things_eeg2", root=folder / "new", subjects=[2])
     plain, anew = own.predict(new), own.predict(new, whiten_new=True)
     assert "transductive" not in plain.protocol
-    assert "transductive: whitened by the new trials themselves" in anew.protocol
+    assert "transductive: statistics of the new trials themselves" in anew.protocol
     assert "Transductive" in anew.report().read_text()
     assert not np.allclose(plain.embeddings.vectors, anew.embeddings.vectors)
     with pytest.raises(
@@ -282,6 +282,20 @@ def test_other_channels_rates_windows_and_units_are_one_sentence(eeg):
         own.predict(replace(stored, unit="microvolt"))
     with pytest.raises(ConfigError, match="only dataset"):
         read_new(open_finished(own.folder), folder / "new", folder / "w", overrides=["seed=3"])
+
+
+def test_a_subject_that_a_network_does_not_know(tmp_path):
+    X, pictures, shown = make_experiment(shape=(5, 40))
+    data = bdv.from_arrays(
+        X, images=pictures, shown=shown, split=declare(shown), ch_names=list("abcde"),
+        subject=np.where(np.arange(len(X)) % 3 == 2, "B", "A"),
+    )  # fmt: skip
+    network = {"kind": "network", "epochs": 1, "device": "cpu", "subject_alignment": "zscore"}
+    own = bdv.decode(data, encoder={**network, "network": {"kind": "eegproject"}}, out=tmp_path, settings=FEW)
+    assert own.predict(X, subject="A").transductive is False
+    found = own.predict(X)  # neither A nor B was stated
+    assert "transductive" in found.protocol
+    assert any("aligned subject unstated by the new trials themselves" in note for note in found.notes)
 
 
 # --- galleries, folders, folds ----------------------------------------------------------------------------
