@@ -27,6 +27,10 @@ class DataError(BraindecodeVisError):
     """A file or an array is not what its manifest, its format or its neighbours promise."""
 
 
+class InputError(DataError, ValueError):
+    """Arrays given to an estimator do not fit; a `ValueError` too, as scikit-learn's conventions ask."""
+
+
 def check_option(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise `ConfigError` unless `value` is one of `allowed`, naming the nearest known option.
 

@@ -6,8 +6,11 @@ same image encoders, brain encoders, priors and generators, by the same names.
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +23,7 @@ from braindecode_vis import __version__, roles, store
 from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_encoder
 from braindecode_vis.api.own import Data, from_arrays, from_epochs
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, InputError
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, _index_pictures, as_uint8_rgb
 from braindecode_vis.registry import validate_component
@@ -28,6 +31,21 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 _FILE = "decoder.json"
+
+
+def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let input that does not fit be a `ValueError` too, as scikit-learn's tools expect of an estimator."""
+
+    @functools.wraps(method)
+    def call(self: Decoder, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except InputError:
+            raise
+        except DataError as error:
+            raise InputError(str(error)) from error
+
+    return call
 
 
 class Decoder(BaseEstimator):
@@ -86,6 +104,7 @@ class Decoder(BaseEstimator):
         self.generator = generator
         self.seed = seed
 
+    @_refuse_input
     def fit(
         self,
         X: Any,
@@ -126,6 +145,8 @@ class Decoder(BaseEstimator):
         names = {"subject": subject, "session": session, "run": run, "group": group}
         data = self._take(X, y, images, {k: v for k, v in names.items() if v is not None})
         responses, stimuli = data.responses, data.stimuli
+        if responses.n_trials < 2:
+            raise DataError("a fit needs two trials or more, but there is 1 sample.")
         self._dims, self._shape = responses.dims, tuple(responses.data.shape[1:])
         self._coords = {k: v for k, v in responses.coords.items() if k in ("ch_names", "times", "sfreq")}
         self._unit = responses.unit
@@ -138,7 +159,7 @@ class Decoder(BaseEstimator):
             decoder = roles.build(roles.CATEGORY_DECODER, self._settings, seed=seed)
             decoder.bind(NOTHING_LENT)
             self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
-            self.classes_ = np.asarray(decoder.classes)
+            self.classes_ = np.asarray(decoder.classes) if isinstance(X, Data) else np.unique(np.asarray(y))
             return self
         if not data.knows_images:
             raise DataError(
@@ -158,6 +179,7 @@ class Decoder(BaseEstimator):
             self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
         return self
 
+    @_refuse_input
     def predict(self, X: Any) -> np.ndarray:
         """Return predicted embeddings, or the class of each trial.
 
@@ -173,12 +195,17 @@ class Decoder(BaseEstimator):
             return self.classes_[self.predict_proba(X).argmax(axis=1)]
         return self._predict(X).flat()
 
+    @_refuse_input
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class, shape (n_trials, n_classes), in the order of `classes_`."""
         if not self._require_fit().decodes_categories:
             raise ConfigError("only decoders of classes have probabilities; use predict or retrieve.")
-        return np.asarray(self._fitted.decision(self._take_new(X)))
+        # The decoder orders its classes as texts, scikit-learn by their values: 2 comes before 10.
+        place = {str(name): number for number, name in enumerate(self._fitted.classes)}
+        order = [place[str(name)] for name in self.classes_.tolist()]
+        return np.asarray(self._fitted.decision(self._take_new(X)))[:, order]
 
+    @_refuse_input
     def retrieve(self, X: Any, gallery: Pictures | None = None, k: int = 5) -> pd.DataFrame:
         """Return the pictures of a gallery that are nearest to each prediction.
 
@@ -209,6 +236,7 @@ class Decoder(BaseEstimator):
             }
         )
 
+    @_refuse_input
     def reconstruct(self, X: Any) -> np.ndarray:
         """Return an image for each trial, uint8 of shape (n_trials, height, width, 3).
 
@@ -239,6 +267,7 @@ class Decoder(BaseEstimator):
             predicted = self._sample_prior(predicted, embeddings, generator)
         return np.asarray(generator.generate(predicted, seed=derive_seed(self.seed, "generator", 0)))
 
+    @_refuse_input
     def score(self, X: Any, y: Any, *, images: Pictures | None = None) -> float:
         """Return the share of trials whose picture is nearest among the distinct pictures of `y`, or the accuracy.
 
@@ -248,7 +277,7 @@ class Decoder(BaseEstimator):
             As in `fit`. The chance level is one over the number of distinct pictures or classes.
         """
         if self._require_fit().decodes_categories:
-            return float(np.mean(self.predict(X) == np.asarray(y).astype(str)))
+            return float(np.mean(self.predict(X) == np.asarray(y)))
         data = self._take(X, y, images, {})
         stimuli = _keep_pixels(data.stimuli)
         similarity = self._compare(self._predict(data.responses), self._embed(stimuli))
@@ -283,6 +312,7 @@ class Decoder(BaseEstimator):
             "version": __version__,
             "parameters": self.get_params(deep=False),
             "dims": list(self._dims), "shape": list(self._shape), "unit": self._unit, "coords": self._coords,
+            "classes": self.classes_.tolist() if self._settings.decodes_categories else None,
         }  # fmt: skip
         store.write_json(folder / _FILE, record)
         return folder
@@ -312,7 +342,7 @@ class Decoder(BaseEstimator):
         decoder._settings = settings
         if settings.decodes_categories:
             decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
-            decoder.classes_ = np.asarray(decoder._fitted.classes)
+            decoder.classes_ = np.asarray(record["classes"])
             return decoder
         decoder._stimuli = store.read_stimuli(folder / "stimuli")
         decoder._bank = store.read_embeddings(folder / "bank")
@@ -326,6 +356,31 @@ class Decoder(BaseEstimator):
             store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
         )
         return decoder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return plain values and the files that `save` writes, for copies and for other processes."""
+        state: dict[str, Any] = {"parameters": self.get_params(deep=False)}
+        if hasattr(self, "_fitted"):
+            with tempfile.TemporaryDirectory() as name:
+                folder = self.save(Path(name) / "decoder")
+                state["files"] = {
+                    path.relative_to(folder).as_posix(): path.read_bytes()
+                    for path in sorted(folder.rglob("*"))
+                    if path.is_file()
+                }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["parameters"])  # type: ignore[misc]
+        if "files" not in state:
+            return
+        # The folder goes with the object: embeddings and pictures are memory maps into it.
+        folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for name, content in state["files"].items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        self.__dict__.update(Decoder.load(folder).__dict__)
 
     def _read_encoder(self) -> dict[str, Any]:
         return _read_encoder(self.encoder, knows_images=True)
@@ -433,9 +488,12 @@ class Decoder(BaseEstimator):
             responses = replace(data.responses, coords={**data.responses.coords, **self._coords})
         found = tuple(responses.data.shape[1:])
         if found != self._shape:
+            n_found = int(np.prod(found))
+            count = f"X has {n_found} features, but Decoder is expecting {self.n_features_in_} features as input: "
             raise DataError(
-                f"the decoder was fitted on trials of {' x '.join(map(str, self._shape))} "
-                f"({', '.join(self._dims[1:])}), but these have {' x '.join(map(str, found))}."
+                f"{count if n_found != self.n_features_in_ else ''}the decoder was fitted on trials of "
+                f"{' x '.join(map(str, self._shape))} ({', '.join(self._dims[1:])}), but these have "
+                f"{' x '.join(map(str, found))}."
             )
         theirs, ours = responses.coords.get("ch_names"), self._coords.get("ch_names")
         if theirs is not None and ours is not None and list(theirs) != list(ours):

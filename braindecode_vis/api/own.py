@@ -255,6 +255,8 @@ def from_arrays(
     >>> data
     <Data: 12 trials x 30 features, 4 pictures, 1 subject(s)>
     """
+    if hasattr(X, "tocsr"):
+        raise DataError("sparse data is not supported: pass X.toarray().")
     try:
         n_trials = len(X)
     except TypeError as error:

@@ -201,6 +201,8 @@ def make_new_trials(
 
 
 def _check_trials(X: Any) -> np.ndarray:
+    if hasattr(X, "tocsr"):  # scipy's sparse arrays
+        raise DataError("sparse data is not supported: pass X.toarray().")
     if not isinstance(X, np.ndarray):
         try:
             X = np.asarray(X)
@@ -208,17 +210,31 @@ def _check_trials(X: Any) -> np.ndarray:
             raise DataError(
                 "the trials have different lengths, so they are no array; cut or pad them to one length first."
             ) from error
+    if X.dtype.kind == "c":
+        raise DataError(
+            "Complex data not supported: give the real part, the amplitude or the power of the trials."
+        )
+    if X.dtype.kind in "Ob":
+        try:
+            X = X.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the trials must be numbers, but hold something else ({error}).") from error
     if X.dtype.kind not in "fiu":
         raise DataError(
             f"the trials must be numbers, not {X.dtype}; give an array of shape (n_trials, ...) of floats."
         )
-    if X.ndim < 2 or not X.size:
+    if not len(X):
+        raise DataError("there are 0 sample(s) (no trial) while a minimum of 1 is required.")
+    if X.ndim >= 2 and not X.size:
+        raise DataError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required: the trials hold no values.")
+    if X.ndim < 2:
         raise DataError(
-            f"the trials have the shape {X.shape}; expected (n_trials, n_features) or (n_trials, n_channels, n_times)."
+            f"the trials have the shape {X.shape}, with {X.size} value(s); expected (n_trials, n_features) or "
+            "(n_trials, n_channels, n_times). Reshape your data."
         )
     if X.dtype.kind != "f":
         X = X.astype(np.float32)
-    check_finite(X, what="X", row_names=np.arange(len(X)), unit="trial")
+    check_finite(X, what="X, which must hold no NaN or inf,", row_names=np.arange(len(X)), unit="trial")
     return X
 
 

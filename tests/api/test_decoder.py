@@ -1,5 +1,7 @@
 """The decoder object: an estimator by scikit-learn's rules that takes arrays, epochs and responses."""
 
+import pickle
+
 import mne
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 import braindecode_vis as bdv
 
@@ -64,6 +67,33 @@ def test_it_is_an_estimator():
         bdv.Decoder().predict(X)
 
 
+@pytest.mark.parametrize("encoder", ["lda", "logistic"])
+def test_scikit_learns_own_checks(encoder):
+    """Decoders of classes follow its conventions, but for the type of one exception."""
+    known = {"check_dtype_object": "objects that are no numbers raise a ValueError instead of a TypeError"}
+    results = check_estimator(
+        bdv.Decoder(encoder=encoder), on_skip=None, on_fail="raise", expected_failed_checks=known
+    )
+    assert len(results) > 35
+
+
+def test_a_decoder_can_be_pickled(fitted):
+    X, _ = make_experiment()
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict(X), fitted.predict(X))
+    assert not hasattr(pickle.loads(pickle.dumps(bdv.Decoder())), "_fitted")
+
+
+def test_labels_keep_their_type_and_order():
+    rng = np.random.default_rng(0)
+    y = np.tile([2, 10], 20)
+    X = rng.normal(size=(40, 5)) + (y == 10)[:, None] * 3
+    decoder = bdv.Decoder(encoder="lda").fit(X, y)
+    assert decoder.classes_.tolist() == [2, 10]
+    assert (decoder.predict(X) == y).mean() > 0.9
+    assert (decoder.predict_proba(X)[:, 1] > 0.5)[y == 10].mean() > 0.9
+
+
 def test_a_saved_decoder_gives_the_same_bits(fitted, tmp_path):
     X, _ = make_experiment()
     again = bdv.Decoder.load(fitted.save(str(tmp_path / "decoder")))
@@ -114,7 +144,7 @@ def test_a_prior_learns_from_predictions_of_held_out_trials():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d, X, p: d.predict(X[:, :-1]), "fitted on trials of 50 .feature., but these have 49"),
+        (lambda d, X, p: d.predict(X[:, :-1]), "X has 49 features, but Decoder is expecting 50"),
         (lambda d, X, p: d.predict(np.full((2, 50), np.nan)), "non-finite"),
         (lambda d, X, p: d.predict([[1.0, 2.0], [1.0]]), "different lengths"),
         (lambda d, X, p: clone(d).fit(X), "fit and score need y"),
