@@ -226,7 +226,9 @@ def _check_trials(X: Any) -> np.ndarray:
     if not len(X):
         raise DataError("there are 0 sample(s) (no trial) while a minimum of 1 is required.")
     if X.ndim >= 2 and not X.size:
-        raise DataError(f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required: the trials hold no values.")
+        raise DataError(
+            f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required: the trials hold no values."
+        )
     if X.ndim < 2:
         raise DataError(
             f"the trials have the shape {X.shape}, with {X.size} value(s); expected (n_trials, n_features) or "
