@@ -18,6 +18,7 @@ from braindecode_vis.arrays import Score as Score
 from braindecode_vis.checks import BraindecodeVisError as BraindecodeVisError
 from braindecode_vis.checks import ConfigError as ConfigError
 from braindecode_vis.checks import DataError as DataError
+from braindecode_vis.checks import LeakWarning as LeakWarning
 from braindecode_vis.stimuli import StimulusSet as StimulusSet
 
 __version__: str

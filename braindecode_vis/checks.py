@@ -31,6 +31,10 @@ class InputError(DataError, ValueError):
     """Arrays given to an estimator do not fit; a `ValueError` too, as scikit-learn's conventions ask."""
 
 
+class LeakWarning(UserWarning):
+    """The test of a run reached its training, so that its scores do not stand."""
+
+
 def check_option(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise `ConfigError` unless `value` is one of `allowed`, naming the nearest known option.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ import pandas as pd
 
 from braindecode_vis.api.own import Data
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.checks import ConfigError, DataError, LeakWarning, check_option
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
@@ -71,6 +72,14 @@ class DecodingRun:
     def scores(self) -> pd.DataFrame:
         """One row per metric and method: value, interval, chance, n, p, protocol, seed."""
         return pd.DataFrame(scoring.evaluate(self._run))
+
+    @cached_property
+    def leaks(self) -> tuple[str, ...]:
+        """What the checks at the end of the run found that no score survives; `audit` makes all checks."""
+        found = reporting.check_leaks(self._run)
+        if found is None:
+            return ()
+        return tuple(f"{item.message} {item.where}".strip() for item in found.leaks)
 
     @cached_property
     def predictions(self) -> Embeddings:
@@ -372,7 +381,7 @@ def decode(
     Returns
     -------
     DecodingRun
-        With every stage done.
+        With every stage done. A `LeakWarning` says where the test reached the training.
 
     Raises
     ------
@@ -413,6 +422,13 @@ def decode(
     decoded = DecodingRun(run)
     if out is None:
         weakref.finalize(decoded, shutil.rmtree, folder, ignore_errors=True)
+    if decoded.leaks:
+        more = f" (and {len(decoded.leaks) - 1} more)" if len(decoded.leaks) > 1 else ""
+        warnings.warn(
+            f"the test leaked into training, so that the scores do not stand: {decoded.leaks[0]}{more}; see run.leaks.",
+            LeakWarning,
+            stacklevel=2,
+        )
     return decoded
 
 

@@ -46,6 +46,7 @@ from braindecode_vis.audit.statistics import (
 #: Of the files and of the split; folds that are no folds have no statistics of their training trials.
 FIRST = (check_chain, check_rows)
 SPLIT = (check_sides, check_pixels, check_copies, check_split_settings, check_used)
+QUICK = (check_sides, check_pixels, check_copies)
 STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
 FITS = (check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
@@ -74,6 +75,15 @@ class Audit:
         """Findings that no score of the run survives."""
         return self.list_level("leak")
 
+    def summarise_leaks(self) -> str:
+        """Return one sentence on the leaks, with the first of them; empty without any."""
+        if not self.leaks:
+            return ""
+        first, n = self.leaks[0], len(self.leaks)
+        where = f" ({first.where})" if first.where else ""
+        count = "1 leak" if n == 1 else f"{n} leaks"
+        return f"{count} in {self.folder}, first in {first.check}{where}: {first.message.rstrip('.')}."
+
     def list_level(self, level: str) -> tuple[AuditFinding, ...]:
         """Return the findings of one of `LEVELS`."""
         return tuple(finding for finding in self.findings if finding.level == level)
@@ -91,6 +101,29 @@ class Audit:
             "n_leaks": len(self.leaks),
             "findings": [asdict(finding) for finding in self.findings],
         }
+
+
+def audit_quickly(folder: Path) -> Audit:
+    """Make the checks that end every run: names and digests of files, both sides of each fold, copies.
+
+    They take well under 2 s on small runs, and seconds on large ones, where trials are compared by equality alone.
+    `audit_run` makes the others.
+
+    Parameters
+    ----------
+    folder
+        A run folder.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no prepared data, or a file that every check needs cannot be read.
+    """
+    run = open_audited(folder)
+    findings = [finding for check in FIRST for finding in check(run)]
+    if not any(finding.check == "trials" and finding.level == "leak" for finding in findings):
+        findings += [finding for check in QUICK for finding in check(run)]
+    return Audit(run.folder, tuple(findings))
 
 
 def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:

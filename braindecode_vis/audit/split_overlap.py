@@ -15,12 +15,14 @@ import pandas as pd
 
 from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
 from braindecode_vis.checks import BraindecodeVisError, DataError
+from braindecode_vis.datasets.own_data import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
 from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
 from braindecode_vis.registry import validate_component
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import read_json
 
 LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets are known by their table
+LARGEST_CORRELATED = 1 << 30  # bytes of trials that are correlated with each other; more are compared by equality
 _PIECE = 32  # numbers at the start, middle and end of a trial by which copies are looked for
 
 
@@ -152,9 +154,13 @@ def check_pixels(run: AuditedRun) -> list[AuditFinding]:
 
 
 def check_copies(run: AuditedRun) -> list[AuditFinding]:
-    """Look for one recorded trial in two rows."""
-    codes = find_copies(run.responses.data)
+    """Look for one recorded trial in two rows: equal, or so alike that no second recording can be."""
+    data = run.responses.data
+    codes = find_copies(data)
     findings = []
+    if data.nbytes <= LARGEST_CORRELATED and len(data) <= MAX_CORRELATED:
+        for first, second in find_copied_trials(data):
+            codes[codes == codes[second]] = codes[first]  # whatever is a copy of a copy is one, too
     for number, fold in enumerate(run.folds):
         shared = find_shared(codes, fold)
         if not shared:
@@ -162,8 +168,8 @@ def check_copies(run: AuditedRun) -> list[AuditFinding]:
         pair = [int(rows[codes[rows] == shared[0]][0]) for rows in (fold.train, fold.test)]
         ids = [str(run.responses.stimulus_ids[row]) for row in pair]
         text = (
-            f"{len(shared)} trial(s) have the very same numbers on both sides, first rows {pair[0]} ({ids[0]}) and "
-            f"{pair[1]} ({ids[1]})."
+            f"{len(shared)} trial(s) are on both sides a second time (the very same numbers, or correlated above "
+            f"{COPY_CORRELATION}), first rows {pair[0]} ({ids[0]}) and {pair[1]} ({ids[1]}); drop the copies."
         )
         findings.append(AuditFinding("copies", "leak", text, name_fold(number)))
     return findings or [AuditFinding("copies", "ok", "no recorded trial is on both sides a second time.")]

@@ -33,11 +33,7 @@ def audit(
     else:
         _print_findings(found)
     if found.leaks:
-        first = found.leaks[0]
-        where = f" ({first.where})" if first.where else ""
-        raise DataError(
-            f"{len(found.leaks)} leak(s) in {run}, first in {first.check}{where}: {first.message.rstrip('.')}."
-        )
+        raise DataError(found.summarise_leaks())
 
 
 def _print_findings(found: Audit) -> None:

@@ -14,6 +14,7 @@ from braindecode_vis.cli.show import (
     Source,
     Subject,
     finish,
+    make_console,
     open_source,
     print_scores,
     training_together,
@@ -56,8 +57,12 @@ def run_command(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run every stage, reuse what is already there and say why; all processes that torchrun started train together."""
+    """Run every stage, reuse what is already there and say why, and check for leaks, which are exit code 2.
+
+    All processes that torchrun started train together.
+    """
     from braindecode_vis import pipeline
+    from braindecode_vis.checks import DataError
     from braindecode_vis.config import check_files
 
     run = open_source(source, root, out, overrides, subjects)
@@ -67,6 +72,16 @@ def run_command(
         if not as_json:
             print_scores(rows)
         finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
+        found = pipeline.check_leaks(run)
+        if found is not None and not as_json:
+            make_console(stderr=False).print(
+                f"checked for leaks in {run.seen['seconds of audit']:.1f} s: {found.summarise()}; braindecode-vis "
+                f"audit {run.folder.path} makes all checks",
+                markup=False,
+            )
+        # Only now, when everything was written: the report says it in red.
+        if found is not None and found.leaks:
+            raise DataError(found.summarise_leaks())
 
 
 _SUMMARIES = {

@@ -8,6 +8,7 @@ Knows no file format and no folder: see `braindecode_vis.datasets.array_folder`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ COPY_CORRELATION = 0.999
 UNSTATED = "unstated"
 #: Above this many trials, copies are looked for by exact equality alone.
 MAX_CORRELATED = 20_000
+#: No more pairs of copies than this are listed.
+MAX_COPIES = 10_000
 
 Pictures = Sequence[Any] | Mapping[str, Any] | np.ndarray | str | Path
 
@@ -584,35 +587,78 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def find_copied_trials(X: np.ndarray) -> list[tuple[int, int]]:
+def find_copied_trials(X: Any) -> list[tuple[int, int]]:
     """Return pairs of trials that are equal, or correlate above `COPY_CORRELATION`; the earlier row first.
 
     Parameters
     ----------
     X : float array of shape (n_trials, ...)
+        May be a memory map; it is read in pieces.
 
     Notes
     -----
-    Trials of fewer than 20 values are compared by equality alone, since short ones correlate by chance. Above
-    `MAX_CORRELATED` trials only equal ones are found; the correlations would take longer than the decoding.
+    Raw volumes of one brain correlate above .999 as well, by what all of them share. A copy remains a copy, whatever
+    its scale, when directions are taken out of the data; so pairs must also correlate without the strongest directions.
+    Trials of too few independent values for that, which correlate by chance, are compared by equality alone, and so
+    are more than `MAX_CORRELATED` trials: all their correlations would take longer than the decoding.
     """
-    flat = np.asarray(X, dtype=np.float32).reshape(len(X), -1)
+    n, size = len(X), int(np.prod(X.shape[1:]))
     seen: dict[bytes, int] = {}
     pairs = []
-    for row, values in enumerate(flat):
-        first = seen.setdefault(values.tobytes(), row)
+    for row in range(n):
+        digest = hashlib.blake2b(np.ascontiguousarray(X[row], dtype=np.float32), digest_size=16).digest()
+        first = seen.setdefault(digest, row)
         if first != row:
             pairs.append((first, row))
-    if len(flat) > MAX_CORRELATED or flat.shape[1] < 20:
+    if n > MAX_CORRELATED or size < 20:
         return pairs
-    unit = flat - flat.mean(axis=1, keepdims=True)
-    # A constant trial has no correlation; the bound keeps it from dividing by zero.
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-20)
+
+    def centre(rows: Any) -> np.ndarray:
+        flat = np.asarray(X[rows], dtype=np.float32).reshape(-1, size)
+        flat = flat - flat.mean(axis=1, keepdims=True)
+        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
+
+    sample = centre(np.unique(np.linspace(0, n - 1, min(n, 300)).astype(int)))
+    n_strong = min(10, len(sample) // 10, size // 10)
+    strong = np.zeros((0, size), np.float32)
+    if n_strong:
+        # Right singular vectors by way of the small Gram matrix; qr makes them orthonormal to rounding.
+        vectors = np.linalg.eigh(sample @ sample.T)[1][:, -n_strong:]
+        strong = np.linalg.qr(sample.T @ vectors)[0].T  # (n_strong, size)
+    rest = sample - sample @ strong.T @ strong
+    rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
+    alike = np.square((rest @ rest.T)[np.triu_indices(len(rest), 1)])
+    alike = alike[alike < 0.98]  # copies among the sample say nothing of chance
+    n_independent = 1 / max(float(alike.mean()), 1e-6) if len(alike) else 1.0  # E[r^2] = 1 / n of random vectors
+    if n * n / 2 * 0.02 ** ((n_independent - 1) / 2) > 1e-3:
+        return pairs
+    # Correlations of all pairs are looked up in few random directions, and those near 1 computed in full.
+    picked = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
+    sketch = np.concatenate(
+        [_sketch(centre(slice(start, start + 512)), strong, picked) for start in range(0, n, 512)]
+    )
     known = set(pairs)
-    for start in range(0, len(unit), 1024):  # a block of correlations at a time
-        block = unit[start : start + 1024] @ unit[start:].T  # (n_block, n_trials - start)
-        for a, b in zip(*np.nonzero(block > COPY_CORRELATION), strict=True):
+    for start in range(0, n, 1024):  # a block of correlations at a time
+        block = sketch[start : start + 1024] @ sketch[start:].T  # (n_block, n_trials - start)
+        for a, b in zip(*np.nonzero(np.triu(block, 1) > 0.95), strict=True):
             pair = (start + int(a), start + int(b))
-            if pair[0] < pair[1] and pair not in known:
-                pairs.append(pair)
-    return sorted(pairs)
+            if pair not in known and len(known) < MAX_COPIES:
+                both = centre(list(pair))
+                rest = both - both @ strong.T @ strong
+                # In every quarter of the values as well: two trials that one bad electrode dominates are no copies.
+                parts = [rest, *np.array_split(both, 4, axis=1)]
+                if both[0] @ both[1] > COPY_CORRELATION and min(_correlate(*part) for part in parts) > 0.99:
+                    known.add(pair)
+    return sorted(known)
+
+
+def _correlate(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the correlation of two vectors; 1 where neither of them varies."""
+    first, second = first - first.mean(), second - second.mean()
+    norm = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / norm if norm > 1e-12 else 1.0
+
+
+def _sketch(unit: np.ndarray, strong: np.ndarray, picked: np.ndarray) -> np.ndarray:
+    found = (unit - unit @ strong.T @ strong) @ picked
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-20), dtype=np.float32)

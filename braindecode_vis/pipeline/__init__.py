@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.decoding import reconstruct, retrieve
     from braindecode_vis.pipeline.learning import embed, preprocess, train
-    from braindecode_vis.pipeline.reporting import report, run_all
+    from braindecode_vis.pipeline.reporting import check_leaks, report, run_all
     from braindecode_vis.pipeline.scoring import evaluate
     from braindecode_vis.pipeline.together import train_together
 
@@ -25,11 +25,12 @@ STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate",
 _MODULES = {
     "preprocess": "learning", "embed": "learning", "train": "learning", "train_together": "together",
     "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
-    "run_all": "reporting",
+    "check_leaks": "reporting", "run_all": "reporting",
 }  # fmt: skip
 
 __all__ = [
     "STAGES",
+    "check_leaks",
     "embed",
     "evaluate",
     "preprocess",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from braindecode_vis import roles, store
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
@@ -15,6 +16,28 @@ from braindecode_vis.pipeline.learning import embed, preprocess, train
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, read_scores, remember
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
+
+if TYPE_CHECKING:
+    from braindecode_vis.audit.run import Audit
+
+
+@remember
+def check_leaks(run: Run) -> Audit | None:
+    """Audit the finished run by the checks that are cheap, and tell the listener how long they took.
+
+    None if they could not be made; the report says why.
+    """
+    from braindecode_vis.audit.run import audit_quickly
+
+    evaluate(run)
+    started = time.perf_counter()
+    try:
+        found = audit_quickly(run.folder.path)
+    except BraindecodeVisError as error:
+        run.seen["leaks not checked"] = f"The run was not checked for leaks: {error}"
+        return None
+    run.seen["seconds of audit"] = time.perf_counter() - started
+    return found
 
 
 @remember
@@ -30,9 +53,14 @@ def report(run: Run) -> Path:
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
     analyses = summary.find_analyses(run.folder.path, describe_question(run))
+    audit = check_leaks(run)
+    leaks = [] if audit is None else [f"{item.message} {item.where}".strip() for item in audit.leaks]
     # A report is written anew only if something that it shows has changed, or the page itself was.
     digest = store.hash_json(
-        [rows, provenance["stages"], provenance["config"], [path.name for path in analyses]]
+        [
+            rows, provenance["stages"], provenance["config"], [path.name for path in analyses],
+            *([leaks] if leaks else []),
+        ]
     )
     written = run.folder.path / "provenance.json"
     try:
@@ -65,6 +93,7 @@ def report(run: Run) -> Path:
     warnings += [*run.seen.get("not computed", []), *summary.describe_imagined(prepared)]
     if not run.config.decodes_categories:
         warnings += filter(None, [describe_same_draws(run.config, reconstruct(run).images["decoded"])])
+    warnings += filter(None, [run.seen.get("leaks not checked")])
     if simulated:
         warnings.insert(
             0,
@@ -76,6 +105,7 @@ def report(run: Run) -> Path:
         description="" if simulated else manifest.summary,
         facts=summary.list_facts(prepared, manifest, simulated=simulated),
         scores=rows,
+        leaks=leaks,
         warnings=warnings,
         provenance=provenance,
         command=provenance["command"],

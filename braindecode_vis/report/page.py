@@ -156,6 +156,8 @@ class ReportContent:
         Images, if there are any.
     sections
         Further analyses, in order.
+    leaks
+        What an audit found that no score survives; stands above everything else.
     warnings
         What a reader must know before any number, for example that the design is blocked.
     provenance
@@ -184,6 +186,7 @@ class ReportContent:
     ranks: RankContent | None = None
     gallery: GalleryContent | None = None
     sections: Sequence[ExtraSection] = ()
+    leaks: Sequence[str] = ()
     warnings: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

@@ -122,7 +122,7 @@ def test_the_command_exits_with_2_after_the_findings(clean, copied):
     assert found["n_leaks"] == 1
     assert next(f["where"] for f in found["findings"] if f["level"] == "leak").endswith("log.jsonl")
     assert isinstance(done.exception, DataError)  # which `main` prints as one sentence, with exit code 2
-    assert "1 leak(s)" in str(done.exception)
+    assert "1 leak in" in str(done.exception)
     assert "test_top1" in runner.invoke(app, ["audit", str(copied)], env={"COLUMNS": "200"}).stdout
 
 

@@ -121,6 +121,35 @@ def test_copies_of_trials_are_found():
     assert find_copied_trials(make_signals()) == []
 
 
+def test_what_all_volumes_share_makes_no_copies():
+    """Raw volumes of one brain correlate above .999 with each other; they are no copies, but a rescaled one is."""
+    rng = np.random.default_rng(0)
+    X = (1000 + 300 * rng.normal(size=(1, 400)) + rng.normal(size=(60, 400))).astype(np.float32)
+    X += np.linspace(0, 20, 60, dtype=np.float32)[:, None] * rng.normal(size=400).astype(np.float32)  # a drift
+    assert np.corrcoef(X[:2])[0, 1] > 0.999
+    assert find_copied_trials(X) == []
+    X[50] = 2 * X[10]
+    assert find_copied_trials(X) == [(10, 50)]
+
+
+def test_trials_that_one_bad_electrode_dominates_are_no_copies():
+    """Two trials in which one electrode drifts away look alike in all of their variance, and nowhere else."""
+    X = np.random.default_rng(0).normal(size=(60, 16, 50)).astype(np.float32)
+    X[[7, 30], 5] += np.linspace(0, 5000, 50, dtype=np.float32)
+    assert np.corrcoef(X[[7, 30]].reshape(2, -1))[0, 1] > 0.999
+    assert find_copied_trials(X) == []
+
+
+def test_few_independent_values_are_compared_by_equality_alone():
+    """Smooth trials correlate by chance: three sines make every trial."""
+    rng = np.random.default_rng(0)
+    waves = np.sin(np.arange(100)[None] * np.array([[0.1], [0.2], [0.3]]))
+    X = (rng.normal(size=(400, 3)) @ waves).astype(np.float32)
+    assert find_copied_trials(X) == []
+    X[3] = X[1]
+    assert find_copied_trials(X) == [(1, 3)]
+
+
 @pytest.mark.parametrize(
     "picture",
     [np.zeros((4, 4)), np.zeros((4, 4, 1)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4)), np.zeros((4, 4), bool)],
