@@ -92,7 +92,10 @@ def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, st
         "session": "decoding is within session",
         "run": "decoding is within run, where time can stand in for what was seen: see design",
         "subject": "decoding is within subject",
+        "group": "decoding is within group, whose drift or state can stand in for what was seen",
     }
+    if side == "group":
+        return "warning", meaning[side]
     if side == "image" and set(run.responses.stimulus_ids) != set(run.concepts):
         return "warning", "a category can be known by its very pictures, and need not carry over to others"
     return "ok", meaning[side]

@@ -606,7 +606,7 @@ def find_copied_trials(X: Any) -> list[tuple[int, int]]:
     seen: dict[bytes, int] = {}
     pairs = []
     for row in range(n):
-        digest = hashlib.blake2b(np.ascontiguousarray(X[row], dtype=np.float32), digest_size=16).digest()
+        digest = hashlib.blake2b(np.asarray(X[row], dtype=np.float32).tobytes(), digest_size=16).digest()
         first = seen.setdefault(digest, row)
         if first != row:
             pairs.append((first, row))
