@@ -25,7 +25,7 @@ from braindecode_vis.api.own import Data, from_arrays, from_epochs
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
-from braindecode_vis.datasets.own_data import Pictures, _index_pictures, as_uint8_rgb
+from braindecode_vis.datasets.own_data import Pictures, index_pictures, as_uint8_rgb
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
@@ -413,7 +413,7 @@ class Decoder(BaseEstimator):
     def _embed_gallery(self, gallery: Pictures | None) -> Embeddings:
         if gallery is None:
             return self._fitted.map_targets(self._bank)
-        files, arrays, ids = _index_pictures(gallery)
+        files, arrays, ids = index_pictures(gallery)
         pictures = arrays if arrays is not None else [read_image_file(path) for path in files]
         vectors = self._target.encode(iter(pictures))
         return self._fitted.map_targets(Embeddings(vectors, ids, self._bank.space))

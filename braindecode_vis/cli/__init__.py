@@ -60,6 +60,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "datasets": data.datasets,
     "check": data.check,
     "fetch": data.fetch,
+    "new": data.new,
     **stages.VERBS,
     "predict": predict.predict,
     "pretrain": studies.pretrain,

@@ -26,6 +26,32 @@ if TYPE_CHECKING:
     from braindecode_vis.datasets.manifests import Manifest
 
 
+def new(
+    folder: Annotated[Path, typer.Argument(help="Folder with data.npy, an epochs file or NIfTI, and images/.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a folder of your own data; write the table, meta.yaml and configuration that it lacks, nothing else."""
+    from braindecode_vis.datasets.new_folder import CONFIG, start_folder
+
+    started = start_folder(folder)
+    if as_json:
+        written = [str(path) for path in started.written]
+        print_json(
+            {
+                "run_folder": None, "scores": [], "written": written, "notes": started.notes,
+                "complete": started.complete,
+            }
+        )  # fmt: skip
+        return
+    console = make_console(stderr=False)
+    for text in [*started.notes, *[f"written: {path}" for path in started.written]]:
+        console.print(text, markup=False)
+    root = folder.expanduser()
+    first = "next" if started.complete else "next, when trials.csv is filled in"
+    console.print(f"{first}: braindecode-vis run {root / CONFIG} --root {root}", markup=False)
+
+
 def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> None:
     """List the data sets: what they are, where to get them, what is on disk."""
     from rich.table import Table

@@ -140,18 +140,18 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
         responses = store.read_responses(written)
         if (written.parent / "stimuli").is_dir() and written != root:
             return OwnData(responses, store.read_stimuli(written.parent / "stimuli"), read_meta(root))
-        pictures = _find_pictures(root, images)
+        pictures = find_pictures(root, images)
         found = assemble_data(
-            responses.data, responses.trials, _load_pictures(pictures), dims=responses.dims,
+            responses.data, responses.trials, read_pictures(pictures), dims=responses.dims,
             coords=responses.coords, about={"unit": responses.unit, **read_meta(root)},
             merge_same_pictures=merge_same_pictures,
         )  # fmt: skip
         return found
     about = read_meta(root)
-    data, given = _read_data(_find_data(root), root)
+    data, given = read_data_file(find_data_file(root), root)
     table_path = next((root / name for name in TABLES if (root / name).is_file()), None)
     # A table beside the data wins over the metadata inside it.
-    table = _read_table(table_path) if table_path else given.pop("trials", None)
+    table = read_trial_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
     if table is None:
         raise DataError(
@@ -160,7 +160,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
         )
     try:
         return assemble_data(
-            data, table, _load_pictures(_find_pictures(root, images)), merge_same_pictures=merge_same_pictures,
+            data, table, read_pictures(find_pictures(root, images)), merge_same_pictures=merge_same_pictures,
             **_place_axes(data, given, about),
         )  # fmt: skip
     except DataError as error:
@@ -219,13 +219,13 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
         trials = responses.trials
         known = trials["known"] if "known" in trials else np.ones(len(trials), bool)
         return responses.with_trials(trials.assign(known=known)), stimuli
-    file = _find_data(root) if path.is_dir() else path
+    file = find_data_file(root) if path.is_dir() else path
     about = read_meta(root) if path.is_dir() else {}
-    data, given = _read_data(file, root)
+    data, given = read_data_file(file, root)
     table_path = next((root / name for name in TABLES if path.is_dir() and (root / name).is_file()), None)
-    table = _read_table(table_path) if table_path else given.pop("trials", None)
+    table = read_trial_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
-    pictures = _load_pictures(_find_pictures(root, None)) if path.is_dir() else None
+    pictures = read_pictures(find_pictures(root, None)) if path.is_dir() else None
     try:
         return make_new_trials(data, table, pictures, **_place_axes(data, given, about))
     except DataError as error:
@@ -243,13 +243,13 @@ def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
                 f"stimuli/{path.name}": path for path in sorted(stimuli.iterdir()) if path.is_file()
             }
     else:
-        data = _find_data(root)
+        data = find_data_file(root)
         files = {data.name: data}
         names = [*TABLES, "mask.nii.gz", "mask.nii"]
         files |= {name: root / name for name in names if (root / name).is_file()}
     if (root / "meta.yaml").is_file():
         files["meta.yaml"] = root / "meta.yaml"
-    pictures = _find_pictures(root, images)
+    pictures = find_pictures(root, images)
     if pictures is not None and pictures.is_dir():
         files |= {
             f"images/{path.relative_to(pictures).as_posix()}": path
@@ -278,7 +278,8 @@ def find_trials(root: Path) -> bool:
     return _find_written(root) is not None or any((root / name).is_file() for name in names)
 
 
-def _find_data(root: Path) -> Path:
+def find_data_file(root: Path) -> Path:
+    """Return the one file of trials in a folder; `DataError` if there is none, or several."""
     fixed = [root / name for name in ("data.npy", "data.npz", "data.nii.gz", "data.nii")]
     found = [path for path in fixed if path.is_file()]
     found += sorted({*root.glob("*[-_]epo.fif"), *root.glob("*[-_]epo.fif.gz")})
@@ -294,7 +295,7 @@ def _find_data(root: Path) -> Path:
     return found[0]
 
 
-def _read_data(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the trials, and what their file says of axes, times and channels."""
     name = path.name
     if name.endswith((".fif", ".fif.gz")):
@@ -415,7 +416,8 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
     return data, {"dims": ("trial", "voxel"), "coords": coords, "about": {"modality": "fmri"}}
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_trial_table(path: Path) -> pd.DataFrame:
+    """Return a table of trials from CSV, TSV or parquet, ids as text."""
     with refuse_damage(f"{path} cannot be read as a table", OSError, ValueError, UnicodeDecodeError, hint=""):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -469,7 +471,8 @@ def read_meta(root: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _find_pictures(root: Path, images: Path | None) -> Path | None:
+def find_pictures(root: Path, images: Path | None) -> Path | None:
+    """Return the folder or the ``.npy`` file of the pictures; None if there is none."""
     if images is not None:
         path = images.expanduser()
         if not path.exists():
@@ -478,7 +481,8 @@ def _find_pictures(root: Path, images: Path | None) -> Path | None:
     return next((root / name for name in ("images", "images.npy") if (root / name).exists()), None)
 
 
-def _load_pictures(path: Path | None) -> Any:
+def read_pictures(path: Path | None) -> Any:
+    """Return pictures as `assemble_data` takes them: a folder as it is, a file as a memory map."""
     if path is None or path.is_dir():
         return path
     with refuse_damage(

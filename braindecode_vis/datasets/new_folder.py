@@ -20,7 +20,7 @@ from braindecode_vis.datasets.array_folder import (
     find_pictures,
     read_data_file,
     read_pictures,
-    read_table,
+    read_trial_table,
 )
 from braindecode_vis.datasets.own_data import index_pictures, match_ids
 
@@ -64,7 +64,7 @@ def start_folder(root: Path) -> StartedFolder:
         table.to_csv(root / TABLES[0], index=False)
         written.append(root / TABLES[0])
     else:
-        table = read_table(there)
+        table = read_trial_table(there)
         notes.append(f"{there.name} is there, with the columns {', '.join(map(str, table.columns))}; it is kept.")
     about = given.get("about", {})
     texts = {"meta.yaml": _write_meta(root, data, about), CONFIG: _write_config(root, table, ids)}
@@ -96,7 +96,7 @@ def _make_table(
     candidates = [("the metadata or events of the epochs", given["trials"])] if "trials" in given else []
     for path in sorted([*root.glob("*.csv"), *root.glob("*.tsv")]):
         try:
-            candidates.append((path.name, read_table(path)))
+            candidates.append((path.name, read_trial_table(path)))
         except BraindecodeVisError as error:
             notes.append(f"{path.name} was not used: {error}")
     for name in _LABELS:
@@ -214,11 +214,11 @@ def _choose_split(table: pd.DataFrame, ids: list[str]) -> tuple[str, str]:
             "Each picture is tested once, by a decoder that never saw it; leave_one_subject_out asks for new subjects.",
         )
     if "group" in table and table["group"].nunique() > 1:
-        return "{kind: group_kfold}", "No group (block, person) is trained on and tested."
+        return f"{{kind: group_kfold, n_folds: {min(5, table['group'].nunique())}}}", "No group (block, person) is trained on and tested."
     places = [name for name in ("subject", "session", "run") if name in table]
     if "run" in table and len(table[places].drop_duplicates()) > 1:
         return "{kind: leave_one_run_out}", "Each run is decoded by the others of its subject."
     return (
-        "{kind: kfold, n_folds: 5, images: false}",
+        "{kind: kfold, n_folds: 5}",
         "Trials in five folds. With runs or blocks in the table, leave_one_run_out or group_kfold are the honest ones.",
     )

@@ -337,7 +337,7 @@ def _join_pictures(
     table: pd.DataFrame, pictures: Pictures, *, merge: bool
 ) -> tuple[StimulusSet, pd.DataFrame, list[str]]:
     table, notes = table.copy(), []
-    files, arrays, ids = _index_pictures(pictures)
+    files, arrays, ids = index_pictures(pictures)
     if "stimulus_id" not in table:
         if len(ids) != len(table):
             raise DataError(
@@ -346,7 +346,7 @@ def _join_pictures(
             )
         table["stimulus_id"] = ids  # one picture per trial, in the same order
     # Names may lack folder or suffix, so that rows are found first and ids written back.
-    rows = _match_ids(table["stimulus_id"].tolist(), ids)
+    rows = match_ids(table["stimulus_id"].tolist(), ids)
     table["stimulus_id"] = [ids[row] for row in rows]
     unused = len(ids) - len(set(rows))
     if unused:
@@ -406,7 +406,7 @@ def _join_pictures(
     return StimulusSet(stimulus_table, pixels=np.stack([arrays[row] for row in kept])), table, notes
 
 
-def _index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | None, list[str]]:
+def index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | None, list[str]]:
     """Return the files or the arrays of the pictures, and the id of each."""
     if isinstance(pictures, str | Path):
         folder = Path(pictures).expanduser().absolute()
@@ -504,7 +504,7 @@ def make_picture_set(pictures: Pictures) -> StimulusSet:
     DataError
         If there are none, or arrays of different sizes.
     """
-    files, arrays, ids = _index_pictures(pictures)
+    files, arrays, ids = index_pictures(pictures)
     if arrays is not None and len({array.shape for array in arrays}) > 1:
         raise DataError(
             "the pictures have different sizes; give them as files in a folder, or resize them to one."
@@ -523,8 +523,8 @@ def make_picture_set(pictures: Pictures) -> StimulusSet:
     return StimulusSet(table, pixels=np.stack(arrays))
 
 
-def _match_ids(shown: list[str], ids: list[str]) -> list[int]:
-    """Return the picture of each trial; a file may be named with or without its suffix or folder."""
+def match_ids(shown: list[str], ids: list[str]) -> list[int]:
+    """Return the number of the picture of each trial; a file may be named with or without its suffix or folder."""
     row_of = {name: row for row, name in enumerate(ids)}
     rows = []
     for trial, name in enumerate(shown):
