@@ -25,7 +25,7 @@ from braindecode_vis.api.own import Data, from_arrays, from_epochs
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
-from braindecode_vis.datasets.own_data import Pictures, index_pictures, as_uint8_rgb
+from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pictures
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file

@@ -22,7 +22,9 @@ from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import read_json
 
 LARGEST_HASHED = 2 << 30  # bytes of pixels that are hashed again; larger sets are known by their table
-LARGEST_CORRELATED = 1 << 30  # bytes of trials that are correlated with each other; more are compared by equality
+LARGEST_CORRELATED = (
+    1 << 30
+)  # bytes of trials that are correlated with each other; more are compared by equality
 _PIECE = 32  # numbers at the start, middle and end of a trial by which copies are looked for
 
 

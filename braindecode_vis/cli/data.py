@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def new(
-    folder: Annotated[Path, typer.Argument(help="Folder with data.npy, an epochs file or NIfTI, and images/.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with data.npy, an epochs file or NIfTI, and images/.")
+    ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -65,7 +65,9 @@ def start_folder(root: Path) -> StartedFolder:
         written.append(root / TABLES[0])
     else:
         table = read_trial_table(there)
-        notes.append(f"{there.name} is there, with the columns {', '.join(map(str, table.columns))}; it is kept.")
+        notes.append(
+            f"{there.name} is there, with the columns {', '.join(map(str, table.columns))}; it is kept."
+        )
     about = given.get("about", {})
     texts = {"meta.yaml": _write_meta(root, data, about), CONFIG: _write_config(root, table, ids)}
     for name, text in texts.items():
@@ -117,7 +119,9 @@ def _make_table(
         return pd.DataFrame({"stimulus_id": ids}), True
     column = "stimulus_id" if ids else "concept"
     what = f"which of the {len(ids)} pictures" if ids else "which class"
-    notes.append(f"nothing tells {what} each of the {n} trials showed: fill the column {column} of trials.csv.")
+    notes.append(
+        f"nothing tells {what} each of the {n} trials showed: fill the column {column} of trials.csv."
+    )
     return pd.DataFrame({column: [""] * n, "run": ["01"] * n}), False
 
 
@@ -153,8 +157,12 @@ def _write_meta(root: Path, data: np.ndarray, about: dict[str, Any]) -> str:
             f"title: {root.name!r}\n",
             line("modality", about.get("modality"), "eeg", "eeg, meg, fmri or other"),
             line("unit", about.get("unit"), "microvolt", "of the values, for example percent signal change"),
-            line("sfreq", None if sfreq is None else f"{sfreq:g}", "250", "samples per second") if has_time else "",
-            "# tmin: -0.2  # time of the first sample in s, 0 at the onset of the picture\n" if has_time else "",
+            line("sfreq", None if sfreq is None else f"{sfreq:g}", "250", "samples per second")
+            if has_time
+            else "",
+            "# tmin: -0.2  # time of the first sample in s, 0 at the onset of the picture\n"
+            if has_time
+            else "",
             "# channels: [Oz, O1, O2]  # names of the channels\n" if has_time else "",
             "# citation: \n# licence: \n",
             "# normalised: z-scored within run  # what was done to the values, over which trials\n",
@@ -188,10 +196,14 @@ def _write_config(root: Path, table: pd.DataFrame, ids: list[str]) -> str:
     else:
         head += ["# lda, or logistic, which chooses a penalty.", "encoder: {kind: lda}"]
     if "group" in columns:
-        head += ["# Intervals draw whole groups (column group); image, trial, run, session and subject are the others."]
+        head += [
+            "# Intervals draw whole groups (column group); image, trial, run, session and subject are the others."
+        ]
         head += ["evaluation: {resample: auto}"]
     else:
-        head += ["# A column `group` in the trial table (block, day, person) is what intervals then resample."]
+        head += [
+            "# A column `group` in the trial table (block, day, person) is what intervals then resample."
+        ]
     return "\n".join(head) + "\n"
 
 
@@ -214,7 +226,10 @@ def _choose_split(table: pd.DataFrame, ids: list[str]) -> tuple[str, str]:
             "Each picture is tested once, by a decoder that never saw it; leave_one_subject_out asks for new subjects.",
         )
     if "group" in table and table["group"].nunique() > 1:
-        return f"{{kind: group_kfold, n_folds: {min(5, table['group'].nunique())}}}", "No group (block, person) is trained on and tested."
+        return (
+            f"{{kind: group_kfold, n_folds: {min(5, table['group'].nunique())}}}",
+            "No group (block, person) is trained on and tested.",
+        )
     places = [name for name in ("subject", "session", "run") if name in table]
     if "run" in table and len(table[places].drop_duplicates()) > 1:
         return "{kind: leave_one_run_out}", "Each run is decoded by the others of its subject."

@@ -629,7 +629,9 @@ def find_copied_trials(X: Any) -> list[tuple[int, int]]:
     rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
     alike = np.square((rest @ rest.T)[np.triu_indices(len(rest), 1)])
     alike = alike[alike < 0.98]  # copies among the sample say nothing of chance
-    n_independent = 1 / max(float(alike.mean()), 1e-6) if len(alike) else 1.0  # E[r^2] = 1 / n of random vectors
+    n_independent = (
+        1 / max(float(alike.mean()), 1e-6) if len(alike) else 1.0
+    )  # E[r^2] = 1 / n of random vectors
     if n * n / 2 * 0.02 ** ((n_independent - 1) / 2) > 1e-3:
         return pairs
     # Correlations of all pairs are looked up in few random directions, and those near 1 computed in full.
@@ -661,4 +663,6 @@ def _correlate(first: np.ndarray, second: np.ndarray) -> float:
 
 def _sketch(unit: np.ndarray, strong: np.ndarray, picked: np.ndarray) -> np.ndarray:
     found = (unit - unit @ strong.T @ strong) @ picked
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-20), dtype=np.float32)
+    return np.asarray(
+        found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-20), dtype=np.float32
+    )

@@ -58,7 +58,10 @@ def report(run: Run) -> Path:
     # A report is written anew only if something that it shows has changed, or the page itself was.
     digest = store.hash_json(
         [
-            rows, provenance["stages"], provenance["config"], [path.name for path in analyses],
+            rows,
+            provenance["stages"],
+            provenance["config"],
+            [path.name for path in analyses],
             *([leaks] if leaks else []),
         ]
     )

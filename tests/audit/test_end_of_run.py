@@ -41,14 +41,26 @@ def folders(tmp_path_factory):
         np.save(root / "data.npy", X)
         np.save(root / "images.npy", pictures)
         split = ["train"] * 10 + ["test"] * 10
-        pd.DataFrame({"stimulus_id": range(N_PICTURES), "split": split}).to_csv(root / "trials.csv", index=False)
+        pd.DataFrame({"stimulus_id": range(N_PICTURES), "split": split}).to_csv(
+            root / "trials.csv", index=False
+        )
         made[name] = root
     return made
 
 
 def run_command(root, out):
     options = [f"--set={key}={value}" for key, value in QUICK.items()]
-    command = [sys.executable, "-m", "braindecode_vis", "run", "arrays_ridge", "--root", str(root), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "braindecode_vis",
+        "run",
+        "arrays_ridge",
+        "--root",
+        str(root),
+        "--out",
+        str(out),
+    ]
     return subprocess.run(
         [*command, "--set=split={kind: published}", *options], capture_output=True, text=True, timeout=300
     )

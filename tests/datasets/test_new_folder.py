@@ -24,7 +24,9 @@ def make_folder(root, *, pictures=N, shape=(N, 40)):
     if pictures:
         (root / "images").mkdir()
         for number in range(pictures):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / "images" / f"p{number:02d}.png")
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                root / "images" / f"p{number:02d}.png"
+            )
     return root
 
 
@@ -79,7 +81,9 @@ def test_what_cannot_be_told_is_said(tmp_path):
     root = make_folder(tmp_path / "mine", pictures=4)
     started = start_folder(root)
     assert not started.complete
-    assert any("nothing tells which of the 4 pictures each of the 12 trials showed" in n for n in started.notes)
+    assert any(
+        "nothing tells which of the 4 pictures each of the 12 trials showed" in n for n in started.notes
+    )
     assert read_trials(root)["stimulus_id"].isna().all()
     with pytest.raises(DataError, match="no stimulus_id in row 0"):
         read_array_folder(root)

@@ -125,7 +125,9 @@ def test_what_all_volumes_share_makes_no_copies():
     """Raw volumes of one brain correlate above .999 with each other; they are no copies, but a rescaled one is."""
     rng = np.random.default_rng(0)
     X = (1000 + 300 * rng.normal(size=(1, 400)) + rng.normal(size=(60, 400))).astype(np.float32)
-    X += np.linspace(0, 20, 60, dtype=np.float32)[:, None] * rng.normal(size=400).astype(np.float32)  # a drift
+    X += np.linspace(0, 20, 60, dtype=np.float32)[:, None] * rng.normal(size=400).astype(
+        np.float32
+    )  # a drift
     assert np.corrcoef(X[:2])[0, 1] > 0.999
     assert find_copied_trials(X) == []
     X[50] = 2 * X[10]
