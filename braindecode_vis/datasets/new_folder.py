@@ -189,8 +189,8 @@ def _write_config(root: Path, table: pd.DataFrame, ids: list[str]) -> str:
             "# Ridge regression; its penalty is chosen inside the training trials of each fold.",
             "encoder: {kind: ridge, alphas: [1, 10, 100, 1000, 10000, 100000, 1000000]}",
             "generator: {kind: latents}",
-            "# Repetitions of a picture: averaged (fewer, cleaner trials) or single. Few pictures with many repetitions",
-            "# are better taught by single trials.",
+            "# Repetitions of a picture: averaged (fewer, cleaner trials) or single. Few pictures with many",
+            "# repetitions are better taught by single trials.",
             f"repeats: {{train: {_choose_repeats(table)}, test: averaged}}",
         ]
     else:
