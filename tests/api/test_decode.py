@@ -1,7 +1,9 @@
 """From arrays to scores, images and a report in a few lines, in memory and from the command line alike."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -54,7 +56,6 @@ def test_public_names_are_few_and_all_there():
 def test_stub_names_what_the_package_exports():
     """The types of the lazily loaded names stand in a stub, which must not fall behind."""
     import ast
-    from pathlib import Path
 
     tree = ast.parse(Path(bdv.__file__).with_suffix(".pyi").read_text())
     names = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
@@ -223,6 +224,18 @@ def test_bad_input_is_one_sentence_in_the_packages_own_exception(call, message):
     X, pictures, shown = make_experiment()
     with pytest.raises(bdv.BraindecodeVisError, match=message):
         call(X, pictures, shown)
+
+
+def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
+    """README shows how arrays become a report; what it shows must work as it stands."""
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    block = next(part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "from_arrays" in part)
+    X, pictures, ids = make_experiment()
+    monkeypatch.chdir(tmp_path)
+    exec(block, {"X": X, "pictures": pictures, "ids": ids})
+    assert len([line for line in block.splitlines() if line]) <= 5
+    assert (tmp_path / "gallery.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
 
 
 def test_known_things_are_tables():
