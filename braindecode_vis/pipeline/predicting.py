@@ -214,10 +214,13 @@ class RunPredictions:
         stimuli = None if self.candidates is None else self.candidates.stimuli
         if stimuli is None or not stimuli.has_pixels:
             return None
-        return stimuli.read_image(name)
+        try:
+            return stimuli.read_image(name)
+        except DataError:  # listed, but its file is elsewhere
+            return None
 
     def gallery(self, *, n_items: int = 8, n_top: int = 3) -> Any:
-        """Return a matplotlib figure of decoded images above the pictures that ranked first, for the first trials.
+        """Return a matplotlib figure of seen pictures (where known), decoded images and the pictures that ranked first.
 
         Parameters
         ----------
@@ -234,12 +237,12 @@ class RunPredictions:
             [(str(row.picture), self.read_picture(str(row.picture))) for row in group.itertuples()]
             for _, group in first.groupby("trial", sort=True)
         ]
-        names = [
-            str(i) if known else ""
-            for i, known in zip(self.trials["stimulus_id"], self.trials["known"], strict=True)
-        ]
+        known = self.trials["known"].to_numpy(bool)[:n]
+        names = [str(i) if k else "" for i, k in zip(self.trials["stimulus_id"], known, strict=False)]
+        inside = set() if self.candidates is None else set(self.candidates.embeddings.ids.astype(str))
+        seen = [self.read_picture(name) if name in inside else None for name in names]
         images = self.reconstructions[:n]
-        return plot_decoded(images[:, 0] if images.ndim == 5 else images, pictures, names[:n])
+        return plot_decoded(images[:, 0] if images.ndim == 5 else images, pictures, names, seen=seen)
 
     def report(self) -> Path:
         """Write everything into a temporary folder and return the page; see `save` for a folder of your own."""

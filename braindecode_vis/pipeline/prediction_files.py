@@ -182,10 +182,11 @@ def _write_page(result: RunPredictions, path: Path, provenance: dict[str, Any]) 
             "Transductive: statistics were learnt from the new trials themselves, so these numbers belong in a column "
             "of their own."
         )
+    fitted = "nothing but the statistics below was" if result.transductive else "nothing was"
     content = ReportContent(
         title=f"{result.run.config.name} on new trials",
         dataset=result.run.config.dataset.kind,
-        description="A finished run was applied to new trials; nothing was fitted on them. " + " ".join(result.notes),
+        description=" ".join([f"A finished run was applied to new trials; {fitted} fitted on them.", *result.notes]),
         protocol={"Protocol": result.protocol, "Run": str(result.run.folder.path)},
         facts=[
             ("Trials", len(result)),

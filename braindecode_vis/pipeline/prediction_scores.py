@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import SCORE_KEYS
-from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.stimuli import resize_image
 
@@ -39,7 +38,11 @@ def _score_pictures(result: RunPredictions) -> list[Any]:
     trained = np.concatenate([prepared.responses.stimulus_ids[prepared.folds[n].train] for n in result.folds])
     ids = result.trials["stimulus_id"].to_numpy(dtype=object)[rows]
     is_trained = np.isin(ids.astype(str), trained.astype(str))
-    split = TRAINED_PICTURES if is_trained.all() else NEW_PICTURES
+    split = "new trials"
+    if (
+        is_trained.all() or not is_trained.any()
+    ):  # otherwise each kind has rows of its own beside those of both
+        split = f"{split}, {TRAINED_PICTURES if is_trained.all() else NEW_PICTURES}"
     pictures, images = _read_seen(result, ids), {}
     seen = np.zeros(
         (len(rows), 1, 1, 3), np.uint8
@@ -72,10 +75,7 @@ def _read_seen(result: RunPredictions, ids: np.ndarray) -> dict[str, np.ndarray]
     """Return the true pictures, or None where one is not at hand."""
     found = {}
     for name in map(str, pd.unique(ids)):
-        try:
-            image = result.read_picture(name)
-        except BraindecodeVisError:  # listed, but its file is elsewhere
-            return None
+        image = result.read_picture(name)
         if image is None:
             return None
         found[name] = image

@@ -79,6 +79,7 @@ def test_ridge_gives_its_own_predictions_ranks_and_images(run):
     assert_own(found, run)
     np.testing.assert_array_equal(found.ranks["rank"], run.ranks["rank"])
     np.testing.assert_array_equal(found.reconstructions, run.reconstructions["decoded"])
+    assert set(found.scores["split"]) == {"new trials, new pictures"}
     assert found.notes == ("No subject was stated: taken as 01, the one that the run learnt from.",)
     scores = found.scores.set_index(["metric", "method"])["value"]
     own = run.scores.set_index(["metric", "method"])["value"]
@@ -322,8 +323,7 @@ def test_true_pictures_are_scored_apart_from_those_of_the_training(run):
     X, _, shown = make_experiment(seed=3)
     found = run.predict(X, shown=shown)
     splits = set(found.scores["split"])
-    assert any("new pictures" in split for split in splits)
-    assert any("pictures of the training" in split for split in splits)
+    assert splits == {"new trials", "new trials, new pictures", "new trials, pictures of the training"}
     assert found.scores["chance"].notna().any()
 
 
