@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
+from sklearn.utils import ClassifierTags
 
 from braindecode_vis import __version__, roles, store
 from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_encoder
@@ -391,6 +392,16 @@ class Decoder(BaseEstimator):
 
             raise NotFittedError("this Decoder has not been fitted; call fit first.")
         return self._settings
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # Only a decoder of classes is a classifier, and which it is, its encoder says.
+        settings = validate_component("encoder", self._read_encoder())
+        if roles.play(roles.ENCODER_SETTINGS, settings).decodes_categories:
+            tags.estimator_type = "classifier"
+            tags.classifier_tags = ClassifierTags()
+            tags.target_tags.required = True
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")

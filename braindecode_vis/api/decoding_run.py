@@ -6,6 +6,7 @@ Owns how a few words become a configuration, and what a finished run answers. Ev
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import warnings
@@ -405,7 +406,8 @@ def decode(
         )
     # Without a folder of its own, the run lives in a temporary one that goes with the object.
     folder = Path(out or tempfile.mkdtemp(prefix="braindecode-vis-")).expanduser().absolute()
-    content: dict[str, Any] = {"name": name or (folder.name if out is not None else "run"), "seed": seed}
+    given = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") if out is not None else ""
+    content: dict[str, Any] = {"name": name or given or "run", "seed": seed}
     content["dataset"] = data.as_settings(folder / "data")
     content["encoder"] = _read_encoder(encoder, knows_images=data.knows_images)
     content["split"] = _read_split(split, data)
@@ -492,6 +494,12 @@ def _as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:
 def _read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool) -> dict[str, Any]:
     if encoder is None:
         encoder = "ridge" if knows_images else "lda"
+    if not isinstance(encoder, str | Mapping):
+        raise ConfigError(
+            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', or a mapping of settings; "
+            "docs/OUTSIDE.md "
+            "says how to use an encoder of your own."
+        )
     if not isinstance(encoder, str):
         return dict(encoder)
     name = encoder.replace("-", "_").lower()
@@ -511,6 +519,11 @@ def _is_category(encoder: Mapping[str, Any]) -> bool:
 def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict[str, Any]:
     if isinstance(split, Mapping):
         return dict(split)
+    if split is not None and not isinstance(split, str | int):
+        raise ConfigError(
+            f"split is {split!r}, but must be a name such as 'kfold' or 'leave-one-image-out', a number of folds, or a "
+            "mapping of settings; the folds of a scikit-learn splitter go into the column split or group of the data."
+        )
     if isinstance(split, int):
         return {"kind": "kfold", "n_folds": split}
     if split is not None:

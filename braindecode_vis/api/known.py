@@ -56,6 +56,8 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
             {"kind": name, "about": _read_summary(find_component(role, name))} for name in list_kinds(role)
         ]
         return pd.DataFrame(rows)
+    if ":" not in kind:
+        check_option(f"the kind of {role}", kind, list_kinds(role))
     model = find_component(role, kind)
     about = _read_parameters(model)
     rows = []

@@ -442,7 +442,12 @@ def _make_table(columns: Mapping[str, Any], trials: Any, n_trials: int, has_imag
         raise DataError(f"trials has {len(table)} rows, but X has {n_trials} trials.")
     for name, values in columns.items():
         if values is not None:
-            table[name] = _spread(values, n_trials, name)
+            listed = _spread(values, n_trials, name)
+            if name in table and [str(v) for v in table[name]] != [str(v) for v in listed]:
+                raise DataError(
+                    f"{name} was given twice, in trials and by an argument, and they differ; pass one of them."
+                )
+            table[name] = listed
     if table.shape[1] == 0 or not {"stimulus_id", "concept"} & set(table):
         if not has_images:
             raise DataError(

@@ -54,6 +54,8 @@ def plot_gallery(
     """
     from matplotlib.figure import Figure as MatplotlibFigure
 
+    if run is not None and not hasattr(run, "reconstructions"):
+        raise DataError(f"plot_gallery takes a run of decode or open_run, not {type(run).__name__}.")
     if run is not None:
         images = run.reconstructions
         items = run.items

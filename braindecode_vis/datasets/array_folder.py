@@ -348,7 +348,14 @@ def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray
     given : dict
         `ch_names`, `times` (s), `trials` (DataFrame) and `about` (modality, unit, sfreq).
     """
-    picked = epochs.copy().pick("data")
+    if not (hasattr(epochs, "events") and hasattr(epochs, "get_data")):
+        raise DataError(
+            f"from_epochs takes mne.Epochs, not {type(epochs).__name__}; arrays go to from_arrays."
+        )
+    try:
+        picked = epochs.copy().pick("data")
+    except ValueError as error:
+        raise DataError(f"the epochs hold no EEG or MEG channel ({error}).") from error
     kinds = set(picked.get_channel_types())
     modality = "meg" if kinds & {"mag", "grad"} else "eeg"
     if column is not None and (epochs.metadata is None or column not in epochs.metadata):
@@ -359,7 +366,11 @@ def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray
     if epochs.metadata is not None:
         trials = epochs.metadata.reset_index(drop=True)
         if column is not None:
-            trials = trials.rename(columns={column: "stimulus_id"}) if column != "stimulus_id" else trials
+            # The column that was asked for goes before one that happens to have the name.
+            others = (
+                trials.drop(columns="stimulus_id", errors="ignore") if column != "stimulus_id" else trials
+            )
+            trials = others.rename(columns={column: "stimulus_id"})
     else:
         trials = pd.DataFrame(index=range(len(epochs)))
     if "stimulus_id" not in trials and "concept" not in trials:
@@ -392,6 +403,11 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
     given : dict
         Axes and coordinates of the responses, with the mask and its affine.
     """
+    for what, image in (("betas_img", betas_img), ("mask_img", mask_img)):
+        if not hasattr(image, "dataobj"):
+            raise DataError(f"{what} must be a NIfTI image or its path, not {type(image).__name__}.")
+    if int(np.prod(mask_img.shape)) != int(np.prod(mask_img.shape[:3])):
+        raise DataError(f"mask_img has the shape {mask_img.shape}; expected one volume, (x, y, z).")
     if len(betas_img.shape) != 4:
         raise DataError(f"the volumes have the shape {betas_img.shape}; expected (x, y, z, n_trials).")
     if tuple(betas_img.shape[:3]) != tuple(mask_img.shape[:3]) or not np.allclose(

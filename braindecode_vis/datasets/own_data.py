@@ -206,9 +206,15 @@ def make_new_trials(
 def _check_trials(X: Any) -> np.ndarray:
     if hasattr(X, "tocsr"):  # scipy's sparse arrays
         raise DataError("sparse data is not supported: pass X.toarray().")
+    if isinstance(X, np.ma.MaskedArray):
+        if np.ma.is_masked(X):
+            raise DataError("X has masked values; fill them, or drop their trials or features first.")
+        X = X.data
     if not isinstance(X, np.ndarray):
         try:
             X = np.asarray(X)
+        except (RuntimeError, TypeError) as error:  # a tensor that is part of a graph, or lies on a GPU
+            raise DataError(f"X cannot become an array ({error}); pass X.detach().cpu().numpy().") from error
         except ValueError as error:  # NumPy refuses rows of different lengths
             raise DataError(
                 "the trials have different lengths, so they are no array; cut or pad them to one length first."

@@ -92,6 +92,7 @@ def test_labels_keep_their_type_and_order():
     assert decoder.classes_.tolist() == [2, 10]
     assert (decoder.predict(X) == y).mean() > 0.9
     assert (decoder.predict_proba(X)[:, 1] > 0.5)[y == 10].mean() > 0.9
+    assert cross_val_score(bdv.Decoder(encoder="lda"), X, y, cv=3, scoring="roc_auc").mean() > 0.9
 
 
 def test_a_saved_decoder_gives_the_same_bits(fitted, tmp_path):
