@@ -279,9 +279,17 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         """Return image embeddings in the space of `predict_for_generator`."""
         ...
 
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return `predict` as a torch module on the CPU, and its input tensors by name for these trials."""
+        ...
+
 
 class WholeCategoryDecoder(CategoryDecoder, Protocol):
     """A category decoder with its defaults."""
+
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return `decision` as a torch module on the CPU, and its input tensors by name for these trials."""
+        ...
 
     def bind(self, context: Context) -> None:
         """Take what the pipeline lends, before the fit and again after reading."""

@@ -15,8 +15,8 @@ data set            check, hash_inputs, and one of     manifest, standardises, l
 image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
                                                        predict_for_generator, map_for_generator, predicts_targets,
-                                                       label_free_subjects
-category decoder    fit, decision, classes, write,     bind
+                                                       label_free_subjects, as_module
+category decoder    fit, decision, classes, write,     bind, as_module
                     read
 network             forward                            forward_heads, forward_tokens, parameter_groups
 prior               fit, sample                        bind, describe, write, read
@@ -134,6 +134,13 @@ def _predict(encoder: Any, responses: Responses) -> Embeddings:
     return predicted
 
 
+def _refuse_module(encoder: Any, responses: Responses) -> Any:
+    raise ConfigError(
+        f"{type(encoder.component).__name__} does not say how it predicts in torch (its method as_module), so that it "
+        "cannot be exported as a program; choose safetensors."
+    )
+
+
 def _know_no_images(generator: Any) -> Embeddings:
     raise ConfigError(f"the generator {type(generator).__name__} brings no images along.")
 
@@ -229,11 +236,14 @@ BRAIN_ENCODER: Role[WholeBrainEncoder] = Role(
     {
         "bind": _answer(None), "predict_out_of_fold": predict_by_inner_folds, "map_targets": _keep_targets,
         "has_subject_galleries": False, "predict_for_generator": _predict, "map_for_generator": _keep_targets,
-        "predicts_targets": True, "label_free_subjects": (),
+        "predicts_targets": True, "label_free_subjects": (), "as_module": _refuse_module,
     },
 )  # fmt: skip
 CATEGORY_DECODER: Role[WholeCategoryDecoder] = Role(
-    "category decoder", ("fit", "decision", "write", "read"), {"bind": _answer(None)}, ("classes",)
+    "category decoder",
+    ("fit", "decision", "write", "read"),
+    {"bind": _answer(None), "as_module": _refuse_module},
+    ("classes",),
 )
 NETWORK: Role[WholeNetwork] = Role(
     "network",

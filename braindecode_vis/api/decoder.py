@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,17 @@ from sklearn.utils import ClassifierTags
 
 from braindecode_vis import __version__, roles, store
 from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_encoder
+from braindecode_vis.api.exports import write_new
+from braindecode_vis.api.model_export import (
+    CHECKED_TRIALS,
+    CardFacts,
+    export_decoder,
+    fetch_folder,
+    is_repo,
+    make_noise,
+    push_folder,
+    write_folder,
+)
 from braindecode_vis.api.own import Data, from_arrays, from_epochs
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError
@@ -30,6 +41,9 @@ from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pict
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
+
+if TYPE_CHECKING:
+    from braindecode_vis.api.decoding_run import DecodingRun
 
 _FILE = "decoder.json"
 
@@ -86,10 +100,14 @@ class Decoder(BaseEstimator):
 
     _fitted: Any  # a brain encoder or a category decoder
     _settings: WholeSettings
-    _stimuli: StimulusSet
+    _stimuli: StimulusSet | None
     _bank: Embeddings
     _target: WholeImageEncoder
     _out_of_fold: Embeddings | None
+    _centre: np.ndarray | None  # of the training pictures, where the pictures themselves are not at hand
+    _subjects: tuple[str, ...]
+    _typical: tuple[float, float]  # mean and standard deviation of the values of training trials
+    _facts: CardFacts
 
     def __init__(
         self,
@@ -152,6 +170,14 @@ class Decoder(BaseEstimator):
         self._coords = {k: v for k, v in responses.coords.items() if k in ("ch_names", "times", "sfreq")}
         self._unit = responses.unit
         self.n_features_in_ = int(np.prod(self._shape))
+        self._subjects = tuple(sorted(set(responses.trials["subject"].astype(str))))
+        self._typical = (float(np.mean(responses.data)), float(np.std(responses.data)))
+        about = data._describe()
+        self._facts = CardFacts(
+            about.get("title", ""), about.get("modality", ""), about.get("citation", ""), about.get("licence", ""),
+            n_trials=responses.n_trials,
+        )  # fmt: skip
+        self._centre = None
         seed = derive_seed(self.seed, "train", 0)
         labelled = responses.with_trials(
             responses.trials.assign(concept=stimuli.concepts_of(responses.stimulus_ids))
@@ -166,9 +192,10 @@ class Decoder(BaseEstimator):
             raise DataError(
                 "this decoder finds pictures, but only classes were given; pass pictures as y, or choose encoder='lda'."
             )
-        self._stimuli = _keep_pixels(stimuli)
+        pictures = _keep_pixels(stimuli)
+        self._stimuli = pictures
         target = self._build_target()
-        self._bank = target.embed(self._stimuli, list(self._stimuli.ids), self._embed_pretrained)
+        self._bank = target.embed(pictures, list(pictures.ids), self._embed_pretrained)
         self._target = target
         encoder = roles.build(roles.BRAIN_ENCODER, self._settings, seed=seed)
         encoder.bind(Context(images=self._stimuli))
@@ -249,6 +276,11 @@ class Decoder(BaseEstimator):
 
         if self._require_fit().decodes_categories:
             raise ConfigError("a decoder of classes makes no images.")
+        if self._stimuli is None:
+            raise DataError(
+                "this decoder was shared without its training pictures, which reconstruct needs; save it with "
+                "include_pictures=True."
+            )
         responses = self._take_new(X)
         predicted = self._fitted.predict_for_generator(responses)
         embeddings = self._fitted.map_for_generator(self._bank)
@@ -287,13 +319,16 @@ class Decoder(BaseEstimator):
         # Ties count against the trial, so that a collapsed prediction scores nothing.
         return float(np.mean((similarity >= true[:, None]).sum(axis=1) == 1))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, include_pictures: bool = True) -> Path:
         """Write the fitted decoder into a folder, without pickle, and return its path.
 
         Parameters
         ----------
         path
             Made if it does not exist; an earlier decoder there is replaced.
+        include_pictures
+            Also write the training pictures and their embeddings. Without them, `retrieve` needs a gallery and
+            `reconstruct` is not possible.
         """
         self._require_fit()
         folder = Path(path).expanduser().absolute()
@@ -305,15 +340,22 @@ class Decoder(BaseEstimator):
         if not self._settings.decodes_categories:
             (folder / "target").mkdir()
             self._target.write(folder / "target")
-            store.write_embeddings(folder / "bank", self._bank)
-            store.write_stimuli(folder / "stimuli", self._stimuli)
-            if self._out_of_fold is not None:
-                store.write_embeddings(folder / "out_of_fold", self._out_of_fold)
+            if include_pictures and self._stimuli is not None:
+                store.write_embeddings(folder / "bank", self._bank)
+                store.write_stimuli(folder / "stimuli", self._stimuli)
+                if self._out_of_fold is not None:
+                    store.write_embeddings(folder / "out_of_fold", self._out_of_fold)
+            else:
+                # Embeddings of pixels are the pictures again; their mean is what comparisons need.
+                bank = Embeddings(np.asarray(self._bank.vectors[:0]), self._bank.ids[:0], self._bank.space)
+                store.write_embeddings(folder / "bank", bank)
+                np.save(folder / "centre.npy", self._find_centre(), allow_pickle=False)
         record = {
             "version": __version__,
             "parameters": self.get_params(deep=False),
             "dims": list(self._dims), "shape": list(self._shape), "unit": self._unit, "coords": self._coords,
             "classes": self.classes_.tolist() if self._settings.decodes_categories else None,
+            "subjects": list(self._subjects), "typical": list(self._typical), "facts": self._facts.as_json(),
         }  # fmt: skip
         store.write_json(folder / _FILE, record)
         return folder
@@ -327,15 +369,24 @@ class Decoder(BaseEstimator):
         DataError
             If the folder holds no decoder, or a damaged one.
         """
-        folder = Path(path).expanduser().absolute()
+        return cls._load(Path(path).expanduser().absolute(), may_download=True)
+
+    @classmethod
+    def _load(cls, folder: Path, *, may_download: bool) -> Decoder:
         if not (folder / _FILE).is_file():
             raise DataError(f"{folder} holds no decoder: {_FILE} is missing.")
         record = store.read_json(folder / _FILE)
         try:
-            decoder = cls(**record["parameters"])
+            # Consent to further downloads is not given by a file that came from elsewhere.
+            parameters = record["parameters"] if may_download else _forbid_downloads(record["parameters"])
+            decoder = cls(**parameters)
             decoder._dims, decoder._shape = tuple(record["dims"]), tuple(record["shape"])
             decoder._unit = record["unit"]
             decoder._coords = {k: np.asarray(v) if k == "times" else v for k, v in record["coords"].items()}
+            decoder._subjects = tuple(record.get("subjects", ()))
+            mean, spread = record.get("typical", (0.0, 1.0))
+            decoder._typical = (float(mean), float(spread))
+            decoder._facts = CardFacts(**record.get("facts", {}))
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
         decoder.n_features_in_ = int(np.prod(decoder._shape))
@@ -345,7 +396,9 @@ class Decoder(BaseEstimator):
             decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
             decoder.classes_ = np.asarray(record["classes"])
             return decoder
-        decoder._stimuli = store.read_stimuli(folder / "stimuli")
+        decoder._stimuli = store.read_stimuli(folder / "stimuli") if (folder / "stimuli").is_dir() else None
+        centre = folder / "centre.npy"
+        decoder._centre = np.load(centre, allow_pickle=False) if centre.is_file() else None
         decoder._bank = store.read_embeddings(folder / "bank")
         target = roles.play(
             roles.IMAGE_ENCODER_SETTINGS, validate_component("target", _as_component(decoder.target))
@@ -383,6 +436,153 @@ class Decoder(BaseEstimator):
             (folder / name).write_bytes(content)
         self.__dict__.update(Decoder.load(folder).__dict__)
 
+    @classmethod
+    def from_run(cls, run: DecodingRun, fold: int | None = None) -> Decoder:
+        """Return the fitted decoder of one fold of a finished run; nothing is computed.
+
+        Parameters
+        ----------
+        run
+            From `decode` or `open_run`. If it selects voxels or channels, the decoder takes trials of those.
+        fold
+            From 0; needed where there are several.
+        """
+        from braindecode_vis.api import fold_decoder
+
+        return fold_decoder.take_decoder(cls, run._run, fold)
+
+    def export(self, out: str | Path, *, to: str, X: Any = None, licence: str | None = None) -> Path:
+        """Write the fitted encoder for other programs, with a model card, and return the path.
+
+        Parameters
+        ----------
+        out
+            A file (``.pt2``, ``.onnx``; ``NAME.json`` with its inputs and the card ``NAME.md`` stand beside it) or a
+            folder; it must not exist.
+        to
+            ``safetensors``; ``torch-export`` or ``onnx``, which are run and compared with the encoder; or
+            ``huggingface``, as `from_pretrained` reads it, without the training pictures.
+        X
+            Trials to compare on; noise of the training trials' mean and spread by default.
+        licence
+            Of the weights, for the card, for example ``mit``.
+
+        Raises
+        ------
+        ConfigError, DataError
+            If the path exists, or the network cannot be exported.
+        """
+        self._require_fit()
+        if X is None:
+            noise = make_noise(self._shape, self._typical)
+            trials = self._take_new(noise)
+            name = self._subjects[0] if self._subjects else "1"
+            trials = trials.with_trials(trials.trials.assign(subject=name))
+        else:
+            trials = self._take_new(X)
+            trials = trials.select(np.arange(min(CHECKED_TRIALS, trials.n_trials)))
+        return export_decoder(self, to, out, trials, licence=licence)
+
+    def push_to_hub(
+        self,
+        where: str | Path,
+        *,
+        upload: bool = False,
+        include_pictures: bool = False,
+        licence: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+    ) -> str:
+        """Write a Hugging Face folder with a model card, or upload it; return its path or address.
+
+        Parameters
+        ----------
+        where
+            A path (``./mine``, an absolute one, or a `Path`), or the name of a repository, ``owner/name``.
+        upload
+            Consent to send the files to the hub; needed for a repository.
+        include_pictures
+            Also share the training pictures and their embeddings; their licence is yours to know.
+        licence
+            Of the weights, for example ``mit``.
+        private
+            Whether a new repository is private.
+        token
+            Of the hub; by default the one that its own tools have stored.
+
+        Raises
+        ------
+        ConfigError
+            If a repository is named without `upload`, or the folder exists.
+        DataError
+            If the hub refuses or cannot be reached.
+        """
+        self._require_fit()
+        if not is_repo(where):
+            if upload:
+                raise ConfigError(f"{where} is a path; name a repository as owner/name to upload.")
+            with write_new(where, "huggingface") as folder:
+                write_folder(self, folder, licence=licence, include_pictures=include_pictures)
+            return str(Path(where).expanduser().absolute())
+        if not upload:
+            raise ConfigError(
+                f"{where} is the name of a repository; pass upload=True to send the decoder to the hub, or write a "
+                f"path as ./{where}."
+            )
+        with tempfile.TemporaryDirectory(prefix="braindecode-vis-") as work:
+            write_folder(self, Path(work) / "decoder", licence=licence, include_pictures=include_pictures)
+            return push_folder(Path(work) / "decoder", str(where), private=private, token=token)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        download: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        cache: str | Path | None = None,
+    ) -> Decoder:
+        """Read a decoder from a Hugging Face folder, or download it from the hub.
+
+        Parameters
+        ----------
+        where
+            A folder, or the name of a repository, ``owner/name``.
+        download
+            Consent to download; needed for a repository.
+        revision
+            Branch, tag or commit of the repository.
+        token
+            Of the hub; by default the one that its own tools have stored.
+        cache
+            Folder for downloads; by default that of the hub's own tools.
+
+        Raises
+        ------
+        ConfigError
+            If a repository is named without `download`, or the decoder wants code from outside the package.
+        DataError
+            If there is no decoder, or it cannot be downloaded.
+        """
+        if not is_repo(where):
+            return cls.load(where)
+        if not download:
+            raise ConfigError(
+                f"there is no folder {where}; pass download=True to fetch the repository of this name from the hub."
+            )
+        folder = fetch_folder(
+            str(where), revision=revision, token=token, cache=None if cache is None else Path(cache)
+        )
+        _refuse_outside(folder)
+        return cls._load(folder, may_download=False)
+
+    def _find_centre(self) -> np.ndarray:
+        """Return the mean of the training pictures in the space of comparison, shape (n_features,)."""
+        if self._centre is not None:
+            return self._centre
+        return np.asarray(self._fitted.map_targets(self._bank).flat().mean(axis=0))
+
     def _read_encoder(self) -> dict[str, Any]:
         return _read_encoder(self.encoder, knows_images=True)
 
@@ -415,6 +615,7 @@ class Decoder(BaseEstimator):
         return target
 
     def _embed_pretrained(self, encoder: Any) -> Embeddings:
+        assert self._stimuli is not None
         return Embeddings(encoder.encode(self._stimuli.iterate_images()), self._stimuli.ids, encoder.space)
 
     def _embed(self, stimuli: StimulusSet) -> Embeddings:
@@ -423,6 +624,10 @@ class Decoder(BaseEstimator):
 
     def _embed_gallery(self, gallery: Pictures | None) -> Embeddings:
         if gallery is None:
+            if not len(self._bank):
+                raise DataError(
+                    "this decoder was shared without its training pictures; pass gallery=pictures."
+                )
             return self._fitted.map_targets(self._bank)
         files, arrays, ids = index_pictures(gallery)
         pictures = arrays if arrays is not None else [read_image_file(path) for path in files]
@@ -433,7 +638,7 @@ class Decoder(BaseEstimator):
         """Return cosines after the mean of the training pictures, shape (n_trials, n_candidates)."""
         from braindecode_vis.arrays import normalise_rows
 
-        mean = self._fitted.map_targets(self._bank).flat().mean(axis=0)
+        mean = self._find_centre()
         return normalise_rows(predicted.flat() - mean) @ normalise_rows(candidates.flat() - mean).T
 
     def _predict(self, X: Any) -> Embeddings:
@@ -512,6 +717,35 @@ class Decoder(BaseEstimator):
                 "the channels of these trials have other names, or another order, than those of the fit."
             )
         return responses
+
+
+def _forbid_downloads(value: Any) -> Any:
+    """Return plain settings in which every ``allow_download`` is off."""
+    if isinstance(value, Mapping):
+        return {k: False if k == "allow_download" else _forbid_downloads(entry) for k, entry in value.items()}
+    return [_forbid_downloads(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _refuse_outside(folder: Path) -> None:
+    """Raise `ConfigError` if a downloaded decoder names a component whose code is not in the package."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            yield value.get("kind")
+            for entry in value.values():
+                yield from walk(entry)
+        elif isinstance(value, list):
+            for entry in value:
+                yield from walk(entry)
+
+    parameters = store.read_json(folder / _FILE)["parameters"] if (folder / _FILE).is_file() else {}
+    named = [parameters.get(name) for name in ("encoder", "target", "prior", "generator")]
+    for kind in [*walk(parameters), *(name for name in named if isinstance(name, str))]:
+        if isinstance(kind, str) and ":" in kind:
+            raise ConfigError(
+                f"the downloaded decoder asks for code from outside the package ({kind}); look at it, and read it with "
+                f"Decoder.load({str(folder)!r}) if you trust it."
+            )
 
 
 def _merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -225,13 +225,14 @@ class DecodingRun:
         Parameters
         ----------
         what
-            ``responses``, ``predictions`` or ``scores``.
+            ``responses``, ``predictions``, ``scores`` or ``encoder``.
         to
-            ``netcdf``, ``zarr``, ``bids``, ``csv``, ``parquet``; of responses also ``fif`` and ``nifti``.
+            ``netcdf``, ``zarr``, ``bids``, ``csv``, ``parquet``; of responses also ``fif`` and ``nifti``; of the
+            encoder ``safetensors``, ``torch-export``, ``onnx`` or ``huggingface``, see `Decoder.export`.
         out
             A file or folder that does not exist yet.
         fold
-            Predictions of this fold only.
+            Predictions or encoder of this fold only; an encoder needs it where there are several folds.
         subject
             Responses of this subject only.
 
@@ -242,6 +243,10 @@ class DecodingRun:
         """
         from braindecode_vis.api import exports
 
+        if what == "encoder":
+            from braindecode_vis.api.fold_decoder import export_fold
+
+            return export_fold(self._run, to, out, fold=fold, subject=subject)
         return exports.export_run(self._run, what, to, out, fold=fold, subject=subject)
 
     def predict(

@@ -218,6 +218,30 @@ class LinearCategoryDecoder:
             return decided
         return pool_rows(decided, responses.trials, find_window(responses.trials, fit.window))
 
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return the decision as a torch module, and these trials as its input.
+
+        Raises
+        ------
+        ConfigError
+            If volumes are pooled, which needs the table of trials.
+        """
+        import torch
+
+        from braindecode_vis.encoders.linear_prediction import LinearPrediction
+
+        fit = self._require_fit()
+        if self.config.pool:
+            raise ConfigError(
+                "a decoder that pools the volumes of a trial needs the table of trials, so that it cannot be exported "
+                "as a program; choose safetensors."
+            )
+        shape = (len(fit.classes),)
+        module = LinearPrediction(
+            None, fit.mean, fit.scale, fit.weights.T, fit.offset, shape=shape, classes=True
+        )
+        return module, {"responses": torch.from_numpy(responses.as_matrix().reshape(responses.data.shape))}
+
     def write(self, folder: Path) -> None:
         """Write the fitted state as safetensors and JSON."""
         from safetensors.numpy import save_file

@@ -194,8 +194,10 @@ class ParcelEncoder(nn.Module):
 
     def cut_patches(self, data: Tensor) -> Tensor:
         """Return standardised patches of shape (batch, n_parcels * n_patches, patch_times), parcel by parcel."""
-        series = data.reshape(len(data), self.n_parcels, -1)  # batch, parcels, times (1 without a time axis)
-        return ((series - self.mean) / self.std).reshape(len(data), self.n_tokens, self.patch_times)
+        series = data.reshape(
+            data.shape[0], self.n_parcels, -1
+        )  # batch, parcels, times (1 without a time axis)
+        return ((series - self.mean) / self.std).reshape(data.shape[0], self.n_tokens, self.patch_times)
 
     def forward(self, data: Tensor, visible: Tensor | None = None) -> Tensor:
         """Return the tokens, the extra one first.

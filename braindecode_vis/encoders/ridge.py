@@ -186,6 +186,18 @@ class RidgeEncoder:
         values = fit.zscore.apply(data[:, fit.kept]) @ fit.weights + fit.target_mean
         return Embeddings(values.reshape(len(values), *fit.target_shape), responses.stimulus_ids, fit.space)
 
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return the prediction as a torch module, and these trials as its input."""
+        import torch
+
+        from braindecode_vis.encoders.linear_prediction import LinearPrediction
+
+        fit = self._require_fit()
+        module = LinearPrediction(
+            fit.kept, fit.zscore.mean, fit.zscore.std, fit.weights, fit.target_mean, shape=fit.target_shape
+        )
+        return module, {"responses": torch.from_numpy(responses.as_matrix().reshape(responses.data.shape))}
+
     def _require_fit(self) -> RidgeFit:
         if self.fitted is None:
             raise DataError("the ridge encoder has not been fitted; run train first.")

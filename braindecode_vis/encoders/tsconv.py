@@ -134,7 +134,7 @@ class EEGProject(nn.Module):
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials of shape (batch, *signal.shape) to (batch, n_outputs); the subject plays no part."""
-        return self.projector(data.reshape(len(data), *self.map_shape))  # batch, all other axes, times
+        return self.projector(data.reshape(data.shape[0], *self.map_shape))  # batch, all other axes, times
 
     def forward_tokens(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the output for each window of time, shape (batch, n_windows, n_outputs).
@@ -149,7 +149,7 @@ class EEGProject(nn.Module):
                 f"local outputs are windows of time, but these responses have {', '.join(self.dims)}; "
                 "leave the local objective out."
             )
-        return self.projector.forward_windows(data.reshape(len(data), *self.map_shape), self.n_windows)
+        return self.projector.forward_windows(data.reshape(data.shape[0], *self.map_shape), self.n_windows)
 
 
 class TSConvNetwork(nn.Module):

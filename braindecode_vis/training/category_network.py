@@ -146,14 +146,30 @@ class NetworkCategoryDecoder:
         """Return the probability of each class, float64 of shape (n_trials, n_classes); rows sum to one."""
         from scipy.special import softmax
 
+        prototypes, scale = self._find_prototypes()
+        brain = normalise_rows(self._require_fit().predict(responses).vectors.astype(np.float64))
+        return np.asarray(softmax(scale * brain @ prototypes.T, axis=1))
+
+    def _find_prototypes(self) -> tuple[np.ndarray, float]:
+        """Return the vector of length one of each class, and the inverse temperature of their cosines."""
         encoder, classes = self._require_fit(), np.array(self._classes, dtype=object)
         bank = Embeddings(np.eye(len(classes), dtype=np.float32), classes, _SPACE)
         prototypes = normalise_rows(encoder.map_targets(bank).vectors.astype(np.float64))
-        brain = normalise_rows(encoder.predict(responses).vectors.astype(np.float64))
         objective: Any = encoder.require_fit().model.objectives[0]
         # The learned inverse temperature makes cosines the logits that training saw.
-        scale = float(objective.term.scale().detach())
-        return np.asarray(softmax(scale * brain @ prototypes.T, axis=1))
+        return prototypes, float(objective.term.scale().detach())
+
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return the decision as a torch module, and these trials as its input."""
+        from braindecode_vis.training.network_prediction import (
+            NetworkPrediction,
+            PrototypePrediction,
+            take_inputs,
+        )
+
+        fit = self._require_fit().require_fit()
+        module = PrototypePrediction(NetworkPrediction(fit), *self._find_prototypes())
+        return module.eval(), take_inputs(fit, responses)
 
     def write(self, folder: Path) -> None:
         """Write the network as safetensors and JSON, and the names of the classes beside it."""

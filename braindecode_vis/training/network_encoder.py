@@ -482,6 +482,13 @@ class NetworkEncoder:
             vectors[fold.test] = other._predict_rows(responses, fold.test, "target").vectors
         return Embeddings(vectors, responses.stimulus_ids, fit.space)
 
+    def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
+        """Return `predict` as a torch module, and these trials as its inputs."""
+        from braindecode_vis.training.network_prediction import NetworkPrediction, take_inputs
+
+        fit = self.require_fit()
+        return NetworkPrediction(fit).eval(), take_inputs(fit, responses)
+
     def require_fit(self) -> NetworkFit:
         """Return the fit, or raise `DataError` before there is one."""
         if self.fitted is None:

@@ -1,8 +1,13 @@
 """Responses, predictions and scores leave in formats of other tools, and those tools read back the same numbers."""
 
+import base64
+import hashlib
 import importlib
 import json
+import re
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mne
 import nibabel as nib
@@ -274,3 +279,296 @@ def test_the_verb_writes_and_refuses(run, tmp_path, monkeypatch, capsys):
         == 2
     )
     assert "is unfinished: its stage preprocess is missing" in capsys.readouterr().err
+
+
+# --- encoders ----------------------------------------------------------------------------------------------------
+
+
+def make_network(kind, **settings):
+    return {"kind": "network", "network": {"kind": kind, **settings}, "epochs": 1, "device": "cpu"}
+
+
+def fit_network(kind, subjects=("a", "b"), **encoder):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 6, 100)).astype(np.float32)
+    data = bdv.from_arrays(
+        X, images=rng.random((40, 8, 8)), shown=np.arange(40), ch_names=["Fz", "Cz", "Pz", "Oz", "O1", "O2"],
+        times=np.arange(100) / 100, subject=np.resize(subjects, 40), title="Mine", modality="eeg",
+    )  # fmt: skip
+    return bdv.Decoder(encoder={**make_network(kind), **encoder}).fit(data), data
+
+
+def run_onnx(path, decoder, data):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    subjects = pd.Index(decoder._subjects).get_indexer(data.trials["subject"].astype(str)).astype(np.int64)
+    given = {"responses": np.asarray(data.responses.data, np.float32), "subject": subjects}
+    return session.run(None, {entry.name: given[entry.name] for entry in session.get_inputs()})[0]
+
+
+def run_pt2(path, decoder, data):
+    import torch
+
+    subjects = pd.Index(decoder._subjects).get_indexer(data.trials["subject"].astype(str)).astype(np.int64)
+    inputs = [np.array(data.responses.data, np.float32), subjects]
+    n_inputs = len(json.loads(path.with_name(f"{path.name}.json").read_text())["inputs"])
+    with torch.inference_mode():
+        return torch.export.load(path).module()(*map(torch.from_numpy, inputs[:n_inputs])).numpy()
+
+
+@pytest.mark.parametrize("alignment", ["none", "euclidean", "zscore"])
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own insides
+def test_a_network_runs_the_same_in_onnx_and_torch_export(tmp_path, alignment):
+    decoder, data = fit_network("atm_s", subject_alignment=alignment)
+    expected = decoder.predict(data)
+    for to, name, call in (("onnx", "m.onnx", run_onnx), ("torch-export", "m.pt2", run_pt2)):
+        path = decoder.export(tmp_path / name, to=to, licence="mit")
+        found = call(path, decoder, data)
+        np.testing.assert_allclose(found.reshape(len(found), -1), expected, rtol=1e-3, atol=1e-4)
+        stated = json.loads(path.with_name(f"{path.name}.json").read_text())
+        assert 0 <= stated["largest_difference"] < 1e-3
+        assert "largest difference was" in path.with_name(f"{path.name}.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["eegproject", "tsconv", "eegnet", "latent_decoder"])
+@pytest.mark.filterwarnings("ignore")
+def test_other_networks_can_be_exported(tmp_path, kind):
+    decoder, data = fit_network(kind)
+    path = decoder.export(tmp_path / "m.onnx", to="onnx", X=data)
+    found = run_onnx(path, decoder, data)
+    np.testing.assert_allclose(found.reshape(len(found), -1), decoder.predict(data), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_with_a_layer_for_each_subject_is_refused(tmp_path):
+    """Its layers are picked by which subjects are in a batch, which a traced program cannot do."""
+    rng = np.random.default_rng(0)
+    data = bdv.from_arrays(
+        rng.normal(size=(40, 60)).astype(np.float32), images=rng.random((40, 8, 8)), shown=np.arange(40),
+        subject=["a", "b"] * 20, dims=("trial", "voxel"),
+    )  # fmt: skip
+    decoder = bdv.Decoder(encoder=make_network("shared_space")).fit(data)
+    with pytest.raises(
+        bdv.ConfigError, match=r"the encoder shared_space cannot be exported to onnx .*safetensors"
+    ):
+        decoder.export(tmp_path / "m.onnx", to="onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert (decoder.export(tmp_path / "m", to="safetensors") / "network.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ridge_and_classes_as_programs(run, tmp_path):
+    decoder = bdv.Decoder.from_run(run, fold=1)
+    np.testing.assert_array_equal(
+        decoder.predict(run_test_trials(run, 1)).reshape(-1), run.predictions_of_fold(1).flat().reshape(-1)
+    )
+    for to, name in (("onnx", "r.onnx"), ("torch-export", "r.pt2")):
+        path = run.export("encoder", to, tmp_path / name, fold=1)
+        data = make_eeg()
+        call = run_onnx if to == "onnx" else run_pt2
+        found = call(path, decoder, data)
+        np.testing.assert_allclose(found.reshape(len(found), -1), decoder.predict(data), rtol=1e-4, atol=1e-3)
+        card = path.with_name(f"{path.name}.md").read_text()
+        assert "95 % interval" in card
+        assert "| top1 |" in card
+        assert "Fold 1 of 3" in card
+    labels = np.array(["face", "house"] * 20)
+    X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) + (labels == "face")[:, None]
+    for encoder in ("lda", {"kind": "logistic", "c": [1.0]}):
+        classes = bdv.Decoder(encoder=encoder).fit(X, labels)
+        path = classes.export(tmp_path / f"{encoder if encoder == 'lda' else 'logistic'}.onnx", to="onnx")
+        data = bdv.from_arrays(X, labels=labels)
+        np.testing.assert_allclose(run_onnx(path, classes, data), classes.predict_proba(X), atol=1e-5)
+
+
+def run_test_trials(run, number):
+    from braindecode_vis.pipeline.learning import pick_test_trials
+
+    return pick_test_trials(run._run, number)
+
+
+def test_safetensors_folder_is_read_as_its_card_says(run, tmp_path):
+    from huggingface_hub import ModelCard
+    from safetensors.numpy import load_file
+
+    from braindecode_vis.registry import validate_component
+
+    folder = run.export("encoder", "safetensors", tmp_path / "m", fold=0)
+    settings = json.loads((folder / "config.json").read_text())["encoder"]
+    encoder = validate_component("encoder", settings).read(folder)
+    trials = run_test_trials(run, 0)
+    np.testing.assert_array_equal(encoder.predict(trials).vectors, run.predictions_of_fold(0).vectors)
+    assert load_file(folder / "ridge.safetensors")["weights"].shape[0] == N_CHANNELS * N_TIMES
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "braindecode_vis"
+    assert {result.metric_type for result in card.data.eval_results} <= set(run.scores["metric"])
+    for word in ("Mine", "Me (2026)", "## Protocol", "No licence was stated", "ridge"):
+        assert word in card.text
+
+
+@pytest.fixture(scope="module")
+def fitted(run):
+    return bdv.Decoder.from_run(run, fold=0)
+
+
+def test_to_and_from_a_folder(fitted, run, tmp_path):
+    trials = run_test_trials(run, 0)
+    folder = fitted.push_to_hub(tmp_path / "shared", licence="mit")
+    again = bdv.Decoder.from_pretrained(folder)
+    np.testing.assert_array_equal(again.predict(trials), fitted.predict(trials))
+    gallery = make_eeg().stimuli.pixels
+    pd.testing.assert_frame_equal(
+        again.retrieve(trials, gallery=gallery), fitted.retrieve(trials, gallery=gallery)
+    )
+    # The pictures stay at home: neither their pixels nor embeddings that are pixels.
+    assert not (tmp_path / "shared" / "stimuli").exists()
+    assert np.load(tmp_path / "shared" / "bank" / "vectors.npy").shape[0] == 0
+    with pytest.raises(bdv.DataError, match="shared without its training pictures"):
+        again.reconstruct(trials)
+    with pytest.raises(bdv.DataError, match="pass gallery=pictures"):
+        again.retrieve(trials)
+    whole = bdv.Decoder.from_pretrained(fitted.push_to_hub(tmp_path / "whole", include_pictures=True))
+    np.testing.assert_array_equal(whole.reconstruct(trials), fitted.reconstruct(trials))
+    with pytest.raises(bdv.ConfigError, match="exists; choose another path"):
+        fitted.push_to_hub(tmp_path / "shared")
+    assert "license: mit" in (tmp_path / "shared" / "README.md").read_text()
+
+
+def test_nothing_leaves_or_comes_without_consent(fitted, tmp_path):
+    with pytest.raises(bdv.ConfigError, match="pass upload=True"):
+        fitted.push_to_hub("me/mine")
+    with pytest.raises(bdv.ConfigError, match="pass download=True"):
+        bdv.Decoder.from_pretrained("me/mine")
+    with pytest.raises(bdv.ConfigError, match="is a path"):
+        fitted.push_to_hub(tmp_path / "x", upload=True)
+    with pytest.raises(bdv.DataError, match="holds no decoder"):
+        bdv.Decoder.from_pretrained(tmp_path / "x")
+
+
+def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, monkeypatch, capsys):
+    with pytest.raises(bdv.ConfigError, match="3 folds with an encoder each; choose one of 0 to 2"):
+        run.export("encoder", "safetensors", tmp_path / "m")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    (unfinished / "stages").mkdir()
+    (unfinished / "stages" / "preprocess").symlink_to(run.folder / "stages" / "preprocess")
+    (unfinished / "stages" / "embed").symlink_to(run.folder / "stages" / "embed")
+    args = ("--what", "encoder", "--to", "onnx", "--out", tmp_path / "x.onnx", "--fold", 0)
+    assert call(monkeypatch, "export", unfinished, *args) == 2
+    assert "is unfinished: its stage train is missing" in capsys.readouterr().err
+    assert (
+        call(
+            monkeypatch, "export", run.folder, *args[:3], "safetensors", *args[4:5], tmp_path / "e", *args[6:]
+        )
+        == 0
+    )
+    assert (tmp_path / "e" / "README.md").is_file()
+
+
+# --- the hub -----------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as one upload and one download ask for."""
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        repo = self.server.repo
+        self.server.tokens.add(self.headers.get("Authorization"))
+        if self.path == "/api/repos/create":
+            asked = json.loads(content)
+            if asked["organization"] != "me":
+                return self.answer(403, {"error": "not yours"})
+            self.server.private = asked["visibility"]
+            return self.answer(200, {"url": f"https://huggingface.co/{repo}", "id": repo})
+        if self.path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if self.path == f"/api/models/{repo}/preupload/main":
+            names = [file["path"] for file in json.loads(content)["files"]]
+            files = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            return self.answer(200, {"files": files})
+        if self.path == f"/api/models/{repo}/commit/main":
+            for line in content.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            return self.answer(
+                200, {"commitUrl": f"https://huggingface.co/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+            )
+        return self.answer(404, {"error": self.path})
+
+    def do_GET(self):
+        repo, files = self.server.repo, self.server.files
+        if re.fullmatch(rf"/api/models/{repo}/revision/\w+", self.path):
+            siblings = [{"rfilename": name} for name in files]
+            return self.answer(200, {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
+        found = re.fullmatch(rf"/{repo}/resolve/\w+/(.+)", self.path)
+        if found and found[1] in files:
+            content = files[found[1]]
+            etag = hashlib.sha1(content).hexdigest()
+            return self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+        return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    server.repo, server.files, server.tokens, server.private = "me/mine", {}, set(), None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # All other tests are kept off the network; this one stays on the loopback.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_to_and_from_a_stand_in_of_the_hub(fitted, run, hub, tmp_path):
+    address = fitted.push_to_hub("me/mine", upload=True, licence="cc-by-4.0", token="hf_test")
+    assert address.endswith(COMMIT)
+    assert hub.private == "private"
+    assert hub.tokens == {"Bearer hf_test"}
+    assert {"decoder.json", "README.md", "encoder/ridge.safetensors"} <= set(hub.files)
+    assert not [name for name in hub.files if "stimuli" in name or name.endswith((".pkl", ".bin", ".py"))]
+    hub.files["evil.py"] = b"raise SystemExit"
+    options = {"download": True, "token": "hf_test", "cache": tmp_path / "cache"}
+    again = bdv.Decoder.from_pretrained("me/mine", **options)
+    trials = run_test_trials(run, 0)
+    np.testing.assert_array_equal(again.predict(trials), fitted.predict(trials))
+    assert not list((tmp_path / "cache").rglob("evil.py"))
+    with pytest.raises(bdv.DataError, match=r"download me/other failed \("):
+        bdv.Decoder.from_pretrained("me/other", **options)
+    with pytest.raises(bdv.DataError, match=r"upload to you/mine failed \("):
+        fitted.push_to_hub("you/mine", upload=True, token="hf_test")
+
+
+def test_a_downloaded_decoder_brings_no_code_and_no_consent(fitted, hub, tmp_path):
+    fitted.push_to_hub("me/mine", upload=True, token="hf_test")
+    options = {"download": True, "token": "hf_test"}
+    record = json.loads(hub.files["decoder.json"])
+    record["parameters"]["generator"] = {"kind": "sdxl_turbo", "allow_download": True}
+    hub.files["decoder.json"] = json.dumps(record).encode()
+    decoder = bdv.Decoder.from_pretrained("me/mine", cache=tmp_path / "one", **options)
+    assert decoder.generator["allow_download"] is False
+    record["parameters"]["encoder"] = {"kind": "os:system"}
+    hub.files["decoder.json"] = json.dumps(record).encode()
+    with pytest.raises(bdv.ConfigError, match=r"asks for code from outside the package \(os:system\)"):
+        bdv.Decoder.from_pretrained("me/mine", cache=tmp_path / "two", **options)
