@@ -25,10 +25,9 @@ from braindecode_vis import __version__, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.pipeline.decoding import retrieve
-from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.finished_run import FinishedRun, open_finished
 from braindecode_vis.pipeline.learning import pick_test_trials, preprocess
-from braindecode_vis.pipeline.runs import Run
-from braindecode_vis.pipeline.scoring import evaluate
+from braindecode_vis.pipeline.runs import Run, read_scores
 from braindecode_vis.preprocessing.epochs import export_epochs
 from braindecode_vis.preprocessing.voxel_geometry import inverse_transform
 
@@ -121,8 +120,8 @@ def write_new(out: str | Path, to: str) -> Iterator[Path]:
 
 
 def read_only(run: Run) -> Run:
-    """Return the same run, which refuses to compute what its folder does not hold."""
-    return open_finished(run.folder.path, run.listener)
+    """Return the same run for reading: what its folder does not hold is an error, and nothing is computed."""
+    return run if isinstance(run, FinishedRun) else open_finished(run.folder.path)
 
 
 def check_fold(run: Run, fold: int | None) -> list[int]:
@@ -176,8 +175,18 @@ def describe_data(run: Run) -> dict[str, str]:
 
 
 def read_score_table(run: Run) -> pd.DataFrame:
-    """Return the scores of a finished run, one row per metric, method and subject."""
-    return pd.DataFrame(evaluate(run))
+    """Return the scores that a finished run has published, one row per metric, method and subject."""
+    return pd.DataFrame(_read_rows(run))
+
+
+def _read_rows(run: Run) -> list[dict[str, Any]]:
+    rows = read_scores(run.folder.path)
+    if not rows:
+        raise DataError(
+            f"{run.folder.path} is unfinished: it has no scores; finish it first with braindecode-vis run "
+            f"{run.folder.path}."
+        )
+    return rows
 
 
 def read_prediction_table(run: Run, fold: int | None) -> tuple[pd.DataFrame, Embeddings | None]:
@@ -192,8 +201,8 @@ def read_prediction_table(run: Run, fold: int | None) -> tuple[pd.DataFrame, Emb
     if run.config.decodes_categories:
         if fold is not None:
             raise ConfigError("decisions of categories are kept for all folds together; leave out the fold.")
-        evaluate(run)
-        return run.seen["items"], None
+        scored = run.folder.path / "stages" / "evaluate" / _read_rows(run)[0]["fingerprint"]
+        return pd.read_parquet(scored / "items.parquet"), None
     found = retrieve(run)
     spaces = {found.folds[n].predicted.space for n in numbers}
     if len(spaces) > 1:

@@ -304,7 +304,8 @@ def _describe_axes(decoder: Decoder) -> dict[str, Any]:
         "version": __version__,
         "encoder_kind": encoder["network"]["kind"] if kind == "network" and "network" in encoder else kind,
         "predicts": f"{len(decoder.classes_)} classes" if categories else f"embeddings of {decoder._bank.space}",
-        **({"classes": decoder.classes_.tolist()} if categories else {"space": decoder._bank.space}),
+        # In the order of the outputs, which is that of their names as texts.
+        **({"classes": list(decoder._fitted.classes)} if categories else {"space": decoder._bank.space}),
         "dims": list(decoder._dims[1:]), "shape": list(decoder._shape), "unit": decoder._unit,
         "coords": store.json_plain(decoder._coords), "subjects": list(decoder._subjects),
     }  # fmt: skip

@@ -106,7 +106,7 @@ class ParcelNetwork(nn.Module):
                 "local outputs of the parcel encoder are per network, but the responses name no networks."
             )
         tokens = self.encoder(data)[:, 1:]
-        grid = tokens.reshape(len(tokens), self.encoder.n_parcels, self.encoder.n_patches, -1).mean(dim=2)
+        grid = tokens.reshape(tokens.shape[0], self.encoder.n_parcels, self.encoder.n_patches, -1).mean(dim=2)
         share = self.membership / self.membership.sum(
             dim=1, keepdim=True
         )  # rows sum to one: a mean over parcels
@@ -217,7 +217,7 @@ class ParcelEncoder(nn.Module):
             # Places were added before: a token that is left out takes its place with it.
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
         tokens = torch.cat(
-            [self.cls.expand(len(tokens), 1, -1), tokens], dim=1
+            [self.cls.expand(tokens.shape[0], 1, -1), tokens], dim=1
         )  # batch, 1 + n_visible, width
         for block in self.blocks:
             tokens = block(tokens)

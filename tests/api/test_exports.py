@@ -373,13 +373,14 @@ def test_ridge_and_classes_as_programs(run, tmp_path):
         assert "95 % interval" in card
         assert "| top1 |" in card
         assert "Fold 1 of 3" in card
-    labels = np.array(["face", "house"] * 20)
+    labels = np.array(["face", "house"] * 20)  # the columns of a program are named in its table
     X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) + (labels == "face")[:, None]
     for encoder in ("lda", {"kind": "logistic", "c": [1.0]}):
         classes = bdv.Decoder(encoder=encoder).fit(X, labels)
         path = classes.export(tmp_path / f"{encoder if encoder == 'lda' else 'logistic'}.onnx", to="onnx")
         data = bdv.from_arrays(X, labels=labels)
         np.testing.assert_allclose(run_onnx(path, classes, data), classes.predict_proba(X), atol=1e-5)
+        assert json.loads(path.with_name(f"{path.name}.json").read_text())["classes"] == ["face", "house"]
 
 
 def run_test_trials(run, number):
@@ -457,7 +458,7 @@ def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, monkeypatch, 
     (unfinished / "stages" / "embed").symlink_to(run.folder / "stages" / "embed")
     args = ("--what", "encoder", "--to", "onnx", "--out", tmp_path / "x.onnx", "--fold", 0)
     assert call(monkeypatch, "export", unfinished, *args) == 2
-    assert "is unfinished: its stage train is missing" in capsys.readouterr().err
+    assert "is unfinished: its stage train fold00 is missing" in capsys.readouterr().err
     assert (
         call(
             monkeypatch, "export", run.folder, *args[:3], "safetensors", *args[4:5], tmp_path / "e", *args[6:]
@@ -518,6 +519,17 @@ class _Hub(BaseHTTPRequestHandler):
         if re.fullmatch(rf"/api/models/{repo}/revision/\w+", self.path):
             siblings = [{"rfilename": name} for name in files]
             return self.answer(200, {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
+        if self.path.startswith(f"/api/models/{repo}/tree/{COMMIT}"):
+            listed = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(files[name]),
+                    "oid": hashlib.sha1(files[name]).hexdigest(),
+                }
+                for name in files
+            ]
+            return self.answer(200, listed)
         found = re.fullmatch(rf"/{repo}/resolve/\w+/(.+)", self.path)
         if found and found[1] in files:
             content = files[found[1]]
