@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
-from sklearn.utils import ClassifierTags
+from sklearn.utils import ClassifierTags, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 
 from braindecode_vis import __version__, roles, store
 from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_encoder
@@ -161,6 +162,11 @@ class Decoder(BaseEstimator):
         """
         settings = validate_component("encoder", self._read_encoder())
         self._settings = roles.play(roles.ENCODER_SETTINGS, settings)
+        if self._settings.decodes_categories and y is not None:
+            y = column_or_1d(np.asarray(y), warn=True)
+            if y.dtype.kind == "f" and not np.isfinite(y).all():
+                raise DataError("y holds NaN or inf (infinity); give the class of every trial.")
+            check_classification_targets(y)
         names = {"subject": subject, "session": session, "run": run, "group": group}
         data = self._take(X, y, images, {k: v for k, v in names.items() if v is not None})
         responses, stimuli = data.responses, data.stimuli
@@ -666,7 +672,10 @@ class Decoder(BaseEstimator):
         if isinstance(X, Data):
             return X
         if y is None:
-            raise DataError("fit and score need y: the picture, its id, or the class of each trial.")
+            raise DataError(
+                "fit and score need y: this estimator requires y to be passed, but the target y is None; give the "
+                "picture, its id, or the class of each trial."
+            )
         if isinstance(X, Responses):
             X, given = (
                 X.data,
@@ -695,6 +704,8 @@ class Decoder(BaseEstimator):
         """Return trials of unknown pictures as the encoder takes them; another number of features is one sentence."""
         if isinstance(X, Data):
             X = X.responses
+        if not hasattr(X, "__len__") and hasattr(X, "__array__"):
+            X = np.asarray(X)
         if isinstance(X, Responses):
             responses = X
         elif hasattr(X, "get_data") and hasattr(X, "event_id"):

@@ -257,6 +257,8 @@ def from_arrays(
     """
     if hasattr(X, "tocsr"):
         raise DataError("sparse data is not supported: pass X.toarray().")
+    if not hasattr(X, "__len__") and hasattr(X, "__array__"):
+        X = np.asarray(X)
     try:
         n_trials = len(X)
     except TypeError as error:
