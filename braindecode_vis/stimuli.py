@@ -166,6 +166,10 @@ class StimulusSet:
                 "pass their folder with --set dataset.images=DIR."
             )
         path = self.root / str(self.table["path"].iloc[row])
+        if not path.is_file():
+            raise DataError(
+                f"the picture of {stimulus_id!r}, {path}, is missing; check the folder of the pictures."
+            )
         return read_image_file(path)
 
     def iterate_images(self, ids: Iterable[str] | None = None) -> Iterator[np.ndarray]:

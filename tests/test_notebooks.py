@@ -29,7 +29,7 @@ def workspace(tmp_path_factory):
 def test_every_subject_has_its_notebook():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_quickstart", "02_preprocessing_quality", "03_retrieval", "04_reconstruction_gallery",
-        "05_time_and_regions", "06_bring_your_own_data",
+        "05_time_and_regions", "06_bring_your_own_data", "07_own_eeg", "08_own_fmri",
     ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from braindecode_vis.datasets.array_folder import unpack_epochs
 from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
+from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
@@ -73,6 +74,11 @@ class DecodingRun:
     def scores(self) -> pd.DataFrame:
         """One row per metric and method: value, interval, chance, n, p, protocol, seed."""
         return pd.DataFrame(scoring.evaluate(self._run))
+
+    @property
+    def hints(self) -> list[str]:
+        """Where a setting probably costs much, or a score needs an explanation; the scores stand."""
+        return list_hints(self._run)
 
     @cached_property
     def leaks(self) -> tuple[str, ...]:

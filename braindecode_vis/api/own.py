@@ -90,19 +90,30 @@ class Data:
         path = Path(folder).expanduser().absolute()
         store.write_responses(path / "responses", self.responses)
         store.write_stimuli(path / "stimuli", self.stimuli)
-        about = {} if self._held is None else self._held.about
-        if about:
-            import yaml
-
-            plain = {key: value for key, value in about.items() if isinstance(value, str | int | float)}
-            (path / "meta.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False))
+        if self._about:
+            self._write_about(path, self._about)
         return path
 
     def as_settings(self, folder: Path) -> Any:
         """Return settings of the data set for a run; data in memory are written into `folder` first."""
         if self._settings is not None:
             return self._settings
-        return ArraysConfig(root=self.save(folder))
+        root = self.save(folder)
+        if "title" not in self._about:
+            # The name of a folder that the user never saw is no title.
+            self._write_about(root, {"title": "arrays in memory", **self._about})
+        return ArraysConfig(root=root)
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        about = {} if self._held is None else self._held.about
+        return {key: value for key, value in about.items() if isinstance(value, str | int | float)}
+
+    @staticmethod
+    def _write_about(folder: Path, about: dict[str, Any]) -> None:
+        import yaml
+
+        (folder / "meta.yaml").write_text(yaml.safe_dump(about, allow_unicode=True, sort_keys=False))
 
     def to_xarray(self) -> xr.Dataset:
         """Return the trials as a data set of xarray: ``responses``, with the trial table and all axes as coordinates.

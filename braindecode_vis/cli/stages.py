@@ -72,6 +72,8 @@ def run_command(
         if not as_json:
             print_scores(rows)
         finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
+        for hint in pipeline.list_hints(run) if not as_json else ():
+            make_console(stderr=False).print(f"hint: {hint}", markup=False)
         found = pipeline.check_leaks(run)
         if found is not None and not as_json:
             make_console(stderr=False).print(

@@ -612,6 +612,8 @@ def find_copied_trials(X: Any) -> list[tuple[int, int]]:
     seen: dict[bytes, int] = {}
     pairs = []
     for row in range(n):
+        if np.ptp(X[row]) == 0:
+            continue  # without a value that varies, nothing was copied
         digest = hashlib.blake2b(np.asarray(X[row], dtype=np.float32).tobytes(), digest_size=16).digest()
         first = seen.setdefault(digest, row)
         if first != row:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from braindecode_vis.pipeline.decoding import reconstruct, retrieve
+    from braindecode_vis.pipeline.hints import list_hints
     from braindecode_vis.pipeline.learning import embed, preprocess, train
     from braindecode_vis.pipeline.reporting import check_leaks, report, run_all
     from braindecode_vis.pipeline.scoring import evaluate
@@ -25,7 +26,7 @@ STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate",
 _MODULES = {
     "preprocess": "learning", "embed": "learning", "train": "learning", "train_together": "together",
     "retrieve": "decoding", "reconstruct": "decoding", "evaluate": "scoring", "report": "reporting",
-    "check_leaks": "reporting", "run_all": "reporting",
+    "check_leaks": "reporting", "list_hints": "hints", "run_all": "reporting",
 }  # fmt: skip
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "check_leaks",
     "embed",
     "evaluate",
+    "list_hints",
     "preprocess",
     "reconstruct",
     "report",

@@ -12,6 +12,7 @@ from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
+from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import embed, preprocess, train
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, read_scores, remember
@@ -109,6 +110,7 @@ def report(run: Run) -> Path:
         facts=summary.list_facts(prepared, manifest, simulated=simulated),
         scores=rows,
         leaks=leaks,
+        hints=list_hints(run),
         warnings=warnings,
         provenance=provenance,
         command=provenance["command"],

@@ -160,6 +160,8 @@ class ReportContent:
         What an audit found that no score survives; stands above everything else.
     warnings
         What a reader must know before any number, for example that the design is blocked.
+    hints
+        Where a setting probably costs much, or a score needs an explanation.
     provenance
         Nested mapping: config, seed, versions, git revision, input hashes, fingerprints.
     command
@@ -188,6 +190,7 @@ class ReportContent:
     sections: Sequence[ExtraSection] = ()
     leaks: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    hints: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     headline: Sequence[str] = ()

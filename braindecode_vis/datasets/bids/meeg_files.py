@@ -331,8 +331,10 @@ def make_stimuli(
         found = [_find_one(root, candidates(*pair)) for pair in pairs]
         missing = [i for i, path in enumerate(found) if path is None]
         if missing:
+            first_file, places = pairs[missing[0]][0], candidates(*pairs[missing[0]])
+            sought = f" (looked for as {', '.join(places)})" if places != [first_file] else ""
             raise DataError(
-                f"{len(missing)} of {len(pairs)} images are not in {root}, first {candidates(*pairs[missing[0]])[0]}: "
+                f"{len(missing)} of {len(pairs)} images are not in {root}, first {first_file}{sought}: "
                 f"the folder is of another release or incomplete; name the right one with --set {option}=DIR."
             )
         paths = [str(path) for path in found]

@@ -1,0 +1,104 @@
+"""Says where a setting probably costs much, or a score needs an explanation: one sentence each, with what to set.
+
+Looks at finished stages only and changes nothing. A hint is no error: the scores stand.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis import store
+from braindecode_vis.pipeline.decoding import retrieve
+from braindecode_vis.pipeline.learning import preprocess, train
+from braindecode_vis.pipeline.runs import Run, remember
+from braindecode_vis.pipeline.scoring import evaluate
+
+# On real fMRI of 12 to 60 pictures, single trials gave top-1 0.75 where their averages gave 0.45.
+FEW_IMAGES, MANY_REPETITIONS = 80, 6
+FEW_UNITS = 10  # a percentile bootstrap of fewer units is too narrow
+
+
+@remember
+def list_hints(run: Run) -> list[str]:
+    """Return the hints on a finished run."""
+    rows = evaluate(run)
+    hints = [*_judge_units(rows), *_judge_penalties(run)]
+    if run.config.decodes_categories:
+        return [*_judge_folds(run), *hints]
+    return [*_judge_repeats(run), *_judge_ties(run), *hints]
+
+
+def _judge_repeats(run: Run) -> list[str]:
+    prepared = preprocess(run)
+    if run.config.repeats.train != "averaged":
+        return []
+    counts = (
+        prepared.responses.trials.iloc[prepared.folds[0].train].groupby(["subject", "stimulus_id"]).size()
+    )
+    n_trials, n_repetitions = counts.groupby("subject").size().median(), counts.median()
+    if n_trials >= FEW_IMAGES or n_repetitions < MANY_REPETITIONS:
+        return []
+    return [
+        f"{n_repetitions:g} repetitions of {n_trials:g} training images are averaged, which leaves {n_trials:g} trials "
+        "to learn from; single trials probably teach more: --set repeats.train=single."
+    ]
+
+
+def _judge_folds(run: Run) -> list[str]:
+    prepared = preprocess(run)
+    concepts = prepared.stimuli.concepts_of(prepared.responses.stimulus_ids)
+    single = [fold for fold in prepared.split.folds if len(set(concepts[fold.test].tolist())) < 2]
+    if not single or len(set(concepts.tolist())) < 2:
+        return []
+    n = len(prepared.split.folds)
+    return [
+        f"{len(single)} of {n} folds test trials of one class only, so that they have no AUC, and a decoder that "
+        "always names another class looks bad by the split alone; choose fewer folds, or parts that hold every "
+        "class."
+    ]
+
+
+def _judge_penalties(run: Run) -> list[str]:
+    chosen = []
+    for fold in train(run):
+        path = fold.artifact.path / "ridge.json"
+        content = store.read_json(path) if path.is_file() else {}
+        tried = sorted({float(choice["alpha"]) for choice in content.get("choices", [])})
+        if len(tried) > 1:
+            chosen.append((float(content["alpha"]), tried[0], tried[-1]))
+    hints = []
+    for edge, word in ((1, "smallest"), (2, "largest")):
+        at = [found[edge] for found in chosen if found[0] == found[edge]]
+        if 2 * len(at) > len(chosen):
+            hints.append(
+                f"the ridge penalty is the {word} that was tried ({at[0]:g}) in {len(at)} of {len(chosen)} fold(s); "
+                "the best may lie beyond: extend encoder.alphas."
+            )
+    return hints
+
+
+def _judge_ties(run: Run) -> list[str]:
+    parts = [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
+    shared = np.concatenate([part.worst_ranks != part.ranks for part in parts])
+    if shared.mean() < 0.01:
+        return []
+    lost = np.concatenate([(part.n_above == 0) & (part.n_tied > 0) for part in parts])
+    decided = f" top-1 would be up to {lost.mean():.2f} higher if they were won." if lost.any() else ""
+    return [
+        f"{shared.mean():.0%} of the queries tie with another candidate: ties are lost in top-k and share the mean "
+        f"rank elsewhere.{decided} Candidates of equal embeddings, or constant predictions, make ties."
+    ]
+
+
+def _judge_units(rows: list[dict[str, Any]]) -> list[str]:
+    for row in rows:
+        found = re.fullmatch(r"(\d+) (\w+)", row.get("resampled") or "")
+        if row["method"] == "decoded" and found and int(found[1]) < FEW_UNITS:
+            return [
+                f"intervals resample {row['resampled']} only; a bootstrap of fewer than {FEW_UNITS} units is too "
+                "narrow, so read them as lower bounds of the uncertainty."
+            ]
+    return []
