@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ import braindecode_vis as bdv
 from braindecode_vis import pipeline
 from braindecode_vis.audit.run import audit_quickly
 from braindecode_vis.config import read_config
+from braindecode_vis.phantom import SIZES
 from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.studies.demo import make_phantom
 
 N_PICTURES, N_FEATURES = 20, 60
 QUICK = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "encoder.alphas": [10.0]}
@@ -113,3 +116,32 @@ def test_a_shipped_configuration_raises_no_false_alarm(tmp_path):
     assert time.perf_counter() - started < 5  # 0.2 s on a quiet machine
     assert found.leaks == ()
     assert {item.check for item in found.findings} >= {"chain", "trials", "image", "pixels", "copies"}
+
+
+FEW = ["evaluation.n_bootstrap=100", "evaluation.n_permutations=100"]
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def test_a_phantom_raises_no_false_alarm(tmp_path):
+    make_phantom("things-eeg2", tmp_path / "data", size=SIZES["things-eeg2"]["tiny"], snr=1.0, seed=0)
+    quick = [
+        "target={kind: pixels}",
+        "prior={kind: identity}",
+        "generator={kind: nearest}",
+        "evaluation.features=null",
+    ]
+    run = open_run(read_config("phantom_eeg", [*FEW, *quick], root=tmp_path / "data"), tmp_path / "run")
+    pipeline.run_all(run)
+    assert pipeline.check_leaks(run).leaks == ()
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real recordings in ../shared are not here")
+@pytest.mark.parametrize(
+    ("config", "folder"), [("digits69_ridge", "digits69"), ("haxby_slices", "haxby_slices")]
+)
+def test_real_recordings_raise_no_false_alarm(config, folder, tmp_path):
+    """Raw volumes of one run correlate above .999 with each other, and are no copies."""
+    run = open_run(read_config(config, FEW, root=SHARED / folder), tmp_path)
+    pipeline.run_all(run)
+    assert pipeline.check_leaks(run).leaks == ()
