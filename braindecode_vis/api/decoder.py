@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ from sklearn.utils import ClassifierTags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from braindecode_vis import __version__, roles, store
-from braindecode_vis.api.decoding_run import _GENERATORS, _as_component, _read_encoder
 from braindecode_vis.api.exports import write_new
 from braindecode_vis.api.model_export import (
     CHECKED_TRIALS,
@@ -34,7 +33,7 @@ from braindecode_vis.api.model_export import (
     push_folder,
     write_folder,
 )
-from braindecode_vis.api.own import Data, from_arrays, from_epochs
+from braindecode_vis.api.own import GENERATORS, Data, as_component, from_arrays, from_epochs, read_encoder
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
@@ -42,9 +41,6 @@ from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pict
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
-
-if TYPE_CHECKING:
-    from braindecode_vis.api.decoding_run import DecodingRun
 
 _FILE = "decoder.json"
 
@@ -291,10 +287,10 @@ class Decoder(BaseEstimator):
         predicted = self._fitted.predict_for_generator(responses)
         embeddings = self._fitted.map_for_generator(self._bank)
         data = GeneratorData(self._target, embeddings, self._stimuli, self._out_of_fold)
-        name = self.generator or _GENERATORS.get(_as_component(self.target)["kind"], "nearest")
+        name = self.generator or GENERATORS.get(as_component(self.target)["kind"], "nearest")
         generator = roles.build(
             roles.IMAGE_GENERATOR,
-            roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", _as_component(name))),
+            roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", as_component(name))),
             data,
         )
         generator.bind(data.context)
@@ -407,7 +403,7 @@ class Decoder(BaseEstimator):
         decoder._centre = np.load(centre, allow_pickle=False) if centre.is_file() else None
         decoder._bank = store.read_embeddings(folder / "bank")
         target = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", _as_component(decoder.target))
+            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", as_component(decoder.target))
         )
         decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
         decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
@@ -443,7 +439,7 @@ class Decoder(BaseEstimator):
         self.__dict__.update(Decoder.load(folder).__dict__)
 
     @classmethod
-    def from_run(cls, run: DecodingRun, fold: int | None = None) -> Decoder:
+    def from_run(cls, run: Any, fold: int | None = None) -> Decoder:
         """Return the fitted decoder of one fold of a finished run; nothing is computed.
 
         Parameters
@@ -590,7 +586,7 @@ class Decoder(BaseEstimator):
         return np.asarray(self._fitted.map_targets(self._bank).flat().mean(axis=0))
 
     def _read_encoder(self) -> dict[str, Any]:
-        return _read_encoder(self.encoder, knows_images=True)
+        return read_encoder(self.encoder, knows_images=True)
 
     def _require_fit(self) -> WholeSettings:
         if not hasattr(self, "_fitted"):
@@ -614,7 +610,7 @@ class Decoder(BaseEstimator):
 
     def _build_target(self) -> WholeImageEncoder:
         settings = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", _as_component(self.target))
+            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", as_component(self.target))
         )
         target = roles.build(roles.find_image_encoder_role(settings), settings)
         target.bind(Context(images=self._stimuli))
@@ -654,7 +650,7 @@ class Decoder(BaseEstimator):
 
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
         settings = roles.play(
-            roles.PRIOR_SETTINGS, validate_component("prior", _as_component(self.prior or "identity"))
+            roles.PRIOR_SETTINGS, validate_component("prior", as_component(self.prior or "identity"))
         )
         prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
         prior.bind(NOTHING_LENT)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.api.own import Data
+from braindecode_vis.api.own import GENERATORS, Data, as_component, read_encoder
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, LeakWarning, check_option
 from braindecode_vis.config import RunConfig, read_config
@@ -32,7 +32,6 @@ from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
-from braindecode_vis.registry import list_kinds
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from braindecode_vis.pipeline.predicting import RunPredictions
-
-#: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
-_GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
 
 
 class DecodingRun:
@@ -250,9 +246,10 @@ class DecodingRun:
         from braindecode_vis.api import exports
 
         if what == "encoder":
+            from braindecode_vis.api.decoder import Decoder
             from braindecode_vis.api.fold_decoder import export_fold
 
-            return export_fold(self._run, to, out, fold=fold, subject=subject)
+            return export_fold(Decoder, self._run, to, out, fold=fold, subject=subject)
         return exports.export_run(self._run, what, to, out, fold=fold, subject=subject)
 
     def predict(
@@ -420,14 +417,14 @@ def decode(
     given = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") if out is not None else ""
     content: dict[str, Any] = {"name": name or given or "run", "seed": seed}
     content["dataset"] = data.as_settings(folder / "data")
-    content["encoder"] = _read_encoder(encoder, knows_images=data.knows_images)
+    content["encoder"] = read_encoder(encoder, knows_images=data.knows_images)
     content["split"] = _read_split(split, data)
     if not _is_category(content["encoder"]):
-        content["target"] = _as_component(target)
+        content["target"] = as_component(target)
         kind = content["target"]["kind"]
-        content["generator"] = _as_component(generator or _GENERATORS.get(kind, "nearest"))
+        content["generator"] = as_component(generator or GENERATORS.get(kind, "nearest"))
         if prior is not None:
-            content["prior"] = _as_component(prior)
+            content["prior"] = as_component(prior)
     for key, value in (settings or {}).items():
         _set(content, key, value)
     run = open_run_folder(validate_config(content, where="decode"), folder, listener)
@@ -496,28 +493,6 @@ def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Re
                 raise DataError(f"{asked} has {len(values)} entries, but X has {len(data)} trials.")
             table = table.assign(**{name: values if scalar else list(values)})
     return make_new_trials(data, table, about=about, **given)
-
-
-def _as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": value.replace(" ", "_")} if isinstance(value, str) else dict(value)
-
-
-def _read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool) -> dict[str, Any]:
-    if encoder is None:
-        encoder = "ridge" if knows_images else "lda"
-    if not isinstance(encoder, str | Mapping):
-        raise ConfigError(
-            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', or a mapping of settings; "
-            "docs/OUTSIDE.md "
-            "says how to use an encoder of your own."
-        )
-    if not isinstance(encoder, str):
-        return dict(encoder)
-    name = encoder.replace("-", "_").lower()
-    # The name of a network stands for the network encoder with it; an encoder's own name goes first.
-    if name in list_kinds("network") and name not in list_kinds("encoder"):
-        return {"kind": "network", "network": {"kind": name}}
-    return {"kind": name if ":" not in encoder else encoder}
 
 
 def _is_category(encoder: Mapping[str, Any]) -> bool:

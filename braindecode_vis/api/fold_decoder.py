@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.api.decoder import Decoder
 from braindecode_vis.api.exports import check_fold, check_request, describe_data, read_only, read_score_table
 from braindecode_vis.api.model_export import CHECKED_TRIALS, CardFacts, export_decoder
 from braindecode_vis.arrays import Responses
@@ -17,19 +17,19 @@ from braindecode_vis.pipeline.runs import Run
 
 
 def export_fold(
-    run: Run, to: str, out: str | Path, *, fold: int | None = None, subject: str | None = None
+    cls: Any, run: Run, to: str, out: str | Path, *, fold: int | None = None, subject: str | None = None
 ) -> Path:
     """Write the encoder of a fold; see `DecodingRun.export`. Programs are checked on test trials of the fold."""
     check_request("encoder", to)
     if subject is not None:
         raise ConfigError("a subject can be given for responses, not for encoder.")
-    decoder = take_decoder(Decoder, run, fold)
+    decoder = take_decoder(cls, run, fold)
     number = _choose_fold(read_only(run), fold)
     trials = _pick_trials(read_only(run), number)
     return export_decoder(decoder, to, out, trials.select(np.arange(min(CHECKED_TRIALS, trials.n_trials))))
 
 
-def take_decoder(cls: type[Decoder], run: Run, fold: int | None) -> Decoder:
+def take_decoder(cls: Any, run: Run, fold: int | None) -> Any:
     """Return the decoder of a fold of a finished run; see `Decoder.from_run`."""
     run = read_only(run)
     number = _choose_fold(run, fold)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from braindecode_vis import __version__, store
 from braindecode_vis.api.exports import check_request, require, write_new
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
-
-if TYPE_CHECKING:
-    from braindecode_vis.api.decoder import Decoder
 
 #: An exported program may differ from its encoder by this share of the spread of predictions: float32 sums in another
 #: order, through a few dozen layers.
@@ -65,7 +62,7 @@ class CardFacts:
 
 
 def export_decoder(
-    decoder: Decoder, to: str, out: str | Path, trials: Responses, *, licence: str | None = None
+    decoder: Any, to: str, out: str | Path, trials: Responses, *, licence: str | None = None
 ) -> Path:
     """Write a fitted decoder in one of the formats of an encoder.
 
@@ -115,7 +112,7 @@ def export_decoder(
     return path
 
 
-def write_folder(decoder: Decoder, folder: Path, *, licence: str | None, include_pictures: bool) -> None:
+def write_folder(decoder: Any, folder: Path, *, licence: str | None, include_pictures: bool) -> None:
     """Write a decoder with its card, as `Decoder.from_pretrained` reads it."""
     decoder.save(folder, include_pictures=include_pictures)
     how = (
@@ -232,7 +229,7 @@ def make_noise(shape: tuple[int, ...], typical: tuple[float, float]) -> np.ndarr
 # --- model cards ---------------------------------------------------------------------------------------------
 
 
-def write_card(decoder: Decoder, *, licence: str | None, how: str) -> str:
+def write_card(decoder: Any, *, licence: str | None, how: str) -> str:
     """Return a model card in the format of Hugging Face: metadata, then what, data, protocol, scores, licence, use.
 
     Parameters
@@ -296,7 +293,7 @@ def _tabulate(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _describe_axes(decoder: Decoder) -> dict[str, Any]:
+def _describe_axes(decoder: Any) -> dict[str, Any]:
     encoder = decoder._read_encoder()
     categories = decoder._settings.decodes_categories
     kind = encoder["kind"]
@@ -311,7 +308,7 @@ def _describe_axes(decoder: Decoder) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tell_program(decoder: Decoder, to: str, name: str, checked: Mapping[str, Any]) -> str:
+def _tell_program(decoder: Any, to: str, name: str, checked: Mapping[str, Any]) -> str:
     takes = ", ".join(checked["inputs"])
     call = (
         f'session = onnxruntime.InferenceSession("{name}")\nsession.run(None, {{"responses": X}})'
@@ -336,7 +333,7 @@ def _tell_program(decoder: Decoder, to: str, name: str, checked: Mapping[str, An
     )
 
 
-def _tell_safetensors(decoder: Decoder) -> str:
+def _tell_safetensors(decoder: Any) -> str:
     return (
         "Weights and statistics of the training trials lie in `*.safetensors`, settings in `config.json`. In "
         "Python:\n\n```python\nimport json\nfrom pathlib import Path\nfrom braindecode_vis import roles\n"

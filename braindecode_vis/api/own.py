@@ -19,9 +19,10 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.array_folder import ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, assemble_data
+from braindecode_vis.registry import list_kinds
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 #: Arguments of `from_arrays` and its siblings that become a column of the trial table.
 _COLUMNS = ("subject", "session", "run", "group", "split", "repetition")
+
+
+#: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
+GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
 
 
 class Data:
@@ -500,3 +505,26 @@ def _read_same(same_pictures: str) -> bool:
     if same_pictures not in ("merge", "refuse"):
         raise DataError(f"same_pictures is {same_pictures!r}, but must be merge or refuse.")
     return same_pictures == "merge"
+
+
+def as_component(value: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain settings of a component from its name or from settings."""
+    return {"kind": value.replace(" ", "_")} if isinstance(value, str) else dict(value)
+
+
+def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool) -> dict[str, Any]:
+    """Return plain settings of an encoder; the name of a network stands for the network encoder with it."""
+    if encoder is None:
+        encoder = "ridge" if knows_images else "lda"
+    if not isinstance(encoder, str | Mapping):
+        raise ConfigError(
+            f"encoder is {encoder!r}, but must be a name such as 'ridge' or 'atm_s', or a mapping of settings; "
+            "docs/OUTSIDE.md says how to use an encoder of your own."
+        )
+    if not isinstance(encoder, str):
+        return dict(encoder)
+    name = encoder.replace("-", "_").lower()
+    # The name of a network stands for the network encoder with it; an encoder's own name goes first.
+    if name in list_kinds("network") and name not in list_kinds("encoder"):
+        return {"kind": "network", "network": {"kind": name}}
+    return {"kind": name if ":" not in encoder else encoder}

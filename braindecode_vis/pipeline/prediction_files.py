@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,9 +26,6 @@ import pandas as pd
 from braindecode_vis import store
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.pipeline.learning import train
-
-if TYPE_CHECKING:
-    from braindecode_vis.pipeline.predicting import RunPredictions
 
 KIND = "predict"
 PAGE_ITEMS = 8  # decoded images on the page: the first ones
@@ -60,7 +57,7 @@ def check_out(out: Path, fingerprint: str | None = None) -> Path:
     return path
 
 
-def write_predictions(result: RunPredictions, out: Path) -> Path:
+def write_predictions(result: Any, out: Path) -> Path:
     """Write predictions into a folder and return its path; readers see all of it or nothing.
 
     Parameters
@@ -87,7 +84,7 @@ def write_predictions(result: RunPredictions, out: Path) -> Path:
     return path
 
 
-def describe_provenance(result: RunPredictions) -> dict[str, Any]:
+def describe_provenance(result: Any) -> dict[str, Any]:
     """Return run, fits, new trials and versions; what decides the result is in its `fingerprint`."""
     run = result.run
     asked = {
@@ -120,7 +117,7 @@ def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
-def _write_content(result: RunPredictions, folder: Path) -> None:
+def _write_content(result: Any, folder: Path) -> None:
     from PIL import Image
 
     result.trials.to_csv(folder / "trials.csv", index=False)
@@ -148,7 +145,7 @@ def _list_rows(scores: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
 
 
-def _write_page(result: RunPredictions, path: Path, provenance: dict[str, Any]) -> None:
+def _write_page(result: Any, path: Path, provenance: dict[str, Any]) -> None:
     from braindecode_vis.report.page import ExtraSection, RankContent, ReportContent, write_report
 
     sections, ranks = [], None

@@ -6,7 +6,7 @@ again is another question than finding one that was never seen.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,19 +15,16 @@ from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.stimuli import resize_image
 
-if TYPE_CHECKING:
-    from braindecode_vis.pipeline.predicting import RunPredictions
-
 NEW_PICTURES, TRAINED_PICTURES = "new pictures", "pictures of the training"
 
 
-def score_predictions(result: RunPredictions) -> pd.DataFrame:
+def score_predictions(result: Any) -> pd.DataFrame:
     """Return the score rows of new trials; an empty table where nothing is known of the truth."""
     rows = _score_categories(result) if result.decisions is not None else _score_pictures(result)
     return pd.DataFrame([score.as_row() for score in rows], columns=list(SCORE_KEYS))
 
 
-def _score_pictures(result: RunPredictions) -> list[Any]:
+def _score_pictures(result: Any) -> list[Any]:
     from braindecode_vis.scores.score_table import ScoringTask, compute_scores
 
     known = result._list_known()
@@ -71,7 +68,7 @@ def _score_pictures(result: RunPredictions) -> list[Any]:
     return scores
 
 
-def _read_seen(result: RunPredictions, ids: np.ndarray) -> dict[str, np.ndarray] | None:
+def _read_seen(result: Any, ids: np.ndarray) -> dict[str, np.ndarray] | None:
     """Return the true pictures, or None where one is not at hand."""
     found = {}
     for name in map(str, pd.unique(ids)):
@@ -82,7 +79,7 @@ def _read_seen(result: RunPredictions, ids: np.ndarray) -> dict[str, np.ndarray]
     return found
 
 
-def _score_categories(result: RunPredictions) -> list[Any]:
+def _score_categories(result: Any) -> list[Any]:
     from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
 
     assert result.decisions is not None
