@@ -172,5 +172,5 @@ def test_files_are_decoded_in_order_by_threads(tmp_path):
         decoded = list(iterate_decoded(stimuli, stimuli.ids, decoders))
         np.testing.assert_array_equal(np.stack(decoded), PIXELS)
     (tmp_path / "6.png").unlink()
-    with pytest.raises(DataError, match=r"6\.png is missing"):
+    with pytest.raises(DataError, match=r"6\.png, is missing"):
         embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path / "cache")
