@@ -66,7 +66,9 @@ class Settings(BaseModel):
     """Frozen pydantic model: unknown keys are errors, values are never mutated after validation.
 
     A subclass names in `not_hashed` the fields that say *how* a component runs (device, batch size, file
-    paths) and cannot change *what* it computes; they stay out of the fingerprint.
+    paths) and cannot change *what* it computes; they stay out of the fingerprint. In `hashed_if_set` it names fields
+    that came later than the first results: with their default, which must compute what was computed before there were
+    any, they stay out of the fingerprint too, so that earlier runs are still found.
     """
 
     model_config = ConfigDict(
@@ -74,6 +76,7 @@ class Settings(BaseModel):
     )
 
     not_hashed: ClassVar[frozenset[str]] = frozenset()
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -107,9 +110,12 @@ class Settings(BaseModel):
         """Return the plain values that enter the fingerprint, nested settings included."""
         fields: dict[str, Any] = {}
         for name in type(self).model_fields:
+            value = getattr(self, name)
             if name in self.not_hashed:
                 continue
-            fields[name] = _plain(getattr(self, name))
+            if name in self.hashed_if_set and value == type(self).model_fields[name].default:
+                continue
+            fields[name] = _plain(value)
         code = OUTSIDE.get(type(self))
         return fields if code is None else {**fields, "outside": code.as_fields()}
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -429,3 +430,15 @@ def test_a_wrong_kind_is_answered_before_anything_heavy_is_loaded():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "unknown kind 'atm' in encoder.network.kind; known are" in done.stdout, done.stderr
     assert done.stdout.strip().endswith("[]")
+
+
+def test_a_field_that_came_later_is_hashed_only_where_it_says_something():
+    """A run that was made before there was such a field is found again."""
+
+    class Later(Settings):
+        old: int = 1
+        new: int | None = None
+        hashed_if_set: ClassVar[frozenset[str]] = frozenset({"new"})
+
+    assert Later().hashed_fields() == {"old": 1}
+    assert Later(new=0).hashed_fields() == {"old": 1, "new": 0}

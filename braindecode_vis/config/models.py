@@ -163,6 +163,8 @@ class EvaluationConfig(Settings):
     brain: BrainScoresConfig | None = None
     noise_ceiling: CeilingMeasure | None = None
 
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"metrics", "resample"})
+
     @model_validator(mode="after")
     def _check_features(self) -> Self:
         if self.features is not None and self.features.fitted_on_training_images:
@@ -171,15 +173,6 @@ class EvaluationConfig(Settings):
                 "training images; choose efficientnet-lite0 or another pretrained encoder"
             )
         return self
-
-    def hashed_fields(self) -> dict[str, Any]:
-        """Return the plain values; without further metrics and units they are what they were before there were any."""
-        later = {"metrics": (), "resample": "auto"}
-        return {
-            key: value
-            for key, value in super().hashed_fields().items()
-            if key not in later or getattr(self, key) != later[key]
-        }
 
 
 class RunConfig(Settings):
