@@ -18,7 +18,7 @@ Two tie rules, and every function says which it uses:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -226,7 +226,8 @@ def compute_ranks(
     """
     import torch
 
-    target = _find_targets(queries, gallery)
+    check_same_space(queries, gallery)
+    target = _find_targets(queries.ids, gallery.ids)
     if n_top < 0:
         raise ConfigError(f"n_top must be 0 or more, got {n_top}.")
     n_top = min(n_top, len(gallery))
@@ -262,6 +263,79 @@ def compute_ranks(
         space=gallery.space,
         protocol=protocol,
     )
+
+
+def rank_similarities(
+    similarity: np.ndarray,
+    query_ids: Sequence[Any] | np.ndarray,
+    gallery_ids: Sequence[Any] | np.ndarray,
+    *,
+    n_top: int = 10,
+    space: str = "similarity",
+    protocol: str = "",
+) -> Retrieval:
+    """Rank the true item of every query in a matrix of similarities (or logits) that was computed elsewhere.
+
+    Equal values tie and nothing is rounded: what was computed in half precision has the ties that it was saved with.
+    Rows are read block by block, so that the matrix may be a memory map.
+
+    Parameters
+    ----------
+    similarity : array of shape (n_queries, n_gallery)
+        Finite numbers, higher is better.
+    query_ids : sequence of length n_queries
+        Id of the true item of each query; may repeat.
+    gallery_ids : sequence of length n_gallery
+        Unique ids of the columns.
+    n_top, protocol
+        As for `compute_ranks`.
+    space
+        Name of what was measured.
+
+    Returns
+    -------
+    Retrieval
+        Its similarities are the values of the matrix.
+
+    Raises
+    ------
+    DataError
+        If a gallery id repeats, or a query's true item is not among them.
+
+    Examples
+    --------
+    >>> rank_similarities(np.array([[3.0, 1.0], [2.0, 2.0]]), ["a", "b"], ["a", "b"]).ranks
+    array([1. , 1.5])
+    """
+    shape = (len(query_ids), len(gallery_ids))
+    if similarity.shape != shape:
+        raise DataError(
+            f"a matrix of {shape[0]} queries by {shape[1]} candidates was expected, got {similarity.shape}."
+        )
+    target = _find_targets(query_ids, gallery_ids)
+    order = np.argsort(np.array([str(i) for i in gallery_ids]), kind="stable")
+    n_top = min(n_top, shape[1])
+    n_above, n_tied = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
+    true, best = np.zeros(shape[0]), np.zeros((shape[0], n_top))
+    top = np.zeros((shape[0], n_top), np.int64)
+    for rows in _blocks(shape[0], BLOCK_QUERIES, shape[1]):
+        block = np.asarray(similarity[rows])
+        # Whole numbers are negated below, which unsigned ones cannot be.
+        block = block if block.dtype.kind == "f" else block.astype(np.float64)
+        own = np.take_along_axis(block, target[rows][:, None], axis=1)  # (n_block, 1)
+        n_above[rows], n_tied[rows] = (block > own).sum(axis=1), (block == own).sum(axis=1) - 1
+        true[rows] = own[:, 0]
+        if n_top:
+            # In the order of the ids, so that equal values do not depend on the order of the columns.
+            first = np.argsort(-block[:, order], axis=1, kind="stable")[:, :n_top]
+            top[rows] = order[first]
+            best[rows] = np.take_along_axis(block, top[rows], axis=1)
+    return Retrieval(
+        query_ids=np.asarray(query_ids, dtype=object),
+        gallery_ids=np.asarray(gallery_ids, dtype=object),
+        n_above=n_above, n_tied=n_tied, true_similarities=true, top_indices=top, top_similarities=best, space=space,
+        protocol=protocol,
+    )  # fmt: skip
 
 
 def compute_similarity(queries: Embeddings, gallery: Embeddings, *, device: str = "auto") -> np.ndarray:
@@ -423,21 +497,22 @@ def compute_relative_ranks(
     return (retrieval.ranks - 1) / max(1, retrieval.gallery_size - 1)
 
 
-def _find_targets(queries: Embeddings, gallery: Embeddings) -> np.ndarray:
+def _find_targets(query_ids: Any, gallery_ids: Any) -> np.ndarray:
     """Return the gallery row of each query's stimulus."""
-    check_same_space(queries, gallery)
-    if not len(queries) or not len(gallery):
-        raise DataError(f"retrieval needs queries and candidates, got {len(queries)} and {len(gallery)}.")
-    names = [str(i) for i in gallery.ids]
+    if not len(query_ids) or not len(gallery_ids):
+        raise DataError(
+            f"retrieval needs queries and candidates, got {len(query_ids)} and {len(gallery_ids)}."
+        )
+    names = [str(i) for i in gallery_ids]
     check_unique(names, what="stimulus ids of the gallery (keep or average one row per stimulus)")
     row = {name: index for index, name in enumerate(names)}
-    missing = [str(i) for i in queries.ids if str(i) not in row]
+    missing = [str(i) for i in query_ids if str(i) not in row]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(queries)} queries have no true item in the gallery of {len(names)}, "
+            f"{len(missing)} of {len(query_ids)} queries have no true item in the gallery of {len(names)}, "
             f"first {missing[0]!r}: add its embedding to the gallery or drop the query."
         )
-    return np.array([row[str(i)] for i in queries.ids])
+    return np.array([row[str(i)] for i in query_ids])
 
 
 def _check_k(k: int, lowest: int, size: int, what: str) -> None:

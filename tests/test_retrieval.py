@@ -228,3 +228,24 @@ def test_bad_input_is_named():
         rt.compute_ranks(good, good, device="gpu")
     with pytest.raises(DataError, match="exceeds the gallery"):
         _made([3], [0], 3)
+
+
+def test_ranks_of_a_given_matrix_equal_those_of_its_embeddings(tmp_path, monkeypatch):
+    """Read block by block from a memory map; the order of the columns does not matter, and equal values tie."""
+    rng = np.random.default_rng(0)
+    queries = Embeddings(rng.standard_normal((30, 6)).astype(np.float32), np.arange(30) % 12, "toy")
+    gallery = Embeddings(rng.standard_normal((12, 6)).astype(np.float32), np.arange(12), "toy")
+    expected = rt.compute_ranks(queries, gallery, device="cpu", n_top=4)
+    np.save(tmp_path / "s.npy", rt.compute_similarity(queries, gallery, device="cpu"))
+    monkeypatch.setattr(rt, "BLOCK_QUERIES", 7)
+    order = rng.permutation(12)
+    matrix = np.load(tmp_path / "s.npy", mmap_mode="r")
+    found = rt.rank_similarities(matrix[:, order], queries.ids, gallery.ids[order], n_top=4)
+    np.testing.assert_array_equal(found.ranks, expected.ranks)
+    np.testing.assert_array_equal(found.gallery_ids[found.top_indices], gallery.ids[expected.top_indices])
+    tied = rt.rank_similarities(np.zeros((3, 3), np.uint8), ["b", "a", "c"], ["a", "b", "c"])
+    assert tied.ranks.tolist() == [2, 2, 2]
+    assert tied.worst_ranks.tolist() == [3, 3, 3]
+    assert tied.top_indices.tolist() == [[0, 1, 2]] * 3
+    with pytest.raises(DataError, match="3 queries by 2 candidates was expected, got \\(2, 3\\)"):
+        rt.rank_similarities(np.zeros((2, 3)), ["a", "b", "a"], ["a", "b"])

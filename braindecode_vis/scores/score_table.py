@@ -41,16 +41,18 @@ def compute_scores(
     """
     scores: list[Score] = []
     items = pd.DataFrame({"stimulus_id": task.ids, "concept": task.concepts, "subject": task.subjects})
-    items["rank"] = np.concatenate([retrieval.ranks for _, _, retrieval in task.retrievals])
-    items["worst_rank"] = np.concatenate([retrieval.worst_ranks for _, _, retrieval in task.retrievals])
-    items["gallery_size"] = np.concatenate(
-        [np.full(r.n_queries, r.gallery_size) for _, _, r in task.retrievals]
-    )
+    ranked = [retrieval for _, _, retrieval in task.retrievals]
+    if ranked:
+        items["rank"] = np.concatenate([retrieval.ranks for retrieval in ranked])
+        items["worst_rank"] = np.concatenate([retrieval.worst_ranks for retrieval in ranked])
+        items["gallery_size"] = np.concatenate([np.full(r.n_queries, r.gallery_size) for r in ranked])
     features = encode_images(task)  # before the groups, so that each distinct image is encoded once
     scored_groups = [ScoredGroup(task, group) for group in task.groups]
     of_suite = score_suite(task, scored_groups, advance=advance)
     for number, (group, scored) in enumerate(zip(task.groups, scored_groups, strict=True)):
-        scores += [*score_retrieval(scored), *score_classes(scored)]
+        if ranked:
+            scores += score_retrieval(scored)
+        scores += score_classes(scored)
         kept = group.condition is None and group.subject != POOLED
         for score, values in score_embeddings(scored):
             scores.append(score)

@@ -41,7 +41,8 @@ class ScoringTask:
     Parameters
     ----------
     retrievals
-        Predictions, gallery and ranks of each fold; their rows in order are the rows below.
+        Predictions, gallery and ranks of each fold; their rows in order are the rows below. None where images alone
+        are scored.
     seen : uint8 array of shape (n_rows, height, width, 3)
     images
         Method to uint8 images of the shape of `seen`, or of shape (n_rows, n_draws, height, width, 3). Several draws
@@ -73,6 +74,9 @@ class ScoringTask:
     metrics
         Names of further metrics of images or embeddings, of the package or from outside (see
         `braindecode_vis.metrics.metric_registry.register_metric`), scored with interval, chance, p-value and controls.
+    similarities
+        For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
+        elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
@@ -95,10 +99,11 @@ class ScoringTask:
     conditions: np.ndarray | None = None
     units: Units | None = None
     metrics: Sequence[str] = ()
+    similarities: Sequence[np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        rows = np.concatenate([predicted.ids for predicted, _, _ in self.retrievals])
-        if len(rows) != len(self.ids) or (rows != self.ids).any():
+        rows = np.concatenate([self.ids[:0], *(predicted.ids for predicted, _, _ in self.retrievals)])
+        if self.retrievals and (len(rows) != len(self.ids) or (rows != self.ids).any()):
             raise DataError("retrieval and reconstruction list different test items; run both again.")
         for method, images in self.images.items():
             check_stack(images, self.seen, method)
@@ -165,9 +170,12 @@ class ScoringTask:
     def tables(self) -> list[np.ndarray | None]:
         """Similarity of the queries of each fold to its gallery; None where it would be too large."""
         return [
-            compute_similarity(predicted, gallery) if len(predicted) * len(gallery) <= LARGEST_TABLE else None
-            for predicted, gallery, _ in self.retrievals
-        ]
+            None if len(predicted) * len(gallery) > LARGEST_TABLE
+            else compute_similarity(predicted, gallery) if self.similarities is None
+            # Places in the row, since a tolerance for cosines would tie small probabilities.
+            else _rank_densely(self.similarities[fold])
+            for fold, (predicted, gallery, _) in enumerate(self.retrievals)
+        ]  # fmt: skip
 
 
 class ScoredGroup:
@@ -290,6 +298,13 @@ class ScoredGroup:
     def own(self, table: np.ndarray) -> np.ndarray:
         """Return the value of each row against its own stimulus."""
         return table[np.arange(len(table)), self.truth]
+
+
+def _rank_densely(similarity: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    ranks: np.ndarray = rankdata(similarity, method="dense", axis=1)
+    return ranks.astype(np.float64)
 
 
 def average(tables: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.metrics.image import compute_image_metric
 from braindecode_vis.metrics.metric_registry import Metric, register_metric
 from braindecode_vis.metrics.suite import MetricSuiteConfig, compute_suite
-from braindecode_vis.retrieval import compute_ranks
+from braindecode_vis.retrieval import compute_ranks, rank_similarities
 from braindecode_vis.scores import image_scores, score_table, scoring_task
 from braindecode_vis.scores.score_table import ScoringTask, compute_scores
 
@@ -338,3 +338,25 @@ def test_an_outside_metric_that_fails_is_named(outside, compare, words):
     register_metric(Metric("broken", "Broken", "", 1, on="images", compare=compare))
     with pytest.raises(DataError, match=f"'broken' .*{words}"):
         compute_scores(make_task(metrics=["broken"]))
+
+
+def test_a_given_matrix_scores_like_the_embeddings_that_it_came_from():
+    """Values below the tolerance of cosines, as small probabilities are, do not tie."""
+    task = make_task(images={})
+    (queries, gallery, _), matrix = task.retrievals[0], task.tables[0]
+    small = 1e-12 * np.exp(matrix.astype(np.float64))
+    empty = [Embeddings(np.empty((len(e), 0), np.float32), e.ids, "given") for e in (queries, gallery)]
+    ranked = rank_similarities(small, queries.ids, gallery.ids)
+    given = replace(task, retrievals=[(*empty, ranked)], similarities=[small])
+    ours, theirs = ([s.as_row() for s in compute_scores(one)[0]] for one in (given, task))
+    assert ours == theirs
+    assert len(ours) > 8
+
+
+def test_images_alone_are_scored_without_a_gallery():
+    task = make_task()
+    alone, items = compute_scores(replace(task, retrievals=[]))
+    pixels = [s for s in compute_scores(task)[0] if s.metric in {one.metric for one in alone}]
+    assert alone == pixels
+    assert "rank" not in items
+    assert {"pixcorr", "mse"} <= set(items)
