@@ -7,13 +7,19 @@ import inspect
 import pandas as pd
 
 from braindecode_vis.checks import check_option
+from braindecode_vis.config import find_config, read_header
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.registry import INSIDE, find_component, list_kinds
 from braindecode_vis.settings import Settings
 
 
 def list_configs() -> pd.DataFrame:
-    """Return the configurations that ship with the package: name, and the first line of its header.
+    """Return the configurations that ship with the package: what each is, and the paper and number it follows, if any.
+
+    Returns
+    -------
+    DataFrame
+        Columns `name`, `about`, `source` and `as_published`; ``describe("config", name)`` says what departs.
 
     Examples
     --------
@@ -22,8 +28,13 @@ def list_configs() -> pd.DataFrame:
     """
     rows = []
     for path in sorted(find_package_data("configs").glob("*.yaml")):
-        first = path.read_text().split("\n", 1)[0]
-        rows.append({"name": path.stem, "about": first.lstrip("# ").strip() if first.startswith("#") else ""})
+        header = read_header(path)
+        rows.append(
+            {
+                "name": path.stem, "about": header.about, "source": header.source,
+                "as_published": header.as_published,
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -34,14 +45,15 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
     ----------
     role
         ``dataset``, ``split``, ``target``, ``encoder``, ``network``, ``objective``, ``augmentation``, ``prior``,
-        ``generator`` or ``analysis``.
+        ``generator`` or ``analysis``; ``config`` for the configurations.
     kind
-        One of them, for its settings with types, defaults and what they mean.
+        One of them, for its settings with types, defaults and what they mean. Of ``config``: a shipped configuration or
+        a file, for what its header says of the paper it follows.
 
     Returns
     -------
     DataFrame
-        Columns `kind` and `about`, or `setting`, `type`, `default` and `about`.
+        Columns `kind` and `about`, or `setting`, `type`, `default` and `about`, or `part` and `text` (of ``config``).
 
     Examples
     --------
@@ -49,8 +61,14 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
     ['ridge', 'network']
     >>> "alphas" in set(describe("encoder", "ridge")["setting"])
     True
+    >>> describe("config", "things_eeg2_nice_vitl")["part"].unique().tolist()
+    ['about', 'source', 'as published', 'same as published', 'departs']
     """
-    check_option("the role", role, INSIDE)
+    check_option("the role", role, [*INSIDE, "config"])
+    if role == "config":
+        if kind is None:
+            return list_configs().rename(columns={"name": "kind"})[["kind", "about"]]
+        return pd.DataFrame(read_header(find_config(kind)).list_parts(), columns=["part", "text"])
     if kind is None:
         rows = [
             {"kind": name, "about": _read_summary(find_component(role, name))} for name in list_kinds(role)

@@ -58,6 +58,7 @@ def root_options(
 
 _VERBS: dict[str, Callable[..., None]] = {
     "datasets": data.datasets,
+    "describe": data.describe,
     "check": data.check,
     "fetch": data.fetch,
     "new": data.new,

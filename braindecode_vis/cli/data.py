@@ -113,6 +113,31 @@ def _print_dataset(console: Console, manifest: Manifest, source: str, presence: 
         console.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 2)))
 
 
+def describe(
+    source: Annotated[str, typer.Argument(help="A shipped configuration, or a configuration file.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a configuration is, which paper it follows, what is as published and what departs."""
+    from dataclasses import asdict
+
+    from braindecode_vis.config import find_config, read_header
+
+    path = find_config(source)
+    header = read_header(path)
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "config": str(path), **asdict(header)})
+        return
+    console = make_console(stderr=False)
+    console.print(f"{path.stem}: {header.about or 'no header'}", markup=False)
+    for label, text in (("source", header.source), ("as published", header.as_published)):
+        if text:
+            console.print(f"{label}: {text}", markup=False)
+    for label, entries in (("same as published", header.same), ("departs", header.departs)):
+        for text in [f"{label}:" for _ in entries[:1]] + [f"  - {entry}" for entry in entries]:
+            console.print(text, markup=False)
+
+
 def check(
     dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
     root: Root = None,

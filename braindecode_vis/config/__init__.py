@@ -1,10 +1,12 @@
 """The configuration of a run: which component plays each role, with which settings.
 
 `models` says what a configuration holds and what goes together; `source` reads YAML, applies dotted overrides and
-validates; `files` looks whether named files are there. Components are found by `braindecode_vis.registry`.
+validates; `files` looks whether named files are there; `header` reads what the comment on top says. Components are
+found by `braindecode_vis.registry`.
 """
 
 from braindecode_vis.config.files import check_files
+from braindecode_vis.config.header import ConfigHeader, read_header
 from braindecode_vis.config.models import (
     EvaluationConfig,
     RepeatsConfig,
@@ -17,6 +19,7 @@ from braindecode_vis.config.source import dump_config, find_config, read_config,
 from braindecode_vis.registry import list_kinds
 
 __all__ = [
+    "ConfigHeader",
     "EvaluationConfig",
     "RepeatsConfig",
     "RetrievalConfig",
@@ -28,5 +31,6 @@ __all__ = [
     "list_kinds",
     "make_analysis",
     "read_config",
+    "read_header",
     "validate_config",
 ]
