@@ -6,8 +6,10 @@ settings alone, so a view is the same in every batch and on every day.
 
 References
 ----------
-UBP: Wu et al. (2025), CVPR, arXiv:2503.04207: foveal blur, its three levels and the rule that chooses among them.
-NeuroBridge (AAAI 2026): the average over blur, noise, low resolution and mosaic; amounts as in its released scripts.
+UBP: Wu et al. (2025), CVPR, arXiv:2503.04207: foveal blur, its three levels and the rule that chooses among them; as
+in HaitaoWuTJU/Uncertainty-aware-Blur-Prior@89d8b83.
+NeuroBridge (AAAI 2026), arXiv:2511.06836: the average over blur, noise, low resolution and mosaic; amounts as in
+feroooooo/NeuroBridge@6144203:extract_feature.py, not the defaults of its classes.
 """
 
 from __future__ import annotations
@@ -47,12 +49,13 @@ class Degradation(Settings):
     Parameters
     ----------
     kind
-        ``none`` leaves the image; ``blur`` is Gaussian; ``fovea`` blends it with its blur away from the centre;
-        ``noise`` adds Gaussian noise; ``resolution`` makes it smaller and large again; ``mosaic`` averages squares.
+        ``none`` leaves the image; ``blur`` is Gaussian; ``fovea`` blends it with its blur, half of each in the centre
+        and nearly the blur alone in the corners; ``noise`` adds Gaussian noise; ``resolution`` makes it smaller and
+        large again; ``mosaic`` gives each square the colour at its middle.
     amount
-        Width of the kernel in pixels of a 224-pixel image (blur, fovea: odd numbers such as 51), standard deviation in
+        Width of the kernel in pixels of a 224-pixel image (blur, fovea: odd numbers such as 45), standard deviation in
         0..1 (noise), factor (resolution: 2 halves it), side of the squares in pixels of a 224-pixel image (mosaic).
-        None takes 15, 51, 25/255, 10 and 5.
+        None takes 15, 45, 25/255, 10 and 5, as the released code of UBP and NeuroBridge runs.
     """
 
     kind: Literal["none", "blur", "fovea", "noise", "resolution", "mosaic"]
@@ -66,10 +69,12 @@ class Degradation(Settings):
     @property
     def name(self) -> str:
         """Kind and amount in one word."""
-        return self.kind if self.kind == "none" else f"{self.kind}{self.value:g}"
+        return self.kind if self.kind == "none" else f"{self.kind}{self.value:g}{_MARKS.get(self.kind, '')}"
 
 
-_DEFAULTS = {"none": 0.0, "blur": 15.0, "fovea": 51.0, "noise": 25 / 255, "resolution": 10.0, "mosaic": 5.0}
+_DEFAULTS = {"none": 0.0, "blur": 15.0, "fovea": 45.0, "noise": 25 / 255, "resolution": 10.0, "mosaic": 5.0}
+# Earlier versions had a sharp centre and averaged squares: the marks keep their embeddings apart from today's.
+_MARKS = {"fovea": "h", "mosaic": "p"}
 #: The four views whose features NeuroBridge averages.
 NEUROBRIDGE = tuple(Degradation(kind=kind) for kind in ("blur", "noise", "resolution", "mosaic"))
 
@@ -116,10 +121,11 @@ def blur_gaussian(image: np.ndarray, kernel: float = 15) -> np.ndarray:
     return _as_image(blurred)
 
 
-def blur_fovea(image: np.ndarray, kernel: float = 51) -> np.ndarray:
-    """Return the image sharp at its centre and blurred towards its corners.
+def blur_fovea(image: np.ndarray, kernel: float = 45) -> np.ndarray:
+    """Return the image half blurred at its centre and blurred towards its corners.
 
-    The image enters with the weight exp(-3 d / L), where d is the distance from the centre and L that of the corners.
+    The image enters with the weight exp(-3 d / L) / 2, where d is the distance from the pixel ``(height // 2,
+    width // 2)`` and L that of the last pixel.
     """
     weight = _make_fovea(*image.shape[:2])[..., None]  # height, width, 1
     return _as_image(weight * image + (1 - weight) * blur_gaussian(image, kernel))
@@ -127,11 +133,11 @@ def blur_fovea(image: np.ndarray, kernel: float = 51) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _make_fovea(height: int, width: int) -> np.ndarray:
-    y, x = np.meshgrid(
-        np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij"
-    )
-    distance = np.hypot(y, x)
-    return np.exp(-3 * distance / max(distance.max(), 1)).astype(np.float32)  # 3 is UBP's
+    row, column = height // 2, width // 2
+    distance = np.hypot(np.arange(height)[:, None] - row, np.arange(width)[None] - column)  # height, width
+    reach = max(np.hypot(height - row - 1, width - column - 1), 1)
+    # UBP: the sharp image has at most half of the weight, and falls off by exp(-3) at the corners
+    return (0.5 * np.exp(-3 * np.minimum(1, distance / reach))).astype(np.float32)
 
 
 def add_noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
@@ -145,23 +151,29 @@ def lower_resolution(image: np.ndarray, factor: float = 10) -> np.ndarray:
     from PIL import Image
 
     height, width = image.shape[:2]
-    small = (max(1, round(width / factor)), max(1, round(height / factor)))
+    small = (max(1, int(width / factor)), max(1, int(height / factor)))
     method = Image.Resampling.BILINEAR
     shrunk = Image.fromarray(np.ascontiguousarray(image)).resize(small, method)
     return np.asarray(shrunk.resize((width, height), method))
 
 
 def make_mosaic(image: np.ndarray, square: float = 5) -> np.ndarray:
-    """Return the image as squares of one colour each, `square` pixels wide (at a shorter side of 224)."""
+    """Return the image as squares of one colour each, `square` pixels wide (at a shorter side of 224).
+
+    The colour is that of the four pixels around the middle of the square, linearly weighted, as OpenCV makes an image
+    smaller without antialiasing; a rest of the side that holds no whole square is spread over all of them.
+    """
     side = max(1, round(square * min(image.shape[:2]) / REFERENCE_SIDE))
-    rows = np.arange(0, image.shape[0], side)
-    columns = np.arange(0, image.shape[1], side)
-    # Squares at the right and lower edge may be smaller; their means count their own pixels.
-    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float64), rows, axis=0), columns, axis=1)
-    heights = np.diff([*rows, image.shape[0]])
-    widths = np.diff([*columns, image.shape[1]])
-    means = sums / (heights[:, None] * widths[None])[..., None]
-    return _as_image(np.repeat(np.repeat(means, heights, axis=0), widths, axis=1))
+    values = image.astype(np.float64)
+    for axis, length in enumerate(image.shape[:2]):
+        n_squares = max(1, length // side)
+        middle = (np.arange(n_squares) + 0.5) * length / n_squares - 0.5
+        before = np.floor(middle).astype(int)
+        weight = (middle - before).reshape([-1 if a == axis else 1 for a in range(3)])
+        low, high = (values.take(i, axis) for i in (before, np.minimum(before + 1, length - 1)))
+        sampled = (1 - weight) * low + weight * high
+        values = sampled.take(np.arange(length) * n_squares // length, axis)
+    return _as_image(values)
 
 
 def _as_image(values: np.ndarray) -> np.ndarray:
@@ -176,6 +188,45 @@ _APPLY: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 }
 
 
+class FirstResize(Settings):
+    """What is done to an image before it is degraded, so that kernels mean the same for all images.
+
+    Parameters
+    ----------
+    side
+        Both sides are brought to this many pixels, whatever the aspect (224 in UBP and NeuroBridge).
+    interpolation
+        Of the antialiased resize: ``bilinear`` in UBP, ``bicubic`` in NeuroBridge.
+    jpeg_quality
+        The small image is saved as JPEG of this quality and read again, which UBP does (75, Pillow's default); null
+        does not.
+    """
+
+    side: int = Field(default=REFERENCE_SIDE, ge=16)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    jpeg_quality: int | None = Field(default=None, ge=1, le=100)
+
+    @property
+    def name(self) -> str:
+        """Everything above in one word."""
+        jpeg = "" if self.jpeg_quality is None else f"-jpeg{self.jpeg_quality}"
+        return f"squash{self.side}-{self.interpolation}{jpeg}"
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Return the small image, uint8 of shape (side, side, 3)."""
+        from io import BytesIO
+
+        from PIL import Image
+
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        picture = picture.resize((self.side, self.side), Image.Resampling[self.interpolation.upper()])
+        if self.jpeg_quality is not None:
+            held = BytesIO()
+            picture.save(held, "JPEG", quality=self.jpeg_quality)
+            picture = Image.open(held)
+        return np.asarray(picture)
+
+
 class ViewsConfig(Settings):
     """Degraded views of every image, through one encoder.
 
@@ -185,6 +236,8 @@ class ViewsConfig(Settings):
         The image encoder.
     views
         Degradations; NeuroBridge's four by default.
+    first
+        Resize of every image before it is degraded; null degrades images as they are.
     combine
         ``averaged`` gives the mean embedding over the views. ``stacked`` keeps one vector per view as the token axis,
         for training that chooses one (``encoder.view_choice``).
@@ -195,6 +248,7 @@ class ViewsConfig(Settings):
     kind: Literal["views"] = "views"
     encoder: ViewedEncoderConfig
     views: tuple[Degradation, ...] = Field(default=NEUROBRIDGE, min_length=1)
+    first: FirstResize | None = None
     combine: Literal["averaged", "stacked"] = "averaged"
     noise_seed: int = Field(default=0, ge=0)
 
@@ -218,13 +272,16 @@ class ViewsEncoder:
         names = "+".join(view.name for view in self.config.views)
         seed = self.config.noise_seed
         noisy = f"-seed{seed}" if any(view.kind == "noise" for view in self.config.views) else ""
-        return f"{self.encoder.space}/views={names}{noisy}-{self.config.combine}"
+        first = "" if self.config.first is None else f"{self.config.first.name}-"
+        return f"{self.encoder.space}/views={first}{names}{noisy}-{self.config.combine}"
 
     def encode(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return float32 vectors of shape (n_images, n_features), or (n_images, n_views, n_features) if stacked."""
         iterator, rows = iter(images), []
         step = getattr(self.config.encoder, "batch_size", 16)
         while chunk := list(islice(iterator, step)):
+            if self.config.first is not None:
+                chunk = [self.config.first.apply(image) for image in chunk]
             # All views of an image lie next to each other, so that `_combine` can part them by counting.
             views = (degrade(im, v, seed=self.config.noise_seed) for im in chunk for v in self.config.views)
             rows.append(self._combine(self.encoder.encode(views)))
@@ -239,18 +296,22 @@ class ViewsEncoder:
         return grouped
 
 
+#: Similarity of an image that no batch has shown yet (UBP).
+START = 1.0
+
+
 class UncertaintyRule:
     """Chooses how much an image is blurred by how well the brain's answer to it is matched.
 
-    A moving average keeps the similarity of each image to its prediction, and a Gaussian is fitted to the averages of
-    a batch. An image whose newest similarity lies above the upper tail is easy and gets the first view (less blur), one
-    below the lower tail the last (more blur), every other one the middle view; so does an image that was never scored,
-    as in a test gallery.
+    A moving average keeps the similarity of each image to its prediction, on the scale of the contrast's logits and
+    from 1 at the start, and a Gaussian is fitted to the averages of a batch. An image whose newest similarity lies
+    above the upper tail is easy and gets the first view (less blur), one below the lower tail the last (more blur),
+    every other one the middle view; so does an image that was never scored, as in a test gallery.
 
     Parameters
     ----------
     momentum
-        Weight of the newest similarity in the moving average (0.3 in UBP). It starts at the first similarity.
+        Weight of the newest similarity in the moving average (0.3 in UBP).
     tail
         Probability of both tails together (0.05 in UBP).
 
@@ -272,7 +333,7 @@ class UncertaintyRule:
         from scipy.stats import norm
 
         newest = np.asarray(similarities, dtype=np.float64)
-        before = np.array([self.average.get(i, value) for i, value in zip(ids, newest, strict=True)])
+        before = np.array([self.average.get(i, START) for i in ids])
         averages = (1 - self.momentum) * before + self.momentum * newest
         deviation = averages.std(ddof=1) if len(averages) > 1 else 0.0
         reach = norm.ppf(1 - self.tail / 2) * deviation  # half of the tail on each side

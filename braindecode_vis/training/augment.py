@@ -105,8 +105,8 @@ class GaussianNoiseConfig(Settings):
 class SmoothingConfig(Settings):
     """Replace some channels of each trial by their moving average over time.
 
-    NeuroBridge smooths each channel with probability .3 and a kernel of 5 samples; that the kernel is a box and that
-    the edges repeat the outermost sample are choices of ours.
+    NeuroBridge smooths each channel with probability .3 and a box of 5 samples, which is cut at the edges of the trial.
+    There the choice is made once before training; here each time that a trial is shown.
 
     Parameters
     ----------
@@ -129,8 +129,7 @@ class SmoothingConfig(Settings):
             raise ConfigError(f"the kernel of smoothing must be odd and fit the trial, but is {self.kernel}.")
         # An even kernel would shift the trial by half a sample.
         half = self.kernel // 2
-        padded = functional.pad(data, (half, half), mode="replicate")
-        smooth = functional.avg_pool1d(padded, self.kernel, stride=1)
+        smooth = functional.avg_pool1d(data, self.kernel, 1, padding=half, count_include_pad=False)
         chosen = _draw(data.shape[:2], generator) < self.probability
         return smooth.where(chosen[..., None], data)
 

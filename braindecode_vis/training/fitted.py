@@ -303,7 +303,7 @@ def reduce_views(stacked: Embeddings, choice: ViewChoice | None) -> Embeddings:
     if choice == "uncertainty" and stacked.vectors.shape[1] != BLUR_LEVELS:
         raise DataError(
             f"encoder.view_choice uncertainty needs three views (less, usual and more blur), but {stacked.space!r} "
-            f"has {stacked.vectors.shape[1]}; set target.views to fovea of 45, 51 and 57."
+            f"has {stacked.vectors.shape[1]}; set target.views to fovea of 45, 45 and 51."
         )
     space = name_reduced(stacked.space, choice)
     if choice == "uncertainty":

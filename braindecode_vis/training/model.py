@@ -26,7 +26,7 @@ from braindecode_vis.roles import NETWORK, NETWORK_SETTINGS, play
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.training.image_side import LayerFusion
 from braindecode_vis.training.lora import AdaptedTower, Shapes
-from braindecode_vis.training.objectives.objective import Outputs
+from braindecode_vis.training.objectives.objective import Outputs, compute_matches
 
 #: Needs of an objective that hold for trials which are neither augmented nor part of a training step.
 PLAIN_NEEDS = frozenset({"regression", "text"})
@@ -152,7 +152,7 @@ class BrainImageModel(nn.Module):
     Attributes
     ----------
     matches : pair of tensors or None
-        Image and cosine of each trial of the last batch; kept if `keeps_matches` is set.
+        Image and logit of each trial of the last batch; kept if `keeps_matches` is set.
     """
 
     network: nn.Module
@@ -182,7 +182,7 @@ class BrainImageModel(nn.Module):
         super().__init__()
         self.network, self.n_common = network, n_common
         self.fusion, self.tower = fusion, tower
-        # Only the rule of uncertainty reads them; the cosine of every pair is not free.
+        # Only the rule of uncertainty reads them; the logit of every pair is not free.
         self.keeps_matches = False
         self.matches: tuple[Tensor, Tensor] | None = None
         self.brain_projector, self.image_projector = brain_projector, image_projector
@@ -303,8 +303,7 @@ class BrainImageModel(nn.Module):
         outputs = gather_outputs(self.make_outputs(batch))
         if self.keeps_matches:
             # Of the very batch that is learnt from, before its update.
-            cosine = functional.cosine_similarity(outputs.brain.detach(), outputs.image.detach(), dim=-1)
-            self.matches = outputs.stimuli, cosine.float()
+            self.matches = outputs.stimuli, compute_matches(self.objectives, outputs)
         values = [objective(outputs) for objective in self.objectives]
         return self._sum(values, self.objectives), torch.stack([v.detach().float() for v in values])
 

@@ -54,13 +54,14 @@ def test_the_rule_gives_the_easy_less_blur_and_the_hard_more():
     chooser = ViewChooser("uncertainty", 3, ids, seed=0)
     stacked = torch.arange(3.0).repeat(42, 1)
     assert chooser.choose(stacked, np.arange(42), (0, 0, 0)).flatten().tolist() == [1.0] * 42
-    similarity = np.r_[np.tile([0.48, 0.52], 20), 0.9, 0.1]
+    similarity = np.r_[np.tile([0.98, 1.02], 20), 3.0, -1.0]
     chooser.learn(np.arange(42), similarity)
     views = chooser.choose(stacked, np.arange(42), (1, 0, 0)).flatten().tolist()
     assert views == [1.0] * 40 + [0.0, 2.0]
     assert chooser.count() == [1, 40, 1]
     chooser.learn(np.array([0, 0, 1]), np.array([0.2, 0.4, 0.5]))  # two trials of one image count once
-    assert chooser.rule.average["i0"] == pytest.approx(0.7 * 0.48 + 0.3 * 0.3)
+    # from 1 at the start, as in UBP
+    assert chooser.rule.average["i0"] == pytest.approx(0.7 * (0.7 + 0.3 * 0.98) + 0.3 * 0.3)
     other = ViewChooser("uncertainty", 3, ids, seed=0)
     other.load_tensors(chooser.as_tensors())
     assert other.rule.average == chooser.rule.average
@@ -117,7 +118,7 @@ def test_the_rule_chooses_during_training_and_a_killed_run_continues(tmp_path):
     whole = config.build(seed=0).fit(responses, stacked)
     counts = np.array([record["view_counts"] for record in whole.fitted.history])
     assert (counts.sum(axis=1) == 48).all()
-    assert (counts[:, 1] > 40).all()
+    assert (counts[5:, 1] > 40).all()  # averages that start at 1 need some batches to reach the logits
     assert counts[-1, 2] >= 1  # hard ones see more blur
     usual = make_config(epochs=12, batch_size=48).build(seed=0).fit(responses, targets)
     assert any((a != get_weights(usual)[k]).any() for k, a in get_weights(whole).items())

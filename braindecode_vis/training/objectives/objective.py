@@ -11,7 +11,7 @@ logit of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -361,3 +361,18 @@ class ScaledTerm(nn.Module):
     def forward(self, outputs: Outputs) -> Tensor:
         """Return the loss of one step."""
         return self.compute(outputs.brain, outputs.image, outputs.stimuli, scale=self.scale(), **self.options)
+
+
+@torch.no_grad()
+def compute_matches(objectives: Iterable[Any], outputs: Outputs) -> Tensor:
+    """Return how similar each trial is to its own image, float32 of shape (n,), on the scale of the logits.
+
+    That is ``scale * <b_i, v_i>`` with the scale and the normalisation of the first objective that has both; the cosine
+    where none has, as with regressions alone.
+    """
+    terms = [o.term for o in objectives if isinstance(o.term, ScaledTerm)]
+    scale = terms[0].scale() if terms else 1.0
+    options = terms[0].options if terms else {}
+    brain = normalise(outputs.brain) if options.get("normalise_brain", True) else upcast(outputs.brain)
+    image = normalise(outputs.image) if options.get("normalise_image", True) else upcast(outputs.image)
+    return scale * (brain * image).sum(dim=-1).float()

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from open_clip.loss import ClipLoss
+from torch.nn import functional
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.training.objectives.contrastive import compute_clip_loss
-from braindecode_vis.training.objectives.objective import LogitScale, Outputs
+from braindecode_vis.training.objectives.objective import LogitScale, Outputs, compute_matches
 from braindecode_vis.training.objectives.objectives_config import (
     ClipImageTextObjectiveConfig,
     ClipObjectiveConfig,
@@ -181,3 +182,14 @@ def test_image_text_mix():
 def test_sides_of_different_size_are_refused():
     with pytest.raises(DataError, match="same space"):
         compute_clip_loss(torch.zeros(3, 4), torch.zeros(3, 5), scale=1.0)
+
+
+def test_matches_are_the_diagonal_of_the_first_contrast():
+    """What the rule of uncertainty sees: the logits of UBP's loss, cosines where no objective has a scale."""
+    brain, image = torch.randn(5, 4), torch.randn(5, 4)
+    outputs = Outputs(brain, image, torch.arange(5), torch.arange(5))
+    clip = ClipObjectiveConfig(scale="softplus", normalise_brain=False).build()
+    scale = math.log(1 + 1 / 0.07)  # softplus of ln(1 / 0.07)
+    expected = scale * (brain @ functional.normalize(image).T).diagonal()
+    torch.testing.assert_close(compute_matches([clip], outputs), expected)
+    torch.testing.assert_close(compute_matches([], outputs), functional.cosine_similarity(brain, image))
