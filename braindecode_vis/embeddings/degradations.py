@@ -248,6 +248,7 @@ class ViewsConfig(Settings):
     kind: Literal["views"] = "views"
     encoder: ViewedEncoderConfig
     views: tuple[Degradation, ...] = Field(default=NEUROBRIDGE, min_length=1)
+    # In the fingerprint whatever its value: what fovea and mosaic are changed when it came.
     first: FirstResize | None = None
     combine: Literal["averaged", "stacked"] = "averaged"
     noise_seed: int = Field(default=0, ge=0)
