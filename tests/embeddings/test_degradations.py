@@ -159,7 +159,9 @@ def test_easy_images_get_less_blur_and_hard_ones_more():
         rule.update(ids, newest)
         average = 0.7 * average + 0.3 * newest
         reach = 1.959964 * average.std(ddof=1)
-        expected = np.where(newest > average.mean() + reach, 0, np.where(newest < average.mean() - reach, 2, 1))
+        expected = np.where(
+            newest > average.mean() + reach, 0, np.where(newest < average.mean() - reach, 2, 1)
+        )
         chosen = rule.choose([*ids, "never scored"])
         np.testing.assert_array_equal(chosen, [*expected, 1])
         np.testing.assert_allclose([rule.average[i] for i in ids], average)
