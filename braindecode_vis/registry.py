@@ -302,9 +302,9 @@ class Component:
         if isinstance(value, Settings):
             return self._check_instance(value)
         kind, content = _split_kind(value)
-        code = content.pop("outside", None)  # what `hashed_fields` adds, where stored fields are read again
-        if isinstance(code, Mapping):
-            kind = str(code.get("class"))
+        # What `hashed_fields` adds, where stored fields are read again; analyses have a setting of that name, a word.
+        if isinstance(content.get("outside"), Mapping):
+            kind = str(content.pop("outside").get("class"))
         if kind not in self.kinds and not self._is_outside(kind):
             raise _make_unknown(kind, self.list_kinds())
         try:

@@ -79,6 +79,14 @@ def test_numbers_out_of_range_are_refused(override):
         read_config("digits69_ridge", [override])
 
 
+@pytest.mark.parametrize("kind", ["network_ablation", "rois", "sensor_regions", "sliding_window"])
+def test_what_an_analysis_does_outside_its_part_is_read_from_a_configuration(kind):
+    """The word was taken for a component's origin and dropped, so that a file could not ask for zeros."""
+    config = read_config("digits69_ridge", [f"analyses=[{{kind: {kind}, outside: zero}}]"])
+    assert config.analyses[0].outside == "zero"
+    assert RunConfig.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
 def test_relative_folders_are_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

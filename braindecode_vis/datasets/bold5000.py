@@ -56,6 +56,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
 )
 from braindecode_vis.store import hash_file, hash_sampled
 
+_IMAGE_FOLDERS = ("stimuli", "BOLD5000_Stimuli")
 _LIST = "repeated_stimuli_113_list.txt"
 _COCO, _IMAGENET = re.compile(r"^COCO_"), re.compile(r"^n\d{8}_")
 
@@ -136,7 +137,7 @@ class Bold5000BetasConfig(AtlasSettings):
             yield compare_fact(f"subject {subject} repeated pictures", n, declared, self.find_root())
 
     def _find_beside(self) -> Path | None:
-        return find_image_folder(self.find_root(), ("stimuli", "BOLD5000_Stimuli"))
+        return find_image_folder(self.find_root(), _IMAGE_FOLDERS)
 
     def _find(self) -> list[Found]:
         root = self.find_root()
@@ -319,7 +320,8 @@ class Bold5000Config(BoldSettings):
     def make_recipe(self) -> FmriRecipe:
         """Return the task that is read, and what its tables mean."""
         notes = {"protocol": "test: the 113 repeated pictures"}
-        return FmriRecipe("bold5000", {"task": ("5000scenes",)}, read_scene_events, self._finish, notes)
+        task = {"task": ("5000scenes",)}
+        return FmriRecipe("bold5000", task, read_scene_events, self._finish, notes, _IMAGE_FOLDERS)
 
     def _find_list(self) -> Path | None:
         root = self.find_root()

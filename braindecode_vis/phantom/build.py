@@ -24,6 +24,7 @@ from braindecode_vis.phantom.format_plan import TRUTH, Advance, Format, PhantomJ
 from braindecode_vis.phantom.formats import (
     bids_eeg,
     bids_fmri,
+    bold5000,
     god,
     nsd,
     things_eeg2,
@@ -47,6 +48,8 @@ _ALL = (
     god.FORMAT,
     bids_eeg.EEG,
     bids_fmri.FMRI,
+    bold5000.RAW,
+    bold5000.BETAS,
 )
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}

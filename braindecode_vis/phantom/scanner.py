@@ -46,6 +46,15 @@ GRIDS: dict[int, tuple[tuple[int, int, int], int]] = {
     12: ((18, 21, 17), 630),
 }
 """Shape of the volume and number of cortical voxels of `make_scanner` at each voxel size in mm."""
+_SCHAEFER = {
+    "visual": "Vis",
+    "somatomotor": "SomMot",
+    "dorsal_attention": "DorsAttn",
+    "ventral_attention": "SalVentAttn",
+    "limbic": "Limbic",
+    "frontoparietal": "Cont",
+    "default": "Default",
+}
 # Measured on simulated betas, level 1 of gzip.
 _RATIO = {"int16": 1.02, "float32": 0.98}
 """Measured size of compressed noise per byte of its cortical voxels; scattered zeros between them cost a little."""
@@ -92,6 +101,14 @@ class Scanner:
         volume = np.full((*self.mask.shape, *values.shape[1:]), outside, values.dtype)
         volume[self.mask] = values
         return volume
+
+    def find_head(self) -> np.ndarray:
+        """Return what lies inside the cortical surface, cortex included: boolean, of the shape of `mask`."""
+        from scipy import ndimage
+
+        return np.asarray(
+            ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(self.mask, 4), iterations=4))
+        )[4:-4, 4:-4, 4:-4]
 
     def make_roi_volume(self, name: str) -> np.ndarray:
         """Return an integer volume of a region of interest: -1 outside cortex, 0 outside the region.
@@ -179,6 +196,24 @@ def label_visual_quadrants(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]
         names |= {2 * number + 1: f"{area}v", 2 * number + 2: f"{area}d"}
     labels[scanner.regions == "hV4"] = 7
     return labels, {**names, 7: "hV4"}
+
+
+def make_parcels(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the parcel of each voxel, from 1, and their names as Schaefer's atlas spells them.
+
+    Each network has a front and a back parcel in each hemisphere: shape (n_voxels,), and up to 28 names such as
+    ``7Networks_LH_Vis_1``.
+    """
+    left, y = scanner.positions[:, 0] < 0, scanner.positions[:, 1]
+    labels, names = np.zeros(scanner.n_voxels, np.int16), {}
+    for side, within in (("LH", left), ("RH", ~left)):
+        for network in NETWORKS:
+            members = np.flatnonzero(within & (scanner.networks == network))
+            halves = [half for half in np.array_split(members[np.argsort(y[members])], 2) if len(half)]
+            for place, half in enumerate(halves, start=1):
+                names[len(names) + 1] = f"7Networks_{side}_{_SCHAEFER[network]}_{place}"
+                labels[half] = len(names)
+    return labels, names
 
 
 def describe_voxels(scanner: Scanner) -> pd.DataFrame:

@@ -225,5 +225,17 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(1, 100, 4, 30, 4, 1, 12, 112, n_runs=3, voxel_mm=5),
         "full": PhantomSize(5, 500, 8, 50, 10, 1, 30, 500, n_runs=10, voxel_mm=2),
     },
+    "bold5000": {
+        "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),
+        "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),
+        "demo": PhantomSize(2, 120, 5, 40, 4, 1, 4, 112, n_runs=5, voxel_mm=5),
+        "full": PhantomSize(4, 966, 5, 113, 15, 1, 4, 375, n_runs=10, voxel_mm=2),
+    },
+    "bold5000-betas": {
+        "tiny": PhantomSize(1, 6, 3, 4, 2, 1, 4, 32, voxel_mm=8),
+        "small": PhantomSize(1, 40, 5, 12, 4, 1, 4, 64, voxel_mm=6),
+        "demo": PhantomSize(2, 150, 6, 40, 5, 1, 4, 112, voxel_mm=4),
+        "full": PhantomSize(4, 966, 5, 113, 15, 1, 4, 375, voxel_mm=2),
+    },
 }
 """Presets of every format. ``full`` has the counts of the public data set, where there is one."""

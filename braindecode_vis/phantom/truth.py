@@ -26,10 +26,10 @@ from braindecode_vis.phantom.ceiling import (
 )
 from braindecode_vis.phantom.drive import N_EARLY, N_MID
 from braindecode_vis.phantom.format_plan import TRUTH, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats.file_writers import write_tsv, write_volume
+from braindecode_vis.phantom.formats.file_writers import write_text, write_tsv, write_volume
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked
-from braindecode_vis.phantom.scanner import count_voxels, describe_voxels
+from braindecode_vis.phantom.scanner import count_voxels, describe_voxels, make_parcels
 from braindecode_vis.phantom.sizes import PhantomSize
 from braindecode_vis.store import collect_versions, read_json, replace_atomically, write_json
 
@@ -152,6 +152,9 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
         write_tsv(folder / "voxels.tsv", describe_voxels(job.scanner))
         networks = job.scanner.make_roi_volume("networks")
         write_volume(folder / "networks.nii.gz", networks, job.scanner.affine)
+        labels, names = make_parcels(job.scanner)
+        write_volume(folder / "parcels.nii.gz", job.scanner.fill_volume(labels), job.scanner.affine)
+        write_text(folder / "parcels.txt", "".join(f"{n} {name}\n" for n, name in names.items()))
     n_test = len(job.test_rows)
     write_json(
         folder / "phantom.json",

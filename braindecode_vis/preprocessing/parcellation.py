@@ -57,7 +57,11 @@ def read_atlas(config: AtlasConfig) -> Atlas:
         If no file is given, a file is of no known kind, or a label has no name.
     """
     if bool(config.files) == (config.fetch is not None):
-        raise ConfigError("dataset.atlas needs either files or fetch, and not both.")
+        raise ConfigError(
+            "dataset.atlas needs either files or fetch, and not both: name an atlas with --set "
+            "dataset.atlas.files=[FILE] (and dataset.atlas.labels=TABLE), or have one fetched with --set "
+            "dataset.atlas.fetch=schaefer400."
+        )
     if config.fetch is not None:
         return _fetch_atlas(config.fetch)
     files = [path.expanduser() for path in config.files]

@@ -14,6 +14,7 @@ from scipy.io import loadmat
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
+from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig, Bold5000Config
 from braindecode_vis.datasets.kamitani.bdata import read_list
 from braindecode_vis.datasets.kamitani.god import GodConfig
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
@@ -140,6 +141,8 @@ LOADERS = {
     "god": (GodConfig, {}),
     "bids-eeg": (BidsMeegConfig, {}),
     "bids-fmri": (BidsFmriConfig, {}),
+    "bold5000": (Bold5000Config, {}),
+    "bold5000-betas": (Bold5000BetasConfig, {}),
 }
 
 
@@ -149,12 +152,12 @@ def test_the_real_loader_reads_it(made, name):
     root, truth, _ = made(name)
     loader, options = LOADERS[name]
     config = loader(root=root, **options)
-    if name.startswith(("things-eeg2", "things-meg", "bids-eeg")):
-        source = config.open_epochs()
-    else:
-        source = config.open_bold() if name == "bids-fmri" else config.open_betas()
+    opens = ("open_epochs", "open_betas", "open_bold")
+    source = next(getattr(config, way) for way in opens if hasattr(config, way))()
     drawn = truth.read_stimuli()
     assert 0 < len(source.stimuli) <= len(drawn)
+    if getattr(source, "read_image", None) is None:  # pictures in files, and every one is found
+        assert set(source.stimuli.table["sha256"]) <= set(drawn["sha256"])
     if name.startswith("things-eeg2"):
         assert source.n_trials == truth.size.n_trials
         assert set(source.stimuli.ids) == set(drawn["stimulus_id"])

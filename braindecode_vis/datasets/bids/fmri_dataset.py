@@ -173,6 +173,8 @@ class FmriRecipe:
         Takes all trials together and returns them; declares the split where it depends on more than one run.
     notes
         What a reader of the store should know.
+    image_folders
+        Where below the root the pictures may lie.
     """
 
     name: str
@@ -180,6 +182,7 @@ class FmriRecipe:
     read_events: Callable[[pd.DataFrame, RunFiles], pd.DataFrame]
     finish: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    image_folders: tuple[str, ...] = ("stimuli",)
 
 
 def find_bold_files(config: BoldSettings, recipe: FmriRecipe) -> list[RunFiles]:
@@ -268,7 +271,7 @@ def prepare_bold(config: BoldSettings, recipe: FmriRecipe) -> BoldSource:
 
 
 def _find_beside(config: BoldSettings, recipe: FmriRecipe) -> Path | None:
-    return find_image_folder(check_root(config.root, read_manifest(recipe.name)), ("stimuli",))
+    return find_image_folder(check_root(config.root, read_manifest(recipe.name)), recipe.image_folders)
 
 
 def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -59,14 +59,21 @@ class TrialTiming(NamedTuple):
 EEG_TIMING = TrialTiming(mean=0.8, jitter=0.1, stimulus=0.3, first=2.0, tail=2.0)
 
 
-def check_size(size: PhantomSize, name: str, uses: tuple[str, ...]) -> None:
-    """Raise `ConfigError` if the data set cannot have this size."""
+def check_size(size: PhantomSize, name: str, uses: tuple[str, ...], *, whole: bool = True) -> None:
+    """Raise `ConfigError` if the data set cannot have this size.
+
+    Parameters
+    ----------
+    whole
+        Every session shows the test images equally often; otherwise their repetitions are spread over the sessions.
+    """
     check_numbers(size, name, uses)
     if size.train_repetitions > 1:
         divide(size.train_repetitions, size.n_sessions, what="train_repetitions over n_sessions")
     else:
         divide(size.n_train_images, size.n_sessions, what="training images over n_sessions")
-    divide(size.test_repetitions, size.n_sessions, what="test_repetitions over n_sessions")
+    if whole:
+        divide(size.test_repetitions, size.n_sessions, what="test_repetitions over n_sessions")
     per_session = size.n_trials // size.n_sessions
     if per_session < (size.n_runs or 1) or ("voxel_mm" in uses and size.voxel_mm not in GRIDS):
         raise ConfigError(
@@ -123,9 +130,10 @@ def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFr
         once = size.train_repetitions == 1
         shown = np.array_split(order, size.n_sessions)[session - 1] if once else train
         times = 1 if once else size.train_repetitions // size.n_sessions
-        rows = np.concatenate(
-            [np.repeat(shown, times), np.repeat(test, size.test_repetitions // size.n_sessions)]
-        )
+        repeated = np.repeat(test, size.test_repetitions // size.n_sessions)
+        if size.test_repetitions % size.n_sessions:
+            repeated = np.array_split(np.tile(test, size.test_repetitions), size.n_sessions)[session - 1]
+        rows = np.concatenate([np.repeat(shown, times), repeated])
         table = pd.DataFrame({"session": session, "row": generator.permutation(rows)})
         table.insert(1, "run", np.arange(len(rows)) * (size.n_runs or 1) // len(rows) + 1)
         gaps = generator.uniform(timing.mean - timing.jitter, timing.mean + timing.jitter, len(rows))

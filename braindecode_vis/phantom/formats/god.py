@@ -33,14 +33,13 @@ from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Prog
 from braindecode_vis.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
 from braindecode_vis.phantom.sizes import PhantomSize, check_imagery, check_numbers
-from braindecode_vis.phantom.stimuli.images import list_split
+from braindecode_vis.phantom.stimuli.images import list_split, name_imagenet
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import replace_atomically
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 T_R = 3.0  # of the published recordings; samples are means over a presentation of 9 s, or of imagery
 STIMULUS_S = 9.0
-_FIRST_SYNSET = 1_440_000  # like WordNet offsets: eight digits with the leading zero
 _VISUAL_SHARE = 0.205  # of cortical voxels; for the estimate alone
 _AREAS = {
     "ROI_V1": ("V1",),
@@ -94,14 +93,11 @@ def count(size: PhantomSize) -> Counts:
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images under ImageNet-like names."""
     table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
-    synset = _FIRST_SYNSET + 37 * table["concept_index"]
-    # Some numbers end in zeros, which the code of the data set loses.
-    image = (131 * table["concept_index"] + 1010 * table["exemplar"] + 10) % 999_999 + 1
-    names = [f"n{s:08d}_{i}" for s, i in zip(synset, image, strict=True)]
+    synsets, names = name_imagenet(table)
     folders = np.where(table["split"] == "train", "images/training/", "images/test/")
     return table.assign(
         stimulus_id=names,
-        synset=[f"n{s:08d}" for s in synset],
+        synset=synsets,
         file_name=[f"{name}.jpg" for name in names],
         path=[f"{folder}{name}.jpg" for folder, name in zip(folders, names, strict=True)],
     )

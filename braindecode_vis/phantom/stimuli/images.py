@@ -69,6 +69,7 @@ STIMULUS_COLUMNS = (
     "file_name",
     "path",
 )
+_FIRST_SYNSET = 1_440_000  # like WordNet offsets: eight digits with the leading zero
 N_MAX_CONCEPTS = len(list_shapes()) * len(COLOURS) * len(TEXTURES)
 _CHUNK = 64  # images drawn between two steps of progress
 
@@ -289,7 +290,7 @@ def write_images(
     directory = Path(directory)
     written = table.copy()
     for column in ("file_name", "path"):
-        written[column] = [str(Path(name).with_suffix(f".{image_format}")) for name in table[column]]
+        written[column] = [_end_in(Path(name), image_format) for name in table[column]]
     written["sha256"] = [
         _write_image(
             directory / str(path), render_scene(concept_index, exemplar, size=size, seed=seed), image_format
@@ -299,6 +300,12 @@ def write_images(
         )
     ]
     return written
+
+
+def _end_in(path: Path, image_format: str) -> str:
+    # ImageNet writes .JPEG, and readers of its names look for that.
+    spelt = path.suffix.lower() in (".jpg", ".jpeg") and image_format == "jpg"
+    return str(path if spelt else path.with_suffix(f".{image_format}"))
 
 
 def _list_stimuli(concepts: pd.DataFrame, n_exemplars: int, split: str) -> list[tuple]:
@@ -393,6 +400,16 @@ def list_split(
     """Return the images of two disjoint sets of concepts, `path` below `folder`; training images come first."""
     table = make_things_like_split(n_train_concepts, n_test_concepts, n_train_exemplars, seed=seed)
     return table.assign(path=[str(Path(folder) / path) for path in table["path"]])
+
+
+def name_imagenet(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return an ImageNet-like synset and image name (``n01440037_142``) for each row of a split, by its concept.
+
+    Some image numbers end in zeros, which the code of one data set loses.
+    """
+    synsets = [f"n{_FIRST_SYNSET + 37 * int(concept):08d}" for concept in table["concept_index"]]
+    numbers = (131 * table["concept_index"] + 1010 * table["exemplar"] + 10) % 999_999 + 1
+    return synsets, [f"{synset}_{number}" for synset, number in zip(synsets, numbers, strict=True)]
 
 
 def match_concepts(images: pd.DataFrame, n_concepts: int, seed: int) -> pd.DataFrame:
