@@ -51,14 +51,14 @@ def ssim(a, b, legacy=False):
     )  # fmt: skip
 
 
-def resize_425(images):
+def resize_425(images, antialias=True):
     """Return images of shape (n, 425, 425, channels), resized by torchvision to 256 first."""
     import torch
     from torchvision.transforms.functional import resize
 
     planes = torch.from_numpy(np.asarray(images, dtype=np.float64).transpose(0, 3, 1, 2))
     for size in (256, 425):
-        planes = resize(planes, [size, size], antialias=True)
+        planes = resize(planes, [size, size], antialias=antialias)
     return planes.numpy().transpose(0, 2, 3, 1)
 
 

@@ -1,7 +1,9 @@
 """Image metrics: pixel correlation, mean squared error and SSIM, one value per image.
 
-Every metric has two protocols. ``native`` compares images at the size they have. ``425`` is that of the natural-image
-literature: both images are resized to 256 x 256, then to 425 x 425 (bilinear, antialiased, as torchvision does). SSIM
+Every metric has three protocols. ``native`` compares images at the size they have. ``425`` is that of the natural-image
+literature: both images are resized to 256 x 256, then to 425 x 425 (bilinear, antialiased, as torchvision since 0.17
+does). ``425-legacy`` does so without antialiasing, as ``Resize`` of torchvision up to 0.16 treated tensors; MindEye2
+pins that version, so its numbers are of this kind. The two differ where an image has more than 256 pixels. SSIM
 is taken on grey images with Gaussian weights (sigma 1.5, population covariance, data range 1), as current scikit-image
 computes it; ``ssim_legacy`` treats the columns of the grey image as channels, which is what scikit-image up to 0.18 did
 when called with ``multichannel=True``, and serves only to reproduce older numbers. Seen images repeat over subjects and
@@ -26,7 +28,7 @@ import numpy as np
 
 from braindecode_vis.checks import DataError, check_option
 
-Protocol = Literal["native", "425"]
+Protocol = Literal["native", "425", "425-legacy"]
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # of scikit-image's rgb2gray (ITU-R BT.709)
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # a window of 11 pixels: 3.5 sigma, rounded
@@ -49,9 +51,9 @@ def compute_image_metric(
         ``pixcorr``, ``mse``, ``ssim`` or ``ssim_legacy``. A constant image has no pixel correlation with anything; it
         is scored 0, so that a generator of blank images lowers the mean instead of leaving it.
     truth, decoded : arrays of shape (n_images, height, width[, 1 or 3])
-        uint8, or float between 0 and 1. Row i of both is the same item. Sizes may differ under ``425`` only.
+        uint8, or float between 0 and 1. Row i of both is the same item. Sizes may differ, but not under ``native``.
     protocol
-        ``native`` or ``425``.
+        ``native``, ``425`` or ``425-legacy``.
 
     Returns
     -------
@@ -72,9 +74,9 @@ def compute_image_metric(
     >>> compute_image_metric("pixcorr", images, 1 - images).round(6)
     array([-1., -1.])
     """
-    compare, size, grey = _find_comparison(name, protocol)
+    compare, grey = _find_comparison(name, protocol)
     values = np.empty(len(truth))
-    for rows, left, right in _pairs(truth, decoded, size=size, grey=grey):
+    for rows, left, right in _pairs(truth, decoded, protocol=protocol, grey=grey):
         values[rows] = compare(left, right)
     return values
 
@@ -102,8 +104,8 @@ def tabulate_image_metric(
     >>> tabulate_image_metric("ssim", images, images).argmax(axis=1)
     array([0, 1, 2])
     """
-    compare, size, grey = _find_comparison(name, protocol)
-    left, right = (_prepare(images, size=size, grey=grey) for images in (truth, decoded))
+    compare, grey = _find_comparison(name, protocol)
+    left, right = (_prepare(images, protocol=protocol, grey=grey) for images in (truth, decoded))
     if left.shape[1:3] != right.shape[1:3]:
         raise DataError(f"images of {left.shape[1:3]} and {right.shape[1:3]} pixels cannot be compared.")
     if name == "ssim":
@@ -152,27 +154,28 @@ def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
     return values
 
 
-def _find_comparison(name: str, protocol: Protocol) -> tuple[Compare, int | None, bool]:
-    """Return the comparison of prepared pairs, the side that images are resized to, and whether they become grey."""
+def _find_comparison(name: str, protocol: Protocol) -> tuple[Compare, bool]:
+    """Return the comparison of prepared pairs, and whether they become grey."""
     check_option("image metric", name, _COMPARISONS)
     check_option("protocol of an image metric", protocol, get_args(Protocol))
     # Resizing is linear, so grey may come before it: a third of the work.
-    return _COMPARISONS[name], None if protocol == "native" else 425, name.startswith("ssim")
+    return _COMPARISONS[name], name.startswith("ssim")
 
 
 def _pairs(
-    truth: np.ndarray, decoded: np.ndarray, *, size: int | None, grey: bool
+    truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol, grey: bool
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield row ranges and prepared image pairs, in batches of bounded memory."""
     if len(truth) != len(decoded):
         raise DataError(f"{len(truth)} seen images cannot be paired with {len(decoded)} decoded ones.")
-    if size is None and truth.shape[1:3] != decoded.shape[1:3]:
+    if protocol == "native" and truth.shape[1:3] != decoded.shape[1:3]:
         raise DataError(
             f"seen images of {truth.shape[1:3]} pixels cannot meet decoded ones of {decoded.shape[1:3]} "
             "at their native size; resize them or use the protocol '425'."
         )
     # At least the prepared size, so that enlarged thumbnails do not fill the memory.
-    per_image = max(math.prod(truth.shape[1:]), math.prod(decoded.shape[1:]), 3 * (size or 0) ** 2, 1)
+    size = 0 if protocol == "native" else 425
+    per_image = max(math.prod(truth.shape[1:]), math.prod(decoded.shape[1:]), 3 * size**2, 1)
     step = max(1, BATCH_VALUES // per_image)
     for start in range(0, len(truth), step):
         rows = slice(start, min(start + step, len(truth)))
@@ -180,18 +183,16 @@ def _pairs(
         right = prepare_images(decoded[rows], what="decoded images")
         if grey:
             left, right = _to_grey(left), _to_grey(right)
-        if size is not None:
-            left, right = _resize(_resize(left, 256), size), _resize(_resize(right, 256), size)
+        left, right = _resize(left, protocol), _resize(right, protocol)
         if left.shape != right.shape:  # a grey image beside an RGB one
             left, right = np.broadcast_arrays(left, right)
         yield rows, left, right
 
 
-def _prepare(images: np.ndarray, *, size: int | None, grey: bool) -> np.ndarray:
+def _prepare(images: np.ndarray, *, protocol: Protocol, grey: bool) -> np.ndarray:
     """Return all images as a metric compares them."""
     ready = prepare_images(images)
-    ready = _to_grey(ready) if grey else ready
-    return ready if size is None else _resize(_resize(ready, 256), size)
+    return _resize(_to_grey(ready) if grey else ready, protocol)
 
 
 def _to_grey(images: np.ndarray) -> np.ndarray:
@@ -201,15 +202,18 @@ def _to_grey(images: np.ndarray) -> np.ndarray:
     return (images @ np.array(GREY_WEIGHTS))[..., None]
 
 
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resize to (size, size), bilinear and antialiased."""
+def _resize(images: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Resize to 256 x 256 and then to 425 x 425, bilinear; ``native`` leaves the images."""
+    if protocol == "native":
+        return images
     import torch
 
     planes = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    resized = torch.nn.functional.interpolate(
-        planes, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized.numpy().transpose(0, 2, 3, 1)
+    for size in (256, 425):
+        planes = torch.nn.functional.interpolate(
+            planes, size=(size, size), mode="bilinear", antialias=protocol == "425", align_corners=False
+        )
+    return planes.numpy().transpose(0, 2, 3, 1)
 
 
 def _compare_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:

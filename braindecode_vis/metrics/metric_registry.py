@@ -337,15 +337,22 @@ _PIXELS = (
            "Agreement of local brightness, contrast and structure as software before 2021 computed it; 1 means "
            "identical.", order=4),
 )  # fmt: skip
-#: What follows the name of a pixel metric, and the size at which it compares.
-_SIZES: tuple[tuple[str, image.Protocol], ...] = (("", "native"), ("@native", "native"), ("@425", "425"))
+#: What follows the name of a pixel metric, how it brings images to one size, and what is said of that.
+_SIZES: tuple[tuple[str, image.Protocol, str], ...] = (
+    ("", "native", ""),
+    ("@native", "native", ""),
+    ("@425", "425", " Images are resized to 256 and then 425 pixels, antialiased (torchvision since 0.17)."),
+    ("@425-legacy", "425-legacy", " Images are resized to 256 and then 425 pixels without antialiasing (tensors in "
+     "torchvision up to 0.16, as MindEye2 ran)."),
+)  # fmt: skip
 _PIXEL_METRICS = tuple(
     replace(
-        metric, name=f"{metric.name}{suffix}", on="images", compare=partial(_compare_images, metric.name, protocol),
+        metric, name=f"{metric.name}{suffix}", meaning=f"{metric.meaning}{resize}", on="images",
+        compare=partial(_compare_images, metric.name, protocol),
         tabulate=partial(_tabulate_images, metric.name, protocol),
     )
     for metric in _PIXELS
-    for suffix, protocol in _SIZES
+    for suffix, protocol, resize in _SIZES
 )  # fmt: skip
 _METRICS = (
     Metric("top1", "Top-1 accuracy", "How often the seen image is the best match in the gallery.", order=0, n=1,

@@ -62,6 +62,9 @@ class MetricSuiteConfig(Settings):
         Add PixCorr and SSIM at 425 pixels, whatever the size of the stimuli.
     legacy_ssim
         Add SSIM as scikit-image up to 0.18 computed it; only for comparison with numbers of that time.
+    legacy_resize
+        Add PixCorr and SSIM at 425 pixels without antialiasing (``pixcorr@425-legacy``, ``ssim@425-legacy``), as
+        torchvision up to 0.16 resized tensors; MindEye2's numbers are of that kind.
     semantic_ways
         Values of n for n-way top-1 semantic accuracy, by the classifier of the embedded EfficientNet-lite0.
     batch_size, device
@@ -72,11 +75,13 @@ class MetricSuiteConfig(Settings):
     weights: dict[WeightsName, Path] = Field(default_factory=dict)
     pixels: bool = True
     legacy_ssim: bool = False
+    legacy_resize: bool = False
     semantic_ways: tuple[Annotated[int, Field(ge=2, le=1000)], ...] = (50,)
     batch_size: int | None = Field(default=None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size", "device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"legacy_resize"})
 
     @model_validator(mode="after")
     def _check_networks(self) -> MetricSuiteConfig:
@@ -333,7 +338,8 @@ def classify(table: ImageTable) -> np.ndarray:
 
 def list_pixel_metrics(config: MetricSuiteConfig) -> list[str]:
     """Return the names of the rows that need no network."""
-    return ["pixcorr@425", "ssim@425"] * config.pixels + ["ssim_legacy@425"] * config.legacy_ssim
+    names = ["pixcorr@425", "ssim@425"] * config.pixels + ["ssim_legacy@425"] * config.legacy_ssim
+    return names + ["pixcorr@425-legacy", "ssim@425-legacy"] * config.legacy_resize
 
 
 def name_lpips(network: str) -> str:

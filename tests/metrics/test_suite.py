@@ -18,6 +18,7 @@ from braindecode_vis.metrics.feature_networks import NETWORKS
 from braindecode_vis.metrics.identification import compute_correlations
 from braindecode_vis.metrics.image import make_image_table
 from braindecode_vis.metrics.lpips import Lpips
+from braindecode_vis.metrics.metric_registry import find_metric
 from tests import references
 
 CPU = {"device": "cpu", "pixels": False, "semantic_ways": ()}
@@ -328,7 +329,9 @@ def test_dreamsim_runs_the_package_on_the_given_folder_only(tmp_path, monkeypatc
 
 def test_pixel_rows_and_rounds():
     truth, decoded = make_images(2), make_images(2, 3, seed=1)
-    config = suite.MetricSuiteConfig(networks=(), legacy_ssim=True, semantic_ways=(5, 1000), device="cpu")
+    config = suite.MetricSuiteConfig(
+        networks=(), legacy_ssim=True, legacy_resize=True, semantic_ways=(5, 1000), device="cpu"
+    )
     found = suite.compute_suite(truth, decoded, config)
     large = references.resize_425(np.concatenate([truth, *np.moveaxis(decoded, 1, 0)]) / 255)
     seen, rounds = large[:2], large[2:].reshape(3, 2, 425, 425, 3)
@@ -337,6 +340,9 @@ def test_pixel_rows_and_rounds():
         np.testing.assert_allclose(found.values[metric], expected, atol=1e-6)
     expected = [np.mean([references.pearson(seen[i], one[i]) for one in rounds]) for i in range(2)]
     np.testing.assert_allclose(found.values["pixcorr@425"], expected, atol=1e-6)
+    # Small images only grow, where antialiasing changes nothing; the row says in its name which resize it is of.
+    np.testing.assert_allclose(found.values["pixcorr@425-legacy"], expected, atol=1e-6)
+    assert "without antialiasing" in find_metric("ssim@425-legacy").metric.meaning
     assert set(found.values["1000_way_top1_semantic_accuracy@efficientnet-lite0"]) <= {0, 1 / 3, 2 / 3, 1}
     several = found.values["5_way_top1_semantic_accuracy@efficientnet-lite0"]
     assert ((several >= 0) & (several <= 1)).all()
