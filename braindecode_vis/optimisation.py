@@ -22,10 +22,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.settings import Settings
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Model = TypeVar("Model", bound="nn.Module")
-#: `OneCycleLR`'s defaults: the rate starts at a 25th of its peak and ends at a 10 000th of its start.
-ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4
+#: `OneCycleLR`'s default: the rate starts at a 25th of its peak.
+ONE_CYCLE_START = 1 / 25
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -71,14 +71,30 @@ class ScheduleConfig(Settings):
         with cosine annealing, NeuralBench's schedule).
     warmup
         Share of the updates over which the rate rises linearly from nothing (``constant``, ``cosine``), or the part of
-        the cycle before the peak (``one_cycle``; NeuralBench takes 0.1).
+        the cycle before the peak (``one_cycle``, from a 25th of it; NeuralBench takes 0.1, MindEye 2 / epochs).
     final
         Last rate of ``cosine`` as a share of the peak.
+    final_division
+        Of ``one_cycle``: what the rate at the start is divided by to give the last one; 10 000 is torch's, 1000
+        MindEye's.
     """
 
     kind: Literal["constant", "cosine", "one_cycle"] = "constant"
     warmup: float = Field(default=0.0, ge=0, lt=1)
     final: float = Field(default=0.0, ge=0, le=1)
+    final_division: float = Field(default=1e4, ge=1)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"final_division"})
+
+    @model_validator(mode="after")
+    def _check_is_looked_at(self) -> Self:
+        if self.final_division != 1e4 and self.kind != "one_cycle":
+            raise ValueError(
+                f"final_division belongs to one_cycle, which the schedule {self.kind} is not; leave it out"
+            )
+        if self.final != 0 and self.kind != "cosine":
+            raise ValueError(f"final belongs to cosine, which the schedule {self.kind} is not; leave it out")
+        return self
 
 
 def optimise(
@@ -212,7 +228,7 @@ def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> fl
     0.5
     """
     if config.kind == "one_cycle":
-        return _compute_one_cycle(config.warmup, update, n_updates)
+        return _compute_one_cycle(config, update, n_updates)
     n_warm = round(config.warmup * n_updates)
     if update < n_warm:
         # The first update after the rise is the first at the peak.
@@ -224,13 +240,14 @@ def compute_lr_factor(config: ScheduleConfig, update: int, n_updates: int) -> fl
     return anneal_cosine(1.0, config.final, min(fraction, 1.0))
 
 
-def _compute_one_cycle(warmup: float, update: int, n_updates: int) -> float:
+def _compute_one_cycle(config: ScheduleConfig, update: int, n_updates: int) -> float:
     # torch counts the peak as step pct_start * n - 1
-    peak, last = warmup * n_updates - 1, max(1, n_updates - 1)
+    peak, last = config.warmup * n_updates - 1, max(1, n_updates - 1)
     if update <= peak:
         return anneal_cosine(ONE_CYCLE_START, 1.0, update / peak if peak > 0 else 1.0)
     start = max(peak, 0.0)
-    return anneal_cosine(1.0, ONE_CYCLE_END, min(1.0, (update - start) / max(1e-9, last - start)))
+    end = ONE_CYCLE_START / config.final_division
+    return anneal_cosine(1.0, end, min(1.0, (update - start) / max(1e-9, last - start)))
 
 
 def split_decayed(

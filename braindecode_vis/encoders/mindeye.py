@@ -77,6 +77,11 @@ class ResidualMlp(nn.Module):
         backbone = self.forward_regression(data, subject)
         return _project(self.projector, backbone, self.n_tokens), backbone
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the biases, which do not decay; the optimiser's weight decay goes for all other parameters."""
+        biases = [p for name, p in self.named_parameters() if name.endswith("bias") and p.requires_grad]
+        return [{"params": biases, "weight_decay": 0.0}] if biases else []
+
     def forward_backbone(self, data: Tensor) -> Tensor:
         """Return the output of the last linear layer."""
         hidden = self.first(data.flatten(1))  # voxels, and times after them
@@ -86,7 +91,7 @@ class ResidualMlp(nn.Module):
 
 
 class SharedSpace(nn.Module):
-    """Ridge layers of the subjects, mixer blocks, linear layer and projector of MindEye2.
+    """Ridge layers of the subjects, linear layer and projector of MindEye2, with mixer blocks of ours between.
 
     Parameters
     ----------
@@ -196,21 +201,21 @@ class SharedSpace(nn.Module):
         return layer(rows[:, : layer.in_features])  # what follows a subject's own voxels is padding
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return trainable parameters with their weight decay: ridge layers, other matrices, biases and norms."""
+        """Return trainable parameters with their weight decay: ridge layers, all others but biases, biases."""
         ridge = [p for p in self.subjects.parameters() if p.requires_grad]
         mine = {id(p) for p in self.subjects.parameters()}
-        others = [p for p in self.parameters() if id(p) not in mine and p.requires_grad]
-        # MindEye2's optimiser decays neither biases nor norms, and the subjects' layers by a penalty of their own.
+        others = [(n, p) for n, p in self.named_parameters() if id(p) not in mine and p.requires_grad]
+        # MindEye2's optimiser spares biases, and norms by names that none of its norms has: their scales decay.
         groups = [
             {"params": ridge, "weight_decay": self.ridge},
-            {"params": [p for p in others if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for n, p in others if not n.endswith("bias")], "weight_decay": self.weight_decay},
+            {"params": [p for n, p in others if n.endswith("bias")], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
 
 class MixerBlock(nn.Module):
-    """Residual mixing within each slot, then between the slots (if there are several)."""
+    """Residual mixing within each slot, then between the slots (if there are several); see `SharedSpaceConfig`."""
 
     def __init__(self, n_slots: int, width: int, dropout: float) -> None:
         super().__init__()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class ResidualMlpConfig(Settings):
     """Linear, LayerNorm, GELU, dropout; residual blocks of the same; linear; an optional projector.
 
+    Biases have no weight decay, everything else the optimiser's, as in MindEye's code.
+
     Parameters
     ----------
     hidden
@@ -85,19 +87,22 @@ class ResidualMlpConfig(Settings):
 
 
 class SharedSpaceConfig(Settings):
-    """One ridge layer per subject into a shared space, residual MLP-mixer blocks, linear, projector.
+    """One ridge layer per subject into a shared space, linear, projector; mixer blocks of ours between, if asked for.
+
+    MindEye2 describes four residual MLP-mixer blocks after the ridge layers. As released, each half of a block adds to
+    the input of the *same half of the previous block*, and with one vector per trial the second half normalises a
+    single number, which gives a constant: the blocks drop out of the result but for a learned shift. So the released
+    model is the one with ``n_blocks: 0``, the default.
 
     Parameters
     ----------
     shared
         Size of the shared space (MindEye2: 4096).
     n_slots
-        Vectors of that size per trial, between which the mixer's second half mixes. Single-trial MindEye2 has 1;
-        then there is nothing to mix between, and that half is left out. (As released, each half adds to the input of
-        the *same half of the previous block*, and with one slot the second half normalises a single number, which
-        is constant: the blocks drop out of the result. Here each half adds to its own input.)
+        Vectors of that size per trial, between which the mixer's second half mixes. MindEye2 has 1.
     n_blocks, dropout
-        Mixer blocks (4) and the dropout in each of their halves (0.15).
+        Mixer blocks of ours, in which each half adds to its own input, and the dropout in each of their halves (0.15).
+        With one slot there is nothing to mix between, and the second half is left out.
     heads
         ``two``: the last linear layer is the output of the regression (what a prior sees), the projector after it
         that of the contrast, as in MindEye2. ``one``: the projector's output only, or with ``projector: false`` the
@@ -108,16 +113,16 @@ class SharedSpaceConfig(Settings):
         The outputs are this many tokens of equal size (OpenCLIP ViT-bigG: 256 x 1664); the projector works on each
         and is as wide as a token.
     ridge
-        Weight decay of the subjects' layers (unverified: 0.01). With AdamW it shrinks the weights toward 0 as ridge
-        does, but is not the same penalty.
+        Weight decay of the subjects' layers with their biases (0.01). With AdamW it shrinks the weights toward 0 as
+        ridge does, but is not the same penalty.
     weight_decay
-        Of all other matrices (unverified: 0.01); biases and norms have none.
+        Of all other parameters (0.01) but biases, which have none.
     """
 
     kind: Literal["shared_space"] = "shared_space"
     shared: int = Field(default=4096, ge=1)
     n_slots: int = Field(default=1, ge=1)
-    n_blocks: int = Field(default=4, ge=0)
+    n_blocks: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.15, ge=0, lt=1)
     heads: Literal["one", "two"] = "one"
     projector: bool = True

@@ -12,9 +12,9 @@ doi:10.1088/1741-2552/aca220, a survey of augmentations for EEG.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.encoders.signal import Signal
@@ -211,7 +211,11 @@ class BraindecodeAugmentationConfig(Settings):
 
 
 class TrialMixingConfig(Settings):
-    """Mix each chosen trial with another one of the batch (BiMixCo); needs an objective that knows of mixing.
+    """Mix each chosen trial with another one of its subject (BiMixCo); needs an objective that knows of mixing.
+
+    Trials are mixed in the phase of that objective and not after it: the update that changes the loss ends the mixing.
+    Partners are trials of the same subject in the batch, since voxels of two brains have no sum (MindEye2 mixes before
+    subjects are joined in a batch).
 
     Parameters
     ----------
@@ -219,14 +223,11 @@ class TrialMixingConfig(Settings):
         The share of the trial itself is drawn from Beta(beta, beta); 0.15 in MindEye.
     probability
         Chance of each trial to be mixed; half of the batch in MindEye.
-    until
-        Share of the training after which nothing is mixed; a third in MindEye.
     """
 
     kind: Literal["trial_mixing"] = "trial_mixing"
     beta: float = Field(default=0.15, gt=0)
     probability: Probability = 0.5
-    until: float = Field(default=1 / 3, gt=0, le=1)
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
         """Return the trials as they are: `mix_trials` mixes them at the end and says which."""
@@ -241,11 +242,24 @@ class RepetitionAveragingConfig(Settings):
     Parameters
     ----------
     min_repetitions
-        Fewest repetitions in the average; their number is uniform from here to all of them.
+        Fewest repetitions in the average; their number is uniform from here to the most.
+    max_repetitions
+        Most of them; None is all that there are. 1 takes one repetition of each image at a time, as MindEye does.
     """
 
     kind: Literal["repetition_averaging"] = "repetition_averaging"
     min_repetitions: int = Field(default=1, ge=1)
+    max_repetitions: int | None = Field(default=None, ge=1)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"max_repetitions"})
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.max_repetitions is not None and self.max_repetitions < self.min_repetitions:
+            raise ValueError(
+                f"max_repetitions is {self.max_repetitions}, less than min_repetitions ({self.min_repetitions})"
+            )
+        return self
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
         """Return the trials as they are: averages are drawn where batches are planned."""
@@ -260,19 +274,19 @@ def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signa
 
 
 def mix_trials(
-    data: Tensor, config: TrialMixingConfig | None, generator: Generator, progress: float
+    data: Tensor, subject: Tensor, config: TrialMixingConfig | None, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix trials with partners of the same batch.
+    """Mix trials with partners of the same batch and subject.
 
     Parameters
     ----------
     data : tensor of shape (n_trials, ...)
+    subject : integer tensor of shape (n_trials,)
+        Whose trials they are.
     config
         None mixes nothing.
     generator
         Draws who is mixed, with whom and how much.
-    progress
-        Share of the training that is done.
 
     Returns
     -------
@@ -288,10 +302,13 @@ def mix_trials(
     n = len(data)
     own = torch.arange(n, device=data.device)
     one = torch.ones(n, device=data.device, dtype=data.dtype)
-    if config is None or progress >= config.until:
+    if config is None:
         return data, own, one
-    # A permutation, so that no trial is a partner twice or dominates the batch.
-    partner = torch.randperm(n, generator=generator, device=data.device)
+    # A permutation, so that no trial is a partner twice or dominates the batch; sorted by subject on both sides, it
+    # keeps to each subject's rows.
+    drawn = torch.randperm(n, generator=generator, device=data.device)
+    partner = torch.empty_like(drawn)
+    partner[subject.argsort(stable=True)] = drawn[subject[drawn].argsort(stable=True)]
     chosen = (_draw((n,), generator) < config.probability) & (partner != own)
     # drawn for all, used where chosen
     weight = torch.where(chosen, _draw_beta(config.beta, n, generator).to(data.dtype), one)

@@ -168,12 +168,14 @@ def draw_all(units: TrainingUnits, batch: np.ndarray) -> Draw:
     return Draw(units.trials[batch], (inside / counts[:, None]).astype(np.float32))
 
 
-def draw_subset(units: TrainingUnits, batch: np.ndarray, fewest: int, rng: np.random.Generator) -> Draw:
-    """Return the mean over a random subset of each unit's repetitions, of uniform size from `fewest` on."""
+def draw_subset(
+    units: TrainingUnits, batch: np.ndarray, fewest: int, rng: np.random.Generator, most: int | None = None
+) -> Draw:
+    """Return the mean over a random subset of each unit's repetitions, of uniform size from `fewest` to `most`."""
     counts = units.counts[batch]
     # an image with fewer repetitions gives all of them
-    low = np.minimum(fewest, counts)
-    size = rng.integers(low, counts + 1)
+    low, high = np.minimum(fewest, counts), counts if most is None else np.minimum(most, counts)
+    size = rng.integers(low, high + 1)
     return Draw(units.trials[batch], _weigh(_rank_randomly(units, batch, rng), np.zeros_like(size), size))
 
 
@@ -465,7 +467,8 @@ class Feed:
         # By the place in the training, not by a running generator, so that a resumed run draws the same.
         rng = make_generator(self.seed, "repetitions", update, part)
         if self.averaging is not None:
-            draw = draw_subset(units, batch, self.averaging.min_repetitions, rng)
+            own = self.averaging
+            draw = draw_subset(units, batch, own.min_repetitions, rng, own.max_repetitions)
         else:
             draw = draw_all(units, batch)
         views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()
@@ -559,14 +562,17 @@ class Feed:
             batch.views = torch.stack(
                 [augment_trials(view, augmentations, generator, self.signal) for view in batch.views]
             )
+        subject = batch.subject
         if hide_subject > 0:
             # Each trial on its own: a batch in which all subjects are unknown would starve their layers.
             hidden = torch.rand(len(batch.data), generator=generator, device=self.device) < hide_subject
             batch.subject = batch.subject.masked_fill(hidden, self.signal.unknown_subject)
         # Last, so that what is mixed has been augmented already.
         if "mix" in self.needs:
+            # In the very updates in which an objective that knows of it counts: any other would see sums of trials.
+            counts = any("mix" in o.needs and o.is_active(batch.progress) for o in self.settings.objectives)
             batch.data, batch.mix_partner, batch.mix_weight = mix_trials(
-                batch.data, self.mixing, generator, batch.progress
+                batch.data, subject, self.mixing if counts else None, generator
             )
         return batch, plain
 

@@ -42,6 +42,14 @@ def test_forward_is_the_formula():
     torch.testing.assert_close(network(data, NOBODY), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_biases_have_no_weight_decay_and_everything_else_the_optimisers():
+    network = ResidualMlpConfig(hidden=8, n_blocks=1, heads="two", projector_hidden=6).build(make_signal(), 5)
+    (group,) = network.parameter_groups()
+    assert group["weight_decay"] == 0.0
+    spared = {id(p) for p in group["params"]}
+    assert spared == {id(p) for name, p in network.named_parameters() if name.endswith("bias")}
+
+
 def test_parcels_with_times_are_flattened():
     network = ResidualMlpConfig(hidden=8).build(make_signal(("parcel", "time"), (6, 4)), 5)
     assert network.first[0].in_features == 24

@@ -17,11 +17,40 @@ def test_parameters_of_the_published_size():
     signal = Signal(("voxel",), (15724,), ("01", "02"), n_voxels=(15724, 14278))
     with torch.device("meta"):
         network = SharedSpaceConfig(n_tokens=256).build(signal, 256 * 1664)
+        mixing = SharedSpaceConfig(n_tokens=256, n_blocks=4).build(signal, 256 * 1664)
     ridge = (15724 + 1) * 4096 + (14278 + 1) * 4096
     blocks = 4 * (2 * 4096 + 2 * (4096 * 4096 + 4096))
     last = 4096 * 256 * 1664 + 256 * 1664
     projector = 3 * (2 * 1664 + 1664 * 1664 + 1664)
-    assert count(network) == ridge + blocks + last + projector
+    assert count(network) == ridge + last + projector
+    assert count(mixing) == ridge + blocks + last + projector
+
+
+def test_the_released_mixer_shifts_every_feature_by_the_same_number():
+    """MindEye2's update rule with one vector x of a trial, f and g the halves of a block, r and s their residuals:
+    x <- f(x) + r, r <- x, then x <- g(x) + s, s <- x, with r = s = x at the start.
+
+    g normalises over the vectors of a trial, of which there is one, so g(x) does not depend on x: after any number of
+    blocks x is what it was plus a constant, and the linear layer after it has a bias for that. Run beside the released
+    class with weights copied (width 64, four blocks, outputs near 1): at most 2e-6 apart, the constant in our bias.
+    """
+    halves = SharedSpaceConfig(shared=8, n_slots=2, n_blocks=3, dropout=0.0).build(SIGNAL, 6).blocks
+    norm = torch.nn.LayerNorm(1)
+    torch.nn.init.normal_(norm.bias)
+    g = [
+        torch.nn.Sequential(norm, torch.nn.Linear(1, 1), torch.nn.GELU(), torch.nn.Linear(1, 1))
+        for _ in halves
+    ]
+    start = torch.randn(5, 8, 1)  # trials, features, one slot
+    x = r = s = start
+    for half, second in zip(halves, g, strict=True):
+        x = half.within(x.mT).mT + r
+        r = x
+        x = second(x) + s
+        s = x
+    shift = x - start
+    torch.testing.assert_close(shift, shift[:1, :1].expand_as(shift), atol=1e-5, rtol=0)
+    assert SharedSpaceConfig().n_blocks == 0
 
 
 def test_only_the_first_voxels_of_a_row_and_the_subjects_own_layer_count():
@@ -64,6 +93,7 @@ def test_mixing_between_slots_mixes_only_there():
 
 
 def test_parameter_groups_hold_every_parameter_once():
+    """MindEye2 means to spare norms from weight decay, by names that none of them has: only biases are spared."""
     config = TINY.model_copy(update={"ridge": 0.3, "weight_decay": 0.1})
     network = config.build(SIGNAL, 6)
     groups = network.parameter_groups()
@@ -71,6 +101,8 @@ def test_parameter_groups_hold_every_parameter_once():
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in network.parameters())
     assert {id(p) for p in groups[0]["params"]} == {id(p) for p in network.subjects.parameters()}
+    biases = {id(p) for name, p in network.named_parameters() if name.endswith("bias")}
+    assert {id(p) for p in groups[2]["params"]} == biases - {id(p) for p in network.subjects.parameters()}
     torch.optim.AdamW(groups, lr=1e-3)
 
 

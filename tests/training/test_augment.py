@@ -108,15 +108,38 @@ def test_frequency_dropout_takes_one_band_and_no_more(data):
 
 def test_mixing_gives_partner_and_share(data):
     config = TrialMixingConfig(probability=0.5)
-    mixed, partner, weight = mix_trials(data, config, make_generator(), 0.0)
+    one_subject = torch.zeros(40, dtype=torch.long)
+    mixed, partner, weight = mix_trials(data, one_subject, config, make_generator())
     expected = data * weight[:, None, None] + data[partner] * (1 - weight)[:, None, None]
     torch.testing.assert_close(mixed, expected)
     alone = weight == 1
     assert torch.equal(partner[alone], torch.arange(40)[alone])
     assert 8 < int((~alone).sum()) < 32
-    late = mix_trials(data, config, make_generator(), 0.5)
+    late = mix_trials(data, one_subject, None, make_generator())
     assert torch.equal(late[0], data)
     assert (late[2] == 1).all()
+
+
+def test_trials_are_mixed_within_a_subject_only():
+    """MindEye2 mixes once per subject: x_i <- l x_i + (1 - l) x_p(i), p a permutation of that subject's rows.
+
+    Mixed over the whole batch, 64 of 80 mixed trials of four subjects were sums of two brains' voxels.
+    """
+    subject = torch.tensor(
+        [0, 1, 2, 3] * 40 + [4]
+    )  # the last subject has one trial, which nothing is mixed into
+    data = torch.eye(161)
+    config = TrialMixingConfig(probability=1)
+    mixed, partner, weight = mix_trials(data, subject, config, make_generator())
+    assert torch.equal(subject[partner], subject)
+    assert partner.sort().values.tolist() == list(range(161))  # no trial is a partner twice
+    assert float(weight[-1]) == 1.0
+    assert int((weight < 1).sum()) > 140
+    foreign = subject[:, None] != subject[None, :]
+    assert not mixed[foreign].any()
+    # every trial of a subject can be a partner of every other
+    seen = {int(mix_trials(data, subject, config, make_generator(seed))[1][0]) for seed in range(200)}
+    assert len(seen) > 35
 
 
 @pytest.mark.parametrize("config", [TimeShiftConfig(), SmoothingConfig(), FrequencyDropoutConfig()])

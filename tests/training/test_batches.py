@@ -86,6 +86,10 @@ def test_subsets_and_halves_weigh_only_own_trials(units):
         np.testing.assert_allclose((first.weights + second.weights)[1], [1, 1, 0, 0])
         assert (first.weights[0] > 0).sum() == 2
     assert sizes == {2, 3, 4}
+    one = {tuple(draw_subset(units, batch[:1], 1, rng, 1).weights[0]) for _ in range(60)}
+    assert one == {tuple(row) for row in np.eye(4)}  # MindEye: one repetition of each image at a time
+    most = {int((draw_subset(units, batch, 1, rng, 3).weights[0] > 0).sum()) for _ in range(60)}
+    assert most == {1, 2, 3}
 
 
 @pytest.mark.parametrize("max_bytes", [0, 10**9])

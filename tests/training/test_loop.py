@@ -10,7 +10,10 @@ import torch
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.optimisation import read_checkpoint
+from braindecode_vis.training import feed
+from braindecode_vis.training.augment import mix_trials
 from braindecode_vis.training.loop import CHECKPOINT
+from braindecode_vis.training.objectives.contrastive import BimixcoTerm, SoftClipTerm
 from tests.training.toy_task import assert_same_weights, get_weights, make_config, make_task
 
 EVERYTHING = {
@@ -63,6 +66,32 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, seconds):
             assert one[key] == two[key], key
     lines = [json.loads(line)["epoch"] for line in (tmp_path / "training.jsonl").read_text().splitlines()]
     assert lines == [0, 1, 2]
+
+
+def test_mixing_ends_in_the_update_in_which_the_loss_changes(monkeypatch):
+    """MindEye: both at epoch int(.33 epochs). Mixing went on to a third, so SoftCLIP saw mixed trials as whole ones."""
+    seen = []
+
+    def follow(data, subject, config, generator):
+        seen.append(config is not None)
+        return mix_trials(data, subject, config, generator)
+
+    terms = []
+    monkeypatch.setattr(feed, "mix_trials", follow)
+    for term in (BimixcoTerm, SoftClipTerm):
+        forward = term.forward
+        monkeypatch.setattr(
+            term,
+            "forward",
+            lambda self, outputs, forward=forward: terms.append(type(self)) or forward(self, outputs),
+        )
+    end = 49 / 150  # 49 of 150 epochs
+    make_config(
+        objectives=[{"kind": "bimixco", "phase": [0, end]}, {"kind": "soft_clip", "phase": [end, 1]}],
+        augmentations=[{"kind": "trial_mixing"}], epochs=150, batch_size=24,
+    ).build(seed=0).fit(*make_task(n_images=12))  # fmt: skip
+    assert [BimixcoTerm if mixed else SoftClipTerm for mixed in seen] == terms
+    assert sum(seen) * 150 == 49 * len(seen)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

@@ -9,14 +9,18 @@ from braindecode_vis.roles import NETWORK, play
 from braindecode_vis.training.loop import make_optimiser
 
 
-@pytest.mark.parametrize("n_updates, warmup", [(50, 0.1), (7, 0.3), (100, 0.25)])
-def test_one_cycle_is_torchs(n_updates, warmup):
+@pytest.mark.parametrize(
+    "n_updates, warmup, division",
+    [(50, 0.1, 1e4), (7, 0.3, 1e4), (100, 0.25, 1e4), (1500, 2 / 150, 1e3)],  # the last one is MindEye2's
+)
+def test_one_cycle_is_torchs(n_updates, warmup, division):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimiser = torch.optim.SGD([parameter], lr=2.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=2.0, total_steps=n_updates, pct_start=warmup
+        optimiser, max_lr=2.0, total_steps=n_updates, pct_start=warmup, final_div_factor=division
     )
-    config = ScheduleConfig(kind="one_cycle", warmup=warmup)
+    config = ScheduleConfig(kind="one_cycle", warmup=warmup, final_division=division)
+    assert compute_lr_factor(config, 0, n_updates) == pytest.approx(1 / 25)
     for update in range(n_updates):
         expected = schedule.get_last_lr()[0] / 2.0
         assert compute_lr_factor(config, update, n_updates) == pytest.approx(expected, rel=1e-6)
@@ -33,6 +37,14 @@ def test_cosine_warms_up_and_ends_where_it_should():
     assert rates[10] == 1.0 == max(rates)
     assert rates[-1] == pytest.approx(0.2)
     assert compute_lr_factor(ScheduleConfig(), 7, 10) == 1.0
+
+
+def test_what_a_schedule_does_not_look_at_is_refused():
+    assert "final_division" not in ScheduleConfig().hashed_fields()
+    with pytest.raises(ValueError, match="final_division belongs to one_cycle"):
+        ScheduleConfig(kind="cosine", final_division=10)
+    with pytest.raises(ValueError, match="final belongs to cosine"):
+        ScheduleConfig(kind="one_cycle", final=0.1)
 
 
 class Model(torch.nn.Module):
