@@ -28,7 +28,13 @@ import yaml
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import BraindecodeVisError, DataError, check_finite, refuse_damage, suggest
-from braindecode_vis.datasets.manifests import CheckFinding, Manifest, RecordedSettings, find_manifest
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    Manifest,
+    RecordedSettings,
+    check_level,
+    find_manifest,
+)
 from braindecode_vis.datasets.own_data import OwnData, assemble_data, make_new_trials
 from braindecode_vis.stimuli import StimulusSet
 
@@ -115,6 +121,7 @@ class ArraysConfig(RecordedSettings):
         root = self.root.expanduser()
         if not root.is_dir():
             raise DataError(f"the root {root} is not a folder; pass {wanted} with --root.")
+        check_level(root, self.manifest)
         return root
 
 

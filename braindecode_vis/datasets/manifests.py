@@ -39,7 +39,8 @@ class ManifestFile(Settings):
 class Manifest(Settings):
     """What is known about a data set before any of it is read.
 
-    `needs_files` is false where the data set is made in memory.
+    `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right root
+    matches; by them a root that is too high or too low is noticed.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Manifest(Settings):
     files: tuple[ManifestFile, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    root_holds: tuple[str, ...] = ()
     needs_files: bool = True
 
 
@@ -200,7 +202,52 @@ def check_root(root: Path | None, manifest: Manifest) -> Path:
             f"the root {root} of the data set {manifest.name} is not a folder; pass the folder that holds "
             f"{manifest.files[0].path if manifest.files else 'its files'} with --root."
         )
+    check_level(root, manifest)
     return root
+
+
+# Folders are looked into this far up; above, a folder of the same name is likely another data set.
+_LEVELS_UP = 2
+
+
+def check_level(root: Path, manifest: Manifest) -> None:
+    """Raise `DataError` if not `root`, but a folder above it or in it, looks like the root of the data set."""
+    if not manifest.root_holds or _find_sign(root, manifest.root_holds) is not None:
+        return
+    # What a reader looks for deeper below the root says nothing of the folders above.
+    direct = [pattern for pattern in manifest.root_holds if not pattern.startswith("*/")]
+    for levels, parent in enumerate(root.absolute().parents[:_LEVELS_UP], start=1):
+        if sign := _find_sign(parent, direct):
+            raise DataError(
+                f"the root {root} of the data set {manifest.name} lies {_count_levels(levels)} too low: {sign.name} is "
+                f"in {parent}; pass --root {parent}."
+            )
+    inside = [folder for folder in _list_folders(root) if _find_sign(folder, manifest.root_holds)]
+    if inside:
+        one = "pass --root" if len(inside) == 1 else "pass one of the folders in it with --root, for example"
+        raise DataError(
+            f"the root {root} of the data set {manifest.name} lies a level too high: "
+            f"{_find_sign(inside[0], manifest.root_holds)} is in a folder below it; {one} {inside[0]}."
+        )
+
+
+def _find_sign(folder: Path, patterns: Sequence[str]) -> Path | None:
+    """Return the first thing in a folder that one of the patterns names."""
+    try:
+        found = (
+            path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")
+        )
+        return next(found, None)
+    except OSError:  # a folder that may not be read cannot be meant
+        return None
+
+
+def _list_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _count_levels(n: int) -> str:
+    return "a level" if n == 1 else f"{n} levels"
 
 
 def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: str, option: str) -> list[Any]:

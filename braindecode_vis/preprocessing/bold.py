@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, count_repetitions
 from braindecode_vis.datasets.sources.bold_source import (
     BoldRun,
     BoldSource,
@@ -94,6 +94,7 @@ def write_bold(
 
 def make_betas(source: BoldSource) -> FmriSource:
     """Return single-trial responses that are computed when they are read."""
+    source = leave_out_late_trials(source)
     geometry = source.geometry if not isinstance(source.geometry, str) else find_geometry(source)
     constant: dict[str, int] = {}
     parts = []
@@ -113,11 +114,55 @@ def make_betas(source: BoldSource) -> FmriSource:
 # --- rows -------------------------------------------------------------------------------------------------
 
 
+def leave_out_late_trials(source: BoldSource) -> BoldSource:
+    """Return the source without the trials whose window reaches beyond their run; a model has no windows.
+
+    Raises
+    ------
+    DataError
+        If they are more than `max_dropped` of all trials; the message names the first of them.
+    """
+    model = source.model
+    if isinstance(model, GlmConfig):
+        return source
+    lost = [[n for n, window in enumerate(find_windows(run, model)) if window is None] for run in source.runs]
+    n_lost, n_trials = sum(map(len, lost)), sum(len(run.trials) for run in source.runs)
+    if not n_lost:
+        return source
+    # Sets of fewer than a hundred trials may lose one too.
+    if n_lost > (max(1.0, model.max_dropped * n_trials) if model.max_dropped else 0):
+        run, rows = next((run, rows) for run, rows in zip(source.runs, lost, strict=True) if rows)
+        trial = run.trials.iloc[rows[0]]
+        raise DataError(
+            f"{run.where}: {len(rows)} of {len(run.trials)} trials have no volume in their window or reach beyond the "
+            f"run, first {trial['stimulus_id']} at {trial['onset']:g} s, whose window opens at "
+            f"{trial['onset'] + model.start:g} s; the run lasts from {run.frame_times[0]:g} to "
+            f"{run.frame_times[-1]:g} s. In all runs these are {n_lost} of {n_trials} trials, more than "
+            f"dataset.model.max_dropped ({model.max_dropped:g}): shift or shorten the window with dataset.model.start "
+            "and dataset.model.stop, or raise the bound."
+        )
+    kept = [
+        run.trials.drop(index=run.trials.index[rows]).reset_index(drop=True)
+        for run, rows in zip(source.runs, lost, strict=True)
+    ]
+    runs = [
+        replace(run, trials=trials)
+        for run, trials in zip(source.runs, count_repetitions(kept), strict=True)
+        if len(trials)
+    ]
+    told = {run.image.name: len(rows) for run, rows in zip(source.runs, lost, strict=True) if rows}
+    protocol = f"{n_lost} of {n_trials} trials left out, whose window reaches beyond their run"
+    if "protocol" in source.notes:
+        protocol = f"{source.notes['protocol']}; {protocol}"
+    notes = {**source.notes, "protocol": protocol, "late_trials_left_out": told}
+    return replace(source, runs=tuple(runs), notes=notes)
+
+
 def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """Return the trial table of the store, and the volumes that each row averages (none for a model)."""
     if isinstance(model, GlmConfig):
         return run.trials, []
-    windows = _find_windows(run, model)
+    windows = [window for window in find_windows(run, model) if window is not None]
     if model.keep != "volumes":
         return run.trials, windows
     counts = [len(window) for window in windows]
@@ -127,24 +172,14 @@ def _plan_rows(run: BoldRun, model: GlmConfig | WindowConfig) -> tuple[pd.DataFr
     return trials.assign(volume=volumes, time=after), [np.array([volume]) for volume in volumes]
 
 
-def _find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray]:
-    """Return the volumes in the window of each trial."""
+def find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray | None]:
+    """Return the volumes in the window of each trial; None where the window reaches beyond the run."""
     times, onsets = run.frame_times, run.trials["onset"].to_numpy(float)
     if model.keep == "times":
         # The first volume at or after the window opens; times that are equal but for rounding count as equal.
         n, first = _count_times(run.t_r, model), np.searchsorted(times, onsets + model.start - 1e-6)
-        early = onsets + model.start < times[0] - 0.5 * run.t_r
-        if early.any():
-            raise DataError(
-                f"{run.where} starts at {times[0]:g} s, but the window of its trial at {onsets[early][0]:g} s opens at "
-                f"{onsets[early][0] + model.start:g} s; let it open later with dataset.model.start."
-            )
-        if (last := int(first.max()) + n) > run.n_volumes:
-            raise DataError(
-                f"{run.where} ends with volume {run.n_volumes - 1}, but the window of its last trial reaches to "
-                f"{last - 1}; shorten it with dataset.model.stop."
-            )
-        return [np.arange(start, start + n) for start in first.tolist()]
+        fits = (onsets + model.start >= times[0] - 0.5 * run.t_r) & (first + n <= run.n_volumes)
+        return [np.arange(start, start + n) if fit else None for start, fit in zip(first, fits, strict=True)]
     ends = onsets + model.stop
     if model.until == "offset":
         ends = ends + run.trials["duration"].to_numpy(float)
@@ -152,14 +187,7 @@ def _find_windows(run: BoldRun, model: WindowConfig) -> list[np.ndarray]:
         np.flatnonzero((times >= low - 1e-6) & (times < high - 1e-6))
         for low, high in zip(onsets + model.start, ends, strict=True)
     ]
-    empty = [row for row, window in enumerate(windows) if not len(window)]
-    if empty:
-        row = run.trials.iloc[empty[0]]
-        raise DataError(
-            f"{run.where}: {len(empty)} of {len(windows)} trials have no volume in their window, first "
-            f"{row['stimulus_id']} at {row['onset']:g} s; the run ends at {times[-1]:g} s. Widen or shift the window."
-        )
-    return windows
+    return [window if len(window) else None for window in windows]
 
 
 def _count_times(t_r: float, model: WindowConfig) -> int:

@@ -1,11 +1,13 @@
 import pytest
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import list_kinds
 from braindecode_vis.datasets.manifests import (
     Manifest,
     ManifestFile,
     check_files,
+    check_level,
+    check_root,
     read_manifest,
     read_manifests,
 )
@@ -36,3 +38,36 @@ def test_files_are_compared_with_the_manifest(tmp_path):
     assert "truncated: 3 of 5 bytes" in findings[1].message
     assert "not the published file: sha256" in findings[2].message
     assert "is missing; published as url example.org" in findings[3].message
+
+
+@pytest.mark.parametrize("name", [name for name, held in read_manifests().items() if held.root_holds])
+def test_a_root_a_level_too_high_or_too_low_is_told(name, tmp_path):
+    manifest = read_manifest(name)
+    # Some readers look a few folders deeper themselves, where that is not too high.
+    deeper = max(n for n in range(4) if "*/" * n + manifest.root_holds[0] in manifest.root_holds)
+    above = tmp_path / "shelf"
+    root = above.joinpath(*["floor"] * deeper, "right")
+    sign = root / manifest.root_holds[0].replace("[-_]", "-").replace("*", "01")
+    sign.mkdir(parents=True)
+    (sign / "deeper").mkdir()
+    assert check_root(root, manifest) == root
+    with pytest.raises(
+        DataError, match=f"a level too high: .*pass --root {above / root.parts[len(above.parts)]}"
+    ):
+        check_level(above, manifest)
+    inside = root / "inside"
+    inside.mkdir()
+    with pytest.raises(DataError, match=f"a level too low: .* is in {root}; pass --root {root}"):
+        check_root(inside, manifest)
+    (inside / "more").mkdir()
+    with pytest.raises(DataError, match=f"2 levels too low: .*pass --root {root}"):
+        check_root(inside / "more", manifest)
+    # Elsewhere nothing is known, and the reader says what it misses.
+    (tmp_path / "empty/one/two").mkdir(parents=True)
+    assert check_root(tmp_path / "empty", manifest)
+
+
+def test_every_data_set_with_a_root_says_what_lies_in_it():
+    without = {name for name, held in read_manifests().items() if held.needs_files and not held.root_holds}
+    # The volumes of BOLD5000 are looked for anywhere below the root.
+    assert without == {"bold5000_betas"}

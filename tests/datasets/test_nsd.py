@@ -185,6 +185,43 @@ def test_unknown_masks_and_regions_are_named_with_the_nearest(root):
         NsdConfig(root=root, rois=("floc-faces",)).open_betas()
 
 
+def test_regions_go_by_number_where_no_table_was_fetched(own_root):
+    """Names lie in a folder of FreeSurfer that many people never fetch; the labels themselves are in the volume."""
+    own = own_root / "nsddata/freesurfer/subj01/label"
+    labels, cortex = make_labels()
+    other = own_root / "nsddata/freesurfer/fsaverage/label"
+    other.mkdir(parents=True)
+    (own / "streams.mgz.ctab").rename(other / "streams.mgz.ctab")
+    mask = NsdConfig(root=own_root, sessions=2, mask="streams:ventral").open_betas().geometry.mask
+    np.testing.assert_array_equal(mask, (labels == 2) & cortex)
+    (other / "streams.mgz.ctab").unlink()
+    with pytest.raises(
+        ConfigError,
+        match=r"'ventral' of streams.*fetch nsddata/freesurfer/subj01/label/streams\.mgz\.ctab.*number \(1, 2, 3\)",
+    ):
+        NsdConfig(root=own_root, sessions=2, mask="streams:ventral").open_betas()
+    by_number = NsdConfig(root=own_root, sessions=2, mask="streams:2").open_betas()
+    np.testing.assert_array_equal(by_number.geometry.mask, mask)
+    assert dict(by_number.geometry.rois["streams"].names) == {}
+
+
+def test_sessions_with_gaps_are_named_as_they_are():
+    from braindecode_vis.datasets.nsd.experiment_design import NsdDesign
+
+    made = make_design()
+    runs = np.ones((4, N_TRIALS), int)
+    design = NsdDesign(
+        made["masterordering"].reshape(4, -1).astype(int), made["subjectim"], made["sharedix"][0], runs, None
+    )
+    for sessions, words in (
+        ((1, 2, 4), "3 sessions (1, 2, 4): "),
+        ((2, 3, 4), "3 sessions (02 to 04): "),
+        ((1, 2), "2 sessions (1, 2): "),
+        ((3,), "1 session (3): "),
+    ):
+        assert words in describe_protocol([make_trials(design, 1, s) for s in sessions], 10)
+
+
 # --- bad input --------------------------------------------------------------------------------------------
 
 

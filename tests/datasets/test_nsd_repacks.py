@@ -1,6 +1,7 @@
 """Copies of NSD as MindEye1, MindEye2 and Brain-Diffuser shared them, written in the same formats."""
 
 import io
+import shutil
 import tarfile
 
 import h5py
@@ -182,6 +183,22 @@ def test_mindeye2_follows_image_and_trial_columns(mindeye2, tmp_path):
     assert old.n_trials == 6
 
 
+def test_copies_made_with_the_notebook_of_mindeye2_are_read(mindeye2):
+    """Its authors' notebook calls them otherwise than the shared ones, and writes no folder new_test."""
+    root, betas, _ = mindeye2
+    (root / "betas_all_subj01_fp32_renorm.hdf5").rename(root / "betas_subj01.hdf5")
+    shutil.rmtree(root / "wds/subj01/new_test")
+    with pytest.raises(DataError, match=r"new_test; fetch it, or use .* --set dataset\.test_set=test"):
+        NsdRepackConfig(root=root).open_betas()
+    (root / "wds").rename(root / "mindeyev2_wds")
+    source = NsdRepackConfig(root=root, test_set="test").open_betas()
+    assert "by the authors' notebook" in source.notes["protocol"]
+    np.testing.assert_array_equal(read_all(source), betas[[0, 2, 3, 7, 751, 1499]])
+    (root / "mindeyev2_wds").rename(root / "elsewhere")
+    with pytest.raises(DataError, match=r"betas_subj01\.hdf5 is in .* neither wds/subj01 nor mindeyev2_wds"):
+        NsdRepackConfig(root=root, test_set="test").open_betas()
+
+
 def test_mindeye2_bad_files(mindeye2):
     root, _, _ = mindeye2
     folder = root / "wds/subj01"
@@ -281,9 +298,9 @@ def test_a_region_of_another_size_is_refused(mindeye1):
 
 
 def test_unknown_folders_and_checks(mindeye1, tmp_path):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/one/two").mkdir(parents=True)
     with pytest.raises(DataError, match="no copy of NSD that is known"):
-        NsdRepackConfig(root=tmp_path / "empty").open_betas()
+        NsdRepackConfig(root=tmp_path / "empty/one/two").open_betas()
     assert all(finding.ok for finding in NsdRepackConfig(root=mindeye1).check())
-    assert not NsdRepackConfig(root=tmp_path / "empty").check()[0].ok
+    assert not NsdRepackConfig(root=tmp_path / "empty/one/two").check()[0].ok
     assert len(NsdRepackConfig(root=mindeye1).hash_inputs()) == 3

@@ -213,7 +213,7 @@ def test_missing_things_are_named(root, tmp_path):
     with pytest.raises(DataError, match="THINGS-EEG1 subject 7 is not there; found 1, 2, 3"):
         ThingsEeg1Config(root=root, subjects=(7,)).open_epochs()
     with pytest.raises(DataError, match="no THINGS-EEG1 recording was found"):
-        ThingsEeg1Config(root=tmp_path).open_epochs()
+        ThingsEeg1Config(root=root, layout="eeglab").open_epochs()
     with pytest.raises(DataError, match=r"lacks the channel\(s\) Cz"):
         ThingsEeg1Config(root=root, channels=("Oz", "Cz")).open_epochs()
     eeg = next((root / "sub-02/eeg").glob("*.eeg"))

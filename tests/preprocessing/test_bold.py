@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -273,12 +274,39 @@ def test_not_finite_voxels_are_named(tree, tmp_path):
 def test_windows_beyond_the_run_are_refused(tree, tmp_path):
     with pytest.raises(DataError, match="have no volume in their window"):
         make_betas(make_config(tree[0], model=make_window(start=100.0, stop=104.0)).open_bold())
-    with pytest.raises(DataError, match="reaches to"):
+    with pytest.raises(DataError, match="reach beyond the run"):
         make_betas(make_config(tree[0], model=make_window(start=50.0, stop=90.0, keep="times")).open_bold())
     with pytest.raises(ValidationError, match="equal length"):
         make_window(until="offset", keep="times")
     with pytest.raises(ValidationError, match="the window ends at 3"):
         make_window(start=4.0, stop=3.0)
+
+
+@pytest.mark.parametrize("keep", ["mean", "times"])
+def test_one_late_trial_is_left_out_not_the_whole_set(tree, keep, tmp_path):
+    """A run that was stopped a moment early refused the data set; a single trial is now told and left out."""
+    model = make_window(start=4.0, stop=8.0, keep=keep)
+    source = make_config(tree[0], model=model).open_bold()
+    run = source.runs[0]
+    for onset in (run.frame_times[-1] - 0.1, run.frame_times[-1] + 20.0):
+        late = run.trials.assign(onset=[*run.trials["onset"].iloc[:-1], onset])
+        cut = replace(source, runs=(replace(run, trials=late), *source.runs[1:]))
+        made, whole = make_betas(cut), make_betas(source)
+        assert made.n_trials == whole.n_trials - 1
+        assert made.notes["late_trials_left_out"] == {run.image.name: 1}
+        assert f"1 of {whole.n_trials} trials left out, whose window reaches beyond" in made.notes["protocol"]
+        np.testing.assert_array_equal(
+            made.parts[0].read(0, len(late) - 1), whole.parts[0].read(0, len(late))[:-1]
+        )
+        strict = replace(cut, model=model.model_copy(update={"max_dropped": 0.0}))
+        with pytest.raises(DataError, match=r"1 of .* more than dataset\.model\.max_dropped \(0\)"):
+            make_betas(strict)
+    with pytest.raises(DataError, match="start after the end of the run"):
+        replace(cut, model=GlmConfig())
+    many = replace(run, trials=run.trials.assign(onset=run.trials["onset"] * 1000))
+    with pytest.raises(DataError, match="other units than seconds"):
+        replace(source, runs=(many, *source.runs[1:]))
+    assert model.hashed_fields() == model.model_copy(update={"max_dropped": 0.5}).hashed_fields()
 
 
 def test_too_many_confounds_are_refused(tree, tmp_path):
@@ -336,7 +364,7 @@ def test_whole_cortex_in_parcels_around_the_onset(tree, by_hand, tmp_path):
 
 
 def test_windows_before_the_run_are_refused(tree):
-    with pytest.raises(DataError, match=r"starts at 0 s, but the window of its trial at 6 s opens at -4 s"):
+    with pytest.raises(DataError, match=r"at 6 s, whose window opens at -4 s; the run lasts from 0"):
         make_betas(make_config(tree[0], model=make_window(start=-10.0, keep="times")).open_bold())
 
 

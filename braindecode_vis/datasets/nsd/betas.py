@@ -330,11 +330,11 @@ class Regions:
     files
         Set to its files: one volume, or the left and right surface.
     tables
-        Folder of the colour tables that name the labels.
+        Folders of the colour tables that name the labels, looked into in this order.
     """
 
     files: dict[str, tuple[Path, ...]]
-    tables: Path
+    tables: tuple[Path, ...]
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the labels of a set, (x, y, z) or (n_vertices,), and the affine of a volume."""
@@ -348,11 +348,16 @@ class Regions:
 
     def read_names(self, name: str) -> dict[int, str]:
         """Return what the labels of a set mean; nothing if there is no table."""
-        places = [self.tables / f"{name}.mgz.ctab", self.tables / f"lh.{name}.mgz.ctab"]
-        table = next((path for path in places if path.is_file()), None)
+        table = self.find_table(name)
         if table is None:
             return {}
         return {label: text for label, text in read_label_table(table).items() if label > 0}
+
+    def find_table(self, name: str) -> Path | None:
+        """Return the colour table of a set, or None if none was fetched."""
+        files = (f"{name}.mgz.ctab", f"lh.{name}.mgz.ctab", f"{name}.ctab")
+        places = [folder / file for folder in self.tables for file in files]
+        return next((path for path in places if path.is_file()), None)
 
 
 def _read_surface(path: Path) -> np.ndarray:
@@ -372,14 +377,16 @@ def find_regions(root: Path, subject: int, space: str) -> Regions:
             right = left.with_name("rh." + left.name[3:])
             if right.is_file():
                 files[left.name[3:].rsplit(".", 1)[0]] = (left, right)
-        return Regions(files, folder)
+        return Regions(files, (folder, root / "nsddata/templates"))
     folder = root / f"nsddata/ppdata/subj{subject:02d}/func1pt8mm/roi"
     volumes = sorted(folder.glob("*.nii.gz")) + sorted(folder.glob("*.nii"))
     names = {path.name.removesuffix(".gz").removesuffix(".nii"): path for path in volumes}
     joint: dict[str, tuple[Path, ...]] = {
         name: (path,) for name, path in names.items() if not name.startswith(("lh.", "rh."))
     }
-    return Regions(joint, root / f"nsddata/freesurfer/subj{subject:02d}/label")
+    # The labels mean the same in every subject and on fsaverage, whose folder alone some people fetched.
+    own = root / f"nsddata/freesurfer/subj{subject:02d}/label"
+    return Regions(joint, (own, root / "nsddata/freesurfer/fsaverage/label", root / "nsddata/templates"))
 
 
 def parse_mask(text: str) -> tuple[str, tuple[str, ...]]:
@@ -458,6 +465,13 @@ def choose_labels(regions: Regions, mask: str) -> tuple[np.ndarray, np.ndarray |
     # A region may be asked for by its number or by its name.
     known |= {text: label for label, text in names.items()}
     for region in wanted:
+        if region not in known and not names and not region.isdigit():
+            raise ConfigError(
+                f"dataset.mask names the region {region!r} of {name}, but no colour table says which number that is: "
+                f"fetch nsddata/freesurfer/{regions.tables[0].parent.name}/label/{name}.mgz.ctab (a few kB) from the "
+                f"bucket of NSD, or give regions by number ({', '.join(list(known)[:12])}), as in "
+                f"dataset.mask={name}:{','.join(list(known)[:2])}."
+            )
         check_option(f"the region of {name} in dataset.mask", region, known)
     return np.isin(labels, [known[region] for region in wanted]), affine
 

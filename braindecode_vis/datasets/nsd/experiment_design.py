@@ -198,13 +198,21 @@ def describe_protocol(trials: Sequence[pd.DataFrame], n_shared: int) -> str:
     joined = pd.concat(trials, ignore_index=True)
     is_test = joined["split"] == "test"
     showings = joined.loc[is_test, "stimulus_id"].value_counts()
-    n_sessions = joined["session"].nunique()
+    sessions = joined["session"].unique().tolist()
     return (
-        f"NSD subject {joined['subject'].iloc[0]}, {n_sessions} sessions ({joined['session'].iloc[0]} to "
-        f"{joined['session'].iloc[-1]}): {len(showings)} of {n_shared} shared images are the test set "
+        f"NSD subject {joined['subject'].iloc[0]}, {len(sessions)} session{'s' * (len(sessions) > 1)} "
+        f"({_name_sessions(sessions)}): {len(showings)} of {n_shared} shared images are the test set "
         f"({int((showings == 3).sum())} of them shown three times), {joined.loc[~is_test, 'stimulus_id'].nunique()} "
         f"other images in {int((~is_test).sum())} trials are the training set"
     )
+
+
+def _name_sessions(sessions: Sequence[str]) -> str:
+    """Return ``01 to 37`` of sessions that follow each other, and all of them otherwise."""
+    numbers = [int(session) for session in sessions]
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{sessions[0]} to {sessions[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 IMAGES_FILE = Path("nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")

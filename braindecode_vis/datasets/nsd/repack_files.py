@@ -256,6 +256,9 @@ def _read_repetitions(rows: list[tuple[_Sample, int]], divide_by: float, start: 
 def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> Repack:
     """Return the trials that the tars name, session by session; responses and images lie in two HDF5 files.
 
+    Copies made with the notebook of its authors (``betas_subj01.hdf5``, ``mindeyev2_wds``) are read like the shared one
+    (``betas_all_subj01_fp32_renorm.hdf5``, ``wds``).
+
     Raises
     ------
     DataError
@@ -263,16 +266,32 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     """
     import h5py
 
-    betas = next(iter(sorted(root.glob(f"betas_all_subj{subject:02d}*.hdf5"))), None)
-    if betas is None:
-        raise DataError(f"no betas_all_subj{subject:02d}_fp32_renorm.hdf5 is in {root}; fetch it.")
-    folder = root / "wds" / f"subj{subject:02d}"
+    who = f"subj{subject:02d}"
+    found = [*sorted(root.glob(f"betas_all_{who}*.hdf5")), *sorted(root.glob(f"betas_{who}*.hdf5"))]
+    if not found:
+        raise DataError(
+            f"no betas_all_{who}_fp32_renorm.hdf5 (as shared) and no betas_{who}.hdf5 (as the authors' notebook "
+            f"writes it) is in {root}; fetch it, or copy it there."
+        )
+    betas = found[0]
+    places = [root / place / who for place in ("wds", "mindeyev2_wds")]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"{betas.name} is in {root}, but neither wds/{who} nor mindeyev2_wds/{who}, whose tars say which trial "
+            "showed which image; fetch that folder, or move it there."
+        )
     # The tars alone say which trials train and which test; the betas hold all of them.
     frames, files = [], [betas]
     for name, split in (("train", "train"), (test_set, "test")):
         tars = find_tars(folder / name)
         if not tars:
-            raise DataError(f"no tar is in {folder / name}; fetch it, or choose another dataset.test_set.")
+            others = [other for other in ("test", "new_test") if find_tars(folder / other)]
+            instead = f"use the one that is there with --set dataset.test_set={others[0]}" if others else ""
+            raise DataError(
+                f"no tar is in {folder / name}; fetch it"
+                + (f", or {instead}." if split == "test" and others else ".")
+            )
         for path in tars:
             files.append(path)
             frames.append(_read_behaviour(path).assign(split=split))
@@ -308,9 +327,11 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
     if images is not None:
         files.append(images)
         image_of = {int(i): partial(_read_coco_image, images, int(i)) for i in table["nsd_id"].unique()}
+    # The notebook averages nothing and standardises over all trials of a session, as the shared copy was.
+    by = "its authors" if betas.name.startswith("betas_all_") else "the authors' notebook"
     notes = {
         "layout": "MindEye2",
-        "standardised": "z-scored per session by its authors, shared images included (by their notebook)",
+        "standardised": f"z-scored per session by {by}, shared images included (by their notebook)",
         "test_set": test_set,
     }
     return Repack(parts, image_of, files, notes)

@@ -51,8 +51,8 @@ class NsdRepackConfig(FmriSettings):
     ----------
     root
         MindEye1: the folder that holds ``train`` and ``test`` with their tars (``webdataset_avg_split``); MindEye2: the
-        folder of ``betas_all_subj0X_fp32_renorm.hdf5`` and ``wds``; Brain-Diffuser: the folder of
-        ``nsd_train_fmriavg_nsdgeneral_subX.npy``.
+        folder of ``betas_all_subj0X_fp32_renorm.hdf5`` and ``wds``, or of ``betas_subj0X.hdf5`` and ``mindeyev2_wds``
+        from its authors' notebook; Brain-Diffuser: the folder of ``nsd_train_fmriavg_nsdgeneral_subX.npy``.
     layout
         Recognised by default.
     subject
@@ -124,15 +124,16 @@ class NsdRepackConfig(FmriSettings):
         if self.layout != "auto":
             return self.layout
         # By what only one of them holds.
-        if any(root.glob("betas_all_subj*.hdf5")):
+        if any(root.glob("betas_all_subj*.hdf5")) or any(root.glob("betas_subj*.hdf5")):
             return "mindeye2"
         if any(root.glob("**/nsd_train_fmriavg_*.npy")):
             return "brain_diffuser"
         if any(root.glob("**/train/**/*.tar")):
             return "mindeye1"
         raise DataError(
-            f"{root} is no copy of NSD that is known: neither betas_all_subj0X_fp32_renorm.hdf5 (MindEye2), nor "
-            "train/*.tar (MindEye1), nor nsd_train_fmriavg_nsdgeneral_subX.npy (Brain-Diffuser) is below it."
+            f"{root} is no copy of NSD that is known: neither betas_all_subj0X_fp32_renorm.hdf5 or "
+            "betas_subj0X.hdf5 (MindEye2), nor train/*.tar (MindEye1), nor nsd_train_fmriavg_nsdgeneral_subX.npy "
+            "(Brain-Diffuser) is below it."
         )
 
     def _open(self) -> Repack:

@@ -101,6 +101,9 @@ class WindowConfig(Settings):
         and the columns `volume` and `time` (s after the onset); ``times`` keeps them as a third axis.
     clean
         What is done to the time series before.
+    max_dropped
+        Largest share of the trials of the data set that may be left out because their window reaches beyond their run,
+        before it becomes an error. A single one is always left out, unless this is 0.
     """
 
     kind: Literal["window"] = "window"
@@ -110,6 +113,11 @@ class WindowConfig(Settings):
     until: Literal["onset", "offset"] = "onset"
     keep: Literal["mean", "volumes", "times"] = "mean"
     clean: CleanConfig = CleanConfig(scaling="zscore")
+    # As for epochs: a run may be stopped a moment early; one in a hundred means another image.
+    max_dropped: float = Field(default=0.01, ge=0, lt=1)
+
+    # A bound that raises changes no number.
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"max_dropped"})
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:
@@ -193,19 +201,21 @@ class BoldRun:
         check_columns(
             self.others.columns, ("onset", "duration", "trial_type"), what=f"other events of {self.where}"
         )
+        if len(self.confounds) != self.n_volumes:
+            raise DataError(
+                f"{self.where} has {self.n_volumes} volumes, but its confounds have {len(self.confounds)} rows."
+            )
+
+    def check_onsets(self, *, most: float) -> None:
+        """Raise `DataError` if more than this share of the trials starts after the end of the run."""
         end = self.n_volumes * self.t_r
-        # Onsets in milliseconds or volumes would otherwise pass as very late trials.
         late = self.trials["onset"] >= end
-        if late.any():
+        if late.mean() > most:
             worst = self.trials[late].iloc[0]
             raise DataError(
                 f"{self.where}: {int(late.sum())} of {len(late)} trials start after the end of the run at {end:g} s "
                 f"({self.n_volumes} volumes of {self.t_r:g} s), first {worst['stimulus_id']} at {worst['onset']:g}; "
                 "the onsets are in other units than seconds, or the image was cut."
-            )
-        if len(self.confounds) != self.n_volumes:
-            raise DataError(
-                f"{self.where} has {self.n_volumes} volumes, but its confounds have {len(self.confounds)} rows."
             )
 
     @property
@@ -287,7 +297,11 @@ class BoldSource:
         if not self.runs:
             raise DataError(self.not_empty)
         first: dict[str, BoldRun] = {}
+        # A model cannot estimate a late trial. Windows leave single ones out, but onsets in milliseconds or volumes
+        # would pass as very many.
+        most = 0.0 if isinstance(self.model, GlmConfig) else 0.5
         for run in self.runs:
+            run.check_onsets(most=most)
             subject = run.subject
             # With one mask for all, all must share its grid.
             # Otherwise every subject has a grid of its own.
