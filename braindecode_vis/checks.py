@@ -7,10 +7,13 @@ what was found, where, and what to do. Knows nothing of the objects it is asked 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +32,10 @@ class DataError(BraindecodeVisError):
 
 class InputError(DataError, ValueError):
     """Arrays given to an estimator do not fit; a `ValueError` too, as scikit-learn's conventions ask."""
+
+
+class NoResultError(ConfigError, AttributeError):
+    """A run has no result of that kind; an `AttributeError` too, so that `hasattr` answers."""
 
 
 class LeakWarning(UserWarning):
@@ -166,3 +173,101 @@ def check_unique(values: Sequence[Any], *, what: str) -> None:
         if value in seen:
             raise DataError(f"{what} must be unique, but {value!r} occurs more than once.")
         seen.add(value)
+
+
+# --- one message for the command line and for Python ------------------------------------------------------
+
+#: Messages are written in the words of the command line; these are the same in Python, applied in this order.
+_IN_PYTHON: tuple[tuple[str, Any], ...] = (
+    (
+        r"(?:with |pass )?--set dataset\.(\w+)=(\[[^\]]*\]|\.\.\.|[\w/:-]+(?:\.\d+)?)",
+        lambda m: f"with {m[1]}={_quote(m[2])}",
+    ),
+    (r"(?:with |pass )?--set dataset\.(\w+)", r"with \1=..."),
+    (
+        r"--set ([\w.]+\w)=(\[[^\]]*\]|[\w/:-]+(?:\.\d+)?)",
+        lambda m: f'settings={{"{m[1]}": {_quote(m[2])}}}',
+    ),
+    (r"\bset split\.kind to (\w+)", r'pass split="\1"'),
+    (r"\bdataset\.(\w+)=", r"\1="),
+    (r"(?:with|as) --(root|out)\b(?: DIR)?", r"as \1"),
+    (r"--(root|out)\b", r"\1"),
+    (r"--on takes", "predict takes"),
+    (r"--(fold) (\d+)", r"\1=\2"),
+    (r"--(whiten-new|refit)\b", lambda m: f"{m[1].replace('-', '_')}=True"),
+)
+_COMMAND_LINE = False
+
+
+@contextmanager
+def speak_command_line() -> Iterator[None]:
+    """Keep messages in the words of the command line, also where they pass through the interface for Python."""
+    global _COMMAND_LINE
+    before, _COMMAND_LINE = _COMMAND_LINE, True
+    try:
+        yield
+    finally:
+        _COMMAND_LINE = before
+
+
+def say_in_python(message: str) -> str:
+    """Return a message with options of the command line as arguments.
+
+    Examples
+    --------
+    >>> say_in_python("choose one with --set dataset.layout=raw, or pass another folder with --root.")
+    'choose one with layout="raw", or pass another folder as root.'
+    >>> say_in_python("single trials teach more: --set repeats.train=single.")
+    'single trials teach more: settings={"repeats.train": "single"}.'
+    """
+    for pattern, words in _IN_PYTHON:
+        message = re.sub(pattern, words, message)
+    return message.replace("....", "...")
+
+
+def _quote(value: str) -> str:
+    """Return a value as Python writes it; numbers, lists and placeholders such as ``DIR`` stay."""
+    plain = {"true": "True", "false": "False", "null": "None"}
+    if value in plain:
+        return plain[value]
+    return value if value.isupper() or not value[0].isalpha() else f'"{value}"'
+
+
+Member = TypeVar("Member")
+
+
+def for_python(member: Member) -> Member:
+    """Let what a function, or any public member of a class, raises speak of arguments instead of options."""
+    found: Any = member
+    if isinstance(found, type):
+        for name, value in list(vars(found).items()):
+            if name.startswith("_") and name not in ("_read", "_repr_html_"):
+                continue
+            if isinstance(value, property):
+                setattr(found, name, property(_translate(value.fget), value.fset, value.fdel, value.__doc__))
+            elif isinstance(value, functools.cached_property):
+                value.func = _translate(value.func)
+            elif isinstance(value, classmethod):
+                setattr(found, name, classmethod(_translate(value.__func__)))
+            elif callable(value) and not isinstance(value, type | staticmethod):
+                setattr(found, name, _translate(value))
+        return member
+    translated: Any = _translate(found)
+    return translated
+
+
+def _translate(function: Any) -> Callable[..., Any]:
+    run = _call_for_python
+    bound: Any = lambda *args, **kwargs: run(function, args, kwargs)  # noqa: E731
+    # With the globals of its module, or doctest takes it for a function of another module and leaves it out.
+    placed = FunctionType(bound.__code__, function.__globals__, function.__name__, None, bound.__closure__)
+    return functools.update_wrapper(placed, function)
+
+
+def _call_for_python(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except BraindecodeVisError as error:
+        if not _COMMAND_LINE:
+            error.args = tuple(say_in_python(text) if isinstance(text, str) else text for text in error.args)
+        raise

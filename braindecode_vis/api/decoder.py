@@ -35,7 +35,7 @@ from braindecode_vis.api.model_export import (
 )
 from braindecode_vis.api.own import GENERATORS, Data, as_component, from_arrays, from_epochs, read_encoder
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, InputError
+from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pictures
 from braindecode_vis.registry import validate_component
@@ -43,6 +43,11 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 _FILE = "decoder.json"
+#: What `Decoder.save` writes, and the card and settings that stand beside it in a shared folder.
+_SAVED = (
+    _FILE, "encoder", "target", "bank", "stimuli", "out_of_fold", "centre.npy", "README.md", "config.json",
+    ".gitattributes",
+)  # fmt: skip
 
 
 def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,6 +65,7 @@ def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@for_python
 class Decoder(BaseEstimator):
     """A brain encoder with the space that it predicts, as one object.
 
@@ -334,8 +340,13 @@ class Decoder(BaseEstimator):
         """
         self._require_fit()
         folder = Path(path).expanduser().absolute()
-        if folder.exists() and any(folder.iterdir()) and not (folder / _FILE).is_file():
-            raise DataError(f"{folder} holds files that are no decoder; choose another folder.")
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; name a folder.")
+        others = (
+            [entry.name for entry in folder.iterdir() if entry.name not in _SAVED] if folder.is_dir() else []
+        )
+        if others:
+            raise DataError(f"{folder} holds files that are no decoder ({others[0]}); choose another folder.")
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "encoder").mkdir(parents=True)
         self._fitted.write(folder / "encoder")

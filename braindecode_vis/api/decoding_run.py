@@ -21,16 +21,24 @@ import pandas as pd
 
 from braindecode_vis.api.own import GENERATORS, Data, as_component, read_encoder
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.checks import ConfigError, DataError, LeakWarning, check_option
+from braindecode_vis.checks import (
+    ConfigError,
+    DataError,
+    LeakWarning,
+    NoResultError,
+    check_option,
+    for_python,
+    say_in_python,
+)
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
-from braindecode_vis.datasets.own_data import make_new_trials
+from braindecode_vis.datasets.own_data import check_trials, make_new_trials
 from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
-from braindecode_vis.pipeline.runs import Listener, Run
+from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.stimuli import StimulusSet
 
@@ -41,6 +49,7 @@ if TYPE_CHECKING:
     from braindecode_vis.pipeline.predicting import RunPredictions
 
 
+@for_python
 class DecodingRun:
     """A finished run: scores, predictions, images, report.
 
@@ -74,7 +83,7 @@ class DecodingRun:
     @property
     def hints(self) -> list[str]:
         """Where a setting probably costs much, or a score needs an explanation; the scores stand."""
-        return list_hints(self._run)
+        return [say_in_python(text) for text in list_hints(self._run)]
 
     @cached_property
     def leaks(self) -> tuple[str, ...]:
@@ -93,6 +102,7 @@ class DecodingRun:
         ConfigError
             If the run decodes categories, or its folds have different spaces.
         """
+        self._require_images("predictions", "items")
         folds = [fold.predicted for fold in decoding.retrieve(self._run).folds]
         spaces = {part.space for part in folds}
         if len(spaces) > 1:
@@ -119,6 +129,7 @@ class DecodingRun:
     @cached_property
     def ranks(self) -> pd.DataFrame:
         """One row per test trial: rank of the true image, size of the gallery, similarity, the best ids."""
+        self._require_images("ranks", "items")
         return pd.read_parquet(decoding.retrieve(self._run).artifact.path / "ranks.parquet")
 
     @cached_property
@@ -130,6 +141,7 @@ class DecodingRun:
     @cached_property
     def reconstructions(self) -> dict[str, np.ndarray]:
         """Images by method, uint8 of shape (n_items, height, width, 3): ``seen``, ``decoded``, then the controls."""
+        self._require_images("reconstructions", "items")
         made = decoding.reconstruct(self._run)
         return {
             "seen": np.asarray(made.seen),
@@ -272,21 +284,25 @@ class DecodingRun:
         Parameters
         ----------
         X : array of shape (n_trials, ...), Responses, mne.Epochs, Data or path
-            New trials with the axes of the run. `Data` of a known data set (see `load`) is preprocessed with what the
-            run has learnt. A path is a folder of arrays, a file of trials, or another root of the run's data set.
+            New trials with the axes of the run; a DataFrame of numbers or a tensor counts as an array. `Data` of a
+            known data set (see `load`) is preprocessed with what the run has learnt. A path is a folder of arrays, a
+            file of trials, or another root of the run's data set.
         gallery
             Pictures to search, as in `from_arrays`, also such that were in no data set; or `Embeddings` of the run's
             target. By default the pictures that the trials say they showed, or else those that the run was tested with.
         fold
             The fold that predicts. By default the only one, or the mean of all where they share their space.
         out
-            Folder for predictions, tables, images and a page.
+            Folder for predictions, tables, images and a page; the same predictions there are replaced, anything else
+            is refused.
         k
             Pictures to list for each trial.
         subject, session : scalar or sequence of length n_trials, optional
             Where the trials of an array or of Epochs come from: whitening goes by session, networks may know subjects.
         shown : sequence of length n_trials, optional
-            Id of the picture of each trial of an array or of Epochs; equal ids are repetitions.
+            Id of the picture of each trial of an array or of Epochs, or its class for a run that decodes categories;
+            equal ids are repetitions, which are averaged if the run averages those of its test trials. A warning says
+            if none of them is known.
         split
             ``test`` or ``train``: only the trials that the data declare as such.
         prepared
@@ -310,6 +326,8 @@ class DecodingRun:
         from braindecode_vis.pipeline.finished_run import open_finished
         from braindecode_vis.pipeline.predicting import predict
 
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ConfigError(f"k is {k!r}, but must be a whole number of pictures, 1 or more.")
         if out is not None:
             prediction_files.check_out(Path(out))
         run = open_finished(self.folder)
@@ -327,10 +345,18 @@ class DecodingRun:
                 columns = {"subject": subject, "session": session, "stimulus_id": shown}
                 responses, stimuli = _take_trials(X, own, columns)
                 new = new_trials.prepare_trials(run, responses, stimuli, prepared=prepared, **ways)
-            found = predict(run, new, gallery=gallery, fold=fold, n_top=k)
+            found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k))
+        if shown is not None and (unknown := found.describe_unknown()):
+            warnings.warn(unknown, UserWarning, stacklevel=3)
         if out is not None:
             found.save(out)
         return found
+
+    def _require_images(self, name: str, instead: str) -> None:
+        if self.decodes_categories:
+            raise NoResultError(
+                f"the run decodes categories and has no {name}; see {instead}, which holds the class of each trial."
+            )
 
     def _repr_html_(self) -> str:
         """Show the scores of the decoded system in a notebook."""
@@ -343,6 +369,7 @@ class DecodingRun:
         return f"<DecodingRun {self.config.name!r} in {self.folder}>"
 
 
+@for_python
 def decode(
     data: Data,
     *,
@@ -377,7 +404,8 @@ def decode(
     prior, generator
         As in the configuration; by default none, and the generator that the target allows.
     out
-        The run folder; a temporary folder by default, which lives as long as the run is referred to.
+        The run folder: new, empty, or that of an earlier run, whose finished stages are used again; any other is
+        refused. A temporary folder by default, which lives as long as the run is referred to.
     name
         Of the run, in report and tables.
     seed
@@ -413,7 +441,7 @@ def decode(
             f"decode takes data made by from_arrays, from_epochs, from_nifti or load, not {type(data).__name__}."
         )
     # Without a folder of its own, the run lives in a temporary one that goes with the object.
-    folder = Path(out or tempfile.mkdtemp(prefix="braindecode-vis-")).expanduser().absolute()
+    folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-")) if out is None else check_run_folder(Path(out))
     given = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") if out is not None else ""
     content: dict[str, Any] = {"name": name or given or "run", "seed": seed}
     content["dataset"] = data.as_settings(folder / "data")
@@ -437,7 +465,7 @@ def decode(
         warnings.warn(
             f"the test leaked into training, so that the scores do not stand: {decoded.leaks[0]}{more}; see run.leaks.",
             LeakWarning,
-            stacklevel=2,
+            stacklevel=3,  # above what translates messages
         )
     return decoded
 
@@ -472,14 +500,14 @@ def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Re
     about: dict[str, Any] = {}
     given: dict[str, Any] = {}
     table: pd.DataFrame | None = None
-    if isinstance(X, np.ndarray | list | tuple):
-        data = np.asarray(X)
-        given["dims"] = own.dims if data.ndim == len(own.dims) else None
-    elif type(X).__module__.split(".")[0] == "mne":
+    if type(X).__module__.split(".")[0] == "mne":
         data, given = unpack_epochs(X)
         about = given.pop("about")
         # Names of events mark what was presented in some experiments and blocks in others; only a column is a picture.
         table = given.pop("trials").drop(columns="concept", errors="ignore")
+    elif isinstance(X, list | tuple) or hasattr(X, "__array__") or hasattr(X, "tocsr"):
+        data = check_trials(X)
+        given["dims"] = own.dims if data.ndim == len(own.dims) else None
     else:
         raise DataError(
             f"predict takes an array, Responses, mne.Epochs, Data or a path, not {type(X).__name__}."

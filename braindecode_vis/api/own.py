@@ -19,7 +19,7 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, for_python
 from braindecode_vis.datasets.array_folder import ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, assemble_data
 from braindecode_vis.registry import list_kinds
@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 _COLUMNS = ("subject", "session", "run", "group", "split", "repetition")
 
 
+#: What `Data.save` writes.
+_SAVED = ("responses", "stimuli", "meta.yaml")
+
 #: The generator that shows what a target can: inverted latents where the target is itself an image or its components.
 GENERATORS = {"pixels": "latents", "pca": "latents", "vae": "latents", "taesd": "latents"}
 
 
+@for_python
 class Data:
     """Trials of brain responses and the pictures that were shown, ready for `decode`.
 
@@ -90,9 +94,14 @@ class Data:
         Parameters
         ----------
         folder
-            Made if it does not exist.
+            Made if it does not exist; data that were saved there before are replaced, any other files refused.
         """
         path = Path(folder).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is a file; name a folder.")
+        others = [entry.name for entry in path.iterdir() if entry.name not in _SAVED] if path.is_dir() else []
+        if others:
+            raise DataError(f"{path} holds other files ({others[0]}); choose another folder.")
         store.write_responses(path / "responses", self.responses)
         store.write_stimuli(path / "stimuli", self.stimuli)
         if self._about:
@@ -195,6 +204,7 @@ class Data:
         return f"<Data: {shape}, {len(self.stimuli)} {shown}, {self.trials['subject'].nunique()} subject(s)>"
 
 
+@for_python
 def from_arrays(
     X: Any,
     *,
@@ -309,6 +319,7 @@ def from_arrays(
     )  # fmt: skip
 
 
+@for_python
 def from_epochs(
     epochs: Any,
     *,
@@ -372,6 +383,7 @@ def from_epochs(
     )
 
 
+@for_python
 def from_nifti(
     betas_img: Any,
     trials: pd.DataFrame | Mapping[str, Sequence[Any]],
@@ -418,6 +430,7 @@ def from_nifti(
     )  # fmt: skip
 
 
+@for_python
 def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
     """Return a known data set; nothing is read before it is needed.
 

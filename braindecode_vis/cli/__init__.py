@@ -91,7 +91,7 @@ _SYSTEM_ERRORS = {
 
 def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
-    from braindecode_vis.checks import BraindecodeVisError
+    from braindecode_vis.checks import BraindecodeVisError, speak_command_line
     from braindecode_vis.devices import count_launched
 
     # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
@@ -102,7 +102,8 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     debug = "--debug" in sys.argv
     try:
-        app()
+        with speak_command_line():
+            app()
     except BraindecodeVisError as error:
         if debug:
             raise

@@ -114,8 +114,10 @@ def open_source(
     """Return the run that a verb works on."""
     from braindecode_vis.config import read_config
     from braindecode_vis.devices import is_first
-    from braindecode_vis.pipeline.runs import SilentListener, open_run
+    from braindecode_vis.pipeline.runs import SilentListener, check_run_folder, open_run
 
+    if out is not None:
+        check_run_folder(out)
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
     folder = Path(source).expanduser()

@@ -106,7 +106,7 @@ def assemble_data(
         If shapes, ids and pictures do not fit together, or a value is not finite.
     """
     facts, notes = dict(about or {}), []
-    X = _check_trials(X)
+    X = check_trials(X)
     dims = _name_axes(X, dims, times, ch_names)
     table = _check_table(trials, len(X))
     if pictures is None:
@@ -168,7 +168,7 @@ def make_new_trials(
     stimuli
         The pictures that were shown; None without pictures.
     """
-    X = _check_trials(X)
+    X = check_trials(X)
     table = pd.DataFrame(index=range(len(X))) if trials is None else trials.reset_index(drop=True).copy()
     if len(table) != len(X):
         raise DataError(f"X has {len(X)} trials, but their table has {len(table)} rows.")
@@ -203,13 +203,22 @@ def make_new_trials(
     return Responses(X, dims, table, str(facts.get("unit", "arbitrary")), held), stimuli
 
 
-def _check_trials(X: Any) -> np.ndarray:
+def check_trials(X: Any) -> np.ndarray:
+    """Return trials as an array of finite floats, or say in a sentence why they are none.
+
+    Parameters
+    ----------
+    X : array of shape (n_trials, ...)
+        Or whatever NumPy takes as one: lists, a DataFrame of numbers, a tensor.
+    """
     if hasattr(X, "tocsr"):  # scipy's sparse arrays
         raise DataError("sparse data is not supported: pass X.toarray().")
     if isinstance(X, np.ma.MaskedArray):
         if np.ma.is_masked(X):
             raise DataError("X has masked values; fill them, or drop their trials or features first.")
         X = X.data
+    if isinstance(X, pd.DataFrame):
+        X = _read_numbers(X)
     if not isinstance(X, np.ndarray):
         try:
             X = np.asarray(X)
@@ -247,6 +256,23 @@ def _check_trials(X: Any) -> np.ndarray:
         X = X.astype(np.float32)
     check_finite(X, what="X, which must hold no NaN or inf,", row_names=np.arange(len(X)), unit="trial")
     return X
+
+
+def _read_numbers(table: pd.DataFrame) -> np.ndarray:
+    """Return the values of a table of numbers, or name the column that holds something else."""
+    for name in table.columns:
+        column = table[name]
+        if isinstance(column, pd.Series) and column.dtype.kind not in "fiub":
+            numbers = pd.to_numeric(column, errors="coerce")
+            bad = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
+            if len(bad) or column.dtype.kind in "mM":
+                held = column.iloc[int(bad[0])] if len(bad) else column.iloc[0]
+                raise DataError(
+                    f"the trials must be numbers, but the column {str(name)!r} of X holds {str(held)!r}; drop it from "
+                    "X, and pass what it says of the trials as an argument, for example group=..."
+                )
+            table = table.assign(**{str(name): numbers}) if isinstance(name, str) else table
+    return table.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _name_axes(
@@ -438,9 +464,7 @@ def index_pictures(pictures: Pictures) -> tuple[list[Path], list[np.ndarray] | N
         paths = [Path(value).expanduser().absolute() for value in values]
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            hint = (
-                "" if missing[0].suffix else "; labels=... takes names of classes, images=... takes pictures"
-            )
+            hint = "" if missing[0].suffix else "; names of classes go into labels=..."
             raise DataError(f"the picture {missing[0]} does not exist{hint}.")
         if not isinstance(pictures, Mapping):
             stems = [path.stem for path in paths]

@@ -18,7 +18,7 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses, check_same_space
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, NoResultError
 from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.devices import choose_device
@@ -70,7 +70,7 @@ class RankedPart:
     retrieval: Retrieval
 
 
-@dataclass
+@dataclass(repr=False)
 class RunPredictions:
     """What a finished run says of new trials.
 
@@ -111,18 +111,21 @@ class RunPredictions:
     def __len__(self) -> int:
         return len(self.trials)
 
+    def __repr__(self) -> str:
+        return f"<RunPredictions: {len(self)} trials by the run {self.run.config.name!r}>"
+
     @property
     def embeddings(self) -> Embeddings:
         """Predicted embeddings, one row per trial, in the space in which pictures are compared."""
         if self.predicted is None:
-            raise ConfigError("the run decodes categories and predicts no embeddings; see classes.")
+            raise NoResultError("the run decodes categories and predicts no embeddings; see classes.")
         return self.predicted
 
     @cached_property
     def retrieved(self) -> pd.DataFrame:
         """The nearest pictures of the gallery: columns trial, place (from 1), picture and similarity (cosine)."""
         if self.predicted is None:
-            raise ConfigError("the run decodes categories and searches no gallery; see classes.")
+            raise NoResultError("the run decodes categories and searches no gallery; see classes.")
         tables = []
         for part in self.parts:
             names = np.asarray(part.retrieval.gallery_ids, dtype=object)
@@ -167,7 +170,7 @@ class RunPredictions:
     def classes(self) -> pd.DataFrame:
         """The decoded class of each trial, and what speaks for each class: columns trial, class, then one per class."""
         if self.decisions is None:
-            raise ConfigError("the run finds images and decodes no categories; see retrieved.")
+            raise NoResultError("the run finds images and decodes no categories; see retrieved.")
         best = self.decisions.to_numpy().argmax(axis=1)
         named = np.asarray(self.decisions.columns, dtype=object)[best]
         return pd.concat(
@@ -178,7 +181,7 @@ class RunPredictions:
     def reconstructions(self) -> np.ndarray:
         """Decoded images, uint8 of shape (n_trials, height, width, 3), or (n_trials, n_draws, height, width, 3)."""
         if self._decode is None:
-            raise ConfigError("the run decodes categories and makes no images.")
+            raise NoResultError("the run decodes categories and makes no images.")
         return self._decode()
 
     @cached_property
@@ -208,6 +211,33 @@ class RunPredictions:
                 *describe_choices(config),
             ]
         return "; ".join(words)
+
+    def describe_unknown(self) -> str:
+        """Return a sentence if trials say what they showed and the run knows none of it; empty otherwise."""
+        known = self.trials["known"].to_numpy(bool)
+        if self.decisions is not None:
+            # A class may be stated without a picture; where neither is, the trial's own id stands for both.
+            known = known | (self.trials["concept"] != self.trials["stimulus_id"]).to_numpy()
+        if not known.any():
+            return ""
+        if self.decisions is not None:
+            named = self.trials["concept"].astype(str)[known]
+            classes = [str(name) for name in self.decisions.columns]
+            if named.isin(classes).any():
+                return ""
+            what, there = f"classes {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}", "class"
+        elif not self._list_known() and self.candidates is not None:
+            named = self.trials["stimulus_id"].astype(str)[known]
+            ids = [str(name) for name in self.candidates.embeddings.ids]
+            what = f"{self.candidates.words}, first ones {', '.join(ids[:3])}"
+            there = "picture of the gallery"
+        else:
+            return ""
+        first = ", ".join(map(repr, pd.unique(named)[:3]))
+        return (
+            f"what the trials showed ({first}{', ...' if named.nunique() > 3 else ''}) names no {there} ({what}), so "
+            "that nothing is scored; name what the run knows, or leave it out."
+        )
 
     def read_picture(self, name: str) -> np.ndarray | None:
         """Return a picture of the gallery, uint8 of shape (height, width, 3); None where it is not at hand."""
@@ -349,6 +379,7 @@ def predict(
         n_top=n_top,
     )
     result.parts = _rank(run, result)
+    result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
     # Both predictions at once: the trials themselves may lie in a folder that is removed afterwards.
     result._decode = _prepare_images(run, folds, chosen, trials, result.embeddings)
     return result
@@ -358,9 +389,11 @@ def _choose_folds(run: FinishedRun, fold: int | None) -> list[int]:
     n = len(preprocess(run).folds)
     if fold is None:
         return list(range(n))
+    if isinstance(fold, bool) or not isinstance(fold, int | np.integer):
+        raise ConfigError(f"the fold is {fold!r}, but must be a number from 0 to {n - 1}.")
     if not 0 <= fold < n:
         raise ConfigError(f"the run has the folds 0 to {n - 1}, not {fold}.")
-    return [fold]
+    return [int(fold)]
 
 
 def _name_concepts(run: FinishedRun, new: NewTrials) -> Responses:
@@ -380,7 +413,7 @@ def _check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddi
     if len(targets) > 1 or len({part.space for part in predicted}) > 1:
         raise ConfigError(
             f"the {len(folds)} folds of {run.folder.path} have spaces of their own, so that their predictions have no "
-            "mean; choose one with --fold 0 (fold=0 in Python)."
+            "mean; choose one with --fold 0."
         )
 
 
@@ -461,8 +494,7 @@ def _embed_given(bank: Any, given: Pictures | Embeddings | Path) -> PictureGalle
                     f"the gallery {path} cannot be read as an array of pictures ({error})."
                 ) from error
     if isinstance(given, Embeddings):
-        if not len(given):
-            raise DataError("the gallery holds no picture; give at least two.")
+        _check_size(len(given))
         if given.space != space:
             raise DataError(
                 f"the gallery is in the space {given.space!r}, but the run predicts {space!r}; give the pictures "
@@ -471,9 +503,15 @@ def _embed_given(bank: Any, given: Pictures | Embeddings | Path) -> PictureGalle
         check_same_space(given, bank.embeddings)
         return PictureGallery(given, None, f"{len(given)} given embeddings")
     if isinstance(given, np.ndarray) and not given.size:
-        raise DataError("the gallery holds no picture; give at least two.")
+        _check_size(0)
     stimuli = make_picture_set(given)
+    _check_size(len(stimuli))
     return PictureGallery(_encode(bank, stimuli), stimuli, f"{len(stimuli)} given pictures")
+
+
+def _check_size(n: int) -> None:
+    if n < 2:
+        raise DataError(f"the gallery holds {'no' if n == 0 else 'one'} picture; give at least two.")
 
 
 def _encode(bank: Any, stimuli: StimulusSet) -> Embeddings:
@@ -587,4 +625,8 @@ def _predict_categories(run: FinishedRun, new: NewTrials, folds: list[int]) -> R
         notes.append(f"Decisions are the mean of those of the {len(folds)} folds of the run.")
     decisions = pd.DataFrame(total / len(decoders), columns=classes)
     trials = new.responses.trials.assign(row=np.arange(new.responses.n_trials))
-    return RunPredictions(run, trials, folds, tuple(notes), new.transductive, decisions=decisions)
+    if "concept" not in trials:
+        trials = _name_concepts(run, new).trials
+    result = RunPredictions(run, trials, folds, tuple(notes), new.transductive, decisions=decisions)
+    result.notes += (unknown,) if (unknown := result.describe_unknown()) else ()
+    return result

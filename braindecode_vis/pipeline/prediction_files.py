@@ -28,6 +28,10 @@ from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.pipeline.learning import train
 
 KIND = "predict"
+_NAMES = (
+    "predictions", "trials.csv", "retrieved.csv", "classes.csv", "ranks.csv", "scores.json", "images", "predict.html",
+    store.PROVENANCE,
+)  # fmt: skip
 PAGE_ITEMS = 8  # decoded images on the page: the first ones
 
 
@@ -43,17 +47,20 @@ def check_out(out: Path, fingerprint: str | None = None) -> Path:
     """
     path = out.expanduser().absolute()
     if path.is_file():
-        raise DataError(f"{path} is a file; --out names a folder.")
+        raise DataError(f"{path} is a file; name a folder.")
     if not path.is_dir() or not any(path.iterdir()):
         return path
     try:
         record = store.read_json(path / store.PROVENANCE)
     except (OSError, BraindecodeVisError):
         record = {}
-    if record.get("kind") != KIND:
-        raise DataError(f"{path} holds other files; choose another folder with --out.")
+    others = [entry.name for entry in path.iterdir() if entry.name not in _NAMES]
+    if record.get("kind") != KIND or others:
+        raise DataError(
+            f"{path} holds other files{f' ({others[0]})' if others else ''}; choose another folder."
+        )
     if fingerprint is not None and record.get("fingerprint") != fingerprint:
-        raise DataError(f"{path} holds predictions of other trials or of another run; choose another --out.")
+        raise DataError(f"{path} holds predictions of other trials or of another run; choose another folder.")
     return path
 
 

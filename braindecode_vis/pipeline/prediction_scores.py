@@ -84,11 +84,13 @@ def _score_categories(result: Any) -> list[Any]:
 
     assert result.decisions is not None
     trials, classes = result.trials, tuple(result.decisions.columns)
-    if "concept" not in trials or not set(trials["concept"].astype(str)) <= set(classes):
+    rows = np.flatnonzero(trials["concept"].astype(str).isin(classes))
+    if not len(rows):
         return []
+    trials = trials.iloc[rows]
     config = result.run.config
     task = CategoryTask(
-        decisions=result.decisions.to_numpy(), classes=classes,
+        decisions=result.decisions.to_numpy()[rows], classes=classes,
         labels=trials["concept"].astype(str).to_numpy(dtype=object),
         runs=trials[["session", "run"]].astype(str).agg("/".join, axis=1).to_numpy(dtype=object),
         subjects=trials["subject"].astype(str).to_numpy(dtype=object), protocol=result.protocol, split="new trials",

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 
 from braindecode_vis import roles, store
+from braindecode_vis.checks import DataError
 from braindecode_vis.config import RunConfig, dump_config
 from braindecode_vis.contracts import Context, WholeSettings
 
@@ -189,6 +190,28 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # not empty: another component's checkpoints wait there; or never made
             folder.parent.rmdir()
+
+
+def check_run_folder(folder: Path) -> Path:
+    """Return the absolute path of a run folder; `DataError` if other files lie there.
+
+    Parameters
+    ----------
+    folder
+        May be missing or empty, or hold a run, also one that was interrupted.
+    """
+    path = folder.expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise DataError(f"the run folder {path} cannot be written (it is a file); choose another with --out.")
+    there = sorted(entry.name for entry in path.iterdir() if entry.name[0] != ".") if path.is_dir() else []
+    ours = "config.yaml" in there or "stages" in there
+    # What `decode` writes first is the data, which may be all there is of a run that was interrupted.
+    if there and not ours and there != ["data"]:
+        raise DataError(
+            f"{path} is no run folder and holds other files ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}"
+            "); choose a new folder with --out."
+        )
+    return path
 
 
 def keep_config(run: Run) -> None:

@@ -372,7 +372,7 @@ def test_folds_with_spaces_of_their_own_have_no_mean(tmp_path):
         data, target={"kind": "pca", "n_components": 5}, split=2, out=tmp_path,
         settings={**FEW, "retrieval.gallery": "fold"},
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="choose one with --fold 0"):
+    with pytest.raises(ConfigError, match="choose one with fold=0"):
         own.predict(X)
     assert len(own.predict(X, fold=1)) == len(X)
 
@@ -396,6 +396,12 @@ def test_classes_are_decoded_without_a_gallery(tmp_path):
     told = bdv.from_arrays(new, labels=np.where(np.arange(20) < 10, "dog", "cat"))
     scored = own.predict(told).scores.set_index(["metric", "method"])
     assert scored.loc[("accuracy", "decoded"), "value"] > 0.8
+    assert not any(hasattr(found, name) for name in ("embeddings", "retrieved", "reconstructions"))
+    assert not any(hasattr(own, name) for name in ("predictions", "ranks", "reconstructions"))
+    named = own.predict(new, shown=["dog"] * 10 + ["horse"] * 10).scores  # of the known class alone
+    assert set(named["n_queries"]) == {10}
+    with pytest.warns(UserWarning, match=r"\('horse'\) names no class \(classes cat, dog\)"):
+        own.predict(new, shown="horse")
 
 
 # --- what does not fit ------------------------------------------------------------------------------------
@@ -430,6 +436,55 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
     found.save(tmp_path / "out")  # the same again is no other content
     with pytest.raises(DataError, match="holds predictions of other trials"):
         run.predict(X[5:9], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("k", [0, -1, "a", 2.5, True])
+def test_k_is_a_number_of_pictures(run, k):
+    with pytest.raises(ConfigError, match="but must be a whole number of pictures, 1 or more"):
+        run.predict(make_experiment()[0], k=k)
+
+
+def test_tables_and_tensors_are_arrays(run):
+    import torch
+
+    X = make_experiment()[0][:4]
+    expected = run.predict(X).embeddings.vectors
+    table = pd.DataFrame(X)
+    for same in (table, table.astype(object), torch.tensor(X), X.tolist()):
+        np.testing.assert_array_equal(run.predict(same).embeddings.vectors, expected)
+    with pytest.raises(DataError, match="the column 'who' of X holds 'a'; drop it"):
+        run.predict(table.assign(who="a"))
+
+
+def test_ids_that_the_gallery_lacks_are_said(run):
+    """Tables were empty without a word."""
+    X, pictures, _ = make_experiment()
+    with pytest.warns(UserWarning, match="names no picture of the gallery"):
+        found = run.predict(X[:4], shown=["q", "q", "w", "e"])
+    assert len(found) == 3  # equal ids are repetitions all the same
+    assert "names no picture of the gallery" in found.notes[-1]
+    with pytest.raises(DataError, match="the gallery holds one picture; give at least two"):
+        run.predict(X[:4], gallery=pictures[:1])
+    with pytest.raises(ConfigError, match="the fold is 'a', but must be a number from 0 to 0"):
+        run.predict(X[:4], fold="a")
+
+
+def test_what_a_folder_holds_is_never_lost(run, tmp_path):
+    X, pictures, shown = make_experiment()
+    found = run.predict(X[:5], out=tmp_path / "out")
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+    data = bdv.from_arrays(X, images=pictures, shown=shown)
+    for write in (
+        lambda: found.save(tmp_path / "out"),
+        lambda: bdv.decode(data, out=tmp_path / "out"),
+        lambda: data.save(tmp_path / "out"),
+        lambda: bdv.Decoder(encoder="lda").fit(X, shown).save(tmp_path / "out"),
+    ):
+        with pytest.raises(DataError, match=r"holds (other )?files.*choose a"):
+            write()
+    assert (tmp_path / "out" / "letter.txt").read_text() == "dear"
+    with pytest.raises(DataError, match="it is a file"):
+        bdv.decode(data, out=tmp_path / "out" / "letter.txt")
 
 
 def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path):

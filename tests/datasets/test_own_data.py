@@ -179,7 +179,7 @@ REFUSED = {
     "classes": ({"trials": make_table(concept=["a"] * 11 + ["b"])}, "two classes"),
     "floats": ({"pictures": make_pictures().astype(float)}, "must lie in 0..1"),
     "channels first": ({"pictures": np.zeros((4, 3, 8, 8), np.uint8)}, "move the channels to the end"),
-    "labels as pictures": ({"pictures": ["owl", "cup", "key", "hat"]}, "labels=... takes names of classes"),
+    "labels as pictures": ({"pictures": ["owl", "cup", "key", "hat"]}, "names of classes go into labels=..."),
     "split": ({"trials": make_table(split=["train"] * 11 + ["dev"])}, "train or test, not 'dev'"),
     "no class": ({"pictures": None}, "no pictures and no classes"),
     "not one per trial": ({"trials": pd.DataFrame({"concept": ["a"] * N_TRIALS})}, "which picture each trial showed"),
