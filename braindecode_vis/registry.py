@@ -112,6 +112,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "soft_clip": "training.objectives.objectives_config:SoftClipObjectiveConfig",
         "bimixco": "training.objectives.objectives_config:BimixcoObjectiveConfig",
         "alignment": "training.objectives.objectives_config:AlignmentObjectiveConfig",
+        "mmd": "training.objectives.objectives_config:MmdObjectiveConfig",
         "uniformity": "training.objectives.objectives_config:UniformityObjectiveConfig",
         "cua": "training.objectives.objectives_config:CuaObjectiveConfig",
         "multiview": "training.objectives.objectives_config:MultiviewObjectiveConfig",

@@ -4,6 +4,9 @@
         --snr 0.05 --out PHANTOM
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage networks
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage training     # then chosen, test
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
+        --set dataset.tmin=-0.2
     python benchmarks/studies/ladder.py SUBJECTS --out FOLDER --stage test --set split.kind=leave_one_subject_out
 
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
@@ -35,6 +38,7 @@ from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import make_generator
 
+STAGES = ("networks", "training", "objectives", "salient", "chosen", "test")
 SHARE = 0.2  # of the training concepts, for choices
 
 NOISY = [
@@ -99,6 +103,36 @@ def list_training(base: Rung) -> dict[str, Rung]:
         "weight decay 0.1": change(base, optimiser={**optimiser, "weight_decay": 0.1}),
         "learning rate x 3": change(base, optimiser={**optimiser, "lr": 3 * optimiser["lr"]}),
         "batches of 512": change(base, batch_size=512),
+    }
+
+
+def list_objectives(base: Rung) -> dict[str, Rung]:
+    """Return the base with one further objective each, at its own defaults and beside CLIP at equal weight."""
+    clip = {"kind": "clip"}
+    single = {"repeats": "single"}  # halves of the repetitions are views
+    return {
+        "CLIP + MV-DHEL of repetition halves": change(
+            base, objectives=[clip, {"kind": "multiview"}], **single
+        ),
+        "MV-InfoNCE alone": change(base, objectives=[{"kind": "multiview", "form": "infonce"}], **single),
+        "CLIP + alignment": change(base, objectives=[clip, {"kind": "alignment"}]),
+        "CLIP + uniformity": change(base, objectives=[clip, {"kind": "uniformity", "between": "brain"}]),
+        "CUA with cross uniformity": change(base, objectives=[{"kind": "cua", "cross": True}]),
+        "momentum distillation": change(base, objectives=[{"kind": "distillation"}]),
+        "TCL": change(base, objectives=[{"kind": "tcl"}]),
+        "CLIP, then within cluster": change(
+            base, objectives=[{**clip, "phase": [0, 0.5]}, {"kind": "within_cluster", "phase": [0.5, 1]}]
+        ),
+        "CLIP + within cluster": change(base, objectives=[clip, {"kind": "within_cluster"}]),
+    }
+
+
+def list_salient(base: Rung) -> dict[str, Rung]:
+    """Return trials from before the stimulus on, without and with the separation of what they share with it."""
+    both = [{"kind": "clip"}, {"kind": "salient"}]
+    return {
+        "from -0.2 s": change(base, repeats="single"),
+        "from -0.2 s, CLIP + salient": change(base, objectives=both, repeats="single"),
     }
 
 
@@ -211,6 +245,10 @@ def list_rungs(stage: str, base: str) -> dict[str, Rung]:
         return NETWORKS
     if stage == "training":
         return {base: NETWORKS[base], **list_training(NETWORKS[base])}
+    if stage == "objectives":
+        return {base: NETWORKS[base], **list_objectives(NETWORKS[base])}
+    if stage == "salient":
+        return list_salient(NETWORKS[base])
     if stage == "chosen":
         return {base: NETWORKS[base], **CHOSEN}
     return {**NETWORKS, **{name: CHOSEN[name] for name in TESTED}}
@@ -222,7 +260,7 @@ def main() -> None:
     )
     parser.add_argument("root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stage", choices=("networks", "training", "chosen", "test"), default="networks")
+    parser.add_argument("--stage", choices=STAGES, default="networks")
     parser.add_argument("--base", choices=list(NETWORKS), default="eegproject", help="what the stages change")
     parser.add_argument("--config", default="phantom_eeg")
     parser.add_argument("--set", action="append", default=[], help="changes of the configuration")

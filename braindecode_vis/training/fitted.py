@@ -85,7 +85,13 @@ class NetworkFit:
             return self.space
         # The space is another one whenever its weights are: vectors of two fits never meet by accident.
         digest = hashlib.sha256()
-        for part in (model.target_scale, model.image_projector, model.fusion, model.tower):
+        for part in (
+            model.target_scale,
+            model.image_projector,
+            model.shared_projector,
+            model.fusion,
+            model.tower,
+        ):
             if part is None:
                 continue
             for name, value in sorted(part.state_dict().items()):

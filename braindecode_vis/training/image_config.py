@@ -4,14 +4,15 @@ Imports no torch; the modules are in `fusion`, `views` and `lora`.
 
 References
 ----------
-Hu et al. (2022), LoRA, arXiv:2106.09685. Wu et al. (2025), UBP, arXiv:2503.04207.
+Hu et al. (2022), LoRA, arXiv:2106.09685. Wu et al. (2025), UBP, arXiv:2503.04207. SAMGA (2026), arXiv:2604.17782, and
+its code, LinJiang8/SAMGA@1a63745.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.registry import Component
 from braindecode_vis.settings import Settings
@@ -23,21 +24,47 @@ TunableTarget = Annotated[Any, Component("target", only=("openclip", "timm"), ou
 class LayerFusionConfig(Settings):
     """A learned weighted sum over the token axis of the targets, for example the layers of an image network.
 
-    The weights are a softmax that starts uniform. A layer of long vectors outweighs the others, so `normalise_targets`
-    should bring the layers to one length (``l2``, then per layer) or spread (``zscore``).
+    The weights are a softmax that starts uniform, or around `centre`. A layer of long vectors outweighs the others, so
+    `normalise_targets` should bring the layers to one length (``l2``, then per layer) or spread (``zscore``), unless
+    each is mapped first (`size`).
 
     Parameters
     ----------
     weights
-        One set for all (``global``), or one for each training subject (``per_subject``); unknown subjects get the mean
-        of the sets. Subject-aware weights are SAMGA's idea; a table of logits is our plainest form of it.
+        One set for all (``global``), one for each training subject (``per_subject``; unknown subjects get the mean of
+        the sets), or SAMGA's router (``routed``): one set for all, to which training adds the bias of a subject.
+        Predictions and galleries take the set for all, so that there is one gallery.
     lr_scale
         Factor of the learning rate for the logits, which are not decayed. A softmax moves by whole numbers, network
-        weights by thousandths; 100 is a choice of ours.
+        weights by thousandths; 100 is a choice of ours, SAMGA has 1.
+    size
+        Each layer goes through a linear map of its own to this size before it is weighed (512 in SAMGA); None weighs
+        the layers as they are.
+    hidden
+        Size of a linear map before that, which all layers share (1024 in SAMGA); None has none.
+    centre
+        Number of the layer, from 0, that the weights start around: its logit is 0, and each step away costs 1. None
+        starts uniform. SAMGA takes the middle one of five.
+    hide_subject
+        Chance of a training trial to be weighed without the bias of its subject, with ``routed`` (0.3 in SAMGA).
     """
 
-    weights: Literal["global", "per_subject"] = "global"
+    weights: Literal["global", "per_subject", "routed"] = "global"
     lr_scale: float = Field(default=100.0, gt=0)
+    size: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1)
+    centre: int | None = Field(default=None, ge=0)
+    hide_subject: float = Field(default=0.3, ge=0, le=1)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"size", "hidden", "centre", "hide_subject"})
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.size is None:
+            self.refuse_unused("hidden", because="it precedes the maps to size, and size is not set")
+        if self.weights != "routed":
+            self.refuse_unused("hide_subject", because="only weights: routed has a bias to hide")
+        return self
 
 
 class ImageTowerConfig(Settings):

@@ -8,7 +8,7 @@ usual view with the rule of uncertainty, the mean of the views otherwise.
 References
 ----------
 Peters et al. (2018), ELMo, arXiv:1802.05365, for the softmax-weighted sum of layers. Wu et al. (2025), UBP,
-arXiv:2503.04207, for the rule of uncertainty.
+arXiv:2503.04207, for the rule of uncertainty. SAMGA (2026), arXiv:2604.17782, for the router.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from braindecode_vis.arrays import normalise_rows
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.training.image_config import LayerFusionConfig, ViewChoice
 
@@ -35,12 +35,14 @@ class LayerFusion(nn.Module):
     target_shape
         Tokens and features of one target.
     n_subjects
-        Training subjects, for weights per subject.
+        Training subjects, for what belongs to single ones.
 
     Raises
     ------
     DataError
         If the targets have no token axis.
+    ConfigError
+        If there is no such layer as `centre`.
     """
 
     def __init__(self, config: LayerFusionConfig, target_shape: tuple[int, ...], n_subjects: int) -> None:
@@ -51,13 +53,29 @@ class LayerFusion(nn.Module):
                 "several layers, target.kind to layers, or leave out encoder.fusion."
             )
         self.config = config
-        self.n_tokens, self.n_features = target_shape
-        rows = () if config.weights == "global" else (n_subjects,)
-        self.logits = nn.Parameter(torch.zeros(*rows, self.n_tokens))
+        self.n_tokens, self.n_raw = target_shape
+        #: Features of what comes out.
+        self.n_features = self.n_raw if config.size is None else config.size
+        start = torch.zeros(self.n_tokens)
+        if config.centre is not None:
+            if config.centre >= self.n_tokens:
+                raise ConfigError(
+                    f"encoder.fusion.centre is {config.centre}, but the targets have the layers 0 to "
+                    f"{self.n_tokens - 1}."
+                )
+            start = -(torch.arange(self.n_tokens) - config.centre).abs().float()
+        self.logits = nn.Parameter(start.expand(n_subjects, -1).clone() if self.per_subject else start)
+        if config.weights == "routed":
+            self.subject_bias = nn.Parameter(torch.zeros(n_subjects, self.n_tokens))
+        self.shared_map = None if config.hidden is None else nn.Linear(self.n_raw, config.hidden)
+        self.maps: nn.ModuleList | None = None
+        if config.size is not None:
+            n_in = config.hidden or self.n_raw
+            self.maps = nn.ModuleList(nn.Linear(n_in, config.size) for _ in range(self.n_tokens))
 
     @property
     def per_subject(self) -> bool:
-        """Whether subjects have weights of their own."""
+        """Whether subjects have weights of their own, and thus galleries."""
         return self.config.weights == "per_subject"
 
     def weigh(self, subject: Tensor | None = None) -> Tensor:
@@ -68,26 +86,42 @@ class LayerFusion(nn.Module):
         subject : integer tensor of shape (n,)
             Index of each subject; one beyond the last is an unknown one, and so is None.
         """
+        if self.config.weights == "routed":
+            return self._route(subject).softmax(dim=-1)
         weights = self.logits.softmax(dim=-1)
         if not self.per_subject:
             return weights
         mean = weights.mean(dim=0)
         return mean if subject is None else torch.cat([weights, mean[None]])[subject]
 
+    def _route(self, subject: Tensor | None) -> Tensor:
+        """Return the logits: those for all, in training with the bias of each trial's subject unless it is hidden."""
+        if subject is None or not self.training:
+            return self.logits
+        bias = torch.cat([self.subject_bias, self.subject_bias.new_zeros(1, self.n_tokens)])[subject]
+        # From the global state, which the loop seeds for every part of an update.
+        shown = torch.rand(len(subject), 1, device=bias.device) >= self.config.hide_subject
+        return self.logits + bias * shown
+
     def forward(self, stacked: Tensor, subject: Tensor | None = None) -> Tensor:
-        """Return fused targets of shape (..., n, n_features) for flat ones of (..., n, n_tokens * n_features)."""
-        tokens = stacked.unflatten(-1, (self.n_tokens, self.n_features))
+        """Return fused targets of shape (..., n, n_features) for flat ones of (..., n, n_tokens * n_raw)."""
+        tokens = stacked.unflatten(-1, (self.n_tokens, self.n_raw))
+        if self.shared_map is not None:
+            tokens = self.shared_map(tokens)
+        if self.maps is not None:
+            tokens = torch.stack([each(tokens[..., i, :]) for i, each in enumerate(self.maps)], dim=-2)
         return (tokens * self.weigh(subject)[..., None]).sum(dim=-2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the logits as a group for the optimiser."""
-        return [{"params": [self.logits], "lr_scale": self.config.lr_scale, "weight_decay": 0.0}]
+        """Return the logits as a group for the optimiser; maps are trained like any other weight."""
+        logits = [self.logits] if self.config.weights != "routed" else [self.logits, self.subject_bias]
+        return [{"params": logits, "lr_scale": self.config.lr_scale, "weight_decay": 0.0}]
 
     def describe(self, subjects: tuple[str, ...]) -> dict[str, list[float]]:
         """Return the weight of each token: under ``all``, or by subject with their mean under ``unknown``."""
         with torch.no_grad():
             if not self.per_subject:
-                return {"all": self.weigh().tolist()}
+                return {"all": self.logits.softmax(dim=-1).tolist()}
             rows = self.logits.softmax(dim=-1).tolist()
             return {**dict(zip(subjects, rows, strict=True)), "unknown": self.weigh().tolist()}
 

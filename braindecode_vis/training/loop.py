@@ -196,6 +196,7 @@ class Trainer:
 
     def _run_epoch(self, log: TrainingLog) -> None:
         counters, feed, size = self.counters, self.feed, self.settings.accumulation
+        lr_scale = self.lr_scale * self._enter_stage()
         started = time.monotonic() - counters.seconds
         # Validation has left it in evaluation mode.
         self.wrapped.train()
@@ -235,7 +236,7 @@ class Trainer:
                 range(counters.update, first + len(groups)),
                 lambda update: self._compute_losses(loaded, len(groups[update - first])),
                 after=after,
-                rate=lambda update: compute_lr_factor(schedule, update, self.n_updates) * self.lr_scale,
+                rate=lambda update: compute_lr_factor(schedule, update, self.n_updates) * lr_scale,
                 clip_norm=self.settings.clip_norm,
                 accelerator=self.accelerator,
             )
@@ -243,6 +244,26 @@ class Trainer:
             # Ends the thread that reads ahead, also when an error stops the epoch.
             loaded.close()
         self._end_epoch(log, time.monotonic() - started)
+
+    def _enter_stage(self) -> float:
+        """Freeze maps and forget the moments where the second stage begins; return the factor of its learning rate."""
+        stage = self.settings.second_stage
+        if stage is None:
+            return 1.0
+        start = round(stage.start * self.epochs)
+        if self.counters.epoch < start:
+            return 1.0
+        shared = self.model.shared_projector
+        if stage.frozen and shared is not None:
+            frozen = {id(p) for p in shared.parameters()}
+            self.trainable = [p for p in self.trainable if id(p) not in frozen]
+            for group in self.optimiser.param_groups:
+                if any(id(p) in frozen for p in group["params"]):
+                    # A rate of zero moves nothing and decays nothing; several processes still share all gradients.
+                    group["peak_lr"] = 0.0
+        if self.counters.epoch == start and self.counters.position == 0:
+            self.optimiser.optimizer.state.clear()  # a new optimiser has no moments
+        return stage.lr_scale
 
     def _make_batches(self, epoch: int) -> list[np.ndarray]:
         return make_batches(
@@ -492,8 +513,8 @@ def make_optimiser(
     config
         The settings.
     model
-        Its network (see `braindecode_vis.contracts.WholeNetwork`), fusion and tower have groups of their own;
-        parameters of objectives are not decayed.
+        Its network (see `braindecode_vis.contracts.WholeNetwork`), fusion and tower have groups of their own, as has
+        the shared projector, which a second stage may freeze; parameters of objectives are not decayed.
     frozen_decay
         Take no weight decay anywhere, for tables of which a batch moves a few rows only.
 
@@ -506,6 +527,8 @@ def make_optimiser(
     for part in (model.whole_network, model.fusion, model.tower):
         if part is not None:
             groups += [_read_group(config, group) for group in part.parameter_groups()]
+    if model.shared_projector is not None:
+        groups.append(_read_group(config, {"params": list(model.shared_projector.parameters())}))
     taken = {id(p) for group in groups for p in group["params"]}
     # Decay would pull a learned temperature toward 1, and with it the contrast.
     temperatures = {id(p): p for p in model.objectives.parameters()}

@@ -133,6 +133,8 @@ class BrainImageModel(nn.Module):
         ``forward(data, subject)`` gives (n, n_outputs); see `encoders.signal`.
     brain_projector, image_projector
         Linear maps to the common size, or None.
+    shared_projector
+        Linear map that follows on both sides, or None.
     regression
         ``none``; ``shared`` (the network's own output); ``network`` (its second head, by ``forward_heads``); ``linear``
         (`regression_head` on its output).
@@ -159,6 +161,7 @@ class BrainImageModel(nn.Module):
     regression_head: nn.Module | None
     brain_projector: nn.Linear | None
     image_projector: nn.Linear | None
+    shared_projector: nn.Linear | None
     target_scale: TargetScale
     text_scale: TargetScale | None
     fusion: LayerFusion | None
@@ -178,6 +181,7 @@ class BrainImageModel(nn.Module):
         n_common: int,
         fusion: LayerFusion | None = None,
         tower: AdaptedTower | None = None,
+        shared_projector: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.network, self.n_common = network, n_common
@@ -186,6 +190,7 @@ class BrainImageModel(nn.Module):
         self.keeps_matches = False
         self.matches: tuple[Tensor, Tensor] | None = None
         self.brain_projector, self.image_projector = brain_projector, image_projector
+        self.shared_projector = shared_projector
         self.regression, self.regression_head = regression, regression_head
         self.target_scale, self.text_scale = target_scale, text_scale
         self.objectives = nn.ModuleList(objectives)
@@ -204,7 +209,8 @@ class BrainImageModel(nn.Module):
     @property
     def learns_space(self) -> bool:
         """Whether the space of comparison is another one than that of the targets."""
-        return any(part is not None for part in (self.image_projector, self.fusion, self.tower))
+        parts = (self.image_projector, self.shared_projector, self.fusion, self.tower)
+        return any(part is not None for part in parts)
 
     @property
     def has_subject_galleries(self) -> bool:
@@ -213,7 +219,7 @@ class BrainImageModel(nn.Module):
 
     def encode_brain(self, data: Tensor, subject: Tensor) -> Tensor:
         """Return the brain side of the comparison, shape (n, d)."""
-        return self._project(self.network(data, subject))
+        return self.project_brain(self.network(data, subject))
 
     def encode_image(self, targets: Tensor, subject: Tensor | None = None) -> Tensor:
         """Return the image side of the comparison, shape (..., n, d), for raw embeddings of shape (..., n, d_raw).
@@ -224,7 +230,7 @@ class BrainImageModel(nn.Module):
         if self.fusion is not None:
             # (..., n, n_tokens * n_features) -> (..., n, n_features)
             scaled = self.fusion(scaled, subject)
-        return scaled if self.image_projector is None else self.image_projector(scaled)
+        return self._project(scaled, self.image_projector)
 
     def embed_images(self, batch: Batch) -> Tensor:
         """Return the raw embedding of each trial's image, shape (n, d_raw), by the tuned network if there is one."""
@@ -238,8 +244,7 @@ class BrainImageModel(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """Return text embeddings on the image side, shape (n, d)."""
         assert self.text_scale is not None
-        scaled = self.text_scale(text)
-        return scaled if self.image_projector is None else self.image_projector(scaled)
+        return self._project(self.text_scale(text), self.image_projector)
 
     def encode_heads(self, data: Tensor, subject: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the brain side and the regression of the raw target, the latter None without a head."""
@@ -247,16 +252,21 @@ class BrainImageModel(nn.Module):
             forward_heads = self.whole_network.forward_heads
             assert forward_heads is not None
             output, regression = forward_heads(data, subject)
-            return self._project(output), regression
+            return self.project_brain(output), regression
         output = self.network(data, subject)
         if self.regression == "shared":
             # ATM regresses the very vector that is compared.
-            return self._project(output), output
+            return self.project_brain(output), output
         regression = None if self.regression_head is None else self.regression_head(output)
-        return self._project(output), regression
+        return self.project_brain(output), regression
 
-    def _project(self, output: Tensor) -> Tensor:
-        return output if self.brain_projector is None else self.brain_projector(output)
+    def project_brain(self, output: Tensor) -> Tensor:
+        """Return outputs of the network, shape (..., n_outputs), in the space of comparison, shape (..., d)."""
+        return self._project(output, self.brain_projector)
+
+    def _project(self, vectors: Tensor, own: nn.Linear | None) -> Tensor:
+        vectors = vectors if own is None else own(vectors)
+        return vectors if self.shared_projector is None else self.shared_projector(vectors)
 
     def make_outputs(self, batch: Batch, *, plain: bool = False) -> Outputs:
         """Return what the objectives see of a batch.
@@ -287,7 +297,7 @@ class BrainImageModel(nn.Module):
         if "brain_tokens" in needs:
             forward_tokens = self.whole_network.forward_tokens
             assert forward_tokens is not None  # checked when this was built
-            outputs.brain_tokens = self._project(forward_tokens(batch.data, batch.subject))
+            outputs.brain_tokens = self.project_brain(forward_tokens(batch.data, batch.subject))
         if "background" in needs and batch.background is not None:
             outputs.background = self.encode_brain(batch.background, batch.subject)
         if "teacher" in needs and batch.teacher is not None:
@@ -305,7 +315,9 @@ class BrainImageModel(nn.Module):
             # Of the very batch that is learnt from, before its update.
             self.matches = outputs.stimuli, compute_matches(self.objectives, outputs)
         values = [objective(outputs) for objective in self.objectives]
-        return self._sum(values, self.objectives), torch.stack([v.detach().float() for v in values])
+        return self._sum(values, self.objectives, outputs.progress), torch.stack(
+            [v.detach().float() for v in values]
+        )
 
     def compute_plain_loss(self, batch: Batch) -> Tensor | None:
         """Return the loss of held-out trials by the objectives that can be computed there; None without any."""
@@ -314,11 +326,12 @@ class BrainImageModel(nn.Module):
         if not usable:
             return None
         outputs = self.make_outputs(batch, plain=True)
-        return self._sum([objective(outputs) for objective in usable], usable)
+        return self._sum([objective(outputs) for objective in usable], usable, outputs.progress)
 
-    def _sum(self, values: Sequence[Tensor], objectives: Any) -> Tensor:
+    def _sum(self, values: Sequence[Tensor], objectives: Any, progress: float) -> Tensor:
         # Objectives work in float32 whatever the precision of the network.
-        return sum(o.config.weight * value.float() for o, value in zip(objectives, values, strict=True))
+        weights = [objective.config.weigh(progress) for objective in objectives]
+        return sum(weight * value.float() for weight, value in zip(weights, values, strict=True))
 
 
 def gather_outputs(outputs: Outputs) -> Outputs:
@@ -456,11 +469,13 @@ def build_model(
     projector, n_targets = settings.projector, int(np.prod(target_shape))
     fusion = None
     if settings.fusion is not None:
-        fusion = LayerFusion(settings.fusion, target_shape, len(signal.subjects))
+        # A draw of its own, so that the other weights are those of a training without it.
+        with seeded(derive_seed(seed, "fusion")):
+            fusion = LayerFusion(settings.fusion, target_shape, len(signal.subjects))
     n_image = n_targets if fusion is None else fusion.n_features
     n_common = n_image if projector is None else projector.size
     n_outputs = n_common
-    if projector is not None and projector.sides == "both":
+    if projector is not None and projector.sides != "image":
         # With a map of its own the brain side need not have the common size, and keeps that of the target.
         n_outputs = projector.brain_width or n_image
     regression = _choose_regression(settings, n_outputs, n_targets)
@@ -471,17 +486,19 @@ def build_model(
         else:
             network = settings.network.build(signal, n_outputs)
         check_weights_exist(network, settings.network.kind)
-        both = projector is not None and projector.sides == "both"
-        brain_projector = nn.Linear(n_outputs, n_common) if both else None
-        image_projector = nn.Linear(n_image, n_common) if projector is not None else None
+        sides = "" if projector is None else projector.sides
+        brain_projector = nn.Linear(n_outputs, n_common) if sides in ("both", "brain") else None
+        image_projector = nn.Linear(n_image, n_common) if sides in ("both", "image") else None
         regression_head = nn.Linear(n_outputs, n_targets) if regression == "linear" else None
         objectives = [objective.build() for objective in settings.objectives]
         for module, objective in zip(objectives, settings.objectives, strict=True):
             module.config = (
                 objective  # for weight, phase and needs; one from outside need not keep its settings
             )
+        shared = projector is not None and projector.shared
         return BrainImageModel(
             network,
+            shared_projector=nn.Linear(n_common, n_common) if shared else None,
             brain_projector=brain_projector,
             image_projector=image_projector,
             regression=regression,

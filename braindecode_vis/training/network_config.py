@@ -41,14 +41,46 @@ class ProjectorConfig(Settings):
     size
         Features of the common space; 512 in NeuroBridge.
     sides
-        ``both`` (NeuroBridge), or the ``image`` side alone, where the network itself has `size` outputs.
+        ``both`` (NeuroBridge), the ``image`` side alone, where the network itself has `size` outputs, or the ``brain``
+        side alone, where `fusion` brings the images to `size` (SAMGA).
     brain_width
         Outputs of the network before the brain's map; None is the size of the target.
+    shared
+        One more linear map of `size` to `size`, the same for both sides, comes last (SAMGA).
     """
 
     size: int = Field(default=512, ge=1)
-    sides: Literal["both", "image"] = "both"
+    sides: Literal["both", "image", "brain"] = "both"
     brain_width: int | None = Field(default=None, ge=1)
+    shared: bool = False
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"shared"})
+
+    @model_validator(mode="after")
+    def _check_brain_width(self) -> Self:
+        if self.sides == "image":
+            self.refuse_unused("brain_width", because="the brain side has no map with sides image")
+        return self
+
+
+class SecondStageConfig(Settings):
+    """What changes when a training enters its second stage (SAMGA): a new optimiser, another rate, frozen maps.
+
+    Objectives enter and leave by their own `phase`.
+
+    Parameters
+    ----------
+    start
+        Share of the epochs after which it begins, rounded to a whole epoch; a third in SAMGA.
+    lr_scale
+        Factor of every learning rate from then on; 0.5 in SAMGA.
+    frozen
+        What learns no more: the ``shared`` map of the projector, or nothing.
+    """
+
+    start: float = Field(default=1 / 3, gt=0, lt=1)
+    lr_scale: float = Field(default=0.5, gt=0)
+    frozen: tuple[Literal["shared"], ...] = ("shared",)
 
 
 class TeacherConfig(Settings):
@@ -131,6 +163,8 @@ class NetworkEncoderConfig(Settings):
         untouched targets.
     optimiser, schedule
         See their classes.
+    second_stage
+        A new start of the optimiser in the middle of the training; None has one stage.
     epochs
         Passes over the training trials (or images, see `augmentations`).
     batch_size
@@ -189,6 +223,7 @@ class NetworkEncoderConfig(Settings):
     normalise_targets: Literal["none", "l2", "centre", "zscore"] = "centre"
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    second_stage: SecondStageConfig | None = None
     epochs: int = Field(default=50, ge=1)
     batch_size: BatchSize = "auto"
     accumulation: int = Field(default=1, ge=1)
@@ -212,6 +247,7 @@ class NetworkEncoderConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"device", "log", "max_device_bytes", "checkpoint_seconds"}
     )
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"second_stage"})
 
     trains_in_processes: ClassVar[bool] = True
 
@@ -248,6 +284,26 @@ class NetworkEncoderConfig(Settings):
             raise ValueError(
                 "out_of_fold refits learn a space each with a projector, fusion or image_tower, so their predictions "
                 "do not meet; add a regression objective (mse, l1), or remove out_of_fold or what learns the space"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stages_and_maps(self) -> Self:
+        projector, fused = self.projector, None if self.fusion is None else self.fusion.size
+        if projector is not None and projector.sides == "brain" and fused != projector.size:
+            raise ValueError(
+                f"projector.sides brain needs fusion.size to bring the images to {projector.size} features, and it is "
+                f"{fused}; set both alike, or projector.sides to both"
+            )
+        stage, has_shared = self.second_stage, projector is not None and projector.shared
+        if stage is not None and stage.frozen and not has_shared:
+            raise ValueError(
+                "second_stage.frozen names the shared map, which projector.shared does not ask for; set it, or "
+                "second_stage.frozen to []"
+            )
+        if stage is not None and not 0 < round(stage.start * self.epochs) < self.epochs:
+            raise ValueError(
+                f"second_stage.start {stage.start:g} of {self.epochs} epoch(s) leaves a stage without an epoch"
             )
         return self
 

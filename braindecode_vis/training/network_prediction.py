@@ -28,7 +28,8 @@ class NetworkPrediction(nn.Module):
     def __init__(self, fit: NetworkFit) -> None:
         super().__init__()
         model = copy.deepcopy(fit.model).cpu().eval()
-        self.network, self.projector = model.network, model.brain_projector
+        maps = [part for part in (model.brain_projector, model.shared_projector) if part is not None]
+        self.network, self.projector = model.network, nn.Sequential(*maps) if maps else None
         # Outputs of a learnt space stay there; others return to the units of the targets.
         self.target_scale = None if model.learns_space else model.target_scale
         self.shape = (model.n_common,) if model.learns_space else fit.target_shape

@@ -54,7 +54,7 @@ class Model(torch.nn.Module):
         self.objectives = torch.nn.ModuleList([torch.nn.ParameterList([torch.zeros(1)])])
         if groups is not None:
             self.network.parameter_groups = lambda: groups(self.network)
-        self.fusion = self.tower = None
+        self.fusion = self.tower = self.shared_projector = None
 
     @property
     def whole_network(self):

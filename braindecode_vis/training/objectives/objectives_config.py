@@ -34,6 +34,8 @@ class ObjectiveConfig(Settings):
     ----------
     weight
         Factor of this objective in the sum; the module that `build` returns does not apply it.
+    weight_end
+        The factor at the end of the phase, which it moves to in a straight line; None keeps `weight`.
     phase
         Start and end as shares of the training. The objective counts while ``start <= progress < end``; an end of 1
         includes the last step.
@@ -41,8 +43,10 @@ class ObjectiveConfig(Settings):
 
     kind: str
     weight: float = Field(default=1.0, gt=0)
+    weight_end: float | None = Field(default=None, ge=0)
     phase: tuple[Share, Share] = (0.0, 1.0)
 
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"weight_end"})
     needs: ClassVar[frozenset[str]] = frozenset()
     contrastive: ClassVar[bool] = True
 
@@ -59,6 +63,14 @@ class ObjectiveConfig(Settings):
         """Return whether the objective counts at this share of the training."""
         start, end = self.phase
         return start <= progress and (progress < end or end >= 1.0)
+
+    def weigh(self, progress: float) -> float:
+        """Return the factor of this objective at this share of the training."""
+        if self.weight_end is None:
+            return self.weight
+        start, end = self.phase
+        share = min(max((progress - start) / (end - start), 0.0), 1.0)
+        return self.weight + (self.weight_end - self.weight) * share
 
     def build(self) -> nn.Module:
         """Return the module whose ``forward(outputs)`` gives the unweighted scalar."""
@@ -294,6 +306,33 @@ class AlignmentObjectiveConfig(ObjectiveConfig):
         from braindecode_vis.training.objectives.structure import AlignmentTerm
 
         return AlignmentTerm()
+
+
+class MmdObjectiveConfig(ObjectiveConfig):
+    """Maximum mean discrepancy between all trials and all images of a batch, the coarse stage of SAMGA.
+
+    Which image belongs to which trial plays no part.
+
+    Parameters
+    ----------
+    bandwidths
+        Standard deviations of the Gaussian kernels, whose mean is the kernel: those of SAMGA's code, for outputs that
+        are not normalised.
+    normalise
+        Bring both sides to unit length first.
+    """
+
+    kind: Literal["mmd"] = "mmd"
+    bandwidths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(0.1, 0.2, 0.5, 1.0, 2.0), min_length=1
+    )
+    normalise: bool = False
+
+    def make_term(self) -> nn.Module:
+        """Return the module that computes the loss."""
+        from braindecode_vis.training.objectives.structure import MmdTerm
+
+        return MmdTerm(self.bandwidths, normalise_both=self.normalise)
 
 
 class UniformityObjectiveConfig(ObjectiveConfig):

@@ -1,8 +1,9 @@
-"""Alignment, uniformity, multi-view and salient-part (contrastive PCA) objectives.
+"""Alignment, uniformity, mean discrepancy, multi-view and salient-part (contrastive PCA) objectives.
 
 Alignment and uniformity on the sphere work against the gap that the contrast leaves between brain and image. MV-InfoNCE
 and MV-DHEL contrast more than two views at once: repetition halves, the image and its degraded forms, or further
-modalities of the same trial. SepCLR splits the output in two: a common part that any stretch of the recording has, and
+modalities of the same trial. The mean discrepancy (MMD) brings the two clouds together before pairs are told apart, as
+SAMGA does in its first stage. SepCLR splits the output in two: a common part that any stretch of the recording has, and
 a salient part that only the response to an image may fill. The formula is that of the authors' released training
 scripts (the kernel joint entropy variant), which we read; the paper itself we did not check it against. What is ours:
 pre-stimulus data as background, repetition halves as the two views, one view of the background where theirs has two,
@@ -13,12 +14,14 @@ References
 Wang and Isola (2020), arXiv:2005.10242. Fahim, Murphy, Fyshe (2024), arXiv:2405.18570: ``L_CUA`` and ``L_CUAXU``.
 Koromilas et al. (2025), A principled framework for multi-view contrastive learning; the released code
 (github.com/pakoromilas/Multi-View-CL) is followed where it differs from the text beside it. Louiset et al. (2024),
-Separating common from salient patterns with contrastive representation learning, ICLR.
+Separating common from salient patterns with contrastive representation learning, ICLR. Gretton et al. (2012), JMLR 13;
+SAMGA (2026), arXiv:2604.17782, ``module/loss.py`` of LinJiang8/SAMGA@1a63745.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -53,6 +56,48 @@ def compute_alignment(brain: Tensor, image: Tensor) -> Tensor:
     """
     check_pair(brain, image)
     return (normalise(brain) - normalise(image)).square().sum(-1).mean()
+
+
+def compute_mmd(brain: Tensor, image: Tensor, *, bandwidths: Sequence[float]) -> Tensor:
+    """Return the squared maximum mean discrepancy of two sets of vectors, at least zero.
+
+    ``mean_{i!=j} k(b_i, b_j) + mean_{i!=j} k(v_i, v_j) - 2 mean_{ij} k(b_i, v_j)``, where k is the mean of
+    ``exp(-|x - y|^2 / (2 s^2))`` over the bandwidths s. As in SAMGA's code the cross term counts pairs that belong
+    together, which an unbiased estimate of two independent sets would not hold.
+
+    Parameters
+    ----------
+    brain, image : tensors of shape (n, d)
+    bandwidths
+        Standard deviations of the kernels.
+    """
+    check_pair(brain, image)
+    n = len(brain)
+
+    def sum_kernel(left: Tensor, right: Tensor) -> Tensor:
+        squares = left.square().sum(-1)[:, None] + right.square().sum(-1)[None] - 2 * multiply(left, right)
+        distance = squares.clamp_min(0.0)  # rounding may fall below
+        return torch.stack([(-distance / (2 * s**2)).exp() for s in bandwidths]).mean(0).sum()
+
+    left, right = upcast(brain), upcast(image)
+    # the diagonal of a set with itself is one each
+    within = sum((sum_kernel(x, x) - n) / (n * (n - 1)) for x in (left, right))
+    return (within - 2 * sum_kernel(left, right) / n**2).clamp_min(0.0)
+
+
+class MmdTerm(nn.Module):
+    """`compute_mmd` of brain and image outputs."""
+
+    def __init__(self, bandwidths: Sequence[float], *, normalise_both: bool) -> None:
+        super().__init__()
+        self.bandwidths, self.normalise_both = tuple(bandwidths), normalise_both
+
+    def forward(self, outputs: Outputs) -> Tensor:
+        """Return the loss of one step."""
+        brain, image = outputs.brain, outputs.image
+        if self.normalise_both:
+            brain, image = normalise(brain), normalise(image)
+        return compute_mmd(brain, image, bandwidths=self.bandwidths)
 
 
 def compute_uniformity(vectors: Tensor, stimuli: Tensor | None = None, *, sharpness: float = 2.0) -> Tensor:

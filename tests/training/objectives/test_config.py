@@ -162,7 +162,10 @@ def test_bfloat16_agrees_with_float32(config, n, d):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             value = objective(rounded)
     assert value.dtype == torch.float32
-    assert float(value) == pytest.approx(float(exact), rel=1e-2 if config.kind == "soft_clip" else 2e-3)
+    # The discrepancy of two such clouds is next to nothing, and what is left of it rounding.
+    absolute = 1e-4 if config.kind == "mmd" else 1e-12
+    relative = 1e-2 if config.kind == "soft_clip" else 2e-3
+    assert float(value) == pytest.approx(float(exact), rel=relative, abs=absolute)
 
 
 @every_config
