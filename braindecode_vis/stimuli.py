@@ -98,6 +98,10 @@ class StimulusSet:
         # Built once: images are looked up one by one, tens of thousands of times.
         return pd.Index(self.table["stimulus_id"])
 
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids.tolist())}
+
     @property
     def ids(self) -> np.ndarray:
         """Stimulus ids, shape (n_stimuli,)."""
@@ -157,7 +161,10 @@ class StimulusSet:
 
     def read_image(self, stimulus_id: str) -> np.ndarray:
         """Return one image as uint8 of shape (height, width, 3)."""
-        row = int(self.find_rows([stimulus_id])[0])
+        # Thousands of images are read one by one, which is slow through the index of pandas.
+        row = self._row_of.get(stimulus_id)
+        if row is None:
+            row = int(self.find_rows([stimulus_id])[0])  # which says what is wrong
         if self.pixels is not None:
             return np.asarray(self.pixels[row])
         if self.root is None:

@@ -151,7 +151,7 @@ class RidgeEncoder:
                 kept, zscore, mean, weights = _fit_ridge(
                     data[fold.train], values[fold.train], len(fit.kept), fit.alpha
                 )
-                predicted[fold.test] = zscore.apply(data[fold.test][:, kept]) @ weights + mean
+                predicted[fold.test] = zscore.apply(_keep(data[fold.test], kept)) @ weights + mean
         return Embeddings(predicted.reshape(targets.vectors.shape), responses.stimulus_ids, fit.space)
 
     def _choose(
@@ -183,7 +183,7 @@ class RidgeEncoder:
             raise DataError(
                 f"the encoder was fitted on more features than the {data.shape[1]} of these responses."
             )
-        values = fit.zscore.apply(data[:, fit.kept]) @ fit.weights + fit.target_mean
+        values = fit.zscore.apply(_keep(data, fit.kept)) @ fit.weights + fit.target_mean
         return Embeddings(values.reshape(len(values), *fit.target_shape), responses.stimulus_ids, fit.space)
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
@@ -284,8 +284,9 @@ def compute_inner_errors(
         mean = values[fold.train].mean(axis=0)
         for row, size in enumerate(sizes):
             kept = slice(None) if size is None or order is None else order[:size]
-            zscore = fit_zscore(data[fold.train][:, kept])
-            train, held_out = zscore.apply(data[fold.train][:, kept]), zscore.apply(data[fold.test][:, kept])
+            own = data[fold.train][:, kept]
+            zscore = fit_zscore(own)
+            train, held_out = zscore.apply(own), zscore.apply(data[fold.test][:, kept])
             truth = values[fold.test] - mean
             path = iterate_ridge_path(train, values[fold.train] - mean, held_out, alphas, backend=backend)
             for column, predicted in enumerate(path):
@@ -328,11 +329,16 @@ def _fit_ridge(
 ) -> tuple[np.ndarray, ZScore, np.ndarray, np.ndarray]:
     """Return the kept features, their statistics, the target mean and the weights."""
     kept = _select_features(data, values, n_kept)
-    zscore = fit_zscore(data[:, kept])
-    mean = values.mean(axis=0, dtype=np.float64).astype(
-        np.float32
-    )  # single precision drifts over many trials
-    return kept, zscore, mean, _solve_ridge(zscore.apply(data[:, kept]), values - mean, alpha)
+    own = _keep(data, kept)
+    zscore = fit_zscore(own)
+    # Single precision drifts over many trials.
+    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return kept, zscore, mean, _solve_ridge(zscore.apply(own), values - mean, alpha)
+
+
+def _keep(data: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the kept features; all of them without a copy."""
+    return data if len(kept) == data.shape[1] else data[:, kept]
 
 
 def _solve_ridge(x: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
@@ -345,7 +351,7 @@ def _solve_ridge(x: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
     xb, yb = backend.asarray(x, dtype="float64"), backend.asarray(y, dtype="float64")
     if x.shape[0] <= x.shape[1]:
         dual = solve_kernel_ridge_eigenvalues(xb @ xb.T, yb, alpha=float(alpha))
-        weights = x.T.astype(np.float64) @ backend.to_numpy(dual)  # primal weights from those of the trials
+        weights = backend.to_numpy(xb).T @ backend.to_numpy(dual)  # primal weights from those of the trials
     else:
         weights = backend.to_numpy(solve_ridge_svd(xb, yb, alpha=float(alpha), warn=False))
     return np.ascontiguousarray(weights, dtype=np.float32)

@@ -191,13 +191,15 @@ def make_k_way_table(scores: np.ndarray | Order, k: int) -> np.ndarray:
     return np.where(n_same > 1, shared, wins[n_above])
 
 
-def make_identification_table(scores: np.ndarray, n: int, *, groups: Labels | None = None) -> np.ndarray:
+def make_identification_table(
+    scores: np.ndarray | Order, n: int, *, groups: Labels | None = None
+) -> np.ndarray:
     """Return n-way identification: the probability that each cell beats n - 1 random other columns, ties lost.
 
     Parameters
     ----------
     scores : array of shape (n_predictions, n_stimuli)
-        Similarities, higher is better.
+        Similarities, higher is better; or, without `groups`, their order, as `count_order` gives it.
     n
         Number of alternatives; 2 gives the fraction of other columns that a cell beats.
     groups : sequence of length n_stimuli, optional
@@ -208,18 +210,23 @@ def make_identification_table(scores: np.ndarray, n: int, *, groups: Labels | No
     DataError
         If a class has fewer than n stimuli.
     """
-    names = np.zeros(scores.shape[1], int) if groups is None else [str(label) for label in groups]
+    if isinstance(scores, Order) and groups is not None:
+        raise DataError("identification within groups needs the similarities, not their order in the whole row.")
+    shape = (scores.n_below if isinstance(scores, Order) else scores).shape
+    names = np.zeros(shape[1], int) if groups is None else [str(label) for label in groups]
     codes = np.unique(np.asarray(names), return_inverse=True)[1]
-    if len(codes) != scores.shape[1]:
-        raise DataError(f"{scores.shape[1]} items came with {len(codes)} group labels.")
-    table = np.empty(scores.shape)
+    if len(codes) != shape[1]:
+        raise DataError(f"{shape[1]} items came with {len(codes)} group labels.")
+    table = np.empty(shape)
     for code in np.unique(codes):
         columns = np.flatnonzero(codes == code)
         if len(columns) < n:
             lack = "no distractor" if n == 2 else f"{len(columns) - 1} distractors, not {n - 1},"
             raise DataError(f"stimulus {columns[0]} has {lack} in its class; drop it from this score.")
-        n_below = count_order(scores[:, columns]).n_below
-        table[:, columns] = compute_win_probability(n_below, np.full(n_below.shape, len(columns) - 1), n)
+        n_below = (scores if isinstance(scores, Order) else count_order(scores[:, columns])).n_below
+        # Looked up by the number beaten: a table has far fewer of those than cells.
+        beaten = np.arange(len(columns))
+        table[:, columns] = compute_win_probability(beaten, np.full(len(columns), len(columns) - 1), n)[n_below]
     return table
 
 

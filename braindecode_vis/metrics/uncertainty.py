@@ -15,9 +15,9 @@ Wilson (1927), Probable inference, doi:10.1080/01621459.1927.10502953. Holm (197
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ Labels = Sequence[object] | np.ndarray
 #: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
 #: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
 TIE_TOLERANCE = 1e-9
-#: Most entries of permutations that are kept for the next metric (64 MB).
+#: Most entries of permutations and resamples that are kept for the next metric (128 MB).
 MOST_KEPT = 1 << 24
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
 
@@ -146,7 +146,7 @@ def bootstrap_interval(
         draws = _bootstrap_subjects(values, codes, whose, n_boot, generator)
         n_units = int(whose.max()) + 1
     else:
-        draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator)
+        draws = _bootstrap_clusters(values, codes, statistic, n_boot, generator, seed=seed)
         n_units = int(codes.max()) + 1
     if n_units < 2:
         raise DataError("a bootstrap needs at least two stimuli (or subjects) to resample, got one.")
@@ -391,7 +391,7 @@ def permutation_test_folds(
         part.iterate(sizes, seed + number, summed=statistic == "mean") for number, part in enumerate(parts)
     ]
     for blocks in zip(*drawn, strict=True):
-        values = np.concatenate(blocks, axis=1)
+        values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
         nulls.append(values.sum(axis=1) / n_rows if statistic == "mean" else np.median(values, axis=1))
     null = np.concatenate(nulls)
     if statistic == "mean":
@@ -459,14 +459,20 @@ class _Permuted:
             sums = np.zeros((n_shown, n_shown))
             np.add.at(sums, slot, table)
             table, slot = sums, np.arange(n_shown)
-        flat, offset = np.ascontiguousarray(table).ravel(), np.arange(len(table)) * n_shown
+        flat = np.ascontiguousarray(table).ravel()
         block_of = np.empty(n_shown, np.int64)
         for number, block in enumerate(self.blocks):
             block_of[block] = number
-        draw = _keep_permutations if sum(sizes) * n_shown <= MOST_KEPT else _draw_permutations
-        for assigned in draw(block_of.tobytes(), tuple(sizes), seed):
+        key = (block_of.tobytes(), tuple(sizes), seed)
+        offset = np.arange(len(table))[:, None] * n_shown
+        # Transposed, (n_rows, size): what is looked up one after the other then stands in one row of the table.
+        cells: Iterable[np.ndarray] = (offset + assigned.T[slot] for assigned in _draw_permutations(*key))
+        if summed:
+            # Every metric of a run is tested by the same permutations, with classes kept and without.
+            cells = _keep_draws(("permutation", *key), sum(sizes) * n_shown, cells)
+        for places in cells:
             # (size, n_rows): what each row would be worth beside the stimulus that it got.
-            yield flat[offset + assigned[:, slot]]
+            yield flat.take(places).T
 
 
 def _draw_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
@@ -478,24 +484,43 @@ def _draw_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> It
         yield permute_within(np.arange(len(labels)), blocks, size, generator)
 
 
-@lru_cache(
-    maxsize=2
-)  # every metric of a run is tested by the same permutations, with classes kept and without
-def _keep_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
-    return [drawn.astype(np.int32) for drawn in _draw_permutations(block_of, sizes, seed)]
+_kept: OrderedDict[Hashable, tuple[int, list[np.ndarray]]] = OrderedDict()  # sizes and draws, the latest last
+
+
+def _keep_draws(key: Hashable, n_entries: int, draws: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    """Return the draws that `key` stands for, which cost more to make than to use; together up to `MOST_KEPT`."""
+    if n_entries > MOST_KEPT:
+        return draws
+    found = _kept.pop(key, None) or (n_entries, list(draws))
+    while _kept and sum(n for n, _ in _kept.values()) + n_entries > MOST_KEPT:
+        _kept.popitem(last=False)  # the one that was not used for longest
+    _kept[key] = found
+    return found[1]
 
 
 def _bootstrap_clusters(
-    values: np.ndarray, codes: np.ndarray, statistic: str, n_boot: int, generator: np.random.Generator
+    values: np.ndarray,
+    codes: np.ndarray,
+    statistic: str,
+    n_boot: int,
+    generator: np.random.Generator,
+    *,
+    seed: int | None = None,
 ) -> np.ndarray:
+    """Return the statistic of each resample; `seed` says that the generator is new, so that its draws can be kept."""
     sums, counts = np.bincount(codes, values), np.bincount(codes)
     n = len(sums)
+    alike = bool((counts == counts[0]).all())
     order = np.argsort(values, kind="stable")  # sorted once: a median of a resample is a place in this order
+    sizes = tuple(_chunks(n_boot, max(n, len(values))))
+    draws: Iterable[np.ndarray] = (generator.integers(0, n, (size, n)) for size in sizes)
+    if seed is not None:
+        draws = _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, draws)
     parts = []
-    for size in _chunks(n_boot, max(n, len(values))):
-        drawn = generator.integers(0, n, (size, n))
+    for size, drawn in zip(sizes, draws, strict=True):
         if statistic == "mean":
-            parts.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+            n_rows = n * counts[0] if alike else counts.take(drawn).sum(axis=1)
+            parts.append(sums.take(drawn).sum(axis=1) / n_rows)
             continue
         flat = (drawn + n * np.arange(size)[:, None]).ravel()
         times = np.bincount(flat, minlength=size * n).reshape(size, n)[:, codes[order]]  # (size, n_rows)

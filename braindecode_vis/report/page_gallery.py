@@ -8,6 +8,7 @@ from this alone.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -217,14 +218,15 @@ def make_thumbnails(
     sample = _spread(gallery, 16)  # how large thumbnails are is found out from a few
     for shrink in SHRINKS:
         encoded: dict[tuple[int, int], str] = {}
+        known: dict[bytes, str] = {}
         side = round(max_px * shrink)
-        fits = int(max_bytes / (_encode(rows, sample, side, encoded) / len(sample)))
+        fits = int(max_bytes / (_encode(rows, sample, side, encoded, known) / len(sample)))
         if fits >= len(gallery):
             break
     count = min(len(gallery), max(len(picked), min(max_thumbnails // len(rows), fits)))
     while True:
         items = np.union1d(picked, _spread(gallery, count if count == len(gallery) else count - len(picked)))
-        size = _encode(rows, items, side, encoded)
+        size = _encode(rows, items, side, encoded, known)
         if size <= max_bytes or count == len(picked):
             break
         # The sample was an estimate: 5 % less than proportional, so that this ends soon.
@@ -242,11 +244,21 @@ def _spread(gallery: GalleryContent, count: int) -> np.ndarray:
 
 
 def _encode(
-    rows: list[np.ndarray], items: np.ndarray, max_px: int, encoded: dict[tuple[int, int], str]
+    rows: list[np.ndarray],
+    items: np.ndarray,
+    max_px: int,
+    encoded: dict[tuple[int, int], str],
+    known: dict[bytes, str],
 ) -> int:
-    """Fill `encoded` for these items and return the bytes of their distinct images."""
+    """Fill `encoded` for these items and return the bytes of their distinct images; `known` are those by digest."""
     for item in map(int, items):
         for number, images in enumerate(rows):
-            if (item, number) not in encoded:
-                encoded[item, number] = encode_thumbnail(np.asarray(images[item]), max_px)
+            if (item, number) in encoded:
+                continue
+            # Controls show the same picture in many cells, and each is compressed once.
+            image = np.ascontiguousarray(images[item])
+            digest = hashlib.sha1(image.data, usedforsecurity=False).digest() + str(image.shape).encode()
+            if digest not in known:
+                known[digest] = encode_thumbnail(image, max_px)
+            encoded[item, number] = known[digest]
     return sum(map(len, {encoded[int(item), number] for item in items for number in range(len(rows))}))

@@ -14,7 +14,12 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Score
-from braindecode_vis.metrics.identification import compute_correlations, make_identification_table
+from braindecode_vis.metrics.identification import (
+    Order,
+    compute_correlations,
+    count_order,
+    make_identification_table,
+)
 from braindecode_vis.metrics.image import ImageTable, make_image_table, split_rounds
 from braindecode_vis.metrics.metric_registry import compare_items, find_metric, tabulate_items
 from braindecode_vis.metrics.suite import (
@@ -64,10 +69,11 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
         yield from score_pairs(scored, method, metric, rounds)
     if len(distinct) < 2:
         return
-    yield from score_identification(scored, method, correlations, "two_way_identification")
+    orders = [count_order(one) for one in correlations]  # sorted once for every number of alternatives
+    yield from score_identification(scored, method, orders, "two_way_identification")
     for n in (10, 50):
         if n < len(scored.columns):
-            yield from score_identification(scored, method, correlations, f"{n}_way_identification", n=n)
+            yield from score_identification(scored, method, orders, f"{n}_way_identification", n=n)
     names = scored.concepts[scored.first]
     counts = pd.Series(names).value_counts()
     # Where a class has one stimulus, there is nothing to tell it from; one class alone is the plain score.
@@ -141,7 +147,7 @@ def make_blocks(n_stimuli: int, size: int, seed: int) -> np.ndarray:
 def score_identification(
     scored: ScoredGroup,
     method: str,
-    similarities: Sequence[np.ndarray],
+    similarities: Sequence[np.ndarray | Order],
     metric: str,
     *,
     n: int = 2,
@@ -154,7 +160,7 @@ def score_identification(
     scored, method, metric
         Rows and names.
     similarities
-        For each round an array of shape (n_rows, n_stimuli).
+        For each round an array of shape (n_rows, n_stimuli), or its order.
     n
         Number of alternatives.
     groups : list of length n_stimuli, optional

@@ -327,3 +327,35 @@ def test_holm_equals_the_definition_test_by_test():
     for wrong in (np.array([0.1, 1.2]), np.array([0.1, np.nan]), np.zeros((2, 2))):
         with pytest.raises(DataError, match="between 0 and 1"):
             unc.correct_holm(wrong)
+
+
+def test_numbers_do_not_depend_on_draws_that_were_kept(monkeypatch):
+    """Draws are kept for the next metric; a limit of none, a new process and a filled store give the same numbers."""
+    rng = np.random.default_rng(5)
+    table, other, values = rng.normal(size=(40, 20)), rng.normal(size=(40, 20)), rng.normal(size=40)
+    truth, stimuli = np.repeat(np.arange(20), 2), np.repeat(np.arange(20), 2)
+
+    def measure():
+        nulls = [
+            unc.permutation_test(one, truth=truth, groups=groups, n_permutations=500, seed=3).null
+            for one in (table, other)
+            for groups in (None, np.arange(20) % 2)
+        ]
+        intervals = [
+            unc.bootstrap_interval(values, clusters=clusters, statistic=statistic, n_boot=500, seed=3)
+            for clusters in (stimuli, None)
+            for statistic in ("mean", "median")
+        ]
+        return np.concatenate(nulls), [(interval.low, interval.high) for interval in intervals]
+
+    unc._kept.clear()
+    first, second = measure(), measure()
+    assert len(unc._kept) == 4  # permutations with and without classes, resamples of 20 and of 40 units
+    monkeypatch.setattr(unc, "MOST_KEPT", 0)
+    never = measure()
+    monkeypatch.setattr(unc, "MOST_KEPT", 15_000)  # room for one or two at a time
+    seldom = measure()
+    for found in (second, never, seldom):
+        np.testing.assert_array_equal(found[0], first[0])
+        assert found[1] == first[1]
+    assert sum(n for n, _ in unc._kept.values()) <= 15_000
