@@ -211,7 +211,9 @@ def make_identification_table(
         If a class has fewer than n stimuli.
     """
     if isinstance(scores, Order) and groups is not None:
-        raise DataError("identification within groups needs the similarities, not their order in the whole row.")
+        raise DataError(
+            "identification within groups needs the similarities, not their order in the whole row."
+        )
     shape = (scores.n_below if isinstance(scores, Order) else scores).shape
     names = np.zeros(shape[1], int) if groups is None else [str(label) for label in groups]
     codes = np.unique(np.asarray(names), return_inverse=True)[1]
@@ -226,7 +228,9 @@ def make_identification_table(
         n_below = (scores if isinstance(scores, Order) else count_order(scores[:, columns])).n_below
         # Looked up by the number beaten: a table has far fewer of those than cells.
         beaten = np.arange(len(columns))
-        table[:, columns] = compute_win_probability(beaten, np.full(len(columns), len(columns) - 1), n)[n_below]
+        table[:, columns] = compute_win_probability(beaten, np.full(len(columns), len(columns) - 1), n)[
+            n_below
+        ]
     return table
 
 
