@@ -176,6 +176,8 @@ class ConvStack(nn.Module):
         Channels of the series that comes in.
     hidden, depth, kernel_size, dilation_period, glu_every, glu_context
         See `SimpleConvSettings`.
+    n_last
+        Outputs of the last convolution, which then has neither batch norm nor GELU; None treats it like the others.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class ConvStack(nn.Module):
         dilation_period: int,
         glu_every: int,
         glu_context: int,
+        n_last: int | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
@@ -195,21 +198,24 @@ class ConvStack(nn.Module):
         for number in range(depth):
             dilation = 2 ** (number % dilation_period)
             padding = kernel_size // 2 * dilation  # keeps the number of samples, since the kernel is odd
+            bare = n_last is not None and number == depth - 1
+            width = n_last if n_last is not None and bare else hidden
             convolution = nn.Conv1d(
-                hidden if number else n_inputs, hidden, kernel_size, padding=padding, dilation=dilation
+                hidden if number else n_inputs, width, kernel_size, padding=padding, dilation=dilation
             )
-            self.layers.append(nn.Sequential(convolution, nn.BatchNorm1d(hidden), nn.GELU()))
+            follow = [] if bare else [nn.BatchNorm1d(hidden), nn.GELU()]
+            self.layers.append(nn.Sequential(convolution, *follow))
             gated = glu_every > 0 and (number + 1) % glu_every == 0
             self.gates.append(
                 nn.Sequential(
-                    nn.Conv1d(hidden, 2 * hidden, 1 + 2 * glu_context, padding=glu_context), nn.GLU(dim=1)
+                    nn.Conv1d(width, 2 * width, 1 + 2 * glu_context, padding=glu_context), nn.GLU(dim=1)
                 )
                 if gated
                 else nn.Identity()
             )
 
     def forward(self, series: Tensor) -> Tensor:
-        """Return a series of shape (batch, hidden, n_times)."""
+        """Return a series of shape (batch, hidden, n_times), or (batch, n_last, n_times)."""
         for layer, gate in zip(self.layers, self.gates, strict=True):
             out = layer(series)
             # The first convolution changes the number of channels, so that it has no skip connection.

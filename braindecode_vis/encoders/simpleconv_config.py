@@ -60,7 +60,8 @@ class SimpleConvSettings(Settings):
         After how many convolutions a gated linear unit comes, and how many samples it sees on each side.
     final
         Last step of the stack at each sample: ``two_layers`` is 1x1 to 2 x hidden, GELU, 1x1; ``one_layer`` is one
-        1x1 convolution.
+        1x1 convolution; ``convolution`` is the last of the `depth` convolutions itself, then without batch norm and
+        GELU, with the gated linear unit that is due after it.
     backbone_outputs
         Outputs of that last step. None stands for the outputs of the network: no head follows.
     time_aggregation
@@ -93,7 +94,7 @@ class SimpleConvSettings(Settings):
     dilation_period: int = Field(default=5, ge=1)
     glu_every: int = Field(default=2, ge=0)
     glu_context: int = Field(default=1, ge=0)
-    final: Literal["two_layers", "one_layer"] = "two_layers"
+    final: Literal["two_layers", "one_layer", "convolution"] = "two_layers"
     backbone_outputs: int | None = Field(default=None, ge=1)
     time_aggregation: TimeAggregation = "mean"
     attention_size: int = Field(default=256, ge=1)
@@ -167,11 +168,12 @@ class SimpleConvSettings(Settings):
             dilation_period=self.dilation_period,
             glu_every=self.glu_every,
             glu_context=self.glu_context,
+            n_last=n_features if self.final == "convolution" else None,
         )
-        final: nn.Module
+        final: nn.Module = nn.Identity()  # of ``convolution``
         if self.final == "one_layer":
             final = nn.Conv1d(self.hidden, n_features, 1)
-        else:
+        elif self.final == "two_layers":
             wide = 2 * self.hidden
             final = nn.Sequential(nn.Conv1d(self.hidden, wide, 1), nn.GELU(), nn.Conv1d(wide, n_features, 1))
         aggregate: nn.Module = simpleconv.MeanOverTime()
@@ -235,9 +237,10 @@ class SimpleConvConfig(SimpleConvSettings):
 class SimpleConvTimeAggConfig(SimpleConvSettings):
     """The variant of the NeuralBench image task: 4 convolutions, positions in space, affine time aggregation.
 
-    Settings as in `SimpleConvSettings`. No subject layer by default, 512 backbone outputs, one linear head. That
-    the backbone ends with two layers, as in the speech network, is unverified. NeuralBench trains with AdamW 1e-4,
-    weight decay 0.05, one cycle (10 % warm-up), batches of 64, 40 epochs, clipping at 1.
+    Settings as in `SimpleConvSettings`. No subject layer by default, one linear head. The fourth convolution maps onto
+    the 512 backbone outputs without batch norm or GELU, a gated linear unit follows, and no further layer.
+    NeuralBench trains with AdamW 1e-4, weight decay 0.05, one cycle (10 % warm-up), batches of 64, 40 epochs,
+    clipping at 1.
     """
 
     kind: Literal["simpleconv_time_agg"] = "simpleconv_time_agg"
@@ -245,6 +248,7 @@ class SimpleConvTimeAggConfig(SimpleConvSettings):
     position_features: int = Field(default=2000, ge=2)
     subject_layer: bool = False
     depth: int = Field(default=4, ge=1)
+    final: Literal["two_layers", "one_layer", "convolution"] = "convolution"
     backbone_outputs: int | None = Field(default=512, ge=1)
     time_aggregation: TimeAggregation = "affine"
 
