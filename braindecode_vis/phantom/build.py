@@ -22,11 +22,16 @@ from braindecode_vis.phantom.brain import make_person
 from braindecode_vis.phantom.drive import Embed, compute_drive
 from braindecode_vis.phantom.format_plan import TRUTH, Advance, Format, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.formats import (
+    alljoined1,
+    alljoined16m,
     bids_eeg,
     bids_fmri,
     bold5000,
+    eeg_imagenet,
     god,
+    nod,
     nsd,
+    things_eeg1,
     things_eeg2,
     things_eeg2_derived,
     things_fmri,
@@ -48,6 +53,11 @@ _ALL = (
     god.FORMAT,
     bids_eeg.EEG,
     bids_fmri.FMRI,
+    things_eeg1.FORMAT,
+    alljoined1.FORMAT,
+    alljoined16m.FORMAT,
+    eeg_imagenet.FORMAT,
+    nod.FORMAT,
     bold5000.RAW,
     bold5000.BETAS,
 )

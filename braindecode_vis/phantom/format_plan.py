@@ -177,6 +177,8 @@ class Format:
         The units of a job.
     n_imagery_sets
         Imagined images come in so many sets of equal size.
+    n_channels
+        Of the recording system, for the estimate.
     """
 
     name: str
@@ -191,3 +193,4 @@ class Format:
     make_recorder: Callable[[PhantomSize], SensorSystem | Scanner]
     plan: Callable[[PhantomJob], list[Unit]]
     n_imagery_sets: int = 1
+    n_channels: int = 64

@@ -21,6 +21,7 @@ import numpy as np
 from braindecode_vis.checks import check_option
 from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64
 from braindecode_vis.datasets.alljoined.blocks import FLEX2
+from braindecode_vis.datasets.eeg_imagenet import CHANNELS as NEUROSCAN62
 from braindecode_vis.datasets.sources.meeg_source import make_template_montage
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63
 from braindecode_vis.phantom.brain import Person, compute_common_amplitudes, compute_weights, get_features
@@ -29,7 +30,7 @@ from braindecode_vis.phantom.cortex import make_cortex
 if TYPE_CHECKING:
     import mne
 
-SENSOR_SYSTEMS = ("eeg63", "eeg64-biosemi", "eeg32-emotiv", "meg-ctf272")
+SENSOR_SYSTEMS = ("eeg63", "eeg63-cz", "eeg64-biosemi", "eeg62-neuroscan", "eeg32-emotiv", "meg-ctf272")
 HELMET_SHIFT_M = (0.0, 0.0145, 0.0577)
 """Device-to-head shift that centres the scalp of fsaverage in the helmet, 24 mm from the coils on average."""
 # Of the 275 of the array, these were out of order when THINGS-MEG was recorded; one more goes in its epochs.
@@ -105,8 +106,8 @@ def make_sensor_system(name: str) -> SensorSystem:
     Parameters
     ----------
     name
-        ``eeg63`` (THINGS-EEG2 cap, 1000 Hz), ``eeg64-biosemi`` (512 Hz), ``eeg32-emotiv`` (256 Hz) or
-        ``meg-ctf272`` (1200 Hz).
+        ``eeg63`` (THINGS-EEG2 cap, 1000 Hz), ``eeg63-cz`` (the same, against Cz), ``eeg64-biosemi`` (512 Hz),
+        ``eeg62-neuroscan`` (1000 Hz), ``eeg32-emotiv`` (256 Hz) or ``meg-ctf272`` (1200 Hz).
 
     Raises
     ------
@@ -136,7 +137,9 @@ def make_sensor_system(name: str) -> SensorSystem:
     # Names, online reference, sampling rate and mains of each public data set.
     caps: dict[str, tuple[tuple[str, ...], str, float, float]] = {
         "eeg63": (ALL63, "Fz", 1000.0, 50.0),
+        "eeg63-cz": (tuple("Fz" if name == "Cz" else name for name in ALL63), "Cz", 1000.0, 50.0),
         "eeg64-biosemi": (BIOSEMI64, "average", 512.0, 60.0),
+        "eeg62-neuroscan": (NEUROSCAN62, "average", 1000.0, 50.0),
         "eeg32-emotiv": (FLEX2, "linked mastoids", 256.0, 60.0),
     }
     return _make_eeg(name, *caps[name])
@@ -145,7 +148,7 @@ def make_sensor_system(name: str) -> SensorSystem:
 def _make_eeg(
     name: str, ch_names: tuple[str, ...], reference: str, sfreq: float, line_freq: float
 ) -> SensorSystem:
-    references = {"Fz": ("Fz",), "linked mastoids": ("TP9", "TP10"), "average": ()}[reference]
+    references = {"Fz": ("Fz",), "Cz": ("Cz",), "linked mastoids": ("TP9", "TP10"), "average": ()}[reference]
     extra = tuple(electrode for electrode in references if electrode not in ch_names)
     info = _make_cap_info((*ch_names, *extra), sfreq)
     positions = get_positions(info)
@@ -186,6 +189,7 @@ def _make_cap_info(ch_names: tuple[str, ...], sfreq: float) -> mne.Info:
         # The template stops above these two; they sit below O1 and O2, one step behind PO9 and PO10.
         step = known["I1" if name == "O9" else "I2"]
         known[name] = (step + known[neighbour]) / 2
+    known |= {"CB1": known["POO7"], "CB2": known["POO8"]}  # cerebellar, as MNE places them
     complete = mne.channels.make_dig_montage(
         ch_pos={name: known[name] for name in ch_names},
         nasion=positions["nasion"],

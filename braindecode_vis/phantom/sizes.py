@@ -225,6 +225,36 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(1, 100, 4, 30, 4, 1, 12, 112, n_runs=3, voxel_mm=5),
         "full": PhantomSize(5, 500, 8, 50, 10, 1, 30, 500, n_runs=10, voxel_mm=2),
     },
+    "things-eeg1": {
+        "tiny": PhantomSize(1, 8, 3, 3, 1, 1, 4, 32),
+        "small": PhantomSize(2, 60, 6, 20, 1, 1, 12, 64),
+        "demo": PhantomSize(2, 200, 12, 40, 1, 1, 12, 112),
+        "full": PhantomSize(50, 1654, 12, 200, 1, 1, 12, 400),
+    },
+    "alljoined1": {
+        "tiny": PhantomSize(1, 8, 2, 4, 1, 4, 4, 32),
+        "small": PhantomSize(1, 40, 5, 20, 2, 4, 4, 64),
+        "demo": PhantomSize(2, 92, 5, 40, 2, 8, 8, 112),
+        "full": PhantomSize(8, 170, 5, 110, 2, 4, 4, 425),
+    },
+    "alljoined16m": {
+        "tiny": PhantomSize(1, 8, 2, 3, 1, 1, 4, 32),
+        "small": PhantomSize(1, 40, 4, 12, 2, 2, 16, 64),
+        "demo": PhantomSize(2, 160, 5, 40, 2, 2, 40, 112),
+        "full": PhantomSize(20, 1654, 10, 200, 4, 4, 80, 500),
+    },
+    "eeg-imagenet": {
+        "tiny": PhantomSize(1, 2, 30, 4, 1, 1, 1, 32),
+        "small": PhantomSize(1, 8, 30, 32, 1, 1, 1, 64),
+        "demo": PhantomSize(2, 20, 30, 200, 1, 1, 1, 112),
+        "full": PhantomSize(16, 80, 30, 1600, 1, 1, 1, 400),
+    },
+    "nod": {
+        "tiny": PhantomSize(1, 6, 3, 3, 1, 1, 4, 32, n_runs=1, voxel_mm=8),
+        "small": PhantomSize(1, 40, 4, 12, 2, 1, 6, 64, n_runs=2, voxel_mm=6),
+        "demo": PhantomSize(2, 100, 6, 40, 2, 1, 10, 112, n_runs=4, voxel_mm=5),
+        "full": PhantomSize(9, 1000, 4, 120, 4, 1, 10, 375, n_runs=10, voxel_mm=2),
+    },
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),

@@ -115,8 +115,7 @@ def count_bytes(form: Format, size: PhantomSize, n_images: int) -> float:
         extra = 45.0 * count_voxels(size.voxel_mm) + 8.0 * count_voxels(size.voxel_mm) * size.n_subjects
         n_imagined = size.n_imagery or 0
     else:
-        n_channels = {"meg": 272}.get(form.modality, 64)
-        one, extra, n_imagined = 4.0 * n_channels * _N_TIMES, 0.0, 0
+        one, extra, n_imagined = 4.0 * form.n_channels * _N_TIMES, 0.0, 0
     n_rows = n_images if n_images * one <= SMALL_BYTES else size.n_test_concepts
     drive = 4.0 * n_images * (N_EARLY + N_MID + 32)  # at most 32 semantic dimensions by default
     return drive + 250 * n_images + size.n_subjects * (n_rows + n_imagined) * one + extra + 40_000

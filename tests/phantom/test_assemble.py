@@ -12,13 +12,18 @@ import pytest
 from scipy.io import loadmat
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.alljoined.alljoined1 import Alljoined1Config
+from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig, Bold5000Config
+from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
 from braindecode_vis.datasets.kamitani.bdata import read_list
 from braindecode_vis.datasets.kamitani.god import GodConfig
+from braindecode_vis.datasets.nod import NodConfig
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
+from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
@@ -141,22 +146,29 @@ LOADERS = {
     "god": (GodConfig, {}),
     "bids-eeg": (BidsMeegConfig, {}),
     "bids-fmri": (BidsFmriConfig, {}),
+    "things-eeg1": (ThingsEeg1Config, {}),
+    "alljoined1": (Alljoined1Config, {"sessions": (1,)}),
+    "alljoined16m": (Alljoined16mConfig, {}),
+    "eeg-imagenet": (EegImagenetConfig, {}),
+    "nod": (NodConfig, {}),
     "bold5000": (Bold5000Config, {}),
     "bold5000-betas": (Bold5000BetasConfig, {}),
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_real_loader_reads_it(made, name):
+def test_the_real_loader_reads_it(made, name, tmp_path):
     """The split of a loader may leave images out, but it knows no image that was not drawn."""
     root, truth, _ = made(name)
     loader, options = LOADERS[name]
     config = loader(root=root, **options)
-    opens = ("open_epochs", "open_betas", "open_bold")
-    source = next(getattr(config, way) for way in opens if hasattr(config, way))()
+    if hasattr(config, "open_epochs"):
+        source = config.open_epochs(tmp_path)
+    else:
+        source = config.open_bold() if hasattr(config, "open_bold") else config.open_betas()
     drawn = truth.read_stimuli()
     assert 0 < len(source.stimuli) <= len(drawn)
-    if getattr(source, "read_image", None) is None:  # pictures in files, and every one is found
+    if source.stimuli.root is not None:  # pictures in files, and every one is found
         assert set(source.stimuli.table["sha256"]) <= set(drawn["sha256"])
     if name.startswith("things-eeg2"):
         assert source.n_trials == truth.size.n_trials

@@ -30,7 +30,13 @@ from braindecode_vis.datasets.alljoined.sessions import (
     open_tables,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, look_at
-from braindecode_vis.datasets.nsd.experiment_design import DESIGN_FILE, NsdDesign, open_images, read_design
+from braindecode_vis.datasets.nsd.experiment_design import (
+    DESIGN_FILE,
+    IMAGES_FILE,
+    NsdDesign,
+    open_images,
+    read_design,
+)
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -67,7 +73,8 @@ class Alljoined1Config(MeegSettings):
     design
         ``nsd_expdesign.mat`` of NSD, which the FIF files need; found below or beside the root by default.
     images
-        ``nsd_stimuli.hdf5`` of NSD. Without it, trials can be preprocessed, but not paired with pixels.
+        ``nsd_stimuli.hdf5`` of NSD; found below or beside the root by default. Without it, trials can be preprocessed,
+        but not paired with pixels.
     image_size
         Edge of the pictures in pixels.
     layout
@@ -110,7 +117,7 @@ class Alljoined1Config(MeegSettings):
         root, sessions, _ = self._find()
         # Names are unique here: they tell subject and session, and no session is there twice.
         files = {item.path.name: item.path for item in sessions}
-        extra = [self._find_design(root), find_split(root), self.images]
+        extra = [self._find_design(root), find_split(root), self._find_pictures(root)]
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
         return {name: hash_sampled(path) for name, path in files.items()}
 
@@ -194,6 +201,12 @@ class Alljoined1Config(MeegSettings):
         places = [base / name for base in (root, root.parent) for name in (DESIGN_FILE.name, DESIGN_FILE)]
         return next((path for path in places if path.is_file()), None)
 
+    def _find_pictures(self, root: Path) -> Path | None:
+        if self.images is not None:
+            return self.images.expanduser()
+        places = [base / name for base in (root, root.parent) for name in (IMAGES_FILE.name, IMAGES_FILE)]
+        return next((path for path in places if path.is_file()), None)
+
     def _read_design(self, root: Path) -> NsdDesign | None:
         path = self._find_design(root)
         if path is not None and not path.is_file():
@@ -225,13 +238,12 @@ class Alljoined1Config(MeegSettings):
         table = pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": ""})
         # Ids carry the 73KID, from 1; the archive of pictures counts from 0.
         table["nsd_id"] = [int(name.removeprefix("nsd")) - 1 for name in ids]
-        if self.images is None:
+        pictures = self._find_pictures(root)
+        if pictures is None:
             return StimulusSet(table.assign(sha256=""))
         if scratch is None:
             raise ConfigError("copying pictures of NSD needs a scratch folder.")
-        read = open_images(
-            StimulusSet(table.assign(sha256="")), root, self.images.expanduser(), self.image_size
-        )
+        read = open_images(StimulusSet(table.assign(sha256="")), root, pictures, self.image_size)
         scratch.mkdir(parents=True, exist_ok=True)
         shape = (len(ids), self.image_size, self.image_size, 3)
         # On disk: 960 pictures of 224 pixels are 145 MB, larger ones do not fit beside the trials.
@@ -239,4 +251,4 @@ class Alljoined1Config(MeegSettings):
         for row in range(len(ids)):
             pixels[row] = read(row)
         hashes = [hash_pixels(image) for image in pixels]
-        return StimulusSet(table.assign(path=self.images.name, sha256=hashes), pixels=pixels)
+        return StimulusSet(table.assign(path=pictures.name, sha256=hashes), pixels=pixels)

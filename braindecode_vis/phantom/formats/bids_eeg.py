@@ -271,6 +271,7 @@ def write_recording(
     stimulus_s: float = 0.1,
     line_freq: float = 50.0,
     reference: str = "average",
+    table: pd.DataFrame | None = None,
 ) -> Path:
     """Write one recording with its sidecars and return the path of the header (``.vhdr``).
 
@@ -286,6 +287,8 @@ def write_recording(
         Electrode positions (m) in head coordinates; NaN rows are written ``n/a``.
     ch_types
         MNE types; ``eeg`` by default.
+    table : DataFrame, optional
+        ``events.tsv`` as a data set of its own spells it, instead of what `events` says.
 
     Raises
     ------
@@ -330,11 +333,14 @@ def write_recording(
             "TriggerChannelCount": kinds.count("stim"),
         },
     )
-    table = pd.DataFrame({"name": ch_names, "type": [_TYPES[kind] for kind in kinds], "units": "µV"})
-    table["low_cutoff"], table["high_cutoff"] = "n/a", "n/a"
-    table["sampling_frequency"], table["status"] = sfreq, "good"
-    write_tsv(folder / f"{stem}_channels.tsv", table)
-    _write_events(folder / f"{stem}_events", events, sfreq, stimulus_s)
+    channels = pd.DataFrame({"name": ch_names, "type": [_TYPES[kind] for kind in kinds], "units": "µV"})
+    channels["low_cutoff"], channels["high_cutoff"] = "n/a", "n/a"
+    channels["sampling_frequency"], channels["status"] = sfreq, "good"
+    write_tsv(folder / f"{stem}_channels.tsv", channels)
+    if table is None:
+        _write_events(folder / f"{stem}_events", events, sfreq, stimulus_s)
+    else:
+        write_tsv(folder / f"{stem}_events.tsv", table)
     if ch_pos is not None:
         _write_electrodes(folder, entities, ch_names, ch_pos)
     # The header comes last: a reader that finds it finds the rest.

@@ -623,4 +623,5 @@ FORMAT = Format(
     count_images=count_images,
     make_recorder=lambda size: make_sensor_system(MEG_SYSTEM),
     plan=plan,
+    n_channels=272,
 )

@@ -434,6 +434,27 @@ def match_concepts(images: pd.DataFrame, n_concepts: int, seed: int) -> pd.DataF
     return table
 
 
+def list_concepts_with_tests(
+    n_train_concepts: int, n_test_concepts: int, n_exemplars: int, seed: int
+) -> pd.DataFrame:
+    """Return images as THINGS-EEG1 shows them, below ``object_images``: of every concept `n_exemplars` for training,
+    and one more of each of the first `n_test_concepts` for testing.
+
+    The training images of test concepts are ``excluded``; see `match_concepts`.
+    """
+    n_concepts = n_train_concepts + n_test_concepts
+    names = make_concepts(n_concepts, seed=seed)["concept"].tolist()
+    rows = [(name, number + 1, False) for name in names for number in range(n_exemplars)]
+    rows += [(name, n_exemplars + 1, True) for name in names[:n_test_concepts]]
+    table = match_concepts(
+        pd.DataFrame(rows, columns=["concept", "exemplar_nr", "is_test"]), n_concepts, seed
+    )
+    ids = [f"{name}_{number:02d}s" for name, number, _ in rows]
+    files = [f"{name}.jpg" for name in ids]
+    paths = [f"object_images/{row[0]}/{name}" for row, name in zip(rows, files, strict=True)]
+    return table.assign(stimulus_id=ids, file_name=files, path=paths)
+
+
 def write_image_files(
     table: pd.DataFrame, root: Path, *, size: int, seed: int, advance: Callable[[int], Any]
 ) -> pd.DataFrame:
