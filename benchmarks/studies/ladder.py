@@ -6,7 +6,7 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage training     # then chosen, test
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
-        --set dataset.tmin=-0.2
+        --set "dataset.window=[-0.2,1.0]"
     python benchmarks/studies/ladder.py SUBJECTS --out FOLDER --stage test --set split.kind=leave_one_subject_out
 
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other

@@ -10,6 +10,7 @@ References
 Song et al. (2024), NICE, arXiv:2308.13234: the convolutions and the projector.
 Velickovic et al. (2018), Graph attention networks, arXiv:1710.10903.
 Wu et al. (2025), Uncertainty-aware Blur Prior, arXiv:2503.04207: EEGProject (``base/eeg_backbone.py`` of its code).
+Chikit-WONG/Human-Centered_AI_Group_Project@42821ac, ``main/layers.py``: the residual block of LoRA-CLIP.
 """
 
 from __future__ import annotations
@@ -81,17 +82,35 @@ class Projector(nn.Module):
     width
         Size of the layers. None takes `n_outputs`, as published; for another size, one more linear layer follows the
         layer norm (our choice).
+    residual
+        ``gelu``: as above. ``silu``: linear, SiLU, dropout, linear, both without bias, as in LoRA-CLIP, whose weights
+        start from N(0, 0.02) and biases from zero.
     """
 
     def __init__(
-        self, n_maps: int, n_times: int, n_outputs: int, dropout: float, width: int | None = None
+        self,
+        n_maps: int,
+        n_times: int,
+        n_outputs: int,
+        dropout: float,
+        width: int | None = None,
+        residual: str = "gelu",
     ) -> None:
         super().__init__()
         width = width or n_outputs
         self.expand = Readout(n_maps, n_times, width)
-        self.residual = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.Dropout(dropout))
-        self.norm = nn.LayerNorm(width)
+        if residual == "silu":
+            first, second = (nn.Linear(width, width, bias=False) for _ in range(2))
+            self.residual = nn.Sequential(first, nn.SiLU(), nn.Dropout(dropout), second)
+            self.norm = nn.LayerNorm(width, eps=1e-6)
+        else:
+            self.residual = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.Dropout(dropout))
+            self.norm = nn.LayerNorm(width)
         self.last = nn.Identity() if width == n_outputs else nn.Linear(width, n_outputs)
+        if residual == "silu":
+            # what transformers gives to every linear layer of a model without a rule of its own
+            self.apply(_initialise)
+            nn.init.zeros_(self.expand.bias)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (batch, n_maps, n_times) to (batch, n_outputs)."""
@@ -116,12 +135,19 @@ class EEGProject(nn.Module):
         Axes of a trial.
     n_outputs
         Size of the output.
-    dropout, width, n_windows
+    dropout, width, n_windows, residual
         See `EEGProjectConfig`.
     """
 
     def __init__(
-        self, signal: Signal, n_outputs: int, *, dropout: float, width: int | None, n_windows: int
+        self,
+        signal: Signal,
+        n_outputs: int,
+        *,
+        dropout: float,
+        width: int | None,
+        n_windows: int,
+        residual: str = "gelu",
     ) -> None:
         super().__init__()
         # Without time (voxels, parcels) every value is a map of one sample.
@@ -130,7 +156,7 @@ class EEGProject(nn.Module):
         self.map_shape = (n_maps, n_times)
         self.dims = signal.dims
         self.n_windows = n_windows
-        self.projector = Projector(n_maps, n_times, n_outputs, dropout, width)
+        self.projector = Projector(n_maps, n_times, n_outputs, dropout, width, residual)
 
     def forward(self, data: Tensor, subject: Tensor) -> Tensor:
         """Map trials of shape (batch, *signal.shape) to (batch, n_outputs); the subject plays no part."""

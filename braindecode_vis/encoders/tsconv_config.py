@@ -12,7 +12,7 @@ Wu et al. (2025), Uncertainty-aware Blur Prior, arXiv:2503.04207 (``base/eeg_bac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,18 +36,27 @@ class EEGProjectConfig(Settings):
     n_windows
         Number of neighbouring windows of time that get outputs of their own when an objective asks for local
         ones; no parameters belong to them (our choice).
+    residual
+        The residual block: ``gelu`` as above, or ``silu``: linear, SiLU, dropout and linear without biases, as in
+        LoRA-CLIP, where `dropout` is 0.1.
     """
 
     kind: Literal["eegproject"] = "eegproject"
     dropout: float = Field(default=0.3, ge=0, lt=1)
     width: int | None = Field(default=None, ge=1)
     n_windows: int = Field(default=5, ge=1)
+    residual: Literal["gelu", "silu"] = "gelu"
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"residual"})
 
     def build(self, signal: Signal, n_outputs: int) -> nn.Module:
         """Return the network for trials of any axes; see `signal` for its interface."""
         from braindecode_vis.encoders.tsconv import EEGProject
 
-        return EEGProject(signal, n_outputs, dropout=self.dropout, width=self.width, n_windows=self.n_windows)
+        return EEGProject(
+            signal, n_outputs, dropout=self.dropout, width=self.width, n_windows=self.n_windows,
+            residual=self.residual,
+        )  # fmt: skip
 
 
 class TSConvSettings(Settings):

@@ -81,8 +81,13 @@ class ImageTowerConfig(Settings):
     layers
         Numbers of the blocks that change, from the end if negative; None is every block up to the layer that is read.
     modules
-        Weights that change in a block: those of its ``attention``, or of every linear map (``all``). Query, key and
-        value of one matrix share one change, as they do in peft.
+        Weights that change: those of the ``attention`` of a block, those of every linear map of it (``all``), or of
+        every linear map of the ``tower``, which is a block's and the output projection behind the last one. Query, key
+        and value of one matrix share one change, as they do in peft; with ``tower`` each has its own, as in LoRA-CLIP,
+        whose network keeps them apart.
+    start
+        How A is drawn, while B is zero: ``kaiming`` as in the paper's code, ``gaussian`` of deviation ``1 / rank`` as
+        in LoRA-CLIP (peft's option of that name).
     lr_scale
         Factor of the learning rate; published ratios are 0.1 to 0.2.
     images_together
@@ -94,9 +99,12 @@ class ImageTowerConfig(Settings):
     rank: int = Field(default=32, ge=1)
     alpha: float | None = Field(default=None, gt=0)
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
-    modules: Literal["attention", "all"] = "attention"
+    modules: Literal["attention", "all", "tower"] = "attention"
+    start: Literal["kaiming", "gaussian"] = "kaiming"
     lr_scale: float = Field(default=0.1, gt=0)
     images_together: int = Field(default=64, ge=1)
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"start"})
 
     @field_validator("target", mode="before")
     @classmethod

@@ -30,13 +30,17 @@ from torch.utils.checkpoint import checkpoint
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import autocast
-from braindecode_vis.embeddings.layer_readout import resolve_layer
+from braindecode_vis.embeddings.layer_readout import OUTPUT, resolve_layer
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.training.image_config import ImageTowerConfig, TunableTarget
 
 ImageSource = StimulusSet | Callable[[Sequence[str]], Iterable[np.ndarray]]
 Shapes = dict[str, tuple[int, int]]
+#: open_clip's output projection, a parameter of its own that is multiplied from the right: (n_in, n_out).
+PROJECTION = "proj"
+#: Ends of the names of matrices that hold query, key and value below one another, in open_clip and timm.
+JOINT = ("in_proj_weight", "qkv.weight")
 
 
 class _Reader(nn.Module):
@@ -86,6 +90,7 @@ class FrozenTower:
         # By identity: weights may be plain parameters of modules that share a type.
         names = {id(p): name for name, p in tower.network.named_parameters()}
         found: Shapes = {}
+        self._check_reads_output(config)
         for number in self._choose_blocks(config, len(tower.blocks)):
             for path, module in tower.blocks[number].named_modules():
                 # timm and open_clip both call their attention attn.
@@ -94,12 +99,24 @@ class FrozenTower:
                 for weight in module.parameters(recurse=False):
                     if isinstance(module, nn.Linear | nn.MultiheadAttention) and weight.ndim == 2:
                         found[names[id(weight)]] = (weight.shape[0], weight.shape[1])
+        if config.modules == "tower":
+            projection = dict(tower.network.named_parameters()).get(PROJECTION)
+            if projection is not None:
+                found[PROJECTION] = (projection.shape[0], projection.shape[1])
         if not found:
             raise ConfigError(
                 f"encoder.image_tower finds no linear weight of {config.modules} in {config.target.family}; set "
                 "encoder.image_tower.modules to all, or choose a transformer."
             )
         return found
+
+    @staticmethod
+    def _check_reads_output(config: ImageTowerConfig) -> None:
+        if config.modules == "tower" and list(config.target.layers) != [OUTPUT]:
+            raise ConfigError(
+                f"encoder.image_tower.modules is tower, whose last map lies behind the output, but the target "
+                f"reads the layer {config.target.layer!r}; set modules to all, or target.layer to output."
+            )
 
     def _choose_blocks(self, config: ImageTowerConfig, n_blocks: int) -> list[int]:
         if config.layers is not None:
@@ -146,22 +163,35 @@ class AdaptedTower(nn.Module):
         self.frozen = open_tower(config.target)
         self.shapes = self.frozen.find_weights(config) if shapes is None else shapes
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
-        for n_out, n_in in self.shapes.values():
-            # A as in the paper, random; B zero, so that the product is zero at the start.
-            down = torch.empty(config.rank, n_in)
-            nn.init.kaiming_uniform_(down, a=5**0.5)
-            self.down.append(nn.Parameter(down))
-            self.up.append(nn.Parameter(torch.zeros(n_out, config.rank)))
+        for name, shape in self.shapes.items():
+            n_parts = self._count_parts(name)
+            n_out, n_in = shape if name != PROJECTION else (shape[1], shape[0])
+            for _ in range(n_parts):
+                # A random, B zero, so that the product is zero at the start.
+                down = torch.empty(config.rank, n_in)
+                if config.start == "gaussian":
+                    nn.init.normal_(down, std=1 / config.rank)
+                else:
+                    nn.init.kaiming_uniform_(down, a=5**0.5)
+                self.down.append(nn.Parameter(down))
+                self.up.append(nn.Parameter(torch.zeros(n_out // n_parts, config.rank)))
+
+    def _count_parts(self, name: str) -> int:
+        """Return how many changes a weight has, one below the other."""
+        return 3 if self.config.modules == "tower" and name.endswith(JOINT) else 1
 
     def merge(self) -> dict[str, Tensor]:
         """Return the changed weights of the network by name, with their gradient to A and B."""
         weights = dict(self._load().network.named_parameters())
+        merged, pairs = {}, iter(zip(self.down, self.up, strict=True))
         with autocast(self.down[0].device):
-            return {
+            for name in self.shapes:
                 # (n_out, rank) @ (rank, n_in); the gradient goes to A and B, not to W
-                name: weights[name].detach() + self.config.scale * (up @ down)
-                for name, down, up in zip(self.shapes, self.down, self.up, strict=True)
-            }
+                parts = [up @ down for down, up in islice(pairs, self._count_parts(name))]
+                change = torch.cat(parts) if len(parts) > 1 else parts[0]
+                change = change.T if name == PROJECTION else change
+                merged[name] = weights[name].detach() + self.config.scale * change
+        return merged
 
     def _load(self) -> _Reader:
         reader = self.frozen.load()

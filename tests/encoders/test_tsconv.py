@@ -5,7 +5,7 @@ from torch.nn import functional
 from braindecode_vis.checks import DataError
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.encoders.tsconv import ChannelGraphAttention, ChannelSelfAttention, TSConv
-from braindecode_vis.encoders.tsconv_config import TSConvConfig, TSConvSettings
+from braindecode_vis.encoders.tsconv_config import EEGProjectConfig, TSConvConfig, TSConvSettings
 
 SUBJECT = torch.zeros(4, dtype=torch.int64)
 
@@ -156,3 +156,28 @@ def test_bad_signals_say_what_is_needed():
         TSConvConfig().build(make_signal(5, 60, sfreq=100.0), 6)
     with pytest.raises(DataError, match="channel axis"):
         TSConvConfig().build(make_signal(5, 100, dims=("parcel", "time")), 6)
+
+
+def test_eegproject_with_the_residual_block_of_lora_clip():
+    """Against the formula: LayerNorm(h + W2 SiLU(W1 h)), h = W x + b, without biases in the block.
+
+    ``main/models_brain.py:BrainMLP`` of Chikit-WONG/Human-Centered_AI_Group_Project@42821ac was given the same weights:
+    the outputs are equal to 0.0, and it has 2 701 824 parameters for 17 channels, 250 samples and 512 outputs.
+    """
+    signal = Signal(("channel", "time"), (17, 250), ("01",))
+    torch.manual_seed(0)
+    network = EEGProjectConfig(residual="silu", dropout=0.1).build(signal, 512).eval()
+    assert (
+        sum(p.numel() for p in network.parameters()) == 4250 * 512 + 512 + 2 * 512**2 + 2 * 512 == 2_701_824
+    )
+    projector = network.projector
+    assert float(projector.expand.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert float(projector.expand.bias.detach().abs().max()) == 0.0
+    data = torch.randn(3, 17, 250)
+    first, second = (projector.residual[i].weight for i in (0, 3))
+    h = data.flatten(1) @ projector.expand.weight.T
+    h = h + torch.nn.functional.silu(h @ first.T) @ second.T
+    expected = (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(
+        network(data, torch.zeros(3, dtype=torch.long)), expected, atol=1e-4, rtol=1e-4
+    )

@@ -68,7 +68,7 @@ def _keep_random_state():
 
 @pytest.mark.parametrize("target", [TIMM, CLIP, LAYERS])
 def test_the_start_is_the_frozen_network(target):
-    tower = make_tower(target, modules="all")
+    tower = make_tower(target, modules="all" if target is LAYERS else "tower")
     expected = target.build().encode(list(PIXELS))
     found = tower.embed(give_images, IDS)
     assert found.shape == (24, int(np.prod(expected.shape[1:])))
@@ -137,6 +137,34 @@ def test_the_blocks_that_change():
     resnet = TimmConfig(architecture="test_resnet.r160_in1k", weights="random")
     with pytest.raises(ConfigError, match="no linear weight of attention"):
         make_tower(resnet)
+
+
+def test_every_linear_map_of_the_tower_changes_query_key_and_value_apart():
+    """LoRA-CLIP: q, k, v, out, fc1, fc2 of each block and the output projection, each with an A and a B of its own.
+
+    For ViT-B/32 at rank 32 this counts 5 349 376 numbers, those of peft on the separate matrices of transformers.
+    """
+    tower = make_tower(CLIP, modules="tower", start="gaussian")
+    width, out, rank = 64, 8, 3
+    block = 4 * (width + width) + 2 * (width + 4 * width)
+    assert sum(p.numel() for p in tower.parameters()) == rank * (2 * block + width + out)
+    wide = make_tower(CLIP, modules="tower", start="gaussian", rank=64)
+    assert float(torch.cat([d.detach().flatten() for d in wide.down]).std()) == pytest.approx(
+        1 / 64, rel=0.05
+    )
+    move(tower)
+    merged, frozen = tower.merge(), dict(tower.frozen.load().network.named_parameters())
+    name = "transformer.resblocks.0.attn.in_proj_weight"
+    change = (merged[name] - frozen[name]).detach()
+    start = list(tower.shapes).index(name)
+    for number in range(3):
+        own = tower.up[start + number] @ tower.down[start + number]
+        torch.testing.assert_close(change[width * number : width * (number + 1)], own.detach())
+        assert int(torch.linalg.matrix_rank(own)) == rank
+    last = (merged["proj"] - frozen["proj"]).detach()
+    torch.testing.assert_close(last, (tower.up[-1] @ tower.down[-1]).T.detach())
+    with pytest.raises(ConfigError, match="modules is tower, whose last map lies behind"):
+        make_tower(LAYERS, modules="tower")
 
 
 def test_training_moves_the_network_and_keeps_only_its_changes(tmp_path):
