@@ -22,6 +22,7 @@ class LatentDecoder(nn.Module):
         has_time: bool,
         time_features: int,
         trunk_features: int,
+        dropout: float,
         first: int,
         widths: list[int],
         latent_channels: int,
@@ -29,6 +30,7 @@ class LatentDecoder(nn.Module):
         super().__init__()
         n_rows = math.prod(shape[:-1])  # channels, or 1 for voxels and parcels
         self.project = nn.Linear(shape[-1], time_features if has_time else trunk_features)
+        self.dropout = nn.Dropout(dropout)
         trunk = n_rows * self.project.out_features
         stages: list[nn.Module] = []
         if first > 1:  # the point becomes the first map
@@ -47,7 +49,9 @@ class LatentDecoder(nn.Module):
         data : tensor of shape (batch, *shape)
         subject : integer tensor of shape (batch,)
         """
-        point = self.project(data).flatten(1)[:, :, None, None]  # (batch, n_rows * features, 1, 1)
+        point = self.dropout(self.project(data)).flatten(1)[
+            :, :, None, None
+        ]  # (batch, n_rows * features, 1, 1)
         return self.exit(self.grow(point)).flatten(1)  # channels, height, width in a row
 
 

@@ -3,8 +3,8 @@
 Each channel is projected in time, all of them become the channels of one point, and transposed convolutions grow that
 point to a map of latents. The network obeys the contract of `signal`: its `n_outputs` values are the flattened latents
 (channels, height, width) of a target of kind ``vae`` or ``taesd``. The published loss is the mean absolute error (L1)
-with AdamW 1e-3, weight decay 1e-4, a cosine down to 1e-6, 200 epochs, batches of 30; training and loss are not known
-here. The authors call this branch unstable.
+with AdamW 1e-3, weight decay 1e-4, a cosine down to 1e-6, at most 200 epochs (patience 20), batches of 30; training and
+loss are not known here. The authors call this branch unstable.
 
 References
 ----------
@@ -42,6 +42,8 @@ class LatentDecoderConfig(Settings):
         Responses without a time axis (voxels, parcels) are projected by one linear layer onto `trunk_features`.
     trunk_features
         Size of that projection; ours, the published model is for EEG and MEG.
+    dropout
+        Behind the projection (0.5, ATM's code of 2026).
     last_width
         Channels after the last stage (32).
     widest
@@ -52,6 +54,7 @@ class LatentDecoderConfig(Settings):
     latent_channels: int = Field(default=4, ge=1)
     time_features: int = Field(default=128, ge=1)
     trunk_features: int = Field(default=2048, ge=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
     last_width: int = Field(default=32, ge=1)
     widest: int = Field(default=1024, ge=1)
 
@@ -95,6 +98,7 @@ class LatentDecoderConfig(Settings):
             has_time=signal.dims[-1] == "time",
             time_features=self.time_features,
             trunk_features=self.trunk_features,
+            dropout=self.dropout,
             first=first,
             widths=widths,
             latent_channels=self.latent_channels,

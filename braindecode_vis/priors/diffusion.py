@@ -68,7 +68,7 @@ class DiffusionFit:
     `PrincipalComponents` where conditions are simulated.
 
     `bounds`, of shape (2, ...), are the least and greatest standardised value of the training images, widened by a
-    tenth of the range on either side.
+    tenth of the range on either side; or -1 and 1 of the embedding, standardised.
     """
 
     network: Any
@@ -136,12 +136,13 @@ class DiffusionPrior:
         bfloat16: bool = False,
         device: str = "auto",
         seed: int = 0,
+        clip: Literal["images", "unit"] = "images",
         fitted: DiffusionFit | None = None,
     ) -> None:
         self.make_network, self.recipe, self.drawing = make_network, recipe, drawing
         self.condition, self.n_components, self.held_out = condition, n_components, held_out
         self.restandardise, self.checkpoint_every, self.bfloat16 = restandardise, checkpoint_every, bfloat16
-        self.device, self.seed, self.fitted = device, seed, fitted
+        self.device, self.seed, self.clip, self.fitted = device, seed, clip, fitted
         self.workspace: Path | None = None
         self.advance: Callable[[int], None] = lambda n: None
 
@@ -236,7 +237,11 @@ class DiffusionPrior:
             error = fit_prediction_error(conditions, targets)
             learnt = ~np.isin(whole.ids.astype(str), aside)
             source = ConditionSource(scale.apply(whole.vectors[learnt]), simulate=error.draw)
-        bounds = find_bounds(scale.apply(whole.vectors))
+        if self.clip == "unit":  # of the embedding itself, in the units in which the network works
+            ends = np.stack([np.full_like(whole.vectors[0], end) for end in (-1.0, 1.0)])
+            bounds = scale.apply(ends).astype(np.float32)
+        else:
+            bounds = find_bounds(scale.apply(whole.vectors))
         return _TrainingRows(source, held_out, condition, scale, bounds, conditions)
 
     def _prepare_directions(self, target: Embeddings, whole: Embeddings) -> _TrainingRows:

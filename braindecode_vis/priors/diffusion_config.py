@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from braindecode_vis.priors.image_source import ImageSourceSettings
-from braindecode_vis.priors.sampling import NoiseSchedule, Prediction, Sampler
+from braindecode_vis.priors.sampling import NoiseSchedule, Prediction, Sampler, Spacing
 from braindecode_vis.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
         ``mlp`` is ATM's U-Net on one vector, ``transformer`` attends over tokens; ``auto`` takes the one that the
         target's shape asks for.
     widths, time_features, dropout
-        Widths of the U-Net's levels, size of the time code, dropout in the blocks (ATM: 1024 to 64, 512, 0.1).
+        Widths of the U-Net's levels, size of the time code, dropout in the blocks but the first (ATM: 1024 to 64, 512,
+        0.1).
     depth, heads, token_width
         Layers, attention heads and width of the transformer; None takes the target's own width. MindEye2 has 6 layers
         of the tokens' width.
@@ -70,6 +71,12 @@ class DiffusionPriorConfig(ImageSourceSettings):
     sampler, steps, guidance
         How samples are drawn (ATM: ddpm, 50, 5). A guidance above 1 moves samples toward what the condition says and
         away from the true spread of images.
+    spacing
+        Which steps of the schedule are sampled: ``trailing`` begins with pure noise; ``leading`` a piece before, as ATM
+        does, which takes the default scheduler of diffusers.
+    clip
+        What the clean embedding that a step implies is held to: the range of the training ``images``, or ``unit``, -1
+        to 1 in every dimension of the embedding, as ATM does by the same default.
     select, candidates
         ``none`` keeps every draw. ``best_of`` draws `candidates` for each and keeps the one whose direction is nearest
         to the prediction's, ``mean`` averages them; these are other protocols and `describe_choices` names them.
@@ -111,6 +118,8 @@ class DiffusionPriorConfig(ImageSourceSettings):
     sampler: Sampler = "ddpm"
     steps: int = Field(default=50, ge=1)
     guidance: float = Field(default=5.0, ge=0)
+    spacing: Spacing = "trailing"
+    clip: Literal["images", "unit"] = "images"
     select: Literal["none", "best_of", "mean"] = "none"
     candidates: int = Field(default=16, ge=2)
     pull: float = Field(default=1.0, gt=0, le=1)
@@ -120,6 +129,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "device"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"spacing", "clip"})
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
@@ -135,6 +145,11 @@ class DiffusionPriorConfig(ImageSourceSettings):
     def _check_used(self) -> Self:
         if self.select == "none":
             self.refuse_unused("candidates", because="select none keeps every draw")
+        if self.clip == "unit" and self.condition == "simulated":
+            raise ValueError(
+                "prior.clip unit is of single dimensions, and prior.condition simulated draws principal components; "
+                "leave clip out"
+            )
         if self.condition != "simulated":
             self.refuse_unused("n_components", because="only condition simulated draws components")
         return self
@@ -156,7 +171,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule."""
-        return NoiseSchedule(self.timesteps, self.betas, self.prediction)
+        return NoiseSchedule(self.timesteps, self.betas, self.prediction, self.spacing)
 
     def build(self, *, seed: int = 0) -> DiffusionPrior:
         """Return the unfitted prior."""
@@ -177,7 +192,7 @@ class DiffusionPriorConfig(ImageSourceSettings):
         return DiffusionPrior(
             make_network, recipe, drawing, condition=self.condition, n_components=self.n_components,
             held_out=self.held_out, restandardise=self.restandardise, checkpoint_every=self.checkpoint_every,
-            bfloat16=self.precision == "bfloat16", device=self.device, seed=seed,
+            bfloat16=self.precision == "bfloat16", device=self.device, seed=seed, clip=self.clip,
         )  # fmt: skip
 
     def read(self, folder: Path) -> DiffusionPrior:

@@ -94,8 +94,8 @@ class MlpUnet(nn.Module):
     """ATM's U-shaped perceptron on one embedding vector.
 
     From level to level the width falls (1024, 512, 256, 128, 64 in the paper) and rises again, with additive skips.
-    Before every block a time embedding and a linear map of the condition are added. A block is Linear, LayerNorm,
-    SiLU and dropout. That the time embedding of a level is two layers with a SiLU between them is our reading.
+    Before every block but the first a time embedding (two layers with a SiLU between them) and a linear map of the
+    condition are added. A block is Linear, LayerNorm, SiLU and dropout; the first one, from the embedding, has none.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class MlpUnet(nn.Module):
     time_features
         Size of the sinusoidal time code.
     dropout
-        Probability of the dropout of each block.
+        Probability of the dropout of each block but the first.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class MlpUnet(nn.Module):
         super().__init__()
         self.time_features = time_features
         downward, upward = list(widths), list(widths)[::-1]
-        self.entry = _make_block(n_features, widths[0], dropout)
+        self.entry = _make_block(n_features, widths[0], 0.0)
         self.down = nn.ModuleList(
             _Level(a, b, n_conditions, time_features, dropout) for a, b in pairwise(downward)
         )

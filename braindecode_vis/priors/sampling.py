@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 Prediction = Literal["epsilon", "v_prediction"]
+Spacing = Literal["trailing", "leading"]
 Predict = Callable[["Tensor", "Tensor"], "Tensor"]
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -43,11 +44,15 @@ class NoiseSchedule:
         ``linear`` (1e-4 to 0.02, the default of DDPM) or ``squaredcos_cap_v2`` (cosine).
     prediction
         ``epsilon``, the noise, or ``v_prediction``, its mixture with the signal.
+    spacing
+        Which steps are sampled: ``trailing`` begins at the last one, where training saw pure noise; ``leading``, the
+        default of diffusers and so of ATM, at the first step of the last of equal pieces (980 of 1000 with 50).
     """
 
     n_timesteps: int = 1000
     betas: Literal["linear", "squaredcos_cap_v2"] = "linear"
     prediction: Prediction = "epsilon"
+    spacing: Spacing = "trailing"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -58,8 +63,7 @@ class NoiseSchedule:
             "beta_end": 0.02,
             "beta_schedule": self.betas,
             "prediction_type": self.prediction,
-            # Steps are spread so that the first is the last of the schedule, where training saw pure noise.
-            "timestep_spacing": "trailing",
+            "timestep_spacing": self.spacing,
         }
 
     def compute_signal(self, device: torch.device | str = "cpu") -> Tensor:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_what_cannot_be_fused_is_refused():
 
 
 def test_the_published_sizes():
-    """63 channels of 250 samples onto 4 x 64 x 64: 8064 values, then 1024-512-256-128-64-32."""
+    """63 channels of 250 samples onto 4 x 64 x 64: 8064 values, dropout 0.5, then 1024-512-256-128-64-32."""
     signal = Signal(("channel", "time"), (63, 250), ("1",))
     with torch.random.fork_rng():
         network = LatentDecoderConfig().build(signal, 4 * 64 * 64)
@@ -81,6 +83,10 @@ def test_the_published_sizes():
     assert [c.out_channels for c in convolutions] == [1024, 512, 256, 128, 64, 32]
     assert {(c.kernel_size, c.stride, c.padding) for c in convolutions} == {((4, 4), (2, 2), (1, 1))}
     assert network.project.in_features == 250
+    assert network.dropout.p == 0.5
+    widths = [8064, 1024, 512, 256, 128, 64, 32]
+    grown = sum(16 * a * b + b + 2 * b for a, b in pairwise(widths))
+    assert sum(p.numel() for p in network.parameters()) == 250 * 128 + 128 + grown + 32 * 4 + 4
 
 
 @pytest.mark.parametrize("side", [4, 6, 32, 3])

@@ -64,6 +64,18 @@ def test_draws_lie_next_to_each_other_and_follow_the_seed(fitted):
     assert np.abs(one.vectors[0] - one.vectors[1]).max() > 0
 
 
+def test_a_unit_clip_is_of_the_embedding_and_not_of_its_standardised_values():
+    prior = DiffusionPriorConfig(**(SMALL | {"min_steps": 2, "clip": "unit", "spacing": "leading"})).build(
+        seed=0
+    )
+    prior.fit(*make_pairs())
+    np.testing.assert_allclose(prior.fitted.target.undo(prior.fitted.bounds), [[-1, -1], [1, 1]], atol=1e-4)
+    assert prior.sample(make_pairs(4)[0], n_draws=2, seed=0).vectors.shape == (8, 2)
+    assert not {"clip", "spacing"} & set(DiffusionPriorConfig().hashed_fields())
+    with pytest.raises(ValidationError, match="leave clip out"):
+        DiffusionPriorConfig(clip="unit", condition="simulated")
+
+
 def test_global_random_state_is_left_alone_and_fits_repeat():
     config = DiffusionPriorConfig(**(SMALL | {"min_steps": 12, "dropout": 0.2}))
     torch.manual_seed(7)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from braindecode_vis.priors.diffusion_networks import MlpUnet, TokenTransformer, embed_timesteps
 from braindecode_vis.priors.sampling import SAMPLERS, NoiseSchedule, bound_signal, draw_samples, guide_network
@@ -78,6 +79,41 @@ def test_bounds_hold_the_implied_signal_and_change_nothing_inside(prediction):
     torch.testing.assert_close(clean[1], torch.tensor([2.0]))
 
 
+def test_leading_steps_with_unit_clip_are_the_default_scheduler_of_diffusers():
+    """What ATM samples with: t = 980, 960 ... 0 of 50 steps, x0 = (x - b e) / a held to [-1, 1], then the mean of
+    q(x' | x, x0) and noise of its variance. Same starts and same noise give the same samples.
+    """
+    schedule = NoiseSchedule(spacing="leading")
+    start = 3 * torch.randn(40, 4, generator=make_torch_generator(0))
+    one = torch.ones(4)
+
+    def predict(rows, timestep):  # a poor network, whose implied signal leaves the range at the noisy steps
+        return 0.9 * rows
+
+    bounded = bound_signal(predict, schedule, -one, one)
+    drawn = draw_samples(
+        bounded, start, schedule, sampler="ddpm", n_steps=50, generator=make_torch_generator(1)
+    )
+    default = DDPMScheduler()
+    default.set_timesteps(50)
+    generator, rows = make_torch_generator(1), start
+    for timestep in default.timesteps:
+        rows = default.step(predict(rows, timestep), timestep, rows, generator=generator).prev_sample
+    torch.testing.assert_close(drawn, rows, atol=1e-5, rtol=1e-5)
+    assert default.timesteps.tolist() == list(range(980, -1, -20))
+    signal, generator, rows = schedule.compute_signal(), make_torch_generator(1), start
+    for t in range(980, -1, -20):
+        now, before = signal[t], signal[t - 20] if t else torch.tensor(1.0)
+        clean = ((rows - (1 - now).sqrt() * 0.9 * rows) / now.sqrt()).clamp(-1, 1)
+        alpha = now / before
+        mean = (
+            before.sqrt() * (1 - alpha) / (1 - now) * clean + alpha.sqrt() * (1 - before) / (1 - now) * rows
+        )
+        noise = torch.randn(rows.shape, generator=generator) if t else 0.0
+        rows = mean + ((1 - alpha) * (1 - before) / (1 - now)).sqrt() * noise
+    torch.testing.assert_close(drawn, rows, atol=1e-4, rtol=1e-4)
+
+
 def test_the_time_code_is_cosines_then_sines():
     code = embed_timesteps(torch.tensor([0, 3]), 8)
     np.testing.assert_allclose(code[0], [1, 1, 1, 1, 0, 0, 0, 0])
@@ -91,6 +127,9 @@ def test_the_unet_of_the_paper_has_its_widths_and_skips():
     assert [level.block[0].out_features for level in net.up] == [128, 256, 512, 1024]
     assert [level.condition.in_features for level in [*net.down, *net.up]] == [1024] * 8
     assert net.exit.out_features == 1024
+    # ATM's entry has no dropout, the blocks have it
+    assert [level.block[3].p for level in [*net.down, *net.up]] == [0.1] * 8
+    assert net.entry[3].p == 0.0
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
