@@ -308,6 +308,12 @@ def _check_mvnn(run: AuditedRun) -> list[AuditFinding]:
     is_training, keys = run.is_training, trials[["subject", "session"]].astype(str)
     plan = run.meta.get("provenance", {}).get("plan", {})
     findings, names = [], []
+    if "whitening_channels" in coords:
+        text = (
+            f"the noise was fitted on {len(coords['whitening_channels'])} channels, of which "
+            f"{len(coords['ch_names'])} are stored: whether test trials had a part in it cannot be seen here."
+        )
+        return [AuditFinding("whitening", "warning", text)]
     for matrix, group in zip(np.asarray(coords["whitening"]), coords["whitening_sessions"], strict=True):
         rows = np.flatnonzero((keys == list(map(str, group))).all(axis=1).to_numpy())
         name = "subject {}, session {}".format(*group)

@@ -2,7 +2,8 @@
 
 The sampling rate is lowered while cutting: a short symmetric filter is evaluated only at the samples that are kept,
 and these lie at exactly the times asked for, whatever sample an event fell on. The filter is finite, so that it sees
-half its length around an epoch and nothing else.
+half its length around an epoch and nothing else. MNE's way of resampling epochs, with its small shift, is there too
+for comparison with published files.
 
 Joined recordings: no filter ever sees samples between two stretches of events, because a stretch ends where the next
 event's epoch does not touch. Where the gap between two events is unusually long, jumps in most channels at once are
@@ -112,7 +113,8 @@ def _find_extent(part: ContinuousPart, plan: EpochPlan) -> tuple[int, int]:
     """Return the first and last sample that an epoch uses, relative to its onset; the filter's reach not counted."""
     rate = part.sfreq
     first = min(round(plan.tmin * rate), round(plan.window[0] * rate))
-    last = round(plan.tmax * rate) - 1
+    # MNE's epochs include their last time.
+    last = round(plan.tmax * rate) - (plan.resampling == "exact")
     if plan.baseline is not None:
         low, high = plan.find_baseline()
         first, last = min(first, round(low * rate)), max(last, round(high * rate))
@@ -262,8 +264,18 @@ def _cut_stretch(piece: Piece, rows: np.ndarray, plan: EpochPlan) -> tuple[np.nd
     # Constant offsets leave before the samples become float32, or they would cost digits.
     offset = wide[:, :1].astype(np.float64)
     signal = (wide - offset).astype(np.float32)
-    begin = round(plan.tmin * part.sfreq) + round((plan.window[0] - plan.tmin) * plan.sfreq) * decim
-    block = cut_epochs(signal, onset + begin - start, n_times=len(piece.times), decim=decim)
+    skipped = round((plan.window[0] - plan.tmin) * plan.sfreq)
+    begin = round(plan.tmin * part.sfreq)
+    if plan.resampling == "mne":
+        n_samples = round(plan.tmax * part.sfreq) - begin + 1
+        matrix = make_mne_resampling(n_samples, part.sfreq, plan.sfreq)[
+            :, skipped : skipped + len(piece.times)
+        ]
+        block = np.stack([signal[:, at : at + n_samples] @ matrix for at in onset + begin - start])
+    else:
+        block = cut_epochs(
+            signal, onset + begin + skipped * decim - start, n_times=len(piece.times), decim=decim
+        )
     if plan.baseline is None:
         block += offset.astype(np.float32)
         return block, signal
@@ -303,6 +315,30 @@ def make_antialias_filter(decim: int) -> np.ndarray:
         return np.ones(1)
     # Twenty new samples long: the shortest that keeps both promises.
     return firwin(20 * decim + 1, 1 / decim, window=("kaiser", 6.0))
+
+
+@lru_cache(maxsize=4)
+def make_mne_resampling(n_samples: int, sfreq: float, wanted: float) -> np.ndarray:
+    """Return what `mne.Epochs.resample` does to an epoch as a matrix, float32 of shape (n_samples, n_times).
+
+    It pads with the values at both ends to a power of two, cuts the spectrum at the new Nyquist frequency and takes off
+    the padding, rounded to whole new samples: 1201 samples at 1000 Hz are padded by 423 before and 106 new ones are
+    taken off, so that the first sample of 250 Hz lies at the old sample 4 * 106 - 423 = 1.
+
+    Examples
+    --------
+    >>> make_mne_resampling(1201, 1000.0, 250.0).shape
+    (1201, 300)
+    """
+    import mne
+
+    if sfreq == wanted:
+        return np.eye(n_samples, dtype=np.float32)
+    # Linear in the samples, so that the answers to unit pulses tell everything.
+    matrix = mne.filter.resample(
+        np.eye(n_samples), up=wanted, down=sfreq, npad="auto", pad="edge", verbose="error"
+    )
+    return matrix.astype(np.float32)
 
 
 def find_decimation(sfreq: float, wanted: float) -> int:

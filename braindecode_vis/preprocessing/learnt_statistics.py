@@ -68,6 +68,10 @@ class LearntStatistics:
         Subject, or subject and session, to the scaler of channels.
     zscores
         Mean and variance of the features of sessions or runs.
+    noise_channels
+        Names of the channels that whitening takes, where these are more than the stored ones; else empty.
+    rows : int array of shape (n_stored,), optional
+        Which of them are stored.
     unit, recorded_unit
         Unit of what comes out, and of what goes in, empty where it is not known.
     dtype
@@ -86,6 +90,8 @@ class LearntStatistics:
     unit: str = ""
     recorded_unit: str = ""
     dtype: Any = np.float32
+    noise_channels: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
     used: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -135,7 +141,9 @@ class LearntStatistics:
             "time" if provenance.get("plan", {}).get("mvnn") == "time" else "epochs"
         )
         recorded = str(provenance.get("recorded_unit", ""))
-        return cls(variant, whitening, scaling, zscores, meta["unit"], recorded, dtype)
+        noise = tuple(map(str, coords.get("whitening_channels", ())))
+        rows = np.array([noise.index(name) for name in coords["ch_names"]]) if noise else None
+        return cls(variant, whitening, scaling, zscores, meta["unit"], recorded, dtype, noise, rows)
 
     @property
     def is_empty(self) -> bool:
@@ -148,19 +156,25 @@ class LearntStatistics:
         Parameters
         ----------
         block : array of shape (n_trials, n_channels, n_times), or (n_trials, n_features[, n_times])
-            In the unit of the recording.
+            In the unit of the recording, of all `noise_channels` if there are some.
         subject, session, run
             Where the trials come from.
 
         Returns
         -------
-        array of the shape of `block`
+        array of the shape of `block`, with the stored channels alone
             Of the type of the stored responses.
+
+        Raises
+        ------
+        DataError
+            If whitening needs channels that the trials do not have.
         """
         values = np.asarray(block, dtype=np.float32)
         # The order in which preprocessing did it: whitened, then scaled.
         if self.whitening:
-            values = self._find_whitener(subject, session).apply(values)
+            self._check_noise_channels(values)
+            values = self._find_whitener(subject, session).apply(values, self.rows)
         if self.scaling:
             values = self._find_scaler(subject, session).apply(values)
         if self.zscores:
@@ -193,9 +207,10 @@ class LearntStatistics:
             name = _name(group)
             block = np.asarray(data[rows], dtype=np.float32)
             if self.whitening:
+                self._check_noise_channels(block)
                 ids = trials["stimulus_id"].to_numpy(str)[rows]
                 whitener = fit_mvnn(block, ids, variant=self.variant)
-                whitening[name], block = whitener.matrix, whitener.apply(block)
+                whitening[name], block = whitener.matrix, whitener.apply(block, self.rows)
             if self.scaling:
                 clamp = next(iter(self.scaling.values())).clamp
                 everything = np.arange(len(block))
@@ -211,8 +226,17 @@ class LearntStatistics:
                 moments.add(block)
                 zscores[ZScoreGroup(name[0], name[1], name[2] if by_run else "", own=True)] = moments.finish()
         return LearntStatistics(
-            self.variant, whitening, scaling, zscores, self.unit, self.recorded_unit, self.dtype
-        )
+            self.variant, whitening, scaling, zscores, self.unit, self.recorded_unit, self.dtype,
+            self.noise_channels, self.rows,
+        )  # fmt: skip
+
+    def _check_noise_channels(self, block: np.ndarray) -> None:
+        if self.noise_channels and block.shape[1] != len(self.noise_channels):
+            raise DataError(
+                f"the run fitted its noise on {len(self.noise_channels)} channels and stores some of them, but these "
+                f"trials have {block.shape[1]}: read them from their recordings, or whiten them first and say so "
+                "(prepared=True)."
+            )
 
     def _find_whitener(self, subject: str, session: str) -> Whitener:
         known = self.whitening.get((subject, session))

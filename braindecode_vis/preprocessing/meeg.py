@@ -2,16 +2,17 @@
 
 Owns the order of the steps and the bounds on what may be dropped. A loader gives lazy parts; each recording is read in
 stretches of neighbouring events, cut into trials and written. With noise normalisation, the covariance of the training
-trials of a session is summed on the way, and its trials are whitened in a second pass over what was written. Scaling is
-a last pass. The noise ceiling of every subject is written beside the trials.
+trials of a session is summed on the way, and its trials are whitened in a second pass over what was written; it may be
+of more channels than are stored. Scaling is a last pass. The noise ceiling of each subject lies beside the trials.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +25,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochPlan,
     MeegSource,
+    find_channels,
     make_template_montage,
     replace_trials,
 )
@@ -109,6 +111,10 @@ def write_source(
             )
         plan = replace(plan, mvnn="none", cleaning=replace(plan.cleaning, scaling=None))
         source = replace(source, plan=plan)
+    if learnt is not None and learnt.noise_channels:
+        source = read_recorded_channels(source, learnt.noise_channels)
+    elif plan.mvnn != "none" and plan.mvnn_channels == "recorded":
+        source = read_recorded_channels(source)
     pieces = [plan_part(part, plan) for part in source.parts]
     dropped = pd.concat([piece.dropped for piece in pieces], ignore_index=True)
     times = pieces[0].times
@@ -136,7 +142,7 @@ def write_source(
             held = ArrayFile(scratch / "unscaled.npy", shape, np.dtype(np.float32))
         n = 0
         for group, members in groupby(pieces, key=lambda piece: piece.part.group):
-            n += _write_session(group, list(members), plan, held, n, scratch, advance, written, learnt)
+            n += _write_session(group, list(members), source, held, n, scratch, advance, written, learnt)
         writer.shrink(n)  # autoreject may have left trials out
         trials = pd.concat([piece.trials for piece in written.pieces], ignore_index=True)
         scales = None if scaling is None else scale_trials(held, writer, trials, scaling)
@@ -148,6 +154,39 @@ def write_source(
     write_stimuli(folder / "stimuli", source.stimuli)
     write_epochs_ceilings(responses, trials, writer.shape)
     return {"n_trials": n, "n_dropped": len(written.dropped), "n_bytes": int(writer.n_bytes)}
+
+
+def read_recorded_channels(source: MeegSource, names: Sequence[str] | None = None) -> MeegSource:
+    """Return the source with parts that read every brain sensor of their file, of which the same as before are stored.
+
+    Parameters
+    ----------
+    source
+        Continuous parts; published epochs hold what their publisher kept, and stay.
+    names
+        Channels to read, in this order; by default all sensors but bad ones that are not stored either.
+
+    Raises
+    ------
+    DataError
+        If a file lacks one of `names`.
+    """
+    parts: list[Any] = []
+    for part in source.parts:
+        if not isinstance(part, ContinuousPart):
+            return source
+        sensors = part.sensors or part.own_sensors
+        usable = names
+        if usable is None:
+            interpolated = source.plan.cleaning.interpolate
+            usable = [n for n in sensors.ch_names if n in part.ch_names or interpolated or n not in part.bads]
+        rows = find_channels(sensors.ch_names, usable, part.where)
+        parts.append(replace(part, ch_names=tuple(usable), read=partial(_read_rows, sensors.read, rows)))
+    return replace(source, parts=tuple(parts), stored=source.ch_names)
+
+
+def _read_rows(read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return np.asarray(read(start, stop))[rows]
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -165,7 +204,7 @@ class _Written:
 def _write_session(
     group: tuple[str, str],
     session: list[Piece],
-    plan: EpochPlan,
+    source: MeegSource,
     writer: ArrayFile,
     start: int,
     scratch: Path,
@@ -174,6 +213,7 @@ def _write_session(
     learnt: LearntStatistics | None,
 ) -> int:
     """Clean, cut and whiten one session, and write it from row `start` on; returns the number of its trials."""
+    plan = source.plan
     is_continuous = isinstance(session[0].part, ContinuousPart)
     files: list[Path] = []
     if is_continuous and plan.cleaning.changes_samples:
@@ -191,7 +231,7 @@ def _write_session(
         session, rejected = reject_trials(session, plan)
         written.dropped = pd.concat([written.dropped, rejected], ignore_index=True)
     if is_continuous and plan.mvnn != "none":
-        written.whiteners[group] = _write_whitened(session, plan, writer, start, scratch, advance)
+        written.whiteners[group] = _write_whitened(session, source, writer, start, scratch, advance)
     else:
         row = start
         for piece in session:
@@ -208,13 +248,15 @@ def _write_session(
 
 def _write_whitened(
     session: list[Piece],
-    plan: EpochPlan,
+    source: MeegSource,
     writer: ArrayFile,
     start: int,
     scratch: Path,
     advance: Advance | None,
 ) -> Whitener:
     """Cut one session, fit the noise covariance on its training trials, and whiten all of them."""
+    plan, rows = source.plan, source.rows
+    n_channels = len(session[0].part.ch_names)
     trials = pd.concat([piece.trials for piece in session], ignore_index=True)
     n = len(trials)
     is_train = trials["split"].to_numpy() == "train"
@@ -226,10 +268,12 @@ def _write_whitened(
     weights = np.zeros(n)
     weights[is_train] = compute_condition_weights(trials["stimulus_id"].to_numpy(str)[is_train])
     held, base = writer, start
-    if writer.dtype == np.float16:  # trials in volt would lose their digits before they are whitened
+    # Trials in volt would lose their digits before they are whitened, and more channels do not fit into the store.
+    if writer.dtype == np.float16 or rows is not None:
         scratch.mkdir(parents=True, exist_ok=True)
-        held, base = ArrayFile(scratch / "session.npy", (n, *writer.shape[1:]), np.dtype(np.float32)), 0
-    total = CovarianceSum(writer.shape[1])
+        held = ArrayFile(scratch / "session.npy", (n, n_channels, writer.shape[2]), np.dtype(np.float32))
+        base = 0
+    total = CovarianceSum(n_channels)
     done = 0
     for piece in session:
         for block in iterate_trials(piece, plan):
@@ -245,15 +289,15 @@ def _write_whitened(
             np.flatnonzero(is_train).tolist(), trials["stimulus_id"][is_train], strict=True
         ):
             rows_of[stimulus_id].append(base + row)
-        for rows in rows_of.values():
-            total.add_condition(np.concatenate([held.read(row, row + 1) for row in rows]))
+        for places in rows_of.values():
+            total.add_condition(np.concatenate([held.read(row, row + 1) for row in places]))
     try:
         whitener = make_whitener(total.finish())
     except DataError as error:
         raise DataError(f"{session[0].part.where}: {error}") from error
     for first in range(0, n, BLOCK_TRIALS):
         last = min(first + BLOCK_TRIALS, n)
-        writer.write(start + first, whitener.apply(held.read(base + first, base + last)))
+        writer.write(start + first, whitener.apply(held.read(base + first, base + last), rows))
         if advance is not None:
             advance(last - first)
     if held is not writer:
@@ -296,6 +340,8 @@ def _write_meta(
     if whiteners:
         arrays["whitening"] = np.stack([w.matrix for w in whiteners.values()])
         coords["whitening_sessions"] = [list(group) for group in whiteners]
+        if source.stored is not None:  # the matrices are of more channels than the trials
+            coords["whitening_channels"] = list(source.parts[0].ch_names)
     if scales is not None:
         arrays |= {"scaling_centre": scales.centre, "scaling_scale": scales.scale}
         coords["scaling_groups"] = [list(group) for group in scales.groups]

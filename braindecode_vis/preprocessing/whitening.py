@@ -40,9 +40,10 @@ class Whitener:
     covariance: np.ndarray
     matrix: np.ndarray
 
-    def apply(self, epochs: np.ndarray) -> np.ndarray:
-        """Return whitened epochs, float32 of shape (n_epochs, n_channels, n_times)."""
-        return np.matmul(self.matrix, np.asarray(epochs, dtype=np.float32))
+    def apply(self, epochs: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return whitened epochs, float32 of shape (n_epochs, n_channels, n_times), or of the channels `rows` alone."""
+        matrix = self.matrix if rows is None else self.matrix[rows]
+        return np.matmul(matrix, np.asarray(epochs, dtype=np.float32))
 
 
 def make_whitener(covariance: np.ndarray) -> Whitener:

@@ -221,9 +221,9 @@ def test_derived_things_eeg2_reads_back(made, name, sfreq, shape):
             content = pickle.load(file)
     data = content["preprocessed_eeg_data"]
     assert data.shape == (truth.size.n_train_images, 2, *shape)
-    # Whitened: the trials that gave the covariance have unit variance.
+    # Whitened: deviations of one but for shrinkage, which is strong for few samples of many channels.
     flat = data - data.mean(axis=-1, keepdims=True)
-    assert flat.std() == pytest.approx(1, abs=0.25)
+    assert 0.5 < flat.std() < 1
     config = ThingsEeg2Config(root=root, sfreq=sfreq, channels="posterior17" if shape[0] == 17 else "all63")
     assert config.open_epochs().n_trials == truth.size.n_trials
 

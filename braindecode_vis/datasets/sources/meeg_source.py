@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
@@ -28,6 +28,8 @@ from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
 Mvnn = Literal["epochs", "time", "none"]
+MvnnChannels = Literal["stored", "recorded"]
+Resampling = Literal["exact", "mne"]
 SampleType = Literal["float32", "float16"]
 
 
@@ -55,6 +57,15 @@ class EpochPlan:
         Largest share of the events of one file that may be unusable before it becomes an error.
     cleaning
         What is done to samples and trials beside cutting; nothing by default.
+    mvnn_channels
+        Channels that this noise is fitted on: those that are ``stored``, or all that are ``recorded`` (every brain
+        sensor of the file), of which the chosen ones are then taken. The two give different trials: UBP and NeuroBridge
+        whiten all 63 channels of THINGS-EEG2 before 17 are chosen.
+    resampling
+        ``exact``: samples lie at the times that label them, behind a short filter. ``mne``: as `mne.Epochs.resample`
+        makes them, which the published files of THINGS-EEG2 hold: a rectangular low-pass over the whole epoch, whose
+        samples lie off their labels, by a distance that depends on epoch and rates: 1 ms later at 250 Hz, 3.5 to 4.4 ms
+        earlier in the official files of 100 Hz.
     """
 
     # The preprocessing that NICE and ATM share (Song et al. 2024, arXiv:2308.13234): 250 Hz, baseline before the onset.
@@ -68,6 +79,8 @@ class EpochPlan:
     # Our choice: files lose an event or two at their ends; one in a hundred means another release.
     max_dropped: float = 0.01
     cleaning: Cleaning = field(default_factory=Cleaning)
+    mvnn_channels: MvnnChannels = "stored"
+    resampling: Resampling = "exact"
 
     def __post_init__(self) -> None:
         if not self.tmin <= self.window[0] < self.window[1] <= self.tmax:
@@ -105,7 +118,7 @@ class MeegSettings(CleaningOptions, RecordedSettings):
     images
         Folder of the pictures; looked for below and beside the root by default. Without it trials are written all the
         same.
-    sfreq, tmin, tmax, window, baseline, mvnn, dtype, max_dropped
+    sfreq, tmin, tmax, window, baseline, mvnn, mvnn_channels, resampling, dtype, max_dropped
         As in `EpochPlan`.
     bads, bad_channels, reference, notch, l_freq, h_freq, ica, autoreject, scaling
         As in `CleaningOptions`. Of epochs that a publisher has cut only `scaling` is possible.
@@ -118,11 +131,20 @@ class MeegSettings(CleaningOptions, RecordedSettings):
     window: tuple[float, float] = (0.0, 1.0)
     baseline: tuple[float | None, float | None] | None = (None, 0.0)
     mvnn: Mvnn = "epochs"
+    mvnn_channels: MvnnChannels = "stored"
+    resampling: Resampling = "exact"
     dtype: SampleType = "float32"
     max_dropped: float = Field(default=0.01, ge=0, lt=1)
 
     # Paths and a bound that raises change no number.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "max_dropped"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"mvnn_channels", "resampling"})
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        if self.mvnn == "none":
+            self.refuse_unused("mvnn_channels", because="mvnn is none")
+        return self
 
     def learns_before_split(self) -> tuple[str, ...]:
         """Return the steps in force that learn from training trials before a split is drawn."""
@@ -287,7 +309,9 @@ class MeegSource:
     unit
         Unit of what the parts read.
     ch_pos : array of shape (n_channels, 3), optional
-        Sensor positions in m; looked up in the 10-05 system by default.
+        Sensor positions in m of the stored channels; looked up in the 10-05 system by default.
+    stored
+        Channels that are stored, if the parts read more than these for the noise; None stores all.
     notes
         What a reader of the store should know; kept in its ``meta.json``.
     """
@@ -299,6 +323,7 @@ class MeegSource:
     unit: str
     ch_pos: np.ndarray | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    stored: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -313,8 +338,15 @@ class MeegSource:
 
     @property
     def ch_names(self) -> tuple[str, ...]:
-        """Channels of every part."""
-        return self.parts[0].ch_names
+        """Channels that are stored: those of every part, or the chosen ones among them."""
+        return self.parts[0].ch_names if self.stored is None else self.stored
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        """Which channels of the parts are stored; None for all."""
+        if self.stored is None:
+            return None
+        return np.array([self.parts[0].ch_names.index(name) for name in self.stored])
 
     @property
     def n_trials(self) -> int:

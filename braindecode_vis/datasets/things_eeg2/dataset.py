@@ -79,8 +79,9 @@ class ThingsEeg2Config(MeegSettings):
     sfreq
         In Hz. By default 250 from continuous recordings, and that of the file for published epochs, which are never
         resampled.
-    tmin, tmax, baseline, mvnn
-        As in `EpochPlan`; published epochs keep what their publisher chose.
+    tmin, tmax, baseline, mvnn, mvnn_channels, resampling
+        As in `EpochPlan`; published epochs keep what their publisher chose: those of 250 Hz were resampled by ``mne``
+        and whitened over all 63 channels, the official ones by ``mne`` and over their 17.
     max_train_repetitions, max_test_repetitions
         Keep the first ones of each subject and image only.
     trust_pickle

@@ -65,7 +65,7 @@ from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_sampled
 
 Layout = Literal["raw", "preprocessed"]
-_RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "onset", "sessions")
+_RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "mvnn_channels", "resampling", "onset", "sessions")
 
 
 class ThingsMegConfig(MeegSettings):
@@ -96,7 +96,7 @@ class ThingsMegConfig(MeegSettings):
         As in `EpochPlan`; published epochs keep their rate.
     max_dropped
         As in `EpochPlan`; it also bounds how many trials the split may lack.
-    tmin, tmax, baseline, mvnn
+    tmin, tmax, baseline, mvnn, mvnn_channels, resampling
         As in `EpochPlan`, for the raw layout; published epochs are as their authors cut them. Time zero of the window
         is the onset. `mvnn` None is ``epochs`` for raw recordings, and nothing for published epochs.
     reference, ica, autoreject

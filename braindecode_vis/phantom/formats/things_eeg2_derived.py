@@ -2,9 +2,10 @@
 
 The same subjects look at the same images in the same order as in the raw layout, but are recorded at a lower rate, so
 that no raw file is needed. Epochs are cut while the recording passes and kept in a flat temporary file; the noise
-covariance of a session whitens them there (multivariate noise normalisation [3]_), as in the published files: over
-training and test trials in the official ones, over training trials in the 250 Hz ones. They are written as one array
-per image: one image is in memory at a time.
+covariance of a session whitens them there (multivariate noise normalisation [3]_), as in the scripts [4]_: over
+training and test trials, of each time over repetitions and baseline included, in the official files; over training
+trials, of each epoch over the times after the onset, in the 250 Hz ones; both shrunk after Ledoit and Wolf. They are
+written as one array per image: one image is in memory at a time.
 
 References
 ----------
@@ -12,6 +13,8 @@ References
 .. [2] Song et al. (2024). Decoding natural images from EEG for object recognition. ICLR. arXiv:2308.13234
 .. [3] Guggenmos, M., Sterzer, P., Cichy, R. M. (2018). Multivariate pattern analysis for MEG: a comparison of
    dissimilarity measures. NeuroImage 173, 434-447. https://doi.org/10.1016/j.neuroimage.2018.02.044
+.. [4] gifale95/eeg_encoding@f0c03bf:02_eeg_preprocessing/preprocessing_utils.py, and the copies of it at 250 Hz in
+   eeyhsong/NICE-EEG@a7709d8:preprocessing and in UBP and NeuroBridge.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ class EpochLayout:
         Samples of an epoch from -0.2 s on, and how many of them are cut off at the start after whitening.
     whitened_by
         Partitions whose trials give the noise covariance.
+    over_repetitions
+        Whether the covariance is that of each time over the repetitions of an image, and not of each epoch over times.
     """
 
     sfreq: float
@@ -67,6 +72,7 @@ class EpochLayout:
     n_times: int
     n_dropped: int
     whitened_by: tuple[Partition, ...]
+    over_repetitions: bool
 
 
 def count(name: str, size: PhantomSize) -> Counts:
@@ -145,9 +151,7 @@ def _fill_session(
     picked = [system.ch_names.index(name) for name in layout.ch_names]
     taps = make_lowpass(rate, layout.cutoff_hz, layout.decim) if layout.cutoff_hz else None
     n_baseline = round(N_BASELINE_S * layout.sfreq)
-    covariance = np.zeros((len(picked), len(picked)))
     slots: dict[Partition, list[int]] = {partition: [] for partition in PARTITIONS}
-    n_summed = 0
     parts: dict[Partition, PartitionDesign] = {"training": design.training, "test": design.test}
     for partition, part in parts.items():
         repetitions = job.size.train_repetitions if partition == "training" else job.size.test_repetitions
@@ -165,17 +169,66 @@ def _fill_session(
                 epoch = epoch - epoch[:, :n_baseline].mean(axis=1, keepdims=True)
                 spools[partition][place] = epoch * 1e6  # microvolt: float32 keeps its digits either way
                 slots[partition].append(place)
-                if partition in layout.whitened_by:
-                    centred = spools[partition][place] - spools[partition][place].mean(axis=1, keepdims=True)
-                    covariance += centred.astype(np.float64) @ centred.T
-                    n_summed += layout.n_times
-    # Symmetric inverse square root of the mean covariance over time [3]_.
-    values, vectors = np.linalg.eigh(covariance / n_summed)
+    covariances = []
+    for partition in layout.whitened_by:
+        n = job.size.train_repetitions if partition == "training" else job.size.test_repetitions
+        rows = np.sort(slots[partition])
+        images = (
+            spools[partition][same, :, layout.n_dropped :]
+            for same in np.split(rows, np.flatnonzero(np.diff(rows // n)) + 1)
+        )
+        covariances.append(average_noise_covariance(images, over_repetitions=layout.over_repetitions))
+    # Symmetric inverse square root [3]_; the two partitions of the official files weigh the same.
+    values, vectors = np.linalg.eigh(np.mean(covariances, axis=0))
     whitener = ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
-    for partition, rows in slots.items():
-        for start in range(0, len(rows), _CHUNK):
-            chunk = np.sort(rows[start : start + _CHUNK])
+    for partition, places_of in slots.items():
+        for start in range(0, len(places_of), _CHUNK):
+            chunk = np.sort(places_of[start : start + _CHUNK])
             spools[partition][chunk] = whitener @ spools[partition][chunk]
+
+
+def average_noise_covariance(images: Iterable[np.ndarray], *, over_repetitions: bool) -> np.ndarray:
+    """Return the shrunk noise covariance of channels, averaged within images and then over them.
+
+    Parameters
+    ----------
+    images : iterable of arrays of shape (n_repetitions, n_channels, n_times)
+        One per image.
+    over_repetitions
+        Covariance of each time over repetitions; otherwise of each repetition over times.
+
+    Returns
+    -------
+    covariance : float64 array of shape (n_channels, n_channels)
+    """
+    total, n_images = 0.0, 0
+    for image in images:
+        # (sets, samples, channels): a set is a time or a repetition
+        sets = np.asarray(image, dtype=np.float64).transpose((2, 0, 1) if over_repetitions else (0, 2, 1))
+        total = total + _shrink(sets).mean(axis=0)
+        n_images += 1
+    return np.asarray(total / n_images)
+
+
+def _shrink(sets: np.ndarray) -> np.ndarray:
+    """Return the covariance of each set, (n_sets, n_samples, n_channels), shrunk on standardised channels.
+
+    As scikit-learn's discriminant analysis does with ``shrinkage="auto"``, which the published scripts call.
+    """
+    n, p = sets.shape[1:]
+    deviation = sets.std(axis=1, keepdims=True)  # (set, 1, channel)
+    deviation[deviation == 0] = 1
+    z = (sets - sets.mean(axis=1, keepdims=True)) / deviation
+    covariance = z.transpose(0, 2, 1) @ z / n
+    trace = np.trace(covariance, axis1=1, axis2=2) / p
+    squares = np.square(covariance).sum(axis=(1, 2))
+    # Ledoit and Wolf (2004): how uncertain the covariance is, against how far it is from the identity
+    uncertain = (np.square(np.square(z).sum(axis=2)).sum(axis=1) / n - squares) / (p * n)
+    distance = (squares - p * trace**2) / p
+    weight = np.minimum(uncertain, distance) / np.where(distance > 0, distance, 1)
+    weight = np.where(distance > 0, weight, 0)[:, None, None]
+    shrunk = (1 - weight) * covariance + weight * trace[:, None, None] * np.eye(p)
+    return deviation.transpose(0, 2, 1) * shrunk * deviation
 
 
 def _make_format(name: str, description: str) -> Format:
@@ -296,8 +349,8 @@ def estimate_epochs_bytes(
 # Decimation by 2 needs a low-pass below 50 Hz; at 250 Hz the simulation runs at the final rate already. The published
 # 250 Hz files lack their 50 baseline samples, while `times` still counts them.
 LAYOUTS = {
-    "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS),
-    "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",)),
+    "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS, True),
+    "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",), False),
 }
 
 
