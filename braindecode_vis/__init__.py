@@ -54,6 +54,7 @@ _PUBLIC = {
     "plot_gallery": "api.plotting",
     "plot_ranks": "api.plotting",
     "plot_scores": "api.plotting",
+    "score": "studies.score_outputs",
 }
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "plot_gallery",
     "plot_ranks",
     "plot_scores",
+    "score",
 ]
 
 

@@ -20,5 +20,6 @@ from braindecode_vis.checks import ConfigError as ConfigError
 from braindecode_vis.checks import DataError as DataError
 from braindecode_vis.checks import LeakWarning as LeakWarning
 from braindecode_vis.stimuli import StimulusSet as StimulusSet
+from braindecode_vis.studies.score_outputs import score as score
 
 __version__: str

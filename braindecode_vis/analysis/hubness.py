@@ -204,15 +204,29 @@ def compute_hubness(queries: Embeddings, gallery: Embeddings, *, k: int = 10) ->
     k
         Number of neighbours; at most the number of candidates.
     """
-    counts = count_neighbours(queries, gallery, k)
+    return summarise_counts(count_neighbours(queries, gallery, k), len(queries), gallery.ids)
+
+
+def summarise_counts(counts: np.ndarray, n_queries: int, ids: np.ndarray) -> Hubness:
+    """Return the hubness of counts that are known already.
+
+    Parameters
+    ----------
+    counts : int array of shape (n_gallery,)
+        How often each item is among the nearest of a query.
+    n_queries
+        Number of queries.
+    ids : sequence of length n_gallery
+        Of the items.
+    """
     deviation = counts.std()
     skewness = float(((counts - counts.mean()) ** 3).mean() / deviation**3) if deviation > 0 else 0.0
     hub = int(counts.argmax())
     return Hubness(
         skewness=skewness,
-        largest_share=float(counts[hub] / len(queries)),
+        largest_share=float(counts[hub] / n_queries),
         never_share=float((counts == 0).mean()),
-        hub_id=str(gallery.ids[hub]),
+        hub_id=str(ids[hub]),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import audit, data, export, predict, stages, studies
+from braindecode_vis.cli import audit, data, export, predict, score, stages, studies
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -64,6 +64,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "new": data.new,
     **stages.VERBS,
     "predict": predict.predict,
+    "score": score.score,
     "pretrain": studies.pretrain,
     "train-generator": studies.train_generator,
     "analyze": studies.analyze,

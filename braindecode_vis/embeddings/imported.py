@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -413,13 +414,20 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
         If the file is missing, damaged, or holds anything but arrays.
     """
     check_file(path, what="the file of embeddings", hint="correct target.files")
-    if path.suffix == ".npy":
+    if path.suffix in (".npy", ".npz"):
         try:
-            yield {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
-        except (ValueError, OSError, EOFError) as error:
+            found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+            # An archive reads an array when it is asked for, and refuses one of objects then.
+            named = (
+                {"array": found}
+                if isinstance(found, np.ndarray)
+                else {key: found[key] for key in found.files}
+            )
+        except (ValueError, OSError, EOFError, BadZipFile) as error:
             raise DataError(
                 f"{path} holds no plain array ({error}); files of pickled lists or dictionaries are not read."
             ) from error
+        yield named
     elif path.suffix in (".h5", ".hdf5"):
         import h5py
 
@@ -437,9 +445,13 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
         from torch import Tensor
 
         content = read_tensors(path)
-        named = content if isinstance(content, Mapping) else {"array": content}
-        # Through float32, since NumPy has no bfloat16.
-        yield {str(k): v.float().numpy() for k, v in named.items() if isinstance(v, Tensor)}
+        tensors = content if isinstance(content, Mapping) else {"array": content}
+        # Halves through float32, since NumPy has no bfloat16; whole numbers stay what they are.
+        yield {
+            str(k): (v.float() if v.is_floating_point() and v.itemsize < 4 else v).detach().numpy()
+            for k, v in tensors.items()
+            if isinstance(v, Tensor)
+        }
 
 
 def find_vectors(arrays: Mapping[str, Any], path: Path, name: str | None, *, most: int) -> Any:

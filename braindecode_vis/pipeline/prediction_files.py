@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,10 @@ _NAMES = (
 PAGE_ITEMS = 8  # decoded images on the page: the first ones
 
 
-def check_out(out: Path, fingerprint: str | None = None) -> Path:
-    """Return the folder, or raise `DataError` if it holds anything but the same predictions.
+def check_out(
+    out: Path, fingerprint: str | None = None, *, kind: str = KIND, names: Sequence[str] = _NAMES
+) -> Path:
+    """Return the folder, or raise `DataError` if it holds anything but the same predictions (or scores).
 
     Parameters
     ----------
@@ -44,6 +48,10 @@ def check_out(out: Path, fingerprint: str | None = None) -> Path:
         Where predictions are to be written.
     fingerprint
         Of the predictions, once they are known; before that, any predictions may lie there.
+    kind
+        What the folder is to hold: ``predict``, or ``score`` for scores of outputs.
+    names
+        Files of that; with any other the folder is left alone.
     """
     path = out.expanduser().absolute()
     if path.is_file():
@@ -54,13 +62,14 @@ def check_out(out: Path, fingerprint: str | None = None) -> Path:
         record = store.read_json(path / store.PROVENANCE)
     except (OSError, BraindecodeVisError):
         record = {}
-    others = [entry.name for entry in path.iterdir() if entry.name not in _NAMES]
-    if record.get("kind") != KIND or others:
+    others = [entry.name for entry in path.iterdir() if entry.name not in names]
+    if record.get("kind") != kind or others:
         raise DataError(
             f"{path} holds other files{f' ({others[0]})' if others else ''}; choose another folder."
         )
     if fingerprint is not None and record.get("fingerprint") != fingerprint:
-        raise DataError(f"{path} holds predictions of other trials or of another run; choose another folder.")
+        what = "predictions of other trials or of another run" if kind == KIND else "scores of other outputs"
+        raise DataError(f"{path} holds {what}; choose another folder.")
     return path
 
 
@@ -76,19 +85,26 @@ def write_predictions(result: Any, out: Path) -> Path:
     """
     provenance = describe_provenance(result)
     path = check_out(out, provenance["fingerprint"])
+    with publish_folder(path) as temporary:
+        _write_content(result, temporary)
+        _write_page(result, temporary / "predict.html", provenance)
+        store.write_json(temporary / store.PROVENANCE, provenance)
+    return path
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-being-written")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write_content(result, temporary)
-        _write_page(result, temporary / "predict.html", provenance)
-        store.write_json(temporary / store.PROVENANCE, provenance)
+        yield temporary
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return path
 
 
 def describe_provenance(result: Any) -> dict[str, Any]:

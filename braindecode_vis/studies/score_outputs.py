@@ -1,0 +1,563 @@
+"""`score`: the full table for outputs that anyone's system made, from files or arrays.
+
+Owns what predictions and targets are together: embeddings, a matrix of similarities, classes, or images. Values,
+intervals, chance and nulls are those of `braindecode_vis.scores`, the same as of a run of our own; files are read by
+`output_files`, rows matched by `output_rows`, signs of decisions taken together found by `output_signs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.metrics.protocols import ProtocolName
+from braindecode_vis.retrieval import Retrieval, compute_ranks, rank_similarities
+from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
+from braindecode_vis.scores.score_table import compute_scores
+from braindecode_vis.scores.scoring_task import ScoringTask
+from braindecode_vis.scores.units import Units, find_units
+from braindecode_vis.studies import output_signs as signs
+from braindecode_vis.studies.output_files import Given, read_given
+from braindecode_vis.studies.output_rows import (
+    Rows,
+    check_transposed,
+    expand_repetitions,
+    find_classes,
+    is_one_hot,
+    match_rows,
+    merge_equal_targets,
+    name_rows,
+    read_images,
+)
+from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, put_together
+
+Kind = Literal["auto", "embeddings", "similarity", "classes", "images"]
+#: Permuted or resampled labels that are held at once (160 MB of whole numbers).
+_MOST_DRAWN = 20_000_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How outputs are scored; see `score`."""
+
+    protocols: tuple[ProtocolName, ...] = ()
+    selection: Selection = "not stated"
+    distances: bool = False
+    size: int | None = None
+    features: str | None = "efficientnet-lite0"
+    n_bootstrap: int = 10_000
+    n_permutations: int = 10_000
+    seed: int = 0
+    device: str = "auto"
+
+
+def score(
+    predictions: Any,
+    targets: Any = None,
+    *,
+    kind: Kind = "auto",
+    ids: Any = None,
+    target_ids: Any = None,
+    text: Any = None,
+    protocols: Sequence[ProtocolName] = (),
+    selection: Selection = "not stated",
+    distances: bool = False,
+    size: int | None = None,
+    features: str | None = "efficientnet-lite0",
+    n_bootstrap: int = 10_000,
+    n_permutations: int = 10_000,
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+) -> ScoredOutputs:
+    """Score outputs that any system made: embeddings, similarities, classes or images.
+
+    Parameters
+    ----------
+    predictions
+        One row per prediction, as an array, a table or a path: embeddings of shape (n_rows, n_features), tokens of
+        shape (n_rows, n_tokens, n_features) or repetitions of shape (n_images, n_repetitions, n_features); similarities
+        or logits of shape (n_rows, n_gallery); labels of shape (n_rows,) or probabilities of shape (n_rows, n_classes);
+        a folder of reconstructions. Files: ``.npy .npz .pt .safetensors .h5 .parquet .csv .txt .json``, with ``::NAME``
+        behind the path for one array of several.
+    targets
+        The same for what is true: embeddings of the gallery, names of the columns of a matrix (none needed if row k
+        belongs to column k), true labels (or one-hot rows), a folder of stimuli.
+    kind
+        ``embeddings``, ``similarity``, ``classes`` or ``images``; by default what the shapes say.
+    ids
+        Id of the true item of each row of the predictions, or a table with the column ``stimulus_id`` and perhaps
+        ``subject``, ``session``, ``run``, ``group`` and ``concept``. Ids may repeat (repetitions). Without ids, row k
+        belongs to row k of the targets.
+    target_ids
+        Id of each row of the targets, column of a matrix, or class.
+    text
+        Embeddings of the concept names in the space of the predictions, one per row of the targets: adds top-k among
+        them (``@text``).
+    protocols
+        Further ones, see `braindecode_vis.scores.protocol_scores.score_protocols`; ``instances`` is added where
+        embeddings have several rows per item.
+    selection
+        What is known of how the model was chosen: ``fixed``, ``validation`` or ``test``.
+    distances
+        Whether a matrix holds distances, so that small is near.
+    size
+        Pixels to which images are brought; by default that of the reconstructions, and 256 where they differ or are
+        larger.
+    features
+        Image encoder for two-way identification of images in its features; None leaves it out.
+    n_bootstrap, n_permutations, seed
+        Resamples behind intervals, shuffles behind p-values, and their seed.
+    device
+        Where ranks are computed.
+    out
+        Folder to write scores, items and page into; it must be new, or hold the same scores.
+
+    Returns
+    -------
+    ScoredOutputs
+        With `scores`, `items`, `warnings`, `hubs`, `report()` and `save()`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If rows do not belong together, with what to do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> similarity = np.random.default_rng(0).normal(size=(20, 20)) + 2 * np.eye(20)
+    >>> found = score(similarity, n_bootstrap=100, n_permutations=100)
+    >>> found.kind, float(found.get("top1")["chance"])
+    ('similarity', 0.05)
+    """
+    check_option("selection", selection, get_args(Selection))
+    for name in protocols:
+        check_option("protocol", name, get_args(ProtocolName))
+    if min(n_bootstrap, n_permutations) < 1:
+        raise ConfigError("the numbers of resamples and of permutations must be at least 1.")
+    if out is not None:
+        from braindecode_vis.studies.output_page import check_folder
+
+        check_folder(Path(out))
+    given = read_given(predictions, "the predictions")
+    true = None if targets is None else read_given(targets, "the targets")
+    chosen = find_kind(given, true, kind, has_ids=ids is not None)
+    if chosen != "similarity" and distances:
+        raise ConfigError(f"distances belongs to a matrix of similarities, but these are {chosen}.")
+    if chosen != "embeddings" and text is not None:
+        raise ConfigError(f"text belongs to embeddings, but these are {chosen}.")
+    asked = Asked(
+        tuple(protocols), selection, distances, size, features, n_bootstrap, n_permutations, seed, device
+    )
+    if chosen == "embeddings":
+        found = _score_embeddings(given, true, ids, target_ids, text, asked)
+    elif chosen == "similarity":
+        found = _score_similarity(given, true, ids, target_ids, asked)
+    else:
+        if protocols:
+            raise ConfigError(f"the protocol {protocols[0]!r} ranks a gallery, but these are {chosen}.")
+        compute = _score_classes if chosen == "classes" else _score_images
+        found = compute(given, true, ids, target_ids, asked)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def find_kind(given: Given, true: Given | None, kind: str, *, has_ids: bool) -> str:
+    """Return what predictions and targets are together, asked for or by their shapes.
+
+    Parameters
+    ----------
+    given, true
+        Predictions and targets.
+    kind
+        As in `score`.
+    has_ids
+        Whether the rows of the predictions have ids.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If they are nothing together, or two things.
+    """
+    check_option("kind", kind, get_args(Kind))
+    pictures = [side.pictures is not None for side in (given, true) if side is not None]
+    if any(pictures) or kind == "images":
+        if len(pictures) < 2 or not all(pictures) or kind not in ("auto", "images"):
+            raise DataError(
+                "a folder of reconstructions is scored beside a folder of stimuli; give both as folders of images."
+            )
+        return "images"
+    if given.values is None or (true is not None and true.values is None):
+        bare = given if given.values is None else true
+        raise DataError(
+            f"{bare.name if bare else ''} holds ids and no values; give values, and the ids as ids."
+        )
+    if given.is_labels:
+        if kind in ("auto", "classes"):
+            return "classes"
+        raise DataError(f"{given.name} holds one value per row, which are classes, not {kind}.")
+    if given.values.dtype.kind not in "biuf":
+        raise DataError(f"{given.name} holds text in {given.values.ndim} dimensions; numbers are expected.")
+    if kind != "auto":
+        return kind
+    if true is None:
+        return "similarity"
+    assert true.values is not None
+    shape, theirs = given.values.shape, true.values.shape
+    if true.is_labels:
+        return _tell_labels(given, true, has_ids)
+    if is_one_hot(true.values) and (shape == theirs or shape == theirs[::-1]):
+        return "classes"
+    # Repetitions of predictions, or a lone token of targets, have an axis of their own.
+    if theirs[1:] in (shape[1:], shape[2:]) or (theirs[1:2] == (1,) and theirs[2:] == shape[1:]):
+        return "embeddings"
+    check_transposed(given, true)
+    if len(shape) == 2 and shape[1] == len(true.values):
+        raise ConfigError(
+            f"the predictions have {shape[1]} columns, as many as the targets have rows; if they are similarities to "
+            "these, say so with kind similarity."
+        )
+    raise DataError(
+        f"predictions of shape {shape} and targets of shape {theirs} do not belong together: embeddings need rows of "
+        "one shape."
+    )
+
+
+def _tell_labels(given: Given, true: Given, has_ids: bool) -> str:
+    """Return whether names beside a matrix are the classes of its rows or the ids of its columns."""
+    assert given.values is not None
+    assert true.values is not None
+    if given.values.ndim != 2:
+        raise DataError(
+            f"predictions of shape {given.values.shape} have one label each; classes need a score for each class, "
+            "embeddings need embeddings as targets."
+        )
+    n_rows, n_columns = given.values.shape
+    n = len(true.values)
+    unique = len(pd.unique(true.values)) == n
+    if n == n_rows == n_columns and unique and not has_ids:
+        raise ConfigError(
+            f"{n} names beside a square matrix may be the classes of its rows or the ids of its columns; say which "
+            "with kind classes or similarity."
+        )
+    if n == n_columns and unique and (has_ids or n != n_rows):
+        return "similarity"
+    if n == n_rows:
+        return "classes"
+    if n == n_columns:
+        raise DataError(
+            f"the predictions have {n_rows} rows and {n_columns} columns for {n} labels: they look transposed; rows "
+            "are trials, columns classes."
+        )
+    raise DataError(
+        f"{n} labels belong neither to {n_rows} rows nor to {n_columns} columns of the predictions."
+    )
+
+
+# --- retrieval ----------------------------------------------------------------------------------------------------
+
+
+def _score_embeddings(
+    given: Given, true: Given | None, ids: Any, target_ids: Any, text: Any, asked: Asked
+) -> ScoredOutputs:
+    if true is None:
+        raise DataError(
+            "predicted embeddings are scored beside the embeddings of the images; give them as targets."
+        )
+    vectors, values, rows, notes = expand_repetitions(given, true, ids)
+    if vectors.shape[1:] != values.shape[1:]:
+        check_transposed(given, true)
+        raise DataError(
+            f"predictions of shape {vectors.shape} and targets of shape {values.shape} have other features."
+        )
+    gallery = name_rows(replace(true, values=values), target_ids, "the targets")
+    values, gallery, rows, merged = merge_equal_targets(values, gallery, rows)
+    rows, gallery, matched = match_rows(rows, gallery)
+    queries = Embeddings(vectors, rows.ids, "given")
+    candidates = Embeddings(values, gallery.ids, "given")
+    ranked = compute_ranks(queries, candidates, device=asked.device)
+    repeated = rows.table.duplicated(["subject", "stimulus_id"]).any()
+    protocols = list(asked.protocols)
+    if repeated and "instances" not in protocols:
+        protocols.append("instances")
+    texts = None
+    if text is not None:
+        texts = _read_texts(text, rows, gallery, vectors.shape[1:])
+        protocols = list(dict.fromkeys([*protocols, "zero_shot_text"]))
+    elif "zero_shot_text" in protocols:
+        raise ConfigError(
+            "the protocol 'zero_shot_text' needs embeddings of the concept names; give them as text."
+        )
+    found = signs.find_vector_signs(vectors)
+    own = np.flatnonzero(np.abs(ranked.true_similarities - 1) < 1e-6)
+    warnings = []
+    if len(own) == len(vectors):
+        warnings.append(
+            "Every prediction is its own target (cosine 1): these are targets, or copies of them."
+        )
+    n_zero = (
+        int((np.abs(vectors.reshape(len(vectors), -1)).max(axis=1) == 0).sum())
+        if vectors.size < 1 << 26
+        else 0
+    )
+    if n_zero:
+        notes.append(f"{n_zero} predictions are zero: they tie with the whole gallery.")
+    words = f"embeddings of shape {vectors.shape[1:]}, cosine"
+    return _finish_retrieval(
+        "embeddings", (queries, candidates, ranked), None, rows, gallery, words, asked, protocols,
+        (*notes, *merged, *matched), found, warnings, given, true, texts,
+    )  # fmt: skip
+
+
+def _read_texts(text: Any, rows: Rows, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
+    """Return one text embedding per concept of the gallery."""
+    given = read_given(text, "the text embeddings")
+    if given.values is None or given.values.shape[1:] != shape:
+        raise DataError(f"text embeddings need rows of shape {shape}, as the predictions have.")
+    concepts = gallery.concepts
+    if given.ids is not None:
+        return Embeddings(given.values, given.ids, "given").select(sorted(set(concepts.tolist())))
+    if len(given.values) != len(concepts) or len(set(concepts.tolist())) < len(concepts):
+        raise DataError(
+            f"{len(given.values)} text embeddings for {len(concepts)} images of {len(set(concepts.tolist()))} "
+            "concepts: without ids, each image needs a concept and a text of its own; give a table with stimulus_id."
+        )
+    return Embeddings(given.values, concepts, "given")
+
+
+def _score_similarity(
+    given: Given, true: Given | None, ids: Any, target_ids: Any, asked: Asked
+) -> ScoredOutputs:
+    matrix = given.values
+    assert matrix is not None
+    if matrix.ndim != 2:
+        raise DataError(
+            f"a matrix of similarities has two dimensions, but these have the shape {matrix.shape}."
+        )
+    n_rows, n_columns = matrix.shape
+    rows = name_rows(given, ids, "the predictions", other=n_columns)
+    source = target_ids
+    if source is None and true is not None:
+        assert true.values is not None
+        if len(true.values) != n_columns:
+            raise DataError(f"the matrix has {n_columns} columns, but there are {len(true.values)} targets.")
+        # Embeddings of the gallery name nothing, unless their file brings ids.
+        source = true.ids if true.ids is not None else true.values if true.is_labels else None
+    gallery = name_rows(Given(given.name, np.empty(n_columns)), source, "the columns of the matrix")
+    rows, gallery, matched = match_rows(rows, gallery)
+    check_finite(matrix, what="the matrix of similarities", row_names=rows.ids)
+    if asked.distances:
+        matrix = -(matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64))
+    ranked = rank_similarities(matrix, rows.ids, gallery.ids, space="given")
+    notes = list(matched)
+    constant = int((ranked.top_similarities[:, 0] == _find_lowest(matrix)).sum())
+    if constant:
+        notes.append(f"{constant} of {n_rows} rows are constant: all their candidates tie.")
+    repeated = rows.table.duplicated(["subject", "stimulus_id"]).any()
+    if repeated:
+        notes.append(
+            "Several rows per item are scored one by one; to score averaged predictions, average the embeddings and "
+            "give their similarities."
+        )
+    for name in asked.protocols:
+        if name != "relative_median_rank":
+            raise ConfigError(f"the protocol {name!r} compares embeddings, but these are similarities.")
+    found = signs.find_matrix_signs(matrix)
+    empty = [
+        Embeddings(np.empty((n, 0), np.float32), part.ids, "given")
+        for n, part in ((n_rows, rows), (n_columns, gallery))
+    ]
+    warnings = []
+    if not asked.distances and ranked.gallery_size > 4 and ranked.ranks.mean() > 0.75 * (n_columns + 1):
+        warnings.append(
+            "The true item is among the least similar ones far more often than by chance: if the matrix holds "
+            "distances, say so (distances)."
+        )
+    words = f"{'distances' if asked.distances else 'similarities'} as given"
+    return _finish_retrieval(
+        "similarity", (empty[0], empty[1], ranked), matrix, rows, gallery, words, asked, list(asked.protocols), notes,
+        found, warnings, given, true,
+    )  # fmt: skip
+
+
+def _find_lowest(matrix: np.ndarray) -> np.ndarray:
+    """Return the smallest value of each row, block by block."""
+    step = max(1, (1 << 24) // matrix.shape[1])
+    return np.concatenate([np.asarray(matrix[s : s + step]).min(axis=1) for s in range(0, len(matrix), step)])
+
+
+def _finish_retrieval(
+    kind: str,
+    part: tuple[Embeddings, Embeddings, Retrieval],
+    matrix: np.ndarray | None,
+    rows: Rows,
+    gallery: Rows,
+    words: str,
+    asked: Asked,
+    protocols: Sequence[Any],
+    notes: Sequence[str],
+    found: list[str],
+    warnings: list[str],
+    given: Given,
+    true: Given | None,
+    texts: Embeddings | None = None,
+) -> ScoredOutputs:
+    """Score ranks and protocols, and put together what is said of them."""
+    ranked = part[2]
+    chosen = ranked.gallery_ids[ranked.top_indices[:, 0]]
+    hits = ranked.worst_ranks == 1
+    if not found:
+        found = [*filter(None, [signs.find_bijection(chosen, hits, ranked.gallery_size)])]
+    units = _find_row_units(rows)
+    n_items = len(set(rows.ids.tolist()))
+    protocol = "; ".join(
+        [
+            f"outputs of others: {words}", f"{len(rows.ids)} predictions of {n_items} images",
+            f"gallery of {ranked.gallery_size}", _describe_selection(asked), *_mark(found),
+        ]
+    )  # fmt: skip
+    concepts = gallery.look_up_concepts(rows.ids)
+    subjects = rows.table["subject"].to_numpy(dtype=object)
+    task = ScoringTask(
+        retrievals=[part], seen=np.zeros((len(rows.ids), 1, 1, 3), np.uint8), images={}, ids=rows.ids,
+        concepts=concepts, subjects=subjects, decoded_concepts=None, feature_encoder=None, feature_name="",
+        protocol=protocol, split="test", seed=asked.seed, n_bootstrap=asked.n_bootstrap,
+        n_permutations=asked.n_permutations, units=units, similarities=None if matrix is None else [matrix],
+    )  # fmt: skip
+    scores, items = compute_scores(task)
+    if protocols:
+        concept_of = dict(zip(gallery.ids.tolist(), gallery.concepts.tolist(), strict=True))
+        scores += score_protocols(
+            ProtocolTask(
+                retrievals=[part], concepts=concepts, subjects=subjects, concept_of=concept_of, protocol=protocol,
+                split="test", seed=asked.seed, n_bootstrap=asked.n_bootstrap, device=asked.device, units=units,
+                predicted=[part[0]], text=texts,
+            ),
+            list(protocols),
+        )  # fmt: skip
+    items = items.assign(first=chosen, similarity_of_first=ranked.top_similarities[:, 0])
+    items["similarity_of_true"] = ranked.true_similarities
+    return put_together(
+        kind, scores, items, protocol, asked.selection, asked.seed, found, [*warnings, *task.not_computed], notes,
+        given, true, hubs=signs.describe_hubs(ranked), ranked=ranked,
+    )  # fmt: skip
+
+
+# --- classes and images -------------------------------------------------------------------------------------------
+
+
+def _score_classes(
+    given: Given, true: Given | None, ids: Any, target_ids: Any, asked: Asked
+) -> ScoredOutputs:
+    from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
+
+    if true is None:
+        raise DataError("decided classes are scored beside the true ones; give those as targets.")
+    decisions, classes, labels, rows, notes = find_classes(given, true, ids, target_ids)
+    if len(classes) < 2:
+        raise DataError(f"every true and decided label is {classes[0]!r}; there is nothing to tell apart.")
+    decided = np.array(classes, dtype=object)[decisions.argmax(axis=1)]
+    tied = int(((decisions == decisions.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+    if tied:
+        notes.append(
+            f"{tied} of {len(labels)} trials have several highest scores: the first class of them counts as decided."
+        )
+    found = signs.find_balance(decided, labels)
+    protocol = "; ".join(
+        [
+            f"outputs of others: classes of {len(labels)} trials", f"{len(classes)} classes",
+            "true labels permuted within each run, decisions kept", _describe_selection(asked), *_mark(found),
+        ]
+    )  # fmt: skip
+    n_drawn = max(100, _MOST_DRAWN // len(labels))
+    if n_drawn < max(asked.n_bootstrap, asked.n_permutations):
+        notes.append(
+            f"{n_drawn} resamples and permutations in place of more, which would not fit into memory."
+        )
+    units = _find_row_units(rows)
+    repeated = len(set(rows.ids.tolist())) < len(rows.ids)
+    if units is None and repeated:
+        units = Units("image", rows.ids)
+    table = rows.table
+    task = CategoryTask(
+        decisions=decisions, classes=tuple(classes), labels=labels,
+        runs=table[["session", "run"]].agg("/".join, axis=1).to_numpy(dtype=object),
+        subjects=table["subject"].to_numpy(dtype=object), protocol=protocol, split="test", seed=asked.seed,
+        n_bootstrap=min(n_drawn, asked.n_bootstrap), n_permutations=min(n_drawn, asked.n_permutations), units=units,
+    )  # fmt: skip
+    scores, items = compute_category_scores(task)
+    items = items.assign(stimulus_id=rows.ids)
+    if len(classes) > 50:  # a column for each class would be the matrix again
+        items = items[[c for c in items if not str(c).startswith("decision_")]]
+    return put_together(
+        "classes", scores, items, protocol, asked.selection, asked.seed, found, [], notes, given, true
+    )
+
+
+def _score_images(given: Given, true: Given | None, ids: Any, target_ids: Any, asked: Asked) -> ScoredOutputs:
+    assert true is not None
+    if target_ids is not None:
+        raise ConfigError("the stimuli of a folder are named by their files; leave target_ids out.")
+    seen, made, rows, notes = read_images(given, true, ids, asked.size)
+    encoder = None
+    if asked.features is not None:
+        from braindecode_vis.registry import validate_component
+
+        encoder = validate_component("target", {"kind": asked.features}).build()
+    units = _find_row_units(rows)
+    protocol = "; ".join(
+        [
+            f"outputs of others: {len(seen)} reconstructions", f"compared at {seen.shape[1]} x {seen.shape[2]} pixels",
+            *([f"mean of {made.shape[1]} draws"] if made.ndim == 5 else []), _describe_selection(asked),
+        ]
+    )  # fmt: skip
+    task = ScoringTask(
+        retrievals=[], seen=seen, images={"decoded": made}, ids=rows.ids, concepts=rows.concepts,
+        subjects=rows.table["subject"].to_numpy(dtype=object), decoded_concepts=None, feature_encoder=encoder,
+        feature_name=asked.features or "", protocol=protocol, split="test", seed=asked.seed,
+        n_bootstrap=asked.n_bootstrap, n_permutations=asked.n_permutations, units=units,
+    )  # fmt: skip
+    scores, items = compute_scores(task)
+    first = made[:, 0] if made.ndim == 5 else made
+    copies = int((first == seen).reshape(len(seen), -1).all(axis=1).sum())
+    warnings = [*task.not_computed]
+    if copies:
+        warnings.append(f"{copies} of {len(seen)} reconstructions are the stimulus itself, pixel by pixel.")
+    return put_together(
+        "images",
+        scores,
+        items,
+        protocol,
+        asked.selection,
+        asked.seed,
+        [],
+        warnings,
+        notes,
+        given,
+        true,
+        images={"seen": seen, "decoded": made},
+    )
+
+
+# --- what all kinds share -----------------------------------------------------------------------------------------
+
+
+def _find_row_units(rows: Rows) -> Units | None:
+    return find_units(rows.table, rows.table, "auto")[0]
+
+
+def _describe_selection(asked: Asked) -> str:
+    return f"selection {asked.selection}"
+
+
+def _mark(found: Sequence[str]) -> list[str]:
+    return ["transductive: decided or scaled over all test items together"] if found else []
