@@ -161,6 +161,13 @@ def divide(total: int, parts: int, *, what: str) -> int:
     return total // parts
 
 
+_REPACKED = {
+    "tiny": PhantomSize(1, 6, 3, 6, 2, 3, 3, 32, n_runs=2, voxel_mm=8),
+    "small": PhantomSize(2, 30, 5, 30, 4, 3, 3, 64, n_runs=4, voxel_mm=6),
+    "demo": PhantomSize(2, 150, 4, 60, 6, 3, 3, 112, n_runs=6, voxel_mm=4),
+    "full": PhantomSize(8, 1800, 5, 1000, 40, 3, 3, 425, n_runs=12, voxel_mm=2),
+}
+
 _EEG2 = {
     "tiny": PhantomSize(1, 6, 2, 3, 2, 2, 4, 32, n_runs=1, pause_s=0.6),
     "small": PhantomSize(1, 40, 4, 12, 2, 2, 16, 64, n_runs=2, pause_s=0.8),
@@ -249,6 +256,24 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(2, 20, 30, 200, 1, 1, 1, 112),
         "full": PhantomSize(16, 80, 30, 1600, 1, 1, 1, 400),
     },
+    "deeprecon": {
+        "tiny": PhantomSize(
+            1, 6, 2, 4, 1, 2, 4, 32, n_runs=2, voxel_mm=8, n_imagery=4, imagery_repetitions=2
+        ),
+        "small": PhantomSize(
+            1, 40, 4, 20, 1, 2, 12, 64, n_runs=4, voxel_mm=6, n_imagery=10, imagery_repetitions=5
+        ),
+        "demo": PhantomSize(
+            2, 150, 8, 50, 1, 3, 24, 112, n_runs=10, voxel_mm=4, n_imagery=10, imagery_repetitions=10
+        ),
+        "full": PhantomSize(
+            3, 150, 8, 50, 1, 5, 24, 500, n_runs=24, voxel_mm=2, n_imagery=10, imagery_repetitions=20
+        ),
+    },
+    "nsd-timeseries": {**_REPACKED, "tiny": PhantomSize(1, 6, 1, 3, 1, 3, 3, 32, n_runs=2, voxel_mm=8)},
+    "nsd-mindeye1": _REPACKED,
+    "nsd-mindeye2": _REPACKED,
+    "nsd-brain-diffuser": _REPACKED,
     "nod": {
         "tiny": PhantomSize(1, 6, 3, 3, 1, 1, 4, 32, n_runs=1, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 2, 1, 6, 64, n_runs=2, voxel_mm=6),

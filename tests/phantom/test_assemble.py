@@ -19,10 +19,13 @@ from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig, Bold5000Config
 from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
 from braindecode_vis.datasets.kamitani.bdata import read_list
+from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
 from braindecode_vis.datasets.kamitani.god import GodConfig
 from braindecode_vis.datasets.nod import NodConfig
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
+from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
+from braindecode_vis.datasets.nsd.timeseries import NsdTimeseriesConfig
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
@@ -150,6 +153,11 @@ LOADERS = {
     "alljoined1": (Alljoined1Config, {"sessions": (1,)}),
     "alljoined16m": (Alljoined16mConfig, {}),
     "eeg-imagenet": (EegImagenetConfig, {}),
+    "deeprecon": (DeepreconConfig, {}),
+    "nsd-timeseries": (NsdTimeseriesConfig, {}),
+    "nsd-mindeye1": (NsdRepackConfig, {}),
+    "nsd-mindeye2": (NsdRepackConfig, {}),
+    "nsd-brain-diffuser": (NsdRepackConfig, {}),
     "nod": (NodConfig, {}),
     "bold5000": (Bold5000Config, {}),
     "bold5000-betas": (Bold5000BetasConfig, {}),

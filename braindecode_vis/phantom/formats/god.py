@@ -82,7 +82,7 @@ def _count_samples(size: PhantomSize) -> int:
 def count(size: PhantomSize) -> Counts:
     """Return work and space of the tables."""
     n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
-    one = estimate_bytes(n_samples, round(_VISUAL_SHARE * n_voxels), len(_AREAS) + 1)
+    one = estimate_visual_bytes(size.voxel_mm, n_samples)
     n_rows = count_images(size) + size.n_train_concepts + size.n_test_concepts
     features = 8.0 * n_rows * (N_EARLY + N_MID + 32)
     seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
@@ -190,13 +190,11 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
     )
     scanner = job.scanner
     kept = find_visual_cortex(scanner)
-    # Regions may overlap (V1 is part of the lower visual cortex): one flag a region.
-    rois = {name: np.isin(scanner.regions[kept], areas) for name, areas in _AREAS.items()}
     path = write_bdata(
         job.root / f"Subject{person.index + 1}.h5",
         progress.watch(_iterate_samples(job, person, trials, kept), len),
         labels,
-        {**rois, "ROI_VC": np.ones(len(kept), bool)},
+        find_areas(scanner, kept),
         voxel_xyz=scanner.positions[kept],
     )
     return [path]
@@ -205,6 +203,12 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
 def find_visual_cortex(scanner: Scanner) -> np.ndarray:
     """Return the voxels of every visual region."""
     return np.flatnonzero(scanner.regions != "")
+
+
+def find_areas(scanner: Scanner, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which of the `kept` voxels lie in each area; areas overlap (V1 is part of the lower visual cortex)."""
+    areas = {name: np.isin(scanner.regions[kept], regions) for name, regions in _AREAS.items()}
+    return {**areas, "ROI_VC": np.ones(len(kept), bool)}
 
 
 def _iterate_samples(
@@ -351,6 +355,13 @@ def _write(
 def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int = 10, n_labels: int = 4) -> int:
     """Return the size of one ``Subject*.h5``: the matrix and the metadata, both float64."""
     return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
+
+
+def estimate_visual_bytes(voxel_mm: int | None, n_samples: int, *, n_files: int = 1) -> int:
+    """Return the size of the samples of visual cortex in so many files."""
+    n_voxels = round(_VISUAL_SHARE * count_voxels(voxel_mm))
+    metadata = estimate_bytes(0, n_voxels, len(_AREAS) + 1)
+    return estimate_bytes(n_samples, n_voxels, len(_AREAS) + 1) + (n_files - 1) * metadata
 
 
 FORMAT = Format(
