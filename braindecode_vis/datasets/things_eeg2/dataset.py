@@ -12,6 +12,7 @@ Song et al. (2024), arXiv:2308.13234: the 250 Hz preprocessing that the defaults
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -153,10 +154,12 @@ class ThingsEeg2Config(MeegSettings):
         yield CheckFinding("images", True, f"{counts['train']} training and {counts['test']} test images")
 
         def describe(item: HeldFile) -> str:
-            parts = open_held([item], self, table, self.find_channels(item.layout), None, convert=False)[0]
-            for part in parts:
-                sample_part(part, sfreq=_PUBLISHED_SFREQ.get(item.layout))
-            return f"{sum(len(part.trials) for part in parts)} trials" if parts else "readable"
+            # A .pt file is converted to be looked at, and what that makes is gone afterwards.
+            with tempfile.TemporaryDirectory() as scratch:
+                parts = open_held([item], self, table, self.find_channels(item.layout), Path(scratch))[0]
+                for part in parts:
+                    sample_part(part, sfreq=_PUBLISHED_SFREQ.get(item.layout))
+                return f"{sum(len(part.trials) for part in parts)} trials"
 
         for item in held:
             name = "/".join(item.path.parts[-3:])

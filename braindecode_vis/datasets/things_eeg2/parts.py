@@ -55,8 +55,6 @@ def open_held(
     images: pd.DataFrame,
     ch_names: Sequence[str],
     scratch: Path | None,
-    *,
-    convert: bool = True,
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return a lazy part for each file, and notes for the reader of the store.
 
@@ -68,8 +66,6 @@ def open_held(
         Channels to read, in this order.
     scratch
         Where ``.pt`` files are converted to.
-    convert
-        Whether to convert them; otherwise they are only found.
     """
     parts: list[Any] = []
     for item in held:
@@ -90,7 +86,7 @@ def open_held(
             parts.append(_make_part(item, options, listed, ch_names, data, content["ch_names"], times))
         elif item.layout == "neurobridge":
             parts.append(_open_neurobridge(item, options, listed, ch_names))
-        elif convert:
+        else:
             parts.append(_open_ubp(item, options, listed, ch_names, scratch))
     whitening = _WHITENED.get(held[0].layout)
     notes: dict[str, Any] = {"whitening": whitening} if whitening else {}
