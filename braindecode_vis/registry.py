@@ -130,6 +130,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "frequency_dropout": "training.augment:FrequencyDropoutConfig",
         "braindecode": "training.augment:BraindecodeAugmentationConfig",
         "trial_mixing": "training.augment:TrialMixingConfig",
+        "subject_mixing": "training.augment:SubjectMixingConfig",
         "repetition_averaging": "training.augment:RepetitionAveragingConfig",
     },
     "prior": {

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,7 +108,6 @@ class SmoothingConfig(Settings):
     """Replace some channels of each trial by their moving average over time.
 
     NeuroBridge smooths each channel with probability .3 and a box of 5 samples, which is cut at the edges of the trial.
-    There the choice is made once before training; here each time that a trial is shown.
 
     Parameters
     ----------
@@ -114,14 +115,37 @@ class SmoothingConfig(Settings):
         Chance of each channel of each trial.
     kernel
         Width in samples, odd.
+    once
+        Whether the channels of a training trial are chosen once, so that all epochs see it alike, as NeuroBridge's and
+        SAMGA's scripts do when they read the data; otherwise they are chosen each time that it is shown.
     """
 
     kind: Literal["smoothing"] = "smoothing"
     probability: Probability = 0.3
     kernel: int = Field(default=5, ge=3)
+    once: bool = False
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"once"})
 
     def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
-        """Return the augmented trials."""
+        """Return the augmented trials, or with `once` the trials as they are: `smooth_once` has smoothed them."""
+        if self.once:
+            return data
+        smooth = self._smooth(data, signal)
+        chosen = _draw(data.shape[:2], generator) < self.probability
+        return smooth.where(chosen[..., None], data)
+
+    def smooth_once(self, block: np.ndarray, rows: np.ndarray, signal: Signal, seed: int) -> np.ndarray:
+        """Return trials of shape (n_trials, n_channels, n_times), smoothed as the seed and their row numbers decide."""
+        import torch
+
+        smooth = self._smooth(torch.from_numpy(block), signal).numpy()
+        # A generator for each trial: it must not matter with which others it is read.
+        draws = [make_generator(seed, "smoothing", int(row)).random(block.shape[1]) for row in rows]
+        chosen = np.stack(draws) < self.probability  # (n_trials, n_channels)
+        return np.where(chosen[..., None], smooth, block)
+
+    def _smooth(self, data: Tensor, signal: Signal) -> Tensor:
         from torch.nn import functional
 
         _require_time(signal, self.kind)
@@ -129,9 +153,7 @@ class SmoothingConfig(Settings):
             raise ConfigError(f"the kernel of smoothing must be odd and fit the trial, but is {self.kernel}.")
         # An even kernel would shift the trial by half a sample.
         half = self.kernel // 2
-        smooth = functional.avg_pool1d(data, self.kernel, 1, padding=half, count_include_pad=False)
-        chosen = _draw(data.shape[:2], generator) < self.probability
-        return smooth.where(chosen[..., None], data)
+        return functional.avg_pool1d(data, self.kernel, 1, padding=half, count_include_pad=False)
 
 
 class FrequencyDropoutConfig(Settings):
@@ -186,7 +208,6 @@ class BraindecodeAugmentationConfig(Settings):
         """Return the augmented trials."""
         import inspect
 
-        import numpy as np
         import torch
 
         _require_time(signal, f"braindecode {self.name}")
@@ -266,6 +287,37 @@ class RepetitionAveragingConfig(Settings):
         return data
 
 
+class SubjectMixingConfig(Settings):
+    """Mix each trial with that of another subject who saw the same image (SubjectMix).
+
+    The image stays the target. The share of the trial itself is drawn from Beta(beta, beta), and the larger part is
+    its own, which keeps its subject. Both trials of a pair are units of the epoch, so that no mixture is rarer for it.
+    Halves of the repetitions, which some objectives compare, are not mixed, and images that one subject saw alone stay
+    as they are.
+
+    Parameters
+    ----------
+    beta
+        0.5 in ViktorHug0/Neurobridge_ssl@7898cf6.
+    probability
+        Chance of each trial to be mixed; all of them there.
+    """
+
+    kind: Literal["subject_mixing"] = "subject_mixing"
+    beta: float = Field(default=0.5, gt=0)
+    probability: Probability = 1.0
+
+    def apply(self, data: Tensor, generator: Generator, signal: Signal) -> Tensor:
+        """Return the trials as they are: partners are drawn where batches are planned."""
+        return data
+
+    def draw_shares(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the share of each of `n` trials in its mixture, float32 from 0.5 to 1."""
+        share = rng.beta(self.beta, self.beta, size=n)
+        share = np.maximum(share, 1 - share)
+        return np.where(rng.random(n) < self.probability, share, 1.0).astype(np.float32)
+
+
 def augment_trials(data: Tensor, augmentations: Any, generator: Generator, signal: Signal) -> Tensor:
     """Apply every augmentation in order."""
     for augmentation in augmentations:
@@ -326,7 +378,6 @@ def _draw(shape: Any, generator: Generator) -> Tensor:
 
 def _draw_beta(beta: float, n: int, generator: Generator) -> Tensor:
     # Two gammas give a beta; torch's own sampler takes no generator in public, so numpy draws from a seed of ours.
-    import numpy as np
     import torch
 
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

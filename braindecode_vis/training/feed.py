@@ -1,14 +1,10 @@
 """Batches of a training: sampling, reading and augmentation of trials, and their targets.
 
-Owns the units of training (a trial, or an image with all its repetitions), the order of every epoch, the draw of
-repetitions, the tables that join trials to images, and the assembly of a `Batch` on the device: from tensors there
-where the data fit, otherwise batch by batch in ascending row order by a thread that reads ahead; both ways give the
-same numbers. Everything about a batch is a function of the seed, the epoch and the place in it, so that a resumed run,
-or a search for the batch that went wrong, sees the same numbers.
-
-Last batch: an epoch is cut into ``ceil(n / batch_size)`` batches whose sizes differ by one at most, so that no trial
-is dropped and no batch is much smaller than the others. With several processes every batch is a multiple of their
-number, which leaves out fewer trials per epoch than there are processes, others in every epoch.
+Owns the tables that join trials to images, and the assembly of a `Batch` on the device: from tensors there where the
+data fit, otherwise batch by batch in ascending row order by a thread that reads ahead; both ways give the same numbers.
+Which trials stand behind the rows of a batch is the business of `units`. Everything about a batch is a function of the
+seed, the epoch and the place in it, so that a resumed run, or a search for the batch that went wrong, sees the same
+numbers.
 """
 
 from __future__ import annotations
@@ -31,6 +27,7 @@ from braindecode_vis.seeds import make_generator, make_torch_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.augment import (
     RepetitionAveragingConfig,
+    SubjectMixingConfig,
     TrialMixingConfig,
     augment_trials,
     mix_trials,
@@ -38,183 +35,20 @@ from braindecode_vis.training.augment import (
 from braindecode_vis.training.image_side import ViewChooser, cluster_images
 from braindecode_vis.training.lora import AdaptedTower, ImageSource
 from braindecode_vis.training.model import Batch
+from braindecode_vis.training.units import (
+    Draw,
+    Partners,
+    TrainingUnits,
+    code_trials,
+    draw_all,
+    draw_halves,
+    draw_subset,
+    find_partners,
+    make_units,
+    mix_draws,
+)
 
 READ_AHEAD = 2  # batches that wait for the device
-
-
-@dataclass(frozen=True)
-class TrainingUnits:
-    """What the rows of a batch stand for.
-
-    Parameters
-    ----------
-    trials : int array of shape (n_units, most_repetitions)
-        Trials of each unit, the first `counts` entries of its row.
-    counts, subjects, stimuli, concepts : int arrays of shape (n_units,)
-        Number of trials, and index of the unit's subject, image and concept.
-    """
-
-    trials: np.ndarray
-    counts: np.ndarray
-    subjects: np.ndarray
-    stimuli: np.ndarray
-    concepts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-
-def make_units(
-    rows: np.ndarray, subjects: np.ndarray, stimuli: np.ndarray, concepts: np.ndarray, *, by_image: bool
-) -> TrainingUnits:
-    """Return one unit per trial, or per subject and image.
-
-    Parameters
-    ----------
-    rows
-        Trials to use, ascending.
-    subjects, stimuli, concepts : int arrays of shape (n_trials,)
-        Index of each trial of the whole table.
-    by_image
-        Put the repetitions that one subject saw of an image together.
-    """
-    if not by_image:
-        return TrainingUnits(
-            rows[:, None], np.ones(len(rows), dtype=np.int64), subjects[rows], stimuli[rows], concepts[rows]
-        )
-    # A unit never crosses subjects: their responses are not averaged together.
-    keys = pd.MultiIndex.from_arrays([subjects[rows], stimuli[rows]])
-    codes, _ = pd.factorize(keys)
-    counts = np.bincount(codes)
-    # padded with trial 0, which `counts` hides
-    trials = np.zeros((len(counts), int(counts.max())), dtype=np.int64)
-    order = np.argsort(codes, kind="stable")  # stable: repetitions stay ascending
-    starts = np.cumsum(counts) - counts
-    # place of each trial within its unit: its rank among those of the same code
-    trials[codes[order], np.arange(len(rows)) - starts[codes[order]]] = rows[order]
-    first = trials[:, 0]
-    return TrainingUnits(trials, counts, subjects[first], stimuli[first], concepts[first])
-
-
-def count_batches(n_units: int, batch_size: int, n_processes: int = 1) -> int:
-    """Return the number of batches of an epoch; see `make_batches`."""
-    # ceil(units per process / batch per process), in whole numbers
-    return -(-(n_units // n_processes) // (batch_size // n_processes))
-
-
-def make_batches(
-    stimuli: np.ndarray, batch_size: int, *, seed: int, epoch: int, n_processes: int = 1
-) -> list[np.ndarray]:
-    """Return the units of each batch of one epoch, shuffled.
-
-    A batch that would show one image alone swaps a unit with another batch, since it has no negative.
-
-    Parameters
-    ----------
-    stimuli : int array of shape (n_units,)
-    batch_size
-        Largest batch over all processes together.
-    seed, epoch
-        Decide the order.
-    n_processes
-        Each batch is a multiple of this, so that every process gets as many units.
-    """
-    # One permutation per epoch, decided by its number alone: a resumed run makes the same batches.
-    order = make_generator(seed, "order", epoch).permutation(len(stimuli))
-    # What is left over differs from epoch to epoch, as the order does.
-    n_shared = len(order) // n_processes
-    parts = np.array_split(np.arange(n_shared), count_batches(len(order), batch_size, n_processes))
-    batches = [order[n_processes * part[0] : n_processes * (part[-1] + 1)] for part in parts]
-    for number, batch in enumerate(batches):
-        # A contrast within it would be a softmax over one image.
-        if len(np.unique(stimuli[batch])) == 1 and len(batches) > 1:
-            _swap_unit(stimuli, batches, number)
-    return batches
-
-
-def _swap_unit(stimuli: np.ndarray, batches: list[np.ndarray], number: int) -> None:
-    lone = stimuli[batches[number][0]]
-    for step in range(1, len(batches)):
-        other = batches[(number + step) % len(batches)]
-        different = np.flatnonzero(stimuli[other] != lone)
-        if len(different):
-            here = batches[number]
-            # batches are views of `order`, so both change in place
-            here[-1], other[different[0]] = other[different[0]], here[-1]
-            return
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Trials behind each row of a batch, and their weights.
-
-    Parameters
-    ----------
-    trials : int array of shape (n, k)
-    weights : float32 array of shape (n, k) or None
-        Sum to one over each row; None where each row is one trial.
-    """
-
-    trials: np.ndarray
-    weights: np.ndarray | None
-
-
-def draw_all(units: TrainingUnits, batch: np.ndarray) -> Draw:
-    """Return the mean over all repetitions of each unit."""
-    if units.trials.shape[1] == 1:
-        return Draw(units.trials[batch], None)
-    counts = units.counts[batch]
-    inside = np.arange(units.trials.shape[1]) < counts[:, None]  # padding gets no weight
-    return Draw(units.trials[batch], (inside / counts[:, None]).astype(np.float32))
-
-
-def draw_subset(
-    units: TrainingUnits, batch: np.ndarray, fewest: int, rng: np.random.Generator, most: int | None = None
-) -> Draw:
-    """Return the mean over a random subset of each unit's repetitions, of uniform size from `fewest` to `most`."""
-    counts = units.counts[batch]
-    # an image with fewer repetitions gives all of them
-    low, high = np.minimum(fewest, counts), counts if most is None else np.minimum(most, counts)
-    size = rng.integers(low, high + 1)
-    return Draw(units.trials[batch], _weigh(_rank_randomly(units, batch, rng), np.zeros_like(size), size))
-
-
-def draw_halves(units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator) -> tuple[Draw, Draw]:
-    """Return the means over two disjoint random halves of each unit's repetitions."""
-    counts = units.counts[batch]
-    # The odd repetition goes to the second half.
-    rank, middle = _rank_randomly(units, batch, rng), counts // 2
-    trials = units.trials[batch]
-    return (
-        Draw(trials, _weigh(rank, np.zeros_like(middle), middle)),
-        Draw(trials, _weigh(rank, middle, counts)),
-    )
-
-
-def _rank_randomly(units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a random order of each unit's repetitions, shape (n, most_repetitions); absent ones come last."""
-    keys = rng.random((len(batch), units.trials.shape[1]))
-    keys[np.arange(units.trials.shape[1]) >= units.counts[batch][:, None]] = 2.0
-    # argsort of argsort is the rank of each entry
-    return keys.argsort(axis=1).argsort(axis=1)
-
-
-def _weigh(rank: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    inside = (rank >= start[:, None]) & (rank < stop[:, None])
-    return (inside / (stop - start)[:, None]).astype(np.float32)
-
-
-def code_trials(responses: Responses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ids of all images, and the index of each trial's image and concept.
-
-    A trial table without a `concept` column makes every image its own concept.
-    """
-    stimuli, ids = pd.factorize(responses.stimulus_ids)
-    if "concept" in responses.trials:
-        concepts, _ = pd.factorize(responses.trials["concept"].astype(str).to_numpy(dtype=object))
-    else:
-        concepts = stimuli
-    return np.asarray(ids, dtype=object), stimuli.astype(np.int64), concepts.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -303,9 +137,11 @@ class Feed:
         self.mixing: TrialMixingConfig | None = kinds.get("trial_mixing")
         # Both draw among the repetitions of an image, so that a row of a batch is an image and not a trial.
         by_image = self.averaging is not None or "brain_views" in needs
+        self.subject_mixing: SubjectMixingConfig | None = kinds.get("subject_mixing")
         self.train = self._make_units(rows, by_image)
         self.held = self._make_units(held_rows, by_image) if len(held_rows) else None
         self._check_repetitions()
+        self.partners = None if self.subject_mixing is None else self._find_partners()
         # The memory map may hold other folds' trials too: only these rows are ever read.
         used = np.union1d(rows, held_rows)
         self.views: ViewChooser | None = None
@@ -337,6 +173,20 @@ class Feed:
             raise DataError(
                 "the augmentation repetition_averaging finds one trial per image; set repeats.train to single."
             )
+
+    def _find_partners(self) -> Partners:
+        if len(set(self.signal.n_voxels or ())) > 1:
+            raise ConfigError(
+                "the augmentation subject_mixing adds trials of several subjects, who have voxels of their own here; "
+                "remove it."
+            )
+        partners = find_partners(self.train)
+        if not partners.counts.any():
+            raise ConfigError(
+                "the augmentation subject_mixing mixes trials of several subjects who saw the same image, but no "
+                "training image was seen by two of them; remove it."
+            )
+        return partners
 
     def _fill_sources(
         self,
@@ -381,7 +231,18 @@ class Feed:
         self.clusters = self._find_clusters(targets, first, extras) if "clusters" in self.needs else None
         # Responses last: they are the largest and, read in order, cost least to leave on disk.
         size = int(np.prod(responses.data.shape[1:]))
-        self.data = keep(lambda r: transform.read(responses.data, r, names), used, size)
+        smoothing = [a for a in self.settings.augmentations if a.kind == "smoothing" and a.once]
+        units = self.train
+        learnt = units.trials[np.arange(units.trials.shape[1]) < units.counts[:, None]]  # without the padding
+
+        def read_trials(r: np.ndarray) -> np.ndarray:
+            block = transform.read(responses.data, r, names)
+            some = np.isin(r, learnt)  # held-out trials are never augmented
+            for one in smoothing:
+                block[some] = one.smooth_once(block[some], r[some], self.signal, self.seed)
+            return block
+
+        self.data = keep(read_trials, used, size)
         self.bytes_left = left
 
     def open_images(self, tower: AdaptedTower) -> None:
@@ -445,7 +306,7 @@ class Feed:
         if n_before < 2 or self.signal.dims[-1] != "time":
             raise DataError(
                 "an objective needs pre-stimulus samples as background, but the trials start at the stimulus; "
-                "preprocess with a tmin below 0, or leave that objective out."
+                "preprocess with a window (dataset.window or tmin) that begins below 0, or leave that objective out."
             )
         # To and fro, so that no jump arises where the part starts again.
         there_and_back = np.concatenate([np.arange(n_before), np.arange(n_before - 2, 0, -1)])
@@ -466,14 +327,20 @@ class Feed:
             return BatchPlan(update, part, batch, draw_all(units, batch))
         # By the place in the training, not by a running generator, so that a resumed run draws the same.
         rng = make_generator(self.seed, "repetitions", update, part)
-        if self.averaging is not None:
-            own = self.averaging
-            draw = draw_subset(units, batch, own.min_repetitions, rng, own.max_repetitions)
-        else:
-            draw = draw_all(units, batch)
+        draw = self._draw(units, batch, rng)
         views = draw_halves(units, batch, rng) if "brain_views" in self.needs else ()
+        if self.subject_mixing is not None and self.partners is not None:
+            rng = make_generator(self.seed, "subject_mixing", update, part)
+            other = self._draw(units, self.partners.draw(batch, rng), rng)
+            draw = mix_draws(draw, other, self.subject_mixing.draw_shares(len(batch), rng))
         halves = tuple(_cut(view, mine) for view in views)
         return BatchPlan(update, part, batch[mine], _cut(draw, mine), halves, rank)
+
+    def _draw(self, units: TrainingUnits, batch: np.ndarray, rng: np.random.Generator) -> Draw:
+        own = self.averaging
+        if own is None:
+            return draw_all(units, batch)
+        return draw_subset(units, batch, own.min_repetitions, rng, own.max_repetitions)
 
     def load(self, plan: BatchPlan) -> dict[str, tuple[Tensor, np.ndarray]]:
         """Read the rows of a plan; this may run in another thread."""

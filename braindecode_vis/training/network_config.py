@@ -264,7 +264,7 @@ class NetworkEncoderConfig(Settings):
     @model_validator(mode="after")
     def _check_parts_fit_together(self) -> Self:
         kinds = [augmentation.kind for augmentation in self.augmentations]
-        for kind in ("trial_mixing", "repetition_averaging"):
+        for kind in ("trial_mixing", "subject_mixing", "repetition_averaging"):
             if kinds.count(kind) > 1:
                 raise ValueError(f"augmentations name {kind} {kinds.count(kind)} times; once is enough")
         mixes = "trial_mixing" in kinds

@@ -12,11 +12,14 @@ from braindecode_vis.training.augment import (
     FrequencyDropoutConfig,
     GaussianNoiseConfig,
     SmoothingConfig,
+    SubjectMixingConfig,
     TimeShiftConfig,
     TrialMixingConfig,
     augment_trials,
     mix_trials,
 )
+from braindecode_vis.training.loop import Trainer
+from tests.training.toy_task import make_config, make_task
 
 SIGNAL = Signal(("channel", "time"), (6, 100), ("01",), sfreq=100.0)
 VOXELS = Signal(("voxel",), (50,), ("01",))
@@ -159,3 +162,85 @@ def test_braindecode_augmentations_or_how_to_get_them(data):
     one = config.apply(data, make_generator(), SIGNAL)
     assert torch.equal(one, config.apply(data, make_generator(), SIGNAL))
     assert not torch.equal(one, data)
+
+
+def catch_batches(monkeypatch, responses, targets, **settings):
+    """Return the assembled and augmented batches of a training, each with its feed and plan."""
+    batches, make_batch = [], Trainer._make_batch
+
+    def spy(self, plan, blocks):
+        made = make_batch(self, plan, blocks)
+        batches.append((self.feed, plan, made[0]))
+        return made
+
+    monkeypatch.setattr(Trainer, "_make_batch", spy)
+    make_config(hide_subject=0.0, **settings).build(seed=0).fit(responses, targets)
+    return batches
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_subject_mixing_adds_what_another_subject_saw_and_keeps_image_and_subject(monkeypatch, averaged):
+    responses, targets = make_task(n_images=8, subjects=("01", "02", "03"))
+    kinds = [{"kind": "subject_mixing"}, *([{"kind": "repetition_averaging"}] if averaged else [])]
+    for feed, plan, batch in catch_batches(monkeypatch, responses, targets, augmentations=kinds, epochs=2):
+        k = plan.draw.trials.shape[1] // 2
+        units = feed.train
+        for row, unit in enumerate(plan.units):
+            trials, weights = plan.draw.trials[row], plan.draw.weights[row]
+            assert weights.sum() == pytest.approx(1)
+            assert 0.5 <= weights[:k].sum() <= 1
+            used = trials[weights > 0]
+            assert {feed.stimuli[t] for t in used} == {units.stimuli[unit]}
+            own = trials[:k][weights[:k] > 0]
+            other = trials[k:][weights[k:] > 0]
+            assert {feed.subjects[t] for t in own} == {units.subjects[unit]}
+            assert len({feed.subjects[t] for t in other}) == 1
+            assert units.subjects[unit] not in {feed.subjects[t] for t in other}
+            assert int(batch.subject[row]) == units.subjects[unit]
+            mixed = (feed.data.resident[trials].numpy() * weights[:, None, None]).sum(axis=0)
+            np.testing.assert_allclose(batch.data[row], mixed, rtol=1e-5, atol=1e-6)
+
+
+def test_shares_of_subject_mixing_are_the_larger_part_of_a_beta():
+    shares = SubjectMixingConfig(beta=0.5).draw_shares(20_000, np.random.default_rng(0))
+    # the arcsine law folded at one half: P(share < s) = 2 (2 / pi arcsin(sqrt(s))) - 1
+    for s in (0.6, 0.8, 0.95):
+        expected = 4 / np.pi * np.arcsin(np.sqrt(s)) - 1
+        assert float((shares < s).mean()) == pytest.approx(expected, abs=0.015)
+    half = SubjectMixingConfig(probability=0.3).draw_shares(20_000, np.random.default_rng(0))
+    assert float((half == 1).mean()) == pytest.approx(0.7, abs=0.015)
+
+
+def test_subject_mixing_needs_an_image_that_two_subjects_saw():
+    responses, targets = make_task(n_images=8)
+    with pytest.raises(ConfigError, match="no training image was seen by two"):
+        make_config(augmentations=[{"kind": "subject_mixing"}]).build(seed=0).fit(responses, targets)
+
+
+def test_smoothing_once_shows_every_epoch_the_same_training_trials(monkeypatch):
+    responses, targets = make_task(n_images=20)
+    batches = catch_batches(
+        monkeypatch, responses, targets, epochs=3, augmentations=[{"kind": "smoothing", "once": True}],
+        selection={"kind": "last", "hold_out": 0.2}, input_scaling={"kind": "none"},
+    )  # fmt: skip
+    seen = {}
+    for _, plan, batch in batches:
+        for row, trial in enumerate(plan.draw.trials[:, 0]):
+            assert torch.equal(batch.data[row], seen.setdefault(int(trial), batch.data[row]))
+    rows = np.array(sorted(seen))
+    assert 0 < len(rows) < 40
+    held = np.setdiff1d(np.arange(40), rows)
+    data = batches[0][0].data.resident.numpy()
+    np.testing.assert_array_equal(data[held], responses.data[held])
+    assert 0 < (data[rows] != responses.data[rows]).any(axis=-1).mean() < 0.6
+    config = SmoothingConfig(once=True)
+    block = np.random.default_rng(0).standard_normal((300, 6, 100)).astype(np.float32)
+    found = config.smooth_once(block, np.arange(300), SIGNAL, seed=5)
+    changed = (found != block).any(-1)
+    assert changed.mean() == pytest.approx(0.3, abs=0.04)
+    smooth = SmoothingConfig(probability=1).apply(torch.from_numpy(block), make_generator(), SIGNAL).numpy()
+    np.testing.assert_allclose(found[changed], smooth[changed])
+    np.testing.assert_array_equal(
+        config.smooth_once(block[7:9], np.array([7, 8]), SIGNAL, seed=5), found[7:9]
+    )
+    np.testing.assert_array_equal(config.apply(torch.from_numpy(block), make_generator(), SIGNAL), block)

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from braindecode_vis.training.feed import (
-    RowSource,
+from braindecode_vis.training.feed import RowSource, read_ahead
+from braindecode_vis.training.units import (
     count_batches,
     draw_all,
     draw_halves,
     draw_subset,
+    find_partners,
     make_batches,
     make_units,
-    read_ahead,
+    mix_draws,
 )
 
 
@@ -122,3 +123,30 @@ def test_reading_ahead_keeps_order_raises_and_ends():
     assert next(endless) == 0
     endless.close()
     assert "read-ahead" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_partners_are_those_of_another_subject_and_the_same_image():
+    subjects = np.array([0, 0, 0, 1, 1, 2, 2])
+    stimuli = np.array([0, 1, 2, 0, 1, 0, 3])
+    units = make_units(np.arange(7), subjects, stimuli, stimuli, by_image=False)
+    partners = find_partners(units)
+    expected = [
+        {j for j in range(7) if stimuli[j] == stimuli[i] and subjects[j] != subjects[i]} for i in range(7)
+    ]
+    assert [set(partners.units[i, : partners.counts[i]]) for i in range(7)] == expected
+    rng = np.random.default_rng(0)
+    drawn = np.stack([partners.draw(np.arange(7), rng) for _ in range(50)])
+    assert [set(drawn[:, i]) for i in range(7)] == [e or {i} for i, e in enumerate(expected)]
+
+
+def test_a_mixed_draw_is_the_weighted_sum_of_both():
+    units = make_units(
+        np.arange(6), np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, int), np.zeros(6, int), by_image=True
+    )
+    own, other = draw_all(units, np.array([0, 1])), draw_all(units, np.array([1, 0]))
+    mixed = mix_draws(own, other, np.array([0.75, 1.0], np.float32))
+    data = np.arange(6.0) ** 2
+    found = (data[mixed.trials] * mixed.weights).sum(axis=1)
+    np.testing.assert_allclose(
+        found, [0.75 * data[:3].mean() + 0.25 * data[3:].mean(), data[3:].mean()], rtol=1e-6
+    )

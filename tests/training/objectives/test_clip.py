@@ -193,3 +193,27 @@ def test_matches_are_the_diagonal_of_the_first_contrast():
     expected = scale * (brain @ functional.normalize(image).T).diagonal()
     torch.testing.assert_close(compute_matches([clip], outputs), expected)
     torch.testing.assert_close(compute_matches([], outputs), functional.cosine_similarity(brain, image))
+
+
+@pytest.mark.parametrize("same_target", [False, True])
+def test_several_subjects_of_one_image_are_positives_as_in_score(same_target):
+    """SCORE's contrast: the mean of log-softmax over all positives of a row, and of a column.
+
+    Where the target of an image does not depend on the subject, that is the pairwise contrast exactly: all positives of
+    a row have one logit, and all columns of an image one softmax.
+    """
+    generator = torch.Generator().manual_seed(3)
+    stimuli = torch.tensor([0, 1, 0, 2, 1, 0])
+    brain, image = (torch.randn(6, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    if same_target:
+        image = image[[0, 1, 0, 3, 1, 0]]
+    logits = 4.0 * torch.nn.functional.normalize(brain) @ torch.nn.functional.normalize(image).T
+    rows, columns = logits.log_softmax(1), logits.log_softmax(0)
+    expected = 0.0
+    for i in range(6):
+        positives = [j for j in range(6) if stimuli[j] == stimuli[i]]
+        expected -= sum(float(rows[i, j] + columns[j, i]) for j in positives) / len(positives) / 12
+    found = float(compute_clip_loss(brain, image, stimuli, scale=4.0, duplicates="positive"))
+    assert found == pytest.approx(expected, rel=1e-12)
+    pairwise = float(compute_clip_loss(brain, image, stimuli, scale=4.0, duplicates="negative"))
+    assert (pairwise == pytest.approx(found, rel=1e-12)) is same_target
