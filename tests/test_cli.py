@@ -216,6 +216,9 @@ def test_a_phantom_says_what_it_costs_before_it_starts(tmp_path):
     check_refusal(
         call("phantom", "things-eeg3", "--out", tmp_path), "must be one of things-eeg2", "did you mean"
     )
+    grid = ["phantom", "nsd", "--size", "tiny", "--voxel-mm", "1.8", "--betas", "all", "--out", tmp_path]
+    check_refusal(call(*grid, "--dry-run", "--beta-form", "mat"), "form of the betas", "nii.gz, hdf5")
+    assert "MB on disk" in call(*grid, "--dry-run", "--beta-form", "hdf5").stderr
     check_refusal(call("phantom", "nsd", "--size", "huge", "--out", tmp_path), "--size is 'huge'", "tiny")
 
 

@@ -242,6 +242,16 @@ def phantom(
         int | None, typer.Option(min=1, help="Times a training image is seen.")
     ] = None,
     test_repetitions: Annotated[int | None, typer.Option(min=1, help="Times a test image is seen.")] = None,
+    voxel_mm: Annotated[
+        float | None,
+        typer.Option("--voxel-mm", help="Side of a voxel (fMRI); 1.8 gives the volumes of NSD's own files."),
+    ] = None,
+    betas: Annotated[
+        str | None, typer.Option("--betas", help="Versions of NSD's betas, separated by commas, or all.")
+    ] = None,
+    beta_form: Annotated[
+        str | None, typer.Option("--beta-form", help="Files of NSD's betas: nii.gz or hdf5.")
+    ] = None,
     snr: Annotated[
         float,
         typer.Option("--snr", min=0.0, max=1000.0, help="Signal power over noise power, single trials."),
@@ -261,7 +271,9 @@ def phantom(
     changes = {
         "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
-        "test_repetitions": test_repetitions,
+        "test_repetitions": test_repetitions, "beta_form": beta_form,
+        "voxel_mm": int(voxel_mm) if voxel_mm is not None and voxel_mm.is_integer() else voxel_mm,
+        "beta_versions": simulated.BETA_VERSIONS if betas == "all" else tuple(betas.split(",")) if betas else None,
     }  # fmt: skip
     given = {key: value for key, value in changes.items() if value is not None}
     chosen = simulated.change_size(form, simulated.SIZES[form][size], **given)

@@ -17,6 +17,7 @@ from braindecode_vis.phantom.build import (
     make_phantom,
 )
 from braindecode_vis.phantom.drive import StimulusDrive, make_drive
+from braindecode_vis.phantom.formats.nsd_files import BETA_VERSIONS
 from braindecode_vis.phantom.forward import SensorSystem, make_sensor_system
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.recordings import compute_evoked, simulate_continuous
@@ -25,6 +26,7 @@ from braindecode_vis.phantom.sizes import SIZE_NAMES, SIZES, PhantomSize
 from braindecode_vis.phantom.truth import PhantomTruth, read_truth
 
 __all__ = [
+    "BETA_VERSIONS",
     "FORMATS",
     "SIZES",
     "SIZE_NAMES",

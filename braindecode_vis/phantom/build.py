@@ -41,7 +41,7 @@ from braindecode_vis.phantom.formats import (
     things_meg,
 )
 from braindecode_vis.phantom.phantom_config import PhantomConfig
-from braindecode_vis.phantom.sizes import PhantomSize
+from braindecode_vis.phantom.sizes import WORDS, PhantomSize
 from braindecode_vis.phantom.stimuli.images import write_image_files
 from braindecode_vis.phantom.truth import PhantomTruth, count_bytes, plan_truth, read_truth, write_summary
 from braindecode_vis.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
@@ -72,8 +72,6 @@ _ALL = (
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}
 """Every format that a phantom can be written in, and what it is."""
-VERSION = 1
-"""Raised when the same request gives other files than before."""
 
 
 @dataclass(frozen=True)
@@ -237,10 +235,15 @@ def make_phantom(
     config = config.model_copy(update={"n_subjects": size.n_subjects})
     request = {
         "format": format,
-        "size": dataclasses.asdict(size),
+        # Choices that came later leave the folders of earlier versions what they were.
+        "size": {
+            key: value
+            for key, value in dataclasses.asdict(size).items()
+            if value is not None or key not in WORDS
+        },
         "config": config.hashed_fields(),
     }
-    ledger = Ledger(out, request)
+    ledger = Ledger(out, request, version=form.version)
     ledger.clear_leftovers()
     check_space(out, estimate)
     try:
@@ -302,6 +305,8 @@ class Ledger:
         Folder of the data set; made if it is missing.
     request
         Format, size and configuration, as plain values.
+    version
+        Of the format.
 
     Raises
     ------
@@ -309,10 +314,10 @@ class Ledger:
         If the folder holds another phantom, or files that are no phantom.
     """
 
-    def __init__(self, root: Path, request: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, request: Mapping[str, Any], *, version: int = 1) -> None:
         self.root, self.path = root, root / TRUTH / "finished.json"
         self.request = json_plain(request)
-        self.fingerprint = compute_fingerprint("phantom", VERSION, self.request, {})
+        self.fingerprint = compute_fingerprint("phantom", version, self.request, {})
         self.units: dict[str, dict[str, int]] = {}
         if any(parent.exists() and not parent.is_dir() for parent in root.absolute().parents):
             raise ConfigError(f"{root} lies below a file, not a folder; choose another folder.")

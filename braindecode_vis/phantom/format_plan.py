@@ -179,6 +179,8 @@ class Format:
         Imagined images come in so many sets of equal size.
     n_channels
         Of the recording system, for the estimate.
+    version
+        Raised when the same request gives other files than before.
     """
 
     name: str
@@ -194,3 +196,4 @@ class Format:
     plan: Callable[[PhantomJob], list[Unit]]
     n_imagery_sets: int = 1
     n_channels: int = 64
+    version: int = 1

@@ -7,7 +7,7 @@ position as the surface sources of EEG and MEG. Knows nothing of subjects, stimu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,7 +32,8 @@ ROIS: dict[str, tuple[tuple[str, ...], ...]] = {
     "networks": tuple((network,) for network in NETWORKS),
 }
 """Regions of interest: value 1 in a volume stands for the first group of regions, 2 for the second, and so on."""
-GRIDS: dict[int, tuple[tuple[int, int, int], int]] = {
+GRIDS: dict[float, tuple[tuple[int, int, int], int]] = {
+    1.8: ((110, 130, 106), 94209),
     2: ((99, 117, 95), 69946),
     3: ((67, 79, 64), 23841),
     4: ((50, 59, 48), 11403),
@@ -127,24 +128,30 @@ class Scanner:
 
 
 @lru_cache(maxsize=8)
-def make_scanner(voxel_mm: int = 4, t_r: float = 1.5) -> Scanner:
+def make_scanner(voxel_mm: float = 4, t_r: float = 1.5) -> Scanner:
     """Return a scanner at the given resolution; template and labels are computed on the first call and kept.
 
     Parameters
     ----------
     voxel_mm
-        Side of a voxel in mm, 2 to 12.
+        Side of a voxel in mm, 1.8 to 12.
     t_r
         Repetition time in s.
     """
     from nilearn.datasets import load_mni152_gm_template
+    from nilearn.image import resample_img
     from scipy.spatial import cKDTree
 
-    if not 2 <= voxel_mm <= 12 or t_r <= 0:
+    if not 1.8 <= voxel_mm <= 12 or t_r <= 0:
         raise ConfigError(
-            f"voxel_mm must lie between 2 and 12 and t_r be positive, not {voxel_mm} and {t_r}."
+            f"voxel_mm must lie between 1.8 and 12 and t_r be positive, not {voxel_mm} and {t_r}."
         )
-    template = load_mni152_gm_template(resolution=voxel_mm)
+    whole = float(voxel_mm).is_integer()
+    template = load_mni152_gm_template(resolution=int(voxel_mm) if whole else 2)
+    if not whole:
+        template = resample_img(
+            template, target_affine=np.eye(3) * voxel_mm, copy_header=True, force_resample=True
+        )
     grey = np.asarray(template.dataobj, np.float32)
     inside = np.argwhere(grey > 0.3 * grey.max())  # mostly grey matter, as probabilities of tissue go
     positions = inside @ template.affine[:3, :3].T + template.affine[:3, 3]
@@ -155,7 +162,7 @@ def make_scanner(voxel_mm: int = 4, t_r: float = 1.5) -> Scanner:
     mask[tuple(inside[near].T)] = True
     positions = positions[near]
     return Scanner(
-        name=f"fmri-{voxel_mm}mm",
+        name=f"fmri-{voxel_mm:g}mm",
         mask=mask,
         affine=np.asarray(template.affine, float),
         positions=positions,
@@ -167,12 +174,43 @@ def make_scanner(voxel_mm: int = 4, t_r: float = 1.5) -> Scanner:
     )
 
 
-def count_voxels(voxel_mm: int | None) -> int:
+def crop_scanner(scanner: Scanner, shape: tuple[int, int, int]) -> Scanner:
+    """Return the scanner with volumes of another shape, its voxels in the middle; those that do not fit are dropped.
+
+    The affine becomes that of a scan that was never moved to MNI space: millimetres count from the middle of the
+    volume. `positions` stay what they are, for the simulation.
+    """
+    inside = np.argwhere(scanner.mask)
+    low, high = inside.min(axis=0), inside.max(axis=0) + 1
+    # Places in the new volume: the middle of the voxels' box in the middle of it.
+    moved = inside - low + (np.array(shape) - (high - low)) // 2
+    kept = ((moved >= 0) & (moved < shape)).all(axis=1)
+    mask = np.zeros(shape, bool)
+    mask[tuple(moved[kept].T)] = True
+    return replace(
+        scanner,
+        mask=mask,
+        affine=make_centred_affine(shape, float(np.abs(scanner.affine[0, 0]))),
+        positions=scanner.positions[kept],
+        regions=scanner.regions[kept],
+        networks=scanner.networks[kept],
+        baseline=scanner.baseline[kept],
+    )
+
+
+def make_centred_affine(shape: tuple[int, int, int], voxel_mm: float) -> np.ndarray:
+    """Return the affine of a volume whose axes point right, forward and up, and whose middle is 0 mm."""
+    affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+    affine[:3, 3] = -(np.array(shape) - 1) / 2 * voxel_mm
+    return affine
+
+
+def count_voxels(voxel_mm: float | None) -> int:
     """Return the number of cortical voxels."""
     return GRIDS[voxel_mm or 0][1]
 
 
-def estimate_volume_bytes(voxel_mm: int | None, dtype: str) -> float:
+def estimate_volume_bytes(voxel_mm: float | None, dtype: str) -> float:
     """Return the size of one compressed volume in a long series."""
     shape, n_voxels = GRIDS[voxel_mm or 0]
     n_bytes = np.dtype(dtype).itemsize

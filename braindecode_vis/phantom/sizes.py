@@ -45,9 +45,12 @@ class PhantomSize:
     n_raw_sessions
         Sessions of THINGS-MEG whose raw runs are written too; the epochs cover all sessions.
     voxel_mm
-        Side of a voxel.
+        Side of a voxel; 1.8 is the grid of NSD's own files.
     n_imagery, imagery_repetitions
         Test images that are also imagined, and how often each.
+    beta_versions, beta_form
+        Single-trial models that NSD's betas are written for, and their files (``nii.gz``, ``hdf5``); by default
+        ``betas_fithrf_GLMdenoise_RR`` as ``nii.gz``.
     """
 
     n_subjects: int
@@ -62,9 +65,11 @@ class PhantomSize:
     n_catch: int | None = None
     pause_s: float | None = None
     n_raw_sessions: int | None = None
-    voxel_mm: int | None = None
+    voxel_mm: float | None = None
     n_imagery: int | None = None
     imagery_repetitions: int | None = None
+    beta_versions: tuple[str, ...] | None = None
+    beta_form: str | None = None
 
     def replace(self, **changes: Any) -> PhantomSize:
         """Return a copy with other numbers.
@@ -91,6 +96,8 @@ class PhantomSize:
 
 
 OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if field.default is None)
+# Checked by the format; None leaves the choice to it.
+WORDS = ("beta_versions", "beta_form")
 # None is no number at all; zero is a number that the format has, here.
 _MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions")
 
@@ -110,7 +117,9 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
             if value is not None:
                 raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
             continue
-        whole = isinstance(value, int) or (key == "pause_s" and isinstance(value, float))
+        if key in WORDS:
+            continue
+        whole = isinstance(value, int) or (key in ("pause_s", "voxel_mm") and isinstance(value, float))
         # Images below 16 pixels show no object; sequences without a pause would run into each other.
         least = 0 if key in _MAY_BE_ZERO else 0.3 if key == "pause_s" else 16 if key == "image_size" else 1
         if not whole or isinstance(value, bool) or value < least:
@@ -197,7 +206,7 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
             2, 150, 4, 60, 6, 3, 3, 112, n_runs=6, voxel_mm=4, n_imagery=18, imagery_repetitions=16
         ),
         "full": PhantomSize(
-            8, 1800, 5, 1000, 40, 3, 3, 425, n_runs=12, voxel_mm=2, n_imagery=18, imagery_repetitions=16
+            8, 1800, 5, 1000, 40, 3, 3, 425, n_runs=12, voxel_mm=1.8, n_imagery=18, imagery_repetitions=16
         ),
     },
     "things-fmri": {

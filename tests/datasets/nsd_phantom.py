@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from braindecode_vis.phantom.formats import nsd
@@ -56,15 +55,8 @@ def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, i
 
 def write_hdf5_betas(root: Path, subject: int, session: int, betas: np.ndarray) -> Path:
     """``betas_sessionBB.hdf5`` as MATLAB writes it: axes reversed, all trials of a voxel in one chunk."""
-    shape = betas.shape[1:]
-    folder = root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / nsd.SPACE / VERSION
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"betas_session{session:02d}.hdf5"
-    stored = np.stack(list(nsd.scale_betas(betas, shape, path.name))).astype("<i2")
-    with h5py.File(path, "w") as file:
-        chunks = (len(betas), 1, 1, 1)
-        file.create_dataset("betas", data=stored.transpose(0, 3, 2, 1), chunks=chunks)
-    return path
+    options = {"shape": betas.shape[1:], "n_trials": len(betas), "affine": AFFINE, "form": "hdf5"}
+    return nsd.write_betas(root, subject, session, betas, **options)
 
 
 def find_general() -> np.ndarray:

@@ -44,6 +44,7 @@ from braindecode_vis.phantom import (
 from braindecode_vis.phantom.brain import make_person
 from braindecode_vis.phantom.drive import compute_drive
 from braindecode_vis.phantom.format_plan import TRUTH
+from braindecode_vis.phantom.formats.nsd_files import make_subject_scanner
 from braindecode_vis.phantom.scanner import GRIDS, make_scanner
 
 CONFIG = PhantomConfig(snr=0.3)
@@ -276,7 +277,9 @@ def test_nsd_reads_back(made):
     assert betas.shape[3] == (responses["SESSION"] == 1).sum()
     assert betas.get_data_dtype() == np.int16
     # Averaged over its showings, an image looks like its noiseless response.
-    machine = make_scanner(8, 4 / 3)
+    machine = make_subject_scanner(8, 1)
+    assert betas.shape[:3] == machine.mask.shape == (18, 23, 19)
+    np.testing.assert_allclose(betas.affine @ [8.5, 11, 9, 1], [0, 0, 0, 1], atol=1e-5)
     volumes = [
         np.asarray(nib.load(path).dataobj)[machine.mask].T
         for path in sorted(folder.glob("betas_fithrf*/betas_s*"))
@@ -286,6 +289,9 @@ def test_nsd_reads_back(made):
     rows = stimuli.set_index("nsd_id").loc[responses["73KID"] - 1, "truth_row"].to_numpy()
     visual = machine.regions != ""
     assert np.corrcoef(measured[:, visual].ravel(), kept[rows][:, visual].ravel())[0, 1] > 0.3
+    brain = np.asarray(nib.load(root / "nsddata/ppdata/subj01/func1pt8mm/brainmask.nii.gz").dataobj) > 0
+    assert brain[machine.mask].all()
+    assert NsdConfig(root=root, mask="brain").open_betas().geometry.n_voxels == brain.sum() > machine.n_voxels
     roi = nib.load(root / "nsddata/ppdata/subj01/func1pt8mm/roi/prf-visualrois.nii.gz")
     assert set(np.unique(np.asarray(roi.dataobj))) == {-1, 0, 1, 2, 3, 4, 5, 6, 7}
     imagery = nib.load(folder / "nsdimagerybetas_fithrf_GLMdenoise_RR" / "betas_nsdimagery.nii.gz")

@@ -110,7 +110,7 @@ def write_raw_run(
     return [table, sidecar, write_series(image, job, person, onsets, rows, stimulus_s, n_volumes, progress)]
 
 
-def estimate_raw_volume(voxel_mm: int | None) -> float:
+def estimate_raw_volume(voxel_mm: float | None) -> float:
     """Return the size of one compressed int16 volume of `iterate_head` in a long series, bytes."""
     shape, n_cortex = GRIDS[voxel_mm or 0]
     n_around = max(0.0, _HEAD_SHARE * float(np.prod(shape)) - n_cortex)
@@ -118,6 +118,6 @@ def estimate_raw_volume(voxel_mm: int | None) -> float:
     return 1.6 * n_cortex + 1.1 * n_around + 0.02 * float(np.prod(shape))
 
 
-def estimate_seconds(voxel_mm: int | None, n_volumes: float) -> float:
+def estimate_seconds(voxel_mm: float | None, n_volumes: float) -> float:
     """Return the computing time of so many volumes on one core, s."""
     return n_volumes * (1e-3 + 3e-7 * count_voxels(voxel_mm) + 3e-8 * estimate_raw_volume(voxel_mm))

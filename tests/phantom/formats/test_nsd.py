@@ -8,7 +8,10 @@ import pytest
 from scipy.io import loadmat
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.nsd.dataset import NsdConfig
+from braindecode_vis.phantom import SIZES, PhantomConfig, estimate_phantom, make_phantom
 from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats.nsd_files import SHAPES, make_subject_scanner
 
 SHAPE = (5, 4, 3)
 AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
@@ -132,3 +135,54 @@ def test_stimuli(tmp_path):
         np.testing.assert_array_equal(file["imgBrick"][()], images)
     with pytest.raises(DataError, match="announced with 4 images"):
         nsd.write_stimuli(tmp_path / "b", iter(images), 4)
+
+
+def test_the_published_grid_holds_the_cortex_of_every_subject():
+    """At 1.8 mm the volumes are those of the eight subjects, with 0 mm in their middle, and the same voxels in all."""
+    scanners = [make_subject_scanner(1.8, subject) for subject in (1, 7, 9)]
+    assert [scanner.mask.shape for scanner in scanners] == [SHAPES[0], SHAPES[6], SHAPES[0]]
+    np.testing.assert_allclose(np.diag(scanners[0].affine), [1.8, 1.8, 1.8, 1])
+    np.testing.assert_allclose(scanners[0].affine[:3, 3], [-72.0, -92.7, -73.8])
+    assert scanners[0].n_voxels == scanners[1].n_voxels > 90_000
+    np.testing.assert_array_equal(scanners[0].positions, scanners[1].positions)
+    # Coarser grids keep the box of the head.
+    for voxel_mm in (3, 6, 12):
+        small = make_subject_scanner(voxel_mm, 1).mask.shape
+        np.testing.assert_allclose(
+            np.array(small) * voxel_mm, np.array(SHAPES[0]) * 1.8, atol=voxel_mm / 2 + 0.01
+        )
+
+
+def test_every_version_and_form_of_the_betas_that_is_asked_for(tmp_path):
+    size = SIZES["nsd"]["tiny"].replace(
+        beta_versions=("betas_assumehrf", "betas_fithrf"),
+        beta_form="hdf5",
+        n_imagery=0,
+        imagery_repetitions=0,
+    )
+    estimate = estimate_phantom("nsd", size)
+    steps = []
+    make_phantom(
+        "nsd", tmp_path, size=size, config=PhantomConfig(snr=0.3), advance=steps.append,
+        embed=lambda stimuli: np.random.default_rng(0).standard_normal((len(stimuli), 8)),
+    )  # fmt: skip
+    assert sum(steps) == estimate.n_steps
+    made = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 0.5 < made / estimate.n_bytes < 2
+    read = {}
+    for version in size.beta_versions:
+        source = NsdConfig(root=tmp_path, betas=version).open_betas()
+        assert source.parts[0].files[0].name == "betas_session01.hdf5"
+        read[version] = np.concatenate([part.read(0, len(part.trials)) for part in source.parts])
+    # The same trials with more noise on them.
+    rough, fine = (read[version] for version in size.beta_versions)
+    assert 0.5 < np.corrcoef(rough.ravel(), fine.ravel())[0, 1] < 0.99
+    assert rough.std() > fine.std()
+    with pytest.raises(DataError, match="betas_fithrf_GLMdenoise_RR does not exist; there are"):
+        NsdConfig(root=tmp_path).open_betas()
+    with pytest.raises(ConfigError, match="did you mean 'betas_fithrf'"):
+        estimate_phantom("nsd", size.replace(beta_versions=("betas_fithr",)))
+    with pytest.raises(ConfigError, match=r"form of the betas .* must be one of nii\.gz, hdf5"):
+        estimate_phantom("nsd", size.replace(beta_form="mat"))
+    with pytest.raises(ConfigError, match="beta_form is hdf5, but a phantom in the format god has no such"):
+        estimate_phantom("god", SIZES["god"]["tiny"].replace(beta_form="hdf5"))
