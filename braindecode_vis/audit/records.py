@@ -250,6 +250,17 @@ def _check_epochs(
             return []
         text = f"the last of {planned} epochs should be kept, but {n} are in the history: the training was stopped."
         return [AuditFinding("model-selection", "warning", text, where)]
+    if settings["kind"] == "training_loss":
+        best, lowest = 0, np.inf
+        for epoch, entry in enumerate(history):
+            if entry["loss"] < lowest - float(settings["min_delta"]):
+                best, lowest = epoch, float(entry["loss"])
+        if n < planned and n - 1 - best != int(settings["patience"]):
+            text = (
+                f"the training stopped after epoch {n - 1}, but its loss, lowest in {best}, does not say so."
+            )
+            return [AuditFinding("model-selection", "warning", text, where)]
+        return []
     name = "validation_loss" if settings["monitor"] == "loss" else "validation_top"
     curve = [
         next((-v if "loss" in k else v for k, v in e.items() if k.startswith(name)), None) for e in history

@@ -115,7 +115,9 @@ class AtmSConfig(AtmSettings):
 class AtmEConfig(AtmSettings):
     """ATM-E; the other settings are those of `AtmSettings`.
 
-    The attention is that of ATM-S; the released script for ATM-E has an earlier kind, over time points.
+    The attention is that of ATM-S, as the paper describes it. The released script (``Retrieval/ATME_retrieval.py``) has
+    another: one layer of torch's transformer encoder over time points with a sinusoidal code (one head, feed-forward
+    2048, model size 63 channels), then a linear map over time, and no subject token.
 
     Parameters
     ----------

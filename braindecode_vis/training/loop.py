@@ -67,7 +67,7 @@ class Counters:
     history
         Records of finished epochs.
     best_epoch, best_score
-        Best validation so far (higher is better).
+        Best epoch so far, and what it is chosen by (higher is better).
     """
 
     epoch: int = 0
@@ -171,8 +171,8 @@ class Trainer:
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, from a checkpoint if the workspace holds one, and return the record of every epoch.
 
-        Afterwards the model holds the final weights: the best ones with early stopping, averaged ones with `ema`, or
-        its own.
+        Afterwards the model holds the final weights: the best ones with early stopping on held-out trials, averaged
+        ones with `ema`, or its own.
         """
         with keep_random_state(self.feed.device):
             self._resume()
@@ -323,6 +323,11 @@ class Trainer:
             "trials_per_second": round(len(feed.train) / max(seconds, 1e-9), 1),
             **self._validate(),
         }
+        if self.n_ranks > 1:
+            # All stop by the loss of the first process: theirs may differ in the last digits.
+            shared = [record["loss"]]
+            torch.distributed.broadcast_object_list(shared, src=0)
+            record["loss"] = shared[0]
         if model.fusion is not None:
             record["layer_weights"] = model.fusion.describe(feed.signal.subjects)
         if feed.views is not None and feed.views.learns:
@@ -346,10 +351,16 @@ class Trainer:
         return found[0]
 
     def _keep_best(self, record: dict[str, Any]) -> None:
-        """Remember the weights of an epoch that was better on held-out trials than all before."""
-        if self.settings.selection.kind != "early_stopping":
+        """Remember the best epoch so far, and its weights if they are to be kept."""
+        selection, counters = self.settings.selection, self.counters
+        if selection.kind == "last":
             return
-        counters, score = self.counters, get_monitored_score(self.settings.selection.monitor, record)
+        if selection.kind == "training_loss":
+            score = -record["loss"]
+            if counters.best_score is None or score > counters.best_score + selection.min_delta:
+                counters.best_score, counters.best_epoch = score, counters.epoch
+            return
+        score = get_monitored_score(selection.monitor, record)
         if counters.best_score is None or score > counters.best_score:
             counters.best_score, counters.best_epoch = score, counters.epoch
             model = self.model if self.average is None else self.average.model
@@ -357,9 +368,9 @@ class Trainer:
             self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def _is_stopped(self) -> bool:
-        """Say whether early stopping has lost its patience."""
+        """Say whether the patience with epochs that are no better is over."""
         selection, counters = self.settings.selection, self.counters
-        if selection.kind != "early_stopping" or counters.best_epoch < 0:
+        if selection.kind == "last" or counters.best_epoch < 0:
             return False
         return counters.epoch - 1 - counters.best_epoch >= selection.patience
 

@@ -100,7 +100,7 @@ class TeacherConfig(Settings):
 
 
 class LastSelectionConfig(Settings):
-    """Keep the weights of the last epoch, a number fixed beforehand (UBP within subject, Shallow Alignment).
+    """Keep the weights of the last epoch, a number fixed beforehand (ATM, NeuroBridge, Shallow Alignment).
 
     Parameters
     ----------
@@ -119,7 +119,10 @@ class EarlyStoppingConfig(Settings):
     Parameters
     ----------
     hold_out
-        Share of the training concepts that is held out.
+        Share of the training concepts, or images, that is held out.
+    hold_out_by
+        ``concept`` holds out whole concepts, as the test does (images where there are too few). ``image`` draws single
+        images, so that validation sees concepts that were learnt from, as NICE does.
     patience
         Epochs without a better one after which the training stops; 10 in ATM's rewrite, 5 in NeuralBench.
     monitor
@@ -128,8 +131,32 @@ class EarlyStoppingConfig(Settings):
 
     kind: Literal["early_stopping"] = "early_stopping"
     hold_out: HeldOutShare = Field(default=0.1, gt=0)
+    hold_out_by: Literal["concept", "image"] = "concept"
     patience: int = Field(default=10, ge=1)
     monitor: Literal["accuracy", "loss"] = "accuracy"
+
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"hold_out_by"})
+
+
+class TrainingLossConfig(Settings):
+    """Stop when the training loss falls no more, and keep the last weights (UBP within subject).
+
+    Held-out trials decide nothing, so that all trials may be learnt from.
+
+    Parameters
+    ----------
+    hold_out
+        As in `LastSelectionConfig`.
+    patience
+        Epochs without a lower loss after which the training stops; 5 in UBP.
+    min_delta
+        How much lower the loss must be than the lowest before; 0.001 in UBP.
+    """
+
+    kind: Literal["training_loss"] = "training_loss"
+    hold_out: HeldOutShare = 0.05
+    patience: int = Field(default=5, ge=1)
+    min_delta: float = Field(default=0.001, ge=0)
 
 
 class NetworkEncoderConfig(Settings):
@@ -231,7 +258,9 @@ class NetworkEncoderConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = Field(default=None, gt=0, lt=1)
     teacher: TeacherConfig = TeacherConfig()
-    selection: Annotated[LastSelectionConfig | EarlyStoppingConfig, ByKind()] = LastSelectionConfig()
+    selection: Annotated[LastSelectionConfig | EarlyStoppingConfig | TrainingLossConfig, ByKind()] = (
+        LastSelectionConfig()
+    )
     augmentations: tuple[Annotated[Any, Component("augmentation")], ...] = ()
     hide_subject: float = Field(default=0.1, ge=0, le=1)
     input_scaling: InputScalingConfig = InputScalingConfig()

@@ -138,9 +138,10 @@ class NetworkEncoder:
         # A stream of its own, so that who is held out depends on no other draw.
         seed = derive_seed(self.seed, "validation")
         try:
-            held = hold_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed)
+            by = selection.hold_out_by if selection.kind == "early_stopping" else "concept"
+            held = hold_out(stimuli[rows], concepts[rows], selection.hold_out, seed=seed, by=by)
         except DataError:
-            if selection.kind != "last":  # there, held-out trials decide nothing
+            if selection.kind == "early_stopping":  # elsewhere, held-out trials decide nothing
                 raise
             held = hold_out(stimuli[rows], concepts[rows], 0.0, seed=seed)
             self.messages.append("too few training images to hold any out; there is no validation curve")
@@ -531,7 +532,9 @@ class HeldOut:
     by: str
 
 
-def hold_out(stimuli: np.ndarray, concepts: np.ndarray, fraction: float, *, seed: int) -> HeldOut:
+def hold_out(
+    stimuli: np.ndarray, concepts: np.ndarray, fraction: float, *, seed: int, by: str = "concept"
+) -> HeldOut:
     """Choose held-out trials.
 
     Concepts are held out if `fraction` of them are at least two and as many remain, images otherwise.
@@ -544,6 +547,8 @@ def hold_out(stimuli: np.ndarray, concepts: np.ndarray, fraction: float, *, seed
         Share of the concepts (or images) to hold out; 0 holds out nothing.
     seed
         Decides which.
+    by
+        ``image`` holds out images in any case.
 
     Raises
     ------
@@ -553,13 +558,15 @@ def hold_out(stimuli: np.ndarray, concepts: np.ndarray, fraction: float, *, seed
     if fraction == 0:
         return HeldOut(np.zeros(len(stimuli), dtype=bool), "")
     # Whole concepts first: a zero-shot test asks for images of concepts never seen.
-    for by, groups in (("concept", concepts), ("image", stimuli)):
+    for what, groups in (("concept", concepts), ("image", stimuli)):
+        if what == "concept" and by == "image":
+            continue
         names = np.unique(groups)
         n_held = round(fraction * len(names))
         if n_held >= FEWEST_HELD_OUT and len(names) - n_held >= FEWEST_HELD_OUT:
             # A stream of its own, so that other settings do not move who is held out.
-            chosen = make_generator(seed, "hold_out", by).permutation(names)[:n_held]
-            return HeldOut(np.isin(groups, chosen), by)
+            chosen = make_generator(seed, "hold_out", what).permutation(names)[:n_held]
+            return HeldOut(np.isin(groups, chosen), what)
     raise DataError(
         f"{fraction:.0%} of {len(np.unique(stimuli))} training images are too few to hold out; "
         "set encoder.selection.hold_out to 0 or higher."

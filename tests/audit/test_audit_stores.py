@@ -257,6 +257,17 @@ def test_early_stopping_must_be_explained_by_its_curve(tmp_path):
     assert "best in 1" in find(audit, "model-selection", "warning")[0].message
 
 
+def test_stopping_by_the_training_loss_must_be_explained_by_it(tmp_path):
+    rule = {"kind": "training_loss", "patience": 2, "min_delta": 0.1}
+    encoder = {**TRAIN, "epochs": 9, "selection": rule}
+    history = [{"epoch": n, "loss": value} for n, value in enumerate([3.0, 2.0, 1.95, 1.92])]
+    assert not find(
+        audit_network(tmp_path / "a", encoder=encoder, history=history), "model-selection", "warning"
+    )
+    audit = audit_network(tmp_path / "b", encoder=encoder, history=history[:3])
+    assert "lowest in 1" in find(audit, "model-selection", "warning")[0].message
+
+
 def test_alignment_of_an_unknown_subject_is_transductive(tmp_path):
     encoder = {**TRAIN, "subject_alignment": "euclidean"}
     audit = audit_network(

@@ -20,6 +20,14 @@ def test_whole_concepts_are_held_out_or_images_where_concepts_are_few():
     assert not set(stimuli[few.mask]) & set(stimuli[~few.mask])
     assert (hold_out(stimuli, concepts, 0.2, seed=1).mask != by_concept.mask).any()
     assert not hold_out(stimuli, concepts, 0, seed=0).mask.any()
+    images = hold_out(stimuli, concepts, 0.2, seed=0, by="image")
+    assert images.by == "image"
+    assert images.mask.sum() == 40
+    assert set(concepts[images.mask]) & set(concepts[~images.mask])
+    # NICE: 740 of 16 540 images validate
+    assert (
+        hold_out(np.arange(16540), np.arange(16540) // 10, 740 / 16540, seed=0, by="image").mask.sum() == 740
+    )
     with pytest.raises(DataError, match="too few to hold out"):
         hold_out(np.arange(5), np.arange(5), 0.1, seed=0)
 
