@@ -50,6 +50,8 @@ _ALL = (
     things_eeg2.FORMAT,
     things_eeg2_derived.OFFICIAL,
     things_eeg2_derived.AT_250HZ,
+    things_eeg2_derived.UBP,
+    things_eeg2_derived.NEUROBRIDGE,
     things_meg.FORMAT,
     nsd.FORMAT,
     things_fmri.FORMAT,

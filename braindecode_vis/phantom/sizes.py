@@ -189,6 +189,8 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
     # Loaders keep arrays on disk from a megabyte on, so the tiny one is a little longer.
     "things-eeg2-official": {**_EEG2, "tiny": PhantomSize(1, 20, 2, 5, 2, 2, 16, 32, n_runs=1, pause_s=0.5)},
     "things-eeg2-250hz": _EEG2,
+    "things-eeg2-ubp": _EEG2,
+    "things-eeg2-neurobridge": _EEG2,
     "things-meg": {
         "tiny": PhantomSize(1, 2, 12, 2, 12, 1, 12, 32, n_runs=1, n_catch=1, n_raw_sessions=1),
         "small": PhantomSize(1, 20, 12, 10, 12, 1, 12, 64, n_runs=2, n_catch=4, n_raw_sessions=2),

@@ -16,6 +16,7 @@ from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
 from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats.alljoined1 import write_session
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 
@@ -35,9 +36,8 @@ def make_codes(n_blocks=3, n=8, seed=0):
     return np.concatenate([*blocks, *blocks])
 
 
-def make_info(stim=False):
-    names, kinds = [*BIOSEMI64], ["eeg"] * 64
-    return mne.create_info(names + ["Status"] * stim, SFREQ, kinds + ["stim"] * stim)
+def make_info():
+    return mne.create_info([*BIOSEMI64], SFREQ, "eeg")
 
 
 def make_raw(folder, codes, *, subject=1, session=1, seed=0, names=None):
@@ -46,16 +46,14 @@ def make_raw(folder, codes, *, subject=1, session=1, seed=0, names=None):
     generator = np.random.default_rng(seed)
     n = 400 + 160 * len(codes) + 400
     common = 1e-3 + 2e-5 * np.cumsum(generator.normal(size=n)) / 10  # what a reference takes away
-    data = np.concatenate([1e-5 * generator.normal(size=(64, n)) + common, np.zeros((1, n))])
+    data = 1e-5 * generator.normal(size=(64, n)) + common
     onsets = 400 + 160 * np.arange(len(codes))
     for onset in onsets:
         data[BIOSEMI64.index("Oz"), onset + 51 : onset + 77] += 64e-6
-    data[64, onsets] = codes
-    raw = mne.io.RawArray(data, make_info(stim=True), verbose="error")
+    path = write_session(folder, subject, session, [data], onsets, codes, n_samples=n)
     if names:
-        raw.rename_channels(names)
-    path = folder / f"subj{subject:02d}_session{session}_eeg.fif"
-    raw.save(path, overwrite=True, verbose="error")
+        raw = mne.io.read_raw_fif(path, preload=True, verbose="error").rename_channels(names)
+        raw.save(path, overwrite=True, verbose="error")
     return path, data, onsets
 
 

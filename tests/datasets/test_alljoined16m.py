@@ -14,6 +14,7 @@ from braindecode_vis.datasets.alljoined.blocks import (
     read_labels,
 )
 from braindecode_vis.datasets.manifests import read_manifest
+from braindecode_vis.phantom.formats.alljoined16m import EXTRA, write_block, write_trial_table
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 
@@ -21,76 +22,22 @@ SFREQ = 256
 RECORDED = tuple(
     "Afz" if name == "PO9" else name for name in FLEX2
 )  # one electrode elsewhere, in their spelling
-EXTRA = (
-    "TimestampS",
-    "Counter",
-    "Interpolated",
-    "BatteryPercent",
-    "MarkerHardware",
-    "CQ_Cz",
-    "EQ_Cz",
-    "MOT_Q0",
-)
-
-
-def write_edf(path, rows, markers, *, unit="uV"):
-    """Write an EDF+ file with one-second records and time-stamped annotations.
-
-    Parameters
-    ----------
-    rows : dict of name to float array
-        In microvolt; clipped to plus and minus 8000.
-    markers : list of (onset in s, text)
-    """
-    names = [*rows, "EDF Annotations"]
-    n_records = len(next(iter(rows.values()))) // SFREQ
-    tals = []
-    for second in range(n_records):
-        own = [m for m in markers if second <= m[0] < second + 1]
-        text = f"+{second}\x14\x14\x00" + "".join(f"+{onset:.6f}\x14{label}\x14\x00" for onset, label in own)
-        tals.append(text.encode())
-    width = max(120, max(map(len, tals)) // 2 + 1)
-    n = len(names)
-
-    def cells(values, size):
-        return b"".join(str(value).ljust(size)[:size].encode("latin1") for value in values)
-
-    header = cells(["0"], 8) + cells(["X X X X"], 80) + cells(["Startdate 25-JAN-2025 X X X"], 80)
-    header += b"25.01.2515.18.28" + cells([256 * (n + 1)], 8) + cells(["EDF+C"], 44)
-    header += cells([n_records], 8) + cells([1], 8) + cells([n], 4)
-    header += cells(names, 16) + cells([""] * n, 80) + cells([unit] * (n - 1) + [""], 8)
-    header += cells([-8000] * (n - 1) + [-1], 8) + cells([8000] * (n - 1) + [1], 8)
-    header += cells([-32768] * n, 8) + cells([32767] * n, 8) + cells([""] * n, 80)
-    header += cells([SFREQ] * (n - 1) + [width], 8) + cells([""] * n, 32)
-    body = bytearray()
-    for second in range(n_records):
-        for values in rows.values():
-            piece = np.clip(values[second * SFREQ : (second + 1) * SFREQ], -8000, 8000)
-            body += np.round((piece + 8000) / 16000 * 65535 - 32768).astype("<i2").tobytes()
-        body += tals[second].ljust(2 * width, b"\x00")
-    path.write_bytes(header + bytes(body))
 
 
 def make_block(
     root, images, *, subject=1, session=1, block=5, named=None, names=RECORDED, extra=(), **options
 ):
     """Write one block: a picture every half second, a bump of 20 microvolt on Oz 100 ms after each."""
-    folder = root / "raw_eeg" / f"sub-{subject:02d}" / f"session_{session:02d}" / f"block_{block:02d}"
-    folder.mkdir(parents=True)
     generator = np.random.default_rng(1000 * session + block)
     n = int((len(images) / 2 + 4) * SFREQ)
     n -= n % SFREQ
     rows = {name: 4200 + 5 * generator.normal(size=n) for name in (*EXTRA[:3], *names, *EXTRA[3:])}
-    label = "stim_test" if block < 5 else "stim_train"
-    markers = []
-    for number, image in enumerate(images):
-        onset = 1.5 + number / 2
-        markers.append((onset, f"{label},{image},-1,{number + 1}"))
+    onsets = 1.5 + np.arange(len(images)) / 2
+    for onset in onsets:
         rows["Oz"][round((onset + 0.1) * SFREQ) :][:26] += 20
-    title = named or f"Subject {subject}, Session {session}, Block {block}"
-    path = folder / f"{title} Recording_FLEX2_213075_2025.01.25T15.18.28.08.00.md.edf"
-    write_edf(path, rows, [*markers, *extra], **options)
-    return path
+    return write_block(
+        root, subject, session, block, rows, onsets, images, title=named, extra=extra, **options
+    )
 
 
 def make_subject(root, *, subject=1, sessions=(1,), **options):
@@ -100,14 +47,11 @@ def make_subject(root, *, subject=1, sessions=(1,), **options):
 
 
 def make_table(root, rows, subject=1, name="experiment_metadata_categories.parquet", drop=()):
-    folder = root / "preprocessed_eeg" / f"sub-{subject:02d}"
-    folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(
         rows, columns=["session", "block_id", "partition", "image_path", "dropped", "category_name"]
     )
     table["image_path"] = [f"/srv/eeg/images/{image:05d}.jpg" for image in table["image_path"]]
-    table.drop(columns=list(drop)).to_parquet(folder / name)
-    return folder
+    return write_trial_table(root, subject, table.drop(columns=list(drop)), name).parent
 
 
 def config(root, **options):

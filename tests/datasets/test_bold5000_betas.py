@@ -6,11 +6,11 @@ import pytest
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig
-from braindecode_vis.phantom.formats.file_writers import write_volume, write_volumes
+from braindecode_vis.phantom.formats.bold5000 import STEM, write_region, write_session
+from braindecode_vis.phantom.formats.file_writers import write_volume
 from braindecode_vis.preprocessing.betas import write_fmri
 
 SHAPE, AFFINE = (4, 3, 2), np.diag([2.0, 2, 2, 1])
-STEM = "GLMbetas-TYPED-FITHRF-GLMDENOISE-RR"
 NAMES = [
     "rep_concert5.jpg", "n01641577_1229.JPEG", "COCO_train2014_000000113449.jpg", "concert5.jpg", "airport1.jpg",
     "n01641577_1230.JPEG", "rep_concert5.jpg",
@@ -21,22 +21,19 @@ def write_person(root, subject, seed=0):
     rng = np.random.default_rng(seed)
     mask = rng.random(SHAPE) < 0.5
     betas = rng.standard_normal((7, *SHAPE)).astype(np.float32)
-    for session, rows in (("01", slice(0, 4)), ("02", slice(4, 7))):
+    for session, rows in ((1, slice(0, 4)), (2, slice(4, 7))):
         volumes = betas[rows]
-        path = root / f"{subject}_{STEM}_ses-{session}.nii.gz"
-        write_volumes(path, iter(volumes), shape=SHAPE, n_volumes=len(volumes), affine=AFFINE)
+        write_session(root, subject, session, iter(volumes), len(volumes), shape=SHAPE, affine=AFFINE)
     write_volume(root / f"{subject}_brainmask.nii.gz", mask.astype(np.uint8), AFFINE)
     (root / f"{subject}_imgnames.txt").write_text("\n".join(NAMES) + "\n")
     return betas[:, mask], mask
 
 
 def write_rois(root, subject):
-    folder = root / "BOLD5000_GLMsingle_ROI_betas/py"
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     tables = {roi: rng.standard_normal((7, n)) for roi, n in (("LHEarlyVis", 3), ("RHLOC", 2))}
     for roi, table in tables.items():
-        np.save(folder / f"{subject}_{STEM}_allses_{roi}.npy", table)
+        write_region(root, subject, roi, table)
     return tables
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.phantom.formats.god import encode_stimulus_id, write_bdata
+from braindecode_vis.phantom.formats.deeprecon import write_experiment
+from braindecode_vis.phantom.formats.god import encode_stimulus_id
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.store import read_responses, read_stimuli
 
@@ -26,9 +27,11 @@ FILES = {
 def write_file(root, experiment, codes, variant="original_VC", subject=1, xyz=XYZ, **options):
     labels = pd.DataFrame({"DataType": 1, "stimulus_id": np.asarray(codes, float), "Run": 1, "Block": 1})
     data = np.random.default_rng(len(experiment)).standard_normal((len(codes), len(xyz)))
-    path = root / f"sub-{subject:02d}_{experiment}_{variant}.h5"
     rois = {"ROI_VC": np.arange(len(xyz)) < 2}
-    return write_bdata(path, [data], labels, rois, voxel_xyz=xyz, naming="dataset", **options), data
+    path = write_experiment(
+        root, subject, experiment, [data], labels, rois, voxel_xyz=xyz, variant=variant, **options
+    )
+    return path, data
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import torch
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.eeg_imagenet import CHANNELS, WARNING, EegImagenetConfig
+from braindecode_vis.phantom.formats.eeg_imagenet import write_part
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 
@@ -31,8 +32,7 @@ def make_part(path, subjects, *, labels=LABELS, per_block=50, seed=0, **changes)
                 make_entry(subject, label, number, generator, granularity=granularity, **changes)
                 for number in range(per_block)
             ]
-    images = sorted({entry["image"] for entry in entries})
-    torch.save({"dataset": entries, "labels": labels, "images": images}, path)
+    write_part(path, entries, labels)
     return entries
 
 

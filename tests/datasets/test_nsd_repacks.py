@@ -1,39 +1,20 @@
 """Copies of NSD as MindEye1, MindEye2 and Brain-Diffuser shared them, written in the same formats."""
 
-import io
 import shutil
-import tarfile
 
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
 
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
 from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats.nsd_repacks import make_behaviour, make_mindeye1_sample, write_tar
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, find_general, make_design
 
 N_VOXELS = 7
-
-
-def write_tar(path, samples):
-    """Write samples: name to a mapping of ending to array, or an image for jpg."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, members in samples.items():
-            for end, value in members.items():
-                buffer = io.BytesIO()
-                if end == "jpg":
-                    Image.fromarray(value).save(buffer, "JPEG")
-                else:
-                    np.save(buffer, value)
-                info = tarfile.TarInfo(f"{name}.{end}")
-                info.size = buffer.tell()
-                buffer.seek(0)
-                tar.addfile(info, buffer)
 
 
 def read_all(source):
@@ -45,15 +26,8 @@ def read_all(source):
 
 def make_sample(number, n_unique=3, seed=0):
     values = np.random.default_rng([seed, number]).standard_normal((n_unique, N_VOXELS)).astype(np.float32)
-    pick = np.minimum(np.arange(3), n_unique - 1)
-    trials = 10 * number + pick
-    return {
-        "jpg": np.full((32, 32, 3), number, np.uint8),
-        "nsdgeneral.npy": values[pick],
-        "coco73k.npy": np.array([number]),
-        "num_uniques.npy": np.array([n_unique]),
-        "trial.npy": trials,
-    }
+    image = np.full((32, 32, 3), number, np.uint8)
+    return make_mindeye1_sample(image, number, values, 10 * number + np.arange(n_unique))
 
 
 @pytest.fixture
@@ -146,13 +120,8 @@ def mindeye2(tmp_path):
     with h5py.File(tmp_path / "coco_images_224_float16.hdf5", "w") as file:
         file["images"] = images
 
-    def make_behav(image, trial):
-        row = np.zeros((1, 17), np.float32)
-        row[0, 0], row[0, 5] = image, trial
-        return {"behav.npy": row, "past_behav.npy": np.full((15, 17), -1.0)}
-
     def samples(pairs):
-        return {f"sample{i:09d}": make_behav(*pair) for i, pair in enumerate(pairs)}
+        return {f"sample{i:09d}": make_behaviour(*pair) for i, pair in enumerate(pairs)}
 
     folder = tmp_path / "wds/subj01"
     write_tar(folder / "train/0.tar", samples([(5, 0), (6, 3), (5, 7)]))

@@ -10,6 +10,7 @@ from scipy.io import savemat
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, read_excluded
+from braindecode_vis.phantom.formats import things_eeg1
 from braindecode_vis.phantom.formats.bids_eeg import write_recording
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
@@ -52,14 +53,9 @@ def make_signal(n_samples, events, names=NAMES, sfreq=1000):
 
 
 def write_subject(root, label, events, names=NAMES, n_samples=12000):
-    fake = pd.DataFrame({"sample": [0], "stimulus_id": ["x"], "stim_file": ["x"], "value": [1]})
     data = make_signal(n_samples, events, names)
     blocks = (data[:, i : i + 5000] for i in range(0, n_samples, 5000))
-    path = write_recording(
-        root, label, blocks, fake, n_samples=n_samples, ch_names=names, sfreq=1000.0, task="rsvp"
-    )
-    events.to_csv(path.with_name(path.name.replace("_eeg.vhdr", "_events.tsv")), sep="\t", index=False)
-    return path
+    return things_eeg1.write_subject(root, label, blocks, events, n_samples=n_samples, ch_names=names)
 
 
 @pytest.fixture
@@ -74,10 +70,7 @@ def root(tmp_path):
     # Subject 01 has no test part, lacks its columns, and is advised against.
     first = events[events["isteststim"] == 0].drop(columns=["isteststim", "teststimnumber"])
     write_subject(root, "01", first[first.columns[::-1]])
-    table = pd.DataFrame(
-        {"participant_id": ["sub-01", "sub-02", "sub-03"], "exclude": [1, 0, 0], "note_IZ": "why"}
-    )
-    table.to_csv(root / "participants.tsv", sep="\t", index=False)
+    things_eeg1.write_participants(root, ["01", "02", "03"], {"01": "why"})
     return root
 
 

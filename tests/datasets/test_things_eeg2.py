@@ -18,7 +18,6 @@ from braindecode_vis.phantom.formats import bids_eeg, things_eeg2
 from braindecode_vis.phantom.formats import things_eeg2_derived as derived
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
-from tests.datasets.things_eeg2_repack_files import write_neurobridge, write_ubp
 
 CONCEPTS, PROBES = ("ant", "bee", "cow", "dog"), ("moth", "newt", "owl")
 CHANNELS = ("O1", "Oz", "O2")
@@ -291,8 +290,8 @@ def test_ubp_files_are_opened_only_when_trusted(images, tmp_path):
         rows = table[table["split"] == split]
         epochs = make_epochs(n, seed=n)
         order = np.random.default_rng(0).permutation(n)  # the file tells its images by name, in any order
-        write_ubp(
-            images, 1, part, epochs, images=rows["path"].iloc[order].tolist(), labels=range(n), texts=["x"] * n,
+        derived.write_ubp(
+            images, 1, part, iter(epochs), images=rows["path"].iloc[order].tolist(), labels=range(n), texts=["x"] * n,
             sessions=np.tile([0, 0, 1, 1], (n, 1)), ch_names=CHANNELS,
         )  # fmt: skip
         data.append((rows["stimulus_id"].iloc[order], epochs.reshape(-1, 3, 250)))
@@ -318,7 +317,7 @@ def test_neurobridge_arrays(images, tmp_path):
     data = []
     for part, n, shape in (("training", N_TRAIN, (4, 2)), ("test", N_TEST, (3, 1))):
         epochs = make_epochs(n, seed=n)
-        write_neurobridge(images, 1, part, epochs.reshape(*shape, *epochs.shape[1:]), ch_names=CHANNELS)
+        derived.write_neurobridge(images, 1, part, iter(epochs), shape=(*shape, 4), ch_names=CHANNELS)
         data.append(epochs.reshape(-1, 3, 250))
     responses = write(make_config(images), tmp_path / "out")
     np.testing.assert_array_equal(responses.data, np.concatenate(data).astype(np.float32))

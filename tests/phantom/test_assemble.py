@@ -144,6 +144,8 @@ LOADERS = {
     "things-eeg2": (ThingsEeg2Config, {}),
     "things-eeg2-official": (ThingsEeg2Config, {"sfreq": 100.0, "channels": "posterior17"}),
     "things-eeg2-250hz": (ThingsEeg2Config, {}),
+    "things-eeg2-ubp": (ThingsEeg2Config, {"trust_pickle": True}),
+    "things-eeg2-neurobridge": (ThingsEeg2Config, {}),
     "things-meg": (ThingsMegConfig, {}),
     "nsd": (NsdConfig, {}),
     "things-fmri": (ThingsFmriConfig, {}),

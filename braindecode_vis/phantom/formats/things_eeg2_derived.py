@@ -5,7 +5,8 @@ that no raw file is needed. Epochs are cut while the recording passes and kept i
 covariance of a session whitens them there (multivariate noise normalisation [3]_), as in the scripts [4]_: over
 training and test trials, of each time over repetitions and baseline included, in the official files; over training
 trials, of each epoch over the times after the onset, in the 250 Hz ones; both shrunk after Ledoit and Wolf. They are
-written as one array per image: one image is in memory at a time.
+written as one array per image: one image is in memory at a time. NICE and ATM ship the 250 Hz epochs as pickles, UBP as
+float16 in the archives of `torch.save`, NeuroBridge as plain arrays.
 
 References
 ----------
@@ -19,6 +20,8 @@ References
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +35,7 @@ from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.formats import things_eeg2
-from braindecode_vis.phantom.formats.file_writers import check_block, check_count
+from braindecode_vis.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.phantom.formats.pickles import PendingArray, split_pickle
 from braindecode_vis.phantom.formats.things_eeg2 import PARTITIONS, Partition, PartitionDesign, SessionDesign
 from braindecode_vis.phantom.forward import make_sensor_system_at
@@ -63,6 +66,8 @@ class EpochLayout:
         Partitions whose trials give the noise covariance.
     over_repetitions
         Whether the covariance is that of each time over the repetitions of an image, and not of each epoch over times.
+    dtype
+        Of the published numbers.
     """
 
     sfreq: float
@@ -73,6 +78,7 @@ class EpochLayout:
     n_dropped: int
     whitened_by: tuple[Partition, ...]
     over_repetitions: bool
+    dtype: str
 
 
 def count(name: str, size: PhantomSize) -> Counts:
@@ -80,7 +86,8 @@ def count(name: str, size: PhantomSize) -> Counts:
     layout = LAYOUTS[name]
     total = things_eeg2.expect_total_seconds(size)
     n_kept = layout.n_times - layout.n_dropped
-    one = estimate_epochs_bytes(size.n_trials, 1, len(layout.ch_names), n_kept)
+    itemsize = np.dtype(layout.dtype).itemsize
+    one = estimate_epochs_bytes(size.n_trials, 1, len(layout.ch_names), n_kept, itemsize=itemsize)
     spooled = estimate_epochs_bytes(size.n_trials, 1, len(layout.ch_names), layout.n_times, itemsize=4)
     seconds = 4 + total / 150 + size.n_subjects * size.n_trials * 2e-3
     return Counts(size.n_subjects * one, spooled, total, seconds, 1 + size.n_subjects * _count_steps(size))
@@ -106,35 +113,56 @@ def _write_person(name: str, job: PhantomJob, person: Person, progress: Progress
         "test": (size.n_test_concepts, size.test_repetitions),
     }
     spools: dict[Partition, np.ndarray] = {}
+    sessions = {partition: np.zeros(shape) for partition, shape in counts.items()}
     paths = {part: job.scratch / f"{name}-{person.name}-{part}.npy" for part in PARTITIONS}
     try:
         for partition, (n_images, n_repetitions) in counts.items():
             shape = (n_images * n_repetitions, len(layout.ch_names), layout.n_times)
             spools[partition] = np.lib.format.open_memmap(paths[partition], "w+", np.float32, shape)
         for design in things_eeg2.make_design(size, job.config.seed, person.index):
-            _fill_session(layout, job, person, design, spools, progress)
-        write = write_official if name == "things-eeg2-official" else write_250hz
-        written = []
+            slots = _fill_session(layout, job, person, design, spools, progress)
+            for partition, places in slots.items():
+                sessions[partition].flat[places] = design.session - 1
+        written: list[Path] = []
         for partition, (n_images, n_repetitions) in counts.items():
             # (n_images * n_repetitions, n_channels, n_times), image by image, without the dropped samples
             trials = spools[partition][:, :, layout.n_dropped :]
             images = (trials[i * n_repetitions : (i + 1) * n_repetitions] for i in range(n_images))
-            written.append(
-                write(
-                    job.root,
-                    person.index + 1,
-                    partition,
-                    images,
-                    n_images=n_images,
-                    n_repetitions=n_repetitions,
-                    ch_names=layout.ch_names,
-                )
-            )
+            written += _write_files(name, job, person.index + 1, partition, images, sessions[partition])
         return written
     finally:
         spools.clear()
         for path in paths.values():
             path.unlink(missing_ok=True)
+
+
+def _write_files(
+    name: str,
+    job: PhantomJob,
+    subject: int,
+    partition: Partition,
+    epochs: Iterable[np.ndarray],
+    sessions: np.ndarray,
+) -> list[Path]:
+    """Write one partition as its publisher does; `sessions` (from 0) has the shape (n_images, n_repetitions)."""
+    ch_names, (n_images, n_repetitions) = LAYOUTS[name].ch_names, sessions.shape
+    if name in ("things-eeg2-official", "things-eeg2-250hz"):
+        write = write_official if name == "things-eeg2-official" else write_250hz
+        counts = {"n_images": n_images, "n_repetitions": n_repetitions}
+        return [write(job.root, subject, partition, epochs, **counts, ch_names=ch_names)]
+    own = job.table[(job.table["split"] == "test") == (partition == "test")]
+    if name == "things-eeg2-ubp":
+        labels = own["concept"].rank(method="dense").astype(int) - 1
+        texts = [f"This is a {concept.replace('_', ' ')}." for concept in own["concept"]]
+        return [
+            write_ubp(
+                job.root, subject, partition, epochs, images=own["path"].tolist(), labels=labels.tolist(), texts=texts,
+                sessions=sessions, ch_names=ch_names,
+            )
+        ]  # fmt: skip
+    n_concepts = own["concept"].nunique()
+    shape = (n_concepts, n_images // n_concepts, n_repetitions)
+    return write_neurobridge(job.root, subject, partition, epochs, shape=shape, ch_names=ch_names)
 
 
 def _fill_session(
@@ -144,8 +172,8 @@ def _fill_session(
     design: SessionDesign,
     spools: dict[Partition, np.ndarray],
     progress: Progress,
-) -> None:
-    """Record one session, put its epochs where they belong and whiten them there."""
+) -> dict[Partition, list[int]]:
+    """Record one session, put its epochs where they belong, whiten them there, and return these places."""
     rate = layout.sfreq * layout.decim
     system = make_sensor_system_at("eeg63", rate)
     picked = [system.ch_names.index(name) for name in layout.ch_names]
@@ -185,6 +213,7 @@ def _fill_session(
         for start in range(0, len(places_of), _CHUNK):
             chunk = np.sort(places_of[start : start + _CHUNK])
             spools[partition][chunk] = whitener @ spools[partition][chunk]
+    return slots
 
 
 def average_noise_covariance(images: Iterable[np.ndarray], *, over_repetitions: bool) -> np.ndarray:
@@ -304,6 +333,104 @@ def write_250hz(
     return _write_stream(path, split_pickle(content, container="pickle", protocol=4), array, epochs)
 
 
+def write_ubp(
+    directory: Path,
+    subject: int,
+    partition: Partition,
+    epochs: Iterable[np.ndarray],
+    *,
+    images: Sequence[str],
+    labels: Sequence[int],
+    texts: Sequence[str],
+    sessions: np.ndarray,
+    ch_names: Sequence[str],
+    n_times: int = 250,
+) -> Path:
+    """Write ``Preprocessed_data_250Hz_whiten/sub-XX/{train,test}.pt``: a dictionary in the zip of `torch.save`.
+
+    The numbers become float16. Only ``torch.load(..., weights_only=False)`` reads it.
+
+    Parameters
+    ----------
+    epochs : iterable of arrays of shape (n_repetitions, n_channels, n_times)
+        One per image, 0 to 1 s.
+    images, labels, texts
+        Path, class and caption of each image, in the order of the epochs.
+    sessions : array of shape (n_images, n_repetitions)
+        From 0.
+    """
+    check_option("partition", partition, PARTITIONS)
+    n_images, n_repetitions = np.shape(sessions)
+    array = PendingArray((n_images, n_repetitions, len(ch_names), n_times), np.dtype("<f2"))
+
+    def repeat(values: np.ndarray) -> np.ndarray:
+        return np.tile(
+            values[:, None], (1, n_repetitions)
+        )  # what names an image is given for each repetition
+
+    content = {
+        "eeg": array,
+        "label": repeat(np.asarray(labels, "<i8")),
+        "img": repeat(np.asarray(images)),
+        "text": repeat(np.asarray(texts)),
+        "session": np.asarray(sessions, "<f8"),
+        "ch_names": list(map(str, ch_names)),
+        "times": TIMES_300,
+    }
+    parts = split_pickle(content, container="pickle", protocol=4)
+    name = "train" if partition == "training" else "test"
+    path = directory / "Preprocessed_data_250Hz_whiten" / f"sub-{subject:02d}" / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        # Entries without a date of their own: the same epochs give the same bytes.
+        with archive.open(zipfile.ZipInfo(f"{name}/data.pkl"), "w", force_zip64=True) as file:
+            _write_parts(file, parts, array, epochs, what=path.name)
+        for entry, text in (("byteorder", "little"), ("version", "3\n")):
+            archive.writestr(zipfile.ZipInfo(f"{name}/{entry}"), text)
+    return path
+
+
+def write_neurobridge(
+    directory: Path,
+    subject: int,
+    partition: Partition,
+    epochs: Iterable[np.ndarray],
+    *,
+    shape: tuple[int, int, int],
+    ch_names: Sequence[str],
+    n_times: int = 250,
+) -> list[Path]:
+    """Write ``preprocessed_eeg/sub-XX/{train,test}.npy``, a plain float32 array, and ``info.json`` beside it.
+
+    Parameters
+    ----------
+    epochs : iterable of arrays of shape (n_repetitions, n_channels, n_times)
+        One per image, 0 to 1 s, concept by concept.
+    shape
+        Concepts, images of each, and repetitions.
+    """
+    check_option("partition", partition, PARTITIONS)
+    folder = directory / "preprocessed_eeg" / f"sub-{subject:02d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ("train.npy" if partition == "training" else "test.npy")
+    n_images = shape[0] * shape[1]
+    with replace_atomically(path) as temporary:
+        whole = (*shape, len(ch_names), n_times)
+        array = np.lib.format.open_memmap(temporary, "w+", np.dtype("<f4"), whole)
+        flat, count = array.reshape(n_images, *whole[2:]), 0
+        for epoch in epochs:
+            row = check_block(epoch, whole[2:], what=f"the epochs of {path.name}")
+            if count < n_images:
+                flat[count] = row
+            count += 1
+        check_count(count, n_images, what=path.name, unit="images")
+        array.flush()
+        del array, flat
+    times = (np.arange(n_times) / 250).tolist()
+    info = {"ch_names": list(ch_names), "times": times, "sfreq": 250.0, "baseline_duration": 0.2}
+    return [path, write_text(folder / "info.json", json.dumps(info))]
+
+
 def _write_stream(
     path: Path, parts: tuple[bytes, bytes], array: PendingArray, epochs: Iterable[np.ndarray]
 ) -> Path:
@@ -349,8 +476,10 @@ def estimate_epochs_bytes(
 # Decimation by 2 needs a low-pass below 50 Hz; at 250 Hz the simulation runs at the final rate already. The published
 # 250 Hz files lack their 50 baseline samples, while `times` still counts them.
 LAYOUTS = {
-    "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS, True),
-    "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",), False),
+    "things-eeg2-official": EpochLayout(100.0, 2, 45.0, POSTERIOR17, 100, 0, PARTITIONS, True, "<f8"),
+    "things-eeg2-250hz": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",), False, "<f8"),
+    "things-eeg2-ubp": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",), False, "<f2"),
+    "things-eeg2-neurobridge": EpochLayout(250.0, 1, 0.0, ALL63, 300, 50, ("training",), False, "<f4"),
 }
 
 
@@ -359,4 +488,11 @@ OFFICIAL = _make_format(
 )
 AT_250HZ = _make_format(
     "things-eeg2-250hz", "THINGS-EEG2 epochs as NICE and ATM ship them: 63 channels, 250 Hz, whitened"
+)
+UBP = _make_format(
+    "things-eeg2-ubp", "THINGS-EEG2 epochs as UBP ships them: .pt archives, 63 channels, 250 Hz, whitened"
+)
+NEUROBRIDGE = _make_format(
+    "things-eeg2-neurobridge",
+    "THINGS-EEG2 epochs as NeuroBridge ships them: plain arrays, 63 channels, 250 Hz",
 )
