@@ -411,7 +411,16 @@ def build(role: Role[Whole], settings: Any, *args: Any, **kwargs: Any) -> Whole:
             f"{type(own).__name__} cannot be the settings of the {role.name}: its build must take ({given}), but "
             f"{error}."
         ) from error
-    return play(role, settings.build(*args, **kwargs), build_again=settings.build)
+    built = settings.build(*args, **kwargs)
+    own = settings.component if isinstance(settings, _Shell) else settings
+    # What is written and never read would be fitted again, or lost, in a finished run that meets new trials.
+    if "write" in role.defaults and _has(built, "write") and not (_has(built, "read") or _has(own, "read")):
+        kind = type(built)
+        raise ConfigError(
+            f"{kind.__module__}.{kind.__qualname__} cannot be the {role.name}: it has write and no read; give it both, "
+            "or neither if it is fitted anew from the training data."
+        )
+    return play(role, built, build_again=settings.build)
 
 
 def read(role: Role[Whole], settings: Any, folder: Path, *args: Any) -> Whole:
@@ -471,5 +480,7 @@ def check_settings(role: str, settings: Any) -> None:
         Of a component from outside; those of the package are held to this by tests.
     """
     play(SETTINGS_ROLES[role], settings)
+    if role == "prior":  # is built from a seed alone, so that a lack shows before anything was trained
+        build(PRIOR, settings, seed=0)
     if role == "dataset":
         find_source(settings)

@@ -579,6 +579,15 @@ def test_a_missing_method_is_one_sentence(role, old, new, name, method, on_path,
     assert method in sentence
 
 
+def test_a_prior_that_writes_itself_must_read_itself(on_path, tmp_path):
+    """It was found out when a finished run met new trials, after everything had been trained."""
+    kept = "class Halfway:\n    def write(self, folder):\n        np.save(folder / 'mean.npy', self.mean)\n\n"
+    write_package(on_path, MODULE.replace("class Halfway:\n", kept))
+    done = call("run", write_config(tmp_path), "--out", tmp_path / "run", path=on_path, code=2)
+    assert "it has write and no read; give it both" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_an_error_inside_is_one_sentence_that_names_whose_it_is(on_path, tmp_path):
     write_package(
         on_path,

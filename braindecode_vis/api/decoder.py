@@ -37,7 +37,8 @@ from braindecode_vis.api.own import GENERATORS, Data, as_component, from_arrays,
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
-from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pictures
+from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pictures, make_new_trials
+from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
@@ -164,8 +165,19 @@ class Decoder(BaseEstimator):
         """
         settings = validate_component("encoder", self._read_encoder())
         self._settings = roles.play(roles.ENCODER_SETTINGS, settings)
+        if self._settings.decodes_categories and images is not None:
+            raise DataError(
+                f"{self._settings.kind} learns classes and looks at no picture; leave images out, and give the class "
+                "of each trial as y."
+            )
         if self._settings.decodes_categories and y is not None:
-            y = column_or_1d(np.asarray(y), warn=True)
+            y = np.asarray(y)
+            if y.ndim > 1 and y.shape[1:] != (1,):
+                raise DataError(
+                    f"{self._settings.kind} learns one class per trial: y should be a 1d array, got an array of shape "
+                    f"{y.shape} instead; for pictures, choose encoder='ridge' or a network."
+                )
+            y = column_or_1d(y, warn=True)
             if y.dtype.kind == "f" and not np.isfinite(y).all():
                 raise DataError("y holds NaN or inf (infinity); give the class of every trial.")
             check_classification_targets(y)
@@ -259,6 +271,8 @@ class Decoder(BaseEstimator):
             Columns `trial`, `place` (from 1), `picture` (id) and `similarity` (cosine after the mean of the training
             pictures).
         """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ConfigError(f"k is {k!r}, but must be a whole number of pictures, 1 or more.")
         predicted, candidates = self._predict(X), self._embed_gallery(gallery)
         similarity = self._compare(predicted, candidates)
         k = min(k, len(candidates))
@@ -711,15 +725,19 @@ class Decoder(BaseEstimator):
         """Return trials of unknown pictures as the encoder takes them; another number of features is one sentence."""
         if isinstance(X, Data):
             X = X.responses
-        if not hasattr(X, "__len__") and hasattr(X, "__array__"):
-            X = np.asarray(X)
         if isinstance(X, Responses):
             responses = X
         elif hasattr(X, "get_data") and hasattr(X, "event_id"):
             responses = from_epochs(X, labels=["unknown"] * len(X)).responses
         else:
-            data = from_arrays(X, labels=["unknown"] * len(X), dims=self._dims)
-            responses = replace(data.responses, coords={**data.responses.coords, **self._coords})
+            if isinstance(X, str | bytes) or not (hasattr(X, "__len__") or hasattr(X, "__array__")):
+                raise DataError(
+                    f"X must be an array of trials, Responses, mne.Epochs or Data, not {type(X).__name__}."
+                )
+            X = check_trials(X)
+            # Not `from_arrays`: new trials may be constant, or copies of each other.
+            responses, _ = make_new_trials(X, None, dims=self._dims if X.ndim == len(self._dims) else None)
+            responses = replace(responses, coords={**responses.coords, **self._coords})
         found = tuple(responses.data.shape[1:])
         if found != self._shape:
             n_found = int(np.prod(found))

@@ -33,7 +33,8 @@ from braindecode_vis.checks import (
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
-from braindecode_vis.datasets.own_data import check_trials, make_new_trials
+from braindecode_vis.datasets.own_data import make_new_trials
+from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.metrics.score import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.hints import list_hints
@@ -392,7 +393,7 @@ def decode(
         From `from_arrays`, `from_epochs`, `from_nifti` or `load`.
     target
         What is predicted of each picture: ``pixels``, ``pca``, ``efficientnet-lite0``, ...; a mapping gives settings.
-        Ignored where only classes are known.
+        Decoders of classes have none.
     encoder
         ``ridge``, a network such as ``atm_s``, or for classes ``lda`` and ``logistic``; a mapping gives settings. By
         default ridge, and lda for classes.
@@ -444,17 +445,37 @@ def decode(
     folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-")) if out is None else check_run_folder(Path(out))
     given = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") if out is not None else ""
     content: dict[str, Any] = {"name": name or given or "run", "seed": seed}
-    content["dataset"] = data.as_settings(folder / "data")
     content["encoder"] = read_encoder(encoder, knows_images=data.knows_images)
     content["split"] = _read_split(split, data)
+    if not data.knows_images and not _is_category(content["encoder"]):
+        raise ConfigError(
+            f"the encoder {content['encoder']['kind']!r} predicts pictures, but the data know the class of each trial "
+            "only; pass encoder='lda' (or 'logistic', 'network_categories'), or give the data images=... and shown=..."
+        )
+    if data.knows_images and len(data.stimuli) < 2:
+        merged = next((f" ({note.split(':')[0]})" for note in data.notes if "became one" in note), "")
+        raise DataError(f"the trials show one picture only{merged}; decoding needs two or more.")
+    named = [name for name, value in (("prior", prior), ("generator", generator)) if value is not None]
+    if target != "pixels":
+        named.insert(0, "target")
+    if _is_category(content["encoder"]) and named:
+        raise ConfigError(
+            f"the encoder {content['encoder']['kind']!r} names classes and predicts no picture, so that it takes no "
+            f"{' and no '.join(named)}; leave {'it' if len(named) == 1 else 'them'} out."
+        )
     if not _is_category(content["encoder"]):
         content["target"] = as_component(target)
         kind = content["target"]["kind"]
         content["generator"] = as_component(generator or GENERATORS.get(kind, "nearest"))
         if prior is not None:
             content["prior"] = as_component(prior)
+    content["dataset"] = data.as_settings(folder / "data")
     for key, value in (settings or {}).items():
         _set(content, key, value)
+    if _is_category(content["encoder"]) and "averaged" in dict(content.get("repeats", {})).values():
+        raise ConfigError(
+            "categories are decoded trial by trial, and repeats averages the trials of a picture; leave it out."
+        )
     run = open_run_folder(validate_config(content, where="decode"), folder, listener)
     reporting.run_all(run)
     decoded = DecodingRun(run)

@@ -494,7 +494,7 @@ def _spread(values: Any, n_trials: int, name: str) -> list[Any]:
     shown_as = {"stimulus_id": "shown", "concept": "labels"}.get(name, name)
     if isinstance(values, str) or np.ndim(values) == 0:
         return [values] * n_trials
-    listed = list(values)
+    listed = values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else list(values)
     if listed and np.ndim(listed[0]) > 0:
         raise DataError(f"{shown_as} must hold one id per trial, not arrays; pass pictures as images=...")
     if len(listed) != n_trials:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
 from braindecode_vis.checks import BraindecodeVisError, DataError
-from braindecode_vis.datasets.own_data import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
+from braindecode_vis.datasets.trial_values import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
 from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials
 from braindecode_vis.registry import validate_component
 from braindecode_vis.stimuli import StimulusSet, hash_pixels

@@ -63,7 +63,8 @@ class RepeatsConfig(Settings):
     Parameters
     ----------
     train, test
-        ``averaged`` gives one trial per subject and image, ``single`` keeps every trial.
+        ``averaged`` gives one trial per subject and image, ``single`` keeps every trial. Categories are decoded trial
+        by trial, whatever stands here.
     """
 
     train: Literal["averaged", "single"] = "averaged"

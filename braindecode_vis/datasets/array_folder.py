@@ -17,6 +17,7 @@ as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,6 +46,21 @@ META_KEYS = (
 #: Columns that stay text when a table is read; the others are numbers where all their entries are.
 _TEXT_COLUMNS = ["stimulus_id", "concept", "subject", "session", "run", "group", "split"]
 MODALITIES = ("eeg", "meg", "fmri", "other")
+#: What `own_data` says of arguments, in the words of a folder; applied in this order.
+_IN_FILES = (
+    (
+        r"pass images=\.\.\. \(a folder or an array\), or labels=\.\.\. \(the class of each trial\)",
+        "put pictures into images/, or the class of each trial into the column concept of the table",
+    ),
+    (r"labels=\.\.\.", "the column concept of the table."),
+    (r"labels name", "the column concept names"),
+    (r"pass times / 1000", "state tmin or times in s"),
+    (r"pass X\.transpose\(0, 2, 1\)", "store the trials as X.transpose(0, 2, 1)"),
+    (r"\bX(?!\.)\b", "the array of trials"),
+    (r"\bch_names\b", "channels"),
+    (r"give dims", "name dims in meta.yaml"),
+    (r"allow merging", "set dataset.same_pictures to merge"),
+)
 
 
 class ArraysConfig(RecordedSettings):
@@ -171,7 +187,13 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
             **_place_axes(data, given, about),
         )  # fmt: skip
     except DataError as error:
-        raise DataError(f"{root}: {error}") from error
+        raise DataError(f"{root}: {_say_in_files(str(error))}") from error
+
+
+def _say_in_files(message: str) -> str:
+    for pattern, words in _IN_FILES:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def _place_axes(data: np.ndarray, given: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,7 +258,7 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
     try:
         return make_new_trials(data, table, pictures, **_place_axes(data, given, about))
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {_say_in_files(str(error))}") from error
 
 
 def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
@@ -318,14 +340,7 @@ def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
         with refuse_damage(f"{path} or {mask.name} cannot be read as NIfTI", hint=""):
             return mask_volumes(nib.load(path), nib.load(mask))
-    with refuse_damage(
-        f"{path} cannot be read as a NumPy array",
-        ValueError,
-        EOFError,
-        OSError,
-        hint="save it with numpy.save, without objects",
-    ):
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
+    content = load_array(path, "a NumPy array")
     if isinstance(content, np.ndarray):
         return content, {}
     with content:
@@ -426,7 +441,10 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
         )
     inside = np.asarray(mask_img.dataobj).reshape(mask_img.shape[:3]) > 0
     if not inside.any():
-        raise DataError("the mask is empty.")
+        name = mask_img.get_filename() if hasattr(mask_img, "get_filename") else None
+        raise DataError(
+            f"the mask{f' {name}' if name else ''} is empty: no voxel is above 0; give another one."
+        )
     n_trials = betas_img.shape[3]
     data = np.empty((n_trials, int(inside.sum())), np.float32)
     for trial in range(n_trials):  # a volume at a time: the whole image may not fit into memory
@@ -444,6 +462,10 @@ def read_trial_table(path: Path) -> pd.DataFrame:
     with refuse_damage(f"{path} cannot be read as a table", OSError, ValueError, UnicodeDecodeError, hint=""):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
+        if not path.read_text(encoding="utf-8-sig").strip():
+            raise DataError(
+                f"{path} is empty; write a row per trial, with the column stimulus_id or concept."
+            )
         # Everything stays text: ids like 007 would lose their zeros as numbers.
         header = path.read_text(encoding="utf-8-sig").split("\n", 1)[0]
         separator = (
@@ -508,7 +530,24 @@ def read_pictures(path: Path | None) -> Any:
     """Return pictures as `assemble_data` takes them: a folder as it is, a file as a memory map."""
     if path is None or path.is_dir():
         return path
-    with refuse_damage(
-        f"{path} cannot be read as an array of pictures", ValueError, EOFError, OSError, hint=""
-    ):
+    return load_array(path, "an array of pictures")
+
+
+def load_array(path: Path, what: str) -> Any:
+    """Return what a ``.npy`` or ``.npz`` file holds, as a memory map where possible; objects are refused.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it should be, for the message.
+    """
+    try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        # NumPy's own text speaks of pickle for any file that it does not know, and advises to allow it.
+        reason = "it is empty" if not path.stat().st_size else "it is damaged, no such file, or holds objects"
+        raise DataError(
+            f"{path} cannot be read as {what} ({reason}); write it with numpy.save, as numbers."
+        ) from error

@@ -8,7 +8,6 @@ Knows no file format and no folder: see `braindecode_vis.datasets.array_folder`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,21 +17,23 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import DataError, check_finite, suggest
+from braindecode_vis.checks import DataError, suggest
+from braindecode_vis.datasets.trial_values import (
+    COPY_CORRELATION,
+    check_trials,
+    check_values,
+    find_copied_trials,
+)
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 #: Columns of the trial table that a user may give; any further column is kept as it is.
 KNOWN_COLUMNS = ("stimulus_id", "concept", "subject", "session", "run", "group", "repetition", "split")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
-#: Two trials whose values correlate above this are called copies of each other.
-COPY_CORRELATION = 0.999
 #: Subject, session and run of new trials that do not say.
 UNSTATED = "unstated"
-#: Above this many trials, copies are looked for by exact equality alone.
-MAX_CORRELATED = 20_000
-#: No more pairs of copies than this are listed.
-MAX_COPIES = 10_000
+#: In s; no trial of EEG or MEG is longer, so that larger times are milliseconds.
+LONGEST_TRIAL = 60.0
 
 Pictures = Sequence[Any] | Mapping[str, Any] | np.ndarray | str | Path
 
@@ -108,6 +109,7 @@ def assemble_data(
     facts, notes = dict(about or {}), []
     X = check_trials(X)
     dims = _name_axes(X, dims, times, ch_names)
+    notes += check_values(X, dims, ch_names)
     table = _check_table(trials, len(X))
     if pictures is None:
         stimuli, table = _list_classes(table)
@@ -203,78 +205,6 @@ def make_new_trials(
     return Responses(X, dims, table, str(facts.get("unit", "arbitrary")), held), stimuli
 
 
-def check_trials(X: Any) -> np.ndarray:
-    """Return trials as an array of finite floats, or say in a sentence why they are none.
-
-    Parameters
-    ----------
-    X : array of shape (n_trials, ...)
-        Or whatever NumPy takes as one: lists, a DataFrame of numbers, a tensor.
-    """
-    if hasattr(X, "tocsr"):  # scipy's sparse arrays
-        raise DataError("sparse data is not supported: pass X.toarray().")
-    if isinstance(X, np.ma.MaskedArray):
-        if np.ma.is_masked(X):
-            raise DataError("X has masked values; fill them, or drop their trials or features first.")
-        X = X.data
-    if isinstance(X, pd.DataFrame):
-        X = _read_numbers(X)
-    if not isinstance(X, np.ndarray):
-        try:
-            X = np.asarray(X)
-        except (RuntimeError, TypeError) as error:  # a tensor that is part of a graph, or lies on a GPU
-            raise DataError(f"X cannot become an array ({error}); pass X.detach().cpu().numpy().") from error
-        except ValueError as error:  # NumPy refuses rows of different lengths
-            raise DataError(
-                "the trials have different lengths, so they are no array; cut or pad them to one length first."
-            ) from error
-    if X.dtype.kind == "c":
-        raise DataError(
-            "Complex data not supported: give the real part, the amplitude or the power of the trials."
-        )
-    if X.dtype.kind in "Ob":
-        try:
-            X = X.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"the trials must be numbers, but hold something else ({error}).") from error
-    if X.dtype.kind not in "fiu":
-        raise DataError(
-            f"the trials must be numbers, not {X.dtype}; give an array of shape (n_trials, ...) of floats."
-        )
-    if not len(X):
-        raise DataError("there are 0 sample(s) (no trial) while a minimum of 1 is required.")
-    if X.ndim >= 2 and not X.size:
-        raise DataError(
-            f"0 feature(s) (shape={X.shape}) while a minimum of 1 is required: the trials hold no values."
-        )
-    if X.ndim < 2:
-        raise DataError(
-            f"the trials have the shape {X.shape}, with {X.size} value(s); expected (n_trials, n_features) or "
-            "(n_trials, n_channels, n_times). Reshape your data."
-        )
-    if X.dtype.kind != "f":
-        X = X.astype(np.float32)
-    check_finite(X, what="X, which must hold no NaN or inf,", row_names=np.arange(len(X)), unit="trial")
-    return X
-
-
-def _read_numbers(table: pd.DataFrame) -> np.ndarray:
-    """Return the values of a table of numbers, or name the column that holds something else."""
-    for name in table.columns:
-        column = table[name]
-        if isinstance(column, pd.Series) and column.dtype.kind not in "fiub":
-            numbers = pd.to_numeric(column, errors="coerce")
-            bad = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
-            if len(bad) or column.dtype.kind in "mM":
-                held = column.iloc[int(bad[0])] if len(bad) else column.iloc[0]
-                raise DataError(
-                    f"the trials must be numbers, but the column {str(name)!r} of X holds {str(held)!r}; drop it from "
-                    "X, and pass what it says of the trials as an argument, for example group=..."
-                )
-            table = table.assign(**{str(name): numbers}) if isinstance(name, str) else table
-    return table.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
 def _name_axes(
     X: np.ndarray,
     dims: tuple[str, ...] | None,
@@ -308,9 +238,31 @@ def _name_axes(
         swapped = [n for n in range(1, X.ndim) if n != place and X.shape[n] == len(given)]
         advice = "; the axes look swapped: pass X.transpose(0, 2, 1)" if X.ndim == 3 and swapped else ""
         raise DataError(f"{name} lists {len(given)} entries, but X has {X.shape[place]} {axis}s{advice}.")
-    if times is not None and len(times) > 1 and (np.diff(np.asarray(times, float)) <= 0).any():
-        raise DataError("times must ascend, in seconds.")
+    if times is not None:
+        _check_times(times)
+    names = [] if ch_names is None else [str(name) for name in ch_names]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"ch_names has {twice!r} more than once; give every channel a name of its own.")
     return dims
+
+
+def _check_times(times: Sequence[float] | np.ndarray) -> None:
+    try:
+        seconds = np.asarray(times, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"times must be numbers of seconds ({error}).") from error
+    if not np.isfinite(seconds).all():
+        raise DataError(
+            "times holds NaN or inf; give the second of every sample, 0 at the onset of the picture."
+        )
+    if (np.diff(seconds) <= 0).any():
+        raise DataError("times must ascend, in seconds.")
+    if len(seconds) and np.abs(seconds).max() > LONGEST_TRIAL:
+        raise DataError(
+            f"times run from {seconds[0]:g} to {seconds[-1]:g}, but are seconds from the onset of the picture; if "
+            "these are milliseconds, pass times / 1000."
+        )
 
 
 def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:
@@ -341,7 +293,8 @@ def _as_text(column: pd.Series, name: str) -> pd.Series:
         raise DataError(f"the trial table has no {name} in row {row}; give one, or drop the trial.")
     if column.dtype.kind == "f" and (column == column.round()).all():
         column = column.astype(np.int64)
-    return column.astype(str).astype(object)
+    # `str` of each: a string of NumPy would stay one, and look like np.str_('x') in messages.
+    return column.map(str).astype(object)
 
 
 def _list_classes(table: pd.DataFrame) -> tuple[StimulusSet, pd.DataFrame]:
@@ -615,86 +568,3 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 "picture, not by trial."
             )
     return table, notes
-
-
-def find_copied_trials(X: Any) -> list[tuple[int, int]]:
-    """Return pairs of trials that are equal, or correlate above `COPY_CORRELATION`; the earlier row first.
-
-    Parameters
-    ----------
-    X : float array of shape (n_trials, ...)
-        May be a memory map; it is read in pieces.
-
-    Notes
-    -----
-    Raw volumes of one brain correlate above .999 as well, by what all of them share. A copy remains a copy, whatever
-    its scale, when directions are taken out of the data; so pairs must also correlate without the strongest directions.
-    Trials of too few independent values for that, which correlate by chance, are compared by equality alone, and so
-    are more than `MAX_CORRELATED` trials: all their correlations would take longer than the decoding.
-    """
-    n, size = len(X), int(np.prod(X.shape[1:]))
-    seen: dict[bytes, int] = {}
-    pairs = []
-    for row in range(n):
-        if np.ptp(X[row]) == 0:
-            continue  # without a value that varies, nothing was copied
-        digest = hashlib.blake2b(np.asarray(X[row], dtype=np.float32).tobytes(), digest_size=16).digest()
-        first = seen.setdefault(digest, row)
-        if first != row:
-            pairs.append((first, row))
-    if n > MAX_CORRELATED or size < 20:
-        return pairs
-
-    def centre(rows: Any) -> np.ndarray:
-        flat = np.asarray(X[rows], dtype=np.float32).reshape(-1, size)
-        flat = flat - flat.mean(axis=1, keepdims=True)
-        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
-
-    sample = centre(np.unique(np.linspace(0, n - 1, min(n, 300)).astype(int)))
-    n_strong = min(10, len(sample) // 10, size // 10)
-    strong = np.zeros((0, size), np.float32)
-    if n_strong:
-        # Right singular vectors by way of the small Gram matrix; qr makes them orthonormal to rounding.
-        vectors = np.linalg.eigh(sample @ sample.T)[1][:, -n_strong:]
-        strong = np.linalg.qr(sample.T @ vectors)[0].T  # (n_strong, size)
-    rest = sample - sample @ strong.T @ strong
-    rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
-    alike = np.square((rest @ rest.T)[np.triu_indices(len(rest), 1)])
-    alike = alike[alike < 0.98]  # copies among the sample say nothing of chance
-    n_independent = (
-        1 / max(float(alike.mean()), 1e-6) if len(alike) else 1.0
-    )  # E[r^2] = 1 / n of random vectors
-    if n * n / 2 * 0.02 ** ((n_independent - 1) / 2) > 1e-3:
-        return pairs
-    # Correlations of all pairs are looked up in few random directions, and those near 1 computed in full.
-    picked = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
-    sketch = np.concatenate(
-        [_sketch(centre(slice(start, start + 512)), strong, picked) for start in range(0, n, 512)]
-    )
-    known = set(pairs)
-    for start in range(0, n, 1024):  # a block of correlations at a time
-        block = sketch[start : start + 1024] @ sketch[start:].T  # (n_block, n_trials - start)
-        for a, b in zip(*np.nonzero(np.triu(block, 1) > 0.95), strict=True):
-            pair = (start + int(a), start + int(b))
-            if pair not in known and len(known) < MAX_COPIES:
-                both = centre(list(pair))
-                rest = both - both @ strong.T @ strong
-                # In every quarter of the values as well: two trials that one bad electrode dominates are no copies.
-                parts = [rest, *np.array_split(both, 4, axis=1)]
-                if both[0] @ both[1] > COPY_CORRELATION and min(_correlate(*part) for part in parts) > 0.99:
-                    known.add(pair)
-    return sorted(known)
-
-
-def _correlate(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the correlation of two vectors; 1 where neither of them varies."""
-    first, second = first - first.mean(), second - second.mean()
-    norm = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / norm if norm > 1e-12 else 1.0
-
-
-def _sketch(unit: np.ndarray, strong: np.ndarray, picked: np.ndarray) -> np.ndarray:
-    found = (unit - unit @ strong.T @ strong) @ picked
-    return np.asarray(
-        found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-20), dtype=np.float32
-    )

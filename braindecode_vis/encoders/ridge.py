@@ -144,6 +144,7 @@ class RidgeEncoder:
             responses.stimulus_ids,
             n_folds=self.config.n_inner_folds,
             generator=make_generator(self.seed, "ridge", "out_of_fold"),
+            setting="encoder.n_inner_folds",
         )
         predicted = np.empty_like(values)
         with _use_backend(self.config.device, data.size):
@@ -165,7 +166,9 @@ class RidgeEncoder:
         sizes = [n for n in self.config.n_features if n is None or n < data.shape[1]] or [None]
         if len(sizes) == 1 and len(self.config.alphas) == 1:
             return sizes[0], self.config.alphas[0], []
-        folds = make_inner_folds(ids, n_folds=self.config.n_inner_folds, generator=generator)
+        folds = make_inner_folds(
+            ids, n_folds=self.config.n_inner_folds, generator=generator, setting="encoder.n_inner_folds"
+        )
         errors = compute_inner_errors(data, values, folds, sizes, self.config.alphas, backend=backend)
         best = np.unravel_index(int(np.argmin(errors)), errors.shape)
         choices = [

@@ -16,6 +16,7 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Responses
+from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import WholeCategoryDecoder
 from braindecode_vis.encoders.category_decoders import find_first_rows
 from braindecode_vis.pipeline.runs import Run, lend_context, publish_scores
@@ -46,6 +47,7 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
     """
     seed = run.config.seed
     trained = []
+    _check_classes(responses.trials["concept"].to_numpy(dtype=object), split)
     for number, fold in enumerate(split.folds):
         fields = {"encoder": run.encoder.hashed_fields(), "seed": seed, "fold": number}
 
@@ -64,6 +66,22 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
         decoder = roles.read(roles.CATEGORY_DECODER, run.encoder, artifact.path)
         trained.append(TrainedDecoder(artifact, decoder))
     return trained
+
+
+def _check_classes(labels: np.ndarray, split: Split) -> None:
+    """Raise `DataError` if no fold tests a class that it was trained on, or a class has a single trial."""
+    if not any(np.isin(labels[fold.test], labels[fold.train]).any() for fold in split.folds):
+        raise DataError(
+            f"no class of the test trials is shown in training ({len(set(labels.tolist()))} classes in {len(labels)} "
+            "trials): classes must be shared by several trials, and by several pictures where folds part pictures; "
+            "give such labels, or another split."
+        )
+    names, counts = np.unique(labels.astype(str), return_counts=True)
+    if counts.min() == 1:
+        raise DataError(
+            f"the class {str(names[counts.argmin()])!r} has one trial only, which cannot be trained on and tested; "
+            "drop that trial, or merge the class with another."
+        )
 
 
 def build_decoder(run: Run, number: int) -> WholeCategoryDecoder:

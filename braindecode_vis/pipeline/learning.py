@@ -179,6 +179,11 @@ def embed(run: Run) -> list[TargetBank]:
     """Encode every image; encoders that are fitted see the training images of their fold only."""
     refuse_categories(run, "embed")
     prepared = preprocess(run)
+    if not prepared.stimuli.knows_images:
+        raise ConfigError(
+            f"the encoder {run.config.encoder.kind} predicts pictures, but the data know the class of each trial only; "
+            "set encoder.kind to lda, logistic or network_categories, or give pictures and what each trial showed."
+        )
     folds = prepared.folds
     if not run.target.fitted_on_training_images:
         # One artifact serves all folds.
@@ -231,7 +236,7 @@ def train(run: Run) -> list[Any]:
     prepared = preprocess(run)
     if run.config.decodes_categories:
         return categories.train_categories(
-            run, prepared.responses, prepared.split, prepared.artifact.fingerprint
+            run, name_classes(prepared), prepared.split, prepared.artifact.fingerprint
         )
     return [_train_fold(run, number) for number in range(len(prepared.folds))]
 
@@ -314,6 +319,15 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Whol
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:
     """Return the given trials, their repetitions averaged if `repeats` is ``averaged``."""
     return average_repetitions(responses, rows) if repeats == "averaged" else pick_rows(responses, rows)
+
+
+def name_classes(prepared: Prepared) -> Responses:
+    """Return all trials with their class in the column `concept`: that of the table, or else that of the picture."""
+    responses = prepared.responses
+    if "concept" in responses.trials:
+        return responses
+    concepts = prepared.stimuli.concepts_of(responses.stimulus_ids)
+    return responses.with_trials(responses.trials.assign(concept=concepts))
 
 
 def pick_labelled_trials(prepared: Prepared, rows: np.ndarray, repeats: str) -> Responses:

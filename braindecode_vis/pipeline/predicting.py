@@ -20,6 +20,7 @@ from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.checks import ConfigError, DataError, NoResultError
 from braindecode_vis.contracts import Context
+from braindecode_vis.datasets.array_folder import load_array
 from braindecode_vis.datasets.own_data import Pictures, make_picture_set
 from braindecode_vis.devices import choose_device
 from braindecode_vis.pipeline.decoding import (
@@ -487,12 +488,7 @@ def _embed_given(bank: Any, given: Pictures | Embeddings | Path) -> PictureGalle
         if (path / "vectors.npy").is_file() and (path / "ids.json").is_file():
             given = store.read_embeddings(path)
         elif path.is_file():
-            try:
-                given = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
-                raise DataError(
-                    f"the gallery {path} cannot be read as an array of pictures ({error})."
-                ) from error
+            given = load_array(path, "an array of pictures")
     if isinstance(given, Embeddings):
         _check_size(len(given))
         if given.space != space:

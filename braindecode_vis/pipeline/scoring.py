@@ -20,6 +20,7 @@ from braindecode_vis.pipeline.galleries import GallerySource
 from braindecode_vis.pipeline.learning import (
     Prepared,
     embed,
+    name_classes,
     pick_test_trials,
     pick_trials,
     preprocess,
@@ -35,7 +36,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     """Score retrieval and reconstructions; write ``scores.json`` and ``scores.parquet`` into the run folder."""
     if run.config.decodes_categories:
         prepared = preprocess(run)
-        return categories.evaluate_categories(run, prepared.responses, prepared.split, train(run))
+        return categories.evaluate_categories(run, name_classes(prepared), prepared.split, train(run))
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     ceilings = find_ceilings(config, prepared)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}

@@ -95,6 +95,7 @@ def describe_categories(config: RunConfig, prepared: Prepared, items: pd.DataFra
         "protocol": {
             "Data set": config.dataset.kind,
             "Split": prepared.split.protocol,
+            "Repetitions": "every trial on its own",
             "Decoder": config.encoder.kind,
             "Null": "true labels permuted within each run, decisions kept",
         },

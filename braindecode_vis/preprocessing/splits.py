@@ -277,7 +277,11 @@ class PublishedSplitConfig(SplitSettings):
         column = trials["split"].to_numpy(dtype=object)
         train, test = np.flatnonzero(column == "train"), np.flatnonzero(column == "test")
         if not len(train) or not len(test):
-            raise ConfigError("the data set declares no train/test split; set split.kind to kfold.")
+            only = sorted({str(name) for name in column})
+            raise ConfigError(
+                f"the data set declares no train/test split (all trials are {' or '.join(only)}); set split.kind to "
+                "kfold."
+            )
         protocol = f"published split ({len(train)} train / {len(test)} test trials)"
         by: Side = "image" if knows_images else "trial"
         return make_split(
@@ -536,7 +540,9 @@ SplitConfig = Annotated[
 ]
 
 
-def make_inner_folds(groups: np.ndarray, *, n_folds: int, generator: np.random.Generator) -> list[Fold]:
+def make_inner_folds(
+    groups: np.ndarray, *, n_folds: int, generator: np.random.Generator, setting: str = ""
+) -> list[Fold]:
     """Return folds over training rows that never separate two rows of one group.
 
     Parameters
@@ -547,12 +553,16 @@ def make_inner_folds(groups: np.ndarray, *, n_folds: int, generator: np.random.G
         Number of folds; fewer groups than that raise.
     generator
         Shuffles the groups.
+    setting
+        Where `n_folds` was set, for the message.
     """
     _, codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     n_groups = int(codes.max()) + 1
     if n_groups < n_folds:
+        lower = f"set {setting} to {n_groups}, or " if setting and n_groups > 1 else ""
         raise DataError(
-            f"inner cross-validation wants {n_folds} folds, but there are only {n_groups} images."
+            f"inner cross-validation wants {n_folds} folds, but the training trials show only {n_groups} "
+            f"image{'s' if n_groups > 1 else ''}; {lower}give more pictures, or fewer outer folds."
         )
     # A permutation modulo the number of folds: sizes differ by one group at most.
     number = (generator.permutation(n_groups) % n_folds)[codes]

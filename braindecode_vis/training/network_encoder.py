@@ -472,7 +472,10 @@ class NetworkEncoder:
         # Whole concepts where there are enough for two in each fold, images otherwise.
         groups = concepts if len(np.unique(concepts)) >= 2 * n_folds else stimuli
         folds = make_inner_folds(
-            groups, n_folds=n_folds, generator=make_generator(self.seed, "network", "out_of_fold")
+            groups,
+            n_folds=n_folds,
+            generator=make_generator(self.seed, "network", "out_of_fold"),
+            setting="encoder.out_of_fold",
         )
         vectors = np.empty((responses.n_trials, *fit.target_shape), dtype=np.float32)
         for number, fold in enumerate(folds):

@@ -216,6 +216,39 @@ def test_classes_without_pictures_across_subjects_folds_and_groups():
         ),
         (lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), split=1000), "only 30 images"),
         (lambda X, p, s: bdv.load("things_eeg3"), "things_eeg2"),
+        # In the words of Python: the command line has --root, --set and split.kind.
+        (lambda X, p, s: bdv.load("things_eeg2").responses, "pass it as root"),
+        (
+            lambda X, p, s: bdv.decode(
+                bdv.from_arrays(X, images=p, shown=s, split="train"), split="published"
+            ),
+            'all trials are train.*; pass split="kfold"',
+        ),
+        (lambda X, p, s: bdv.decode(bdv.from_arrays(X, labels=s), encoder="ridge"), "pass encoder='lda'"),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), encoder="lda"),
+            "no class of the test trials is shown in training",
+        ),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X, labels=["a", *"bc" * 29, "b"]), split=3),
+            "the class 'a' has one trial only",
+        ),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X, labels=s), prior="spread", target="pca"),
+            "takes no target and no prior; leave them out",
+        ),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X, labels=s), settings={"repeats.train": "averaged"}),
+            "categories are decoded trial by trial",
+        ),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X[:6], images=p, shown=s[:6])),
+            "show only 2 images; set encoder.n_inner_folds to 2",
+        ),
+        (
+            lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=np.ones_like(p), shown=s)),
+            "one picture only .29 picture.s. are the same",
+        ),
         (lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), split=2.5), "split is 2.5"),
         (
             lambda X, p, s: bdv.decode(bdv.from_arrays(X, images=p, shown=s), encoder=object()),

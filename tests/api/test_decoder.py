@@ -155,6 +155,14 @@ def test_a_prior_learns_from_predictions_of_held_out_trials():
         (lambda d, X, p: clone(d).fit(X, p * 300), "must lie in 0..1"),
         (lambda d, X, p: d.retrieve(X, gallery=[]), "no picture"),
         (lambda d, X, p: d.predict_proba(X), "only decoders of classes"),
+        (lambda d, X, p: d.retrieve(X, k=0), "k is 0, but must be a whole number"),
+        (lambda d, X, p: d.predict("X.npy"), "must be an array of trials, .*, not str"),
+        (lambda d, X, p: d.predict(None), "not NoneType"),
+        (
+            lambda d, X, p: bdv.Decoder("lda").fit(X, p),
+            "lda learns one class per trial: y should be a 1d array",
+        ),
+        (lambda d, X, p: bdv.Decoder("lda").fit(X, np.arange(60) % 2, images=p), "leave images out"),
         (lambda d, X, p: bdv.Decoder(target="pixel").fit(X, p), "pixels"),
         (
             lambda d, X, p: bdv.Decoder(encoder=RIDGE, generator="unclip").fit(X, p).reconstruct(X),

@@ -172,6 +172,21 @@ REFUSED = {
     ),
     "times": ({"X": make_signals(shape=(N_TRIALS, 3, 5)), "times": [0, 1, 2]}, "times lists 3 entries"),
     "descending times": ({"X": make_signals(shape=(N_TRIALS, 3, 2)), "times": [1.0, 0.0]}, "must ascend"),
+    "constant": ({"X": np.ones((N_TRIALS, N_FEATURES))}, "all 12 trials are the same .every value is 1."),
+    "one trial again and again": ({"X": np.tile(make_signals()[:1], (N_TRIALS, 1))}, "no value differs between them"),
+    "too small": ({"X": make_signals() * 1e-20}, r"multiply X by a constant \(for example 1e"),
+    "too large": ({"X": make_signals().astype(float) * 1e300}, "divide X by a constant"),
+    "channel twice": (
+        {"X": make_signals(shape=(N_TRIALS, 3, 5)), "ch_names": ["a", "b", "a"]}, "'a' more than once"
+    ),
+    "milliseconds": (
+        {"X": make_signals(shape=(N_TRIALS, 3, 5)), "times": [-200, 0, 200, 400, 600]}, "pass times / 1000"
+    ),
+    "holes in times": ({"X": make_signals(shape=(N_TRIALS, 3, 2)), "times": [0, np.nan]}, "times holds NaN"),
+    "text as times": ({"X": make_signals(shape=(N_TRIALS, 3, 2)), "times": ["a", "b"]}, "numbers of seconds"),
+    "a column of text": (
+        {"X": pd.DataFrame(make_signals()).assign(who="me")}, "the column 'who' of X holds 'me'; drop it"
+    ),
     "unknown picture": ({"trials": make_table(stimulus_id=["0"] * 11 + ["owl"])}, "trial 11 shows 'owl'"),
     "missing id": ({"trials": make_table(stimulus_id=["0"] * 11 + [None])}, "no stimulus_id in row 11"),
     "columns": ({"trials": make_table().rename(columns={"stimulus_id": "stimulus"})}, "did you mean 'stimulus_id'"),
@@ -294,7 +309,18 @@ def test_volumes_are_read_through_their_mask(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "data.npy").write_bytes(b"no array"), "cannot be read as a NumPy array"),
+        (
+            lambda f: (f / "data.npy").write_bytes(b"no array"),
+            "cannot be read as a NumPy array .it is damaged",
+        ),
+        (lambda f: np.save(f / "data.npy", np.array([{}])), "holds objects.; write it with numpy.save"),
+        (lambda f: (f / "data.npy").write_bytes(b""), "it is empty"),
+        (lambda f: (f / "trials.csv").write_text(""), "trials.csv is empty; write a row per trial"),
+        (lambda f: (f / "images.npy").unlink(), "put pictures into images/, or the class of each trial into"),
+        (
+            lambda f: (f / "meta.yaml").write_text("channels: [a, a]\ndims: [trial, channel]"),
+            "channels lists 2 entries, but the array of trials",
+        ),
         (lambda f: (f / "data.npy").unlink(), "holds no data.npy"),
         (lambda f: (f / "trials.csv").unlink(), "no table of the trials"),
         (lambda f: (f / "trials.csv").write_text("stimulus_id,stimulus_id\n"), "more than once"),
@@ -311,6 +337,13 @@ def test_a_damaged_folder_is_one_sentence(tmp_path, damage, message):
     damage(folder)
     with pytest.raises(DataError, match=message):
         read_array_folder(folder)
+
+
+def test_constant_features_are_named():
+    X = make_signals(shape=(N_TRIALS, 3, 5))
+    X[:, 1] = 7
+    data = assemble_data(X, make_table(), make_pictures(), ch_names=["Fz", "Cz", "Pz"])
+    assert any("1 of 3 channels never vary and tell nothing, first Cz" in note for note in data.notes)
 
 
 def test_repetitions_are_counted_within_subject():

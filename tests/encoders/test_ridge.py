@@ -105,7 +105,10 @@ def test_misuse_is_told_in_words():
         with pytest.raises(ValidationError, match="at least 1 item"):
             RidgeConfig(**{name: ()})
     few, few_targets = make_task(n_trials=3)
-    with pytest.raises(DataError, match="wants 5 folds, but there are only 3 images"):
+    with pytest.raises(
+        DataError,
+        match=r"wants 5 folds, but the training trials show only 3 images; set encoder\.n_inner_folds to 3",
+    ):
         RidgeConfig().build(seed=0).fit(few, few_targets)
 
 
