@@ -127,6 +127,7 @@ def test_the_unet_of_the_paper_has_its_widths_and_skips():
     assert [level.block[0].out_features for level in net.up] == [128, 256, 512, 1024]
     assert [level.condition.in_features for level in [*net.down, *net.up]] == [1024] * 8
     assert net.exit.out_features == 1024
+    assert sum(p.numel() for p in net.parameters()) == 9_675_648  # as ATM's class
     # ATM's entry has no dropout, the blocks have it
     assert [level.block[3].p for level in [*net.down, *net.up]] == [0.1] * 8
     assert net.entry[3].p == 0.0
