@@ -199,6 +199,10 @@ class WholeDataset(Dataset, Protocol):
         """Return the folder of the data set if it is simulated and its truth lies beside it."""
         ...
 
+    def continues(self) -> tuple[str, ...]:
+        """Return the kinds of other data sets whose finished runs can be applied to these trials."""
+        ...
+
 
 class WholeImageEncoder(ImageEncoder, Protocol):
     """An image encoder with its defaults."""

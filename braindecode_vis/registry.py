@@ -49,6 +49,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "nsd": "datasets.nsd.dataset:NsdConfig",
         "nsd_imagery": "datasets.nsd.imagery_dataset:NsdImageryConfig",
         "nsd_repack": "datasets.nsd.repacks:NsdRepackConfig",
+        "nsd_synthetic": "datasets.nsd.synthetic_dataset:NsdSyntheticConfig",
         "nsd_timeseries": "datasets.nsd.timeseries:NsdTimeseriesConfig",
         "synthetic_digits": "datasets.synthetic_digits:SyntheticDigitsConfig",
         "things_eeg1": "datasets.things_eeg1:ThingsEeg1Config",

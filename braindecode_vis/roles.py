@@ -9,8 +9,8 @@ Nothing is inherited or registered here. What each method does stands in `braind
 ==================  =================================  =================================================================
 role                required                           with a default
 ==================  =================================  =================================================================
-data set            check, hash_inputs, and one of     manifest, standardises, learns_before_split, find_phantom
-                    write, open_epochs, open_betas,
+data set            check, hash_inputs, and one of     manifest, standardises, learns_before_split, find_phantom,
+                    write, open_epochs, open_betas,    continues
                     open_bold
 image encoder       space, encode                      bind, fit, embed, write, read, decodes, decode, shape
 brain encoder       fit, predict, write, read          bind, predict_out_of_fold, map_targets, has_subject_galleries,
@@ -206,7 +206,7 @@ DATASET: Role[WholeDataset] = Role(
     ("kind", "check", "hash_inputs", "hashed_fields"),
     {
         "manifest": None, "standardises": _answer("none"), "learns_before_split": _answer(()),
-        "find_phantom": _answer(None),
+        "find_phantom": _answer(None), "continues": _answer(()),
     },
 )  # fmt: skip
 IMAGE_ENCODER: Role[WholeImageEncoder] = Role(

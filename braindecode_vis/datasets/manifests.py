@@ -127,6 +127,10 @@ class DatasetSettings(Settings):
         """Return the folder of the data set if it is simulated and its truth lies beside it."""
         return None
 
+    def continues(self) -> tuple[str, ...]:
+        """Return the kinds of other data sets whose finished runs can be applied to these trials."""
+        return ()
+
 
 class RecordedSettings(DatasetSettings):
     """The settings of a data set that is read from a folder.

@@ -41,7 +41,7 @@ from braindecode_vis.phantom.formats import (
     things_meg,
 )
 from braindecode_vis.phantom.phantom_config import PhantomConfig
-from braindecode_vis.phantom.sizes import WORDS, PhantomSize
+from braindecode_vis.phantom.sizes import LATER, PhantomSize
 from braindecode_vis.phantom.stimuli.images import write_image_files
 from braindecode_vis.phantom.truth import PhantomTruth, count_bytes, plan_truth, read_truth, write_summary
 from braindecode_vis.store import compute_fingerprint, is_disk_full, json_plain, read_json, write_json
@@ -241,7 +241,7 @@ def make_phantom(
         "size": {
             key: value
             for key, value in dataclasses.asdict(size).items()
-            if value is not None or key not in WORDS
+            if value is not None or key not in LATER
         },
         "config": config.hashed_fields(),
     }

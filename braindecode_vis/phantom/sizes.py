@@ -48,6 +48,8 @@ class PhantomSize:
         Side of a voxel; 1.8 is the grid of NSD's own files.
     n_imagery, imagery_repetitions
         Test images that are also imagined, and how often each.
+    n_synthetic
+        Images of a further session that are out of distribution (NSD-synthetic).
     beta_versions, beta_form
         Single-trial models that NSD's betas are written for, and their files (``nii.gz``, ``hdf5``); by default
         ``betas_fithrf_GLMdenoise_RR`` as ``nii.gz``.
@@ -68,6 +70,7 @@ class PhantomSize:
     voxel_mm: float | None = None
     n_imagery: int | None = None
     imagery_repetitions: int | None = None
+    n_synthetic: int | None = None
     beta_versions: tuple[str, ...] | None = None
     beta_form: str | None = None
 
@@ -98,8 +101,10 @@ class PhantomSize:
 OPTIONAL = tuple(field.name for field in dataclasses.fields(PhantomSize) if field.default is None)
 # Checked by the format; None leaves the choice to it.
 WORDS = ("beta_versions", "beta_form")
+# What formats got later; a request without them reads as it did before.
+LATER = ("n_synthetic", *WORDS)
 # None is no number at all; zero is a number that the format has, here.
-_MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions")
+_MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions", "n_synthetic")
 
 
 def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
@@ -199,16 +204,52 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
     },
     "nsd": {
         "tiny": PhantomSize(
-            1, 6, 3, 6, 2, 3, 3, 32, n_runs=2, voxel_mm=8, n_imagery=6, imagery_repetitions=16
+            1, 6, 3, 6, 2, 3, 3, 32, n_runs=2, voxel_mm=8, n_imagery=6, imagery_repetitions=16, n_synthetic=16
         ),
         "small": PhantomSize(
-            2, 30, 5, 30, 4, 3, 3, 64, n_runs=4, voxel_mm=6, n_imagery=6, imagery_repetitions=16
+            2,
+            30,
+            5,
+            30,
+            4,
+            3,
+            3,
+            64,
+            n_runs=4,
+            voxel_mm=6,
+            n_imagery=6,
+            imagery_repetitions=16,
+            n_synthetic=32,
         ),
         "demo": PhantomSize(
-            2, 150, 4, 60, 6, 3, 3, 112, n_runs=6, voxel_mm=4, n_imagery=18, imagery_repetitions=16
+            2,
+            150,
+            4,
+            60,
+            6,
+            3,
+            3,
+            112,
+            n_runs=6,
+            voxel_mm=4,
+            n_imagery=18,
+            imagery_repetitions=16,
+            n_synthetic=64,
         ),
         "full": PhantomSize(
-            8, 1800, 5, 1000, 40, 3, 3, 425, n_runs=12, voxel_mm=1.8, n_imagery=18, imagery_repetitions=16
+            8,
+            1800,
+            5,
+            1000,
+            40,
+            3,
+            3,
+            425,
+            n_runs=12,
+            voxel_mm=1.8,
+            n_imagery=18,
+            imagery_repetitions=16,
+            n_synthetic=284,
         ),
     },
     "things-fmri": {

@@ -105,8 +105,9 @@ def read_new(
 def read_dataset_anew(
     run: FinishedRun, dataset: Any, work: Path, *, whiten_new: bool = False, part: str | None = None
 ) -> NewTrials:
-    """Preprocess a data set of the run's kind with what the run has learnt; see `read_new`."""
-    if dataset.kind != run.config.dataset.kind:
+    """Preprocess a data set of the run's kind, or one that continues it, with what was learnt; see `read_new`."""
+    known = (dataset.kind, *roles.play(roles.DATASET, dataset).continues())
+    if run.config.dataset.kind not in known:
         raise ConfigError(
             f"the run decodes {run.config.dataset.kind}, so that it cannot read {dataset.kind}; give its trials as "
             "arrays instead."

@@ -112,10 +112,15 @@ def _find_session(folder: Path, session: int, space: Space) -> SessionFile | Non
     for end in ("nii.gz", "nii", "hdf5", "h5"):
         path = folder / f"betas_session{session:02d}.{end}"
         if path.is_file():
-            with path.open("rb") as file:
-                form: Literal["nifti", "hdf5"] = "hdf5" if file.read(8) == _HDF5_MAGIC else "nifti"
-            return SessionFile(session, (path,), form)
+            return recognise_volume(path, session)
     return None
+
+
+def recognise_volume(path: Path, session: int) -> SessionFile:
+    """Return a file of betas in the functional volume, with the form that its first bytes tell."""
+    with path.open("rb") as file:
+        form: Literal["nifti", "hdf5"] = "hdf5" if file.read(8) == _HDF5_MAGIC else "nifti"
+    return SessionFile(session, (path,), form)
 
 
 def open_volume_session(

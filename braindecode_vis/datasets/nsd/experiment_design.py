@@ -283,14 +283,19 @@ class ImageBrick:
                 f"the trials name image {rows.max()} (counted from 0), but {path} holds {shape[0]}: the file is "
                 "truncated, or the image numbers were counted from 1."
             )
+        self.n_images = int(shape[0])
 
-    def __call__(self, row: int) -> np.ndarray:
-        """Return one image as uint8 of shape (height, width, 3)."""
+    def read(self, number: int) -> np.ndarray:
+        """Return image `number` of the brick, from 0, as it is stored."""
         import h5py
 
         if self.file is None:
             self.file = h5py.File(self.path, "r")
-        image = self.file["imgBrick"][int(self.rows[row])]
+        return np.asarray(self.file["imgBrick"][number])
+
+    def __call__(self, row: int) -> np.ndarray:
+        """Return one image as uint8 of shape (height, width, 3)."""
+        image = self.read(int(self.rows[row]))
         if row == len(self.rows) - 1:
             self.close()
         if self.size is None or image.shape[:2] == (self.size, self.size):

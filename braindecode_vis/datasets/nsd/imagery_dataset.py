@@ -12,8 +12,7 @@ Kneeland et al. (2025), NSD-Imagery, CVPR.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,10 +23,11 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
-from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, number_betas
+from braindecode_vis.datasets.nsd.further_sessions import describe_standardising, join_stimuli, open_training
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, keep_rows, number_betas
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
-from braindecode_vis.stimuli import StimulusSet, read_image_file
+from braindecode_vis.stimuli import read_image_file
 from braindecode_vis.store import hash_sampled
 
 Task = Literal["vision", "imagery", "attention"]
@@ -76,11 +76,9 @@ class NsdImageryConfig(NsdSettings):
         """Return the core sessions (training) followed by the imagery session (test), lazily."""
         root = self.find_root()
         core = self._make_core().open_betas()
-        geometry = core.geometry
-        if not isinstance(geometry, Geometry) or geometry.mask is None or geometry.affine is None:
+        geometry, training = open_training(core)
+        if geometry.mask is None or geometry.affine is None:
             raise DataError("the core sessions have no mask.")
-        # Shared images are left out of training: some of them are imagined later.
-        training = [_keep_rows(part, (part.trials["split"] == "train").to_numpy()) for part in core.parts]
         path = self._find_betas(root)
         header = read_volume_header(path)
         check_same_space(header, geometry.mask.shape, geometry.affine, what="the mask of the core sessions")
@@ -90,11 +88,20 @@ class NsdImageryConfig(NsdSettings):
         check_scale(read_sample(read, header.n_volumes), 300, path)
         read.close()
         whole = BetasPart(trials, (path,), geometry.n_voxels, read)
-        tested = number_betas([_keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
-        table, read_image = self._join_images(core, training, tested)
+        tested = number_betas([keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
+        own = tested.trials.drop_duplicates("stimulus_id")
+        paths = self._list_images(own["name"].tolist())
+        stimuli, read_image = join_stimuli(
+            core,
+            training,
+            own[["stimulus_id", "concept", "split"]].assign(
+                path=[path.name for path in paths] if paths else ""
+            ),
+            (lambda row: read_image_file(paths[row])) if paths else None,
+        )
         notes = {**core.notes, "protocol": self._describe(training, tested), "tasks": list(self.tasks)}
         return FmriSource(
-            (*training, tested), StimulusSet(table), core.plan, core.unit, geometry, None, read_image, notes
+            (*training, tested), stimuli, core.plan, core.unit, geometry, None, read_image, notes
         )
 
     @collect_findings("data")
@@ -152,49 +159,26 @@ class NsdImageryConfig(NsdSettings):
         files = sorted(folder.expanduser().iterdir())
         return {path.stem: path for path in files if path.suffix.lower() in _IMAGE_ENDS}
 
-    def _join_images(
-        self, core: FmriSource, training: list[BetasPart], tested: BetasPart
-    ) -> tuple[pd.DataFrame, Callable[[int], np.ndarray] | None]:
-        """Return one table of the training images and the imagery stimuli, and one reader for both."""
-        shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
-        # Only images that train: shared ones were left out above.
-        rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))
-        seen = core.stimuli.table.iloc[rows].reset_index(drop=True)
-        own = tested.trials.drop_duplicates("stimulus_id")[["stimulus_id", "concept", "name", "split"]]
-        table = pd.concat([seen, own.assign(path="", sha256="", nsd_id=-1)], ignore_index=True)
-        if not self.with_images or core.read_image is None:
-            return table.drop(columns="name"), None
+    def _list_images(self, names: Sequence[str]) -> list[Path]:
+        """Return the file of each imagery stimulus; none if images are not asked for."""
+        if not self.with_images:
+            return []
         files = self._find_images()
-        missing = [name for name in own["name"] if name not in files]
+        missing = [name for name in names if name not in files]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(own)} imagery images are not in the folder of the imagery images, "
+                f"{len(missing)} of {len(names)} imagery images are not in the folder of the imagery images, "
                 f"first {missing[0]!r}; it holds {', '.join(list(files)[:5])}."
             )
-        paths = [files[name] for name in own["name"]]
-        table.loc[table["nsd_id"] < 0, "path"] = [path.name for path in paths]
-        read_core = core.read_image
-        size = read_core(int(rows[0])).shape[0]
-
-        def read_image(row: int) -> np.ndarray:
-            if row < len(rows):
-                return read_core(int(rows[row]))
-            return _resize(read_image_file(paths[row - len(rows)]), size)
-
-        return table.drop(columns="name"), read_image
+        return [files[name] for name in names]
 
     def _describe(self, training: list[BetasPart], tested: BetasPart) -> str:
         n_images = pd.concat([part.trials["stimulus_id"] for part in training]).nunique()
-        if self.zscore == "none":
-            how = "not standardised"
-        elif self.untrained == "pooled":
-            how = "standardised with the core sessions"
-        else:
-            how = f"standardised per {self.zscore} with its own test trials (transductive)"
         return (
             f"NSD-Imagery subject {self.subject:02d}: trained on {n_images} non-shared images of {len(training)} NSD "
             f"core sessions, tested zero-shot on {tested.trials['stimulus_id'].nunique()} stimuli in "
-            f"{len(tested.trials)} {' and '.join(self.tasks)} trials; imagery session {how}"
+            f"{len(tested.trials)} {' and '.join(self.tasks)} trials; "
+            f"imagery session {describe_standardising(self.zscore, self.untrained)}"
         )
 
 
@@ -248,29 +232,3 @@ def read_trials(path: Path, subject: int, n_betas: int, betas: Path) -> pd.DataF
 
 def _name(value: Any) -> str:
     return f"{int(value):02d}" if isinstance(value, int | np.integer) else Path(str(value)).stem
-
-
-def _keep_rows(part: BetasPart, keep: np.ndarray) -> BetasPart:
-    """Return the part with some of its trials."""
-    rows = np.flatnonzero(keep)
-    if not len(rows):
-        raise DataError(f"{part.where} has no trial of the kind that is wanted.")
-
-    def read(start: int, stop: int) -> np.ndarray:
-        # One pass over the file, whose readers go forward only.
-        first, last = int(rows[start]), int(rows[stop - 1]) + 1
-        return part.read(first, last)[rows[start:stop] - first]
-
-    return replace(part, trials=part.trials.iloc[rows].reset_index(drop=True), read=read)
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Cut the largest square from the middle, and scale it."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    # As NSD cropped its own pictures: the largest square.
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))

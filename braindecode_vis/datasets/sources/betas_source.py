@@ -479,6 +479,26 @@ def count_repetitions(trials: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     ]
 
 
+def keep_rows(part: BetasPart, keep: np.ndarray) -> BetasPart:
+    """Return the part with the trials that a boolean array picks.
+
+    Raises
+    ------
+    DataError
+        If it picks none.
+    """
+    rows = np.flatnonzero(keep)
+    if not len(rows):
+        raise DataError(f"{part.where} has no trial of the kind that is wanted.")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        # One pass over the file, whose readers go forward only.
+        first, last = int(rows[start]), int(rows[stop - 1]) + 1
+        return part.read(first, last)[rows[start:stop] - first]
+
+    return replace(part, trials=part.trials.iloc[rows].reset_index(drop=True), read=read)
+
+
 def number_betas(parts: Sequence[BetasPart]) -> list[BetasPart]:
     """Return the parts with `repetition` counted over all of them; see `count_repetitions`."""
     counted = count_repetitions([part.trials for part in parts])

@@ -52,6 +52,13 @@ from braindecode_vis.phantom.formats.nsd_files import (
     write_roi,
     write_stimuli,
 )
+from braindecode_vis.phantom.formats.nsd_synthetic import (
+    check_synthetic,
+    count_synthetic,
+    estimate_synthetic_bytes,
+    write_synthetic,
+    write_synthetic_design,
+)
 from braindecode_vis.phantom.scanner import (
     GRIDS,
     ROIS,
@@ -65,7 +72,7 @@ from braindecode_vis.phantom.stimuli.images import list_split
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.stimuli import read_image_file
 
-USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions", "beta_versions", "beta_form")
+USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions", "n_synthetic", "beta_versions", "beta_form")
 STIMULUS_S = 3.0
 # Our assumption: what denoising and a fitted response take off the noise, in units of the denoised noise.
 _EXTRA_NOISE = {"betas_assumehrf": 0.8, "betas_fithrf": 0.5, VERSION: 0.0}
@@ -86,6 +93,7 @@ def check(size: PhantomSize) -> None:
             f"{per_session} trials a session cannot fill {size.n_runs} runs, or voxel_mm ({size.voxel_mm}) is "
             f"not from {min(GRIDS)} to {max(GRIDS)}."
         )
+    check_synthetic(size)
     for version in list_versions(size):
         check_option("beta version of a phantom of NSD", version, BETA_VERSIONS)
     if size.beta_form is not None:
@@ -110,7 +118,8 @@ def list_versions(size: PhantomSize) -> tuple[str, ...]:
 def count(size: PhantomSize) -> Counts:
     """Return work and space of betas, regions and the stimulus brick."""
     n_betas = size.n_trials * len(list_versions(size))
-    n_volumes = size.n_subjects * (n_betas + count_imagery(size))
+    n_further = count_imagery(size) + count_synthetic(size)
+    n_volumes = size.n_subjects * (n_betas + n_further)
     volume = estimate_volume_bytes(size.voxel_mm, "int16")
     if size.beta_form == "hdf5":
         # Not compressed, but for what lies outside of the box around the cortex.
@@ -119,7 +128,9 @@ def count(size: PhantomSize) -> Counts:
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
     n_bytes = n_volumes * volume + n_images * 3.0 * size.image_size**2 + tables
     seconds = n_volumes * (2e-4 + 3.5e-7 * count_voxels(size.voxel_mm) + volume * 2.5e-8) + n_images * 2e-3
-    steps = 1 + n_images + bool(size.n_imagery) + size.n_subjects * (1 + n_betas + count_imagery(size))
+    n_bytes += estimate_synthetic_bytes(size)
+    n_designs = bool(size.n_imagery) + bool(size.n_synthetic)
+    steps = 1 + n_images + n_designs + size.n_subjects * (1 + n_betas + n_further)
     return Counts(n_bytes, 0, size.n_subjects * size.n_trials * 4.0, 1 + seconds, steps)
 
 
@@ -190,6 +201,8 @@ def plan(job: PhantomJob) -> list[Unit]:
     ]
     if job.size.n_imagery:
         units.append(Unit("the imagery design", 1, lambda progress: write_imagery_design(job)))
+    if job.size.n_synthetic:
+        units.append(Unit("the synthetic images", 1, lambda progress: write_synthetic_design(job)))
     per_session = job.size.n_trials // job.size.n_sessions
     for person in job.subjects:
         who = f"subject {person.name}"
@@ -202,6 +215,9 @@ def plan(job: PhantomJob) -> list[Unit]:
             units.append(
                 Unit(f"{who}, imagery", count_imagery(job.size), partial(write_imagery, job, person))
             )
+        if job.size.n_synthetic:
+            write_further = partial(write_synthetic, job, person)
+            units.append(Unit(f"{who}, synthetic images", count_synthetic(job.size), write_further))
     return units
 
 
@@ -267,7 +283,7 @@ def _add_noise(
 
 FORMAT = Format(
     name="nsd",
-    description="Natural Scenes Dataset: int16 betas per session, regions, design, stimulus brick, NSD-Imagery",
+    description="Natural Scenes Dataset: int16 betas per session, regions, design, images, NSD-Imagery, NSD-synthetic",
     modality="fmri",
     uses=USES,
     duration_s=STIMULUS_S,

@@ -1,0 +1,76 @@
+"""What NSD-Imagery and NSD-synthetic share: training on the core sessions, and one further session that is tested.
+
+Shared images of the core sessions are left out of training, since some of them are shown or imagined later. The further
+session has no training trial, so its voxels are standardised with the level and spread of the core sessions;
+standardising it with its own trials, as published numbers do, is transductive and called so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, keep_rows
+from braindecode_vis.stimuli import StimulusSet
+
+
+def open_training(core: FmriSource) -> tuple[Geometry, list[BetasPart]]:
+    """Return the geometry of the core sessions, and their training trials."""
+    geometry = core.geometry
+    if not isinstance(geometry, Geometry):
+        raise DataError("the core sessions are of several subjects; read one at a time.")
+    return geometry, [keep_rows(part, (part.trials["split"] == "train").to_numpy()) for part in core.parts]
+
+
+def join_stimuli(
+    core: FmriSource,
+    training: Sequence[BetasPart],
+    own: pd.DataFrame,
+    read_own: Callable[[int], np.ndarray] | None,
+) -> tuple[StimulusSet, Callable[[int], np.ndarray] | None]:
+    """Return one table of the training images and the further stimuli, and one reader for both.
+
+    Parameters
+    ----------
+    own : DataFrame
+        `stimulus_id`, `concept`, `split` and `path` of each further stimulus.
+    read_own
+        Row of `own` to pixels of any shape, which are cut to the middle square and scaled to the training images.
+    """
+    shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
+    # Only images that train: shared ones were left out.
+    rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))
+    seen = core.stimuli.table.iloc[rows].reset_index(drop=True)
+    table = pd.concat([seen, own.assign(sha256="", nsd_id=-1)], ignore_index=True)
+    if read_own is None or core.read_image is None:
+        return StimulusSet(table), None
+    read_core = core.read_image
+    size = read_core(int(rows[0])).shape[0]
+
+    def read_image(row: int) -> np.ndarray:
+        return read_core(int(rows[row])) if row < len(rows) else crop_square(read_own(row - len(rows)), size)
+
+    return StimulusSet(table), read_image
+
+
+def describe_standardising(zscore: str, untrained: str) -> str:
+    """Return in words how the further session is standardised."""
+    if zscore == "none":
+        return "not standardised"
+    if untrained == "pooled":
+        return "standardised with the core sessions"
+    return f"standardised per {zscore} with its own test trials (transductive)"
+
+
+def crop_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Cut the largest square from the middle, as NSD cropped its own pictures, and scale it."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))

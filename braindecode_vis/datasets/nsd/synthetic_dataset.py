@@ -1,0 +1,358 @@
+"""NSD-synthetic (Gifford et al. 2026): one more session of NSD's subjects, with images that are out of distribution.
+
+Owns the session of 284 synthetic images (noise, gratings, words, manipulated scenes), 744 trials in eight runs, and its
+two uses: trained on the core sessions and tested on it, or alone, to be predicted by a run that learnt from NSD. The
+last 64 images, of coloured noise, are another set for each subject.
+
+What was read in code that its authors and other groups published, not in the files: runs are of 93 trials, odd ones
+with a task at fixation and even ones with a one-back task; the image file holds linear intensities, whose square root
+was shown on the screen.
+
+References
+----------
+Gifford, Cichy, Naselaris, Kay (2026), doi:10.1038/s41467-026-69345-9; code gifale95/NSD-synthetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import model_validator
+
+from braindecode_vis.checks import DataError, check_columns, check_file, refuse_damage
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
+from braindecode_vis.datasets.nsd.betas import (
+    UNIT,
+    SurfaceBetas,
+    check_trial_count,
+    find_mask,
+    find_regions,
+    make_volume_geometry,
+    open_volume_session,
+    recognise_volume,
+)
+from braindecode_vis.datasets.nsd.dataset import NsdConfig
+from braindecode_vis.datasets.nsd.experiment_design import ImageBrick
+from braindecode_vis.datasets.nsd.further_sessions import (
+    crop_square,
+    describe_standardising,
+    join_stimuli,
+    open_training,
+)
+from braindecode_vis.datasets.sources.betas_source import (
+    BetasPart,
+    FmriSource,
+    Geometry,
+    keep_rows,
+    number_betas,
+)
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
+
+Task = Literal["fixation", "one_back"]
+SESSION = "nsdsynthetic"
+N_RUNS = 8
+_EXPERIMENT = Path("nsddata/experiments/nsdsynthetic")
+DESIGN_FILE = _EXPERIMENT / "nsdsynthetic_expdesign.mat"
+CLASSES_FILE = _EXPERIMENT / "nsdsyntheticimageinformation.csv"
+IMAGES_FOLDER = Path("nsddata_stimuli/stimuli/nsdsynthetic")
+
+
+class NsdSyntheticConfig(NsdConfig):
+    """Which subject, which trials of the synthetic session are tested, and whether the core sessions train.
+
+    Parameters
+    ----------
+    root
+        Folder of NSD; the synthetic betas lie in ``nsddata_betas/ppdata/subjAA/func1pt8mm/nsdsyntheticbetas_...``.
+    betas
+        Version of the core betas; the synthetic ones of the same model are read, which were published for
+        ``betas_fithrf`` and ``betas_fithrf_GLMdenoise_RR``.
+    tasks
+        Runs that are kept: the task at ``fixation``, the ``one_back`` task, or both.
+    core
+        Read the core sessions for training. Without them the session stands alone, all of it tested: so it is
+        predicted by a finished run of NSD.
+    untrained
+        ``pooled`` standardises the synthetic session with the core sessions, ``own`` with its own test trials, as
+        the published analyses do.
+    tone
+        ``shown`` takes the square root of the stored intensities, as the authors' code does before it shows an image to
+        a network; ``stored`` leaves them.
+    synthetic_images
+        Folder of ``nsdsynthetic_stimuli.hdf5`` and ``nsdsynthetic_colorstimuli_subj0N.hdf5``;
+        ``nsddata_stimuli/stimuli/nsdsynthetic`` below the root by default.
+    """
+
+    kind: Literal["nsd_synthetic"] = "nsd_synthetic"  # type: ignore[assignment]
+    tasks: tuple[Task, ...] = ("fixation", "one_back")
+    core: bool = True
+    tone: Literal["shown", "stored"] = "shown"
+    synthetic_images: Path | None = None
+
+    not_hashed: ClassVar[frozenset[str]] = NsdConfig.not_hashed | {"synthetic_images"}
+
+    @model_validator(mode="after")
+    def _check_session(self) -> Self:
+        if not self.tasks:
+            raise ValueError("tasks is empty; choose fixation, one_back, or both")
+        if self.subjects is not None:
+            raise ValueError("nsd_synthetic reads one subject at a time; set subject and leave subjects out")
+        if self.betas == "betas_assumehrf":
+            raise ValueError(
+                "no betas_assumehrf of the synthetic session were published; choose another betas"
+            )
+        if not self.core and self.space == "fsaverage":
+            raise ValueError(
+                "core: false needs the functional volume; the core sessions say which vertices are kept"
+            )
+        return self
+
+    def continues(self) -> tuple[str, ...]:
+        """Return the kinds of data sets whose finished runs can be applied to these trials."""
+        return ("nsd",)
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        root = self.find_root()
+        paths = [*self._find_betas(root), self._find_design(root)]
+        if (root / CLASSES_FILE).is_file():
+            paths.append(root / CLASSES_FILE)
+        if self.with_images:
+            paths += self._find_images(root)
+        own = {path.name: hash_sampled(path) for path in paths}
+        if self.core:
+            return self._make_core().hash_inputs() | own
+        regions = find_regions(root, self.subject, self.space)
+        kept = [path for name in sorted(regions.files) for path in regions.files[name]]
+        return {"/".join(path.parts[-2:]): hash_sampled(path) for path in kept} | own
+
+    def open_betas(self) -> FmriSource:
+        """Return the core sessions (training) followed by the synthetic session (test), lazily."""
+        root = self.find_root()
+        trials = self._read_trials(root)
+        if not self.core:
+            geometry = self._find_geometry(root)
+            tested = self._open_session(root, geometry, trials)
+            return self._open_alone(root, geometry, tested)
+        core = self._make_core().open_betas()
+        geometry, training = open_training(core)
+        tested = self._open_session(root, geometry, trials)
+        own = self._list_stimuli(tested)
+        images = self._open_images(root, own) if self.with_images else None
+        table = own[["stimulus_id", "concept", "split", "path"]]
+        stimuli, read_image = join_stimuli(core, training, table, images)
+        notes = {**core.notes, "protocol": self._describe(training, tested), "tasks": list(self.tasks)}
+        return FmriSource(
+            (*training, tested), stimuli, core.plan, core.unit, geometry, None, read_image, notes
+        )
+
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
+        """Recompute what the manifest declares of the session, and open betas and images."""
+        root = self.find_root()
+        trials = self._read_trials(root)
+        times = trials["stimulus_id"].value_counts().value_counts()
+        found = {
+            "n_stimuli": int(trials["stimulus_id"].nunique()),
+            "n_trials": len(trials),
+            "images_by_times_shown": {int(n): int(times[n]) for n in sorted(times.index)},
+        }
+        yield from compare_facts(found, self.manifest.facts, root)
+        source = self.open_betas()
+        n_core = len(source.parts) - 1
+        yield CheckFinding("betas", True, f"{len(source.parts[-1].trials)} trials, {n_core} core sessions")
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
+
+    def _make_core(self) -> NsdConfig:
+        return NsdConfig(**{name: getattr(self, name) for name in NsdConfig.model_fields if name != "kind"})
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def _find_betas(self, root: Path) -> tuple[Path, ...]:
+        folder = Path(f"ppdata/subj{self.subject:02d}") / self.space / f"nsdsynthetic{self.betas}"
+        bases = (root / "nsddata_betas", root)
+        if self.space == "fsaverage":
+            names = tuple(f"{side}.betas_{SESSION}.mgh" for side in ("lh", "rh"))
+            for base in bases:
+                if all((base / folder / name).is_file() for name in names):
+                    return tuple(base / folder / name for name in names)
+        else:
+            names = tuple(f"betas_{SESSION}.{end}" for end in ("nii.gz", "nii", "hdf5"))
+            for path in (base / folder / name for base in bases for name in names):
+                if path.is_file():
+                    return (path,)
+        raise DataError(f"{bases[0] / folder / names[0]} does not exist; fetch it from the bucket of NSD.")
+
+    def _find_design(self, root: Path) -> Path:
+        return check_file(
+            root / DESIGN_FILE,
+            what="the design of NSD-synthetic",
+            hint=f"fetch {DESIGN_FILE.as_posix()} from the bucket of NSD (a few kB)",
+        )
+
+    def _find_images(self, root: Path) -> list[Path]:
+        folder = self.synthetic_images.expanduser() if self.synthetic_images else root / IMAGES_FOLDER
+        names = (f"{SESSION}_stimuli.hdf5", f"{SESSION}_colorstimuli_subj{self.subject:02d}.hdf5")
+        return [
+            check_file(
+                folder / name,
+                what="an image file of NSD-synthetic",
+                hint="fetch it, name its folder with --set dataset.synthetic_images=DIR, or leave the images out with "
+                "--set dataset.with_images=false",
+            )
+            for name in names
+        ]
+
+    def _read_trials(self, root: Path) -> pd.DataFrame:
+        """Return the trials of the session: run, task, image and, where the table is there, its class."""
+        path = self._find_design(root)
+        order = read_order(path)
+        runs = np.concatenate(
+            [np.full(len(part), n + 1) for n, part in enumerate(np.array_split(order, N_RUNS))]
+        )
+        ids = [f"synthetic{number:03d}" for number in order]
+        trials = pd.DataFrame(
+            {
+                "subject": f"{self.subject:02d}", "session": SESSION, "run": [f"{run:02d}" for run in runs],
+                "stimulus_id": ids, "repetition": 0, "split": "test", "concept": ids, "nsd_id": -1,
+                "synthetic_id": order - 1, "task": np.where(runs % 2 == 1, "fixation", "one_back"),
+            }
+        )  # fmt: skip
+        classes = read_classes(root / CLASSES_FILE, int(order.max()))
+        return trials if classes is None else trials.assign(image_class=classes[order - 1])
+
+    def _list_stimuli(self, tested: BetasPart) -> pd.DataFrame:
+        own = tested.trials.drop_duplicates("stimulus_id").sort_values("synthetic_id")
+        return own[["stimulus_id", "concept", "split", "nsd_id", "synthetic_id"]].assign(
+            path=f"{SESSION}_stimuli.hdf5", sha256=""
+        )
+
+    # --- responses ------------------------------------------------------------------------------------------
+
+    def _find_geometry(self, root: Path) -> Geometry:
+        """Return the mask as the core sessions have it, without reading any of them."""
+        regions = find_regions(root, self.subject, self.space)
+        mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
+        return make_volume_geometry(regions, mask, affine, self.rois, {})
+
+    def _open_session(self, root: Path, geometry: Geometry, trials: pd.DataFrame) -> BetasPart:
+        paths, n_trials = self._find_betas(root), len(trials)
+        read: Any
+        if self.space == "fsaverage":
+            read = SurfaceBetas(paths, divide_by=self.find_divisor())
+            check_trial_count(paths[0], read.n_volumes, n_trials)
+            read.vertices = geometry.voxel_ids
+        else:
+            if geometry.mask is None or geometry.affine is None:
+                raise DataError("the core sessions have no mask.")
+            item = recognise_volume(paths[0], 1)
+            read = open_volume_session(
+                item, geometry.mask, geometry.affine, n_trials, divide_by=self.find_divisor()
+            )
+        whole = BetasPart(trials, paths, geometry.n_voxels, read)
+        return number_betas([keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
+
+    def _open_alone(self, root: Path, geometry: Geometry, tested: BetasPart) -> FmriSource:
+        own = self._list_stimuli(tested).reset_index(drop=True)
+        read_own = self._open_images(root, own) if self.with_images else None
+        notes = {"protocol": self._describe([], tested), "tasks": list(self.tasks), "betas": self.betas}
+        read_image = None
+        if read_own is not None:
+            # 425 pixels are those of NSD's own images.
+            def read_image(row: int) -> np.ndarray:
+                return crop_square(read_own(row), self.image_size or 425)
+
+        stimuli = StimulusSet(own.drop(columns="synthetic_id"))
+        return FmriSource((tested,), stimuli, self.make_plan(), UNIT, geometry, None, read_image, notes)
+
+    def _open_images(self, root: Path, own: pd.DataFrame) -> SyntheticImages:
+        return SyntheticImages(
+            self._find_images(root), own["synthetic_id"].to_numpy(), shown=self.tone == "shown"
+        )
+
+    def _describe(self, training: list[BetasPart], tested: BetasPart) -> str:
+        tasks = " and ".join(task.replace("_", "-") for task in self.tasks)
+        text = f"NSD-synthetic subject {self.subject:02d}: "
+        if training:
+            n_images = pd.concat([part.trials["stimulus_id"] for part in training]).nunique()
+            text += f"trained on {n_images} non-shared images of {len(training)} NSD core sessions, "
+        return (
+            f"{text}tested out of distribution on {tested.trials['stimulus_id'].nunique()} synthetic images in "
+            f"{len(tested.trials)} trials ({tasks}); {self.betas}, synthetic session "
+            f"{describe_standardising(self.zscore, self.untrained) if training else 'alone'}"
+        )
+
+
+class SyntheticImages:
+    """Reads single images out of the two bricks: those of all subjects, then those of one.
+
+    Parameters
+    ----------
+    paths
+        The two HDF5 files.
+    rows
+        Number of each image, from 0 over both files.
+    shown
+        Take the square root of the intensities.
+    """
+
+    def __init__(self, paths: list[Path], rows: np.ndarray, *, shown: bool) -> None:
+        first = ImageBrick(paths[0], np.zeros(1, int))
+        n_common = first.n_images
+        second = ImageBrick(paths[1], np.zeros(1, int))
+        if rows.max() >= n_common + second.n_images:
+            raise DataError(
+                f"the design shows image {rows.max() + 1}, but {paths[0].name} and {paths[1].name} hold {n_common} and "
+                f"{second.n_images}: fetch both again."
+            )
+        self.bricks, self.rows, self.n_common, self.shown = (first, second), rows, n_common, shown
+
+    def __call__(self, row: int) -> np.ndarray:
+        """Return one image as uint8 of shape (height, width, 3)."""
+        number = int(self.rows[row])
+        brick = self.bricks[number >= self.n_common]
+        image = brick.read(number - self.n_common * (number >= self.n_common))
+        if row == len(self.rows) - 1:
+            for each in self.bricks:
+                each.close()
+        # As gifale95/NSD-synthetic: sqrt(image / 255) * 255, cut to whole numbers.
+        return (np.sqrt(image / 255) * 255).astype(np.uint8) if self.shown else image
+
+
+def read_order(path: Path) -> np.ndarray:
+    """Return the image of each trial, counted from 1, out of ``nsdsynthetic_expdesign.mat``.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, or counts from 0.
+    """
+    from scipy.io import loadmat
+
+    with refuse_damage(f"{path} cannot be read as a MATLAB file"):
+        content: dict[str, Any] = loadmat(path)
+    if "masterordering" not in content:
+        raise DataError(f"{path} lacks masterordering; it is not nsdsynthetic_expdesign.mat.")
+    order = np.asarray(content["masterordering"]).ravel().astype(np.int64)
+    if order.min() < 1:
+        raise DataError(
+            f"masterordering in {path} counts from {order.min()}: the published file counts from 1, fetch it again."
+        )
+    return order
+
+
+def read_classes(path: Path, n_images: int) -> np.ndarray | None:
+    """Return the class of each image (``Noise``, ``Spiral gratings``...); None if the table was not fetched."""
+    if not path.is_file():
+        return None
+    with refuse_damage(f"{path} is no table", ValueError):
+        table = pd.read_csv(path)
+    check_columns(table.columns, ("Image class",), what=str(path))
+    if len(table) < n_images:
+        raise DataError(f"{path} lists {len(table)} images, but the design shows {n_images}; fetch it again.")
+    return table["Image class"].to_numpy(str)

@@ -1,0 +1,209 @@
+"""NSD-synthetic in the phantom: gratings, noise and contrast patterns that lie outside of what NSD's pictures are.
+
+Owns the images (grey ones for all subjects, coloured noise for each), the design with its uneven repetitions, the table
+of classes, and the responses. Early and mid-level stages of the simulated brains follow the images; they mean nothing,
+so that semantic stages stay at the level of an average picture.
+
+References
+----------
+Gifford, Cichy, Naselaris, Kay (2026), doi:10.1038/s41467-026-69345-9: 220 images for all and 64 for each subject, shown
+two (236 of them), four (32), eight (8) or ten times (8) in 744 trials. Pixels: 714 x 1360, linear intensities.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError
+from braindecode_vis.phantom.bold_signal import iterate_betas
+from braindecode_vis.phantom.brain import Person, make_person
+from braindecode_vis.phantom.drive import StimulusDrive, compute_gabor_energy, compute_mid_features
+from braindecode_vis.phantom.format_plan import TRUTH, PhantomJob, Progress
+from braindecode_vis.phantom.formats.file_writers import write_csv, write_tsv
+from braindecode_vis.phantom.formats.nsd_design import write_mat5
+from braindecode_vis.phantom.formats.nsd_extra import VERSION
+from braindecode_vis.phantom.formats.nsd_files import (
+    beta_folder,
+    make_subject_scanner,
+    write_beta_file,
+    write_brick,
+)
+from braindecode_vis.phantom.scanner import iterate_volumes
+from braindecode_vis.phantom.sizes import PhantomSize
+from braindecode_vis.seeds import make_generator
+from braindecode_vis.stimuli import read_image_file
+
+CLASSES = ("Noise", "Contrast modulation", "Spiral gratings")
+COLOUR_CLASS = "Chromatic noise"
+_SEED = 1 << 41  # trial names lie beyond those of the other sessions
+# Training images whose features say what is usual: their mean and spread hardly change with more.
+_REFERENCE_IMAGES = 512
+
+
+def count_kinds(size: PhantomSize) -> tuple[int, int]:
+    """Return the number of grey images, which all subjects see, and of coloured ones of each: 220 and 64 of 284."""
+    n = size.n_synthetic or 0
+    n_colour = round(n * 64 / 284)
+    return n - n_colour, n_colour
+
+
+def count_repetitions(size: PhantomSize) -> np.ndarray:
+    """Return how often each image is shown, in the published shares, shape (n_images,)."""
+    n = size.n_synthetic or 0
+    # From the published counts: 8 of 284 ten times, 8 eight times, 32 four times, the others twice.
+    shares = np.array([10] * round(n * 8 / 284) + [8] * round(n * 8 / 284) + [4] * round(n * 32 / 284), int)
+    return np.concatenate([shares, np.full(n - len(shares), 2)])[::-1]
+
+
+def check_synthetic(size: PhantomSize) -> None:
+    """Raise `ConfigError` if there are images, but too few for eight runs."""
+    if size.n_synthetic and size.n_synthetic < 8:
+        raise ConfigError(
+            f"NSD-synthetic needs at least 8 images, or none; n_synthetic is {size.n_synthetic}."
+        )
+
+
+def count_synthetic(size: PhantomSize) -> int:
+    """Return the trials of the session of one subject."""
+    return int(count_repetitions(size).sum()) if size.n_synthetic else 0
+
+
+def _measure(size: PhantomSize) -> tuple[int, int]:
+    """Return height and width of the images: 714 x 1360 where NSD's are 425 x 425."""
+    return round(714 * size.image_size / 425), round(1360 * size.image_size / 425)
+
+
+def estimate_synthetic_bytes(size: PhantomSize) -> float:
+    """Return the size of the bricks."""
+    height, width = _measure(size)
+    n_grey, n_colour = count_kinds(size)
+    return 3.0 * height * width * (n_grey + n_colour * size.n_subjects)
+
+
+def draw_images(size: PhantomSize, seed: int, subject: int) -> np.ndarray:
+    """Return the images as they are shown, uint8 (n_images, height, width, 3); the coloured ones are the subject's."""
+    height, width = _measure(size)
+    n_grey, n_colour = count_kinds(size)
+    y, x = np.mgrid[:height, :width]
+    radius = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) / (height / 2)
+    angle = np.arctan2(y - height / 2, x - width / 2)
+    images = np.empty((n_grey + n_colour, height, width, 3), np.uint8)
+    for number in range(n_grey + n_colour):
+        # Coloured images differ between subjects, grey ones do not.
+        rng = make_generator(seed, "nsd-synthetic", number, subject if number >= n_grey else 0)
+        if number >= n_grey:
+            hue = np.cos(2 * np.pi * (np.arange(3) / 3 + (number - n_grey) / max(1, n_colour)))
+            wave = 0.5 + 0.4 * _smooth(rng.standard_normal((height, width)), height / 12)[..., None] * hue
+        else:
+            kind, level = CLASSES[number % len(CLASSES)], number // len(CLASSES)
+            if kind == "Noise":
+                grey = _smooth(rng.standard_normal((height, width)), height / (6 * 2 ** (level % 4)))
+            elif kind == "Contrast modulation":
+                grey = np.cos(2 * np.pi * (x + level * y) * 6 / height) * (0.1 + 0.9 * (level % 5) / 4)
+            else:
+                grey = np.cos((2 + level) * angle + 12 * np.log(radius + 0.05) * (-1) ** level)
+            wave = np.repeat((0.5 + 0.45 * grey * (radius < 1))[..., None], 3, axis=-1)
+        images[number] = np.round(np.clip(wave, 0, 1) * 255)
+    return images
+
+
+def _smooth(noise: np.ndarray, width: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(noise, max(0.5, width), mode="wrap")
+    return np.clip(smooth / (2 * smooth.std()), -1, 1)
+
+
+def name_classes(size: PhantomSize) -> list[str]:
+    """Return the class of each image."""
+    n_grey, n_colour = count_kinds(size)
+    return [CLASSES[n % len(CLASSES)] for n in range(n_grey)] + [COLOUR_CLASS] * n_colour
+
+
+@lru_cache(maxsize=4)
+def order_trials(size: PhantomSize, seed: int) -> np.ndarray:
+    """Return the image of each trial, from 1; as published, the same order for every subject."""
+    shown = np.repeat(np.arange(1, (size.n_synthetic or 0) + 1), count_repetitions(size))
+    return make_generator(seed, "nsd-synthetic", "order").permutation(shown)
+
+
+def write_synthetic_design(job: PhantomJob) -> list[Path]:
+    """Write the design, the table of classes and the grey images."""
+    order, size = order_trials(job.size, job.config.seed), job.size
+    experiment = job.root / "nsddata" / "experiments" / "nsdsynthetic"
+    classes = name_classes(size)
+    numbers = np.arange(1, len(classes) + 1)
+    codes = {name: code for code, name in enumerate(dict.fromkeys(classes), start=1)}
+    table = pd.DataFrame(
+        {
+            "Image number": numbers,
+            "Image": [f"{name.split()[0].lower()}_{n}" for n, name in zip(numbers, classes, strict=True)],
+            "Image subclass number": [codes[name] for name in classes], "Image subclass": classes,
+            "Image class number": [codes[name] for name in classes], "Image class": classes,
+        }
+    )  # fmt: skip
+    n_grey = count_kinds(size)[0]
+    paths = [
+        write_mat5(
+            experiment / "nsdsynthetic_expdesign.mat", {"masterordering": order[None].astype(np.uint16)}
+        ),
+        write_csv(experiment / "nsdsyntheticimageinformation.csv", table),
+        _write_images(job, "stimuli", draw_images(size, job.config.seed, 1)[:n_grey]),
+    ]
+    trials = pd.DataFrame({"trial": np.arange(len(order)), "synthetic_id": order - 1})
+    return [*paths, write_tsv(job.root / TRUTH / "nsdsynthetic_trials.tsv", trials)]
+
+
+def _write_images(job: PhantomJob, name: str, images: np.ndarray) -> Path:
+    # The published files hold linear intensities, whose square root is shown.
+    linear = np.ceil((images / 255.0) ** 2 * 255).astype(np.uint8)
+    path = job.root / "nsddata_stimuli" / "stimuli" / "nsdsynthetic" / f"nsdsynthetic_{name}.hdf5"
+    return write_brick(path, iter(linear), (len(images), *images.shape[1:3]))
+
+
+def write_synthetic(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    """Write ``nsdsyntheticbetas_fithrf_GLMdenoise_RR/betas_nsdsynthetic`` and the coloured images of one subject."""
+    number = person.index + 1
+    images = draw_images(job.size, job.config.seed, number)
+    drive = make_synthetic_drive(job, images)
+    viewer = make_person(person.config, person.index, drive)
+    rows = len(job.drive) + order_trials(job.size, job.config.seed) - 1
+    scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
+    blocks = progress.watch(iterate_betas(viewer, job.scanner, rows, _SEED + np.arange(len(rows))), len)
+    folder = beta_folder(job.root, number, f"nsdsynthetic{VERSION}")
+    path = write_beta_file(
+        folder / "betas_nsdsynthetic", iterate_volumes(scanner, blocks), shape=scanner.mask.shape, n_trials=len(rows),
+        affine=scanner.affine, form=job.size.beta_form or "nii.gz",
+    )  # fmt: skip
+    n_grey = count_kinds(job.size)[0]
+    return [path, _write_images(job, f"colorstimuli_subj{number:02d}", images[n_grey:])]
+
+
+def make_synthetic_drive(job: PhantomJob, images: np.ndarray) -> StimulusDrive:
+    """Return the drive of NSD's pictures followed by that of synthetic images."""
+    is_train = np.flatnonzero(job.drive.is_train)
+    picked = is_train[np.unique(np.linspace(0, len(is_train) - 1, _REFERENCE_IMAGES).astype(int))]
+    usual = np.stack([read_image_file(job.root / path) for path in job.table["path"].iloc[picked]])
+    joined = {}
+    # The middle square is what the subject looks at, as what NSD's pictures are cut to.
+    height, width = images.shape[1:3]
+    left = (width - height) // 2
+    square = images[:, :, left : left + height]
+    for name, measure in (("early", compute_gabor_energy), ("mid", compute_mid_features)):
+        reference = measure(usual)
+        spread = reference.std(axis=0)
+        usable = spread > 1e-4 * max(float(spread.max()), 1e-30)
+        scaled = (measure(square) - reference.mean(axis=0)) / np.where(usable, spread, 1)
+        own = np.clip(np.where(usable, scaled, 0), -8, 8).astype(np.float32)
+        joined[name] = np.concatenate([getattr(job.drive, name), own])
+    nothing = np.zeros((len(images), job.drive.semantic.shape[1]), np.float32)
+    ids = [f"synthetic{n + 1:03d}" for n in range(len(images))]
+    return StimulusDrive(
+        np.concatenate([job.drive.ids, np.asarray(ids, object)]), joined["early"], joined["mid"],
+        np.concatenate([job.drive.semantic, nothing]),
+        np.concatenate([job.drive.is_train, np.zeros(len(images), bool)]),
+    )  # fmt: skip
