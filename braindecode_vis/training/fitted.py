@@ -132,7 +132,8 @@ class NetworkFit:
     def _read_raw(self, embeddings: Embeddings, chunk: slice, images: ImageSource | None) -> np.ndarray:
         """Return raw embeddings, those of a tuned network computed once per image and then remembered."""
         if self.model.tower is None:
-            return np.asarray(embeddings.vectors[chunk], dtype=np.float32)
+            # A copy: banks are read-only memory maps, of which torch takes no view.
+            return np.array(embeddings.vectors[chunk], dtype=np.float32)
         if images is None:
             raise DataError(
                 "this encoder has tuned its image network and computes the embeddings of images anew; give it the "
