@@ -349,6 +349,7 @@ class DecodingRun:
             found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k))
         if shown is not None and (unknown := found.describe_unknown()):
             warnings.warn(unknown, UserWarning, stacklevel=3)
+        found.notes = tuple(say_in_python(note) for note in found.notes)
         if out is not None:
             found.save(out)
         return found

@@ -347,7 +347,10 @@ def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
         names = list(content.files)
         key = next((k for k in ("data", "X", "x") if k in names), names[0] if len(names) == 1 else None)
         if key is None:
-            raise DataError(f"{path} holds the arrays {', '.join(names)}; name the one of the trials 'data'.")
+            raise DataError(
+                f"{path} holds the arrays {', '.join(names)}; save it again with numpy.savez(..., data=...) for "
+                "those of the trials."
+            )
         given: dict[str, Any] = {k: content[k] for k in ("times", "ch_names") if k in names}
         return content[key], given
 
@@ -426,6 +429,11 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
         Axes and coordinates of the responses, with the mask and its affine.
     """
     for what, image in (("betas_img", betas_img), ("mask_img", mask_img)):
+        if type(image).__name__ in ("GiftiImage", "Cifti2Image", "SurfaceImage"):
+            raise DataError(
+                f"{what} lies on a surface ({type(image).__name__}), and from_nifti takes volumes; stack the vertices "
+                'of all trials into an array and pass from_arrays(X, modality="fmri") of shape (n_trials, n_vertices).'
+            )
         if not hasattr(image, "dataobj"):
             raise DataError(f"{what} must be a NIfTI image or its path, not {type(image).__name__}.")
     if int(np.prod(mask_img.shape)) != int(np.prod(mask_img.shape[:3])):
@@ -547,7 +555,9 @@ def load_array(path: Path, what: str) -> Any:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         # NumPy's own text speaks of pickle for any file that it does not know, and advises to allow it.
-        reason = "it is empty" if not path.stat().st_size else "it is damaged, no such file, or holds objects"
+        reason = (
+            "it is empty" if not path.stat().st_size else "it is damaged, of another format, or holds objects"
+        )
         raise DataError(
             f"{path} cannot be read as {what} ({reason}); write it with numpy.save, as numbers."
         ) from error

@@ -174,6 +174,8 @@ def prepare_trials(
         if whiten_new:
             learnt, transductive = learnt.learn_anew(data, responses.trials), True
         responses = replace(responses, data=learnt.apply_to_trials(data, responses.trials), unit=learnt.unit)
+        if cleaned := describe_cleaning(run.config.dataset):
+            notes.append(cleaned)
         if transductive:
             notes.append("Whitening and scaling were learnt from the new trials themselves: transductive.")
         else:
@@ -184,6 +186,21 @@ def prepare_trials(
             "it already."
         )
     return NewTrials(_fit_in(run, responses), stimuli, tuple(notes), transductive)
+
+
+def describe_cleaning(dataset: Any) -> str:
+    """Return a sentence on what the run removed from its own recordings and cannot remove from new trials."""
+    done = [
+        words
+        for name, words in (("ica", "components of the eyes (ICA)"), ("autoreject", "artefacts (autoreject)"))
+        if getattr(dataset, name, None) is not None  # settings of recordings of EEG and MEG alone
+    ]
+    if not done:
+        return ""
+    return (
+        f"The run removed {' and '.join(done)} from its recordings, learnt from each session and not kept; these "
+        "trials were taken as they are, so clean them alike before, or give the raw recording with --whiten-new."
+    )
 
 
 def find_responses(run: FinishedRun) -> Responses:

@@ -117,7 +117,7 @@ class RunPredictions:
 
     @property
     def embeddings(self) -> Embeddings:
-        """Predicted embeddings, one row per trial, in the space in which pictures are compared."""
+        """Predicted embeddings, one row for each of `trials`, in the space in which pictures are compared."""
         if self.predicted is None:
             raise NoResultError("the run decodes categories and predicts no embeddings; see classes.")
         return self.predicted

@@ -4,7 +4,7 @@
 
     OUT/
       predictions/       vectors.npy, ids.json: predicted embeddings
-      trials.csv         what was predicted, one row per trial
+      trials.csv         what was predicted: a row per trial, or per picture where repetitions are averaged
       retrieved.csv      the nearest pictures of each trial; classes.csv for a run that decodes categories
       ranks.csv          rank of the true picture, where it is known
       scores.json        scores with interval and chance, where the truth is known

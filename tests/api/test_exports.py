@@ -383,6 +383,37 @@ def test_ridge_and_classes_as_programs(run, tmp_path):
         assert json.loads(path.with_name(f"{path.name}.json").read_text())["classes"] == ["face", "house"]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("to", "name"), [("onnx", "c.onnx"), ("torch-export", "c.pt2")])
+def test_a_network_of_classes_as_a_program(tmp_path, to, name):
+    labels = np.array(["face", "house"] * 20)
+    X = np.random.default_rng(0).normal(size=(40, 6, 64)).astype(np.float32)
+    encoder = {**make_network("eegproject"), "kind": "network_categories"}
+    decoder = bdv.Decoder(encoder=encoder).fit(X, labels)
+    path = decoder.export(tmp_path / name, to=to)
+    found = (run_onnx if to == "onnx" else run_pt2)(path, decoder, bdv.from_arrays(X, labels=labels))
+    np.testing.assert_allclose(found, decoder.predict_proba(X), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("to", "name"), [("onnx", "m.onnx"), ("torch-export", "m.pt2")])
+def test_a_network_that_cannot_be_traced_is_one_sentence(tmp_path, monkeypatch, to, name):
+    """Networks of other packages do what they like in `forward`; braindecode's need not be installed for this."""
+    from braindecode_vis.encoders.tsconv import TSConv
+
+    decoder, data = fit_network("tsconv")
+    forward = TSConv.forward
+
+    def forward_by_value(self, x, *args):
+        return forward(self, x * 2 if float(x.sum().item()) > 0 else x, *args)
+
+    monkeypatch.setattr(TSConv, "forward", forward_by_value)
+    with pytest.raises(bdv.ConfigError, match="safetensors") as caught:
+        decoder.export(tmp_path / name, to=to, X=data)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def run_test_trials(run, number):
     from braindecode_vis.pipeline.learning import pick_test_trials
 

@@ -456,6 +456,21 @@ def test_tables_and_tensors_are_arrays(run):
         run.predict(table.assign(who="a"))
 
 
+def test_cleaning_that_was_not_kept_is_said(eeg, monkeypatch):
+    """Trials in memory were whitened like the run's, but not cleaned like them, without a word."""
+    from types import SimpleNamespace
+
+    from braindecode_vis.pipeline import new_trials
+
+    assert new_trials.describe_cleaning(SimpleNamespace(ica=None)) == ""
+    said = new_trials.describe_cleaning(SimpleNamespace(ica=1, autoreject=1))
+    assert "removed components of the eyes (ICA) and artefacts (autoreject)" in said
+    monkeypatch.setattr(new_trials, "describe_cleaning", lambda dataset: said)
+    folder, own = eeg
+    notes = own.predict(make_epochs(folder)).notes
+    assert any("give the raw recording with whiten_new=True" in note for note in notes)
+
+
 def test_ids_that_the_gallery_lacks_are_said(run):
     """Tables were empty without a word."""
     X, pictures, _ = make_experiment()

@@ -9,10 +9,12 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.array_folder import (
     ArraysConfig,
     find_input_files,
+    mask_volumes,
     read_array_folder,
     unpack_epochs,
 )
-from braindecode_vis.datasets.own_data import as_uint8_rgb, assemble_data, complete_trials, find_copied_trials
+from braindecode_vis.datasets.own_data import as_uint8_rgb, assemble_data, complete_trials
+from braindecode_vis.datasets.trial_values import find_copied_trials
 from braindecode_vis.store import read_responses, read_stimuli, write_responses, write_stimuli
 
 N_TRIALS, N_FEATURES, N_PICTURES = 12, 30, 4
@@ -304,6 +306,11 @@ def test_volumes_are_read_through_their_mask(tmp_path):
     nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)), tmp_path / "mask.nii.gz")
     with pytest.raises(DataError, match="another grid"):
         read_array_folder(tmp_path)
+    nib.save(nib.Nifti1Image(np.zeros_like(mask, np.uint8), affine), tmp_path / "mask.nii.gz")
+    with pytest.raises(DataError, match=r"the mask .*mask\.nii\.gz is empty: no voxel is above 0"):
+        read_array_folder(tmp_path)
+    with pytest.raises(DataError, match=r"lies on a surface \(GiftiImage\).*from_arrays\(X, modality"):
+        mask_volumes(nib.gifti.GiftiImage(), nib.load(tmp_path / "mask.nii.gz"))
 
 
 @pytest.mark.parametrize(
