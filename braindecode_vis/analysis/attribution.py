@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.analysis.drawing import draw_bars, draw_curve, mark_stimulus
-from braindecode_vis.analysis.measure import check_retrieval, compute_interval, find_best
+from braindecode_vis.analysis.measure import check_retrieval, compute_interval, find_best, name_resampled
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Findings, Plot, Study, play_encoder, show_chosen
 from braindecode_vis.arrays import Embeddings, Responses
@@ -55,7 +55,7 @@ class IntegratedGradientsConfig(Settings):
     def compute(self, study: Study) -> Findings:
         """Explain the test trials of every fold."""
         check_retrieval(study, self.kind)
-        parts, ids, subjects, errors = [], [], [], []
+        parts, clusters, subjects, errors = [], [], [], []
         for number, fold in enumerate(study.folds):
             test = study.pick(fold.test, "test")
             test = test.select(np.arange(min(self.max_trials, test.n_trials)))
@@ -64,9 +64,9 @@ class IntegratedGradientsConfig(Settings):
             )
             parts.append(values)
             errors.append(error)
-            ids.append(test.stimulus_ids)
+            clusters.append(study.find_clusters(test))
             subjects.append(test.trials["subject"].to_numpy(dtype=object))
-        rows = _tabulate(study, np.concatenate(parts), np.concatenate(ids), np.concatenate(subjects))
+        rows = _tabulate(study, np.concatenate(parts), np.concatenate(clusters), np.concatenate(subjects))
         return _report(study, pd.DataFrame(rows), max(errors))
 
 
@@ -174,7 +174,7 @@ def _prepare_goals(study: Study, number: int, encoder: Any, test: Responses) -> 
 
 
 def _tabulate(
-    study: Study, values: np.ndarray, ids: np.ndarray, subjects: np.ndarray
+    study: Study, values: np.ndarray, clusters: np.ndarray, subjects: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return one row per column and one per sample, the attributions summed over all else."""
     n, dims = len(values), study.responses.dims[1:]
@@ -183,17 +183,17 @@ def _tabulate(
             f"the network's own scaling changes the shape of a trial from {study.responses.data.shape[1:]} to "
             f"{values.shape[1:]}, so attributions cannot be named."
         )
-    rows = []
+    rows, resampled = [], name_resampled(study, clusters, subjects)
     for axis, dim in enumerate(dims, start=1):
         sums = values.sum(axis=tuple(a for a in range(1, values.ndim) if a != axis), dtype=np.float64)
         names: Any = study.responses.coords.get("times") if dim == "time" else list_columns(study.responses)
         for place in range(sums.shape[1]):
-            low, high = compute_interval(study, sums[:, place], ids, subjects)
+            low, high = compute_interval(study, sums[:, place], clusters, subjects)
             name = float(names[place]) if dim == "time" else str(names[place])
             rows.append(
                 {
                     "part": dim, "name": str(name), "value": float(sums[:, place].mean()), "ci_low": low,
-                    "ci_high": high, "chance": 0.0, "n": n,
+                    "ci_high": high, "chance": 0.0, "n": n, "resampled": resampled,
                 }
             )  # fmt: skip
     return rows

@@ -16,12 +16,13 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.analysis.drawing import draw_matrix
-from braindecode_vis.analysis.measure import check_retrieval, compute_interval
+from braindecode_vis.analysis.measure import check_retrieval, compute_interval, name_resampled
 from braindecode_vis.analysis.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.analysis.window_categories import label_trials
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import ConfigError, DataError, check_file
 from braindecode_vis.encoders.category_decoders import find_first_rows
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator
@@ -144,6 +145,7 @@ class ConfusionConfig(Settings):
             method="decoded", metric="accuracy@classes", value=overall["value"], chance=overall["chance"],
             n_queries=overall["n"], protocol=study.protocol, subject="all", split="test", seed=study.seed,
             ci_low=overall["ci_low"], ci_high=overall["ci_high"], p_value=overall["p_value"],
+            resampled=overall["resampled"],
         )  # fmt: skip
         return Findings("Confusions", text, table, (plot,), (score,))
 
@@ -165,7 +167,9 @@ def read_categories(path: Path) -> dict[str, str]:
 
 
 def decide(study: Study) -> pd.DataFrame:
-    """Return one row per test trial: `id`, `subject`, `seen`, `decoded`, and `block`, within which labels permute."""
+    """Return one row per test trial: `id`, `subject`, `seen`, `decoded`, `block`, within which labels permute, and
+    `cluster`, with which it is resampled.
+    """
     parts = []
     for number, fold in enumerate(study.folds):
         encoder = study.trained(number)
@@ -190,6 +194,7 @@ def _decide_classes(study: Study, decoder: Any, rows: np.ndarray) -> pd.DataFram
             "id": [f"{rows[k]}" for k in keep], "subject": trials["subject"].astype(str).to_numpy()[keep],
             "seen": trials["concept"].astype(str).to_numpy()[keep], "decoded": decoded[keep].astype(str),
             "block": runs[keep],
+            "cluster": [f"{rows[k]}" for k in keep] if study.label is None else study.label(trials)[keep],
         }
     )  # fmt: skip
 
@@ -204,6 +209,7 @@ def _decide_images(study: Study, number: int, encoder: Any, rows: np.ndarray) ->
             "id": test.stimulus_ids.astype(str), "subject": test.trials["subject"].astype(str).to_numpy(),
             "seen": study.stimuli.concepts_of(test.stimulus_ids).astype(str),
             "decoded": study.stimuli.concepts_of(first).astype(str), "block": f"fold {number}",
+            "cluster": study.find_clusters(test).astype(str),
         }
     )  # fmt: skip
 
@@ -223,12 +229,12 @@ def tabulate_confusions(
         own = seen == true
         for name in classes:
             hits = own & (decoded == name)
-            low, high = _bound(study, hits[own], decided[own])
+            low, high, resampled = _bound(study, hits[own], decided[own])
             rows.append(
                 {
                     "seen": true, "decoded": name, "count": int(hits.sum()), "value": float(hits.sum() / own.sum()),
                     "ci_low": low, "ci_high": high, "chance": float((decoded == name).mean()), "n": int(own.sum()),
-                    "p_value": np.nan,
+                    "p_value": np.nan, "resampled": resampled,
                 }
             )  # fmt: skip
     null, recall_null = _permute(study, decided, classes)
@@ -244,26 +250,28 @@ def tabulate_confusions(
 def _make_same(
     study: Study, name: str, hits: np.ndarray, own: pd.DataFrame, null: np.ndarray
 ) -> dict[str, Any]:
-    low, high = _bound(study, hits, own)
+    low, high, resampled = _bound(study, hits, own)
     value = float(hits.mean())
     return {
         "seen": name, "decoded": "same", "count": int(hits.sum()), "value": value, "ci_low": low, "ci_high": high,
         "chance": float(null.mean()), "n": len(hits),
-        "p_value": float(compute_p_value(value, null)),
+        "p_value": float(compute_p_value(value, null)), "resampled": resampled,
     }  # fmt: skip
 
 
-def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, float]:
-    """Return a bootstrap interval where trials share images or there are many, else Wilson's."""
-    # Trials of one image are not independent, so only single ones may take Wilson's interval.
-    n_ids = own["id"].nunique()
+def _bound(study: Study, hits: np.ndarray, own: pd.DataFrame) -> tuple[float, float, str]:
+    """Return a bootstrap interval where trials share images or groups, else Wilson's; and what it resampled."""
+    # Trials of one image or group are not independent, so only single ones may take Wilson's interval.
+    n_units = own["cluster"].nunique()
     several = own["subject"].nunique() > 1
-    if not several and (n_ids == len(own) or n_ids < 2):
+    if not several and (n_units == len(own) or n_units < 2):
+        # Of a single image or group, whose spread is unknown, the interval is that of its trials.
+        unit = study.unit if n_units > 1 else "trial"
         interval = wilson_interval(int(hits.sum()), len(hits))
-        return interval.low, interval.high
-    return compute_interval(
-        study, hits.astype(float), own["id"].to_numpy(object), own["subject"].to_numpy(object)
-    )
+        return interval.low, interval.high, f"{name_units(unit, len(hits))} (Wilson)"
+    clusters, subjects = own["cluster"].to_numpy(object), own["subject"].to_numpy(object)
+    low, high = compute_interval(study, hits.astype(float), clusters, subjects)
+    return low, high, name_resampled(study, clusters, subjects)
 
 
 def _permute(study: Study, decided: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:

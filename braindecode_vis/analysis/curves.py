@@ -77,7 +77,7 @@ def make_curve(
         If there are few subjects and no null was made, since the gallery is too large to permute.
     """
     values = np.stack([m.values for m in measured], axis=1)
-    ids, subjects = measured[0].ids, measured[0].subjects
+    clusters, subjects = measured[0].clusters, measured[0].subjects
     names = np.unique(subjects.astype(str))
     chance = np.array([m.chance for m in measured])
     if len(names) >= MIN_SUBJECTS:
@@ -96,7 +96,7 @@ def make_curve(
         test = cluster_over_labels(np.array([m.observed for m in measured]), null, alpha=alpha)
     # Whole curves are resampled, so that the onset of each can be found.
     draws = bootstrap_curves(
-        values, ids, subjects, n_draws=min(MAX_DRAWS, study.n_bootstrap), seed=study.seed
+        values, clusters, subjects, n_draws=min(MAX_DRAWS, study.n_bootstrap), seed=study.seed
     )
     rows = [m.as_row(study) for m in measured]
     return finish_curve(windows, rows, test, draws)
@@ -187,6 +187,7 @@ def report_curve(
         method="decoded", metric=f"{metric}@{name}_peak", value=float(best["value"]), chance=float(best["chance"]),
         n_queries=int(best["n"]), protocol=f"{study.protocol}; best of {len(table)} windows, chosen on test trials",
         subject="all", split="test", seed=study.seed, ci_low=float(best["ci_low"]), ci_high=float(best["ci_high"]),
+        resampled=str(best["resampled"]),
     )  # fmt: skip
     return Findings(title, f"{how} {found}", table, (Plot(name, caption, found, draw),), (score,))
 
@@ -359,14 +360,16 @@ def find_first_cluster(
 
 
 def bootstrap_curves(
-    values: np.ndarray, ids: np.ndarray, subjects: np.ndarray, *, n_draws: int, seed: int
+    values: np.ndarray, clusters: np.ndarray, subjects: np.ndarray, *, n_draws: int, seed: int
 ) -> np.ndarray:
-    """Return curves of resampled subjects (where several) and images, shape (n_draws, n_windows).
+    """Return curves of resampled subjects (where several) and images or groups, shape (n_draws, n_windows).
 
     Parameters
     ----------
     values : array of shape (n_rows, n_windows)
-        All windows of an image are drawn together.
+        All windows of a row are drawn together.
+    clusters, subjects : arrays of shape (n_rows,)
+        Rows of one cluster (an image, or what the study's `unit` names) are drawn together, within their subject.
     """
     generator = make_generator(seed, "bootstrap curves")
     names = np.unique(subjects.astype(str))
@@ -376,12 +379,12 @@ def bootstrap_curves(
     total = np.zeros((n_draws, values.shape[1]))
     for number, name in enumerate(names):
         rows = subjects.astype(str) == name
-        codes = np.unique(ids[rows].astype(str), return_inverse=True)[1]
+        codes = np.unique(clusters[rows].astype(str), return_inverse=True)[1]
         sizes = np.bincount(codes)
         sums = np.zeros((len(sizes), values.shape[1]))
         np.add.at(sums, codes, values[rows])
         draw, _ = np.nonzero(drawn == number)
-        # (n_draws of this subject, n_images): how often each image is drawn.
+        # (n_draws of this subject, n_clusters): how often each cluster is drawn.
         counts = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=len(draw))
         np.add.at(total, draw, (counts @ sums) / (counts @ sizes)[:, None])
     return total / len(names)

@@ -111,6 +111,7 @@ def _tabulate(study: Study, number: int) -> pd.DataFrame:
                 "mean_rank": float(retrieval.ranks[own].mean()), "gallery_size": n, "top1": float((first[own] ==
                 name).mean()), "taken_for": taken, "taken_for_concept": concepts[taken], "named_wrongly":
                 int(named.get(name, 0)), "typicality": float(typicality[name]),
+                "resampled": "trials of the image" if own.sum() > 1 else "",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

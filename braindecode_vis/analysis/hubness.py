@@ -26,6 +26,7 @@ from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Findings, Plot, Study, rank_trials
 from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 
@@ -60,7 +61,9 @@ class HubnessConfig(Settings):
             concepts = study.stimuli.concepts_of(gallery.ids).astype(str)
             found = measure_geometry(queries, gallery, concepts, self.k)
             perfect = measure_geometry(gallery.select(list(queries.ids)), gallery, concepts, self.k)
-            spread = self._resample(study, queries, gallery, number)
+            clusters = study.find_clusters(test)
+            spread = self._resample(study, queries, gallery, clusters, number)
+            resampled = name_units(study.unit, len(set(clusters.tolist())))
             for name, value in found.items():
                 draws = spread.get(name)
                 low, high = (np.nan, np.nan) if draws is None else _shift_interval(value, draws)
@@ -68,6 +71,7 @@ class HubnessConfig(Settings):
                     {
                         "fold": number, "quantity": name, "value": value, "ci_low": float(low), "ci_high": float(high),
                         "chance": np.nan, "reference": perfect[name], "n": len(queries),
+                        "resampled": "" if draws is None else resampled,
                     }
                 )  # fmt: skip
             counts = count_neighbours(queries, gallery, self.k)
@@ -75,11 +79,11 @@ class HubnessConfig(Settings):
         return self._report(pd.DataFrame(rows), shares)
 
     def _resample(
-        self, study: Study, queries: Embeddings, gallery: Embeddings, number: int
+        self, study: Study, queries: Embeddings, gallery: Embeddings, clusters: np.ndarray, number: int
     ) -> dict[str, np.ndarray]:
-        """Return what depends on the predictions for resampled images."""
+        """Return what depends on the predictions for resampled images or groups."""
         generator = make_generator(study.seed, "bootstrap geometry", number)
-        codes = np.unique(queries.ids.astype(str), return_inverse=True)[1]
+        codes = np.unique(clusters.astype(str), return_inverse=True)[1]
         groups = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
         draws: dict[str, list[float]] = {}
         for _ in range(self.n_resamples):

@@ -108,7 +108,7 @@ class LayerTimeConfig(Settings):
             measured = measure_changes(own, changes, "two_way", what=f"layer {name}")
             values = np.stack([m.values for m in measured.values()], axis=1)
             draws = bootstrap_curves(
-                values, measured[0].ids, measured[0].subjects, n_draws=min(MAX_DRAWS, study.n_bootstrap),
+                values, measured[0].clusters, measured[0].subjects, n_draws=min(MAX_DRAWS, study.n_bootstrap),
                 seed=study.seed,
             )  # fmt: skip
             # The peak of each resampled curve: how well the time of the best window is known.
@@ -141,7 +141,7 @@ class LayerTimeConfig(Settings):
                             "layer": layer.layer, "start": window.start, "stop": window.stop, "value": layer.rho,
                             "ci_low": layer.ci_low, "ci_high": layer.ci_high, "chance": 0.0, "n": match.n_images,
                             "p_value": layer.p_value, "ceiling_low": match.ceiling_low,
-                            "ceiling_high": match.ceiling_high,
+                            "ceiling_high": match.ceiling_high, "resampled": "images",
                         }
                     )  # fmt: skip
                 advance(1)

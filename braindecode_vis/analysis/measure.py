@@ -19,6 +19,7 @@ from braindecode_vis.analysis.study import Change, Study, fit_picked, rank_trial
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.metrics.uncertainty import (
     PairedDifference,
     bootstrap_interval,
@@ -42,8 +43,8 @@ class FoldValues:
     ----------
     values : array of shape (n_rows,)
         Of each test trial.
-    ids, subjects : arrays of shape (n_rows,)
-        Image and subject of each.
+    ids, subjects, clusters : arrays of shape (n_rows,)
+        Image and subject of each, and what it is resampled with (see `Study.find_clusters`).
     chance
         Level without information.
     table_sum
@@ -55,6 +56,7 @@ class FoldValues:
     values: np.ndarray
     ids: np.ndarray
     subjects: np.ndarray
+    clusters: np.ndarray
     chance: float
     table_sum: float
     null: np.ndarray | None
@@ -66,7 +68,7 @@ class Measured:
 
     Parameters
     ----------
-    values, ids, subjects : arrays of shape (n_rows,)
+    values, ids, subjects, clusters : arrays of shape (n_rows,)
         As in `FoldValues`, over all folds.
     chance
         Level without information.
@@ -79,6 +81,7 @@ class Measured:
     values: np.ndarray
     ids: np.ndarray
     subjects: np.ndarray
+    clusters: np.ndarray
     chance: float
     observed: float
     null: np.ndarray | None
@@ -96,20 +99,20 @@ class Measured:
         return float(compute_p_value(self.observed, self.null))
 
     def as_row(self, study: Study) -> dict[str, Any]:
-        """Return `value`, `ci_low`, `ci_high`, `chance`, `n` and `p_value`; bootstrap over subjects, then images."""
-        low, high = compute_interval(study, self.values, self.ids, self.subjects)
+        """Return `value`, `ci_low`, `ci_high`, `chance`, `n`, `p_value`, and what the interval has `resampled`."""
+        low, high = compute_interval(study, self.values, self.clusters, self.subjects)
         return {
             "value": self.value, "ci_low": low, "ci_high": high, "chance": self.chance, "n": len(self.values),
-            "p_value": self.p_value,
+            "p_value": self.p_value, "resampled": name_resampled(study, self.clusters, self.subjects),
         }  # fmt: skip
 
     def compare(self, study: Study, other: np.ndarray) -> PairedDifference | None:
-        """Return the paired difference to other values of the same rows; None for a single image."""
+        """Return the paired difference to other values of the same rows; None for a single image or group."""
         several = len(set(self.subjects.tolist())) > 1
-        if not several and len(set(self.ids.tolist())) < 2:
+        if not several and len(set(self.clusters.tolist())) < 2:
             return None
         return paired_difference(
-            self.values, other, clusters=self.ids, subjects=self.subjects if several else None,
+            self.values, other, clusters=self.clusters, subjects=self.subjects if several else None,
             n_boot=study.n_bootstrap, seed=study.seed,
         )  # fmt: skip
 
@@ -122,16 +125,24 @@ class Measured:
         }  # fmt: skip
 
 
+def name_resampled(study: Study, clusters: np.ndarray, subjects: np.ndarray) -> str:
+    """Return what an interval of `compute_interval` resampled, in the words of the table of scores."""
+    if len(set(subjects.tolist())) < 2:
+        return name_units(study.unit, len(set(clusters.tolist())))
+    n_subjects = len(set(subjects.tolist()))
+    return name_units("subject", n_subjects) if study.unit == "subject" else f"subjects, then {study.unit}s"
+
+
 def compute_interval(
-    study: Study, values: np.ndarray, ids: np.ndarray, subjects: np.ndarray
+    study: Study, values: np.ndarray, clusters: np.ndarray, subjects: np.ndarray
 ) -> tuple[float, float]:
-    """Return the 95 % interval of the mean, over subjects first where there are several; NaN for a single image."""
+    """Return the 95 % interval of the mean, over subjects first where there are several; NaN for a single cluster."""
     several = len(set(subjects.tolist())) > 1
-    if not several and len(set(ids.tolist())) < 2:
+    if not several and len(set(clusters.tolist())) < 2:
         return float("nan"), float("nan")
     interval = bootstrap_interval(
         values,
-        clusters=ids,
+        clusters=clusters,
         subjects=subjects if several else None,
         n_boot=study.n_bootstrap,
         seed=study.seed,
@@ -176,7 +187,8 @@ class Meter:
         if permute and 1 < len(gallery) <= LARGEST_GALLERY:
             total, null = self._permute(queries, gallery)
         subjects = test.trials["subject"].to_numpy(dtype=object)
-        return FoldValues(values, test.stimulus_ids, subjects, chance, total, null)
+        clusters = self.study.find_clusters(test)
+        return FoldValues(values, test.stimulus_ids, subjects, clusters, chance, total, null)
 
     def _permute(self, queries: Embeddings, gallery: Embeddings) -> tuple[float, np.ndarray]:
         names = tuple(sorted(str(i) for i in gallery.ids))
@@ -205,6 +217,7 @@ class Meter:
             values=np.concatenate([fold.values for fold in folds]),
             ids=np.concatenate([fold.ids for fold in folds]),
             subjects=np.concatenate([fold.subjects for fold in folds]),
+            clusters=np.concatenate([fold.clusters for fold in folds]),
             chance=float(np.average([fold.chance for fold in folds], weights=sizes)),
             observed=sum(fold.table_sum for fold in folds) / sum(sizes),
             # A null of some folds only would be narrower than the score that it judges.

@@ -28,6 +28,7 @@ from braindecode_vis.analysis.measure import (
     RetrievalMetric,
     check_retrieval,
     find_best,
+    name_resampled,
 )
 from braindecode_vis.analysis.patterns import list_columns
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
@@ -174,4 +175,5 @@ def _make_row(study: Study, key: tuple[str, str], hidden: Measured, whole: Measu
         "part": key[0], "name": key[1], "value": whole.value - hidden.value,
         "ci_low": loss.interval.low if loss else np.nan, "ci_high": loss.interval.high if loss else np.nan,
         "chance": 0.0, "n": len(hidden.values), "p_value": loss.p_value if loss else np.nan, "score": hidden.value,
+        "resampled": name_resampled(study, whole.clusters, whole.subjects) if loss else "",
     }  # fmt: skip

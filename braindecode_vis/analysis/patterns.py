@@ -26,6 +26,7 @@ from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.seeds import make_generator
@@ -66,16 +67,16 @@ class SpatialPatternsConfig(Settings):
             windows = list(
                 make_sliding_windows(study.responses, self.width, self.width, self.tmin, self.tmax)
             )
-        data, signal, ids = predict_signal(study, windows, self.n_components)
+        data, signal, clusters = predict_signal(study, windows, self.n_components)
         names = list_columns(study.responses)
-        table = _tabulate(study, data, signal, ids, names, windows, self.n_resamples)
+        table = _tabulate(study, data, signal, clusters, names, windows, self.n_resamples)
         return _report(study, table, windows, signal.shape[1])
 
 
 def predict_signal(
     study: Study, windows: Sequence[Window | None], n_components: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return window means, the decoded signal and the images of all test trials.
+    """Return window means, the decoded signal and the images (or groups) of all test trials.
 
     Returns
     -------
@@ -83,10 +84,11 @@ def predict_signal(
         Centred within each fold.
     signal : array of shape (n_trials, n_components)
         Leading components of the predictions, mean 0 and variance 1 within each fold.
-    ids : array of shape (n_trials,)
+    clusters : array of shape (n_trials,)
+        What is resampled together; see `Study.find_clusters`.
     """
     axes: np.ndarray | None = None
-    data, signal, ids = [], [], []
+    data, signal, clusters = [], [], []
     for number, fold in enumerate(study.folds):
         test = study.pick(fold.test, "test")
         predicted = study.trained(number).predict(test).flat().astype(np.float64)
@@ -99,10 +101,10 @@ def predict_signal(
         means = np.stack([_average(test, window) for window in windows], axis=1)
         data.append(means - means.mean(axis=0))  # (n_trials, n_windows, n_features)
         signal.append(own)
-        ids.append(test.stimulus_ids)
+        clusters.append(study.find_clusters(test))
     if min(len(part) for part in signal) < 3:
         raise DataError("a spatial pattern needs at least three test trials in every fold.")
-    return np.concatenate(data), np.concatenate(signal), np.concatenate(ids)
+    return np.concatenate(data), np.concatenate(signal), np.concatenate(clusters)
 
 
 def _whiten(values: np.ndarray) -> np.ndarray:
@@ -137,17 +139,18 @@ def list_columns(responses: Responses) -> list[str]:
 
 
 def _tabulate(
-    study: Study, data: np.ndarray, signal: np.ndarray, ids: np.ndarray, names: list[str],
+    study: Study, data: np.ndarray, signal: np.ndarray, clusters: np.ndarray, names: list[str],
     windows: Sequence[Window | None], n_resamples: int,
 ) -> pd.DataFrame:  # fmt: skip
     pattern = np.einsum("tk,twc->kwc", signal, data) / len(data)  # (n_components, n_windows, n_features)
     flat = data.reshape(len(data), -1)
+    resampled = name_units(study.unit, len(set(clusters.tolist())))
     rows = []
     for k in range(signal.shape[1]):
         peak = pattern[k].flat[int(np.abs(pattern[k]).argmax())]
         own = pattern[k] * (1.0 if peak >= 0 else -1.0)
         weighted = signal[:, k] * (1.0 if peak >= 0 else -1.0)
-        low, high = _bootstrap(study, flat * weighted[:, None], ids, n_resamples)
+        low, high = _bootstrap(study, flat * weighted[:, None], clusters, n_resamples)
         # The sign was chosen by the data, so the test has two sides.
         p_value = _permute(study, flat, weighted, own.ravel(), n_resamples)
         for w, window in enumerate(windows):
@@ -158,17 +161,18 @@ def _tabulate(
                         "component": k + 1, "column": name, "start": window.start if window else np.nan,
                         "stop": window.stop if window else np.nan, "value": own[w, c], "ci_low": low[cell],
                         "ci_high": high[cell], "chance": 0.0, "n": len(data), "p_value": p_value[cell],
+                        "resampled": resampled,
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _bootstrap(
-    study: Study, products: np.ndarray, ids: np.ndarray, n_draws: int
+    study: Study, products: np.ndarray, clusters: np.ndarray, n_draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the interval of the mean of every column over resampled images."""
+    """Return the interval of the mean of every column over resampled images or groups."""
     generator = make_generator(study.seed, "bootstrap patterns")
-    codes = np.unique(ids.astype(str), return_inverse=True)[1]
+    codes = np.unique(clusters.astype(str), return_inverse=True)[1]
     sizes = np.bincount(codes)
     sums = np.zeros((len(sizes), products.shape[1]))
     np.add.at(sums, codes, products)

@@ -92,7 +92,7 @@ class RepetitionsConfig(Settings):
             f"{last['repetitions']:.0f} {describe_result(last, self.metric)}."
         )
         how = f"Repetitions of {trials} test images were drawn and averaged; the encoder is that of the run."
-        caption = f"{self.metric} by number of averaged repetitions, mean over draws, with 95 % intervals over images."
+        caption = f"{self.metric} by number of averaged repetitions, mean over draws, with 95 % intervals."
         return Findings(
             "Repetitions", f"{how} {found}", table, (Plot("repetitions", caption, found, draw_plot),)
         )
@@ -126,7 +126,7 @@ def _average(measured: list[Measured]) -> Measured:
     nulls = [m.null for m in measured if m.null is not None]
     first = measured[0]
     return Measured(
-        np.mean([m.values for m in measured], axis=0), first.ids, first.subjects, first.chance,
+        np.mean([m.values for m in measured], axis=0), first.ids, first.subjects, first.clusters, first.chance,
         float(np.mean([m.observed for m in measured])),
         np.mean(nulls, axis=0) if len(nulls) == len(measured) else None,
     )  # fmt: skip

@@ -214,7 +214,7 @@ def _list_rows(match: BrainMatch, window: Window | None) -> list[dict[str, Any]]
             "stop": window.stop if window else np.nan, "value": layer.rho, "ci_low": layer.ci_low,
             "ci_high": layer.ci_high, "chance": 0.0, "n": match.n_images, "p_value": layer.p_value,
             "ceiling_low": np.nan if match.ceiling_low is None else match.ceiling_low,
-            "ceiling_high": np.nan if match.ceiling_high is None else match.ceiling_high,
+            "ceiling_high": np.nan if match.ceiling_high is None else match.ceiling_high, "resampled": "images",
         }
         for layer in match.layers
     ]  # fmt: skip

@@ -153,6 +153,10 @@ class Study:
         Whether a category decoder decides all volumes of a trial together, so that they are one decision.
     spaces
         Further banks by name, for analyses that compare image spaces; embeddings of every image.
+    unit
+        What intervals resample, in one word, as in the scores of the run.
+    label
+        ``label(trials)`` returns which of them each test trial belongs to; None where they are images.
     progress
         ``progress(description, total)`` returns a context whose value is called with steps done.
     """
@@ -173,7 +177,13 @@ class Study:
     choose: Choose = _keep_all
     pools_volumes: bool = False
     spaces: dict[str, Embeddings] = field(default_factory=dict)
+    unit: str = "image"
+    label: Callable[[pd.DataFrame], np.ndarray] | None = None
     progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]] = _no_progress
+
+    def find_clusters(self, test: Responses) -> np.ndarray:
+        """Return what test trials belong to and are resampled with: their images, or what `unit` names."""
+        return test.stimulus_ids if self.label is None else self.label(test.trials)
 
     @property
     def has_time(self) -> bool:

@@ -82,6 +82,7 @@ class TimeResolvedCategoriesConfig(Settings):
             {
                 "value": float(curve[w]), "ci_low": float(low[w]), "ci_high": float(high[w]), "chance": 0.5, "n": n,
                 "p_value": float(p_values[w]),
+                "resampled": "subjects, then trials of a class" if len(means) > 1 else "trials of a class in its run",
             }
             for w in range(len(windows))
         ]  # fmt: skip

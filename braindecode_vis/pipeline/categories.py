@@ -144,6 +144,8 @@ def evaluate_categories(
         )
         scores, items = compute_category_scores(task)
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        if units is not None:  # what `compare` resamples
+            items = items.assign(unit=units.unit, cluster=units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)
 
     artifact = run.produce("evaluate", fields, upstream, compute)

@@ -83,6 +83,8 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
             folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])]
         )
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
+        if units is not None:  # what `compare` resamples
+            items = items.assign(unit=units.unit, cluster=units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)
 
     upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}

@@ -11,7 +11,9 @@ Saravanan, Berman and Sober (2020), hierarchical bootstrap in neuroscience, arXi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -82,17 +84,61 @@ def find_units(items: pd.DataFrame, trials: pd.DataFrame, resample: Resample) ->
             "evaluation.resample to auto."
         )
     groups = make_groups(trials, side).astype(str)
-    if len(items) == len(trials):
-        return Units(side, make_groups(items, side).astype(str).astype(object)), ""
-    keys = [name for name in _AVERAGED_OVER if name in trials]
-    joined = _join_groups(pd.MultiIndex.from_frame(trials[keys].astype(str)), groups)
-    labels = joined.reindex(pd.MultiIndex.from_frame(items[keys].astype(str))).to_numpy(dtype=object)
-    if len(set(groups.tolist())) > 1 and len(set(labels.tolist())) < 2:
+    labels = _label_items(items, trials, side, averaged=len(items) != len(trials))
+    if len(items) != len(trials) and len(set(groups.tolist())) > 1 and len(set(labels.tolist())) < 2:
         words = f"test items are averages over several {side}s each; set repeats.test to single to resample {side}s"
         if resample != "auto":
             raise ConfigError(f"evaluation.resample is {resample}, but {words}.")
         return None, f"intervals resample images, not {side}s: {words}."
     return Units(side, labels), ""
+
+
+def make_labels(
+    trials: pd.DataFrame, resample: Resample, *, averaged: bool
+) -> tuple[str, Callable[[pd.DataFrame], np.ndarray]] | None:
+    """Return the name of the unit, and a function from test items to the unit of each; None where images are resampled.
+
+    For analyses, which test the folds of a run one after the other, and some of their items only.
+
+    Parameters
+    ----------
+    trials
+        All single test trials.
+    resample
+        As in `EvaluationConfig`.
+    averaged
+        Whether test items are averages over repetitions.
+    """
+    if resample == "image" or (resample == "auto" and "group" not in trials):
+        return None
+    if resample == "trial":
+        calls = (
+            count()
+        )  # items of two folds are never the same trial, and labels sort in the order of the calls
+
+        def number(items: pd.DataFrame) -> np.ndarray:
+            call = next(calls)
+            return np.array([f"{call:08d}.{row:08d}" for row in range(len(items))], dtype=object)
+
+        return "trial", number
+    if resample == "subject":
+        return "subject", lambda items: items["subject"].astype(str).to_numpy(dtype=object)
+    side: Side = "group" if resample == "auto" else resample
+    if side not in ("session", "run") and side not in trials:
+        return None
+    if len(set(_label_items(trials, trials, side, averaged=averaged).tolist())) < 2:
+        return None
+    return side, lambda items: _label_items(items, trials, side, averaged=averaged)
+
+
+def _label_items(items: pd.DataFrame, trials: pd.DataFrame, side: Side, *, averaged: bool) -> np.ndarray:
+    """Return the unit of each test item; what an average was taken over is one unit."""
+    if not averaged and (side in ("session", "run") or side in items):
+        return make_groups(items, side).astype(str).astype(object)
+    keys = [name for name in _AVERAGED_OVER if name in trials]
+    groups = make_groups(trials, side).astype(str)
+    joined = _join_groups(pd.MultiIndex.from_frame(trials[keys].astype(str)), groups)
+    return joined.reindex(pd.MultiIndex.from_frame(items[keys].astype(str))).to_numpy(dtype=object)
 
 
 def _join_groups(keys: pd.MultiIndex, groups: np.ndarray) -> pd.Series:

@@ -29,6 +29,7 @@ from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trial
 from braindecode_vis.pipeline.runs import Run
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
+from braindecode_vis.scores.units import make_labels
 from braindecode_vis.seeds import derive_seed
 
 
@@ -94,11 +95,20 @@ def make_study(run: Run) -> Study:
         protocol = f"{config.dataset.kind}; {prepared.split.protocol}"
     else:
         protocol = describe_protocol(run, prepared, describe_gallery(run))
+    folds = prepared.split.folds if config.decodes_categories else prepared.folds
+    imagined = () if config.decodes_categories else prepared.imagined
+    tested = np.concatenate([*(fold.test for fold in folds), *imagined]).astype(int)
+    units = make_labels(
+        prepared.responses.trials.iloc[tested], config.evaluation.resample,
+        averaged=not config.decodes_categories and config.repeats.test == "averaged",
+    )  # fmt: skip
     return Study(
         responses=chosen.narrow(prepared.responses),
         stimuli=prepared.stimuli,
-        folds=prepared.split.folds if config.decodes_categories else prepared.folds,
-        imagined=() if config.decodes_categories else prepared.imagined,
+        folds=folds,
+        imagined=imagined,
+        unit=units[0] if units else "trial" if config.decodes_categories else "image",
+        label=None if units is None else units[1],
         banks=[bank.embeddings for bank in banks],
         pick=pick,
         build=lambda number: (
@@ -127,7 +137,11 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
         "centre": config.retrieval.centre,
         **({} if config.selection.is_empty else {"selection": config.selection.hashed_fields()}),
         **({"text": config.text.hashed_fields()} if run.encoder.reads_text else {}),
-        "evaluation": {"n_bootstrap": study.n_bootstrap, "n_permutations": study.n_permutations},
+        "evaluation": {
+            "n_bootstrap": study.n_bootstrap,
+            "n_permutations": study.n_permutations,
+            **({} if study.label is None else {"resample": study.unit}),
+        },
         "seed": config.seed,
     }
     upstream = {"preprocess": prepared.artifact.fingerprint}

@@ -11,10 +11,12 @@ import pandas as pd
 from braindecode_vis import pipeline
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
+from braindecode_vis.metrics.score import name_units
 from braindecode_vis.metrics.uncertainty import correct_holm, paired_difference
 from braindecode_vis.pipeline.runs import Run, open_run
 
 KEYS = ["subject", "stimulus_id", "occurrence"]
+UNITS = ["unit", "cluster"]  # what items are resampled with, where that is not their image
 
 
 def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
@@ -33,8 +35,9 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
     -------
     DataFrame
         Columns `run`, `reference`, `metric`, `value`, `reference_value`, `difference`, `ci_low`, `ci_high`,
-        `p_value`, `p_holm` (Holm's correction over all rows), `n_items`, `n_subjects`. Stimuli are resampled, and
-        subjects first where there are several.
+        `p_value`, `p_holm` (Holm's correction over all rows), `n_items`, `n_subjects`, `resampled`: images, or
+        whole groups where a run resamples groups (those of the reference first), and subjects before them where there
+        are several. Signs of the differences are flipped for whole images or groups too.
 
     Raises
     ------
@@ -72,17 +75,18 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
                 "each other; give both the same retrieval.gallery."
             )
         subjects, several = both["subject"], both["subject"].nunique() > 1
+        clusters, resampled = _find_clusters(both)
         metrics = [
             name
             for name in reference.columns
-            if name in table.columns and name not in (*KEYS, "gallery_size")
+            if name in table.columns and name not in (*KEYS, *UNITS, "gallery_size")
         ]
         for metric in metrics:
             new, old = both[f"{metric}_b"].to_numpy(float), both[f"{metric}_a"].to_numpy(float)
             if not (np.isfinite(new).all() and np.isfinite(old).all()):
                 continue
             found = paired_difference(
-                new, old, clusters=list(both["stimulus_id"]), n_boot=n_boot, seed=seed,
+                new, old, clusters=clusters, n_boot=n_boot, seed=seed,
                 subjects=list(both["subject"]) if several else None,
             )  # fmt: skip
             rows.append(
@@ -91,7 +95,7 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
                     "value": _average(new, subjects),
                     "reference_value": _average(old, subjects), "difference": found.mean, "ci_low": found.interval.low,
                     "ci_high": found.interval.high, "p_value": found.p_value, "n_items": len(both),
-                    "n_subjects": both["subject"].nunique(),
+                    "n_subjects": both["subject"].nunique(), "resampled": resampled,
                 }
             )  # fmt: skip
     result = pd.DataFrame(rows)
@@ -99,6 +103,22 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
         list(result.columns).index("p_value") + 1, "p_holm", correct_holm(result["p_value"].to_numpy())
     )
     return result
+
+
+def _find_clusters(both: pd.DataFrame) -> tuple[list[str], str]:
+    """Return what each item is resampled with, as in the scores of the reference, and that in words."""
+    # Both runs name their units, with suffixes, or one of them does.
+    unit, cluster = next(
+        ((both[f"unit{s}"].iloc[0], f"cluster{s}") for s in ("_a", "") if f"unit{s}" in both),
+        ("image", "stimulus_id"),
+    )
+    if both[cluster].nunique() < 2:
+        unit, cluster = "image", "stimulus_id"
+    clusters = both[cluster].astype(str).tolist()
+    if both["subject"].nunique() < 2:
+        return clusters, name_units(unit, len(set(clusters)))
+    n_subjects = both["subject"].nunique()
+    return clusters, name_units("subject", n_subjects) if unit == "subject" else f"subjects, then {unit}s"
 
 
 def _average(values: np.ndarray, subjects: pd.Series) -> float:
@@ -126,7 +146,7 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
         table = pd.DataFrame({"subject": items["subject"].astype(str), "stimulus_id": names})
         table["occurrence"] = 0
         table["accuracy"] = (items["decoded"] == items["label"]).to_numpy(float)
-        return table
+        return _keep_units(items, table.assign(unit="trial", cluster=names))
     table = pd.DataFrame({key: items[key].astype(str) for key in ("subject", "stimulus_id")})
     # A subject may be tested several times with one image, where repetitions are not averaged.
     table["occurrence"] = table.groupby(["subject", "stimulus_id"]).cumcount()
@@ -144,4 +164,10 @@ def tabulate_items(items: pd.DataFrame) -> pd.DataFrame:
             items[name]
         ):
             table[name] = items[name].to_numpy(float)
+    return _keep_units(items, table)
+
+
+def _keep_units(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    if "cluster" in items:
+        return table.assign(unit=items["unit"].to_numpy(object), cluster=items["cluster"].to_numpy(object))
     return table

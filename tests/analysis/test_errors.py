@@ -102,6 +102,7 @@ def test_labels_that_say_nothing_have_large_p_values():
         decided = pd.DataFrame(
             {
                 "id": [str(n) for n in range(40)],
+                "cluster": [str(n) for n in range(40)],
                 "subject": "1",
                 "seen": generator.permutation(list("ab") * 20),
                 "decoded": generator.permutation(list("ab") * 20),
