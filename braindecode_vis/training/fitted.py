@@ -123,7 +123,8 @@ class NetworkFit:
             for start in range(0, len(embeddings), PREDICTED_TOGETHER):
                 chunk = slice(start, start + PREDICTED_TOGETHER)
                 rows = self._read_raw(embeddings, chunk, images)
-                flat = torch.from_numpy(rows.reshape(len(rows), -1)).to(device)
+                # Copied: a bank is mapped from its file and may not be written to, which torch warns of.
+                flat = torch.from_numpy(np.array(rows.reshape(len(rows), -1))).to(device)
                 # one subject for all rows of the gallery
                 everyone = None if index is None else index.expand(len(rows))
                 mapped[chunk] = self.model.encode_image(flat, everyone).cpu().numpy()

@@ -27,12 +27,12 @@ from braindecode_vis.phantom.format_plan import TRUTH, Counts, Format, PhantomJo
 from braindecode_vis.phantom.formats import nsd
 from braindecode_vis.phantom.formats.fif import write_raw_fif
 from braindecode_vis.phantom.formats.file_writers import write_text
+from braindecode_vis.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
 from braindecode_vis.phantom.forward import make_sensor_system
 from braindecode_vis.phantom.recordings import find_samples, simulate_continuous
 from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, divide
 from braindecode_vis.phantom.stimuli.images import list_split
 from braindecode_vis.seeds import derive_seed, make_generator
-from braindecode_vis.stimuli import read_image_file
 
 SOA_S, STIMULUS_S = 0.35, 0.3  # [1]_
 LEAD_S, PAUSE_S = 2.0, 1.0
@@ -84,9 +84,9 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=4)
-def make_design(n_images: int, seed: int) -> nsd.Design:
+def make_design(n_images: int, seed: int) -> Design:
     """Return the arrays of ``nsd_expdesign.mat`` in which every image is shared."""
-    return nsd.make_nsd_expdesign(1, 1, n_images, n_images, n_images, derive_seed(seed, "design"), n_runs=1)
+    return make_nsd_expdesign(1, 1, n_images, n_images, n_images, derive_seed(seed, "design"), n_runs=1)
 
 
 @lru_cache(maxsize=8)
@@ -116,16 +116,11 @@ def plan(job: PhantomJob) -> list[Unit]:
     def write_shared(progress: Progress) -> list[Path]:
         tested = sorted(int(number) for number in job.table["nsd_id"].iloc[job.test_rows])
         return [
-            nsd.write_expdesign(job.root, make_design(n_images, job.config.seed)),
+            write_expdesign(job.root, make_design(n_images, job.config.seed)),
             write_text(job.root / "test_indices.json", json.dumps(tested)),
         ]
 
-    def write_brick(progress: Progress) -> list[Path]:
-        ordered = job.table.sort_values("nsd_id")["path"]
-        images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
-        return [nsd.write_stimuli(job.root, images, n_images, size=job.size.image_size)]
-
-    units = [Unit("design and split", 1, write_shared), Unit("the stimulus brick", n_images, write_brick)]
+    units = [Unit("design and split", 1, write_shared), nsd.plan_brick(job)]
     n_steps = max(1, round(_expect_seconds(job.size)))
     for person in job.subjects:
         for session in range(1, job.size.n_sessions + 1):

@@ -62,6 +62,7 @@ from braindecode_vis.phantom.formats.nsd_synthetic import (
 from braindecode_vis.phantom.scanner import (
     GRIDS,
     ROIS,
+    Scanner,
     count_voxels,
     estimate_volume_bytes,
     iterate_volumes,
@@ -82,6 +83,21 @@ def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if NSD cannot have this size."""
     check_numbers(size, "nsd", USES)
     check_imagery(size, "nsd")
+    check_design(size)
+    check_synthetic(size)
+    for version in list_versions(size):
+        check_option("beta version of a phantom of NSD", version, BETA_VERSIONS)
+    if size.beta_form is not None:
+        check_option("form of the betas of a phantom of NSD", size.beta_form, BETA_FORMS)
+    if (size.n_imagery or 0) % len(IMAGERY_SETS) or (size.imagery_repetitions or 0) % 2:
+        raise ConfigError(
+            f"imagined images come in three sets and two runs: n_imagery ({size.n_imagery}) must be a multiple of 3 "
+            f"and imagery_repetitions ({size.imagery_repetitions}) even."
+        )
+
+
+def check_design(size: PhantomSize) -> None:
+    """Raise `ConfigError` if the images cannot be dealt out to sessions and runs."""
     assert size.n_runs is not None
     if size.train_repetitions != size.test_repetitions:
         raise ConfigError(
@@ -92,16 +108,6 @@ def check(size: PhantomSize) -> None:
         raise ConfigError(
             f"{per_session} trials a session cannot fill {size.n_runs} runs, or voxel_mm ({size.voxel_mm}) is "
             f"not from {min(GRIDS)} to {max(GRIDS)}."
-        )
-    check_synthetic(size)
-    for version in list_versions(size):
-        check_option("beta version of a phantom of NSD", version, BETA_VERSIONS)
-    if size.beta_form is not None:
-        check_option("form of the betas of a phantom of NSD", size.beta_form, BETA_FORMS)
-    if (size.n_imagery or 0) % len(IMAGERY_SETS) or (size.imagery_repetitions or 0) % 2:
-        raise ConfigError(
-            f"imagined images come in three sets and two runs: n_imagery ({size.n_imagery}) must be a multiple of 3 "
-            f"and imagery_repetitions ({size.imagery_repetitions}) even."
         )
 
 
@@ -170,9 +176,8 @@ def make_design(size: PhantomSize, seed: int) -> Design:
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return design, stimuli, each person's tables and regions, and one unit per session of betas."""
-    n_images = len(job.table)
     # Before hours of work: will the betas fit into the files?
-    rows = np.unique(np.linspace(0, n_images - 1, 64).astype(int))
+    rows = np.unique(np.linspace(0, len(job.table) - 1, 64).astype(int))
     for person in job.subjects:
         # Gains of single trials reach twice their mean; noise stays within six standard deviations.
         most = 2 * float(np.abs(compute_betas(person, job.scanner, rows)).max())
@@ -183,22 +188,7 @@ def plan(job: PhantomJob) -> list[Unit]:
                 f"{most:.0f} % signal change, but the int16 of NSD end at {MOST_PERCENT:.0f} %; choose a lower snr."
             )
 
-    def write_design_files(progress: Progress) -> list[Path]:
-        design = make_design(job.size, job.config.seed)
-        return [
-            write_expdesign(job.root, design),
-            write_stim_info(job.root, make_stim_info(design, n_images)),
-        ]
-
-    def write_brick(progress: Progress) -> list[Path]:
-        ordered = job.table.sort_values("nsd_id")["path"]
-        images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
-        return [write_stimuli(job.root, images, n_images, size=job.size.image_size)]
-
-    units = [
-        Unit("the experimental design", 1, write_design_files),
-        Unit("the stimulus brick", n_images, write_brick),
-    ]
+    units = plan_shared(job)
     if job.size.n_imagery:
         units.append(Unit("the imagery design", 1, lambda progress: write_imagery_design(job)))
     if job.size.n_synthetic:
@@ -221,16 +211,48 @@ def plan(job: PhantomJob) -> list[Unit]:
     return units
 
 
+def plan_shared(job: PhantomJob) -> list[Unit]:
+    """Return what all subjects share: the experimental design and the stimulus brick."""
+    n_images = len(job.table)
+
+    def write_design_files(progress: Progress) -> list[Path]:
+        design = make_design(job.size, job.config.seed)
+        return [
+            write_expdesign(job.root, design),
+            write_stim_info(job.root, make_stim_info(design, n_images)),
+        ]
+
+    return [Unit("the experimental design", 1, write_design_files), plan_brick(job)]
+
+
+def plan_brick(job: PhantomJob) -> Unit:
+    """Return the unit of the stimulus brick: every image, in the order of `nsdId`."""
+    n_images = len(job.table)
+
+    def write_brick(progress: Progress) -> list[Path]:
+        ordered = job.table.sort_values("nsd_id")["path"]
+        images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
+        return [write_stimuli(job.root, images, n_images, size=job.size.image_size)]
+
+    return Unit("the stimulus brick", n_images, write_brick)
+
+
 def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     number = person.index + 1
     scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
     design = make_design(job.size, job.config.seed)
     responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
-    paths = [write_responses(job.root, number, responses), write_brainmask(job.root, number, scanner)]
+    paths = [write_responses(job.root, number, responses), *write_regions(job.root, number, scanner)]
     snr = compute_voxel_snr(person, job.scanner)
     for version in list_versions(job.size):
         ncsnr = scanner.fill_volume(snr / np.hypot(1, _EXTRA_NOISE[version]))
         paths.append(write_ncsnr(job.root, number, ncsnr, scanner.affine, version=version))
+    return paths
+
+
+def write_regions(root: Path, number: int, scanner: Scanner) -> list[Path]:
+    """Write the brain mask of a subject, from 1, and the sets of regions with their colour tables."""
+    paths = [write_brainmask(root, number, scanner)]
     # The published file tells upper from lower field in V1 to V3: seven labels.
     quadrants, names = label_visual_quadrants(scanner)
     regions = {"prf-visualrois": (scanner.fill_volume(quadrants), names)}
@@ -239,8 +261,8 @@ def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[P
             known = {i: "_".join(group) for i, group in enumerate(groups, start=1)}
             regions[name] = (scanner.make_roi_volume(name), {1: name} if name == "nsdgeneral" else known)
     for name, (labels, known) in regions.items():
-        paths.append(write_roi(job.root, number, name, labels, scanner.mask, scanner.affine, names=known))
-        paths.append(job.root / "nsddata/freesurfer" / f"subj{number:02d}" / "label" / f"{name}.mgz.ctab")
+        paths.append(write_roi(root, number, name, labels, scanner.mask, scanner.affine, names=known))
+        paths.append(root / "nsddata/freesurfer" / f"subj{number:02d}" / "label" / f"{name}.mgz.ctab")
     return paths
 
 

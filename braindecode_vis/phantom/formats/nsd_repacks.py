@@ -31,6 +31,7 @@ from braindecode_vis.phantom.bold_signal import iterate_betas
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats.nsd_design import get_trial_images, write_expdesign
 from braindecode_vis.phantom.scanner import count_voxels
 from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
 from braindecode_vis.stimuli import read_image_file
@@ -46,7 +47,7 @@ _GENERAL_SHARE = 0.22  # of cortical voxels that nsdgeneral has, for the estimat
 def check(name: str, size: PhantomSize) -> None:
     """Raise `ConfigError` if the copy cannot have this size."""
     check_numbers(size, name, USES)
-    nsd.check(size.replace(n_imagery=0, imagery_repetitions=0))
+    nsd.check_design(size)
     if size.test_repetitions > 3:
         raise ConfigError(f"NSD shows an image three times, not {size.test_repetitions} (test_repetitions).")
 
@@ -73,10 +74,7 @@ def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
     """Return the trials of a person (from 0): `nsd_id`, `row` of the image, `session` (from 1), `shared`."""
     design = nsd.make_design(job.size, job.config.seed)
     ids = np.concatenate(
-        [
-            nsd.get_trial_images(design, subject + 1, session) - 1
-            for session in range(1, job.size.n_sessions + 1)
-        ]
+        [get_trial_images(design, subject + 1, session) - 1 for session in range(1, job.size.n_sessions + 1)]
     )
     rows = np.argsort(job.table["nsd_id"].to_numpy())[ids]
     session = np.repeat(np.arange(1, job.size.n_sessions + 1), len(ids) // job.size.n_sessions)
@@ -240,7 +238,7 @@ def plan_brain_diffuser(job: PhantomJob) -> list[Unit]:
     """Return the design that names the rows, and one unit per person."""
 
     def write_design(progress: Progress) -> list[Path]:
-        return [nsd.write_expdesign(job.root, nsd.make_design(job.size, job.config.seed))]
+        return [write_expdesign(job.root, nsd.make_design(job.size, job.config.seed))]
 
     units = [Unit("the experimental design", 1, write_design)]
     for person in job.subjects:

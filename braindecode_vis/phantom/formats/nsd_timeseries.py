@@ -23,10 +23,10 @@ from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.formats import nsd
 from braindecode_vis.phantom.formats.file_writers import write_text
+from braindecode_vis.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
+from braindecode_vis.phantom.formats.nsd_files import SPACE, T_R, make_subject_scanner
 from braindecode_vis.phantom.formats.raw_fmri import estimate_raw_volume, estimate_seconds, write_series
-from braindecode_vis.phantom.scanner import ROIS, label_visual_quadrants
 from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
-from braindecode_vis.stimuli import read_image_file
 
 USES = ("n_runs", "voxel_mm")
 SLOT_VOLUMES = 3  # a trial of 4 s in steps of 4/3 s [1]_
@@ -36,11 +36,7 @@ _TAIL_VOLUMES = 9
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if NSD cannot have this size."""
     check_numbers(size, "nsd-timeseries", USES)
-    nsd.check(_without_imagery(size))
-
-
-def _without_imagery(size: PhantomSize) -> PhantomSize:
-    return size.replace(n_imagery=0, imagery_repetitions=0)
+    nsd.check_design(size)
 
 
 def _expect_volumes(size: PhantomSize) -> int:
@@ -61,29 +57,12 @@ def count(size: PhantomSize) -> Counts:
     )
     seconds = 1 + estimate_seconds(size.voxel_mm, n_volumes) + n_images * 2e-3
     n_steps = 1 + n_images + size.n_subjects + n_volumes
-    return Counts(n_bytes, 0, n_volumes * nsd.T_R, seconds, n_steps)
+    return Counts(n_bytes, 0, n_volumes * T_R, seconds, n_steps)
 
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return design, stimuli, each person's regions, and one unit per run."""
-    n_images = len(job.table)
-
-    def write_design_files(progress: Progress) -> list[Path]:
-        design = nsd.make_design(job.size, job.config.seed)
-        return [
-            nsd.write_expdesign(job.root, design),
-            nsd.write_stim_info(job.root, nsd.make_stim_info(design, n_images)),
-        ]
-
-    def write_brick(progress: Progress) -> list[Path]:
-        ordered = job.table.sort_values("nsd_id")["path"]
-        images = progress.watch((read_image_file(job.root / path) for path in ordered), lambda image: 1)
-        return [nsd.write_stimuli(job.root, images, n_images, size=job.size.image_size)]
-
-    units = [
-        Unit("the experimental design", 1, write_design_files),
-        Unit("the stimulus brick", n_images, write_brick),
-    ]
+    units = nsd.plan_shared(job)
     for person in job.subjects:
         units.append(Unit(f"subject {person.name}, regions", 1, partial(_write_regions, job, person)))
         for session in range(1, job.size.n_sessions + 1):
@@ -95,32 +74,25 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 
 def _write_regions(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    scanner, number = job.scanner, person.index + 1
-    quadrants, names = label_visual_quadrants(scanner)
-    general = scanner.make_roi_volume("nsdgeneral")
-    sets = {
-        "nsdgeneral": (general, {1: "nsdgeneral"}),
-        "prf-visualrois": (scanner.fill_volume(quadrants), names),
-    }
-    sets["floc-faces"] = (scanner.make_roi_volume("floc-faces"), {1: "_".join(ROIS["floc-faces"][0])})
+    number = person.index + 1
     design = nsd.make_design(job.size, job.config.seed)
-    responses = nsd.make_responses(design, number, job.size.n_sessions, job.config.seed)
-    paths = [nsd.write_responses(job.root, number, responses)]
-    for name, (labels, known) in sets.items():
-        paths.append(nsd.write_roi(job.root, number, name, labels, scanner.mask, scanner.affine, names=known))
-    return paths
+    responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
+    scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
+    return [write_responses(job.root, number, responses), *nsd.write_regions(job.root, number, scanner)]
 
 
 def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
     design = nsd.make_design(job.size, job.config.seed)
     pattern = design["stimpattern"][session - 1]
-    shown = nsd.get_trial_images(design, person.index + 1, session)
+    shown = get_trial_images(design, person.index + 1, session)
     first = int(pattern[: run - 1].sum())
     own = shown[first : first + int(pattern[run - 1].sum())]
     # Rows of the drive in the order of nsdId: the inverse of the column.
     rows = np.argsort(job.table["nsd_id"].to_numpy())[own - 1]
     starts = SLOT_VOLUMES * np.flatnonzero(pattern[run - 1])
     n_volumes = _expect_volumes(job.size)
+    # Each subject has a volume of their own, around the same voxels.
+    own_job = replace(job, recorder=make_subject_scanner(job.size.voxel_mm or 0, person.index + 1))
     begins = np.zeros(n_volumes, int)
     begins[starts] = own
     base, end = find_folder(job.root, person.index + 1), f"_session{session:02d}_run{run:02d}"
@@ -132,7 +104,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
             "".join("\t".join(f"{value:.6g}" for value in row) + "\n" for row in motion),
         ),
         write_series(
-            base / "timeseries" / f"timeseries{end}.nii.gz", job, person, starts * job.scanner.t_r, rows,
+            base / "timeseries" / f"timeseries{end}.nii.gz", own_job, person, starts * T_R, rows,
             nsd.STIMULUS_S, n_volumes, progress,
         ),
     ]  # fmt: skip
@@ -140,7 +112,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
 
 def find_folder(root: Path, subject: int) -> Path:
     """Return the folder of a subject's series."""
-    return root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / nsd.SPACE
+    return root / "nsddata_timeseries" / "ppdata" / f"subj{subject:02d}" / SPACE
 
 
 def write_design(path: Path, begins: np.ndarray) -> Path:
@@ -155,6 +127,5 @@ FORMAT = replace(
     uses=USES,
     check=check,
     count=count,
-    list_images=lambda size, seed: nsd.list_images(size, seed),
     plan=plan,
 )
