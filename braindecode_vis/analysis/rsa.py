@@ -42,6 +42,7 @@ from braindecode_vis.store import hash_sampled, read_responses
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Measure = Literal["spearman", "pearson"]
 #: Any image encoder whose features are a layer; fitted targets and degraded images are none.
 LayerConfig = Annotated[
     Any,
@@ -374,7 +375,7 @@ class LayerMatch:
     layer
         Name.
     rho
-        Spearman correlation of the dissimilarities, the mean over subjects.
+        Spearman (or Pearson) correlation of the dissimilarities, the mean over subjects.
     ci_low, ci_high
         95 % interval over resampled images.
     p_value
@@ -446,15 +447,62 @@ def compare_layers_with_brain(
     if not brain or not layers:
         raise DataError("representational similarity needs at least one subject and one layer.")
     ids = list(next(iter(brain.values())).ids)
-    subjects = [squareform(compute_rdm(rows.select(ids).vectors, metric=metric)) for rows in brain.values()]
-    models = {
-        name: squareform(compute_rdm(rows.select(ids).vectors, metric=metric))
-        for name, rows in layers.items()
-    }
-    n = len(ids)
+    subjects, models = (
+        {
+            name: squareform(compute_rdm(rows.select(ids).vectors, metric=metric))
+            for name, rows in side.items()
+        }
+        for side in (brain, layers)
+    )
+    return compare_rdms(subjects, models, n_bootstrap=n_bootstrap, n_permutations=n_permutations, seed=seed)
+
+
+def compare_rdms(
+    subjects: Mapping[str, np.ndarray],
+    models: Mapping[str, np.ndarray],
+    *,
+    measure: Measure = "spearman",
+    n_bootstrap: int = 1000,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> BrainMatch:
+    """Compare dissimilarities that are known already, for example published ones.
+
+    Parameters
+    ----------
+    subjects, models
+        Symmetric matrix of shape (n_images, n_images) by name of the subject or the model, images in one order.
+    measure
+        ``spearman`` or ``pearson`` correlation of the upper triangles.
+    n_bootstrap, n_permutations, seed
+        As in `compare_layers_with_brain`.
+
+    Raises
+    ------
+    DataError
+        If a matrix is not square and symmetric, or of another number of images.
+
+    Examples
+    --------
+    >>> points = np.random.default_rng(0).normal(size=(8, 3))
+    >>> distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    >>> compare_rdms({"01": distances}, {"same": 2 * distances}, n_bootstrap=9, n_permutations=9).layers[0].rho
+    1.0
+    """
+    check_option("measure", measure, ("spearman", "pearson"))
+    if not subjects or not models:
+        raise DataError("representational similarity needs at least one subject and one layer.")
+    n = len(next(iter(subjects.values())))
+    for name, rdm in {**subjects, **models}.items():
+        if rdm.shape != (n, n) or n < 3 or not np.allclose(rdm, rdm.T):
+            raise DataError(
+                f"the dissimilarities of {name!r} have the shape {rdm.shape}; a finite, symmetric matrix of {n} "
+                "images, at least 3, is expected."
+            )
     pairs = np.triu_indices(n, 1)
-    # Ranks among all pairs, mean-free and of length one: a Spearman correlation is then a product.
-    theirs = [_square(_rank(subject[pairs]), n) for subject in subjects]
+    weigh = _rank if measure == "spearman" else _centre
+    # Mean-free and of length one: a correlation is then a product.
+    theirs = [_square(weigh(np.asarray(rdm, np.float64)[pairs]), n) for rdm in subjects.values()]
     draws = [make_generator(seed, "rsa bootstrap", b).integers(n, size=n) for b in range(n_bootstrap)]
     draws = [
         draw for draw in draws if len(np.unique(draw)) > 2
@@ -465,14 +513,17 @@ def compare_layers_with_brain(
     ]  # the mean correlation is the one with the mean of the ranks
     matches = []
     for name, model in models.items():
-        own = _square(_rank(model[pairs]), n)
+        own = _square(weigh(np.asarray(model, np.float64)[pairs]), n)
         rho = float(mean_subject @ own[pairs])
         spread = [_resample(theirs, own, draw) for draw in draws]
         low, high = np.percentile(spread, [2.5, 97.5]) if spread else (rho, rho)
         null = np.array([mean_subject @ own[np.ix_(shuffle, shuffle)][pairs] for shuffle in shuffles])
         p_value = float(compute_p_value(rho, null))
         matches.append(LayerMatch(name, rho, float(low), float(high), p_value))
-    low_ceiling, high_ceiling = compute_noise_ceiling(subjects) if len(subjects) > 1 else (None, None)
+    several = len(subjects) > 1
+    low_ceiling, high_ceiling = (
+        compute_noise_ceiling(list(subjects.values()), measure) if several else (None, None)
+    )
     return BrainMatch(tuple(matches), low_ceiling, high_ceiling, n, len(subjects))
 
 
@@ -505,19 +556,22 @@ def _rank(values: np.ndarray) -> np.ndarray:
     return _centre(rankdata(values))
 
 
-def compute_noise_ceiling(rdms: Sequence[np.ndarray]) -> tuple[float, float]:
+def compute_noise_ceiling(rdms: Sequence[np.ndarray], measure: Measure = "spearman") -> tuple[float, float]:
     """Return the lower and upper bound of the correlation that any model can reach with these subjects.
 
     Parameters
     ----------
     rdms : sequence of square arrays of shape (n_images, n_images)
         One per subject, at least two.
+    measure
+        As in `compare_rdms`.
     """
     if len(rdms) < 2:
         raise DataError("a noise ceiling needs at least two subjects.")
     upper = np.triu_indices(len(rdms[0]), 1)
-    ranks = np.stack([_rank(rdm[upper]) for rdm in rdms])
+    weigh = _rank if measure == "spearman" else _centre
+    ranks = np.stack([weigh(rdm[upper]) for rdm in rdms])
     total = ranks.sum(axis=0)
     # The mean of the others is a model that any other may be worse than; that of all, one that none can beat.
-    lower = float(np.mean([_rank(total - own) @ own for own in ranks]))
-    return lower, float(np.mean([_rank(total) @ own for own in ranks]))
+    lower = float(np.mean([weigh(total - own) @ own for own in ranks]))
+    return lower, float(np.mean([weigh(total) @ own for own in ranks]))
