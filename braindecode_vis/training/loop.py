@@ -139,7 +139,7 @@ class Trainer:
                 "raise encoder.batch_size if there are more training trials."
             )
         # The last group of batches of an epoch may be smaller than `accumulation`: hence the ceiling.
-        n_batches = count_batches(len(feed.train), self.batch_size, self.n_ranks)
+        n_batches = count_batches(len(feed.train), self.batch_size, self.n_ranks, settings.last_batch)
         self.n_epoch_updates = -(-n_batches // settings.accumulation)
         self.n_updates = self.n_epoch_updates * epochs
         self.average = MovingAverage(model, settings.ema, warm_up=True) if settings.ema else None
@@ -273,6 +273,7 @@ class Trainer:
             seed=self.feed.seed,
             epoch=epoch,
             n_processes=self.n_ranks,
+            last=self.settings.last_batch,
         )
 
     def _plan(self, batch: np.ndarray, update: int, part: int) -> BatchPlan:

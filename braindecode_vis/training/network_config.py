@@ -198,6 +198,10 @@ class NetworkEncoderConfig(Settings):
         Trials per batch over all processes, which is also the number of candidates of a contrast; UBP and NeuroBridge
         take 1024. ``auto`` is an eighth of the training set, a power of two from 16 to 1024, halved until it fits
         into memory (with a message; the number in use is in the log).
+    last_batch
+        What becomes of trials that fill no batch: all batches are a little smaller (``even``, 973 for 1024 of 16 540),
+        the last one is (``smaller``, UBP, NICE), or they are left out of the epoch (``dropped``, ATM, NeuroBridge,
+        MindEye).
     accumulation
         Batches per update of the weights. Candidates of a contrast still come from one batch.
     clip_norm
@@ -253,6 +257,7 @@ class NetworkEncoderConfig(Settings):
     second_stage: SecondStageConfig | None = None
     epochs: int = Field(default=50, ge=1)
     batch_size: BatchSize = "auto"
+    last_batch: Literal["even", "smaller", "dropped"] = "even"
     accumulation: int = Field(default=1, ge=1)
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -276,7 +281,7 @@ class NetworkEncoderConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"device", "log", "max_device_bytes", "checkpoint_seconds"}
     )
-    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"second_stage"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"second_stage", "last_batch"})
 
     trains_in_processes: ClassVar[bool] = True
 

@@ -3,9 +3,10 @@
 Owns the units of training (a trial, or an image with all its repetitions), the order of every epoch, and the draw of
 repetitions and of partners from another subject. Every draw is a function of the seed, the epoch and the place in it.
 
-Last batch: an epoch is cut into ``ceil(n / batch_size)`` batches whose sizes differ by one at most, so that no trial
-is dropped and no batch is much smaller than the others. With several processes every batch is a multiple of their
-number, which leaves out fewer trials per epoch than there are processes, others in every epoch.
+Last batch: by default an epoch is cut into ``ceil(n / batch_size)`` batches whose sizes differ by one at most, so that
+no trial is dropped and no batch is much smaller than the others; papers have full batches, and keep or drop the rest.
+With several processes every batch is a multiple of their number, which leaves out fewer trials per epoch than there
+are processes, others in every epoch.
 
 References
 ----------
@@ -15,12 +16,15 @@ ViktorHug0/Neurobridge_ssl@7898cf6: trials of several subjects who saw the same 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.seeds import make_generator
+
+LastBatch = Literal["even", "smaller", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,21 @@ def make_units(
     return TrainingUnits(trials, counts, subjects[first], stimuli[first], concepts[first])
 
 
-def count_batches(n_units: int, batch_size: int, n_processes: int = 1) -> int:
+def count_batches(n_units: int, batch_size: int, n_processes: int = 1, last: LastBatch = "even") -> int:
     """Return the number of batches of an epoch; see `make_batches`."""
-    # ceil(units per process / batch per process), in whole numbers
-    return -(-(n_units // n_processes) // (batch_size // n_processes))
+    full, rest = divmod(n_units // n_processes, batch_size // n_processes)
+    # a unit alone has nothing to be told apart from
+    return full + (rest > 0 if last == "even" else last == "smaller" and rest * n_processes > 1)
 
 
 def make_batches(
-    stimuli: np.ndarray, batch_size: int, *, seed: int, epoch: int, n_processes: int = 1
+    stimuli: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    n_processes: int = 1,
+    last: LastBatch = "even",
 ) -> list[np.ndarray]:
     """Return the units of each batch of one epoch, shuffled.
 
@@ -99,12 +110,19 @@ def make_batches(
         Decide the order.
     n_processes
         Each batch is a multiple of this, so that every process gets as many units.
+    last
+        ``even`` makes all batches of nearly one size; ``smaller`` makes full ones and one of what is left (a unit
+        alone is left out); ``dropped`` leaves that out.
     """
     # One permutation per epoch, decided by its number alone: a resumed run makes the same batches.
     order = make_generator(seed, "order", epoch).permutation(len(stimuli))
     # What is left over differs from epoch to epoch, as the order does.
-    n_shared = len(order) // n_processes
-    parts = np.array_split(np.arange(n_shared), count_batches(len(order), batch_size, n_processes))
+    shared = np.arange(len(order) // n_processes)
+    n_batches, size = count_batches(len(order), batch_size, n_processes, last), batch_size // n_processes
+    if last == "even":
+        parts = np.array_split(shared, n_batches)
+    else:
+        parts = [shared[size * k : size * (k + 1)] for k in range(n_batches)]
     batches = [order[n_processes * part[0] : n_processes * (part[-1] + 1)] for part in parts]
     for number, batch in enumerate(batches):
         # A contrast within it would be a softmax over one image.

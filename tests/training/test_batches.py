@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from braindecode_vis.training.feed import RowSource, read_ahead
 from braindecode_vis.training.units import (
@@ -38,6 +39,21 @@ def test_processes_get_batches_of_one_size():
     assert len(batches) == count_batches(103, 20, 4)
     batches = make_batches(np.arange(57), 18, seed=0, epoch=0, n_processes=8)  # at most 16 in a batch
     assert [len(batch) for batch in batches] == [16, 16, 16, 8]
+
+
+def test_full_batches_with_a_smaller_last_one_or_without_it_as_a_data_loader_makes_them():
+    """As torch makes them: the rest kept, or left out with drop_last; of 16 540 trials 16 batches of 1024 and 156."""
+    for n, size in ((16540, 1024), (103, 20), (40, 20)):
+        loaders = [DataLoader(range(n), size, drop_last=drop) for drop in (False, True)]
+        for last, loader in zip(("smaller", "dropped"), loaders, strict=True):
+            batches = make_batches(np.arange(n), size, seed=0, epoch=1, last=last)
+            assert [len(batch) for batch in batches] == [len(batch) for batch in loader]
+            assert len(batches) == count_batches(n, size, last=last)
+            assert len(np.unique(np.concatenate(batches))) == sum(map(len, batches))
+    assert [len(b) for b in make_batches(np.arange(41), 20, seed=0, epoch=0, last="smaller")] == [20, 20]
+    shared = make_batches(np.arange(103), 20, seed=0, epoch=0, n_processes=4, last="smaller")
+    assert [len(batch) for batch in shared] == [20] * 5
+    assert {len(b) for b in make_batches(np.arange(16540), 1024, seed=0, epoch=0)} == {972, 973}
 
 
 def test_no_batch_shows_one_image_alone():
