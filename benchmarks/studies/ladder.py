@@ -5,6 +5,8 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage networks
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage training     # then chosen, test
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage objectives --base "eegproject, width 256"
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage fusion --base "eegproject, width 256"
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage tower --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
         --set "dataset.window=[-0.2,1.0]"
     python benchmarks/studies/ladder.py SUBJECTS --out FOLDER --stage test --set split.kind=leave_one_subject_out
@@ -19,6 +21,7 @@ one file of ranks per rung and seed.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -38,7 +41,7 @@ from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import make_generator
 
-STAGES = ("networks", "training", "objectives", "salient", "chosen", "test")
+STAGES = ("networks", "training", "objectives", "salient", "fusion", "tower", "chosen", "test")
 SHARE = 0.2  # of the training concepts, for choices
 
 NOISY = [
@@ -136,6 +139,60 @@ def list_salient(base: Rung) -> dict[str, Rung]:
     }
 
 
+#: Three levels of an image, each brought to 128 features: early energy, pooled statistics, and the network's output.
+LEVELS = {
+    "kind": "layers", "size": 128,
+    "members": [
+        {"kind": "engineered", "features": ["gabor"]}, {"kind": "engineered", "features": ["colour", "hog", "lbp"]},
+        {"kind": "efficientnet-lite0"},
+    ],
+}  # fmt: skip
+#: No pretrained transformer comes with the package: an untrained one shows what low-rank changes alone can learn.
+TOWER = {
+    "kind": "timm", "architecture": "vit_tiny_patch16_224.augreg_in21k", "weights": "random", "image_size": 64,
+    "model_args": {"depth": 4, "embed_dim": 96, "num_heads": 4}, "pooling": "cls", "workers": 0,
+}  # fmt: skip
+
+
+def list_fusion(base: Rung) -> dict[str, Rung]:
+    """Return trainings on three levels side by side: last alone, all by weights, and all as SAMGA does it."""
+    maps = {"size": 128, "hidden": 256, "lr_scale": 1.0}
+    brain = {"size": 128, "sides": "brain", "brain_width": 256}
+    clip = {
+        "kind": "clip", "scale": "softplus", "learn_temperature": False, "normalise_brain": False,
+    }  # fmt: skip
+    coarse = [
+        {"kind": "mmd", "weight": 0.9, "weight_end": 0.5, "phase": [0, 0.4]},
+        {**clip, "weight": 0.1, "weight_end": 0.5, "phase": [0, 0.4]},
+        {**clip, "phase": [0.4, 1]},
+    ]
+    plain = change(base, centre="none", normalise_targets="l2")
+    routed = {**maps, "weights": "routed", "centre": 2}
+    shared = {**brain, "shared": True}
+    return {
+        "three levels, learned weights": change(plain, fusion={"lr_scale": 100}, projector={"size": 128}),
+        "three levels, maps and router": change(plain, fusion=routed, projector=brain),
+        "the same, SAMGA's contrast": change(plain, fusion=routed, projector=brain, objectives=[clip]),
+        "SAMGA: the same, coarse stage, shared map": change(
+            plain, fusion=routed, projector=shared, objectives=coarse, second_stage={"start": 0.4}
+        ),
+    }
+
+
+def list_tower(base: Rung) -> dict[str, Rung]:
+    """Return trainings to an untrained image network: frozen, and with low-rank changes at three rates."""
+    plain = change(base, centre="none", normalise_targets="none")
+
+    def tune(lr_scale: float) -> Rung:
+        tower = {"target": TOWER, "rank": 32, "modules": "all", "start": "gaussian", "lr_scale": lr_scale}
+        return change(plain, image_tower=tower)
+
+    return {
+        "untrained image network, frozen": plain,
+        **{f"with LoRA at {x:g} of the brain's rate": tune(x) for x in (0.1, 0.2, 1.0)},
+    }
+
+
 def combine(name: str) -> Rung:
     """Return a network with what helped in the stage ``training``: augmentation of random averages."""
     kinds = [*NOISY, {"kind": "repetition_averaging"}]
@@ -163,6 +220,9 @@ class Task:
 
 
 def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[str]) -> list[Task]:
+    own = {"fusion": LEVELS, "tower": TOWER}.get(stage)
+    if own is not None:  # targets without a way back to pictures, which the ladder does not need
+        changes = [f"target={json.dumps(own)}", "prior.kind=identity", "generator.kind=nearest", *changes]
     run = open_run(read_config(config, changes, root=root), folder / "run")
     prepared, banks = preprocess(run), embed(run)
     ids = prepared.responses.stimulus_ids
@@ -188,6 +248,7 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     config = validate_component("encoder", rung.encoder)
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
     encoder = config.build(seed=seed)
+    encoder.images = task.prepared.stimuli
     encoder.fit(responses, task.bank.select(list(responses.stimulus_ids)))
     queries = pick_labelled_trials(task.prepared, task.asked, "averaged")
     settings = task.settings.model_copy(update={"centre": rung.centre})
@@ -247,6 +308,10 @@ def list_rungs(stage: str, base: str) -> dict[str, Rung]:
         return {base: NETWORKS[base], **list_training(NETWORKS[base])}
     if stage == "objectives":
         return {base: NETWORKS[base], **list_objectives(NETWORKS[base])}
+    if stage == "fusion":
+        return list_fusion(NETWORKS[base])
+    if stage == "tower":
+        return list_tower(NETWORKS[base])
     if stage == "salient":
         return list_salient(NETWORKS[base])
     if stage == "chosen":

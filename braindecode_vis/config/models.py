@@ -140,7 +140,9 @@ class EvaluationConfig(Settings):
         Further metrics of images or embeddings: ``cosine_to_target``, ``correlation_distance`` and those from outside
         the package.
     protocols
-        Further galleries and tasks: concept templates, draws of 300, names by text and the like.
+        Further galleries and tasks: concept templates, draws of 300, names by text and the like. ``transductive`` lets
+        the unlabelled test queries of each subject correct their own similarities (centring, standardising, CSLS,
+        SATTC, SCORE); its rows have names of their own and are never the result of the run.
     conditions
         Columns of the trial table, such as ``task``, whose values are scored apart as well.
     captions

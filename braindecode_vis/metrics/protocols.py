@@ -29,7 +29,7 @@ from braindecode_vis.seeds import make_generator
 #: Names for ``evaluation.protocols``.
 ProtocolName = Literal[
     "relative_median_rank", "mean_average_precision", "within_concept", "instances", "nsd_300", "zero_shot_text",
-    "concept_templates",
+    "concept_templates", "transductive",
 ]  # fmt: skip
 BLOCK_QUERIES = 256
 TIE_TOLERANCE = 1e-6  # of single-precision similarities

@@ -16,9 +16,16 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.metrics import protocols
+from braindecode_vis.metrics.calibration import calibrate
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.metrics.score import make_score
-from braindecode_vis.retrieval import Retrieval, compute_ranks, compute_relative_ranks, compute_top_k_hits
+from braindecode_vis.retrieval import (
+    Retrieval,
+    compute_ranks,
+    compute_relative_ranks,
+    compute_top_k_hits,
+    rank_similarities,
+)
 from braindecode_vis.scores.scoring_task import POOLED, list_subjects
 from braindecode_vis.scores.units import Units
 
@@ -99,6 +106,7 @@ class _Values:
     chance: float
     gallery_size: int | None
     statistic: Any = "mean"
+    note: str = ""  # what the protocol says more
 
 
 def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[Score]:
@@ -111,7 +119,8 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
     names
         ``relative_median_rank`` (both definitions), ``mean_average_precision`` (all images of the concept are
         relevant), ``within_concept``, ``instances`` (single trials beside averaged predictions), ``nsd_300`` (drawn and
-        exact, both directions), ``zero_shot_text``, ``concept_templates``.
+        exact, both directions), ``zero_shot_text``, ``concept_templates``, ``transductive`` (the unlabelled test
+        queries of each subject correct their own similarities; see `metrics.calibration`).
 
     Raises
     ------
@@ -133,8 +142,9 @@ def score_protocols(task: ProtocolTask, names: Sequence[ProtocolName]) -> list[S
                 units = task.units.select(rows) if own and task.units is not None else None
                 scores.append(
                     make_score(
-                        found.values[rows], metric=found.metric, method="decoded", protocol=task.protocol,
-                        subject=subject, split=task.split, seed=task.seed, chance=found.chance,
+                        found.values[rows], metric=found.metric, method="decoded",
+                        protocol=task.protocol + found.note, subject=subject, split=task.split, seed=task.seed,
+                        chance=found.chance,
                         gallery_size=found.gallery_size,
                         stimulus_ids=found.ids[rows] if units is None else units.labels,
                         unit="image" if units is None else units.unit,
@@ -264,6 +274,32 @@ def rank_templates(task: ProtocolTask) -> Iterator[_Values]:
     yield from _list_hits(task, ranked, "concept-templates", task.ids, task.subjects)
 
 
+def rank_calibrated(task: ProtocolTask) -> Iterator[_Values]:
+    """Yield top-k after each transductive correction, which takes the queries of one subject together."""
+    hits: dict[tuple[str, int], np.ndarray] = {}
+    n_rows, n_used, n_all, sizes = len(task.ids), 0, 0, set()
+    for (queries, gallery, _), rows in zip(task.retrievals, task.folds, strict=True):
+        sizes.add(len(gallery))
+        for subject in sorted(set(task.subjects[rows].tolist())):
+            some = np.flatnonzero(task.subjects[rows] == subject)
+            own = Embeddings(queries.vectors[some], queries.ids[some], queries.space)
+            found = calibrate(own, gallery)
+            n_used, n_all = n_used + found.rotation.used, n_all + 1
+            for name, similarity in found.similarities.items():
+                ranked = rank_similarities(similarity, own.ids, gallery.ids, n_top=0)
+                for k in TOP:
+                    if k < len(gallery):
+                        values = hits.setdefault((name, k), np.full(n_rows, np.nan))
+                        values[rows[some]] = compute_top_k_hits(ranked, k)
+    size = sizes.pop() if len(sizes) == 1 else None
+    for (name, k), values in hits.items():
+        note = "; transductive: all unlabelled test queries of a subject together"
+        if name == "score":
+            note += f"; rotated for {n_used} of {n_all}, the others had landmarks that do not agree"
+        chance = float((k / _average_size(task)[0]).mean())
+        yield _Values(f"top{k}@transductive-{name}", values, task.ids, task.subjects, chance, size, note=note)
+
+
 def score_draws(task: ProtocolTask) -> Iterator[Score]:
     """Yield retrieval in drawn subsets for each subject; predictions are averaged over repetitions first."""
     if len(task.retrievals) > 1:
@@ -300,4 +336,5 @@ _COMPUTE: dict[str, Callable[[ProtocolTask], Iterator[_Values]]] = {
     "instances": rank_instances,
     "zero_shot_text": rank_names,
     "concept_templates": rank_templates,
+    "transductive": rank_calibrated,
 }

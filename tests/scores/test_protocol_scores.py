@@ -116,3 +116,38 @@ def test_what_a_protocol_lacks_is_told():
         score_protocols(task, ["nsd300"])
     with pytest.raises(DataError, match="came with 3 concepts"):
         replace(task, concepts=task.concepts[:3])
+
+
+def test_transductive_rows_have_names_of_their_own_and_say_what_they_used():
+    task = make_task(n_repeats=1)
+    queries, gallery, _ = task.retrievals[0]
+    # the second subject's predictions lie elsewhere, which its own statistics take back
+    moved = queries.vectors + 4.0 * (task.subjects == "02")[:, None].astype(np.float32)
+    far = Embeddings(moved, queries.ids, SPACE)
+    task = replace(task, retrievals=[(far, gallery, compute_ranks(far, gallery, device="cpu"))])
+    scores = score_protocols(task, ("transductive",))
+    kinds = ("centred", "standardised", "csls", "sattc", "score")
+    assert {s.metric for s in scores} == {f"top{k}@transductive-{kind}" for k in (1, 5) for kind in kinds}
+    assert all(
+        "transductive: all unlabelled test queries of a subject together" in s.protocol for s in scores
+    )
+    assert all("rotated for" in s.protocol for s in scores if s.metric.endswith("-score"))
+    plain = float((task.retrievals[0][2].worst_ranks[task.subjects == "02"] == 1).mean())
+    assert find(scores, "top1@transductive-standardised", "02").value > plain
+    assert find(scores, "top1@transductive-csls", "all").chance == 1 / N
+    nothing = score_protocols(make_task(noise=np.inf, n_repeats=1), ("transductive",))
+    for score in nothing:
+        if score.subject == "all":
+            assert score.ci_low <= score.chance <= score.ci_high, score.metric
+
+
+def test_transductive_rows_need_statistics():
+    task = make_task(n_repeats=1, subjects=("01",))
+    queries, gallery, _ = task.retrievals[0]
+    few = Embeddings(queries.vectors[:6], queries.ids[:6], SPACE)
+    small = replace(
+        task, retrievals=[(few, gallery, compute_ranks(few, gallery, device="cpu"))],
+        concepts=task.concepts[:6], subjects=task.subjects[:6],
+    )  # fmt: skip
+    with pytest.raises(DataError, match="too few"):
+        score_protocols(small, ("transductive",))
