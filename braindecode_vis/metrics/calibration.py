@@ -3,8 +3,8 @@
 Owns the corrections that papers apply at the test: centring and per-dimension standardising of the queries, CSLS,
 SATTC's whitening with adaptive CSLS, and SCORE's rotation onto the gallery. None of them sees which image belongs to
 which query, and all of them see all queries at once, so that one prediction by itself cannot be made this way: every
-score made of them is named ``@transductive-...`` and stands in a column of its own, never for the run. Pairing queries and
-gallery one to one (Sinkhorn, Hungarian) uses more than that and is not offered.
+score made of them is named ``@transductive-...`` and stands in a column of its own, never for the run. Pairing
+queries and gallery one to one (Sinkhorn, Hungarian) uses more than that and is not offered.
 
 References
 ----------
@@ -159,11 +159,11 @@ def rotate_onto(queries: np.ndarray, gallery: np.ndarray, *, gate: float = FEWES
     ``U D V' = X' W Y + .1 ||X' W Y||_2 I`` gives the rotation ``U V'``; the second term pulls it to the identity.
 
     A rotation onto wrong landmarks makes everything worse, and how many are right cannot be seen without labels: half
-    of all queries have a mutual neighbour by chance. So the rotation is used only if enough landmarks are found alike by
-    even and odd dimensions, a choice of ours (SCORE gates on their accuracy, which takes labels). In simulated
+    of all queries have a mutual neighbour by chance. So the rotation is used only if enough landmarks are found alike
+    by even and odd dimensions, a choice of ours (SCORE gates on their accuracy, which takes labels). In simulated
     galleries of 200 images and 64 or 256 dimensions, turned by several angles, an agreement of .08 to .12 came with
-    64 % right landmarks and a gain of .08 in top-1; below .03, with 12 to 23 % right ones, the mean gain was not above
-    zero.
+    64 % right landmarks and a gain of .08 in top-1; below .03, with 12 to 23 % right ones, the mean gain was not
+    above zero.
 
     Parameters
     ----------
