@@ -21,7 +21,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import ClassifierTags, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from braindecode_vis import __version__, roles, store
+from braindecode_vis import roles
+from braindecode_vis.api import decoder_files
 from braindecode_vis.api.exports import write_new
 from braindecode_vis.api.model_export import (
     CHECKED_TRIALS,
@@ -42,13 +43,6 @@ from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
-
-_FILE = "decoder.json"
-#: What `Decoder.save` writes, and the card and settings that stand beside it in a shared folder.
-_SAVED = (
-    _FILE, "encoder", "target", "bank", "stimuli", "out_of_fold", "centre.npy", "README.md", "config.json",
-    ".gitattributes",
-)  # fmt: skip
 
 
 def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -353,39 +347,7 @@ class Decoder(BaseEstimator):
             `reconstruct` is not possible.
         """
         self._require_fit()
-        folder = Path(path).expanduser().absolute()
-        if folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder} is a file; name a folder.")
-        others = (
-            [entry.name for entry in folder.iterdir() if entry.name not in _SAVED] if folder.is_dir() else []
-        )
-        if others:
-            raise DataError(f"{folder} holds files that are no decoder ({others[0]}); choose another folder.")
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "encoder").mkdir(parents=True)
-        self._fitted.write(folder / "encoder")
-        if not self._settings.decodes_categories:
-            (folder / "target").mkdir()
-            self._target.write(folder / "target")
-            if include_pictures and self._stimuli is not None:
-                store.write_embeddings(folder / "bank", self._bank)
-                store.write_stimuli(folder / "stimuli", self._stimuli)
-                if self._out_of_fold is not None:
-                    store.write_embeddings(folder / "out_of_fold", self._out_of_fold)
-            else:
-                # Embeddings of pixels are the pictures again; their mean is what comparisons need.
-                bank = Embeddings(np.asarray(self._bank.vectors[:0]), self._bank.ids[:0], self._bank.space)
-                store.write_embeddings(folder / "bank", bank)
-                np.save(folder / "centre.npy", self._find_centre(), allow_pickle=False)
-        record = {
-            "version": __version__,
-            "parameters": self.get_params(deep=False),
-            "dims": list(self._dims), "shape": list(self._shape), "unit": self._unit, "coords": self._coords,
-            "classes": self.classes_.tolist() if self._settings.decodes_categories else None,
-            "subjects": list(self._subjects), "typical": list(self._typical), "facts": self._facts.as_json(),
-        }  # fmt: skip
-        store.write_json(folder / _FILE, record)
-        return folder
+        return decoder_files.write_decoder(self, Path(path), include_pictures=include_pictures)
 
     @classmethod
     def load(cls, path: str | Path) -> Decoder:
@@ -396,59 +358,13 @@ class Decoder(BaseEstimator):
         DataError
             If the folder holds no decoder, or a damaged one.
         """
-        return cls._load(Path(path).expanduser().absolute(), may_download=True)
-
-    @classmethod
-    def _load(cls, folder: Path, *, may_download: bool) -> Decoder:
-        if not (folder / _FILE).is_file():
-            raise DataError(f"{folder} holds no decoder: {_FILE} is missing.")
-        record = store.read_json(folder / _FILE)
-        try:
-            # Consent to further downloads is not given by a file that came from elsewhere.
-            parameters = record["parameters"] if may_download else _forbid_downloads(record["parameters"])
-            decoder = cls(**parameters)
-            decoder._dims, decoder._shape = tuple(record["dims"]), tuple(record["shape"])
-            decoder._unit = record["unit"]
-            decoder._coords = {k: np.asarray(v) if k == "times" else v for k, v in record["coords"].items()}
-            decoder._subjects = tuple(record.get("subjects", ()))
-            mean, spread = record.get("typical", (0.0, 1.0))
-            decoder._typical = (float(mean), float(spread))
-            decoder._facts = CardFacts(**record.get("facts", {}))
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
-        decoder.n_features_in_ = int(np.prod(decoder._shape))
-        settings = roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", decoder._read_encoder()))
-        decoder._settings = settings
-        if settings.decodes_categories:
-            decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
-            decoder.classes_ = np.asarray(record["classes"])
-            return decoder
-        decoder._stimuli = store.read_stimuli(folder / "stimuli") if (folder / "stimuli").is_dir() else None
-        centre = folder / "centre.npy"
-        decoder._centre = np.load(centre, allow_pickle=False) if centre.is_file() else None
-        decoder._bank = store.read_embeddings(folder / "bank")
-        target = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", as_component(decoder.target))
-        )
-        decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
-        decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
-        decoder._fitted.bind(Context(images=decoder._stimuli))
-        decoder._out_of_fold = (
-            store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
-        )
-        return decoder
+        return decoder_files.read_decoder(cls, Path(path).expanduser().absolute())
 
     def __getstate__(self) -> dict[str, Any]:
         """Return plain values and the files that `save` writes, for copies and for other processes."""
         state: dict[str, Any] = {"parameters": self.get_params(deep=False)}
         if hasattr(self, "_fitted"):
-            with tempfile.TemporaryDirectory() as name:
-                folder = self.save(Path(name) / "decoder")
-                state["files"] = {
-                    path.relative_to(folder).as_posix(): path.read_bytes()
-                    for path in sorted(folder.rglob("*"))
-                    if path.is_file()
-                }
+            state["files"] = decoder_files.pack_decoder(self)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -456,11 +372,8 @@ class Decoder(BaseEstimator):
         if "files" not in state:
             return
         # The folder goes with the object: embeddings and pictures are memory maps into it.
-        folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
+        folder = decoder_files.unpack_decoder(state["files"])
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        for name, content in state["files"].items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
         self.__dict__.update(Decoder.load(folder).__dict__)
 
     @classmethod
@@ -601,8 +514,8 @@ class Decoder(BaseEstimator):
         folder = fetch_folder(
             str(where), revision=revision, token=token, cache=None if cache is None else Path(cache)
         )
-        _refuse_outside(folder)
-        return cls._load(folder, may_download=False)
+        decoder_files.refuse_outside(folder)
+        return decoder_files.read_decoder(cls, folder, may_download=False)
 
     def _find_centre(self) -> np.ndarray:
         """Return the mean of the training pictures in the space of comparison, shape (n_features,)."""
@@ -753,35 +666,6 @@ class Decoder(BaseEstimator):
                 "the channels of these trials have other names, or another order, than those of the fit."
             )
         return responses
-
-
-def _forbid_downloads(value: Any) -> Any:
-    """Return plain settings in which every ``allow_download`` is off."""
-    if isinstance(value, Mapping):
-        return {k: False if k == "allow_download" else _forbid_downloads(entry) for k, entry in value.items()}
-    return [_forbid_downloads(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _refuse_outside(folder: Path) -> None:
-    """Raise `ConfigError` if a downloaded decoder names a component whose code is not in the package."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            yield value.get("kind")
-            for entry in value.values():
-                yield from walk(entry)
-        elif isinstance(value, list):
-            for entry in value:
-                yield from walk(entry)
-
-    parameters = store.read_json(folder / _FILE)["parameters"] if (folder / _FILE).is_file() else {}
-    named = [parameters.get(name) for name in ("encoder", "target", "prior", "generator")]
-    for kind in [*walk(parameters), *(name for name in named if isinstance(name, str))]:
-        if isinstance(kind, str) and ":" in kind:
-            raise ConfigError(
-                f"the downloaded decoder asks for code from outside the package ({kind}); look at it, and read it with "
-                f"Decoder.load({str(folder)!r}) if you trust it."
-            )
 
 
 def _merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -123,6 +123,8 @@ class DecodingRun:
             From 0.
         """
         folds = decoding.retrieve(self._run).folds
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise ConfigError(f"the fold is {number!r}, but must be a number from 0 to {len(folds) - 1}.")
         if not 0 <= number < len(folds):
             raise ConfigError(f"the run has the folds 0 to {len(folds) - 1}, not {number}.")
         return folds[number].predicted
@@ -329,6 +331,8 @@ class DecodingRun:
 
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ConfigError(f"k is {k!r}, but must be a whole number of pictures, 1 or more.")
+        if not isinstance(prepared, bool | None):
+            raise ConfigError(f"prepared is {prepared!r}, but must be True, False or None.")
         if out is not None:
             prediction_files.check_out(Path(out))
         run = open_finished(self.folder)
@@ -442,6 +446,15 @@ def decode(
         raise DataError(
             f"decode takes data made by from_arrays, from_epochs, from_nifti or load, not {type(data).__name__}."
         )
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(
+            f'settings is {settings!r}, but must be a mapping such as {{"repeats.train": "single"}}.'
+        )
+    for role, value in (("target", target), ("prior", prior), ("generator", generator)):
+        if not isinstance(value, str | Mapping) and (value is not None or role == "target"):
+            raise ConfigError(
+                f"{role} is {value!r}, but must be a name or a mapping of settings; describe({role!r}) lists them."
+            )
     # Without a folder of its own, the run lives in a temporary one that goes with the object.
     folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-")) if out is None else check_run_folder(Path(out))
     given = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.name).strip("-._") if out is not None else ""
@@ -505,6 +518,8 @@ def open_run(folder: str | Path) -> DecodingRun:
     DataError
         If it is no run folder.
     """
+    if not isinstance(folder, str | Path):
+        raise DataError(f"open_run takes the folder of a run, not {type(folder).__name__}.")
     path = Path(folder).expanduser().absolute()
     if not (path / "config.yaml").is_file():
         raise DataError(

@@ -19,8 +19,8 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import ConfigError, DataError, for_python
-from braindecode_vis.datasets.array_folder import ArraysConfig, mask_volumes, unpack_epochs
+from braindecode_vis.checks import ConfigError, DataError, check_option, for_python
+from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
 from braindecode_vis.datasets.own_data import OwnData, Pictures, assemble_data
 from braindecode_vis.registry import list_kinds
 from braindecode_vis.stimuli import StimulusSet
@@ -289,6 +289,8 @@ def from_arrays(
         n_trials = len(X)
     except TypeError as error:
         raise DataError("X must be an array of trials of shape (n_trials, ...).") from error
+    if modality is not None:
+        check_option("modality", modality, MODALITIES)
     columns = {"stimulus_id": shown, "concept": labels}
     columns |= dict(zip(_COLUMNS, (subject, session, run, group, split, repetition), strict=True))
     about = {"title": title, "unit": unit, "modality": modality, "citation": citation}
@@ -466,6 +468,12 @@ def load(name: str, root: str | Path | None = None, **settings: Any) -> Data:
 
 
 def _make_table(columns: Mapping[str, Any], trials: Any, n_trials: int, has_images: bool) -> pd.DataFrame:
+    if (trials is not None and not isinstance(trials, pd.DataFrame | Mapping | Sequence)) or isinstance(
+        trials, str
+    ):
+        raise DataError(
+            f"trials must be a DataFrame or a mapping of columns, not {type(trials).__name__}; read files with pandas."
+        )
     table = (
         pd.DataFrame(index=range(n_trials)) if trials is None else pd.DataFrame(trials).reset_index(drop=True)
     )

@@ -136,6 +136,8 @@ def plot_ranks(run: Any = None, *, ranks: Any = None, gallery_size: int | None =
     from braindecode_vis.report.figures import plot_rank_histogram
 
     if run is not None:
+        if not hasattr(run, "ranks"):
+            raise DataError(f"plot_ranks takes a run that finds pictures, not {type(run).__name__}.")
         table = run.ranks
         sizes = sorted(set(table["gallery_size"]))
         if len(sizes) > 1:

@@ -549,6 +549,11 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if filled
         else []
     )
+    if "repetition" in table and not pd.api.types.is_numeric_dtype(table["repetition"]):
+        first = table["repetition"].iloc[0]
+        raise DataError(
+            f"repetition must be whole numbers, the number of each presentation, not {str(first)!r}."
+        )
     if "repetition" not in table:
         table["repetition"] = table.groupby(["subject", "stimulus_id"], sort=False).cumcount()
     if "split" not in table:

@@ -1,0 +1,167 @@
+"""The folder of a fitted `Decoder`: what `save` writes and `load` reads, without pickle.
+
+Owns the files and what a downloaded folder may ask for. The decoder itself is `braindecode_vis.api.decoder`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis import __version__, roles, store
+from braindecode_vis.api.model_export import CardFacts
+from braindecode_vis.api.own import as_component
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Context
+from braindecode_vis.registry import validate_component
+
+_FILE = "decoder.json"
+#: What `Decoder.save` writes, and the card and settings that stand beside it in a shared folder.
+_SAVED = (
+    _FILE, "encoder", "target", "bank", "stimuli", "out_of_fold", "centre.npy", "README.md", "config.json",
+    ".gitattributes",
+)  # fmt: skip
+
+
+def write_decoder(decoder: Any, path: Path, *, include_pictures: bool = True) -> Path:
+    """Write a fitted decoder into a folder and return it; see `Decoder.save`."""
+    folder = path.expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; name a folder.")
+    others = [entry.name for entry in folder.iterdir() if entry.name not in _SAVED] if folder.is_dir() else []
+    if others:
+        raise DataError(f"{folder} holds files that are no decoder ({others[0]}); choose another folder.")
+    # Beside its place first, so that an earlier decoder is lost to nothing that goes wrong.
+    final, folder = folder, folder.with_name(f".{folder.name}-being-written")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "encoder").mkdir(parents=True)
+    decoder._fitted.write(folder / "encoder")
+    if not decoder._settings.decodes_categories:
+        (folder / "target").mkdir()
+        decoder._target.write(folder / "target")
+        if include_pictures and decoder._stimuli is not None:
+            store.write_embeddings(folder / "bank", decoder._bank)
+            store.write_stimuli(folder / "stimuli", decoder._stimuli)
+            if decoder._out_of_fold is not None:
+                store.write_embeddings(folder / "out_of_fold", decoder._out_of_fold)
+        else:
+            # Embeddings of pixels are the pictures again; their mean is what comparisons need.
+            bank = Embeddings(
+                np.asarray(decoder._bank.vectors[:0]), decoder._bank.ids[:0], decoder._bank.space
+            )
+            store.write_embeddings(folder / "bank", bank)
+            np.save(folder / "centre.npy", decoder._find_centre(), allow_pickle=False)
+    record = {
+        "version": __version__,
+        "parameters": decoder.get_params(deep=False),
+        "dims": list(decoder._dims), "shape": list(decoder._shape), "unit": decoder._unit, "coords": decoder._coords,
+        "classes": decoder.classes_.tolist() if decoder._settings.decodes_categories else None,
+        "subjects": list(decoder._subjects), "typical": list(decoder._typical), "facts": decoder._facts.as_json(),
+    }  # fmt: skip
+    store.write_json(folder / _FILE, record)
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    return final
+
+
+def pack_decoder(decoder: Any) -> dict[str, bytes]:
+    """Return the files of a fitted decoder by their names, for copies and for other processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_decoder(decoder, Path(name) / "decoder")
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def unpack_decoder(files: Mapping[str, bytes]) -> Path:
+    """Write what `pack_decoder` returned into a temporary folder, and return that."""
+    folder = Path(tempfile.mkdtemp(prefix="braindecode-vis-"))
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read_decoder(cls: Any, folder: Path, *, may_download: bool = True) -> Any:
+    """Return the decoder, of the class `cls`, that a folder holds; see `Decoder.load`.
+
+    Parameters
+    ----------
+    cls
+        `Decoder`.
+    folder
+        From `write_decoder`.
+    may_download
+        Whether its components may ask for further downloads.
+    """
+    if not (folder / _FILE).is_file():
+        raise DataError(f"{folder} holds no decoder: {_FILE} is missing.")
+    record = store.read_json(folder / _FILE)
+    try:
+        # Consent to further downloads is not given by a file that came from elsewhere.
+        parameters = record["parameters"] if may_download else _forbid_downloads(record["parameters"])
+        decoder = cls(**parameters)
+        decoder._dims, decoder._shape = tuple(record["dims"]), tuple(record["shape"])
+        decoder._unit = record["unit"]
+        decoder._coords = {k: np.asarray(v) if k == "times" else v for k, v in record["coords"].items()}
+        decoder._subjects = tuple(record.get("subjects", ()))
+        mean, spread = record.get("typical", (0.0, 1.0))
+        decoder._typical = (float(mean), float(spread))
+        decoder._facts = CardFacts(**record.get("facts", {}))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
+    decoder.n_features_in_ = int(np.prod(decoder._shape))
+    settings = roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", decoder._read_encoder()))
+    decoder._settings = settings
+    if settings.decodes_categories:
+        decoder._fitted = roles.read(roles.CATEGORY_DECODER, settings, folder / "encoder")
+        decoder.classes_ = np.asarray(record["classes"])
+        return decoder
+    decoder._stimuli = store.read_stimuli(folder / "stimuli") if (folder / "stimuli").is_dir() else None
+    centre = folder / "centre.npy"
+    decoder._centre = np.load(centre, allow_pickle=False) if centre.is_file() else None
+    decoder._bank = store.read_embeddings(folder / "bank")
+    target = roles.play(
+        roles.IMAGE_ENCODER_SETTINGS, validate_component("target", as_component(decoder.target))
+    )
+    decoder._target = roles.read(roles.find_image_encoder_role(target), target, folder / "target")
+    decoder._fitted = roles.read(roles.BRAIN_ENCODER, settings, folder / "encoder")
+    decoder._fitted.bind(Context(images=decoder._stimuli))
+    decoder._out_of_fold = (
+        store.read_embeddings(folder / "out_of_fold") if (folder / "out_of_fold").is_dir() else None
+    )
+    return decoder
+
+
+def _forbid_downloads(value: Any) -> Any:
+    """Return plain settings in which every ``allow_download`` is off."""
+    if isinstance(value, Mapping):
+        return {k: False if k == "allow_download" else _forbid_downloads(entry) for k, entry in value.items()}
+    return [_forbid_downloads(entry) for entry in value] if isinstance(value, list) else value
+
+
+def refuse_outside(folder: Path) -> None:
+    """Raise `ConfigError` if a downloaded decoder names a component whose code is not in the package."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            yield value.get("kind")
+            for entry in value.values():
+                yield from walk(entry)
+        elif isinstance(value, list):
+            for entry in value:
+                yield from walk(entry)
+
+    parameters = store.read_json(folder / _FILE)["parameters"] if (folder / _FILE).is_file() else {}
+    named = [parameters.get(name) for name in ("encoder", "target", "prior", "generator")]
+    for kind in [*walk(parameters), *(name for name in named if isinstance(name, str))]:
+        if isinstance(kind, str) and ":" in kind:
+            raise ConfigError(
+                f"the downloaded decoder asks for code from outside the package ({kind}); look at it, and read it with "
+                f"Decoder.load({str(folder)!r}) if you trust it."
+            )
