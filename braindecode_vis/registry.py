@@ -39,6 +39,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "bids_meeg": "datasets.bids.meeg_dataset:BidsMeegConfig",
         "bold5000": "datasets.bold5000:Bold5000Config",
         "bold5000_betas": "datasets.bold5000:Bold5000BetasConfig",
+        "cneuromod_things": "datasets.cneuromod_things:CneuromodThingsConfig",
         "deeprecon": "datasets.kamitani.deeprecon:DeepreconConfig",
         "digits69": "datasets.digits69:Digits69Config",
         "eeg_imagenet": "datasets.eeg_imagenet:EegImagenetConfig",

@@ -27,6 +27,7 @@ from braindecode_vis.phantom.formats import (
     bids_eeg,
     bids_fmri,
     bold5000,
+    cneuromod_things,
     deeprecon,
     eeg_imagenet,
     god,
@@ -70,6 +71,7 @@ _ALL = (
     nsd_repacks.BRAIN_DIFFUSER,
     bold5000.RAW,
     bold5000.BETAS,
+    cneuromod_things.FORMAT,
 )
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}

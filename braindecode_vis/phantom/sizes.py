@@ -122,7 +122,8 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
             if value is not None:
                 raise ConfigError(f"{key} is {value}, but a phantom in the format {name} has no such number.")
             continue
-        if key in WORDS:
+        # What came later may be left out.
+        if key in WORDS or (key in LATER and value is None):
             continue
         whole = isinstance(value, int) or (key in ("pause_s", "voxel_mm") and isinstance(value, float))
         # Images below 16 pixels show no object; sequences without a pause would run into each other.
@@ -331,6 +332,12 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "small": PhantomSize(1, 40, 4, 12, 2, 1, 6, 64, n_runs=2, voxel_mm=6),
         "demo": PhantomSize(2, 100, 6, 40, 2, 1, 10, 112, n_runs=4, voxel_mm=5),
         "full": PhantomSize(9, 1000, 4, 120, 4, 1, 10, 375, n_runs=10, voxel_mm=2),
+    },
+    "cneuromod-things": {
+        "tiny": PhantomSize(1, 6, 2, 3, 2, 3, 3, 32, n_runs=2, voxel_mm=8),
+        "small": PhantomSize(1, 40, 4, 12, 4, 3, 3, 64, n_runs=3, voxel_mm=6),
+        "demo": PhantomSize(2, 150, 5, 40, 8, 3, 3, 112, n_runs=6, voxel_mm=4),
+        "full": PhantomSize(4, 648, 6, 432, 36, 3, 3, 500, n_runs=6, voxel_mm=2),
     },
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),

@@ -17,6 +17,7 @@ from braindecode_vis.datasets.alljoined.alljoined16m import Alljoined16mConfig
 from braindecode_vis.datasets.bids.fmri_dataset import BidsFmriConfig
 from braindecode_vis.datasets.bids.meeg_dataset import BidsMeegConfig
 from braindecode_vis.datasets.bold5000 import Bold5000BetasConfig, Bold5000Config
+from braindecode_vis.datasets.cneuromod_things import CneuromodThingsConfig
 from braindecode_vis.datasets.eeg_imagenet import EegImagenetConfig
 from braindecode_vis.datasets.kamitani.bdata import read_list
 from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
@@ -162,6 +163,7 @@ LOADERS = {
     "nsd-mindeye2": (NsdRepackConfig, {}),
     "nsd-brain-diffuser": (NsdRepackConfig, {}),
     "nod": (NodConfig, {}),
+    "cneuromod-things": (CneuromodThingsConfig, {}),
     "bold5000": (Bold5000Config, {}),
     "bold5000-betas": (Bold5000BetasConfig, {}),
 }

@@ -1,0 +1,484 @@
+"""CNeuroMod-THINGS (St-Laurent et al. 2025): four people, 33 to 36 sessions each, of a memory task with THINGS images.
+
+Owns the pairing of GLMsingle's single-trial betas (one HDF5 file a person: a group a session, in it a group a run, and
+the mask as an array) with the BIDS events, whose rows are those of the betas. The split is ours, since none was
+published: categories by their number in the task, or the last exemplar of each category.
+
+The betas were standardised per voxel over all trials of a person by the authors, test trials included; no other ones
+are in the public collection. Files of a DataLad collection that were not fetched are links to nothing, and told so.
+
+References
+----------
+St-Laurent, Pinsard, Contier et al. (2025), arXiv:2507.09024; layout as in courtois-neuromod/cneuromod-things@0f22b6c5
+and courtois-neuromod/things.glmsingle@41798880.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.datasets.bids.fmri_files import (
+    check_no_overlap,
+    find_image_folder,
+    hash_image_folder,
+    make_named_stimuli,
+)
+from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
+from braindecode_vis.datasets.sources.betas_source import (
+    AtlasSettings,
+    BetasPart,
+    FmriSource,
+    Geometry,
+    Roi,
+    number_betas,
+)
+from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read_volume, read_volume_header
+from braindecode_vis.store import hash_sampled
+
+SPACE = "space-T1w_model-fitHrfGLMdenoiseRR"
+# The superdataset, and single collections cloned side by side, as DataLad names them.
+GLMSINGLE_PLACES = ("THINGS/glmsingle", "glmsingle", "things.glmsingle", "")
+EVENTS_PLACES = (
+    "THINGS/fmriprep/sourcedata/things", "fmriprep/sourcedata/things", "things.fmriprep/sourcedata/things",
+    "sourcedata/things", "things", "",
+)  # fmt: skip
+ROI_PLACES = ("fLoc/rois", "floc.rois", "rois")
+IMAGE_PLACES = tuple(
+    f"{place}/stimuli/{name}".lstrip("/") for place in EVENTS_PLACES for name in ("images_fmri", "images")
+)
+_EVENTS = re.compile(r"^sub-(\d+)_ses-(\d+)_task-things_run-(\d+)_events\.tsv$")
+_NEEDED = ("image_path", "category_nr", "exemplar_nr")
+
+
+class CneuromodThingsConfig(AtlasSettings):
+    """Where the collection lies, whose betas are read, and what is tested.
+
+    Parameters
+    ----------
+    root
+        The folder ``cneuromod-things``, or one that holds the collections ``things.glmsingle`` and ``things``.
+    events
+        Folder of the events (``sub-01/ses-01/func/*_events.tsv``); found below the root by default.
+    subjects
+        Numbers to read; all that are there by default. Voxels of several do not correspond.
+    sessions
+        Numbers to read; all by default.
+    test
+        ``concepts`` tests categories that are never trained on, ``exemplars`` the sixth image of each category, whose
+        other images are trained on. Neither was published.
+    test_every
+        Every so manieth category is tested, by its number in the task (720 of them), whatever is read.
+    unanswered
+        Trials without a response, which the authors leave out of their averages.
+    rois
+        Regions of the localiser whose union is kept, by name: ``FFA``, ``OFA``, ``pSTS``, ``EBA``, ``PPA``, ``OPA``,
+        ``MPA``; the whole mask by default.
+    mask_file
+        A mask volume of your own in the space of the betas; voxels above 0.
+    min_noise_ceiling
+        Keep voxels whose published noise ceiling (percent) is at least this. It was computed from all repeated images,
+        test images among them, which the notes of the result say.
+    images
+        Folder of the THINGS images; ``stimuli/images_fmri`` beside the events by default, if it holds all of them.
+    pad_subjects
+        As in `BetasPlan`.
+    """
+
+    kind: Literal["cneuromod_things"] = "cneuromod_things"
+    events: Path | None = None
+    subjects: tuple[int, ...] | None = None
+    sessions: tuple[int, ...] | None = None
+    test: Literal["concepts", "exemplars"] = "concepts"
+    test_every: int = Field(default=10, ge=2)
+    unanswered: Literal["keep", "drop"] = "keep"
+    rois: tuple[str, ...] = ()
+    mask_file: Path | None = None
+    min_noise_ceiling: float | None = None
+    images: Path | None = None
+    pad_subjects: bool = False
+
+    # The content of the files is hashed among the inputs, wherever they lie.
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        paths: list[Path] = []
+        for subject in self._find_subjects():
+            paths.append(self._find_betas(subject))
+            paths += [path for _, path in sorted(self._list_events(subject).items())]
+            paths += [path for name in self.rois for path in self._find_roi(subject, name)]
+            ceiling = self._find_ceiling(subject)
+            paths += [ceiling] if ceiling is not None else []
+        paths += [self.mask_file.expanduser()] if self.mask_file is not None else []
+        digests = {path.name: hash_sampled(path) for path in paths}
+        return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
+
+    def open_betas(self) -> FmriSource:
+        """Return the betas as lazy runs."""
+        parts: list[BetasPart] = []
+        geometries: dict[str, Geometry] = {}
+        subjects = self._find_subjects()
+        for subject in subjects:
+            opened, geometries[f"{subject:02d}"] = self._open_subject(subject)
+            parts += opened
+        parts = number_betas(parts)
+        shown = pd.concat([part.trials for part in parts], ignore_index=True)
+        check_no_overlap(shown, title="CNeuroMod-THINGS")
+        self._check_split(shown)
+        shown["path"] = shown["concept"] + "/" + shown["stimulus_id"] + ".jpg"
+        stimuli = make_named_stimuli(shown, self.images, title="CNeuroMod-THINGS", beside=self._find_beside())
+        notes: dict[str, Any] = {"protocol": self._describe(shown), "rois_kept": list(self.rois)}
+        if self.min_noise_ceiling is not None:
+            notes["voxels_chosen_with_test_images"] = f"noise ceiling >= {self.min_noise_ceiling:g} %"
+        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        return FmriSource(tuple(parts), stimuli, self.make_plan(), "z over all trials", geometry, notes=notes)
+
+    @collect_findings("layout")
+    def check(self) -> Iterator[CheckFinding]:
+        """Open every file, pair events with betas, and compare images and trials of each person with the manifest."""
+        source, root, facts = self.open_betas(), self.find_root(), self.manifest.facts
+        for subject in source.subjects:
+            own = [part.trials for part in source.parts if part.group[0] == subject]
+            trials = pd.concat(own)
+            text = f"{len(trials)} trials in {len(own)} runs, {source.find_geometry(subject).n_voxels} voxels"
+            yield CheckFinding(f"subject {subject}", True, text)
+            if self.sessions is None:
+                n = int(trials["stimulus_id"].nunique())
+                declared = facts["n_images"].get(int(subject))
+                yield compare_fact(f"subject {subject} images", n, declared, root, what="images")
+            if self.unanswered == "keep":
+                lengths = sorted({len(table) for table in own})
+                yield compare_fact(f"subject {subject} trials a run", lengths, facts["trials_per_run"], root)
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def _find_subjects(self) -> list[int]:
+        root = self.find_root()
+        folders = [root / place for place in GLMSINGLE_PLACES]
+        there = sorted(
+            {
+                int(path.parts[-3][4:])
+                for folder in folders
+                for path in folder.glob("sub-[0-9]*/glmsingle/output")
+            }
+        )
+        if not there:
+            raise DataError(
+                f"no betas of CNeuroMod-THINGS are below {root}: expected "
+                f"THINGS/glmsingle/sub-01/glmsingle/output/sub-01_task-things_{SPACE}_stat-trialBetas_..."
+                "statseries.h5; install the collection and fetch them with datalad get."
+            )
+        return check_subset(self.subjects, there, what="CNeuroMod-THINGS subject", option="dataset.subjects")
+
+    def _find_output(self, subject: int) -> Path:
+        root = self.find_root()
+        places = [root / place / f"sub-{subject:02d}/glmsingle/output" for place in GLMSINGLE_PLACES]
+        return next(place for place in places if place.is_dir())
+
+    def _find_betas(self, subject: int) -> Path:
+        """Return the file of single trials; earlier releases wrote ``stats`` for ``stat``."""
+        folder = self._find_output(subject)
+        names = [
+            f"sub-{subject:02d}_task-things_{SPACE}_{stat}-trialBetas_desc-zscore_statseries.h5"
+            for stat in ("stat", "stats")
+        ]
+        path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+        return _check_fetched(path)
+
+    def _find_ceiling(self, subject: int) -> Path | None:
+        if self.min_noise_ceiling is None:
+            return None
+        name = f"sub-{subject:02d}_task-things_{SPACE}_stat-noiseCeilings_statmap.nii.gz"
+        return _check_fetched(self._find_output(subject) / name)
+
+    def _find_roi(self, subject: int, name: str) -> list[Path]:
+        root = self.find_root()
+        found = [
+            path
+            for place in ROI_PLACES
+            for path in sorted(
+                (root / place).glob(
+                    f"sub-{subject:02d}/**/sub-{subject:02d}_task-floc_space-T1w*_roi-{name}_*mask.nii.gz"
+                )
+            )
+        ]
+        # Masks come smoothed and unsmoothed: the unsmoothed ones are those of the published analyses.
+        found = [path for path in found if "desc-smooth" not in path.name] or found
+        if not found:
+            known = sorted(
+                {
+                    match[1]
+                    for place in ROI_PLACES
+                    for path in (root / place).glob(f"sub-{subject:02d}/**/*_roi-*_*mask.nii.gz")
+                    if (match := re.search(r"_roi-([A-Za-z0-9]+)_", path.name))
+                }
+            )
+            raise ConfigError(
+                f"no mask of the region {name!r} of subject {subject:02d} is below {root / ROI_PLACES[0]}; "
+                f"{'there are ' + ', '.join(known) if known else 'fetch the collection floc.rois'}."
+            )
+        return [_check_fetched(path) for path in found]
+
+    def _find_events_folder(self) -> Path:
+        root = self.find_root()
+        places = [self.events.expanduser()] if self.events else [root / place for place in EVENTS_PLACES]
+        folder = next((place for place in places if any(place.glob("sub-*/ses-*/func/*_events.tsv"))), None)
+        if folder is None:
+            raise DataError(
+                f"no events of CNeuroMod-THINGS are at {places[0]} (sub-01/ses-01/func/*_task-things_run-01_"
+                "events.tsv); fetch THINGS/fmriprep/sourcedata/things with datalad get, or name their folder with "
+                "--set dataset.events=DIR."
+            )
+        return folder
+
+    def _list_events(self, subject: int) -> dict[tuple[int, int], Path]:
+        """Return the events by session and run."""
+        found = {}
+        for path in sorted(self._find_events_folder().glob(f"sub-{subject:02d}/ses-*/func/*_events.tsv")):
+            if match := _EVENTS.match(path.name):
+                found[int(match[2]), int(match[3])] = path
+        return found
+
+    def _find_beside(self) -> Path | None:
+        root = self.find_root()
+        beside = [] if self.events is None else [f"{self.events.expanduser()}/stimuli/images_fmri"]
+        return find_image_folder(root, (*beside, *IMAGE_PLACES, "object_images", "images_fmri"))
+
+    # --- one person -----------------------------------------------------------------------------------------
+
+    def _open_subject(self, subject: int) -> tuple[list[BetasPart], Geometry]:
+        path = self._find_betas(subject)
+        betas = read_layout(path)
+        geometry, keep = self._choose_voxels(subject, betas)
+        events = self._list_events(subject)
+        wanted = sorted(betas.runs)
+        sessions = check_subset(
+            self.sessions, sorted({session for session, _ in wanted}),
+            what=f"subject {subject:02d}, session", option="dataset.sessions",
+        )  # fmt: skip
+        parts = []
+        for session, run in wanted:
+            if session not in sessions:
+                continue
+            where = f"subject {subject:02d}, session {session:02d}, run {run:02d}"
+            if (session, run) not in events:
+                raise DataError(f"{path} holds betas of {where}, but its events are not there; fetch them.")
+            file = _check_fetched(events[session, run])
+            trials = read_trials(file, subject, session, run)
+            if len(trials) != betas.runs[session, run]:
+                raise DataError(
+                    f"{where}: {file.name} lists {len(trials)} trials, but {path.name} has {betas.runs[session, run]} "
+                    "betas: they are of different releases, fetch both again."
+                )
+            trials["split"] = np.where(self._is_tested(trials), "test", "train")
+            kept = np.arange(len(trials))
+            if self.unanswered == "drop":
+                kept = np.flatnonzero(trials["answered"])
+            if len(kept):
+                read = RunBetas(path, f"{betas.names[session, run]}/betas", kept, keep)
+                parts.append(
+                    BetasPart(trials.iloc[kept].reset_index(drop=True), (path, file), len(keep), read)
+                )
+        return parts, geometry
+
+    def _is_tested(self, trials: pd.DataFrame) -> np.ndarray:
+        if self.test == "concepts":
+            return (trials["category_nr"] % self.test_every == 0).to_numpy()
+        # Allowing for a set without a sixth image would test other images in another subject.
+        return (trials["exemplar_nr"] == 6).to_numpy()
+
+    def _check_split(self, shown: pd.DataFrame) -> None:
+        missing = {"train", "test"} - set(shown["split"])
+        if missing:
+            how = (
+                f"every category whose number is a multiple of {self.test_every}"
+                if self.test == "concepts"
+                else "the sixth image of every category"
+            )
+            raise DataError(
+                f"CNeuroMod-THINGS has no {missing.pop()} trial: {how} is tested; change dataset.test or "
+                "dataset.test_every, or read more sessions."
+            )
+
+    def _choose_voxels(self, subject: int, betas: BetasFile) -> tuple[Geometry, np.ndarray]:
+        """Return the geometry of the kept voxels, and their columns in the file."""
+        mask = betas.mask
+        chosen = np.ones(int(mask.sum()), bool)
+        rois = {name: self._read_union(subject, name, betas) for name in self.rois}
+        if rois:
+            chosen &= np.any([values > 0 for values in rois.values()], axis=0)
+        if self.mask_file is not None:
+            chosen &= _read_in_space(self.mask_file.expanduser(), betas) > 0
+        ceiling_path, maps = self._find_ceiling(subject), {}
+        if ceiling_path is not None:
+            ceiling = np.nan_to_num(_read_in_space(ceiling_path, betas))
+            chosen &= ceiling >= self.min_noise_ceiling
+            maps["noise_ceiling"] = ceiling[chosen]
+        if not chosen.any():
+            raise ConfigError(
+                f"no voxel of subject {subject:02d} is left; lower dataset.min_noise_ceiling, or name other "
+                "dataset.rois."
+            )
+        keep = np.flatnonzero(chosen)
+        kept = np.zeros(mask.shape, bool)
+        kept[tuple(np.argwhere(mask)[keep].T)] = True
+        regions = {name: Roi(values[keep].astype(np.int16), {1: name}) for name, values in rois.items()}
+        geometry = Geometry.from_mask(kept, betas.affine, regions)
+        return Geometry(geometry.voxel_ids, kept, betas.affine, regions, maps=maps), keep
+
+    def _read_union(self, subject: int, name: str, betas: BetasFile) -> np.ndarray:
+        values = [_read_in_space(path, betas) > 0 for path in self._find_roi(subject, name)]
+        return np.any(values, axis=0)
+
+    def _describe(self, shown: pd.DataFrame) -> str:
+        counts = shown.groupby("split")["stimulus_id"].nunique()
+        who = ", ".join(sorted(set(shown["subject"])))
+        tested = (
+            f"unseen categories (every {self.test_every}th)"
+            if self.test == "concepts"
+            else "categories trained on"
+        )
+        return (
+            f"CNeuroMod-THINGS subject {who}, {shown['session'].nunique()} sessions: {counts['train']} training "
+            f"images, {counts['test']} test images of {tested}, a split of ours; betas standardised over all "
+            "trials of the subject by their authors, test trials included"
+        )
+
+
+@dataclass(frozen=True)
+class BetasFile:
+    """What one file of betas holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+    runs
+        Session and run to the number of trials.
+    names
+        Session and run to the group in the file, ``10/2``.
+    mask : bool array of shape (x, y, z)
+        Voxels of the columns, in C order.
+    affine : array of shape (4, 4)
+    """
+
+    path: Path
+    runs: dict[tuple[int, int], int]
+    names: dict[tuple[int, int], str]
+    mask: np.ndarray
+    affine: np.ndarray
+
+
+def read_layout(path: Path) -> BetasFile:
+    """Read sessions, runs and mask of ``..._stat-trialBetas_..._statseries.h5``, and no beta.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, or betas and mask do not belong together.
+    """
+    import h5py
+
+    with (
+        refuse_damage(f"{path} cannot be read as betas of CNeuroMod-THINGS", OSError, KeyError, ValueError),
+        h5py.File(path, "r") as file,
+    ):
+        mask, affine = file["mask_array"][()] > 0, np.asarray(file["mask_affine"][()], float)
+        shapes = {
+            (int(session), int(run)): (file[session][run]["betas"].shape, f"{session}/{run}")
+            for session in file
+            if session.isdigit()
+            for run in file[session]
+        }
+    n_voxels = int(mask.sum())
+    if not shapes:
+        raise DataError(f"{path} holds no sessions; it is another file, or its images' means (imageBetas).")
+    for (session, run), (shape, _) in shapes.items():
+        if len(shape) != 2 or shape[1] != n_voxels:
+            raise DataError(
+                f"{path}, session {session:02d}, run {run:02d}: betas of shape {shape} do not fit the mask of "
+                f"{n_voxels} voxels; fetch the file again."
+            )
+    runs = {key: int(shape[0]) for key, (shape, _) in shapes.items()}
+    return BetasFile(path, runs, {key: name for key, (_, name) in shapes.items()}, mask, affine)
+
+
+class RunBetas:
+    """Reads trials of one run: some rows and columns of a data set in an HDF5 file.
+
+    Parameters
+    ----------
+    path, name
+        File, and data set in it.
+    rows, columns
+        Which trials and voxels, ascending.
+    """
+
+    def __init__(self, path: Path, name: str, rows: np.ndarray, columns: np.ndarray) -> None:
+        self.path, self.name, self.rows, self.columns = path, name, rows, columns
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Return trials `start` to `stop` as float32 of shape (stop - start, n_voxels)."""
+        import h5py
+
+        rows = self.rows[start:stop]
+        with h5py.File(self.path, "r") as file:
+            # Whole rows: picking columns in the file is slower than reading a run of a few MB.
+            block = file[self.name][int(rows[0]) : int(rows[-1]) + 1]
+        return np.asarray(block[rows - rows[0]][:, self.columns], np.float32)
+
+
+def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFrame:
+    """Return the trials of one run in the order of its events, which is that of the betas.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or an image has no name.
+    """
+    with refuse_damage(f"{path} is no table", ValueError):
+        table = pd.read_csv(path, sep="\t")
+    check_columns(table.columns, _NEEDED, what=str(path))
+    names = [re.split(r"[/\\]", str(image))[-1].rpartition(".")[0] for image in table["image_path"]]
+    odd = [n for n, name in enumerate(names) if "_" not in name]
+    if odd:
+        raise DataError(
+            f"{path}: trial {odd[0] + 1} names the image {table['image_path'].iloc[odd[0]]!r}; names such as "
+            "images_fmri/acorn/acorn_01b.jpg are expected."
+        )
+    answered = table["response"].notna() if "response" in table.columns else np.ones(len(table), bool)
+    return pd.DataFrame(
+        {
+            "subject": f"{subject:02d}", "session": f"{session:02d}", "run": f"{run:02d}", "stimulus_id": names,
+            "repetition": 0, "concept": [name.rpartition("_")[0] for name in names],
+            "category_nr": table["category_nr"].astype(int), "exemplar_nr": table["exemplar_nr"].astype(int),
+            "answered": np.asarray(answered, bool),
+        }
+    )  # fmt: skip
+
+
+def _read_in_space(path: Path, betas: BetasFile) -> np.ndarray:
+    """Return a volume in the voxels of the mask."""
+    check_same_space(
+        read_volume_header(path), betas.mask.shape, betas.affine, what=f"the mask in {betas.path.name}"
+    )
+    return read_volume(path)[0][betas.mask]
+
+
+def _check_fetched(path: Path) -> Path:
+    """Return a file of a DataLad collection if its content is there."""
+    if path.is_file():
+        return path
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to content that was not fetched; run datalad get on it.")
+    raise DataError(f"{path} does not exist; fetch it with datalad get, or correct the root.")
