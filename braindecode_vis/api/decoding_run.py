@@ -366,10 +366,24 @@ class DecodingRun:
 
     def _repr_html_(self) -> str:
         """Show the scores of the decoded system in a notebook."""
-        rows = self.scores[self.scores["method"] == "decoded"]
-        shown = rows[["metric", "value", "ci_low", "ci_high", "chance", "p_value", "n_queries"]]
+        rows, shown = self._pick_decoded()
         table = shown.to_html(index=False, float_format="{:.3f}".format)
         return f"<p>{self.folder}</p>{table}<p>{describe_resampled(rows.to_dict('records'))}</p>"
+
+    def __str__(self) -> str:
+        """Return the scores of the decoded system, leaks first, as a table that no terminal cuts off."""
+        rows, shown = self._pick_decoded()
+        leaks = [f"LEAK: {leak}" for leak in self.leaks]
+        digits = {"p_value": "{:.2g}".format}
+        table = shown.to_string(index=False, float_format="{:.3f}".format, formatters=digits)
+        words = describe_resampled(rows.to_dict("records"))
+        return "\n".join([*leaks, table, *filter(None, [words]), f"folder: {self.folder}"])
+
+    def _pick_decoded(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        rows = self.scores[self.scores["method"] == "decoded"]
+        columns = ["metric", "value", "ci_low", "ci_high", "chance", "p_value", "n_queries"]
+        several = rows["subject"].nunique() > 1
+        return rows, rows[["subject", *columns] if several else columns]
 
     def __repr__(self) -> str:
         return f"<DecodingRun {self.config.name!r} in {self.folder}>"

@@ -286,16 +286,24 @@ def test_bad_input_is_one_sentence_in_the_packages_own_exception(call, message):
         call(X, pictures, shown)
 
 
-def test_the_lines_of_the_readme_run(tmp_path, monkeypatch):
+def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     """README shows how arrays become a report; what it shows must work as it stands."""
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    block = next(part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "from_arrays" in part)
+    block, following = re.findall(r"```python\n(.*?)```", text, re.S)[:2]
     X, pictures, ids = make_experiment()
     monkeypatch.chdir(tmp_path)
-    exec(block, {"X": X, "pictures": pictures, "ids": ids})
+    names = {"X": X, "pictures": pictures, "ids": ids, "X_new": X[:4]}
+    exec(block, names)
     assert len([line for line in block.splitlines() if line]) <= 5
     assert (tmp_path / "gallery.png").stat().st_size > 1000
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+    # What is printed holds the numbers, which a table of pandas would cut off in a terminal.
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.split() == ["metric", "value", "ci_low", "ci_high", "chance", "p_value", "n_queries"]
+    assert rows[0].split()[0] == "top1"
+    assert "Intervals resample images" in "\n".join(rows)
+    exec(following, names)
+    assert (tmp_path / "predictions" / "monday" / "predict.html").is_file()
 
 
 def test_known_things_are_tables():
