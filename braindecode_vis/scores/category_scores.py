@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ class CategoryTask:
         As in `braindecode_vis.arrays.Score` and the evaluation settings.
     units
         What intervals resample, if not single trials.
+    top
+        Further numbers of classes that may be named: ``top5`` is the share of trials whose class is among the five
+        highest decisions, ties lost.
     """
 
     decisions: np.ndarray
@@ -55,6 +59,7 @@ class CategoryTask:
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
     units: Units | None = None
+    top: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.labels.tolist()) - set(self.classes))
@@ -160,6 +165,12 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             return np.mean(found, axis=0) if units is None else np.nanmean(found, axis=0)
 
         metrics.append(("auc", decisions[:, 1] - decisions[:, 0], auc_over_runs))
+    hits = {"": (decoded == truth).astype(float)}
+    for k in task.top:
+        table = _tabulate_top_hits(decisions, k)  # (n_trials, n_classes)
+        hits[f"top{k}"] = table[np.arange(len(rows)), truth].astype(float)
+        # Which class was seen is looked up under every permutation, trial by trial.
+        metrics.append((f"top{k}", np.arange(len(rows)), partial(_look_up, table)))
     resampled: dict[str, tuple[np.ndarray, str]]
     if units is None:
         # Trials of one run share a decoder, so an AUC of a run is resampled within it; accuracy has one scale for all.
@@ -176,7 +187,7 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             for name, predicted, metric in metrics
         }  # fmt: skip
     else:
-        resampled = _resample_units(task, units, truth, decoded, decisions[:, -1] - decisions[:, 0], usable)
+        resampled = _resample_units(task, units, truth, hits, decisions[:, -1] - decisions[:, 0], usable)
     fixed = np.arange(len(rows))[None]  # (1, n_trials): the sample itself as one more resample
     found = []
     for name, predicted, metric in metrics:
@@ -192,6 +203,23 @@ def _measure_subject(task: CategoryTask, codes: np.ndarray, rows: np.ndarray) ->
             interval, words = (bounds.low, bounds.high), "trials (Wilson)"
         found.append(_Measured(name, value, len(rows), draws, null[np.isfinite(null)], words, interval))
     return found
+
+
+def _tabulate_top_hits(decisions: np.ndarray, k: int) -> np.ndarray:
+    """Return whether each class is among the k highest decisions of each trial, ties lost; (n_trials, n_classes)."""
+    n_classes = decisions.shape[1]
+    if k >= n_classes:
+        raise DataError(f"top-{k} of {n_classes} classes names all of them.")
+    # Only what is above the next one is surely among the k: whatever equals it could stand in its place.
+    next_best = np.partition(decisions, n_classes - k - 1, axis=1)[:, n_classes - k - 1]
+    table: np.ndarray = decisions > next_best[:, None]
+    return table
+
+
+def _look_up(table: np.ndarray, trials: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the share of trials whose label is marked in their row of the table, shape (n_sets,)."""
+    shares: np.ndarray = table[trials, labels].mean(axis=1)
+    return shares
 
 
 def _permute_labels(
@@ -225,29 +253,31 @@ def _resample_units(
     task: CategoryTask,
     units: Units,
     truth: np.ndarray,
-    decoded: np.ndarray,
+    hits: Mapping[str, np.ndarray],
     decision: np.ndarray,
     usable: list[np.ndarray],
 ) -> dict[str, tuple[np.ndarray, str]]:
     """Return each metric in resamples of whole units, shape (n_bootstrap,), and what was resampled.
 
-    A resample is how often each unit was drawn, so that every metric is a ratio of sums over units.
+    A resample is how often each unit was drawn, so that every metric is a ratio of sums over units. `hits` are those of
+    the decided class, under an empty name, and of metrics that count others.
     """
     known, code = np.unique(units.labels.astype(str), return_inverse=True)
     n_units = len(known)
     generator = make_generator(task.seed, "category_units")
     drawn = generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=task.n_bootstrap).astype(float)
-    words, hits = name_units(units.unit, n_units), (decoded == truth).astype(float)
+    words = name_units(units.unit, n_units)
 
-    def average(rows: np.ndarray) -> np.ndarray:
+    def average(rows: np.ndarray, name: str = "") -> np.ndarray:
         counts = drawn @ np.bincount(code[rows], minlength=n_units)
-        sums = drawn @ np.bincount(code[rows], hits[rows], minlength=n_units)
+        sums = drawn @ np.bincount(code[rows], hits[name][rows], minlength=n_units)
         return np.divide(sums, counts, out=np.full(len(drawn), np.nan), where=counts > 0)
 
     recalls = [average(np.flatnonzero(truth == label)) for label in np.unique(truth)]
     found = {
         "accuracy": (average(np.arange(len(truth))), words),
         "balanced_accuracy": (np.nanmean(recalls, axis=0), words),  # classes that were drawn
+        **{name: (average(np.arange(len(truth)), name), words) for name in hits if name},
     }
     if not usable:
         return found
@@ -301,6 +331,12 @@ def compute_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def compute_balanced_accuracy(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the mean over classes of the share of hits, shape (n_sets,)."""
     hits = predicted == truth
+    n_sets, n_classes = len(truth), int(truth.max()) + 1
+    if n_classes > 50:  # one pass over the trials, where one for every class would take minutes
+        sets = np.arange(n_sets)[:, None]
+        counts = np.bincount((truth + n_classes * sets).ravel(), minlength=n_sets * n_classes)
+        counts = counts.reshape(n_sets, n_classes)
+        return (hits / counts[sets, truth]).sum(axis=1) / (counts > 0).sum(axis=1)
     recalls = [
         (hits & (truth == code)).sum(axis=1) / (truth == code).sum(axis=1) for code in np.unique(truth)
     ]

@@ -39,6 +39,9 @@ from braindecode_vis.studies.output_rows import (
 from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, put_together
 
 Kind = Literal["auto", "embeddings", "similarity", "classes", "images"]
+#: Top-5 of fewer classes is nearly all of them.
+MANY_CLASSES = 10
+FEWEST_PER_CLASS = 10
 #: Permuted or resampled labels that are held at once (160 MB of whole numbers).
 _MOST_DRAWN = 20_000_000
 
@@ -478,6 +481,7 @@ def _score_classes(
             "true labels permuted within each run, decisions kept", _describe_selection(asked), *_mark(found),
         ]
     )  # fmt: skip
+    is_graded, n_classes = not given.is_labels and not is_one_hot(decisions), len(classes)
     n_drawn = max(100, _MOST_DRAWN // len(labels))
     if n_drawn < max(asked.n_bootstrap, asked.n_permutations):
         notes.append(
@@ -487,16 +491,20 @@ def _score_classes(
     repeated = len(set(rows.ids.tolist())) < len(rows.ids)
     if units is None and repeated:
         units = Units("image", rows.ids)
+    elif units is None and pd.Series(labels).value_counts().min() < FEWEST_PER_CLASS:
+        # Resamples within a class of few trials, as of one, have no spread.
+        units = Units("item", rows.ids)
     table = rows.table
     task = CategoryTask(
         decisions=decisions, classes=tuple(classes), labels=labels,
         runs=table[["session", "run"]].agg("/".join, axis=1).to_numpy(dtype=object),
         subjects=table["subject"].to_numpy(dtype=object), protocol=protocol, split="test", seed=asked.seed,
         n_bootstrap=min(n_drawn, asked.n_bootstrap), n_permutations=min(n_drawn, asked.n_permutations), units=units,
+        top=(5,) if is_graded and n_classes >= MANY_CLASSES else (),
     )  # fmt: skip
     scores, items = compute_category_scores(task)
     items = items.assign(stimulus_id=rows.ids)
-    if len(classes) > 50:  # a column for each class would be the matrix again
+    if n_classes > 50:  # a column for each class would be the matrix again
         items = items[[c for c in items if not str(c).startswith("decision_")]]
     return put_together(
         "classes", scores, items, protocol, asked.selection, asked.seed, found, [], notes, given, true

@@ -202,6 +202,23 @@ def test_classes_from_labels_probabilities_and_one_hot_rows():
     assert values_of(score(logits, table, ids=np.arange(60))) == values_of(by_logits)
 
 
+def test_top_5_of_many_classes_and_classes_of_one_trial():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(60), 12)
+    logits = rng.standard_normal((720, 60)) + 1.5 * np.eye(60)[labels]
+    found = score(logits, labels)
+    expected = [label in np.argsort(-row)[:5] for row, label in zip(logits, labels, strict=True)]
+    assert values_of(found)["top5"] == np.mean(expected)
+    assert found.get("top5")["chance"] == pytest.approx(5 / 60, abs=0.01)
+    assert found.get("top5")["p_value"] < 0.05
+    assert values_of(found)["balanced_accuracy"] == pytest.approx(values_of(found)["accuracy"])
+    assert found.get("balanced_accuracy")["ci_low"] < values_of(found)["balanced_accuracy"]
+    assert values_of(score(np.zeros((720, 60)), labels))["top5"] == 0  # ties are lost
+    one_each = score(logits[::12], labels[::12], kind="classes")
+    assert one_each.get("accuracy")["ci_high"] - one_each.get("accuracy")["ci_low"] > 0.1
+    assert one_each.get("accuracy")["resampled"] == "60 items"
+
+
 def test_classes_that_do_not_fit_are_one_sentence():
     logits, labels = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 4
     for predictions, truth, options, words in (
