@@ -493,6 +493,18 @@ class NetworkEncoder:
         fit = self.require_fit()
         return NetworkPrediction(fit).eval(), take_inputs(fit, responses)
 
+    def as_any_montage(self) -> Any:
+        """Return `predict` as a torch module over any channels and lengths, which `neuralbench.check_model` passes.
+
+        Raises
+        ------
+        DataError
+            If the positions of the channels are not known; see `network_prediction.MontagePrediction`.
+        """
+        from braindecode_vis.training.network_prediction import MontagePrediction
+
+        return MontagePrediction(self.require_fit()).eval()
+
     def require_fit(self) -> NetworkFit:
         """Return the fit, or raise `DataError` before there is one."""
         if self.fitted is None:

@@ -73,6 +73,77 @@ class NetworkPrediction(nn.Module):
         return output.unflatten(1, self.shape) if len(self.shape) > 1 else output
 
 
+class MontagePrediction(nn.Module):
+    """A fitted network for trials of any channels and length, in the form that NeuralBench asks of a model.
+
+    Each of the network's channels becomes a weighted mean of the channels that come, by the distance of their
+    positions once both sets are brought to a common centre and radius; samples are interpolated to the network's
+    number, whatever time they stand for. Every channel of a trial is brought to the mean and spread that the network
+    was trained with, since units are not known. The subject is an unknown one where the network takes such, else the
+    first. All of this is a choice of ours: it makes any montage fit, and is no claim that a decoder transfers to it.
+
+    Parameters
+    ----------
+    fit
+        A fitted network over channels and times whose positions are known.
+
+    Raises
+    ------
+    DataError
+        If there are no channels with positions, or subjects are aligned one by one.
+    """
+
+    def __init__(self, fit: NetworkFit) -> None:
+        super().__init__()
+        signal = fit.signal
+        if signal.dims != ("channel", "time") or signal.ch_pos is None:
+            raise DataError(
+                "a network for any montage needs trials of channels x times with known positions, and this one has "
+                f"{', '.join(signal.dims)}{'' if signal.ch_pos is None else ' and positions'}."
+            )
+        if fit.transform.alignment != "none":
+            raise DataError(
+                "a network for any montage sees subjects without an alignment of their own; train it with "
+                "encoder.subject_alignment none."
+            )
+        self.prediction = NetworkPrediction(fit).eval()
+        self.n_times = signal.shape[1]
+        self.subject = signal.unknown_subject if fit.takes_unknown else 0
+        self.register_buffer("positions", _bring_to_sphere(torch.from_numpy(np.array(signal.ch_pos)).float()))
+
+    def forward(self, x: Tensor, channel_positions: Tensor | None = None) -> Tensor:
+        """Return one embedding per trial, shape (n_trials, n_features).
+
+        Parameters
+        ----------
+        x : float tensor of shape (n_trials, n_channels, n_times)
+            Any numbers of channels and times.
+        channel_positions : float tensor of shape (n_trials, n_channels, 3), optional
+            In any unit; without them the channels must be the network's own.
+        """
+        x = functional.interpolate(x.float(), size=self.n_times, mode="linear")
+        if channel_positions is not None:
+            own: Any = self.positions
+            squares = (
+                torch.cdist(own.expand(len(x), -1, -1), _bring_to_sphere(channel_positions.float())) ** 2
+            )
+            # a fifth of the head's radius: about the spacing of 64 electrodes
+            x = (-squares / (2 * 0.2**2)).softmax(
+                dim=-1
+            ) @ x  # (n, own channels, n_channels) @ (n, n_channels, n_times)
+        x = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
+        known: dict[str, Any] = dict(self.prediction.named_buffers(recurse=False))
+        if "centre" in known:
+            x = x * known["spread"] + known["centre"]
+        return self.prediction(x, torch.full((len(x),), self.subject, device=x.device)).flatten(1)
+
+
+def _bring_to_sphere(positions: Tensor) -> Tensor:
+    """Return positions of shape (..., n_channels, 3) around their mean, at a mean distance of one."""
+    centred = positions - positions.mean(dim=-2, keepdim=True)
+    return centred / centred.norm(dim=-1, keepdim=True).mean(dim=-2, keepdim=True).clamp_min(1e-12)
+
+
 class PrototypePrediction(nn.Module):
     """Probabilities of classes, by the cosine of a network's output with the prototype of each class.
 
