@@ -57,6 +57,7 @@ INSIDE: dict[str, dict[str, str]] = {
         "things_eeg2": "datasets.things_eeg2.dataset:ThingsEeg2Config",
         "things_fmri": "datasets.things_fmri.dataset:ThingsFmriConfig",
         "things_meg": "datasets.things_meg.dataset:ThingsMegConfig",
+        "vim1": "datasets.vim1:Vim1Config",
     },
     "split": {
         "published": "preprocessing.splits:PublishedSplitConfig",

@@ -40,6 +40,7 @@ from braindecode_vis.phantom.formats import (
     things_eeg2_derived,
     things_fmri,
     things_meg,
+    vim1,
 )
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.sizes import LATER, PhantomSize
@@ -72,6 +73,7 @@ _ALL = (
     bold5000.RAW,
     bold5000.BETAS,
     cneuromod_things.FORMAT,
+    vim1.FORMAT,
 )
 _BY_NAME = {form.name: form for form in _ALL}
 FORMATS: dict[str, str] = {form.name: form.description for form in _ALL}

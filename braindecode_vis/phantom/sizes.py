@@ -339,6 +339,12 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "demo": PhantomSize(2, 150, 5, 40, 8, 3, 3, 112, n_runs=6, voxel_mm=4),
         "full": PhantomSize(4, 648, 6, 432, 36, 3, 3, 500, n_runs=6, voxel_mm=2),
     },
+    "vim-1": {
+        "tiny": PhantomSize(1, 20, 2, 6, 1, 2, 4, 64, voxel_mm=8),
+        "small": PhantomSize(2, 60, 4, 30, 1, 2, 13, 125, voxel_mm=6),
+        "demo": PhantomSize(2, 175, 4, 60, 1, 2, 13, 250, voxel_mm=4),
+        "full": PhantomSize(2, 350, 5, 120, 1, 2, 13, 500, voxel_mm=2),
+    },
     "bold5000": {
         "tiny": PhantomSize(1, 6, 2, 3, 2, 1, 4, 32, n_runs=1, voxel_mm=8),
         "small": PhantomSize(1, 40, 4, 12, 4, 1, 4, 64, n_runs=2, voxel_mm=6),

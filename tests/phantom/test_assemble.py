@@ -31,6 +31,7 @@ from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
+from braindecode_vis.datasets.vim1 import Vim1Config
 from braindecode_vis.phantom import (
     FORMATS,
     SIZE_NAMES,
@@ -164,6 +165,7 @@ LOADERS = {
     "nsd-brain-diffuser": (NsdRepackConfig, {}),
     "nod": (NodConfig, {}),
     "cneuromod-things": (CneuromodThingsConfig, {}),
+    "vim-1": (Vim1Config, {}),
     "bold5000": (Bold5000Config, {}),
     "bold5000-betas": (Bold5000BetasConfig, {}),
 }

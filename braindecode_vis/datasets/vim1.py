@@ -1,0 +1,348 @@
+"""vim-1 (Kay et al. 2008): two people who saw 1750 natural images twice and 120 others thirteen times.
+
+Owns the two MATLAB files of the CRCNS archive: ``EstimatedResponses.mat`` (HDF5, one response an image and voxel, the
+mean of its presentations, z-scored by the authors) and ``Stimuli.mat`` (grey images of 128 pixels; those of 500 lie in
+``Stimuli_Trn_FullRes_01.mat`` to ``_15.mat`` and ``Stimuli_Val_FullRes.mat``). A few thousand voxels lack a response
+(NaN) and are left out. Names, shapes and codes of regions were read in published code that opens the files.
+
+References
+----------
+Kay, Naselaris, Prenger, Gallant (2008), doi:10.1038/nature06713; data: Kay, Naselaris, Gallant (2011),
+doi:10.6080/K0QN64NG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis.checks import ConfigError, DataError, check_file, check_option, refuse_damage
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
+from braindecode_vis.datasets.sources.betas_source import (
+    BetasPart,
+    BetasSettings,
+    FmriSource,
+    Geometry,
+    Roi,
+    ZScoring,
+)
+from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.store import hash_sampled
+
+RESPONSES_FILE = "EstimatedResponses.mat"
+STIMULI_FILE = "Stimuli.mat"
+ROIS = {0: "other", 1: "V1", 2: "V2", 3: "V3", 4: "V3A", 5: "V3B", 6: "V4", 7: "LO"}
+"""What the numbers in ``roiS1`` and ``roiS2`` mean."""
+SHAPE = (64, 64, 18)
+"""Volume that ``voxIdxS1`` counts in, from 1 and in MATLAB's order."""
+SUFFIXES = {"train": "Trn", "test": "Val"}
+# Presentations that each response is the mean of (Kay et al. 2008).
+PRESENTATIONS = {"train": 2, "test": 13}
+
+
+class Vim1Config(BetasSettings):
+    """Whose responses are read, from which regions, and with which images.
+
+    Parameters
+    ----------
+    root
+        Folder that holds ``EstimatedResponses.mat`` and the files of the images.
+    subject
+        1 or 2.
+    rois
+        Regions whose union is kept: ``V1``, ``V2``, ``V3``, ``V3A``, ``V3B``, ``V4``, ``LO``; every voxel by default.
+    resolution
+        ``low`` reads the images of 128 pixels, ``full`` those of 500.
+    zscore
+        ``none`` by default: the authors z-scored every voxel. ``session`` standardises again with the training
+        responses.
+    with_images
+        Whether the images are read; without them there are responses, but nothing to compare with.
+    """
+
+    kind: Literal["vim1"] = "vim1"
+    subject: Literal[1, 2] = 1
+    rois: tuple[str, ...] = ()
+    resolution: Literal["low", "full"] = "low"
+    zscore: ZScoring = "none"
+    with_images: bool = True
+
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    def hash_inputs(self) -> dict[str, str]:
+        """Return a digest of samples of every file that is read."""
+        paths = [self._find_responses(), *(self._list_stimuli_files() if self.with_images else [])]
+        return {path.name: hash_sampled(path) for path in paths}
+
+    def open_betas(self) -> FmriSource:
+        """Return the training and the validation responses as lazy parts."""
+        path = self._find_responses()
+        table = read_voxels(path, self.subject)
+        keep = table.usable & self._choose_regions(table)
+        if not keep.any():
+            raise ConfigError(
+                f"no voxel of subject {self.subject} is in {', '.join(self.rois)}; name other dataset.rois."
+            )
+        columns = np.flatnonzero(keep)
+        trials = [self._make_trials(split, table.counts[split]) for split in SUFFIXES]
+        parts = [
+            BetasPart(
+                own, (path,), len(columns), _Reader(path, f"data{SUFFIXES[split]}S{self.subject}", columns)
+            )
+            for split, own in zip(SUFFIXES, trials, strict=True)
+        ]
+        geometry = Geometry(table.ids[keep], rois={"visual": Roi(table.regions[keep], _named())})
+        stimuli = self._read_stimuli(pd.concat(trials, ignore_index=True))
+        notes: dict[str, Any] = {
+            "protocol": (
+                f"vim-1 subject {self.subject}: {table.counts['train']} training images (mean of 2 presentations), "
+                f"{table.counts['test']} validation images (mean of 13) as published; {len(columns)} voxels"
+                + (f" of {', '.join(self.rois)}" if self.rois else "")
+            ),
+            "voxels_left_out_as_not_finite": int((~table.usable).sum()),
+            "presentations": PRESENTATIONS,
+        }
+        return FmriSource(tuple(parts), stimuli, self.make_plan(), "z", geometry, notes=notes)
+
+    @collect_findings("data")
+    def check(self) -> Iterator[CheckFinding]:
+        """Open responses and images, and compare their counts with the manifest."""
+        source = self.open_betas()
+        table = read_voxels(self._find_responses(), self.subject)
+        found: dict[str, Any] = {"n_train": table.counts["train"], "n_test": table.counts["test"]}
+        if self.subject == 1:
+            found |= {
+                "n_voxels_subject_1": len(table.usable),
+                "n_v1_voxels_subject_1": int((table.regions == 1).sum()),
+            }
+        if source.stimuli.pixels is not None:
+            found[f"image_size_{self.resolution}"] = int(source.stimuli.pixels.shape[1])
+        yield from compare_facts(found, self.manifest.facts, self.find_root())
+        n_left = source.notes["voxels_left_out_as_not_finite"]
+        yield CheckFinding(
+            "voxels", True, f"{source.parts[0].n_voxels} kept, {n_left} without a response left out"
+        )
+        yield CheckFinding("protocol", True, str(source.notes["protocol"]))
+
+    def _find_responses(self) -> Path:
+        return check_file(
+            self.find_root() / RESPONSES_FILE,
+            what="the file of responses of vim-1",
+            hint="fetch it with a CRCNS account (crcns.org/data-sets/vc/vim-1) and pass its folder with --root",
+        )
+
+    def _list_stimuli_files(self) -> list[Path]:
+        root, hint = (
+            self.find_root(),
+            "fetch it, or leave the images out with --set dataset.with_images=false",
+        )
+        if self.resolution == "low":
+            return [check_file(root / STIMULI_FILE, what="the file of images of vim-1", hint=hint)]
+        training = sorted(root.glob("Stimuli_Trn_FullRes_*.mat"))
+        if not training:
+            raise DataError(
+                f"no Stimuli_Trn_FullRes_01.mat of vim-1 is in {root}; fetch them, or set dataset.resolution=low."
+            )
+        last = root / "Stimuli_Val_FullRes.mat"
+        return [*training, check_file(last, what="the file of validation images of vim-1", hint=hint)]
+
+    def _choose_regions(self, table: VoxelTable) -> np.ndarray:
+        if not self.rois:
+            return np.ones(len(table.regions), bool)
+        codes = {name: code for code, name in ROIS.items() if code}
+        for name in self.rois:
+            check_option("the region in dataset.rois", name, codes)
+        return np.isin(table.regions, [codes[name] for name in self.rois])
+
+    def _make_trials(self, split: str, n: int) -> pd.DataFrame:
+        ids = [f"{SUFFIXES[split].lower()}{number:04d}" for number in range(1, n + 1)]
+        # An image has no category: each stands for itself. The file knows neither sessions nor runs.
+        return pd.DataFrame(
+            {
+                "subject": f"{self.subject:02d}", "session": "01", "run": SUFFIXES[split].lower(), "stimulus_id": ids,
+                "repetition": 0, "split": split, "concept": ids,
+            }
+        )  # fmt: skip
+
+    def _read_stimuli(self, trials: pd.DataFrame) -> StimulusSet:
+        ids = trials["stimulus_id"].tolist()
+        if not self.with_images:
+            from braindecode_vis.datasets.bids.fmri_files import hash_name
+
+            names = trials[["stimulus_id", "concept"]].assign(
+                path="", sha256=[hash_name(name) for name in ids]
+            )
+            return StimulusSet(names)
+        pixels = read_images(self._list_stimuli_files())
+        if len(pixels) != len(ids):
+            raise DataError(
+                f"{self.find_root()} holds {len(pixels)} images, but responses to {len(ids)}: files of images are "
+                "missing or of another release."
+            )
+        return StimulusSet.from_pixels(pixels, ids, source=STIMULI_FILE)
+
+
+def _named() -> dict[int, str]:
+    return {code: name for code, name in ROIS.items() if code}
+
+
+@dataclass(frozen=True)
+class VoxelTable:
+    """The voxels of one subject.
+
+    Parameters
+    ----------
+    ids : integer array of shape (n_voxels,)
+        Place in the volume of 64 x 64 x 18, counted in C order.
+    regions : integer array of shape (n_voxels,)
+        Code of the region, see `ROIS`.
+    usable : bool array of shape (n_voxels,)
+        Whether every response is finite.
+    counts
+        Images of each split.
+    """
+
+    ids: np.ndarray
+    regions: np.ndarray
+    usable: np.ndarray
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_voxels(path: Path, subject: int) -> VoxelTable:
+    """Read places and regions of the voxels, and look through all responses for gaps.
+
+    Raises
+    ------
+    DataError
+        If a variable is missing, lengths differ, or places lie outside of the volume.
+    """
+    with MatFile(path) as file:
+        regions = file.read(f"roiS{subject}").ravel().astype(np.int64)
+        places = file.read(f"voxIdxS{subject}").ravel().astype(np.int64)
+        usable, counts = np.ones(len(regions), bool), {}
+        for split, suffix in SUFFIXES.items():
+            name = f"data{suffix}S{subject}"
+            shape = file.find_shape(name)
+            if shape[1] != len(regions):
+                raise DataError(
+                    f"{path}: {name} has {shape[1]} voxels, but roiS{subject} {len(regions)}; fetch it again."
+                )
+            counts[split] = shape[0]
+            for start in range(0, shape[0], 256):
+                usable &= np.isfinite(file.read_rows(name, start, min(start + 256, shape[0]))).all(axis=0)
+    n_places = int(np.prod(SHAPE))
+    if len(places) != len(regions) or places.min() < 1 or places.max() > n_places:
+        raise DataError(
+            f"{path}: voxIdxS{subject} has {len(places)} places from {places.min()} to {places.max()}; as published "
+            f"they count {len(regions)} voxels from 1 to {n_places}."
+        )
+    unknown = set(np.unique(regions).tolist()) - set(ROIS)
+    if unknown:
+        raise DataError(f"{path}: roiS{subject} holds the code {unknown.pop()}; 0 to {max(ROIS)} are known.")
+    ids = np.ravel_multi_index(np.unravel_index(places - 1, SHAPE, order="F"), SHAPE)
+    return VoxelTable(ids, regions, usable, counts)
+
+
+def read_images(paths: list[Path]) -> np.ndarray:
+    """Return the images, training before validation, as uint8 of shape (n_images, height, width, 3).
+
+    Stored values are grey levels around 0. One scale serves all images: from the darkest to the brightest value of the
+    training images.
+
+    Raises
+    ------
+    DataError
+        If a file holds no images.
+    """
+    blocks: dict[str, list[np.ndarray]] = {"stimTrn": [], "stimVal": []}
+    for path in paths:
+        with MatFile(path) as file:
+            for name, held in blocks.items():
+                if name in file:
+                    held.append(file.read(name))
+    for name, held in blocks.items():
+        if not held or any(block.ndim != 3 for block in held):
+            raise DataError(
+                f"{', '.join(path.name for path in paths[:3])} hold no {name} of images x rows x columns."
+            )
+    train, test = (np.concatenate(held) for held in blocks.values())
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(f"training images have {train.shape[1:]} pixels, validation images {test.shape[1:]}.")
+    everything = np.concatenate([train, test]).astype(np.float32)
+    if train.dtype != np.uint8:
+        low, high = float(train.min()), float(train.max())
+        everything = np.clip((everything - low) / max(high - low, 1e-12), 0, 1) * 255
+    return np.repeat(np.rint(everything).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+class MatFile:
+    """Reads variables of a MATLAB file of either kind, as MATLAB has them but for responses, whose images come first.
+
+    Files of version 7.3 are HDF5 with the axes reversed; older ones are read by scipy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: Any = None
+        self.content: dict[str, np.ndarray] | None = None
+
+    def __enter__(self) -> MatFile:
+        import h5py
+        from scipy.io import loadmat
+
+        with refuse_damage(f"{self.path} cannot be read as a MATLAB file"):
+            if h5py.is_hdf5(self.path):
+                self.file = h5py.File(self.path, "r")
+            else:
+                self.content = loadmat(self.path)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in (self.file if self.file is not None else self.content or {})
+
+    def _get(self, name: str) -> Any:
+        if name not in self:
+            raise DataError(f"{self.path} lacks the variable {name}; it is not the published file.")
+        return self.file[name] if self.file is not None else (self.content or {})[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a variable in the order of MATLAB's axes."""
+        value = self._get(name)
+        with refuse_damage(f"{self.path} is truncated or damaged", OSError):
+            return np.asarray(value[()].T if self.file is not None else value)
+
+    def find_shape(self, name: str) -> tuple[int, int]:
+        """Return images and voxels of a matrix of responses."""
+        shape = self._get(name).shape
+        if len(shape) != 2:
+            raise DataError(f"{self.path}: {name} has the shape {shape}; a matrix is expected.")
+        return (int(shape[0]), int(shape[1])) if self.file is not None else (int(shape[1]), int(shape[0]))
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return responses to some images, float32 of shape (stop - start, n_voxels)."""
+        value = self._get(name)
+        with refuse_damage(f"{self.path} is truncated or damaged", OSError):
+            rows = value[start:stop] if self.file is not None else value[:, start:stop].T
+        return np.asarray(rows, np.float32)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads responses to some images in the kept voxels."""
+
+    path: Path
+    name: str
+    columns: np.ndarray
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        with MatFile(self.path) as file:
+            return file.read_rows(self.name, start, stop)[:, self.columns]
