@@ -1,0 +1,247 @@
+"""Every shipped configuration from raw files to report: phantom files, tiny random networks, one epoch.
+
+A new configuration is picked up from the folder and needs no entry here as long as its data set has one in `PHANTOMS`:
+what makes it small goes by names of fields (`FEWER`) and kinds of components (`TINY`). Scores mean nothing here.
+"""
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from braindecode_vis import pipeline
+from braindecode_vis.config import RunConfig, dump_config, read_config
+from braindecode_vis.datasets.haxby_slices import CATEGORIES
+from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
+from braindecode_vis.phantom.formats.file_writers import write_tsv, write_volumes
+from braindecode_vis.pipeline.runs import open_run
+from braindecode_vis.studies.analyze import analyze
+from braindecode_vis.studies.pretrain import pretrain
+from tests.datasets.test_digits69 import make_phantom_file as make_digits
+from tests.datasets.test_muse_n170 import make_runs as make_muse
+
+SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
+
+# Data set -> format of the phantom, changes of its tiny size, settings of the data set.
+PHANTOMS = {
+    "alljoined1": ("alljoined1", {}, {"sessions": [1], "image_size": 32}),
+    "alljoined16m": ("alljoined16m", {}, {}),
+    "bids_fmri": ("bids-fmri", {}, {}),
+    "bids_meeg": ("bids-eeg", {}, {}),
+    "bold5000": ("bold5000", {}, {}),
+    "bold5000_betas": ("bold5000-betas", {}, {}),
+    "deeprecon": ("deeprecon", {}, {}),
+    "eeg_imagenet": ("eeg-imagenet", {}, {}),
+    "god": ("god", {}, {}),
+    "nod": ("nod", {}, {}),
+    "nsd": ("nsd", {"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
+    "nsd_imagery": ("nsd", {"n_synthetic": 0}, {}),
+    "nsd_synthetic": ("nsd", {"n_imagery": 0, "imagery_repetitions": 0}, {}),
+    "nsd_repack": ("nsd-mindeye1", {}, {}),
+    "nsd_timeseries": ("nsd-timeseries", {"n_train_concepts": 9, "n_sessions": 2}, {"image_size": 32}),
+    "things_eeg1": ("things-eeg1", {}, {}),
+    "things_eeg2": ("things-eeg2", {"n_subjects": 3}, {}),
+    "things_fmri": ("things-fmri", {}, {}),
+    "things_meg": (
+        "things-meg",
+        {"n_subjects": 2, "n_train_concepts": 6, "n_test_concepts": 3, "n_raw_sessions": 1},
+        {},
+    ),
+}
+# Data sets without a phantom: what writes small files of theirs, and settings.
+FILES = {
+    "arrays": ("write_arrays", {}),
+    "digits69": ("write_digits", {"verify": False}),
+    "haxby_slices": ("write_haxby", {}),
+    "muse_n170": ("write_muse", {}),
+    "synthetic_digits": (None, {"n_train": 40, "n_test": 12, "n_voxels": 30}),
+}
+# Settings of a data set that name more than the phantom has.
+HELD = {"nsd": {"sessions": 2, "subjects": [1, 2]}}
+
+# Numbers that are lowered wherever a component has a field of this name and a larger value.
+FEWER = {
+    "epochs": 1, "n_epochs": 1, "n_bootstrap": 100, "n_permutations": 100, "n_folds": 2, "n_inner_folds": 2,
+    "n_best": 20,
+    "steps": 2, "n_networks": 1, "candidates": 1, "n_random": 1, "out_of_fold": 2,
+    "hidden": 32, "projector_hidden": 32, "width": 16, "depth": 2, "n_blocks": 1, "shared": 32, "decoder_width": 16,
+    "decoder_depth": 1, "n_virtual_channels": 16, "initial_channels": 16, "backbone_outputs": 32, "attention_size": 16,
+    "head_hidden": 32,
+}  # fmt: skip
+# Kind of a component -> settings that make it small; towers keep their architecture with fewer and narrower layers.
+_VIT = {"layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}
+_TEXT = {"layers": 1, "width": 32, "heads": 2}
+TINY = {
+    "openclip": lambda own: {
+        "weights": "random", "precision": "float32",
+        "model_args": {
+            "embed_dim": 32,
+            "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8} if own["architecture"].startswith("RN") else _VIT,
+            "text_cfg": _TEXT,
+        },
+    },
+    # As deep as layers are asked for by number.
+    "transformers": lambda own: {
+        "weights": "random", "repository": None, "precision": "float32",
+        "model_args": {
+            "hidden_size": 16, "num_hidden_layers": 36, "num_attention_heads": 2, "intermediate_size": 16,
+            "image_size": [28, 28], "patch_size": [14, 14],
+        },
+    },
+    "timm": lambda own: {
+        "weights": "random", "model_args": {"depth": 2, "embed_dim": 32, "num_heads": 2},
+    },
+    "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
+    "logistic": lambda own: {"c": own["c"][:1], "windows": own["windows"][:1]},
+}  # fmt: skip
+# Twins of configurations of THINGS-EEG2 on the 272 channels of THINGS-MEG, of which two stay in the default run.
+SLOW = (
+    "things_meg_loso_samga_internvit",
+    "things_meg_loso_shallow_internvit",
+    "things_meg_samga_internvit",
+)
+
+
+def lessen(value):
+    """Return the plain content of a configuration with everything made small."""
+    if isinstance(value, list):
+        return [lessen(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    changed = {key: lessen(entry) for key, entry in value.items()}
+    for key, most in FEWER.items():
+        if isinstance(changed.get(key), int) and changed[key] > most:
+            changed[key] = most
+    if changed.get("second_stage"):
+        changed["epochs"] = 4  # each stage needs one
+    if changed.get("hold_out"):
+        changed["hold_out"] = 0.34  # two images and more
+    return {
+        **changed,
+        **{k: v for k, v in TINY.get(changed.get("kind"), lambda own: {})(changed).items() if k in changed},
+    }
+
+
+def shrink(path, root):
+    """Return a shipped configuration for the small files below `root`."""
+    content = lessen(yaml.safe_load(dump_config(read_config(path))))
+    kind = content["dataset"]["kind"]
+    settings = FILES[kind][1] if kind in FILES else PHANTOMS[kind][2]
+    joint = content["split"]["kind"] == "leave_one_subject_out" or content["encoder"].get("network", {}).get(
+        "joint"
+    )
+    if kind in ("things_eeg2", "things_meg") and not joint:
+        content["dataset"]["subjects"] = [1]
+    held = {key: value for key, value in HELD.get(kind, {}).items() if content["dataset"].get(key)}
+    content["dataset"] |= {**({"root": str(root)} if root.exists() else {}), **settings, **held}
+    if content["dataset"].get("atlas"):
+        truth = root / "phantom_truth"
+        content["dataset"]["atlas"] |= {
+            "files": [str(truth / "parcels.nii.gz")],
+            "labels": str(truth / "parcels.txt"),
+        }
+    return RunConfig.model_validate(content)
+
+
+def embed(stimuli):
+    """A few pixels stand in for a network."""
+    return np.stack([image[::8, ::8].ravel() / 255.0 for image in stimuli.iterate_images()])
+
+
+def write_arrays(root):
+    rng = np.random.default_rng(0)
+    root.mkdir()
+    np.save(root / "data.npy", rng.standard_normal((24, 30)).astype(np.float32))
+    np.save(root / "images.npy", rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    pd.DataFrame({"stimulus_id": [str(n % 12) for n in range(24)]}).to_csv(root / "trials.csv", index=False)
+
+
+def write_digits(root):
+    root.mkdir()
+    make_digits(root / "digit69_28x28.mat", n_train=24, n_test=8)
+
+
+def write_haxby(root):
+    """One slice of noise: eight blocks a run, half as long as the recorded ones."""
+    rng = np.random.default_rng(0)
+    folder = root / "sub-001/func"
+    for run in ("01", "02", "03"):
+        stem = f"sub-001_task-objectviewing_acq-1slice_run-{run}"
+        onsets = 10.0 + 15.0 * np.arange(8)
+        table = pd.DataFrame({"onset": onsets, "duration": 10.0, "trial_type": rng.permutation(CATEGORIES)})
+        write_tsv(folder / f"{stem}_events.tsv", table)
+        volumes = (100 + rng.standard_normal((6, 5, 1)) for _ in range(60))
+        path = folder / f"{stem}_bold.nii.gz"
+        write_volumes(path, volumes, shape=(6, 5, 1), n_volumes=60, affine=np.eye(4), t_r=2.5)
+
+
+def write_muse(root):
+    root.mkdir()
+    make_muse(root)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Raw files of each data set, written once; and the stages that its configurations share."""
+    base = tmp_path_factory.mktemp("shipped")
+
+    def find(kind):
+        root = base / kind
+        if kind in FILES and not root.exists() and FILES[kind][0]:
+            globals()[FILES[kind][0]](root)
+        elif kind in PHANTOMS and not root.exists():
+            form, changes, _ = PHANTOMS[kind]
+            make_phantom(
+                form,
+                root,
+                size=SIZES[form]["tiny"].replace(**changes),
+                config=PhantomConfig(snr=0.3),
+                embed=embed,
+            )
+        return root, base / f"{kind}-stages"
+
+    return find
+
+
+def link(source, target):
+    """Hard links of the finished stages that do not depend on the encoder; a run reuses them by their fingerprint."""
+    for stage in ("preprocess", "embed"):
+        for artifact in sorted((source / stage).glob("*")) if (source / stage).is_dir() else ():
+            if not (target / stage / artifact.name).exists():
+                shutil.copytree(artifact, target / stage / artifact.name, copy_function=os.link)
+
+
+def mark(path):
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+
+
+@pytest.mark.parametrize("path", [mark(path) for path in SHIPPED])
+def test_a_shipped_configuration_runs_from_raw_files_to_report(path, files, tmp_path):
+    kind = yaml.safe_load(path.read_text())["dataset"]["kind"]
+    root, shared = files(kind)
+    config = shrink(path, root)
+    run = open_run(config, tmp_path / "run")
+    link(shared, run.folder.path / "stages")
+    if config.pretrain is not None:
+        folder = pretrain(run)
+        content = yaml.safe_load(dump_config(config))
+        content["encoder"]["network"]["pretrained"] = str(folder)
+        run = open_run(RunConfig.model_validate(content), tmp_path / "run")
+    rows = pipeline.run_all(run)
+    link(run.folder.path / "stages", shared)
+    assert rows
+    assert all(np.isfinite(row["value"]) for row in rows if row["method"] == "decoded")
+    if config.analyses:
+        artifacts, refusals = analyze(run)
+        assert not refusals
+        assert len(artifacts) == len(config.analyses)
+    assert (run.folder.path / "report.html").stat().st_size > 10_000
+
+
+def test_every_data_set_with_a_configuration_has_small_files():
+    kinds = {yaml.safe_load(path.read_text())["dataset"]["kind"] for path in SHIPPED}
+    assert kinds <= PHANTOMS.keys() | FILES.keys()
