@@ -26,8 +26,8 @@ from tests.datasets.test_muse_n170 import make_runs as make_muse
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
-# Data set -> format of the phantom, changes of its tiny size, settings of the data set; without an entry, the format has
-# the name of the data set.
+# Data set -> format of the phantom, changes of its tiny size, settings of the data set. Without an entry, the format is
+# that of the same name.
 PHANTOMS = {
     "alljoined1": ("alljoined1", {}, {"sessions": [1], "image_size": 32}),
     "bids_meeg": ("bids-eeg", {}, {}),
@@ -138,7 +138,8 @@ def shrink(path, root):
 
 def find_phantom(kind):
     """Return format, changes of its size and settings of a data set."""
-    return PHANTOMS.get(kind, (kind.replace("_", "-"), {}, {}))
+    same = [name for name in SIZES if name.replace("-", "") == kind.replace("_", "")]
+    return PHANTOMS.get(kind, (same[0] if same else kind, {}, {}))
 
 
 def embed(stimuli):
