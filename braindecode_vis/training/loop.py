@@ -26,6 +26,7 @@ from braindecode_vis.devices import count_processes, gather_rows, get_rank, keep
 from braindecode_vis.optimisation import (
     MovingAverage,
     OptimiserConfig,
+    compute_first_beta,
     compute_lr_factor,
     load_weights,
     optimise,
@@ -238,6 +239,7 @@ class Trainer:
                 lambda update: self._compute_losses(loaded, len(groups[update - first])),
                 after=after,
                 rate=lambda update: compute_lr_factor(schedule, update, self.n_updates) * lr_scale,
+                beta=lambda update: compute_first_beta(schedule, update, self.n_updates),
                 clip_norm=self.settings.clip_norm,
                 accelerator=self.accelerator,
             )

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.optimisation import OptimiserConfig, ScheduleConfig, compute_lr_factor
+from braindecode_vis.optimisation import (
+    OptimiserConfig,
+    ScheduleConfig,
+    compute_first_beta,
+    compute_lr_factor,
+)
 from braindecode_vis.roles import NETWORK, play
 from braindecode_vis.training.loop import make_optimiser
 
@@ -15,15 +20,19 @@ from braindecode_vis.training.loop import make_optimiser
 )
 def test_one_cycle_is_torchs(n_updates, warmup, division):
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([parameter], lr=2.0)
+    optimiser = torch.optim.Adam([parameter], lr=2.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=2.0, total_steps=n_updates, pct_start=warmup, final_div_factor=division
     )
     config = ScheduleConfig(kind="one_cycle", warmup=warmup, final_division=division)
     assert compute_lr_factor(config, 0, n_updates) == pytest.approx(1 / 25)
+    assert compute_first_beta(config, 0, n_updates) is None
+    cycled = config.model_copy(update={"cycle_momentum": True})
     for update in range(n_updates):
         expected = schedule.get_last_lr()[0] / 2.0
         assert compute_lr_factor(config, update, n_updates) == pytest.approx(expected, rel=1e-6)
+        beta = optimiser.param_groups[0]["betas"][0]
+        assert compute_first_beta(cycled, update, n_updates) == pytest.approx(beta, rel=1e-6)
         optimiser.step()
         if update < n_updates - 1:
             schedule.step()
@@ -40,7 +49,9 @@ def test_cosine_warms_up_and_ends_where_it_should():
 
 
 def test_what_a_schedule_does_not_look_at_is_refused():
-    assert "final_division" not in ScheduleConfig().hashed_fields()
+    assert not {"final_division", "cycle_momentum"} & set(ScheduleConfig().hashed_fields())
+    with pytest.raises(ValueError, match="cycle_momentum belongs to one_cycle"):
+        ScheduleConfig(cycle_momentum=True)
     with pytest.raises(ValueError, match="final_division belongs to one_cycle"):
         ScheduleConfig(kind="cosine", final_division=10)
     with pytest.raises(ValueError, match="final belongs to cosine"):
