@@ -28,7 +28,7 @@ def list_hints(run: Run) -> list[str]:
     hints = [*_judge_units(rows), *_judge_penalties(run)]
     if run.config.decodes_categories:
         return [*_judge_folds(run), *hints]
-    return [*_judge_repeats(run), *_judge_ties(run), *hints]
+    return [*_judge_repeats(run), *_judge_gallery(run, rows), *_judge_ties(run), *hints]
 
 
 def _judge_repeats(run: Run) -> list[str]:
@@ -44,6 +44,37 @@ def _judge_repeats(run: Run) -> list[str]:
     return [
         f"{n_repetitions:g} repetitions of {n_trials:g} training images are averaged, which leaves {n_trials:g} trials "
         "to learn from; single trials probably teach more: --set repeats.train=single."
+    ]
+
+
+def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
+    """Say that images of other folds, which a fold was trained on, push the true image off the first places.
+
+    Predictions lean towards what was learnt, so that a weak decoder names a training image first, and the true one
+    before the other images that it never saw: its mean rank is good, and top-1 is below chance.
+    """
+    found = {(row["metric"], row["subject"]): row for row in rows if row["method"] == "decoded"}
+    bad = [
+        subject
+        for metric, subject in found
+        if metric == "top1"
+        and found[metric, subject]["value"] < found[metric, subject]["chance"]
+        and (found.get(("2_way", subject), {}).get("p_value") or 1.0) < 0.01
+    ]
+    if not bad or run.config.retrieval.gallery != "all":
+        return []
+    prepared, firsts = preprocess(run), []
+    for fold, retrieved in zip(prepared.folds, retrieve(run).folds, strict=True):
+        known = set(prepared.responses.stimulus_ids[fold.train].tolist())
+        for part in (part.retrieval for part in retrieved.parts):
+            firsts += [str(i) in known for i in np.asarray(part.gallery_ids)[part.top_indices[:, 0]]]
+    if not np.mean(firsts) > 0.5:
+        return []
+    level = found["2_way", bad[0]]["value"]
+    return [
+        f"top-1 is below chance although the true image ranks well above it (2_way {level:.2f}): the gallery holds the "
+        f"images of all folds, and in {np.mean(firsts):.0%} of the queries an image that the fold was trained on comes "
+        "first; a gallery of images that it never saw: --set retrieval.gallery=fold."
     ]
 
 
