@@ -243,7 +243,8 @@ def make_parcels(scanner: Scanner) -> tuple[np.ndarray, dict[int, str]]:
     ``7Networks_LH_Vis_1``.
     """
     left, y = scanner.positions[:, 0] < 0, scanner.positions[:, 1]
-    labels, names = np.zeros(scanner.n_voxels, np.int16), {}
+    labels = np.zeros(scanner.n_voxels, np.int16)
+    names: dict[int, str] = {}
     for side, within in (("LH", left), ("RH", ~left)):
         for network in NETWORKS:
             members = np.flatnonzero(within & (scanner.networks == network))

@@ -213,11 +213,11 @@ def _write_betas(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
     folder = job.root / "BOLD5000_GLMsingle_betas"
     paths = [write_text(folder / f"{subject}_imgnames.txt", "".join(f"{name}\n" for name in names))]
     paths.append(write_volume(folder / f"{subject}_brainmask.nii.gz", scanner.mask, scanner.affine))
-    for session, rows in design.groupby("session"):
+    for _, rows in design.groupby("session"):
         blocks = progress.watch(iterate(rows), len)
         paths.append(
             write_session(
-                folder, subject, int(session), iterate_volumes(scanner, blocks), len(rows),
+                folder, subject, int(rows["session"].iloc[0]), iterate_volumes(scanner, blocks), len(rows),
                 shape=scanner.mask.shape, affine=scanner.affine,
             )
         )  # fmt: skip

@@ -357,7 +357,7 @@ def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int = 10, n_labels: in
     return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
 
 
-def estimate_visual_bytes(voxel_mm: int | None, n_samples: int, *, n_files: int = 1) -> int:
+def estimate_visual_bytes(voxel_mm: float | None, n_samples: int, *, n_files: int = 1) -> int:
     """Return the size of the samples of visual cortex in so many files."""
     n_voxels = round(_VISUAL_SHARE * count_voxels(voxel_mm))
     metadata = estimate_bytes(0, n_voxels, len(_AREAS) + 1)

@@ -118,11 +118,11 @@ def _write_mindeye1(job: PhantomJob, person: Person, progress: Progress) -> list
             samples = {
                 f"{split}_{place:05d}": make_mindeye1_sample(
                     read_image_file(job.root / job.table["path"].iloc[own["row"].iloc[0]]),
-                    int(nsd_id),
+                    int(own["nsd_id"].iloc[0]),
                     betas[own.index],
                     own.index.to_numpy(),
                 )
-                for place, (nsd_id, own) in enumerate(groups[number : number + _PER_TAR], start=number)
+                for place, (_, own) in enumerate(groups[number : number + _PER_TAR], start=number)
             }
             name = f"{split}_subj{person.index + 1:02d}_{number // _PER_TAR}.tar"
             paths.append(write_tar(job.root / "webdataset_avg_split" / split / name, samples))
