@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +207,20 @@ def test_the_demo_decodes_what_it_simulates(tmp_path):
     again = call("demo", "--size", "tiny", "--snr", "1", "--out", tmp_path)
     assert "computed" not in again.stderr
     assert "unseen concepts" in again.stdout
+
+
+def test_help_and_pages_name_every_format_of_the_phantom():
+    """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
+    from braindecode_vis.cli.data import PHANTOM_FORMATS
+    from braindecode_vis.datasets.manifests import read_manifests
+    from braindecode_vis.phantom import FORMATS
+
+    assert set(PHANTOM_FORMATS) == set(FORMATS)
+    page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
+    assert [name for name in FORMATS if f"`{name}`" not in page] == []
+    assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(FORMATS)
+    listed = call("datasets", env={**os.environ, "COLUMNS": "80"}).stdout
+    assert "braindecode-vis phantom eeg-imagenet --out DIR" in " ".join(listed.split())
 
 
 def test_a_phantom_says_what_it_costs_before_it_starts(tmp_path):

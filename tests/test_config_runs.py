@@ -1,7 +1,7 @@
 """Every shipped configuration from raw files to report: phantom files, tiny random networks, one epoch.
 
-A new configuration is picked up from the folder and needs no entry here as long as its data set has one in `PHANTOMS`:
-what makes it small goes by names of fields (`FEWER`) and kinds of components (`TINY`). Scores mean nothing here.
+A new configuration is picked up from the folder and needs no entry here as long as the manifest of its data set names
+a phantom: what makes it small goes by names of fields (`FEWER`) and kinds of components (`TINY`). Scores mean nothing.
 """
 
 import os
@@ -15,7 +15,7 @@ import yaml
 from braindecode_vis import pipeline
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.datasets.haxby_slices import CATEGORIES
-from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.datasets.manifests import find_package_data, read_manifest
 from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.phantom.formats.file_writers import write_tsv, write_volumes
 from braindecode_vis.pipeline.runs import open_run
@@ -26,21 +26,16 @@ from tests.datasets.test_muse_n170 import make_runs as make_muse
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
-# Data set -> format of the phantom, changes of its tiny size, settings of the data set. Without an entry, the format is
-# that of the same name.
+# Data set -> changes of the tiny size of its phantom, and settings of the data set.
 PHANTOMS = {
-    "alljoined1": ("alljoined1", {}, {"sessions": [1], "image_size": 32}),
-    "bids_meeg": ("bids-eeg", {}, {}),
-    "nsd": ("nsd", {"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
-    "nsd_imagery": ("nsd", {"n_synthetic": 0}, {}),
-    "nsd_synthetic": ("nsd", {"n_imagery": 0, "imagery_repetitions": 0}, {}),
-    "nsd_repack": ("nsd-mindeye1", {}, {}),
-    "nsd_timeseries": ("nsd-timeseries", {"n_train_concepts": 9, "n_sessions": 2}, {"image_size": 32}),
-    "things_eeg2": ("things-eeg2", {"n_subjects": 3}, {}),
-    "things_meg": (
-        "things-meg", {"n_subjects": 2, "n_train_concepts": 6, "n_test_concepts": 3, "n_raw_sessions": 1}, {},
-    ),
-}  # fmt: skip
+    "alljoined1": ({}, {"sessions": [1], "image_size": 32}),
+    "nsd": ({"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
+    "nsd_imagery": ({"n_synthetic": 0}, {}),
+    "nsd_synthetic": ({"n_imagery": 0, "imagery_repetitions": 0}, {}),
+    "nsd_timeseries": ({"n_train_concepts": 9, "n_sessions": 2}, {"image_size": 32}),
+    "things_eeg2": ({"n_subjects": 3}, {}),
+    "things_meg": ({"n_subjects": 2, "n_train_concepts": 6, "n_test_concepts": 3, "n_raw_sessions": 1}, {}),
+}
 # Data sets without a phantom: what writes small files of theirs, and settings.
 FILES = {
     "arrays": ("write_arrays", {}),
@@ -119,7 +114,7 @@ def shrink(path, root):
     """Return a shipped configuration for the small files below `root`."""
     content = lessen(yaml.safe_load(dump_config(read_config(path))))
     kind = content["dataset"]["kind"]
-    settings = FILES[kind][1] if kind in FILES else find_phantom(kind)[2]
+    settings = FILES[kind][1] if kind in FILES else PHANTOMS.get(kind, ({}, {}))[1]
     joint = content["split"]["kind"] == "leave_one_subject_out" or content["encoder"].get("network", {}).get(
         "joint"
     )
@@ -134,12 +129,6 @@ def shrink(path, root):
             "labels": str(truth / "parcels.txt"),
         }
     return RunConfig.model_validate(content)
-
-
-def find_phantom(kind):
-    """Return format, changes of its size and settings of a data set."""
-    same = [name for name in SIZES if name.replace("-", "") == kind.replace("_", "")]
-    return PHANTOMS.get(kind, (same[0] if same else kind, {}, {}))
 
 
 def embed(stimuli):
@@ -189,7 +178,7 @@ def files(tmp_path_factory):
         if kind in FILES and not root.exists() and FILES[kind][0]:
             globals()[FILES[kind][0]](root)
         elif kind not in FILES and not root.exists():
-            form, changes, _ = find_phantom(kind)
+            form, (changes, _) = read_manifest(kind).phantoms[0], PHANTOMS.get(kind, ({}, {}))
             make_phantom(
                 form,
                 root,
@@ -238,7 +227,7 @@ def test_a_shipped_configuration_runs_from_raw_files_to_report(path, files, tmp_
 
 
 def test_every_data_set_with_a_configuration_has_small_files():
-    """A data set needs a phantom of its name, an entry in `PHANTOMS`, or files of `FILES`."""
+    """A data set needs a phantom in its manifest, or files of `FILES`."""
     kinds = {yaml.safe_load(path.read_text())["dataset"]["kind"] for path in SHIPPED}
-    assert {find_phantom(kind)[0] for kind in kinds - FILES.keys()} <= SIZES.keys()
+    assert [kind for kind in sorted(kinds - FILES.keys()) if not read_manifest(kind).phantoms] == []
     assert {path.stem for path in SHIPPED} >= set(SLOW)

@@ -20,6 +20,14 @@ from braindecode_vis.cli.show import (
     print_scores,
 )
 
+PHANTOM_FORMATS = (
+    "things-eeg2", "things-eeg2-official", "things-eeg2-250hz", "things-eeg2-ubp", "things-eeg2-neurobridge",
+    "things-eeg1", "things-meg", "alljoined1", "alljoined16m", "eeg-imagenet", "bids-eeg", "nsd", "nsd-timeseries",
+    "nsd-mindeye1", "nsd-mindeye2", "nsd-brain-diffuser", "things-fmri", "cneuromod-things", "vim-1", "bold5000",
+    "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri",
+)  # fmt: skip
+"""What `phantom` can write, for its help; the simulation takes a second to import."""
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,7 +63,7 @@ def new(
 
 
 def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> None:
-    """List the data sets: what they are, where to get them, what is on disk."""
+    """List the data sets: what they are, where to get them, what is on disk, and which phantom stands in for them."""
     from rich.table import Table
 
     from braindecode_vis.cli import catalogue
@@ -83,13 +91,16 @@ def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> 
         ("licence", 14),
         ("where to get it", 14),
         ("on disk", 12),
+        ("phantom", 12),
     ):
         table.add_column(column, overflow="fold", min_width=width)
     for manifest, presence in found:
         table.add_row(
-            manifest.name, _describe_content(manifest), manifest.licence, describe_source(manifest), presence
-        )
+            manifest.name, _describe_content(manifest), manifest.licence, describe_source(manifest), presence,
+            ", ".join(manifest.phantoms),
+        )  # fmt: skip
     console.print(table)
+    console.print("Without its files: braindecode-vis phantom NAME --out DIR, then --root DIR.")
 
 
 def _describe_content(manifest: Manifest) -> str:
@@ -109,6 +120,11 @@ def _print_dataset(console: Console, manifest: Manifest, source: str, presence: 
         "licence": manifest.licence,
         "from": source,
     }
+    if manifest.phantoms:
+        lines["without its files"] = (
+            f"braindecode-vis phantom {manifest.phantoms[0]} --out DIR, then --root DIR"
+            + (f" (also {', '.join(manifest.phantoms[1:])})" if manifest.phantoms[1:] else "")
+        )
     for name, text in lines.items():
         console.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 2)))
 
@@ -223,7 +239,7 @@ def banks(as_json: Json = False, debug: Debug = False) -> None:
 
 def phantom(
     form: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="Data set to imitate; a wrong name lists them.")
+        str, typer.Argument(metavar="FORMAT", help=f"Data set to imitate: {', '.join(PHANTOM_FORMATS)}.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],
     size: Annotated[str, typer.Option("--size", help="tiny, small, demo or full.")] = "small",

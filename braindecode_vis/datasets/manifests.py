@@ -40,7 +40,8 @@ class Manifest(Settings):
     """What is known about a data set before any of it is read.
 
     `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right root
-    matches; by them a root that is too high or too low is noticed.
+    matches; by them a root that is too high or too low is noticed. `phantoms` are the formats in which simulated
+    subjects can be written for its loader, the usual one first.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Manifest(Settings):
     facts: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     root_holds: tuple[str, ...] = ()
+    phantoms: tuple[str, ...] = ()
     needs_files: bool = True
 
 
