@@ -52,7 +52,7 @@ def test_core_trains_and_synthetic_images_are_tested(root, tmp_path):
     tested = trials[trials["split"] == "test"]
     planned = pd.read_csv(root / "phantom_truth/nsdsynthetic_trials.tsv", sep="\t")
     assert tested["stimulus_id"].tolist() == [f"synthetic{n + 1:03d}" for n in planned["synthetic_id"]]
-    assert tested.groupby("run")["task"].first().tolist() == ["fixation", "one_back"] * 4
+    assert tested.groupby("run")["viewing_task"].first().tolist() == ["fixation", "one_back"] * 4
     assert set(tested["image_class"]) == {
         "Noise",
         "Contrast modulation",
@@ -96,7 +96,7 @@ def test_images_are_the_middle_square_as_it_was_shown(root, tmp_path):
 
 def test_one_task_alone_and_the_check(root):
     source = NsdSyntheticConfig(root=root, tasks=("one_back",), with_images=False).open_betas()
-    assert source.parts[-1].trials["task"].unique().tolist() == ["one_back"]
+    assert source.parts[-1].trials["viewing_task"].unique().tolist() == ["one_back"]
     findings = {finding.item: finding for finding in NsdSyntheticConfig(root=root).check()}
     assert all(finding.ok for finding in findings.values())
     assert findings["n_stimuli"].message == "16; simulated (the real data set has 284)"
@@ -119,6 +119,8 @@ def test_a_run_of_nsd_predicts_the_synthetic_session(root, tmp_path):
     assert len(new.responses.trials) == len(pd.read_csv(root / "phantom_truth/nsdsynthetic_trials.tsv"))
     assert new.stimuli.read_image("synthetic001").shape == (425, 425, 3)
     assert any("nsdsynthetic" in note for note in new.notes)
+    # Repetitions of an image are averaged over both tasks of the session.
+    assert "task" not in new.responses.trials
     with pytest.raises(ConfigError, match="the run decodes nsd, so that it cannot read nsd_imagery"):
         read_dataset_anew(run, NsdImageryConfig(root=root), tmp_path / "other")
 

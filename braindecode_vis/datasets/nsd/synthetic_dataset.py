@@ -216,11 +216,12 @@ class NsdSyntheticConfig(NsdConfig):
             [np.full(len(part), n + 1) for n, part in enumerate(np.array_split(order, N_RUNS))]
         )
         ids = [f"synthetic{number:03d}" for number in order]
+        # Not called `task`, which parts what was seen from what was imagined: both tasks look at the same image.
         trials = pd.DataFrame(
             {
                 "subject": f"{self.subject:02d}", "session": SESSION, "run": [f"{run:02d}" for run in runs],
                 "stimulus_id": ids, "repetition": 0, "split": "test", "concept": ids, "nsd_id": -1,
-                "synthetic_id": order - 1, "task": np.where(runs % 2 == 1, "fixation", "one_back"),
+                "synthetic_id": order - 1, "viewing_task": np.where(runs % 2 == 1, "fixation", "one_back"),
             }
         )  # fmt: skip
         classes = read_classes(root / CLASSES_FILE, int(order.max()))
@@ -255,7 +256,7 @@ class NsdSyntheticConfig(NsdConfig):
                 item, geometry.mask, geometry.affine, n_trials, divide_by=self.find_divisor()
             )
         whole = BetasPart(trials, paths, geometry.n_voxels, read)
-        return number_betas([keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
+        return number_betas([keep_rows(whole, trials["viewing_task"].isin(self.tasks).to_numpy())])[0]
 
     def _open_alone(self, root: Path, geometry: Geometry, tested: BetasPart) -> FmriSource:
         own = self._list_stimuli(tested).reset_index(drop=True)

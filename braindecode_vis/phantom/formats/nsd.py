@@ -45,6 +45,8 @@ from braindecode_vis.phantom.formats.nsd_files import (
     BETA_FORMS,
     BETA_VERSIONS,
     MOST_PERCENT,
+    SHAPES,
+    VOXEL_MM,
     make_subject_scanner,
     write_betas,
     write_brainmask,
@@ -127,14 +129,20 @@ def count(size: PhantomSize) -> Counts:
     n_further = count_imagery(size) + count_synthetic(size)
     n_volumes = size.n_subjects * (n_betas + n_further)
     volume = estimate_volume_bytes(size.voxel_mm, "int16")
+    index_bytes, index_seconds = 0.0, 0.0
     if size.beta_form == "hdf5":
-        # Not compressed, but for what lies outside of the box around the cortex.
-        volume = 2.0 * float(np.prod(GRIDS[size.voxel_mm or 0][0])) * 0.35
+        # Every voxel of a session is a chunk of its own, as published: not compressed, with 90 bytes of index each.
+        n_places = float(np.prod(SHAPES[0])) * (VOXEL_MM / (size.voxel_mm or VOXEL_MM)) ** 3
+        n_chunks = (
+            n_places * size.n_subjects * (size.n_sessions * len(list_versions(size)) + bool(size.n_synthetic))
+        )
+        volume, index_bytes, index_seconds = 2.0 * n_places, 90.0 * n_chunks, 2e-5 * n_chunks
     n_images = count_images(size)
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
     n_bytes = n_volumes * volume + n_images * 3.0 * size.image_size**2 + tables
     seconds = n_volumes * (2e-4 + 3.5e-7 * count_voxels(size.voxel_mm) + volume * 2.5e-8) + n_images * 2e-3
-    n_bytes += estimate_synthetic_bytes(size)
+    n_bytes += estimate_synthetic_bytes(size) + index_bytes
+    seconds += index_seconds
     n_designs = bool(size.n_imagery) + bool(size.n_synthetic)
     steps = 1 + n_images + n_designs + size.n_subjects * (1 + n_betas + n_further)
     return Counts(n_bytes, 0, size.n_subjects * size.n_trials * 4.0, 1 + seconds, steps)
