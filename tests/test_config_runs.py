@@ -28,7 +28,7 @@ SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
 # Data set -> changes of the tiny size of its phantom, and settings of the data set.
 PHANTOMS = {
-    "alljoined1": ({}, {"sessions": [1], "image_size": 32}),
+    "alljoined1": ({}, {"image_size": 32}),
     "nsd": ({"n_subjects": 2, "n_imagery": 0, "imagery_repetitions": 0, "n_synthetic": 0}, {}),
     "nsd_imagery": ({"n_synthetic": 0}, {}),
     "nsd_synthetic": ({"n_imagery": 0, "imagery_repetitions": 0}, {}),

@@ -347,9 +347,13 @@ def compare_fact(item: str, found: Any, declared: Any, root: Path | None, *, wha
     if found == declared:
         return CheckFinding(item, True, f"{found}{unit} as declared")
     # The sizes of a phantom are a choice of whoever made it, so they are told and not judged.
-    if root is not None and (root.expanduser() / _TRUTH).is_dir():
+    if _is_simulated(root):
         return CheckFinding(item, True, f"{found}{unit}; simulated (the real data set has {declared})")
     return CheckFinding(item, False, f"{found}{unit}, declared {declared}")
+
+
+def _is_simulated(root: Path | None) -> bool:
+    return root is not None and (root.expanduser() / _TRUTH).is_dir()
 
 
 def compare_facts(
@@ -359,9 +363,13 @@ def compare_facts(
     return [compare_fact(name, found[name], value, root) for name, value in declared.items() if name in found]
 
 
-def compare_counts(item: str, found: Mapping[str, int], declared: Mapping[str, Any]) -> CheckFinding:
-    """Return one finding on all counts of a subject."""
+def compare_counts(
+    item: str, found: Mapping[str, int], declared: Mapping[str, Any], root: Path | None
+) -> CheckFinding:
+    """Return one finding on all counts of a subject; those of a phantom below `root` are told and not judged."""
     off = [
         f"{key} {value} (declared {declared[key]})" for key, value in found.items() if value != declared[key]
     ]
+    if off and _is_simulated(root):
+        return CheckFinding(item, True, f"simulated: {', '.join(off)}")
     return CheckFinding(item, not off, ", ".join(off) if off else "as declared")

@@ -145,9 +145,8 @@ class ThingsEeg1Config(MeegSettings):
         if parts:
             yield look_at("images", lambda: describe_images(self._find_images(parts, root)))
         for part in parts:
-            yield compare_counts(
-                f"subject {part.recording.subject} counts", _count_facts(part), self.manifest.facts
-            )
+            item = f"subject {part.recording.subject} counts"
+            yield compare_counts(item, _count_facts(part), self.manifest.facts, root)
 
     def _find(self) -> tuple[Path, list[_SubjectRecording], dict[str, Any]]:
         root = self.find_root()

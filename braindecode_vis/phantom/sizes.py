@@ -292,7 +292,7 @@ SIZES: dict[str, dict[str, PhantomSize]] = {
         "full": PhantomSize(50, 1654, 12, 200, 1, 1, 12, 400),
     },
     "alljoined1": {
-        "tiny": PhantomSize(1, 8, 2, 4, 1, 4, 4, 32),
+        "tiny": PhantomSize(1, 8, 2, 4, 2, 4, 4, 32),
         "small": PhantomSize(1, 40, 5, 20, 2, 4, 4, 64),
         "demo": PhantomSize(2, 92, 5, 40, 2, 8, 8, 112),
         "full": PhantomSize(8, 170, 5, 110, 2, 4, 4, 425),

@@ -155,7 +155,7 @@ LOADERS = {
     "bids-eeg": (BidsMeegConfig, {}),
     "bids-fmri": (BidsFmriConfig, {}),
     "things-eeg1": (ThingsEeg1Config, {}),
-    "alljoined1": (Alljoined1Config, {"sessions": (1,)}),
+    "alljoined1": (Alljoined1Config, {}),
     "alljoined16m": (Alljoined16mConfig, {}),
     "eeg-imagenet": (EegImagenetConfig, {}),
     "deeprecon": (DeepreconConfig, {}),
@@ -181,6 +181,8 @@ def test_the_real_loader_reads_it(made, name, tmp_path):
         source = config.open_epochs(tmp_path)
     else:
         source = config.open_bold() if hasattr(config, "open_bold") else config.open_betas()
+    # A newcomer's `check` finds nothing wrong with it: sizes of a phantom are told and not judged.
+    assert [finding for finding in config.check() if not finding.ok] == []
     drawn = truth.read_stimuli()
     assert 0 < len(source.stimuli) <= len(drawn)
     if source.stimuli.root is not None:  # pictures in files, and every one is found

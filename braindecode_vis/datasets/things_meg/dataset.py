@@ -181,7 +181,7 @@ class ThingsMegConfig(MeegSettings):
         # The published counts are those of the default split of all sessions.
         if self.test_set == "small" and self.zero_shot and self.sessions is None:
             for name, found in source.notes["counts"].items():
-                yield compare_counts(f"subject {name} counts", found, self.manifest.facts)
+                yield compare_counts(f"subject {name} counts", found, self.manifest.facts, root)
 
     def _find(self) -> tuple[Path, list[Any]]:
         root = self.find_root()
