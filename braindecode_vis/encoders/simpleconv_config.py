@@ -239,8 +239,8 @@ class SimpleConvTimeAggConfig(SimpleConvSettings):
 
     Settings as in `SimpleConvSettings`. No subject layer by default, one linear head. The fourth convolution maps onto
     the 512 backbone outputs without batch norm or GELU, a gated linear unit follows, and no further layer.
-    NeuralBench trains with AdamW 1e-4, weight decay 0.05, one cycle (10 % warm-up), batches of 64, 40 epochs,
-    clipping at 1.
+    NeuralBench trains with AdamW 1e-4, weight decay 0.05, one cycle (10 % warm-up, the first beta cycled too), batches
+    of 64, 40 epochs, clipping at 1.
     """
 
     kind: Literal["simpleconv_time_agg"] = "simpleconv_time_agg"
