@@ -37,10 +37,10 @@ SAMGA = {
 }  # fmt: skip
 
 
-def make_layered_task():
-    responses, targets = make_task(n_images=32, n_repetitions=1, subjects=("01", "02"))
+def make_layered_task(n_images=32):
+    responses, targets = make_task(n_images=n_images, n_repetitions=1, subjects=("01", "02"))
     rows = [int(str(i)[-3:]) for i in targets.ids]
-    stacked = np.random.default_rng(0).standard_normal((32, N_LAYERS, 7)).astype(np.float32)
+    stacked = np.random.default_rng(0).standard_normal((n_images, N_LAYERS, 7)).astype(np.float32)
     return responses, Embeddings(stacked[rows], targets.ids, "layers")
 
 
@@ -101,7 +101,7 @@ def test_both_stages_step_as_samga_does(monkeypatch):
     losses are equal to rounding (MMD 3e-7). There the weights of the first stage move once per epoch, ``.9 + (.5 - .9)
     (e - 1) / 19``, here with every update, so that the two are at most .01 apart within an epoch's mean.
     """
-    responses, targets = make_layered_task()
+    responses, targets = make_layered_task(n_images=10)  # the loop over pairs takes its time
     start, batches = {}, []
     run, make_batch = Trainer.run, Trainer._make_batch
 
