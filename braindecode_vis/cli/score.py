@@ -50,8 +50,8 @@ def score(
         list[str] | None,
         typer.Option(
             "--protocol",
-            help="Further protocol: relative_median_rank, mean_average_precision, within_concept, instances, nsd_300. "
-            "Repeatable.",
+            help="Further protocol: relative_median_rank, mean_average_precision, within_concept, instances, nsd_300, "
+            "transductive. Repeatable.",
         ),
     ] = None,
     selection: Annotated[

@@ -442,9 +442,13 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
             )
             yield arrays
     else:
-        from torch import Tensor
+        from torch import Tensor, stack
 
         content = read_tensors(path)
+        if isinstance(content, list | tuple) and len({getattr(v, "shape", None) for v in content}) == 1:
+            content = (
+                stack(list(content)) if isinstance(content[0], Tensor) else content
+            )  # one tensor per image
         tensors = content if isinstance(content, Mapping) else {"array": content}
         # Halves through float32, since NumPy has no bfloat16; whole numbers stay what they are.
         yield {

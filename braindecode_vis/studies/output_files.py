@@ -185,7 +185,9 @@ def _open_folder(folder: Path) -> Given:
 def _choose(arrays: Mapping[str, Any], path: Path, name: str | None) -> Any:
     """Return the array of a file that is asked for, or its only one."""
     if not arrays:
-        raise DataError(f"{path} holds no array.")
+        raise DataError(
+            f"{path} holds no array or tensor of its own; save plain arrays, without lists or folders in them."
+        )
     if name is None and len(arrays) > 1:
         shapes = ", ".join(f"{key} {tuple(item.shape)}" for key, item in list(arrays.items())[:8])
         raise DataError(

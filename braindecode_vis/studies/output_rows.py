@@ -64,6 +64,11 @@ class Rows:
         """Concept of each row; an image without one is its own."""
         return self.table["concept"].to_numpy(dtype=object) if self.has_concepts else self.ids
 
+    @property
+    def are_repeated(self) -> bool:
+        """Whether a subject has several rows of one item."""
+        return bool(self.table.duplicated(["subject", "stimulus_id"]).any())
+
     def look_up_concepts(self, ids: np.ndarray) -> np.ndarray:
         """Return the concept of each of these ids."""
         known = dict(zip(self.ids.tolist(), self.concepts.tolist(), strict=True))

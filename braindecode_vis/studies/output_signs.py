@@ -18,7 +18,8 @@ import pandas as pd
 from braindecode_vis.analysis.hubness import summarise_counts
 from braindecode_vis.retrieval import Retrieval
 
-#: Two images that are taken for each other are a bijection by chance; three wrong decisions seldom are.
+#: Two images that are taken for each other never collide; three expected collisions seldom fail to come.
+FEWEST_COLLISIONS = 3
 FEWEST_WRONG = 3
 _EQUAL = 1e-3  # relative; matrices saved in half precision are off by up to 0.0005
 _MANY_ROWS = 10
@@ -27,12 +28,12 @@ N_NEIGHBOURS = 10
 
 
 def find_bijection(chosen: np.ndarray, hits: np.ndarray, n_candidates: int) -> str:
-    """Return a sentence if every candidate was chosen exactly once although some choices are wrong; else nothing.
+    """Return a sentence if no two queries chose the same candidate although enough choices are wrong; else nothing.
 
     Parameters
     ----------
     chosen : array of shape (n_queries,)
-        What each query chose.
+        What each query of one subject chose.
     hits : bool array of shape (n_queries,)
         Whether that was right.
     n_candidates
@@ -40,18 +41,21 @@ def find_bijection(chosen: np.ndarray, hits: np.ndarray, n_candidates: int) -> s
 
     Examples
     --------
-    >>> order = np.array([1, 2, 0, *range(3, 12)])
-    >>> find_bijection(order, order == np.arange(12), 12)[:57]
-    'all 12 queries chose different images, 3 of them wrongly:'
+    >>> order = np.array([1, 2, 3, 0, *range(4, 12)])
+    >>> find_bijection(order, order == np.arange(12), 12)[:52]
+    '12 queries chose 12 different images, 4 of them wron'
     >>> find_bijection(np.zeros(12, int), np.zeros(12, bool), 12)
     ''
     """
     n, wrong = len(chosen), int((~hits).sum())
-    if n < _MANY_ROWS or n != n_candidates or wrong < FEWEST_WRONG or len(set(chosen.tolist())) < n:
+    # A wrong choice meets one of the n - 1 others by chance.
+    expected = wrong * (n - 1) / n_candidates
+    if n < _MANY_ROWS or expected < FEWEST_COLLISIONS or len(set(chosen.tolist())) < n:
         return ""
     return (
-        f"all {n} queries chose different images, {wrong} of them wrongly: independent decisions collide, so these "
-        "were taken together, as an assignment of all queries at once (Hungarian matching) takes them"
+        f"{n} queries chose {n} different images, {wrong} of them wrongly: of independent decisions about "
+        f"{expected:.0f} would collide, so these were taken together, as an assignment of all queries at once "
+        "(Hungarian matching) takes them"
     )
 
 

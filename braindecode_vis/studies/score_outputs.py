@@ -15,13 +15,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.retrieval import Retrieval, compute_ranks, rank_similarities
 from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
 from braindecode_vis.scores.score_table import compute_scores
-from braindecode_vis.scores.scoring_task import ScoringTask
+from braindecode_vis.scores.scoring_task import ScoringTask, list_subjects
 from braindecode_vis.scores.units import Units, find_units
 from braindecode_vis.studies import output_signs as signs
 from braindecode_vis.studies.output_files import Given, read_given
@@ -39,6 +39,9 @@ from braindecode_vis.studies.output_rows import (
 from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, put_together
 
 Kind = Literal["auto", "embeddings", "similarity", "classes", "images"]
+FEATURES = "efficientnet-lite0"
+#: Those that need nothing beside predictions and targets.
+PROTOCOLS = tuple(n for n in get_args(ProtocolName) if n not in ("zero_shot_text", "concept_templates"))
 #: Top-5 of fewer classes is nearly all of them.
 MANY_CLASSES = 10
 FEWEST_PER_CLASS = 10
@@ -54,7 +57,7 @@ class Asked:
     selection: Selection = "not stated"
     distances: bool = False
     size: int | None = None
-    features: str | None = "efficientnet-lite0"
+    features: str | None = FEATURES
     n_bootstrap: int = 10_000
     n_permutations: int = 10_000
     seed: int = 0
@@ -73,7 +76,7 @@ def score(
     selection: Selection = "not stated",
     distances: bool = False,
     size: int | None = None,
-    features: str | None = "efficientnet-lite0",
+    features: str | None = FEATURES,
     n_bootstrap: int = 10_000,
     n_permutations: int = 10_000,
     seed: int = 0,
@@ -102,11 +105,12 @@ def score(
     target_ids
         Id of each row of the targets, column of a matrix, or class.
     text
-        Embeddings of the concept names in the space of the predictions, one per row of the targets: adds top-k among
-        them (``@text``).
+        Embeddings of the concept names in the space of the predictions, one per row of the targets: adds the table of
+        a gallery of names (``@text``).
     protocols
-        Further ones, see `braindecode_vis.scores.protocol_scores.score_protocols`; ``instances`` is added where
-        embeddings have several rows per item.
+        Further ones, see `braindecode_vis.scores.protocol_scores.score_protocols`: ``relative_median_rank``,
+        ``mean_average_precision``, ``within_concept``, ``nsd_300``, ``transductive``, and ``instances``, which is added
+        where embeddings have several rows per item.
     selection
         What is known of how the model was chosen: ``fixed``, ``validation`` or ``test``.
     distances
@@ -143,7 +147,7 @@ def score(
     """
     check_option("selection", selection, get_args(Selection))
     for name in protocols:
-        check_option("protocol", name, get_args(ProtocolName))
+        check_option("protocol", name, PROTOCOLS)
     if min(n_bootstrap, n_permutations) < 1:
         raise ConfigError("the numbers of resamples and of permutations must be at least 1.")
     if out is not None:
@@ -157,6 +161,8 @@ def score(
         raise ConfigError(f"distances belongs to a matrix of similarities, but these are {chosen}.")
     if chosen != "embeddings" and text is not None:
         raise ConfigError(f"text belongs to embeddings, but these are {chosen}.")
+    if chosen != "images" and (size is not None or features != FEATURES):
+        raise ConfigError(f"size and features belong to folders of images, but these are {chosen}.")
     asked = Asked(
         tuple(protocols), selection, distances, size, features, n_bootstrap, n_permutations, seed, device
     )
@@ -269,6 +275,24 @@ def _tell_labels(given: Given, true: Given, has_ids: bool) -> str:
 # --- retrieval ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Ranking:
+    """What was ranked, and what is to be said of it."""
+
+    kind: str
+    queries: Embeddings
+    candidates: Embeddings
+    ranked: Retrieval
+    rows: Rows
+    gallery: Rows
+    words: str
+    notes: list[str]
+    signs: list[str]
+    warnings: list[str]
+    matrix: np.ndarray | None = None
+    texts: Embeddings | None = None
+
+
 def _score_embeddings(
     given: Given, true: Given | None, ids: Any, target_ids: Any, text: Any, asked: Asked
 ) -> ScoredOutputs:
@@ -288,40 +312,23 @@ def _score_embeddings(
     queries = Embeddings(vectors, rows.ids, "given")
     candidates = Embeddings(values, gallery.ids, "given")
     ranked = compute_ranks(queries, candidates, device=asked.device)
-    repeated = rows.table.duplicated(["subject", "stimulus_id"]).any()
-    protocols = list(asked.protocols)
-    if repeated and "instances" not in protocols:
-        protocols.append("instances")
-    texts = None
-    if text is not None:
-        texts = _read_texts(text, rows, gallery, vectors.shape[1:])
-        protocols = list(dict.fromkeys([*protocols, "zero_shot_text"]))
-    elif "zero_shot_text" in protocols:
-        raise ConfigError(
-            "the protocol 'zero_shot_text' needs embeddings of the concept names; give them as text."
-        )
-    found = signs.find_vector_signs(vectors)
-    own = np.flatnonzero(np.abs(ranked.true_similarities - 1) < 1e-6)
     warnings = []
-    if len(own) == len(vectors):
+    if (np.abs(ranked.true_similarities - 1) < 1e-6).all():
         warnings.append(
             "Every prediction is its own target (cosine 1): these are targets, or copies of them."
         )
-    n_zero = (
-        int((np.abs(vectors.reshape(len(vectors), -1)).max(axis=1) == 0).sum())
-        if vectors.size < 1 << 26
-        else 0
-    )
-    if n_zero:
+    # A prediction without direction is as similar to everything as to its own image: 0.
+    if n_zero := int((ranked.top_similarities[:, 0] == 0).sum()):
         notes.append(f"{n_zero} predictions are zero: they tie with the whole gallery.")
-    words = f"embeddings of shape {vectors.shape[1:]}, cosine"
-    return _finish_retrieval(
-        "embeddings", (queries, candidates, ranked), None, rows, gallery, words, asked, protocols,
-        (*notes, *merged, *matched), found, warnings, given, true, texts,
+    ranking = _Ranking(
+        "embeddings", queries, candidates, ranked, rows, gallery, f"embeddings of shape {vectors.shape[1:]}, cosine",
+        [*notes, *merged, *matched], signs.find_vector_signs(vectors), warnings,
+        texts=None if text is None else _read_texts(text, gallery, vectors.shape[1:]),
     )  # fmt: skip
+    return _score_ranking(ranking, asked, given, true)
 
 
-def _read_texts(text: Any, rows: Rows, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
+def _read_texts(text: Any, gallery: Rows, shape: tuple[int, ...]) -> Embeddings:
     """Return one text embedding per concept of the gallery."""
     given = read_given(text, "the text embeddings")
     if given.values is None or given.values.shape[1:] != shape:
@@ -346,6 +353,9 @@ def _score_similarity(
         raise DataError(
             f"a matrix of similarities has two dimensions, but these have the shape {matrix.shape}."
         )
+    for name in asked.protocols:
+        if name != "relative_median_rank":
+            raise ConfigError(f"the protocol {name!r} compares embeddings, but these are similarities.")
     n_rows, n_columns = matrix.shape
     rows = name_rows(given, ids, "the predictions", other=n_columns)
     source = target_ids
@@ -355,41 +365,40 @@ def _score_similarity(
             raise DataError(f"the matrix has {n_columns} columns, but there are {len(true.values)} targets.")
         # Embeddings of the gallery name nothing, unless their file brings ids.
         source = true.ids if true.ids is not None else true.values if true.is_labels else None
+    elif source is None and not rows.has_ids and n_rows != n_columns:
+        raise DataError(
+            f"without targets, {n_rows} rows and {n_columns} columns are read as similarities, row k to column k; give "
+            "targets, or the ids of rows and columns."
+        )
     gallery = name_rows(Given(given.name, np.empty(n_columns)), source, "the columns of the matrix")
-    rows, gallery, matched = match_rows(rows, gallery)
+    rows, gallery, notes = match_rows(rows, gallery)
     check_finite(matrix, what="the matrix of similarities", row_names=rows.ids)
     if asked.distances:
         matrix = -(matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64))
     ranked = rank_similarities(matrix, rows.ids, gallery.ids, space="given")
-    notes = list(matched)
-    constant = int((ranked.top_similarities[:, 0] == _find_lowest(matrix)).sum())
-    if constant:
+    if constant := int((ranked.top_similarities[:, 0] == _find_lowest(matrix)).sum()):
         notes.append(f"{constant} of {n_rows} rows are constant: all their candidates tie.")
-    repeated = rows.table.duplicated(["subject", "stimulus_id"]).any()
-    if repeated:
+    if rows.are_repeated:
         notes.append(
             "Several rows per item are scored one by one; to score averaged predictions, average the embeddings and "
             "give their similarities."
         )
-    for name in asked.protocols:
-        if name != "relative_median_rank":
-            raise ConfigError(f"the protocol {name!r} compares embeddings, but these are similarities.")
-    found = signs.find_matrix_signs(matrix)
-    empty = [
-        Embeddings(np.empty((n, 0), np.float32), part.ids, "given")
-        for n, part in ((n_rows, rows), (n_columns, gallery))
-    ]
     warnings = []
-    if not asked.distances and ranked.gallery_size > 4 and ranked.ranks.mean() > 0.75 * (n_columns + 1):
+    if not asked.distances and n_columns > 4 and ranked.ranks.mean() > 0.75 * (n_columns + 1):
         warnings.append(
             "The true item is among the least similar ones far more often than by chance: if the matrix holds "
             "distances, say so (distances)."
         )
-    words = f"{'distances' if asked.distances else 'similarities'} as given"
-    return _finish_retrieval(
-        "similarity", (empty[0], empty[1], ranked), matrix, rows, gallery, words, asked, list(asked.protocols), notes,
-        found, warnings, given, true,
+    # The values are the matrix; no vectors are behind them here.
+    queries, candidates = (
+        Embeddings(np.empty((len(part.ids), 0), np.float32), part.ids, "given") for part in (rows, gallery)
+    )
+    ranking = _Ranking(
+        "similarity", queries, candidates, ranked, rows, gallery,
+        f"{'distances' if asked.distances else 'similarities'} as given", notes, signs.find_matrix_signs(matrix),
+        warnings, matrix,
     )  # fmt: skip
+    return _score_ranking(ranking, asked, given, true)
 
 
 def _find_lowest(matrix: np.ndarray) -> np.ndarray:
@@ -398,61 +407,78 @@ def _find_lowest(matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(matrix[s : s + step]).min(axis=1) for s in range(0, len(matrix), step)])
 
 
-def _finish_retrieval(
-    kind: str,
-    part: tuple[Embeddings, Embeddings, Retrieval],
-    matrix: np.ndarray | None,
-    rows: Rows,
-    gallery: Rows,
-    words: str,
-    asked: Asked,
-    protocols: Sequence[Any],
-    notes: Sequence[str],
-    found: list[str],
-    warnings: list[str],
-    given: Given,
-    true: Given | None,
-    texts: Embeddings | None = None,
-) -> ScoredOutputs:
-    """Score ranks and protocols, and put together what is said of them."""
-    ranked = part[2]
+def _score_ranking(ranking: _Ranking, asked: Asked, given: Given, true: Given | None) -> ScoredOutputs:
+    """Score ranks, the gallery of texts and further protocols, and put together what is said of them."""
+    ranked, rows, gallery = ranking.ranked, ranking.rows, ranking.gallery
+    if ranked.gallery_size < 2:
+        raise DataError("one candidate alone is always found; give a gallery of at least two.")
     chosen = ranked.gallery_ids[ranked.top_indices[:, 0]]
-    hits = ranked.worst_ranks == 1
-    if not found:
-        found = [*filter(None, [signs.find_bijection(chosen, hits, ranked.gallery_size)])]
-    units = _find_row_units(rows)
-    n_items = len(set(rows.ids.tolist()))
+    subjects = rows.table["subject"].to_numpy(dtype=object)
+    # One sign is enough, and the one that tells how the matrix was made says most.
+    found = ranking.signs or _find_assignments(chosen, ranked, subjects)
+    units, concepts = _find_row_units(rows), gallery.look_up_concepts(rows.ids)
     protocol = "; ".join(
         [
-            f"outputs of others: {words}", f"{len(rows.ids)} predictions of {n_items} images",
+            f"outputs of others: {ranking.words}",
+            f"{len(rows.ids)} predictions of {len(set(rows.ids.tolist()))} images",
             f"gallery of {ranked.gallery_size}", _describe_selection(asked), *_mark(found),
         ]
     )  # fmt: skip
-    concepts = gallery.look_up_concepts(rows.ids)
-    subjects = rows.table["subject"].to_numpy(dtype=object)
+    part = (ranking.queries, ranking.candidates, ranked)
     task = ScoringTask(
         retrievals=[part], seen=np.zeros((len(rows.ids), 1, 1, 3), np.uint8), images={}, ids=rows.ids,
         concepts=concepts, subjects=subjects, decoded_concepts=None, feature_encoder=None, feature_name="",
         protocol=protocol, split="test", seed=asked.seed, n_bootstrap=asked.n_bootstrap,
-        n_permutations=asked.n_permutations, units=units, similarities=None if matrix is None else [matrix],
+        n_permutations=asked.n_permutations, units=units,
+        similarities=None if ranking.matrix is None else [ranking.matrix],
     )  # fmt: skip
     scores, items = compute_scores(task)
+    if ranking.texts is not None:
+        scores += _score_texts(task, ranking.texts, asked)
+    protocols = list(asked.protocols)
+    if ranking.matrix is None and rows.are_repeated and "instances" not in protocols:
+        protocols.append("instances")
     if protocols:
-        concept_of = dict(zip(gallery.ids.tolist(), gallery.concepts.tolist(), strict=True))
         scores += score_protocols(
             ProtocolTask(
-                retrievals=[part], concepts=concepts, subjects=subjects, concept_of=concept_of, protocol=protocol,
+                retrievals=[part], concepts=concepts, subjects=subjects,
+                concept_of=dict(zip(gallery.ids.tolist(), gallery.concepts.tolist(), strict=True)), protocol=protocol,
                 split="test", seed=asked.seed, n_bootstrap=asked.n_bootstrap, device=asked.device, units=units,
-                predicted=[part[0]], text=texts,
             ),
-            list(protocols),
+            protocols,
         )  # fmt: skip
-    items = items.assign(first=chosen, similarity_of_first=ranked.top_similarities[:, 0])
-    items["similarity_of_true"] = ranked.true_similarities
+    items = items.assign(
+        first=chosen,
+        similarity_of_first=ranked.top_similarities[:, 0],
+        similarity_of_true=ranked.true_similarities,
+    )
     return put_together(
-        kind, scores, items, protocol, asked.selection, asked.seed, found, [*warnings, *task.not_computed], notes,
-        given, true, hubs=signs.describe_hubs(ranked), ranked=ranked,
+        ranking.kind, scores, items, protocol, asked.selection, asked.seed, found,
+        [*ranking.warnings, *task.not_computed], ranking.notes, given, true, hubs=signs.describe_hubs(ranked),
+        ranked=ranked,
     )  # fmt: skip
+
+
+def _find_assignments(chosen: np.ndarray, ranked: Retrieval, subjects: np.ndarray) -> list[str]:
+    """Return a sentence if the first choices of some subject can only have been made together."""
+    hits = ranked.worst_ranks == 1
+    for _, own in list_subjects(subjects):
+        if sign := signs.find_bijection(chosen[own], hits[own], ranked.gallery_size):
+            return [sign]
+    return []
+
+
+def _score_texts(task: ScoringTask, texts: Embeddings, asked: Asked) -> list[Score]:
+    """Return the whole table for the gallery of concept names, its metrics marked ``@text``."""
+    predicted, _, ranked = task.retrievals[0]
+    queries = Embeddings(predicted.vectors, task.concepts, predicted.space)
+    by_text = compute_ranks(queries, texts, device=asked.device)
+    # Images stay what is resampled, although it is names that are found.
+    units = Units("image", ranked.query_ids) if task.units is None else task.units
+    scores, _ = compute_scores(
+        replace(task, retrievals=[(queries, texts, by_text)], ids=task.concepts, units=units)
+    )
+    return [replace(one, metric=f"{one.metric}@text") for one in scores]
 
 
 # --- classes and images -------------------------------------------------------------------------------------------

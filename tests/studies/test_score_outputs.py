@@ -171,8 +171,14 @@ def test_text_gallery_and_protocols(vectors):
     assert score(predicted, targets, ids=table, text=named).get("top1@text")["gallery_size"] == N // 2
     with pytest.raises(DataError, match="24 text embeddings for 24 images of 12 concepts"):
         score(predicted, targets, ids=table, text=texts)
-    with pytest.raises(ConfigError, match="give them as text"):
+    assert found.get("top5@text")["p_value"] == ranked.get("top5")["p_value"]
+    assert found.get("median_rank@text")["resampled"] == "images"
+    with pytest.raises(ConfigError, match="protocol is 'zero_shot_text'"):
         score(predicted, targets, protocols=["zero_shot_text"])
+    corrected = score(predicted, targets, protocols=["transductive"])
+    assert "top1@transductive-csls" in values_of(corrected)
+    assert "transductive" in corrected.get("top1@transductive-csls")["protocol"]
+    assert "transductive" not in corrected.get("top1")["protocol"]
     with pytest.raises(ConfigError, match="compares embeddings, but these are similarities"):
         score(predicted @ targets.T, protocols=["instances"])
 
@@ -274,6 +280,12 @@ def test_an_assignment_is_named_transductive(vectors):
         assert "assignment" in found.warnings[0]
         assert found.scores["protocol"].str.contains("transductive").all()
     assert values_of(score(solved))["top1"] > values_of(honest)["top1"]
+    # Of two subjects each was solved apart, among further images that nobody saw.
+    wide = np.concatenate([boosted, np.zeros((N, 6), np.float32)], axis=1)
+    table = pd.DataFrame({"id": [*range(N)] * 2, "subject": np.repeat([1, 2], N)})
+    assert score(np.concatenate([wide, wide]), ids=table).transductive
+    plain = np.concatenate([matrix, np.zeros((N, 6), np.float32)], axis=1)
+    assert not score(np.concatenate([plain, plain]), ids=table).transductive
 
 
 def test_normalisation_over_queries_is_named():
@@ -403,9 +415,13 @@ def test_rows_that_do_not_belong_together_are_one_sentence(vectors):
         ((predicted, targets * (np.arange(N) > 0)[:, None]), {}, "norm 0"),
         ((predicted, targets[:, :, None]), {}, "do not belong together"),
         ((np.ones((30, 20)),), {"ids": np.arange(20)}, "look transposed"),
-        ((np.ones((30, 20)),), {}, "without ids"),
+        ((np.ones((30, 20)),), {"target_ids": range(20)}, "without ids"),
         ((np.ones((N, N)) * np.inf,), {}, "non-finite"),
         ((np.ones((3, N, N)),), {}, "two dimensions"),
+        ((predicted[:1], targets[:1]), {}, "one candidate alone"),
+        ((predicted,), {}, "without targets, 24 rows and 16 columns are read as similarities"),
+        ((predicted, targets), {"size": 64}, "belong to folders of images"),
+        ((predicted, targets), {"features": "engineered"}, "belong to folders of images"),
         ((predicted, targets), {"kind": "pictures"}, "kind is 'pictures'"),
         ((predicted, targets), {"selection": "best"}, "selection is 'best'"),
         ((predicted, targets), {"distances": True}, "belongs to a matrix"),
@@ -436,6 +452,7 @@ def test_files_that_cannot_be_read_safely_are_one_sentence(tmp_path, vectors):
     np.savez(tmp_path / "o.npz", a=np.eye(3), b=np.eye(3))
     torch.save({"img_features": torch.eye(3), "text_features": torch.eye(3)}, tmp_path / "p.pt")
     np.save(tmp_path / "q.npy", np.eye(3) * 1j)
+    torch.save({"model": {"a": torch.eye(3)}}, tmp_path / "r.pt")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(DataError) as error:
             score(path, vectors[1])
@@ -446,6 +463,8 @@ def test_files_that_cannot_be_read_safely_are_one_sentence(tmp_path, vectors):
     with pytest.raises(DataError, match=r"no array 'img_feature' \(did you mean 'img_features'\?\)"):
         score(f"{tmp_path / 'p.pt'}::img_feature")
     assert score(f"{tmp_path / 'p.pt'}::img_features").kind == "similarity"
+    torch.save(list(torch.eye(12)), tmp_path / "rows.pt")
+    assert score(tmp_path / "rows.pt").kind == "similarity"
     with pytest.raises(DataError, match="were not found"):
         score(tmp_path / "none.npy")
 
