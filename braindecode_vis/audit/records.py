@@ -297,6 +297,11 @@ def check_options(run: AuditedRun) -> list[AuditFinding]:
             findings.append(AuditFinding("transductive", "transductive", text))
             break
     for record in run.chain:
+        if "transductive" in record.fields.get("evaluation", {}).get("protocols", ()):
+            text = (
+                "rows named @transductive-... use all test queries of a subject together; no other row does."
+            )
+            findings.append(AuditFinding("transductive", "transductive", text, record.name))
         if record.content.get("stage") not in ("retrieve", "reconstruct"):
             continue
         for path, value in _walk(record.fields):

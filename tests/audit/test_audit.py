@@ -141,6 +141,15 @@ def test_z_scores_of_all_trials_are_told_from_those_of_training_trials(planted, 
     assert len(audit.leaks) == (level == "leak")
 
 
+def test_rows_that_use_the_test_queries_together_are_named(tmp_path):
+    folder = make_run(tmp_path / "run", "evaluation.protocols=[transductive]")
+    pipeline.evaluate(open_run(read_config(folder), folder))
+    audit = audit_run(folder)
+    (found,) = find(audit, "transductive", "transductive")
+    assert found.message.startswith("rows named @transductive-")
+    assert not audit.leaks
+
+
 @pytest.mark.parametrize("rows, level", [(slice(None), "leak"), (slice(N_TRAIN), "ok")])
 def test_whitening_by_all_trials_is_told_from_that_by_training_trials(planted, rows, level):
     def change(responses, stimuli):
