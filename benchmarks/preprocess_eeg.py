@@ -23,7 +23,7 @@ import numpy as np
 from braindecode_vis.arrays import Responses
 from braindecode_vis.datasets.sources.meeg_source import MeegSource
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, ThingsEeg2Config
-from braindecode_vis.phantom.formats import things_eeg2
+from braindecode_vis.phantom.formats import things_eeg2_format
 from braindecode_vis.preprocessing.meeg import find_positions, write_meeg, write_source
 from braindecode_vis.store import read_responses
 
@@ -33,20 +33,22 @@ TMAX = 0.999  # 1200 samples: with 1201, MNE's resampled epochs come out 1 ms la
 def make_root(root: Path, n_concepts: int, n_test: int, test_repetitions: int) -> None:
     from PIL import Image
 
-    training = things_eeg2.make_image_table("training", [f"a{i:04d}" for i in range(n_concepts)], 10)
-    test = things_eeg2.make_image_table("test", [f"b{i:04d}" for i in range(n_test)])
-    things_eeg2.write_image_metadata(root, training, test)
+    training = things_eeg2_format.make_image_table("training", [f"a{i:04d}" for i in range(n_concepts)], 10)
+    test = things_eeg2_format.make_image_table("test", [f"b{i:04d}" for i in range(n_test)])
+    things_eeg2_format.write_image_metadata(root, training, test)
     for path in [*training["path"], *test["path"]]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2, 2)).save(root / path)
-    design = things_eeg2.make_things_eeg2_design(
+    design = things_eeg2_format.make_things_eeg2_design(
         n_concepts, 10, n_test, n_sessions=1, test_repetitions=test_repetitions
     )[0]
     rng = np.random.default_rng(0)
     mixing = (np.eye(63) + 0.3 * rng.standard_normal((63, 63))).astype(np.float32) * 1e-5
     for name, part in (("training", design.training), ("test", design.test)):
         blocks = iterate_noise(part.n_samples, mixing, rng)
-        things_eeg2.write_raw(root, 1, 1, name, blocks, part.events, n_samples=part.n_samples, ch_names=ALL63)
+        things_eeg2_format.write_raw(
+            root, 1, 1, name, blocks, part.events, n_samples=part.n_samples, ch_names=ALL63
+        )
 
 
 def iterate_noise(n_samples: int, mixing: np.ndarray, rng: np.random.Generator):

@@ -22,7 +22,7 @@ from braindecode_vis.analysis.window_categories import label_trials
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import ConfigError, DataError, check_file
 from braindecode_vis.encoders.category_decoders import find_first_rows
-from braindecode_vis.metrics.score import name_units
+from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator

@@ -19,7 +19,7 @@ from braindecode_vis.analysis.study import Change, Study, fit_picked, rank_trial
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.metric_registry import compute_chance, find_metric
-from braindecode_vis.metrics.score import name_units
+from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import (
     PairedDifference,
     bootstrap_interval,

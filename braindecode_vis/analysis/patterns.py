@@ -26,7 +26,7 @@ from braindecode_vis.analysis.measure import check_retrieval
 from braindecode_vis.analysis.study import Attachment, Findings, Plot, Study
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics.score import name_units
+from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.seeds import make_generator

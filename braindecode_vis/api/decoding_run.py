@@ -35,7 +35,7 @@ from braindecode_vis.config.source import validate_config
 from braindecode_vis.datasets.array_folder import unpack_epochs
 from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
-from braindecode_vis.metrics.score import describe_resampled
+from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess

@@ -168,7 +168,7 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from braindecode_vis.metrics.score import describe_resampled
+    from braindecode_vis.metrics.score_row import describe_resampled
 
     console = Console(highlight=False)
     wide = console.width >= 110

@@ -30,7 +30,7 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file
 from braindecode_vis.devices import choose_device
-from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.metrics.uncertainty import permutation_test
 from braindecode_vis.retrieval import compute_similarity
 from braindecode_vis.store import read_json
@@ -356,7 +356,7 @@ def score_captions(
     source
         Where the captions are from, which follows the ``@`` of the metric.
     method, protocol, subject, split, seed, subjects, n_boot
-        As for `braindecode_vis.metrics.score.make_score`.
+        As for `braindecode_vis.metrics.score_row.make_score`.
     tables
         Metric to an array of shape (n_items, n_stimuli) from `tabulate_captions`, rounds averaged.
     truth : int array of shape (n_items,)

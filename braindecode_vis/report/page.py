@@ -22,7 +22,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError, check_columns
-from braindecode_vis.metrics.score import describe_resampled
+from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.report import figures
 from braindecode_vis.report.gallery import GalleryContent
 from braindecode_vis.report.page_gallery import view_gallery

@@ -20,7 +20,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
-from braindecode_vis.metrics.score import name_units
+from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import compute_p_value, permute_within, wilson_interval
 from braindecode_vis.scores.scoring_task import POOLED, SHUFFLES
 from braindecode_vis.scores.units import Units

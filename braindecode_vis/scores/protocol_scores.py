@@ -18,7 +18,7 @@ from braindecode_vis.checks import ConfigError, DataError, check_option
 from braindecode_vis.metrics import protocols
 from braindecode_vis.metrics.calibration import calibrate
 from braindecode_vis.metrics.protocols import ProtocolName
-from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.retrieval import (
     Retrieval,
     compute_ranks,

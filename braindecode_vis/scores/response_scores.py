@@ -25,7 +25,7 @@ from braindecode_vis.metrics.brain_correlation import (
     predict_responses,
 )
 from braindecode_vis.metrics.image import ImageTable, make_image_table
-from braindecode_vis.metrics.score import name_units
+from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.preprocessing.noise_ceiling import ResponseCeiling, compute_noise_ceilings
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
 from braindecode_vis.registry import Component

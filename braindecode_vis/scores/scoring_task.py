@@ -13,7 +13,7 @@ from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.image import check_stack
 from braindecode_vis.metrics.metric_registry import find_metric
-from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.metrics.uncertainty import PermutationResult, permutation_test
 from braindecode_vis.retrieval import Retrieval, compute_similarity
 from braindecode_vis.scores.units import Units, find_exchangeable

@@ -11,7 +11,7 @@ import pandas as pd
 from braindecode_vis import pipeline
 from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
-from braindecode_vis.metrics.score import name_units
+from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import correct_holm, paired_difference
 from braindecode_vis.pipeline.runs import Run, open_run
 

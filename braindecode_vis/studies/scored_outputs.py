@@ -12,7 +12,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import SCORE_KEYS, Score
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.metrics.score import describe_resampled
+from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.scores.scoring_task import POOLED
 from braindecode_vis.studies.output_files import Given

@@ -32,10 +32,7 @@ from braindecode_vis.training.augment import (
     augment_trials,
     mix_trials,
 )
-from braindecode_vis.training.image_side import ViewChooser, cluster_images
-from braindecode_vis.training.lora import AdaptedTower, ImageSource
-from braindecode_vis.training.model import Batch
-from braindecode_vis.training.units import (
+from braindecode_vis.training.batches import (
     Draw,
     Partners,
     TrainingUnits,
@@ -47,6 +44,9 @@ from braindecode_vis.training.units import (
     make_units,
     mix_draws,
 )
+from braindecode_vis.training.image_side import ViewChooser, cluster_images
+from braindecode_vis.training.lora import AdaptedTower, ImageSource
+from braindecode_vis.training.model import Batch
 
 READ_AHEAD = 2  # batches that wait for the device
 

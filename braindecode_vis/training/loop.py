@@ -38,10 +38,10 @@ from braindecode_vis.optimisation import (
 )
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.store import replace_atomically
+from braindecode_vis.training.batches import count_batches, make_batches
 from braindecode_vis.training.feed import BatchPlan, Feed, read_ahead
 from braindecode_vis.training.fitted import get_monitored_score, score_held_out
 from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
-from braindecode_vis.training.units import count_batches, make_batches
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"

@@ -131,7 +131,7 @@ class NetworkEncoder:
 
     def hold_out(self, responses: Responses, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Return rows to learn from, rows held out, and what is held out whole."""
-        from braindecode_vis.training.units import code_trials
+        from braindecode_vis.training.batches import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         selection = self.config.selection
@@ -465,7 +465,7 @@ class NetworkEncoder:
         if self.config.out_of_fold is None:
             rows = np.flatnonzero(np.isin(responses.stimulus_ids.astype(str), fit.held_out))
             return self._predict_rows(responses, rows, "target" if fit.predicts_targets else "comparison")
-        from braindecode_vis.training.units import code_trials
+        from braindecode_vis.training.batches import code_trials
 
         _, stimuli, concepts = code_trials(responses)
         n_folds = self.config.out_of_fold

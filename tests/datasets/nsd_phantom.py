@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[-1.8, 0, 0, 60], [0, 1.8, 0, -70], [0, 0, 1.8, -40], [0, 0, 0, 1.0]])
@@ -13,7 +13,9 @@ N_TRIALS = 30
 
 
 def make_design():
-    return nsd.make_nsd_expdesign(2, 4, images_per_subject=40, n_shared=10, n_images=90, seed=1, n_runs=3)
+    return nsd_format.make_nsd_expdesign(
+        2, 4, images_per_subject=40, n_shared=10, n_images=90, seed=1, n_runs=3
+    )
 
 
 def make_betas(session: int, n_trials: int = N_TRIALS) -> np.ndarray:
@@ -29,25 +31,25 @@ def make_labels() -> tuple[np.ndarray, np.ndarray]:
 
 def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, images: bool = True) -> Path:
     design = make_design()
-    nsd.write_expdesign(root, design)
-    nsd.write_responses(root, subject, nsd.make_responses(design, subject, 4))
+    nsd_format.write_expdesign(root, design)
+    nsd_format.write_responses(root, subject, nsd_format.make_responses(design, subject, 4))
     for session in sessions:
         if form == "hdf5":
             write_hdf5_betas(root, subject, session, make_betas(session))
         else:
-            nsd.write_betas(
+            nsd_format.write_betas(
                 root, subject, session, make_betas(session), shape=SHAPE, n_trials=N_TRIALS, affine=AFFINE
             )
     labels, cortex = make_labels()
     general = (labels > 0).astype(int)
-    nsd.write_roi(root, subject, "nsdgeneral", general, cortex, AFFINE, names={1: "nsdgeneral"})
-    nsd.write_roi(
+    nsd_format.write_roi(root, subject, "nsdgeneral", general, cortex, AFFINE, names={1: "nsdgeneral"})
+    nsd_format.write_roi(
         root, subject, "streams", labels, cortex, AFFINE, names={1: "early", 2: "ventral", 3: "lateral"}
     )
-    nsd.write_roi(root, subject, "HCP_MMP1", labels, cortex, AFFINE)
+    nsd_format.write_roi(root, subject, "HCP_MMP1", labels, cortex, AFFINE)
     if images:
         rng = np.random.default_rng(3)
-        nsd.write_stimuli(
+        nsd_format.write_stimuli(
             root, (rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(90)), 90, size=40
         )
     return root
@@ -56,7 +58,7 @@ def write_root(root: Path, *, sessions=(1, 2, 3, 4), form="nii.gz", subject=1, i
 def write_hdf5_betas(root: Path, subject: int, session: int, betas: np.ndarray) -> Path:
     """``betas_sessionBB.hdf5`` as MATLAB writes it: axes reversed, all trials of a voxel in one chunk."""
     options = {"shape": betas.shape[1:], "n_trials": len(betas), "affine": AFFINE, "form": "hdf5"}
-    return nsd.write_betas(root, subject, session, betas, **options)
+    return nsd_format.write_betas(root, subject, session, betas, **options)
 
 
 def find_general() -> np.ndarray:

@@ -15,8 +15,8 @@ from braindecode_vis.datasets.alljoined.sessions import number_blocks
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
-from braindecode_vis.phantom.formats import nsd
-from braindecode_vis.phantom.formats.alljoined1 import write_session
+from braindecode_vis.phantom.formats import nsd_format
+from braindecode_vis.phantom.formats.alljoined1_format import write_session
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 
@@ -25,8 +25,10 @@ from braindecode_vis.store import read_json, read_responses, read_stimuli
 def design(tmp_path_factory):
     """A small ``nsd_expdesign.mat`` with all 1000 shared images."""
     root = tmp_path_factory.mktemp("nsd")
-    made = nsd.make_nsd_expdesign(2, 4, images_per_subject=1200, n_shared=1000, n_images=3000, n_runs=3)
-    return nsd.write_expdesign(root, made)
+    made = nsd_format.make_nsd_expdesign(
+        2, 4, images_per_subject=1200, n_shared=1000, n_images=3000, n_runs=3
+    )
+    return nsd_format.write_expdesign(root, made)
 
 
 def make_codes(n_blocks=3, n=8, seed=0):

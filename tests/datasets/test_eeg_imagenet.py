@@ -4,7 +4,7 @@ import torch
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.eeg_imagenet import CHANNELS, WARNING, EegImagenetConfig
-from braindecode_vis.phantom.formats.eeg_imagenet import write_part
+from braindecode_vis.phantom.formats.eeg_imagenet_format import write_part
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 

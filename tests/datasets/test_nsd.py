@@ -14,7 +14,7 @@ from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.betas import SurfaceBetas
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, check_design_facts
 from braindecode_vis.datasets.nsd.experiment_design import describe_protocol, make_trials, read_design
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.pipeline.scoring import describe_protocol as describe_run_protocol
 from braindecode_vis.preprocessing.betas import write_fmri
@@ -101,7 +101,7 @@ def test_trials_follow_the_design_and_name_images_from_one(root):
     design = make_design()
     trials = pd.concat([part.trials for part in source.parts], ignore_index=True)
     for session in range(1, 5):
-        images = nsd.get_trial_images(design, 1, session)
+        images = nsd_format.get_trial_images(design, 1, session)
         rows = trials[trials["session"] == f"{session:02d}"]
         assert rows["stimulus_id"].tolist() == [f"nsd{image:05d}" for image in images]
         assert rows["nsd_id"].tolist() == (images - 1).tolist()
@@ -166,7 +166,7 @@ def test_masks(root, mask, expected):
 def test_a_mask_of_ones_own_and_the_ncsnr(own_root, tmp_path):
     labels, cortex = make_labels()
     ncsnr = np.random.default_rng(0).random(SHAPE)
-    nsd.write_ncsnr(own_root, 1, ncsnr, AFFINE)
+    nsd_format.write_ncsnr(own_root, 1, ncsnr, AFFINE)
     path = tmp_path / "mine.nii.gz"
     nib.save(nib.Nifti1Image(np.where(cortex, labels, -1).astype(np.int16), AFFINE), path)
     source = NsdConfig(root=own_root, sessions=1, mask_file=path).open_betas()
@@ -252,13 +252,13 @@ def test_betas_still_multiplied_are_refused(own_root):
 
 def test_a_design_with_fewer_trials_than_betas_is_refused(own_root):
     betas = np.concatenate([make_betas(1), make_betas(2)[:3]])
-    nsd.write_betas(own_root, 1, 1, betas, shape=SHAPE, n_trials=N_TRIALS + 3, affine=AFFINE)
+    nsd_format.write_betas(own_root, 1, 1, betas, shape=SHAPE, n_trials=N_TRIALS + 3, affine=AFFINE)
     with pytest.raises(DataError, match=r"fewer trials \(30\) .* than .*session01.* has betas \(33\)"):
         NsdConfig(root=own_root, sessions=2).open_betas()
 
 
 def test_mask_of_another_shape_or_affine(own_root):
-    nsd.write_betas(
+    nsd_format.write_betas(
         own_root,
         1,
         1,
@@ -270,7 +270,7 @@ def test_mask_of_another_shape_or_affine(own_root):
     with pytest.raises(DataError, match=r"affine of .*session01.* differs from that of the mask by up to 1:"):
         NsdConfig(root=own_root, sessions=2).open_betas()
     small = make_betas(1)[..., :-1]
-    nsd.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE)
+    nsd_format.write_betas(own_root, 1, 1, small, shape=(7, 6, 4), n_trials=N_TRIALS, affine=AFFINE)
     with pytest.raises(DataError, match=r"volumes of \(7, 6, 4\), but the mask has \(7, 6, 5\)"):
         NsdConfig(root=own_root, sessions=2).open_betas()
     find_betas(own_root, 1).unlink()
@@ -356,7 +356,7 @@ def write_surface(root, session, values):
 @pytest.fixture
 def surface_root(tmp_path):
     root = tmp_path / "surface"
-    nsd.write_expdesign(root, make_design())
+    nsd_format.write_expdesign(root, make_design())
     values = np.random.default_rng(0).standard_normal((N_TRIALS, 80)) * 2
     values[:, 5] = np.nan
     write_surface(root, 1, values)

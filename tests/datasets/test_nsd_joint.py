@@ -8,7 +8,7 @@ from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.preprocessing.voxel_geometry import read_geometry
 from tests.datasets.nsd_phantom import AFFINE, make_labels, write_root
@@ -20,7 +20,7 @@ def root(tmp_path):
     write_root(root, sessions=(1, 2), subject=2, images=False)
     labels, cortex = make_labels()
     smaller = ((labels == 1) | (labels == 2)).astype(int)
-    nsd.write_roi(root, 2, "nsdgeneral", smaller, cortex, AFFINE, names={1: "nsdgeneral"})
+    nsd_format.write_roi(root, 2, "nsdgeneral", smaller, cortex, AFFINE, names={1: "nsdgeneral"})
     return root
 
 

@@ -9,7 +9,7 @@ import pytest
 from braindecode_vis import store
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.nsd.repacks import NsdRepackConfig
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.phantom.formats.nsd_repacks import make_behaviour, make_mindeye1_sample, write_tar
 from braindecode_vis.preprocessing.betas import write_fmri
 from tests.datasets.nsd_phantom import AFFINE, find_general, make_design
@@ -199,7 +199,7 @@ def test_mindeye2_bad_files(mindeye2):
 def diffuser(tmp_path):
     """Arrays made as its own script makes them: images in order of first appearance in the first 3 sessions."""
     design = make_design()
-    nsd.write_expdesign(tmp_path, design)
+    nsd_format.write_expdesign(tmp_path, design)
     seen = {"train": [], "test": []}
     for column in design["masterordering"][0, : 3 * 30].astype(int):
         nsd_id = int(design["subjectim"][0, column - 1]) - 1
@@ -213,7 +213,7 @@ def diffuser(tmp_path):
         pixels = np.stack([np.full((6, 6, 3), i, np.uint8) for i in ids])
         np.save(tmp_path / f"nsd_{split}_stim_sub1.npy", pixels)
     labels = np.where(find_general(), 1, -1)
-    nsd.write_roi(tmp_path, 1, "nsdgeneral", labels, labels > 0, AFFINE)
+    nsd_format.write_roi(tmp_path, 1, "nsdgeneral", labels, labels > 0, AFFINE)
     return tmp_path, seen
 
 
@@ -260,7 +260,7 @@ def test_brain_diffuser_bad_files(diffuser):
 
 def test_a_region_of_another_size_is_refused(mindeye1):
     labels = np.where(find_general(), 1, -1)
-    nsd.write_roi(mindeye1, 1, "nsdgeneral", labels, labels > 0, AFFINE)
+    nsd_format.write_roi(mindeye1, 1, "nsdgeneral", labels, labels > 0, AFFINE)
     region = mindeye1 / "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz"
     with pytest.raises(DataError, match="voxels above 0, but the responses 7"):
         NsdRepackConfig(root=mindeye1, region_file=region).open_betas()

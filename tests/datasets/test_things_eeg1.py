@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.things_eeg1 import ThingsEeg1Config, read_events, read_excluded
-from braindecode_vis.phantom.formats import things_eeg1
+from braindecode_vis.phantom.formats import things_eeg1_format
 from braindecode_vis.phantom.formats.bids_eeg import write_recording
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
@@ -55,7 +55,7 @@ def make_signal(n_samples, events, names=NAMES, sfreq=1000):
 def write_subject(root, label, events, names=NAMES, n_samples=12000):
     data = make_signal(n_samples, events, names)
     blocks = (data[:, i : i + 5000] for i in range(0, n_samples, 5000))
-    return things_eeg1.write_subject(root, label, blocks, events, n_samples=n_samples, ch_names=names)
+    return things_eeg1_format.write_subject(root, label, blocks, events, n_samples=n_samples, ch_names=names)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def root(tmp_path):
     # Subject 01 has no test part, lacks its columns, and is advised against.
     first = events[events["isteststim"] == 0].drop(columns=["isteststim", "teststimnumber"])
     write_subject(root, "01", first[first.columns[::-1]])
-    things_eeg1.write_participants(root, ["01", "02", "03"], {"01": "why"})
+    things_eeg1_format.write_participants(root, ["01", "02", "03"], {"01": "why"})
     return root
 
 

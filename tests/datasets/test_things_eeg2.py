@@ -14,7 +14,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17, ThingsEeg2Config
 from braindecode_vis.datasets.things_eeg2.layouts import read_image_list
-from braindecode_vis.phantom.formats import bids_eeg, things_eeg2
+from braindecode_vis.phantom.formats import bids_eeg, things_eeg2_format
 from braindecode_vis.phantom.formats import things_eeg2_derived as derived
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
@@ -25,9 +25,9 @@ N_TRAIN, N_TEST = 8, 3
 
 
 def write_images(root):
-    training = things_eeg2.make_image_table("training", CONCEPTS, 2)
-    test = things_eeg2.make_image_table("test", PROBES)
-    things_eeg2.write_image_metadata(root, training, test)
+    training = things_eeg2_format.make_image_table("training", CONCEPTS, 2)
+    test = things_eeg2_format.make_image_table("test", PROBES)
+    things_eeg2_format.write_image_metadata(root, training, test)
     for number, path in enumerate([*training["path"], *test["path"]]):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (number, 2 * number, 0)).save(root / path)
@@ -35,7 +35,7 @@ def write_images(root):
 
 
 def make_design(n_sessions=2):
-    return things_eeg2.make_things_eeg2_design(
+    return things_eeg2_format.make_things_eeg2_design(
         4, 2, 3, n_sessions, seed=1, test_repetitions=4, n_recordings=2
     )
 
@@ -45,7 +45,7 @@ def write_raw(root, subject=1, ch_names=CHANNELS, n_sessions=2, change=lambda ev
     for session in make_design(n_sessions):
         for name, part in (("training", session.training), ("test", session.test)):
             data = rng.standard_normal((len(ch_names), part.n_samples)) * 1e-5
-            things_eeg2.write_raw(
+            things_eeg2_format.write_raw(
                 root, subject, session.session, name, [data], change(part.events), n_samples=part.n_samples,
                 ch_names=ch_names,
             )  # fmt: skip
@@ -106,7 +106,7 @@ def test_raw_sessions_become_trials_with_their_labels(master, tmp_path):
                 rows = mine[(mine["session"] == number) & (mine["split"] == split)]
                 events = part.events.query("not is_target")
                 np.testing.assert_array_equal(rows["sample"], events["sample"])
-                table = things_eeg2.make_image_table(
+                table = things_eeg2_format.make_image_table(
                     "training" if split == "train" else "test", CONCEPTS if split == "train" else PROBES,
                     2 if split == "train" else 1,
                 )  # fmt: skip
@@ -143,7 +143,7 @@ def test_the_full_montage_and_the_posterior_one(images):
 
 def test_the_declared_facts_are_those_of_the_full_design():
     facts = read_manifest("things_eeg2").facts
-    sessions = things_eeg2.make_things_eeg2_design()
+    sessions = things_eeg2_format.make_things_eeg2_design()
     events = {
         part: pd.concat([getattr(s, part).events for s in sessions]).query("not is_target")
         for part in ("training", "test")
@@ -153,7 +153,7 @@ def test_the_declared_facts_are_those_of_the_full_design():
     assert (events["training"]["condition"].value_counts() == facts["train_repetitions"]).all()
     assert events["test"]["condition"].nunique() == facts["n_test_images"]
     assert (events["test"]["condition"].value_counts() == facts["test_repetitions"]).all()
-    assert facts["sfreq"] == things_eeg2.SFREQ
+    assert facts["sfreq"] == things_eeg2_format.SFREQ
 
 
 def test_fewer_repetitions_subjects_and_sessions(master, tmp_path):
@@ -332,7 +332,9 @@ def write_bids(root, column="stim_file", training=True):
     signals = []
     for session in make_design():
         for run, (name, part) in enumerate((("training", session.training), ("test", session.test)), 1):
-            table = things_eeg2.make_image_table(name, CONCEPTS if run == 1 else PROBES, 2 if run == 1 else 1)
+            table = things_eeg2_format.make_image_table(
+                name, CONCEPTS if run == 1 else PROBES, 2 if run == 1 else 1
+            )
             events = part.events.copy()
             shown = ~events["is_target"]
             events["value"] = np.where(shown, events["code"], 60_000)
@@ -357,7 +359,7 @@ def test_bids_release(images, tmp_path):
     for (session, name), part, signal in zip(
         [(1, "training"), (1, "test"), (2, "training"), (2, "test")], parts, signals, strict=True
     ):
-        things_eeg2.write_raw(
+        things_eeg2_format.write_raw(
             images, 1, session, name, [signal], part.events, n_samples=part.n_samples, ch_names=CHANNELS[::-1]
         )
     raw = write(make_config(images, layout="raw", mvnn="none"), tmp_path / "raw")

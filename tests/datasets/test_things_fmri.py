@@ -11,7 +11,7 @@ import pytest
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.things_fmri.betas import find_concept, open_response_table
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
-from braindecode_vis.phantom.formats import things_fmri as phantom
+from braindecode_vis.phantom.formats import things_fmri_format as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.store import read_responses, read_stimuli
 

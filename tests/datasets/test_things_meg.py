@@ -14,7 +14,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.meeg_files import RawReader
 from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
 from braindecode_vis.datasets.things_meg.files import read_image_names
-from braindecode_vis.phantom.formats import things_meg as phantom
+from braindecode_vis.phantom.formats import things_meg_format as phantom
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_responses, read_stimuli
 

@@ -8,7 +8,7 @@ import pytest
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.protocols import average_predictions
-from braindecode_vis.metrics.score import compute_chance
+from braindecode_vis.metrics.score_row import compute_chance
 from braindecode_vis.retrieval import compute_k_way_hits, compute_ranks, compute_top_k_hits
 from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
 

@@ -8,7 +8,7 @@ import pytest
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config.models import EvaluationConfig
-from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.scores.category_scores import CategoryTask, compute_category_scores
 from braindecode_vis.scores.score_table import compute_scores
 from braindecode_vis.scores.units import Units, find_exchangeable, find_units

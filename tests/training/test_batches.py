@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from braindecode_vis.training.feed import RowSource, read_ahead
-from braindecode_vis.training.units import (
+from braindecode_vis.training.batches import (
     count_batches,
     draw_all,
     draw_halves,
@@ -18,6 +17,7 @@ from braindecode_vis.training.units import (
     make_units,
     mix_draws,
 )
+from braindecode_vis.training.feed import RowSource, read_ahead
 
 
 def test_an_epoch_holds_every_unit_once_in_batches_of_nearly_one_size():

@@ -30,7 +30,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.bold_signal import iterate_betas
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.phantom.formats.nsd_design import get_trial_images, write_expdesign
 from braindecode_vis.phantom.scanner import count_voxels
 from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
@@ -47,14 +47,14 @@ _GENERAL_SHARE = 0.22  # of cortical voxels that nsdgeneral has, for the estimat
 def check(name: str, size: PhantomSize) -> None:
     """Raise `ConfigError` if the copy cannot have this size."""
     check_numbers(size, name, USES)
-    nsd.check_design(size)
+    nsd_format.check_design(size)
     if size.test_repetitions > 3:
         raise ConfigError(f"NSD shows an image three times, not {size.test_repetitions} (test_repetitions).")
 
 
 def count(kind: Repack, size: PhantomSize) -> Counts:
     """Return work and space of a copy."""
-    n_images, n_trials = nsd.count_images(size), size.n_subjects * size.n_trials
+    n_images, n_trials = nsd_format.count_images(size), size.n_subjects * size.n_trials
     n_seen = size.n_subjects * (size.n_train_images + size.n_test_concepts)
     n_voxels = _GENERAL_SHARE * count_voxels(size.voxel_mm)
     jpeg = 300 + 43 * size.image_size + 0.12 * size.image_size**2
@@ -72,7 +72,7 @@ def count(kind: Repack, size: PhantomSize) -> Counts:
 @lru_cache(maxsize=4)
 def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
     """Return the trials of a person (from 0): `nsd_id`, `row` of the image, `session` (from 1), `shared`."""
-    design = nsd.make_design(job.size, job.config.seed)
+    design = nsd_format.make_design(job.size, job.config.seed)
     ids = np.concatenate(
         [get_trial_images(design, subject + 1, session) - 1 for session in range(1, job.size.n_sessions + 1)]
     )
@@ -238,7 +238,7 @@ def plan_brain_diffuser(job: PhantomJob) -> list[Unit]:
     """Return the design that names the rows, and one unit per person."""
 
     def write_design(progress: Progress) -> list[Path]:
-        return [write_expdesign(job.root, nsd.make_design(job.size, job.config.seed))]
+        return [write_expdesign(job.root, nsd_format.make_design(job.size, job.config.seed))]
 
     units = [Unit("the experimental design", 1, write_design)]
     for person in job.subjects:
@@ -275,7 +275,7 @@ def _make_format(
     name: str, kind: Repack, description: str, plan: Callable[[PhantomJob], list[Unit]]
 ) -> Format:
     return replace(
-        nsd.FORMAT,
+        nsd_format.FORMAT,
         name=name,
         description=description,
         uses=USES,

@@ -21,7 +21,7 @@ import numpy as np
 from braindecode_vis.phantom.bold_signal import simulate_motion
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.phantom.formats.file_writers import write_text
 from braindecode_vis.phantom.formats.nsd_design import get_trial_images, make_responses, write_responses
 from braindecode_vis.phantom.formats.nsd_files import SPACE, T_R, make_subject_scanner
@@ -36,7 +36,7 @@ _TAIL_VOLUMES = 9
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if NSD cannot have this size."""
     check_numbers(size, "nsd-timeseries", USES)
-    nsd.check_design(size)
+    nsd_format.check_design(size)
 
 
 def _expect_volumes(size: PhantomSize) -> int:
@@ -49,7 +49,7 @@ def _expect_volumes(size: PhantomSize) -> int:
 def count(size: PhantomSize) -> Counts:
     """Return work and space of series, pictures and tables."""
     n_runs = size.n_subjects * size.n_sessions * (size.n_runs or 1)
-    n_volumes, n_images = n_runs * _expect_volumes(size), nsd.count_images(size)
+    n_volumes, n_images = n_runs * _expect_volumes(size), nsd_format.count_images(size)
     # A row of motion takes 150 bytes; tables of trials and pictures as in `nsd`.
     tables = 45.0 * n_images * (2 + size.n_subjects) / 2 + size.n_subjects * size.n_trials * 100
     n_bytes = (
@@ -62,7 +62,7 @@ def count(size: PhantomSize) -> Counts:
 
 def plan(job: PhantomJob) -> list[Unit]:
     """Return design, stimuli, each person's regions, and one unit per run."""
-    units = nsd.plan_shared(job)
+    units = nsd_format.plan_shared(job)
     for person in job.subjects:
         units.append(Unit(f"subject {person.name}, regions", 1, partial(_write_regions, job, person)))
         for session in range(1, job.size.n_sessions + 1):
@@ -75,14 +75,17 @@ def plan(job: PhantomJob) -> list[Unit]:
 
 def _write_regions(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
     number = person.index + 1
-    design = nsd.make_design(job.size, job.config.seed)
+    design = nsd_format.make_design(job.size, job.config.seed)
     responses = make_responses(design, number, job.size.n_sessions, job.config.seed)
     scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
-    return [write_responses(job.root, number, responses), *nsd.write_regions(job.root, number, scanner)]
+    return [
+        write_responses(job.root, number, responses),
+        *nsd_format.write_regions(job.root, number, scanner),
+    ]
 
 
 def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress: Progress) -> list[Path]:
-    design = nsd.make_design(job.size, job.config.seed)
+    design = nsd_format.make_design(job.size, job.config.seed)
     pattern = design["stimpattern"][session - 1]
     shown = get_trial_images(design, person.index + 1, session)
     first = int(pattern[: run - 1].sum())
@@ -105,7 +108,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
         ),
         write_series(
             base / "timeseries" / f"timeseries{end}.nii.gz", own_job, person, starts * T_R, rows,
-            nsd.STIMULUS_S, n_volumes, progress,
+            nsd_format.STIMULUS_S, n_volumes, progress,
         ),
     ]  # fmt: skip
 
@@ -121,7 +124,7 @@ def write_design(path: Path, begins: np.ndarray) -> Path:
 
 
 FORMAT = replace(
-    nsd.FORMAT,
+    nsd_format.FORMAT,
     name="nsd-timeseries",
     description="Natural Scenes Dataset: int16 time series of every run with design and motion, regions, stimuli",
     uses=USES,

@@ -34,10 +34,15 @@ from braindecode_vis.checks import check_option
 from braindecode_vis.datasets.things_eeg2.dataset import ALL63, POSTERIOR17
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats import things_eeg2
+from braindecode_vis.phantom.formats import things_eeg2_format
 from braindecode_vis.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.phantom.formats.pickles import PendingArray, split_pickle
-from braindecode_vis.phantom.formats.things_eeg2 import PARTITIONS, Partition, PartitionDesign, SessionDesign
+from braindecode_vis.phantom.formats.things_eeg2_format import (
+    PARTITIONS,
+    Partition,
+    PartitionDesign,
+    SessionDesign,
+)
 from braindecode_vis.phantom.forward import make_sensor_system_at
 from braindecode_vis.phantom.recordings import cut_epochs, make_lowpass
 from braindecode_vis.phantom.sizes import PhantomSize
@@ -84,7 +89,7 @@ class EpochLayout:
 def count(name: str, size: PhantomSize) -> Counts:
     """Return work and space of the epochs."""
     layout = LAYOUTS[name]
-    total = things_eeg2.expect_total_seconds(size)
+    total = things_eeg2_format.expect_total_seconds(size)
     n_kept = layout.n_times - layout.n_dropped
     itemsize = np.dtype(layout.dtype).itemsize
     one = estimate_epochs_bytes(size.n_trials, 1, len(layout.ch_names), n_kept, itemsize=itemsize)
@@ -94,12 +99,12 @@ def count(name: str, size: PhantomSize) -> Counts:
 
 
 def _count_steps(size: PhantomSize) -> int:
-    return size.n_sessions * sum(things_eeg2.count_steps(size, partition) for partition in PARTITIONS)
+    return size.n_sessions * sum(things_eeg2_format.count_steps(size, partition) for partition in PARTITIONS)
 
 
 def plan(name: str, job: PhantomJob) -> list[Unit]:
     """Return one unit per person: the two files share their noise covariance."""
-    units = [things_eeg2.plan_image_list(job)]
+    units = [things_eeg2_format.plan_image_list(job)]
     for person in job.subjects:
         write = partial(_write_person, name, job, person)
         units.append(Unit(f"subject {person.name}, epochs", _count_steps(job.size), write))
@@ -119,7 +124,7 @@ def _write_person(name: str, job: PhantomJob, person: Person, progress: Progress
         for partition, (n_images, n_repetitions) in counts.items():
             shape = (n_images * n_repetitions, len(layout.ch_names), layout.n_times)
             spools[partition] = np.lib.format.open_memmap(paths[partition], "w+", np.float32, shape)
-        for design in things_eeg2.make_design(size, job.config.seed, person.index):
+        for design in things_eeg2_format.make_design(size, job.config.seed, person.index):
             slots = _fill_session(layout, job, person, design, spools, progress)
             for partition, places in slots.items():
                 sessions[partition].flat[places] = design.session - 1
@@ -183,7 +188,9 @@ def _fill_session(
     parts: dict[Partition, PartitionDesign] = {"training": design.training, "test": design.test}
     for partition, part in parts.items():
         repetitions = job.size.train_repetitions if partition == "training" else job.size.test_repetitions
-        recordings = things_eeg2.simulate_recordings(job, person, system, partition, design.session, part)
+        recordings = things_eeg2_format.simulate_recordings(
+            job, person, system, partition, design.session, part
+        )
         for events, samples in recordings:
             shown = events[~events["is_target"]]
             onsets = np.round(shown["onset"].to_numpy() * rate).astype(int)
@@ -262,7 +269,7 @@ def _shrink(sets: np.ndarray) -> np.ndarray:
 
 def _make_format(name: str, description: str) -> Format:
     return replace(
-        things_eeg2.FORMAT,
+        things_eeg2_format.FORMAT,
         name=name,
         description=description,
         count=lambda size: count(name, size),

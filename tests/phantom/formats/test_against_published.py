@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat
 
-from braindecode_vis.phantom.formats import god, nsd, things_fmri, things_meg
+from braindecode_vis.phantom.formats import god_format, nsd_format, things_fmri_format, things_meg_format
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 pytestmark = [
@@ -21,11 +21,11 @@ def read_published(pattern):
 
 
 def test_meg_events_and_channels(tmp_path):
-    images = things_meg.make_image_table(["ant", "bee"], 1, 1)
-    design = things_meg.make_things_meg_design(images, 1, 1, n_catch=1)
+    images = things_meg_format.make_image_table(["ant", "bee"], 1, 1)
+    design = things_meg_format.make_things_meg_design(images, 1, 1, n_catch=1)
     names = ["MLC11-1609", "MZP01-1609"]
-    block = np.zeros((2, things_meg.count_run_samples(design)))
-    path = things_meg.write_raw_run(tmp_path, 1, 1, 1, [block], design, ch_names=names)
+    block = np.zeros((2, things_meg_format.count_run_samples(design)))
+    path = things_meg_format.write_raw_run(tmp_path, 1, 1, 1, [block], design, ch_names=names)
     for kind in ("events", "channels"):
         ours = pd.read_csv(str(path).replace("_meg.fif", f"_{kind}.tsv"), sep="\t")
         theirs = read_published(f"ds004212/sub-BIGMEG1/ses-01/meg/*run-01_{kind}.tsv")
@@ -42,9 +42,9 @@ def test_meg_events_and_channels(tmp_path):
 
 
 def test_fmri_events(tmp_path):
-    images = things_fmri.make_image_table(["ant", "bee"], 1, 1)
-    design = things_fmri.make_things_fmri_design(images, 1, 1, n_catch=2)
-    ours = pd.read_csv(things_fmri.write_events(tmp_path, 1, 1, 1, design, images), sep="\t")
+    images = things_fmri_format.make_image_table(["ant", "bee"], 1, 1)
+    design = things_fmri_format.make_things_fmri_design(images, 1, 1, n_catch=2)
+    ours = pd.read_csv(things_fmri_format.write_events(tmp_path, 1, 1, 1, design, images), sep="\t")
     theirs = read_published("ds004192/sub-01/ses-things01/func/*run-01_events.tsv")
     assert list(ours.columns) == list(theirs.columns)
     assert (ours.dtypes == theirs.dtypes).all()
@@ -53,7 +53,7 @@ def test_fmri_events(tmp_path):
 
 def test_nsd_design_has_the_published_arrays():
     theirs = loadmat(DATA / "nsd" / "nsd_expdesign.mat")
-    ours = nsd.make_nsd_expdesign()
+    ours = nsd_format.make_nsd_expdesign()
     assert set(ours) == {key for key in theirs if not key.startswith("__")}
     for key, array in ours.items():
         assert (array.shape, array.dtype) == (theirs[key].shape, theirs[key].dtype), key
@@ -64,4 +64,4 @@ def test_nsd_design_has_the_published_arrays():
 def test_god_ids_are_the_published_numbers():
     for name in ("Training", "Test"):
         table = pd.read_csv(DATA / "god" / f"stimulus_ImageNet{name}.tsv", sep="\t", header=None)
-        assert [god.encode_stimulus_id(text) for text in table[0]] == table[1].tolist()
+        assert [god_format.encode_stimulus_id(text) for text in table[0]] == table[1].tolist()

@@ -10,7 +10,7 @@ from scipy.io import loadmat
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.phantom import SIZES, PhantomConfig, estimate_phantom, make_phantom
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.phantom.formats.nsd_files import SHAPES, make_subject_scanner
 
 SHAPE = (5, 4, 3)
@@ -19,7 +19,9 @@ AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
 
 @pytest.fixture(scope="module")
 def design():
-    return nsd.make_nsd_expdesign(2, 4, images_per_subject=40, n_shared=10, n_images=90, seed=1, n_runs=3)
+    return nsd_format.make_nsd_expdesign(
+        2, 4, images_per_subject=40, n_shared=10, n_images=90, seed=1, n_runs=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,8 @@ def betas():
 
 
 def test_full_design_has_the_published_types_and_shapes(tmp_path):
-    full = nsd.make_nsd_expdesign()
-    path = nsd.write_expdesign(tmp_path, full)
+    full = nsd_format.make_nsd_expdesign()
+    path = nsd_format.write_expdesign(tmp_path, full)
     loaded = loadmat(path)
     expected = {
         "masterordering": ((1, 30000), np.uint16),
@@ -45,7 +47,7 @@ def test_full_design_has_the_published_types_and_shapes(tmp_path):
     # The published file has 437, 106 and 34 images shown once, twice and three times in a session.
     np.testing.assert_allclose(loaded["basiccnt"].mean(axis=1), [437, 106, 34], rtol=0.1)
     assert (loaded["stimpattern"].sum(axis=2)[0] == [63, 62] * 6).all()
-    assert path.read_bytes() == nsd.write_expdesign(tmp_path / "again", full).read_bytes()
+    assert path.read_bytes() == nsd_format.write_expdesign(tmp_path / "again", full).read_bytes()
 
 
 def test_design_counts_from_one_and_shares_the_first_columns(design):
@@ -57,19 +59,21 @@ def test_design_counts_from_one_and_shares_the_first_columns(design):
     assert len(np.unique(own)) == own.size
     assert not np.isin(own, design["sharedix"]).any()
     np.testing.assert_array_equal(np.array([1, 2, 3]) @ design["basiccnt"], 30)
-    images = nsd.get_trial_images(design, 2, 3)
+    images = nsd_format.get_trial_images(design, 2, 3)
     np.testing.assert_array_equal(images, design["subjectim"][1, order[60:90].astype(int) - 1])
 
 
 def test_design_refuses_sizes_that_do_not_divide():
     with pytest.raises(ConfigError, match="do not divide"):
-        nsd.make_nsd_expdesign(1, 7, images_per_subject=10, n_shared=1, n_images=20)
+        nsd_format.make_nsd_expdesign(1, 7, images_per_subject=10, n_shared=1, n_images=20)
     with pytest.raises(ConfigError, match="need 110 images"):
-        nsd.make_nsd_expdesign(2, 4, images_per_subject=60, n_shared=10, n_images=90, n_runs=3)
+        nsd_format.make_nsd_expdesign(2, 4, images_per_subject=60, n_shared=10, n_images=90, n_runs=3)
 
 
 def test_stim_info_points_back_at_the_trials(tmp_path, design):
-    table = pd.read_csv(nsd.write_stim_info(tmp_path, nsd.make_stim_info(design, 90)), index_col=0)
+    table = pd.read_csv(
+        nsd_format.write_stim_info(tmp_path, nsd_format.make_stim_info(design, 90)), index_col=0
+    )
     assert table["nsdId"].tolist() == list(range(90))
     np.testing.assert_array_equal(np.flatnonzero(table["shared1000"]) + 1, design["sharedix"][0])
     order = design["masterordering"][0].astype(int)
@@ -80,11 +84,11 @@ def test_stim_info_points_back_at_the_trials(tmp_path, design):
 
 
 def test_responses(tmp_path, design):
-    path = nsd.write_responses(tmp_path, 2, nsd.make_responses(design, 2, 3))
+    path = nsd_format.write_responses(tmp_path, 2, nsd_format.make_responses(design, 2, 3))
     assert path == tmp_path / "nsddata" / "ppdata" / "subj02" / "behav" / "responses.tsv"
     table = pd.read_csv(path, sep="\t")
     assert table.shape == (90, 19)
-    np.testing.assert_array_equal(table["73KID"][30:60], nsd.get_trial_images(design, 2, 2))
+    np.testing.assert_array_equal(table["73KID"][30:60], nsd_format.get_trial_images(design, 2, 2))
     np.testing.assert_array_equal(table["10KID"], design["masterordering"][0, :90])
     assert table["ISOLD"].equals(table.duplicated("73KID").astype("int64"))
     assert table["MEMORYRECENT"].isna().equals(table["ISOLD"] == 0)
@@ -94,7 +98,7 @@ def test_responses(tmp_path, design):
 
 def test_nifti_betas_are_int16_times_300(tmp_path, betas):
     options = {"shape": SHAPE, "n_trials": 6, "affine": AFFINE}
-    path = nsd.write_betas(tmp_path, 1, 1, iter(betas), **options)
+    path = nsd_format.write_betas(tmp_path, 1, 1, iter(betas), **options)
     assert path.relative_to(tmp_path).as_posix() == (
         "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_session01.nii.gz"
     )
@@ -103,12 +107,14 @@ def test_nifti_betas_are_int16_times_300(tmp_path, betas):
     assert image.get_data_dtype() == np.int16
     np.testing.assert_array_equal(np.asarray(image.dataobj), np.rint(np.moveaxis(betas, 0, -1) * 300))
     np.testing.assert_allclose(image.affine, AFFINE, rtol=1e-6)  # the header keeps float32
-    assert path.read_bytes() == nsd.write_betas(tmp_path / "b", 1, 1, iter(betas), **options).read_bytes()
+    assert (
+        path.read_bytes() == nsd_format.write_betas(tmp_path / "b", 1, 1, iter(betas), **options).read_bytes()
+    )
 
 
 def test_betas_beyond_int16_are_refused(tmp_path, betas):
     with pytest.raises(DataError, match="109 %"):
-        nsd.write_betas(tmp_path, 1, 1, iter(betas * 1000), shape=SHAPE, n_trials=6, affine=AFFINE)
+        nsd_format.write_betas(tmp_path, 1, 1, iter(betas * 1000), shape=SHAPE, n_trials=6, affine=AFFINE)
 
 
 def test_regions_are_minus_one_outside_the_cortex(tmp_path):
@@ -116,25 +122,27 @@ def test_regions_are_minus_one_outside_the_cortex(tmp_path):
     cortex[1:] = True
     labels = np.zeros(SHAPE, dtype=int)
     labels[2:] = 1
-    path = nsd.write_roi(tmp_path, 1, "nsdgeneral", labels, cortex, AFFINE)
+    path = nsd_format.write_roi(tmp_path, 1, "nsdgeneral", labels, cortex, AFFINE)
     volume = nib.load(path).get_fdata()
     assert set(np.unique(volume)) == {-1, 0, 1}
     assert (volume == 1).sum() == labels.sum() < (volume != -1).sum()
-    nsd.write_roi(tmp_path, 1, "floc-faces", labels, cortex, AFFINE, names={1: "OFA"})
+    nsd_format.write_roi(tmp_path, 1, "floc-faces", labels, cortex, AFFINE, names={1: "OFA"})
     table = tmp_path / "nsddata" / "freesurfer" / "subj01" / "label" / "floc-faces.mgz.ctab"
     assert table.read_text() == "0 Unknown\n1 OFA\n"
     ncsnr = np.random.default_rng(0).random(SHAPE).astype(np.float32)
-    np.testing.assert_array_equal(nib.load(nsd.write_ncsnr(tmp_path, 1, ncsnr, AFFINE)).get_fdata(), ncsnr)
+    np.testing.assert_array_equal(
+        nib.load(nsd_format.write_ncsnr(tmp_path, 1, ncsnr, AFFINE)).get_fdata(), ncsnr
+    )
 
 
 def test_stimuli(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 425, 425, 3), dtype=np.uint8)
-    path = nsd.write_stimuli(tmp_path, iter(images), 3)
+    path = nsd_format.write_stimuli(tmp_path, iter(images), 3)
     with h5py.File(path) as file:
         assert file["imgBrick"].dtype == np.uint8
         np.testing.assert_array_equal(file["imgBrick"][()], images)
     with pytest.raises(DataError, match="announced with 4 images"):
-        nsd.write_stimuli(tmp_path / "b", iter(images), 4)
+        nsd_format.write_stimuli(tmp_path / "b", iter(images), 4)
 
 
 def test_the_published_grid_holds_the_cortex_of_every_subject():

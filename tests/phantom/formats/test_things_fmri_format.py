@@ -9,26 +9,26 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.phantom.formats import things_fmri
+from braindecode_vis.phantom.formats import things_fmri_format
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
 @pytest.fixture(scope="module")
 def images():
-    return things_fmri.make_image_table(["ant", "coat_rack", "zebra"], n_exemplars=2, n_test=2)
+    return things_fmri_format.make_image_table(["ant", "coat_rack", "zebra"], n_exemplars=2, n_test=2)
 
 
 @pytest.fixture(scope="module")
 def design(images):
-    return things_fmri.make_things_fmri_design(images, n_sessions=2, n_runs=2, n_catch=2)
+    return things_fmri_format.make_things_fmri_design(images, n_sessions=2, n_runs=2, n_catch=2)
 
 
 @pytest.fixture(scope="module")
 def tables(images, design):
-    stimuli = things_fmri.make_stimulus_metadata(design, images, 1)
+    stimuli = things_fmri_format.make_stimulus_metadata(design, images, 1)
     rois = pd.DataFrame({"V1": [1, 0, 0, 1, 0], "LO1 (prf)": 0, "lFFA": [0, 1, 0, 0, 0], "glasser-V1": 1})
-    voxels = things_fmri.make_voxel_metadata(
+    voxels = things_fmri_format.make_voxel_metadata(
         1, np.arange(15).reshape(5, 3), rois, nc_singletrial=np.arange(5) * 1.5, prf_size=np.ones(5)
     )
     return stimuli, voxels
@@ -39,7 +39,9 @@ def written(tmp_path_factory, tables):
     root = tmp_path_factory.mktemp("fmri")
     betas = np.random.default_rng(0).standard_normal((5, len(tables[0]))).astype(np.float32)
     blocks = (betas[i : i + 2] for i in range(0, 5, 2))
-    path = things_fmri.write_response_table(root, 1, blocks, n_voxels=5, stimuli=tables[0], voxels=tables[1])
+    path = things_fmri_format.write_response_table(
+        root, 1, blocks, n_voxels=5, stimuli=tables[0], voxels=tables[1]
+    )
     return path, betas
 
 
@@ -92,7 +94,7 @@ def test_layout_is_that_of_pandas(written, tmp_path):
 
 def test_same_input_gives_same_bytes(written, tables, tmp_path):
     path, betas = written
-    again = things_fmri.write_response_table(
+    again = things_fmri_format.write_response_table(
         tmp_path, 1, iter([betas]), n_voxels=5, stimuli=tables[0], voxels=tables[1]
     )
     assert again.read_bytes() == path.read_bytes()
@@ -100,14 +102,14 @@ def test_same_input_gives_same_bytes(written, tables, tmp_path):
 
 def test_missing_voxels_leave_no_file(tables, tmp_path):
     with pytest.raises(DataError, match="announced with 5 voxels, but 4 came"):
-        things_fmri.write_response_table(
+        things_fmri_format.write_response_table(
             tmp_path, 1, iter([np.zeros((4, 10))]), n_voxels=5, stimuli=tables[0], voxels=tables[1]
         )
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 def test_events(tmp_path, images, design):
-    path = things_fmri.write_events(tmp_path, 1, 2, 1, design, images)
+    path = things_fmri_format.write_events(tmp_path, 1, 2, 1, design, images)
     assert path.name == "sub-01_ses-things02_task-things_run-01_events.tsv"
     events = pd.read_csv(path, sep="\t")
     assert list(events.columns) == [
@@ -127,7 +129,7 @@ def test_events(tmp_path, images, design):
 def test_volumes_keep_catch_trials(tmp_path, images, design):
     rows = design.query("session == 1 and run == 2")
     betas = np.random.default_rng(0).standard_normal((len(rows), 4, 3, 2)).astype(np.float32)
-    path = things_fmri.write_volume_betas(
+    path = things_fmri_format.write_volume_betas(
         tmp_path, 1, 1, 2, iter(betas), shape=(4, 3, 2), affine=AFFINE, design=design, images=images
     )
     image = nib.load(path)
@@ -137,5 +139,5 @@ def test_volumes_keep_catch_trials(tmp_path, images, design):
     is_catch = conditions["image_filename"].str.startswith("catch")
     assert is_catch.tolist() == (rows["trial_type"] == "catch").tolist()
     mask = np.random.default_rng(0).random((4, 3, 2)) > 0.5
-    loaded = nib.load(things_fmri.write_brainmask(tmp_path, 1, mask, AFFINE))
+    loaded = nib.load(things_fmri_format.write_brainmask(tmp_path, 1, mask, AFFINE))
     np.testing.assert_array_equal(loaded.get_fdata(), mask)

@@ -24,7 +24,7 @@ from braindecode_vis.datasets.alljoined.alljoined1 import BIOSEMI64, SFREQ
 from braindecode_vis.datasets.alljoined.sessions import N_IMAGES, N_PER_BLOCK
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats import nsd
+from braindecode_vis.phantom.formats import nsd_format
 from braindecode_vis.phantom.formats.fif import write_raw_fif
 from braindecode_vis.phantom.formats.file_writers import write_text
 from braindecode_vis.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
@@ -120,7 +120,7 @@ def plan(job: PhantomJob) -> list[Unit]:
             write_text(job.root / "test_indices.json", json.dumps(tested)),
         ]
 
-    units = [Unit("design and split", 1, write_shared), nsd.plan_brick(job)]
+    units = [Unit("design and split", 1, write_shared), nsd_format.plan_brick(job)]
     n_steps = max(1, round(_expect_seconds(job.size)))
     for person in job.subjects:
         for session in range(1, job.size.n_sessions + 1):

@@ -6,19 +6,19 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.phantom.formats import things_meg
+from braindecode_vis.phantom.formats import things_meg_format
 
 SENSORS = ["MLC11-1609", "MLO11-1609", "MRO11-1609", "MZP01-1609"]
 
 
 @pytest.fixture(scope="module")
 def images():
-    return things_meg.make_image_table(["zebra", "ant", "coat_rack"], n_exemplars=2, n_test_concepts=2)
+    return things_meg_format.make_image_table(["zebra", "ant", "coat_rack"], n_exemplars=2, n_test_concepts=2)
 
 
 @pytest.fixture(scope="module")
 def design(images):
-    return things_meg.make_things_meg_design(images, n_sessions=2, n_runs=2, n_catch=2)
+    return things_meg_format.make_things_meg_design(images, n_sessions=2, n_runs=2, n_catch=2)
 
 
 def iterate_blocks(data, n=700):
@@ -28,12 +28,14 @@ def iterate_blocks(data, n=700):
 
 def write_run(root, design, data, **options):
     events = design.query("session == 1 and run == 1")
-    return things_meg.write_raw_run(root, 1, 1, 1, iterate_blocks(data), events, ch_names=SENSORS, **options)
+    return things_meg_format.write_raw_run(
+        root, 1, 1, 1, iterate_blocks(data), events, ch_names=SENSORS, **options
+    )
 
 
 @pytest.fixture(scope="module")
 def raw_data(design):
-    n = things_meg.count_run_samples(design.query("session == 1 and run == 1"))
+    n = things_meg_format.count_run_samples(design.query("session == 1 and run == 1"))
     return (np.random.default_rng(0).standard_normal((4, n)) * 1e-13).astype(np.float32)
 
 
@@ -84,7 +86,7 @@ def test_raw_run_reads_back_bit_exact_with_its_traps(tmp_path, design, raw_data)
 def test_same_input_gives_same_bytes(tmp_path, design, raw_data):
     first = write_run(tmp_path / "a", design, raw_data).read_bytes()
     assert first == write_run(tmp_path / "b", design, raw_data).read_bytes()
-    assert abs(len(first) - things_meg.estimate_raw_bytes(raw_data.shape[1], 4)) < 20_000
+    assert abs(len(first) - things_meg_format.estimate_raw_bytes(raw_data.shape[1], 4)) < 20_000
 
 
 def test_a_stream_of_the_wrong_length_leaves_nothing_behind(tmp_path, design, raw_data):
@@ -94,11 +96,11 @@ def test_a_stream_of_the_wrong_length_leaves_nothing_behind(tmp_path, design, ra
 
 
 def test_preprocessed_epochs_and_attributes(tmp_path, images, design):
-    attributes = things_meg.make_sample_attributes(1, design, images)
-    names = [name for name in SENSORS if name != things_meg.DROPPED_SENSOR]
+    attributes = things_meg_format.make_sample_attributes(1, design, images)
+    names = [name for name in SENSORS if name != things_meg_format.DROPPED_SENSOR]
     data = np.random.default_rng(0).standard_normal((len(design), 3, 281)).astype(np.float32)
-    path = things_meg.write_preprocessed(tmp_path, 1, iter(data), attributes, ch_names=names)
-    things_meg.write_sample_attributes(tmp_path, 1, attributes)
+    path = things_meg_format.write_preprocessed(tmp_path, 1, iter(data), attributes, ch_names=names)
+    things_meg_format.write_sample_attributes(tmp_path, 1, attributes)
     epochs = mne.read_epochs(path, verbose="error")
     np.testing.assert_array_equal(epochs.get_data().astype(np.float32), data)
     np.testing.assert_array_equal(epochs.events[:, 2], design["image_nr"])
@@ -119,9 +121,9 @@ def test_preprocessed_epochs_and_attributes(tmp_path, images, design):
 
 def test_large_epochs_are_split_and_read_through_the_first_part(tmp_path, design, images):
     n, names = 60, [f"MLC{i:02d}-1609" for i in range(40)]
-    attributes = things_meg.make_sample_attributes(1, design, images).iloc[np.zeros(n, dtype=int)]
+    attributes = things_meg_format.make_sample_attributes(1, design, images).iloc[np.zeros(n, dtype=int)]
     data = np.random.default_rng(0).standard_normal((n, 40, 281)).astype(np.float32)
-    path = things_meg.write_preprocessed(
+    path = things_meg_format.write_preprocessed(
         tmp_path, 2, iter(data), attributes.reset_index(drop=True), ch_names=names, split_size="2MB"
     )
     assert len(list(path.parent.glob("*.fif"))) > 1
@@ -129,7 +131,7 @@ def test_large_epochs_are_split_and_read_through_the_first_part(tmp_path, design
 
 
 def test_the_image_tables_have_no_header(tmp_path, images):
-    things_meg.write_dataset(tmp_path, [1, 2], images)
+    things_meg_format.write_dataset(tmp_path, [1, 2], images)
     metadata = tmp_path / "THINGS" / "Metadata"
     paths = np.loadtxt(metadata / "Image-specific" / "image_paths.csv", dtype=str)
     index = np.loadtxt(metadata / "Concept-specific" / "image_concept_index.csv", dtype=int)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.phantom.formats import things_eeg2
+from braindecode_vis.phantom.formats import things_eeg2_format
 from braindecode_vis.phantom.formats.pickles import PendingArray, split_pickle
 
 CHANNELS = ["Oz", "O1", "Pz"]
@@ -17,7 +17,7 @@ CHANNELS = ["Oz", "O1", "Pz"]
 
 @pytest.fixture(scope="module")
 def design():
-    return things_eeg2.make_things_eeg2_design(6, 10, 4, n_sessions=4, seed=3, test_repetitions=5)
+    return things_eeg2_format.make_things_eeg2_design(6, 10, 4, n_sessions=4, seed=3, test_repetitions=5)
 
 
 def iterate_blocks(data, n=1000):
@@ -26,7 +26,7 @@ def iterate_blocks(data, n=1000):
 
 
 def write_session(root, part, data, partition="training"):
-    return things_eeg2.write_raw(
+    return things_eeg2_format.write_raw(
         root, 1, 2, partition, iterate_blocks(data), part.events, n_samples=part.n_samples, ch_names=CHANNELS
     )
 
@@ -64,7 +64,7 @@ def test_images_follow_each_other_every_200_ms_in_sequences_of_20(design):
 
 
 def test_targets_are_six_percent_and_coded_99999():
-    events = things_eeg2.make_things_eeg2_design(100, 10, 20)[0].training.events
+    events = things_eeg2_format.make_things_eeg2_design(100, 10, 20)[0].training.events
     assert abs(events["is_target"].mean() - 0.06) < 0.002
     assert (events.loc[events["is_target"], "code"] == 99999).all()
     assert (
@@ -73,7 +73,7 @@ def test_targets_are_six_percent_and_coded_99999():
 
 
 def test_no_image_follows_itself():
-    for session in things_eeg2.make_things_eeg2_design(2, 10, 2, seed=1):
+    for session in things_eeg2_format.make_things_eeg2_design(2, 10, 2, seed=1):
         for part in (session.training, session.test):
             shown = part.events.query("not is_target")["condition"].to_numpy()
             assert (shown[1:] != shown[:-1]).all()
@@ -91,13 +91,13 @@ def test_recordings_are_joined_without_a_mark(design):
 
 def test_a_full_session_lasts_as_long_as_a_real_one():
     """The published training file of one session has 5 450 560 samples."""
-    design = things_eeg2.make_things_eeg2_design(n_sessions=1)
+    design = things_eeg2_format.make_things_eeg2_design(n_sessions=1)
     assert abs(design[0].training.n_samples / 5_450_560 - 1) < 0.03
 
 
 def test_design_refuses_sizes_that_do_not_work():
     with pytest.raises(ConfigError, match="positive sizes"):
-        things_eeg2.make_things_eeg2_design(0)
+        things_eeg2_format.make_things_eeg2_design(0)
 
 
 def test_raw_file_reads_back_bit_exact(tmp_path, design, raw_data):
@@ -119,7 +119,7 @@ def test_raw_file_reads_back_bit_exact(tmp_path, design, raw_data):
     np.testing.assert_array_equal(found[:, 0], part.events["sample"])
     np.testing.assert_array_equal(found[:, 2], part.events["code"])
     assert np.count_nonzero(data[-1]) == len(part.events)
-    assert abs(path.stat().st_size - things_eeg2.estimate_raw_bytes(part.n_samples, 3)) < 1000
+    assert abs(path.stat().st_size - things_eeg2_format.estimate_raw_bytes(part.n_samples, 3)) < 1000
 
 
 def test_file_has_the_bytes_that_numpy_would_write(tmp_path, design, raw_data):
@@ -157,12 +157,12 @@ def test_a_nan_is_refused(tmp_path, design, raw_data):
 
 
 def test_memory_does_not_grow_with_the_recording(tmp_path):
-    events = things_eeg2.make_things_eeg2_design(1, 1, 1, 1)[0].test.events.head(3)
+    events = things_eeg2_format.make_things_eeg2_design(1, 1, 1, 1)[0].test.events.head(3)
     block = np.zeros((63, 1000), dtype=np.float32)
     peaks = []
     for n_blocks in (20, 200):
         tracemalloc.start()
-        things_eeg2.write_raw(
+        things_eeg2_format.write_raw(
             tmp_path, 1, 1, "test", (block for _ in range(n_blocks)), events,
             n_samples=1000 * n_blocks, ch_names=[f"c{i}" for i in range(63)],
         )  # fmt: skip
@@ -174,11 +174,11 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
 
 
 def test_image_metadata_and_folders(tmp_path):
-    training = things_eeg2.make_image_table("training", ["zebra", "ant"], 3, things_numbers=[90, 7])
-    test = things_eeg2.make_image_table("test", ["moth"], things_numbers=[40])
+    training = things_eeg2_format.make_image_table("training", ["zebra", "ant"], 3, things_numbers=[90, 7])
+    test = things_eeg2_format.make_image_table("test", ["moth"], things_numbers=[40])
     assert training["path"].iloc[0] == "training_images/00001_ant/ant_01b.jpg"
     assert test["path"].tolist() == ["test_images/00001_moth/moth_01b.jpg"]  # numbered from 1 again
-    path = things_eeg2.write_image_metadata(tmp_path, training, test)
+    path = things_eeg2_format.write_image_metadata(tmp_path, training, test)
     content = np.load(path, allow_pickle=True).item()
     assert content["train_img_concepts"] == ["00001_ant"] * 3 + ["00002_zebra"] * 3
     assert content["train_img_concepts_THINGS"] == ["00007_ant"] * 3 + ["00090_zebra"] * 3
@@ -194,5 +194,7 @@ def test_payloads_above_4_gib_get_a_long_length():
 
 def test_estimate_of_a_full_person_matches_the_published_size():
     """About 2.8 GB for a training file."""
-    design = things_eeg2.make_things_eeg2_design()
-    assert things_eeg2.estimate_raw_bytes(design[0].training.n_samples) == pytest.approx(2.8e9, rel=0.03)
+    design = things_eeg2_format.make_things_eeg2_design()
+    assert things_eeg2_format.estimate_raw_bytes(design[0].training.n_samples) == pytest.approx(
+        2.8e9, rel=0.03
+    )

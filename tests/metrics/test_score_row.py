@@ -7,7 +7,7 @@ from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.metrics.metric_registry import compute_chance
-from braindecode_vis.metrics.score import make_score
+from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.metrics.uncertainty import wilson_interval
 
 

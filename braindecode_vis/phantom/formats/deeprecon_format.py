@@ -24,7 +24,7 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.bold_signal import iterate_betas
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats import god
+from braindecode_vis.phantom.formats import god_format
 from braindecode_vis.phantom.scanner import GRIDS, count_voxels
 from braindecode_vis.phantom.sizes import PhantomSize, check_imagery, check_numbers
 from braindecode_vis.seeds import make_generator
@@ -36,7 +36,7 @@ EXPERIMENTS = ("perceptionNaturalImageTraining", "perceptionNaturalImageTest", "
 
 def check(size: PhantomSize) -> None:
     """Raise `ConfigError` if Deeprecon cannot have this size."""
-    check_numbers(size, "deeprecon", god.USES)
+    check_numbers(size, "deeprecon", god_format.USES)
     check_imagery(size, "deeprecon")
     if size.n_sessions != 1 or (size.n_runs or 0) > size.n_train_images or size.voxel_mm not in GRIDS:
         raise ConfigError(
@@ -53,7 +53,7 @@ def _count_samples(size: PhantomSize) -> int:
 def count(size: PhantomSize) -> Counts:
     """Return work and space of the tables."""
     n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
-    one = god.estimate_visual_bytes(size.voxel_mm, n_samples, n_files=len(EXPERIMENTS))
+    one = god_format.estimate_visual_bytes(size.voxel_mm, n_samples, n_files=len(EXPERIMENTS))
     seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
     recorded = size.n_subjects * n_samples * STIMULUS_S
     return Counts(size.n_subjects * one, 0, recorded, seconds, size.n_subjects * n_samples)
@@ -98,11 +98,11 @@ def plan(job: PhantomJob) -> list[Unit]:
 def _write_file(job: PhantomJob, person: Person, experiment: str, progress: Progress) -> list[Path]:
     trials = make_trials(job, person.index)
     own = trials[trials["experiment"] == experiment]
-    kept = god.find_visual_cortex(job.scanner)
+    kept = god_format.find_visual_cortex(job.scanner)
     blocks = iterate_betas(
         person, job.scanner, own["row"].to_numpy(), own.index.to_numpy(), imagery=experiment == "imagery"
     )
-    codes = np.array([god.encode_stimulus_id(name) for name in job.table["stimulus_id"]])
+    codes = np.array([god_format.encode_stimulus_id(name) for name in job.table["stimulus_id"]])
     labels = pd.DataFrame(
         {
             "DataType": EXPERIMENTS.index(experiment) + 1,
@@ -117,7 +117,7 @@ def _write_file(job: PhantomJob, person: Person, experiment: str, progress: Prog
         experiment,
         (block[:, kept] for block in progress.watch(blocks, len)),
         labels,
-        god.find_areas(job.scanner, kept),
+        god_format.find_areas(job.scanner, kept),
         voxel_xyz=job.scanner.positions[kept],
     )
     return [path]
@@ -135,21 +135,23 @@ def write_experiment(
     variant: str = VARIANT,
     dtype: str = "<f8",
 ) -> Path:
-    """Write ``sub-01_EXPERIMENT_VARIANT.h5``; see `god.write_bdata`."""
+    """Write ``sub-01_EXPERIMENT_VARIANT.h5``; see `god_format.write_bdata`."""
     path = root / f"sub-{subject:02d}_{experiment}_{variant}.h5"
-    return god.write_bdata(path, samples, labels, rois, voxel_xyz=voxel_xyz, naming="dataset", dtype=dtype)
+    return god_format.write_bdata(
+        path, samples, labels, rois, voxel_xyz=voxel_xyz, naming="dataset", dtype=dtype
+    )
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images under ImageNet-like names, as ``.JPEG`` below ``images``."""
-    table = god.list_images(size, seed)
+    table = god_format.list_images(size, seed)
     return table.assign(
         **{c: [str(Path(p).with_suffix(".JPEG")) for p in table[c]] for c in ("path", "file_name")}
     )
 
 
 FORMAT = replace(
-    god.FORMAT,
+    god_format.FORMAT,
     name="deeprecon",
     description="Deep Image Reconstruction: BData tables of natural images and imagery, one for each experiment",
     duration_s=STIMULUS_S,
