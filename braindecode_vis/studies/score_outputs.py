@@ -36,7 +36,7 @@ from braindecode_vis.studies.output_rows import (
     name_rows,
     read_images,
 )
-from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, put_together
+from braindecode_vis.studies.scored_outputs import ScoredOutputs, Selection, check_folder, put_together
 
 Kind = Literal["auto", "embeddings", "similarity", "classes", "images"]
 FEATURES = "efficientnet-lite0"
@@ -151,8 +151,6 @@ def score(
     if min(n_bootstrap, n_permutations) < 1:
         raise ConfigError("the numbers of resamples and of permutations must be at least 1.")
     if out is not None:
-        from braindecode_vis.studies.output_page import check_folder
-
         check_folder(Path(out))
     given = read_given(predictions, "the predictions")
     true = None if targets is None else read_given(targets, "the targets")

@@ -1,4 +1,14 @@
-"""The result of `score`: a table, what was read, what must be said of it, and how it is shown."""
+"""The result of `score`: a table, what was read, what must be said of it, its page and its folder.
+
+::
+
+    OUT/
+      scores.json        kind, protocol, warnings, hubs and every row of the table
+      scores.csv         the same rows
+      items.csv          one row per test item
+      score.html         the page
+      provenance.json    what was asked, the fingerprint of the scores, versions
+"""
 
 from __future__ import annotations
 
@@ -10,9 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from braindecode_vis import store
 from braindecode_vis.arrays import SCORE_KEYS, Score
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.metrics.score_row import describe_resampled
+from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
+from braindecode_vis.report.gallery import GalleryContent, arrange_rows
+from braindecode_vis.report.page import ExtraSection, RankContent, ReportContent, write_report
 from braindecode_vis.retrieval import Retrieval
 from braindecode_vis.scores.scoring_task import POOLED
 from braindecode_vis.studies.output_files import Given
@@ -24,6 +38,8 @@ SELECTIONS = {
     "validation": "chosen on validation items (stated by whoever made the outputs)",
     "test": "chosen on these very test items (stated): the numbers are those of the best of several, too high",
 }
+KIND = "score"
+_NAMES = ("scores.json", "scores.csv", "items.csv", "score.html", store.PROVENANCE)
 _TIES = "equal candidates share their mean rank (k-way, ranks) and are lost in top-k"
 
 
@@ -124,14 +140,10 @@ class ScoredOutputs:
 
     def report(self, path: str | Path) -> Path:
         """Write the page as one HTML file and return its path."""
-        from braindecode_vis.studies.output_page import write_page
-
         return write_page(self, Path(path))
 
     def save(self, out: str | Path) -> Path:
         """Write scores (JSON and CSV), items, page and provenance into a folder, and return its path."""
-        from braindecode_vis.studies.output_page import write_scored
-
         return write_scored(self, Path(out))
 
     def __repr__(self) -> str:
@@ -197,4 +209,82 @@ def put_together(
         bool(found),
         about=about,
         **parts,
+    )
+
+
+def check_folder(out: Path) -> Path:
+    """Return the folder, or raise `DataError` if it holds anything but scores of outputs."""
+    return check_out(out, kind=KIND, names=_NAMES)
+
+
+def write_scored(found: ScoredOutputs, out: Path) -> Path:
+    """Write a result into a folder and return its path; readers see all of it or nothing."""
+    rows = found.list_rows()
+    record: dict[str, Any] = {
+        "kind": KIND,
+        "fingerprint": store.hash_json(store.json_plain([rows, found.protocol])),
+        **store.collect_provenance(),
+        "about": dict(found.about),
+    }
+    path = check_out(out, record["fingerprint"], kind=KIND, names=_NAMES)
+    with publish_folder(path) as temporary:
+        store.write_json(temporary / "scores.json", store.json_plain(found.as_json()))
+        found.scores.to_csv(temporary / "scores.csv", index=False)
+        found.items.to_csv(temporary / "items.csv", index=False)
+        write_page(found, temporary / "score.html", record)
+        store.write_json(temporary / store.PROVENANCE, record)
+    return path
+
+
+def write_page(found: ScoredOutputs, path: Path, record: dict[str, Any] | None = None) -> Path:
+    """Write the page of a result and return its path."""
+    provenance = {**store.collect_provenance(), "about": dict(found.about)} if record is None else record
+    sections, ranks = [], None
+    if found.ranked is not None:
+        ranked = found.ranked
+        ranks = RankContent(ranked.ranks, ranked.gallery_size, f"Gallery of {ranked.gallery_size}, as given.")
+        hubs = found.hubs.assign(value=[v if isinstance(v, str) else f"{v:.4g}" for v in found.hubs["value"]])
+        sections.append(
+            ExtraSection(
+                "Hubs", "How evenly the gallery is chosen; hubs and few first choices explain scores that say nothing "
+                "of the brain.", table=hubs,
+            )
+        )  # fmt: skip
+    shown = [c for c in found.items if found.items[c].nunique() > 1]
+    sections.append(
+        ExtraSection("Items", "One row per test item.", table=found.items[shown or list(found.items)])
+    )
+    content = ReportContent(
+        title="Scores of given outputs",
+        dataset=str(found.about["Predictions"]),
+        description=" ".join(
+            ["Outputs made elsewhere were scored as they are; nothing was fitted.", *found.notes]
+        ),
+        protocol={"Protocol": found.protocol, **{k: str(v) for k, v in found.about.items()}},
+        facts=[
+            ("Rows", len(found.items)),
+            ("Transductive", "yes" if found.transductive else "no sign of it"),
+        ],
+        scores=found.list_rows(),
+        ranks=ranks,
+        gallery=_show_images(found) if found.images else None,
+        sections=sections,
+        warnings=found.warnings,
+        provenance=provenance,
+        command=provenance["command"],
+    )
+    return write_report(path, content)
+
+
+def _show_images(found: ScoredOutputs) -> GalleryContent:
+    items = found.items
+    rows = {name: np.asarray(stack) for name, stack in found.images.items() if name != "seen"}
+    return GalleryContent(
+        ids=items["stimulus_id"].astype(str).tolist(),
+        concepts=items["concept"].astype(str).tolist(),
+        seen=found.images["seen"],
+        rows=arrange_rows(rows),
+        score=items["pixcorr"].to_numpy(),
+        metric="pixcorr",
+        metrics={str(name): items[name].to_numpy() for name in items if items[name].dtype.kind == "f"},
     )
