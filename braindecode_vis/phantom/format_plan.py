@@ -20,7 +20,7 @@ from braindecode_vis.phantom.drive import StimulusDrive
 from braindecode_vis.phantom.forward import SensorSystem
 from braindecode_vis.phantom.phantom_config import PhantomConfig
 from braindecode_vis.phantom.scanner import Scanner
-from braindecode_vis.phantom.sizes import PhantomSize
+from braindecode_vis.phantom.sizes import PhantomSize, count_images
 
 Advance = Callable[[int], Any]
 TRUTH = "phantom_truth"
@@ -169,12 +169,12 @@ class Format:
         Work and space of a size.
     list_images
         Table of the images of a size and a seed; see `PhantomJob.table`, with `concept_index` and `exemplar`.
-    count_images
-        Number of rows of that table.
     make_recorder
         The simulated recording system or scanner of a size.
     plan
         The units of a job.
+    count_images
+        Number of rows of the table of images.
     n_imagery_sets
         Imagined images come in so many sets of equal size.
     n_channels
@@ -191,9 +191,9 @@ class Format:
     check: Callable[[PhantomSize], None]
     count: Callable[[PhantomSize], Counts]
     list_images: Callable[[PhantomSize, int], pd.DataFrame]
-    count_images: Callable[[PhantomSize], int]
     make_recorder: Callable[[PhantomSize], SensorSystem | Scanner]
     plan: Callable[[PhantomJob], list[Unit]]
+    count_images: Callable[[PhantomSize], int] = count_images
     n_imagery_sets: int = 1
     n_channels: int = 64
     version: int = 1

@@ -107,6 +107,16 @@ LATER = ("n_synthetic", *WORDS)
 _MAY_BE_ZERO = ("n_catch", "n_raw_sessions", "n_imagery", "imagery_repetitions", "n_synthetic")
 
 
+def count_images(size: PhantomSize) -> int:
+    """Return the number of images of both splits, where every person sees the same ones."""
+    return size.n_train_images + size.n_test_concepts
+
+
+def count_images_of_concepts(size: PhantomSize) -> int:
+    """Return the number of images where test concepts have training images too, as in THINGS-EEG1, -MEG and -fMRI."""
+    return (size.n_train_concepts + size.n_test_concepts) * size.n_train_exemplars + size.n_test_concepts
+
+
 def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
     """Raise `ConfigError` if a number is missing, out of range, or means nothing in this format.
 

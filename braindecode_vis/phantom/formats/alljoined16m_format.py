@@ -67,11 +67,6 @@ def check(size: PhantomSize) -> None:
         )
 
 
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return size.n_train_images + size.n_test_concepts
-
-
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``images``, called by their `number`."""
     table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
@@ -253,7 +248,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_sensor_system("eeg32-emotiv"),
     plan=plan,
     n_channels=32,

@@ -30,7 +30,7 @@ from braindecode_vis.phantom.formats.file_writers import write_text
 from braindecode_vis.phantom.formats.nsd_design import Design, make_nsd_expdesign, write_expdesign
 from braindecode_vis.phantom.forward import make_sensor_system
 from braindecode_vis.phantom.recordings import find_samples, simulate_continuous
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, divide
+from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, count_images, divide
 from braindecode_vis.phantom.stimuli.images import list_split
 from braindecode_vis.seeds import derive_seed, make_generator
 
@@ -53,11 +53,6 @@ def check(size: PhantomSize) -> None:
             f"n_sessions ({size.n_sessions}) at most 2, and there are {count_images(size)} images."
         )
     divide(size.test_repetitions, 2 * size.n_sessions, what="repetitions over the halves of n_sessions")
-
-
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return size.n_train_images + size.n_test_concepts
 
 
 def _expect_seconds(size: PhantomSize) -> float:
@@ -195,7 +190,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_sensor_system("eeg64-biosemi"),
     plan=plan,
 )

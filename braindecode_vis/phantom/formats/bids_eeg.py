@@ -82,11 +82,6 @@ def check_size(size: PhantomSize, name: str, uses: tuple[str, ...], *, whole: bo
         )
 
 
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return size.n_train_images + size.n_test_concepts
-
-
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``stimuli``."""
     return list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, "stimuli")
@@ -445,7 +440,6 @@ EEG = Format(
     check=lambda size: check_size(size, "bids-eeg", ("n_runs",)),
     count=count_eeg,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_sensor_system(EEG_SYSTEM),
     plan=plan_eeg,
 )

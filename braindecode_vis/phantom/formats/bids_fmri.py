@@ -25,7 +25,6 @@ from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Prog
 from braindecode_vis.phantom.formats.bids_eeg import (
     TrialTiming,
     check_size,
-    count_images,
     describe_events,
     expect_run_s,
     list_images,
@@ -314,7 +313,6 @@ FMRI = Format(
     check=lambda size: check_size(size, "bids-fmri", ("n_runs", "voxel_mm")),
     count=count_fmri,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan_fmri,
 )

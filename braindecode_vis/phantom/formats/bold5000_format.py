@@ -28,7 +28,6 @@ from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Prog
 from braindecode_vis.phantom.formats.bids_eeg import (
     TrialTiming,
     check_size,
-    count_images,
     expect_run_s,
     make_design,
 )
@@ -272,7 +271,6 @@ RAW = Format(
     check=partial(_check, "bold5000", ("n_runs", "voxel_mm")),
     count=count_raw,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan_raw,
 )
@@ -285,7 +283,6 @@ BETAS = Format(
     check=partial(_check, "bold5000-betas", ("voxel_mm",)),
     count=count_betas,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan_betas,
 )

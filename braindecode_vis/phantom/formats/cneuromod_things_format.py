@@ -22,7 +22,6 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.bold_signal import compute_voxel_snr, iterate_betas
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats.bids_eeg import count_images
 from braindecode_vis.phantom.formats.file_writers import write_tsv, write_volume
 from braindecode_vis.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
 from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
@@ -184,7 +183,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan,
 )

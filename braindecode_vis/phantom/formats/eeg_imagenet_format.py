@@ -25,7 +25,7 @@ from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.forward import make_sensor_system
 from braindecode_vis.phantom.recordings import cut_epochs, simulate_continuous
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, divide
+from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, count_images, divide
 from braindecode_vis.phantom.stimuli.images import make_concepts, name_imagenet
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import replace_atomically
@@ -48,11 +48,6 @@ def check(size: PhantomSize) -> None:
             f"({size.n_sessions}), train_repetitions ({size.train_repetitions}) and test_repetitions "
             f"({size.test_repetitions}) 1."
         )
-
-
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return size.n_train_images + size.n_test_concepts
 
 
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
@@ -168,7 +163,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_sensor_system("eeg62-neuroscan"),
     plan=plan,
 )

@@ -32,7 +32,7 @@ from braindecode_vis.phantom.drive import N_EARLY, N_MID
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
 from braindecode_vis.phantom.formats.file_writers import check_block, check_count, write_text
 from braindecode_vis.phantom.scanner import GRIDS, Scanner, count_voxels, make_scanner
-from braindecode_vis.phantom.sizes import PhantomSize, check_imagery, check_numbers
+from braindecode_vis.phantom.sizes import PhantomSize, check_imagery, check_numbers, count_images
 from braindecode_vis.phantom.stimuli.images import list_split, name_imagenet
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import replace_atomically
@@ -101,11 +101,6 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
         file_name=[f"{name}.jpg" for name in names],
         path=[f"{folder}{name}.jpg" for folder, name in zip(folders, names, strict=True)],
     )
-
-
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return size.n_train_images + size.n_test_concepts
 
 
 def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
@@ -373,7 +368,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan,
 )

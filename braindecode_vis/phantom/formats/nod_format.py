@@ -21,7 +21,6 @@ import pandas as pd
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats.bids_eeg import count_images
 from braindecode_vis.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.phantom.formats.raw_fmri import estimate_raw_volume, estimate_seconds, write_raw_run
 from braindecode_vis.phantom.scanner import GRIDS, make_scanner
@@ -196,7 +195,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan,
 )

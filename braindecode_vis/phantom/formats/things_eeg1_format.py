@@ -28,7 +28,7 @@ from braindecode_vis.phantom.formats.bids_eeg import estimate_bytes, write_recor
 from braindecode_vis.phantom.formats.file_writers import write_json_file, write_tsv
 from braindecode_vis.phantom.forward import make_sensor_system
 from braindecode_vis.phantom.recordings import simulate_continuous
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, count_images_of_concepts
 from braindecode_vis.phantom.stimuli.images import list_concepts_with_tests
 from braindecode_vis.seeds import make_generator
 
@@ -73,11 +73,6 @@ def count(size: PhantomSize) -> Counts:
 def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images below ``object_images``; those of test concepts that train are ``excluded``."""
     return list_concepts_with_tests(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
-
-
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return (size.n_train_concepts + size.n_test_concepts) * size.n_train_exemplars + size.n_test_concepts
 
 
 @lru_cache(maxsize=4)
@@ -225,7 +220,7 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
+    count_images=count_images_of_concepts,
     make_recorder=lambda size: make_sensor_system(SYSTEM),
     plan=plan,
 )

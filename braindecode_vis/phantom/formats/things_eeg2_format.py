@@ -122,11 +122,6 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     return list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
 
 
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return size.n_train_images + size.n_test_concepts
-
-
 def simulate_recordings(
     job: PhantomJob,
     person: Person,
@@ -543,7 +538,6 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
     make_recorder=lambda size: make_sensor_system("eeg63"),
     plan=plan,
 )

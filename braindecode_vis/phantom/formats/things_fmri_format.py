@@ -47,7 +47,12 @@ from braindecode_vis.phantom.scanner import (
     iterate_volumes,
     make_scanner,
 )
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, check_one_exemplar_a_session
+from braindecode_vis.phantom.sizes import (
+    PhantomSize,
+    check_numbers,
+    check_one_exemplar_a_session,
+    count_images_of_concepts,
+)
 from braindecode_vis.phantom.stimuli.images import make_concepts, match_concepts
 from braindecode_vis.seeds import derive_seed, make_generator
 from braindecode_vis.store import replace_atomically
@@ -107,11 +112,6 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     return table.assign(
         path="object_images/" + table["concept"] + "/" + names_on_disk, file_name=names_on_disk
     )
-
-
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return (size.n_train_concepts + size.n_test_concepts) * size.n_train_exemplars + size.n_test_concepts
 
 
 @lru_cache(maxsize=4)
@@ -513,7 +513,7 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
+    count_images=count_images_of_concepts,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
     plan=plan,
 )

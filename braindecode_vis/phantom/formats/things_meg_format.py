@@ -42,7 +42,12 @@ from braindecode_vis.phantom.formats.file_writers import (
 )
 from braindecode_vis.phantom.forward import make_sensor_system, make_sensor_system_at
 from braindecode_vis.phantom.recordings import cut_epochs, make_lowpass, simulate_continuous
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, check_one_exemplar_a_session
+from braindecode_vis.phantom.sizes import (
+    PhantomSize,
+    check_numbers,
+    check_one_exemplar_a_session,
+    count_images_of_concepts,
+)
 from braindecode_vis.phantom.stimuli.images import make_concepts, match_concepts
 from braindecode_vis.seeds import derive_seed, make_generator
 
@@ -128,11 +133,6 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     table = match_concepts(table, n_concepts, seed)
     paths = "object_images/" + table["concept"] + "/" + table["stimulus_id"] + ".jpg"
     return table.assign(things_path=table["path"], path=paths, file_name=table["stimulus_id"] + ".jpg")
-
-
-def count_images(size: PhantomSize) -> int:
-    """Return the number of images."""
-    return (size.n_train_concepts + size.n_test_concepts) * size.n_train_exemplars + size.n_test_concepts
 
 
 def plan(job: PhantomJob) -> list[Unit]:
@@ -620,7 +620,7 @@ FORMAT = Format(
     check=check,
     count=count,
     list_images=list_images,
-    count_images=count_images,
+    count_images=count_images_of_concepts,
     make_recorder=lambda size: make_sensor_system(MEG_SYSTEM),
     plan=plan,
     n_channels=272,

@@ -22,10 +22,9 @@ from braindecode_vis.checks import ConfigError
 from braindecode_vis.phantom.bold_signal import iterate_betas
 from braindecode_vis.phantom.brain import Person
 from braindecode_vis.phantom.format_plan import TRUTH, Counts, Format, PhantomJob, Progress, Unit
-from braindecode_vis.phantom.formats.bids_eeg import count_images
 from braindecode_vis.phantom.formats.nsd_design import write_mat5
 from braindecode_vis.phantom.scanner import GRIDS, Scanner, count_voxels, crop_scanner, make_scanner
-from braindecode_vis.phantom.sizes import PhantomSize, check_numbers
+from braindecode_vis.phantom.sizes import PhantomSize, check_numbers, count_images
 from braindecode_vis.phantom.stimuli.images import list_split
 from braindecode_vis.stimuli import read_image_file
 from braindecode_vis.store import replace_atomically
@@ -167,7 +166,6 @@ FORMAT = Format(
     list_images=lambda size, seed: list_split(
         size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed, f"{TRUTH}/images"
     ),
-    count_images=count_images,
     make_recorder=lambda size: make_slab(size.voxel_mm or 0),
     plan=plan,
 )
