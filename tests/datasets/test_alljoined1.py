@@ -16,7 +16,7 @@ from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.nsd.experiment_design import read_design
 from braindecode_vis.datasets.sources.meeg_source import find_scalp_positions
 from braindecode_vis.phantom.formats import nsd_format
-from braindecode_vis.phantom.formats.alljoined1_format import write_session
+from braindecode_vis.phantom.formats.alljoined_format import write_session
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 

@@ -14,7 +14,7 @@ from braindecode_vis.datasets.alljoined.blocks import (
     read_labels,
 )
 from braindecode_vis.datasets.manifests import read_manifest
-from braindecode_vis.phantom.formats.alljoined16m_format import EXTRA, write_block, write_trial_table
+from braindecode_vis.phantom.formats.alljoined_format import EXTRA, write_block, write_trial_table
 from braindecode_vis.preprocessing.meeg import write_meeg
 from braindecode_vis.store import read_json, read_responses, read_stimuli
 

@@ -7,8 +7,7 @@ import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.kamitani.deeprecon import DeepreconConfig
-from braindecode_vis.phantom.formats.deeprecon_format import write_experiment
-from braindecode_vis.phantom.formats.god_format import encode_stimulus_id
+from braindecode_vis.phantom.formats.kamitani_format import encode_stimulus_id, write_experiment
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.store import read_responses, read_stimuli
 

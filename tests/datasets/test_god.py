@@ -9,7 +9,7 @@ from PIL import Image
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.kamitani.bdata import decode_stimulus_id, find_grid, read_bdata, read_list
 from braindecode_vis.datasets.kamitani.god import GodConfig
-from braindecode_vis.phantom.formats.god_format import encode_stimulus_id, write_bdata
+from braindecode_vis.phantom.formats.kamitani_format import encode_stimulus_id, write_bdata
 from braindecode_vis.preprocessing.betas import write_fmri
 from braindecode_vis.store import read_responses, read_stimuli
 

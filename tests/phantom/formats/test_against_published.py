@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat
 
-from braindecode_vis.phantom.formats import god_format, nsd_format, things_fmri_format, things_meg_format
+from braindecode_vis.phantom.formats import kamitani_format, nsd_format, things_fmri_format, things_meg_format
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 pytestmark = [
@@ -64,4 +64,4 @@ def test_nsd_design_has_the_published_arrays():
 def test_god_ids_are_the_published_numbers():
     for name in ("Training", "Test"):
         table = pd.read_csv(DATA / "god" / f"stimulus_ImageNet{name}.tsv", sep="\t", header=None)
-        assert [god_format.encode_stimulus_id(text) for text in table[0]] == table[1].tolist()
+        assert [kamitani_format.encode_stimulus_id(text) for text in table[0]] == table[1].tolist()

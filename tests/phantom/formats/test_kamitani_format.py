@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.phantom.formats import god_format
+from braindecode_vis.phantom.formats import kamitani_format
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def labels():
     return pd.DataFrame(
         {
             "DataType": [1, 2, 3],
-            "stimulus_id": [god_format.encode_stimulus_id(name) for name in names],
+            "stimulus_id": [kamitani_format.encode_stimulus_id(name) for name in names],
             "Run": [1, 1, 2],
             "Block": [1, 2, 1],
         }
@@ -26,7 +26,7 @@ def write_subject(root, labels, **options):
     data = np.random.default_rng(0).standard_normal((3, 5))
     rois = {"ROI_V1": np.array([1, 1, 0, 0, 0], bool), "ROI_FFA": np.array([0, 0, 0, 1, 1], bool)}
     blocks = (data[i : i + 2] for i in (0, 2))
-    path = god_format.write_bdata(
+    path = kamitani_format.write_bdata(
         root / "Subject1.h5", blocks, labels, rois, voxel_xyz=np.ones((5, 3)) * 2, **options
     )
     return path, data
@@ -53,15 +53,15 @@ def test_bdata_reads_back_under_both_names(tmp_path, labels, naming, metadata):
 def test_stimulus_id_loses_its_zeros_and_six_decimals_bring_them_back(labels):
     assert str(labels["stimulus_id"][1]) == "1621127.01902"
     assert f"{labels['stimulus_id'][1]:.6f}".split(".")[1].lstrip("0") == "19020"
-    assert god_format.encode_stimulus_id("n01518878_5958") == 1518878.005958
+    assert kamitani_format.encode_stimulus_id("n01518878_5958") == 1518878.005958
     with pytest.raises(DataError, match="six digits"):
-        god_format.encode_stimulus_id("n01518878_1234567")
+        kamitani_format.encode_stimulus_id("n01518878_1234567")
 
 
 def test_image_features(tmp_path):
     rng = np.random.default_rng(0)
     features = {"cnn1": rng.standard_normal((3, 4)), "gist": rng.standard_normal((3, 2))}
-    path = god_format.write_image_features(
+    path = kamitani_format.write_image_features(
         tmp_path / "ImageFeatures.h5", features, image_ids=np.array([1.5, 2.5, np.nan]),
         category_ids=np.array([1, 2, 2]), feature_types=np.array([1, 2, 3]),
     )  # fmt: skip
@@ -86,4 +86,4 @@ def test_wrong_input_is_refused(tmp_path, labels):
 
 def test_estimate(tmp_path, labels):
     path, _ = write_subject(tmp_path, labels)
-    assert abs(path.stat().st_size - god_format.estimate_bytes(3, 5, 2)) < 10_000
+    assert abs(path.stat().st_size - kamitani_format.estimate_bytes(3, 5, 2)) < 10_000

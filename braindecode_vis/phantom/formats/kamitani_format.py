@@ -1,4 +1,4 @@
-"""Generic Object Decoding (GOD) from images to BData tables in HDF5, seen and imagined.
+"""Generic Object Decoding (GOD) and Deep Image Reconstruction (Deeprecon) from images to BData tables in HDF5.
 
 Owns ``Subject*.h5`` and ``ImageFeatures.h5`` as Kamitani Lab ships them, the ImageNet-like names of the phantom's
 images and the order of the samples. A BData file is one matrix, samples by fields; its metadata say of every field
@@ -9,15 +9,22 @@ As in the published files, the voxels are those of visual cortex alone. ``ImageF
 phantom under the names of the layers that it stands in for: Gabor energy as ``cnn1``, mid-level statistics as
 ``cnn4``, the semantic drive as ``cnn8``.
 
+Deeprecon has a file for each person and experiment, under the later spelling of the groups. Training images are shown
+several times, and the pictures that are imagined are test images. Shapes and letters, which need pictures of another
+kind, are left out.
+
 References
 ----------
 .. [1] Horikawa, T., Kamitani, Y. (2017). Generic decoding of seen and imagined objects using hierarchical
    visual features. Nature Communications 8, 15037. https://doi.org/10.1038/ncomms15037
+.. [2] Shen, G., Horikawa, T., Majima, K., Kamitani, Y. (2019). Deep image reconstruction from human brain activity.
+   PLOS Computational Biology 15, e1006633. https://doi.org/10.1371/journal.pcbi.1006633
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -39,7 +46,7 @@ from braindecode_vis.store import replace_atomically
 
 USES = ("n_runs", "voxel_mm", "n_imagery", "imagery_repetitions")
 T_R = 3.0  # of the published recordings; samples are means over a presentation of 9 s, or of imagery
-STIMULUS_S = 9.0
+GOD_STIMULUS_S = 9.0
 _VISUAL_SHARE = 0.205  # of cortical voxels; for the estimate alone
 _AREAS = {
     "ROI_V1": ("V1",),
@@ -59,7 +66,7 @@ _METADATA_NAME = {"dataSet": "metaData", "dataset": "metadata"}
 DESIGN_COLUMNS = ("DataType", "stimulus_id", "Run", "Block")
 
 
-def check(size: PhantomSize) -> None:
+def check_god(size: PhantomSize) -> None:
     """Raise `ConfigError` if GOD cannot have this size."""
     check_numbers(size, "god", USES)
     check_imagery(size, "god")
@@ -79,7 +86,7 @@ def _count_samples(size: PhantomSize) -> int:
     return size.n_trials + (size.n_imagery or 0) * (size.imagery_repetitions or 0)
 
 
-def count(size: PhantomSize) -> Counts:
+def count_god(size: PhantomSize) -> Counts:
     """Return work and space of the tables."""
     n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
     one = estimate_visual_bytes(size.voxel_mm, n_samples)
@@ -90,7 +97,7 @@ def count(size: PhantomSize) -> Counts:
     return Counts(size.n_subjects * one + features, 0, recorded, seconds, 1 + size.n_subjects * n_samples)
 
 
-def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
+def list_god_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     """Return the images under ImageNet-like names."""
     table = list_split(size.n_train_concepts, size.n_test_concepts, size.n_train_exemplars, seed)
     synsets, names = name_imagenet(table)
@@ -103,7 +110,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     )
 
 
-def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
+def make_god_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
     """Return every sample of a person: `DataType`, `row` of the image, `Run`, `Block`.
 
     Training images are shown once each; each test run shows, and each imagery run imagines, every image once.
@@ -132,7 +139,7 @@ def make_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def plan(job: PhantomJob) -> list[Unit]:
+def plan_god(job: PhantomJob) -> list[Unit]:
     """Return the shared tables, and one unit per person."""
 
     def write_shared(progress: Progress) -> list[Path]:
@@ -167,12 +174,12 @@ def plan(job: PhantomJob) -> list[Unit]:
     units = [Unit("image features and lists", 1, write_shared)]
     for person in job.subjects:
         name = f"subject {person.name}, samples"
-        units.append(Unit(name, _count_samples(job.size), partial(_write_person, job, person)))
+        units.append(Unit(name, _count_samples(job.size), partial(_write_god_person, job, person)))
     return units
 
 
-def _write_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
-    trials = make_trials(job, person.index)
+def _write_god_person(job: PhantomJob, person: Person, progress: Progress) -> list[Path]:
+    trials = make_god_trials(job, person.index)
     # As floats: the zeros at the end of an image number are lost, as in the published files.
     codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
     labels = pd.DataFrame(
@@ -359,15 +366,148 @@ def estimate_visual_bytes(voxel_mm: float | None, n_samples: int, *, n_files: in
     return estimate_bytes(n_samples, n_voxels, len(_AREAS) + 1) + (n_files - 1) * metadata
 
 
-FORMAT = Format(
+GOD = Format(
     name="god",
     description="Generic Object Decoding: BData tables of visual cortex, seen and imagined, image features",
     modality="fmri",
     uses=USES,
-    duration_s=STIMULUS_S,
-    check=check,
-    count=count,
-    list_images=list_images,
+    duration_s=GOD_STIMULUS_S,
+    check=check_god,
+    count=count_god,
+    list_images=list_god_images,
     make_recorder=lambda size: make_scanner(size.voxel_mm or 0, T_R),
-    plan=plan,
+    plan=plan_god,
+)
+
+
+# --- Deeprecon ----------------------------------------------------------------------------------------------------
+
+DEEPRECON_STIMULUS_S = 8.0  # [2]_
+VARIANT = "original_VC"
+EXPERIMENTS = ("perceptionNaturalImageTraining", "perceptionNaturalImageTest", "imagery")
+
+
+def check_deeprecon(size: PhantomSize) -> None:
+    """Raise `ConfigError` if Deeprecon cannot have this size."""
+    check_numbers(size, "deeprecon", USES)
+    check_imagery(size, "deeprecon")
+    if size.n_sessions != 1 or (size.n_runs or 0) > size.n_train_images or size.voxel_mm not in GRIDS:
+        raise ConfigError(
+            f"the files of Deeprecon do not tell sessions apart: n_sessions ({size.n_sessions}) must be 1; n_runs "
+            f"({size.n_runs}) cannot exceed the {size.n_train_images} training images, and voxel_mm ({size.voxel_mm}) "
+            f"must be from {min(GRIDS)} to {max(GRIDS)}."
+        )
+
+
+def count_deeprecon(size: PhantomSize) -> Counts:
+    """Return work and space of the tables."""
+    n_samples, n_voxels = _count_samples(size), count_voxels(size.voxel_mm)
+    one = estimate_visual_bytes(size.voxel_mm, n_samples, n_files=len(EXPERIMENTS))
+    seconds = 1 + size.n_subjects * n_samples * (2e-4 + 1.2e-7 * n_voxels) + one * 1e-8
+    recorded = size.n_subjects * n_samples * DEEPRECON_STIMULUS_S
+    return Counts(size.n_subjects * one, 0, recorded, seconds, size.n_subjects * n_samples)
+
+
+def make_deeprecon_trials(job: PhantomJob, subject: int) -> pd.DataFrame:
+    """Return every sample of a person: `experiment`, `row` of the image, `Run`, `Block`."""
+    size, tests = job.size, job.test_rows
+    generator = make_generator(job.config.seed, "deeprecon", subject)
+    train = np.flatnonzero(job.table["split"] == "train")
+    imagined = tests[: size.n_imagery or 0]
+    shown = {
+        EXPERIMENTS[0]: [
+            run
+            for _ in range(size.train_repetitions)
+            for run in np.array_split(generator.permutation(train), size.n_runs or 1)
+        ],
+        EXPERIMENTS[1]: [generator.permutation(tests) for _ in range(size.test_repetitions)],
+        EXPERIMENTS[2]: [generator.permutation(imagined) for _ in range(size.imagery_repetitions or 0)],
+    }
+    parts = [
+        pd.DataFrame({"experiment": name, "row": rows, "Run": number, "Block": np.arange(1, len(rows) + 1)})
+        for name, runs in shown.items()
+        for number, rows in enumerate(runs, start=1)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def plan_deeprecon(job: PhantomJob) -> list[Unit]:
+    """Return one unit per person and experiment."""
+    units = []
+    for person in job.subjects:
+        counts = make_deeprecon_trials(job, person.index)["experiment"].value_counts()
+        units += [
+            Unit(
+                f"subject {person.name}, {name}",
+                int(counts[name]),
+                partial(_write_deeprecon_file, job, person, name),
+            )
+            for name in EXPERIMENTS
+            if name in counts
+        ]
+    return units
+
+
+def _write_deeprecon_file(job: PhantomJob, person: Person, experiment: str, progress: Progress) -> list[Path]:
+    trials = make_deeprecon_trials(job, person.index)
+    own = trials[trials["experiment"] == experiment]
+    kept = find_visual_cortex(job.scanner)
+    blocks = iterate_betas(
+        person, job.scanner, own["row"].to_numpy(), own.index.to_numpy(), imagery=experiment == "imagery"
+    )
+    codes = np.array([encode_stimulus_id(name) for name in job.table["stimulus_id"]])
+    labels = pd.DataFrame(
+        {
+            "DataType": EXPERIMENTS.index(experiment) + 1,
+            "stimulus_id": codes[own["row"]],
+            "Run": own["Run"].to_numpy(),
+            "Block": own["Block"].to_numpy(),
+        }
+    )
+    path = write_experiment(
+        job.root,
+        person.index + 1,
+        experiment,
+        (block[:, kept] for block in progress.watch(blocks, len)),
+        labels,
+        find_areas(job.scanner, kept),
+        voxel_xyz=job.scanner.positions[kept],
+    )
+    return [path]
+
+
+def write_experiment(
+    root: Path,
+    subject: int,
+    experiment: str,
+    samples: Iterable[np.ndarray],
+    labels: pd.DataFrame,
+    rois: Mapping[str, np.ndarray],
+    *,
+    voxel_xyz: np.ndarray,
+    variant: str = VARIANT,
+    dtype: str = "<f8",
+) -> Path:
+    """Write ``sub-01_EXPERIMENT_VARIANT.h5``; see `write_bdata`."""
+    path = root / f"sub-{subject:02d}_{experiment}_{variant}.h5"
+    return write_bdata(path, samples, labels, rois, voxel_xyz=voxel_xyz, naming="dataset", dtype=dtype)
+
+
+def list_deeprecon_images(size: PhantomSize, seed: int) -> pd.DataFrame:
+    """Return the images under ImageNet-like names, as ``.JPEG`` below ``images``."""
+    table = list_god_images(size, seed)
+    return table.assign(
+        **{c: [str(Path(p).with_suffix(".JPEG")) for p in table[c]] for c in ("path", "file_name")}
+    )
+
+
+DEEPRECON = replace(
+    GOD,
+    name="deeprecon",
+    description="Deep Image Reconstruction: BData tables of natural images and imagery, one for each experiment",
+    duration_s=DEEPRECON_STIMULUS_S,
+    check=check_deeprecon,
+    count=count_deeprecon,
+    list_images=list_deeprecon_images,
+    plan=plan_deeprecon,
 )
