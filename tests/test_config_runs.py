@@ -34,7 +34,18 @@ PHANTOMS = {
     "nsd_synthetic": ({"n_imagery": 0, "imagery_repetitions": 0}, {}),
     "nsd_timeseries": ({"n_train_concepts": 9, "n_sessions": 2}, {"image_size": 32}),
     "things_eeg2": ({"n_subjects": 3}, {}),
-    "things_meg": ({"n_subjects": 2, "n_train_concepts": 6, "n_test_concepts": 3, "n_raw_sessions": 1}, {}),
+    "things_meg": (
+        {
+            "n_subjects": 2,
+            "n_train_concepts": 6,
+            "n_train_exemplars": 4,
+            "n_test_concepts": 3,
+            "n_sessions": 4,
+            "test_repetitions": 4,
+            "n_raw_sessions": 1,
+        },
+        {},
+    ),
 }
 # Data sets without a phantom: what writes small files of theirs, and settings.
 FILES = {
