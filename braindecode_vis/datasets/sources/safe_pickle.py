@@ -2,7 +2,8 @@
 
 Owns a restricted reader: only built-in containers, numbers, text and NumPy arrays come out, everything else that a
 pickle names is an error. A large array is never loaded: its place in the file is noted, and pieces of it are read
-from there. Knows no data set.
+from there. A short file cannot ask for much: what it builds, how often it repeats it, how deep it nests and the shapes
+of its arrays are bounded by its own size. Knows no data set.
 
 References
 ----------
@@ -30,6 +31,14 @@ LARGE_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
 # Numbers, text and objects; structured and void types could hide anything.
 _KINDS = "biufcSUO"
+# Published files nest three or four containers.
+_MAX_DEPTH = 32
+# A value that is written out takes a byte or more, and a repeated one two; the rest is room for what NumPy shares.
+_VALUES_PER_BYTE = 4
+# Bytes of an array are written once, and copied at most twice on their way out (as text, then as an array).
+_COPIES = 4
+_MAX_VALUES = 50_000_000
+_MAX_BYTES = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ def sniff(path: Path) -> str:
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     file.seek(0)
-    with refuse_damage(f"{path} has a damaged NumPy header", ValueError, KeyError, EOFError):
+    # Any error: a text of ten thousand brackets ends NumPy's parsers in tokenizer, recursion or memory.
+    with refuse_damage(f"{path} has a damaged NumPy header"):
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         return read[version](file)
@@ -92,13 +102,17 @@ def open_npy(path: Path) -> FileArray:
     with path.open("rb") as file:
         shape, fortran, dtype = _read_header(file, path)
         offset = file.tell()
+    if dtype.hasobject:
+        raise DataError(
+            f"{path} holds Python objects where a plain array is published; get it from its publisher."
+        )
     return _make_file_array(path, offset, shape, dtype, fortran, path.stat().st_size - offset)
 
 
 def _make_file_array(
     path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype, fortran: bool, n_bytes: int
 ) -> FileArray:
-    needed = math.prod(shape) * dtype.itemsize
+    needed = _count_items(shape, dtype, path) * dtype.itemsize
     if needed > n_bytes:
         raise DataError(
             f"{path} is truncated: it holds {n_bytes} of {needed} bytes of an array of shape {shape}; copy or fetch "
@@ -108,6 +122,16 @@ def _make_file_array(
     if fortran and len(shape) > 1:
         raise DataError(f"{path} holds a large array in Fortran order, which is not how it is published.")
     return FileArray(path, offset, tuple(shape), dtype)
+
+
+def _count_items(shape: tuple[Any, ...], dtype: np.dtype, path: Path) -> int:
+    """Return how many items an array has; a shape that cannot be one is an error."""
+    if not all(type(size) is int and size >= 0 for size in shape) or len(shape) > _MAX_DEPTH:
+        raise DataError(f"{path} is damaged: an array in it has an impossible shape; copy or fetch it again.")
+    # Zeros are left out: NumPy multiplies the others too, and overflows.
+    if dtype.itemsize == 0 or math.prod(size for size in shape if size) * dtype.itemsize > _MAX_BYTES:
+        raise DataError(f"{path} is damaged: an array in it has no possible size; copy or fetch it again.")
+    return math.prod(shape)
 
 
 def read_pickled_dict(path: Path) -> dict[str, Any]:
@@ -121,7 +145,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
     content = read_pickled(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, where a dictionary is published.")
-    return {str(key): _finish(value) for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}
 
 
 def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None) -> Any:
@@ -139,7 +163,7 @@ def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None)
     Raises
     ------
     DataError
-        If the file is truncated or damaged, or names code to run.
+        If the file is truncated or damaged, names code to run, or would grow far beyond its size when it is read.
     """
     with path.open("rb") as file:
         if offset:
@@ -147,21 +171,25 @@ def read_pickled(path: Path, *, offset: int = 0, large_bytes: int | None = None)
         elif sniff(path) == "npy-pickle":
             _read_header(file, path)
         try:
-            content = _finish(_Reader(file, path, large_bytes).load())
+            reader = _Reader(file, path, large_bytes)
+            content = reader.finish(reader.load())
         except DataError:
             raise
         except (EOFError, pickle.UnpicklingError, struct.error) as error:
             raise DataError(
-                f"{path} is truncated or damaged ({error or type(error).__name__}): its pickle ends after "
+                f"{path} is truncated or damaged ({_shorten(error)}): its pickle ends after "
                 f"{path.stat().st_size} bytes; copy or fetch it again."
             ) from error
         except Exception as error:  # damaged bytes lead the reader anywhere
-            raise DataError(
-                f"{path} is damaged ({type(error).__name__}: {error}); fetch it again."
-            ) from error
+            raise DataError(f"{path} is damaged ({_shorten(error)}); fetch it again.") from error
     if isinstance(content, np.ndarray) and content.shape == ():
         content = content.item()
     return content
+
+
+def _shorten(error: Exception) -> str:
+    """Return the first words of an error: the text of a damaged file may stand in it."""
+    return f"{type(error).__name__}: {str(error)[:200]}" if str(error) else type(error).__name__
 
 
 class _Payload:
@@ -175,10 +203,13 @@ class _Dtype:
     """A dtype as a pickle describes it; built only if it is a plain one."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        self.code, self.order = str(code), "|"
+        # Text alone: the text of nested lists can be endless.
+        if not isinstance(code, str):
+            raise pickle.UnpicklingError("a type of array is not named by text")
+        self.code, self.order = code, "|"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = str(state[1])
+        self.order = state[1] if state[1] in ("<", ">", "|", "=") else "|"
         if state[2] is not None or state[3] is not None:
             raise pickle.UnpicklingError("structured arrays are not read")
 
@@ -193,41 +224,11 @@ class _Dtype:
 class _Array:
     """An array as a pickle describes it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.state: tuple[Any, ...] | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = tuple(state)
-
-    def resolve(self) -> Any:
-        if self.state is None:
-            return np.empty(0)
-        _, shape, dtype, fortran, payload = self.state
-        return _build(self.path, payload, dtype.resolve(), tuple(shape), bool(fortran))
-
-
-def _build(path: Path, payload: Any, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> Any:
-    if isinstance(payload, _Payload):
-        return _make_file_array(path, payload.offset, shape, dtype, fortran, payload.size)
-    if dtype.hasobject:
-        array = np.empty(math.prod(shape), dtype=object)
-        for index, item in enumerate(payload):
-            array[index] = _finish(item)
-        return array.reshape(shape)  # NumPy lists objects in C order, whatever the flag says
-    array = np.frombuffer(bytes(payload), dtype).copy()
-    return array.reshape(shape, order="F" if fortran else "C")
-
-
-def _finish(value: Any) -> Any:
-    """Replace the descriptions of arrays by what they describe."""
-    if isinstance(value, _Array):
-        return value.resolve()
-    if isinstance(value, dict):
-        return {key: _finish(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_finish(item) for item in value)
-    return value
 
 
 # Its methods can be replaced, unlike those of the C one; type stubs do not list them.
@@ -246,6 +247,59 @@ class _Reader(_PythonUnpickler):
         self.file, self.path = file, path
         self.large_bytes = LARGE_BYTES if large_bytes is None else large_bytes
         self.n_bytes = path.stat().st_size
+        self._file_read = self._read_bounded
+        self.values_left = min(_VALUES_PER_BYTE * self.n_bytes, _MAX_VALUES)
+        self.bytes_left = _COPIES * self.n_bytes
+
+    def _read_bounded(self, size: int) -> bytes:
+        # A damaged length may name terabytes, for which Python would make room first.
+        if size > self.n_bytes:
+            raise EOFError(f"a value of {size} bytes")
+        return self.file.read(size)
+
+    def _spend(self, values: int = 0, size: int = 0) -> None:
+        """Count what was built, and end where a file repeats its content far beyond its size."""
+        self.values_left -= values
+        self.bytes_left -= size
+        if self.values_left < 0 or self.bytes_left < 0:
+            raise DataError(
+                f"{self.path} has {self.n_bytes} bytes but repeats its content without end when it is read, which no "
+                "published file does; it was not opened. Get the file from its publisher."
+            )
+
+    def finish(self, value: Any, depth: int = 0) -> Any:
+        """Replace the descriptions of arrays by what they describe."""
+        if depth > _MAX_DEPTH:
+            raise DataError(
+                f"{self.path} nests more than {_MAX_DEPTH} containers, which no published file does; it was not "
+                "opened. Get the file from its publisher."
+            )
+        self._spend(values=1)
+        if isinstance(value, _Array):
+            return np.empty(0) if value.state is None else self._build(*value.state[1:5], depth)
+        if isinstance(value, dict):
+            return {key: self.finish(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.finish(item, depth + 1) for item in value)
+        return value
+
+    def _build(self, shape: Any, described: Any, fortran: Any, payload: Any, depth: int) -> Any:
+        dtype, shape = described.resolve(), tuple(shape)
+        if isinstance(payload, _Payload):
+            return _make_file_array(self.path, payload.offset, shape, dtype, bool(fortran), payload.size)
+        n_items = _count_items(shape, dtype, self.path)
+        if dtype.hasobject:
+            if len(payload) != n_items:
+                raise pickle.UnpicklingError(f"an array of {n_items} objects has {len(payload)}")
+            array = np.empty(n_items, dtype=object)
+            for index, item in enumerate(payload):
+                array[index] = self.finish(item, depth + 1)
+            return array.reshape(shape)  # NumPy lists objects in C order, whatever the flag says
+        if not isinstance(payload, bytes | bytearray):  # bytes(10**12) would be a terabyte of zeros
+            raise pickle.UnpicklingError("an array has no bytes")
+        self._spend(size=len(payload))
+        array = np.frombuffer(bytes(payload), dtype).copy()
+        return array.reshape(shape, order="F" if fortran else "C")
 
     def load_frame(self) -> None:
         self.read(8)  # frames are a hint for buffering
@@ -271,6 +325,23 @@ class _Reader(_PythonUnpickler):
     def load_binbytes8(self) -> None:
         self._load_payload("<Q")
 
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_dict()
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        # The hash of a tuple visits all that it nests, again for every reference to the same one.
+        if not all(key is None or type(key) in (str, int, float, bool, bytes) for key in keys):
+            raise pickle.UnpicklingError("a key of a dictionary is neither text nor a number")
+
     def load_build(self) -> None:
         # BUILD calls `__setstate__` of what lies on the stack: only our two descriptions may lie there.
         if not isinstance(self.stack[-2], _Array | _Dtype):
@@ -285,9 +356,14 @@ class _Reader(_PythonUnpickler):
     dispatch[pickle.BINBYTES8[0]] = load_binbytes8
     dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
     dispatch[pickle.BUILD[0]] = load_build
-    # Each of these calls code or fetches objects from elsewhere; arrays, numbers and text need none of them.
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    # Each of these calls code, fetches objects from elsewhere or hashes what it holds (sets); arrays, numbers and text
+    # need none of them.
     for _code in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX,
-                  pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):  # fmt: skip
+                  pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+                  pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):  # fmt: skip
         dispatch[_code[0]] = _refuse
     del _code
 
@@ -295,18 +371,16 @@ class _Reader(_PythonUnpickler):
         # NumPy 2 moved its modules, and files of both are about.
         place = module.replace("numpy._core", "numpy.core")
         known = {
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(self.path),
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
             ("numpy.core.numeric", "_frombuffer"): self._from_buffer,
-            ("numpy.core.multiarray", "scalar"): lambda dtype, data=b"": np.frombuffer(data, dtype.resolve())[
-                0
-            ],
+            ("numpy.core.multiarray", "scalar"): self._make_scalar,
             ("numpy", "ndarray"): None,
             ("numpy", "dtype"): _Dtype,
-            ("_codecs", "encode"): lambda text, _="latin1": text.encode("latin1"),
+            ("_codecs", "encode"): self._encode,
         }
         if (place, name) not in known:
             raise DataError(
-                f"{self.path} asks to run {module}.{name} when it is opened, which no published file needs; "
+                f"{self.path} asks to run {f'{module}.{name}'[:100]} when it is opened, which no published file needs; "
                 "it was not opened. Get the file from its publisher."
             )
         return known[place, name]
@@ -314,9 +388,19 @@ class _Reader(_PythonUnpickler):
     def _from_buffer(
         self, payload: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: Any
     ) -> _Array:
-        array = _Array(self.path)
+        array = _Array()
         array.state = (1, shape, dtype, order == "F", payload)
         return array
+
+    def _make_scalar(self, dtype: _Dtype, data: Any = b"") -> Any:
+        found = np.frombuffer(data, dtype.resolve())
+        if len(found) != 1:
+            raise pickle.UnpicklingError(f"a number is written as {len(found)}")
+        return found[0]
+
+    def _encode(self, text: Any, _: Any = "latin1") -> bytes:
+        self._spend(size=len(text))
+        return bytes(text.encode("latin1"))
 
 
 def convert_trusted(script: str, path: Path, folder: Path, *options: Any, where: str) -> dict[str, Any]:
