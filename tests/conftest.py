@@ -1,6 +1,7 @@
 """Runtime checks of shapes and types for the typed core, and the fixtures that many tests share."""
 
 import os
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -53,3 +54,23 @@ def _same_draws(request):
     """Seed torch's global generator by the test's name, so that a test draws the same numbers in any order."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Call the command in this process, where a new one would import for two seconds: exit code and both streams."""
+
+    def call(*words) -> subprocess.CompletedProcess:
+        from braindecode_vis.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["braindecode-vis", *map(str, words)])
+        capsys.readouterr()  # what was said before
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, code, out, err)
+
+    return call

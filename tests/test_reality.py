@@ -10,8 +10,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -95,13 +93,12 @@ def compute_cosines(left, right):
 
 
 @pytest.mark.shared
-def test_the_verb_says_what_the_function_says(atm, tmp_path):
+def test_the_verb_says_what_the_function_says(atm, tmp_path, command_line):
     targets = atm / "ViT-H-14_features_test.pt"
-    command = [
-        sys.executable, "-m", "braindecode_vis", "score", atm / "ATM_S_eeg_features_sub-08_test.pt", "--targets",
-        f"{targets}::img_features", "--permutations", "50", "--json", "--out", tmp_path / "scores",
-    ]  # fmt: skip
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=240)
+    done = command_line(
+        "score", atm / "ATM_S_eeg_features_sub-08_test.pt", "--targets", f"{targets}::img_features",
+        "--permutations", 50, "--json", "--out", tmp_path / "scores",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = {row["metric"]: row for row in json.loads(done.stdout)["scores"] if row["method"] == "decoded"}
     assert rows["top1"]["value"] == 0.36

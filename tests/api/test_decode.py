@@ -82,7 +82,7 @@ def test_an_opened_run_gives_the_same(run):
     np.testing.assert_array_equal(again.predictions.vectors, run.predictions.vectors)
 
 
-def test_the_command_line_gives_the_same_scores(run, tmp_path):
+def test_the_command_line_gives_the_same_scores(run, tmp_path, command_line):
     X, pictures, shown = make_experiment()
     np.save(tmp_path / "data.npy", X)
     np.save(tmp_path / "images.npy", pictures)
@@ -93,18 +93,8 @@ def test_the_command_line_gives_the_same_scores(run, tmp_path):
         "encoder={kind: ridge}",
         "evaluation.n_permutations=200",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "braindecode_vis",
-        "run",
-        "arrays_ridge",
-        "--root",
-        str(tmp_path),
-        "--out",
-    ]
-    command += [str(tmp_path / "out"), *[part for text in overrides for part in ("--set", text)]]
-    done = subprocess.run(command, capture_output=True, text=True)
+    sets = [part for text in overrides for part in ("--set", text)]
+    done = command_line("run", "arrays_ridge", "--root", tmp_path, "--out", tmp_path / "out", *sets)
     assert done.returncode == 0, done.stderr
     other = bdv.open_run(tmp_path / "out")
     assert get_score(other, "pixcorr") == get_score(run, "pixcorr")

@@ -5,7 +5,6 @@ import hashlib
 import importlib
 import json
 import re
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +16,6 @@ import pytest
 import xarray as xr
 
 import braindecode_vis as bdv
-from braindecode_vis.cli import main
 
 # MNE reads its metadata by a way that pandas has announced to close.
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.set_index")
@@ -250,35 +248,24 @@ def test_what_cannot_be_exported_is_one_sentence(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there.csv"]
 
 
-def call(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["braindecode-vis", *map(str, args)])
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+def test_the_verb_writes_and_refuses(run, tmp_path, command_line):
+    def export(folder, what, form, name):
+        return command_line("export", folder, "--what", what, "--to", form, "--out", tmp_path / name)
 
-
-def test_the_verb_writes_and_refuses(run, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "scores.csv"
-    assert call(monkeypatch, "export", run.folder, "--what", "scores", "--to", "csv", "--out", out) == 0
-    assert len(pd.read_csv(out)) == len(run.scores)
-    capsys.readouterr()
-    assert call(monkeypatch, "export", run.folder, "--what", "scores", "--to", "csv", "--out", out) == 2
-    assert "exists; choose another path" in capsys.readouterr().err
-    bad = ("export", run.folder, "--what", "responses", "--to", "nifti", "--out", tmp_path / "x.nii")
-    assert call(monkeypatch, *bad) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert export(run.folder, "scores", "csv", "scores.csv").returncode == 0
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == len(run.scores)
+    done = export(run.folder, "scores", "csv", "scores.csv")
+    assert done.returncode == 2
+    assert "exists; choose another path" in done.stderr
+    done = export(run.folder, "responses", "nifti", "x.nii")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text((run.folder / "config.yaml").read_text())
-    assert (
-        call(
-            monkeypatch, "export", unfinished, "--what", "scores", "--to", "csv", "--out", tmp_path / "n.csv"
-        )
-        == 2
-    )
-    assert "is unfinished: its stage preprocess is missing" in capsys.readouterr().err
+    done = export(unfinished, "scores", "csv", "n.csv")
+    assert done.returncode == 2
+    assert "is unfinished: its stage preprocess is missing" in done.stderr
 
 
 # --- encoders ----------------------------------------------------------------------------------------------------
@@ -478,7 +465,7 @@ def test_nothing_leaves_or_comes_without_consent(fitted, tmp_path):
         bdv.Decoder.from_pretrained(tmp_path / "x")
 
 
-def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, monkeypatch, capsys):
+def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, command_line):
     with pytest.raises(bdv.ConfigError, match="3 folds with an encoder each; choose one of 0 to 2"):
         run.export("encoder", "safetensors", tmp_path / "m")
     unfinished = tmp_path / "unfinished"
@@ -487,15 +474,12 @@ def test_an_encoder_needs_a_fold_and_a_finished_run(run, tmp_path, monkeypatch, 
     (unfinished / "stages").mkdir()
     (unfinished / "stages" / "preprocess").symlink_to(run.folder / "stages" / "preprocess")
     (unfinished / "stages" / "embed").symlink_to(run.folder / "stages" / "embed")
-    args = ("--what", "encoder", "--to", "onnx", "--out", tmp_path / "x.onnx", "--fold", 0)
-    assert call(monkeypatch, "export", unfinished, *args) == 2
-    assert "is unfinished: its stage train fold00 is missing" in capsys.readouterr().err
-    assert (
-        call(
-            monkeypatch, "export", run.folder, *args[:3], "safetensors", *args[4:5], tmp_path / "e", *args[6:]
-        )
-        == 0
-    )
+    fold = ("--what", "encoder", "--fold", 0)
+    done = command_line("export", unfinished, *fold, "--to", "onnx", "--out", tmp_path / "x.onnx")
+    assert done.returncode == 2
+    assert "is unfinished: its stage train fold00 is missing" in done.stderr
+    done = command_line("export", run.folder, *fold, "--to", "safetensors", "--out", tmp_path / "e")
+    assert done.returncode == 0
     assert (tmp_path / "e" / "README.md").is_file()
 
 

@@ -1,8 +1,6 @@
 """A finished run on new recordings: its own predictions to the bit, any gallery, one sentence for what does not fit."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import mne
@@ -190,13 +188,12 @@ def test_the_root_of_the_training_gives_the_runs_own_predictions(eeg):
     )
 
 
-def test_a_new_subject_is_whitened_by_what_the_run_knows(eeg, tmp_path):
+def test_a_new_subject_is_whitened_by_what_the_run_knows(eeg, tmp_path, command_line):
     folder, _ = eeg
-    command = [
-        sys.executable, "-m", "braindecode_vis", "predict", str(folder / "run"), "--on", str(folder / "new"),
-        "--set", "dataset.subjects=[2]", "--split", "test", "--out", str(tmp_path / "out"), "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = command_line(
+        "predict", folder / "run", "--on", folder / "new", "--set", "dataset.subjects=[2]", "--split", "test",
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["n_trials"] == 3
@@ -502,7 +499,7 @@ def test_what_a_folder_holds_is_never_lost(run, tmp_path):
         bdv.decode(data, out=tmp_path / "out" / "letter.txt")
 
 
-def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path):
+def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path, command_line):
     X, pictures, shown = make_experiment()
     np.save(tmp_path / "new.npy", X[:3])
     bdv.from_arrays(X, images=pictures, shown=shown, split=declare(shown)).save(tmp_path / "data")
@@ -510,18 +507,7 @@ def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path):
     pipeline.preprocess(open_run(config, tmp_path / "half"))
 
     def call(folder, *more):
-        command = [
-            sys.executable,
-            "-m",
-            "braindecode_vis",
-            "predict",
-            str(folder),
-            "--on",
-            str(tmp_path / "new.npy"),
-        ]
-        return subprocess.run(
-            [*command, "--out", str(tmp_path / "out"), *more], capture_output=True, text=True
-        )
+        return command_line("predict", folder, "--on", tmp_path / "new.npy", "--out", tmp_path / "out", *more)
 
     for folder, words in ((tmp_path, "is no run folder"), (tmp_path / "half", "is unfinished: its stage")):
         done = call(folder)

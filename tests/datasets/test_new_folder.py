@@ -1,8 +1,5 @@
 """`new` writes what a folder lacks, overwrites nothing, says what it cannot tell, and `run` goes on from there."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,19 +118,14 @@ def test_a_folder_without_trials_is_refused(tmp_path):
         start_folder(tmp_path / "nowhere")
 
 
-def test_from_a_bare_folder_to_a_report(tmp_path):
+def test_from_a_bare_folder_to_a_report(tmp_path, command_line):
     """`new`, then the very command that it prints."""
     root = make_folder(tmp_path / "mine", shape=(N, 60))
 
-    def call(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "braindecode_vis", *arguments], capture_output=True, text=True, timeout=300
-        )
-
-    done = call("new", str(root))
+    done = command_line("new", root)
     assert done.returncode == 0, done.stderr
     command = done.stdout.replace("\n", " ").rsplit("next: braindecode-vis ", 1)[1].split()
-    done = call(*command, "--out", str(tmp_path / "run"), "--set", "evaluation.n_permutations=100")
+    done = command_line(*command, "--out", tmp_path / "run", "--set", "evaluation.n_permutations=100")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
     assert "mine" in page

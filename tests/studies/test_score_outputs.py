@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -502,13 +500,16 @@ def test_json_csv_and_table_hold_the_same_numbers(tmp_path, vectors):
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
-def test_the_verb_prints_the_table_and_refuses_with_one_sentence(tmp_path, vectors):
+def test_the_verb_prints_the_table_and_refuses_with_one_sentence(
+    tmp_path, vectors, monkeypatch, command_line
+):
     for name, array in zip(("p.npy", "t.npy"), vectors, strict=True):
         np.save(tmp_path / name, array)
 
-    def call(*arguments):
-        command = [sys.executable, "-m", "braindecode_vis", "score", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        return command_line("score", *words)
 
     done = call("p.npy", "--targets", "t.npy", "--permutations", 50, "--json", "--out", "out")
     assert done.returncode == 0, done.stderr
