@@ -77,7 +77,12 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def check_finite(
-    array: np.ndarray, *, what: str, row_names: Sequence[Any] | np.ndarray, unit: str = "row"
+    array: np.ndarray,
+    *,
+    what: str,
+    row_names: Sequence[Any] | np.ndarray,
+    unit: str = "row",
+    hint: str = " in the source data and preprocess again",
 ) -> None:
     """Raise `DataError` naming the first row that holds a NaN or an infinity.
 
@@ -93,6 +98,8 @@ def check_finite(
         Identifier of each row.
     unit
         What a row is called, for example ``trial``.
+    hint
+        What follows "repair or drop that row".
 
     Raises
     ------
@@ -116,7 +123,7 @@ def check_finite(
         n_bad = int((~np.isfinite(array[row])).sum())
         raise DataError(
             f"{what} holds {n_bad} non-finite value(s) in {unit} {row} ({row_names[row]}): "
-            f"repair or drop that {unit} in the source data and preprocess again."
+            f"repair or drop that {unit}{hint}."
         )
 
 

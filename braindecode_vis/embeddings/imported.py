@@ -425,7 +425,7 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
             )
         except (ValueError, OSError, EOFError, BadZipFile) as error:
             raise DataError(
-                f"{path} holds no plain array ({error}); files of pickled lists or dictionaries are not read."
+                f"{path} holds no plain array, or is damaged; files of pickled lists or dictionaries are not read."
             ) from error
         yield named
     elif path.suffix in (".h5", ".hdf5"):

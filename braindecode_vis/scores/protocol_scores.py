@@ -236,8 +236,8 @@ def rank_instances(task: ProtocolTask) -> Iterator[_Values]:
     pairs = list(zip(task.subjects.tolist(), task.ids.tolist(), strict=True))
     if len(set(pairs)) == len(pairs):
         raise ConfigError(
-            "the protocol 'instances' compares single trials with their average, but every test image has one row; "
-            "set repeats.test to single."
+            "the protocol 'instances' compares single trials with their average, but every test image has one row: "
+            "in a run, set repeats.test to single."
         )
     yield from _list_hits(task, [r for _, _, r in task.retrievals], "instance", task.ids, task.subjects)
     ranked, ids, subjects = [], [], []

@@ -127,7 +127,7 @@ def read_ids(source: Any, n: int, what: str) -> pd.DataFrame:
                 )
             table["stimulus_id"] = name_values(given.values)
     if len(table) != n:
-        raise DataError(f"{given.name} names {len(table)} rows, but {what} have {n}.")
+        raise DataError(f"{what} have {n} rows, but {len(table)} stand in {given.name}.")
     return table.reset_index(drop=True)
 
 
@@ -203,12 +203,12 @@ def _choose(arrays: Mapping[str, Any], path: Path, name: str | None) -> Any:
 
 def _check_kind(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind not in "biufSUO":
-        raise DataError(f"{name} holds values of type {values.dtype}; numbers or text are expected.")
+        raise DataError(f"values of type {values.dtype} in {name}; numbers or text are expected.")
     if values.dtype.kind == "O":
         if values.ndim != 1 or not all(isinstance(v, str | bytes | int | np.integer) for v in values):
-            raise DataError(f"{name} holds objects, not numbers; save a plain array.")
+            raise DataError(f"objects instead of numbers in {name}; save a plain array.")
     if values.ndim == 0 or not values.size:
-        raise DataError(f"{name} is empty.")
+        raise DataError(f"there is nothing in {name}.")
     return values
 
 

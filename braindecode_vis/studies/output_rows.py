@@ -367,7 +367,7 @@ def find_classes(
         decisions = np.zeros((n, len(classes)), np.float32)
         decisions[np.arange(n), [place[name] for name in decided.tolist()]] = 1
         return decisions, classes, labels, rows, notes
-    check_finite(values, what="the scores of the classes", row_names=rows.ids)
+    check_finite(values, what="the scores of the classes", row_names=rows.ids, hint="")
     n_classes = values.shape[1]
     if target_ids is not None:
         classes = read_ids(target_ids, n_classes, "the classes")["stimulus_id"].tolist()

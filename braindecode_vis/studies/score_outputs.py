@@ -148,8 +148,11 @@ def score(
     check_option("selection", selection, get_args(Selection))
     for name in protocols:
         check_option("protocol", name, PROTOCOLS)
-    if min(n_bootstrap, n_permutations) < 1:
-        raise ConfigError("the numbers of resamples and of permutations must be at least 1.")
+    for count in (n_bootstrap, n_permutations):
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise ConfigError(
+                f"the numbers of resamples and of permutations must be whole numbers from 1, not {count!r}."
+            )
     if out is not None:
         check_folder(Path(out))
     given = read_given(predictions, "the predictions")
@@ -205,15 +208,13 @@ def find_kind(given: Given, true: Given | None, kind: str, *, has_ids: bool) -> 
         return "images"
     if given.values is None or (true is not None and true.values is None):
         bare = given if given.values is None else true
-        raise DataError(
-            f"{bare.name if bare else ''} holds ids and no values; give values, and the ids as ids."
-        )
+        raise DataError(f"ids and no values in {bare.name if bare else ''}; give values, and the ids as ids.")
     if given.is_labels:
         if kind in ("auto", "classes"):
             return "classes"
-        raise DataError(f"{given.name} holds one value per row, which are classes, not {kind}.")
+        raise DataError(f"one value per row in {given.name}: these are classes, not {kind}.")
     if given.values.dtype.kind not in "biuf":
-        raise DataError(f"{given.name} holds text in {given.values.ndim} dimensions; numbers are expected.")
+        raise DataError(f"text in {given.values.ndim} dimensions in {given.name}; numbers are expected.")
     if kind != "auto":
         return kind
     if true is None:
@@ -299,6 +300,8 @@ def _score_embeddings(
             "predicted embeddings are scored beside the embeddings of the images; give them as targets."
         )
     vectors, values, rows, notes = expand_repetitions(given, true, ids)
+    check_finite(vectors, what="the array of predictions", row_names=range(len(vectors)), hint="")
+    check_finite(values, what="the array of targets", row_names=range(len(values)), hint="")
     if vectors.shape[1:] != values.shape[1:]:
         check_transposed(given, true)
         raise DataError(
@@ -370,7 +373,7 @@ def _score_similarity(
         )
     gallery = name_rows(Given(given.name, np.empty(n_columns)), source, "the columns of the matrix")
     rows, gallery, notes = match_rows(rows, gallery)
-    check_finite(matrix, what="the matrix of similarities", row_names=rows.ids)
+    check_finite(matrix, what="the matrix of similarities", row_names=rows.ids, hint="")
     if asked.distances:
         matrix = -(matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64))
     ranked = rank_similarities(matrix, rows.ids, gallery.ids, space="given")
