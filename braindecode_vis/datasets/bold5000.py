@@ -46,6 +46,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     FmriSource,
     Geometry,
     Roi,
+    join_geometries,
     number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import (
@@ -120,7 +121,7 @@ class Bold5000BetasConfig(AtlasSettings):
         parts = [replace(part, trials=part.trials.drop(columns="path")) for part in parts]
         n_test = shown.loc[shown["split"] == "test", "stimulus_id"].nunique()
         notes = {"protocol": f"BOLD5000 release 2.0, {self.betas}; test: {n_test} repeated pictures"}
-        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        geometry = join_geometries(geometries)
         return FmriSource(
             tuple(parts), stimuli, self.make_plan(), "percent signal change", geometry, notes=notes
         )

@@ -39,6 +39,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     FmriSource,
     Geometry,
     Roi,
+    join_geometries,
     number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read_volume, read_volume_header
@@ -139,7 +140,7 @@ class CneuromodThingsConfig(AtlasSettings):
         notes: dict[str, Any] = {"protocol": self._describe(shown), "rois_kept": list(self.rois)}
         if self.min_noise_ceiling is not None:
             notes["voxels_chosen_with_test_images"] = f"noise ceiling >= {self.min_noise_ceiling:g} %"
-        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        geometry = join_geometries(geometries)
         return FmriSource(tuple(parts), stimuli, self.make_plan(), "z over all trials", geometry, notes=notes)
 
     @collect_findings("layout")

@@ -16,7 +16,13 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, count_repetitions
+from braindecode_vis.datasets.sources.betas_source import (
+    BetasPart,
+    FmriSource,
+    Geometry,
+    count_repetitions,
+    join_geometries,
+)
 from braindecode_vis.datasets.sources.bold_source import (
     BoldRun,
     BoldSource,
@@ -385,8 +391,7 @@ def find_geometry(source: BoldSource) -> Geometry | Mapping[str, Geometry]:
         affines[subject] = run.affine
         if not masks[subject].any():
             raise DataError(f"{run.where} leaves no voxel in the mask {source.geometry!r}; give a mask file.")
-    geometries = {name: Geometry.from_mask(mask, affines[name]) for name, mask in masks.items()}
-    return geometries if len(geometries) > 1 else next(iter(geometries.values()))
+    return join_geometries({name: Geometry.from_mask(mask, affines[name]) for name, mask in masks.items()})
 
 
 def _find_brain(run: BoldRun) -> np.ndarray:

@@ -36,6 +36,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     BetasSettings,
     FmriSource,
     Geometry,
+    join_geometries,
     number_betas,
 )
 from braindecode_vis.store import hash_sampled
@@ -128,7 +129,7 @@ class DeepreconConfig(BetasSettings):
             "protocol": f"1200 training pictures; test: {', '.join(self.test)}",
             "rois_kept": list(self.rois),
         }
-        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        geometry = join_geometries(geometries)
         return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
 
     @collect_findings("layout")

@@ -43,6 +43,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     FmriSource,
     Geometry,
     count_repetitions,
+    join_geometries,
 )
 from braindecode_vis.store import hash_sampled
 
@@ -106,7 +107,7 @@ class GodConfig(BetasSettings):
         table = make_stimulus_table(tables)
         stimuli = make_named_stimuli(table, self.images, title="GOD", beside=self._find_beside())
         notes = {"protocol": f"1200 training pictures; test: {self.test}", "rois_kept": list(self.rois)}
-        geometry = geometries if len(geometries) > 1 else next(iter(geometries.values()))
+        geometry = join_geometries(geometries)
         return FmriSource(tuple(parts), stimuli, self.make_plan(), "authors' units", geometry, notes=notes)
 
     @collect_findings("layout")

@@ -25,13 +25,17 @@ def open_training(core: FmriSource) -> tuple[Geometry, list[BetasPart]]:
     return geometry, [keep_rows(part, (part.trials["split"] == "train").to_numpy()) for part in core.parts]
 
 
-def join_stimuli(
+def join_sessions(
     core: FmriSource,
     training: Sequence[BetasPart],
+    tested: BetasPart,
     own: pd.DataFrame,
     read_own: Callable[[int], np.ndarray] | None,
-) -> tuple[StimulusSet, Callable[[int], np.ndarray] | None]:
-    """Return one table of the training images and the further stimuli, and one reader for both.
+    *,
+    protocol: str,
+    tasks: Sequence[str],
+) -> FmriSource:
+    """Return one source of the training parts and the tested session, with one reader for the images of both.
 
     Parameters
     ----------
@@ -39,21 +43,28 @@ def join_stimuli(
         `stimulus_id`, `concept`, `split` and `path` of each further stimulus.
     read_own
         Row of `own` to pixels of any shape, which are cut to the middle square and scaled to the training images.
+    protocol, tasks
+        What is tested, for the notes.
     """
     shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
     # Only images that train: shared ones were left out.
     rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))
     seen = core.stimuli.table.iloc[rows].reset_index(drop=True)
-    table = pd.concat([seen, own.assign(sha256="", nsd_id=-1)], ignore_index=True)
-    if read_own is None or core.read_image is None:
-        return StimulusSet(table), None
-    read_core = core.read_image
-    size = read_core(int(rows[0])).shape[0]
+    # Further stimuli have no number in NSD's own list.
+    stimuli = StimulusSet(pd.concat([seen, own.assign(sha256="", nsd_id=-1)], ignore_index=True))
+    read_image = None
+    if read_own is not None and core.read_image is not None:
+        read_core, size = core.read_image, core.read_image(int(rows[0])).shape[0]
 
-    def read_image(row: int) -> np.ndarray:
-        return read_core(int(rows[row])) if row < len(rows) else crop_square(read_own(row - len(rows)), size)
+        def read_image(row: int) -> np.ndarray:
+            # The table begins with the training images.
+            return (
+                read_core(int(rows[row])) if row < len(rows) else crop_square(read_own(row - len(rows)), size)
+            )
 
-    return StimulusSet(table), read_image
+    notes = {**core.notes, "protocol": protocol, "tasks": list(tasks)}
+    parts = (*training, tested)
+    return FmriSource(parts, stimuli, core.plan, core.unit, core.geometry, None, read_image, notes)
 
 
 def describe_standardising(zscore: str, untrained: str) -> str:

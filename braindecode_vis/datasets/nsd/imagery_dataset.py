@@ -23,7 +23,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
-from braindecode_vis.datasets.nsd.further_sessions import describe_standardising, join_stimuli, open_training
+from braindecode_vis.datasets.nsd.further_sessions import describe_standardising, join_sessions, open_training
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, keep_rows, number_betas
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
@@ -91,17 +91,16 @@ class NsdImageryConfig(NsdSettings):
         tested = number_betas([keep_rows(whole, trials["task"].isin(self.tasks).to_numpy())])[0]
         own = tested.trials.drop_duplicates("stimulus_id")
         paths = self._list_images(own["name"].tolist())
-        stimuli, read_image = join_stimuli(
+        return join_sessions(
             core,
             training,
+            tested,
             own[["stimulus_id", "concept", "split"]].assign(
                 path=[path.name for path in paths] if paths else ""
             ),
             (lambda row: read_image_file(paths[row])) if paths else None,
-        )
-        notes = {**core.notes, "protocol": self._describe(training, tested), "tasks": list(self.tasks)}
-        return FmriSource(
-            (*training, tested), stimuli, core.plan, core.unit, geometry, None, read_image, notes
+            protocol=self._describe(training, tested),
+            tasks=self.tasks,
         )
 
     @collect_findings("data")

@@ -40,7 +40,7 @@ from braindecode_vis.datasets.nsd.experiment_design import ImageBrick
 from braindecode_vis.datasets.nsd.further_sessions import (
     crop_square,
     describe_standardising,
-    join_stimuli,
+    join_sessions,
     open_training,
 )
 from braindecode_vis.datasets.sources.betas_source import (
@@ -145,11 +145,8 @@ class NsdSyntheticConfig(NsdConfig):
         own = self._list_stimuli(tested)
         images = self._open_images(root, own) if self.with_images else None
         table = own[["stimulus_id", "concept", "split", "path"]]
-        stimuli, read_image = join_stimuli(core, training, table, images)
-        notes = {**core.notes, "protocol": self._describe(training, tested), "tasks": list(self.tasks)}
-        return FmriSource(
-            (*training, tested), stimuli, core.plan, core.unit, geometry, None, read_image, notes
-        )
+        protocol = self._describe(training, tested)
+        return join_sessions(core, training, tested, table, images, protocol=protocol, tasks=self.tasks)
 
     @collect_findings("data")
     def check(self) -> Iterator[CheckFinding]:

@@ -505,6 +505,11 @@ def number_betas(parts: Sequence[BetasPart]) -> list[BetasPart]:
     return [replace(part, trials=trials) for part, trials in zip(parts, counted, strict=True)]
 
 
+def join_geometries(geometries: Mapping[str, Geometry]) -> Geometry | Mapping[str, Geometry]:
+    """Return the geometry of the only subject, or, of several, each by its subject."""
+    return geometries if len(geometries) > 1 else next(iter(geometries.values()))
+
+
 def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
     """Return one source of several single-subject sources of one data set.
 
