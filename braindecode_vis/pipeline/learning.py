@@ -112,6 +112,7 @@ def preprocess(run: Run) -> Prepared:
         keep_config(run)  # not earlier: a run folder holds no configuration whose data set cannot be read
     responses, stimuli = read_dataset(artifact.path)
     concepts = stimuli.concepts_of(responses.stimulus_ids)
+    # Read back and not kept, so that a resumed run and a fresh one have the very same folds.
     split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
     return Prepared(artifact, responses, stimuli, split)
 
@@ -148,6 +149,7 @@ def write_dataset(
     source = roles.find_source(dataset)
     applied: dict[str, Any] = {} if learnt is None else {"learnt": learnt}
     applied |= {"transductive": True} if transductive else {}
+    # Betas and epochs carry their voxels and channels; only time series look for a mask.
     if source == "open_bold" and geometry is not None:
         applied["geometry"] = geometry
     if source == "write":
@@ -200,6 +202,7 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
 
         encoder = roles.build(role, run.target)
         encoder.bind(Context(images=stimuli, device=run.config.retrieval.device))
+        # An encoder that serves all folds (number None) is not fitted, and does not look at these images.
         ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number or 0].train]))
 
         def embed_cached(pretrained: Any) -> Embeddings:
@@ -246,6 +249,7 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     fields = {
         "encoder": config.encoder.hashed_fields(),
         "selection": config.selection.hashed_fields(),
+        # Only where an objective reads text, so that its settings change no other fingerprint.
         **({"text": config.text.hashed_fields()} if run.encoder.reads_text else {}),
         "repeats": config.repeats.train,
         "seed": config.seed,

@@ -88,11 +88,13 @@ def read_new(
     path = on.expanduser().absolute()
     if not path.exists():
         raise DataError(f"{path} does not exist; --on takes a folder of new recordings, or a file of trials.")
+    # A folder that holds trials is read as arrays even where the run decodes a public data set.
     if path.is_file() or run.config.dataset.kind == "arrays" or find_trials(path):
         if overrides:
             raise ConfigError(f"{overrides[0]!r} changes how a data set is read, and {path} holds arrays.")
         responses, stimuli = read_new_trials(path)
         return prepare_trials(run, responses, stimuli, whiten_new=whiten_new, part=part)
+    # A run whose encoder or target changed would not be the finished one any more.
     for text in overrides:
         if not text.strip().startswith("dataset."):
             raise ConfigError(
@@ -116,6 +118,7 @@ def read_dataset_anew(
     if whiten_new and part is not None:
         raise ConfigError(f"with its own whitening every new trial takes part; leave split {part} out.")
     own = find_responses(run)
+    # The mask of the run, since one found in new images would keep other voxels.
     single = "subjects" not in own.coords and "voxel_id" in own.coords
     write_dataset(
         dataset, work, seed=run.config.seed, listener=run.listener,
@@ -164,9 +167,11 @@ def prepare_trials(
         responses = responses.with_trials(responses.trials.assign(known=True))
     learnt, transductive, notes = find_learnt(run), False, []
     subjects = find_responses(run).trials["subject"].astype(str).unique()
+    # Per-subject networks and galleries look subjects up by name, and an unnamed one would be unknown to them.
     if (responses.trials["subject"] == UNSTATED).all() and len(subjects) == 1:
         responses = responses.with_trials(responses.trials.assign(subject=subjects[0]))
         notes.append(f"No subject was stated: taken as {subjects[0]}, the one that the run learnt from.")
+    # Before whitening, whose matrix only says that shapes differ and not which channel is missing.
     check_axes(find_responses(run), responses)
     check_finite(responses.data, what="the new recording", row_names=responses.stimulus_ids, unit="trial")
     if not learnt.is_empty and not _is_prepared(learnt, responses.unit, prepared):
@@ -227,6 +232,7 @@ def _is_prepared(learnt: LearntStatistics, unit: str, prepared: bool | None) -> 
             f"nothing says whether these went through that: state their unit ({learnt.unit}, or that of the recording) "
             "in meta.yaml, or pass prepared=True or False in Python."
         )
+    # Microvolts under a scaling learnt in volts would be 10^6 too large and still look whitened.
     recorded = _SAME_UNITS.get(learnt.recorded_unit.lower(), learnt.recorded_unit)
     found = _SAME_UNITS.get(unit.lower(), unit)
     if recorded and found != recorded:
@@ -262,6 +268,7 @@ def check_axes(expected: Responses, found: Responses) -> None:
         for r in (expected, found)
     ]
     rates = [_find_rate(r) for r in (expected, found)]
+    # Rates first: other rates give other shapes, and the shape would not say why. A thousandth is rounding.
     if rates[0] and rates[1] and abs(rates[0] / rates[1] - 1) > 1e-3:
         raise DataError(
             f"these trials have a sampling rate of {rates[1]:g} Hz, but the run learnt from {rates[0]:g} Hz; resample "
@@ -309,6 +316,7 @@ def _fit_in(run: FinishedRun, responses: Responses) -> Responses:
     """Return the trials with the axes and coordinates of the run, which everything fitted refers to."""
     own = find_responses(run)
     check_axes(own, responses)
+    # Warnings of the run's own recordings say nothing of these trials.
     coords = {key: value for key, value in own.coords.items() if key != "warnings"}
     trials: pd.DataFrame = responses.trials
     return Responses.from_checked(responses.data, own.dims, trials, own.unit, coords)

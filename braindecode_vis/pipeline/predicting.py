@@ -134,6 +134,7 @@ class RunPredictions:
                 table[:, : self.n_top]
                 for table in (part.retrieval.top_indices, part.retrieval.top_similarities)
             )
+            # (n_rows, n_top) becomes one row per trial and place.
             n, k = top.shape
             tables.append(
                 pd.DataFrame(
@@ -299,6 +300,7 @@ class RunPredictions:
         known = self.trials["known"].to_numpy(bool)
         ids = self.trials["stimulus_id"].to_numpy(dtype=object)
         for part in self.parts:
+            # Ids of tables may be numbers, those of galleries are text.
             inside = np.isin(ids[part.rows].astype(str), part.retrieval.gallery_ids.astype(str))
             own = np.flatnonzero(known[part.rows] & inside)
             if not len(own):
@@ -352,10 +354,12 @@ def predict(
         return _predict_categories(run, new, folds)
     trials = pick_trials(_name_concepts(run, new), np.arange(new.responses.n_trials), run.config.repeats.test)
     fitted = [train(run)[number] for number in folds]
+    # Averaging comes before the selection, as in the run's own test.
     trials = order_by_gallery(fitted[0].encoder, trials)
     chosen = [trials if f.selection is None else f.selection.apply(trials) for f in fitted]
     predicted = [f.encoder.predict(responses) for f, responses in zip(fitted, chosen, strict=True)]
     notes = list(new.notes)
+    # Known only after predict, which is where the alignment happens.
     aligned = sorted({name for f in fitted for name in f.encoder.label_free_subjects})
     if aligned:
         notes.append(
@@ -421,6 +425,7 @@ def _check_one_space(run: FinishedRun, folds: list[int], predicted: list[Embeddi
 def _average(predicted: list[Embeddings]) -> Embeddings:
     if len(predicted) == 1:
         return predicted[0]
+    # (n_folds, n_trials, ...) to (n_trials, ...).
     vectors = np.stack([np.asarray(part.vectors) for part in predicted]).mean(axis=0, dtype=np.float64)
     return Embeddings(vectors.astype(np.float32), predicted[0].ids, predicted[0].space)
 
@@ -462,7 +467,9 @@ def find_gallery(
     same = [i for i in shown if i in in_bank and (not theirs or theirs.get(i) == hashes.get(i))]
     others = [i for i in shown if i not in set(same) and i in theirs]
     others = others if new.stimuli is not None and new.stimuli.has_pixels else []
+    # With one candidate every rank would be 1.
     if len(same) + len(others) >= 2:
+        # Pictures of the bank keep their embedding; others go through the run's own target encoder.
         found, pictures = [bank.embeddings.select(same)] if same else [], prepared.stimuli
         if others:
             assert new.stimuli is not None
@@ -529,6 +536,7 @@ def _rank(run: FinishedRun, result: RunPredictions) -> list[RankedPart]:
     assert candidates is not None
     number = result.folds[0]
     encoder, bank = train(run)[number].encoder, embed(run)[number].embeddings
+    # The centre comes from training images, as at the test of the run; new pictures do not move it.
     rows = np.concatenate([prepared.folds[n].train for n in result.folds])
     ids = list(pd.unique(prepared.responses.stimulus_ids[rows]))
     source = GallerySource(encoder, bank, ids, settings)
@@ -599,6 +607,7 @@ def _prepare_images(
             fit_prior(run.config, prior, data, known)
         made = decode_images(run.config, prior, generator, for_generator, number, low=images)["decoded"]
         height, width = data.image_size  # the size in which the run itself shows its images
+        # (n_trials [* n_draws], height, width, 3)
         flat = made.reshape(-1, *made.shape[-3:])
         resized = np.stack([resize_image(image, height, width) for image in flat])
         return resized.reshape(*made.shape[:-3], height, width, 3)
@@ -612,6 +621,7 @@ def _prepare_images(
 def _predict_categories(run: FinishedRun, new: NewTrials, folds: list[int]) -> RunPredictions:
     decoders = [train(run)[number].decoder for number in folds]
     classes = sorted({str(name) for decoder in decoders for name in decoder.classes})
+    # (n_trials, n_classes); a fold that has not learnt a class leaves it at 0.
     total = np.zeros((new.responses.n_trials, len(classes)))
     for decoder in decoders:
         columns = [classes.index(str(name)) for name in decoder.classes]

@@ -30,6 +30,7 @@ def check_leaks(run: Run) -> Audit | None:
     """
     from braindecode_vis.audit.run import audit_quickly
 
+    # The checks recompute scores from the files, which must be there.
     evaluate(run)
     started = time.perf_counter()
     try:
@@ -142,6 +143,7 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
     artifacts: list[store.Artifact] = [preprocess(run).artifact, *[fold.artifact for fold in train(run)]]
     if not run.config.decodes_categories:
         banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
+        # In the order of the stages; folds that share a bank name it once.
         artifacts[1:1] = banks.values()
         artifacts += [retrieve(run).artifact, reconstruct(run).artifact]
     stages = _describe_stages(artifacts)
@@ -172,9 +174,11 @@ def _describe_stages(artifacts: list[store.Artifact]) -> dict[str, Any]:
 
 def read_run_scores(run: Run) -> list[dict[str, Any]]:
     """Return the rows of this run; none where those in the folder were made with other settings."""
+    # What this process computed is newer than any file.
     if "evaluate" in run.seen:
         return run.seen["evaluate"]
     try:
+        # A folder of an earlier version may hold fields that are no more; then nothing is known of its rows.
         made_with = RunConfig.model_validate(store.read_json(run.folder.path / "provenance.json")["config"])
     except (OSError, DataError, KeyError, TypeError, ValueError):
         return []
@@ -183,6 +187,7 @@ def read_run_scores(run: Run) -> list[dict[str, Any]]:
 
 def run_all(run: Run) -> list[dict[str, Any]]:
     """Run every stage, reusing what is there, and return the score rows."""
+    # Missing weights or folders are told before hours of training, and not after them.
     check_files(run.config)
     report(run)
     return evaluate(run)

@@ -76,6 +76,7 @@ def analyze(run: Run, kinds: Sequence[str] = ()) -> tuple[list[store.Artifact], 
     for number, config in enumerate(chosen):
         try:
             artifacts.append(_analyze_one(run, study, config, number))
+        # Only what was foreseen: any other exception is an error of the program and is shown.
         except BraindecodeVisError as error:
             refusals[config.kind] = str(error)
     return artifacts, refusals
@@ -97,6 +98,7 @@ def make_study(run: Run) -> Study:
         protocol = describe_protocol(run, prepared, describe_gallery(run))
     folds = prepared.split.folds if config.decodes_categories else prepared.folds
     imagined = () if config.decodes_categories else prepared.imagined
+    # An empty array of rows may be of floats, which cannot index.
     tested = np.concatenate([*(fold.test for fold in folds), *imagined]).astype(int)
     units = make_labels(
         prepared.responses.trials.iloc[tested], config.evaluation.resample,

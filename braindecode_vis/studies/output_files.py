@@ -162,6 +162,7 @@ def _take(source: Any, what: str) -> Given:
         return Given(what, source.vectors, pd.DataFrame({"stimulus_id": name_values(source.ids)}))
     if isinstance(source, pd.DataFrame):
         return _part_table(source.reset_index(drop=True), what, None)
+    # numpy has no bfloat16, hence the detour over float32 below.
     if hasattr(source, "detach"):  # a tensor of torch, which need not be imported for this
         source = source.detach().cpu()
         source = (source.float() if "bfloat16" in str(source.dtype) else source).numpy()
@@ -224,7 +225,9 @@ def _read_text(path: Path) -> np.ndarray:
                     f"{path} must hold a list of names or numbers, or a mapping with the list ids."
                 )
             return np.array([str(v) for v in names], dtype=object)
+        # utf-8-sig takes away the mark that Windows editors put before the first id.
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    # Empty lines at the end are harmless; one in between would shift every id below it.
     while lines and not lines[-1]:
         lines.pop()
     if "" in lines:
@@ -238,6 +241,7 @@ def _part_table(table: pd.DataFrame, name: str, column: str | None) -> Given:
     """Return the values of a table and what it says of its rows."""
     if not len(table):
         raise DataError(f"{name} has no row.")
+    # Of two columns of ids, the one with our name counts.
     table = table.rename(columns={"id": "stimulus_id"} if "stimulus_id" not in table else {})
     table.columns = [str(c) for c in table.columns]
     about = table[[c for c in ABOUT if c in table]].copy()
@@ -262,6 +266,7 @@ def _part_table(table: pd.DataFrame, name: str, column: str | None) -> Given:
         if len(lengths) > 1:
             raise DataError(f"the rows of the column {rest[0]} of {name} have different lengths.")
         return Given(name, np.stack([np.asarray(row) for row in table[rest[0]]]), about)
+    # One column of numbers beside labels is a score or a counter, several are features or scores per class.
     if len(rest) == 1 or (labels and len(numbers) < 2):
         return Given(name, table[(labels or rest)[0]].to_numpy(), about)
     if not rest:

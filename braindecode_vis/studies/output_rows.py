@@ -41,6 +41,7 @@ class Rows:
     def make(cls, table: pd.DataFrame, n: int) -> Rows:
         """Return rows with the columns that may be missing."""
         known = table[[c for c in table if c in ABOUT]] if len(table) else pd.DataFrame(index=range(n))
+        # Unstated rows share one label, so that they count as one subject and not as many.
         missing = [c for c in ("subject", "session", "run") if c not in known]
         return cls(known.assign(**dict.fromkeys(missing, UNSTATED)).astype(object).reset_index(drop=True))
 
@@ -100,6 +101,7 @@ def name_rows(given: Given, source: Any, what: str, *, other: int | None = None)
     n = len(given)
     if source is None:
         return Rows.make(given.about, n)
+    # Only ids that fit the other axis and not this one prove that the matrix is turned.
     if other is not None and other != n:
         found = None
         try:
@@ -156,6 +158,8 @@ def _find_ids(rows: Rows, gallery: Rows) -> tuple[Rows, Rows, list[str]]:
             ["Row k of the predictions belongs to row k of the targets."],
         )
     places = [str(k) for k in range(size)]
+    # Ids such as "0", "1" may be names or row numbers; a permutation of all of them could be either, so it is
+    # refused.
     counts_rows = set(rows.ids.tolist()) <= set(places)
     if n == size and len(set(rows.ids.tolist())) == n:
         if counts_rows and rows.ids.tolist() != places:
@@ -181,6 +185,7 @@ def check_known(ids: np.ndarray, known: np.ndarray) -> None:
     missing = [i for i in ids.tolist() if i not in there]
     if not missing:
         return
+    # A hint only: ids that look alike are never matched.
     plain = {_simplify(i): i for i in there}
     near = plain.get(_simplify(missing[0]))
     hint = f" (is it {near!r}?)" if near else suggest(missing[0], list(known[:2000]))
@@ -220,6 +225,7 @@ def expand_repetitions(given: Given, true: Given, ids: Any) -> tuple[np.ndarray,
     vectors, values = given.values, true.values
     assert vectors is not None
     assert values is not None
+    # Targets (n_targets, 1, ...) of a saved batch axis become (n_targets, ...).
     if values.ndim == vectors.ndim + 1 and values.shape[1] == 1:
         values = values[:, 0]
     rows = name_rows(given, ids, "the predictions", other=vectors.shape[1] if vectors.ndim == 2 else None)
@@ -263,12 +269,14 @@ def merge_equal_targets(
     n = len(values)
     if not gallery.has_ids and rows.has_ids and n == len(rows.ids) and len(set(rows.ids.tolist())) < n:
         gallery = gallery.with_ids(rows.ids)
+    # Rows are compared as bytes; above 128 M values that would copy too much, and equal rows stay apart.
     content = [np.ascontiguousarray(row).tobytes() for row in values] if values.size < 1 << 27 else None
     if gallery.has_ids:
         if len(set(gallery.ids.tolist())) == n:
             return values, gallery, rows, []
         first = pd.Series(gallery.ids).drop_duplicates().index.to_numpy()
         place = {name: row for row, name in zip(first.tolist(), gallery.ids[first].tolist(), strict=True)}
+        # Half precision and other machines round differently, so copies need not be equal to the bit.
         for row, name in enumerate(gallery.ids.tolist()):
             if not np.allclose(values[row], values[place[name]], rtol=1e-4, atol=1e-6):
                 raise DataError(
@@ -364,6 +372,7 @@ def find_classes(
                 f"no decided label is a true one (first {decided[0]!r} and {labels[0]!r}); name classes alike."
             )
         place = {name: k for k, name in enumerate(classes)}
+        # A decided label is a score of 1 for its class and 0 for all others: (n_trials, n_classes).
         decisions = np.zeros((n, len(classes)), np.float32)
         decisions[np.arange(n), [place[name] for name in decided.tolist()]] = 1
         return decisions, classes, labels, rows, notes
@@ -398,11 +407,13 @@ def _name_columns(labels: np.ndarray, n_classes: int, notes: list[str]) -> list[
         numbers = [int(name) for name in names]
         if min(numbers) >= 0 and max(numbers) < n_classes:
             return [str(k) for k in range(n_classes)]
+        # Counted from 1, every label would name its neighbour's column, and accuracy fall to chance without a word.
         if min(numbers) >= 1 and max(numbers) == n_classes:
             raise DataError(
                 f"labels run to {n_classes}, but columns are counted from 0 to {n_classes - 1}; give the label of each "
                 "column as target_ids."
             )
+    # Not with fewer names than columns: the order of those that never occur is unknown.
     if len(names) == n_classes:
         notes.append(
             "The columns are taken as the labels in alphabetical order, as scikit-learn sorts classes."
@@ -448,6 +459,7 @@ def read_images(
     table = None if ids is None else read_ids_of_images(ids, stimuli)
     wanted = list(stimuli) if table is None else table["stimulus_id"].tolist()
     draws = _find_draws(given.pictures, stimuli, set(wanted))
+    # Scoring only what was made would let a system choose its own test images.
     missing = [name for name in wanted if name not in draws]
     if missing:
         raise DataError(
@@ -455,6 +467,7 @@ def read_images(
             "set is another test set; bring them, or name the tested ones as ids."
         )
     counts = {name: len(draws[name]) for name in wanted}
+    # Scores are averaged over rounds of draws, and each round needs every image.
     if len(set(counts.values())) > 1:
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         raise DataError(
@@ -500,6 +513,7 @@ def _find_draws(
     lost = []
     for name, path in pictures.items():
         found = _DRAW.fullmatch(name)
+        # A stimulus may itself be called like a draw (cat_2), so whole names go first.
         if name in stimuli:
             numbered.setdefault(name, []).append((-1, path))
         elif found and found[1] in stimuli:

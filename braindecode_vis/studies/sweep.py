@@ -85,6 +85,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
 def _split_outside_brackets(text: str) -> list[str]:
     parts, depth = [""], 0
     for letter in text:
+        # Commas inside a list or mapping belong to the value: dataset.subjects=[1,2],[3].
         depth += (letter in "[{") - (letter in "]}")
         if letter == "," and depth == 0:
             parts.append("")
@@ -194,6 +195,7 @@ def sweep(
 
 def _run_one(folder: Path, n_jobs: int) -> str:
     """Run one combination in a process of its own; return what went wrong, or an empty text."""
+    # Each library would otherwise start as many threads as there are cores, in every process.
     threads = str(max(1, (os.cpu_count() or 1) // n_jobs))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     with (folder / "log.txt").open("w") as log:
@@ -203,6 +205,7 @@ def _run_one(folder: Path, n_jobs: int) -> str:
         )  # fmt: skip
     if done.returncode == 0:
         return ""
+    # The command line prints its one sentence last.
     lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"the run ended with exit code {done.returncode}"
 
