@@ -44,7 +44,9 @@ def describe_presence(root: Path | None, manifest: Manifest) -> str:
     if root is None:
         return "not looked for (pass --root)"
     folders = [root / manifest.name, root]
+    # The archive of MUSE-N170 unpacks into a folder of that name.
     folders += [folder / "recordings" for folder in folders]
+    # The root may be the data set itself, or hold it under its name; the fuller one counts.
     counts = [sum(_lies_there(folder / entry.path) for entry in manifest.files) for folder in folders]
     best = int(np.argmax(counts))
     if counts[best] == 0:
@@ -55,6 +57,7 @@ def describe_presence(root: Path | None, manifest: Manifest) -> str:
 
 
 def _lies_there(path: Path) -> bool:
+    # Volumes may lie compressed, as their authors or git-annex left them.
     return path.is_file() or path.with_name(f"{path.name}.gz").is_file()
 
 
@@ -78,10 +81,12 @@ def fetch_dataset(
 
     manifest, show = read_manifest(name), listener or SilentListener()
     done: dict[str, int] = {}
+    # Without declared sizes the bar shows no share.
     total = sum(entry.bytes or 0 for entry in manifest.files) or None
     with show.progress(f"fetching {name} (bytes)", total) as advance:
 
         def progress(path: str, n_bytes: int, size: int | None) -> None:
+            # Transfers tell how far a file is, bars want what has been added.
             advance(n_bytes - done.get(path, 0))
             done[path] = n_bytes
 

@@ -79,6 +79,7 @@ def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> 
         return
     from rich.console import Console
 
+    # Not `make_console`: a table needs the width of the terminal, which soft wrapping ignores.
     console = Console(highlight=False)
     if console.width < 120:
         for manifest, presence in found:
@@ -167,6 +168,7 @@ def check(
     from braindecode_vis.config import read_config
     from braindecode_vis.datasets.manifests import read_manifest
 
+    # A wrong name is said to be no data set, before it is looked for among configurations.
     read_manifest(dataset)
     config = read_config(dataset, overrides or [], root=root)
     findings = catalogue.check(config)
@@ -288,6 +290,7 @@ def phantom(
         "n_subjects": subjects, "n_train_concepts": concepts, "n_train_exemplars": exemplars,
         "n_test_concepts": test_concepts, "n_sessions": sessions, "train_repetitions": train_repetitions,
         "test_repetitions": test_repetitions, "beta_form": beta_form,
+        # 8.0 becomes 8: the ledger compares requests as they are written.
         "voxel_mm": int(voxel_mm) if voxel_mm is not None and voxel_mm.is_integer() else voxel_mm,
         "beta_versions": simulated.BETA_VERSIONS if betas == "all" else tuple(betas.split(",")) if betas else None,
     }  # fmt: skip

@@ -118,9 +118,11 @@ def open_source(
 
     if out is not None:
         check_run_folder(out)
+    # Before the overrides, so that --set dataset.subjects has the last word.
     chosen = [f"dataset.subjects=[{', '.join(subjects)}]"] if subjects else []
     config = read_config(source, [*chosen, *(overrides or [])], root=root)
     folder = Path(source).expanduser()
+    # A run folder that is named as the source is continued where it is.
     if out is None and (folder / "config.yaml").is_file():
         out = folder
     return open_run(config, out, ConsoleListener() if is_first() else SilentListener())
@@ -132,6 +134,7 @@ def training_together(run: Run) -> Iterator[None]:
     from braindecode_vis.devices import count_launched, forget_launch, is_first, leave
     from braindecode_vis.pipeline.together import train_together
 
+    # torchrun leaves its variables in the environment even for one process.
     if count_launched() == 1:
         forget_launch()
         yield
@@ -213,6 +216,7 @@ def _describe_best_control(decoded: dict[str, Any], rows: list[dict[str, Any]]) 
     ]
     if not rivals:
         return ""
+    # Errors are better when they are smaller.
     direction = find_metric(decoded["metric"]).metric.direction or 1
     best = max(rivals, key=lambda row: direction * row["value"])
     return f"{best['method']} {best['value']:.3f}"

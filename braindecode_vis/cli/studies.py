@@ -51,6 +51,7 @@ def analyze(
     run = open_source(source, root, out, overrides, subjects)
     artifacts, refusals = analyze_run(run, analyses or ())
     found = [read_findings(artifact) for artifact in artifacts]
+    # The page takes up the sections of the analyses.
     page: object = report(run) if find_untested(run) is None else "none, since no test trial shows a picture"
     if as_json:
         listed = [
@@ -82,6 +83,8 @@ def analyze(
             )
         console.print(f"report: {page}\nrun folder: {run.folder.path}", markup=False)
     if refusals:
+        # The last refusal is the error of the command, those before it are lines, so that one exit code tells of
+        # all.
         *others, last = [
             f"the analysis {kind} does not fit this run: {text}" for kind, text in refusals.items()
         ]
@@ -181,6 +184,7 @@ def sweep(
     table = run_sweep(
         source, axes, out, overrides=overrides or [], root=root, n_jobs=jobs, listener=ConsoleListener()
     )
+    # Runs that failed stand in the table too, so that nobody averages over fewer seeds unawares.
     failed = table[table["error"] != ""]
     if as_json:
         rows = json.loads(table.to_json(orient="records"))
@@ -223,6 +227,7 @@ def compare(
             {"run_folder": None, "scores": [], "comparison": json.loads(table.to_json(orient="records"))}
         )
         return
+    # Folder names are shorter, but two runs may have the same one.
     unique = len({path.name for path in runs}) == len(runs)
     shown = table[["metric", "value", "reference_value", "difference"]].rename(
         columns={"reference_value": runs[0].name if unique else str(runs[0])}

@@ -85,6 +85,7 @@ def read_header(path: Path) -> ConfigHeader:
                 lists[part] = []
             else:
                 texts[part] = rest.strip()
+        # Texts run on over several lines of the comment.
         elif part not in lists:
             texts[part] = f"{texts[part]} {line.strip()}".strip()
         elif line.strip().startswith("- "):
@@ -110,6 +111,7 @@ def _read_comment(path: Path) -> list[str]:
     """Return the lines of the comment that a file starts with, without their marks."""
     lines = []
     for line in path.read_text(encoding="utf-8").split("\n"):
+        # Comments further down belong to single settings.
         if not line.startswith("#"):
             break
         lines.append(line[1:].removeprefix(" ").rstrip())

@@ -238,6 +238,7 @@ class RunConfig(Settings):
     def _check_split_fits_encoder(self) -> Self:
         task = "categories" if self.decodes_categories else "images"
         if task not in self.split.decodes:
+            # Of the package alone: asking others would import their code for the sake of a message.
             decoders = [kind for kind in INSIDE["encoder"] if _names_classes(kind)]
             raise ValueError(
                 f"the encoder {self.encoder.kind!r} and the split {self.split.kind!r} do not go together: the encoder "
@@ -265,6 +266,7 @@ class RunConfig(Settings):
         zscore = play(DATASET, self.dataset).standardises()
         # Standardising precedes the split, with the trials that the data set itself declares as training.
         fits = self.split.standardising
+        # Mean and spread would come from trials that are tested: a leak, though a small one.
         if fits is not None and zscore not in fits:
             raise ValueError(
                 f"dataset.zscore {zscore!r} would standardise with trials that the split {self.split.kind!r} tests; "
@@ -295,6 +297,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _check_low_level(self) -> Self:
         low = self.reconstruction.low_level
+        # Latents alone are no images of a class.
         if low is None:
             return self
         if self.decodes_categories:

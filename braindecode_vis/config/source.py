@@ -45,6 +45,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+    # Kept as it was written: only what the file itself says may be blamed on an older version.
     written = copy.deepcopy(content)
     # A new kind drops the settings of the old one, so kinds are chosen before their settings.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
@@ -98,6 +99,7 @@ def describe_writer(folder: Path) -> str:
             records.append(record)
     if not records:
         return ""
+    # A folder may have been continued by a later version; the last one to write it is the one to ask for.
     newest = max(records, key=lambda record: str(record.get("created", "")))
     version, revision = (
         newest["versions"].get("braindecode_vis", "of unknown version"),
@@ -142,6 +144,7 @@ def _anchor_paths(settings: Settings, base: Path) -> Any:
             )
         else:
             changes[name] = _anchor(value, base)
+    # Unchanged fields stay out: an update marks its fields as set, and defaults must stay apart from what was said.
     changed = {name: value for name, value in changes.items() if value is not getattr(settings, name)}
     return settings.model_copy(update=changed) if changed else settings
 
@@ -160,6 +163,7 @@ def find_config(source: str | Path) -> Path:
         return path / "config.yaml"
     if path.is_file():
         return path
+    # A path with folders is meant as a file, so no shipped name is tried in its place.
     if len(path.parts) > 1 and path.parts[0] != "configs":
         raise ConfigError(
             f"the configuration {source} was not found; give a path, a run folder or a shipped name."
@@ -170,6 +174,7 @@ def find_config(source: str | Path) -> Path:
         return shipped[name]
     defaults = [stem for stem in shipped if stem.split("_")[0] == name or stem.startswith(f"{name}_")]
     if defaults:
+        # The shortest name is the plainest configuration.
         return shipped[min(defaults, key=len)]
     raise ConfigError(
         f"{source} is neither a configuration file, a run folder, nor one of the shipped configurations "
@@ -184,6 +189,7 @@ def _apply_override(content: dict[str, Any], text: str) -> None:
         raise ConfigError(f"the override {text!r} must have the form a.b=value, for example seed=1.")
     node = content
     for depth, part in enumerate(parts[:-1]):
+        # A part that is off by default (None) is switched on by setting something in it.
         if node.get(part) is None:
             node[part] = {}
         child = node[part]

@@ -82,6 +82,7 @@ def _find_preprocessing(run: FinishedRun) -> store.Artifact:
     for path in sorted((run.folder.path / "stages" / "preprocess").glob(f"*/{store.PROVENANCE}")):
         record = store.read_json(path)
         if {key: record.get("fields", {}).get(key) for key in wanted} == wanted:
+            # Sorted so that the named one wins over any newer one.
             newest = (record["fingerprint"] == named, str(record["created"]))
             found.append((newest, path.parent, record))
     if not found:

@@ -39,6 +39,7 @@ def _judge_repeats(run: Run) -> list[str]:
         prepared.responses.trials.iloc[prepared.folds[0].train].groupby(["subject", "stimulus_id"]).size()
     )
     n_trials, n_repetitions = counts.groupby("subject").size().median(), counts.median()
+    # With many images an average is cleaner and enough of them are left.
     if n_trials >= FEW_IMAGES or n_repetitions < MANY_REPETITIONS:
         return []
     return [
@@ -103,6 +104,7 @@ def _judge_penalties(run: Run) -> list[str]:
     hints = []
     for edge, word in ((1, "smallest"), (2, "largest")):
         at = [found[edge] for found in chosen if found[0] == found[edge]]
+        # In most folds: a single fold may end at the edge by chance.
         if 2 * len(at) > len(chosen):
             hints.append(
                 f"the ridge penalty is the {word} that was tried ({at[0]:g}) in {len(at)} of {len(chosen)} fold(s); "
@@ -113,6 +115,7 @@ def _judge_penalties(run: Run) -> list[str]:
 
 def _judge_ties(run: Run) -> list[str]:
     parts = [part.retrieval for fold in retrieve(run).folds for part in fold.parts]
+    # Rank and worst rank agree where no other candidate is as similar as the true one.
     shared = np.concatenate([part.worst_ranks != part.ranks for part in parts])
     if shared.mean() < 0.01:
         return []

@@ -62,6 +62,7 @@ def check_out(
         record = store.read_json(path / store.PROVENANCE)
     except (OSError, BraindecodeVisError):
         record = {}
+    # One file of the user's own is enough to leave the folder alone: it is replaced as a whole.
     others = [entry.name for entry in path.iterdir() if entry.name not in names]
     if record.get("kind") != kind or others:
         raise DataError(

@@ -131,11 +131,13 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
     """
     found: dict[str, tuple[str, Path]] = {}
     for path in sorted((folder / "stages" / "analyze").glob(f"*/{store.PROVENANCE}")):
+        # Names with a dot are being written, perhaps by another process.
         if path.parent.name.startswith(".") or store.find_damage(path.parent):
             continue
         record = store.read_json(path)
         fields = {**record["fields"], **record["upstream"]}
         if all(fields.get(key) == value for key, value in wanted.items()):
+            # The same kind with other settings is another analysis, and stays on the page.
             key = store.hash_json(record["fields"]["analysis"])
             found[key] = (record["created"], path.parent)
     return [path for _, path in sorted(found.values())]
@@ -168,6 +170,7 @@ def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]
 
 def describe_imagined(prepared: Prepared) -> list[str]:
     """Return a warning if test trials imagine something without a picture, which no score of images counts."""
+    # Starts with an empty array, for runs without folds of that kind.
     rows = np.concatenate([np.array([], int), *prepared.imagined])
     if not len(rows):
         return []

@@ -302,6 +302,7 @@ class NetworkEncoderConfig(Settings):
             if kinds.count(kind) > 1:
                 raise ValueError(f"augmentations name {kind} {kinds.count(kind)} times; once is enough")
         mixes = "trial_mixing" in kinds
+        # Mixed trials under an ordinary contrast would be pulled to one of two images that they show.
         if mixes != ("mix" in self.needs):
             raise ValueError(
                 "the augmentation trial_mixing and an objective that knows of mixed trials (bimixco) need each other: "
@@ -313,6 +314,7 @@ class NetworkEncoderConfig(Settings):
             and self.projector.sides == "image"
         ):
             raise ValueError("regression_head shared needs a network with as many outputs as the target")
+        # Each refit would learn a space of its own.
         learned_space = any(p is not None for p in (self.projector, self.fusion, self.image_tower))
         if self.out_of_fold is not None and learned_space and "regression" not in self.needs:
             raise ValueError(
@@ -335,6 +337,7 @@ class NetworkEncoderConfig(Settings):
                 "second_stage.frozen names the shared map, which projector.shared does not ask for; set it, or "
                 "second_stage.frozen to []"
             )
+        # Rounded as the loop rounds it.
         if stage is not None and not 0 < round(stage.start * self.epochs) < self.epochs:
             raise ValueError(
                 f"second_stage.start {stage.start:g} of {self.epochs} epoch(s) leaves a stage without an epoch"
