@@ -82,6 +82,28 @@ def test_stages_one_by_one_and_json(tmp_path):
     assert (out / "report.html").is_file()
 
 
+def test_a_folder_of_another_run(tmp_path):
+    """Other data are refused; other settings go on, as with the run folder itself, and are named."""
+    out = tmp_path / "run"
+    arrays = [tmp_path / name for name in ("one", "two")]
+    for seed, folder in enumerate(arrays):
+        folder.mkdir()
+        np.save(folder / "data.npy", np.random.default_rng(seed).normal(size=(12, 5)))
+        np.save(folder / "labels.npy", np.tile(["a", "b"], 6))
+        assert call("new", folder).returncode == 0
+    asked = ["preprocess", arrays[0] / "decode.yaml", "--out", out]
+    assert "other settings" not in call(*asked, "--root", arrays[0]).stderr
+    done = call(*asked, "--root", arrays[0], "--set", "seed=3")
+    assert done.returncode == 0
+    assert "holds a run with other settings, which is now changed: seed (0, now 3)" in done.stderr
+    check_refusal(call(*asked, "--root", arrays[1]), "holds a run of other data", "another folder with --out")
+    arrays[0].rename(tmp_path / "moved")
+    assert (
+        call("preprocess", arrays[1] / "decode.yaml", "--root", tmp_path / "moved", "--out", out).returncode
+        == 0
+    )
+
+
 def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
     check_refusal(call("run", "digits96"), "shipped configurations", "digits69_ridge")
     check_refusal(call("check", "digits6"), "must be one of", "did you mean 'digits69'")

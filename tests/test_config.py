@@ -450,3 +450,46 @@ def test_a_field_that_came_later_is_hashed_only_where_it_says_something():
 
     assert Later().hashed_fields() == {"old": 1}
     assert Later(new=0).hashed_fields() == {"old": 1, "new": 0}
+
+
+def test_a_run_of_classes_takes_no_setting_of_images(tmp_path):
+    """They were accepted and ignored; what only a run folder or another encoder's file wrote down asks for nothing."""
+    lda = {"name": "mine", "dataset": {"kind": "synthetic_digits"}, "encoder": {"kind": "lda"}}
+    path = tmp_path / "mine.yaml"
+
+    def read(content, *overrides):
+        path.write_text(yaml.safe_dump(content))
+        return read_config(path, overrides)
+
+    dumped = dump_config(read(lda))
+    for key, value, words in [
+        (
+            "target",
+            {"kind": "pixels"},
+            "target was given, but the encoder 'lda' decodes classes and predicts no",
+        ),
+        ("prior", {"kind": "identity"}, "prior was given"),
+        ("generator", {"kind": "nearest"}, "generator was given, .* makes no image; leave generator out"),
+        ("reconstruction", {"n_draws": 2}, "reconstruction was given"),
+        ("repeats", {"test": "averaged"}, "repeats.test is averaged, but .* trial by trial"),
+        ("evaluation", {"protocols": ["transductive"]}, "evaluation.protocols scores images"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            read({**lda, key: value})
+        with pytest.raises(ConfigError, match=words):
+            read(lda, f"{key}={value}")
+        # The file of a ridge, turned into one of classes.
+        assert read({**lda, "encoder": {"kind": "ridge"}, key: value}, "encoder.kind=lda").decodes_categories
+    assert read(
+        {**lda, "repeats": {"train": "single"}, "evaluation": {"n_bootstrap": 200}}
+    ).decodes_categories
+    (tmp_path / "config.yaml").write_text(dumped)
+    assert read_config(tmp_path).decodes_categories
+    with pytest.raises(ConfigError, match=r"target\.kind was given"):
+        read_config(tmp_path, ["target.kind=pixels"])
+    # A run folder of a version that had fewer settings.
+    content = yaml.safe_load(dumped)
+    del content["text"]
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert read_config(tmp_path).decodes_categories

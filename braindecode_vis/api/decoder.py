@@ -34,15 +34,24 @@ from braindecode_vis.api.model_export import (
     push_folder,
     write_folder,
 )
-from braindecode_vis.api.own import GENERATORS, Data, as_component, from_arrays, from_epochs, read_encoder
+from braindecode_vis.api.own import (
+    GENERATORS,
+    Data,
+    as_component,
+    from_arrays,
+    from_epochs,
+    join_epochs,
+    merge_pictures,
+    read_encoder,
+)
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
-from braindecode_vis.datasets.own_data import Pictures, as_uint8_rgb, index_pictures, make_new_trials
+from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import derive_seed
-from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
+from braindecode_vis.stimuli import StimulusSet, read_image_file
 
 
 def _refuse_input(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -605,6 +614,7 @@ class Decoder(BaseEstimator):
         """Return trials with what they showed."""
         if isinstance(X, Data):
             return X
+        X = join_epochs(X)
         if y is None:
             raise DataError(
                 "fit and score need y: this estimator requires y to be passed, but the target y is None; give the "
@@ -631,13 +641,12 @@ class Decoder(BaseEstimator):
                 "y holds no pictures: pass one picture per trial (an array of shape (n_trials, height, width[, 3]) "
                 "or paths), or ids together with images=..."
             )
-        pictures, shown = _merge_pictures(y)
+        pictures, shown = merge_pictures(y)
         return from_arrays(X, images=pictures, shown=shown, **given, **names)
 
     def _take_new(self, X: Any) -> Responses:
         """Return trials of unknown pictures as the encoder takes them; another number of features is one sentence."""
-        if isinstance(X, Data):
-            X = X.responses
+        X = X.responses if isinstance(X, Data) else join_epochs(X)
         if isinstance(X, Responses):
             responses = X
         elif hasattr(X, "get_data") and hasattr(X, "event_id"):
@@ -666,27 +675,6 @@ class Decoder(BaseEstimator):
                 "the channels of these trials have other names, or another order, than those of the fit."
             )
         return responses
-
-
-def _merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the distinct pictures by the hash of their pixels, and that of each trial."""
-    shown: list[str] = []
-    pictures: dict[str, np.ndarray] = {}
-    for n, picture in enumerate(y):
-        if isinstance(picture, str | Path) and not Path(picture).is_file():
-            raise DataError(
-                f"y holds {str(picture)!r}, which is no picture file; pass pictures, ids with images=..., or choose "
-                "a decoder of classes (encoder='lda')."
-            )
-        array = (
-            read_image_file(Path(picture))
-            if isinstance(picture, str | Path)
-            else as_uint8_rgb(picture, name=str(n))
-        )
-        digest = hash_pixels(array)[:16]
-        pictures.setdefault(digest, array)
-        shown.append(digest)
-    return pictures, shown
 
 
 def _keep_pixels(stimuli: StimulusSet) -> StimulusSet:

@@ -39,7 +39,7 @@ from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
-from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder
+from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
 from braindecode_vis.pipeline.runs import open_run as open_run_folder
 from braindecode_vis.stimuli import StimulusSet
 
@@ -424,8 +424,8 @@ def decode(
     prior, generator
         As in the configuration; by default none, and the generator that the target allows.
     out
-        The run folder: new, empty, or that of an earlier run, whose finished stages are used again; any other is
-        refused. A temporary folder by default, which lives as long as the run is referred to.
+        The run folder: new, empty, or that of the same run earlier (same data and settings), whose finished stages are
+        used again; any other is refused. A temporary folder by default, which lives as long as the run is referred to.
     name
         Of the run, in report and tables.
     seed
@@ -504,7 +504,10 @@ def decode(
         raise ConfigError(
             "categories are decoded trial by trial, and repeats averages the trials of a picture; leave it out."
         )
-    run = open_run_folder(validate_config(content, where="decode"), folder, listener)
+    config = validate_config(content, where="decode")
+    _refuse_another_run(folder, config, data)
+    data.write_for_run(folder / "data")
+    run = open_run_folder(config, folder, listener)
     reporting.run_all(run)
     decoded = DecodingRun(run)
     if out is None:
@@ -517,6 +520,29 @@ def decode(
             stacklevel=3,  # above what translates messages
         )
     return decoded
+
+
+def _refuse_another_run(folder: Path, config: RunConfig, data: Data) -> None:
+    """Raise `ConfigError` if a run of other settings or data lies in a folder: its data would be overwritten."""
+    if not (folder / "config.yaml").is_file():
+        return  # nothing, or a run that was stopped before its data were read
+    earlier = read_earlier(folder)
+    if earlier is None:
+        raise ConfigError(
+            f"{folder} holds a run of another version of this package; choose another out, or delete that folder."
+        )
+    changes = list_changes(earlier, config)
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise ConfigError(
+            f"{folder} holds a run with other settings: {', '.join(changes[:3])}{more}; choose another out, or delete "
+            "that folder. open_run reads the earlier run."
+        )
+    if config.dataset.kind == "arrays" and not data.are_in(Path(config.dataset.root)):
+        raise ConfigError(
+            f"{folder} holds a run of other data; choose another out, or delete that folder. open_run reads the "
+            "earlier run."
+        )
 
 
 def open_run(folder: str | Path) -> DecodingRun:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.api.exports import check_fold, check_request, describe_data, read_only, read_score_table
-from braindecode_vis.api.model_export import CHECKED_TRIALS, CardFacts, export_decoder
+from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.pipeline.learning import embed, pick_test_trials, preprocess, train
@@ -26,6 +26,8 @@ def export_fold(
     decoder = take_decoder(cls, run, fold)
     number = _choose_fold(read_only(run), fold)
     trials = _pick_trials(read_only(run), number)
+    if trials.n_trials < FEWEST_CHECKED:  # a fold may test one picture only
+        return decoder.export(out, to=to)
     return export_decoder(decoder, to, out, trials.select(np.arange(min(CHECKED_TRIALS, trials.n_trials))))
 
 

@@ -25,6 +25,7 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 #: order, through a few dozen layers.
 TOLERANCE = 1e-3
 CHECKED_TRIALS = 64
+FEWEST_CHECKED = 3  # the spread of one prediction is none
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _METRICS_SHOWN = 12
 
@@ -164,8 +165,10 @@ def export_program(
     DataError
         If the program predicts other numbers.
     """
-    if trials.n_trials < 3:
-        raise DataError("an exported program is checked on three trials or more.")
+    if trials.n_trials < FEWEST_CHECKED:
+        raise DataError(
+            f"an exported program is checked on {FEWEST_CHECKED} trials or more; pass more of them as X."
+        )
     import torch
 
     module, inputs = encoder.as_module(trials)

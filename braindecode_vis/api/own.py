@@ -21,9 +21,9 @@ from braindecode_vis import store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError, check_option, for_python
 from braindecode_vis.datasets.array_folder import MODALITIES, ArraysConfig, mask_volumes, unpack_epochs
-from braindecode_vis.datasets.own_data import OwnData, Pictures, assemble_data
+from braindecode_vis.datasets.own_data import OwnData, Pictures, as_uint8_rgb, assemble_data
 from braindecode_vis.registry import list_kinds
-from braindecode_vis.stimuli import StimulusSet
+from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
 
 if TYPE_CHECKING:
     import mne
@@ -109,14 +109,34 @@ class Data:
         return path
 
     def as_settings(self, folder: Path) -> Any:
-        """Return settings of the data set for a run; data in memory are written into `folder` first."""
+        """Return settings of the data set for a run; data in memory are to be written into `folder`."""
+        return ArraysConfig(root=folder) if self._settings is None else self._settings
+
+    def write_for_run(self, folder: Path) -> None:
+        """Write data in memory where a run reads them, unless the same lie there."""
         if self._settings is not None:
-            return self._settings
-        root = self.save(folder)
-        if "title" not in self._about:
-            # The name of a folder that the user never saw is no title.
-            self._write_about(root, {"title": "arrays in memory", **self._about})
-        return ArraysConfig(root=root)
+            return
+        if not self.are_in(folder):
+            self.save(folder)
+        # The name of a folder that the user never saw is no title.
+        self._write_about(folder, {"title": "arrays in memory", **self._about})
+
+    def are_in(self, folder: Path) -> bool:
+        """Whether a folder that `save` wrote holds these trials and pictures."""
+        try:
+            responses = store.read_responses(folder / "responses")
+            stimuli = store.read_stimuli(folder / "stimuli")
+        except (OSError, DataError, KeyError, ValueError):  # missing, or cut off in the middle
+            return False
+        ours, theirs = self.responses, responses
+        return (
+            ours.dims == theirs.dims
+            and ours.unit == theirs.unit
+            and ours.trials.astype(str).equals(theirs.trials.astype(str))
+            and self.stimuli.table.astype(str).equals(stimuli.table.astype(str))
+            and _have_same_coords(ours.coords, theirs.coords)
+            and _are_same_numbers(np.asarray(ours.data), theirs.data)
+        )
 
     @property
     def _about(self) -> dict[str, Any]:
@@ -510,6 +530,68 @@ def _spread(values: Any, n_trials: int, name: str) -> list[Any]:
     return listed
 
 
+def join_epochs(X: Any) -> Any:
+    """Return one object of MNE epochs for a list of them, which is how scikit-learn picks trials; others as they are.
+
+    Raises
+    ------
+    DataError
+        If they have other channels or times.
+    """
+    if not (isinstance(X, list) and X and all(hasattr(each, "event_id") for each in X)):
+        return X
+    import mne
+
+    first = X[0]
+    if any(each.ch_names != first.ch_names or not np.array_equal(each.times, first.times) for each in X):
+        raise DataError("the epochs of this list have different channels or times; pick and cut them alike.")
+    data = np.concatenate([each.get_data(copy=False) for each in X])
+    return mne.EpochsArray(data, first.info, tmin=first.tmin, verbose="error")
+
+
+def merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the distinct pictures by the hash of their pixels, and that of each trial."""
+    shown: list[str] = []
+    pictures: dict[str, np.ndarray] = {}
+    for n, picture in enumerate(y):
+        if isinstance(picture, str | Path) and not Path(picture).is_file():
+            raise DataError(
+                f"y holds {str(picture)!r}, which is no picture file; pass pictures, ids with images=..., or choose "
+                "a decoder of classes (encoder='lda')."
+            )
+        array = (
+            read_image_file(Path(picture))
+            if isinstance(picture, str | Path)
+            else as_uint8_rgb(picture, name=str(n))
+        )
+        digest = hash_pixels(array)[:16]
+        pictures.setdefault(digest, array)
+        shown.append(digest)
+    return pictures, shown
+
+
+def _have_same_coords(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    if set(ours) != set(theirs):
+        return False
+    return all(
+        np.array_equal(value, theirs[key])
+        if isinstance(value, np.ndarray)
+        else str(value) == str(theirs[key])
+        for key, value in ours.items()
+    )
+
+
+def _are_same_numbers(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Compare two arrays in blocks of rows, since either may be a memory map of any size."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    block = max(1, (64 << 20) // max(1, ours[:1].nbytes))
+    return all(
+        np.array_equal(ours[start : start + block], theirs[start : start + block])
+        for start in range(0, len(ours), block)
+    )
+
+
 def _load_image(image: Any, what: str) -> Any:
     if not isinstance(image, str | Path):
         return image
@@ -543,6 +625,12 @@ def read_encoder(encoder: str | Mapping[str, Any] | None, *, knows_images: bool)
             "docs/OUTSIDE.md says how to use an encoder of your own."
         )
     if not isinstance(encoder, str):
+        kind = str(encoder.get("kind", ""))
+        if kind in list_kinds("network") and kind not in list_kinds("encoder"):
+            raise ConfigError(
+                f"{kind!r} is a network, whose settings stand one level down: encoder={{'kind': 'network', "
+                f"'network': {{'kind': {kind!r}}}}}, beside those of the training."
+            )
         return dict(encoder)
     name = encoder.replace("-", "_").lower()
     # The name of a network stands for the network encoder with it; an encoder's own name goes first.

@@ -81,7 +81,14 @@ def check_sides(run: AuditedRun) -> list[AuditFinding]:
 
 def _judge_shared(run: AuditedRun, side: str, declared: bool) -> tuple[Level, str]:
     if declared:
-        return "leak", f"the split must not share any {side}"
+        kind = run.prepared.fields.get("split", {}).get("kind", "")
+        advice = (
+            "; set split.images to true, which leaves trials of tested images out of the training, or decode ids "
+            "as classes"
+            if side == "image" and kind in ("group_kfold", "leave_one_group_out")
+            else ""
+        )
+        return "leak", f"the split must not share any {side}{advice}"
     notes = run.meta.get("provenance", {})
     texts = (run.split.get("protocol", ""), notes.get("protocol", "") if isinstance(notes, dict) else "")
     claims = " ".join(map(str, texts)).lower().replace("-", " ")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+    from braindecode_vis.config import RunConfig
     from braindecode_vis.pipeline.runs import Run
     from braindecode_vis.store import Artifact
 
@@ -125,7 +126,34 @@ def open_source(
     # A run folder that is named as the source is continued where it is.
     if out is None and (folder / "config.yaml").is_file():
         out = folder
+    if out is None or not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
+        _tell_earlier((Path("runs") / config.name if out is None else out).expanduser().absolute(), config)
     return open_run(config, out, ConsoleListener() if is_first() else SilentListener())
+
+
+def _tell_earlier(out: Path, config: RunConfig) -> None:
+    """Refuse a folder with a run of other data; of other settings, say which ones the run there now gets."""
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.pipeline.runs import list_changes, read_earlier
+
+    earlier = read_earlier(out)
+    if earlier is None:
+        return
+    before, now = (getattr(each.dataset, "root", None) for each in (earlier, config))
+    # Data that were moved are the same data; a copy is taken for others while the first one is still there.
+    elsewhere = before and now and before.absolute() != now.absolute() and before.exists()
+    if earlier.dataset.kind != config.dataset.kind or elsewhere:
+        raise ConfigError(
+            f"{out} holds a run of other data ({before or earlier.dataset.kind}); choose another folder with --out, or "
+            "delete that one."
+        )
+    changes = list_changes(earlier, config)
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        make_console(stderr=True).print(
+            f"{out} holds a run with other settings, which is now changed: {', '.join(changes[:3])}{more}",
+            markup=False,
+        )
 
 
 @contextmanager

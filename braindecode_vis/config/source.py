@@ -47,6 +47,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
     # Kept as it was written: only what the file itself says may be blamed on an older version.
     written = copy.deepcopy(content)
+    overrides = list(overrides)
     # A new kind drops the settings of the old one, so kinds are chosen before their settings.
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
         _apply_override(content, text)
@@ -56,6 +57,11 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         content["dataset"]["root"] = str(root.expanduser().absolute())
     try:
         config = validate_config(content, where=str(path))
+        # What a run wrote has every default in it, also where an earlier version had fewer settings.
+        of_run = path.name == "config.yaml" and (path.parent / "stages").is_dir()
+        _refuse_ignored(
+            config, {} if of_run or set(RunConfig.model_fields) <= set(written) else written, overrides
+        )
     except ConfigError as error:
         if path.name == "config.yaml" and (about := describe_writer(path.parent)) and not _is_valid(written):
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
@@ -73,6 +79,48 @@ def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{where}: {describe_validation_error(error)}.") from error
+
+
+#: What a decoder of classes never looks at, with the reason.
+_OF_IMAGES = {
+    "target": "predicts no embedding",
+    "prior": "predicts no embedding",
+    "generator": "makes no image",
+    "reconstruction": "makes no image",
+}
+_SCORES_OF_IMAGES = ("features", "suite", "best_of", "protocols", "captions", "brain")
+
+
+def _refuse_ignored(config: RunConfig, written: Mapping[str, Any], overrides: Iterable[str]) -> None:
+    """Raise `ConfigError` if a run of classes was given a setting that only runs of images read.
+
+    `written` is the file of the user. If an override replaces its encoder, it was written for another one, and asks for
+    nothing here.
+    """
+    if not config.decodes_categories:
+        return
+    asked = [text.partition("=")[0].strip() for text in overrides]
+    keys = [key for key in asked if not key.startswith("encoder")]
+    if not any(key in ("encoder", "encoder.kind") for key in asked):
+        keys += [str(name) for name in written]
+    for part in ("repeats", "evaluation"):
+        if part in keys:  # as a whole: what was written inside
+            keys += [f"{part}.{name}" for name in getattr(config, part).model_fields_set]
+    says = f"the encoder {config.encoder.kind!r} decodes classes"
+    for key in keys:
+        role, _, field = key.partition(".")
+        if role in _OF_IMAGES:
+            raise ConfigError(
+                f"{key} was given, but {says} and {_OF_IMAGES[role]}; leave {role} out, or choose an encoder of images "
+                "such as ridge."
+            )
+        if role == "repeats" and field and getattr(config.repeats, field, None) == "averaged":
+            raise ConfigError(
+                f"{key} is averaged, but {says} trial by trial; leave it out, or set it to single."
+            )
+        value = getattr(config.evaluation, field.partition(".")[0], None) if role == "evaluation" else None
+        if role == "evaluation" and field.partition(".")[0] in _SCORES_OF_IMAGES and value:
+            raise ConfigError(f"{key} scores images or their embeddings, but {says}; leave it out.")
 
 
 def _is_valid(content: dict[str, Any]) -> bool:

@@ -125,14 +125,17 @@ def assemble_data(
             f"{COPY_CORRELATION}), first rows {first} and {second}: a split may show one of them on each side; drop "
             "the copies."
         )
+    uneven = "" if times is None else _describe_uneven(np.asarray(times, dtype=float))
+    if uneven:
+        notes.append(uneven)
     known = dict(coords or {})
     if times is not None:
         known["times"] = np.asarray(times, dtype=float)
     if ch_names is not None:
         known["ch_names"] = [str(name) for name in ch_names]
     if "sfreq" in facts:
-        known.setdefault("sfreq", float(facts["sfreq"]))
-    elif times is not None and len(known["times"]) > 1:
+        known.setdefault("sfreq", _check_rate(float(facts["sfreq"]), known.get("times"), uneven))
+    elif times is not None and len(known["times"]) > 1 and not uneven:
         known.setdefault("sfreq", float(1 / np.median(np.diff(known["times"]))))
     known["warnings"] = list(notes)
     responses = Responses(
@@ -263,6 +266,36 @@ def _check_times(times: Sequence[float] | np.ndarray) -> None:
             f"times run from {seconds[0]:g} to {seconds[-1]:g}, but are seconds from the onset of the picture; if "
             "these are milliseconds, pass times / 1000."
         )
+
+
+def _check_rate(sfreq: float, times: np.ndarray | None, uneven: str) -> float:
+    """Return the stated sampling rate, unless the stated times have another."""
+    if times is not None and len(times) > 1 and not uneven:
+        found = (len(times) - 1) / float(times[-1] - times[0])
+        if abs(found - sfreq) > 0.02 * sfreq:
+            raise DataError(
+                f"sfreq is {sfreq:g} Hz, but times have {found:g} samples per second; correct one of them, or leave "
+                "sfreq out."
+            )
+    return sfreq
+
+
+def _describe_uneven(seconds: np.ndarray) -> str:
+    """Return a sentence if the steps between samples differ, as of chosen windows or of a jump; else nothing.
+
+    A step may be off by a tenth: times are rounded to milliseconds in many files.
+    """
+    steps = np.diff(seconds)
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    off = np.flatnonzero(np.abs(steps - usual) > max(0.1 * usual, 1.5e-3)) if len(steps) else np.empty(0, int)
+    if not len(off):
+        return ""
+    first = int(off[0])
+    return (
+        f"times are not evenly spaced: steps of {1000 * steps.min():g} to {1000 * steps.max():g} ms, and after "
+        f"{seconds[first]:g} s comes {seconds[first + 1]:g} s; no sampling rate is taken from them, so what needs one "
+        "(some networks, MNE epochs) is not possible. If samples were cut out or times mistyped, correct them."
+    )
 
 
 def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:

@@ -174,13 +174,14 @@ def prepare_trials(
     # Before whitening, whose matrix only says that shapes differ and not which channel is missing.
     check_axes(find_responses(run), responses)
     check_finite(responses.data, what="the new recording", row_names=responses.stimulus_ids, unit="trial")
-    if not learnt.is_empty and not _is_prepared(learnt, responses.unit, prepared):
+    as_recorded = not prepared if learnt.is_empty else not _is_prepared(learnt, responses.unit, prepared)
+    if as_recorded and (cleaned := describe_cleaning(run.config.dataset)):
+        notes.append(cleaned)
+    if not learnt.is_empty and as_recorded:
         data = np.asarray(responses.data)
         if whiten_new:
             learnt, transductive = learnt.learn_anew(data, responses.trials), True
         responses = replace(responses, data=learnt.apply_to_trials(data, responses.trials), unit=learnt.unit)
-        if cleaned := describe_cleaning(run.config.dataset):
-            notes.append(cleaned)
         if transductive:
             notes.append("Whitening and scaling were learnt from the new trials themselves: transductive.")
         else:

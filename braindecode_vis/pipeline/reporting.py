@@ -64,6 +64,7 @@ def report(run: Run) -> Path:
             provenance["stages"],
             provenance["config"],
             [path.name for path in analyses],
+            [manifest.title, manifest.summary, manifest.modality, manifest.citation, manifest.licence],
             *([leaks] if leaks else []),
         ]
     )

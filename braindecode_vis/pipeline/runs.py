@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 
 from braindecode_vis import roles, store
-from braindecode_vis.checks import DataError
-from braindecode_vis.config import RunConfig, dump_config
+from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.contracts import Context, WholeSettings
 
 #: Raise a number when the code of that stage changes its result.
@@ -212,6 +212,50 @@ def check_run_folder(folder: Path) -> Path:
             "); choose a new folder with --out."
         )
     return path
+
+
+#: Entries of a configuration that change no stage of a run.
+_BESIDE_THE_RESULT = ("name", "analyses", "pretrain")
+
+
+def list_changes(earlier: RunConfig, config: RunConfig) -> list[str]:
+    """Return the settings that change a result and differ between two configurations, with both values.
+
+    Parameters
+    ----------
+    earlier, config
+        Of the run that lies in a folder, and of the one that is asked for.
+
+    Returns
+    -------
+    list of str
+        For example ``encoder.alphas ([1.0], now [10.0])``; a component of another kind is one entry.
+    """
+    changes: list[str] = []
+    _compare_fields("", earlier.hashed_fields(), config.hashed_fields(), changes)
+    return changes
+
+
+def _compare_fields(key: str, before: Any, now: Any, changes: list[str]) -> None:
+    if isinstance(before, dict) and isinstance(now, dict) and before.get("kind") == now.get("kind"):
+        for name in [*before, *(name for name in now if name not in before)]:
+            if key or name not in _BESIDE_THE_RESULT:
+                _compare_fields(f"{key}.{name}".lstrip("."), before.get(name), now.get(name), changes)
+    elif store.json_plain(before) != store.json_plain(now):
+        values = [
+            value["kind"] if isinstance(value, dict) and "kind" in value else value for value in (before, now)
+        ]
+        kind = ".kind" if all(isinstance(value, dict) and "kind" in value for value in (before, now)) else ""
+        told = [text if len(text) < 40 else f"{text[:36]} ..." for text in map(str, values)]
+        changes.append(f"{key}{kind} ({told[0]}, now {told[1]})")
+
+
+def read_earlier(folder: Path) -> RunConfig | None:
+    """Return the configuration of the run that lies in a folder; None if there is none, or of a version unlike ours."""
+    try:
+        return read_config(folder) if (folder / "config.yaml").is_file() else None
+    except ConfigError:
+        return None
 
 
 def keep_config(run: Run) -> None:

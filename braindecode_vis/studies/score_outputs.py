@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Score
-from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option
+from braindecode_vis.checks import ConfigError, DataError, check_finite, check_option, for_python
 from braindecode_vis.metrics.protocols import ProtocolName
 from braindecode_vis.retrieval import Retrieval, compute_ranks, rank_similarities
 from braindecode_vis.scores.protocol_scores import ProtocolTask, score_protocols
@@ -64,6 +64,7 @@ class Asked:
     device: str = "auto"
 
 
+@for_python
 def score(
     predictions: Any,
     targets: Any = None,

@@ -22,7 +22,7 @@ import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import SCORE_KEYS, Score
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, for_python
 from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline.prediction_files import check_out, publish_folder
 from braindecode_vis.report.gallery import GalleryContent, arrange_rows
@@ -43,6 +43,7 @@ _NAMES = ("scores.json", "scores.csv", "items.csv", "score.html", store.PROVENAN
 _TIES = "equal candidates share their mean rank (k-way, ranks) and are lost in top-k"
 
 
+@for_python
 @dataclass
 class ScoredOutputs:
     """Scores of somebody's outputs, made by `score`.

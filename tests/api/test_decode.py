@@ -301,3 +301,64 @@ def test_known_things_are_tables():
     assert {"ridge", "network", "lda"} <= set(bdv.describe("encoder")["kind"])
     table = bdv.describe("encoder", "ridge")
     assert table.set_index("setting").loc["alphas", "about"]
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    """Data and scores of the earlier run were overwritten without a word."""
+    X, pictures, shown = make_experiment()
+    quick = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "encoder.alphas": [1.0]}
+
+    def decode(factor=1.0, title=None, **options):
+        data = bdv.from_arrays(X * factor, images=pictures, shown=shown, title=title)
+        return bdv.decode(data, **{"split": 3, "settings": quick, "out": tmp_path / "run", **options})
+
+    first = decode()
+    array = tmp_path / "run/data/responses/data.npy"
+    written = array.stat().st_mtime_ns
+    again = decode(title="Named later")
+    assert get_score(again, "top1") == get_score(first, "top1")
+    assert "Named later" in again.report().read_text()
+    assert array.stat().st_mtime_ns == written
+    with pytest.raises(bdv.ConfigError, match=r"other settings: seed \(0, now 3\); choose another out"):
+        decode(seed=3)
+    with pytest.raises(
+        bdv.ConfigError, match=r"split.n_folds \(3, now 4\), encoder.alphas \(\[1.0\], now \[2.0\]"
+    ):
+        decode(split=4, settings={**quick, "encoder.alphas": [2.0]})
+    with pytest.raises(bdv.ConfigError, match=r"dataset.kind \(arrays, now synthetic_digits\)"):
+        bdv.decode(bdv.load("synthetic_digits"), split=3, settings=quick, out=tmp_path / "run")
+    with pytest.raises(bdv.ConfigError, match="holds a run of other data"):
+        decode(factor=2.0)
+    assert array.stat().st_mtime_ns == written
+    (tmp_path / "run/data/responses/meta.json").unlink()  # as of a run that was killed while it wrote
+    assert not bdv.from_arrays(X, images=pictures, shown=shown).are_in(tmp_path / "run/data")
+
+
+def test_times_that_are_not_even_are_said():
+    """Chosen windows are no mistake, but a sampling rate from them was."""
+    X, labels = np.random.default_rng(0).normal(size=(6, 2, 4)), list("aabbcc")
+    data = bdv.from_arrays(X, labels=labels, times=[0.0, 0.1, 0.2, 2.0])
+    assert any("steps of 100 to 1800 ms, and after 0.2 s comes 2 s" in note for note in data.notes)
+    assert "sfreq" not in data.responses.coords
+    rounded = bdv.from_arrays(X, labels=labels, times=[0.0, 0.002, 0.004, 0.005])  # 512 Hz in whole ms
+    assert not any("evenly" in note for note in rounded.notes)
+    assert rounded.responses.coords["sfreq"] == pytest.approx(500)
+
+
+def test_pictures_that_groups_share_are_a_leak_that_says_what_to_do():
+    X, pictures, shown = make_experiment()
+    data = bdv.from_arrays(X, images=pictures, shown=shown, group=np.arange(len(shown)) % 3)
+    quick = {"evaluation.n_permutations": 100, "evaluation.n_bootstrap": 100, "encoder.alphas": [1.0]}
+    with pytest.warns(bdv.LeakWarning, match="set split.images to true"):
+        bdv.decode(data, split="leave-one-group-out", settings=quick)
+
+
+def test_what_score_refuses_speaks_of_arguments(monkeypatch):
+    from braindecode_vis.checks import DataError
+
+    def refuse(*args):
+        raise DataError("give the folder with --out.")
+
+    monkeypatch.setattr("braindecode_vis.studies.score_outputs.read_given", refuse)
+    with pytest.raises(bdv.DataError, match="give the folder as out"):
+        bdv.score(np.eye(3))

@@ -182,3 +182,23 @@ def test_other_channels_are_noticed():
     decoder = bdv.Decoder(encoder="lda").fit(make_epochs(X), labels)
     with pytest.raises(bdv.DataError, match="other names, or another order"):
         decoder.predict(make_epochs(X, names=["E2", "E1", "E0"]))
+
+
+def test_epochs_go_through_cross_validation():
+    """scikit-learn picks trials of Epochs one by one into a list, which was taken for an array of four axes."""
+    rng = np.random.default_rng(0)
+    y = np.tile(["face", "house"], 20)
+    X = rng.normal(size=(40, 3, 6)) + 2.0 * (y == "face")[:, None, None]
+    epochs, lda = make_epochs(X, event_id={"face": 1, "house": 2}), bdv.Decoder(encoder="lda")
+    found = cross_val_score(lda, epochs, y, cv=4, error_score="raise")
+    np.testing.assert_array_equal(found, cross_val_score(lda, epochs.get_data(), y, cv=4))
+    search = GridSearchCV(lda, {"encoder": ["lda", "logistic"]}, cv=2).fit(epochs, y)
+    assert (search.predict(epochs) == y).mean() > 0.9
+    with pytest.raises(bdv.DataError, match="different channels or times"):
+        lda.fit([epochs[0], make_epochs(X[:1], names=["a", "b", "c"])], y[:2])
+
+
+def test_settings_of_a_network_stand_one_level_down():
+    X, pictures = make_experiment(n=8)
+    with pytest.raises(bdv.ConfigError, match=r"'network': \{'kind': 'eegproject'\}"):
+        bdv.Decoder(encoder={"kind": "eegproject", "epochs": 2}).fit(X, pictures)

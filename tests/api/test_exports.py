@@ -370,6 +370,13 @@ def test_ridge_and_classes_as_programs(run, tmp_path):
         assert json.loads(path.with_name(f"{path.name}.json").read_text())["classes"] == ["face", "house"]
 
 
+def test_a_fold_that_tests_one_picture_is_checked_on_noise(run, tmp_path, monkeypatch):
+    """Ten folds of twenty pictures could not be exported, and the message asked for what nobody could give."""
+    monkeypatch.setattr("braindecode_vis.api.fold_decoder.FEWEST_CHECKED", 10**6)
+    card = run.export("encoder", "onnx", tmp_path / "few.onnx", fold=0).with_name("few.onnx.json").read_text()
+    assert json.loads(card)["n_checked"] == 64
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("to", "name"), [("onnx", "c.onnx"), ("torch-export", "c.pt2")])
 def test_a_network_of_classes_as_a_program(tmp_path, to, name):

@@ -468,6 +468,16 @@ def test_cleaning_that_was_not_kept_is_said(eeg, monkeypatch):
     assert any("give the raw recording with whiten_new=True" in note for note in notes)
 
 
+def test_cleaning_is_said_where_nothing_was_whitened(run, monkeypatch):
+    """A run that cleaned its recordings and learnt nothing else took any trials without a word."""
+    from braindecode_vis.pipeline import new_trials
+
+    monkeypatch.setattr(new_trials, "describe_cleaning", lambda dataset: "cleaned")
+    X, _, _ = make_experiment()
+    assert "cleaned" in run.predict(X[:2]).notes
+    assert "cleaned" not in run.predict(X[:2], prepared=True).notes
+
+
 def test_ids_that_the_gallery_lacks_are_said(run):
     """Tables were empty without a word."""
     X, pictures, _ = make_experiment()
