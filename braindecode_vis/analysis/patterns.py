@@ -353,4 +353,5 @@ def _draw_columns(figure: Figure, panels: Sequence[_Panel], names: list[str]) ->
     axes.axvline(0, color="C4", lw=0.8)
     if len(names) <= 40:
         axes.set_yticks(range(len(names)), names)
-    axes.legend(fontsize=7, ncols=2)
+    if len(panels) > 1 or panels[0].title:  # a single map of data without time has no name
+        axes.legend(fontsize=7, ncols=2)

@@ -1,5 +1,6 @@
 """Patterns, occlusion, gradients and layers: where the planted signal is, there they point."""
 
+import warnings
 from dataclasses import replace
 
 import nibabel
@@ -47,6 +48,9 @@ def test_a_pattern_shows_the_signal_and_not_the_noise_that_weights_subtract():
     assert abs(table.loc["C4", "value"]) < 0.6 * table.loc["C3", "value"]
     assert table.loc["O1", "p_value"] > 0.05
     assert table.loc["O1", "ci_low"] < 0 < table.loc["O1", "ci_high"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warned of a legend without an entry
+        assert render_plot(found.plots[0].draw, size=(6, 2))
 
 
 def test_a_pattern_is_haufes_transform_of_the_weights():
