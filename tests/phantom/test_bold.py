@@ -183,3 +183,38 @@ def test_ideal_observer_of_betas(drive, scanner):
     )
     assert compute_ideal_top1(low, 1, n_draws=50) < compute_ideal_top1(high, 1, n_draws=50)
     assert compute_ideal_top1(low, 1, n_draws=50) < compute_ideal_top1(low, 4, n_draws=50)
+
+
+def test_sizes_of_betas_are_what_is_stated(drive, scanner):
+    def make(**changes):
+        return make_person(PhantomConfig(trial_gain_sd=0.0, fmri=FmriConfig(**changes)), 0, drive)
+
+    blank, rows = np.array([-1, -1]), np.array([3, 9])
+    plain, common = make(), make(common_percent=2.0)
+    visual = scanner.networks == "visual"
+    for person, percent in ((plain, 0.8), (common, 2.0)):
+        mean = np.abs(compute_betas(person, scanner, blank[:1])[0, visual]).mean()
+        assert mean == pytest.approx(percent, rel=1e-4)
+    # Noise, and with it at a given ratio what tells images apart, doubles; the response to any image does not.
+    quiet, loud = (
+        simulate_betas(person, scanner, rows, [1, 2]) - compute_betas(person, scanner, blank)
+        for person in (plain, make(noise_percent=3.0))
+    )
+    np.testing.assert_allclose(loud, 2 * quiet, atol=1e-4)
+
+
+def test_imagery_has_the_size_and_the_error_that_are_stated(drive, scanner):
+    def imagine(simulate, **changes):
+        person = make_person(PhantomConfig(trial_gain_sd=0.0, fmri=FmriConfig(**changes)), 0, drive)
+        return simulate(person, scanner, np.arange(4), **({} if simulate is compute_betas else {"trial_seeds": range(4)}),
+                        imagery=True)  # fmt: skip
+
+    early, late = scanner.regions == "V1", scanner.regions == "FFA"
+    plain = imagine(compute_betas)
+    np.testing.assert_allclose(imagine(compute_betas, imagery_gain=0.8), 2 * plain, atol=1e-5)
+    changed = imagine(compute_betas, imagery_early=0.6)
+    np.testing.assert_allclose(changed[:, early], 2 * plain[:, early], atol=1e-5)
+    np.testing.assert_allclose(changed[:, late], plain[:, late], atol=1e-6)
+    clear, blurred, worse = (imagine(simulate_betas, imagery_jitter=size) for size in (0.0, 0.7, 1.4))
+    assert np.abs(blurred - clear).max() > 0.05
+    np.testing.assert_allclose(worse - clear, 2 * (blurred - clear), atol=1e-4)

@@ -154,3 +154,25 @@ def test_a_network_without_drive_is_no_stage(drive):
     assert "default" not in names
     assert "limbic" not in names
     assert "dorsal_attention" in names
+
+
+def test_networks_answer_when_they_are_told_to(drive):
+    networks = NetworkDrive(dorsal_onset_s=0.2, other_onset_s=0.3, rise_s=0.05)
+    person = make_person(PhantomConfig(networks=networks, latency_sd_s=0), 0, drive)
+    times = {name: get_stage(person, name) for name in ("dorsal_attention", "default", "frontoparietal")}
+    assert {name: stage.onset_s for name, stage in times.items()} == pytest.approx(
+        {"dorsal_attention": 0.2, "default": 0.3, "frontoparietal": 0.3}
+    )
+    for stage in times.values():
+        assert stage.peak_s - stage.onset_s == pytest.approx(0.05)
+
+
+def test_a_stage_holds_its_level_while_the_image_stays(drive):
+    fields = {"name": "one", "regions": ("V1",), "feature": "early", "onset_s": 0.05, "peak_s": 0.09, "offset": 0}
+    held, faded = (
+        make_person(PhantomConfig(stages=(ComponentConfig(**fields, sustained=level),), latency_sd_s=0), 0, drive)
+        for level in (0.4, 0.0)
+    )
+    late = np.array([0.45])  # the transient and its undershoot are the same in both
+    one, other = (compute_time_course(person.stages[0], late, 0.5) for person in (held, faded))
+    assert one - other == pytest.approx(0.4, abs=1e-3)

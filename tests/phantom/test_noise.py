@@ -3,6 +3,7 @@ import pytest
 from scipy import signal
 
 from braindecode_vis.phantom import PhantomConfig, make_person
+from braindecode_vis.phantom.forward import compute_patterns, project_images
 from braindecode_vis.phantom.noise import (
     compute_noise_power,
     compute_noise_spectra,
@@ -107,3 +108,32 @@ def test_recordings_start_in_full_swing(drive, eeg):
     person = make_noisy(drive, **QUIET)
     starts = np.stack([record(person, eeg, 0.5, f"run-{number}") for number in range(60)])
     assert (starts**2).mean() == pytest.approx(compute_noise_power(person, eeg).mean(), rel=0.15)
+
+
+def test_rhythm_and_blinks_are_where_and_as_large_as_stated(drive, eeg):
+    frequencies = np.arange(5, 16, 0.25)
+    for centre in (8.0, 12.0):
+        person = make_noisy(drive, alpha=3.0, alpha_hz=centre)
+        power = np.einsum("fcc->f", compute_noise_spectra(person, eeg, frequencies))
+        assert frequencies[power.argmax()] == pytest.approx(centre, abs=0.5)
+    calm, once, twice = (
+        record(make_noisy(drive, blink_size=size), eeg, 20, "run-1") for size in (0.0, 1.0, 2.0)
+    )
+    assert np.abs(once - calm).max() > 80e-6
+    np.testing.assert_allclose(twice - calm, 2 * (once - calm), atol=1e-9)
+
+
+def test_the_background_takes_the_patterns_of_evoked_responses_as_far_as_stated(drive, eeg):
+    def measure(share):
+        background, _ = make_mixing(make_noisy(drive, spontaneous=share), eeg)
+        return background.T @ background
+
+    person = make_noisy(drive)
+    shown = project_images(person, compute_patterns(person, eeg)[0], np.arange(200))  # (image, stage, channel)
+    evoked = np.einsum("rsc,rsd->cd", shown, shown)
+    np.testing.assert_allclose(
+        measure(1.0) / np.trace(measure(1.0)), evoked / np.trace(evoked), atol=1e-5
+    )
+    nowhere, everywhere = measure(0.0), measure(1.0)
+    mixed = 0.75 * nowhere + 0.25 * everywhere
+    np.testing.assert_allclose(measure(0.25), mixed, atol=1e-6 * np.abs(mixed).max())

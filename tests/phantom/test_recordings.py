@@ -72,6 +72,14 @@ def test_responses_are_of_physiological_size(person, eeg, meg):
     assert np.abs(in_meg).max() < 3e-12
 
 
+def test_the_common_response_has_the_peak_that_is_stated(drive, eeg, meg):
+    config = PhantomConfig(snr=0.0, evoked_eeg_v=2e-5, evoked_meg_t=1e-13)
+    person = make_person(config, 0, drive)
+    for system, peak in ((eeg, 2e-5), (meg, 1e-13)):
+        evoked = compute_evoked(person, system, np.array([-1]))
+        assert np.abs(evoked).max() == pytest.approx(peak, rel=0.02)  # sampled anew
+
+
 def test_continuous_recording_is_the_superposition_of_evoked_responses(drive, eeg):
     steady = PhantomConfig(trial_gain_sd=0.0, trial_latency_sd_s=0.0)
     person = make_person(steady, 0, drive)
