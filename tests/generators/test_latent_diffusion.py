@@ -15,7 +15,11 @@ from braindecode_vis.generators.latent_diffusion_config import (
     GeneratorTrainingConfig,
     LatentDiffusionConfig,
 )
-from braindecode_vis.generators.latent_diffusion_networks import SCHEDULE, reconstruct_images
+from braindecode_vis.generators.latent_diffusion_networks import (
+    SCHEDULE,
+    compute_autoencoder_loss,
+    reconstruct_images,
+)
 from braindecode_vis.generators.latent_diffusion_training import (
     PhantomSource,
     StimulusSource,
@@ -320,6 +324,76 @@ def test_more_training_lowers_the_loss(tmp_path):
     both = generator.generate(Embeddings(np.eye(2, dtype=np.float32), ["up", "down"], SPACE), seed=0)
     slopes = both[:, -4:].mean(axis=(1, 2, 3)) - both[:, :4].mean(axis=(1, 2, 3))
     assert slopes[0] < -50 < 50 < slopes[1]
+
+
+def watch_steps(monkeypatch, out, *, n_steps=40, **changes):
+    """Return what the losses of both stages see with these settings: lists of steps, and the peaks of the rate."""
+    training = "braindecode_vis.generators.latent_diffusion_training."
+    seen, rates = {"autoencoder": [], "denoiser": []}, {}
+
+    def look_at_images(network, perceptual, images, noise, *, perceptual_weight, perceptual_share):
+        dtype = torch.mm(torch.eye(2), torch.eye(2)).dtype
+        seen["autoencoder"].append((images, noise, perceptual_share, dtype))
+
+    def denoise(noisy, times, estimate, reliability):
+        seen["denoiser"].append((times, reliability))
+        return noisy
+
+    def watch(network, compute_loss, config, *, name, lr, **how):
+        rates[name] = lr
+        for step in range(n_steps):
+            compute_loss(network if name == "autoencoder" else denoise, step)
+        return network
+
+    monkeypatch.setattr(training + "compute_autoencoder_loss", look_at_images)
+    monkeypatch.setattr(training + "train_network", watch)
+    train_generator(TINY.model_copy(update=changes), make_source(), out, seed=5)
+    parts = {stage: list(zip(*steps, strict=True)) for stage, steps in seen.items()}
+    return parts["autoencoder"], parts["denoiser"], rates
+
+
+def test_the_autoencoder_learns_with_the_settings_that_are_given(monkeypatch, tmp_path):
+    given = {"latent_noise": 0.3, "perceptual_share": 0.25, "autoencoder_images": 3, "autoencoder_lr": 0.02}
+    (images, noise, share, dtype), _, rates = watch_steps(
+        monkeypatch, tmp_path, **given, autoencoder_precision="bfloat16"
+    )
+    assert torch.stack(noise).std().item() == pytest.approx(0.3, abs=0.03)
+    assert set(share) == {0.25}
+    assert set(dtype) == {torch.bfloat16}
+    assert len(torch.unique(torch.cat(images).flatten(1), dim=0)) == 3
+    assert rates == {"autoencoder": 0.02, "denoiser": TINY.denoiser_lr}
+
+
+def test_the_perceptual_loss_is_computed_on_its_share_of_a_batch():
+    class Copy(torch.nn.Module):
+        encode = decode = staticmethod(lambda images: images)
+
+    compared = []
+
+    def compare(made, wanted):
+        compared.append(len(made))
+        return torch.tensor(7.0)
+
+    images = torch.zeros(8, 3, 16, 16)
+    for share in (1.0, 0.5, 0.01):  # at least one image
+        loss = compute_autoencoder_loss(
+            Copy(), compare, images, torch.zeros(()), perceptual_weight=2.0, perceptual_share=share
+        )
+        assert loss == 14
+    assert compared == [8, 4, 1]
+
+
+def test_the_denoiser_learns_with_the_conditions_and_times_that_are_given(monkeypatch, tmp_path):
+    _, (times, reliability), _ = watch_steps(
+        monkeypatch, tmp_path / "sure", certain_conditions=1.0, condition_dropout=0.0, time_bias=5.0
+    )
+    assert (torch.cat(reliability) == 1).all()
+    assert (torch.cat(times) > 900).double().mean() > 0.7  # one of five is drawn evenly
+    _, (times, reliability), _ = watch_steps(
+        monkeypatch, tmp_path / "unsure", certain_conditions=0.0, time_bias=-5.0
+    )
+    assert not (torch.cat(reliability) == 1).all(dim=1).any()
+    assert (torch.cat(times) < 100).double().mean() > 0.7
 
 
 def test_one_image_is_too_few(tmp_path):

@@ -80,6 +80,16 @@ def test_guidance_runs_with_an_absent_image(folders, generator):
     assert np.abs(guided.astype(int) - generator.generate(rows, seed=0)).max() > 0
 
 
+def test_a_prompt_leads_the_image_too(folders, generator):
+    rows = pick(models.make_data(), 1)
+    led = make_config(folders, prompt="a b a b").build(models.make_data()).generate(rows, seed=0)
+    assert np.abs(led.astype(int) - generator.generate(rows, seed=0)).max() > 0
+    named = make_config(folders, condition_spaces=("imported/*",))
+    assert named.build(models.make_data(space="imported/mine")).accepts("imported/mine")
+    with pytest.raises(ConfigError, match="is conditioned on imported"):
+        named.build(models.make_data())
+
+
 def test_an_initial_image_is_kept_the_more_the_lower_the_strength(generator):
     rows = pick(models.make_data(), 2)
     dark, bright = (np.full((2, 9, 9, 3), value, np.uint8) for value in (10, 245))

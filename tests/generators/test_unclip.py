@@ -104,12 +104,13 @@ def test_unclip_takes_no_initial_image_and_says_so(written):
         config.build(data).generate(data.embeddings, seed=0, initial=np.zeros((12, 8, 8, 3), np.uint8))
 
 
-def test_noise_on_the_embedding_changes_the_image(written):
+@pytest.mark.parametrize("change", [{"noise_level": 900}, {"prompt": "a b a b"}])
+def test_noise_on_the_embedding_and_a_prompt_change_the_image(change, written):
     config, data = make("unclip", written)
     rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
-    clear = config.build(data).generate(rows, seed=0)
-    noised = make("unclip", written, noise_level=900)[0].build(data).generate(rows, seed=0)
-    assert np.abs(clear.astype(int) - noised).max() > 0
+    plain = config.build(data).generate(rows, seed=0)
+    changed = make("unclip", written, **change)[0].build(data).generate(rows, seed=0)
+    assert np.abs(plain.astype(int) - changed).max() > 0
 
 
 def test_kandinsky_leads_away_from_grey(written):
@@ -163,6 +164,19 @@ def test_each_kind_says_what_to_bring(written):
             config.find_folder()
     with pytest.raises(ConfigError, match="is conditioned on"):
         UnclipConfig(weights=written["unclip"]).build(models.make_data(space="timm/dino"))
+
+
+@pytest.mark.parametrize("kind", ["unclip", "kandinsky", "token_unclip"])
+def test_a_space_that_is_named_is_taken_as_it_is(kind, written):
+    """Such as vectors that were computed elsewhere with the very network of the condition."""
+    shape = (5, models.SIZE) if kind == "token_unclip" else (models.SIZE,)
+    data = models.make_data(shape=shape, space="imported/mine", encoder=GreyEncoder())
+    with pytest.raises(ConfigError, match=r"not on 'imported/mine'.* name the space in generator\.condition_spaces"):
+        make(kind, written)[0].build(data)
+    generator = make(kind, written, condition_spaces=("other", "imported/*"))[0].build(data)
+    rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)
+    assert generator.accepts("imported/mine")
+    assert len(generator.generate(rows, seed=0)) == 1
 
 
 def test_a_damaged_scheduler_is_one_sentence(tmp_path):
