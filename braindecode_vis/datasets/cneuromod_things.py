@@ -19,11 +19,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import (
@@ -77,7 +77,8 @@ class CneuromodThingsConfig(AtlasSettings):
         ``concepts`` tests categories that are never trained on, ``exemplars`` the sixth image of each category, whose
         other images are trained on. Neither was published.
     test_every
-        Every so manieth category is tested, by its number in the task (720 of them), whatever is read.
+        With ``concepts``, every so manieth category is tested, by its number in the task (720 of them), whatever is
+        read.
     unanswered
         Trials without a response, which the authors leave out of their averages.
     rois
@@ -109,6 +110,12 @@ class CneuromodThingsConfig(AtlasSettings):
 
     # The content of the files is hashed among the inputs, wherever they lie.
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "events", "images", "mask_file"})
+
+    @model_validator(mode="after")
+    def _check_used(self) -> Self:
+        if self.test == "exemplars":
+            self.refuse_unused("test_every", because="the sixth image of every category is tested")
+        return self
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of samples of every file that is read."""

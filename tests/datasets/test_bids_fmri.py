@@ -103,6 +103,39 @@ def test_fmriprep_of_every_age(tmp_path, image, confounds, mask):
     assert prepare(tmp_path, raw=False, derivatives=tmp_path / "derivatives" / "fmriprep", **config).runs
 
 
+@pytest.mark.parametrize(
+    "strategy, option, few, many",
+    [
+        ("motion", "motion", ("basic", 6), ("full", 24)),
+        ("wm_csf", "wm_csf", ("basic", 2), ("derivatives", 4)),
+        ("global_signal", "global_signal", ("basic", 1), ("power2", 2)),
+        ("compcor", "n_compcor", (2, 2 + 1), (None, 3 + 1)),  # and the cosine of the filter
+    ],
+)
+def test_families_of_confounds_are_expanded_as_asked(tmp_path, strategy, option, few, many):
+    path = write_run(tmp_path, "sub-01_task-see_run-01", derivative="_space-T1w_desc-preproc_bold.nii.gz")
+    movements = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    names = [
+        name + end
+        for name in (*movements, "csf", "white_matter", "global_signal")
+        for end in ("", "_derivative1", "_power2", "_derivative1_power2")
+    ]
+    components = [f"a_comp_cor_{number:02d}" for number in range(3)]
+    names += ["cosine00", *components]
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(40, len(names))), columns=names)
+    stem = path.with_name("sub-01_task-see_run-01_desc-confounds_timeseries")
+    table.to_csv(stem.with_suffix(".tsv"), sep="\t", index=False)
+    about = {"Method": "aCompCor", "Mask": "combined", "Retained": True}
+    stem.with_suffix(".json").write_text(json.dumps(dict.fromkeys(components, about)))
+    families = (strategy, "high_pass") if strategy == "compcor" else (strategy,)
+    for value, n in (few, many):
+        confounds = {"strategy": families, option: value}
+        assert prepare(tmp_path, confounds=confounds).runs[0].confounds.shape == (40, n)
+    changed = few[0] if option == "n_compcor" else many[0]
+    with pytest.raises(ValidationError, match=f"{option} is .*strategy does not name {strategy}; leave"):
+        make_config(tmp_path, confounds={"strategy": ("high_pass",), option: changed})
+
+
 def test_spaces_must_be_chosen_from(tmp_path):
     for space in ("T1w", "MNI152NLin2009cAsym"):
         write_run(tmp_path, "sub-01_task-see_run-01", derivative=f"_space-{space}_desc-preproc_bold.nii.gz")

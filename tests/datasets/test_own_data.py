@@ -65,7 +65,7 @@ def test_integer_text_and_float_ids_name_the_same_pictures(ids):
     assert data.responses.stimulus_ids.tolist() == [str(n % N_PICTURES) for n in range(N_TRIALS)]
 
 
-def test_one_picture_under_two_ids_becomes_one_and_is_named():
+def test_one_picture_under_two_ids_becomes_one_and_is_named(tmp_path):
     """The commonest mistake with arrays: one picture under several ids gave a pixel correlation of 0.963 for 0.85."""
     pictures = make_pictures()
     pictures[3] = pictures[1]
@@ -75,6 +75,10 @@ def test_one_picture_under_two_ids_becomes_one_and_is_named():
     assert any("'3' is '1'" in note for note in data.notes)
     with pytest.raises(DataError, match="'3' is '1'"):
         assemble_data(make_signals(), make_table(), pictures, merge_same_pictures=False)
+    folder = write_folder(tmp_path, pictures=pictures)
+    assert len(ArraysConfig(root=folder).read().stimuli) == 3
+    with pytest.raises(DataError, match="'3' is '1'"):
+        ArraysConfig(root=folder, same_pictures="refuse").read()
 
 
 def test_the_same_picture_as_png_and_bmp_is_one(tmp_path):

@@ -157,3 +157,12 @@ def test_the_loss_weighs_structure_against_error():
     error, half, structure = (float(refiner.compute_refiner_loss(made, images, w)) for w in (0.0, 0.5, 1.0))
     assert half == pytest.approx((error + structure) / 2)
     assert structure == pytest.approx(1 - float(compute_ssim(made, images).mean()))
+
+
+def test_the_weight_of_structure_is_the_one_that_is_set(monkeypatch):
+    weights, compute = set(), refiner.compute_refiner_loss
+    monkeypatch.setattr(
+        refiner, "compute_refiner_loss", lambda made, images, w: weights.add(w) or compute(made, images, w)
+    )
+    FAST.model_copy(update={"steps": 2, "structure_weight": 0.25}).build(make_data(8))
+    assert weights == {0.25}

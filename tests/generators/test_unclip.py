@@ -171,7 +171,9 @@ def test_a_space_that_is_named_is_taken_as_it_is(kind, written):
     """Such as vectors that were computed elsewhere with the very network of the condition."""
     shape = (5, models.SIZE) if kind == "token_unclip" else (models.SIZE,)
     data = models.make_data(shape=shape, space="imported/mine", encoder=GreyEncoder())
-    with pytest.raises(ConfigError, match=r"not on 'imported/mine'.* name the space in generator\.condition_spaces"):
+    with pytest.raises(
+        ConfigError, match=r"not on 'imported/mine'.* name the space in generator\.condition_spaces"
+    ):
         make(kind, written)[0].build(data)
     generator = make(kind, written, condition_spaces=("other", "imported/*"))[0].build(data)
     rows = Embeddings(data.embeddings.vectors[:1], ["i0"], data.embeddings.space)

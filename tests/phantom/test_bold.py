@@ -206,8 +206,8 @@ def test_sizes_of_betas_are_what_is_stated(drive, scanner):
 def test_imagery_has_the_size_and_the_error_that_are_stated(drive, scanner):
     def imagine(simulate, **changes):
         person = make_person(PhantomConfig(trial_gain_sd=0.0, fmri=FmriConfig(**changes)), 0, drive)
-        return simulate(person, scanner, np.arange(4), **({} if simulate is compute_betas else {"trial_seeds": range(4)}),
-                        imagery=True)  # fmt: skip
+        seeds = () if simulate is compute_betas else (range(4),)
+        return simulate(person, scanner, np.arange(4), *seeds, imagery=True)
 
     early, late = scanner.regions == "V1", scanner.regions == "FFA"
     plain = imagine(compute_betas)

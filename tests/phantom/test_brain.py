@@ -168,9 +168,18 @@ def test_networks_answer_when_they_are_told_to(drive):
 
 
 def test_a_stage_holds_its_level_while_the_image_stays(drive):
-    fields = {"name": "one", "regions": ("V1",), "feature": "early", "onset_s": 0.05, "peak_s": 0.09, "offset": 0}
+    fields = {
+        "name": "one",
+        "regions": ("V1",),
+        "feature": "early",
+        "onset_s": 0.05,
+        "peak_s": 0.09,
+        "offset": 0,
+    }
     held, faded = (
-        make_person(PhantomConfig(stages=(ComponentConfig(**fields, sustained=level),), latency_sd_s=0), 0, drive)
+        make_person(
+            PhantomConfig(stages=(ComponentConfig(**fields, sustained=level),), latency_sd_s=0), 0, drive
+        )
         for level in (0.4, 0.0)
     )
     late = np.array([0.45])  # the transient and its undershoot are the same in both

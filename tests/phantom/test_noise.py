@@ -129,11 +129,11 @@ def test_the_background_takes_the_patterns_of_evoked_responses_as_far_as_stated(
         return background.T @ background
 
     person = make_noisy(drive)
-    shown = project_images(person, compute_patterns(person, eeg)[0], np.arange(200))  # (image, stage, channel)
+    shown = project_images(
+        person, compute_patterns(person, eeg)[0], np.arange(200)
+    )  # (image, stage, channel)
     evoked = np.einsum("rsc,rsd->cd", shown, shown)
-    np.testing.assert_allclose(
-        measure(1.0) / np.trace(measure(1.0)), evoked / np.trace(evoked), atol=1e-5
-    )
+    np.testing.assert_allclose(measure(1.0) / np.trace(measure(1.0)), evoked / np.trace(evoked), atol=1e-5)
     nowhere, everywhere = measure(0.0), measure(1.0)
     mixed = 0.75 * nowhere + 0.25 * everywhere
     np.testing.assert_allclose(measure(0.25), mixed, atol=1e-6 * np.abs(mixed).max())

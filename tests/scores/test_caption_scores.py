@@ -47,6 +47,37 @@ def test_nearest_captions_are_scored_beside_those_of_the_true_embedding(tmp_path
     assert "sentence_similarity not computed" in task.config.not_computed[1]
 
 
+def test_a_sentence_encoder_adds_the_similarity_of_meaning(tmp_path, monkeypatch):
+    opened = []
+
+    class Words(captions.SentenceEncoder):
+        """Which of five words there are, on unit length."""
+
+        def __init__(self, folder, *, device):
+            opened.append((folder, device))
+
+        def encode(self, texts):
+            words = ("red", "car", "cat", "dog", "grass")
+            counts = np.array([[word in text.split() for word in words] for text in texts])
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    monkeypatch.setattr(caption_scores, "SentenceEncoder", Words)
+    task = make_task(tmp_path, sentence_encoder=tmp_path / "minilm")
+    rows = {(s.method, s.metric): s.value for s in score_caption_task(task).scores}
+    assert opened == [(tmp_path / "minilm", "cpu")]
+    # "a red car" of itself, "the cat sat" of "the cat", "a red car" of "a dog on grass"
+    assert rows["decoded", "sentence_similarity@nearest-caption"] == pytest.approx((1 + 1 + 0) / 3)
+    assert not any("sentence_similarity" in line for line in task.config.not_computed)
+    with pytest.raises(ConfigError, match=r"captions\.sentence_encoder names .* no folder"):
+        task.config.hashed_fields()
+    with pytest.raises(ConfigError, match=r"captions\.sentence_encoder names .* holds no config\.json"):
+        task.config.check_files()
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "config.json").write_text("{}")
+    task.config.check_files()
+    assert task.config.hashed_fields()["sentence_encoder_digest"]
+
+
 def test_written_captions_are_averaged_over_draws(tmp_path, monkeypatch):
     """Each distinct image is described once, and a round of draws never helps another."""
     folder = tmp_path / "git-toy"

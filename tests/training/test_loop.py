@@ -304,3 +304,46 @@ def test_bf16_trains_and_a_missing_tracker_is_named(tmp_path):
             ConfigError, match=r"wandb, which is not installed: pip install 'braindecode_vis\[tracking"
         ):
             other.fit(responses, targets)
+
+
+@pytest.mark.parametrize(
+    ("last", "found"), [("even", [5, 5, 4, 4]), ("smaller", [5, 5, 5, 3]), ("dropped", [5, 5, 5])]
+)
+def test_the_last_batch_is_what_was_chosen(monkeypatch, last, found):
+    """18 trials in batches of 5: four of almost one size, three full and a rest of three, or without the rest."""
+    sizes = []
+    load = feed.Feed.load
+    monkeypatch.setattr(
+        feed.Feed, "load", lambda self, plan: sizes.append(len(plan.units)) or load(self, plan)
+    )
+    config = make_config(last_batch=last, batch_size=5, epochs=1)
+    config.build(seed=0).fit(*make_task(n_images=9))
+    assert sizes == found
+
+
+@pytest.mark.parametrize(("bounds", "found"), [((1, 1), {1}), ((2, None), {2, 3, 4}), ((3, 3), {3})])
+def test_averages_are_of_as_many_repetitions_as_asked(monkeypatch, bounds, found):
+    numbers = set()
+    load = feed.Feed.load
+
+    def look(self, plan):
+        numbers.update((plan.draw.weights > 0).sum(axis=1).tolist())
+        return load(self, plan)
+
+    monkeypatch.setattr(feed.Feed, "load", look)
+    averaging = dict(zip(("min_repetitions", "max_repetitions"), bounds, strict=True))
+    config = make_config(augmentations=[{"kind": "repetition_averaging", **averaging}])
+    config.build(seed=0).fit(*make_task(n_repetitions=4))
+    assert numbers == found
+
+
+def test_the_network_is_compiled_if_asked(monkeypatch):
+    """torch's own compiler needs one for C++; it is told which module, and what it returns is what learns."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *given, **how: compiled.append(self))
+    responses, targets = make_task(n_images=8)
+    plain = make_config(epochs=1).build(seed=0).fit(responses, targets)
+    assert not compiled
+    fitted = make_config(epochs=1, compile=True).build(seed=0).fit(responses, targets)
+    assert compiled == [fitted.fitted.model.network]
+    assert_same_weights(plain, fitted)

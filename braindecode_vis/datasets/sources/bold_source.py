@@ -141,7 +141,7 @@ class ConfoundsConfig(Settings):
     strategy
         Families as nilearn names and loads them from fMRIPrep's table; empty for none.
     motion, wm_csf, global_signal
-        How far each family is expanded.
+        How far each family of the strategy is expanded.
     n_compcor
         Number of anatomical components that ``compcor`` takes; None takes all.
     columns
@@ -162,6 +162,15 @@ class ConfoundsConfig(Settings):
             raise ValueError("give confounds.strategy or confounds.columns, not both")
         if "compcor" in self.strategy and "high_pass" not in self.strategy:
             raise ValueError("compcor was computed on filtered data and needs high_pass in the strategy")
+        own = {
+            "motion": "motion",
+            "wm_csf": "wm_csf",
+            "global_signal": "global_signal",
+            "n_compcor": "compcor",
+        }
+        for name, family in own.items():
+            if family not in self.strategy:
+                self.refuse_unused(name, because=f"confounds.strategy does not name {family}")
         return self
 
 
