@@ -13,7 +13,7 @@ from braindecode_vis.datasets.nsd.dataset import NsdConfig
 from braindecode_vis.datasets.nsd.imagery_dataset import NsdImageryConfig
 from braindecode_vis.datasets.nsd.synthetic_dataset import NsdSyntheticConfig
 from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
-from braindecode_vis.phantom.formats.nsd_synthetic import count_kinds, count_repetitions, draw_images
+from braindecode_vis.phantom.formats.nsd_further_sessions import count_kinds, count_repetitions, draw_images
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.learning import train
 from braindecode_vis.pipeline.new_trials import read_dataset_anew, read_new

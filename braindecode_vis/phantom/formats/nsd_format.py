@@ -3,7 +3,7 @@
 Owns the order of its files: the experimental design, which image has which `nsdId`, the betas of each version that is
 asked for with their noise ceiling, the masks and regions, the stimulus brick, and the further sessions. Betas are
 simulated as such (percent signal change of single trials), without time series. The files themselves are
-`nsd_design`'s, `nsd_files`' and `nsd_extra`'s.
+`nsd_design`'s, `nsd_files`' and `nsd_further_sessions`'.
 
 References
 ----------
@@ -34,13 +34,6 @@ from braindecode_vis.phantom.formats.nsd_design import (
     write_responses,
     write_stim_info,
 )
-from braindecode_vis.phantom.formats.nsd_extra import (
-    IMAGERY_SETS,
-    VERSION,
-    count_imagery,
-    write_imagery,
-    write_imagery_design,
-)
 from braindecode_vis.phantom.formats.nsd_files import (
     BETA_FORMS,
     BETA_VERSIONS,
@@ -54,10 +47,15 @@ from braindecode_vis.phantom.formats.nsd_files import (
     write_roi,
     write_stimuli,
 )
-from braindecode_vis.phantom.formats.nsd_synthetic import (
+from braindecode_vis.phantom.formats.nsd_further_sessions import (
+    IMAGERY_SETS,
+    VERSION,
     check_synthetic,
+    count_imagery,
     count_synthetic,
     estimate_synthetic_bytes,
+    write_imagery,
+    write_imagery_design,
     write_synthetic,
     write_synthetic_design,
 )
