@@ -145,8 +145,8 @@ class ThingsEeg1Config(MeegSettings):
         if parts:
             yield look_at("images", lambda: describe_images(self._find_images(parts, root)))
         for part in parts:
-            item = f"subject {part.recording.subject} counts"
-            yield compare_counts(item, _count_facts(part), self.manifest.facts, root)
+            what = f"subject {part.recording.subject} counts"
+            yield compare_counts(what, _count_facts(part), self.manifest.facts, root)
 
     def _find(self) -> tuple[Path, list[_SubjectRecording], dict[str, Any]]:
         root = self.find_root()

@@ -276,7 +276,10 @@ class _Reader(_PythonUnpickler):
             )
         self._spend(values=1)
         if isinstance(value, _Array):
-            return np.empty(0) if value.state is None else self._build(*value.state[1:5], depth)
+            if value.state is None:
+                return np.empty(0)
+            shape, described, fortran, payload = value.state[1:5]
+            return self._build(shape, described, fortran, payload, depth)
         if isinstance(value, dict):
             return {key: self.finish(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
