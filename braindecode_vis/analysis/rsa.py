@@ -96,6 +96,7 @@ class RsaConfig(Settings):
         """Return the plain fields and a digest of the other responses."""
         fields = super().hashed_fields()
         if self.other is not None:
+            # Not its path: a run that was moved is the same one.
             fields["other_sha256"] = hash_sampled(find_responses(self.other) / "data.npy")
         return fields
 
@@ -130,6 +131,7 @@ class RsaConfig(Settings):
         self, study: Study, responses: Responses, models: dict[str, Embeddings], window: Window | None
     ) -> list[dict[str, Any]]:
         brains = embed_subjects(responses if window is None else cut_window(responses, window))
+        # The same for all subjects, as `embed_subjects` sees to.
         ids = list(next(iter(brains.values())).ids)
         # Spaces hold every image; another recording may have shown fewer.
         for name, model in models.items():
@@ -330,6 +332,7 @@ def embed_subjects(responses: Responses) -> dict[str, Embeddings]:
         raise DataError(
             f"{len(names)} subjects have {len(shared)} test images in common; at least 3 are needed."
         )
+    # (n_trials, features of all axes)
     data = responses.as_matrix()
     return {s: Embeddings(data[subjects == s], ids[subjects == s], "brain").select(shared) for s in names}
 
@@ -354,6 +357,7 @@ def compute_rdm(vectors: np.ndarray, *, metric: str = "correlation") -> np.ndarr
     from scipy.spatial.distance import pdist
 
     check_option("metric", metric, ("correlation", "cosine", "euclidean"))
+    # (n_rows, n_features)
     flat = np.asarray(vectors, dtype=np.float64).reshape(len(vectors), -1)
     if len(flat) < 3:
         raise DataError("representational similarity needs at least three rows.")
@@ -517,6 +521,7 @@ def compare_rdms(
         rho = float(mean_subject @ own[pairs])
         spread = [_resample(theirs, own, draw) for draw in draws]
         low, high = np.percentile(spread, [2.5, 97.5]) if spread else (rho, rho)
+        # Images are shuffled and not pairs, since the pairs of one image are not independent.
         null = np.array([mean_subject @ own[np.ix_(shuffle, shuffle)][pairs] for shuffle in shuffles])
         p_value = float(compute_p_value(rho, null))
         matches.append(LayerMatch(name, rho, float(low), float(high), p_value))

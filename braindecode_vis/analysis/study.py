@@ -288,6 +288,7 @@ def choose_features(
     most = min(counts.values()) if counts else train.data.shape[1]
     try:
         return fit_selection(_limit(config, most, drop_thresholds=False), train, targets, seed=seed)
+    # Raised where no feature reaches a threshold.
     except DataError:
         parts = (config.reliability, config.encoding)
         if all(part is None or part.threshold is None for part in parts):
@@ -303,6 +304,7 @@ def _limit(config: SelectionConfig, most: int, *, drop_thresholds: bool) -> Sele
         if part is None:
             continue
         if part.n_best is not None:
+            # The second ranking chooses among what the first one keeps.
             most = min(most, part.n_best)
             changes[name] = part.model_copy(update={"n_best": most})
         elif drop_thresholds:

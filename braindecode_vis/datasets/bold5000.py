@@ -213,6 +213,7 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
     ids = pd.Series([_name(line) for line in lines], dtype=object)
     # Without the list, what a subject saw more than once is what the authors repeated.
     counts = ids.map(ids.value_counts())
+    # As train and test of one picture would leak, a repeated picture outside the list is an error below.
     is_test = ids.isin(tested) if tested is not None else counts > 1
     again = (counts > 1) & ~is_test
     if again.any():
@@ -259,6 +260,7 @@ def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], 
     values, affine = read_volume(found.mask)
     mask = values > 0
     headers = [read_volume_header(path) for path in found.betas]
+    # imgnames.txt runs over all sessions, so that one missing session shifts every name after it.
     n_found = sum(header.n_volumes for header in headers)
     if n_found != len(trials):
         raise DataError(
@@ -268,6 +270,7 @@ def _open_volumes(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], 
     parts, start = [], 0
     for path, header in zip(found.betas, headers, strict=True):
         check_same_space(header, mask.shape, affine, what=f"the mask {found.mask.name}")
+        # Known from the files alone; tables of regions join all sessions.
         session = re.sub(r"^.*_ses-(\d+)\.nii.*$", r"\1", path.name)
         own = trials.iloc[start : start + header.n_volumes].assign(session=session).reset_index(drop=True)
         parts.append(BetasPart(own, (path,), int(mask.sum()), MaskedVolumes(header, mask)))
@@ -288,6 +291,7 @@ def _open_rois(found: Found, trials: pd.DataFrame) -> tuple[list[BetasPart], Geo
             )
         tables.append(table)
     sizes = [table.shape[1] for table in tables]
+    # Columns of the regions side by side; a voxel of two regions stands twice.
     labels = np.repeat(np.arange(1, len(sizes) + 1), sizes)
     names = {n: path.stem.rpartition("_")[2] for n, path in enumerate(found.betas, start=1)}
 
@@ -330,6 +334,7 @@ class Bold5000Config(BoldSettings):
 
     def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
         """Make a picture a test picture throughout if it is one anywhere."""
+        # A repeated picture trains nowhere, also where the mark is missing.
         tested = set(trials.loc[trials["split"] == "test", "stimulus_id"])
         listed = self._find_list()
         if listed is not None:

@@ -83,6 +83,7 @@ class Vim1Config(BetasSettings):
         """Return the training and the validation responses as lazy parts."""
         path = self._find_responses()
         table = read_voxels(path, self.subject)
+        # A voxel with a gap anywhere is left out of both splits, so that train and test have the same columns.
         keep = table.usable & self._choose_regions(table)
         if not keep.any():
             raise ConfigError(
@@ -233,8 +234,10 @@ def read_voxels(path: Path, subject: int) -> VoxelTable:
                     f"{path}: {name} has {shape[1]} voxels, but roiS{subject} {len(regions)}; fetch it again."
                 )
             counts[split] = shape[0]
+            # 256 images of 25 000 voxels are 26 MB; all of them would be 190 MB a subject.
             for start in range(0, shape[0], 256):
                 usable &= np.isfinite(file.read_rows(name, start, min(start + 256, shape[0]))).all(axis=0)
+    # A copy that counts from 0 would have a place 0.
     n_places = int(np.prod(SHAPE))
     if len(places) != len(regions) or places.min() < 1 or places.max() > n_places:
         raise DataError(
@@ -244,6 +247,7 @@ def read_voxels(path: Path, subject: int) -> VoxelTable:
     unknown = set(np.unique(regions).tolist()) - set(ROIS)
     if unknown:
         raise DataError(f"{path}: roiS{subject} holds the code {unknown.pop()}; 0 to {max(ROIS)} are known.")
+    # From MATLAB's order, first axis fastest, to C order, as all masks are counted here.
     ids = np.ravel_multi_index(np.unravel_index(places - 1, SHAPE, order="F"), SHAPE)
     return VoxelTable(ids, regions, usable, counts)
 
@@ -275,6 +279,7 @@ def read_images(paths: list[Path]) -> np.ndarray:
         raise DataError(f"training images have {train.shape[1:]} pixels, validation images {test.shape[1:]}.")
     everything = np.concatenate([train, test]).astype(np.float32)
     if train.dtype != np.uint8:
+        # Of the training images alone: test images must not set the scale. They are clipped where they go beyond.
         low, high = float(train.min()), float(train.max())
         everything = np.clip((everything - low) / max(high - low, 1e-12), 0, 1) * 255
     return np.repeat(np.rint(everything).astype(np.uint8)[..., None], 3, axis=-1)
@@ -322,6 +327,7 @@ class MatFile:
 
     def find_shape(self, name: str) -> tuple[int, int]:
         """Return images and voxels of a matrix of responses."""
+        # h5py sees (images, voxels), scipy MATLAB's own (voxels, images).
         shape = self._get(name).shape
         if len(shape) != 2:
             raise DataError(f"{self.path}: {name} has the shape {shape}; a matrix is expected.")

@@ -170,6 +170,7 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
 def check_space(out: Path, estimate: Estimate) -> None:
     """Raise `DataError` if the disk of `out` has no room for what is still missing there."""
     folder = out.expanduser().absolute()
+    # Temporary files begin with a dot and are made again.
     finished = folder.rglob("[!.]*") if folder.is_dir() else ()
     there = sum(path.stat().st_size for path in finished if path.is_file())
     while not folder.is_dir():  # the nearest folder that exists is on the disk that will be written to
@@ -289,7 +290,9 @@ def _finish(unit: Unit, ledger: Ledger, advance: Advance, describe: Callable[[st
     progress = Progress(unit.n_steps, advance)
     if not ledger.is_finished(unit.name):
         describe(unit.name)
+        # Only after all files of the unit are written.
         ledger.record(unit.name, unit.write(progress))
+    # Skipped units count too, so that the bar ends where it should.
     progress.finish()
 
 
@@ -326,6 +329,7 @@ class Ledger:
             raise ConfigError(f"{root} lies below a file, not a folder; choose another folder.")
         if self.path.is_file():
             kept = read_json(self.path)
+            # Files of two requests in one folder would make a data set that nobody asked for.
             if kept["fingerprint"] != self.fingerprint:
                 changed = (
                     "; ".join(_compare(kept["request"], self.request)) or "the code of the simulation changed"
@@ -343,6 +347,7 @@ class Ledger:
     def is_finished(self, unit: str) -> bool:
         """Say whether every file of a unit is there, with the size that it was given."""
         files = self.units.get(unit)
+        # Sizes and no digests: a phantom has gigabytes, and what cuts files short changes their size.
         return files is not None and all(
             (self.root / name).is_file() and (self.root / name).stat().st_size == n_bytes
             for name, n_bytes in files.items()

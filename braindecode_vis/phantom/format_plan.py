@@ -60,6 +60,7 @@ class Progress:
     def add(self, amount: float) -> None:
         """Count work; tell of it as soon as it makes whole steps."""
         self.amount += amount
+        # Amounts such as seconds of recording may add up to a little more than was estimated.
         self._tell(min(int(self.amount), self.n_steps))
 
     def finish(self) -> None:
@@ -76,6 +77,7 @@ class Progress:
     ) -> Iterator[np.ndarray]:
         """Yield `pieces`, and count ``step(piece)`` for each."""
         for piece in pieces:
+            # Counted after the consumer has dealt with the piece, so that a bar never runs ahead of the files.
             yield piece
             self.add(step(piece))
 
@@ -100,6 +102,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
+# Compared by identity (eq=False), since lru_cache keys designs by the job, whose arrays have no hash.
 class PhantomJob:
     """Everything that a format needs to write its files.
 

@@ -145,6 +145,7 @@ def write_summary(form: Format, job: PhantomJob) -> PhantomTruth:
     folder = job.root / TRUTH
     truth_row = np.full(len(job.table), -1)
     rows = choose_rows(form, job)
+    # -1 where the noiseless response is not kept.
     truth_row[rows] = np.arange(len(rows))
     write_tsv(folder / "stimuli.tsv", job.table.assign(truth_row=truth_row))
     if form.modality == "fmri":

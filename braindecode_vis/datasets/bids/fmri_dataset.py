@@ -263,6 +263,7 @@ def prepare_bold(config: BoldSettings, recipe: FmriRecipe) -> BoldSource:
     notes = {
         "model": config.model.hashed_fields(),
         "confounds": config.confounds.hashed_fields(),
+        # Raw images are not aligned between runs, which a reader of the scores should know.
         "images": "preprocessed" if preprocessed else "as found",
         **recipe.notes,
     }
@@ -286,6 +287,7 @@ def _read_trials(run: RunFiles, recipe: FmriRecipe) -> tuple[pd.DataFrame, pd.Da
     # Repetitions are counted in the order of presentation, and tables need not be sorted.
     events = events.sort_values("onset", kind="stable").reset_index(drop=True)
     is_trial = events["stimulus_id"] != ""
+    # A wrong column would give a run without trials, and a smaller data set without a word.
     if not is_trial.any():
         raise DataError(
             f"{run.events} holds {len(events)} events, but none is a trial; check the columns that name images."
@@ -426,6 +428,7 @@ class BidsFmriConfig(BoldSettings):
         shown = table[self.stimulus_column]
         is_trial = shown != ""
         if self.trial_types is not None:
+            # Test kinds are trials too, without being named twice.
             is_trial &= kinds.isin([*self.trial_types, *self.test_types])
         ids = shown.map(make_stimulus_id)
         is_test = kinds.isin(self.test_types)

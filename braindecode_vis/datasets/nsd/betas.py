@@ -96,6 +96,7 @@ def find_sessions(folder: Path, sessions: list[int], space: Space) -> list[Sessi
             missing.append(f"{session:02d}")
         else:
             found.append(item)
+    # All at once, so that nobody fetches one session after another to learn of the next.
     if missing:
         raise DataError(
             f"{len(missing)} of {len(sessions)} sessions are missing in {folder}: {', '.join(missing)}. Fetch them, "
@@ -191,6 +192,7 @@ def check_scale(percent: np.ndarray, divide_by: float, path: Path) -> None:
     if not sizes.size:
         return
     typical = float(np.median(sizes))
+    # Betas of percent are a few units as they are and several hundred times 300: the two cannot be mixed up.
     if divide_by > 1 and typical * divide_by < _LARGEST_PERCENT:
         raise DataError(
             f"the betas in {path} were already divided by 300: they are typically {typical * divide_by:.3g} as "
@@ -222,6 +224,7 @@ class MaskedHdf5:
             h5py.File(path, "r") as file,
         ):
             shape = file["betas"].shape
+        # (trials, z, y, x) without the trials and turned round is (x, y, z).
         if shape[:0:-1] != mask.shape:
             raise DataError(
                 f"/betas of {path} has the shape {shape}; as MATLAB writes it, Python sees (trials, z, y, x), here "
@@ -232,6 +235,8 @@ class MaskedHdf5:
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Return trials `start` to `stop` as float32 of shape (stop - start, n_voxels)."""
         if self.held is None:
+            # A session as int16 (750 trials of some 15 000 voxels) takes 23 MB, where reading by trials would open
+            # every chunk each time.
             self.held = self._gather()
         values = self.held[start:stop].astype(np.float32)
         if self.divide_by != 1:
@@ -255,6 +260,7 @@ class MaskedHdf5:
                 low, high = y.min(), y.max() + 1
                 left, right = x.min(), x.max() + 1
                 piece = betas[:, z, low:high, left:right]
+                # piece: (n_trials, rows, columns) of the box; picked voxels: (n_trials, n_voxels of the slice).
                 out[:, number[x, y, z]] = piece[:, y - low, x - left]
         return out
 
@@ -297,6 +303,7 @@ class SurfaceBetas:
         pieces = []
         for path, dtype, n in zip(self.paths, self.dtypes, self.n_vertices, strict=True):
             offset = _MGH_HEADER_BYTES + start * n * dtype.itemsize
+            # Fortran order of (vertices, 1, 1, trials) is trial after trial, each with all its vertices.
             flat = np.fromfile(path, dtype, (stop - start) * n, offset=offset)
             pieces.append(flat.reshape(stop - start, n).astype(np.float32))
         values = np.concatenate(pieces, axis=1)
@@ -348,6 +355,7 @@ class Regions:
         if len(paths) == 1:
             values, affine = read_volume(paths[0])
             return np.rint(values).astype(np.int16), affine
+        # Left before right, as the betas are joined.
         sides = [_read_surface(path) for path in paths]
         return np.rint(np.concatenate(sides)).astype(np.int16), None
 
@@ -530,6 +538,7 @@ def _read_rois(
     regions: Regions, mask: np.ndarray, sets: Sequence[str] | None, check: Callable[[Path], None]
 ) -> dict[str, Roi]:
     if sets is None:
+        # Files of other names are the user's own, read only where they are asked for.
         sets = [name for name in ROI_SETS if name in regions.files]
     rois = {}
     for name in sets:

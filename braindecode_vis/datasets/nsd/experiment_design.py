@@ -100,6 +100,7 @@ def read_design(path: Path) -> NsdDesign:
                 f"{name} in {path} counts from {values.min()}: the published file counts from 1, so this copy "
                 "was shifted; fetch the original."
             )
+    # masterordering counts columns of subjectim, which the subjects fill with images of their own.
     if order.max() > images.shape[1]:
         raise DataError(f"{path} shows image {order.max()} of a subject, but lists {images.shape[1]}.")
     # The split is told by the column: shared images come first in all subjects.
@@ -112,6 +113,7 @@ def read_design(path: Path) -> NsdDesign:
             f"stimpattern in {path} has {counts.sum()} pictures in {len(counts)} sessions, but masterordering has "
             f"{len(order)} trials."
         )
+    # Odd runs hold 63 pictures and even ones 62, so that runs are told by the pattern.
     runs = np.stack([np.repeat(np.arange(1, counts.shape[1] + 1), row) for row in counts])
     return NsdDesign(order.reshape(len(counts), -1), images, shared, runs, path)
 
@@ -169,6 +171,7 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
     check_columns(table.columns, ("SESSION", "RUN", "73KID"), what=str(path))
     for session in sessions:
         rows = table[table["SESSION"] == session]
+        # Both count from 1.
         expected = design.images[subject - 1, design.order[session - 1] - 1]
         if len(rows) != len(expected):
             raise DataError(
@@ -278,6 +281,7 @@ class ImageBrick:
             raise DataError(
                 f"imgBrick of {path} is {dtype} of shape {shape}; uint8 (73000, 425, 425, 3) is published."
             )
+        # Now, and not after hours of reading betas.
         if rows.max() >= shape[0]:
             raise DataError(
                 f"the trials name image {rows.max()} (counted from 0), but {path} holds {shape[0]}: the file is "
@@ -296,6 +300,7 @@ class ImageBrick:
     def __call__(self, row: int) -> np.ndarray:
         """Return one image as uint8 of shape (height, width, 3)."""
         image = self.read(int(self.rows[row]))
+        # The last image of a pass; the next pass opens the file again.
         if row == len(self.rows) - 1:
             self.close()
         if self.size is None or image.shape[:2] == (self.size, self.size):

@@ -145,6 +145,7 @@ class ThingsMegConfig(MeegSettings):
         parts, notes, positions = (
             self._open_raw(held, names) if is_raw else self._open_epochs(held, root, names)
         )
+        # After all parts are known: which concepts are tested is told by all sessions of a subject.
         parts, sizes = apply_split(parts, self.test_set, self.zero_shot, self.max_dropped)
         notes |= {
             "layout": "raw" if is_raw else "preprocessed",
@@ -152,6 +153,7 @@ class ThingsMegConfig(MeegSettings):
             "counts": sizes,
         }
         plan = self.make_plan(mvnn=self.mvnn or ("epochs" if is_raw else "none"))
+        # The authors' epochs are z-scored by their baseline.
         unit = "T" if is_raw else "z"
         stimuli = self._find_images(parts, root)
         source = MeegSource("meg", tuple(parts), stimuli, plan, unit, ch_pos=positions, notes=notes)
@@ -201,6 +203,7 @@ class ThingsMegConfig(MeegSettings):
     def _refuse_raw_options(self) -> None:
         for name in _RAW_ONLY:
             if getattr(self, name) != type(self).model_fields[name].default:
+                # "none" is what published epochs get anyway.
                 if name == "mvnn" and self.mvnn == "none":
                     continue
                 raise ConfigError(

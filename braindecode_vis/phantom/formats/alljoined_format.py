@@ -108,6 +108,7 @@ def make_session(job: PhantomJob, subject: int, session: int) -> pd.DataFrame:
     ]
     shown = [generator.permutation(np.repeat(block, times)) for _ in range(2) for block in blocks]
     rows = np.concatenate(shown)
+    # Seconds of pauses before each trial: one more with every block.
     pause = np.repeat(np.arange(len(shown)), [len(block) for block in shown]) * PAUSE_S
     sample = find_samples(SESSION_LEAD_S + pause + SESSION_SOA_S * np.arange(len(rows)), SFREQ)
     return pd.DataFrame({"row": rows, "code": table["code"].to_numpy()[rows], "sample": sample})
@@ -183,6 +184,7 @@ def write_session(
         for block in blocks:
             inside = (samples >= start) & (samples < start + block.shape[1])
             status = np.zeros((1, block.shape[1]), np.float32)
+            # A code stands in one sample only, and 0 between.
             status[0, samples[inside] - start] = codes[inside]
             yield np.concatenate([block, status])
             start += block.shape[1]
@@ -398,6 +400,7 @@ def make_edf(
         # Every record tells its own time first; \x14 ends a text, \x00 a list of them [2]_.
         text = f"+{second}\x14\x14\x00" + "".join(f"+{onset:.6f}\x14{label}\x14\x00" for onset, label in own)
         notes.append(text.encode())
+    # Samples of two bytes; every record has room for the longest notes [2]_.
     width = max(120, max(map(len, notes)) // 2 + 1)
 
     def cells(values: Sequence[object], size: int) -> bytes:
@@ -406,6 +409,7 @@ def make_edf(
     header = cells(["0"], 8) + cells(["X X X X"], 80) + cells(["Startdate 25-JAN-2025 X X X"], 80)
     header += b"25.01.2515.18.28" + cells([256 * (n + 1)], 8) + cells(["EDF+C"], 44)
     header += cells([n_records], 8) + cells([1], 8) + cells([n], 4)
+    # Fields stand one after the other for all signals: labels, transducers, units, then their limits [2]_.
     header += cells(names, 16) + cells([""] * n, 80) + cells([unit] * (n - 1) + [""], 8)
     header += cells([-RANGE_UV] * (n - 1) + [-1], 8) + cells([RANGE_UV] * (n - 1) + [1], 8)
     header += cells([-32768] * n, 8) + cells([32767] * n, 8) + cells([""] * n, 80)

@@ -132,7 +132,9 @@ def make_design(job: PhantomJob, subject: int, timing: TrialTiming) -> pd.DataFr
         table = pd.DataFrame({"session": session, "row": generator.permutation(rows)})
         table.insert(1, "run", np.arange(len(rows)) * (size.n_runs or 1) // len(rows) + 1)
         gaps = generator.uniform(timing.mean - timing.jitter, timing.mean + timing.jitter, len(rows))
+        # The first trial of each run waits for the start of the run.
         gaps[~table["run"].duplicated()] = timing.first
+        # To whole ms, as tables of events tell it.
         table["onset"] = pd.Series(gaps).groupby(table["run"]).cumsum().round(3)
         sessions.append(table)
     design = pd.concat(sessions, ignore_index=True)
@@ -329,6 +331,7 @@ def write_recording(
         },
     )
     channels = pd.DataFrame({"name": ch_names, "type": [_TYPES[kind] for kind in kinds], "units": "µV"})
+    # BIDS wants the columns even where there is nothing to say.
     channels["low_cutoff"], channels["high_cutoff"] = "n/a", "n/a"
     channels["sampling_frequency"], channels["status"] = sfreq, "good"
     write_tsv(folder / f"{stem}_channels.tsv", channels)

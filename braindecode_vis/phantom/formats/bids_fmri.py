@@ -74,6 +74,7 @@ def _write_run(job: PhantomJob, person: Person, session: int, run: int, progress
     scanner = job.scanner
     design = make_design(job, person.index, FMRI_TIMING)
     trials = design[(design["session"] == session) & (design["run"] == run)]
+    # The response to the last picture ends within the run.
     n_volumes = int(np.ceil((trials["onset"].max() + FMRI_TIMING.tail) / scanner.t_r))
     name = f"ses-{session:02d}_run-{run:02d}"
 
@@ -198,6 +199,7 @@ def make_confounds(
     steps = np.diff(np.asarray(dvars, dtype=float), prepend=np.nan)
     table["dvars"] = np.where(np.isnan(steps), np.nan, dvars)
     table["std_dvars"] = table["dvars"] / table["dvars"].mean()
+    # Power et al. (2012): rotations as arcs on a sphere, summed with the translations (mm).
     moved = np.abs(np.diff(motion, axis=0)) * ([1] * 3 + [_HEAD_RADIUS_MM] * 3)
     displacement = np.concatenate([[np.nan], moved.sum(axis=1)])
     table["framewise_displacement"] = displacement

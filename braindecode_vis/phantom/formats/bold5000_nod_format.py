@@ -225,6 +225,7 @@ def _write_betas(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
 
     def iterate(rows: pd.DataFrame) -> Iterator[np.ndarray]:
         for block in iterate_betas(person, scanner, rows["row"].to_numpy(), rows.index.to_numpy()):
+            # The tables of regions come out of the same pass as the volumes.
             kept.append(block[:, wanted])
             yield block
 
@@ -387,6 +388,7 @@ def make_nod_design(job: PhantomJob, subject: int) -> pd.DataFrame:
     train = np.array_split(
         generator.permutation(np.flatnonzero(job.table["split"] == "train")), size.n_sessions * n_runs
     )
+    # All test pictures once before any comes again.
     tests = np.concatenate([generator.permutation(job.test_rows) for _ in range(size.test_repetitions)])
     pieces = iter([*train, *np.array_split(tests, n_runs)])
     parts = []
@@ -396,6 +398,7 @@ def make_nod_design(job: PhantomJob, subject: int) -> pd.DataFrame:
         if task == "coco":
             # Blanks and fixation changes take turns after every few pictures.
             for number, place in enumerate(range(_BLANK_EVERY, len(rows) + 1, _BLANK_EVERY)):
+                # Each insertion moves the places that follow by one.
                 kinds.insert(place + number, ("blank", "fixation")[number % 2])
         shown = np.full(len(kinds), -1)
         shown[[kind == "picture" for kind in kinds]] = rows

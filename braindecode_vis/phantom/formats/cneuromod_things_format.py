@@ -76,6 +76,7 @@ def list_images(size: PhantomSize, seed: int) -> pd.DataFrame:
     of: dict[str, int] = {}
     for concept, split in zip(table["concept"], table["split"], strict=True):
         if concept not in of:
+            # Test concepts take the multiples of ten, training concepts the numbers between.
             n = number[split] = number[split] + 1
             # 1 to 9, 11 to 19... for training.
             of[concept] = n * TEST_EVERY if split == "test" else n + (n - 1) // (TEST_EVERY - 1)

@@ -126,6 +126,7 @@ def _order_images(job: PhantomJob, person: Person) -> np.ndarray:
 
 def _simulate_epochs(job: PhantomJob, person: Person, rows: np.ndarray) -> Iterator[np.ndarray]:
     system = job.sensors
+    # Number of the block of each trial: it grows where the category changes.
     block = np.r_[0, np.cumsum(np.diff(job.table["concept_index"].to_numpy()[rows]) != 0)]
     onsets = PAUSE_S * (block + 1) + SOA_S * np.arange(len(rows))
     starts = np.round(onsets * system.sfreq).astype(int)

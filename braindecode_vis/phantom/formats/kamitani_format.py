@@ -147,6 +147,7 @@ def plan_god(job: PhantomJob) -> list[Unit]:
         paths = []
         for split, name in (("train", "Training"), ("test", "Test")):
             part = table[table["split"] == split]
+            # Numbers in the order of the synsets, from 1.
             category = part["synset"].rank(method="dense").astype(int)
             codes = [f"{encode_stimulus_id(name)!r}" for name in part["stimulus_id"]]
             lines = zip(part["stimulus_id"], codes, category, range(1, len(part) + 1), strict=True)
@@ -338,6 +339,7 @@ def _write(
     path.parent.mkdir(parents=True, exist_ok=True)
     text = h5py.string_dtype("utf-8")
     with replace_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+        # Labels are columns of the same matrix, to the right of the voxels.
         matrix = file.create_dataset(naming, (len(labels), n_left + labels.shape[1]), dtype)
         matrix[:, n_left:] = labels
         start = 0
@@ -356,6 +358,7 @@ def _write(
 
 def estimate_bytes(n_samples: int, n_voxels: int, n_rois: int = 10, n_labels: int = 4) -> int:
     """Return the size of one ``Subject*.h5``: the matrix and the metadata, both float64."""
+    # 4 rows of metadata: whether it is a voxel, and its three coordinates.
     return 8 * (n_voxels + n_labels) * (n_samples + 4 + n_rois + n_labels)
 
 

@@ -51,6 +51,7 @@ def make_subject_scanner(voxel_mm: float, subject: int) -> Scanner:
         1.8 gives the published shapes; other sizes give the same box in fewer voxels.
     """
     boxes = [tuple(round(n * VOXEL_MM / voxel_mm) for n in shape) for shape in SHAPES]
+    # Voxels that fit into every subject's box, so that all have the same number of them.
     least = np.min(boxes, axis=0).tolist()
     common = crop_scanner(make_scanner(voxel_mm, T_R), (least[0], least[1], least[2]))
     shape = boxes[(subject - 1) % len(boxes)]
@@ -61,6 +62,7 @@ def write_brainmask(root: Path, subject: int, scanner: Scanner) -> Path:
     """Write ``nsddata/ppdata/subjAA/func1pt8mm/brainmask.nii.gz``: the cortex and what it encloses."""
     from scipy.ndimage import binary_dilation, binary_fill_holes
 
+    # The simulated cortex is a shell; dilated by one voxel it is closed.
     brain = binary_fill_holes(binary_dilation(scanner.mask))
     path = root / "nsddata" / "ppdata" / f"subj{subject:02d}" / SPACE / "brainmask.nii.gz"
     return write_volume(path, brain, scanner.affine)
@@ -129,6 +131,7 @@ def _write_hdf5(
         betas = file.create_dataset("betas", (n_trials, *shape[::-1]), np.int16, chunks=(n_trials, 1, 1, 1))
         for z in range(shape[2]):
             plane = np.stack([volume[:, :, z].T for volume in rows])  # (n_trials, y, x)
+            # HDF5 fills what is not written with zeros, which keeps empty slices out of the file.
             if plane.any():
                 betas[:, z] = plane
     return path

@@ -69,6 +69,7 @@ def make_imagery_design(job: PhantomJob) -> pd.DataFrame:
     size = job.size
     rows = job.test_rows[: size.n_imagery or 0]
     sets = np.array_split(rows, len(IMAGERY_SETS))
+    # Each of the two imagery runs of a set holds half of the repetitions.
     half = (size.imagery_repetitions or 0) // 2
     generator = make_generator(job.config.seed, "nsd-imagery")
     # Runs 1-3 are seen, 4-6 attended, 7-12 imagined.
@@ -198,6 +199,7 @@ def draw_images(size: PhantomSize, seed: int, subject: int) -> np.ndarray:
         # Coloured images differ between subjects, grey ones do not.
         rng = make_generator(seed, "nsd-synthetic", number, subject if number >= n_grey else 0)
         if number >= n_grey:
+            # Red, green and blue a third of a turn apart, each image further round the circle.
             hue = np.cos(2 * np.pi * (np.arange(3) / 3 + (number - n_grey) / max(1, n_colour)))
             wave = 0.5 + 0.4 * _smooth(rng.standard_normal((height, width)), height / 12)[..., None] * hue
         else:
@@ -273,6 +275,7 @@ def write_synthetic(job: PhantomJob, person: Person, progress: Progress) -> list
     images = draw_images(job.size, job.config.seed, number)
     drive = make_synthetic_drive(job, images)
     viewer = make_person(person.config, person.index, drive)
+    # Synthetic images follow NSD's pictures in the drive of the viewer; trials count them from 1.
     rows = len(job.drive) + order_trials(job.size, job.config.seed) - 1
     scanner = make_subject_scanner(job.size.voxel_mm or 0, number)
     blocks = progress.watch(
@@ -300,6 +303,7 @@ def make_synthetic_drive(job: PhantomJob, images: np.ndarray) -> StimulusDrive:
     for name, measure in (("early", compute_gabor_energy), ("mid", compute_mid_features)):
         reference = measure(usual)
         spread = reference.std(axis=0)
+        # Features without spread among the usual pictures say nothing, and would blow up when divided by it.
         usable = spread > 1e-4 * max(float(spread.max()), 1e-30)
         scaled = (measure(square) - reference.mean(axis=0)) / np.where(usable, spread, 1)
         own = np.clip(np.where(usable, scaled, 0), -8, 8).astype(np.float32)

@@ -178,6 +178,7 @@ def _write_table(job: PhantomJob, person: Person, progress: Progress) -> list[Pa
     stimuli = make_stimulus_metadata(design, job.table, number)
     # Noise ceilings in percent as published, from the planted ratio of variances instead of an estimate [1]_.
     power = compute_voxel_snr(person, scanner) ** 2
+    # A test image is shown once a session; halves of the sessions are correlated.
     half = job.size.n_sessions / 2
     split = power / (power + 1 / half)
     # One 0/1 column a region, left and right apart where functional localisers were.
@@ -242,6 +243,7 @@ def make_image_table(concepts: Sequence[str], n_exemplars: int = 12, n_test: int
     check_unique(concepts, what="concept names")
     if not 0 <= n_test <= len(concepts):
         raise ConfigError(f"{n_test} test images do not fit into {len(concepts)} concepts.")
+    # Evenly over the alphabet, as concepts are sorted.
     tested = set(np.arange(n_test) * len(concepts) // max(n_test, 1))
     rows = [
         {"concept": concept, "category_nr": category + 1, "exemplar_nr": e, "is_test": e > n_exemplars}
@@ -445,6 +447,7 @@ def _write_labels(group: Any, key: str, labels: Sequence[Any]) -> None:
     """Write mixed column names the way PyTables does: a pickled object array in a ragged dataset."""
     import h5py
 
+    # np.array would turn the mixed names into text.
     boxed = np.empty(len(labels), dtype=object)
     boxed[:] = labels
     content = b"".join(split_pickle(boxed, container="pickle", protocol=4))
