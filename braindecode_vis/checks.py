@@ -108,6 +108,7 @@ def check_finite(
     """
     if array.dtype.kind not in "fc" or array.size == 0:
         return
+    # Blocks of 64 MB, whatever a row takes.
     row_bytes = max(1, array[:1].nbytes)
     block = max(1, (64 << 20) // row_bytes)
     for start in range(0, len(array), block):
@@ -117,6 +118,7 @@ def check_finite(
             if np.isfinite(np.sum(chunk, dtype=np.float64)):
                 continue
         bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
+        # Large but finite numbers may overflow the sum.
         if not bad.any():
             continue
         row = start + int(np.flatnonzero(bad)[0])
@@ -229,6 +231,7 @@ def say_in_python(message: str) -> str:
     """
     for pattern, words in _IN_PYTHON:
         message = re.sub(pattern, words, message)
+    # A placeholder at the end of a sentence meets its full stop.
     return message.replace("....", "...")
 
 

@@ -229,6 +229,7 @@ def find_component(role: str, kind: str) -> type[Settings]:
     """
     if ":" in kind:
         return _load_outside(role, kind)
+    # Read for kinds inside too: a package that takes one of their names would else be ignored without a word.
     entries = _read_entry_points(role).get(kind, [])
     if kind in INSIDE[role]:
         if entries:
@@ -497,6 +498,7 @@ def _read_distribution(distribution: metadata.Distribution | None) -> tuple[str 
 
 def _find_distribution(module_name: str) -> tuple[str | None, str | None]:
     """Return name and version of the installed package that holds a module; None for a plain file on the path."""
+    # The name of a package and that of its distribution may differ (sklearn, scikit-learn).
     names = metadata.packages_distributions().get(module_name.partition(".")[0], [])
     return (names[0], metadata.version(names[0])) if names else (None, None)
 
@@ -513,5 +515,6 @@ def _hash_code(module: Any, whose: str) -> str:
     files = sorted(folder.glob("*.py")) if (folder / "__init__.py").is_file() else [Path(path).resolve()]
     digest = hashlib.sha256()
     for file in files:
+        # With the name, so that renaming a module is a change too.
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

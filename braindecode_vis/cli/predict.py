@@ -51,6 +51,7 @@ def predict(
     from braindecode_vis.pipeline.predicting import predict as predict_new
     from braindecode_vis.pipeline.prediction_files import check_out, describe_provenance
 
+    # Before anything is computed: a folder that cannot be used should not cost an hour.
     folder = check_out(out)
     finished = open_finished(run, ConsoleListener())
     folder.parent.mkdir(parents=True, exist_ok=True)

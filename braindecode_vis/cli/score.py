@@ -86,6 +86,7 @@ def score(
     given: dict[str, Any] = {"kind": kind, "protocols": tuple(protocol or ()), "selection": selection}
     found = score_outputs(
         predictions, targets, ids=ids, target_ids=target_ids, text=text, distances=distances, size=size,
+        # A word on the command line, where None cannot be written.
         features=None if features == "none" else features, n_bootstrap=n_permutations, n_permutations=n_permutations,
         seed=seed, out=out, **given,
     )  # fmt: skip

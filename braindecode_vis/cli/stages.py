@@ -36,6 +36,8 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         from braindecode_vis.pipeline.runs import Run, read_scores
 
         run = open_source(source, root, out, overrides, subjects)
+        # Only what is read up to this stage: weights of a generator may still be missing when an encoder is
+        # trained.
         check_files(run.config, name)
         stage: Callable[[Run], Any] = getattr(pipeline, name)
         with training_together(run):
@@ -44,6 +46,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
                 print_scores(read_scores(run.folder.path))
             finish(run, as_json, f"report: {result}" if name == "report" else "")
 
+    # Its help, which typer takes from the docstring.
     verb.__doc__ = summary
     return verb
 

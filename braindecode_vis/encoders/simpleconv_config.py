@@ -109,6 +109,7 @@ class SimpleConvSettings(Settings):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SimpleConvSettings:
+        # A sine and a cosine for every combination of frequencies over the axes.
         if 2 * self.n_frequencies**self.position_dims != self.position_features:
             near = 2 * self.n_frequencies**self.position_dims
             raise ValueError(
@@ -214,6 +215,7 @@ class SimpleConvSettings(Settings):
                 "the spatial attention of SimpleConv needs the position of every sensor, but these responses lack "
                 "them; set encoder.network.merger=linear, or give the data set a montage."
             )
+        # (n_channels, 2) or (n_channels, 3)
         flat = project_positions(signal.ch_pos) if self.position_dims == 2 else signal.ch_pos
         return SpatialAttention(
             scale_positions(flat),

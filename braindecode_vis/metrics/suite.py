@@ -98,6 +98,7 @@ class MetricSuiteConfig(Settings):
         digests = {}
         for name in self.networks:
             files = self.find_files(name)
+            # None is hashed too: a row that was not computed appears once its weights are there.
             digests[name] = None if files is None else [_hash_path(path, hash_weights) for path in files]
         return {**super().hashed_fields(), "weights_digests": digests}
 
@@ -153,6 +154,7 @@ def _hash_path(path: Path, hash_weights: Callable[[Path], str]) -> str:
 
     if path.is_file():
         return hash_weights(path)
+    # Weights may come as a folder; every file of it counts, in an order that no disk decides.
     files = sorted(p for p in path.rglob("*") if p.is_file())
     return hash_json({str(p.relative_to(path)): hash_file(p) for p in files})
 
@@ -276,6 +278,7 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
         )
     for network in suite.available:
         if network in LPIPS_NETWORKS:
+            # (n_rounds * n_images, 2): the seen image and what was made of it, round after round.
             pairs = np.stack([np.tile(table.seen, len(rounds)), rounds.ravel()], axis=1)
             distances = suite.compute_lpips(network, table.images, pairs)
             values[name_lpips(network)] = distances.reshape(rounds.shape).mean(axis=0)
@@ -285,6 +288,8 @@ def compute_suite(truth: np.ndarray, decoded: np.ndarray, config: MetricSuiteCon
             tables = [
                 matrix[one][:, table.column] for one in rounds
             ]  # (n_images, n_images), truths in columns
+            # EfficientNet-B1 and SwAV are compared by distance, the others by identification, as in published
+            # tables.
             tables = [make_identification_table(one, 2) if is_two_way else 1 - one for one in tables]
             values[metric] = np.mean([one[own, own] for one in tables], axis=0)
     return SuiteResult(values | compute_semantic(table, "decoded", config.semantic_ways), suite.not_computed)

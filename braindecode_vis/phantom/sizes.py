@@ -135,6 +135,7 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
         # What came later may be left out.
         if key in WORDS or (key in LATER and value is None):
             continue
+        # True is an int in Python, and is refused below.
         whole = isinstance(value, int) or (key in ("pause_s", "voxel_mm") and isinstance(value, float))
         # Images below 16 pixels show no object; sequences without a pause would run into each other.
         least = 0 if key in _MAY_BE_ZERO else 0.3 if key == "pause_s" else 16 if key == "image_size" else 1
@@ -142,12 +143,14 @@ def check_numbers(size: PhantomSize, name: str, used: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key} of a phantom in the format {name} must be at least {least}, not {value}."
             )
+    # Concepts are shapes x colours x textures, of which there are so many and no more.
     n_concepts = size.n_train_concepts + size.n_test_concepts
     if n_concepts > N_MAX_CONCEPTS:
         raise ConfigError(
             f"{size.n_train_concepts} training and {size.n_test_concepts} test concepts are {n_concepts} together, "
             f"but there are {N_MAX_CONCEPTS} phantom concepts."
         )
+    # Chance would be 1.
     if size.n_test_concepts < 2:
         raise ConfigError("a phantom needs at least 2 test concepts: retrieval from one image says nothing.")
     if size.n_train_images < 4:

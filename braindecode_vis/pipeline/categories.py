@@ -47,6 +47,7 @@ def train_categories(run: Run, responses: Responses, split: Split, upstream: str
     """
     seed = run.config.seed
     trained = []
+    # Before the first fit, which may take minutes.
     _check_classes(responses.trials["concept"].to_numpy(dtype=object), split)
     for number, fold in enumerate(split.folds):
         fields = {"encoder": run.encoder.hashed_fields(), "seed": seed, "fold": number}
@@ -112,6 +113,7 @@ def evaluate_categories(
             columns = [classes.index(str(name)) for name in fitted.decoder.classes]
             decisions[start : start + len(fold.test), columns] = decided
             start += len(fold.test)
+        # Counting each volume would make one decision look like several independent ones.
         if encoder.pool:
             first = find_first_rows(responses.trials.iloc[rows])  # every volume has the decision of its trial
             rows, decisions = rows[first], decisions[first]
@@ -162,6 +164,7 @@ def tabulate_confusions(items: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab(items["label"], items["decoded"])
     names = sorted(set(items["label"]) | set(items["decoded"]))
     counts = counts.reindex(index=sorted(set(items["label"])), columns=names, fill_value=0)
+    # Of each row, so that rare classes are as easy to read as frequent ones.
     shares = (100 * counts.div(counts.sum(axis=1), axis=0)).round(1)
     return shares.rename_axis(columns=None).rename_axis("seen \\ decoded (%)").reset_index()
 

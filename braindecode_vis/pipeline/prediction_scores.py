@@ -34,6 +34,7 @@ def _score_pictures(result: Any) -> list[Any]:
     config, prepared = result.run.config, preprocess(result.run)
     trained = np.concatenate([prepared.responses.stimulus_ids[prepared.folds[n].train] for n in result.folds])
     ids = result.trials["stimulus_id"].to_numpy(dtype=object)[rows]
+    # By the ids of the run; a picture under another name counts as new.
     is_trained = np.isin(ids.astype(str), trained.astype(str))
     split = "new trials"
     if (
@@ -84,6 +85,7 @@ def _score_categories(result: Any) -> list[Any]:
 
     assert result.decisions is not None
     trials, classes = result.trials, tuple(result.decisions.columns)
+    # A class that no decoder has learnt cannot be hit, and would only count as wrong.
     rows = np.flatnonzero(trials["concept"].astype(str).isin(classes))
     if not len(rows):
         return []

@@ -85,6 +85,7 @@ def reconstruct_fold(
     generator.bind(data.context)
     known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
     fit_prior(config, prior, data, known)
+    # Right after the fit: what is written is what made these images, whatever comes later.
     if fits is not None:
         write_fits(fits, prior, generator)
     seed = derive_seed(config.seed, "generator", number)
@@ -98,6 +99,7 @@ def reconstruct_fold(
         "nearest": NearestConfig().build(data).generate(predicted, seed=seed),
         "mean_image": MeanImageGenerator(data).generate(predicted, seed=seed),
     }
+    # Zero-shot splits have no training image of a tested concept, and no class to decode.
     if set(concepts) <= set(data.concepts):
         classes = ClassMeanGenerator(data)
         rows["decoded_concept"] = classes.classify(predicted)
@@ -135,6 +137,7 @@ def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: 
     known
         Embeddings of the images that the prior may know.
     """
+    # Out of fold: an encoder's predictions of its own training trials are closer than those of any new trial.
     pairs = data.predicted
     if not roles.play(roles.PRIOR_SETTINGS, config.prior).needs_predictions:
         prior.fit(None, data.embeddings, images=known)
@@ -216,6 +219,7 @@ def decode_images(
         made = fuse_branches(decoding, sampled, np.repeat(low, n_draws, axis=0), branch.fusion, seed=seed)
     if n_draws == 1:
         return made
+    # (n_rows * n_draws, height, width, 3): draws of a row follow each other.
     return {name: stack.reshape(-1, n_draws, *stack.shape[1:]) for name, stack in made.items()}
 
 

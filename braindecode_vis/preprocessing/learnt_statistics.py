@@ -127,6 +127,7 @@ class LearntStatistics:
             }
         zscores: dict[ZScoreGroup, FeatureStatistics] = {}
         if "standardised_groups" in provenance:
+            # Mapped: many sessions of many voxels take gigabytes, and mostly one of them is asked for.
             mean = np.load(folder / ZSCORE_MEAN, mmap_mode="r", allow_pickle=False)
             variance = np.load(folder / ZSCORE_VARIANCE, mmap_mode="r", allow_pickle=False)
             for row, record in enumerate(provenance["standardised_groups"]):
@@ -136,6 +137,7 @@ class LearntStatistics:
                 f"{folder} was written by a version that kept no mean and variance of its voxels, so new trials cannot "
                 "be standardised like these; make the run again in a new folder."
             )
+        # New trials are rounded alike: float16 has three digits, which a comparison would notice.
         dtype = np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False).dtype
         variant: Literal["epochs", "time"] = (
             "time" if provenance.get("plan", {}).get("mvnn") == "time" else "epochs"
@@ -208,6 +210,7 @@ class LearntStatistics:
             block = np.asarray(data[rows], dtype=np.float32)
             if self.whitening:
                 self._check_noise_channels(block)
+                # Noise is what differs between repetitions of an image.
                 ids = trials["stimulus_id"].to_numpy(str)[rows]
                 whitener = fit_mvnn(block, ids, variant=self.variant)
                 whitening[name], block = whitener.matrix, whitener.apply(block, self.rows)
@@ -254,6 +257,7 @@ class LearntStatistics:
         return make_whitener(np.mean([np.linalg.inv(m @ m) for m in matrices], axis=0))
 
     def _find_scaler(self, subject: str, session: str) -> RobustScaler:
+        # Scaling may have gone by session or by subject.
         for name in ((subject, session), (subject,)):
             if name in self.scaling:
                 self._note(subject, session, "scaled by training trials of the run")

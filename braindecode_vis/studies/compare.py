@@ -46,6 +46,7 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
     """
     if len(folders) < 2:
         raise DataError(f"a comparison needs at least two run folders, got {len(folders)}.")
+    # Two spellings of one folder are one run.
     real = [folder.expanduser().resolve() for folder in folders]
     for place, folder in enumerate(folders):
         if not (folder.expanduser() / "config.yaml").is_file():
@@ -63,6 +64,7 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
                 f"{folder} and {folders[0]} share no test items, so nothing can be compared in pairs; "
                 "compare runs of the same data set and split."
             )
+        # Comparing the shared items alone would choose a test set that neither run reports.
         if len(both) < max(len(reference), len(table)):
             raise DataError(
                 f"{folder} tests {len(table)} items and {folders[0]} {len(reference)}, of which only {len(both)} "
@@ -83,6 +85,7 @@ def compare_runs(folders: Sequence[Path], *, n_boot: int = 10_000, seed: int = 0
         ]
         for metric in metrics:
             new, old = both[f"{metric}_b"].to_numpy(float), both[f"{metric}_a"].to_numpy(float)
+            # A difference needs both values of every item, and some metrics have none for some.
             if not (np.isfinite(new).all() and np.isfinite(old).all()):
                 continue
             found = paired_difference(

@@ -42,6 +42,7 @@ def make_phantom(
 
     show = listener or SilentListener()
     estimate = phantom.estimate_phantom(form, size)
+    # Before the network is loaded.
     phantom.check_space(out, estimate)
 
     def encode(stimuli: StimulusSet) -> np.ndarray:
@@ -79,6 +80,7 @@ def run_demo(
     from braindecode_vis.config import read_config
     from braindecode_vis.phantom import SIZES
 
+    # Named after what was asked for, since a folder belongs to one phantom.
     root = out / f"phantom-{size}-snr{snr:g}-seed{seed}"
     truth = make_phantom(
         DEMO_FORMAT, root, size=SIZES[DEMO_FORMAT][size], snr=snr, seed=seed, listener=listener

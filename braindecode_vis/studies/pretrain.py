@@ -44,6 +44,7 @@ def pretrain(run: Run) -> Path:
             config, prepared.responses, folder=folder, checkpoints=checkpoints, seed=seed,
             progress=run.listener.progress,
         )  # fmt: skip
+        # Kept until here, so that an interrupted training goes on.
         shutil.rmtree(checkpoints, ignore_errors=True)
         return found
 

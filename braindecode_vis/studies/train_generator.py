@@ -58,6 +58,7 @@ def train_on_run(
             f"the target {bank.embeddings.space} does not take images of {size} x {size} pixels, which the generator "
             "would make; set image_size to the target's, or choose a target.kind that takes any image."
         ) from error
+    # A generator that had seen test images would paint them from memory.
     ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.split.folds[0].train]))
     source = StimulusSource(prepared.stimuli.select(ids), bank.embeddings.select(ids))
     return train_generator(settings, source, out, seed=seed, progress=progress)
@@ -68,6 +69,7 @@ def make_settings(changes: Mapping[str, Any]) -> GeneratorTrainingConfig:
     try:
         return GeneratorTrainingConfig.model_validate(dict(changes))
     except ValidationError as error:
+        # One thing at a time, as for every other configuration.
         first = error.errors(include_url=False)[0]
         if first["type"] == "unknown_key":
             context = first["ctx"]

@@ -241,6 +241,7 @@ def make_things_like_split(
         )
     concepts = make_concepts(n_train_concepts + n_test_concepts, seed=seed)
     train, test = concepts.iloc[n_test_concepts:], concepts.iloc[:n_test_concepts]
+    # Readers of THINGS-EEG2 count training images first.
     rows = _list_stimuli(train, n_train_exemplars, "train") + _list_stimuli(test, n_test_exemplars, "test")
     return pd.DataFrame(rows, columns=list(STIMULUS_COLUMNS))
 
@@ -347,6 +348,7 @@ def _write_image(path: Path, image: np.ndarray, image_format: str) -> str:
 def _shuffle_cells(seed: int) -> np.ndarray:
     """Return the order of the shape-colour pairs of a seed, shape (n_shapes * n_colours,)."""
     order = make_generator(seed, "phantom_concepts").permutation(len(list_shapes()) * len(COLOURS))
+    # Cached arrays are shared by all callers.
     order.setflags(write=False)
     return order
 
@@ -408,6 +410,7 @@ def name_imagenet(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     Some image numbers end in zeros, which the code of one data set loses.
     """
     synsets = [f"n{_FIRST_SYNSET + 37 * int(concept):08d}" for concept in table["concept_index"]]
+    # Six digits at most, as in ImageNet.
     numbers = (131 * table["concept_index"] + 1010 * table["exemplar"] + 10) % 999_999 + 1
     return synsets, [f"{synset}_{number}" for synset, number in zip(synsets, numbers, strict=True)]
 
