@@ -180,7 +180,7 @@ def _explain_load_failure(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
         f"braindecode is installed, but does not load ({text}); its torchaudio must be built for the installed torch: "
-        "beside a CPU torch, pip install --index-url https://download.pytorch.org/whl/cpu torchaudio."
+        "beside a CPU torch, install torchaudio from the CPU builds, as torch's own page of installation says."
     )
 
 

@@ -583,8 +583,8 @@ def hold_out(
             chosen = make_generator(seed, "hold_out", what).permutation(names)[:n_held]
             return HeldOut(np.isin(groups, chosen), what)
     raise DataError(
-        f"{fraction:.0%} of {len(np.unique(stimuli))} training images are too few to hold out; "
-        "set encoder.selection.hold_out to 0 or higher."
+        f"{fraction:.0%} of {len(np.unique(stimuli))} training images are too few to hold out: each side needs "
+        f"{FEWEST_HELD_OUT}; set encoder.selection.hold_out to another share, or hold out none (selection.kind last)."
     )
 
 
