@@ -64,6 +64,23 @@ def test_sizes_of_the_convolutional_networks():
     assert few < many  # a longer pool leaves fewer windows to the readout
 
 
+@pytest.mark.parametrize(
+    ("kind", "common", "change", "sizes"),
+    [
+        (EEGNetConfig, {}, {"pool_1": 2}, None),
+        (SimpleConvConfig, CONV, {"kernel_size": 5}, 5),
+        (AtmSConfig, {}, {"feedforward": 33}, 33),
+        (AtmSConfig, {}, {"convolution": {"n_maps": 7}}, 7),
+    ],
+)
+def test_sizes_of_single_layers(kind, common, change, sizes):
+    plain, changed = (list_shapes(build(kind(**common, **more))) for more in ({}, change))
+    assert plain != changed
+    if sizes is not None:
+        assert any(sizes in shape for shape in changed)
+        assert not any(sizes in shape for shape in plain)
+
+
 def test_positions_of_sensors_on_a_map_or_in_space():
     flat, space = (
         SimpleConvConfig(**{**CONV, "position_features": n}, position_dims=d) for n, d in ((32, 2), (54, 3))
