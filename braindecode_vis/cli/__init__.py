@@ -6,18 +6,17 @@ inside the verb that needs it, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
 from braindecode_vis import __version__
 from braindecode_vis.cli import audit, data, export, predict, score, stages, studies
+from braindecode_vis.cli.failures import StopSignals, describe_failure, stop_cleanly
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -80,16 +79,6 @@ for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
 
 
-_SYSTEM_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file grew past the size limit",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission was denied",
-    errno.EPERM: "the operation is not permitted",
-}
-
-
 def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
     from braindecode_vis.checks import BraindecodeVisError, speak_command_line
@@ -102,51 +91,31 @@ def main() -> None:
     if shared:  # else every process warns that no parameter went unused
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     debug = "--debug" in sys.argv
-    try:
-        with speak_command_line():
-            app()
-    except BraindecodeVisError as error:
-        if debug:
-            raise
-        _fail(str(error), shared)
-    except OSError as error:
-        if debug or error.errno not in _SYSTEM_ERRORS:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        _fail(
-            f"{_SYSTEM_ERRORS[error.errno]}{where}; finished stages are kept: make room or choose another folder "
-            "with --out, then run the same command again.",
-            shared,
-        )
-    except Exception as error:
-        sentence = "" if debug else _blame_outside(error)
-        if not sentence:
-            raise
-        _fail(sentence, shared)
+    # A process that waits for the others of its training hears no signal that Python handles: those end at once.
+    with stop_cleanly() if not shared else nullcontext(StopSignals()) as stops:
+        try:
+            with speak_command_line():
+                app()
+        except (KeyboardInterrupt, SystemExit):
+            if debug or not stops.received:
+                raise
+            _fail(stops.describe(), shared, code=stops.exit_code)
+        except BraindecodeVisError as error:
+            if debug:
+                raise
+            _fail(str(error), shared)
+        except Exception as error:
+            sentence = "" if debug else describe_failure(error)
+            if not sentence:
+                raise
+            _fail(sentence, shared)
 
 
-def _blame_outside(error: Exception) -> str:
-    """Return a sentence for an error in the code of a component from outside; empty for any other."""
-    from braindecode_vis.settings import OUTSIDE
-
-    files = {Path(str(sys.modules[cls.__module__].__file__)): code for cls, code in OUTSIDE.items()}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        for file, code in files.items():
-            path = Path(frame.filename)
-            if path == file or ((file.parent / "__init__.py").is_file() and path.is_relative_to(file.parent)):
-                text = " ".join(str(error).split()).rstrip(".")
-                return (
-                    f"{code.describe()} raised {type(error).__name__} in {frame.name} ({path.name}, line "
-                    f"{frame.lineno}): {text}; --debug shows the traceback."
-                )
-    return ""
-
-
-def _fail(sentence: str, shared: bool) -> None:
+def _fail(sentence: str, shared: bool, *, code: int = 2) -> None:
     from braindecode_vis.devices import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
     sys.stderr.write(f"error: {who}{sentence}\n")
     if shared:
-        leave(2)
-    raise SystemExit(2)
+        leave(code)
+    raise SystemExit(code)

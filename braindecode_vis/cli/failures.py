@@ -1,0 +1,128 @@
+"""What the command says when it ends early: signals, and errors of the system and of components from outside.
+
+Owns the sentences for what the package does not raise itself, and the end by a signal. Knows no verb and no stage;
+errors of the package bring their own sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_CLEANING_S = 10.0
+_KEPT = "finished stages are kept"
+# These come from writing alone, so another folder helps.
+_WRITE_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file grew past the size limit",
+    errno.EROFS: "the file system is read-only",
+}
+# These come from reading as well, where another output folder would change nothing.
+_OTHER_ERRORS = {
+    errno.EACCES: ("permission was denied", "change its permissions or ask its owner"),
+    errno.EPERM: ("the operation is not permitted", "change its permissions or ask its owner"),
+    errno.EIO: ("the disk or the network failed", "look whether the disk is well"),
+    errno.ESTALE: ("the network drive lost the file", "mount the drive again"),
+    errno.EMFILE: ("too many files are open", "raise the limit with ulimit -n"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs"),
+}
+
+
+class StopSignals:
+    """The signals that asked this process to end; clusters send SIGTERM, a keyboard SIGINT."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.since = 0.0
+
+    def describe(self) -> str:
+        """Return the sentence for the end, or nothing if no signal came."""
+        if not self.received:
+            return ""
+        name = signal.Signals(self.received[0]).name
+        return f"stopped by {name}; {_KEPT}: run the same command again, and it goes on from there."
+
+    @property
+    def exit_code(self) -> int:
+        """The code by which a shell knows the signal: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.received[0]
+
+
+@contextmanager
+def stop_cleanly() -> Iterator[StopSignals]:
+    """Let SIGTERM unwind the program as SIGINT does, so that temporary files go and locks open."""
+    stops, process = StopSignals(), os.getpid()
+
+    def stop(number: int, _: Any) -> None:
+        if os.getpid() != process:  # a forked worker ends as it would without us, and says nothing
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        # Cleaning up is under way then. A second Ctrl-C may cut it short; schedulers send SIGTERM several times, and
+        # one that comes late says that the first was lost, in a callback of a library that swallows errors.
+        if number == signal.SIGTERM and stops.received and time.monotonic() - stops.since < _CLEANING_S:
+            return
+        stops.received.append(number)
+        stops.since = time.monotonic()
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Whoever ignores a signal (nohup) or handles it (a host program) keeps to that.
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe_failure(error: Exception) -> str:
+    """Return one sentence for an error that the package did not raise; empty for one that is a fault of ours."""
+    if isinstance(error, OSError) and (sentence := _describe_system(error)):
+        return sentence
+    return _blame_outside(error)
+
+
+def _describe_system(error: OSError) -> str:
+    where = f" at {error.filename}" if error.filename else ""
+    what = _WRITE_ERRORS.get(error.errno or 0, "")
+    # NumPy says how much of an array was written, and leaves out the system's number.
+    if not what and error.errno is None and re.search(r"requested and \d+ written", str(error)):
+        what = "an array could not be written whole (a full disk, a quota or a limit on the size of files)"
+    if what:
+        return f"{what}{where}; {_KEPT}: make room or choose another folder with --out, then run the command again."
+    if error.errno in _OTHER_ERRORS:
+        what, remedy = _OTHER_ERRORS[error.errno]
+        return f"{what}{where}; {remedy}, then run the same command again: {_KEPT}."
+    return ""
+
+
+def _blame_outside(error: Exception) -> str:
+    """Return a sentence for an error in the code of a component from outside; empty for any other."""
+    from braindecode_vis.settings import OUTSIDE
+
+    files = {Path(str(sys.modules[cls.__module__].__file__)): code for cls, code in OUTSIDE.items()}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for file, code in files.items():
+            path = Path(frame.filename)
+            if path == file or ((file.parent / "__init__.py").is_file() and path.is_relative_to(file.parent)):
+                text = " ".join(str(error).split()).rstrip(".")
+                return (
+                    f"{code.describe()} raised {type(error).__name__} in {frame.name} ({path.name}, line "
+                    f"{frame.lineno}): {text}; --debug shows the traceback."
+                )
+    return ""
