@@ -3,7 +3,8 @@
 Owns the transfer of the files that a manifest lists. A file grows under the name ``<file>.part`` and gets its own name
 by one rename, after its size and sha256 were compared with the manifest; a broken transfer goes on where it stopped.
 Pooch resolves ``doi:`` addresses of Zenodo, figshare and Dataverse; the transfer itself is ours, since pooch starts
-again from zero. Knows no data set.
+again from zero. A server is not trusted: no byte beyond the published size is kept, and a redirection goes to a public
+https address or nowhere. Knows no data set.
 
 References
 ----------
@@ -14,8 +15,10 @@ RFC 9110, sections 13.1.5 and 14: range requests and ``If-Range``.
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import re
 import shutil
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -39,6 +42,8 @@ _ATTEMPTS = 5  # broken connections that still brought something, before giving 
 _BLOCK_BYTES = 1 << 18
 # Archives may take long to answer for a large file.
 _TIMEOUT_S = 60.0
+# For the tests alone, whose server lies on this machine: its address then passes, with http.
+ALLOW_LOOPBACK = False
 _REFUSED = {
     401: "the server asks for a login: accept the terms on its page, and bring the file yourself",
     403: "the server forbids it: accept the terms on its page, and bring the file yourself",
@@ -206,7 +211,8 @@ def _download(url: str, part: Path, entry: ManifestFile, progress: Progress | No
                 _forget(part)
                 continue
             what = _REFUSED.get(error.code, "try again later")
-            raise _TransferError(f"{url} answers {error.code} {error.reason}; {what}") from error
+            words = " ".join(str(error.reason).split())[:200]
+            raise _TransferError(f"{url} answers {error.code} {words}; {what}") from error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             if isinstance(error, urllib.error.URLError) and is_disk_full(error, part.parent):
                 raise
@@ -234,28 +240,93 @@ def _receive(url: str, part: Path, entry: ManifestFile, progress: Progress | Non
             # If the file was replaced at its source, the server then sends all of the new one.
             headers["If-Range"] = validator
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    with _make_opener().open(request, timeout=_TIMEOUT_S) as answer:
+        begins = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
         # A server may ignore the range, or answer with another one than was asked for.
         resumed = answer.status == 206 and begins is not None and int(begins[1]) == offset
         if not resumed:
             offset = 0
         _stamp_of(part).write_text(_find_validator(answer.headers))
-        announced = answer.headers.get("Content-Length")
-        total = entry.bytes if announced is None else offset + int(announced)
+        # Whatever else a server writes there is no length; the published size then says when it is enough.
+        announced = re.fullmatch(r"\d{1,18}", (answer.headers.get("Content-Length") or "").strip())
+        total = entry.bytes if announced is None else offset + int(announced[0])
         with part.open("ab" if resumed else "wb") as file:
             while block := answer.read(_BLOCK_BYTES):
+                if entry.bytes is not None and offset + len(block) > entry.bytes:
+                    break
                 file.write(block)
                 offset += len(block)
                 if progress is not None:
                     progress(entry.path, offset, total)
+    if block:  # an endless answer would fill the disk
+        _forget(part)
+        raise _TransferError(
+            f"{url} sends more than the {entry.bytes} bytes that are published, so it was thrown away; fetch again, "
+            "and if it stays so, the file was changed at its source or on the way"
+        )
     return total is None or offset >= total
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to a public https address, and nowhere else."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        target = headers.get("location") or headers.get("uri") or ""
+        if target:
+            _check_redirection(req.full_url, target)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _make_opener() -> urllib.request.OpenerDirector:
+    """Return an opener that knows http and https alone; the usual one opens files of this machine as well."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _SafeRedirects,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _check_redirection(url: str, target: str) -> None:
+    refusal = f"{url} sends on to {target[:200]!r}"
+    try:
+        place = urllib.parse.urlsplit(urllib.parse.urljoin(url, target))
+        host = place.hostname or ""
+        # What cannot be looked up here is left to a proxy, or fails when it is opened.
+        addresses = [ipaddress.ip_address(entry[4][0]) for entry in _look_up(host)]
+    except ValueError as error:
+        raise _TransferError(f"{refusal}, which is no address; bring the file yourself") from error
+    if ALLOW_LOOPBACK and addresses and all(address.is_loopback for address in addresses):
+        return
+    if place.scheme != "https":
+        raise _TransferError(f"{refusal}, which is not https; bring the file yourself")
+    if host == "localhost" or not all(address.is_global for address in addresses):
+        raise _TransferError(
+            f"{refusal}, which lies on this machine or in its own network and cannot be a public archive; bring the "
+            "file yourself"
+        )
+
+
+def _look_up(host: str) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
 
 
 def _find_validator(headers: Any) -> str:
     """Return what identifies this version of the file; weak tags do not promise the same bytes."""
     tag = headers.get("ETag") or ""
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
+    found = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
+    # It goes back to the server as a header.
+    return str(found) if re.fullmatch(r"[ -~]{1,500}", found) else ""
 
 
 def _stamp_of(part: Path) -> Path:

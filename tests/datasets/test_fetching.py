@@ -26,6 +26,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         state = self.server.state
         state.requests.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+        if self.path in state.redirects:
+            self.send_response(302)
+            self.send_header("Location", state.redirects[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if self.path not in state.files:
             self.send_error(state.status)
             return
@@ -43,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if state.tag:
             self.send_header("ETag", state.tag)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", state.length or str(len(content) - start))
         self.end_headers()
         stop = len(content)
         if state.breaks:
@@ -58,11 +64,14 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetching, "ALLOW_LOOPBACK", True)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
     httpd.state = SimpleNamespace(
         files={"/a.bin": CONTENT, "/b.bin": b"bbb"},
         requests=[],
+        redirects={},
+        length="",
         breaks=[],
         ranges=True,
         tag='"v1"',
@@ -175,7 +184,7 @@ def test_a_part_longer_than_the_file_starts_again(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"sha256": "0" * 64}, "has sha256 .* where 000"), ({"bytes": 999}, "has 1024000 bytes where 999")],
+    [({"sha256": "0" * 64}, "has sha256 .* where 000"), ({"bytes": 999}, "sends more than the 999 bytes")],
 )
 def test_wrong_content_is_thrown_away(server, tmp_path, changes, message):
     finding = fetch(make_manifest(entry(server, **changes)), tmp_path, accept_licence=True)[0]
@@ -256,3 +265,64 @@ def test_addresses_and_places_are_checked(tmp_path, server, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be made"):
         fetch(make_manifest(entry(server)), tmp_path / "file" / "root", accept_licence=True)
+
+
+def test_an_endless_answer_stops_at_the_published_size(server, tmp_path, monkeypatch):
+    """A server that sends on and on once filled the disk before the size was compared."""
+    server.files["/a.bin"] = CONTENT * 20
+    received = []
+    finding = fetch(
+        make_manifest(entry(server)),
+        tmp_path,
+        accept_licence=True,
+        progress=lambda name, n_bytes, total: received.append(n_bytes),
+    )[0]
+    assert "sends more than the 1024000 bytes that are published" in finding.message
+    assert max(received) <= len(CONTENT)
+    assert not list((tmp_path / "sub").iterdir())
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "1e6", "9" * 5000, "\u00b2", "1024000, 1024000"])
+def test_a_length_that_is_no_number(server, tmp_path, length):
+    """``int`` of such a header was a traceback; the published size says as much."""
+    server.length = length
+    assert fetch(make_manifest(entry(server)), tmp_path, accept_licence=True)[0].ok
+    assert (tmp_path / "sub/a.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("http://example.org/a.bin", "not https"),
+        ("ftp://example.org/a.bin", "not https"),
+        ("file:///etc/hosts", "not https"),
+        ("https://127.0.0.1/a.bin", "on this machine"),
+        ("https://localhost/a.bin", "on this machine"),
+        ("https://[::1]/a.bin", "on this machine"),
+        ("https://[::ffff:127.0.0.1]/a.bin", "on this machine"),
+        ("https://169.254.169.254/latest/meta-data", "on this machine or in its own network"),
+        ("https://10.0.0.1/a.bin", "on this machine or in its own network"),
+        ("https://[broken/a.bin", "no address"),
+    ],
+)
+def test_a_redirection_leads_to_a_public_https_address_or_nowhere(
+    server, tmp_path, monkeypatch, target, message
+):
+    server.redirects["/a.bin"] = target
+    manifest = make_manifest(entry(server))
+    monkeypatch.setattr(fetching, "ALLOW_LOOPBACK", False)
+    finding = fetch(manifest, tmp_path, accept_licence=True)[0]
+    assert not finding.ok
+    assert message in finding.message
+    assert len(server.requests) == 1
+
+
+def test_a_redirection_to_a_public_address_is_followed(server, tmp_path):
+    """The stand-in lies on this machine, which the test allows; a chain without end is told."""
+    server.redirects["/old.bin"] = "/a.bin"
+    moved = entry(server, url=f"{server.url}/old.bin")
+    assert fetch(make_manifest(moved), tmp_path, accept_licence=True)[0].ok
+    fetching._check_redirection("https://example.org/a", "https://1.1.1.1/b")
+    server.redirects["/a.bin"] = "/old.bin"
+    finding = fetch(make_manifest(entry(server, path="other.bin")), tmp_path, accept_licence=True)[0]
+    assert "answers 302" in finding.message
