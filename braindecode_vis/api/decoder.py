@@ -175,6 +175,7 @@ class Decoder(BaseEstimator):
             )
         if self._settings.decodes_categories and y is not None:
             y = np.asarray(y)
+            # Columns of one value are taken with a warning, as scikit-learn does.
             if y.ndim > 1 and y.shape[1:] != (1,):
                 raise DataError(
                     f"{self._settings.kind} learns one class per trial: y should be a 1d array, got an array of shape "
@@ -209,6 +210,7 @@ class Decoder(BaseEstimator):
             decoder = roles.build(roles.CATEGORY_DECODER, self._settings, seed=seed)
             decoder.bind(NOTHING_LENT)
             self._fitted = decoder.fit(labelled, labelled.trials["concept"].to_numpy(dtype=object))
+            # In the type that the user gave, as scikit-learn's conventions ask.
             self.classes_ = np.asarray(decoder.classes) if isinstance(X, Data) else np.unique(np.asarray(y))
             return self
         if not data.knows_images:
@@ -425,6 +427,7 @@ class Decoder(BaseEstimator):
         if X is None:
             noise = make_noise(self._shape, self._typical)
             trials = self._take_new(noise)
+            # A subject that the network knows, so that its own layer is compared.
             name = self._subjects[0] if self._subjects else "1"
             trials = trials.with_trials(trials.trials.assign(subject=name))
         else:
@@ -523,6 +526,7 @@ class Decoder(BaseEstimator):
         folder = fetch_folder(
             str(where), revision=revision, token=token, cache=None if cache is None else Path(cache)
         )
+        # Before anything of it is read: what was downloaded must not name code of its own.
         decoder_files.refuse_outside(folder)
         return decoder_files.read_decoder(cls, folder, may_download=False)
 
@@ -628,6 +632,7 @@ class Decoder(BaseEstimator):
         elif hasattr(X, "get_data") and hasattr(X, "event_id"):
             if self._settings.decodes_categories:
                 return from_epochs(X, labels=y, **names)
+            # Labels are asked for, and not looked at here: the pictures come from y.
             taken = from_epochs(X, labels=["any"] * len(X)).responses
             X, given = taken.data, {"times": taken.coords["times"], "ch_names": taken.coords["ch_names"]}
         else:

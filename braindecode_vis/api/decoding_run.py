@@ -104,6 +104,7 @@ class DecodingRun:
             If the run decodes categories, or its folds have different spaces.
         """
         self._require_images("predictions", "items")
+        # Folds test different trials, so that their predictions are joined and not averaged.
         folds = [fold.predicted for fold in decoding.retrieve(self._run).folds]
         spaces = {part.space for part in folds}
         if len(spaces) > 1:
@@ -138,6 +139,7 @@ class DecodingRun:
     @cached_property
     def items(self) -> pd.DataFrame:
         """One row per test item with its own scores, for own statistics."""
+        # Items are left behind by the scores.
         scoring.evaluate(self._run)
         return self._run.seen["items"]
 
@@ -177,6 +179,7 @@ class DecodingRun:
         """
         from braindecode_vis.audit.run import audit_run
 
+        # What is audited must be finished.
         self.report()
         return pd.DataFrame(audit_run(self.folder, refit=refit).as_json()["findings"])
 
@@ -191,6 +194,7 @@ class DecodingRun:
         from braindecode_vis.studies.compare import compare_runs
 
         folders = [run.folder if isinstance(run, DecodingRun) else Path(run) for run in others]
+        # Comparisons read files; runs that are only open in memory have theirs written now.
         for run in (self, *(other for other in others if isinstance(other, DecodingRun))):
             scoring.evaluate(run._run)
         return compare_runs([self.folder, *folders])
@@ -335,12 +339,14 @@ class DecodingRun:
             raise ConfigError(f"prepared is {prepared!r}, but must be True, False or None.")
         if out is not None:
             prediction_files.check_out(Path(out))
+        # Read-only: a prediction must never compute a stage of the run anew.
         run = open_finished(self.folder)
         ways: dict[str, Any] = {"whiten_new": whiten_new, "part": split}
         with tempfile.TemporaryDirectory(prefix="braindecode-vis-") as work:
             if isinstance(X, str | Path):
                 new = new_trials.read_new(run, Path(X), Path(work), **ways)
             elif isinstance(X, Data) and X._settings is not None:
+                # What the user said of the new data wins; everything else is read as the run read its own.
                 changed = {name: getattr(X._settings, name) for name in X._settings.model_fields_set}
                 same = X._settings.kind == run.config.dataset.kind
                 dataset = run.config.dataset.model_copy(update=changed) if same else X._settings
@@ -351,6 +357,7 @@ class DecodingRun:
                 responses, stimuli = _take_trials(X, own, columns)
                 new = new_trials.prepare_trials(run, responses, stimuli, prepared=prepared, **ways)
             found = predict(run, new, gallery=gallery, fold=fold, n_top=int(k))
+        # Warned of only where something was stated: without `shown` nothing is expected to be known.
         if shown is not None and (unknown := found.describe_unknown()):
             warnings.warn(unknown, UserWarning, stacklevel=3)
         found.notes = tuple(say_in_python(note) for note in found.notes)
@@ -505,6 +512,7 @@ def decode(
             "categories are decoded trial by trial, and repeats averages the trials of a picture; leave it out."
         )
     config = validate_config(content, where="decode")
+    # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
     data.write_for_run(folder / "data")
     run = open_run_folder(config, folder, listener)
@@ -620,6 +628,7 @@ def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict
     if split is not None:
         return {"kind": split.replace("-", "_").replace(" ", "_")}
     trials = data.trials
+    # The experiment's own split goes first, then what keeps pictures apart, then runs, which drift apart.
     if {"train", "test"} <= set(trials["split"]):
         return {"kind": "published"}
     if data.knows_images:

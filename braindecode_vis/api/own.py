@@ -99,6 +99,7 @@ class Data:
         path = Path(folder).expanduser().absolute()
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is a file; name a folder.")
+        # A folder with anything of the user's own is not written into.
         others = [entry.name for entry in path.iterdir() if entry.name not in _SAVED] if path.is_dir() else []
         if others:
             raise DataError(f"{path} holds other files ({others[0]}); choose another folder.")
@@ -135,6 +136,7 @@ class Data:
             and ours.trials.astype(str).equals(theirs.trials.astype(str))
             and self.stimuli.table.astype(str).equals(stimuli.table.astype(str))
             and _have_same_coords(ours.coords, theirs.coords)
+            # Last, since it may read gigabytes.
             and _are_same_numbers(np.asarray(ours.data), theirs.data)
         )
 
@@ -303,6 +305,7 @@ def from_arrays(
     """
     if hasattr(X, "tocsr"):
         raise DataError("sparse data is not supported: pass X.toarray().")
+    # Tensors and arrays of other libraries; what has a length is left as it is, memory maps above all.
     if not hasattr(X, "__len__") and hasattr(X, "__array__"):
         X = np.asarray(X)
     try:
@@ -317,6 +320,7 @@ def from_arrays(
     coords: dict[str, Any] = {}
     if mask_img is not None:
         image = _load_image(mask_img, "mask_img")
+        # A mask with a fourth axis of length one is common.
         inside = np.asarray(image.dataobj).reshape(image.shape[:3]) > 0
         if np.ndim(X) != 2 or inside.sum() != np.shape(X)[1]:
             raise DataError(
@@ -502,6 +506,7 @@ def _make_table(columns: Mapping[str, Any], trials: Any, n_trials: int, has_imag
     for name, values in columns.items():
         if values is not None:
             listed = _spread(values, n_trials, name)
+            # Compared as text: 1 and "1" are one id.
             if name in table and [str(v) for v in table[name]] != [str(v) for v in listed]:
                 raise DataError(
                     f"{name} was given twice, in trials and by an argument, and they differ; pass one of them."
@@ -564,6 +569,7 @@ def merge_pictures(y: Any) -> tuple[dict[str, np.ndarray], list[str]]:
             if isinstance(picture, str | Path)
             else as_uint8_rgb(picture, name=str(n))
         )
+        # 64 bits: with a million pictures, two collide once in some forty million sets.
         digest = hash_pixels(array)[:16]
         pictures.setdefault(digest, array)
         shown.append(digest)

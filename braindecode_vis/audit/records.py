@@ -155,6 +155,7 @@ def check_penalties(run: AuditedRun) -> list[AuditFinding]:
             continue
         n += 1
         best = min(content["choices"], key=lambda choice: choice["mse"])
+        # Whatever else chose it, the training trials did not.
         if best["alpha"] != content["alpha"]:
             text = f"the penalty {content['alpha']:g} is in use, but the inner folds chose {best['alpha']:g}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
@@ -191,6 +192,7 @@ def _iterate_keys(folder: Path) -> Iterator[tuple[Path, str]]:
         if path.suffix not in _TEXT_FILES or path.name == "provenance.json" or not path.is_file():
             continue
         text = path.read_text(errors="replace")
+        # JSON is one value over many lines, logs have one a line.
         lines = [text] if path.suffix == ".json" else text.splitlines()
         keys: list[str] = []
         for line in lines:
@@ -221,6 +223,7 @@ def check_held_out(run: AuditedRun) -> list[AuditFinding]:
             continue
         n += 1
         content, settings = read_json(path), record.fields["encoder"]["selection"]
+        # (n_trials,)
         held = np.isin(ids, content["held_out"])
         foreign = set(content["held_out"]) - set(ids[fold.train].tolist())
         if foreign:

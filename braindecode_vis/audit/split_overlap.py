@@ -170,6 +170,7 @@ def check_copies(run: AuditedRun) -> list[AuditFinding]:
     data = run.responses.data
     codes = find_copies(data)
     findings = []
+    # All pairs of trials: the cost grows with the square of their number.
     if data.nbytes <= LARGEST_CORRELATED and len(data) <= MAX_CORRELATED:
         for first, second in find_copied_trials(data):
             codes[codes == codes[second]] = codes[first]  # whatever is a copy of a copy is one, too
@@ -249,6 +250,7 @@ def check_split_settings(run: AuditedRun) -> list[AuditFinding]:
         ]
     findings = []
     for number, (fold, expected) in enumerate(zip(run.folds, made, strict=True)):
+        # The one difference that is a leak; others are edits.
         moved = set(fold.train.tolist()) & set(expected.test.tolist())
         if moved:
             text = f"{len(moved)} trial(s) are trained on that the settings of the split test, first row {min(moved)}."
@@ -271,6 +273,7 @@ def check_used(run: AuditedRun) -> list[AuditFinding]:
     for number, (fold, record) in enumerate(zip(run.folds, run.trained, strict=False)):
         where = name_fold(number)
         expected = len(count_units(run.trials, fold.train, str(record.fields.get("repeats", "single"))))
+        # Where it is missing, nothing can be compared.
         found = record.content.get("n_trials")
         if found is not None and int(found) != expected:
             text = f"the encoder learnt from {found} trials, but the fold has {expected} to learn from."

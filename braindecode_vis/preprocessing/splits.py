@@ -324,6 +324,8 @@ class KFoldSplitConfig(SplitSettings):
         order = make_generator(seed, "split", "kfold").permutation(len(first))
         shuffled = first.iloc[order]
         if self.stratify:
+            # Stable, so that images keep their shuffled order within a concept, and dealing them in turn spreads
+            # each concept.
             shuffled = shuffled.sort_values("concept", kind="stable")
         fold_of = dict(zip(shuffled["id"], np.arange(len(shuffled)) % self.n_folds, strict=True))
         kind = "stratified " if self.stratify else ""
@@ -600,6 +602,7 @@ def split_imagined_trials(
     if stimuli.has_picture.all() or not stimuli.has_pixels:
         return tuple(folds), tuple(nothing for _ in folds)
     ids = trials["stimulus_id"].to_numpy(dtype=object)
+    # (n_trials,): trials whose stimulus has no picture.
     bare = ~stimuli.has_picture[stimuli.find_rows(ids)]
     tasks = trials["task"].astype(str).to_numpy() if "task" in trials else np.full(len(trials), "")
     wrong = np.flatnonzero(bare & (tasks != IMAGERY_TASK))

@@ -287,6 +287,7 @@ def _embed(figure: bytes | str) -> str:
 
 def _view_ranks(content: RankContent) -> dict[str, Any]:
     ranks, size = content.ranks, content.gallery_size
+    # A shared first place is above 1 and is no hit.
     first = float((ranks <= 1).mean())
     median = float(np.median(ranks))
     plots = {"histogram": figures.plot_rank_histogram, "curve": figures.plot_top_k_curve}
@@ -327,6 +328,7 @@ def _view_table(table: pd.DataFrame) -> dict[str, Any]:
     """Return columns with what is a number marked as such, and rows of text."""
     numbers = [pd.api.types.is_numeric_dtype(kind) and kind.kind != "b" for kind in table.dtypes]
     writers = [_choose_writer(str(name), table.iloc[:, at]) for at, name in enumerate(table.columns)]
+    # As objects: a frame of several types would turn whole numbers into floats.
     shown = table.head(MAX_TABLE_ROWS).to_numpy(dtype=object).tolist()
     return {
         "columns": list(zip([str(name).replace("_", " ") for name in table.columns], numbers, strict=True)),

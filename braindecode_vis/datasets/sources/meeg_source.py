@@ -624,6 +624,7 @@ def sample_part(part: ContinuousPart | EpochedPart, *, sfreq: float | None = Non
             f"{part.where} has a sampling rate of {found:g} Hz, where {sfreq:g} Hz is published: it was resampled or "
             "is of another data set; fetch it again."
         )
+    # Smallest and largest value of each channel over all pieces: (n_channels,).
     low = np.full(len(part.ch_names), np.inf)
     high = -low
     n_seen = 0
