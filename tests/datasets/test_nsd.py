@@ -183,6 +183,8 @@ def test_unknown_masks_and_regions_are_named_with_the_nearest(root):
             NsdConfig(root=root, mask=mask).open_betas()
     with pytest.raises(ConfigError, match=r"dataset\.rois"):
         NsdConfig(root=root, rois=("floc-faces",)).open_betas()
+    with pytest.raises(ConfigError, match=r"set dataset\.mask=streams:ventral"):
+        NsdConfig(root=root, rois=("streams:ventral",)).open_betas()
 
 
 def test_regions_go_by_number_where_no_table_was_fetched(own_root):

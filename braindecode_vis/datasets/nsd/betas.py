@@ -542,6 +542,10 @@ def _read_rois(
         sets = [name for name in ROI_SETS if name in regions.files]
     rois = {}
     for name in sets:
+        if ":" in name:
+            raise ConfigError(
+                f"dataset.rois names whole sets of regions; to keep those of {name}, set dataset.mask={name}."
+            )
         check_option("the set of regions in dataset.rois", name, regions.files)
         for path in regions.files[name]:
             check(path)
