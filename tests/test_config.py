@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from typing import ClassVar
@@ -11,9 +12,12 @@ from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.config import RunConfig, check_files, dump_config, list_kinds, read_config
 from braindecode_vis.config.files import READS
 from braindecode_vis.datasets.manifests import find_package_data
+from braindecode_vis.phantom import SIZES
+from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import INSIDE, find_component
 from braindecode_vis.roles import SETTINGS_ROLES
 from braindecode_vis.settings import Settings
+from braindecode_vis.studies.demo import make_phantom
 
 SHIPPED = sorted(find_package_data("configs").glob("*.yaml"))
 
@@ -493,3 +497,50 @@ def test_a_run_of_classes_takes_no_setting_of_images(tmp_path):
     (tmp_path / "stages").mkdir()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert read_config(tmp_path).decodes_categories
+
+
+def test_a_file_cannot_consent_to_running_code(tmp_path):
+    """``trust_pickle: true`` in somebody's configuration or run folder once ran what their ``.pt`` file held."""
+    content = yaml.safe_load(dump_config(read_config("things_eeg2_ridge")))
+    content["dataset"]["trust_pickle"] = True
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    for source in (path, tmp_path):
+        assert not read_config(source).dataset.trust_pickle
+        assert not read_config(source, ["seed=3"]).dataset.trust_pickle
+        assert read_config(source, ["dataset.trust_pickle=true"]).dataset.trust_pickle
+    # What a run with consent writes down is no consent either.
+    path.write_text(dump_config(read_config(path, ["dataset.trust_pickle=true"])))
+    assert not read_config(tmp_path).dataset.trust_pickle
+
+
+@pytest.mark.slow
+def test_a_payload_is_not_run_by_a_run_folder(tmp_path):
+    """The whole way: a folder of UBP's layout whose file would leave a mark when it is opened."""
+    import torch
+
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "mark"),)
+
+    make_phantom("things-eeg2-ubp", tmp_path / "data", size=SIZES["things-eeg2-ubp"]["tiny"], snr=1, seed=0)
+    for file in tmp_path.rglob("*.pt"):
+        torch.save({"eeg": Payload()}, file)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = read_config("things_eeg2_ridge", ["dataset.trust_pickle=true"], root=tmp_path / "data")
+    (folder / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(
+        ConfigError, match=r"can run any code .* for this call: .*trust_pickle=true \(a configuration"
+    ):
+        pipeline.preprocess(open_run(read_config(folder), folder))
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_mapping_named_twice_in_yaml_is_looked_at_once(tmp_path):
+    """Nine aliases of nine aliases are 9 ** 20 entries for whoever visits each."""
+    lines = ["a0: &a0 {trust_pickle: true}"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 20)]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="unknown key a0"):
+        read_config(tmp_path / "x.yaml")

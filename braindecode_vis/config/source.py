@@ -1,4 +1,8 @@
-"""Where a configuration comes from: a YAML file, a run folder or a shipped name, with dotted overrides on top."""
+"""Where a configuration comes from: a YAML file, a run folder or a shipped name, with dotted overrides on top.
+
+Consent to opening files that can run code comes from whoever makes the call, never from a file: a configuration may be
+somebody else's.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,9 @@ from braindecode_vis.registry import check_names
 from braindecode_vis.settings import Settings, describe_validation_error
 from braindecode_vis.store import PROVENANCE
 
+#: Settings that let a file run code; a file that states them is read as if it did not.
+CONSENTS = ("trust_pickle",)
+
 
 def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path | None = None) -> RunConfig:
     """Read a configuration and apply overrides.
@@ -29,7 +36,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         A YAML file, a run folder that holds ``config.yaml``, the name of a shipped configuration, or the name of
         a data set (its default configuration).
     overrides
-        Texts ``a.b=value``; the value is YAML.
+        Texts ``a.b=value``; the value is YAML. Consent (`CONSENTS`) counts here alone, and not in the file.
     root
         Folder of the data set, as given on the command line.
 
@@ -45,6 +52,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+    _drop_consents(content, set())
     # Kept as it was written: only what the file itself says may be blamed on an older version.
     written = copy.deepcopy(content)
     overrides = list(overrides)
@@ -67,6 +75,18 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
         raise
     return _anchor_paths(config, path.parent)
+
+
+def _drop_consents(value: Any, seen: set[int]) -> None:
+    """Take consent out of what a file says, at any depth; YAML may name one mapping in several places."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        for name in CONSENTS:
+            value.pop(name, None)
+    for entry in value.values() if isinstance(value, dict) else value:
+        _drop_consents(entry, seen)
 
 
 def validate_config(content: Mapping[str, Any], *, where: str) -> RunConfig:

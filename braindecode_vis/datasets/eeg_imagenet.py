@@ -95,7 +95,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
     dtype
         Type of the stored numbers.
     trust_pickle
-        Open files that torch would not open without running code they name; in a process of their own.
+        Open files that torch would not open without running code they name; in a process of their own. Given with the
+        call, never by a file.
     scaling
         As in `CleaningOptions`, whose other options are refused: the files hold epochs.
     """
@@ -392,8 +393,8 @@ def open_archive(
         if not (trust and read):
             raise ConfigError(
                 f"{path} holds more than tensors and text ({error}), so opening it can run any code; if you trust "
-                "where it comes from, pass --set dataset.trust_pickle=true, and it is converted once, in a process of "
-                "its own."
+                "where it comes from, say so for this call: pass --set dataset.trust_pickle=true (a configuration file "
+                "or a run folder cannot), and it is converted once, in a process of its own."
             ) from error
         return _convert(path, scratch, n_channels)
     entries, labels = _list_entries(content, path)

@@ -24,6 +24,7 @@ import yaml
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import dump_config, read_config
+from braindecode_vis.config.source import CONSENTS
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 
 
@@ -177,7 +178,10 @@ def sweep(
         show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
         ThreadPoolExecutor(n_jobs) as pool,
     ):
-        jobs = {pool.submit(_run_one, c.folder, n_jobs): c for c in combinations}
+        jobs = {
+            pool.submit(_run_one, c.folder, n_jobs, _find_consents([*overrides, *c.overrides])): c
+            for c in combinations
+        }
         for job in as_completed(jobs):
             if message := job.result():
                 failures[jobs[job].folder] = message
@@ -193,14 +197,20 @@ def sweep(
     return table
 
 
-def _run_one(folder: Path, n_jobs: int) -> str:
+def _find_consents(overrides: Sequence[str]) -> list[str]:
+    """Return what a run needs to be told again, since its folder does not keep it."""
+    consents = [text for text in overrides if any(name in text for name in CONSENTS)]
+    return [part for text in consents for part in ("--set", text)]
+
+
+def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
     """Run one combination in a process of its own; return what went wrong, or an empty text."""
     # Each library would otherwise start as many threads as there are cores, in every process.
     threads = str(max(1, (os.cpu_count() or 1) // n_jobs))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-m", "braindecode_vis", "run", str(folder)],
+            [sys.executable, "-m", "braindecode_vis", "run", str(folder), *consents],
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, check=False,
         )  # fmt: skip
     if done.returncode == 0:

@@ -86,7 +86,7 @@ class ThingsEeg2Config(MeegSettings):
     max_train_repetitions, max_test_repetitions
         Keep the first ones of each subject and image only.
     trust_pickle
-        Open ``.pt`` files, which may run any code when opened.
+        Open ``.pt`` files, which may run any code when opened. Given with the call, never by a file.
     event_column
         BIDS only: the column of the events table that names the image; guessed by default.
     """
@@ -164,7 +164,7 @@ class ThingsEeg2Config(MeegSettings):
         for item in held:
             name = "/".join(item.path.parts[-3:])
             if item.layout == "ubp" and not self.trust_pickle:
-                yield CheckFinding(name, True, "not opened: it needs dataset.trust_pickle=true")
+                yield CheckFinding(name, True, "not opened: it needs --set dataset.trust_pickle=true")
             else:
                 yield look_at(name, describe, item)
 

@@ -136,7 +136,8 @@ def _open_ubp(
     if not options.trust_pickle:
         raise ConfigError(
             f"{item.where} is a .pt file that can run any code when it is opened; if you trust where it comes from, "
-            "pass --set dataset.trust_pickle=true, and it is converted once, in a process of its own."
+            "say so for this call: pass --set dataset.trust_pickle=true (a configuration file or a run folder cannot), "
+            "and it is converted once, in a process of its own."
         )
     if scratch is None:
         raise ConfigError(f"{item.where} must be converted before it is read; give it a scratch folder.")
