@@ -138,11 +138,27 @@ def check_columns(columns: Iterable[str], required: Iterable[str], *, what: str)
 
 def check_file(path: Path, *, what: str, hint: str) -> Path:
     """Return `path` if it is a readable file; otherwise raise `DataError` that ends with `hint`."""
+    if unfetched := describe_unfetched(path):
+        raise DataError(f"{what} was not fetched: {unfetched}.")
     if path.is_dir():
         raise DataError(f"{what} should be a file, but {path} is a folder; {hint}.")
     if not path.exists():
         raise DataError(f"{what} was not found at {path}; {hint}.")
     return path
+
+
+def describe_unfetched(path: str | Path) -> str:
+    """Return a clause for a path that is, or lies below, a link to nothing; empty for any other.
+
+    Data sets under datalad or git-annex consist of such links until their content was fetched.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if place.is_symlink() and not place.exists():
+            return (
+                f"{place} is a link to {place.readlink()}, which is not there; in a data set of datalad or git-annex "
+                f"fetch it with: datalad get {place}"
+            )
+    return ""
 
 
 @contextmanager
@@ -171,6 +187,10 @@ def refuse_damage(
     except BraindecodeVisError:
         raise
     except caught as error:
+        # Readers of foreign formats say that there is "no such file" of a link whose content was not fetched.
+        unfetched = next(filter(None, map(describe_unfetched, (w for w in what.split() if "/" in w))), "")
+        if unfetched:
+            raise DataError(f"{what}: {unfetched}.") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{what} ({reason}){f'; {hint}' if hint else ''}.") from error
 

@@ -6,12 +6,21 @@ finds it by its kind. Code from outside the package is part of what enters a fin
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from braindecode_vis.checks import suggest
@@ -58,6 +67,9 @@ class OutsideCode:
         }
 
 
+_LARGEST_INT = 2**63
+_LARGEST_FLOAT = 3.0e38
+
 #: The settings classes from outside that this process has loaded; `registry` fills it.
 OUTSIDE: dict[type[BaseModel], OutsideCode] = {}
 
@@ -90,6 +102,26 @@ class Settings(BaseModel):
                         "unknown_key", "unknown key {key}; known here are {known}", context
                     )
         return content
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_strange_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic takes for a number and no computation can use, also inside lists."""
+        if info.field_name is None:
+            return value
+        names = _list_types(cls.model_fields[info.field_name].annotation)
+        for entry in value if isinstance(value, list | tuple) else (value,):
+            # true would be 1 and false 0, where somebody wrote a word into the wrong line
+            if isinstance(entry, bool) and names & {int, float} and bool not in names:
+                raise PydanticCustomError("flag", "Input should be a number, not true or false")
+            # the indices of NumPy and torch have 64 bits, their weights 32
+            if type(entry) is int and abs(entry) >= _LARGEST_INT and names & {int, float}:
+                raise PydanticCustomError("too_large", "Input should be below 2^63")
+            if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf and names & {int, float}:
+                raise PydanticCustomError(
+                    "too_large", "Input should be a number of single precision (below 3e38)"
+                )
+        return value
 
     def refuse_unused(self, *names: str, because: str) -> None:
         """Raise `ValueError` if one of these settings is not its default, though nothing looks at it.
@@ -134,6 +166,24 @@ class Settings(BaseModel):
     def find_outside(self) -> dict[str, OutsideCode]:
         """Return where each component from outside comes from, by the full key of its settings."""
         return {key: OUTSIDE[type(entry)] for key, entry in self.walk() if type(entry) in OUTSIDE}
+
+
+@lru_cache(maxsize=None, typed=True)  # true and 1 are equal
+def _list_types(annotation: Any) -> frozenset[Any]:
+    """Return the types that an annotation names, at any depth; a literal true or false counts as bool."""
+    if isinstance(annotation, bool):
+        return frozenset({bool})
+    if not (arguments := get_args(annotation)):
+        return frozenset({annotation}) if isinstance(annotation, type) else frozenset()
+    return frozenset[Any]().union(*(_list_types(entry) for entry in arguments if _is_hashable(entry)))
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -292,9 +292,9 @@ def find_damage(final: Path) -> str:
     """Say what is wrong with a finished artifact, or return an empty text."""
     try:
         record = read_json(final / PROVENANCE)
-        files = record.get("files", {})
+        files = dict(record.get("files", {}).items())
         record["created"]
-    except (OSError, DataError, KeyError, AttributeError):
+    except (OSError, DataError, KeyError, AttributeError, TypeError):
         return f"its {PROVENANCE} was missing or damaged"
     for name, expected in files.items():
         path = final / name
@@ -390,7 +390,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; a damaged file is a `DataError` that says which one to delete."""
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not text, numbers or nesting without end
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
 
 

@@ -1,7 +1,10 @@
 """What the command says when a signal or the system ends it: one sentence, and a folder from which it goes on."""
 
 import errno
+import gzip
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,13 +12,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from braindecode_vis.checks import ConfigError, DataError, check_file, describe_unfetched, refuse_damage
+from braindecode_vis.cli import main
 from braindecode_vis.cli.failures import describe_failure, stop_cleanly
+from braindecode_vis.config import read_config
+from braindecode_vis.store import find_damage, read_json
 from tests.test_cli import SMALL
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_training_cleanly(tmp_path, number):
     """Clusters send SIGTERM, which once ended the process on the spot and left temporary folders behind."""
     network = "encoder={kind: network, epochs: 100000, batch_size: 16, checkpoint_seconds: 0}"
@@ -89,3 +97,124 @@ def test_numpy_hides_the_number_of_the_system():
 def test_a_fault_of_ours_keeps_its_traceback():
     assert describe_failure(KeyError("name")) == ""
     assert describe_failure(OSError("something")) == ""
+
+
+def _raise_in(read, path):
+    """Return the sentence for what a reader raises on a file, as the command would say it."""
+    try:
+        read(path)
+    except Exception as error:
+        return describe_failure(error)
+    raise AssertionError(f"{path} was read")
+
+
+def _read_gzip(path):
+    with gzip.open(path) as file:
+        file.read()
+
+
+def _read_hdf5(path):
+    import h5py
+
+    with h5py.File(path) as file:
+        file["a dataset"][()]
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        (gzip.compress(b"0" * 5000)[:20], _read_gzip),
+        (b"no gzip", _read_gzip),
+        (gzip.compress(bytes(range(250)) * 9)[:-4] + b"xxxx", _read_gzip),
+        (b"a,b\n1,2,3\n4\n5,6,7,8,9\n", lambda path: pd.read_csv(path)),
+        (b"", lambda path: pd.read_csv(path)),
+        (b"\xff\xfe\x00a", lambda path: path.read_text(encoding="utf-8")),
+        (b"{", lambda path: json.loads(path.read_text())),
+        (b"no HDF5", _read_hdf5),
+    ],
+    ids=[
+        "cut gzip",
+        "no gzip",
+        "gzip checksum",
+        "ragged table",
+        "empty table",
+        "no text",
+        "no JSON",
+        "no HDF5",
+    ],
+)
+def test_damaged_files_are_one_sentence_that_names_them(tmp_path, content, read):
+    """gzip, pandas, text and HDF5 each raise their own errors, most of them without the name of the file."""
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    said = _raise_in(read, path)
+    assert said.startswith(f"{path} cannot be read (")
+    assert said.endswith("; copy or fetch it again.")
+
+
+def test_a_missing_entry_of_an_hdf5_file_is_one_of_the_file(tmp_path):
+    import h5py
+
+    h5py.File(tmp_path / "x.h5", "w").close()
+    assert f"{tmp_path / 'x.h5'} cannot be read (KeyError" in _raise_in(_read_hdf5, tmp_path / "x.h5")
+
+
+def test_content_of_datalad_that_was_not_fetched(tmp_path):
+    """Such a data set is made of links to nothing; readers call them missing, and so did we."""
+    (tmp_path / "sub-01").symlink_to("../.git/annex/objects/aa/bb")
+    link = tmp_path / "eeg.edf"
+    link.symlink_to(".git/annex/objects/MD5E-s39")
+    remedy = f"fetch it with: datalad get {link}"
+    assert remedy in _raise_in(lambda path: path.read_bytes(), link)
+    with pytest.raises(DataError, match=re.escape(remedy)):
+        check_file(link, what="the recording", hint="fetch it")
+    with pytest.raises(DataError, match=re.escape(remedy)), refuse_damage(f"{link} cannot be read as EDF"):
+        raise FileNotFoundError("no such file")
+    assert f"datalad get {tmp_path / 'sub-01'}" in _raise_in(
+        lambda path: path.read_bytes(), tmp_path / "sub-01/a"
+    )
+    assert describe_unfetched(tmp_path / "absent") == ""
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    said = _raise_in(lambda path: path.read_bytes(), tmp_path)
+    assert said.startswith(f"there is a folder where a file belongs at {tmp_path}")
+
+
+def test_the_end_of_a_damaged_file_is_not_the_end_of_what_is_typed(tmp_path, monkeypatch, capsys):
+    """typer turned EOFError into "Aborted!" and exit code 1."""
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"0" * 5000)[:20])
+    monkeypatch.setattr("braindecode_vis.cli.show.print_json", lambda _: _read_gzip(path))
+    monkeypatch.setattr("braindecode_vis.cli.data.print_json", lambda _: _read_gzip(path), raising=False)
+    monkeypatch.setattr(sys, "argv", ["braindecode-vis", "datasets", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"error: {path} cannot be read (EOFError" in capsys.readouterr().err
+
+
+def test_damaged_records_of_a_run(tmp_path):
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"deep\.json is damaged"):
+        read_json(deep)
+    for content in ({"files": "text", "created": ""}, {"files": ["a"], "created": ""}, ["a"], "text", None):
+        (tmp_path / "provenance.json").write_text(json.dumps(content))
+        assert find_damage(tmp_path) == "its provenance.json was missing or damaged"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=false", "seed is False, but input should be a number, not true or false"),
+        ("evaluation.n_bootstrap=true", "n_bootstrap is True, but input should be a number"),
+        ("encoder.alphas=[1.0, true]", "alphas is .*, but input should be a number, not true or false"),
+        ("encoder.alphas=[1.0e+308]", "alphas is .*, but input should be a number of single precision"),
+        ("dataset.n_train=18446744073709551616", r"n_train is .*, but input should be below 2\^63"),
+    ],
+)
+def test_numbers_that_no_computation_can_use(override, message):
+    """``n_top=true`` was one and ``seed=false`` zero; a batch of 2^64 ended in an overflow somewhere in torch."""
+    with pytest.raises(ConfigError, match=message):
+        read_config("synthetic_digits", [override])

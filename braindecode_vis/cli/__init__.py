@@ -96,7 +96,11 @@ def main() -> None:
         try:
             with speak_command_line():
                 app()
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as end:
+            # typer takes the end of a damaged file for the end of what a person types.
+            hidden = getattr(end.__context__, "__cause__", None)
+            if isinstance(hidden, EOFError) and not debug:
+                _fail(describe_failure(hidden), shared)
             if debug or not stops.received:
                 raise
             _fail(stops.describe(), shared, code=stops.exit_code)

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _CLEANING_S = 10.0
@@ -35,8 +36,26 @@ _OTHER_ERRORS = {
     errno.EIO: ("the disk or the network failed", "look whether the disk is well"),
     errno.ESTALE: ("the network drive lost the file", "mount the drive again"),
     errno.EMFILE: ("too many files are open", "raise the limit with ulimit -n"),
+    errno.ENOENT: ("a file is missing", "bring or fetch it"),
+    errno.EISDIR: ("there is a folder where a file belongs", "put the file there"),
+    errno.ENOTDIR: ("there is a file where a folder belongs", "put the folder there"),
+    errno.ELOOP: ("a link leads back to itself", "mend the link"),
+    errno.ENAMETOOLONG: ("a name is too long for the file system", "choose a shorter one"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
 }
+
+
+_NEED_NAMES = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR)
+# What readers raise on damaged bytes, wherever they stand in our code, as (module, class) so that none is imported.
+_DAMAGE = {
+    ("gzip", "BadGzipFile"), ("builtins", "EOFError"), ("zlib", "error"), ("_lzma", "LZMAError"),
+    ("zipfile", "BadZipFile"), ("struct", "error"), ("builtins", "UnicodeDecodeError"),
+    ("pandas.errors", "ParserError"), ("pandas.errors", "EmptyDataError"), ("json.decoder", "JSONDecodeError"),
+    ("PIL", "UnidentifiedImageError"), ("nibabel.filebasedimages", "ImageFileError"),
+    ("safetensors_rust", "SafetensorError"), ("pyarrow.lib", "ArrowInvalid"),
+}  # fmt: skip
+# Any error that comes out of these is one of the file: HDF5 raises KeyError, RuntimeError and OSError without a number.
+_READERS = ("h5py",)
 
 
 class StopSignals:
@@ -94,7 +113,7 @@ def describe_failure(error: Exception) -> str:
     """Return one sentence for an error that the package did not raise; empty for one that is a fault of ours."""
     if isinstance(error, OSError) and (sentence := _describe_system(error)):
         return sentence
-    return _blame_outside(error)
+    return _blame_outside(error) or _describe_damage(error)
 
 
 def _describe_system(error: OSError) -> str:
@@ -105,10 +124,43 @@ def _describe_system(error: OSError) -> str:
         what = "an array could not be written whole (a full disk, a quota or a limit on the size of files)"
     if what:
         return f"{what}{where}; {_KEPT}: make room or choose another folder with --out, then run the command again."
-    if error.errno in _OTHER_ERRORS:
+    from braindecode_vis.checks import describe_unfetched
+
+    named = isinstance(error.filename, str | bytes | os.PathLike)  # a number is an open file
+    if named and (unfetched := describe_unfetched(os.fsdecode(error.filename))):
+        return f"{unfetched}; then run the same command again: {_KEPT}."
+    # Without a name it may be a fault of ours, which a traceback tells better.
+    if error.errno in _OTHER_ERRORS and (error.filename or error.errno not in _NEED_NAMES):
         what, remedy = _OTHER_ERRORS[error.errno]
         return f"{what}{where}; {remedy}, then run the same command again: {_KEPT}."
     return ""
+
+
+def _describe_damage(error: Exception) -> str:
+    """Return a sentence for what a reader raises on a damaged file; empty for any other error."""
+    from braindecode_vis.checks import describe_unfetched
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+    known = any((cls.__module__, cls.__name__) in _DAMAGE for cls in type(error).__mro__)
+    if not known and last.partition(".")[0] not in _READERS:
+        return ""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+    path = next(filter(None, map(_find_path, reversed(frames))), None)
+    if path is None:
+        return (
+            f"a file cannot be read ({reason}); copy or fetch it again, and --debug shows where it was read."
+        )
+    unfetched = describe_unfetched(path)
+    return f"{path} cannot be read ({reason}); " + (unfetched or "copy or fetch it again") + "."
+
+
+def _find_path(frame: FrameType) -> Path | None:
+    """Return the file that a function was at work on: the only way to its name, which readers leave out."""
+    for value in frame.f_locals.values():
+        if isinstance(value, Path) and (value.is_file() or value.is_symlink()):
+            return value
+    return None
 
 
 def _blame_outside(error: Exception) -> str:
