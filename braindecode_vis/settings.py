@@ -109,7 +109,8 @@ class Settings(BaseModel):
         """Refuse what pydantic takes for a number and no computation can use, also inside lists."""
         if info.field_name is None:
             return value
-        names = _list_types(cls.model_fields[info.field_name].annotation)
+        annotation: Any = cls.model_fields[info.field_name].annotation
+        names = _list_types(annotation)
         for entry in value if isinstance(value, list | tuple) else (value,):
             # true would be 1 and false 0, where somebody wrote a word into the wrong line
             if isinstance(entry, bool) and names & {int, float} and bool not in names:

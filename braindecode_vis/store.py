@@ -235,7 +235,7 @@ class RunFolder:
         for path in sorted((self.path / "stages" / stage).glob(f"*/{PROVENANCE}")):
             if path.parent.name.startswith(_TEMPORARY):
                 continue
-            record = read_json(path)
+            record = read_provenance(path)
             same = (record.get("unit"), record.get("fields"), record.get("upstream"))
             if same == (unit, json_plain(fields), dict(upstream)):
                 found.append((str(record["created"]), path.parent, str(record["fingerprint"])))
@@ -261,8 +261,8 @@ class RunFolder:
             if path.parent.name.startswith(_TEMPORARY):
                 continue
             with contextlib.suppress(DataError):  # a damaged neighbour explains nothing and stops nothing
-                record = read_json(path)
-                if isinstance(record, dict) and {"version", "fields", "upstream"} <= record.keys():
+                record = read_provenance(path)
+                if {"version", "fields", "upstream"} <= record.keys():
                     records += [record] * (record.get("unit") == unit)
         if not records:
             return "not computed before"
@@ -291,10 +291,10 @@ def _describe_file(path: Path) -> list[Any]:
 def find_damage(final: Path) -> str:
     """Say what is wrong with a finished artifact, or return an empty text."""
     try:
-        record = read_json(final / PROVENANCE)
-        files = dict(record.get("files", {}).items())
+        record = read_provenance(final / PROVENANCE)
+        files = record.get("files", {})
         record["created"]
-    except (OSError, DataError, KeyError, AttributeError, TypeError):
+    except (OSError, DataError, KeyError):
         return f"its {PROVENANCE} was missing or damaged"
     for name, expected in files.items():
         path = final / name
@@ -392,6 +392,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # not JSON, not text, numbers or nesting without end
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+#: Forms of what stands in the record of an artifact.
+_RECORD_FORMS = {
+    "fields": dict, "upstream": dict, "files": dict, "created": str, "fingerprint": str, "stage": str, "unit": str,
+}  # fmt: skip
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Read the record of an artifact; one whose entries have other forms is a `DataError`, as is a damaged one."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is damaged (it holds no record); delete it and run again.")
+    for name, form in _RECORD_FORMS.items():
+        if name in record and not isinstance(record[name], form):
+            raise DataError(f"{path} is damaged ({name} is no {form.__name__}); delete it and run again.")
+    return record
 
 
 def collect_provenance() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from braindecode_vis.checks import ConfigError, DataError, check_file, describe_
 from braindecode_vis.cli import main
 from braindecode_vis.cli.failures import describe_failure, stop_cleanly
 from braindecode_vis.config import read_config
-from braindecode_vis.store import find_damage, read_json
+from braindecode_vis.store import find_damage, read_json, read_provenance
 from tests.test_cli import SMALL
 
 
@@ -201,6 +201,8 @@ def test_damaged_records_of_a_run(tmp_path):
         read_json(deep)
     for content in ({"files": "text", "created": ""}, {"files": ["a"], "created": ""}, ["a"], "text", None):
         (tmp_path / "provenance.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"provenance\.json is damaged"):
+            read_provenance(tmp_path / "provenance.json")
         assert find_damage(tmp_path) == "its provenance.json was missing or damaged"
 
 

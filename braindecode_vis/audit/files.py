@@ -280,9 +280,7 @@ def _read_records(folder: Path, stage: str) -> list[Record]:
         if path.parent.name.startswith("."):
             continue
         with contextlib.suppress(DataError):
-            content = store.read_json(path)
-            if isinstance(content, dict):
-                found.append(Record(path.parent, content))
+            found.append(Record(path.parent, store.read_provenance(path)))
     return sorted(found, key=lambda record: str(record.content.get("created", "")))
 
 
@@ -311,7 +309,8 @@ def _follow_folds(
     """Return the artifact of each fold in the order of folds; `name` is what a record calls them."""
     if record is not None:
         found_keys = (key for key in record.upstream if key.startswith(name))
-        keys = sorted(found_keys, key=lambda key: int(key.removeprefix(name) or 0))
+        numbers = {key: key.removeprefix(name) or "0" for key in found_keys}
+        keys = sorted((key for key in numbers if numbers[key].isdecimal()), key=lambda key: int(numbers[key]))
         pairs = [(f"fold{number:02d}", record.upstream[key]) for number, key in enumerate(keys)]
     else:
         newest = candidates[-1].upstream.get("preprocess") if candidates else None

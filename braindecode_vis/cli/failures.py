@@ -105,8 +105,8 @@ def stop_cleanly() -> Iterator[StopSignals]:
     try:
         yield stops
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for changed, handler in before.items():
+            signal.signal(changed, handler)
 
 
 def describe_failure(error: Exception) -> str:

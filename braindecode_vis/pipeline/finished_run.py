@@ -80,7 +80,7 @@ def _find_preprocessing(run: FinishedRun) -> store.Artifact:
     )
     found = []
     for path in sorted((run.folder.path / "stages" / "preprocess").glob(f"*/{store.PROVENANCE}")):
-        record = store.read_json(path)
+        record = store.read_provenance(path)
         if {key: record.get("fields", {}).get(key) for key in wanted} == wanted:
             # Sorted so that the named one wins over any newer one.
             newest = (record["fingerprint"] == named, str(record["created"]))

@@ -166,7 +166,7 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
 def _describe_stages(artifacts: list[store.Artifact]) -> dict[str, Any]:
     stages = {}
     for artifact in artifacts:
-        record = store.read_json(artifact.path / store.PROVENANCE)
+        record = store.read_provenance(artifact.path / store.PROVENANCE)
         stages[f"{record['stage']} {record['unit']}".strip()] = {
             key: record[key] for key in ("fingerprint", "version", "created", "seconds")
         }

@@ -147,7 +147,7 @@ def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]
     """Return one section per analysis: its figures, links to its files from the run folder, then its table."""
     sections = []
     for path in artifacts:
-        record = store.read_json(path / store.PROVENANCE)
+        record = store.read_provenance(path / store.PROVENANCE)
         figures = [
             SectionFigure(
                 (path / f"{plot['name']}.light.svg").read_text(),

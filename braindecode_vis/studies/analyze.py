@@ -189,7 +189,7 @@ def read_findings(artifact: store.Artifact) -> dict[str, Any]:
     """Return what an analysis left: provenance, table, score rows and the paths of further files."""
     import pandas as pd
 
-    record = store.read_json(artifact.path / store.PROVENANCE)
+    record = store.read_provenance(artifact.path / store.PROVENANCE)
     return {
         **asdict(artifact),
         "kind": record["kind"],
