@@ -62,7 +62,7 @@ def _judge_gallery(run: Run, rows: list[dict[str, Any]]) -> list[str]:
         and found[metric, subject]["value"] < found[metric, subject]["chance"]
         and (found.get(("2_way", subject), {}).get("p_value") or 1.0) < 0.01
     ]
-    if not bad or run.config.retrieval.gallery != "all":
+    if not bad or run.config.retrieval.gallery == "fold":
         return []
     prepared, firsts = preprocess(run), []
     for fold, retrieved in zip(prepared.folds, retrieve(run).folds, strict=True):
