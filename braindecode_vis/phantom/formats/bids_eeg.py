@@ -174,14 +174,32 @@ def plan_runs(
         write_root_files(job.root, participants.assign(species="phantom"))
         return [job.root / "dataset_description.json", job.root / "participants.tsv", job.root / "README"]
 
-    units = [Unit("the files of the data set", 1, write_root)]
+    return [
+        Unit("the files of the data set", 1, write_root),
+        *list_run_units(job, timing, write_one, step_s=step_s, name=lambda person: person.name),
+    ]
+
+
+def list_run_units(
+    job: PhantomJob,
+    timing: TrialTiming,
+    write_one: Callable[[PhantomJob, Person, int, int, Progress], list[Path]],
+    *,
+    step_s: float,
+    name: Callable[[Person], str],
+) -> list[Unit]:
+    """Return one unit per run of every subject and session; `name` is what the data set calls a subject."""
     n_steps = max(1, round(expect_run_s(job.size, timing) / step_s))
-    for person in job.subjects:
-        for session in range(1, job.size.n_sessions + 1):
-            for run in range(1, (job.size.n_runs or 1) + 1):
-                name = f"subject {person.name}, session {session:02d}, run {run:02d}"
-                units.append(Unit(name, n_steps, partial(write_one, job, person, session, run)))
-    return units
+    return [
+        Unit(
+            f"subject {name(person)}, session {session:02d}, run {run:02d}",
+            n_steps,
+            partial(write_one, job, person, session, run),
+        )
+        for person in job.subjects
+        for session in range(1, job.size.n_sessions + 1)
+        for run in range(1, (job.size.n_runs or 1) + 1)
+    ]
 
 
 def _write_recording(

@@ -36,6 +36,7 @@ from braindecode_vis.phantom.formats.bids_eeg import (
     TrialTiming,
     check_size,
     expect_run_s,
+    list_run_units,
     make_design,
 )
 from braindecode_vis.phantom.formats.file_writers import (
@@ -133,17 +134,11 @@ def count_bold5000_raw(size: PhantomSize) -> Counts:
 def plan_bold5000_raw(job: PhantomJob) -> list[Unit]:
     """Return the root files and one unit per run."""
     names = [name_subject(person) for person in job.subjects]
-    units = [
+    return [
         Unit("the files of the data set", 1, partial(_write_description, job, "BOLD5000", "1.0.2", names)),
         Unit("the list of repeated pictures", 1, partial(_write_repeated_list, job)),
+        *list_run_units(job, TIMING, _write_bold5000_run, step_s=T_R, name=name_subject),
     ]
-    n_steps = max(1, round(expect_run_s(job.size, TIMING) / T_R))
-    for person in job.subjects:
-        for session in range(1, job.size.n_sessions + 1):
-            for run in range(1, (job.size.n_runs or 1) + 1):
-                name = f"subject {name_subject(person)}, session {session:02d}, run {run:02d}"
-                units.append(Unit(name, n_steps, partial(_write_bold5000_run, job, person, session, run)))
-    return units
 
 
 def _write_bold5000_run(
