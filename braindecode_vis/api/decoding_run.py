@@ -176,12 +176,20 @@ class DecodingRun:
         ----------
         refit
             Also fit every fold twice, on clean and on poisoned test trials.
+
+        Returns
+        -------
+        DataFrame
+            Its ``attrs["verified"]`` says of chain, fit, choice, prediction, material and score how they were verified.
         """
         from braindecode_vis.audit.run import audit_run
 
         # What is audited must be finished.
         self.report()
-        return pd.DataFrame(audit_run(self.folder, refit=refit).as_json()["findings"])
+        found = audit_run(self.folder, refit=refit).as_json()
+        table = pd.DataFrame(found["findings"])
+        table.attrs["verified"] = found["verified"]
+        return table
 
     def compare(self, *others: DecodingRun | str | Path) -> pd.DataFrame:
         """Return paired differences of other runs to this one on the same test items, with corrected p-values.

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braindecode_vis.audit.files import AuditedRun, AuditFinding, list_first
+from braindecode_vis.audit.files import AuditedRun, list_first
+from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.splits import make_groups
 from braindecode_vis.seeds import make_generator

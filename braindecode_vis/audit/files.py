@@ -8,45 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from braindecode_vis import store
 from braindecode_vis.arrays import Responses
+from braindecode_vis.audit.findings import How, Part, Verified
 from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import StimulusSet
-
-Level = Literal["ok", "transductive", "warning", "leak"]
-LEVELS: tuple[Level, ...] = get_args(Level)
-
-
-@dataclass(frozen=True)
-class AuditFinding:
-    """What one check found.
-
-    Parameters
-    ----------
-    check
-        Name of the check.
-    level
-        ``ok``; ``transductive`` (unlabelled test trials, or trials of the test subject, were used); ``warning`` (a
-        score may mean less than it seems to); ``leak`` (the test reached what was fitted or chosen, or the files are
-        not those that the run wrote).
-    message
-        One sentence, with the first offending ids.
-    where
-        Fold or file.
-    """
-
-    check: str
-    level: Level
-    message: str
-    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +83,8 @@ class AuditedRun:
         Whether fits are made again whatever they cost.
     seed
         Of permutations.
+    verified
+        What checks say of how they verified it; see `state`.
     """
 
     folder: Path
@@ -128,6 +104,19 @@ class AuditedRun:
     low_embedded: tuple[Record, ...] = ()
     thorough: bool = False
     seed: int = 0
+    verified: list[Verified] = field(default_factory=list)
+
+    def state(self, part: Part, how: How, what: str, reason: str = "") -> None:
+        """Say how a part of the run was verified; every check that verifies one calls this, whatever it finds.
+
+        Parameters
+        ----------
+        part, how, what, reason
+            As in `braindecode_vis.audit.findings.Verified`.
+        """
+        said = Verified(part, how, what, reason)
+        if said not in self.verified:
+            self.verified.append(said)
 
     @property
     def low_level(self) -> AuditedRun | None:

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses
-from braindecode_vis.audit.files import AuditedRun, AuditFinding, Record, drop_digests, name_fold
+from braindecode_vis.audit.files import AuditedRun, Record, drop_digests, name_fold
+from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.split_overlap import count_units
 from braindecode_vis.audit.statistics import compute_moments
 from braindecode_vis.checks import BraindecodeVisError, DataError
@@ -73,6 +74,7 @@ def check_inputs(run: AuditedRun) -> list[AuditFinding]:
         findings.append(AuditFinding("encoder-inputs", "leak", text, name_fold(number)))
     if not n_checked:
         return [AuditFinding("encoder-inputs", "ok", "the encoder keeps no statistics of its inputs.")]
+    run.state("fit", "recomputed", "statistics of inputs")
     text = "the encoder's input statistics are those of its training trials."
     return findings or [AuditFinding("encoder-inputs", "ok", text)]
 
@@ -145,7 +147,9 @@ def check_features(run: AuditedRun) -> list[AuditFinding]:
         if size > LARGEST_REFIT and not run.thorough and (config.reliability or config.encoding):
             text = f"the choice of features was not made again: {size / 1e9:.1f} GB of trials; add --refit."
             findings.append(AuditFinding("features", "warning", text, where))
+            run.state("fit", "by record", "chosen features", "large recordings; add --refit")
             continue
+        run.state("fit", "recomputed", "chosen features")
         stored = Selection.read(folder)
         n_other = _count_other_features(stored, _choose_again(run, number, config, fold.train))
         if not n_other:
@@ -202,6 +206,7 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
             continue
         stored = read_embeddings(record.path)
         ids = pd.unique(run.responses.stimulus_ids[fold.train])
+        run.state("fit", "recomputed", f"target space {config.kind}")
         if _is_same_space(run, config, ids, stored):
             continue
         whole = pd.unique(run.responses.stimulus_ids[np.sort(np.r_[fold.train, fold.test])])
@@ -238,7 +243,9 @@ def check_target_means(run: AuditedRun) -> list[AuditFinding]:
         if size > LARGEST_REFIT and not run.thorough:
             text = f"the target mean was not computed again: {size / 1e9:.1f} GB of targets; add --refit."
             findings.append(AuditFinding("target-means", "warning", text, where))
+            run.state("fit", "by record", "means of targets", "large targets; add --refit")
             continue
+        run.state("fit", "recomputed", "means of targets")
         off = _measure_targets(run, number, fold.train, centre, spread)
         if off <= TOLERANCE:
             continue
@@ -321,7 +328,9 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
             if settings.trains_in_processes:
                 text = "a network is not trained again: its order of sums, and so its weights, depend on the machine."
                 findings.append(AuditFinding("refit", "warning", f"skipped: {text}", name_fold(number)))
+                run.state("fit", "by record", "weights of networks", text.rstrip("."))
                 continue
+            run.state("fit", "recomputed", "weights")
             poisoned = _poison_responses(run, copy, number)
             folders = [Path(temporary) / f"{name}{number}" for name in ("clean", "poisoned")]
             for folder, responses in zip(folders, (clean, poisoned), strict=True):

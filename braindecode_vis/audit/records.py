@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis import store
-from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, Record, list_first, name_fold
+from braindecode_vis.audit.files import AuditedRun, Record, list_first, name_fold
+from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
 from braindecode_vis.store import read_embeddings, read_json
@@ -60,6 +61,10 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
             where = record.path.relative_to(run.folder).as_posix()
             findings.append(AuditFinding("chain", "leak", f"tampered: {record.name}: {problem}.", where))
         unhashed += sum(1 for _, digest in record.content.get("files", {}).values() if digest is None)
+
+    run.state("chain", "recomputed", f"names and digests of {len(run.chain)} artifact(s)")
+    if unhashed:
+        run.state("chain", "by record", f"{unhashed} file(s) above 1 MiB", "known by their size only")
 
     for number, record in enumerate(run.trained):
         if record.fields.get("fold") != number:
@@ -159,6 +164,8 @@ def check_penalties(run: AuditedRun) -> list[AuditFinding]:
         if best["alpha"] != content["alpha"]:
             text = f"the penalty {content['alpha']:g} is in use, but the inner folds chose {best['alpha']:g}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
+    if n and not run.thorough:
+        run.state("choice", "by record", "errors of the inner folds", "--refit computes them again")
     text = (
         "penalties are the best of inner folds of training trials."
         if n

@@ -2,18 +2,18 @@
 
 Owns the order of the checks and their verdict. Each check works from the files of a run folder alone: trial table,
 stored numbers, pixels, ``split.json`` and the provenance of each artifact. What can be recomputed is not believed. What
-leaves no trace in a run folder is listed in ``docs/AUDIT.md``.
+leaves no trace in a run folder is listed in ``docs/AUDIT.md``. How each part was verified is told by the checks; see
+`braindecode_vis.audit.findings`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from braindecode_vis.audit.design import check_design
-from braindecode_vis.audit.files import LEVELS, AuditedRun, AuditFinding, open_audited
+from braindecode_vis.audit.files import AuditedRun, open_audited
+from braindecode_vis.audit.findings import LEVELS, Audit, AuditFinding, PartStatus
 from braindecode_vis.audit.fits import (
     check_features,
     check_inputs,
@@ -21,8 +21,8 @@ from braindecode_vis.audit.fits import (
     check_target_means,
     check_targets,
 )
+from braindecode_vis.audit.quick import FIRST
 from braindecode_vis.audit.records import (
-    check_chain,
     check_held_out,
     check_logs,
     check_options,
@@ -31,7 +31,6 @@ from braindecode_vis.audit.records import (
 from braindecode_vis.audit.split_overlap import (
     check_copies,
     check_pixels,
-    check_rows,
     check_sides,
     check_split_settings,
     check_used,
@@ -43,87 +42,13 @@ from braindecode_vis.audit.statistics import (
     check_whitened,
 )
 
-#: Of the files and of the split; folds that are no folds have no statistics of their training trials.
-FIRST = (check_chain, check_rows)
 SPLIT = (check_sides, check_pixels, check_copies, check_split_settings, check_used)
-QUICK = (check_sides, check_pixels, check_copies)
 STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
 FITS = (check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
 SETTINGS = (check_design, check_options)
 
-__all__ = ["LEVELS", "Audit", "AuditFinding", "AuditedRun", "audit_run"]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """All findings about one run.
-
-    Parameters
-    ----------
-    folder
-        The run folder.
-    findings
-        In the order of the checks.
-    """
-
-    folder: Path
-    findings: tuple[AuditFinding, ...]
-
-    @property
-    def leaks(self) -> tuple[AuditFinding, ...]:
-        """Findings that no score of the run survives."""
-        return self.list_level("leak")
-
-    def summarise_leaks(self) -> str:
-        """Return one sentence on the leaks, with the first of them; empty without any."""
-        if not self.leaks:
-            return ""
-        first, n = self.leaks[0], len(self.leaks)
-        where = f" ({first.where})" if first.where else ""
-        count = "1 leak" if n == 1 else f"{n} leaks"
-        return f"{count} in {self.folder}, first in {first.check}{where}: {first.message.rstrip('.')}."
-
-    def list_level(self, level: str) -> tuple[AuditFinding, ...]:
-        """Return the findings of one of `LEVELS`."""
-        return tuple(finding for finding in self.findings if finding.level == level)
-
-    def summarise(self) -> str:
-        """Return how many findings there are of each level, in words."""
-        counts = Counter(finding.level for finding in self.findings)
-        return ", ".join(f"{counts[level]} {level}" for level in LEVELS)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "run_folder": str(self.folder),
-            "scores": [],
-            "n_leaks": len(self.leaks),
-            "findings": [asdict(finding) for finding in self.findings],
-        }
-
-
-def audit_quickly(folder: Path) -> Audit:
-    """Make the checks that end every run: names and digests of files, both sides of each fold, copies.
-
-    They take well under 2 s on small runs, and seconds on large ones, where trials are compared by equality alone.
-    `audit_run` makes the others.
-
-    Parameters
-    ----------
-    folder
-        A run folder.
-
-    Raises
-    ------
-    DataError
-        If the folder holds no prepared data, or a file that every check needs cannot be read.
-    """
-    run = open_audited(folder)
-    findings = [finding for check in FIRST for finding in check(run)]
-    if not any(finding.check == "trials" and finding.level == "leak" for finding in findings):
-        findings += [finding for check in QUICK for finding in check(run)]
-    return Audit(run.folder, tuple(findings))
+__all__ = ["LEVELS", "Audit", "AuditFinding", "AuditedRun", "PartStatus", "audit_run"]
 
 
 def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
@@ -152,12 +77,14 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     run = open_audited(folder, thorough=refit, seed=seed)
     findings = [finding for check in FIRST for finding in check(run)]
     if any(finding.check == "trials" and finding.level == "leak" for finding in findings):
-        return Audit(run.folder, tuple(findings))
+        return Audit(run.folder, tuple(findings), tuple(run.verified))
     findings += [finding for check in SPLIT for finding in check(run)]
     try:
         findings += [finding for check in STATISTICS for finding in check(run)]
         if not run.trained:
             findings.append(AuditFinding("training", "warning", "nothing was trained yet."))
+        elif not refit:
+            run.state("fit", "by record", "weights", "add --refit")
         fits = (*FITS, *CHOICES) if run.trained else ()
         last = (check_refit,) if refit else ()
         findings += [finding for check in (*fits, *SETTINGS, *last) for finding in check(run)]
@@ -165,7 +92,7 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     except SafetensorError as error:  # `check_chain` has named the file that is not as it was written
         text = f"tampered: a file of weights cannot be read ({error}), so that fits cannot be judged."
         findings.append(AuditFinding("training", "leak", text))
-    return Audit(run.folder, tuple(findings))
+    return Audit(run.folder, tuple(findings), tuple(run.verified))
 
 
 def _check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
+from braindecode_vis.audit.files import AuditedRun, list_first, name_fold
+from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.datasets.trial_values import COPY_CORRELATION, MAX_CORRELATED, find_copied_trials
 from braindecode_vis.preprocessing.splits import SIDES, Fold, find_shared, make_groups, split_imagined_trials

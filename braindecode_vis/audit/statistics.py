@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from braindecode_vis.audit.files import AuditedRun, AuditFinding, Level, list_first, name_fold
+from braindecode_vis.audit.files import AuditedRun, list_first, name_fold
+from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import DataError
 from braindecode_vis.preprocessing.scaling import fit_robust_scaler
 from braindecode_vis.preprocessing.splits import make_groups

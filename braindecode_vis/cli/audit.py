@@ -10,7 +10,7 @@ import typer
 from braindecode_vis.cli.show import Debug, Json, make_console, print_json
 
 if TYPE_CHECKING:
-    from braindecode_vis.audit.run import Audit
+    from braindecode_vis.audit.findings import Audit
 
 _STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak": "bold red"}
 
@@ -52,5 +52,13 @@ def _print_findings(found: Audit) -> None:
         table.add_row(
             item.check, f"[{style}]{item.level}[/{style}]", escape(item.message), escape(item.where)
         )
-    Console(highlight=False).print(table)
+    status = Table(title="How it was verified", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("part", "verified"):
+        status.add_column(name, no_wrap=True)
+    status.add_column("what", overflow="fold", ratio=1)
+    for part in found.list_status():
+        status.add_row(part.part, part.how, escape(part.describe()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(status)
     make_console(stderr=False).print(found.summarise(), markup=False)

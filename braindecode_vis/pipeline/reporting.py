@@ -19,7 +19,7 @@ from braindecode_vis.pipeline.runs import Run, read_scores, remember
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
 
 if TYPE_CHECKING:
-    from braindecode_vis.audit.run import Audit
+    from braindecode_vis.audit.findings import Audit
 
 
 @remember
@@ -28,7 +28,7 @@ def check_leaks(run: Run) -> Audit | None:
 
     None if they could not be made; the report says why.
     """
-    from braindecode_vis.audit.run import audit_quickly
+    from braindecode_vis.audit.quick import audit_quickly
 
     # The checks recompute scores from the files, which must be there.
     evaluate(run)

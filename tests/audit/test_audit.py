@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.audit.findings import Audit, Verified
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.checks import DataError
 from braindecode_vis.cli import app
@@ -357,3 +358,18 @@ def test_similarities_centred_by_test_queries_are_transductive(copied):
     audit = audit_run(copied)
     assert not audit.leaks
     assert "test queries" in find(audit, "centre", "transductive")[0].message
+
+
+def test_a_part_is_as_well_verified_as_the_worst_of_what_was_said_of_it():
+    said = (
+        Verified("fit", "recomputed", "means"), Verified("fit", "by record", "weights", "add --refit"),
+        Verified("chain", "recomputed", "names"),
+    )  # fmt: skip
+    status = {item.part: item for item in Audit(Path(), (), said).list_status()}
+    assert [status[part].how for part in ("chain", "fit", "score")] == [
+        "recomputed",
+        "by record",
+        "not verified",
+    ]
+    assert status["fit"].describe() == "recomputed: means; by record: weights (add --refit)"
+    assert Audit(Path(), (), said).as_json()["verified"]["fit"]["others"][0]["reason"] == "add --refit"

@@ -12,7 +12,7 @@ import pytest
 
 import braindecode_vis as bdv
 from braindecode_vis import pipeline
-from braindecode_vis.audit.run import audit_quickly
+from braindecode_vis.audit.quick import audit_quickly
 from braindecode_vis.config import read_config
 from braindecode_vis.phantom import SIZES
 from braindecode_vis.pipeline.runs import open_run
