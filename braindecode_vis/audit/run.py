@@ -29,7 +29,8 @@ from braindecode_vis.audit.records import (
     check_penalties,
 )
 from braindecode_vis.audit.split_overlap import (
-    check_copies,
+    check_likeness,
+    check_near_copies,
     check_pixels,
     check_sides,
     check_split_settings,
@@ -42,7 +43,7 @@ from braindecode_vis.audit.statistics import (
     check_whitened,
 )
 
-SPLIT = (check_sides, check_pixels, check_copies, check_split_settings, check_used)
+SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_split_settings, check_used)
 STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
 FITS = (check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)

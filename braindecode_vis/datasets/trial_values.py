@@ -16,7 +16,9 @@ from braindecode_vis.checks import DataError, check_finite
 
 #: Two trials whose values correlate above this are called copies of each other.
 COPY_CORRELATION = 0.999
-#: Above this many trials, copies are looked for by exact equality alone.
+#: Of 1 - r^2: below it, rounding of single precision and a copy cannot be told apart.
+SMALLEST_GAP = 1e-11
+#: Above this many trials, copies are looked for by exact equality alone unless few of them are asked about.
 MAX_CORRELATED = 20_000
 #: No more pairs of copies than this are listed.
 MAX_COPIES = 10_000
@@ -150,20 +152,23 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
     ]
 
 
-def find_copied_trials(X: Any) -> list[tuple[int, int]]:
-    """Return pairs of trials that are equal, or correlate above `COPY_CORRELATION`; the earlier row first.
+def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[int, int]]:
+    """Return pairs of trials that are equal, or so alike that chance does not make them; the earlier row first.
 
     Parameters
     ----------
     X : float array of shape (n_trials, ...)
         May be a memory map; it is read in pieces.
+    tested : int array of shape (n_tested,), optional
+        Rows of which at least one must be in a pair that is alike; then any number of trials is compared. All rows
+        without it, up to `MAX_CORRELATED`.
 
     Notes
     -----
     Raw volumes of one brain correlate above .999 as well, by what all of them share. A copy remains a copy, whatever
     its scale, when directions are taken out of the data; so pairs must also correlate without the strongest directions.
-    Trials of too few independent values for that, which correlate by chance, are compared by equality alone, and so
-    are more than `MAX_CORRELATED` trials: all their correlations would take longer than the decoding.
+    Where trials have many independent values, a correlation above `COPY_CORRELATION` is a copy; the fewer there are,
+    the nearer to 1 it must be, and trials that correlate by chance alone are compared by equality.
     """
     n, size = len(X), int(np.prod(X.shape[1:]))
     seen: dict[bytes, int] = {}
@@ -175,13 +180,13 @@ def find_copied_trials(X: Any) -> list[tuple[int, int]]:
         first = seen.setdefault(digest, row)
         if first != row:
             pairs.append((first, row))
-    if n > MAX_CORRELATED or size < 20:
+    if (tested is None and n > MAX_CORRELATED) or size < 4:
         return pairs
 
-    def centre(rows: Any) -> np.ndarray:
-        flat = np.asarray(X[rows], dtype=np.float32).reshape(-1, size)
+    def centre(rows: Any, dtype: Any = np.float32) -> np.ndarray:
+        flat = np.asarray(X[rows], dtype=dtype).reshape(-1, size)
         flat = flat - flat.mean(axis=1, keepdims=True)
-        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20)
+        return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-20))
 
     sample = centre(np.unique(np.linspace(0, n - 1, min(n, 300)).astype(int)))
     n_strong = min(10, len(sample) // 10, size // 10)
@@ -190,40 +195,71 @@ def find_copied_trials(X: Any) -> list[tuple[int, int]]:
         # Right singular vectors by way of the small Gram matrix; qr makes them orthonormal to rounding.
         vectors = np.linalg.eigh(sample @ sample.T)[1][:, -n_strong:]
         strong = np.linalg.qr(sample.T @ vectors)[0].T  # (n_strong, size)
-    rest = sample - sample @ strong.T @ strong
-    rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
+    others = np.arange(n) if tested is None else np.unique(tested)
+    gap = _find_chance_gap(sample - sample @ strong.T @ strong, n_pairs=n * len(others))
+    if gap < SMALLEST_GAP:
+        return pairs
+    # Correlations are looked up in few random directions, and those near 1 computed in full.
+    picked = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
+    sketch = np.concatenate(
+        [_sketch(centre(slice(start, start + 512)), strong, picked) for start in range(0, n, 512)]
+    )
+    known, near = set(pairs), 1 - max(2.5 * gap, 4e-6)  # single precision has 1e-7, and products of it a few
+    n_asked = 0
+    for start in range(0, len(others), 1024):  # a block of correlations at a time
+        rows = others[start : start + 1024]
+        for begin in range(0, n, 8192):
+            block = sketch[rows] @ sketch[begin : begin + 8192].T  # (n_rows, n_others)
+            for i, j in zip(*np.nonzero(block > near), strict=True):
+                pair = (min(int(rows[i]), begin + int(j)), max(int(rows[i]), begin + int(j)))
+                if pair[0] == pair[1] or pair in known:
+                    continue
+                n_asked += 1
+                if n_asked > 10 * MAX_COPIES or len(known) >= MAX_COPIES:
+                    return sorted(known)
+                both = centre(list(pair), np.float64)  # a noise of 1e-6 is 5e-13 of a correlation
+                rest = both - both @ strong.T @ strong
+                # In every quarter of the values as well: two trials that one bad electrode dominates are no copies.
+                parts = [_correlate(*part) for part in np.array_split(both, 4, axis=1)]
+                # Half of 1 - r^2 is 1 - r where r is near 1.
+                if (
+                    _correlate(*both) >= 1 - min(1 - COPY_CORRELATION, gap / 2)
+                    and _correlate(*rest) >= 1 - gap / 2
+                    and min(parts) > 0.99
+                ):
+                    known.add(pair)
+    return sorted(known)
+
+
+def _find_chance_gap(rest: np.ndarray, *, n_pairs: int) -> float:
+    """Return the largest 1 - r^2 that no pair of trials is to reach by chance; at most that of r = .99.
+
+    Parameters
+    ----------
+    rest : array of shape (n_sample, n_values)
+        A sample of trials without what all of them share.
+    n_pairs
+        Pairs that are compared.
+    """
+    rest = rest / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-20)
     alike = np.square((rest @ rest.T)[np.triu_indices(len(rest), 1)])
     alike = alike[alike < 0.98]  # copies among the sample say nothing of chance
     n_independent = (
         1 / max(float(alike.mean()), 1e-6) if len(alike) else 1.0
     )  # E[r^2] = 1 / n of random vectors
-    if n * n / 2 * 0.02 ** ((n_independent - 1) / 2) > 1e-3:
-        return pairs
-    # Correlations of all pairs are looked up in few random directions, and those near 1 computed in full.
-    picked = np.random.default_rng(0).normal(size=(size, min(size, 64))).astype(np.float32)
-    sketch = np.concatenate(
-        [_sketch(centre(slice(start, start + 512)), strong, picked) for start in range(0, n, 512)]
-    )
-    known = set(pairs)
-    for start in range(0, n, 1024):  # a block of correlations at a time
-        block = sketch[start : start + 1024] @ sketch[start:].T  # (n_block, n_trials - start)
-        for a, b in zip(*np.nonzero(np.triu(block, 1) > 0.95), strict=True):
-            pair = (start + int(a), start + int(b))
-            if pair not in known and len(known) < MAX_COPIES:
-                both = centre(list(pair))
-                rest = both - both @ strong.T @ strong
-                # In every quarter of the values as well: two trials that one bad electrode dominates are no copies.
-                parts = [rest, *np.array_split(both, 4, axis=1)]
-                if both[0] @ both[1] > COPY_CORRELATION and min(_correlate(*part) for part in parts) > 0.99:
-                    known.add(pair)
-    return sorted(known)
+    if n_independent < 2:
+        return 0.0
+    # P(1 - r^2 < gap) is about gap^((n - 1) / 2); a thousandth of a pair is to be expected.
+    return float(min(0.02, (1e-3 / n_pairs) ** (2 / (n_independent - 1))))
 
 
 def _correlate(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the correlation of two vectors; 1 where neither of them varies."""
+    """Return the correlation of two vectors; 1 where neither of them varies, 0 where one does not."""
     first, second = first - first.mean(), second - second.mean()
-    norm = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / norm if norm > 1e-12 else 1.0
+    norms = [float(np.linalg.norm(part)) for part in (first, second)]
+    if min(norms) <= 1e-9:
+        return float(max(norms) <= 1e-9)
+    return float(first @ second) / (norms[0] * norms[1])
 
 
 def _sketch(unit: np.ndarray, strong: np.ndarray, picked: np.ndarray) -> np.ndarray:
