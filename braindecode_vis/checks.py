@@ -184,7 +184,7 @@ def refuse_damage(
     caught = errors or (Exception,)
     try:
         yield
-    except BraindecodeVisError:
+    except (BraindecodeVisError, MemoryError):  # the file is well where memory is not
         raise
     except caught as error:
         # Readers of foreign formats say that there is "no such file" of a link whose content was not fetched.

@@ -149,21 +149,6 @@ def full_precision_products() -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
-# --- memory ---------------------------------------------------------------------------------------------
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that a batch did not fit."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # What older allocators of the CPU and cuDNN raise instead of a class of their own.
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
-    )
-
-
 # --- processes of one training --------------------------------------------------------------------------
 
 

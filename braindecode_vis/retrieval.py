@@ -28,6 +28,7 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError, DataError, check_option, check_unique
 from braindecode_vis.devices import choose_device, full_precision_products
+from braindecode_vis.memory import check_memory
 from braindecode_vis.store import read_json, write_json
 
 TieRule = Literal["shared", "against"]
@@ -367,6 +368,11 @@ def compute_similarity(queries: Embeddings, gallery: Embeddings, *, device: str 
     import torch
 
     check_same_space(queries, gallery)
+    check_memory(
+        4.0 * len(queries) * len(gallery),
+        what=f"the matrix of similarities of {len(queries)} queries to {len(gallery)} gallery items",
+        reduce="the number of either",
+    )
     similarity = np.empty((len(queries), len(gallery)), dtype=np.float32)
     with torch.inference_mode():
         left = _Rows(queries, np.arange(len(queries)), choose_device(device, setting="device"), "query")

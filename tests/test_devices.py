@@ -12,7 +12,6 @@ from braindecode_vis.devices import (
     autocast,
     choose_device,
     full_precision_products,
-    is_out_of_memory,
     keep_random_state,
     seeded,
 )
@@ -61,14 +60,6 @@ def test_precision_is_entered_and_left():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_running_out_of_memory_is_told_from_other_errors():
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(
-        RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 9 bytes")
-    )
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_one_place_chooses_devices_and_keeps_random_state():

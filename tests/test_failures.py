@@ -29,7 +29,9 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, number):
     network = "encoder={kind: network, epochs: 100000, batch_size: 16, checkpoint_seconds: 0}"
     command = [sys.executable, "-m", "braindecode_vis", "train", "synthetic_digits", "--out", tmp_path]
     command += [*SMALL, "--set", network]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A suite that a shell runs in the background ignores Ctrl-C, and so would what it starts.
+    listens = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **listens)
     while process.poll() is None and not list(tmp_path.glob("work/*/checkpoint.safetensors")):
         time.sleep(0.01)
     process.send_signal(number)

@@ -16,7 +16,7 @@ import typer
 
 from braindecode_vis import __version__
 from braindecode_vis.cli import audit, data, export, predict, score, stages, studies
-from braindecode_vis.cli.failures import StopSignals, describe_failure, stop_cleanly
+from braindecode_vis.cli.failures import StopSignals, announce_memory, describe_failure, stop_cleanly
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -45,7 +45,10 @@ def root_options(
     """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
     from braindecode_vis.checks import ConfigError
     from braindecode_vis.devices import count_launched, spans_machines
+    from braindecode_vis.memory import check_libraries
 
+    if not {"--help", "-h"} & set(sys.argv):
+        check_libraries(computes=context.invoked_subcommand not in _READING_VERBS)
     if count_launched() > 1 and context.invoked_subcommand not in ("train", "run"):
         raise ConfigError("only train and run work with several processes; start this verb without torchrun.")
     if spans_machines() and context.invoked_subcommand == "run":
@@ -75,6 +78,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "phantom": data.phantom,
     "demo": data.demo,
 }
+#: Of these, none loads more than tables.
+_READING_VERBS = frozenset({"datasets", "describe", "fetch", "new", "banks"})
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
 
@@ -83,6 +88,7 @@ def main() -> None:
     """Run the command; an expected error is one sentence on standard error and exit code 2."""
     from braindecode_vis.checks import BraindecodeVisError, speak_command_line
     from braindecode_vis.devices import count_launched
+    from braindecode_vis.memory import describe_out_of_memory
 
     # On a busy machine the threads of OpenMP, while they wait for each other, hold up the ones they wait for.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -91,6 +97,7 @@ def main() -> None:
     if shared:  # else every process warns that no parameter went unused
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     debug = "--debug" in sys.argv
+    announce_memory()
     # A process that waits for the others of its training hears no signal that Python handles: those end at once.
     with stop_cleanly() if not shared else nullcontext(StopSignals()) as stops:
         try:
@@ -109,17 +116,22 @@ def main() -> None:
                 raise
             _fail(str(error), shared)
         except Exception as error:
-            sentence = "" if debug else describe_failure(error)
+            if debug:
+                raise
+            # Threads of libraries that found no memory to end with would keep the process for ever.
+            if ran_out := describe_out_of_memory(error):
+                _fail(ran_out, at_once=True)
+            sentence = describe_failure(error)
             if not sentence:
                 raise
             _fail(sentence, shared)
 
 
-def _fail(sentence: str, shared: bool, *, code: int = 2) -> None:
+def _fail(sentence: str, at_once: bool, *, code: int = 2) -> None:
     from braindecode_vis.devices import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
     sys.stderr.write(f"error: {who}{sentence}\n")
-    if shared:
+    if at_once:
         leave(code)
     raise SystemExit(code)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,21 @@ def stop_cleanly() -> Iterator[StopSignals]:
     finally:
         for changed, handler in before.items():
             signal.signal(changed, handler)
+
+
+def announce_memory() -> None:
+    """Let a warning that memory is tight be one line, without the place in the code."""
+    from braindecode_vis.memory import MemoryWarning
+
+    show = warnings.showwarning
+
+    def show_plainly(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, MemoryWarning):
+            sys.stderr.write(f"warning: {message}\n")
+        else:
+            show(message, category, *place, **more)
+
+    warnings.showwarning = show_plainly
 
 
 def describe_failure(error: Exception) -> str:

@@ -30,6 +30,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.embeddings.transforms import map_ahead
+from braindecode_vis.memory import check_memory
 from braindecode_vis.roles import fit_and_embed
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet, crop_square, resize_image
@@ -216,6 +217,13 @@ class PcaEncoder:
             raise DataError(
                 f"{len(values)} training image(s) have no principal component; two are the least."
             )
+        # The solver centres a copy, and keeps two sets of singular vectors.
+        side = min(values.shape)
+        check_memory(
+            values.nbytes * 3 + values.itemsize * (3 * side**2),
+            what=f"principal components of {len(values)} images of {values.shape[1]} pixel values",
+            reduce="the number or the size of the images, or choose another target.kind",
+        )
         pca = PCA(n_components=n, svd_solver="full").fit(values)  # the randomised solver depends on a seed
         shape = pixels.shape
         assert shape is not None

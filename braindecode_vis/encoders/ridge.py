@@ -24,6 +24,7 @@ from pydantic import Field
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.devices import choose_device
+from braindecode_vis.memory import check_memory
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
 from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
@@ -121,6 +122,13 @@ class RidgeEncoder:
         check_common_features(responses, what="ridge")
         if len(targets) != responses.n_trials or (targets.ids != responses.stimulus_ids).any():
             raise DataError("ridge needs one target per trial, in the order of the trials.")
+        n_features = int(np.prod(responses.data.shape[1:]))
+        n_targets = int(np.prod(targets.vectors.shape[1:]))
+        check_memory(
+            estimate_ridge_bytes(responses.n_trials, n_features, n_targets),
+            what=f"ridge on {responses.n_trials} trials of {n_features} features and {n_targets} targets",
+            reduce="the subjects (--subject), choose features (selection.*), or set repeats.train=averaged",
+        )
         data, values = responses.as_matrix(), targets.flat()
         generator = make_generator(self.seed, "ridge", "inner_folds")
         with _use_backend(self.config.device, data.size) as backend:
@@ -235,6 +243,27 @@ class RidgeEncoder:
             tensors["target_mean"], tuple(meta["target_shape"]), meta["space"], meta["alpha"], meta["choices"],
         )  # fmt: skip
         return cls(config, fitted=fit)
+
+
+def estimate_ridge_bytes(n_trials: int, n_features: int, n_targets: int) -> int:
+    """Return about how much memory a fit holds at its peak, on the CPU, with the responses themselves.
+
+    Parameters
+    ----------
+    n_trials, n_features, n_targets
+        Shapes of responses and targets.
+
+    Examples
+    --------
+    >>> estimate_ridge_bytes(16_540, 17 * 100, 1024) // 10**9  # THINGS-EEG2, averaged
+    1
+    """
+    small = min(n_trials, n_features)
+    # Responses, an inner fold's part of them and its z-scores in single precision, and these in double precision; with
+    # more trials than features also the singular vectors, two times.
+    values = (20 if n_trials <= n_features else 36) * n_trials * n_features
+    # Gram matrix, eigenvectors and the solver's own space; targets, predictions and weights in double precision.
+    return values + 32 * small**2 + 16 * n_targets * (n_trials + n_features)
 
 
 def score_features(data: np.ndarray, values: np.ndarray, *, n_components: int = 10) -> np.ndarray:

@@ -21,6 +21,7 @@ from braindecode_vis.contracts import WholeImageGenerator, WholePrior
 from braindecode_vis.generators.controls import ClassMeanGenerator, MeanImageGenerator, NearestConfig
 from braindecode_vis.generators.generator_data import GeneratorData, RepetitionNoise
 from braindecode_vis.generators.image_fusion import fuse_branches
+from braindecode_vis.memory import check_memory
 from braindecode_vis.priors.closed_form import MeanPrior
 from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
@@ -81,6 +82,13 @@ def reconstruct_fold(
     """
     prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
+    height, width = data.image_size
+    n_train, n_test, n_draws = len(data.embeddings), len(predicted), config.reconstruction.n_draws
+    check_memory(
+        estimate_images_bytes(n_train, n_test, n_draws, height, width),
+        what=f"{n_train} training images and {n_draws} draw(s) of {n_test} test images of {height} x {width} pixels",
+        reduce="reconstruction.n_draws, the subjects (--subject), or set repeats.test=averaged",
+    )
     generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
     generator.bind(data.context)
     known = prior_settings.find_images(data.embeddings, generator, true.select(pd.unique(predicted.ids)))
@@ -121,6 +129,23 @@ def reconstruct_fold(
     described = {"generator": generator.describe(), "prior": prior.describe()}
     chosen = {name: dict(about) for name, about in described.items() if about}
     return FoldImages(rows, images, chosen)
+
+
+def estimate_images_bytes(n_train: int, n_test: int, n_draws: int, height: int, width: int) -> int:
+    """Return about how much memory the images of one fold take.
+
+    Parameters
+    ----------
+    n_train, n_test
+        Training images, and test rows.
+    n_draws
+        Images of each test row.
+    height, width
+        Size of the images.
+    """
+    # Seven sets beside the draws: what was seen, and the controls. Each is there as made, resized, and joined with the
+    # other folds.
+    return (n_train + 3 * n_test * (n_draws + 7)) * height * width * 3
 
 
 def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: Embeddings) -> None:

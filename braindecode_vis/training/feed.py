@@ -23,6 +23,7 @@ from torch import Tensor
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.encoders.signal import Signal
+from braindecode_vis.memory import find_memory
 from braindecode_vis.seeds import make_generator, make_torch_generator
 from braindecode_vis.training.alignment import InputTransform
 from braindecode_vis.training.augment import (
@@ -199,6 +200,9 @@ class Feed:
     ) -> None:
         """Decide what stays on the device: targets first, since every batch reads them at random."""
         left = self.settings.max_device_bytes
+        limit = find_memory() if self.device.type == "cpu" else None
+        if limit is not None:  # half of what is free: the rest is for weights, batches and other processes
+            left = min(left, limit.free // 2)
         first = pd.Series(self.stimuli).drop_duplicates().index.to_numpy()  # one trial of each image
         # A stacked target holds every view side by side: (n_views, n_features) flattened.
         n_features = n_stacked = int(np.prod(targets.vectors.shape[1:]))

@@ -603,3 +603,45 @@ def takes_unknown_subjects(model: BrainImageModel, signal: Signal) -> bool:
             "is read into a network that saw no data."
         )
     return takes
+
+
+def estimate_training_bytes(model: BrainImageModel, signal: Signal, batch_size: int) -> int:
+    """Return about how much memory training holds beside its data: weights and what a batch keeps for the gradient.
+
+    Parameters
+    ----------
+    model
+        On the CPU.
+    signal
+        What its network takes.
+    batch_size
+        Trials of a batch in this process.
+    """
+    kept = [_count_kept_bytes(model, signal, n) for n in (1, 3)]
+    per_trial = max(0, kept[1] - kept[0]) // 2
+    trial = 4 * int(np.prod(signal.shape))
+    # Weights, gradients and two moments; of a batch the trial is there plain and augmented, and a gradient beside what
+    # was kept, as large as the largest of it.
+    return 16 * sum(p.numel() for p in model.parameters()) + batch_size * (2 * trial + 3 * per_trial // 2)
+
+
+def _count_kept_bytes(model: BrainImageModel, signal: Signal, n_trials: int) -> int:
+    """Return the bytes that autograd keeps of a forward of zeros; without training mode, so that no statistic moves."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model.network(
+                torch.zeros(n_trials, *signal.shape), torch.zeros(n_trials, dtype=torch.long)
+            )
+    finally:
+        model.train(training)
+    del output  # only now: storage that is freed would be counted again under its address
+    return sum(kept.values())

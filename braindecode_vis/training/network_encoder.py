@@ -23,8 +23,8 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import Context
-from braindecode_vis.devices import is_out_of_memory
 from braindecode_vis.encoders.signal import Signal, describe_signal
+from braindecode_vis.memory import TooLargeError, check_memory, is_out_of_memory
 from braindecode_vis.optimisation import load_weights, read_checkpoint
 from braindecode_vis.preprocessing.splits import make_inner_folds
 from braindecode_vis.seeds import derive_seed, make_generator
@@ -210,7 +210,7 @@ class NetworkEncoder:
         from braindecode_vis.training.feed import Feed
         from braindecode_vis.training.fitted import reduce_views
         from braindecode_vis.training.loop import CHECKPOINT, Trainer
-        from braindecode_vis.training.model import takes_unknown_subjects
+        from braindecode_vis.training.model import estimate_training_bytes, takes_unknown_subjects
 
         reduced = reduce_views(take_rows(targets, np.arange(1)), self.config.view_choice)
         train, held, by = rows
@@ -238,6 +238,15 @@ class NetworkEncoder:
                 # On the CPU, before the model moves: an index error on a GPU cannot be caught.
                 takes = takes_unknown_subjects(model, signal)
                 hide = self.config.hide_subject if takes and len(signal.subjects) > 1 else 0.0
+                if (
+                    accelerator.device.type == "cpu"
+                ):  # beyond it, the system may end the process without a word
+                    together = min(size, len(feed.train)) // count_processes()
+                    check_memory(
+                        estimate_training_bytes(model, signal, together),
+                        what=f"training {self.config.network.kind} with batches of {size} trials",
+                        reduce="encoder.batch_size or the width of the network",
+                    )
                 trainer = Trainer(
                     self.config, model.to(accelerator.device), feed, accelerator, batch_size=size, epochs=epochs,
                     identity=identity, workspace=self.workspace, progress=self.progress,
@@ -250,6 +259,8 @@ class NetworkEncoder:
                     raise
                 # Processes would have to halve together, and one that has failed cannot tell the others.
                 if not automatic or size < 4 or count_processes() > 1:
+                    if isinstance(error, TooLargeError):
+                        raise
                     raise DataError(
                         f"a batch of {size} trials does not fit into the memory of {accelerator.device}; set "
                         "encoder.batch_size to a smaller number, or to auto in a single process."
