@@ -90,6 +90,28 @@ def make_epochs(n_images, n_times=250, n_channels=3, n_repetitions=4, seed=0):
 # --- raw --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_the_stimulus_channel_may_stand_anywhere(master, tmp_path, row):
+    """Only files with the stimulus channel last were tested: one behind it could be read a row off unnoticed."""
+    root = tmp_path / "root"
+    shutil.copytree(master, root, copy_function=shutil.copyfile)
+    for path in (root / "sub-01").rglob("raw_eeg_*.npy"):
+        content = np.load(path, allow_pickle=True).item()
+        order = [*range(row), len(CHANNELS), *range(row, len(CHANNELS))]
+        for key in ("ch_names", "ch_types"):
+            content[key] = [content[key][k] for k in order]
+        content["raw_eeg_data"] = content["raw_eeg_data"][order]
+        np.save(path, content, allow_pickle=True)
+    for reference in ("none", "average"):  # an average is of every channel of the file
+        options = {"subjects": ("01",), "mvnn": "none", "channels": ("O2", "Oz"), "reference": reference}
+        last, moved = (
+            write(make_config(folder, **options), tmp_path / reference / name)
+            for folder, name in ((master, "last"), (root, "moved"))
+        )
+        np.testing.assert_array_equal(moved.data, last.data)
+        pd.testing.assert_frame_equal(moved.trials, last.trials)
+
+
 def test_raw_sessions_become_trials_with_their_labels(master, tmp_path):
     config = make_config(master)
     responses = write(config, tmp_path)

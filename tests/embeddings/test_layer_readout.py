@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.embeddings.layer_readout import Tower, pool_tokens, read_layers, resolve_layer
+from braindecode_vis.embeddings.layer_readout import (
+    Tower,
+    find_module,
+    pool_tokens,
+    read_layers,
+    resolve_layer,
+)
 from braindecode_vis.embeddings.openclip import OpenClipConfig
 
 TOKENS = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0))  # class, register, five patches
@@ -35,6 +41,29 @@ def test_layers_that_do_not_exist_or_do_not_run():
     tower = Tower(network, network["used"], [network["used"], network["idle"]])
     with pytest.raises(ConfigError, match="layer 1 takes no part in the network's forward pass"):
         read_layers(tower, torch.rand(1, 3), layers=[1], pooling="mean")
+
+
+def test_a_name_picks_its_module_and_output_the_last_block():
+    """A name stands for the module that is called so, whether or not it is a block; only ``output`` is a place."""
+    network = torch.nn.Sequential()
+    for name in ("stem", "first", "second", "third", "head"):
+        network.add_module(name, torch.nn.Linear(3, 3))
+    tower = Tower(network, network, [network.first, network.second, network.third])
+    for name in ("stem", "first", "second", "third", "head"):
+        assert find_module(tower, name) is getattr(network, name)
+    assert find_module(tower, "output") is network.third
+    assert [find_module(tower, layer) for layer in (0, 1, -1, -3, 0.0, 0.5, 1.0)] == [
+        network.first, network.second, network.third, network.first, network.first, network.second, network.third,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"names 'secnd', which this network has not.*second"):
+        find_module(tower, "secnd")
+    with pytest.raises(ConfigError, match="has no list of blocks"):
+        find_module(Tower(network, network, []), "output")
+    assert find_module(Tower(network, network, []), "stem") is network.stem
+    # What is read is what the named module gave.
+    inputs = torch.rand(2, 3)
+    expected = network.second(network.first(network.stem(inputs)))
+    torch.testing.assert_close(read_layers(tower, inputs, layers=["second"], pooling="mean"), expected)
 
 
 def test_layers_of_several_widths_do_not_stack():

@@ -89,6 +89,13 @@ def test_drifts_span_what_nilearn_models(drift, options):
     np.testing.assert_allclose(ours @ ours.T, basis @ basis.T, atol=1e-8)
 
 
+@pytest.mark.parametrize("start", [-1.0, 0.5, 30.0])
+def test_drifts_do_not_depend_on_when_a_run_starts(start):
+    """Times of a slice-time corrected run start at half a repetition; its step is a difference, not the second time."""
+    for options in ({"drift": "cosine", "cutoff": 60.0}, {"drift": "polynomial", "order": 2}):
+        np.testing.assert_array_equal(make_drifts(TIMES + start, **options), make_drifts(TIMES, **options))
+
+
 def test_amplitudes_come_back_without_noise(trials, motion):
     amplitudes = np.random.default_rng(2).standard_normal((len(trials), 3))
     regressors = make_regressors(trials, TIMES)
@@ -182,3 +189,28 @@ def test_ar1_is_ordinary_where_noise_is_white_and_better_where_it_is_not(trials,
     assert errors["fit_trials_ar1"] < 0.97 * errors["fit_trials"]
     constant = np.full((N, 2), 7.0)
     np.testing.assert_allclose(fit_trials_ar1(constant, regressors, basis), 0, atol=1e-10)
+
+
+def test_autocorrelation_has_no_unit_until_a_voxel_is_silent(coloured):
+    """Only the smallest normal number bounds the power from below: volts are tiny, and tinier ones have no digits."""
+    noise = coloured - coloured.mean(axis=0)
+    expected = estimate_ar1(noise)
+    assert (expected > 0.2).any()
+    for unit in (1e-12, 1e-150, 1e120):
+        np.testing.assert_array_equal(estimate_ar1(unit * noise), expected)
+    assert not estimate_ar1(1e-160 * noise).any()  # the power would be a subnormal number
+    assert not estimate_ar1(np.zeros((N, 2))).any()
+
+
+def test_trials_at_the_end_of_a_run_are_refused_below_a_thousandth_of_the_usual_power(series):
+    """A response cut short is fitted as long as a thousandth of its power is left."""
+    regressors = np.zeros((N, 3))
+    regressors[10:14, 0] = regressors[40:44, 1] = 1.0
+    basis = make_nuisance_basis(np.ones((N, 1)))
+    for power, is_seen in ((1.2e-3, True), (0.8e-3, False)):
+        regressors[80, 2] = np.sqrt(4 * power)
+        if is_seen:
+            assert np.isfinite(fit_trials(series, regressors, basis)).all()
+        else:
+            with pytest.raises(DataError, match="trial 2 of the run leaves no trace"):
+                fit_trials(series, regressors, basis)

@@ -64,6 +64,23 @@ def test_draws_lie_next_to_each_other_and_follow_the_seed(fitted):
     assert np.abs(one.vectors[0] - one.vectors[1]).max() > 0
 
 
+def test_pulled_samples_are_as_long_as_images_whatever_their_unit(fitted):
+    """A length divided by the images' spread passed where that spread was near 1; here it is 0.02."""
+    predicted, _ = make_pairs(40, seed=5)
+    pulled = dataclasses.replace(fitted.drawing, pull=0.3)
+    prior = DiffusionPriorConfig(**SMALL).build(seed=1)
+    prior.fitted, prior.drawing = fitted.fitted, pulled
+    drawn = prior.sample(predicted, n_draws=2, seed=0).vectors
+    mean, spread = fitted.fitted.target.mean, np.linalg.norm(make_pairs()[1].vectors.std(axis=0))
+    np.testing.assert_allclose(np.linalg.norm(drawn - mean, axis=1), spread, rtol=1e-3)
+    # Each lies between its prediction and what is drawn without a pull, nearer to the former.
+    whole = fitted.sample(predicted, n_draws=2, seed=0).vectors
+    own = np.repeat(predicted.vectors, 2, axis=0) - fitted.fitted.condition.mean
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
+    expected = unit(0.7 * unit(own) + 0.3 * unit(whole - mean))
+    np.testing.assert_allclose(unit(drawn - mean), expected, atol=2e-3)
+
+
 def test_a_unit_clip_is_of_the_embedding_and_not_of_its_standardised_values():
     prior = DiffusionPriorConfig(**(SMALL | {"min_steps": 2, "clip": "unit", "spacing": "leading"})).build(
         seed=0
