@@ -38,6 +38,7 @@ from braindecode_vis.preprocessing.scaling import (
     split_rows,
     standardise_rows,
 )
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_blank_images
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_json, write_stimuli
 
@@ -87,7 +88,12 @@ def write_fmri(
         If a response is not finite, does not fit the type, or the disk is too small; the message names the file.
     """
     return write_fmri_source(
-        config.open_betas(), folder, advance=advance, learnt=learnt, transductive=transductive
+        config.open_betas(),
+        folder,
+        advance=advance,
+        learnt=learnt,
+        transductive=transductive,
+        watch=make_watch(config),
     )
 
 
@@ -98,6 +104,7 @@ def write_fmri_source(
     advance: Advance | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
+    watch: DamageWatch | None = None,
 ) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_fmri`."""
     if transductive:
@@ -117,11 +124,11 @@ def write_fmri_source(
     trials = pd.concat([part.trials for part in source.parts], ignore_index=True)
     # The columns that every store has come first.
     trials = trials[[*TRIAL_COLUMNS, *(name for name in trials.columns if name not in TRIAL_COLUMNS)]]
-    scratch = folder / "scratch"
+    scratch, watch = folder / "scratch", watch or DamageWatch()
     try:
         with ExitStack() as files:
             rows = files.enter_context(ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype)))
-            progress = _Progress(rows, scratch, files, learnt)
+            progress = _Progress(rows, scratch, files, watch, learnt)
             scaling = _write_parts(source, geometries, progress, advance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -132,8 +139,8 @@ def write_fmri_source(
             (ZSCORE_VARIANCE, [s.variance for s in progress.fitted.values()]),
         ):
             np.save(responses / name, np.stack(values), allow_pickle=False)  # (n_groups, n_features)
-    _write_meta(responses, source, geometries, {"parcels_without_voxels": left_out, **scaling})
-    _write_images(folder / "stimuli", source)
+    _write_images(folder / "stimuli", source, watch)
+    _write_meta(responses, source, geometries, {"parcels_without_voxels": left_out, **scaling}, watch)
     summary = {"n_trials": shape[0], "n_features": n_features, "n_bytes": rows.path.stat().st_size}
     return summary | {key: source.notes[key] for key in ("protocol",) if key in source.notes}
 
@@ -176,6 +183,7 @@ class _Progress:
     target: ArrayFile
     scratch: Path
     files: ExitStack
+    watch: DamageWatch
     learnt: LearntStatistics | None = None
     fitted: dict[ZScoreGroup, FeatureStatistics] = field(default_factory=dict)
     scales: dict[str, list[FeatureStatistics]] = field(default_factory=dict)
@@ -196,6 +204,8 @@ def _write_parts(
         session = list(members)
         _write_session(session, source.plan, geometries[subject], start, progress, advance)
         start += sum(len(part.trials) for part in session)
+    for subject in source.subjects:
+        progress.watch.settle_features(subject)
     # Only now are all sessions of a subject known: the order of the files must not matter.
     for item in progress.waiting:
         scales = progress.scales.get(item.subject)
@@ -231,7 +241,7 @@ def _write_session(
         done = start
         for part in session:
             runs, first = part.trials["run"].to_numpy(str), 0
-            for block in _iterate_blocks(part, geometry, target.shape):
+            for block in _iterate_blocks(part, geometry, target.shape, progress.watch):
                 of_run = runs[first : first + len(block)]
                 values = np.empty(block.shape, target.dtype)
                 for key in dict.fromkeys(of_run):
@@ -253,7 +263,7 @@ def _write_session(
     moments: dict[str, FeatureMoments] = {}
     done = 0
     for part in session:
-        for block in _iterate_blocks(part, geometry, target.shape):
+        for block in _iterate_blocks(part, geometry, target.shape, progress.watch):
             held.write(base + done, block)
             here = slice(done, done + len(block))
             if plan.zscore != "none":
@@ -287,8 +297,16 @@ def _write_session(
         held.path.unlink()
 
 
-def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _iterate_blocks(
+    part: BetasPart, geometry: Geometry, shape: tuple[int, ...], watch: DamageWatch
+) -> Iterator[np.ndarray]:
     """Yield the trials of a part as float32, averaged over parcels or filled up with zeros, and checked."""
+    shown = part.trials["stimulus_id"].to_numpy()
+    seen = (
+        None
+        if part.is_computed
+        else watch.open_rows(part.where, part.group[0], shown, compares_features=True)
+    )
     missing = shape[1] - _count_features(geometry)
     rest = shape[2:]
     # (n_trials, n_voxels[, n_times]), as many trials at a time as fill a block
@@ -306,17 +324,25 @@ def _iterate_blocks(part: BetasPart, geometry: Geometry, shape: tuple[int, ...])
                 f"{part.where}: trial {first + row} holds {int((~finite[row]).sum())} non-finite responses; "
                 "leave these voxels out of the mask, or fetch the file again."
             )
+        if seen is not None:
+            seen.add(block)
         # Averages before the z-score: a parcel is standardised as one feature.
         if geometry.parcels is not None:
             block = average_parcels(block, geometry.parcels)
         yield np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * len(rest)]) if missing else block
+    if seen is not None:
+        seen.finish(lambda row: f"{shown[row]}, trial {row + 1} of the file")
 
 
 # --- what travels along -----------------------------------------------------------------------------------
 
 
 def _write_meta(
-    responses: Path, source: FmriSource, geometries: Mapping[str, Geometry], remarks: Mapping[str, Any]
+    responses: Path,
+    source: FmriSource,
+    geometries: Mapping[str, Geometry],
+    remarks: Mapping[str, Any],
+    watch: DamageWatch,
 ) -> None:
     """Write ``meta.json`` and the array coordinates, as `store.read_responses` reads them."""
     plan, subjects = source.plan, source.subjects
@@ -336,6 +362,9 @@ def _write_meta(
     if source.times is not None:
         dims.append("time")
         coords["times"] = np.asarray(source.times, float)
+    # What every report on these trials must say.
+    if warnings := [*source.notes.get("warnings", ()), *watch.describe()]:
+        coords["warnings"] = warnings
     arrays = [key for key, value in coords.items() if isinstance(value, np.ndarray)]
     for key in arrays:
         np.save(responses / f"coord_{key}.npy", coords[key], allow_pickle=False)
@@ -345,7 +374,7 @@ def _write_meta(
             "atlas": None if plan.atlas is None else plan.atlas.hashed_fields(),
         },
         "files": ["/".join(path.parts[-3:]) for part in source.parts for path in part.files],
-        **remarks, **source.notes,
+        **({"damage": watch.as_json()} if watch.findings else {}), **remarks, **source.notes,
     }  # fmt: skip
     write_json(
         responses / "meta.json",
@@ -359,18 +388,21 @@ def _write_meta(
     )
 
 
-def _write_images(folder: Path, source: FmriSource) -> None:
+def _write_images(folder: Path, source: FmriSource, watch: DamageWatch) -> None:
     """Write the stimulus table, and copy the images one by one if they must travel with the run."""
     if source.read_image is None:
         write_stimuli(folder, source.stimuli)
         return
     first = source.read_image(0)
     pixels = _PixelFile(folder / "pixels.npy", len(source.stimuli), first)
-    digests = []
+    digests, colours = [], []
     for row in range(len(source.stimuli)):
         image = first if row == 0 else source.read_image(row)
         pixels.write(row, image)
         digests.append(hash_pixels(image))
+        if image.min() == image.max():
+            colours.append(int(image.flat[0]))
+    settle_blank_images(colours, len(digests), watch)
     write_stimuli(folder, StimulusSet(source.stimuli.table.assign(sha256=digests)))
 
 

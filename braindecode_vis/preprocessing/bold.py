@@ -41,6 +41,7 @@ from braindecode_vis.preprocessing.glm import (
     remove_nuisance,
 )
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch
 
 _BLOCK_VOXELS = 8192
 _BLOCK_VOLUMES = 16
@@ -93,13 +94,19 @@ def write_bold(
     source = config.open_bold()
     if geometry is not None and isinstance(source.geometry, str):
         source = replace(source, geometry=geometry)
+    watch = make_watch(config)
     return write_fmri_source(
-        make_betas(source), folder, advance=advance, learnt=learnt, transductive=transductive
+        make_betas(source, watch),
+        folder,
+        advance=advance,
+        learnt=learnt,
+        transductive=transductive,
+        watch=watch,
     )
 
 
-def make_betas(source: BoldSource) -> FmriSource:
-    """Return single-trial responses that are computed when they are read."""
+def make_betas(source: BoldSource, watch: DamageWatch | None = None) -> FmriSource:
+    """Return single-trial responses that are computed when they are read; `watch` looks at the volumes then."""
     source = leave_out_late_trials(source)
     geometry = source.geometry if not isinstance(source.geometry, str) else find_geometry(source)
     constant: dict[str, int] = {}
@@ -107,8 +114,8 @@ def make_betas(source: BoldSource) -> FmriSource:
     for run in source.runs:
         own = geometry if isinstance(geometry, Geometry) else geometry[run.subject]
         trials, rows = _plan_rows(run, source.model)
-        reader = _RunReader(run, own, source, rows, constant)
-        parts.append(BetasPart(trials, run.files, own.n_voxels, reader))
+        reader = _RunReader(run, own, source, rows, constant, watch or DamageWatch())
+        parts.append(BetasPart(trials, run.files, own.n_voxels, reader, is_computed=True))
     times = _find_times(source)
     notes = {"constant_voxels_by_run": constant, **source.notes}
     unit = _UNITS[source.model.clean.scaling]
@@ -223,6 +230,7 @@ class _RunReader:
     source: BoldSource
     windows: list[np.ndarray]
     constant: dict[str, int]
+    watch: DamageWatch
     values: np.ndarray | None = field(default=None, repr=False)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
@@ -237,6 +245,7 @@ class _RunReader:
         run, model = self.run, self.source.model
         assert self.geometry.mask is not None
         series = read_series(run, self.geometry.mask)
+        self._check_volumes(series)
         self._check_constant(series)
         basis = _make_basis(run, model)
         regressors = None
@@ -264,6 +273,13 @@ class _RunReader:
             else:
                 out[:, here] = np.stack([block[window].mean(axis=0) for window in self.windows])
         return out
+
+    def _check_volumes(self, series: np.ndarray) -> None:
+        run = self.run
+        names = [f"volume {number + 1}" for number in range(len(series))]
+        seen = self.watch.open_rows(run.where, f"{run.subject} {run.image}", names, rows="volumes")
+        seen.add(series)
+        seen.finish(lambda row: f"number {row + 1} at {run.frame_times[row]:g} s")
 
     def _check_constant(self, series: np.ndarray) -> None:
         n = int((series.max(axis=0) == series.min(axis=0)).sum())

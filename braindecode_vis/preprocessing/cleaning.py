@@ -25,11 +25,14 @@ from braindecode_vis.datasets.sources.meeg_source import (
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
 from braindecode_vis.preprocessing.epochs import Piece, find_pause_boundaries
+from braindecode_vis.preprocessing.signal_damage import DamageWatch
 
 _BLOCK_BYTES = 64 << 20
 
 
-def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tuple[list[Piece], list[Path]]:
+def clean_pieces(
+    session: Sequence[Piece], plan: EpochPlan, scratch: Path, watch: DamageWatch | None = None
+) -> tuple[list[Piece], list[Path]]:
     """Return the pieces of one session with cleaned samples, and the files that hold them until trials are cut.
 
     With ``ica`` they hold all sensors, for `braindecode_vis.preprocessing.artefacts.remove_eye_components`.
@@ -42,6 +45,8 @@ def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tu
         With its `cleaning`.
     scratch
         Folder for the files; made if needed.
+    watch
+        Looks at the samples before a filter hides what they lack.
 
     Raises
     ------
@@ -59,7 +64,7 @@ def clean_pieces(session: Sequence[Piece], plan: EpochPlan, scratch: Path) -> tu
         )
         names = part.all_names if cleaning.ica is not None else part.ch_names
         path = scratch / f"cleaned-{number}.npy"
-        offset = write_mixed(part, cleaning, names, path)
+        offset = write_mixed(part, cleaning, names, path, watch)
         filter_file(path, piece, boundaries, cleaning.notch, cleaning.l_freq, cleaning.h_freq)
         if cleaning.l_freq is not None:
             offset = np.zeros_like(offset)  # no constant passes a high-pass
@@ -117,7 +122,13 @@ class CleanedReader:
 # --- channels at one time ---------------------------------------------------------------------------------
 
 
-def write_mixed(part: ContinuousPart, cleaning: Cleaning, names: Sequence[str], path: Path) -> np.ndarray:
+def write_mixed(
+    part: ContinuousPart,
+    cleaning: Cleaning,
+    names: Sequence[str],
+    path: Path,
+    watch: DamageWatch | None = None,
+) -> np.ndarray:
     """Write the repaired and referenced channels `names` of a recording to a ``.npy`` file, float32.
 
     Returns
@@ -129,6 +140,7 @@ def write_mixed(part: ContinuousPart, cleaning: Cleaning, names: Sequence[str], 
     mixing = make_mixing(sensors, part, cleaning)[[sensors.ch_names.index(name) for name in names]]
     used = np.flatnonzero(np.any(mixing != 0, axis=0))  # sensors that any stored channel depends on
     low, high = np.full(len(sensors.ch_names), np.inf), np.full(len(sensors.ch_names), -np.inf)
+    watch = watch or DamageWatch(refuses=False)
     n_channels, n = len(names), part.n_samples
     offset = np.zeros(n_channels)
     with path.open("wb") as file:
@@ -140,7 +152,10 @@ def write_mixed(part: ContinuousPart, cleaning: Cleaning, names: Sequence[str], 
             for start, stop in iterate_blocks(n, 8 * len(sensors.ch_names)):
                 samples = np.asarray(sensors.read(start, stop), dtype=np.float64)
                 _check_finite(samples, used, sensors, part, start)
-                low, high = np.minimum(low, samples.min(axis=1)), np.maximum(high, samples.max(axis=1))
+                lowest, highest = watch.look_at_samples(
+                    part.where, sensors.ch_names, samples, start, part.sfreq
+                )
+                low, high = np.minimum(low, lowest), np.maximum(high, highest)
                 mixed = mixing @ samples
                 if start == 0:
                     offset = mixed[:, 0].copy()
@@ -150,6 +165,7 @@ def write_mixed(part: ContinuousPart, cleaning: Cleaning, names: Sequence[str], 
                     file.write(rest[row].data)
         except OSError as error:
             raise DataError(f"{path} could not be written ({error.strerror}); free some space.") from error
+    watch.settle_channels(part.where)
     flat = [sensors.ch_names[row] for row in used if low[row] == high[row]]
     if flat and n > 1:
         raise DataError(

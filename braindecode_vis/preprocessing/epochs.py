@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +24,14 @@ import pandas as pd
 from braindecode_vis.arrays import TRIAL_COLUMNS, Responses
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan
+from braindecode_vis.preprocessing.signal_damage import DamageWatch
 
 if TYPE_CHECKING:
     import mne
 
 BLOCK_TRIALS = 256
+_FEW_FLAT = 0.1  # more channels than this share are not left without an electrode
+_LEAST_TIMES = 8  # samples below which a channel may keep its value without a fault
 _STRETCH_S = 30.0  # longest piece of a recording that is read at once
 _TILE = 32  # output samples per row of the decimating matrix product
 
@@ -195,38 +198,75 @@ def _find_joins(part: ContinuousPart, low: int, high: int, typical: np.ndarray) 
 # --- cutting ----------------------------------------------------------------------------------------------
 
 
-def iterate_trials(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
-    """Yield the trials of a part in order, float32 blocks of shape (n, n_channels, n_times), checked to be finite."""
-    low = np.full(len(piece.part.ch_names), np.inf)
+def iterate_trials(
+    piece: Piece, plan: EpochPlan, watch: DamageWatch | None = None, *, unit: str = ""
+) -> Iterator[np.ndarray]:
+    """Yield the trials of a part in order, float32 blocks of shape (n, n_channels, n_times), checked to be finite.
+
+    Parameters
+    ----------
+    piece, plan
+        What is cut, and how.
+    watch
+        Looks at the values on their way; None where they are read a second time.
+    unit
+        That of the recording, for `watch`.
+    """
+    part, watch = piece.part, watch or DamageWatch(refuses=False)
+    rows_seen = watch.open_rows(part.where, part.group[0], piece.trials["stimulus_id"].to_numpy(), unit=unit)
+    held = None
+    low = np.full(len(part.ch_names), np.inf)
     high = -low
-    if isinstance(piece.part, EpochedPart):
+    done = n_seen = 0
+    if isinstance(part, EpochedPart):
         for start in range(0, len(piece.trials), BLOCK_TRIALS):
-            block = piece.part.read(start, min(start + BLOCK_TRIALS, len(piece.trials)))
+            block = part.read(start, min(start + BLOCK_TRIALS, len(piece.trials)))
             block = np.ascontiguousarray(block[..., piece.keep], dtype=np.float32)
             _check_block(block, piece, start)
-            low, high = np.minimum(low, block.min(axis=(0, 2))), np.maximum(high, block.max(axis=(0, 2)))
+            lowest, highest = block.min(axis=2), block.max(axis=2)  # (n_trials, n_channels)
+            # A few digitised samples may be equal without a fault.
+            flat = lowest == highest if block.shape[2] >= _LEAST_TIMES else None
+            rows_seen.add(block, flat)
+            low, high = np.minimum(low, lowest.min(axis=0)), np.maximum(high, highest.max(axis=0))
+            n_seen += len(block) * block.shape[2]
             yield block
-        # One sample of each channel says nothing of whether it varies.
-        if len(piece.trials) * len(piece.keep) > 1:
-            _check_flat(piece, low, high)
-        return
-    done = n_seen = 0
-    for rows in _group_events(piece, plan):
-        block, signal = _cut_stretch(piece, rows, plan)
-        _check_block(block, piece, done)
-        low, high = np.minimum(low, signal.min(axis=1)), np.maximum(high, signal.max(axis=1))
-        n_seen += signal.shape[1]
-        if piece.repair is not None:
-            block = piece.repair(done, block)
-        done += len(rows)
-        yield block
+    else:
+        for rows in _group_events(piece, plan):
+            block, signal, start = _cut_stretch(piece, rows, plan)
+            _check_block(block, piece, done)
+            lowest, highest = watch.look_at_samples(part.where, part.ch_names, signal, start, part.sfreq)
+            low, high = np.minimum(low, lowest), np.maximum(high, highest)
+            n_seen += signal.shape[1]
+            rows_seen.add(block)
+            if piece.repair is not None:
+                block = piece.repair(done, block)
+            done += len(rows)
+            yield block
+        onset = piece.trials["sample"].to_numpy()
+        first, last = _find_extent(part, plan)
+        held = watch.find_held_trials(part.where, onset + first, onset + last)
+        watch.settle_channels(part.where)
+    # One sample of each channel says nothing of whether it varies.
     if n_seen > 1:
         _check_flat(piece, low, high)
+    rows_seen.finish(partial(_name_trial, piece), held=held, ch_names=part.ch_names)
+
+
+def _name_trial(piece: Piece, number: int) -> str:
+    row = piece.trials.iloc[number]
+    at = f" at {row['onset']:.3f} s" if "onset" in piece.trials else f", trial {number + 1} of the file"
+    return f"{row['stimulus_id']}{at}"
 
 
 def _check_flat(piece: Piece, low: np.ndarray, high: np.ndarray) -> None:
     """Raise `DataError` if the extremes of a channel over all trials are the same."""
     flat = [name for name, a, b in zip(piece.part.ch_names, low, high, strict=True) if a == b]
+    if len(flat) > max(2, _FEW_FLAT * len(low)) and len(piece.trials):
+        raise DataError(
+            f"{piece.part.where}: {len(flat)} of {len(low)} channels are flat throughout ({', '.join(flat[:8])}"
+            f"{', ...' if len(flat) > 8 else ''}): the file is damaged, fetch it again; or leave them out with "
+            "dataset.channels if they were never recorded."
+        )
     if flat and len(piece.trials):
         raise DataError(
             f"{piece.part.where}: the channel(s) {', '.join(flat)} are flat throughout; "
@@ -249,8 +289,18 @@ def _group_events(piece: Piece, plan: EpochPlan) -> Iterator[np.ndarray]:
             rows = rows[n:]
 
 
-def _cut_stretch(piece: Piece, rows: np.ndarray, plan: EpochPlan) -> tuple[np.ndarray, np.ndarray]:
-    """Read one stretch and cut its trials; returns them and the samples (n_channels, n_samples), without offset."""
+def _cut_stretch(piece: Piece, rows: np.ndarray, plan: EpochPlan) -> tuple[np.ndarray, np.ndarray, int]:
+    """Read one stretch and cut its trials.
+
+    Returns
+    -------
+    block
+        The trials.
+    signal : array of shape (n_channels, n_samples)
+        The samples without constant offsets.
+    start
+        Number of the first of them in the recording.
+    """
     part = piece.part
     assert isinstance(part, ContinuousPart)
     decim = find_decimation(part.sfreq, plan.sfreq)
@@ -278,11 +328,11 @@ def _cut_stretch(piece: Piece, rows: np.ndarray, plan: EpochPlan) -> tuple[np.nd
         )
     if plan.baseline is None:
         block += offset.astype(np.float32)
-        return block, signal
+        return block, signal, start
     low, high = (round(end * part.sfreq) for end in plan.find_baseline())
     for row, at in enumerate(onset - start):
         block[row] -= signal[:, at + low : at + high + 1].mean(axis=1, keepdims=True)
-    return block, signal
+    return block, signal, start
 
 
 def _check_block(block: np.ndarray, piece: Piece, start: int) -> None:

@@ -34,6 +34,7 @@ from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS, Piece, iterate_tr
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
 from braindecode_vis.preprocessing.scaling import ChannelScales, scale_trials
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch
 from braindecode_vis.preprocessing.whitening import (
     CovarianceSum,
     Whitener,
@@ -88,7 +89,9 @@ def write_meeg(
         if transductive:
             parts = [replace_trials(part, part.trials.assign(split="train")) for part in source.parts]
             source = replace(source, parts=tuple(parts))
-        return write_source(source, folder, scratch=scratch, advance=advance, learnt=learnt)
+        return write_source(
+            source, folder, scratch=scratch, advance=advance, learnt=learnt, watch=make_watch(config)
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -100,6 +103,7 @@ def write_source(
     scratch: Path,
     advance: Advance | None = None,
     learnt: LearntStatistics | None = None,
+    watch: DamageWatch | None = None,
 ) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_meeg`."""
     plan = source.plan
@@ -133,7 +137,7 @@ def write_source(
     responses = folder / "responses"
     responses.mkdir(parents=True, exist_ok=True)
     _check_space(folder, shape, plan)
-    written = _Written([], {}, dropped)
+    written = _Written([], {}, dropped, watch or DamageWatch())
     writer = ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype))
     with writer:
         held = writer
@@ -194,11 +198,12 @@ def _read_rows(read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: 
 
 @dataclass
 class _Written:
-    """What has been written so far: pieces in the order of the store, whiteners by session, and dropped events."""
+    """What has been written so far: pieces in the order of the store, whiteners, dropped events, damage."""
 
     pieces: list[Piece]
     whiteners: dict[tuple[str, str], Whitener]
     dropped: pd.DataFrame
+    watch: DamageWatch
 
 
 def _write_session(
@@ -220,7 +225,7 @@ def _write_session(
         from braindecode_vis.preprocessing.cleaning import clean_pieces
 
         names = session[0].part.ch_names
-        session, files = clean_pieces(session, plan, scratch)
+        session, files = clean_pieces(session, plan, scratch, written.watch)
         if plan.cleaning.ica is not None:
             from braindecode_vis.preprocessing.artefacts import remove_eye_components
 
@@ -231,11 +236,13 @@ def _write_session(
         session, rejected = reject_trials(session, plan)
         written.dropped = pd.concat([written.dropped, rejected], ignore_index=True)
     if is_continuous and plan.mvnn != "none":
-        written.whiteners[group] = _write_whitened(session, source, writer, start, scratch, advance)
+        written.whiteners[group] = _write_whitened(
+            session, source, writer, start, scratch, advance, written.watch
+        )
     else:
         row = start
         for piece in session:
-            for block in iterate_trials(piece, plan):
+            for block in iterate_trials(piece, plan, written.watch, unit=source.unit):
                 writer.write(row, block if learnt is None else learnt.apply(block, *group))
                 row += len(block)
                 if advance is not None:
@@ -253,6 +260,7 @@ def _write_whitened(
     start: int,
     scratch: Path,
     advance: Advance | None,
+    watch: DamageWatch,
 ) -> Whitener:
     """Cut one session, fit the noise covariance on its training trials, and whiten all of them."""
     plan, rows = source.plan, source.rows
@@ -276,7 +284,7 @@ def _write_whitened(
     total = CovarianceSum(n_channels)
     done = 0
     for piece in session:
-        for block in iterate_trials(piece, plan):
+        for block in iterate_trials(piece, plan, watch, unit=source.unit):
             held.write(base + done, block)
             is_training = weights[done : done + len(block)] > 0
             if plan.mvnn == "epochs" and is_training.any():
@@ -335,8 +343,9 @@ def _write_meta(
         # From the times themselves: published epochs know no other rate.
         "sfreq": round(1 / float(np.median(np.diff(times))), 6) if len(times) > 1 else plan.sfreq,
     }
-    if source.notes.get("warnings"):
-        coords["warnings"] = list(source.notes["warnings"])  # what every report on these trials must say
+    # What every report on these trials must say.
+    if warnings := [*source.notes.get("warnings", ()), *written.watch.describe()]:
+        coords["warnings"] = warnings
     if whiteners:
         arrays["whitening"] = np.stack([w.matrix for w in whiteners.values()])
         coords["whitening_sessions"] = [list(group) for group in whiteners]
@@ -361,6 +370,7 @@ def _write_meta(
         "dropped": written.dropped[["subject", "session", "file", "stimulus_id", "reason"]].to_dict(
             "records"
         ),
+        **({"damage": written.watch.as_json()} if written.watch.findings else {}),
         **source.notes,
     }
     unit = scales.unit if scales is not None else "whitened" if whiteners else source.unit

@@ -208,7 +208,7 @@ def diffuser(tmp_path):
             rows.append(nsd_id)
     n_voxels = int(find_general().sum())
     for split, ids in seen.items():
-        values = np.arange(len(ids))[:, None] + np.linspace(0.1, 1, n_voxels)
+        values = np.arange(len(ids))[:, None] + np.linspace(0.1, 1 + (split == "test"), n_voxels)
         np.save(tmp_path / f"nsd_{split}_fmriavg_nsdgeneral_sub1.npy", values)
         pixels = np.stack([np.full((6, 6, 3), i, np.uint8) for i in ids])
         np.save(tmp_path / f"nsd_{split}_stim_sub1.npy", pixels)

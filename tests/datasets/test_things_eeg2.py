@@ -270,7 +270,7 @@ def test_small_official_files_are_not_called_cut_short(images, tmp_path, monkeyp
 def test_the_defaults_fit_official_files(images, tmp_path):
     """`check` and `preprocess` without options refused them, asking for 250 Hz and 63 channels."""
     for part, n in (("training", N_TRAIN), ("test", N_TEST)):
-        epochs = make_epochs(n, 100, n_channels=17)
+        epochs = make_epochs(n, 100, n_channels=17, seed=n)
         derived.write_official(
             images, 1, part, iter(epochs), n_images=n, n_repetitions=4, ch_names=POSTERIOR17
         )

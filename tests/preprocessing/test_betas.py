@@ -128,7 +128,7 @@ def test_poisoned_test_trials_change_no_training_trial(tmp_path):
     clean = write(source, tmp_path / "clean")
     train = (clean.trials["split"] == "train").to_numpy()
     for data, part in zip(arrays, source.parts, strict=True):
-        data[(part.trials["split"] == "test").to_numpy()] += 1e6
+        data[(part.trials["split"] == "test").to_numpy()] += 1e3
     poisoned = write(source, tmp_path / "poisoned")
     np.testing.assert_array_equal(clean.data[train], poisoned.data[train])
 
@@ -211,12 +211,13 @@ from braindecode_vis.stimuli import StimulusSet
 
 n_sessions, n_trials, n_voxels = 6, 300, 20_000
 base = np.random.default_rng(0).standard_normal((50, n_voxels), dtype=np.float32)
+read = lambda a, b: base[np.arange(a, b) % 50] + np.arange(a, b, dtype="f4")[:, None]  # no trial twice
 parts = []
 for s in range(n_sessions):
     trials = pd.DataFrame({"subject": "01", "session": f"{s:02d}", "run": "01",
         "stimulus_id": [f"i{i}" for i in range(n_trials)], "repetition": s,
         "split": ["train" if i % 10 else "test" for i in range(n_trials)], "concept": "c"})
-    parts.append(BetasPart(trials, (Path("f"),), n_voxels, lambda a, b: base[np.arange(a, b) % 50]))
+    parts.append(BetasPart(trials, (Path("f"),), n_voxels, read))
 ids = parts[0].trials["stimulus_id"]
 stimuli = StimulusSet(pd.DataFrame({"stimulus_id": ids, "concept": "c", "path": "", "sha256": ""}))
 source = FmriSource(tuple(parts), stimuli, BetasPlan(), "x", Geometry(np.arange(n_voxels)))

@@ -146,7 +146,7 @@ def test_poisoned_test_trials_change_no_bit_of_the_training_trials(tmp_path, sig
     last_train = events.loc[events["split"] == "train", "sample"].max() + 1100
     events.loc[events["split"] == "test", "sample"] += 2000
     events["onset"] = events["sample"] / 1000
-    signal = np.pad(signal, ((0, 0), (0, 4000)), mode="edge")
+    signal = np.pad(signal, ((0, 0), (0, 4000)), mode="reflect")
     poisoned = signal.copy()
     poisoned[:, last_train:] += (
         np.random.default_rng(5).standard_normal(poisoned[:, last_train:].shape) * 1e-2

@@ -398,7 +398,8 @@ def read_categories(root: Path) -> dict[int, str]:
     base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
     known: dict[int, str] = {}
     for path in sorted(base.glob(f"sub-*/{_TABLES[0]}")):
-        table = pd.read_parquet(path, columns=["image_path", "category_name"]).dropna()
+        with refuse_damage(f"{path} cannot be read as Parquet"):
+            table = pd.read_parquet(path, columns=["image_path", "category_name"]).dropna()
         pairs = table.assign(image=_read_numbers(table["image_path"], path)).drop_duplicates(
             ["image", "category_name"]
         )

@@ -67,6 +67,7 @@ def make_trials(
 
 # Allen et al. (2022): twelve runs of 62 or 63 pictures.
 _TRIALS_PER_SESSION = 750
+_TAR_PADDING = 1 << 20  # writers fill tars with zeros up to a multiple of their block
 _SPLIT_OF = {"train": "train", "val": "train", "test": "test"}
 
 
@@ -124,6 +125,14 @@ def iterate_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     if path.stat().st_size < needed:
         raise DataError(
             f"{path} is truncated: {path.stat().st_size} of {needed} bytes or more; fetch it again."
+        )
+    # Zeros in the middle are taken for the end mark too, and all samples behind them would be missing.
+    with path.open("rb") as file:
+        file.seek(needed)
+        behind = file.read(_TAR_PADDING + 1)
+    if len(behind) > _TAR_PADDING or behind.strip(b"\0"):
+        raise DataError(
+            f"{path} is damaged: its list of members ends at byte {needed} of {path.stat().st_size}; fetch it again."
         )
     yield from samples.items()
 

@@ -331,12 +331,15 @@ class BetasPart:
         ``read(start, stop)`` gives trials as float32 of shape (stop - start, n_voxels), or (stop - start,
         n_voxels, n_times) if the source has times. Called with ascending, adjoining ranges from 0 to the end, so a
         reader of a compressed file may keep its place and free what it holds after the last.
+    is_computed
+        Whether `read` computes responses from a time series, so that equal ones may come from the same volumes.
     """
 
     trials: pd.DataFrame
     files: tuple[Path, ...]
     n_voxels: int
     read: Callable[[int, int], np.ndarray]
+    is_computed: bool = False
 
     def __post_init__(self) -> None:
         check_columns(self.trials.columns, (*TRIAL_COLUMNS, "concept"), what=f"the trials of {self.files[0]}")

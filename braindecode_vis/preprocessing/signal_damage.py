@@ -1,0 +1,518 @@
+"""Signal that no brain and no machine gives: held, repeated and impossibly large values, found while trials are read.
+
+Owns what counts as damage, how much of it is told and how much refused, and the sentences. Half a file overwritten with
+zeros still has its size and reads without an error, so that only its numbers tell. Everything here looks at values that
+are in memory anyway, at a few hundred of each trial. Zeros outside the trials, at the padded ends of a recording, are
+never looked at; voxels outside the brain and channels without an electrode are the same in all trials and tell nothing.
+Knows no file format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.checks import DataError
+
+# Values of a trial that are looked at, evenly spaced over it.
+_N_PROBES = 512
+# Two trials of fewer values may be equal by chance, as digitised ones are.
+_LEAST_COMPARED, _LEAST_DISTINCT = 20, 8
+# A trial of fewer values may be constant without a fault.
+_LEAST_VALUES = 8
+# Neighbouring probes that are equal, beyond what is usual in the file (masked voxels are equal in all trials).
+_HELD_SHARE = 0.25
+# Artefacts reach some hundred times the usual size; damaged exponents are far above.
+_LARGEST_RATIO = 1e4
+# Nothing that is digitised stays the same in most channels for so long: 50 ms, and eight samples.
+_HELD_S, _HELD_SAMPLES = 0.05, 8
+# A channel is told of when it is flat, or at the end of its range, for more than this share of the time or the trials.
+_FLAT_SHARE, _CLIPPED_SHARE, _FLAT_S = 0.01, 0.1, 1.0
+# Features that are lost in one session alone: some at the edge of the volume always are.
+_LOST_TOLD, _LOST_REFUSED = 0.01, 0.2
+_N_FEATURES = 4096
+# Features that never change in any file: told, and refused where the mask is not the user's own or the whole volume.
+_CONSTANT_TOLD, CONSTANT_REFUSED = 0.05, 0.25
+#: Deviations within a trial that a unit can have: amplifiers noise below, and nothing biological above.
+PLAUSIBLE = {"V": (1e-8, 5e-2), "T": (1e-16, 1e-7), "T/m": (1e-15, 1e-6)}
+
+
+@dataclass(frozen=True)
+class DamageFinding:
+    """What was found in one file.
+
+    Parameters
+    ----------
+    where
+        Subject, session and file.
+    what
+        What is wrong, as a clause.
+    n, of
+        How many trials, volumes or channels it concerns, and how many there are.
+    refused
+        Whether this is too much to go on with.
+    """
+
+    where: str
+    what: str
+    n: int
+    of: int
+    refused: bool = False
+
+    def describe(self) -> str:
+        """Return it as a clause without a full stop."""
+        return f"{self.where}: {self.what}"
+
+
+@dataclass
+class DamageWatch:
+    """Collects what is found in all files of a data set, and refuses what is too much.
+
+    Parameters
+    ----------
+    remedy
+        What to do about a damaged file.
+    most
+        Largest share of the trials of a file that may be damaged; a single one always may.
+    refuses
+        Whether too much damage is raised as `DataError`, or kept as a finding like the rest.
+    most_constant
+        Largest share of the features that may never change in any file of a subject.
+    """
+
+    remedy: str = "fetch it again"
+    most: float = 0.01
+    refuses: bool = True
+    most_constant: float = CONSTANT_REFUSED
+    findings: list[DamageFinding] = field(default_factory=list)
+    _seen: SeenRows | None = field(default=None, repr=False)
+    _held: dict[str, list[tuple[int, int]]] = field(default_factory=dict, repr=False)
+    _channels: dict[str, ChannelCounts] = field(default_factory=dict, repr=False)
+    _features: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=dict, repr=False)
+
+    def settle(self, finding: DamageFinding) -> None:
+        """Keep a finding, or raise it as `DataError`."""
+        if finding.refused and self.refuses:
+            raise DataError(f"{finding.describe()}: the file is damaged; {self.remedy}.")
+        self.findings.append(finding)
+
+    def is_too_much(self, n: int, of: int) -> bool:
+        """Say whether so many damaged ones are above the bound."""
+        return n > max(1.0 if self.most else 0.0, self.most * of) or n == of
+
+    def describe(self) -> list[str]:
+        """Return a sentence for each finding that was no error: what every report on these trials must say."""
+        return [f"{finding.describe()}; they are kept as they are." for finding in self.findings]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the findings as plain values."""
+        return [asdict(finding) for finding in self.findings]
+
+    def open_rows(
+        self,
+        where: str,
+        subject: str,
+        names: Sequence[str] | np.ndarray,
+        *,
+        rows: str = "trials",
+        unit: str = "",
+        compares_features: bool = False,
+    ) -> RowWatch:
+        """Return a watch over the trials or volumes of one file, which are given to it in order.
+
+        Parameters
+        ----------
+        where
+            Subject, session and file.
+        subject
+            Trials of one subject are compared over all files.
+        names : sequence of length n_rows
+            What each row shows: copies of what shows the same are no damage, as publishers repeat averages.
+        rows
+            What rows are called.
+        unit
+            That of the values, where they still have one.
+        compares_features
+            Whether columns correspond between the files of a subject.
+        """
+        # One subject after the other, so that what is remembered does not grow with their number.
+        if self._seen is None or self._seen.subject != subject:
+            self._seen = SeenRows(subject)
+        self._seen.files.append((where, names))
+        return RowWatch(self, self._seen, where, names, rows, unit, compares_features)
+
+    # --- continuous samples ---
+
+    def look_at_samples(
+        self, where: str, ch_names: Sequence[str], samples: np.ndarray, start: int, sfreq: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Note what does not change in a stretch of a recording.
+
+        Parameters
+        ----------
+        where
+            Names the recording.
+        ch_names
+            Channels of `samples`.
+        samples : array of shape (n_channels, n_samples)
+        start
+            Number of the first of them in the recording.
+        sfreq
+            In Hz.
+
+        Returns
+        -------
+        low, high : arrays of shape (n_channels,)
+            Extremes of each channel.
+        """
+        low, high = samples.min(axis=1), samples.max(axis=1)
+        counts = self._channels.setdefault(where, ChannelCounts(tuple(ch_names)))
+        counts.add(samples, low, high, sfreq)
+        runs = find_held_runs(samples, low == high, max(_HELD_SAMPLES, round(_HELD_S * sfreq)))
+        self._held.setdefault(where, []).extend((start + a, start + b) for a, b in runs)
+        return low, high
+
+    def find_held_trials(self, where: str, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Return which trials, each from sample `first` to `last`, overlap a stretch without signal."""
+        held = np.zeros(len(first), bool)
+        for start, stop in self._held.pop(where, ()):
+            held |= (first < stop) & (last >= start)
+        return held
+
+    def settle_channels(self, where: str) -> None:
+        """Tell the channels of a recording that are flat or at the end of their range for long."""
+        counts = self._channels.pop(where, None)
+        if counts is not None:
+            self._settle_shares(where, counts.ch_names, counts.shares, "of the time")
+
+    def _settle_shares(
+        self, where: str, ch_names: Sequence[str], shares: dict[str, np.ndarray], of: str
+    ) -> None:
+        for what, share in shares.items():
+            rows = np.flatnonzero(share > (_FLAT_SHARE if "flat" in what else _CLIPPED_SHARE))
+            if len(rows):
+                named = ", ".join(f"{ch_names[row]} {share[row]:.1%}" for row in rows[:8])
+                more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+                clause = f"{len(rows)} channel(s) {what} for a part {of}: {named}{more}"
+                self.settle(DamageFinding(where, clause, len(rows), len(share)))
+
+    # --- voxels ---
+
+    def settle_features(self, subject: str) -> None:
+        """Compare the files of a subject: a feature that varies in others and is constant in one was lost there."""
+        parts = self._features.pop(subject, [])
+        if parts:
+            never = ~np.logical_or.reduce([varying for _, varying in parts])
+            n, of = int(never.sum()), len(never)
+            if n > _CONSTANT_TOLD * of and of >= _LEAST_COMPARED:
+                clause = (
+                    f"{n / of:.0%} of the features never change: they lie outside the brain, or were lost"
+                )
+                where = f"subject {subject}, {parts[0][0].rpartition(', ')[2]}"
+                self.settle(DamageFinding(where, clause, n, of, n > self.most_constant * of))
+        varies = np.stack([varying for _, varying in parts]) if len(parts) > 1 else np.empty((0, 0), bool)
+        for (where, varying), others in zip(parts, _any_other(varies), strict=False):
+            n, of = int((others & ~varying).sum()), int(others.sum())
+            if n > _LOST_TOLD * of:
+                clause = (
+                    f"{n / of:.0%} of the features never change here, but do in other files of the subject"
+                )
+                self.settle(DamageFinding(where, clause, n, of, n > _LOST_REFUSED * of))
+
+
+def _any_other(varies: np.ndarray) -> np.ndarray:
+    """Return for each row of a boolean matrix what holds in any other row."""
+    total = varies.sum(axis=0) if len(varies) else 0
+    return (total - varies) > 0
+
+
+@dataclass
+class ChannelCounts:
+    """For how long each channel of a recording was flat, and at the end of its range."""
+
+    ch_names: tuple[str, ...]
+    total: int = 0
+    flat: np.ndarray = field(init=False)
+    clipped: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.flat, self.clipped = np.zeros((2, len(self.ch_names)))
+
+    def add(self, samples: np.ndarray, low: np.ndarray, high: np.ndarray, sfreq: float) -> None:
+        """Count a stretch of shape (n_channels, n_samples) with the given extremes; short ones tell nothing."""
+        n = samples.shape[1]
+        if n < _FLAT_S * sfreq:
+            return
+        self.total += n
+        is_flat = low == high
+        self.flat += n * is_flat
+        probes = samples[:, :: max(1, n // 200)]
+        at_end = (probes == low[:, None]) | (probes == high[:, None])
+        # A coarse converter has few levels, and visits both ends of a quiet stretch often; a clipped one stays there.
+        stays = (at_end[:, 1:] & (probes[:, 1:] == probes[:, :-1])).mean(axis=1)
+        self.clipped += n * ((stays > 0.5) & ~is_flat)
+
+    @property
+    def shares(self) -> dict[str, np.ndarray]:
+        """Shares of the time by what happened, each of shape (n_channels,)."""
+        total = max(1, self.total)
+        # What is flat throughout is another finding: channels without an electrode are.
+        part = (self.flat < total) * self.flat / total
+        return {"are flat": part, "are clipped": self.clipped / total}
+
+
+class SeenRows:
+    """The rows of one subject by a digest of their probes: where each was seen first."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.files: list[tuple[str, Sequence[str] | np.ndarray]] = []
+        # Number of the file and of the row in one number, since a subject has many.
+        self.places: dict[int, int] = {}
+
+    def find(self, probes: np.ndarray, row: int) -> tuple[str, str]:
+        """Return the file in which these probes were seen first and what they showed; the row itself if never."""
+        digest = int.from_bytes(hashlib.blake2b(probes.tobytes(), digest_size=8).digest(), "big")
+        place = self.places.setdefault(digest, (len(self.files) - 1) << 32 | row)
+        where, names = self.files[place >> 32]
+        return where, str(names[place & 0xFFFFFFFF])
+
+
+class RowWatch:
+    """Looks at the trials or volumes of one file, in their order; see `DamageWatch.open_rows`."""
+
+    def __init__(
+        self,
+        watch: DamageWatch,
+        seen: SeenRows,
+        where: str,
+        names: Sequence[str] | np.ndarray,
+        rows: str,
+        unit: str,
+        compares_features: bool,
+    ) -> None:
+        self.watch, self.seen, self.where, self.names = watch, seen, where, names
+        self.rows, self.unit, self.compares_features = rows, unit, compares_features
+        self.n = 0
+        self.constant: list[bool] = []
+        self.held: list[np.ndarray] = []
+        self.peaks: list[np.ndarray] = []
+        self.spread: list[np.ndarray] = []
+        self.copies: dict[int, str] = {}
+        self.flat: np.ndarray | None = None
+        self.low = self.high = np.empty(0)
+
+    def add(self, block: np.ndarray, flat: np.ndarray | None = None) -> None:
+        """Look at further rows.
+
+        Parameters
+        ----------
+        block : array of shape (n_rows, ...)
+        flat : bool array of shape (n_rows, n_channels), optional
+            Which channels do not change within the row.
+        """
+        rows = block.reshape(len(block), -1)
+        probes = np.ascontiguousarray(rows[:, :: max(1, rows.shape[1] // _N_PROBES)])
+        size = probes.shape[1]
+        equal = (
+            (probes[:, 1:] == probes[:, :-1]).mean(axis=1) if size >= _LEAST_VALUES else np.zeros(len(rows))
+        )
+        for number, row in enumerate(probes):
+            # Exactly only where the probes say so.
+            is_constant = bool(equal[number] == 1 and rows[number].min() == rows[number].max())
+            self.constant.append(is_constant)
+            if size >= _LEAST_COMPARED and equal[number] < 0.9:
+                self._compare(self.n + number, row)
+        if flat is not None:
+            equal = np.maximum(equal, flat.mean(axis=1))
+            self.flat = flat.sum(axis=0) + (0 if self.flat is None else self.flat)
+        self.held.append(equal)
+        self.peaks.append(np.abs(probes).max(axis=1))
+        if self.unit in PLAUSIBLE:
+            self.spread.append(probes.std(axis=1, dtype=np.float64))
+        if self.compares_features:
+            self._add_features(rows)
+        self.n += len(rows)
+
+    def _compare(self, number: int, probes: np.ndarray) -> None:
+        where, other = self.seen.find(probes, number)
+        # Few distinct values meet by chance.
+        if other != str(self.names[number]) and len(np.unique(probes)) >= _LEAST_DISTINCT:
+            self.copies[number] = f"of {other}" + ("" if where == self.where else f" in {where}")
+
+    def _add_features(self, rows: np.ndarray) -> None:
+        some = rows[:, :: max(1, rows.shape[1] // _N_FEATURES)]
+        low, high = some.min(axis=0), some.max(axis=0)
+        first = not self.low.size
+        self.low, self.high = (
+            (low, high) if first else (np.minimum(self.low, low), np.maximum(self.high, high))
+        )
+
+    def finish(
+        self,
+        name_row: Callable[[int], str],
+        *,
+        held: np.ndarray | None = None,
+        ch_names: Sequence[str] = (),
+    ) -> None:
+        """Tell or refuse what was found.
+
+        Parameters
+        ----------
+        name_row
+            Number of a row to words for it.
+        held : bool array of shape (n_rows,), optional
+            Trials that overlap a stretch without signal.
+        ch_names
+            Channels of the `flat` of `add`.
+        """
+        if not self.n:
+            return
+        shares, peaks = np.concatenate(self.held), np.concatenate(self.peaks)
+        constant = np.array(self.constant)
+        # What masked voxels and unused channels have in common in all rows is usual.
+        usual = float(np.quantile(shares[~constant], 0.05)) if (~constant).any() else 0.0
+        gone = np.zeros(self.n, bool) if held is None else held.copy()
+        gone |= ~constant & (shares > usual + _HELD_SHARE) & (shares > 2 * usual)
+        positive = peaks[peaks > 0]
+        typical = float(np.median(positive)) if positive.size else 0.0
+        large = peaks > _LARGEST_RATIO * typical
+        copied = np.zeros(self.n, bool)
+        copied[list(self.copies)] = True
+        kinds = {
+            "hold one value throughout": constant,
+            "hold still in many places at once": gone & ~constant,
+            f"reach more than {_LARGEST_RATIO:g} times the usual values": large,
+            "are copies of others that show something else": copied,
+        }
+        damaged = np.logical_or.reduce(list(kinds.values()))
+        told = [
+            f"{int(rows.sum())} {what} ({self._describe_rows(rows, name_row)})"
+            for what, rows in kinds.items()
+            if rows.any()
+        ]
+        if told:
+            n = int(damaged.sum())
+            clause = f"{n} of {self.n} {self.rows} cannot be what was recorded: {', '.join(told)}"
+            # A recording that holds its values throughout was brought to its rate without a filter: no part is missing.
+            counted = int((damaged & ~gone | constant).sum()) if gone.all() else n
+            refused = counted > 0 and self.watch.is_too_much(counted, self.n)
+            self.watch.settle(DamageFinding(self.where, clause, n, self.n, refused))
+        if self.flat is not None:
+            share = self.flat / self.n
+            self.watch._settle_shares(
+                self.where, ch_names, {"are flat": np.where(share < 1, share, 0)}, "of the trials"
+            )
+        if self.unit in PLAUSIBLE:
+            self._settle_amplitude(~damaged)
+        if self.compares_features and self.n > 2 and not damaged.any():
+            self.watch._features.setdefault(self.seen.subject, []).append((self.where, self.low < self.high))
+
+    def _describe_rows(self, rows: np.ndarray, name_row: Callable[[int], str]) -> str:
+        numbers = np.flatnonzero(rows)
+        first = f"the first {name_row(int(numbers[0]))}"
+        if copy := self.copies.get(int(numbers[0])):
+            first += f", a copy {copy}" if not self.constant[int(numbers[0])] else ""
+        return first if len(numbers) == 1 else f"{first}, the last {name_row(int(numbers[-1]))}"
+
+    def _settle_amplitude(self, sound: np.ndarray) -> None:
+        spread, unit = np.concatenate(self.spread)[sound], self.unit
+        typical = float(np.median(spread)) if spread.size else 0.0
+        least, most = PLAUSIBLE[unit]
+        if typical and not least <= typical <= most:
+            clause = (
+                f"trials deviate by {typical:.3g} {unit}, which no brain does ({least:g} to {most:g} {unit} is "
+                "expected): the file states another unit than it holds; numbers in that unit are wrong by a constant"
+            )
+            self.watch.settle(DamageFinding(self.where, clause, self.n, self.n))
+
+
+def find_held_runs(samples: np.ndarray, flat: np.ndarray, least: int) -> list[tuple[int, int]]:
+    """Return where most channels keep their value for `least` samples or more, as first and past-the-last sample.
+
+    Parameters
+    ----------
+    samples : array of shape (n_channels, n_samples)
+    flat : bool array of shape (n_channels,)
+        Channels that are flat throughout, which tell nothing unless all are.
+    least
+        Shortest run.
+
+    Examples
+    --------
+    >>> signal = np.arange(60.0).reshape(2, 30); signal[:, 10:20] = 0
+    >>> find_held_runs(signal, np.array([False, False]), 8)
+    [(10, 20)]
+    """
+    n = samples.shape[1]
+    if n < least:
+        return []
+    if flat.all():
+        return [(0, n)]
+    step = max(1, least // 4)
+    # Pairs of neighbours a quarter of the shortest run apart: any run holds three of them in a row.
+    pairs = samples[:, 1::step] == samples[:, :-1:step][:, : samples[:, 1::step].shape[1]]
+    still = (pairs.mean(axis=0) - flat.mean()) > 0.5 * (1 - flat.mean())
+    runs = []
+    for first, last in _list_runs(still, 3):
+        low, high = max(0, (first - 1) * step), min(n, last * step + step + 1)
+        same = samples[:, low + 1 : high] == samples[:, low : high - 1]
+        exact = (same.mean(axis=0) - flat.mean()) > 0.5 * (1 - flat.mean())
+        runs += [(low + a, low + b + 1) for a, b in _list_runs(exact, least - 1)]
+    return runs
+
+
+def _list_runs(marks: np.ndarray, least: int) -> list[tuple[int, int]]:
+    """Return first and past-the-last place of each run of at least so many marks."""
+    if not marks.any():
+        return []
+    edges = np.flatnonzero(np.diff(np.r_[False, marks, False]))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a >= least]
+
+
+def make_watch(config: Any, *, refuses: bool = True) -> DamageWatch:
+    """Return a watch whose remedies are the settings of a data set: which of its files can be left out.
+
+    Parameters
+    ----------
+    config
+        Settings of the data set.
+    refuses
+        As in `DamageWatch`.
+    """
+    fields = getattr(type(config), "model_fields", {})
+    remedy = "fetch it again"
+    if choice := next((name for name in ("runs", "sessions", "subjects") if name in fields), None):
+        remedy += f", or leave it out with --set dataset.{choice}=[...]"
+    if "max_dropped" in fields:
+        remedy += ", or keep such trials by raising dataset.max_dropped"
+    # A box around the head is mostly air, and whoever names a mask knows what is in it.
+    own = getattr(config, "mask_file", None) is not None or getattr(config, "mask", "") in (
+        "brain",
+        "varying",
+    )
+    return DamageWatch(
+        remedy, float(getattr(config, "max_dropped", 0.01)), refuses, 1.0 if own else CONSTANT_REFUSED
+    )
+
+
+def settle_blank_images(colours: Sequence[int], n: int, watch: DamageWatch) -> None:
+    """Tell or refuse pictures that share one colour throughout, as those of an overwritten file do.
+
+    Parameters
+    ----------
+    colours
+        Colour of each picture that has a single one; an experiment may show colours, but each once.
+    n
+        Number of all pictures.
+    watch
+        Gets the finding.
+    """
+    most = max((list(colours).count(colour) for colour in set(colours)), default=0)
+    if most > 1:
+        clause = f"{most} of {n} pictures are the same colour throughout"
+        watch.settle(DamageFinding("the pictures", clause, most, n, watch.is_too_much(most, n)))

@@ -1,0 +1,225 @@
+"""What no brain and no machine gives is found while trials are read: told up to a bound, refused above it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import store
+from braindecode_vis.arrays import Recording
+from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
+from braindecode_vis.datasets.sources.cleaning_options import Cleaning
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
+from braindecode_vis.preprocessing.betas import write_fmri_source
+from braindecode_vis.preprocessing.meeg import write_source
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, find_held_runs
+from braindecode_vis.stimuli import StimulusSet
+
+NAMES = ("O1", "Oz", "O2", "Pz", "P3")
+N = 200
+
+
+def list_images(n=N):
+    ids = [f"image{i}" for i in range(n)]
+    return StimulusSet(pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": "", "sha256": ""}))
+
+
+def make_table(n=N):
+    return pd.DataFrame(
+        {"subject": "01", "session": "01", "run": "01", "stimulus_id": [f"image{i}" for i in range(n)],
+         "repetition": 0, "split": "train", "concept": [f"image{i}" for i in range(n)]}
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recording():
+    """200 events of 63 s at 250 Hz in volt: channels that share slow waves."""
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((len(NAMES), 64 * 250)).cumsum(axis=1) * 1e-7
+    signal += rng.standard_normal(signal.shape) * 1e-5
+    return signal, 250 + 75 * np.arange(N)
+
+
+def write_recording(folder, signal, onsets, **plan):
+    events = make_table(len(onsets)).assign(sample=onsets, onset=onsets / 250.0)
+    columns = ["sample", "onset", "stimulus_id", "concept", "split", "repetition"]
+    held = Recording("01", "01", "01", "eeg", (Path("raw.vhdr"),), events[columns])
+    part = ContinuousPart(held, NAMES, 250.0, signal.shape[1], lambda a, b: signal[:, a:b])
+    wanted = EpochPlan(tmin=0.0, tmax=0.4, window=(0.0, 0.4), baseline=None, mvnn="none", **plan)
+    write_source(
+        MeegSource("eeg", (part,), list_images(), wanted, "V"), folder, scratch=folder / "scratch",
+        watch=DamageWatch(most=plan.get("max_dropped", 0.01)),
+    )  # fmt: skip
+    return read_damage(folder)
+
+
+def write_epochs(folder, data):
+    part = EpochedPart(
+        make_table(len(data)), (Path("x.npy"),), NAMES, np.arange(data.shape[2]) / 100, lambda a, b: data[a:b]
+    )
+    plan = EpochPlan(sfreq=100.0, tmin=0.0, tmax=1.0, window=(0.0, 1.0), baseline=None, mvnn="none")
+    write_source(
+        MeegSource("eeg", (part,), list_images(), plan, "whitened"), folder, scratch=folder / "scratch"
+    )
+    return read_damage(folder)
+
+
+def write_betas(folder, blocks, **plan):
+    parts = tuple(
+        BetasPart(
+            make_table(len(data)).assign(session=f"{n:02d}"), (Path(f"betas{n}.nii"),), data.shape[1],
+            lambda a, b, data=data: data[a:b],
+        )
+        for n, data in enumerate(blocks, start=1)
+    )  # fmt: skip
+    geometry = Geometry(np.arange(blocks[0].shape[1]))
+    write_fmri_source(
+        FmriSource(parts, list_images(), BetasPlan(zscore="none"), "percent", geometry), folder,
+        watch=DamageWatch(**plan),
+    )  # fmt: skip
+    return read_damage(folder)
+
+
+def read_damage(folder):
+    meta = store.read_json(folder / "responses" / "meta.json")
+    found = meta["provenance"].get("damage", [])
+    # Whatever was found is in the report, through the warnings that travel with the trials.
+    assert len(meta["coords"].get("warnings", [])) == len(found)
+    return found
+
+
+def test_sound_recordings_pass_without_a_word(tmp_path, recording):
+    signal, onsets = recording
+    assert write_recording(tmp_path / "a", signal, onsets) == []
+    # Digitised, as converters with few bits do, and padded with zeros where no event is.
+    coarse = np.round(signal / 5e-6) * 5e-6
+    padded = np.concatenate([coarse, np.zeros((len(NAMES), 50_000))], axis=1)
+    assert write_recording(tmp_path / "b", padded, onsets) == []
+    rng = np.random.default_rng(1)
+    assert write_epochs(tmp_path / "c", rng.standard_normal((N, 5, 100)).astype(np.float32)) == []
+    assert write_epochs(tmp_path / "d", rng.standard_normal((1, 5, 100)).astype(np.float32)) == []
+    assert write_epochs(tmp_path / "e", rng.integers(0, 2, (N, 5, 1)).astype(np.float32)) == []
+    betas = rng.standard_normal((60, 400)).astype(np.float32)
+    masked = np.where(np.arange(400) % 10, betas, 0)  # a tenth lies outside the brain
+    assert [d["refused"] for d in write_betas(tmp_path / "f", [masked])] == [False]
+    assert write_betas(tmp_path / "g", [np.round(betas * 2)]) == []
+    assert write_betas(tmp_path / "h", [(betas > 0).astype(np.float32)]) == []
+    assert write_betas(tmp_path / "i", [betas[:1], betas[1:2], betas[2:]]) == []
+
+
+def test_half_a_recording_of_zeros_is_refused_and_a_moment_is_told(tmp_path, recording):
+    """Half of an official test file was overwritten with zeros, and the run ended with a score."""
+    signal, onsets = recording
+    damaged = signal.copy()
+    damaged[:, 8000:] = 0
+    with pytest.raises(
+        DataError, match=r"session 01, file raw.vhdr: 9\d of 200 trials .* first image10\d at 3"
+    ) as held:
+        write_recording(tmp_path / "a", damaged, onsets)
+    assert "fetch it again" in str(held.value)
+    found = write_recording(tmp_path / "b", damaged, onsets, max_dropped=0.6)
+    assert found[0]["n"] > 90
+    moment = signal.copy()
+    moment[:, 5000:5030] = moment[:, 5000:5001]  # 120 ms of the last value, as when packets are lost
+    (told,) = write_recording(tmp_path / "c", moment, onsets, max_dropped=0.02)
+    assert told["n"] in (1, 2, 3)
+    assert not told["refused"]
+
+
+def test_filters_hide_nothing(tmp_path, recording):
+    """Behind a filter or a reference zeros are no constant any more, so they are looked for before."""
+    signal, onsets = recording
+    signal[:, 8000:] = 0
+    with pytest.raises(DataError, match="hold still in many places"):
+        write_recording(tmp_path, signal, onsets, cleaning=Cleaning(l_freq=5.0))
+
+
+def test_channels_that_end_early_or_are_clipped_are_told(tmp_path, recording):
+    signal, onsets = recording
+    signal[3, 4000:] = 0
+    signal[1] = np.clip(np.sin(np.arange(signal.shape[1]) / 300) * 1e-3, -1e-4, 1e-4)
+    found = write_recording(tmp_path, signal, onsets)
+    assert [("flat" in f["what"], "clipped" in f["what"]) for f in found] == [(True, False), (False, True)]
+    assert "Pz 50" in found[0]["what"]
+    assert "Oz" in found[1]["what"]
+
+
+def test_units_that_no_brain_has_are_told(tmp_path, recording):
+    signal, onsets = recording
+    (found,) = write_recording(tmp_path, signal * 1e6, onsets)
+    assert "another unit" in found["what"]
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda x: x.__setitem__(slice(100, None), 0), "100 of 200 trials .* 100 hold one value throughout"),
+    (lambda x: x.__setitem__((slice(100, None), slice(0, 3)), 0), "100 hold still in many places"),
+    (lambda x: x.__setitem__(slice(100, None), x[:100].copy()), r"copies of others .* image100, .* copy of image0"),
+    (lambda x: x.__setitem__(slice(150, None), 1e30), "reach more than 10000 times|hold one value"),
+    (lambda x: x[170:].__imul__(1e9), "30 reach more than 10000 times"),
+])  # fmt: skip
+def test_damaged_epochs_are_refused(tmp_path, change, message):
+    data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
+    change(data)
+    with pytest.raises(DataError, match=message):
+        write_epochs(tmp_path, data)
+
+
+def test_two_damaged_epochs_are_told(tmp_path):
+    data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
+    data[[7, 90]] = 0
+    (found,) = write_epochs(tmp_path, data)
+    assert (found["n"], found["of"], found["refused"]) == (2, 200, False)
+    assert "the first image7, trial 8 of the file, the last image90" in found["what"]
+
+
+def test_damaged_betas_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    betas = rng.standard_normal((60, 400)).astype(np.float32)
+    zeroed, copied, slab = betas.copy(), betas.copy(), betas.copy()
+    zeroed[30:, 100:] = 0
+    copied[30:] = betas[:30]
+    slab[:, 200:] = 0
+    with pytest.raises(DataError, match="30 hold still in many places"):
+        write_betas(tmp_path / "a", [zeroed])
+    with pytest.raises(DataError, match=r"30 are copies .* image30, trial 31 of the file, a copy of image0"):
+        write_betas(tmp_path / "b", [copied])
+    with pytest.raises(DataError, match="50% of the features never change: "):
+        write_betas(tmp_path / "c", [slab])
+    with pytest.raises(
+        DataError, match=r"session 02, .* 50% of the features never change here, but do in other"
+    ):
+        write_betas(tmp_path / "d", [betas, slab + np.where(slab == 0, 0, rng.standard_normal(slab.shape))])
+    (found,) = write_betas(tmp_path / "e", [slab], most_constant=1.0)
+    assert found["n"] == 200
+
+
+def test_averages_that_a_publisher_repeats_are_no_copies(tmp_path):
+    betas = np.random.default_rng(0).standard_normal((30, 400)).astype(np.float32)
+    parts = [betas, betas]  # both sessions show the same images
+    assert write_betas(tmp_path, parts) == []
+
+
+def test_pictures_of_one_colour_are_refused(tmp_path):
+    """A stimulus file whose half was overwritten has black pictures."""
+    betas = np.random.default_rng(1).standard_normal((20, 30))
+    part = BetasPart(make_table(20), (Path("b.nii"),), 30, lambda a, b: betas[a:b])
+    plan, geometry = BetasPlan(zscore="none"), Geometry(np.arange(30))
+    source = FmriSource((part,), list_images(20), plan, "percent", geometry)
+    pictures = np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3), dtype=np.uint8)
+    pictures[10:] = 0
+    with pytest.raises(DataError, match="10 of 20 pictures are the same colour"):
+        write_fmri_source(replace(source, read_image=lambda row: pictures[row]), tmp_path)
+
+
+def test_runs_are_found_wherever_they_begin():
+    rng = np.random.default_rng(0)
+    for start in range(0, 60):
+        signal = rng.standard_normal((4, 100))
+        signal[:3, start : start + 13] = 1.0  # most channels, not all
+        assert find_held_runs(signal, np.zeros(4, bool), 13) == [(start, start + 13)]
+        signal[:3, start + 12] = 2.0
+        assert find_held_runs(signal, np.zeros(4, bool), 13) == []
+    assert find_held_runs(np.zeros((2, 50)), np.ones(2, bool), 8) == [(0, 50)]
