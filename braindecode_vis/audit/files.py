@@ -228,7 +228,8 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0) -> Audi
     path = folder / "scores.json"
     rows = store.read_json(path) if path.is_file() else []
     # The scores name the artifact that they are a copy of; without them, the newest one is judged.
-    wanted = str(rows[0].get("fingerprint", "")) if rows else ""
+    first = rows[0] if isinstance(rows, list) and rows else {}
+    wanted = str(first.get("fingerprint", "")) if isinstance(first, Mapping) else ""
     named = [record for record in records["evaluate"] if _is_named(record, wanted)]
     candidates = named or records["evaluate"]
     evaluated = candidates[-1] if candidates else None
@@ -248,18 +249,33 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0) -> Audi
     chain = {
         record.path: record for record in (prepared, *embedded, *trained, *low_embedded, *low_trained, *last)
     }
-    responses = store.read_responses(prepared.path / "responses")
-    stimuli = store.read_stimuli(prepared.path / "stimuli")
-    split = store.read_json(prepared.path / "split.json")
-    folds = tuple(
-        Fold(np.array(f["train"], dtype=np.int64), np.array(f["test"], dtype=np.int64))
-        for f in split["folds"]
-    )
+    try:
+        responses = store.read_responses(prepared.path / "responses")
+        stimuli = store.read_stimuli(prepared.path / "stimuli")
+        split = store.read_json(prepared.path / "split.json")
+        folds = tuple(_read_fold(part, responses.n_trials) for part in split["folds"])
+        str(split["by"])
+        concepts = stimuli.concepts_of(responses.stimulus_ids)
+    except DataError:
+        raise
+    except Exception as error:  # tables and arrays of other forms, lists that are texts
+        raise DataError(
+            f"{prepared.path} is damaged ({type(error).__name__}: {error}); delete it and run again."
+        ) from error
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
-        tuple(dict.fromkeys(missing)), responses, stimuli, stimuli.concepts_of(responses.stimulus_ids), split, folds,
+        tuple(dict.fromkeys(missing)), responses, stimuli, concepts, split, folds,
         low_trained, low_embedded, thorough, seed,
     )  # fmt: skip
+
+
+def _read_fold(content: Mapping[str, Any], n_trials: int) -> Fold:
+    """Return a fold of ``split.json``; ValueError if it lists rows that are not there."""
+    train, test = (np.array(content[side], dtype=np.int64) for side in ("train", "test"))
+    for rows in (train, test):
+        if rows.ndim != 1 or (len(rows) and (rows.min() < 0 or rows.max() >= n_trials)):
+            raise ValueError(f"split.json lists trials that are not among the {n_trials}")
+    return Fold(train, test)
 
 
 def _read_records(folder: Path, stage: str) -> list[Record]:

@@ -328,7 +328,6 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
             if settings.trains_in_processes:
                 text = "a network is not trained again: its order of sums, and so its weights, depend on the machine."
                 findings.append(AuditFinding("refit", "warning", f"skipped: {text}", name_fold(number)))
-                run.state("fit", "by record", "weights of networks", text.rstrip("."))
                 continue
             run.state("fit", "recomputed", "weights")
             poisoned = _poison_responses(run, copy, number)

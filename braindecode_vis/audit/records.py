@@ -164,8 +164,6 @@ def check_penalties(run: AuditedRun) -> list[AuditFinding]:
         if best["alpha"] != content["alpha"]:
             text = f"the penalty {content['alpha']:g} is in use, but the inner folds chose {best['alpha']:g}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
-    if n and not run.thorough:
-        run.state("choice", "by record", "errors of the inner folds", "--refit computes them again")
     text = (
         "penalties are the best of inner folds of training trials."
         if n

@@ -8,12 +8,15 @@ leaves no trace in a run folder is listed in ``docs/AUDIT.md``. How each part wa
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial, update_wrapper
 from pathlib import Path
 
 from braindecode_vis.audit.design import check_design
 from braindecode_vis.audit.files import AuditedRun, open_audited
-from braindecode_vis.audit.findings import LEVELS, Audit, AuditFinding, PartStatus
+from braindecode_vis.audit.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
 from braindecode_vis.audit.fits import (
     check_features,
     check_inputs,
@@ -21,13 +24,22 @@ from braindecode_vis.audit.fits import (
     check_target_means,
     check_targets,
 )
-from braindecode_vis.audit.quick import FIRST
+from braindecode_vis.audit.quick import FIRST, make_checks
+from braindecode_vis.audit.recompute import open_recomputed
 from braindecode_vis.audit.records import (
     check_held_out,
     check_logs,
     check_options,
     check_penalties,
 )
+from braindecode_vis.audit.results import (
+    check_embedded,
+    check_fits,
+    check_images,
+    check_predictions,
+    check_ranks,
+)
+from braindecode_vis.audit.scores import check_report, check_scores
 from braindecode_vis.audit.split_overlap import (
     check_likeness,
     check_near_copies,
@@ -42,12 +54,24 @@ from braindecode_vis.audit.statistics import (
     check_standardised,
     check_whitened,
 )
+from braindecode_vis.checks import BraindecodeVisError
 
 SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_split_settings, check_used)
 STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
 FITS = (check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
 SETTINGS = (check_design, check_options)
+#: What is computed again in the order of the stages, and the part of the run that it verifies.
+STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
+    ("fit", check_embedded),
+    ("choice", check_fits),
+    ("prediction", check_predictions),
+    ("score", check_ranks),
+    ("material", check_images),
+    ("score", check_scores),
+    ("score", check_report),
+)
+LATER: tuple[Part, ...] = ("prediction", "material", "score")
 
 __all__ = ["LEVELS", "Audit", "AuditFinding", "AuditedRun", "PartStatus", "audit_run"]
 
@@ -73,30 +97,27 @@ def audit_run(folder: Path, *, refit: bool = False, seed: int = 0) -> Audit:
     DataError
         If the folder holds no prepared data, or a file that every check needs cannot be read.
     """
-    from safetensors import SafetensorError
-
     run = open_audited(folder, thorough=refit, seed=seed)
-    findings = [finding for check in FIRST for finding in check(run)]
+    findings = make_checks(run, FIRST, part="chain")
     if any(finding.check == "trials" and finding.level == "leak" for finding in findings):
         return Audit(run.folder, tuple(findings), tuple(run.verified))
-    findings += [finding for check in SPLIT for finding in check(run)]
-    try:
-        findings += [finding for check in STATISTICS for finding in check(run)]
-        if not run.trained:
-            findings.append(AuditFinding("training", "warning", "nothing was trained yet."))
-        elif not refit:
-            run.state("fit", "by record", "weights", "add --refit")
-        fits = (*FITS, *CHOICES) if run.trained else ()
-        last = (check_refit,) if refit else ()
-        findings += [finding for check in (*fits, *SETTINGS, *last) for finding in check(run)]
-        findings += _check_low_level(run, findings)
-    except SafetensorError as error:  # `check_chain` has named the file that is not as it was written
-        text = f"tampered: a file of weights cannot be read ({error}), so that fits cannot be judged."
-        findings.append(AuditFinding("training", "leak", text))
-    return Audit(run.folder, tuple(findings), tuple(run.verified))
+    findings += make_checks(run, SPLIT, findings)
+    findings += make_checks(run, STATISTICS, findings, part="fit")
+    if run.trained:
+        findings += make_checks(run, FITS, findings, part="fit")
+        findings += make_checks(run, CHOICES, findings, part="choice")
+    else:
+        findings.append(AuditFinding("training", "warning", "nothing was trained yet."))
+    findings += make_checks(run, SETTINGS, findings)
+    if refit:  # not among those whose errors are findings: it says what to do about a disk that is too small
+        findings += check_refit(run)
+    low = update_wrapper(partial(check_low_level, told=list(findings)), check_low_level)
+    findings += make_checks(run, [low], findings, part="fit")
+    findings += check_results(run, findings)
+    return Audit(run.folder, tuple(dict.fromkeys(findings)), tuple(run.verified))
 
 
-def _check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
+def check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
     """Judge the fits of the low-level branch like those of the encoder; what was told already is not repeated."""
     low = run.low_level
     if low is None:
@@ -115,3 +136,27 @@ def _check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFin
     ]
     text = "the branch was fitted on the training trials of its folds, as the run's own encoder was."
     return findings or [AuditFinding("low-level", "ok", text)]
+
+
+def check_results(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFinding]:
+    """Compute targets, small fits, predictions, ranks, images and scores again; see `STEPS`.
+
+    Each step is a check of `make_checks`: a file that cannot be read costs the steps that need it.
+    """
+    if not run.trained:
+        for part in LATER:
+            run.state(part, "not verified", "nothing", "the run has trained nothing yet")
+        return []
+    with tempfile.TemporaryDirectory(prefix="audit-") as temporary:
+        try:
+            again = open_recomputed(run, Path(temporary))
+        except (BraindecodeVisError, OSError) as error:
+            for part in LATER:
+                run.state(part, "not verified", "everything", str(error).rstrip("."))
+            text = f"nothing after training could be computed again: {error}"
+            return [AuditFinding("results", "warning", text)]
+        findings: list[AuditFinding] = []
+        for part, step in STEPS:
+            check = update_wrapper(partial(step, again=again), step)
+            findings += make_checks(run, [check], [*told, *findings], part=part)
+    return findings

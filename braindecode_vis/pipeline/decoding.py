@@ -100,19 +100,9 @@ def retrieve(run: Run) -> Retrieved:
             "picture, so there is no image to retrieve; use analyze --analysis imagery, or test what was seen too "
             "(dataset.test)."
         )
-    config, prepared, banks, trained = run.config, preprocess(run), embed(run), train(run)
     fields, upstream = name_retrieval(run)
-    whole, protocol = choose_gallery(config, prepared, banks)
-
-    sources = [
-        GallerySource(
-            fitted.encoder,
-            bank.embeddings,
-            list(pd.unique(prepared.responses.stimulus_ids[fold.train])),
-            config.retrieval,
-        )
-        for fold, bank, fitted in zip(prepared.folds, banks, trained, strict=True)
-    ]
+    sources = [make_gallery_source(run, number) for number in range(len(train(run)))]
+    protocol = choose_gallery(run.config, preprocess(run), embed(run))[1]
 
     def compute(folder: Path) -> dict[str, Any]:
         ranks = []
@@ -120,18 +110,8 @@ def retrieve(run: Run) -> Retrieved:
             responses = pick_test_trials(run, number)
             predicted = source.encoder.predict(responses)
             subjects = responses.trials["subject"].to_numpy(dtype=object)
-            ids = whole if whole is not None else list(pd.unique(predicted.ids))
-            ranked = rank_fold(source, predicted, subjects, ids, protocol=protocol)
             store.write_embeddings(folder / name_fold(number), predicted)
-            write_retrieval(folder / name_fold(number), ranked)
-            names = np.asarray(ranked.gallery_ids, dtype=object)
-            table = {
-                "stimulus_id": ranked.query_ids, "subject": subjects, "fold": number, "rank": ranked.ranks,
-                "worst_rank": ranked.worst_ranks, "gallery_size": ranked.gallery_size,
-                "similarity": ranked.true_similarities,
-                "top_ids": [list(names[row]) for row in ranked.top_indices],
-            }  # fmt: skip
-            ranks.append(pd.DataFrame(table))
+            ranks.append(rank_predictions(run, number, predicted, subjects, folder / name_fold(number)))
         pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet", index=False)
         return {"gallery": protocol}
 
@@ -145,6 +125,47 @@ def retrieve(run: Run) -> Retrieved:
         parts = split_by_gallery(source, predicted, subjects, ranked)
         folds.append(RetrievedFold(predicted, parts, ranked, subjects))
     return Retrieved(artifact, folds, protocol)
+
+
+def make_gallery_source(run: Run, number: int) -> GallerySource:
+    """Return what the galleries of a fold are made of."""
+    prepared = preprocess(run)
+    train_ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train]))
+    return GallerySource(
+        train(run)[number].encoder, embed(run)[number].embeddings, train_ids, run.config.retrieval
+    )
+
+
+def rank_predictions(
+    run: Run, number: int, predicted: Embeddings, subjects: np.ndarray, folder: Path
+) -> pd.DataFrame:
+    """Rank the predictions of a fold, write the ranks into `folder`, and return its rows of the table of ranks.
+
+    Parameters
+    ----------
+    run
+        The run.
+    number
+        Number of the fold.
+    predicted
+        Embeddings predicted of its test trials, of n_rows rows.
+    subjects : array of shape (n_rows,)
+        Subject of each.
+    folder
+        Where ranks go.
+    """
+    whole, protocol = choose_gallery(run.config, preprocess(run), embed(run))
+    ids = whole if whole is not None else list(pd.unique(predicted.ids))
+    ranked = rank_fold(make_gallery_source(run, number), predicted, subjects, ids, protocol=protocol)
+    write_retrieval(folder, ranked)
+    names = np.asarray(ranked.gallery_ids, dtype=object)
+    return pd.DataFrame(
+        {
+            "stimulus_id": ranked.query_ids, "subject": subjects, "fold": number, "rank": ranked.ranks,
+            "worst_rank": ranked.worst_ranks, "gallery_size": ranked.gallery_size,
+            "similarity": ranked.true_similarities, "top_ids": [list(names[row]) for row in ranked.top_indices],
+        }
+    )  # fmt: skip
 
 
 def name_retrieval(run: Run) -> tuple[dict[str, Any], dict[str, str]]:

@@ -96,6 +96,24 @@ def reconstruct_fold(
     # Right after the fit: what is written is what made these images, whatever comes later.
     if fits is not None:
         write_fits(fits, prior, generator)
+    return draw_images(config, data, test, predicted, true, subjects, number, prior, generator, low=low)
+
+
+def draw_images(
+    config: RunConfig,
+    data: GeneratorData,
+    test: StimulusSet,
+    predicted: Embeddings,
+    true: Embeddings,
+    subjects: np.ndarray,
+    number: int,
+    prior: WholePrior,
+    generator: WholeImageGenerator,
+    *,
+    low: np.ndarray | None = None,
+) -> FoldImages:
+    """Return the images of one fold by a prior and a generator that are fitted; see `reconstruct_fold`."""
+    generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
     seed = derive_seed(config.seed, "generator", number)
 
     concepts = test.concepts_of(predicted.ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,9 @@ from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.scores.units import Units, find_units
 
+if TYPE_CHECKING:
+    from braindecode_vis.scores.scoring_task import ScoringTask
+
 
 @remember
 def evaluate(run: Run) -> list[dict[str, Any]]:
@@ -40,51 +43,26 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
     ceilings = find_ceilings(config, prepared)
     fields = {"evaluation": config.evaluation.hashed_fields(), "seed": config.seed, "ceilings": ceilings}
-    protocol = describe_protocol(run, prepared, retrieved.gallery_protocol)
     # Also where scores are read again: the report asks for the words of each metric.
     metrics = [register_metric(settings.build()) for settings in config.evaluation.metrics]
     check_unique(metrics, what="metrics of evaluation.metrics")
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.scores.score_table import ScoringTask, compute_scores
+        from braindecode_vis.scores.score_table import compute_scores
 
-        parts = [part for fold in retrieved.folds for part in fold.parts]
-        features = config.evaluation.features
-        units, unit_note = _find_run_units(run)
-        task = ScoringTask(
-            retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
-            seen=np.asarray(images.seen),
-            images={name: np.asarray(made) for name, made in images.images.items()},
-            ids=images.ids,
-            concepts=images.concepts,
-            subjects=images.subjects,
-            decoded_concepts=images.decoded_concepts,
-            feature_encoder=None if features is None else features.build(),
-            feature_name="" if features is None else features.kind,
-            protocol=protocol,
-            split="test",
-            seed=config.seed,
-            n_bootstrap=config.evaluation.n_bootstrap,
-            n_permutations=config.evaluation.n_permutations,
-            ceilings=ceilings,
-            suite=None if config.evaluation.suite is None else config.evaluation.suite.build(),
-            best_of=config.evaluation.best_of,
-            metrics=metrics,
-            conditions=_name_conditions(run, images.ids),
-            units=units,
-        )
+        task, unit_note = make_scoring_task(run)
         with run.listener.progress("scoring", task.n_steps) as advance:
             scores, items = compute_scores(task, advance=advance)
         if config.evaluation.protocols:
-            scores += _score_protocols(run, protocol, units)
-        further, lacking = _score_further(run, protocol, folder, units)
+            scores += _score_protocols(run, task.protocol, task.units)
+        further, lacking = _score_further(run, task.protocol, folder, task.units)
         scores += further
         store.write_json(
             folder / "not_computed.json", [*task.not_computed, *lacking, *filter(None, [unit_note])]
         )
         store.write_json(folder / "scores.json", [score.as_row() for score in scores])
-        if units is not None:  # what `compare` resamples
-            items = items.assign(unit=units.unit, cluster=units.labels.astype(str))
+        if task.units is not None:  # what `compare` resamples
+            items = items.assign(unit=task.units.unit, cluster=task.units.labels.astype(str))
         items.to_parquet(folder / "items.parquet", index=False)
 
     upstream = {"retrieve": retrieved.artifact.fingerprint, "reconstruct": images.artifact.fingerprint}
@@ -100,6 +78,39 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
         run.seen[name] = store.read_json(path) if path.is_file() else None
     publish_scores(run.folder.path, rows)
     return rows
+
+
+def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
+    """Return what is scored of a run that finds images, and a sentence where intervals could not resample groups."""
+    from braindecode_vis.scores.score_table import ScoringTask
+
+    config, prepared, retrieved, images = run.config, preprocess(run), retrieve(run), reconstruct(run)
+    parts = [part for fold in retrieved.folds for part in fold.parts]
+    features, suite = config.evaluation.features, config.evaluation.suite
+    units, unit_note = _find_run_units(run)
+    task = ScoringTask(
+        retrievals=[(p.queries, p.gallery, p.retrieval) for p in parts],
+        seen=np.asarray(images.seen),
+        images={name: np.asarray(made) for name, made in images.images.items()},
+        ids=images.ids,
+        concepts=images.concepts,
+        subjects=images.subjects,
+        decoded_concepts=images.decoded_concepts,
+        feature_encoder=None if features is None else features.build(),
+        feature_name="" if features is None else features.kind,
+        protocol=describe_protocol(run, prepared, retrieved.gallery_protocol),
+        split="test",
+        seed=config.seed,
+        n_bootstrap=config.evaluation.n_bootstrap,
+        n_permutations=config.evaluation.n_permutations,
+        ceilings=find_ceilings(config, prepared),
+        suite=None if suite is None else suite.build(),
+        best_of=config.evaluation.best_of,
+        metrics=[register_metric(settings.build()) for settings in config.evaluation.metrics],
+        conditions=_name_conditions(run, images.ids),
+        units=units,
+    )
+    return task, unit_note
 
 
 def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -> tuple[list[Any], list[str]]:

@@ -105,7 +105,7 @@ def score_pairs(
     metric, _, protocol, *_ = find_metric(name)
     seen = scored.task.seen[scored.rows]
     n_stimuli = len(scored.columns)
-    if method == "decoded" and n_stimuli > 1 and metric.permute:
+    if method == "decoded" and n_stimuli > 1 and metric.permute and scored.task.pair_nulls:
         n_pixels = 425**2 if protocol.startswith("425") else int(np.prod(seen.shape[1:3]))
         blocks = make_blocks(
             n_stimuli, LARGEST_PAIR_TABLE // (rounds[..., 0, 0, 0].size * n_pixels), scored.task.seed

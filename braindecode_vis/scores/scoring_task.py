@@ -77,6 +77,9 @@ class ScoringTask:
     similarities
         For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
         elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.
+    pair_nulls
+        Whether metrics that look at one pair of images at a time (ssim) get a permutation null, which takes most of the
+        time of a large test set. Without one, their chance is the mean against the next stimulus.
     """
 
     retrievals: Sequence[tuple[Embeddings, Embeddings, Retrieval]]
@@ -100,6 +103,7 @@ class ScoringTask:
     units: Units | None = None
     metrics: Sequence[str] = ()
     similarities: Sequence[np.ndarray] | None = None
+    pair_nulls: bool = True
 
     def __post_init__(self) -> None:
         rows = np.concatenate([self.ids[:0], *(predicted.ids for predicted, _, _ in self.retrievals)])

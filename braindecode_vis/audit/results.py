@@ -1,0 +1,354 @@
+"""Checks that targets, fits, predictions, ranks and images are what the stages before them give.
+
+Tolerances leave room for another device, and for no more. What is dear (pretrained networks, diffusion models, networks
+that are trained again) is left to ``--refit``, and said to be known by record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from braindecode_vis import roles, store
+from braindecode_vis.arrays import Embeddings
+from braindecode_vis.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
+from braindecode_vis.audit.files import AuditedRun, Record, name_fold
+from braindecode_vis.audit.findings import AuditFinding
+from braindecode_vis.audit.recompute import RecomputedRun
+from braindecode_vis.contracts import Context
+from braindecode_vis.pipeline import decoding, learning
+from braindecode_vis.pipeline.reconstruction import derange, draw_images, fit_prior, read_fits
+from braindecode_vis.retrieval import read_retrieval
+from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.stimuli import resize_image
+
+#: Test trials of a network that are predicted again without ``--refit``, evenly spaced.
+MOST_PREDICTED = 2000
+#: Images that are embedded again, the tested ones first.
+MOST_EMBEDDED = 2000
+#: Seconds that a fit took by its record, up to which it is made again without ``--refit``.
+SHORTEST_FIT = 5.0
+#: Of predictions, in units of their spread over trials: single precision of a linear map, and of a network's layers on
+#: another device. Predictions that hold 1 % of the truth are off by some hundredths.
+LINEAR_TOLERANCE, NETWORK_TOLERANCE = 1e-3, 5e-3
+#: Cosines of one device and another.
+COSINE_TOLERANCE = 1e-5
+
+
+def name_tampering(check: str, text: str, where: str = "") -> AuditFinding:
+    """Return the finding that a file is not what the stages before it give."""
+    return AuditFinding(check, "leak", f"tampered: {text}.", where)
+
+
+# --- targets and fits -------------------------------------------------------------------------------------
+
+
+def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Embed images again: all tested ones where the image encoder is no pretrained network, a few where it is one."""
+    findings, n_checked = [], 0
+    if again.config.decodes_categories:
+        return []
+    for number, bank in enumerate(learning.embed(again)):
+        if number and bank is learning.embed(again)[0]:
+            break
+        dear = roles.keeps_default(bank.encoder, "embed") and not again.target.fitted_on_training_images
+        if dear and not run.thorough:
+            run.state(
+                "fit", "by record", f"target embeddings of {again.target.kind}", "a network; add --refit"
+            )
+            continue
+        pictured = set(run.stimuli.select_pictured().ids.astype(str))
+        order = pd.unique(
+            np.concatenate([run.responses.stimulus_ids[run.folds[number].test], bank.embeddings.ids])
+        )
+        ids = [name for name in order.astype(str) if name in pictured][: 32 if dear else MOST_EMBEDDED]
+        bank.encoder.bind(Context(images=run.stimuli, device=again.config.retrieval.device))
+        vectors = np.asarray(bank.encoder.encode(run.stimuli.iterate_images(ids)))
+        stored = bank.embeddings.select(ids)
+        if vectors.size != stored.vectors.size:  # views of a network, or a bank that was put together
+            run.state(
+                "fit", "by record", f"target embeddings of {again.target.kind}", "several views of an image"
+            )
+            continue
+        made = Embeddings(vectors.reshape(stored.vectors.shape), stored.ids, stored.space)
+        n_checked += len(ids)
+        off, first = compare_vectors(made.flat(), stored.flat())
+        if off > NETWORK_TOLERANCE:
+            text = f"the target embedding of {ids[first]} is not that of its image (off by {off:.2g} of their spread)"
+            findings.append(name_tampering("targets", text, name_fold(number)))
+    if n_checked:
+        run.state("fit", "recomputed", f"target embeddings of {n_checked} image(s)")
+    return findings
+
+
+def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Fit encoders again with their inner folds, choices and predictions out of fold; networks stay as they are."""
+    findings = []
+    low = cast(RecomputedRun | None, decoding.open_low_level(again) if run.low_trained else None)
+    for one, records, words in ((again, run.trained, ""), (low, run.low_trained, "low-level ")):
+        if one is None:
+            continue
+        took = sum(_read_seconds(record) for record in records)
+        if one.encoder.trains_in_processes or (took > SHORTEST_FIT and not run.thorough):
+            reason = f"they took {took:.0f} s; add --refit"
+            if one.encoder.trains_in_processes:
+                reason = "a network's order of sums, and so its weights, depend on the machine"
+            run.state("fit", "by record", f"{words}weights", reason)
+            run.state("choice", "by record", f"{words}choices by inner folds", reason)
+            run.state("prediction", "by record", f"{words}predictions out of fold", reason)
+            continue
+        for record in records:
+            again.require_current(record)
+        made = one.compute("train", learning.train)
+        for record in records:
+            folder = made.get(record.path.as_posix())
+            if folder is not None and (text := compare_files(record.path, folder, LINEAR_TOLERANCE)):
+                text = f"{text}, of what the training trials of the fold give"
+                findings.append(name_tampering("fits", text, record.path.relative_to(run.folder).as_posix()))
+        run.state("fit", "recomputed", f"{words}weights")
+        run.state("choice", "recomputed", f"{words}choices by inner folds")
+        run.state("prediction", "recomputed", f"{words}predictions out of fold")
+    return findings
+
+
+def _read_seconds(record: Record) -> float:
+    seconds = record.content.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else np.inf
+
+
+# --- predictions and ranks --------------------------------------------------------------------------------
+
+
+def check_predictions(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Predict the test trials again by the stored encoder."""
+    if again.config.decodes_categories:
+        return []
+    if run.retrieved is None:
+        run.state("prediction", "not verified", "predictions", "the run has predicted nothing yet")
+        return []
+    again.require_current(run.retrieved)
+    findings = []
+    for number, fitted in enumerate(learning.train(again)):
+        responses = learning.pick_test_trials(again, number)
+        stored = store.read_embeddings(run.retrieved.path / learning.name_fold(number))
+        if list(stored.ids) != list(responses.stimulus_ids):
+            findings.append(
+                name_tampering(
+                    "predictions", "they are of other images than the test trials", name_fold(number)
+                )
+            )
+            continue
+        rows = np.arange(len(stored))
+        # Some encoders align a new subject by all of its trials, so that a few of them are predicted otherwise.
+        whole = run.thorough or not again.encoder.trains_in_processes or fitted.encoder.label_free_subjects
+        if len(rows) > MOST_PREDICTED and not whole:
+            rows = np.unique(np.linspace(0, len(rows) - 1, MOST_PREDICTED).astype(int))
+            reason = f"{len(rows)} of {len(stored)} were recomputed; add --refit"
+            run.state("prediction", "by record", f"the other predictions of fold {number}", reason)
+        made = fitted.encoder.predict(responses.select(rows))
+        off, first = compare_vectors(made.flat(), stored.flat()[rows])
+        limit = NETWORK_TOLERANCE if again.encoder.trains_in_processes else LINEAR_TOLERANCE
+        if not off <= limit or made.space != stored.space:
+            text = (
+                f"the prediction of trial {rows[first]} ({stored.ids[rows[first]]}) is not what the encoder makes of "
+                f"its responses (off by {off:.2g} of the spread of predictions)"
+            )
+            findings.append(name_tampering("predictions", text, name_fold(number)))
+        run.state("prediction", "recomputed", f"predictions of fold {number}")
+    ok = AuditFinding(
+        "predictions", "ok", "predictions are what the stored encoders make of the test trials."
+    )
+    return findings or [ok]
+
+
+def check_ranks(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Rank the stored predictions again."""
+    if again.config.decodes_categories or run.retrieved is None:
+        return []
+    again.require_current(run.retrieved)
+    findings, tables = [], []
+    for number in range(len(run.trained)):
+        stored_at, folder = (
+            run.retrieved.path / learning.name_fold(number),
+            again.folder.path / f"ranks{number}",
+        )
+        folder.mkdir()
+        predicted = store.read_embeddings(stored_at)
+        subjects = learning.pick_test_trials(again, number).trials["subject"].to_numpy(dtype=object)
+        tables.append(decoding.rank_predictions(again, number, predicted, subjects, folder))
+        made, stored = read_retrieval(folder), _read_stored_ranks(stored_at)
+        if isinstance(stored, str):
+            findings.append(name_tampering("ranks", stored, name_fold(number)))
+            continue
+        for name in ("query_ids", "gallery_ids", "space"):
+            if not np.array_equal(np.asarray(getattr(made, name)), np.asarray(getattr(stored, name))):
+                findings.append(
+                    name_tampering(
+                        "ranks", f"{name} of retrieval.json are not those of the fold", name_fold(number)
+                    )
+                )
+        if not findings and (text := _compare_ranks(again, number, predicted, subjects, made, stored)):
+            findings.append(name_tampering("ranks", text, name_fold(number)))
+        # The table must be that of the arrays, whichever of them was changed.
+        tables[-1]["rank"], tables[-1]["worst_rank"] = stored.ranks, stored.worst_ranks
+        names = np.asarray(stored.gallery_ids, dtype=object)
+        tables[-1]["top_ids"] = [list(names[row]) for row in stored.top_indices]
+    if not findings:
+        told = pd.read_parquet(run.retrieved.path / "ranks.parquet")
+        if text := compare_tables(told, pd.concat(tables, ignore_index=True), tolerance=COSINE_TOLERANCE):
+            findings.append(name_tampering("ranks", f"ranks.parquet: {text}"))
+    run.state("score", "recomputed", "ranks")
+    return findings or [
+        AuditFinding("ranks", "ok", "ranks are those of the stored predictions in their gallery.")
+    ]
+
+
+def _read_stored_ranks(folder: Path) -> Any:
+    try:
+        return read_retrieval(folder)
+    except Exception as error:  # arrays of other shapes, missing keys, texts for lists
+        return f"the stored ranks cannot be read ({str(error).rstrip('.')})"
+
+
+def _compare_ranks(
+    again: RecomputedRun, number: int, predicted: Embeddings, subjects: np.ndarray, made: Any, stored: Any
+) -> str:
+    """Say how stored ranks differ from those made here by more than rounding may; an empty text if they do not."""
+    if made.top_indices.shape != stored.top_indices.shape or made.n_above.shape != stored.n_above.shape:
+        return "the stored ranks have another shape"
+    off = np.abs(made.true_similarities - stored.true_similarities)
+    if not (off <= COSINE_TOLERANCE).all():
+        row = int(np.argmax(np.nan_to_num(off, nan=np.inf)))
+        told, computed = (float(ranked.true_similarities[row]) for ranked in (stored, made))
+        return f"the similarity of trial {row} is {told:.4g}, but {computed:.4g} by its prediction"
+    for part in decoding.split_by_gallery(
+        decoding.make_gallery_source(again, number), predicted, subjects, made
+    ):
+        same = (
+            (made.n_above[part.rows] == stored.n_above[part.rows])
+            & (made.n_tied[part.rows] == stored.n_tied[part.rows])
+            & (made.top_indices[part.rows] == stored.top_indices[part.rows]).all(axis=1)
+            & (np.abs(made.top_similarities - stored.top_similarities)[part.rows] <= COSINE_TOLERANCE).all(
+                axis=1
+            )
+        )
+        gallery = _normalise(part.gallery.flat())
+        for place in np.flatnonzero(~same):
+            row = part.rows[place]
+            # (n_gallery,)
+            cosines = gallery @ _normalise(part.queries.flat()[place : place + 1])[0]
+            true, n = float(made.true_similarities[row]), int(stored.n_above[row])
+            surely = int((cosines > true + COSINE_TOLERANCE).sum())
+            perhaps = int((cosines >= true - COSINE_TOLERANCE).sum()) - 1
+            top = stored.top_indices[row]
+            fits = surely <= n <= n + int(stored.n_tied[row]) <= perhaps and len(set(top.tolist())) == len(
+                top
+            )
+            listed = (top >= 0).all() and (top < len(cosines)).all()
+            near = listed and (np.abs(cosines[top] - made.top_similarities[row]) <= COSINE_TOLERANCE).all()
+            if not fits:
+                return f"trial {row} ranks {stored.ranks[row]:g}, but {made.ranks[row]:g} by its prediction"
+            if not near:
+                return f"the images that rank first for trial {row} are others"
+    return ""
+
+
+def _normalise(vectors: np.ndarray) -> np.ndarray:
+    values = np.asarray(vectors, dtype=np.float64)
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(norms > 0, norms, 1.0)
+
+
+# --- images -----------------------------------------------------------------------------------------------
+
+
+def check_images(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Decode images again, from the stored predictions and what the run keeps of its prior and generator."""
+    record = next((item for item in run.chain if item.content.get("stage") == "reconstruct"), None)
+    if again.config.decodes_categories:
+        run.state("material", "recomputed", "nothing: classes are decoded")
+        return []
+    if record is None:
+        run.state("material", "not verified", "images", "the run has decoded no images yet")
+        return []
+    again.require_current(record)
+    images = decoding.reconstruct(again)
+    findings, start, width = [], 0, images.seen.shape[1:3]
+    dear = again.generator.steps is not None and not run.thorough
+    for number in range(len(run.trained)):
+        predicted, embeddings = decoding.predict_for_generator(again, number)
+        rows = slice(start, start + len(predicted))
+        start = rows.stop
+        if list(images.ids[rows]) != list(predicted.ids):
+            findings.append(
+                name_tampering(
+                    "images", "rows.parquet lists other images than were tested", name_fold(number)
+                )
+            )
+            break
+        shown = {str(i): resize_image(run.stimuli.read_image(i), *width) for i in pd.unique(predicted.ids)}
+        made = {"seen": np.stack([shown[str(i)] for i in predicted.ids])}
+        if not dear:
+            made |= _draw_again(run, again, record, number, predicted, embeddings)
+        for name, stack in made.items():
+            stored = images.seen if name == "seen" else images.images.get(name)
+            if stored is not None and (item := compare_images(name, stack, stored[rows], predicted.ids)):
+                findings.append(replace(item, where=name_fold(number)))
+    if start != len(images.seen) and not findings:
+        findings.append(
+            name_tampering("images", f"{len(images.seen)} images are stored of {start} test trials")
+        )
+    if "shuffled" in images.images and not findings:
+        order = derange(images.ids, make_generator(again.config.seed, "shuffled"))
+        if any(
+            (images.images["shuffled"][k] != images.images["decoded"][row]).any()
+            for k, row in enumerate(order)
+        ):
+            findings.append(
+                name_tampering("images", "the shuffled images are not the decoded ones in another order")
+            )
+    run.state("material", "recomputed", "seen images")
+    if dear:
+        run.state(
+            "material",
+            "by record",
+            f"images of {again.config.generator.kind}",
+            "a diffusion model; add --refit",
+        )
+    else:
+        run.state("material", "recomputed", "decoded images and controls")
+    return findings or [
+        AuditFinding("images", "ok", "images are those of the stored predictions and stimuli.")
+    ]
+
+
+def _draw_again(
+    run: AuditedRun,
+    again: RecomputedRun,
+    record: Record,
+    number: int,
+    predicted: Embeddings,
+    embeddings: Embeddings,
+) -> dict[str, np.ndarray]:
+    """Return the images of a fold by every method, as `reconstruct` made them."""
+    config = again.config
+    data = decoding.make_generator_data(again, number, embeddings, Context(device=config.retrieval.device))
+    prior, generator = read_fits(record.path / "fits" / learning.name_fold(number), config, data)
+    generator.bind(data.context)
+    if prior is None:
+        prior = roles.build(roles.PRIOR, again.prior, seed=derive_seed(config.seed, "fit prior", number))
+        prior.bind(Context(device=config.retrieval.device))
+        known = again.prior.find_images(
+            data.embeddings, generator, embeddings.select(pd.unique(predicted.ids))
+        )
+        fit_prior(config, prior, data, known)
+    subjects = decoding.retrieve(again).folds[number].subjects
+    made = draw_images(
+        config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator,
+        low=decoding.make_low_level(again, number),
+    )  # fmt: skip
+    return made.images

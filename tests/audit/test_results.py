@@ -1,0 +1,286 @@
+"""What comes after the fit is computed again: forged numbers are found though every digest was made again."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braindecode_vis import pipeline, store
+from braindecode_vis.audit.compare import compare_images, compare_tables, compare_vectors, find_difference
+from braindecode_vis.audit.run import audit_run
+from braindecode_vis.config import read_config
+from braindecode_vis.pipeline.runs import open_run
+
+QUICK = [
+    "dataset.n_train=60", "dataset.n_test=20", "dataset.n_voxels=24", "evaluation.n_bootstrap=100",
+    "evaluation.n_permutations=100", "encoder.alphas=[1,10,100]",
+]  # fmt: skip
+ALL = dict.fromkeys(("chain", "fit", "choice", "prediction", "material", "score"), "recomputed")
+
+
+def make_run(folder, *overrides, config="synthetic_digits"):
+    run = open_run(read_config(config, [*QUICK, *overrides]), folder)
+    pipeline.report(run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("results") / "clean", "target={kind: pca, n_components: 5}")
+
+
+@pytest.fixture
+def copied(clean, tmp_path):
+    return Path(shutil.copytree(clean, tmp_path / "run"))
+
+
+def find_artifact(folder, stage):
+    (path,) = (folder / "stages" / stage).glob("*")
+    return path
+
+
+def reseal(folder):
+    """Give every artifact, and the page, the digests of what lies there now, and copy the scores to the top."""
+    for path in folder.glob(f"stages/*/*/{store.PROVENANCE}"):
+        record = json.loads(path.read_text())
+        store.write_json(path, {**record, "files": store.describe_files(path.parent)})
+    top = json.loads((folder / store.PROVENANCE).read_text())
+    top["digests"]["page"] = store.hash_file(folder / "report.html")
+    store.write_json(folder / store.PROVENANCE, top)
+
+
+def list_leaks(folder, **options):
+    return {item.check for item in audit_run(folder, **options).leaks}
+
+
+def change_array(path, change):
+    array = np.load(path)
+    np.save(path, change(array).astype(array.dtype))
+
+
+# --- clean runs --------------------------------------------------------------------------------------------
+
+
+def test_every_part_of_a_clean_run_is_verified_by_recomputing(clean):
+    before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
+    audit = audit_run(clean)
+    assert not audit.leaks, audit.leaks
+    assert not [item for item in audit.findings if "again" in item.message and item.level == "warning"]
+    assert {item.part: item.how for item in audit.list_status()} == ALL
+    assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("split={kind: kfold, n_folds: 3}",),
+        (
+            "prior={kind: spread}",
+            "generator={kind: nearest}",
+            "repeats.test=single",
+            "retrieval.centre=zscore",
+        ),
+        ("encoder={kind: lda}", "split={kind: kfold, n_folds: 3}"),
+    ],
+    ids=["folds", "prior", "classes"],
+)
+def test_other_clean_runs_pass_too(tmp_path, overrides):
+    audit = audit_run(make_run(tmp_path / "run", *overrides))
+    assert not audit.leaks, audit.leaks
+    assert not [item for item in audit.findings if "again" in item.message and item.level == "warning"]
+
+
+# --- forged ones -------------------------------------------------------------------------------------------
+
+
+def mix_with_truth(folder):
+    """Mix 5 % of the truth into the predictions, ranks being those of what comes out."""
+    retrieved = find_artifact(folder, "retrieve") / "fold00"
+    bank = store.read_embeddings(find_artifact(folder, "embed"))
+    stored = store.read_embeddings(retrieved)
+    truth = bank.select(list(stored.ids)).vectors
+    change_array(retrieved / "vectors.npy", lambda vectors: 0.95 * vectors + 0.05 * truth)
+
+
+def forge_ranks(folder):
+    retrieved = find_artifact(folder, "retrieve")
+    for name in ("n_above", "n_tied"):
+        change_array(
+            retrieved / "fold00" / f"{name}.npy", lambda array: np.where(np.arange(len(array)) == 3, 0, array)
+        )
+    made = pd.read_parquet(retrieved / "ranks.parquet")
+    made.loc[3, ["rank", "worst_rank"]] = 1
+    made.to_parquet(retrieved / "ranks.parquet", index=False)
+
+
+def forge_scores(folder):
+    """Raise one score by a hundredth, in both copies and in the page's table."""
+    evaluated = find_artifact(folder, "evaluate")
+    for path in (evaluated / "scores.json", folder / "scores.json"):
+        rows = json.loads(path.read_text())
+        for row in rows:
+            if row["metric"] == "pixcorr" and row["method"] == "decoded":
+                row["value"] += 0.01
+        store.write_json(path, rows)
+    pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
+
+
+def forge_items(folder):
+    path = find_artifact(folder, "evaluate") / "items.parquet"
+    pd.read_parquet(path).assign(pixcorr=1.0).to_parquet(path, index=False)
+
+
+def forge_table(folder):
+    table = pd.read_parquet(folder / "scores.parquet")
+    table.loc[table["metric"] == "top1", "value"] = 1.0
+    table.to_parquet(folder / "scores.parquet", index=False)
+
+
+def forge_page(folder):
+    path = folder / "report.html"
+    page = path.read_text(encoding="utf-8")
+    start = page.index('<section id="scores"')
+    changed = re.sub(r'(class="num value">)[^<]+', r"\g<1>0.987", page[start:], count=1)
+    path.write_text(page[:start] + changed, encoding="utf-8")
+
+
+def replace_images(folder):
+    images = find_artifact(folder, "reconstruct")
+    seen, stored = np.load(images / "seen.npy"), np.load(images / "decoded.npy")
+    np.save(
+        images / "decoded.npy", np.where(np.arange(len(seen))[:, None, None, None] % 4 == 0, seen, stored)
+    )
+
+
+def replace_seen(folder):
+    images = find_artifact(folder, "reconstruct")
+    shutil.copy(images / "decoded.npy", images / "seen.npy")
+
+
+def forge_inner_errors(folder):
+    path = find_artifact(folder, "train") / "ridge.json"
+    content = json.loads(path.read_text())
+    best = min(content["choices"], key=lambda choice: choice["mse"])
+    best["mse"] *= 0.9
+    store.write_json(path, content)
+
+
+def forge_out_of_fold(folder):
+    path = find_artifact(folder, "train") / "out_of_fold" / "vectors.npy"
+    change_array(path, lambda vectors: 0.9 * vectors)
+
+
+def forge_targets(folder):
+    """Put predictions in the place of the target embeddings of tested images."""
+    embedded = find_artifact(folder, "embed")
+    stored = store.read_embeddings(find_artifact(folder, "retrieve") / "fold00")
+    places = {
+        str(name): row for row, name in enumerate(json.loads((embedded / "ids.json").read_text())["ids"])
+    }
+    vectors = np.load(embedded / "vectors.npy")
+    for row, name in enumerate(stored.ids):
+        vectors[places[str(name)]] = stored.vectors[row]
+    np.save(embedded / "vectors.npy", vectors)
+
+
+@pytest.mark.parametrize(
+    ("forge", "check"),
+    [
+        (mix_with_truth, "predictions"), (forge_ranks, "ranks"), (forge_scores, "scores"), (forge_items, "scores"),
+        (forge_table, "scores"), (forge_page, "report"), (replace_images, "images"), (replace_seen, "images"),
+        (forge_inner_errors, "fits"), (forge_out_of_fold, "fits"), (forge_targets, "targets"),
+    ],
+)  # fmt: skip
+def test_what_was_forged_is_found_though_digests_were_made_again(copied, forge, check):
+    forge(copied)
+    reseal(copied)
+    leaks = list_leaks(copied)
+    assert check in leaks
+    assert "chain" not in leaks
+
+
+def test_a_page_that_was_changed_is_found_by_its_digest(copied):
+    forge_page(copied)
+    (leak,) = audit_run(copied).leaks
+    assert leak.check == "report"
+    assert "digest" in leak.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("stages/evaluate/*/scores.json", "[]"),
+        ("stages/evaluate/*/scores.json", '[{"metric": NaN}]'),
+        ("stages/evaluate/*/scores.json", '"a text"'),
+        ("stages/retrieve/*/fold00/retrieval.json", "{}"),
+        ("stages/retrieve/*/fold00/retrieval.json", '{"query_ids": "text", "gallery_ids": 3}'),
+        ("stages/reconstruct/*/rows.parquet", "no table"),
+        ("scores.parquet", "no table"),
+        ("report.html", ""),
+        ("provenance.json", "[1, 2]"),
+    ],
+)
+def test_damaged_files_are_findings_and_no_traceback(copied, name, content):
+    (path,) = copied.glob(name)
+    path.write_text(content)
+    assert [item for item in audit_run(copied).findings if item.level in ("leak", "warning")]
+
+
+# --- comparing ---------------------------------------------------------------------------------------------
+
+
+def test_vectors_are_compared_in_units_of_their_spread():
+    rng = np.random.default_rng(0)
+    made = rng.standard_normal((50, 20)) + 100  # a mean that all share hides nothing
+    stored = made.copy()
+    assert compare_vectors(made, stored.astype(np.float32))[0] < 1e-4
+    stored[7] += 0.01 * (rng.standard_normal(20))
+    off, row = compare_vectors(made, stored)
+    assert row == 7
+    assert off > 1e-3
+    stored[7] = np.nan
+    assert compare_vectors(made, stored) == (np.inf, 7)
+    assert compare_vectors(made, made[:, :3])[0] == np.inf
+
+
+def test_few_other_images_of_many_are_a_warning():
+    rng = np.random.default_rng(0)
+    made = rng.integers(0, 256, (400, 4, 4, 3), dtype=np.uint8)
+    stored, ids = made.copy(), np.arange(400).astype(str)
+    assert compare_images("decoded", made, stored, ids) is None
+    stored[3] = 255 - stored[3]
+    assert compare_images("decoded", made, stored, ids).level == "warning"
+    stored[:4] = 255 - stored[:4]
+    assert compare_images("decoded", made, stored, ids).level == "leak"
+    assert compare_images("decoded", made, stored.astype(float), ids).level == "leak"
+
+
+@pytest.mark.parametrize(
+    ("stored", "made", "words"),
+    [
+        ({"a": 1.0}, {"a": 1.0005}, ""),
+        ({"a": 1.0}, {"a": 1.01}, "a is 1, but 1.01 is computed"),
+        ({"a": None}, {"a": float("nan")}, ""),
+        ({"a": "x"}, {"a": 1.0}, "a is x, but 1 is computed"),
+        ({"a": [1]}, {"a": [1, 2]}, "a has 1 entries, but 2 are computed"),
+        ({"b": 1}, {"a": 1}, "a is missing"),
+        ({"a": 1, "b": 2}, {"a": 1}, "b should not be there"),
+        ([], {"a": 1}, "it is no mapping"),
+        ("text", [1], "it has no entries, but 1 are computed"),
+    ],
+)
+def test_the_first_difference_is_told(stored, made, words):
+    assert find_difference(stored, made) == words
+
+
+def test_tables_are_compared_by_column():
+    made = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None], "c": [["1"], ["2"]]})
+    assert compare_tables(made.copy(), made) == ""
+    assert compare_tables(made.assign(a=[1.0, 2.0]), made) == "a of row 1 is 2, but nan is computed"
+    assert compare_tables(made.drop(columns="b"), made) == "its column b is missing"
+    assert compare_tables(made[:1], made) == "it has 1 rows, but 2 are computed"
+    assert "c of row 0" in compare_tables(made.assign(c=[["3"], ["2"]]), made)
