@@ -219,6 +219,11 @@ _IN_PYTHON: tuple[tuple[str, Any], ...] = (
     ),
     (r"\bset split\.kind to (\w+)", r'pass split="\1"'),
     (r"\bdataset\.(\w+)=", r"\1="),
+    (
+        r"pass((?: --trust-code \w+(?:\.\w+)*)+)",
+        lambda m: f"pass trust_code={_quote_list(m[1].split(' --trust-code ')[1:])}, or import it first",
+    ),
+    (r"--allow-download\b", "allow_download=True"),
     (r"(?:with|as) --(root|out)\b(?: DIR)?", r"as \1"),
     (r"--(root|out)\b", r"\1"),
     (r"--on takes", "predict takes"),
@@ -261,6 +266,10 @@ def _quote(value: str) -> str:
     if value in plain:
         return plain[value]
     return value if value.isupper() or not value[0].isalpha() else f'"{value}"'
+
+
+def _quote_list(names: list[str]) -> str:
+    return f'"{names[0]}"' if len(names) == 1 else str(names).replace("'", '"')
 
 
 Member = TypeVar("Member")

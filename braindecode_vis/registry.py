@@ -20,6 +20,7 @@ from pydantic import GetCoreSchemaHandler, SerializationInfo, TypeAdapter, Valid
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from braindecode_vis.checks import ConfigError, check_option
+from braindecode_vis.consent import ConsentError, describe_refusal, find_code, give_consent, may_import
 from braindecode_vis.settings import (
     OUTSIDE,
     OutsideCode,
@@ -225,10 +226,10 @@ def find_component(role: str, kind: str) -> type[Settings]:
     LookupError
         If nothing has this name.
     ConfigError
-        If a component from outside is missing, broken or named like one inside.
+        If a component from outside is missing, broken, named like one inside, or not allowed in this call.
     """
     if ":" in kind:
-        return _load_outside(role, kind)
+        return _find_outside(role, kind)
     # Read for kinds inside too: a package that takes one of their names would else be ignored without a word.
     entries = _read_entry_points(role).get(kind, [])
     if kind in INSIDE[role]:
@@ -246,11 +247,20 @@ def find_component(role: str, kind: str) -> type[Settings]:
             f"both {' and '.join(map(_describe_package, entries))} name a component {kind!r}; uninstall one of them, "
             "or write package.module:Class instead of the name"
         )
-    return _load_outside(role, entries[0].value, entries[0])
+    return _find_outside(role, entries[0].value, entries[0])
 
 
-def validate_component(role: str, content: Any) -> Any:
+def validate_component(role: str, content: Any, *, trusted: bool = False) -> Any:
     """Return the settings of a component from plain values that name its ``kind``; see `Component`.
+
+    Parameters
+    ----------
+    role
+        A key of `INSIDE`.
+    content
+        Plain values, or settings.
+    trusted
+        Whether the person wrote them for this call, so that code that they name may be imported.
 
     Raises
     ------
@@ -258,7 +268,8 @@ def validate_component(role: str, content: Any) -> Any:
         If they are not valid.
     """
     try:
-        return TypeAdapter(Annotated[Any, Component(role)]).validate_python(content)
+        with give_consent(code=find_code(content) if trusted else ()):
+            return TypeAdapter(Annotated[Any, Component(role)]).validate_python(content)
     except ValidationError as error:
         raise ConfigError(f"{describe_validation_error(error, role)}.") from error
 
@@ -440,6 +451,25 @@ def _read_entry_points(role: str) -> dict[str, list[metadata.EntryPoint]]:
         for entry in metadata.entry_points(group=GROUPS[role]):
             found.setdefault(entry.name, []).append(entry)
     return found
+
+
+def _find_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
+    """Return a component from outside if this call may import it; what is installed was allowed by installing it."""
+    # What a stage has stored of a component names its class, and not its entry point.
+    same = [e for listed in _read_entry_points(role).values() for e in listed if e.value == reference]
+    installed = any(not _is_beside_the_caller(e) for e in ([entry] if entry else same))
+    if not installed and not may_import(reference.partition(":")[0]):
+        raise ConsentError(f"it {describe_refusal([reference])}")
+    return _load_outside(role, reference, entry)
+
+
+def _is_beside_the_caller(entry: metadata.EntryPoint) -> bool:
+    """Say whether the metadata of a package lie in the current folder, which Python may have on its path.
+
+    A folder that was downloaded would else need no more than such metadata to have its code imported.
+    """
+    distribution = entry.dist
+    return distribution is not None and Path(str(distribution.locate_file(""))).resolve() == Path.cwd()
 
 
 @cache

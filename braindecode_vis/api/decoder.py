@@ -46,6 +46,7 @@ from braindecode_vis.api.own import (
 )
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
+from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
 from braindecode_vis.datasets.own_data import Pictures, index_pictures, make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
@@ -166,7 +167,7 @@ class Decoder(BaseEstimator):
         DataError
             If trials and pictures do not fit together.
         """
-        settings = validate_component("encoder", self._read_encoder())
+        settings = validate_component("encoder", self._read_encoder(), trusted=True)
         self._settings = roles.play(roles.ENCODER_SETTINGS, settings)
         if self._settings.decodes_categories and images is not None:
             raise DataError(
@@ -315,7 +316,9 @@ class Decoder(BaseEstimator):
         name = self.generator or GENERATORS.get(as_component(self.target)["kind"], "nearest")
         generator = roles.build(
             roles.IMAGE_GENERATOR,
-            roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", as_component(name))),
+            roles.play(
+                roles.GENERATOR_SETTINGS, validate_component("generator", as_component(name), trusted=True)
+            ),
             data,
         )
         generator.bind(data.context)
@@ -361,15 +364,30 @@ class Decoder(BaseEstimator):
         return decoder_files.write_decoder(self, Path(path), include_pictures=include_pictures)
 
     @classmethod
-    def load(cls, path: str | Path) -> Decoder:
+    def load(
+        cls, path: str | Path, *, trust_code: str | Sequence[str] = (), allow_download: bool = False
+    ) -> Decoder:
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        trust_code
+            Modules from outside the package whose code the folder may name; those that you imported need none.
+        allow_download
+            Let the weights be fetched that its components name, where they were saved with that consent.
 
         Raises
         ------
+        ConfigError
+            If it names code or weights that this call does not allow.
         DataError
             If the folder holds no decoder, or a damaged one.
         """
-        return decoder_files.read_decoder(cls, Path(path).expanduser().absolute())
+        folder = Path(path).expanduser().absolute()
+        with give_consent(code=trust_code, download=allow_download):
+            return decoder_files.read_decoder(cls, folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return plain values and the files that `save` writes, for copies and for other processes."""
@@ -385,7 +403,11 @@ class Decoder(BaseEstimator):
         # The folder goes with the object: embeddings and pictures are memory maps into it.
         folder = decoder_files.unpack_decoder(state["files"])
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.__dict__.update(Decoder.load(folder).__dict__)
+        # Whoever opens a pickle, or sends an object to another process, has allowed what the object is made of.
+        code = find_code(
+            [as_component(v) for v in state["parameters"].values() if isinstance(v, str | Mapping)]
+        )
+        self.__dict__.update(Decoder.load(folder, trust_code=code, allow_download=True).__dict__)
 
     @classmethod
     def from_run(cls, run: Any, fold: int | None = None) -> Decoder:
@@ -494,6 +516,8 @@ class Decoder(BaseEstimator):
         revision: str | None = None,
         token: str | None = None,
         cache: str | Path | None = None,
+        trust_code: str | Sequence[str] = (),
+        allow_download: bool = False,
     ) -> Decoder:
         """Read a decoder from a Hugging Face folder, or download it from the hub.
 
@@ -509,6 +533,8 @@ class Decoder(BaseEstimator):
             Of the hub; by default the one that its own tools have stored.
         cache
             Folder for downloads; by default that of the hub's own tools.
+        trust_code, allow_download
+            As in `load`.
 
         Raises
         ------
@@ -518,7 +544,7 @@ class Decoder(BaseEstimator):
             If there is no decoder, or it cannot be downloaded.
         """
         if not is_repo(where):
-            return cls.load(where)
+            return cls.load(where, trust_code=trust_code, allow_download=allow_download)
         if not download:
             raise ConfigError(
                 f"there is no folder {where}; pass download=True to fetch the repository of this name from the hub."
@@ -526,9 +552,7 @@ class Decoder(BaseEstimator):
         folder = fetch_folder(
             str(where), revision=revision, token=token, cache=None if cache is None else Path(cache)
         )
-        # Before anything of it is read: what was downloaded must not name code of its own.
-        decoder_files.refuse_outside(folder)
-        return decoder_files.read_decoder(cls, folder, may_download=False)
+        return cls.load(folder, trust_code=trust_code, allow_download=allow_download)
 
     def _find_centre(self) -> np.ndarray:
         """Return the mean of the training pictures in the space of comparison, shape (n_features,)."""
@@ -549,7 +573,7 @@ class Decoder(BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         # Only a decoder of classes is a classifier, and which it is, its encoder says.
-        settings = validate_component("encoder", self._read_encoder())
+        settings = validate_component("encoder", self._read_encoder(), trusted=True)
         if roles.play(roles.ENCODER_SETTINGS, settings).decodes_categories:
             tags.estimator_type = "classifier"
             tags.classifier_tags = ClassifierTags()
@@ -561,7 +585,8 @@ class Decoder(BaseEstimator):
 
     def _build_target(self) -> WholeImageEncoder:
         settings = roles.play(
-            roles.IMAGE_ENCODER_SETTINGS, validate_component("target", as_component(self.target))
+            roles.IMAGE_ENCODER_SETTINGS,
+            validate_component("target", as_component(self.target), trusted=True),
         )
         target = roles.build(roles.find_image_encoder_role(settings), settings)
         target.bind(Context(images=self._stimuli))
@@ -601,7 +626,8 @@ class Decoder(BaseEstimator):
 
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
         settings = roles.play(
-            roles.PRIOR_SETTINGS, validate_component("prior", as_component(self.prior or "identity"))
+            roles.PRIOR_SETTINGS,
+            validate_component("prior", as_component(self.prior or "identity"), trusted=True),
         )
         prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
         prior.bind(NOTHING_LENT)

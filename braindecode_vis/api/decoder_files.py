@@ -17,7 +17,8 @@ from braindecode_vis import __version__, roles, store
 from braindecode_vis.api.model_export import CardFacts
 from braindecode_vis.api.own import as_component
 from braindecode_vis.arrays import Embeddings
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import DataError
+from braindecode_vis.consent import check_code, may_download
 from braindecode_vis.contracts import Context
 from braindecode_vis.registry import validate_component
 
@@ -87,7 +88,7 @@ def unpack_decoder(files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def read_decoder(cls: Any, folder: Path, *, may_download: bool = True) -> Any:
+def read_decoder(cls: Any, folder: Path) -> Any:
     """Return the decoder, of the class `cls`, that a folder holds; see `Decoder.load`.
 
     Parameters
@@ -96,15 +97,15 @@ def read_decoder(cls: Any, folder: Path, *, may_download: bool = True) -> Any:
         `Decoder`.
     folder
         From `write_decoder`.
-    may_download
-        Whether its components may ask for further downloads.
     """
     if not (folder / _FILE).is_file():
         raise DataError(f"{folder} holds no decoder: {_FILE} is missing.")
     record = store.read_json(folder / _FILE)
     try:
-        # Consent to further downloads is not given by a file that came from elsewhere.
-        parameters = record["parameters"] if may_download else _forbid_downloads(record["parameters"])
+        # Consent to code and to further downloads is not given by a file, which may come from elsewhere.
+        parameters = record["parameters"] if may_download() else _forbid_downloads(record["parameters"])
+        named = [as_component(value) for value in parameters.values() if isinstance(value, str | Mapping)]
+        check_code(named, where=f"{folder / _FILE}")
         decoder = cls(**parameters)
         decoder._dims, decoder._shape = tuple(record["dims"]), tuple(record["shape"])
         decoder._unit = record["unit"]
@@ -113,7 +114,7 @@ def read_decoder(cls: Any, folder: Path, *, may_download: bool = True) -> Any:
         mean, spread = record.get("typical", (0.0, 1.0))
         decoder._typical = (float(mean), float(spread))
         decoder._facts = CardFacts(**record.get("facts", {}))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{folder / _FILE} is damaged ({error}); save the decoder again.") from error
     decoder.n_features_in_ = int(np.prod(decoder._shape))
     settings = roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", decoder._read_encoder()))
@@ -143,25 +144,3 @@ def _forbid_downloads(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: False if k == "allow_download" else _forbid_downloads(entry) for k, entry in value.items()}
     return [_forbid_downloads(entry) for entry in value] if isinstance(value, list) else value
-
-
-def refuse_outside(folder: Path) -> None:
-    """Raise `ConfigError` if a downloaded decoder names a component whose code is not in the package."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            yield value.get("kind")
-            for entry in value.values():
-                yield from walk(entry)
-        elif isinstance(value, list):
-            for entry in value:
-                yield from walk(entry)
-
-    parameters = store.read_json(folder / _FILE)["parameters"] if (folder / _FILE).is_file() else {}
-    named = [parameters.get(name) for name in ("encoder", "target", "prior", "generator")]
-    for kind in [*walk(parameters), *(name for name in named if isinstance(name, str))]:
-        if isinstance(kind, str) and ":" in kind:
-            raise ConfigError(
-                f"the downloaded decoder asks for code from outside the package ({kind}); look at it, and read it with "
-                f"Decoder.load({str(folder)!r}) if you trust it."
-            )

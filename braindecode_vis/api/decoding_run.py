@@ -32,6 +32,7 @@ from braindecode_vis.checks import (
 )
 from braindecode_vis.config import RunConfig, read_config
 from braindecode_vis.config.source import validate_config
+from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.datasets.array_folder import unpack_epochs
 from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
@@ -519,7 +520,8 @@ def decode(
         raise ConfigError(
             "categories are decoded trial by trial, and repeats averages the trials of a picture; leave it out."
         )
-    config = validate_config(content, where="decode")
+    with give_consent(code=find_code(content)):  # the person wrote it, for this call
+        config = validate_config(content, where="decode")
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
     data.write_for_run(folder / "data")
@@ -561,16 +563,25 @@ def _refuse_another_run(folder: Path, config: RunConfig, data: Data) -> None:
         )
 
 
-def open_run(folder: str | Path) -> DecodingRun:
+@for_python
+def open_run(
+    folder: str | Path, *, trust_code: str | Sequence[str] = (), allow_download: bool = False
+) -> DecodingRun:
     """Open a run folder, of this interface or of the command line.
 
     Parameters
     ----------
     folder
         Holds ``config.yaml``.
+    trust_code
+        Modules from outside the package whose code the folder may name; those that you imported need none.
+    allow_download
+        Let published weights be fetched that the run needs and that are not on this machine.
 
     Raises
     ------
+    ConfigError
+        If it names code that this call does not allow.
     DataError
         If it is no run folder.
     """
@@ -581,7 +592,8 @@ def open_run(folder: str | Path) -> DecodingRun:
         raise DataError(
             f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
         )
-    return DecodingRun(open_run_folder(read_config(path), path))
+    with give_consent(code=trust_code, download=allow_download):
+        return DecodingRun(open_run_folder(read_config(path), path))
 
 
 def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Responses, StimulusSet | None]:
@@ -620,7 +632,9 @@ def _is_category(encoder: Mapping[str, Any]) -> bool:
     from braindecode_vis import roles
     from braindecode_vis.registry import validate_component
 
-    return roles.play(roles.ENCODER_SETTINGS, validate_component("encoder", dict(encoder))).decodes_categories
+    return roles.play(
+        roles.ENCODER_SETTINGS, validate_component("encoder", dict(encoder), trusted=True)
+    ).decodes_categories
 
 
 def _read_split(split: str | int | Mapping[str, Any] | None, data: Data) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from braindecode_vis.checks import check_option
 from braindecode_vis.config import find_config, read_header
+from braindecode_vis.consent import give_consent
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.registry import INSIDE, find_component, list_kinds
 from braindecode_vis.settings import Settings
@@ -76,7 +77,8 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
         return pd.DataFrame(rows)
     if ":" not in kind:
         check_option(f"the kind of {role}", kind, list_kinds(role))
-    model = find_component(role, kind)
+    with give_consent(code=kind if ":" in kind else ()):
+        model = find_component(role, kind)
     about = _read_parameters(model)
     rows = []
     for name, entry in model.model_fields.items():

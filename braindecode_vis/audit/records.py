@@ -21,6 +21,7 @@ from braindecode_vis.audit.files import AuditedRun, Record, list_first, name_fol
 from braindecode_vis.audit.findings import AuditFinding, Level
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
+from braindecode_vis.consent import ConsentError
 from braindecode_vis.store import read_embeddings, read_json
 
 #: A word of its own: ``test_top1`` and ``tested``, but neither ``latest`` nor ``testimony``.
@@ -129,6 +130,8 @@ def _check_config(run: AuditedRun) -> list[AuditFinding]:
         ]
     try:
         config = read_config(path)
+    except ConsentError:
+        raise
     except BraindecodeVisError as error:
         return [AuditFinding("chain", "warning", f"config.yaml cannot be read: {error}", "config.yaml")]
     told = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, make_console, print_json
+from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, make_console, print_json
 
 if TYPE_CHECKING:
     from braindecode_vis.audit.findings import Audit
@@ -20,6 +20,8 @@ def audit(
     refit: Annotated[
         bool, typer.Option("--refit", help="Also fit every fold again, with poisoned test trials.")
     ] = False,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from braindecode_vis.cli.show import Debug, Json, make_console, print_json
+from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, make_console, print_json
 
 
 def export(
@@ -26,6 +26,8 @@ def export(
         int | None, typer.Option("--fold", min=0, help="Fold of the predictions or the encoder.")
     ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="Responses of this subject only.")] = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from braindecode_vis.cli.show import ConsoleListener, Debug, Json, make_console, print_json, print_scores
+from braindecode_vis.cli.show import (
+    AllowDownload,
+    ConsoleListener,
+    Debug,
+    Json,
+    TrustCode,
+    make_console,
+    print_json,
+    print_scores,
+)
 
 
 def predict(
@@ -40,6 +49,8 @@ def predict(
         list[str] | None,
         typer.Option("--set", help="How another root is read, for example dataset.subjects=[9]. Repeatable."),
     ] = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

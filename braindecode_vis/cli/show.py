@@ -35,6 +35,39 @@ Subject = Annotated[list[str] | None, typer.Option("--subject", help="Read this 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
 ]
+
+
+def _give(context: typer.Context, value: Any, **consent: Any) -> Any:
+    from braindecode_vis.consent import give_consent
+
+    context.with_resource(give_consent(**consent))  # until the verb has ended
+    return value
+
+
+def _trust_code(context: typer.Context, value: list[str] | None) -> Any:
+    return _give(context, value, code=value or ())
+
+
+def _allow_download(context: typer.Context, value: bool) -> Any:
+    return _give(context, value, download=value)
+
+
+TrustCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-code",
+        callback=_trust_code,
+        help="Run the code of this module or package where a file names it as a kind. Repeatable.",
+    ),
+]
+AllowDownload = Annotated[
+    bool,
+    typer.Option(
+        "--allow-download",
+        callback=_allow_download,
+        help="Fetch the published weights that are needed and not on this machine.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from braindecode_vis.cli.show import (
+    AllowDownload,
     Debug,
     Json,
     Out,
@@ -13,6 +14,7 @@ from braindecode_vis.cli.show import (
     Set,
     Source,
     Subject,
+    TrustCode,
     finish,
     make_console,
     open_source,
@@ -28,6 +30,8 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         out: Out = None,
         subjects: Subject = None,
         overrides: Set = None,
+        trust_code: TrustCode = None,
+        allow_download: AllowDownload = False,
         as_json: Json = False,
         debug: Debug = False,
     ) -> None:
@@ -57,6 +61,8 @@ def run_command(
     out: Out = None,
     subjects: Subject = None,
     overrides: Set = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

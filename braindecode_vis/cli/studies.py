@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braindecode_vis.cli.show import (
+    AllowDownload,
     ConsoleListener,
     Debug,
     Json,
@@ -17,6 +18,7 @@ from braindecode_vis.cli.show import (
     Set,
     Source,
     Subject,
+    TrustCode,
     make_console,
     open_source,
     print_json,
@@ -38,6 +40,8 @@ def analyze(
     out: Out = None,
     subjects: Subject = None,
     overrides: Set = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -99,6 +103,8 @@ def pretrain(
     out: Out = None,
     subjects: Subject = None,
     overrides: Set = None,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -129,6 +135,8 @@ def train_generator(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 2026,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -173,6 +181,8 @@ def sweep(
     root: Root = None,
     overrides: Set = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at the same time.")] = 1,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -203,6 +213,8 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the others are compared with the first.")],
     out: Annotated[Path | None, typer.Option("--out", help="CSV file to write as well.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
+    trust_code: TrustCode = None,
+    allow_download: AllowDownload = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

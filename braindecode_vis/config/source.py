@@ -1,14 +1,14 @@
 """Where a configuration comes from: a YAML file, a run folder or a shipped name, with dotted overrides on top.
 
-Consent to opening files that can run code comes from whoever makes the call, never from a file: a configuration may be
-somebody else's.
+Consent to running code from outside and to downloads comes from whoever makes the call, never from a file: a
+configuration may be somebody else's.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from pydantic import TypeAdapter, ValidationError
 from braindecode_vis import __version__
 from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.config.models import RunConfig
+from braindecode_vis.consent import ConsentError, check_code, find_code, give_consent, may_download
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.registry import check_names
 from braindecode_vis.settings import Settings, describe_validation_error
 from braindecode_vis.store import PROVENANCE
 
-#: Settings that let a file run code; a file that states them is read as if it did not.
-CONSENTS = ("trust_pickle",)
+#: Settings that let a file of data run code, or weights be fetched; a file that states them is read as if it did not.
+CONSENTS = ("trust_pickle", "allow_download")
 
 
 def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path | None = None) -> RunConfig:
@@ -36,7 +37,8 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         A YAML file, a run folder that holds ``config.yaml``, the name of a shipped configuration, or the name of
         a data set (its default configuration).
     overrides
-        Texts ``a.b=value``; the value is YAML. Consent (`CONSENTS`) counts here alone, and not in the file.
+        Texts ``a.b=value``; the value is YAML. Consent (`CONSENTS`, and kinds that are ``module:Class``) counts here
+        alone, and not in the file.
     root
         Folder of the data set, as given on the command line.
 
@@ -44,6 +46,8 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     ------
     ConfigError
         If the file is missing or any value is not valid; the message names the full path of the key.
+    ConsentError
+        If the file names code from outside the package that this call may not import; see `give_consent`.
     """
     path = find_config(source)
     try:
@@ -57,24 +61,46 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     written = copy.deepcopy(content)
     overrides = list(overrides)
     # A new kind drops the settings of the old one, so kinds are chosen before their settings.
+    said: list[str] = []
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
-        _apply_override(content, text)
+        parts, value = _read_override(text)
+        _apply_override(content, text, parts, value)
+        said += find_code({parts[-1]: value})
     if root is not None:
         if not isinstance(content.get("dataset"), dict):
             raise ConfigError(f"{path} names no dataset that --root could apply to.")
         content["dataset"]["root"] = str(root.expanduser().absolute())
     try:
-        config = validate_config(content, where=str(path))
+        with give_consent(code=said):
+            check_code(content, where=str(path))
+            config = validate_config(content, where=str(path))
         # What a run wrote has every default in it, also where an earlier version had fewer settings.
         of_run = path.name == "config.yaml" and (path.parent / "stages").is_dir()
         _refuse_ignored(
             config, {} if of_run or set(RunConfig.model_fields) <= set(written) else written, overrides
         )
+    except ConsentError:
+        raise
     except ConfigError as error:
         if path.name == "config.yaml" and (about := describe_writer(path.parent)) and not _is_valid(written):
             raise ConfigError(f"{str(error).rstrip('.')}; {about}.") from error
         raise
-    return _anchor_paths(config, path.parent)
+    config = _anchor_paths(config, path.parent)
+    return _allow_downloads(config) if may_download() else config
+
+
+def _allow_downloads(settings: Settings) -> Any:
+    """Write into the settings what was allowed for the call, so that it holds for what is made of them later."""
+    changes: dict[str, Any] = (
+        {"allow_download": True} if "allow_download" in type(settings).model_fields else {}
+    )
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            changes[name] = _allow_downloads(value)
+        elif isinstance(value, tuple | list):
+            changes[name] = type(value)(_allow_downloads(v) if isinstance(v, Settings) else v for v in value)
+    return settings.model_copy(update=changes)
 
 
 def _drop_consents(value: Any, seen: set[int]) -> None:
@@ -250,11 +276,19 @@ def find_config(source: str | Path) -> Path:
     )
 
 
-def _apply_override(content: dict[str, Any], text: str) -> None:
+def _read_override(text: str) -> tuple[list[str], Any]:
+    """Return the parts of the key and the value of a text ``a.b=value``."""
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise ConfigError(f"the override {text!r} must have the form a.b=value, for example seed=1.")
+    try:
+        return parts, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the value of the override {text!r} is not valid YAML.") from error
+
+
+def _apply_override(content: dict[str, Any], text: str, parts: Sequence[str], value: Any) -> None:
     node = content
     for depth, part in enumerate(parts[:-1]):
         # A part that is off by default (None) is switched on by setting something in it.
@@ -266,13 +300,9 @@ def _apply_override(content: dict[str, Any], text: str) -> None:
                 f"the override {text!r} goes below {'.'.join(parts[: depth + 1])}, which is the value {child!r}."
             )
         node = child
-    try:
-        loaded = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the value of the override {text!r} is not valid YAML.") from error
-    if parts[-1] == "kind" and node.get("kind") != loaded:
+    if parts[-1] == "kind" and node.get("kind") != value:
         node.clear()  # the settings of the old kind are not those of the new one
-    node[parts[-1]] = loaded
+    node[parts[-1]] = value
 
 
 def dump_config(config: RunConfig) -> str:

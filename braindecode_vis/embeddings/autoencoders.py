@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.consent import may_download
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
     WeightsSource,
     check_intact,
+    check_sizes,
     find_weights,
     hash_weights,
     load_state,
+    name_repository,
     read_state,
 )
 from braindecode_vis.settings import Settings
@@ -56,7 +59,7 @@ class LatentConfig(Settings):
     weights
         File or folder; the word ``random`` takes untrained weights, for tests. None needs `allow_download`.
     allow_download
-        Fetch the published weights from the hub.
+        Fetch the published weights from the hub, unless they are on this machine. Given with the call, never by a file.
     random_seed
         Seed of untrained weights.
     image_size
@@ -82,6 +85,12 @@ class LatentConfig(Settings):
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
 
+    @field_validator("model_args")
+    @classmethod
+    def _check_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_sizes(value)
+        return value
+
     @model_validator(mode="after")
     def _check_random(self) -> Self:
         if self.model_args and self.weights != "random":
@@ -99,22 +108,29 @@ class LatentConfig(Settings):
 
     def describe_weights(self) -> str:
         """Say which file holds the weights."""
-        place = f"huggingface.co/{_REPOSITORIES[self._kind, self.latents]}"
+        place = self.name_source()
         if self._kind == "taesd":
             stem = "taesd" if self.latents == "sd" else "taesdxl"
             return f"a folder with {stem}_encoder.safetensors and {stem}_decoder.safetensors, or of {place}"
         return f"diffusion_pytorch_model.safetensors (or its folder) of {place}"
 
-    def download(self) -> Path:
-        """Fetch the published folder into the hub's cache."""
+    def name_source(self) -> str:
+        """Say which repository is fetched."""
+        return name_repository(_REPOSITORIES[self._kind, self.latents])
+
+    def download(self, cached: bool = False) -> Path:
+        """Return the published folder in the hub's cache, fetched unless it is `cached`."""
         from huggingface_hub import snapshot_download
 
         patterns = ["config.json", "diffusion_pytorch_model.safetensors"]
-        return Path(snapshot_download(_REPOSITORIES[self._kind, self.latents], allow_patterns=patterns))
+        repository = _REPOSITORIES[self._kind, self.latents]
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=cached))
 
     def find_weights(self) -> Path | None:
         """Return the path of the weights, or None for random ones."""
-        return find_weights(self.weights, self.allow_download, self.describe_weights, self.download)
+        return find_weights(
+            self.weights, self.allow_download, self.describe_weights, self.name_source, self.download
+        )
 
     def find_parts(self) -> list[Path]:
         """Return the files or folders that the weights are read from."""
@@ -123,7 +139,7 @@ class LatentConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` or `DataError` unless every file of the weights is there and whole."""
-        if self.allow_download:
+        if self.allow_download or may_download():
             return
         for part in self.find_parts():
             check_intact(part)

@@ -21,7 +21,7 @@ from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, Transform
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import load_state, read_state
+from braindecode_vis.embeddings.weights import load_state, name_repository, read_state
 
 
 class OpenClipConfig(VisionNetworkConfig):
@@ -88,17 +88,31 @@ class OpenClipConfig(VisionNetworkConfig):
     def describe_weights(self) -> str:
         """Say which file holds the weights."""
         place = str(self._run.get("hf_hub", "")).strip("/")
-        source = f" of huggingface.co/{place}" if place else ""
+        source = f" of {name_repository(place)}" if place else ""
         run = f", run {self.pretrained}" if self.pretrained else ""
         return f"open_clip's {self.architecture}{run} (open_clip_model.safetensors{source})"
 
-    def download(self) -> Path:
-        """Fetch the run's weights into open_clip's cache."""
-        from open_clip.pretrained import download_pretrained
+    def name_source(self) -> str:
+        """Say from where the run is fetched; empty if `pretrained` does not say which."""
+        run = self._run if self.pretrained is not None else {}
+        place = str(run.get("hf_hub", "")).strip("/")
+        return name_repository(place) if place else str(run.get("url", ""))
 
-        if self.pretrained is None:
-            raise ConfigError("target.allow_download is true, but target.pretrained does not say which run.")
-        return Path(download_pretrained(self._run))
+    def download(self, cached: bool = False) -> Path:
+        """Return the run's weights, fetched into open_clip's cache unless they are `cached`."""
+        from open_clip import pretrained
+
+        if not cached:
+            return Path(pretrained.download_pretrained(self._run))
+        from huggingface_hub import hf_hub_download
+
+        place = str(self._run.get("hf_hub", ""))
+        if not place:
+            return Path("~/.cache/clip").expanduser() / str(self._run["url"]).rsplit("/", 1)[-1]
+        repository, _, name = place.rpartition("/")
+        names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        found = [_find_cached(hf_hub_download, repository, each) for each in names]
+        return next(path for path in found if path is not None)
 
     def make_transform(self) -> Transform:
         """Return open_clip's validation transform of this run."""
@@ -130,6 +144,14 @@ class OpenClipConfig(VisionNetworkConfig):
         if path is not None:
             load_image_weights(holder, path, self.architecture)
         return describe_tower(holder.visual)
+
+
+def _find_cached(fetch: Any, repository: str, name: str) -> Path | None:
+    """Return a file of a repository that was fetched before, None if it was not."""
+    try:
+        return Path(fetch(repository, name, local_files_only=True))
+    except OSError:
+        return None
 
 
 def _make_transform(run: dict[str, Any], size: int) -> Transform:

@@ -27,7 +27,7 @@ from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.embeddings.imported import ImportedConfig
 from braindecode_vis.embeddings.layer_readout import OUTPUT
 from braindecode_vis.embeddings.openclip import OpenClipConfig, read_description
-from braindecode_vis.embeddings.weights import load_state, read_state
+from braindecode_vis.embeddings.weights import find_snapshot, load_state, read_state
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
@@ -44,7 +44,7 @@ class TextConfig(Settings):
     tokenizer
         Folder of a tokenizer of transformers, for networks that open_clip brings no word pieces for.
     allow_download
-        Fetch that tokenizer from the hub.
+        Fetch that tokenizer from the hub, unless it is on this machine. Given with the call, never by a file.
     batch_size
         How it runs, not what it computes.
     """
@@ -52,6 +52,10 @@ class TextConfig(Settings):
     tokenizer: Path | None = None
     allow_download: bool = False
     batch_size: int = Field(default=64, ge=1)
+
+    def hashed_fields(self) -> dict[str, Any]:
+        """Return the plain fields; whether a call may fetch changes no result, and stays as it was in earlier runs."""
+        return {**super().hashed_fields(), "allow_download": False}
 
 
 class ConceptTextConfig(Settings):
@@ -246,11 +250,14 @@ def build_clip(config: OpenClipConfig) -> Any:
 
     path, description = config.find_weights(), read_description(config)
     foreign = description["text_cfg"].get("hf_model_name")
-    if foreign and not config.allow_download:
-        raise ConfigError(
-            f"the text tower of {config.architecture} is {foreign} of the hub; allow it with "
-            "target.allow_download=true, or choose an architecture with a text tower of its own."
-        )
+    if foreign:
+        description["text_cfg"]["hf_model_name"] = str(
+            find_snapshot(
+                foreign, ["config.json"], allow_download=config.allow_download,
+                refusal=f"the text tower of {config.architecture} is {foreign} of the hub: choose an architecture with "
+                "a text tower of its own",
+            )
+        )  # fmt: skip
     description.pop("custom_text", None)  # create_model decides that itself
     with seeded(config.random_seed), _silence():
         network = open_clip.create_model(config.architecture, pretrained_text=False, **description)
@@ -301,13 +308,19 @@ def make_tokenizer(config: OpenClipConfig, text: TextConfig) -> Any:
     context = int(description.get("context_length", 77))  # CLIP's
     if not name and text.tokenizer is None:
         return open_clip.get_tokenizer(config.architecture, context_length=context)
-    if text.tokenizer is None and not text.allow_download:
-        raise ConfigError(
-            f"{config.architecture} reads text with the tokenizer {name} of the hub: bring its folder (tokenizer.json "
-            "and tokenizer_config.json) as text.tokenizer, or allow the download with text.allow_download=true."
-        )
-    source = str(name if text.tokenizer is None else text.tokenizer.expanduser())
-    arguments = dict(description.get("tokenizer_kwargs", {}))
+    if text.tokenizer is None:
+        patterns = ["*.json", "*.txt", "*.model"]
+        source = str(
+            find_snapshot(
+                name, patterns, allow_download=text.allow_download,
+                refusal=f"{config.architecture} reads text with the tokenizer {name} of the hub: bring its folder "
+                "(tokenizer.json and tokenizer_config.json) as text.tokenizer",
+            )
+        )  # fmt: skip
+    else:
+        source = str(text.tokenizer.expanduser())
+    # Said, or transformers asks on the terminal whether to run what the folder brings along.
+    arguments = {**description.get("tokenizer_kwargs", {}), "trust_remote_code": False}
     try:
         tokenizer = open_clip.tokenizer.HFTokenizer(
             source, context_length=context, tokenizer_mode=description.get("tokenizer_mode"), **arguments

@@ -22,7 +22,7 @@ from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower, expand_blocks
 from braindecode_vis.embeddings.transforms import Transform, floor_crop
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import load_state, read_state
+from braindecode_vis.embeddings.weights import load_state, name_repository, read_state
 
 _RESIZE = {"center": "shortest", "squash": "squash", "border": "longest"}
 
@@ -78,21 +78,23 @@ class TimmConfig(VisionNetworkConfig):
     def describe_weights(self) -> str:
         """Say which file holds the weights."""
         run = self._run
-        place = f"model.safetensors of huggingface.co/{run.hf_hub_id}" if run.hf_hub_id else run.url
+        place = f"model.safetensors of {name_repository(run.hf_hub_id)}" if run.hf_hub_id else run.url
         return (
             f"timm's {self.architecture} ({place})"
             if place
             else f"a state dict of timm's {self.architecture}"
         )
 
-    def download(self) -> Path:
-        """Fetch the run's weights from the hub into its cache."""
+    def name_source(self) -> str:
+        """Say from where the run is fetched; empty if timm knows no repository of it."""
+        return name_repository(self._run.hf_hub_id) if self._run.hf_hub_id else ""
+
+    def download(self, cached: bool = False) -> Path:
+        """Return the run's weights, fetched from the hub unless they are `cached`."""
         from huggingface_hub import hf_hub_download
 
-        run = self._run
-        if not run.hf_hub_id:
-            raise ConfigError(f"timm names no place to fetch {self.architecture} from; bring the file.")
-        return Path(hf_hub_download(run.hf_hub_id, run.hf_hub_filename or "model.safetensors"))
+        name = self._run.hf_hub_filename or "model.safetensors"
+        return Path(hf_hub_download(self._run.hf_hub_id, name, local_files_only=cached))
 
     def make_transform(self) -> Transform:
         """Return timm's validation transform of this run."""

@@ -79,13 +79,17 @@ class TorchvisionConfig(VisionNetworkConfig):
         """Say which file holds the weights."""
         return f"torchvision's {self.architecture} {self._run.name} ({self._run.url})"
 
-    def download(self) -> Path:
-        """Fetch the weights into torch's cache; their hash is checked by torch."""
+    def name_source(self) -> str:
+        """Say from where the weights are fetched."""
+        return str(self._run.url)
+
+    def download(self, cached: bool = False) -> Path:
+        """Return the weights, fetched into torch's cache unless they are `cached`; torch checks their hash."""
         import torch
 
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         path = folder / self._run.url.rsplit("/", 1)[-1]
-        if not path.is_file():
+        if not path.is_file() and not cached:
             folder.mkdir(parents=True, exist_ok=True)
             # torchvision puts the first digits of the hash into the file's name.
             digest = re.search(r"-([0-9a-f]{8,})\.", path.name)

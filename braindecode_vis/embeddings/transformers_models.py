@@ -23,7 +23,7 @@ from braindecode_vis.devices import seeded
 from braindecode_vis.embeddings.layer_readout import Tower
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from braindecode_vis.embeddings.vision_network import VisionNetworkConfig
-from braindecode_vis.embeddings.weights import load_state, read_state
+from braindecode_vis.embeddings.weights import check_no_kernels, load_state, name_repository, read_state
 
 Architecture = Literal[
     "clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit", "internvl", "intern_vit_6b"
@@ -91,8 +91,6 @@ class TransformersConfig(VisionNetworkConfig):
             raise ValueError(f"random weights need an architecture: {', '.join(FAMILIES)}")
         if self.weights != "random" and self.model_args:
             raise ValueError("model_args describes random weights; a folder says its own sizes")
-        if self.allow_download and self.weights is None and self.repository is None:
-            raise ValueError("allow_download is true, but repository does not say which")
         return self
 
     @property
@@ -102,17 +100,23 @@ class TransformersConfig(VisionNetworkConfig):
 
     def describe_weights(self) -> str:
         """Say which folder is needed."""
-        source = f" of huggingface.co/{self.repository}" if self.repository else " of the model's repository"
+        source = (
+            f" of {name_repository(self.repository)}" if self.repository else " of the model's repository"
+        )
         return f"a folder with config.json, preprocessor_config.json and model.safetensors{source}"
 
-    def download(self) -> Path:
-        """Fetch the repository into the hub's cache."""
+    def name_source(self) -> str:
+        """Say which repository is fetched; empty if none is named."""
+        return name_repository(self.repository) if self.repository else ""
+
+    def download(self, cached: bool = False) -> Path:
+        """Return the repository's folder in the hub's cache, fetched unless it is `cached`."""
         from huggingface_hub import snapshot_download
 
         assert self.repository is not None
         # No code and no pickled weights are fetched.
         patterns = ["*config.json", "*.safetensors", "*.safetensors.index.json"]
-        return Path(snapshot_download(self.repository, allow_patterns=patterns))
+        return Path(snapshot_download(self.repository, allow_patterns=patterns, local_files_only=cached))
 
     def _read_architecture(self) -> str:
         folder = self.find_weights()
@@ -188,6 +192,7 @@ def read_network(folder: Path, architecture: str) -> Any:
     family = FAMILIES[architecture]
     extra = {"add_pooling_layer": False} if architecture == "vit" else {}
     stored = _read_json(folder, "config.json")
+    check_no_kernels(stored, folder / "config.json")
     level = transformers.logging.get_verbosity()  # global to the process
     transformers.logging.set_verbosity_error()  # text tensors that are left out are no news
     try:

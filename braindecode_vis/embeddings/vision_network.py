@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from braindecode_vis.consent import may_download
 from braindecode_vis.devices import autocast, choose_device, repeatable_convolutions
 from braindecode_vis.embeddings.layer_readout import (
     OUTPUT,
@@ -26,7 +27,7 @@ from braindecode_vis.embeddings.layer_readout import (
     read_layers,
 )
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import WeightsSource, find_weights, hash_weights
+from braindecode_vis.embeddings.weights import WeightsSource, check_sizes, find_weights, hash_weights
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_json
 
@@ -40,7 +41,8 @@ class VisionNetworkConfig(Settings):
         File with a state dict (safetensors, or a torch file of plain tensors), or a folder that holds one. The word
         ``random`` takes untrained weights, for tests. None needs `allow_download`.
     allow_download
-        Let the library fetch the published weights into its own cache.
+        Let the library fetch the published weights into its own cache, unless they are there. Given with the call,
+        never by a file.
     random_seed
         Seed of untrained weights.
     layer
@@ -80,6 +82,12 @@ class VisionNetworkConfig(Settings):
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
 
+    @field_validator("model_args")
+    @classmethod
+    def _check_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_sizes(value)
+        return value
+
     @model_validator(mode="after")
     def _check_layer(self) -> Self:
         for layer in self.layers:
@@ -102,8 +110,12 @@ class VisionNetworkConfig(Settings):
         """Say in one clause which file holds the published weights."""
         raise NotImplementedError
 
-    def download(self) -> Path:
-        """Fetch the published weights with the library's own client and return their path."""
+    def name_source(self) -> str:
+        """Say from where the published weights are fetched; empty if nobody publishes them."""
+        raise NotImplementedError
+
+    def download(self, cached: bool = False) -> Path:
+        """Return the path of the published weights, fetched with the library's own client unless they are `cached`."""
         raise NotImplementedError
 
     def make_transform(self) -> Transform:
@@ -120,7 +132,7 @@ class VisionNetworkConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` unless there are weights or they may be downloaded."""
-        if not self.allow_download:
+        if not (self.allow_download or may_download()):
             self.find_weights()
 
     def find_weights(self) -> Path | None:
@@ -131,7 +143,9 @@ class VisionNetworkConfig(Settings):
         ConfigError
             If none were given and nothing may be downloaded, or the path does not exist.
         """
-        return find_weights(self.weights, self.allow_download, self.describe_weights, self.download)
+        return find_weights(
+            self.weights, self.allow_download, self.describe_weights, self.name_source, self.download
+        )
 
     @property
     def digest(self) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.consent import may_download
 from braindecode_vis.store import hash_file
 
 RANDOM: Literal["random"] = "random"
@@ -26,9 +29,24 @@ def find_weights(
     weights: Path | str | None,
     allow_download: bool,
     describe: Callable[[], str],
-    download: Callable[[], Path],
+    source: Callable[[], str],
+    download: Callable[[bool], Path],
 ) -> Path | None:
-    """Return the path of the weights that a configuration names, None for ``random``; see `VisionNetworkConfig`."""
+    """Return the path of the weights that a configuration names, None for ``random``; see `VisionNetworkConfig`.
+
+    What was fetched before needs no consent: the library's own cache is looked at first.
+
+    Parameters
+    ----------
+    weights, allow_download
+        Settings of the configuration.
+    describe
+        Says which file is needed.
+    source
+        Says from where it would be fetched; empty if nobody publishes it.
+    download
+        Returns the path of the published weights; with True out of the cache, and an error if they are not there.
+    """
     if weights == RANDOM:
         return None
     if weights is not None:
@@ -38,18 +56,113 @@ def find_weights(
                 f"target.weights names {path}, which does not exist; give the path of {describe()}."
             )
         return path
-    if not allow_download:
+    place = source()
+    if place:
+        with suppress(Exception):  # each library has its own way to say that it holds nothing
+            found = Path(download(True))
+            check_intact(found)  # a folder may be there whose files were not all fetched
+            return found
+    if not place or not (allow_download or may_download()):
         raise ConfigError(
-            f"no weights were given: set target.weights to the path of {describe()}, "
-            "or let them be fetched with target.allow_download=true."
+            f"no weights were given: set target.weights to the path of {describe()}"
+            f"{describe_consent(place) if place else ''}."
         )
     try:
-        return Path(download())
+        return Path(download(False))
     except Exception as error:  # each library has its own way to say that the network is gone
         raise ConfigError(
             f"the weights could not be fetched ({type(error).__name__}); bring {describe()} on another way and name "
             "its path with target.weights."
         ) from error
+
+
+def describe_consent(place: str) -> str:
+    """Return the end of a sentence that says how what lies at a place may be fetched."""
+    return (
+        f", or let {place} be fetched for this call with --allow-download (a configuration file or a run folder cannot "
+        "allow it)"
+    )
+
+
+def name_repository(repository: str) -> str:
+    """Return the name of what is fetched of a repository of the hub."""
+    return f"huggingface.co/{repository}, revision main"
+
+
+def find_snapshot(repository: str, patterns: list[str], *, allow_download: bool, refusal: str) -> Path:
+    """Return the folder of some files of a repository of the hub, out of its cache or fetched.
+
+    Parameters
+    ----------
+    repository
+        ``owner/name``.
+    patterns
+        Names of the files.
+    allow_download
+        Whether a configuration may fetch them, as given in the call.
+    refusal
+        What to say if they are not there; the sentence goes on with how to allow it.
+    """
+    from huggingface_hub import snapshot_download
+
+    with suppress(Exception):  # not in the cache, which the client says in many ways
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+    if not (allow_download or may_download()):
+        raise ConfigError(f"{refusal}{describe_consent(name_repository(repository))}.")
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:
+        raise ConfigError(
+            f"{repository} could not be fetched ({type(error).__name__}): {refusal}."
+        ) from error
+
+
+#: Arguments by which libraries would read other weights, other code or the network; none of them is a size.
+_NO_SIZES = frozenset({
+    "allow_all_kernels", "attn_implementation", "_attn_implementation", "auto_map", "cache_dir", "checkpoint_path",
+    "experts_implementation", "hf_model_pretrained", "jit", "kernel_config", "load_weights", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_image", "pretrained_image_path", "pretrained_text",
+    "pretrained_text_path", "quantization_config", "require_pretrained", "timm_model_pretrained", "trust_remote_code",
+    "use_kernels", "weights", "weights_backbone", "weights_only",
+})  # fmt: skip
+
+
+def check_sizes(value: Any, key: str = "model_args") -> None:
+    """Raise `ValueError` if arguments of an architecture ask for other weights, for code or for the network."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            if name in _NO_SIZES:
+                raise ValueError(f"{key}.{name} is no size of an architecture; leave it out")
+            check_sizes(entry, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, entry in enumerate(value):
+            check_sizes(entry, f"{key}.{number}")
+    elif isinstance(value, str) and value.partition(":")[0] in ("hf-hub", "hf_hub", "local-dir", "local_dir"):
+        raise ValueError(f"{key} is {value!r}, which names a place of weights; leave it out")
+
+
+def check_no_kernels(value: Any, path: Path) -> None:
+    """Raise `DataError` if the ``config.json`` of a folder asks transformers for compiled code of the hub."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            if str(name).endswith(("attn_implementation", "experts_implementation")) and "/" in str(entry):
+                raise DataError(f"{path} asks for code of the hub ({name}: {entry}); take {name} out of it.")
+            check_no_kernels(entry, path)
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Let packages that open torch files on their own read tensors alone while the context lasts."""
+    before = {name: os.environ.get(name) for name in _TORCH}
+    os.environ.update(_TORCH)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+_TORCH = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
 
 
 def find_files(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ the business of `hub_config`; a fourth pipeline, on token sequences, is in `toke
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -443,6 +444,7 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
+    _refuse_other_libraries(folder)
     try:
         with warnings.catch_warnings():  # the option's old name is the one that all supported versions know
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
@@ -459,6 +461,23 @@ def load_pipeline(make: Callable[..., Any], folder: Path, options: HubOptions) -
     if isinstance(loaded, whole):  # and not one network of it
         loaded.set_progress_bar_config(disable=True)
     return loaded.to(options.torch_device)
+
+
+def _refuse_other_libraries(folder: Path) -> None:
+    """Raise `DataError` if the index of a pipeline names modules that diffusers would import."""
+    from diffusers import pipelines
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):  # one network, or told when it is read
+        return
+    for name, entry in index.items() if isinstance(index, dict) else ():
+        library = entry[0] if isinstance(entry, list) and entry else None
+        if library and library not in ("diffusers", "transformers") and not hasattr(pipelines, str(library)):
+            raise DataError(
+                f"{folder / 'model_index.json'} asks for code of the module {library!r} ({name}), which is not run; "
+                "bring a folder whose parts are those of diffusers and transformers."
+            )
 
 
 def resize_initial(images: Sequence[np.ndarray], side: int) -> np.ndarray:

@@ -13,12 +13,16 @@ Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), Min
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.consent import may_download
+from braindecode_vis.embeddings.weights import describe_consent, name_repository
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
@@ -39,7 +43,7 @@ class HubConfig(Settings):
     weights
         Folder of the pipeline in the format of diffusers, as `save_pretrained` writes it. None needs `allow_download`.
     allow_download
-        Fetch the published folder from the hub.
+        Fetch the published folder from the hub, unless it is on this machine. Given with the call, never by a file.
     condition_spaces
         Patterns (``*`` stands for anything) of the spaces whose embeddings the network takes as they are. Embeddings of
         another space need an adapter; of the right space but another size, they are refused.
@@ -76,7 +80,7 @@ class HubConfig(Settings):
 
     def check_files(self) -> None:
         """Raise `ConfigError` unless there are weights or they may be downloaded."""
-        if not self.allow_download:
+        if not (self.allow_download or may_download()):
             self.find_folder()
 
     def find_folder(self) -> Path:
@@ -153,15 +157,18 @@ class SdxlTurboConfig(HubConfig):
     def check_files(self) -> None:
         """Raise `ConfigError` unless pipeline and adapter are there or may be downloaded."""
         super().check_files()
-        if not self.allow_download:
+        if not (self.allow_download or may_download()):
             self.find_adapter()
 
     def find_adapter(self) -> Path:
         """Return the adapter's file."""
         found = find_folder(self.ip_adapter, False, "", "IP-Adapter") if self.ip_adapter else None
-        if found is None and self.allow_download:
+        if found is None:
             from huggingface_hub import hf_hub_download
 
+            with suppress(OSError):  # it was not fetched before
+                found = Path(hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE, local_files_only=True))
+        if found is None and (self.allow_download or may_download()):
             try:
                 found = Path(hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE))
             except Exception as error:  # as in `find_folder`
@@ -172,7 +179,7 @@ class SdxlTurboConfig(HubConfig):
         if found is None:
             raise ConfigError(
                 f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {ADAPTER_FILE} of "
-                f"huggingface.co/{ADAPTER_REPOSITORY}, or let it be fetched with generator.allow_download=true."
+                f"huggingface.co/{ADAPTER_REPOSITORY}{describe_consent(name_repository(ADAPTER_REPOSITORY))}."
             )
         # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
         file = found / ADAPTER_FILE if found.is_dir() else found
@@ -332,14 +339,19 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
         raise ConfigError(
             f"the {what} should read {folder}, which does not exist; give a folder that holds {place}."
         )
-    if not allow_download or not repository:
-        fetch = ", or let it be fetched with generator.allow_download=true" if repository else ""
-        raise ConfigError(
-            f"the {what} has no weights: set generator.weights to a folder that holds {place}{fetch}."
-        )
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
+    if repository:
+        with suppress(OSError):  # it was not fetched before
+            found = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
+            if _is_whole(found):
+                return found
+    if not repository or not (allow_download or may_download()):
+        fetch = describe_consent(name_repository(repository)) if repository else ""
+        raise ConfigError(
+            f"the {what} has no weights: set generator.weights to a folder that holds {place}{fetch}."
+        )
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # the client has many ways to say that the network is gone
@@ -347,6 +359,20 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
             f"the {what} could not be fetched ({type(error).__name__}); bring a folder that holds {place} on another "
             "way and name it with generator.weights."
         ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Say whether every part that the index of a pipeline lists is there with its weights."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return False
+    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
+    return all(
+        (folder / name).is_dir()
+        and (not (folder / name / "config.json").is_file() or any((folder / name).glob("*.safetensors")))
+        for name in parts
+    )
 
 
 def digest_folder(folder: Path) -> str:

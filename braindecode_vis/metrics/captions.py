@@ -30,6 +30,7 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError, check_columns, check_file
 from braindecode_vis.devices import choose_device
+from braindecode_vis.embeddings.weights import check_no_kernels
 from braindecode_vis.metrics.score_row import make_score
 from braindecode_vis.metrics.uncertainty import permutation_test
 from braindecode_vis.retrieval import compute_similarity
@@ -156,8 +157,12 @@ def load_parts(folder: Path, tokenizer: Any, network: Any) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
     try:
-        first = tokenizer.from_pretrained(folder, local_files_only=True)
-        return first, network.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        config = folder / "config.json"
+        check_no_kernels(read_json(config) if config.is_file() else {}, config)
+        # Said, or transformers asks on the terminal whether to run what the folder brings along.
+        options = {"local_files_only": True, "trust_remote_code": False}
+        first = tokenizer.from_pretrained(folder, **options)
+        return first, network.from_pretrained(folder, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{folder} cannot be read ({words}); copy the whole folder again.") from error

@@ -25,7 +25,7 @@ import numpy as np
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device, repeatable_convolutions
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Triple
-from braindecode_vis.embeddings.weights import load_state, read_state
+from braindecode_vis.embeddings.weights import load_state, read_state, weights_only
 
 Comparison = Literal["two_way", "distance"]
 #: What extracts features: images of shape (n, 3, side, side), normalised, to one (n, n_features) tensor per space.
@@ -186,7 +186,8 @@ def _load_dreamsim(path: Path, device: str) -> Extract:
         from dreamsim import dreamsim
     except ImportError as error:
         raise ConfigError("DreamSim needs its package: pip install dreamsim.") from error
-    network, _ = dreamsim(pretrained=True, device=device, cache_dir=str(path), dreamsim_type="ensemble")
+    with weights_only():
+        network, _ = dreamsim(pretrained=True, device=device, cache_dir=str(path), dreamsim_type="ensemble")
     # The package centres and scales each embedding, so its cosine distance is the correlation distance.
     return lambda inputs: {"dreamsim": network.embed(inputs)}
 

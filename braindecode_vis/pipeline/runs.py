@@ -20,6 +20,7 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
+from braindecode_vis.consent import ConsentError
 from braindecode_vis.contracts import Context, WholeSettings
 
 #: Raise a number when the code of that stage changes its result.
@@ -254,6 +255,8 @@ def read_earlier(folder: Path) -> RunConfig | None:
     """Return the configuration of the run that lies in a folder; None if there is none, or of a version unlike ours."""
     try:
         return read_config(folder) if (folder / "config.yaml").is_file() else None
+    except ConsentError:  # what lies there is a run, and must not be taken for none
+        raise
     except ConfigError:
         return None
 

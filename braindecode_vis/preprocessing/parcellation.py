@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.consent import may_download
 from braindecode_vis.datasets.sources.betas_source import AtlasConfig, Geometry, Parcels
 from braindecode_vis.datasets.sources.fmri_volumes import read_label_table
 
@@ -60,10 +61,10 @@ def read_atlas(config: AtlasConfig) -> Atlas:
         raise ConfigError(
             "dataset.atlas needs either files or fetch, and not both: name an atlas with --set "
             "dataset.atlas.files=[FILE] (and dataset.atlas.labels=TABLE), or have one fetched with --set "
-            "dataset.atlas.fetch=schaefer400."
+            "dataset.atlas.fetch=schaefer400 and --allow-download."
         )
     if config.fetch is not None:
-        return _fetch_atlas(config.fetch)
+        return _fetch_atlas(config.fetch, config.allow_download or may_download())
     files = [path.expanduser() for path in config.files]
     given = None if config.labels is None else read_label_table(config.labels.expanduser())
     if len(files) == 1:
@@ -129,9 +130,21 @@ def _read_surface_labels(files: list[Path]) -> tuple[np.ndarray, dict[int, str],
     return np.concatenate(joined), names, (len(joined[0]), len(joined[1]))
 
 
-def _fetch_atlas(name: str) -> Atlas:
+def _fetch_atlas(name: str, may_fetch: bool) -> Atlas:
     from nilearn import datasets
 
+    # Where nilearn keeps it; what was fetched before needs no consent.
+    kept = (
+        "aal_*/aal/atlas/AAL.nii"
+        if name == "aal"
+        else f"schaefer_2018/*_{name[8:]}Parcels_7Networks_*2mm.nii.gz"
+    )
+    if not may_fetch and not any(next(Path(f).glob(kept), None) for f in datasets.get_data_dirs()):
+        raise ConfigError(
+            f"the atlas {name} is not on this machine: name its files with --set dataset.atlas.files=[FILE], or let "
+            "nilearn download it for this call with --allow-download (a configuration file or a run folder cannot "
+            "allow it)."
+        )
     if name == "aal":
         bunch = datasets.fetch_atlas_aal(verbose=0)
         names = {int(k): v for k, v in zip(bunch.indices, bunch.labels, strict=False) if int(k) > 0}

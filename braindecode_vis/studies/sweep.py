@@ -23,9 +23,14 @@ import yaml
 
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.config import dump_config, read_config
-from braindecode_vis.config.source import CONSENTS
+from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
+
+#: The command without the current folder on the path, where a file named like any module would be run in its place.
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import braindecode_vis; del sys.path[0]; "
+    "from braindecode_vis.cli import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -179,8 +184,8 @@ def sweep(
         ThreadPoolExecutor(n_jobs) as pool,
     ):
         jobs = {
-            pool.submit(_run_one, c.folder, n_jobs, _find_consents([*overrides, *c.overrides])): c
-            for c in combinations
+            pool.submit(_run_one, c.folder, n_jobs, _list_consents(config)): c
+            for c, config in zip(combinations, configs, strict=True)
         }
         for job in as_completed(jobs):
             if message := job.result():
@@ -197,10 +202,17 @@ def sweep(
     return table
 
 
-def _find_consents(overrides: Sequence[str]) -> list[str]:
-    """Return what a run needs to be told again, since its folder does not keep it."""
-    consents = [text for text in overrides if any(name in text for name in CONSENTS)]
-    return [part for text in consents for part in ("--set", text)]
+def _list_consents(config: RunConfig) -> list[str]:
+    """Return the options that allow to a run what this call allows, since the folder of the run cannot keep that."""
+    options: dict[str, None] = {}
+    for key, settings in config.walk():
+        if getattr(settings, "trust_pickle", False):
+            options[f"--set={key}.trust_pickle=true"] = None
+        if getattr(settings, "allow_download", False):
+            options["--allow-download"] = None
+    for code in config.find_outside().values():
+        options[f"--trust-code={code.reference}"] = None
+    return list(options)
 
 
 def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
@@ -210,7 +222,7 @@ def _run_one(folder: Path, n_jobs: int, consents: Sequence[str] = ()) -> str:
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(
-            [sys.executable, "-m", "braindecode_vis", "run", str(folder), *consents],
+            [sys.executable, "-P", "-c", _START, str(Path(__file__).parents[2]), "run", str(folder), *consents],
             stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}, check=False,
         )  # fmt: skip
     if done.returncode == 0:

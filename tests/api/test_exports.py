@@ -602,7 +602,7 @@ def test_a_downloaded_decoder_brings_no_code_and_no_consent(fitted, hub, tmp_pat
     hub.files["decoder.json"] = json.dumps(record).encode()
     decoder = bdv.Decoder.from_pretrained("me/mine", cache=tmp_path / "one", **options)
     assert decoder.generator["allow_download"] is False
-    record["parameters"]["encoder"] = {"kind": "os:system"}
+    record["parameters"]["encoder"] = {"kind": "this:Thing"}
     hub.files["decoder.json"] = json.dumps(record).encode()
-    with pytest.raises(bdv.ConfigError, match=r"asks for code from outside the package \(os:system\)"):
+    with pytest.raises(bdv.ConfigError, match=r"asks for code from outside the package \(this:Thing\)"):
         bdv.Decoder.from_pretrained("me/mine", cache=tmp_path / "two", **options)

@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.consent import give_consent
 from braindecode_vis.embeddings.weights import (
     find_files,
     find_weights,
@@ -101,16 +103,40 @@ def test_a_partial_fit_is_refused(tmp_path):
 
 
 def test_a_download_happens_only_if_allowed_and_its_failure_is_one_sentence(tmp_path):
-    def fails():
+    def fails(cached):
         raise OSError("no route\nto host")
 
-    assert find_weights("random", False, lambda: "the file", fails) is None
-    assert find_weights(None, True, lambda: "the file", lambda: tmp_path) == tmp_path
-    with pytest.raises(ConfigError, match="no weights were given"):
-        find_weights(None, False, lambda: "the file", lambda: tmp_path)
+    asked = []
+
+    def fetch(cached):
+        asked.append(cached)
+        return Path("absent" if cached else tmp_path)
+
+    def find(allowed, download, place="hub.org/x, revision main"):
+        return find_weights(None, allowed, lambda: "the file", lambda: place, download)
+
+    assert find_weights("random", False, lambda: "the file", lambda: "hub.org/x", fails) is None
+    with pytest.raises(
+        ConfigError, match=r"no weights .* or let hub\.org/x, revision main be .* --allow-download"
+    ):
+        find(False, fetch)
+    assert asked == [True]  # the cache alone was looked at
+    assert find(True, fetch) == tmp_path
+    with give_consent(download=True):
+        assert find(False, fetch) == tmp_path
+    with pytest.raises(
+        ConfigError, match=r"no weights were given: set target\.weights to the path of the file\.$"
+    ):
+        find(True, fetch, place="")
     with pytest.raises(ConfigError, match="could not be fetched") as caught:
-        find_weights(None, True, lambda: "the file", fails)
+        find(True, fails)
     assert "\n" not in str(caught.value)
+    # What was fetched before needs no consent, unless it was cut short.
+    (tmp_path / "cached.pt").touch()
+    with pytest.raises(ConfigError, match="no weights were given"):
+        find(False, lambda cached: tmp_path / "cached.pt")
+    (tmp_path / "cached.pt").write_bytes(b"x")
+    assert find(False, lambda cached: tmp_path / "cached.pt") == tmp_path / "cached.pt"
 
 
 def test_a_changed_file_has_another_digest(tmp_path):

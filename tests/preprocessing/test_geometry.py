@@ -254,7 +254,7 @@ def test_surface_atlases(tmp_path):
         place_in_parcels({"01": Geometry.from_mask(np.ones(SHAPE, bool), AFFINE)}, config)
 
 
-def test_fetching_happens_only_if_asked_for(monkeypatch, mask, atlas):
+def test_fetching_happens_only_if_asked_for(monkeypatch, mask, atlas, tmp_path):
     _, config = atlas
     asked = []
 
@@ -264,10 +264,18 @@ def test_fetching_happens_only_if_asked_for(monkeypatch, mask, atlas):
         return type("Bunch", (), {"maps": str(config.files[0]), "labels": labels})()
 
     # Importing nilearn takes longer than all other tests of this file.
-    datasets = SimpleNamespace(fetch_atlas_schaefer_2018=fetch)
+    datasets = SimpleNamespace(fetch_atlas_schaefer_2018=fetch, get_data_dirs=lambda: [str(tmp_path)])
     monkeypatch.setitem(sys.modules, "nilearn", SimpleNamespace(datasets=datasets))
-    found = read_atlas(AtlasConfig(fetch="schaefer400"))
+    with pytest.raises(
+        ConfigError, match=r"the atlas schaefer400 is not on this machine: .*--allow-download"
+    ):
+        read_atlas(AtlasConfig(fetch="schaefer400"))
+    assert asked == []
+    found = read_atlas(AtlasConfig(fetch="schaefer400", allow_download=True))
     assert asked[0]["n_rois"] == 400
     assert found.names == dict(enumerate(NAMES, start=1))
     read_atlas(config)
     assert len(asked) == 1
+    (tmp_path / "schaefer_2018").mkdir()
+    (tmp_path / "schaefer_2018" / "Schaefer2018_400Parcels_7Networks_order_FSLMNI152_2mm.nii.gz").touch()
+    read_atlas(AtlasConfig(fetch="schaefer400"))  # it was fetched before

@@ -209,7 +209,9 @@ class AtlasConfig(Settings):
         Table of the names: a text file with a number and a name per line (FreeSurfer's colour tables and the
         tables that come with Schaefer's atlas are of this kind), or nothing if the files hold them.
     fetch
-        Download the atlas with nilearn instead: only if asked for, never by itself.
+        Take the atlas that nilearn fetches instead: from its folder, or downloaded where that is allowed.
+    allow_download
+        Let nilearn download it. Given with the call, never by a file.
     resample
         Accept a volume of the same space on another grid: each voxel takes the label at its own millimetre
         position. Without it, another shape or affine is an error.
@@ -221,11 +223,12 @@ class AtlasConfig(Settings):
     files: tuple[Path, ...] = ()
     labels: Path | None = None
     fetch: Literal["schaefer400", "schaefer1000", "aal"] | None = None
+    allow_download: bool = False
     resample: bool = False
     # Our choice: small regions may miss a coarse mask; many missing mean another space.
     max_missing: float = Field(default=0.05, ge=0, le=1)
 
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing"})
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"files", "labels", "max_missing", "allow_download"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of each file; the configuration of a data set adds them to its own."""
