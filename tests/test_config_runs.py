@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from braindecode_vis import pipeline
+from braindecode_vis.audit.run import audit_run
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.datasets.haxby_slices import CATEGORIES
 from braindecode_vis.datasets.manifests import find_package_data, read_manifest
@@ -235,6 +236,7 @@ def test_a_shipped_configuration_runs_from_raw_files_to_report(path, files, tmp_
         assert not refusals
         assert len(artifacts) == len(config.analyses)
     assert (run.folder.path / "report.html").stat().st_size > 10_000
+    assert audit_run(run.folder.path).leaks == ()  # no false alarm, whatever the layout and the components
 
 
 def test_every_data_set_with_a_configuration_has_small_files():

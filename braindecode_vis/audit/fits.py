@@ -125,7 +125,7 @@ def _measure_network(run: AuditedRun, record: Record, rows: np.ndarray) -> float
     held = read_json(record.path / "network.json")["held_out"]
     learns = np.flatnonzero(~np.isin(responses.stimulus_ids.astype(str), held))
     subjects = responses.trials["subject"].astype(str).to_numpy(dtype=object)
-    transform = InputTransform(scaling, settings["subject_alignment"], responses.dims[1:])
+    transform = InputTransform(scaling, settings.get("subject_alignment", "none"), responses.dims[1:])
     fitted = transform.fit(responses.data, learns, subjects).as_tensors()
     if fitted.keys() != stored.keys():
         return np.inf
@@ -201,7 +201,11 @@ def check_targets(run: AuditedRun) -> list[AuditFinding]:
         target = drop_digests(record.fields["target"])
         if target["kind"] in ("vae", "taesd"):
             continue  # pretrained; sizes of untrained ones are not taken without the word that says so
-        config = play(IMAGE_ENCODER_SETTINGS, validate_component("target", target))
+        try:
+            config = play(IMAGE_ENCODER_SETTINGS, validate_component("target", target))
+        except BraindecodeVisError as error:  # weights that are not at hand, or untrained ones
+            run.state("fit", "by record", f"target space {target['kind']}", str(error).rstrip("."))
+            continue
         if not config.fitted_on_training_images:
             continue
         stored = read_embeddings(record.path)
@@ -311,7 +315,13 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
     DataError
         If the disk is too small for a copy of the responses.
     """
-    findings = []
+    findings, linear = [], []
+    for number, record in enumerate(run.trained):
+        settings = play(ENCODER_SETTINGS, validate_component("encoder", record.fields["encoder"]))
+        if not settings.trains_in_processes:  # see `choices.check_networks`
+            linear.append((number, record))
+    if not linear:
+        return []
     with tempfile.TemporaryDirectory(prefix="audit-") as temporary:
         source, copy = run.prepared.path / "responses", Path(temporary) / "responses"
         needed = sum(path.stat().st_size for path in source.iterdir())
@@ -323,12 +333,7 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
             )
         shutil.copytree(source, copy)
         clean = run.responses
-        for number, record in enumerate(run.trained):
-            settings = play(ENCODER_SETTINGS, validate_component("encoder", record.fields["encoder"]))
-            if settings.trains_in_processes:
-                text = "a network is not trained again: its order of sums, and so its weights, depend on the machine."
-                findings.append(AuditFinding("refit", "warning", f"skipped: {text}", name_fold(number)))
-                continue
+        for number, record in linear:
             run.state("fit", "recomputed", "weights")
             poisoned = _poison_responses(run, copy, number)
             folders = [Path(temporary) / f"{name}{number}" for name in ("clean", "poisoned")]
@@ -338,7 +343,7 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
             findings += _compare_fits(record, folders[0], folders[1], name_fold(number))
             for folder in folders:
                 shutil.rmtree(folder)
-    text = f"{len(run.trained)} fit(s) are bitwise the same with poisoned test trials, and the same as in the run."
+    text = f"{len(linear)} fit(s) are bitwise the same with poisoned test trials, and the same as in the run."
     return findings or [AuditFinding("refit", "ok", text)]
 
 

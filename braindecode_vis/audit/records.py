@@ -154,7 +154,7 @@ def _check_config(run: AuditedRun) -> list[AuditFinding]:
 
 
 def check_penalties(run: AuditedRun) -> list[AuditFinding]:
-    """Compare the penalty in use with the best of the recorded inner folds."""
+    """Compare penalty and number of features in use with the best of the recorded inner folds."""
     findings, n = [], 0
     for number, record in enumerate(run.trained):
         path = record.path / "ridge.json"
@@ -163,9 +163,13 @@ def check_penalties(run: AuditedRun) -> list[AuditFinding]:
             continue
         n += 1
         best = min(content["choices"], key=lambda choice: choice["mse"])
+        size = best.get("n_features")
         # Whatever else chose it, the training trials did not.
         if best["alpha"] != content["alpha"]:
             text = f"the penalty {content['alpha']:g} is in use, but the inner folds chose {best['alpha']:g}."
+            findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
+        elif size is not None and size != content["n_kept"]:
+            text = f"{content['n_kept']} features are in use, but the inner folds chose {size}."
             findings.append(AuditFinding("choices", "leak", text, name_fold(number)))
     text = (
         "penalties are the best of inner folds of training trials."
@@ -230,7 +234,8 @@ def check_held_out(run: AuditedRun) -> list[AuditFinding]:
         if not path.is_file():
             continue
         n += 1
-        content, settings = read_json(path), record.fields["encoder"]["selection"]
+        # Networks of categories keep the last epoch, and have no such setting.
+        content, settings = read_json(path), record.fields["encoder"].get("selection", {"kind": "last"})
         # (n_trials,)
         held = np.isin(ids, content["held_out"])
         foreign = set(content["held_out"]) - set(ids[fold.train].tolist())

@@ -15,6 +15,7 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings
+from braindecode_vis.audit.choices import check_networks
 from braindecode_vis.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
 from braindecode_vis.audit.files import AuditedRun, Record, name_fold
 from braindecode_vis.audit.findings import AuditFinding
@@ -65,7 +66,8 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         order = pd.unique(
             np.concatenate([run.responses.stimulus_ids[run.folds[number].test], bank.embeddings.ids])
         )
-        ids = [name for name in order.astype(str) if name in pictured][: 32 if dear else MOST_EMBEDDED]
+        ids = [name for name in order.astype(str) if name in pictured]
+        ids = ids if run.thorough else ids[:MOST_EMBEDDED]
         bank.encoder.bind(Context(images=run.stimuli, device=again.config.retrieval.device))
         vectors = np.asarray(bank.encoder.encode(run.stimuli.iterate_images(ids)))
         stored = bank.embeddings.select(ids)
@@ -86,17 +88,18 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
 
 
 def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
-    """Fit encoders again with their inner folds, choices and predictions out of fold; networks stay as they are."""
+    """Fit encoders again with their inner folds, choices and predictions out of fold; networks with ``--refit``."""
     findings = []
     low = cast(RecomputedRun | None, decoding.open_low_level(again) if run.low_trained else None)
     for one, records, words in ((again, run.trained, ""), (low, run.low_trained, "low-level ")):
         if one is None:
             continue
+        if one.encoder.trains_in_processes:
+            findings += check_networks(run, one, records, words)
+            continue
         took = sum(_read_seconds(record) for record in records)
-        if one.encoder.trains_in_processes or (took > SHORTEST_FIT and not run.thorough):
+        if took > SHORTEST_FIT and not run.thorough:
             reason = f"they took {took:.0f} s; add --refit"
-            if one.encoder.trains_in_processes:
-                reason = "a network's order of sums, and so its weights, depend on the machine"
             run.state("fit", "by record", f"{words}weights", reason)
             run.state("choice", "by record", f"{words}choices by inner folds", reason)
             run.state("prediction", "by record", f"{words}predictions out of fold", reason)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial, update_wrapper
 from pathlib import Path
 
+from braindecode_vis.audit.choices import check_epochs
 from braindecode_vis.audit.design import check_design
 from braindecode_vis.audit.files import AuditedRun, open_audited
 from braindecode_vis.audit.findings import LEVELS, Audit, AuditFinding, Part, PartStatus
@@ -24,6 +25,7 @@ from braindecode_vis.audit.fits import (
     check_target_means,
     check_targets,
 )
+from braindecode_vis.audit.material import check_captions, check_material
 from braindecode_vis.audit.quick import FIRST, make_checks
 from braindecode_vis.audit.recompute import open_recomputed
 from braindecode_vis.audit.records import (
@@ -65,9 +67,12 @@ SETTINGS = (check_design, check_options)
 STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
     ("fit", check_embedded),
     ("choice", check_fits),
+    ("choice", check_epochs),
     ("prediction", check_predictions),
     ("score", check_ranks),
+    ("material", check_material),
     ("material", check_images),
+    ("material", check_captions),
     ("score", check_scores),
     ("score", check_report),
 )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles
+from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.config import RunConfig
@@ -96,6 +96,7 @@ def reconstruct_fold(
     # Right after the fit: what is written is what made these images, whatever comes later.
     if fits is not None:
         write_fits(fits, prior, generator)
+        write_material(fits, data, known, test)
     return draw_images(config, data, test, predicted, true, subjects, number, prior, generator, low=low)
 
 
@@ -198,6 +199,30 @@ def write_fits(folder: Path, prior: WholePrior, generator: WholeImageGenerator) 
     for name, component in (("prior", prior), ("generator", generator)):
         (folder / name).mkdir(parents=True)
         component.write(folder / name)
+
+
+def write_material(folder: Path, data: GeneratorData, known: Embeddings, stimuli: StimulusSet) -> None:
+    """Write which images of the run the fits below `folder` were given, for an audit.
+
+    Parameters
+    ----------
+    folder
+        Gets ``material.json``.
+    data
+        What the generator was built from, and the prior was fitted on.
+    known
+        Images that the prior knows; those from elsewhere are not named.
+    stimuli
+        All images of the run.
+    """
+    predicted = [] if data.predicted is None else pd.unique(data.predicted.ids.astype(str)).tolist()
+    own = set(stimuli.ids.astype(str).tolist())
+    material = {
+        "images": data.embeddings.ids.astype(str).tolist(),
+        "predicted": predicted,
+        "known": [name for name in known.ids.astype(str).tolist() if name in own],
+    }
+    store.write_json(folder / "material.json", material)
 
 
 def read_fits(

@@ -196,9 +196,10 @@ def score_caption_task(task: CaptionTask) -> CaptionScores:
         )
     folder = task.config.sentence_encoder
     encoder = None if folder is None else SentenceEncoder(folder, device=task.config.torch_device)
+    device = task.config.torch_device
     rounds: dict[tuple[str, str], list[list[str]]] = {
-        ("decoded", NEAREST): [_retrieve(task, task.predicted, bank)],
-        ("oracle", NEAREST): [_retrieve(task, task.true, bank)],
+        ("decoded", NEAREST): [retrieve_nearest(task.predicted, task.training, bank, device=device)],
+        ("oracle", NEAREST): [retrieve_nearest(task.true, task.training, bank, device=device)],
     }
     texts = {"decoded": rounds["decoded", NEAREST][0]}  # for the gallery, unless a network writes better ones
     if task.config.captioner is not None:
@@ -246,16 +247,30 @@ def _tabulate(
     return {"tables": {name: average([one[name] for one in found]) for name in found[0]}, "blocks": blocks}
 
 
-def _retrieve(
-    task: CaptionTask, queries: Sequence[Embeddings], bank: Mapping[str, Sequence[str]]
+def retrieve_nearest(
+    queries: Sequence[Embeddings],
+    training: Sequence[Embeddings],
+    bank: Mapping[str, Sequence[str]],
+    *,
+    device: str,
 ) -> list[str]:
-    """Return the caption of the training image nearest to each query, after the training mean is taken off."""
+    """Return the caption of the training image nearest to each query, after the training mean is taken off.
+
+    Parameters
+    ----------
+    queries, training : sequences of Embeddings, one entry per fold
+        In one space.
+    bank
+        Captions by id.
+    device
+        Where similarities are computed.
+    """
     found = []
-    for asked, training in zip(queries, task.training, strict=True):
+    for asked, known in zip(queries, training, strict=True):
         # Without it, most predictions would be nearest to the same few images: those near the common mean.
-        mean = training.flat().mean(axis=0)
-        left, right = (Embeddings(e.flat() - mean, e.ids, f"{e.space} - mean") for e in (asked, training))
-        found += retrieve_captions(left, right, bank, device=task.config.torch_device)
+        mean = known.flat().mean(axis=0)
+        left, right = (Embeddings(e.flat() - mean, e.ids, f"{e.space} - mean") for e in (asked, known))
+        found += retrieve_captions(left, right, bank, device=device)
     return found
 
 

@@ -497,6 +497,43 @@ class NetworkEncoder:
             vectors[fold.test] = other._predict_rows(responses, fold.test, "target").vectors
         return Embeddings(vectors, responses.stimulus_ids, fit.space)
 
+    def score_held_out(
+        self,
+        responses: Responses,
+        targets: Embeddings,
+        *,
+        rows: tuple[np.ndarray, np.ndarray, str],
+        progress: float,
+    ) -> dict[str, Any]:
+        """Return what the fitted weights score on held-out trials, as the record of an epoch has it.
+
+        Parameters
+        ----------
+        responses, targets
+            What was given to `fit`.
+        rows
+            As `hold_out` returns them.
+        progress
+            Share of the training at which objectives that change with it are taken.
+        """
+        import torch
+
+        from braindecode_vis.devices import choose_device
+        from braindecode_vis.training.feed import Feed
+        from braindecode_vis.training.fitted import score_held_out
+
+        fit = self.require_fit()
+        device = torch.device(choose_device(self.config.device, setting="encoder.device"))
+        feed = Feed(
+            responses, targets, transform=fit.transform, signal=fit.signal, rows=rows[0], held_rows=rows[1],
+            settings=self.config, needs=self.config.needs, extras=self._collect_extras(), device=device,
+            seed=derive_seed(self.seed, "training"),
+        )  # fmt: skip
+        model = fit.model.to(device)
+        if model.tower is not None:
+            feed.open_images(model.tower)
+        return score_held_out(model, feed, fit.batch_size, progress)
+
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
         """Return `predict` as a torch module, and these trials as its inputs."""
         from braindecode_vis.training.network_prediction import NetworkPrediction, take_inputs
