@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slow lint format bench docs notebooks clean
+.PHONY: demo test test-slow mutate lint format bench docs notebooks clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,12 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# random changes of operators, numbers and defaults: which does no test notice? The sample of a SEED is fixed.
+N ?= 400
+SEED ?= 1
+mutate: $(READY)
+	$(BIN)/python -P tests/mutate.py -n $(N) --seed $(SEED)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

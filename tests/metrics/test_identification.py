@@ -46,6 +46,13 @@ def test_two_way_equals_the_definition():
     np.testing.assert_allclose(idn.compute_correlations(decoded, truth), correlation, atol=1e-12)
 
 
+def test_rounding_makes_no_correlation_larger_than_one():
+    """Rows against themselves and their negatives: about half of the products round to beyond 1."""
+    rows = np.random.default_rng(3).random((60, 40))
+    for other in (rows, -rows):
+        assert np.abs(idn.compute_correlations(rows, other)).max() <= 1
+
+
 def test_ties_are_failures():
     """A repeated ground truth and a constant prediction win nothing, whatever the rounding."""
     rng = np.random.default_rng(1)

@@ -197,6 +197,22 @@ def test_masks_found_in_the_images(tree):
     np.testing.assert_array_equal(found.mask, MASK)
 
 
+def test_a_voxel_must_vary_in_every_run(tree, tmp_path):
+    """Another voxel is silent in each run, the first and the last: neither may stay in the mask."""
+    shutil.copytree(tree[0], tmp_path / "bids")
+    expected = MASK.copy()
+    for run, voxel in zip(RUNS, ((1, 1, 1), (2, 2, 2)), strict=True):
+        path = find_image(tmp_path / "bids", run)
+        image = nib.load(path)
+        data = np.asarray(image.dataobj).copy()
+        data[voxel] = 5.0
+        nib.Nifti1Image(data, image.affine, image.header).to_filename(path)
+        expected[voxel] = False
+    found = find_geometry(make_config(tmp_path / "bids", mask="varying").open_bold())
+    np.testing.assert_array_equal(found.mask, expected)
+    np.testing.assert_allclose(found.affine, AFFINE)
+
+
 def test_epi_mask_is_nilearns(tmp_path):
     ball = np.linalg.norm(np.indices((16, 16, 16)).T - 7.5, axis=-1).T < 5.5
     rng = np.random.default_rng(0)

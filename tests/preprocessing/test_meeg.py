@@ -12,9 +12,11 @@ from sklearn.covariance import ledoit_wolf
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.sources.cleaning_options import Cleaning, ScalingConfig
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
 from braindecode_vis.preprocessing import meeg
 from braindecode_vis.preprocessing.epochs import make_antialias_filter
+from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.meeg import write_source
 from braindecode_vis.preprocessing.noise_ceiling import compute_epochs_ceiling, read_epochs_ceiling
 from braindecode_vis.stimuli import StimulusSet
@@ -278,6 +280,38 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, signal, events, monkeyp
     monkeypatch.setattr(meeg.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(DataError, match="choose another place"):
         write(make_source(make_part(signal, events)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dtype, scaling, n_bytes", [("float32", False, 4), ("float16", False, 2), ("float16", True, 6)]
+)
+def test_the_disk_must_hold_every_trial_and_no_more(tmp_path, monkeypatch, dtype, scaling, n_bytes):
+    """Scaled trials in float16 lie in float32 beside themselves for a while."""
+    plan = EpochPlan(dtype=dtype, cleaning=Cleaning(scaling=ScalingConfig() if scaling else None))
+    needed = 7 * 3 * 50 * n_bytes
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(
+            meeg.shutil, "disk_usage", lambda path, free=free: type("Usage", (), {"free": free})()
+        )
+        if free == needed:
+            meeg._check_space(tmp_path, (7, 3, 50), plan)
+        else:
+            with pytest.raises(DataError, match="7 trials need"):
+                meeg._check_space(tmp_path, (7, 3, 50), plan)
+
+
+def test_new_trials_have_the_unit_of_what_was_learnt(tmp_path, signal, events):
+    """Whitened trials beside new ones in volts would be compared number by number."""
+    for mvnn, unit in (("epochs", "whitened"), ("none", "V")):
+        first, _ = write(make_source(make_part(signal, events), mvnn=mvnn), tmp_path / mvnn)
+        learnt = LearntStatistics.read(tmp_path / mvnn / "responses")
+        assert first.unit == unit
+        source = make_source(make_part(signal, events), mvnn=mvnn)
+        (tmp_path / mvnn / "new").mkdir()
+        write_source(source, tmp_path / mvnn / "new", scratch=tmp_path / mvnn / "scratch", learnt=learnt)
+        again = read_responses(tmp_path / mvnn / "new" / "responses")
+        assert again.unit == unit
+        np.testing.assert_array_equal(again.data, first.data)
 
 
 @pytest.mark.parametrize(

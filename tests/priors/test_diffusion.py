@@ -81,6 +81,29 @@ def test_pulled_samples_are_as_long_as_images_whatever_their_unit(fitted):
     np.testing.assert_allclose(unit(drawn - mean), expected, atol=2e-3)
 
 
+def test_every_setting_reaches_the_prior():
+    config = DiffusionPriorConfig(
+        precision="bfloat16", condition="noised_targets", held_out=0.2, restandardise=False, checkpoint_every=7,
+        select="mean", candidates=5, guidance=1.5, pull=0.4, steps=11, batch_size=33, epochs=44, min_steps=55,
+        learning_rate=0.25, warmup_steps=66, weight_decay=0.5, gradient_clip=2.5, condition_dropout=0.3, ema_decay=0.75,
+    )  # fmt: skip
+    prior = config.build(seed=3)
+    assert prior.bfloat16
+    assert not DiffusionPriorConfig(precision="float32").build().bfloat16
+    for name in ("condition", "held_out", "restandardise", "checkpoint_every", "clip"):
+        assert getattr(prior, name) == getattr(config, name)
+    assert prior.seed == 3
+    drawing, recipe = dataclasses.asdict(prior.drawing), dataclasses.asdict(prior.recipe)
+    assert drawing == {
+        "sampler": config.sampler, "n_steps": 11, "guidance": 1.5, "select": "mean", "n_candidates": 5, "pull": 0.4,
+    }  # fmt: skip
+    for name in (
+        "batch_size", "epochs", "min_steps", "learning_rate", "warmup_steps", "weight_decay", "gradient_clip",
+        "condition_dropout", "ema_decay",
+    ):  # fmt: skip
+        assert recipe[name] == getattr(config, name)
+
+
 def test_a_unit_clip_is_of_the_embedding_and_not_of_its_standardised_values():
     prior = DiffusionPriorConfig(**(SMALL | {"min_steps": 2, "clip": "unit", "spacing": "leading"})).build(
         seed=0

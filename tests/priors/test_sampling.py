@@ -4,7 +4,14 @@ import torch
 from diffusers import DDPMScheduler
 
 from braindecode_vis.priors.diffusion_networks import MlpUnet, TokenTransformer, embed_timesteps
-from braindecode_vis.priors.sampling import SAMPLERS, NoiseSchedule, bound_signal, draw_samples, guide_network
+from braindecode_vis.priors.sampling import (
+    SAMPLERS,
+    NoiseSchedule,
+    bound_signal,
+    draw_samples,
+    draw_times,
+    guide_network,
+)
 from braindecode_vis.seeds import make_torch_generator
 
 
@@ -149,3 +156,19 @@ def test_a_sample_without_condition_does_not_see_it_and_others_do(kind):
     assert not torch.allclose(one[0], two[0])
     later = net(rows, steps + 100, torch.randn(2, *shape), keep)
     assert not torch.allclose(later[1], one[1])
+
+
+def test_times_of_training_follow_their_generator_alone_and_their_two_distributions():
+    """One of five even, the rest logit-normal: shares by numerical integration, three standard errors."""
+    torch.manual_seed(1)
+    first = draw_times(40_000, make_torch_generator(5), bias=0.5)
+    torch.manual_seed(2)
+    assert torch.equal(first, draw_times(40_000, make_torch_generator(5), bias=0.5))
+    logits = 0.5 + np.random.default_rng(0).standard_normal(400_000)
+    middle = 1 / (1 + np.exp(-logits))
+    for bound in (0.05, 0.3, 0.6, 0.9, 0.97):
+        expected = 0.2 * bound + 0.8 * (middle < bound).mean()
+        np.testing.assert_allclose((first < 1000 * bound).float().mean(), expected, atol=0.0075)
+    assert first.dtype == torch.int64
+    assert first.max() == 999
+    assert draw_times(4000, make_torch_generator(5), bias=9.0, n_timesteps=10).max() == 9
