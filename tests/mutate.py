@@ -178,8 +178,10 @@ def _is_unmutated(node: cst.CSTNode) -> bool:
     if isinstance(node, cst.IfExp):  # which of two sentences is said
         sides = (node.body, node.orelse)
         return any(isinstance(side, cst.SimpleString) and " " in side.value for side in sides)
-    if isinstance(node, cst.Arg):
-        return node.keyword is not None and node.keyword.value in UNMUTATED_KEYWORDS
+    if isinstance(node, cst.Arg) and node.keyword is not None:
+        # the last axis and the first one from the front are the same of a matrix
+        is_axis = node.keyword.value in ("axis", "dim") and isinstance(node.value, cst.UnaryOperation)
+        return node.keyword.value in UNMUTATED_KEYWORDS or is_axis
     if isinstance(node, cst.If):
         return isinstance(node.test, cst.Name) and node.test.value == "TYPE_CHECKING"
     return False
@@ -187,7 +189,7 @@ def _is_unmutated(node: cst.CSTNode) -> bool:
 
 def list_places(path: str):
     """Return module and (node, changed node, function, line) of every mutant of a file."""
-    wrapper = MetadataWrapper(cst.parse_module((ROOT / path).read_text()))
+    wrapper = MetadataWrapper(cst.parse_module((ROOT / path).read_text()), unsafe_skip_copy=True)
     places = _Places()
     wrapper.visit(places)
     return wrapper.module, places.places
@@ -549,6 +551,9 @@ def main() -> None:
         "--files", nargs="*", default=SCOPE, help="files or patterns, from the top of the repository"
     )
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--budget", type=float, default=12.0, help="seconds of tests that a mutant meets at most"
+    )
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "build" / "mutation", help="where copies and results lie"
     )

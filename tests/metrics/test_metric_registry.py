@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from braindecode_vis import registry as components
+from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.metrics import image
 from braindecode_vis.metrics import metric_registry as registry
 from braindecode_vis.metrics.metric_registry import Metric, find_metric, register_metric
+from braindecode_vis.retrieval import compute_ranks
 
 
 @pytest.mark.parametrize(
@@ -87,3 +90,59 @@ def test_a_metric_of_the_package_is_asked_for_by_its_kind(kind):
     metric = components.find_component("metric", kind)().build()
     assert register_metric(metric) == kind
     assert find_metric(kind).metric is metric
+
+
+def test_chance_is_what_a_ranking_without_information_gets():
+    """Every metric of retrieval against its own mean, or median, over random rankings of a gallery of 20."""
+    rng = np.random.default_rng(0)
+    ids = [f"image{k}" for k in range(20)]
+    gallery = Embeddings(rng.standard_normal((20, 16)).astype(np.float32), ids, "toy")
+    queries = Embeddings(rng.standard_normal((6000, 16)).astype(np.float32), np.resize(ids, 6000), "toy")
+    retrieval = compute_ranks(queries, gallery, device="cpu")
+    for pattern in registry.list_metrics("retrieval"):
+        name = pattern.replace("{n}", "7")
+        found = find_metric(name)
+        values = np.asarray(found.metric.compare(retrieval, found.n), float)
+        summary = np.median if found.metric.statistic == "median" else np.mean
+        # Five standard errors of a mean; a median of ranks is a whole number and one of them at most away.
+        slack = 5 * values.std() / len(values) ** 0.5 if summary is np.mean else 0.055 * values.max()
+        assert summary(values) == pytest.approx(registry.compute_chance(name, gallery_size=20), abs=slack), (
+            name
+        )
+        if found.metric.counts_hits:
+            assert values.min() >= 0, name
+            assert values.max() <= 1, name
+
+
+def test_chance_that_has_no_ranking_is_one_of_the_candidates():
+    for name, chance in {
+        "two_way_identification": 0.5, "two_way_identification_within_class": 0.5, "50_way_identification": 0.02,
+        "4_way_identification_within_class": 0.25,
+    }.items():  # fmt: skip
+        assert registry.compute_chance(name) == chance
+
+
+def test_names_stand_for_the_function_and_the_sizes_that_they_name():
+    rng = np.random.default_rng(0)
+    made, seen = (rng.integers(0, 256, (3, 24, 24, 3), dtype=np.uint8) for _ in range(2))
+    for metric in ("pixcorr", "mse", "ssim", "ssim_legacy"):
+        for suffix, protocol in (
+            ("", "native"),
+            ("@native", "native"),
+            ("@425", "425"),
+            ("@425-legacy", "425-legacy"),
+        ):
+            found = registry.compare_items(find_metric(metric + suffix).metric, made, seen)
+            np.testing.assert_array_equal(
+                found,
+                image.compute_image_metric(metric, seen, made, protocol=protocol),
+                err_msg=metric + suffix,
+            )
+
+
+def test_what_a_page_shows_first_is_listed_first():
+    """Of a run's scores the first are those that papers report: top-1, two-way, then pixels, and the rank."""
+    names = ["median_rank", "mse", "ssim", "pixcorr", "two_way", "top1"]
+    assert sorted(names, key=lambda name: find_metric(name).metric.order) == names[::-1]
+    later = [find_metric(name).metric.order for name in ("top5", "rank", "lpips", "cosine_to_target")]
+    assert min(later) > find_metric("median_rank").metric.order

@@ -14,6 +14,7 @@ from braindecode_vis.training.objectives.objective import LogitScale, Outputs, c
 from braindecode_vis.training.objectives.objectives_config import (
     ClipImageTextObjectiveConfig,
     ClipObjectiveConfig,
+    MseObjectiveConfig,
 )
 
 
@@ -193,6 +194,11 @@ def test_matches_are_the_diagonal_of_the_first_contrast():
     expected = scale * (brain @ functional.normalize(image).T).diagonal()
     torch.testing.assert_close(compute_matches([clip], outputs), expected)
     torch.testing.assert_close(compute_matches([], outputs), functional.cosine_similarity(brain, image))
+    # The first objective that has a scale counts, whatever stands before it.
+    unscaled = [MseObjectiveConfig().build(), clip, ClipObjectiveConfig(normalise_image=False).build()]
+    torch.testing.assert_close(compute_matches(unscaled, outputs), expected)
+    free = ClipObjectiveConfig(normalise_brain=False, normalise_image=False, temperature=0.5).build()
+    torch.testing.assert_close(compute_matches([free], outputs), free.term.scale() * (brain * image).sum(1))
 
 
 @pytest.mark.parametrize("same_target", [False, True])
