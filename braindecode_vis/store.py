@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # Permissions alone do not tell: a disk may be read-only, or full of inodes.
-            probe = self.path / f"{_TEMPORARY}probe-{_HOST}-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            with replace_atomically(self.path / "probe", replaces=False) as probe:
+                probe.touch()
         except OSError as error:
             raise DataError(
                 f"the run folder {self.path} cannot be written ({error.strerror}); choose another with --out."
@@ -344,18 +343,53 @@ def is_disk_full(error: Exception, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path, *, replaces: bool = True) -> Iterator[Path]:
     """Yield a temporary name in the same folder; rename it to `path` if the block succeeds.
 
     The suffix is kept, since several writers choose their format by it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    replaces
+        False removes the temporary file instead.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    _sweep_once(path.parent, os.getpid())
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{_HOST}-{path.name}")
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_read_umask())  # safetensors writes for its owner alone
-        temporary.replace(path)
+        if replaces:
+            temporary.chmod(0o666 & ~_read_umask())  # safetensors writes for its owner alone
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_scratch(parent: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder in `parent`, made if needed, that is removed in the end, with what was killed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(parent, os.getpid())
+    folder = parent / f"{_TEMPORARY}{os.getpid()}-{_HOST}-{name}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache(maxsize=4096)
+def _sweep_once(folder: Path, process: int) -> None:
+    """Remove what killed processes of this machine left in a folder; once, as it may hold thousands of files."""
+    for path in folder.glob(f"{_TEMPORARY}*-{_HOST}-*"):
+        owner = re.match(rf"{re.escape(_TEMPORARY)}(\d+)-{_HOST}-", path.name)
+        if owner is None or int(owner[1]) == process or _is_alive(int(owner[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @cache

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -100,20 +98,20 @@ def write_new(out: str | Path, to: str) -> Iterator[Path]:
     if path.exists():
         raise ConfigError(f"{path} exists; choose another path, or remove it first.")
     # A folder of its own, since several writers lay further files beside the one they were asked for.
-    work = path.parent / f".tmp-{os.getpid()}-{path.name}"
     try:
-        work.mkdir(parents=True)
-        yield work / path.name
-        made = sorted(work.iterdir())
-        taken = next((path.parent / file.name for file in made if (path.parent / file.name).exists()), None)
-        if taken is not None:
-            raise ConfigError(f"{taken} exists; choose another path, or remove it first.")
-        for file in made:
-            file.rename(path.parent / file.name)
+        with store.open_scratch(path.parent, path.name) as work:
+            yield work / path.name
+            made = sorted(work.iterdir())
+            taken = next(
+                (path.parent / file.name for file in made if (path.parent / file.name).exists()), None
+            )
+            if taken is not None:
+                raise ConfigError(f"{taken} exists; choose another path, or remove it first.")
+            # What was asked for comes last: where it stands, the others do too, and a killed call can be repeated.
+            for file in sorted(made, key=lambda file: file.name == path.name):
+                file.rename(path.parent / file.name)
     except PermissionError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another path.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 # --- runs ----------------------------------------------------------------------------------------------------

@@ -55,20 +55,18 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Apply a finished run to new recordings without fitting anything: pictures, images and a page."""
-    import tempfile
-
     from braindecode_vis.pipeline.finished_run import open_finished
     from braindecode_vis.pipeline.new_trials import read_new
     from braindecode_vis.pipeline.predicting import predict as predict_new
     from braindecode_vis.pipeline.prediction_files import check_out, describe_provenance
+    from braindecode_vis.store import open_scratch
 
     # Before anything is computed: a folder that cannot be used should not cost an hour.
     folder = check_out(out)
     finished = open_finished(run, ConsoleListener())
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the result, where there must be room: another root is preprocessed there and removed afterwards.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
-        new = read_new(finished, on, Path(work), whiten_new=whiten_new, overrides=overrides or (), part=split)
+    with open_scratch(folder.parent, folder.name) as work:
+        new = read_new(finished, on, work, whiten_new=whiten_new, overrides=overrides or (), part=split)
         found = predict_new(finished, new, gallery=gallery, fold=fold)
         found.save(folder)
     scores = found.scores
