@@ -99,8 +99,22 @@ def read_parameters(cls: type) -> dict[str, str]:
     return entries
 
 
+_BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "at least {} long"}
+
+
 def describe_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
-    """Return a type in words."""
+    """Return a type in words, with its bounds."""
+    bounds = [
+        words.format(f"{value:g}")
+        for entry in metadata
+        for name, words in _BOUNDS.items()
+        if (value := getattr(entry, name, None)) is not None
+    ]
+    described = _describe_unbounded(annotation, metadata)
+    return f"{described} ({', '.join(bounds)})" if bounds else described
+
+
+def _describe_unbounded(annotation: Any, metadata: tuple[Any, ...]) -> str:
     for entry in metadata:
         if isinstance(entry, Component):
             return _describe_component(entry)
