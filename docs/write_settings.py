@@ -105,7 +105,7 @@ _BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length
 def describe_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     """Return a type in words, with its bounds."""
     bounds = [
-        words.format(f"{value:g}")
+        words.format(f"{value:.10g}")
         for entry in metadata
         for name, words in _BOUNDS.items()
         if (value := getattr(entry, name, None)) is not None
@@ -182,7 +182,7 @@ def _write_plain(value: Any) -> str:
         return "[" + ", ".join(entries) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def write_class(cls: type[Settings], title: str, level: str) -> str:

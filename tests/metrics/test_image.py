@@ -159,6 +159,10 @@ def test_bad_images_are_named():
         image.compute_image_metric("mse", good, _images(2, 12, 3))
     with pytest.raises(DataError, match="at least 11 x 11"):
         image.compute_image_metric("ssim", good[:, :10, :10], good[:, :10, :10])
+    for narrow in (good[:, :10], good[:, :, :10]):
+        for compute in (image.compute_image_metric, image.tabulate_image_metric):
+            with pytest.raises(DataError, match="at least 11 x 11"):
+                compute("ssim", narrow, narrow)
     with pytest.raises(DataError, match="must have the shape"):
         image.compute_image_metric("mse", good[0, 0], good[0, 0])
 

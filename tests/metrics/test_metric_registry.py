@@ -34,6 +34,8 @@ from braindecode_vis.retrieval import compute_ranks
         ("image_retrieval@300-way-30-draws", "Image retrieval", 0, "300-way-30-draws", 1),
         ("best_of_3_mse", "Best of 3 draws: Mean squared error", 0, "", -1),
         ("rougeL@git", "ROUGE-L", 0, "git", 1),
+        ("two_way_identification@swav", "Two-way identification", 2, "swav", 1),
+        ("two_way_identification_within_class", "Within-class two-way identification", 2, "", 1),
         ("strange_new_score@x", "Strange new score", 0, "x", 0),
     ],
 )
@@ -146,3 +148,26 @@ def test_what_a_page_shows_first_is_listed_first():
     assert sorted(names, key=lambda name: find_metric(name).metric.order) == names[::-1]
     later = [find_metric(name).metric.order for name in ("top5", "rank", "lpips", "cosine_to_target")]
     assert min(later) > find_metric("median_rank").metric.order
+
+
+def test_hits_are_counted_where_a_value_is_a_share_of_them():
+    """A page gives these in percent, and their intervals are those of shares."""
+    counted = [
+        name for name in registry.list_metrics() if find_metric(name.replace("{n}", "7")).metric.counts_hits
+    ]
+    ways = [
+        f"{n}_way{rest}"
+        for n in ("two", "{n}")
+        for rest in ("_identification", "_identification_within_class")
+    ]
+    expected = [
+        "top1",
+        "top{n}",
+        "two_way",
+        "2_way",
+        "{n}_way",
+        "{n}_way_top1_semantic_accuracy",
+        "accuracy",
+        *ways,
+    ]
+    assert sorted(counted) == sorted(expected)

@@ -259,6 +259,21 @@ def test_constant_voxels_are_bounded(tree, tmp_path):
     assert set(meta["provenance"]["constant_voxels_by_run"].values()) == {1}
 
 
+def test_cleaned_series_are_residuals_in_percent_in_deviations_or_as_they_are():
+    """Against least squares; a voxel that the nuisance explains but for rounding has no deviation to be divided by."""
+    rng = np.random.default_rng(0)
+    drift = make_drifts(2.0 * np.arange(60), drift="polynomial", order=2)
+    series = 500 + 3 * rng.standard_normal((60, 40)) + 10 * drift[:, 1:2]
+    series[:, 0], series[:, 1] = 500, 500 + 5 * drift[:, 2]
+    rest = series - drift @ np.linalg.lstsq(drift, series, rcond=None)[0]
+    expected = {"none": rest, "zscore": rest / rest.std(axis=0), "percent": 100 * rest / series.mean(axis=0)}
+    for scaling, values in expected.items():
+        found = clean_series(series, make_nuisance_basis(drift), CleanConfig(scaling=scaling), where="run 01")
+        np.testing.assert_array_equal(found[:, 0], 0)
+        np.testing.assert_allclose(found[:, 1], 0, atol=1e-9)
+        np.testing.assert_allclose(found[:, 2:], values[:, 2:], atol=1e-8)
+
+
 def test_percent_of_standardised_images_is_refused():
     rng = np.random.default_rng(0)
     basis = make_nuisance_basis(make_drifts(np.arange(50.0), drift="none"))

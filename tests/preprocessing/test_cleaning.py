@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mne
 import numpy as np
@@ -21,6 +22,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     Sensors,
     add_cleaning,
 )
+from braindecode_vis.preprocessing import artefacts
 from braindecode_vis.preprocessing.artefacts import fit_eye_projection
 from braindecode_vis.preprocessing.meeg import write_source
 from braindecode_vis.stimuli import StimulusSet
@@ -385,6 +387,34 @@ def test_bad_trials_are_repaired_or_left_out(tmp_path, signal, events):
             l_freq=1.0,
             autoreject={**options, "max_rejected": 0.001},
         )
+
+
+@pytest.mark.parametrize("reject", ["all", "train", "none"])
+def test_autoreject_leaves_out_the_trials_that_are_asked_for(tmp_path, signal, events, monkeypatch, reject):
+    """With a stand-in that finds every fourth trial bad, and a channel of every third in need of repair."""
+    seen = []
+
+    class Fitted:
+        def get_reject_log(self, block):
+            numbers = len(seen) + np.arange(len(block))
+            seen.extend(numbers)
+            labels = np.zeros(block.shape[:2])
+            labels[numbers % 3 == 0, 1] = 2
+            return SimpleNamespace(bad_epochs=numbers % 4 == 0, labels=labels)
+
+    monkeypatch.setattr(artefacts, "fit_autoreject", lambda *_: (Fitted(), None))
+    monkeypatch.setattr(artefacts, "_make_epochs", lambda block, info: block)
+    plain = write(make_source(signal, events), tmp_path / "plain")
+    found = write(
+        make_source(signal, events), tmp_path / "a", autoreject={"reject": reject, "max_rejected": 0.9}
+    )
+    number = np.arange(len(events))
+    is_train = events["split"].to_numpy() == "train"
+    drop = (number % 4 == 0) & {"all": True, "train": is_train, "none": False}[reject]
+    assert found.trials["sample"].tolist() == events["sample"][~drop].tolist()
+    changed = np.abs(found.data - plain.data[~drop]).max(axis=2) > 1e-3 * plain.data.std()  # not by rounding
+    np.testing.assert_array_equal(changed[:, 1], number[~drop] % 3 == 0)
+    assert not np.delete(changed, 1, axis=1).any()
 
 
 def test_missing_packages_are_named(tmp_path, signal, events, monkeypatch):

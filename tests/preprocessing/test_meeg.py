@@ -12,7 +12,12 @@ from sklearn.covariance import ledoit_wolf
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.sources.cleaning_options import Cleaning, ScalingConfig
+from braindecode_vis.datasets.sources.cleaning_options import (
+    AutorejectConfig,
+    Cleaning,
+    IcaConfig,
+    ScalingConfig,
+)
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
 from braindecode_vis.preprocessing import meeg
 from braindecode_vis.preprocessing.epochs import make_antialias_filter
@@ -298,6 +303,18 @@ def test_the_disk_must_hold_every_trial_and_no_more(tmp_path, monkeypatch, dtype
         else:
             with pytest.raises(DataError, match="7 trials need"):
                 meeg._check_space(tmp_path, (7, 3, 50), plan)
+
+
+@pytest.mark.parametrize("cleaning", [{"ica": IcaConfig()}, {"autoreject": AutorejectConfig()}])
+def test_what_is_learnt_of_a_session_and_not_kept_is_not_applied_to_another(
+    tmp_path, signal, events, cleaning
+):
+    """Each of the two alone was let through."""
+    write(make_source(make_part(signal, events)), tmp_path / "run")
+    learnt = LearntStatistics.read(tmp_path / "run" / "responses")
+    source = make_source(make_part(signal, events), cleaning=Cleaning(**cleaning))
+    with pytest.raises(ConfigError, match="learnt from each session and not kept"):
+        write_source(source, tmp_path, scratch=tmp_path / "scratch", learnt=learnt)
 
 
 def test_new_trials_have_the_unit_of_what_was_learnt(tmp_path, signal, events):

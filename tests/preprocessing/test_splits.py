@@ -8,7 +8,9 @@ from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.preprocessing.scaling import fit_zscore
 from braindecode_vis.preprocessing.splits import (
     Fold,
+    GroupKFoldSplitConfig,
     KFoldSplitConfig,
+    LeaveOneGroupOutConfig,
     LeaveOneSubjectOutConfig,
     PublishedSplitConfig,
     Split,
@@ -206,3 +208,31 @@ def test_validation_concepts_are_never_fitted_on():
         hold_out_concepts(np.array(["a", "a"]), fraction=0.5, seed=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         hold_out_concepts(concepts, fraction=1.0, seed=0)
+
+
+@pytest.mark.parametrize("config", [LeaveOneGroupOutConfig, GroupKFoldSplitConfig])
+@pytest.mark.parametrize("images", [False, True])
+def test_images_of_tested_groups_leave_the_training_where_that_is_asked(config, images):
+    """Each session shows four of six images: the others' trials of the tested four must go, and no others."""
+    shown = {"a": [0, 1, 2, 3], "b": [2, 3, 4, 5], "c": [0, 1, 4, 5]}
+    trials = pd.DataFrame(
+        [
+            {"subject": "01", "session": session, "run": "01", "stimulus_id": f"image{k}", "repetition": 0}
+            for session, ids in shown.items() for k in ids
+        ]
+    ).assign(split="all")  # fmt: skip
+    options = {"n_folds": 3} if config is GroupKFoldSplitConfig else {}
+    split = config(by="session", images=images, **options).make(trials, make_concepts(trials), seed=0)
+    assert len(split.folds) == 3
+    ids, sessions = trials["stimulus_id"].to_numpy(), trials["session"].to_numpy()
+    for fold in split.folds:
+        (session,) = set(sessions[fold.test])
+        assert len(fold.test) == 4
+        tested = set(ids[fold.test]) if images else set()
+        expected = [k for k in range(12) if sessions[k] != session and ids[k] not in tested]
+        assert fold.train.tolist() == expected
+    assert ("their images left out of the training" in split.protocol) == images
+    same = trials.assign(stimulus_id="image1")
+    if images:
+        with pytest.raises(ConfigError, match="every session shows the same images"):
+            config(by="session", images=True, **options).make(same, make_concepts(same), seed=0)

@@ -76,6 +76,8 @@ def test_pulled_samples_are_as_long_as_images_whatever_their_unit(fitted):
     # Each lies between its prediction and what is drawn without a pull, nearer to the former.
     whole = fitted.sample(predicted, n_draws=2, seed=0).vectors
     own = np.repeat(predicted.vectors, 2, axis=0) - fitted.fitted.condition.mean
+    # Without a pull each keeps its own length.
+    assert np.linalg.norm(whole - mean, axis=1).std() > 0.01 * spread
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
     expected = unit(0.7 * unit(own) + 0.3 * unit(whole - mean))
     np.testing.assert_allclose(unit(drawn - mean), expected, atol=2e-3)
