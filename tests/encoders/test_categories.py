@@ -15,6 +15,7 @@ from braindecode_vis.encoders.category_decoders import (
     LinearCategoryDecoder,
     LogisticConfig,
     find_first_rows,
+    find_window,
 )
 
 
@@ -223,3 +224,20 @@ def test_pooling_misused_is_told_in_words():
     decoder = LdaConfig(pool=True).build(seed=0).fit(plain, names)
     with pytest.raises(DataError, match=r"lacks the column\(s\) onset"):
         decoder.decision(plain)
+
+
+def test_a_window_begins_after_the_onset_and_ends_after_the_offset():
+    """Its beginning is in it and its end is not, whatever the rounding of times."""
+    times = np.array([3.0, 4.0 - 1e-9, 5.0, 6.0, 7.0 - 1e-9, 8.0])
+    trials = pd.DataFrame(
+        {"subject": "1", "session": "1", "run": "1", "onset": np.repeat([0.0, 20.0], 6), "time": np.tile(times, 2),
+         "duration": np.repeat([3.0, 1.0], 6)}
+    )  # fmt: skip
+    inside = find_window(trials, (4.0, 4.0))
+    assert inside[:6].tolist() == [False, True, True, True, False, False]
+    assert inside[6:].tolist() == [False, True, False, False, False, False]
+    assert find_window(trials, None).all()
+    with pytest.raises(
+        ConfigError, match="1 trials have no volume from 6 s after their onset to 4 s after their offset"
+    ):
+        find_window(trials, (6.0, 4.0))

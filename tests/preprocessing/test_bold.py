@@ -296,9 +296,9 @@ def test_not_finite_voxels_are_named(tree, tmp_path):
     path = find_image(root, "02")
     content = bytearray(gzip.decompress(path.read_bytes()))
     values = np.frombuffer(content, "<f4", offset=352)
-    values[np.flatnonzero(MASK.ravel(order="F"))[0]] = np.nan
+    values[np.flatnonzero(MASK.ravel(order="F"))[[0, 5]]] = np.nan
     path.write_bytes(gzip.compress(bytes(content), 1))
-    with pytest.raises(DataError, match=r"run 02.*1 voxels of the mask are not finite"):
+    with pytest.raises(DataError, match=r"run 02.*2 voxels of the mask are not finite"):
         write_bold(make_config(root), tmp_path / "out")
 
 

@@ -202,6 +202,11 @@ def test_validation_concepts_are_never_fitted_on():
     order = np.argsort(concepts, kind="stable")
     moved = hold_out_concepts(concepts[order], fraction=0.15, seed=3)[1]
     assert set(concepts[order][moved]) == set(concepts[validation])
+    names = np.repeat([f"concept{k}" for k in range(10)], 2)
+    for fraction, n_held in ((0.12, 1), (0.3, 3), (0.96, 9)):
+        fit, held = hold_out_concepts(names, fraction=fraction, seed=1)
+        assert len(set(names[held])) == n_held
+        assert sorted([*fit, *held]) == list(range(20))
     assert len(hold_out_concepts(np.array(["a", "b"]), fraction=0.01, seed=0)[1]) == 1
     assert len(hold_out_concepts(np.array(["a", "b"]), fraction=0.99, seed=0)[0]) == 1
     with pytest.raises(DataError, match="needs two concepts"):

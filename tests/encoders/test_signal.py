@@ -1,0 +1,39 @@
+"""What networks are told of their trials: read back as written, lengths at another rate, windows that fit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.signal import Signal, count_windows, scale_length
+
+EEG = Signal(
+    ("channel", "time"), (2, 50), ("01", "02"), ("Oz", "Pz"), np.array([[0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]),
+    np.arange(50) / 100, 100.0,
+)  # fmt: skip
+BOLD = Signal(("parcel",), (3,), ("01",), networks=("Vis", "Vis", "Default"), n_voxels=(90, 80))
+
+
+@pytest.mark.parametrize("signal", [EEG, BOLD])
+def test_a_signal_is_read_as_it_was_written(signal):
+    again = Signal.from_json(signal.as_json())
+    for field in dataclasses.fields(Signal):
+        one, two = getattr(signal, field.name), getattr(again, field.name)
+        assert type(one) is type(two), field.name
+        np.testing.assert_array_equal(one, two)
+
+
+def test_lengths_keep_their_duration():
+    assert scale_length(25, EEG, "net", 250.0) == 10
+    assert scale_length(25, EEG, "net", 90.0) == 28
+    assert scale_length(1, EEG, "net", 1000.0) == 1
+    with pytest.raises(DataError, match="scales its kernels to the sampling rate"):
+        scale_length(25, BOLD, "net", 250.0)
+
+
+def test_the_least_length_with_a_window_is_named():
+    assert count_windows(EEG, "net", lambda n: (n - 30) // 10) == 2
+    assert count_windows(EEG, "net", lambda n: n - 49) == 1
+    with pytest.raises(DataError, match=r"at least 61 samples \(0.61 s at 100 Hz\), but these have 50"):
+        count_windows(EEG, "net", lambda n: n - 60)
