@@ -100,6 +100,31 @@ def fetch_dataset(
     return findings
 
 
-def check(config: RunConfig) -> list[CheckFinding]:
-    """Verify the files of a data set and recompute the facts that its manifest declares."""
-    return config.dataset.check()
+def check(config: RunConfig, *, full: bool = False, listener: Listener | None = None) -> list[CheckFinding]:
+    """Verify the files of a data set and recompute the facts that its manifest declares.
+
+    Parameters
+    ----------
+    config
+        Its `dataset` is looked at.
+    full
+        Read every byte of every file, and every trial.
+    listener
+        Shows progress.
+    """
+    from braindecode_vis.datasets.sources.file_damage import check_data_files, list_data_files
+
+    show, findings = listener or SilentListener(), list(config.dataset.check())
+    root = getattr(config.dataset, "root", None)
+    if root is None or not root.expanduser().is_dir():
+        return findings
+    root = root.expanduser()
+    total = sum(path.stat().st_size for path in list_data_files(root))
+    with show.progress("reading files (bytes)" if full else "looking at files (bytes)", total) as advance:
+        findings += check_data_files(root, full=full, advance=advance)
+    if full:
+        from braindecode_vis.preprocessing.whole_check import check_trials
+
+        with show.progress("reading trials", None) as advance:
+            findings += check_trials(config.dataset, advance=advance)
+    return findings

@@ -159,10 +159,14 @@ def check(
     dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
     root: Root = None,
     overrides: Set = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Read every byte and every trial, which takes as long as reading does."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Verify the files of a data set and recompute every fact that its manifest declares."""
+    """Verify the files of a data set, name all damaged ones, and recompute every fact that its manifest declares."""
     from braindecode_vis.checks import DataError
     from braindecode_vis.cli import catalogue
     from braindecode_vis.config import read_config
@@ -171,7 +175,7 @@ def check(
     # A wrong name is said to be no data set, before it is looked for among configurations.
     read_manifest(dataset)
     config = read_config(dataset, overrides or [], root=root)
-    findings = catalogue.check(config)
+    findings = catalogue.check(config, full=full, listener=ConsoleListener())
     wrong = [finding for finding in findings if not finding.ok]
     if as_json:
         listed = [vars(finding) for finding in findings]

@@ -356,6 +356,41 @@ def _is_simulated(root: Path | None) -> bool:
     return root is not None and (root.expanduser() / _TRUTH).is_dir()
 
 
+def find_missing_sessions(
+    settings: Any, groups: Sequence[tuple[str, str]]
+) -> list[tuple[str, list[str], int]]:
+    """Return the subjects of a known data set of which sessions are missing, if nobody chose sessions.
+
+    Parameters
+    ----------
+    settings
+        Of the data set.
+    groups
+        Subject and session of every file that is read.
+
+    Returns
+    -------
+    list of (subject, sessions that are there, number declared)
+        Nothing where no number is declared, the published data lack some themselves, or the data are simulated.
+    """
+    facts = settings.manifest.facts if isinstance(settings, RecordedSettings) else {}
+    declared = facts.get("n_sessions")
+    chosen = getattr(settings, "sessions", None) is not None
+    if (
+        not isinstance(declared, int)
+        or "n_broken_sessions" in facts
+        or chosen
+        or _is_simulated(settings.root)
+    ):
+        return []
+    there: dict[str, dict[str, None]] = {}
+    for subject, session in groups:
+        # Published epochs may have lost which session a trial belongs to.
+        if session.isdigit():
+            there.setdefault(subject, {})[session] = None
+    return [(subject, list(held), declared) for subject, held in there.items() if len(held) < declared]
+
+
 def compare_facts(
     found: Mapping[str, Any], declared: Mapping[str, Any], root: Path | None
 ) -> list[CheckFinding]:

@@ -20,6 +20,7 @@ from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, suggest
 from braindecode_vis.datasets.trial_values import (
     COPY_CORRELATION,
+    check_constant_trials,
     check_trials,
     check_values,
     find_copied_trials,
@@ -118,6 +119,7 @@ def assemble_data(
         notes += said
     table, said = complete_trials(table)
     notes += said
+    notes += check_constant_trials(X)
     if copies := find_copied_trials(X):
         first, second = copies[0]
         notes.append(

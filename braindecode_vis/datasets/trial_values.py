@@ -24,6 +24,8 @@ MAX_CORRELATED = 20_000
 MAX_COPIES = 10_000
 #: Squares of values beyond these leave the range of float32 (1.2e-38 to 3.4e38), in which decoders compute.
 SMALLEST_SPREAD, LARGEST_VALUE = 1e-17, 1e17
+# Trials of fewer values may be constant without a fault, and sparse data has a few that are.
+_LEAST_VALUES, _MOST_CONSTANT = 20, 0.1
 
 
 def check_trials(X: Any) -> np.ndarray:
@@ -150,6 +152,40 @@ def check_values(X: np.ndarray, dims: Sequence[str], ch_names: Sequence[str] | N
         f"{len(constant)} of {low.min(axis=over).size} {name}s never vary and tell nothing, first {', '.join(names)}: "
         "leave out what is broken or lies outside the brain."
     ]
+
+
+def check_constant_trials(X: np.ndarray) -> list[str]:
+    """Raise `DataError` if many trials hold a single value, as those of an overwritten file do; name a few.
+
+    Parameters
+    ----------
+    X : float array of shape (n_trials, ...)
+        May be a memory map; it is read in blocks of trials.
+
+    Returns
+    -------
+    list of str
+        One sentence if some trials are constant.
+    """
+    # A few counts or classes may all be zero.
+    if X[:1].size < _LEAST_VALUES:
+        return []
+    block = max(1, (64 << 20) // max(1, X[:1].nbytes))
+    constant = []
+    for start in range(0, len(X), block):
+        rows = np.asarray(X[start : start + block]).reshape(len(X[start : start + block]), -1)
+        constant += (start + np.flatnonzero(rows.min(axis=1) == rows.max(axis=1))).tolist()
+    if not constant:
+        return []
+    told = (
+        f"{len(constant)} of {len(X)} trials hold one value throughout, the first in row {constant[0]} and the last in "
+        f"row {constant[-1]}"
+    )
+    if len(constant) > max(1, _MOST_CONSTANT * len(X)):
+        raise DataError(
+            f"{told}: nothing was recorded there, or a part of the array was overwritten; drop them."
+        )
+    return [f"{told}; drop them."]
 
 
 def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[int, int]]:

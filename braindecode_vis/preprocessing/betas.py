@@ -38,7 +38,12 @@ from braindecode_vis.preprocessing.scaling import (
     split_rows,
     standardise_rows,
 )
-from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_blank_images
+from braindecode_vis.preprocessing.signal_damage import (
+    DamageWatch,
+    make_watch,
+    settle_blank_images,
+    settle_missing_sessions,
+)
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_json, write_stimuli
 
@@ -87,13 +92,10 @@ def write_fmri(
     DataError
         If a response is not finite, does not fit the type, or the disk is too small; the message names the file.
     """
+    source, watch = config.open_betas(), make_watch(config)
+    settle_missing_sessions(config, source.parts, watch)
     return write_fmri_source(
-        config.open_betas(),
-        folder,
-        advance=advance,
-        learnt=learnt,
-        transductive=transductive,
-        watch=make_watch(config),
+        source, folder, advance=advance, learnt=learnt, transductive=transductive, watch=watch
     )
 
 
@@ -297,18 +299,29 @@ def _write_session(
         held.path.unlink()
 
 
-def _iterate_blocks(
-    part: BetasPart, geometry: Geometry, shape: tuple[int, ...], watch: DamageWatch
-) -> Iterator[np.ndarray]:
-    """Yield the trials of a part as float32, averaged over parcels or filled up with zeros, and checked."""
+def read_blocks(part: BetasPart, rest: tuple[int, ...], watch: DamageWatch) -> Iterator[np.ndarray]:
+    """Yield the trials of a part as they are stored, as many at a time as fill a block, and checked.
+
+    Parameters
+    ----------
+    part
+        What is read.
+    rest
+        Sizes of the axes behind the voxels: none, or the number of times.
+    watch
+        Looks at the values on their way.
+
+    Raises
+    ------
+    DataError
+        If a value is not finite, an array has another shape, or the file is damaged.
+    """
     shown = part.trials["stimulus_id"].to_numpy()
     seen = (
         None
         if part.is_computed
         else watch.open_rows(part.where, part.group[0], shown, compares_features=True)
     )
-    missing = shape[1] - _count_features(geometry)
-    rest = shape[2:]
     # (n_trials, n_voxels[, n_times]), as many trials at a time as fill a block
     for first, last in split_rows(len(part.trials), part.n_voxels * int(np.prod(rest))):
         block = np.asarray(part.read(first, last))
@@ -326,12 +339,21 @@ def _iterate_blocks(
             )
         if seen is not None:
             seen.add(block)
+        yield block
+    if seen is not None:
+        seen.finish(lambda row: f"{shown[row]}, trial {row + 1} of the file")
+
+
+def _iterate_blocks(
+    part: BetasPart, geometry: Geometry, shape: tuple[int, ...], watch: DamageWatch
+) -> Iterator[np.ndarray]:
+    """Yield the trials of a part as float32, averaged over parcels or filled up with zeros, and checked."""
+    missing = shape[1] - _count_features(geometry)
+    for block in read_blocks(part, shape[2:], watch):
         # Averages before the z-score: a parcel is standardised as one feature.
         if geometry.parcels is not None:
             block = average_parcels(block, geometry.parcels)
-        yield np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * len(rest)]) if missing else block
-    if seen is not None:
-        seen.finish(lambda row: f"{shown[row]}, trial {row + 1} of the file")
+        yield np.pad(block, [(0, 0), (0, missing), *[(0, 0)] * (block.ndim - 2)]) if missing else block
 
 
 # --- what travels along -----------------------------------------------------------------------------------

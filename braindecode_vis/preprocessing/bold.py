@@ -245,7 +245,7 @@ class _RunReader:
         run, model = self.run, self.source.model
         assert self.geometry.mask is not None
         series = read_series(run, self.geometry.mask)
-        self._check_volumes(series)
+        look_at_volumes(run, series, self.watch)
         self._check_constant(series)
         basis = _make_basis(run, model)
         regressors = None
@@ -273,13 +273,6 @@ class _RunReader:
             else:
                 out[:, here] = np.stack([block[window].mean(axis=0) for window in self.windows])
         return out
-
-    def _check_volumes(self, series: np.ndarray) -> None:
-        run = self.run
-        names = [f"volume {number + 1}" for number in range(len(series))]
-        seen = self.watch.open_rows(run.where, f"{run.subject} {run.image}", names, rows="volumes")
-        seen.add(series)
-        seen.finish(lambda row: f"number {row + 1} at {run.frame_times[row]:g} s")
 
     def _check_constant(self, series: np.ndarray) -> None:
         n = int((series.max(axis=0) == series.min(axis=0)).sum())
@@ -381,6 +374,14 @@ def read_series(run: BoldRun, mask: np.ndarray) -> np.ndarray:
             "set dataset.mask to varying, or fetch the file again."
         )
     return series
+
+
+def look_at_volumes(run: BoldRun, series: np.ndarray, watch: DamageWatch) -> None:
+    """Look for volumes of a run, shape (n_volumes, n_voxels), that hold one value or are copies of each other."""
+    names = [f"volume {number + 1}" for number in range(len(series))]
+    seen = watch.open_rows(run.where, f"{run.subject} {run.image}", names, rows="volumes")
+    seen.add(series)
+    seen.finish(lambda row: f"number {row + 1} at {run.frame_times[row]:g} s")
 
 
 def find_geometry(source: BoldSource) -> Geometry | Mapping[str, Geometry]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.manifests import find_missing_sessions
 
 # Values of a trial that are looked at, evenly spaced over it.
 _N_PROBES = 512
@@ -106,7 +107,7 @@ class DamageWatch:
 
     def describe(self) -> list[str]:
         """Return a sentence for each finding that was no error: what every report on these trials must say."""
-        return [f"{finding.describe()}; they are kept as they are." for finding in self.findings]
+        return [f"{finding.describe()}." for finding in self.findings]
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the findings as plain values."""
@@ -498,6 +499,16 @@ def make_watch(config: Any, *, refuses: bool = True) -> DamageWatch:
     return DamageWatch(
         remedy, float(getattr(config, "max_dropped", 0.01)), refuses, 1.0 if own else CONSTANT_REFUSED
     )
+
+
+def settle_missing_sessions(config: Any, parts: Sequence[Any], watch: DamageWatch) -> None:
+    """Tell the subjects of which a session is missing: a smaller set would pass for the published one."""
+    for subject, there, declared in find_missing_sessions(config, [part.group for part in parts]):
+        clause = (
+            f"{len(there)} of {declared} sessions are there ({', '.join(there)}); fetch the others, or name those "
+            "that are meant with dataset.sessions"
+        )
+        watch.settle(DamageFinding(f"subject {subject}", clause, declared - len(there), declared))
 
 
 def settle_blank_images(colours: Sequence[int], n: int, watch: DamageWatch) -> None:

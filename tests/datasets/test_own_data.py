@@ -360,3 +360,21 @@ def test_constant_features_are_named():
 def test_repetitions_are_counted_within_subject():
     table, _ = complete_trials(pd.DataFrame({"stimulus_id": ["a", "a", "a"], "subject": ["1", "2", "1"]}))
     assert table["repetition"].tolist() == [0, 0, 1]
+
+
+def test_trials_without_a_signal_are_told_or_refused():
+    """Half of an array overwritten with zeros was taken without a word."""
+    X = np.random.default_rng(0).standard_normal((N_TRIALS, 30)).astype(np.float32)
+    X[-1] = 0
+    data = assemble_data(X, make_table(), make_pictures())
+    assert any(f"1 of {N_TRIALS} trials hold one value" in note for note in data.notes)
+    X[N_TRIALS // 2 :] = 0
+    with pytest.raises(
+        DataError, match=rf"of {N_TRIALS} trials hold one value throughout, the first in row {N_TRIALS // 2}"
+    ):
+        assemble_data(X, make_table(), make_pictures())
+    # Counts of a few cells may all be zero.
+    few = np.random.default_rng(0).poisson(0.3, (N_TRIALS, 3)).astype(np.float32)
+    assert not any(
+        "hold one value" in note for note in assemble_data(few, make_table(), make_pictures()).notes
+    )

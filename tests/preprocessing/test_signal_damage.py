@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
+from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.meeg import write_source
-from braindecode_vis.preprocessing.signal_damage import DamageWatch, find_held_runs
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, find_held_runs, settle_missing_sessions
 from braindecode_vis.stimuli import StimulusSet
 
 NAMES = ("O1", "Oz", "O2", "Pz", "P3")
@@ -212,6 +214,25 @@ def test_pictures_of_one_colour_are_refused(tmp_path):
     pictures[10:] = 0
     with pytest.raises(DataError, match="10 of 20 pictures are the same colour"):
         write_fmri_source(replace(source, read_image=lambda row: pictures[row]), tmp_path)
+
+
+def test_missing_sessions_of_a_known_set_are_told():
+    """A session that was not fetched left a smaller set, and nothing said so."""
+    config = ThingsEeg2Config(root=Path("nowhere"))
+    parts = [SimpleNamespace(group=("01", f"{n:02d}")) for n in (1, 2, 3)]
+    watch = DamageWatch()
+    settle_missing_sessions(config, parts, watch)
+    assert watch.describe()[0].startswith("subject 01: 3 of 4 sessions are there (01, 02, 03)")
+    for chosen, held in (
+        (config.model_copy(update={"sessions": (1, 2, 3)}), parts),
+        (config, [*parts, SimpleNamespace(group=("01", "04"))]),
+    ):
+        watch = DamageWatch()
+        settle_missing_sessions(chosen, held, watch)
+        assert watch.findings == []
+    epochs = [SimpleNamespace(group=("01", "sub-01/preprocessed_eeg_test.npy"))]
+    settle_missing_sessions(config, epochs, watch)
+    assert watch.findings == []
 
 
 def test_runs_are_found_wherever_they_begin():

@@ -1,0 +1,427 @@
+"""Whether files of recordings are whole: sizes against headers, the ends of compressed files, last blocks.
+
+Owns one short look per format, and the reading of every byte that `check --full` asks for. A broken transfer leaves a
+file whose beginning is sound, so the look goes to where it ends: what a header promises, the trailer of a gzip stream
+(which holds the size before compression), the last chunk of an HDF5 file, the list of members of a zip or tar. A file
+is called damaged only where its own format says so; formats that are not known here are left to their loader. Knows no
+data set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.datasets.manifests import CheckFinding
+from braindecode_vis.datasets.sources.fmri_volumes import open_stream, read_volume_header
+
+_BLOCK = 1 << 22
+# A gzip stream whose trailer does not say whether it is whole is decompressed at once if it is as small as this.
+_SMALL_GZIP = 1 << 24
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MGH_HEADER, _MGH_SIZES = 284, {0: 1, 1: 4, 3: 4, 4: 2}
+_TEXT_END = 1 << 16
+_AGAIN = "copy or fetch it again"
+
+Advance = Callable[[int], Any]
+
+
+def list_data_files(root: Path) -> list[Path]:
+    """Return the files below a folder whose format is known here, sorted; the truth of a phantom is left out."""
+    found = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and name != "phantom_truth")
+        paths = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+        # A link whose content was not fetched is no file, and its loader says how to get it.
+        found += [path for path in paths if _find_look(path) is not None and path.is_file()]
+    return found
+
+
+def check_data_files(root: Path, *, full: bool = False, advance: Advance | None = None) -> list[CheckFinding]:
+    """Look at every data file below a folder, and name each that is damaged.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set.
+    full
+        Read every byte instead of ends and headers alone.
+    advance
+        Called with the number of bytes done since the last call.
+
+    Returns
+    -------
+    list of CheckFinding
+        One for each damaged file, then one that says how many were looked at and how.
+    """
+    findings, n_bytes = [], 0
+    paths = list_data_files(root)
+    for path in paths:
+        size = path.stat().st_size
+        n_bytes += size
+        try:
+            check_data_file(path, full=full)
+        except DataError as error:
+            findings.append(CheckFinding(path.relative_to(root).as_posix(), False, str(error)))
+        if advance is not None:
+            advance(size)
+    how = (
+        "every byte read, and decompressed where it is compressed"
+        if full
+        else "sizes compared with headers, ends and last blocks looked at; --full reads all"
+    )
+    about = f"{len(paths)} files, {n_bytes / 1e6:.1f} MB: {how}"
+    if findings:
+        about += f"; {len(findings)} damaged"
+    return [*findings, CheckFinding("files", not findings, about)]
+
+
+def check_data_file(path: Path, *, full: bool = False) -> None:
+    """Raise `DataError` if a file is not whole.
+
+    Parameters
+    ----------
+    full
+        Read all of it.
+    """
+    look = _find_look(path)
+    if look is None:
+        return
+    if not path.stat().st_size and look is not _look_at_text:
+        raise DataError(f"{path} is empty; {_AGAIN}.")
+    with refuse_damage(f"{path} is damaged or cut short"):
+        look(path, full)
+        if full and look in _RAW:
+            _read_all(path)
+
+
+def _find_look(path: Path) -> Callable[[Path, bool], None] | None:
+    name = path.name.lower()
+    # A CTF folder and the companions of a header are read through that.
+    return next((look for ending, look in _LOOKS if name.endswith(ending)), None)
+
+
+def _need(path: Path, needed: int, found: int | None = None, what: str = "its header") -> None:
+    found = path.stat().st_size if found is None else found
+    if found < needed:
+        raise DataError(f"{path} is truncated: {found} of the {needed} bytes that {what} promises; {_AGAIN}.")
+
+
+def _read_all(path: Path) -> None:
+    with path.open("rb") as file:
+        while file.read(_BLOCK):
+            pass
+
+
+# --- compressed streams and volumes -----------------------------------------------------------------------
+
+
+def _count_decompressed(path: Path) -> int:
+    """Return how many bytes a gzip stream holds; the reader compares its checksum at the end."""
+    n = 0
+    with open_stream(path) as file:
+        while block := file.read(_BLOCK):
+            n += len(block)
+    return n
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _check_gzip(path: Path, needed: int, full: bool) -> None:
+    """Compare what a gzip stream holds with what is needed, by its last four bytes where these agree."""
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        said = struct.unpack("<I", file.read(4))[0]
+    # The trailer knows the size up to 4 GiB; of several streams in one file it knows the last alone.
+    if full or said != needed % (1 << 32):
+        with refuse_damage(f"{path} is truncated or damaged: its gzip stream ends early"):
+            found = _count_decompressed(path)
+        _need(path, needed, found)
+
+
+def _look_at_gzip(path: Path, full: bool) -> None:
+    if full or path.stat().st_size <= _SMALL_GZIP:
+        _count_decompressed(path)
+
+
+def _look_at_nifti(path: Path, full: bool) -> None:
+    header = read_volume_header(path)
+    needed = header.offset + prod(header.shape) * header.n_volumes * header.dtype.itemsize
+    if _is_gzip(path):
+        _check_gzip(path, needed, full)
+    else:
+        _need(path, needed)
+
+
+def _look_at_mgh(path: Path, full: bool) -> None:
+    with open_stream(path) as file:
+        head = file.read(_MGH_HEADER)
+    if len(head) < _MGH_HEADER:
+        raise DataError(f"{path} is truncated: it ends in its header; {_AGAIN}.")
+    version, *shape, kind = struct.unpack(">6i", head[:24])
+    if version != 1 or kind not in _MGH_SIZES:
+        raise DataError(f"{path} is no MGH file; {_AGAIN}.")
+    needed = _MGH_HEADER + prod(shape) * _MGH_SIZES[kind]
+    if _is_gzip(path):
+        # Tags of any length follow the values, so that the trailer cannot say that enough is there.
+        if full or path.stat().st_size <= _SMALL_GZIP:
+            _need(path, needed, _count_decompressed(path))
+        return
+    _need(path, needed)
+
+
+# --- containers -------------------------------------------------------------------------------------------
+
+
+def _look_at_hdf5(path: Path, full: bool) -> None:
+    import h5py
+
+    with h5py.File(path, "r") as file:  # the library compares the size of the file with what was written
+        datasets: list[Any] = []
+        file.visititems(lambda _, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
+        for dataset in datasets:
+            if dataset.dtype.kind not in "fiub" or not dataset.size:
+                continue
+            if full:
+                for rows in _list_rows(dataset):
+                    dataset[rows]
+            elif dataset.chunks is not None and (n := dataset.id.get_num_chunks()):
+                start = dataset.id.get_chunk_info(n - 1).chunk_offset
+                dataset[tuple(slice(a, a + b) for a, b in zip(start, dataset.chunks, strict=True))]
+            elif dataset.ndim:
+                dataset[(dataset.shape[0] - 1, *[-1] * (dataset.ndim - 1))]
+
+
+def _list_rows(dataset: Any) -> Iterator[Any]:
+    if not dataset.ndim:
+        yield ()
+        return
+    whole = dataset.chunks[0] if dataset.chunks is not None else 1
+    step = max(whole, _BLOCK // max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize))
+    for start in range(0, dataset.shape[0], step):
+        yield slice(start, start + step)
+
+
+def _look_at_matlab(path: Path, full: bool) -> None:
+    """MATLAB 5: a head of 128 bytes, then elements that state their size; 7.3 is HDF5 behind a head of 512."""
+    with path.open("rb") as file:
+        head = file.read(520)
+        if _HDF5 in head:
+            _look_at_hdf5(path, full)
+            return
+        if head.startswith(b"MATLAB 5.0"):
+            _need(path, 128, what="its format")
+        order = {b"IM": "<", b"MI": ">"}.get(head[126:128])
+        if order is None:  # MATLAB 4 has no head
+            return
+        size, place = path.stat().st_size, 128
+        while place < size:
+            file.seek(place)
+            _need(path, place + 8, what="an element")
+            kind, length = struct.unpack(f"{order}2I", file.read(8))
+            # A small element carries its bytes in the tag.
+            place += 8 if kind >> 16 else 8 + length
+            # Elements but compressed ones are padded to eight bytes, which the last may go without.
+            _need(path, place, what="an element")
+            place += 0 if kind == 15 else -place % 8
+    if full:
+        from scipy.io import loadmat
+
+        loadmat(path)
+
+
+def _look_at_numpy(path: Path, full: bool) -> None:
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":  # some publishers give a pickle this name
+            _look_at_pickle(path, full)
+            return
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        offset = file.tell()
+    if dtype.hasobject:
+        _look_at_pickle(path, full)
+    else:
+        _need(path, offset + prod(shape) * dtype.itemsize)
+
+
+def _look_at_pickle(path: Path, full: bool) -> None:
+    from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
+
+    # What a pickle may name is a question for its loader, which will not open it; here it must only be whole.
+    try:
+        read_pickled_dict(path)
+    except DataError as error:
+        if "truncated" in str(error):
+            raise
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b".":  # the opcode that ends every pickle
+            raise DataError(f"{path} is truncated: it does not end as a pickle does; {_AGAIN}.")
+
+
+def _look_at_zip(path: Path, full: bool) -> None:
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # files of torch before version 1.6 are pickles in a row
+            return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            _need(path, entry.header_offset + entry.compress_size, what="its list of members")
+        # torch may be told to write no checksums.
+        if full and path.suffix not in (".pt", ".pth") and (bad := archive.testzip()):
+            raise DataError(f"{path} is damaged: the checksum of its member {bad} is wrong; {_AGAIN}.")
+
+
+def _look_at_tar(path: Path, full: bool) -> None:
+    last = 0
+    with tarfile.open(path, "r:") as tar:
+        for entry in tar:
+            last = entry.offset_data + entry.size
+    # A header that is cut off passes for the end of the archive; a whole one ends with two empty blocks.
+    _need(path, (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE, what="its list of members")
+
+
+def _look_at_parquet(path: Path, full: bool) -> None:
+    import pyarrow.parquet
+
+    if full:
+        pyarrow.parquet.read_table(path)
+    else:
+        pyarrow.parquet.read_metadata(path)
+
+
+# --- EEG and MEG ------------------------------------------------------------------------------------------
+
+
+def _look_at_brainvision(path: Path, full: bool) -> None:
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    values = dict(re.findall(r"^(\w+)=(.*?)\s*$", text, flags=re.MULTILINE))
+    sizes = {"INT_16": 2, "UINT_16": 2, "INT_32": 4, "IEEE_FLOAT_32": 4}
+    size = sizes.get(values.get("BinaryFormat", ""))
+    if size is None or values.get("DataFormat", "BINARY").upper() != "BINARY":
+        return
+    row = size * int(values["NumberOfChannels"])
+    # Renamed sets keep the old name of the base in the header.
+    data = path.parent / values["DataFile"].replace("$b", path.stem)
+    if not data.is_file():
+        raise DataError(f"{path} names the samples {data.name}, which are not beside it; fetch them too.")
+    found = data.stat().st_size
+    if "DataPoints" in values:
+        _need(data, row * int(values["DataPoints"]), what=f"{path.name}")
+    if found % row:
+        raise DataError(
+            f"{data} is truncated: its {found} bytes are no whole number of samples of {row} bytes, as {path.name} "
+            f"asks for; {_AGAIN}."
+        )
+    marks = path.parent / values.get("MarkerFile", "").replace("$b", path.stem)
+    if values.get("MarkerFile") and marks.is_file():
+        places = re.findall(
+            r"^Mk\d+=[^,\n]*,[^,\n]*,(\d+)", marks.read_text(errors="replace"), flags=re.MULTILINE
+        )
+        # Places count from 1.
+        _need(data, row * max(map(int, places), default=0), what=f"the last marker of {marks.name}")
+    if full:
+        _read_all(data)
+
+
+def _look_at_edf(path: Path, full: bool) -> None:
+    with path.open("rb") as file:
+        head = file.read(256)
+        n = int(head[252:256])
+        file.seek(256 + 216 * n)
+        per_record = [int(file.read(8)) for _ in range(n)]
+    size = sum(per_record) * (3 if path.suffix.lower() == ".bdf" else 2)
+    # While it is being recorded, a file says -1.
+    _need(path, int(head[184:192]) + max(0, int(head[236:244])) * size)
+
+
+def _look_at_eeglab(path: Path, full: bool) -> None:
+    _look_at_matlab(path, full)
+    with path.open("rb") as file:
+        if _HDF5 in file.read(520):
+            return
+    from scipy.io import loadmat
+
+    names = ["EEG", "nbchan", "pnts", "trials", "data"]
+    content = loadmat(path, squeeze_me=True, struct_as_record=False, variable_names=names)
+    held = vars(content["EEG"]) if "EEG" in content else content
+    if isinstance(held.get("data"), str):
+        # A renamed set keeps the old name of its samples; readers then take that of the set.
+        places = [path.parent / str(held["data"]), path.with_suffix(".fdt")]
+        data = next((place for place in places if place.is_file()), None)
+        if data is None:
+            raise DataError(
+                f"{path} names the samples {places[0].name}, which are not beside it; fetch them too."
+            )
+        trials = held.get("trials", 1)
+        _need(data, 4 * int(held["nbchan"]) * int(held["pnts"]) * max(1, int(trials)), what=path.name)
+        if full:
+            _read_all(data)
+
+
+def _look_at_fif(path: Path, full: bool) -> None:
+    """Go from tag to tag: kind, type, size and place of the next; blocks are opened and closed by tags."""
+    size, place, depth = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            _need(path, place + 16, what="a tag")
+            kind, _, length, after = struct.unpack(">4i", file.read(16))
+            _need(path, place + 16 + max(0, length), what="a tag")
+            depth += (kind == 104) - (kind == 105)
+            if after < 0:
+                break
+            place = after or place + 16 + length
+    if depth > 0:
+        raise DataError(f"{path} is truncated: {depth} of its blocks are not closed; {_AGAIN}.")
+
+
+# --- tables and pictures ----------------------------------------------------------------------------------
+
+
+def _look_at_text(path: Path, full: bool) -> None:
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):  # two bytes a letter
+            return
+        file.seek(0 if full else max(0, path.stat().st_size - _TEXT_END))
+        while block := file.read(_BLOCK):
+            if b"\0" in block:
+                raise DataError(f"{path} holds zeros where text belongs: a part was overwritten; {_AGAIN}.")
+
+
+def _look_at_picture(path: Path, full: bool) -> None:
+    if full:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            image.load()
+
+
+_LOOKS: tuple[tuple[str, Callable[[Path, bool], None]], ...] = (
+    (".nii.gz", _look_at_nifti), (".nii", _look_at_nifti), (".mgz", _look_at_mgh), (".mgh", _look_at_mgh),
+    (".hdf5", _look_at_hdf5), (".h5", _look_at_hdf5), (".mat", _look_at_matlab), (".npy", _look_at_numpy),
+    (".npz", _look_at_zip), (".pt", _look_at_zip), (".pth", _look_at_zip), (".pkl", _look_at_pickle),
+    (".pkl3", _look_at_pickle),
+    (".tar", _look_at_tar), (".parquet", _look_at_parquet), (".vhdr", _look_at_brainvision), (".edf", _look_at_edf),
+    (".bdf", _look_at_edf), (".set", _look_at_eeglab), (".fif", _look_at_fif), (".gz", _look_at_gzip),
+    (".tsv", _look_at_text), (".csv", _look_at_text), (".json", _look_at_text),
+    (".jpg", _look_at_picture), (".jpeg", _look_at_picture), (".png", _look_at_picture),
+)  # fmt: skip
+# Formats whose values lie in the file as they are: reading all of them tells of a failing disk.
+_RAW = (_look_at_numpy, _look_at_edf, _look_at_fif, _look_at_mgh, _look_at_nifti, _look_at_tar)

@@ -1,0 +1,186 @@
+"""Damaged files of every format are named by `check`, and sound ones are not."""
+
+import gzip
+import shutil
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from braindecode_vis.checks import DataError
+from braindecode_vis.cli.catalogue import check
+from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files
+from braindecode_vis.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
+from braindecode_vis.pipeline.learning import write_dataset
+from braindecode_vis.pipeline.runs import SilentListener
+from braindecode_vis.preprocessing.whole_check import check_trials
+from tests.phantom.test_assemble import LOADERS, embed
+
+# Format -> a file of its samples.
+SAMPLES = {
+    "things-eeg2": "sub-01/ses-02/raw_eeg_test.npy",
+    "things-eeg2-official": "sub-01/preprocessed_eeg_test.npy",
+    "things-eeg2-250hz": "sub-01/preprocessed_eeg_test.npy",
+    "things-eeg2-neurobridge": "preprocessed_eeg/sub-01/test.npy",
+    "things-eeg2-ubp": "Preprocessed_data_250Hz_whiten/sub-01/test.pt",
+    "things-meg": "derivatives/preprocessed/preprocessed_P1-epo.fif",
+    "nsd": "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_session02.nii.gz",
+    "things-fmri": "betas_csv/sub-01_ResponseData.h5",
+    "god": "Subject1.h5",
+    "bids-eeg": "sub-01/ses-01/eeg/*_eeg.eeg",
+    "bids-fmri": "derivatives/fmriprep/sub-01/ses-01/func/*preproc_bold.nii.gz",
+    "things-eeg1": "sub-01/eeg/*_eeg.eeg",
+    "alljoined1": "subj01_session2_eeg.fif",
+    "alljoined16m": "raw_eeg/sub-01/session_01/block_02/*.edf",
+    "deeprecon": "sub-01_perceptionNaturalImageTraining*.h5",
+    "nsd-timeseries": "nsddata_timeseries/ppdata/subj01/func1pt8mm/timeseries/*run02.nii.gz",
+    "nsd-mindeye1": "webdataset_avg_split/train/*.tar",
+    "nsd-mindeye2": "betas_all_subj01*.hdf5",
+    "nsd-brain-diffuser": "nsd_train_fmriavg*.npy",
+    "nod": "sub-01/ses-imagenet01/func/*_bold.nii.gz",
+    "cneuromod-things": "THINGS/glmsingle/sub-01/glmsingle/output/*statseries.h5",
+    "vim-1": "EstimatedResponses.mat",
+    "bold5000": "sub-CSI1/ses-02/func/*_bold.nii.gz",
+    "bold5000-betas": "BOLD5000_GLMsingle_betas/*ses-02.nii.gz",
+}
+# Making these phantoms, or converting their files, takes most of the time.
+SLOW = (
+    "things-meg", "things-eeg2", "things-eeg2-official", "things-eeg2-ubp", "alljoined1", "alljoined16m", "bids-eeg",
+    "bids-fmri", "nod", "nsd-timeseries", "bold5000", "deeprecon",
+)  # fmt: skip
+LAYOUTS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in FORMATS
+    if name in SAMPLES
+]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    base = tmp_path_factory.mktemp("phantoms")
+
+    def make(name):
+        if not (base / name).exists():
+            make_phantom(
+                name, base / name, size=SIZES[name]["tiny"], config=PhantomConfig(snr=0.3), embed=embed
+            )
+        return base / name
+
+    return make
+
+
+def configure(name, root):
+    loader, options = LOADERS[name]
+    return loader(root=root, **options)
+
+
+def preprocess(config, folder):
+    write_dataset(config, folder, seed=0, listener=SilentListener())
+
+
+def zero_half(path):
+    """Overwrite the second half of the samples, as a broken copy does; the size stays."""
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        content = gzip.decompress(raw)
+        half = len(content) // 2
+        path.write_bytes(gzip.compress(content[:half] + bytes(len(content) - half), 1))
+    elif b"\x89HDF" in raw[:520]:
+        with h5py.File(path, "r+") as file:
+            found = []
+            file.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+            largest = max((item for item in found if item.dtype.kind in "fi"), key=lambda item: item.size)
+            largest[largest.shape[0] // 2 :] = 0
+    else:
+        first, last = int(0.45 * len(raw)), int(0.95 * len(raw))
+        path.write_bytes(raw[:first] + bytes(last - first) + raw[last:])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_damaged_file_is_found_and_a_sound_one_is_not(name, phantoms, tmp_path):
+    root = shutil.copytree(phantoms(name), tmp_path / "data")
+    config = configure(name, root)
+    assert [found for found in check(SimpleNamespace(dataset=config), full=True) if not found.ok] == []
+    path = next(iter(root.glob(SAMPLES[name])))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 52 // 100])
+    named = [found for found in check_data_files(root) if not found.ok]
+    assert path.stem in named[0].message or path.with_suffix("").name in named[0].message
+    assert "1 damaged" in named[-1].message
+    with pytest.raises(DataError):
+        preprocess(config, tmp_path / "cut")
+    path.write_bytes(whole)
+    zero_half(path)
+    assert [found for found in check_trials(config) if not found.ok]
+    with pytest.raises(DataError):
+        preprocess(config, tmp_path / "zeros")
+
+
+def test_all_damaged_files_are_named_at_once_with_exit_2(phantoms, tmp_path, command_line):
+    """A session of NSD that a broken download had cut to half passed `check`, which looked at its first volumes."""
+    root = shutil.copytree(phantoms("nsd"), tmp_path / "data")
+    assert command_line("check", "nsd", "--root", root).returncode == 0
+    folder = root / "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR"
+    for number in (1, 2):
+        path = folder / f"betas_session{number:02d}.nii.gz"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    said = command_line("check", "nsd", "--root", root)
+    assert said.returncode == 2
+    assert "betas_session01.nii.gz" in said.stdout
+    assert "betas_session02.nii.gz" in said.stdout
+    assert "2 damaged" in said.stdout
+
+
+def test_full_reads_what_a_look_cannot_see(phantoms, tmp_path, command_line):
+    root = shutil.copytree(phantoms("nsd"), tmp_path / "data")
+    path = next(root.rglob("betas_session02.nii.gz"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF  # one byte: the size and the end are as they were
+    path.write_bytes(content)
+    check_data_file(path)
+    said = command_line("check", "nsd", "--root", root, "--full")
+    assert said.returncode == 2
+    assert "session02" in said.stdout
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "name", ["haxby_slices", "muse_n170", "digits69", "god", "nsd", "readers", "bids_metadata"]
+)
+def test_real_files_are_whole(shared, name):
+    assert [found for found in check_data_files(shared / "data" / name, full=True) if not found.ok] == []
+
+
+@pytest.mark.parametrize("name", ["test.edf", "test.bdf", "test.vhdr", "test_ctf_comp_raw.fif"])
+@pytest.mark.shared
+def test_real_recordings_that_are_cut_are_named(shared, tmp_path, name):
+    source = shared / "data/readers/mne"
+    for path in source.glob(f"{name.split('.')[0]}.*"):
+        shutil.copy(path, tmp_path)
+        (tmp_path / path.name).chmod(0o644)
+    check_data_file(tmp_path / name, full=True)
+    samples = (tmp_path / name).with_suffix(".eeg") if name.endswith(".vhdr") else tmp_path / name
+    samples.write_bytes(samples.read_bytes()[: int(0.7 * samples.stat().st_size)])
+    with pytest.raises(DataError, match="truncated"):
+        check_data_file(tmp_path / name)
+
+
+def test_formats_without_a_phantom(tmp_path):
+    for name, content in (("a.npy", np.arange(1000.0)), ("b.npz", None), ("c.csv", None), ("d.json", None)):
+        path = tmp_path / name
+        if name == "a.npy":
+            np.save(path, content)
+        elif name == "b.npz":
+            np.savez(path, x=np.arange(1000.0))
+        else:
+            path.write_bytes(b"1,2\n" * 500)
+        check_data_file(path, full=True)
+        path.write_bytes(path.read_bytes()[:900] + (b"" if name[0] in "ab" else bytes(100)))
+        with pytest.raises(DataError, match=r"damaged|truncated|zeros where text belongs"):
+            check_data_file(path)
+    (tmp_path / "e.nii.gz").touch()
+    with pytest.raises(DataError, match="is empty"):
+        check_data_file(tmp_path / "e.nii.gz")
+    (tmp_path / "movie.avi").write_bytes(b"what is not known here is left alone")
+    check_data_file(tmp_path / "movie.avi", full=True)
