@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slow mutate lint format bench docs notebooks clean
+.PHONY: demo test test-slow fuzz mutate lint format bench docs notebooks clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ N ?= 400
 SEED ?= 1
 mutate: $(READY)
 	$(BIN)/python -P tests/mutate.py -n $(N) --seed $(SEED)
+
+# damaged files of every kind: one sentence or the same result. A case that is printed runs again with --case.
+CASES ?= 5000
+FUZZ_SEED ?= 0
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(FUZZ_SEED) --jobs 2
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

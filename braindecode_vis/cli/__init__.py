@@ -131,7 +131,8 @@ def _fail(sentence: str, at_once: bool, *, code: int = 2) -> None:
     from braindecode_vis.devices import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
-    sys.stderr.write(f"error: {who}{sentence}\n")
+    # What was given is quoted, and may hold ends of lines.
+    sys.stderr.write(f"error: {who}{' '.join(sentence.splitlines())}\n")
     if at_once:
         leave(code)
     raise SystemExit(code)

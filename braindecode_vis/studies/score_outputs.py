@@ -301,8 +301,10 @@ def _score_embeddings(
             "predicted embeddings are scored beside the embeddings of the images; give them as targets."
         )
     vectors, values, rows, notes = expand_repetitions(given, true, ids)
-    check_finite(vectors, what="the array of predictions", row_names=range(len(vectors)), hint="")
-    check_finite(values, what="the array of targets", row_names=range(len(values)), hint="")
+    for what, array in (("predictions", vectors), ("targets", values)):
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"the {what} hold {array.dtype}, but embeddings are numbers; look at that array.")
+        check_finite(array, what=f"the array of {what}", row_names=range(len(array)), hint="")
     if vectors.shape[1:] != values.shape[1:]:
         check_transposed(given, true)
         raise DataError(

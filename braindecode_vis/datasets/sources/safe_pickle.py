@@ -106,6 +106,10 @@ def open_npy(path: Path) -> FileArray:
         raise DataError(
             f"{path} holds Python objects where a plain array is published; get it from its publisher."
         )
+    if dtype.kind not in "fiub" or not shape:
+        raise DataError(
+            f"{path} holds {dtype} of shape {shape} where rows of numbers are published; copy or fetch it again."
+        )
     return _make_file_array(path, offset, shape, dtype, fortran, path.stat().st_size - offset)
 
 

@@ -1,0 +1,284 @@
+"""One case: copy a base, damage a file, let a child process meet it, and judge what came of it.
+
+A case is known by its surface and a number, for example ``god/read:17``, which decide everything that is drawn.
+The child is a fork of this process, which has imported everything and computed nothing: it starts at once, can be
+killed when it hangs, and takes nothing down with it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.fuzz.mutator import Damage, mutate
+from tests.fuzz.surfaces import MAKERS, Surface, strip
+
+TIMEOUT_S = 60.0
+#: What a child may ask for, far above what any case needs: a header that asks for more is told at once.
+_MEMORY = 12 << 30
+_PLACES = ("home", "tmp", "cwd", "cache")
+#: Ends of a case that are as they should be.
+GOOD = ("same", "told", "another input")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a child ended: its exit code (negative for a signal), what it said and what its result is."""
+
+    code: int
+    said: str
+    result: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a case; `kind` is one of `GOOD`, or what was violated."""
+
+    case: str
+    kind: str
+    damage: Damage
+    file: str
+    said: str
+    seconds: float
+
+
+def import_everything() -> None:
+    """Import what the children would, once."""
+    import h5py  # noqa: F401
+    import mne.io  # noqa: F401
+    import nibabel  # noqa: F401
+    import pandas  # noqa: F401
+    import scipy.io  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
+    import torch  # noqa: F401
+
+    import braindecode_vis.api.decoding_run
+    import braindecode_vis.cli
+    import braindecode_vis.pipeline
+    import braindecode_vis.studies.score_outputs  # noqa: F401
+
+
+def in_child(folder: Path, act: Callable[[], str], *, timeout: float = TIMEOUT_S) -> Ending:
+    """Run `act` in a fork whose output goes to files of `folder`; a child that takes longer is killed."""
+    for name in _PLACES:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    process = os.fork()
+    if process == 0:
+        _live_in(folder)
+        code = 1
+        try:
+            (folder / "result").write_text(act())
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0) if not isinstance(end.code, str) else 1
+        except BaseException as error:
+            code = _tell(error)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    while (waited := os.waitpid(process, os.WNOHANG))[0] == 0:
+        if time.monotonic() - started > timeout:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            waited = (process, signal.SIGALRM)
+            break
+        time.sleep(0.003)
+    said = (folder / "stderr").read_text(errors="replace")
+    result = (folder / "result").read_text() if (folder / "result").is_file() else ""
+    return Ending(os.waitstatus_to_exitcode(waited[1]), said, result, time.monotonic() - started)
+
+
+def _live_in(folder: Path) -> None:
+    """Give this process a home, a cache, a folder for temporary files and files for what it says."""
+    os.setpgid(0, 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    os.environ |= {
+        "HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "BRAINDECODE_VIS_CACHE": str(folder / "cache"),
+        "MPLCONFIGDIR": str(folder / "home/.cache"),
+    }  # fmt: skip
+    import tempfile
+
+    tempfile.tempdir = None
+    os.chdir(folder / "cwd")
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _tell(error: BaseException) -> int:
+    """Say what Python code would have met: an error of the package is one sentence there too."""
+    from braindecode_vis.checks import BraindecodeVisError
+
+    if isinstance(error, BraindecodeVisError):
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    traceback.print_exception(error)
+    return 1
+
+
+def make_base(bases: Path, name: str) -> None:
+    """Make the files of a base, in a child."""
+    folder = bases / name
+    if folder.is_dir():
+        return
+    made = bases / f".{name}"
+    (made / "base").mkdir(parents=True)
+
+    def make() -> str:
+        MAKERS[name](made / "base")
+        return ""
+
+    ending = in_child(made, make, timeout=300)
+    if ending.code:
+        raise RuntimeError(f"the base {name} could not be made:\n{ending.said}")
+    (made / "base").rename(folder)
+
+
+def look(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Return kind, size and time of everything below a folder."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            status = os.lstat(os.path.join(place, name))  # noqa: PTH118
+            is_folder = os.path.isdir(os.path.join(place, name))  # noqa: PTH112, PTH118
+            found[os.path.join(place, name)] = (  # noqa: PTH118
+                status.st_mode,
+                0 if is_folder else status.st_size,
+                0 if is_folder else status.st_mtime_ns,
+            )
+    return found
+
+
+class Examiner:
+    """Judges cases in a folder of its own.
+
+    Parameters
+    ----------
+    bases
+        Folder of the bases.
+    work
+        Folder for the copies; the same path for every case, so that results name the same files.
+    """
+
+    def __init__(self, bases: Path, work: Path) -> None:
+        self.bases, self.work = bases, work
+        self.intact: dict[tuple[str, str], Ending] = {}
+
+    def judge(self, surface: Surface, number: int) -> Verdict:
+        """Carry out one case."""
+        name = f"{surface.name}:{number}"
+        rng = np.random.default_rng([zlib.crc32(surface.name.encode()), number])
+        files = surface.list_files(self.bases / surface.base)
+        # A format first: pictures outnumber everything else.
+        formats = sorted({path.suffix for path in files})
+        suffix = formats[int(rng.integers(len(formats)))]
+        of_format = [path for path in files if path.suffix == suffix]
+        file = of_format[int(rng.integers(len(of_format)))]
+        intact = self._run_intact(surface, file)
+        case = self._copy(surface, file)
+        damage = mutate(case / "in" / file, rng)
+        before = look(case)
+        ending = in_child(case, lambda: surface.act(case, case / "in" / file))
+        kind = self._judge(surface, file, damage, intact, ending, before)
+        said = ending.said if kind not in GOOD else ending.said.strip().rpartition("\n")[2]
+        return Verdict(name, kind, damage, str(file), strip(said, case), ending.seconds)
+
+    def _run_intact(self, surface: Surface, file: Path) -> Ending:
+        key = (surface.name, str(file) if surface.base in ("configs", "recipes") else "")
+        if key not in self.intact:
+            case = self._copy(surface, file)
+            self.intact[key] = in_child(case, lambda: surface.act(case, case / "in" / file))
+            if surface.base != "configs" and self.intact[key].code:
+                raise RuntimeError(f"{surface.name} fails without damage:\n{self.intact[key].said}")
+        return self.intact[key]
+
+    def _copy(self, surface: Surface, file: Path) -> Path:
+        """Return the folder of a case with a copy of the base: hard links but for the damaged file."""
+        case = self.work / "case"
+        shutil.rmtree(case, ignore_errors=True)
+        for name in _PLACES:
+            (case / name).mkdir(parents=True)
+        own = shutil.copy2 if surface.writes else os.link
+        shutil.copytree(self.bases / surface.base, case / "in", copy_function=own)
+        settings = case / "in/run/config.yaml"
+        if settings.is_file():  # a run knows where its data lie
+            made_in = str(self.bases / f".{surface.base}" / "base")
+            text = settings.read_text().replace(made_in, str(case / "in"))
+            settings.unlink()
+            settings.write_text(text)
+        if not surface.writes:
+            (case / "in" / file).unlink()
+            shutil.copy2(self.bases / surface.base / file, case / "in" / file)
+        return case
+
+    def _judge(
+        self, surface: Surface, file: Path, damage: Damage, intact: Ending, ending: Ending, before: Any
+    ) -> str:
+        case = self.work / "case"
+        if ending.code == -signal.SIGALRM:
+            return "hang"
+        if ending.code < 0:
+            return f"killed by {signal.Signals(-ending.code).name}"
+        if "Traceback (most recent call last)" in ending.said:
+            return "traceback"
+        if changed := self._find_writes(surface, case, before):
+            return f"write outside: {changed}"
+        if ending.code == 2:
+            return _judge_sentence(ending.said)
+        if ending.code:
+            return f"exit code {ending.code}"
+        if intact.code:
+            return "another input" if damage.readable else "damage taken"
+        if ending.result == intact.result:
+            return "same"
+        return self._judge_difference(surface, file, damage, ending)
+
+    def _judge_difference(self, surface: Surface, file: Path, damage: Damage, ending: Ending) -> str:
+        if surface.name.endswith("/rerun"):
+            return "reused blindly"
+        if surface.name == "recipes/run" and ending.result == "a score is no number":
+            return "no number"
+        if surface.name.endswith("/audit"):  # it says what it found, and goes on
+            return "told"
+        # The settings of a run belong to the person, who may have edited them; its results do not.
+        if surface.writes and surface.base != "new" and file.name != "config.yaml":
+            return "another number in silence"
+        return "another input" if damage.readable else "damage taken"
+
+    def _find_writes(self, surface: Surface, case: Path, before: dict[str, tuple[int, int, int]]) -> str:
+        # Libraries keep fonts and compiled code where a user's cache is.
+        names = ("out", "cache", "stdout", "stderr", "result", "home/.cache", "tmp/torchinductor_root")
+        allowed = [case / name for name in names]
+        allowed += [case / "in"] * surface.writes
+        after = look(case)
+        for path in sorted(before.keys() | after.keys()):
+            if before.get(path) != after.get(path) and not any(Path(path).is_relative_to(a) for a in allowed):
+                return strip(path, case)
+        return ""
+
+
+def _judge_sentence(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    if len(lines) != 1 or not said.strip().splitlines()[-1].startswith("error: "):
+        return "no sentence"
+    if len(lines[0]) > 1500:
+        return "endless sentence"
+    return "told"
