@@ -6,9 +6,12 @@ command costs what it computes and not what Python imports.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import hashlib
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -34,6 +37,8 @@ class Nursery:
         self.folder, self.n_started = folder, 0
         environment = {**os.environ, "PYTHONPATH": str(PYTHON_ROOT), "MPLBACKEND": "Agg"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        # Its threads would not live on in the children.
+        environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -62,9 +67,11 @@ class Nursery:
         deadline = time.monotonic() + seconds
         while (code := self.poll(pid)) is None:
             if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGUSR1)  # says where it is
+                time.sleep(1)
                 os.kill(pid, signal.SIGKILL)
                 self.wait(pid)
-                raise AssertionError(f"a command did not end within {seconds:.0f} s: {self.said[-500:]}")
+                raise AssertionError(f"a command did not end within {seconds:.0f} s: {self.said[-5000:]}")
             time.sleep(0.002)
         return code
 
@@ -148,10 +155,13 @@ def fetch_toy(url: str, out: str, digest: str, size: str) -> None:
 
 
 def _serve() -> None:
-    import braindecode_vis.pipeline  # noqa: F401
+    import braindecode_vis
     from braindecode_vis.cli import main
 
-    for name in ("pandas", "scipy.stats", "himalaya.ridge", "torch", "matplotlib.pyplot", *sys.argv[1:]):
+    for found in pkgutil.walk_packages(braindecode_vis.__path__, "braindecode_vis."):
+        with contextlib.suppress(ImportError):  # of optional libraries
+            __import__(found.name)
+    for name in ("himalaya.ridge", "jinja2", "PIL.JpegImagePlugin", "matplotlib.pyplot", *sys.argv[1:]):
         __import__(name)
     for line in sys.stdin:
         request = json.loads(line)
@@ -173,6 +183,7 @@ def _be_command(main, words, log, cache) -> None:
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.environ["BRAINDECODE_VIS_CACHE"] = cache
+        faulthandler.register(signal.SIGUSR1)
         # A suite that a shell runs in the background ignores Ctrl-C, and so would its commands.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["braindecode-vis", *words]
