@@ -284,7 +284,7 @@ def _read_records(folder: Path, stage: str) -> list[Record]:
     for path in sorted((folder / "stages" / stage).glob(f"*/{store.PROVENANCE}")):
         if path.parent.name.startswith("."):
             continue
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(DataError, OSError):
             found.append(Record(path.parent, store.read_provenance(path)))
     return sorted(found, key=lambda record: str(record.content.get("created", "")))
 

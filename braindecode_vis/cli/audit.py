@@ -18,7 +18,10 @@ _STYLES = {"ok": "green", "transductive": "yellow", "warning": "yellow", "leak":
 def audit(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     refit: Annotated[
-        bool, typer.Option("--refit", help="Also fit every fold again, with poisoned test trials.")
+        bool,
+        typer.Option(
+            "--refit", help="Also fit every fold again, with poisoned test trials, and compute what is dear."
+        ),
     ] = False,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
