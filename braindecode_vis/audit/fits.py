@@ -315,11 +315,10 @@ def check_refit(run: AuditedRun) -> list[AuditFinding]:
     DataError
         If the disk is too small for a copy of the responses.
     """
-    findings, linear = [], []
-    for number, record in enumerate(run.trained):
-        settings = play(ENCODER_SETTINGS, validate_component("encoder", record.fields["encoder"]))
-        if not settings.trains_in_processes:  # see `choices.check_networks`
-            linear.append((number, record))
+    findings: list[AuditFinding] = []
+    # Networks, those of categories among them, are trained again by `choices.check_networks`.
+    numbered = enumerate(run.trained)
+    linear = [(n, record) for n, record in numbered if not (record.path / "network.json").is_file()]
     if not linear:
         return []
     with tempfile.TemporaryDirectory(prefix="audit-") as temporary:

@@ -94,7 +94,8 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     for one, records, words in ((again, run.trained, ""), (low, run.low_trained, "low-level ")):
         if one is None:
             continue
-        if one.encoder.trains_in_processes:
+        # Networks of categories are no networks by their settings.
+        if any((record.path / "network.json").is_file() for record in records):
             findings += check_networks(run, one, records, words)
             continue
         took = sum(_read_seconds(record) for record in records)

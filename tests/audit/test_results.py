@@ -85,8 +85,9 @@ def test_every_part_of_a_clean_run_is_verified_by_recomputing(clean):
             "retrieval.centre=zscore",
         ),
         ("encoder={kind: lda}", "split={kind: kfold, n_folds: 3}"),
+        ("encoder={kind: network_categories, epochs: 1, device: cpu}", "split={kind: kfold, n_folds: 2}"),
     ],
-    ids=["folds", "prior", "classes"],
+    ids=["folds", "prior", "classes", "network of classes"],
 )
 def test_other_clean_runs_pass_too(tmp_path, overrides):
     audit = audit_run(make_run(tmp_path / "run", *overrides))
