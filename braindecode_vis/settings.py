@@ -111,7 +111,7 @@ class Settings(BaseModel):
             return value
         annotation: Any = cls.model_fields[info.field_name].annotation
         names = _list_types(annotation)
-        for entry in value if isinstance(value, list | tuple) else (value,):
+        for entry in _list_entries(value) if names & {int, float} else ():
             # true would be 1 and false 0, where somebody wrote a word into the wrong line
             if isinstance(entry, bool) and names & {int, float} and bool not in names:
                 raise PydanticCustomError("flag", "Input should be a number, not true or false")
@@ -119,6 +119,19 @@ class Settings(BaseModel):
             if type(entry) is int and abs(entry) >= _LARGEST_INT and names & {int, float}:
                 raise PydanticCustomError("too_large", "Input should be below 2^63")
             if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf and names & {int, float}:
+                raise PydanticCustomError(
+                    "too_large", "Input should be a number of single precision (below 3e38)"
+                )
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_large_numbers(cls, value: Any) -> Any:
+        """Refuse them also where they were written as text, which YAML makes of 1e308."""
+        for entry in _list_entries(value):
+            if type(entry) is int and abs(entry) >= _LARGEST_INT:
+                raise PydanticCustomError("too_large", "Input should be below 2^63")
+            if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf:
                 raise PydanticCustomError(
                     "too_large", "Input should be a number of single precision (below 3e38)"
                 )
@@ -167,6 +180,17 @@ class Settings(BaseModel):
     def find_outside(self) -> dict[str, OutsideCode]:
         """Return where each component from outside comes from, by the full key of its settings."""
         return {key: OUTSIDE[type(entry)] for key, entry in self.walk() if type(entry) in OUTSIDE}
+
+
+def _list_entries(value: Any) -> Iterator[Any]:
+    """Yield a value, or the entries of lists and mappings at any depth."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    for entry in value:
+        yield from _list_entries(entry)
 
 
 @lru_cache(maxsize=None, typed=True)  # true and 1 are equal

@@ -131,7 +131,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
-        self.path = path.expanduser().absolute()
+        self.path, self.writable = path.expanduser().absolute(), writable
         if not writable:
             return
         try:
@@ -174,6 +174,11 @@ class RunFolder:
             written = read_json(final / PROVENANCE)["created"]
             return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}")
         reason = damage or self._explain(parent, unit, version, fields, upstream)
+        if not self.writable:
+            raise DataError(
+                f"{self.path} cannot be written, and its stage {stage} would have to be computed ({reason}); copy the "
+                "folder to where you may write."
+            )
         parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(parent, unit)
         temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
@@ -314,14 +319,15 @@ def _remove_stale(parent: Path, unit: str) -> None:
     """Remove temporary folders whose process is gone; those of other machines on a shared disk are left alone."""
     for path in parent.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         pid = path.name.rsplit("-", 1)[-1]
-        if not (pid.isdigit() and _is_alive(int(pid))):
+        if not (pid.isdigit() and is_alive(int(pid))):
             shutil.rmtree(path, ignore_errors=True)
         # Of this process, but of an earlier try that did not come to its end, as in a notebook.
         elif int(pid) == os.getpid() and path.name.startswith(f"{_TEMPORARY}{unit}-"):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this machine is running."""
     try:
         os.kill(pid, 0)  # signal 0 asks, and does nothing
     except ProcessLookupError:
@@ -384,7 +390,7 @@ def _sweep_once(folder: Path, process: int) -> None:
     """Remove what killed processes of this machine left in a folder; once, as it may hold thousands of files."""
     for path in folder.glob(f"{_TEMPORARY}*-{_HOST}-*"):
         owner = re.match(rf"{re.escape(_TEMPORARY)}(\d+)-{_HOST}-", path.name)
-        if owner is None or int(owner[1]) == process or _is_alive(int(owner[1])):
+        if owner is None or int(owner[1]) == process or is_alive(int(owner[1])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -447,15 +453,19 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 def collect_provenance() -> dict[str, Any]:
     """Return who, when and with which versions: everything about a result but its inputs."""
-    name = Path(sys.argv[0]).name
-    program = "braindecode-vis" if name == "__main__.py" else name  # as a reader would type it
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "versions": collect_versions(),
         "git_revision": read_git_revision(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": describe_command(),
     }
+
+
+def describe_command() -> str:
+    """Return the command line of this process as a reader would type it."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["braindecode-vis" if name in ("__main__.py", "-c") else name, *sys.argv[1:]])
 
 
 @cache

@@ -538,9 +538,39 @@ def test_a_payload_is_not_run_by_a_run_folder(tmp_path):
 
 
 def test_a_mapping_named_twice_in_yaml_is_looked_at_once(tmp_path):
-    """Nine aliases of nine aliases are 9 ** 20 entries for whoever visits each."""
+    """Nine aliases of nine aliases are 9 ** 20 entries for whoever visits each, as where arguments are hashed."""
     lines = ["a0: &a0 {trust_pickle: true}"]
     lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 20)]
-    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    for text in (
+        "\n".join(lines),
+        "target: {kind: timm, model_args: {" + ", ".join(lines) + "}}",
+        "a: &a [*a]",
+    ):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ConfigError, match="more than 1000000 entries"):
+            read_config(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text("\n".join(lines[:3]))
     with pytest.raises(ConfigError, match="unknown key a0"):
         read_config(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["dataset.tmax='1e39'", "encoder.batch_size='18446744073709551616'", "dataset.tmax=1e308"]
+)
+def test_numbers_beyond_bounds_are_refused_also_as_text(text):
+    """YAML reads 1e308 as text, which pydantic makes a number of."""
+    with pytest.raises(ConfigError, match=r"should be (below 2\^63|a number of single precision)"):
+        read_config("things_eeg2_nice_vitl", [text])
+
+
+def test_a_sentence_holds_no_codes_for_the_terminal(tmp_path, monkeypatch, capsys):
+    """Keys and names of files of somebody else may hold them, or line breaks."""
+    from braindecode_vis.cli import main
+
+    (tmp_path / "x.yaml").write_text('"\\e[31mred\\n": 1')
+    monkeypatch.setattr(sys, "argv", ["braindecode-vis", "run", str(tmp_path / "x.yaml")])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().err
+    assert "unknown key \\x1b[31mred ; known" in told
+    assert len(told.splitlines()) == 1

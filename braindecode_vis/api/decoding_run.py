@@ -524,9 +524,12 @@ def decode(
         config = validate_config(content, where="decode")
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
-    data.write_for_run(folder / "data")
     run = open_run_folder(config, folder, listener)
-    reporting.run_all(run)
+    with run.hold():
+        if out is not None:  # another process may have been waited for, which left a run of other data
+            _refuse_another_run(folder, config, data)
+        data.write_for_run(folder / "data")
+        reporting.run_all(run)
     decoded = DecodingRun(run)
     if out is None:
         weakref.finalize(decoded, shutil.rmtree, folder, ignore_errors=True)
@@ -593,7 +596,7 @@ def open_run(
             f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
         )
     with give_consent(code=trust_code, download=allow_download):
-        return DecodingRun(open_run_folder(read_config(path), path))
+        return DecodingRun(open_run_folder(read_config(path), path, reading=True))
 
 
 def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Responses, StimulusSet | None]:

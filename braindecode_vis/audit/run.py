@@ -57,6 +57,7 @@ from braindecode_vis.audit.statistics import (
     check_whitened,
 )
 from braindecode_vis.checks import BraindecodeVisError
+from braindecode_vis.consent import ConsentError
 
 SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_split_settings, check_used)
 STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
@@ -155,6 +156,8 @@ def check_results(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFindin
     with tempfile.TemporaryDirectory(prefix="audit-") as temporary:
         try:
             again = open_recomputed(run, Path(temporary))
+        except ConsentError:  # a check that was not made only because nobody was asked
+            raise
         except (BraindecodeVisError, OSError) as error:
             for part in LATER:
                 run.state(part, "not verified", "everything", str(error).rstrip("."))

@@ -44,7 +44,10 @@ def root_options(
 ) -> None:
     """Hold the options that stand before the verb, and keep several processes to verbs that share their work."""
     from braindecode_vis.checks import ConfigError
+    from braindecode_vis.cli.show import HELD
     from braindecode_vis.devices import count_launched, spans_machines
+
+    context.call_on_close(HELD.close)
     from braindecode_vis.memory import check_libraries
 
     if not {"--help", "-h"} & set(sys.argv):
@@ -131,8 +134,10 @@ def _fail(sentence: str, at_once: bool, *, code: int = 2) -> None:
     from braindecode_vis.devices import is_first, leave
 
     who = "" if is_first() else f"process {os.environ['RANK']}: "
-    # What was given is quoted, and may hold ends of lines.
-    sys.stderr.write(f"error: {who}{' '.join(sentence.splitlines())}\n")
+    # Names of files and keys may hold ends of lines, or codes that a terminal obeys.
+    line = " ".join(sentence.splitlines())
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    sys.stderr.write(f"error: {who}{plain}\n")
     if at_once:
         leave(code)
     raise SystemExit(code)

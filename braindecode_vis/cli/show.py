@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +71,8 @@ AllowDownload = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
+#: What a verb holds until it has ended.
+HELD = ExitStack()
 #: Between lines about progress where there is no terminal, as in the log of a Slurm job.
 _SECONDS_A_LINE = 60.0
 
@@ -161,7 +163,10 @@ def open_source(
         out = folder
     if out is None or not (folder.is_dir() and out.expanduser().absolute() == folder.absolute()):
         _tell_earlier((Path("runs") / config.name if out is None else out).expanduser().absolute(), config)
-    return open_run(config, out, ConsoleListener() if is_first() else SilentListener())
+    run = open_run(config, out, ConsoleListener() if is_first() else SilentListener())
+    if is_first():  # until the verb has ended; others of the same training follow it
+        HELD.enter_context(run.hold())
+    return run
 
 
 def _tell_earlier(out: Path, config: RunConfig) -> None:

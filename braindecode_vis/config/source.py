@@ -27,6 +27,9 @@ from braindecode_vis.store import PROVENANCE
 #: Settings that let a file of data run code, or weights be fetched; a file that states them is read as if it did not.
 CONSENTS = ("trust_pickle", "allow_download")
 
+#: Nine aliases of nine aliases, twenty times, are more than can be visited.
+_MAX_ENTRIES = 1_000_000
+
 
 def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path | None = None) -> RunConfig:
     """Read a configuration and apply overrides.
@@ -56,6 +59,11 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not {type(content).__name__}.")
+    if _count_entries(content, {}) > _MAX_ENTRIES:
+        raise ConfigError(
+            f"{path} names its parts in so many places that it has more than {_MAX_ENTRIES} entries (or contains "
+            "itself); write it without aliases."
+        )
     _drop_consents(content, set())
     # Kept as it was written: only what the file itself says may be blamed on an older version.
     written = copy.deepcopy(content)
@@ -101,6 +109,17 @@ def _allow_downloads(settings: Settings) -> Any:
         elif isinstance(value, tuple | list):
             changes[name] = type(value)(_allow_downloads(v) if isinstance(v, Settings) else v for v in value)
     return settings.model_copy(update=changes)
+
+
+def _count_entries(value: Any, counted: dict[int, int]) -> int:
+    """Return how many entries a file has once its aliases are written out; one that contains itself has too many."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = _MAX_ENTRIES + 1  # while it is counted
+        entries = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count_entries(entry, counted) for entry in entries)
+    return counted[id(value)]
 
 
 def _drop_consents(value: Any, seen: set[int]) -> None:
@@ -187,7 +206,11 @@ def describe_writer(folder: Path) -> str:
     for path in folder.glob(f"stages/*/*/{PROVENANCE}"):
         try:
             record = json.loads(path.read_text())
-        except (OSError, ValueError):  # a damaged stage is computed again, and tells nothing here
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ):  # a damaged stage is computed again, and tells nothing here
             continue
         if isinstance(record, dict) and isinstance(record.get("versions"), dict):
             records.append(record)

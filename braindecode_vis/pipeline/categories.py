@@ -155,7 +155,7 @@ def evaluate_categories(
     for row in rows:
         row["fingerprint"] = artifact.fingerprint
     run.seen["items"] = pd.read_parquet(artifact.path / "items.parquet")
-    publish_scores(run.folder.path, rows)
+    publish_scores(run, rows)
     return rows
 
 

@@ -7,8 +7,10 @@ stand at the top of a run folder. Knows nothing of what a stage computes.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,10 +20,11 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 
 from braindecode_vis import roles, store
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.consent import ConsentError
 from braindecode_vis.contracts import Context, WholeSettings
+from braindecode_vis.pipeline.folder_lock import hold_folder
 
 #: Raise a number when the code of that stage changes its result.
 STAGE_VERSIONS = {
@@ -108,6 +111,22 @@ class Run:
             self.seen[key] = make()
         return self.seen[key]
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the run folder from other processes while the context lasts; see `folder_lock`."""
+        if self.follows or not self.folder.writable:
+            yield
+            return
+        with hold_folder(self.folder.path, _digest_settings(self.config), self._tell):
+            yield
+
+    def _tell(self, sentence: str) -> None:
+        if isinstance(self.listener, SilentListener):
+            warnings.warn(sentence, stacklevel=2)
+            return
+        with self.listener.watch("run folder:") as show:
+            show(0, 0, sentence)
+
     def produce(
         self,
         stage: str,
@@ -119,9 +138,14 @@ class Run:
         """Reuse or compute one artifact and tell the listener."""
         started = time.perf_counter()
         with self.share(stage, compute) as shared:
+
+            def compute_alone(folder: Path) -> Mapping[str, Any] | None:
+                with self.hold():
+                    return shared(folder)
+
             artifact = self.folder.produce(
                 stage, version=STAGE_VERSIONS[stage], fields=store.json_plain(fields), upstream=dict(upstream),
-                compute=shared, unit=unit,
+                compute=compute_alone, unit=unit,
             )  # fmt: skip
         self.listener.finished(f"{stage} {unit}".strip(), artifact, time.perf_counter() - started)
         return artifact
@@ -132,7 +156,18 @@ class Run:
         yield compute
 
 
-def open_run(config: RunConfig, out: Path | None = None, listener: Listener | None = None) -> Run:
+def _digest_settings(config: RunConfig) -> str:
+    """Return a digest of what decides the results of a run."""
+    try:
+        fields = config.hashed_fields()
+    except BraindecodeVisError:  # weights of a later stage are not there
+        fields = config.model_dump(mode="json")
+    return store.hash_json(store.json_plain({k: v for k, v in fields.items() if k not in _BESIDE_THE_RESULT}))
+
+
+def open_run(
+    config: RunConfig, out: Path | None = None, listener: Listener | None = None, *, reading: bool = False
+) -> Run:
     """Make or open the run folder.
 
     Parameters
@@ -143,8 +178,11 @@ def open_run(config: RunConfig, out: Path | None = None, listener: Listener | No
         The run folder; ``runs/<name>`` by default.
     listener
         Shows progress.
+    reading
+        Whether a folder that cannot be written is opened too; what it lacks is then an error.
     """
-    folder = store.RunFolder(out if out is not None else Path("runs") / config.name)
+    path = out if out is not None else Path("runs") / config.name
+    folder = store.RunFolder(path, writable=not (reading and path.is_dir() and not os.access(path, os.W_OK)))
     return Run(config, folder, listener or SilentListener())
 
 
@@ -263,12 +301,17 @@ def read_earlier(folder: Path) -> RunConfig | None:
 
 def keep_config(run: Run) -> None:
     """Write the full configuration into the run folder, once its data set was found to be readable."""
+    if not run.folder.writable:
+        return
     with store.replace_atomically(run.folder.path / "config.yaml") as temporary:
         temporary.write_text(dump_config(run.config))
 
 
-def publish_scores(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``scores.json`` and the same as ``scores.parquet``."""
+def publish_scores(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Write ``scores.json`` and the same as ``scores.parquet`` into the run folder."""
+    folder = run.folder.path
+    if not run.folder.writable:
+        return
     store.write_json(folder / "scores.json", rows)
     with store.replace_atomically(folder / "scores.parquet") as temporary:
         pd.DataFrame(rows).to_parquet(temporary, index=False)

@@ -76,7 +76,7 @@ def evaluate(run: Run) -> list[dict[str, Any]]:
     for name in ("captions", "response_ceilings"):
         path = artifact.path / f"{name}.json"
         run.seen[name] = store.read_json(path) if path.is_file() else None
-    publish_scores(run.folder.path, rows)
+    publish_scores(run, rows)
     return rows
 
 

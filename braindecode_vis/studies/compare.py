@@ -131,7 +131,7 @@ def _average(values: np.ndarray, subjects: pd.Series) -> float:
 
 def read_items(folder: Path) -> pd.DataFrame:
     """Return one row per test item of a finished run: its keys and one column per metric."""
-    run: Run = open_run(read_config(folder), folder)
+    run: Run = open_run(read_config(folder), folder, reading=True)
     pipeline.evaluate(run)
     return tabulate_items(run.seen["items"])
 

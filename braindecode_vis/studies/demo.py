@@ -87,5 +87,6 @@ def run_demo(
     )
     config = read_config("phantom_eeg_network", [f"seed={seed}"], root=root)
     run = open_run(config, out, listener)
-    run_all(run)
+    with run.hold():
+        run_all(run)
     return run, truth

@@ -24,6 +24,7 @@ import yaml
 from braindecode_vis import store
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
+from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 
 #: The command without the current folder on the path, where a file named like any module would be run in its place.
@@ -163,6 +164,31 @@ def sweep(
             raise ConfigError(
                 f"the combination {', '.join(combination.overrides)} cannot run: {error}"
             ) from error
+    show = listener or SilentListener()
+
+    def tell(sentence: str) -> None:
+        with show.watch("sweep:") as say:
+            say(0, 0, sentence)
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {out} cannot be written ({error.strerror}); choose another with --out."
+        ) from error
+    asked = store.hash_json([dump_config(config) for config in configs])
+    with hold_folder(out, asked, tell):  # its runs hold their own folders
+        return _run_all(combinations, configs, out, list(axes), n_jobs, show)
+
+
+def _run_all(
+    combinations: Sequence[Combination],
+    configs: Sequence[RunConfig],
+    out: Path,
+    keys: Sequence[str],
+    n_jobs: int,
+    show: Listener,
+) -> pd.DataFrame:
     stages = out / "stages"
     for combination, config in zip(combinations, configs, strict=True):
         folder = combination.folder
@@ -178,7 +204,6 @@ def sweep(
                 f"the folder {combination.folder} cannot be written ({error.strerror}); choose another with --out."
             ) from error
     failures: dict[Path, str] = {}
-    show = listener or SilentListener()
     with (
         show.progress(f"running {len(combinations)} combinations", len(combinations)) as advance,
         ThreadPoolExecutor(n_jobs) as pool,
@@ -194,7 +219,7 @@ def sweep(
     table = _collect(combinations, failures)
     if len(failures) == len(combinations):
         raise DataError(f"every run of the sweep failed; the first said: {next(iter(failures.values()))}")
-    for name, frame in (("sweep", table), ("summary", summarise(table, list(axes)))):
+    for name, frame in (("sweep", table), ("summary", summarise(table, keys))):
         with store.replace_atomically(out / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
     with store.replace_atomically(out / "sweep.parquet") as temporary:

@@ -1,0 +1,124 @@
+"""One process at a time works in a run folder; others with the same settings wait and share, others are refused.
+
+The lock is the system's own (`flock`, through filelock): it ends with the process that holds it, however that ends,
+and holds across machines where the file system passes it on, as NFS 4 does. Where there is none, filelock marks the
+file itself. Beside it lies a note on who holds it, for whoever waits. Readers take no lock: what they read appears by
+renames.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from braindecode_vis import store
+from braindecode_vis.checks import ConfigError
+
+LOCK = ".lock"
+#: Who holds the lock; left behind by a process that was killed, and then of no meaning.
+HOLDER = ".lock-holder.json"
+_POLL_S = 0.25
+_SECONDS_A_LINE = 60.0
+#: Folders that a thread of this process holds, with the number of blocks it holds them in.
+_HELD: dict[tuple[Path, int], int] = {}
+
+
+@contextmanager
+def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold a run folder while the context lasts; wait for another process with the same settings.
+
+    Parameters
+    ----------
+    folder
+        Run folder, which is there.
+    settings
+        Digest of what decides the results that are written.
+    tell
+        Called with a sentence when the waiting begins, and once a minute.
+
+    Raises
+    ------
+    ConfigError
+        If a process with other settings works there.
+    """
+    import filelock
+
+    key = (folder.resolve(), threading.get_ident())
+    if _HELD.get(key):  # a stage within a stage
+        _HELD[key] += 1
+        try:
+            yield
+        finally:
+            _HELD[key] -= 1
+        return
+    lock = filelock.FileLock(folder / LOCK)
+    last: float | None = None
+    before: dict[str, Any] = {}
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except filelock.Timeout:
+            holder = _read_holder(folder)
+        # Seen twice, since for a moment the note may still be that of a process that was killed.
+        if holder and holder == before and holder["settings"] != settings:
+            raise ConfigError(
+                f"{folder} is in use by {_describe(holder)}, which runs other settings; wait until it has ended, or "
+                "choose another folder with --out."
+            )
+        known = not holder or holder["settings"] == settings
+        before = holder
+        if known and (last is None or time.monotonic() - last >= _SECONDS_A_LINE):
+            last = time.monotonic()
+            tell(
+                f"waiting for {_describe(holder)}, which works in {folder} with the same settings; what it makes is "
+                f"shared (if it is gone, delete {folder / LOCK})"
+            )
+        time.sleep(_POLL_S)
+    _HELD[key] = 1
+    try:
+        _write_holder(folder, settings)
+        yield
+    finally:
+        del _HELD[key]
+        with suppress(OSError):
+            (folder / HOLDER).unlink()
+        lock.release()
+
+
+def _write_holder(folder: Path, settings: str) -> None:
+    about: dict[str, Any] = {
+        "host": platform.node(), "pid": os.getpid(), "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "command": store.describe_command(), "settings": settings,
+    }  # fmt: skip
+    store.write_json(folder / HOLDER, about)
+
+
+def _read_holder(folder: Path) -> dict[str, Any]:
+    """Return who holds the lock; empty if the note is damaged, or of a process that is gone."""
+    try:
+        about = json.loads((folder / HOLDER).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    keys = ("host", "pid", "since", "command", "settings")
+    if not isinstance(about, dict) or not all(key in about for key in keys):
+        return {}
+    gone = about["host"] == platform.node() and not (
+        isinstance(about["pid"], int) and store.is_alive(about["pid"])
+    )
+    return {} if gone else about
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    here = " of this machine" if holder["host"] == platform.node() else f" on {holder['host']}"
+    return f"process {holder['pid']}{here} (since {holder['since']}: {holder['command']})"
