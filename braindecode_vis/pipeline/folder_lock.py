@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +26,8 @@ LOCK = ".lock"
 HOLDER = ".lock-holder.json"
 _POLL_S = 0.25
 _SECONDS_A_LINE = 60.0
-#: Folders that a thread of this process holds, with the number of blocks it holds them in.
-_HELD: dict[tuple[Path, int], int] = {}
+#: Folders that this process holds: a stage asks within a stage, perhaps in another thread.
+_HELD: set[Path] = set()
 
 
 @contextmanager
@@ -51,13 +50,9 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
     """
     import filelock
 
-    key = (folder.resolve(), threading.get_ident())
-    if _HELD.get(key):  # a stage within a stage
-        _HELD[key] += 1
-        try:
-            yield
-        finally:
-            _HELD[key] -= 1
+    key = folder.resolve()
+    if key in _HELD:
+        yield
         return
     lock = filelock.FileLock(folder / LOCK)
     last: float | None = None
@@ -83,12 +78,12 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
                 f"shared (if it is gone, delete {folder / LOCK})"
             )
         time.sleep(_POLL_S)
-    _HELD[key] = 1
+    _HELD.add(key)
     try:
         _write_holder(folder, settings)
         yield
     finally:
-        del _HELD[key]
+        _HELD.discard(key)
         with suppress(OSError):
             (folder / HOLDER).unlink()
         lock.release()
