@@ -133,6 +133,9 @@ def test_coordinates_replace_the_table(tmp_path):
     file = tmp_path / "centroids.csv"
     pd.DataFrame(places, columns=["R", "A", "S"]).to_csv(file, index=False)
     np.testing.assert_allclose(read_centroids(file, 6), (places - places.mean(0)) / places.std())
+    for suffix in (".tsv", ".txt"):
+        pd.DataFrame(places, columns=["x", "y", "z"]).to_csv(tmp_path / f"a{suffix}", index=False, sep="\t")
+        np.testing.assert_allclose(read_centroids(tmp_path / f"a{suffix}", 6), read_centroids(file, 6))
     network = tune(parcel_position="coordinates", coordinates=file).build(SIGNAL, 7)
     assert network(torch.randn(3, 6, 8), NOBODY).shape == (3, 7)
     with pytest.raises(DataError, match="5 parcels"):

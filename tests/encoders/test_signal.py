@@ -3,10 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.signal import Signal, count_windows, scale_length
+from braindecode_vis.encoders.signal import Signal, count_windows, describe_signal, scale_length
 
 EEG = Signal(
     ("channel", "time"), (2, 50), ("01", "02"), ("Oz", "Pz"), np.array([[0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]),
@@ -37,3 +39,32 @@ def test_the_least_length_with_a_window_is_named():
     assert count_windows(EEG, "net", lambda n: n - 49) == 1
     with pytest.raises(DataError, match=r"at least 61 samples \(0.61 s at 100 Hz\), but these have 50"):
         count_windows(EEG, "net", lambda n: n - 60)
+
+
+def test_a_signal_has_what_the_responses_say():
+    """Every coordinate, of the training responses' own subjects alone."""
+    trials = pd.DataFrame(
+        {"subject": ["02", "01"], "session": "01", "run": "01", "stimulus_id": ["a", "b"], "repetition": 0,
+         "split": "train"}
+    )  # fmt: skip
+    coords = {
+        "ch_names": list(EEG.ch_names), "ch_pos": EEG.ch_pos, "times": EEG.times, "sfreq": 100, "modality": "eeg",
+        "n_voxels_of": {"01": 90, "02": 80, "03": 70}, "parcel_networks": ["Vis", "Default"],
+    }  # fmt: skip
+    found = describe_signal(
+        Responses(np.zeros((2, 2, 50), np.float32), ("trial", "channel", "time"), trials, "V", coords)
+    )
+    expected = dataclasses.replace(EEG, n_voxels=(90, 80), networks=("Vis", "Default"))
+    for field in dataclasses.fields(Signal):
+        np.testing.assert_array_equal(
+            getattr(found, field.name), getattr(expected, field.name), err_msg=field.name
+        )
+    bare = Responses(np.zeros((2, 2, 50), np.float32), ("trial", "channel", "time"), trials, "V", {})
+    found = describe_signal(bare)
+    assert (found.times, found.sfreq, found.ch_pos, found.ch_names, found.n_voxels) == (
+        None,
+        None,
+        None,
+        (),
+        (),
+    )

@@ -288,6 +288,7 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[2750] == pytest.approx(0.5, abs=0.01)
     assert 0 <= rates[-1] < 1e-5
     assert recipe.compute_rate(4, 50) == 1.0  # a short training does not end in its warm-up
+    assert [recipe.compute_rate(step, 29) for step in (0, 1)] == [0.5, 1.0]  # whole steps
 
 
 def test_misuse_is_refused(fitted):
