@@ -112,6 +112,8 @@ def test_the_rotation_solves_the_weighted_problem_and_undoes_a_turn():
     two = np.sort(similarity[rows], axis=1)
     weight = np.maximum(two[:, -1] - two[:, -2], 1e-6)
     weight /= weight.sum()
+    # the landmarks' own mean comes to lie on that of their images, wherever it was
+    np.testing.assert_allclose(weight @ found.queries[rows], weight @ gallery[best], atol=1e-9)
     x, y = turned[rows] - weight @ turned[rows], gallery[best] - weight @ gallery[best]
     cross = x.T @ np.diag(weight) @ y
     pulled = cross + 0.1 * np.linalg.norm(cross, 2) * np.eye(24)

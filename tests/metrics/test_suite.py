@@ -13,7 +13,7 @@ from torchvision.transforms.functional import normalize, resize
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.embeddings.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from braindecode_vis.metrics import feature_networks, suite
+from braindecode_vis.metrics import feature_networks, lpips, suite
 from braindecode_vis.metrics.feature_networks import NETWORKS
 from braindecode_vis.metrics.identification import compute_correlations
 from braindecode_vis.metrics.image import make_image_table
@@ -94,6 +94,22 @@ def test_alexnet_rows_equal_one_image_at_a_time(alexnet):
         expected = np.mean([slow_two_way(seen, one) for one in made], axis=0)
         np.testing.assert_allclose(found.values[f"two_way_identification@{name}"], expected, atol=1e-12)
     assert found.not_computed == []
+
+
+def test_linear_weights_of_lpips_are_those_of_the_installed_package(tmp_path, monkeypatch):
+    """Without the package, or without the file in it, there are none."""
+    assert (
+        lpips.find_linear_weights("alexnet") is None
+        or lpips.find_linear_weights("alexnet").name == "alex.pth"
+    )
+    monkeypatch.setattr(lpips, "find_spec", lambda name: None)
+    assert lpips.find_linear_weights("vgg16") is None
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "elsewhere"), str(tmp_path)])
+    monkeypatch.setattr(lpips, "find_spec", lambda name: spec if name == "lpips" else None)
+    (tmp_path / "weights" / "v0.1").mkdir(parents=True)
+    (tmp_path / "weights" / "v0.1" / "vgg.pth").touch()
+    assert lpips.find_linear_weights("vgg16") == tmp_path / "weights" / "v0.1" / "vgg.pth"
+    assert lpips.find_linear_weights("alexnet") is None
 
 
 @pytest.mark.filterwarnings("ignore:NOTE. The nodes")  # dropout exists in training only
