@@ -5,6 +5,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import Prior
 from braindecode_vis.priors.closed_form import MeanPriorConfig
+from braindecode_vis.registry import find_component
 
 
 def test_every_sample_is_the_mean_of_distinct_images(tmp_path):
@@ -36,3 +37,16 @@ def test_misuse_is_refused():
     prior = MeanPriorConfig().build().fit(rows, rows)
     with pytest.raises(DataError, match="fitted in the space 'toy'"):
         prior.sample(Embeddings(np.zeros((2, 1)), ["a", "b"], "clip"), n_draws=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "kind, needs, options",
+    [
+        ("identity", False, {}), ("mean", False, {}), ("neighbours", False, {}), ("spread", True, {}),
+        ("diffusion", True, {}),
+        ("diffusion", False, {"condition": "simulated"}), ("diffusion", True, {"condition": "noised_targets"}),
+    ],
+)  # fmt: skip
+def test_priors_that_learn_from_predictions_say_so(kind, needs, options):
+    """Where none need them, a run makes no out-of-fold predictions, which takes minutes with a network."""
+    assert find_component("prior", kind)(**options).needs_predictions is needs
