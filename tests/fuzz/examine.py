@@ -69,6 +69,9 @@ def import_everything() -> None:
     import braindecode_vis.cli
     import braindecode_vis.pipeline
     import braindecode_vis.studies.score_outputs  # noqa: F401
+    from braindecode_vis.store import collect_provenance
+
+    collect_provenance()  # versions and commit are kept for the process, and asking git takes longer than most cases
 
 
 def in_child(folder: Path, act: Callable[[], str], *, timeout: float = TIMEOUT_S) -> Ending:

@@ -165,8 +165,9 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
         If it lists other trials, or its image numbers count from 0.
     """
     path = root / f"nsddata/ppdata/subj{subject:02d}/behav/responses.tsv"
-    if not path.is_file():
+    if not (path.exists() or path.is_symlink()):
         return False
+    check_file(path, what=f"the behaviour of subject {subject:02d}", hint="fetch it again, or move it away")
     table = pd.read_csv(path, sep="\t")
     check_columns(table.columns, ("SESSION", "RUN", "73KID"), what=str(path))
     for session in sessions:
