@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import __version__
+from braindecode_vis import __version__, digests
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
 from braindecode_vis.stimuli import StimulusSet
@@ -77,7 +77,7 @@ def _refuse(value: Any) -> Any:
 
 
 def hash_file(path: Path, *, block_bytes: int = 1 << 22) -> str:
-    """Return the sha256 of a file, read in blocks."""
+    """Return the sha256 of a file, read in blocks: what checksums are published as, and pictures known by."""
     if not path.is_file():
         raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
     digest = hashlib.sha256()
@@ -132,6 +132,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path, self.writable = path.expanduser().absolute(), writable
+        self._in_use: dict[Path, None] = {}  # in their order
         if not writable:
             return
         try:
@@ -170,9 +171,15 @@ class RunFolder:
         final = parent / "-".join(filter(None, [unit, fingerprint]))
         # Checked each time it is reused: a changed file would otherwise speak for settings that did not make it.
         damage = find_damage(final) if final.exists() else ""
+        if added := list_added(final):
+            raise DataError(
+                f"{final / added[0]} is no file that the run wrote; move it elsewhere, then run the same command again."
+            )
         if final.exists() and not damage:
             written = read_json(final / PROVENANCE)["created"]
+            self._in_use[final] = None
             return Artifact(final, fingerprint, True, f"nothing it depends on changed since {written}")
+        self.verify()
         reason = damage or self._explain(parent, unit, version, fields, upstream)
         if not self.writable:
             raise DataError(
@@ -190,9 +197,9 @@ class RunFolder:
                 "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
                 "fields": fields, "upstream": upstream, **extra,
                 **collect_provenance(), "seconds": round(time.perf_counter() - started, 3),
-                "files": describe_files(temporary),
+                "files": describe_files(temporary, moves=True),
             }  # fmt: skip
-            write_json(temporary / PROVENANCE, record)
+            write_provenance(temporary / PROVENANCE, record)
             # Before the rename: after a power cut, a folder with its final name must hold what it says.
             for path in temporary.rglob("*"):
                 if path.is_file():
@@ -205,6 +212,7 @@ class RunFolder:
                     shutil.rmtree(damaged, ignore_errors=True)
             try:
                 temporary.rename(final)
+                digests.follow_rename(temporary, final)
             except OSError as error:
                 # Another process finished the same artifact first; its bytes are as good as ours.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -218,7 +226,29 @@ class RunFolder:
             raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self._in_use[final] = None
         return Artifact(final, fingerprint, False, reason)
+
+    def verify(self, *, read: bool = True) -> None:
+        """Compare the artifacts that this process has reused, written or found with their digests.
+
+        Parameters
+        ----------
+        read
+            Whether all bytes must have been read by this process, once, as before anything is computed from them;
+            otherwise files are read whose size, times or inode have changed.
+
+        Raises
+        ------
+        DataError
+            If a file is not as it was written.
+        """
+        for final in self._in_use:
+            if damage := find_damage(final, read=read):
+                raise DataError(
+                    f"the stage {final.parent.name} of {self.path} is damaged: {damage} since it was opened; run "
+                    f"braindecode-vis run {self.path} again."
+                )
 
     def find(
         self, stage: str, *, fields: Mapping[str, Any], upstream: Mapping[str, str], unit: str = ""
@@ -250,10 +280,14 @@ class RunFolder:
                 f"finish it first with braindecode-vis run {self.path}."
             )
         _, final, fingerprint = max(found)
-        if damage := find_damage(final):
+        damage = find_damage(final, read=True)
+        if not damage and (added := list_added(final)):
+            damage = f"{final / added[0]} is no file that the run wrote; move it elsewhere"
+        if damage:
             raise DataError(
                 f"the stage {name} of {self.path} is damaged: {damage}; run braindecode-vis run {self.path} again."
             )
+        self._in_use[final] = None
         return Artifact(final, fingerprint, True, "found")
 
     def _explain(
@@ -278,33 +312,73 @@ class RunFolder:
         return "; ".join(changed[:3]) or "its inputs changed"
 
 
-HASHED_BYTES = 1 << 20  # files up to this size are compared by content, larger ones by size
+#: Left behind by file managers.
+_CLUTTER = ("Thumbs.db", "desktop.ini")
 
 
-def describe_files(folder: Path) -> dict[str, list[Any]]:
-    """Return size and digest of each file of an artifact by its path; files above `HASHED_BYTES` have no digest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != PROVENANCE)
-    return {path.relative_to(folder).as_posix(): _describe_file(path) for path in files}
+def describe_files(folder: Path, *, moves: bool = False) -> dict[str, list[Any]]:
+    """Return size and digest of each file of an artifact by its path in it; for `moves` see `digests.digest_files`."""
+    files = {path.relative_to(folder).as_posix(): path for path in _list_files(folder)}
+    found = digests.digest_files(files, moves=moves)
+    return {name: [path.stat().st_size, found[name]] for name, path in files.items()}
 
 
-def _describe_file(path: Path) -> list[Any]:
-    size = path.stat().st_size
-    return [size, hash_file(path) if size <= HASHED_BYTES else None]
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / PROVENANCE)
 
 
-def find_damage(final: Path) -> str:
-    """Say what is wrong with a finished artifact, or return an empty text."""
+def find_damage(final: Path, *, read: bool = False) -> str:
+    """Say what is wrong with a finished artifact, or return an empty text.
+
+    Artifacts of earlier versions have a sha256 of files up to 1 MiB, and larger files are known by their size alone.
+
+    Parameters
+    ----------
+    final
+        Its folder.
+    read
+        Whether this process must have read all bytes itself, once; see `digests.digest_file`.
+    """
     try:
         record = read_provenance(final / PROVENANCE)
         files = record.get("files", {})
         record["created"]
     except (OSError, DataError, KeyError):
         return f"its {PROVENANCE} was missing or damaged"
+    full = {}
     for name, expected in files.items():
         path = final / name
-        if not path.is_file() or _describe_file(path) != expected:
+        try:
+            size, digest = expected
+            there = path.is_file() and path.stat().st_size == size
+        except (TypeError, ValueError, OSError):
+            return f"its {PROVENANCE} was missing or damaged"
+        if not there or (digest is not None and len(digest) == 64 and hash_file(path) != digest):
             return f"its file {name} was missing or changed"
+        if digest is not None and len(digest) != 64:
+            full[name] = (path, digest)
+    found = digests.digest_files({name: path for name, (path, _) in full.items()}, read=read)
+    for name, (_, digest) in full.items():
+        if found[name] != digest:
+            return f"its file {name} was missing or changed"
+    # Last: a file that can be named says more.
+    if full and record.get("seal") != _compute_seal(record):
+        return f"its {PROVENANCE} was changed"
     return ""
+
+
+def list_added(final: Path) -> list[str]:
+    """Return the files of a finished artifact that its record does not know; hidden ones and clutter do not count."""
+    try:
+        files = read_provenance(final / PROVENANCE)["files"]
+    except (OSError, DataError, KeyError):
+        return []  # damaged, which is told otherwise, or of a version that kept no list
+    names = (path.relative_to(final) for path in _list_files(final) if path.name not in _CLUTTER)
+    return [
+        name.as_posix()
+        for name in names
+        if name.as_posix() not in files and not any(part.startswith(".") for part in name.parts)
+    ]
 
 
 def _diff(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -449,6 +523,60 @@ def read_provenance(path: Path) -> dict[str, Any]:
         if name in record and not isinstance(record[name], form):
             raise DataError(f"{path} is damaged ({name} is no {form.__name__}); delete it and run again.")
     return record
+
+
+def write_provenance(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with a digest of itself, by which a changed one is known."""
+    plain = json_plain(dict(record))
+    write_json(path, {**plain, "seal": _compute_seal(plain)})
+
+
+def _compute_seal(record: Mapping[str, Any]) -> str:
+    return hash_json({key: value for key, value in record.items() if key != "seal"})
+
+
+@contextlib.contextmanager
+def record_results(folder: Path, *names: str) -> Iterator[None]:
+    """Keep the size and digest of result files at the top of a run folder, which are written within the block.
+
+    Nothing is recorded of them meanwhile, so that a killed process leaves no record of other files than are there.
+    """
+    path = folder / PROVENANCE
+    record = _read_results(folder)
+    files = {name: about for name, about in record.get("files", {}).items() if name not in names}
+    if files != record.get("files", {}):
+        write_provenance(path, {**record, "files": files})
+    yield
+    files |= {
+        name: [(folder / name).stat().st_size, digests.digest_file(folder / name, read=True)]
+        for name in names
+    }
+    write_provenance(path, {**_read_results(folder), "files": files})
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    try:
+        record = read_provenance(folder / PROVENANCE)
+    except (OSError, DataError):
+        return {}
+    return record if record.get("seal") in (None, _compute_seal(record)) else {}
+
+
+def find_changed_results(folder: Path) -> list[str]:
+    """Return the files at the top of a run folder that are not as the run wrote them; files that are gone are left out.
+
+    Runs of earlier versions recorded none.
+    """
+    try:
+        record = read_provenance(folder / PROVENANCE)
+    except OSError:
+        return []
+    except DataError:
+        return [PROVENANCE]
+    files = {name: about for name, about in record.get("files", {}).items() if (folder / name).is_file()}
+    found = digests.digest_files({name: folder / name for name in files})
+    changed = [name for name, about in files.items() if about[1] != found[name]]
+    return changed + [PROVENANCE] * (files != {} and record.get("seal") != _compute_seal(record))
 
 
 def collect_provenance() -> dict[str, Any]:

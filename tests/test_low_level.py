@@ -90,7 +90,7 @@ def test_the_audit_finds_latents_of_test_images_in_the_branch(finished, tmp_path
     save_file(tensors, fit / "ridge.safetensors")
     record = store.read_json(fit / store.PROVENANCE)
     record["files"] = store.describe_files(fit)
-    store.write_json(fit / store.PROVENANCE, record)
+    store.write_provenance(fit / store.PROVENANCE, record)
     leaks = audit_run(folder).leaks
     assert {leak.check for leak in leaks} == {"target-means", "fits"}
     (leak,) = [leak for leak in leaks if leak.where == "low-level branch fold 0"]

@@ -104,6 +104,7 @@ class AuditedRun:
     low_embedded: tuple[Record, ...] = ()
     thorough: bool = False
     seed: int = 0
+    reads: bool = True
     verified: list[Verified] = field(default_factory=list)
 
     def state(self, part: Part, how: How, what: str, reason: str = "") -> None:
@@ -206,8 +207,8 @@ def list_first(values: Iterable[Any], n: int = 3) -> str:
 # --- opening ----------------------------------------------------------------------------------------------
 
 
-def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0) -> AuditedRun:
-    """Open a run folder for reading; `thorough` and `seed` are those of `AuditedRun`.
+def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: bool = True) -> AuditedRun:
+    """Open a run folder for reading; the options are those of `AuditedRun`.
 
     The artifacts are those behind ``scores.json``; of an unfinished run, the newest.
 
@@ -265,7 +266,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0) -> Audi
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, concepts, split, folds,
-        low_trained, low_embedded, thorough, seed,
+        low_trained, low_embedded, thorough, seed, reads,
     )  # fmt: skip
 
 

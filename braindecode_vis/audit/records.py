@@ -57,7 +57,7 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
     findings = [AuditFinding("chain", "leak", f"tampered: there is no {text}.") for text in run.missing]
     unhashed = 0
     for record in run.chain:
-        problem = _find_tampering(record)
+        problem = _find_tampering(record, run.reads)
         if problem:
             where = record.path.relative_to(run.folder).as_posix()
             findings.append(AuditFinding("chain", "leak", f"tampered: {record.name}: {problem}.", where))
@@ -88,13 +88,23 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
         findings.append(AuditFinding("chain", "warning", text))
     else:
         # The copy at the top of the run folder adds the fingerprint, and nothing else.
-        told, made = (
-            [{k: v for k, v in row.items() if k != "fingerprint"} for row in store.read_json(file)]
-            for file in (path, run.evaluated.path / "scores.json")
-        )
-        if told != made:
+        try:
+            told, made = (
+                [{k: v for k, v in row.items() if k != "fingerprint"} for row in store.read_json(file)]
+                for file in (path, run.evaluated.path / "scores.json")
+            )
+            same = told == made
+        except (OSError, BraindecodeVisError, AttributeError, TypeError):
+            same = False
+        if not same:
             text = "tampered: scores.json differs from what evaluate wrote."
             findings.append(AuditFinding("chain", "leak", text, "scores.json"))
+    told_files = {finding.where for finding in findings}
+    findings += [
+        AuditFinding("chain", "leak", f"tampered: {name} is not as the run wrote it.", name)
+        for name in store.find_changed_results(run.folder)
+        if name not in told_files
+    ]
     findings += _check_config(run)
     if all(finding.level != "leak" for finding in findings):
         rest = f"; {unhashed} file(s) above 1 MiB are known by size only" if unhashed else ""
@@ -103,7 +113,7 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
     return findings
 
 
-def _find_tampering(record: Record) -> str:
+def _find_tampering(record: Record, reads: bool) -> str:
     content = record.content
     try:
         name = store.compute_fingerprint(
@@ -118,7 +128,10 @@ def _find_tampering(record: Record) -> str:
         return (
             f"it belongs into {content['stage']}/{expected}, not {record.path.parent.name}/{record.path.name}"
         )
-    return store.find_damage(record.path)
+    if damage := store.find_damage(record.path, read=reads):
+        return damage
+    added = store.list_added(record.path)
+    return f"{added[0]} is no file that the run wrote" if added else ""
 
 
 def _check_config(run: AuditedRun) -> list[AuditFinding]:

@@ -35,6 +35,12 @@ Subject = Annotated[list[str] | None, typer.Option("--subject", help="Read this 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify", help="Read every input and artifact again, whatever is remembered of unchanged files."
+    ),
+]
 
 
 def _give(context: typer.Context, value: Any, **consent: Any) -> Any:

@@ -15,6 +15,7 @@ from braindecode_vis.cli.show import (
     Source,
     Subject,
     TrustCode,
+    Verify,
     finish,
     make_console,
     open_source,
@@ -32,11 +33,13 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         overrides: Set = None,
         trust_code: TrustCode = None,
         allow_download: AllowDownload = False,
+        verify: Verify = False,
         as_json: Json = False,
         debug: Debug = False,
     ) -> None:
         from braindecode_vis import pipeline
         from braindecode_vis.config import check_files
+        from braindecode_vis.digests import hash_anew
         from braindecode_vis.pipeline.runs import Run, read_scores
 
         run = open_source(source, root, out, overrides, subjects)
@@ -44,7 +47,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         # trained.
         check_files(run.config, name)
         stage: Callable[[Run], Any] = getattr(pipeline, name)
-        with training_together(run):
+        with hash_anew(verify), training_together(run):
             result = stage(run)
             if not as_json and name == "evaluate":
                 print_scores(read_scores(run.folder.path))
@@ -63,6 +66,7 @@ def run_command(
     overrides: Set = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -73,10 +77,11 @@ def run_command(
     from braindecode_vis import pipeline
     from braindecode_vis.checks import DataError
     from braindecode_vis.config import check_files
+    from braindecode_vis.digests import count_verified, hash_anew
 
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
-    with training_together(run):
+    with hash_anew(verify), training_together(run):
         rows = pipeline.run_all(run)
         if not as_json:
             print_scores(rows)
@@ -84,6 +89,8 @@ def run_command(
         for hint in pipeline.list_hints(run) if not as_json else ():
             make_console(stderr=False).print(f"hint: {hint}", markup=False)
         found = pipeline.check_leaks(run)
+        if not as_json:
+            make_console(stderr=False).print(count_verified().describe(), markup=False)
         if found is not None and not as_json:
             make_console(stderr=False).print(
                 f"checked for leaks in {run.seen['seconds of audit']:.1f} s: {found.summarise()}; braindecode-vis "

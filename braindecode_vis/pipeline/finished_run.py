@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from braindecode_vis import store
+from braindecode_vis import digests, store
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.learning import Prepared, read_dataset
@@ -56,7 +56,8 @@ def open_finished(folder: Path, listener: Listener | None = None) -> FinishedRun
             f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
         )
     run = FinishedRun(read_config(path), store.RunFolder(path, writable=False), listener or SilentListener())
-    artifact = _find_preprocessing(run)
+    with digests.show_hashing(run.listener.watch):
+        artifact = _find_preprocessing(run)
     responses, stimuli = read_dataset(artifact.path)
     record = store.read_json(artifact.path / "split.json")
     split = Split.from_json(record, responses.trials, stimuli.concepts_of(responses.stimulus_ids))

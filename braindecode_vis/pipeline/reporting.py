@@ -68,12 +68,13 @@ def report(run: Run) -> Path:
             *([leaks] if leaks else []),
         ]
     )
-    written = run.folder.path / "provenance.json"
+    written = run.folder.path / store.PROVENANCE
     try:
-        known = store.read_json(written).get("digests")
-    except (OSError, DataError, AttributeError):
-        known = None  # no readable record of what the last page was made of
-    if path.is_file() and known == {"content": digest, "page": store.hash_file(path)}:
+        known = store.read_provenance(written)
+    except (OSError, DataError):
+        known = {}  # no readable record of what the last page was made of
+    unchanged = path.name in known.get("files", {}) and not store.find_changed_results(run.folder.path)
+    if path.is_file() and known.get("content") == digest and unchanged:
         return path
     items = run.seen["items"]
     if run.config.decodes_categories:
@@ -118,8 +119,10 @@ def report(run: Run) -> Path:
         command=provenance["command"],
         **parts,
     )
-    write_report(path, content)
-    store.write_json(written, {**provenance, "digests": {"content": digest, "page": store.hash_file(path)}})
+    files = known.get("files", {})
+    with store.record_results(run.folder.path, path.name):
+        write_report(path, content)
+        store.write_provenance(written, {**provenance, "content": digest, "files": files})
     return path
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 
-from braindecode_vis import roles, store
+from braindecode_vis import digests, roles, store
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.consent import ConsentError
@@ -187,11 +187,17 @@ def open_run(
 
 
 def remember(stage: Callable[[Run], Result]) -> Callable[[Run], Result]:
-    """Let a stage work once for a run of this process; whoever asks for it again is given what it returned."""
+    """Let a stage work once for a run of this process; whoever asks for it again is given what it returned.
+
+    What it returned may be memory maps of files, which must then still be as they were.
+    """
 
     @functools.wraps(stage)
     def ask(run: Run) -> Result:
-        found: Result = run.once(stage.__name__, lambda: stage(run))
+        if stage.__name__ in run.seen:
+            run.folder.verify(read=False)
+        with digests.show_hashing(run.listener.watch):
+            found: Result = run.once(stage.__name__, lambda: stage(run))
         return found
 
     return ask
@@ -312,12 +318,19 @@ def publish_scores(run: Run, rows: list[dict[str, Any]]) -> None:
     folder = run.folder.path
     if not run.folder.writable:
         return
-    store.write_json(folder / "scores.json", rows)
-    with store.replace_atomically(folder / "scores.parquet") as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, index=False)
+    with store.record_results(folder, "scores.json", "scores.parquet"):
+        store.write_json(folder / "scores.json", rows)
+        with store.replace_atomically(folder / "scores.parquet") as temporary:
+            pd.DataFrame(rows).to_parquet(temporary, index=False)
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Return the score rows of a run folder; an empty list before `evaluate`."""
+    """Return the score rows of a run folder, an empty list before `evaluate`; `DataError` if the file was changed."""
     path = folder / "scores.json"
-    return store.read_json(path) if path.is_file() else []
+    if not path.is_file():
+        return []
+    if path.name in store.find_changed_results(folder):
+        raise DataError(
+            f"{path} is not as the run wrote it; write it again with braindecode-vis evaluate {folder}."
+        )
+    return store.read_json(path)

@@ -136,7 +136,7 @@ def test_runs_of_versions_that_kept_no_fits_are_fitted_again(tmp_path):
     (stage,) = (tmp_path / "stages" / "reconstruct").glob("[!.]*")
     record = store.read_json(stage / store.PROVENANCE)
     record["files"] = {name: about for name, about in record["files"].items() if "fits" not in name}
-    store.write_json(stage / store.PROVENANCE, record)
+    store.write_provenance(stage / store.PROVENANCE, record)
     for path in sorted((stage / "fits").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     X, shown = pick_test(X, shown)

@@ -83,7 +83,7 @@ def reseal(artifact):
     """Write the digests of changed files, as one would who wants the change to go unseen."""
     record = store.read_json(artifact / store.PROVENANCE)
     record["files"] = store.describe_files(artifact)
-    store.write_json(artifact / store.PROVENANCE, record)
+    store.write_provenance(artifact / store.PROVENANCE, record)
 
 
 # --- clean runs -------------------------------------------------------------------------------------------
@@ -118,6 +118,7 @@ def test_the_command_exits_with_2_after_the_findings(clean, copied):
     assert done.exit_code == 0
     assert json.loads(done.stdout)["n_leaks"] == 0
     (find_artifact(copied, "train") / "log.jsonl").write_text('{"epoch": 0, "test_top1": 0.2}\n')
+    reseal(find_artifact(copied, "train"))
     done = runner.invoke(app, ["audit", str(copied), "--json"])
     found = json.loads(done.stdout)
     assert found["n_leaks"] == 1
@@ -218,7 +219,7 @@ def test_settings_that_were_changed_afterwards_break_the_chain(copied):
     artifact = find_artifact(copied, "train")
     record = store.read_json(artifact / store.PROVENANCE)
     record["fields"]["encoder"]["alphas"] = [1.0]
-    store.write_json(artifact / store.PROVENANCE, record)
+    store.write_provenance(artifact / store.PROVENANCE, record)
     assert "tampered" in find(audit_run(copied), "chain")[0].message
 
 
@@ -233,7 +234,7 @@ def test_an_exchanged_artifact_breaks_the_chain(copied):
     record = store.read_json(artifact / store.PROVENANCE)
     record["fields"]["seed"] = 5
     name = store.compute_fingerprint("preprocess", record["version"], record["fields"], {})
-    store.write_json(artifact / store.PROVENANCE, {**record, "fingerprint": name})
+    store.write_provenance(artifact / store.PROVENANCE, {**record, "fingerprint": name})
     artifact.rename(artifact.with_name(name))
     found = find(audit_run(copied), "chain")
     assert any("there is no preprocess" in item.message for item in found)

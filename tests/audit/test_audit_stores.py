@@ -319,7 +319,7 @@ def test_real_runs_of_faces_and_houses_pass(shared, tmp_path):
     assert "no run is on both sides" in find(audit, "run", "ok")[0].message
     artifact = open_audited(tmp_path).trained[1].path
     record = store.read_json(artifact / store.PROVENANCE)
-    store.write_json(artifact / store.PROVENANCE, {**record, "n_trials": record["n_trials"] + 1})
+    store.write_provenance(artifact / store.PROVENANCE, {**record, "n_trials": record["n_trials"] + 1})
     assert find(audit_run(tmp_path), "used-trials", "leak")[0].where == "fold 1"
 
 

@@ -1,0 +1,342 @@
+"""Digests of whole files: what is remembered, and that no changed file of a run passes unseen."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import braindecode_vis as bdv
+from braindecode_vis import digests, pipeline, store
+from braindecode_vis.audit.run import audit_run
+from braindecode_vis.checks import DataError
+from braindecode_vis.config import read_config
+from braindecode_vis.pipeline.finished_run import open_finished
+from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
+
+STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate")
+SMALL = [
+    "dataset.n_train=40", "dataset.n_test=12", "dataset.n_voxels=20", "evaluation.n_bootstrap=100",
+    "evaluation.n_permutations=100", "encoder.alphas=[1,10]",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _new_process(monkeypatch, tmp_path):
+    """Let every test begin as a new process does, with an empty cache."""
+    monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path / "cache"))
+    forget()
+
+
+def forget():
+    digests._KNOWN.clear()
+    digests._USED.clear()
+
+
+def write_old(path, content):
+    """Write a file and wait until its times are told apart from those of a later write."""
+    path.write_bytes(content)
+    time.sleep(0.06)
+    return path
+
+
+def count_reads(monkeypatch):
+    read, hash_one = [], digests._hash_one
+    monkeypatch.setattr(
+        digests,
+        "_hash_one",
+        lambda place, *rest, **more: read.append(place) or hash_one(place, *rest, **more),
+    )
+    return read
+
+
+# --- the cache ------------------------------------------------------------------------------------------------
+
+
+def test_an_unchanged_file_is_read_once_and_by_whoever_wants_to_have_read_it(tmp_path, monkeypatch):
+    path = write_old(tmp_path / "a.bin", b"abc")
+    read = count_reads(monkeypatch)
+    first = digests.digest_file(path)
+    assert digests.digest_file(path) == first
+    assert len(read) == 1
+    forget()  # another process believes the cache, unless it needs the bytes
+    assert digests.digest_file(path) == first
+    assert len(read) == 1
+    assert digests.digest_file(path, read=True) == first
+    assert digests.digest_file(path, read=True) == first
+    assert len(read) == 2
+    with digests.hash_anew():
+        assert digests.digest_file(path) == first
+        assert digests.digest_file(path) == first
+    assert len(read) == 3
+
+
+def test_a_file_rewritten_in_place_under_its_old_time_is_read_again(tmp_path):
+    path = write_old(tmp_path / "a.bin", b"abc")
+    before, about = digests.digest_file(path), path.stat()
+    with path.open("r+b") as file:
+        file.write(b"abd")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert path.stat().st_mtime_ns == about.st_mtime_ns
+    assert digests.digest_file(path) != before
+    forget()
+    assert digests.digest_file(path) != before
+
+
+def test_a_file_that_was_written_a_moment_ago_is_not_remembered(tmp_path):
+    """Two writes within one tick of the kernel's clock have the same times."""
+    path = tmp_path / "a.bin"
+    for content in range(50):
+        path.write_bytes(bytes([content]))
+        found = digests.digest_file(path)
+        path.write_bytes(bytes([content + 100]))
+        assert digests.digest_file(path) != found
+
+
+@pytest.mark.parametrize("damage", ["garbage", "other digest", "list", "folder", "unwritable"])
+def test_a_damaged_cache_costs_time_and_nothing_else(tmp_path, damage, monkeypatch):
+    path = write_old(tmp_path / "a.bin", b"abc")
+    digest = digests.digest_file(path)
+    (kept,) = (tmp_path / "cache" / "digests").iterdir()
+    if damage == "other digest":
+        kept.write_text(kept.read_text().replace(digest, digest[::-1]))
+    elif damage == "folder":
+        kept.unlink()
+        kept.mkdir()
+    elif damage == "unwritable":
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("BRAINDECODE_VIS_CACHE", str(tmp_path / "file" / "cache"))
+    else:
+        kept.write_text({"garbage": "\x00{", "list": "[1]"}[damage])
+    forget()
+    assert digests.digest_file(path) == digest
+
+
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_MAX_FOLDERS", 4)
+    monkeypatch.setattr(digests, "_MAX_FILES", 3)
+    for number in range(6):
+        (tmp_path / f"f{number}").mkdir()
+        write_old(tmp_path / f"f{number}" / "x", b"x")
+        digests.digest_file(tmp_path / f"f{number}" / "x")
+    assert len(list((tmp_path / "cache" / "digests").iterdir())) <= 4
+    files = {str(n): tmp_path / "f0" / str(n) for n in range(5)}
+    for path in files.values():
+        path.write_text("x")
+    time.sleep(0.06)
+    for name, path in files.items():
+        digests.digest_files({name: path})
+    assert len(digests._read_cache(tmp_path / "f0")) <= 3
+
+
+def test_processes_that_hash_at_the_same_time_agree(tmp_path):
+    files = [write_old(tmp_path / f"{n}.bin", bytes([n]) * 1000) for n in range(8)]
+    code = (
+        "import sys, pathlib; from braindecode_vis import digests\n"
+        "print([digests.digest_file(pathlib.Path(p)) for p in sys.argv[1:] for _ in range(3)])"
+    )
+    command = [sys.executable, "-c", code, *map(str, files)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = {process.communicate(timeout=60)[0] for process in running}
+    assert len(answers) == 1
+    assert answers == {f"{[digests.digest_file(p) for p in files for _ in range(3)]}\n"}
+
+
+def test_large_files_are_read_side_by_side_and_progress_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_LARGE_BYTES", 1000)
+    monkeypatch.setattr(digests, "_SECONDS_UNTIL_TOLD", 0.0)
+    told = []
+    listener = SilentListener()
+    monkeypatch.setattr(listener, "watch", lambda words: _watch(told, words))
+    files = {str(n): tmp_path / str(n) for n in range(4)}
+    for n, path in enumerate(files.values()):
+        path.write_bytes(bytes([n]) * 2000)
+    with digests.show_hashing(listener.watch):
+        together = digests.digest_files(files)
+        forget()
+        assert digests.digest_file(files["2"], read=True) == together["2"]
+    assert len(set(together.values())) == 4
+    assert told[-1] == "verifying files: 2 kB of 2 kB"
+
+
+def _watch(told, words):
+    from contextlib import nullcontext
+
+    return nullcontext(lambda done, total, text: told.append(f"{words} {text}"))
+
+
+# --- a run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digests") / "run"
+    pipeline.run_all(open_run(read_config("synthetic_digits", SMALL), folder))
+    return folder
+
+
+@pytest.fixture
+def copied(clean, tmp_path):
+    return Path(shutil.copytree(clean, tmp_path / "run"))
+
+
+def find_artifact(folder, stage):
+    (path,) = (folder / "stages" / stage).glob("[!.]*")
+    return path
+
+
+def pick_file(artifact):
+    """Return the largest file of an artifact."""
+    files = [path for path in artifact.rglob("*") if path.is_file() and path.name != store.PROVENANCE]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def lose(path):
+    path.unlink()
+
+
+def add(path):
+    (path.parent / "extra.npy").write_bytes(b"x")
+
+
+def change_record(path):
+    record = next(
+        folder / store.PROVENANCE for folder in path.parents if (folder / store.PROVENANCE).exists()
+    )
+    record.write_text(record.read_text().replace('"seconds": ', '"seconds": 1'))
+
+
+class Told(SilentListener):
+    """Keeps the reason of each stage."""
+
+    def __init__(self):
+        self.reasons = {}
+
+    def finished(self, stage, artifact, seconds):
+        self.reasons[stage.split()[0]] = artifact.reason
+
+
+@pytest.mark.parametrize("change", [flip_bit, lose, add, change_record])
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_changed_file_of_any_stage_is_read(copied, stage, change):
+    change(pick_file(find_artifact(copied, stage)))
+    with pytest.raises(DataError, match=rf"the stage {stage}.* is damaged: .* braindecode-vis run"):
+        pipeline.evaluate(open_finished(copied))
+    told = [item.message for item in audit_run(copied).leaks if item.check == "chain"]
+    assert any(message.startswith(f"tampered: {stage}") for message in told)
+
+
+def test_a_run_computes_what_was_changed_again_and_says_why(copied):
+    before = read_scores(copied)
+    for stage in STAGES:
+        flip_bit(pick_file(find_artifact(copied, stage)))
+    told = Told()
+    assert pipeline.run_all(open_run(read_config(copied), copied, told)) == before
+    assert {reason.split(" was ")[1] for reason in told.reasons.values()} == {"missing or changed"}
+    assert told.reasons.keys() == set(STAGES)
+    assert not audit_run(copied).leaks
+
+
+def test_a_file_that_somebody_put_into_a_stage_is_kept(copied):
+    note = find_artifact(copied, "train") / "note.txt"
+    note.write_text("mine")
+    with pytest.raises(DataError, match=r"note\.txt is no file that the run wrote; move it elsewhere"):
+        pipeline.run_all(open_run(read_config(copied), copied))
+    assert note.read_text() == "mine"
+    note.rename(note.with_name(".note.txt"))  # hidden files are those of editors and disks
+    pipeline.run_all(open_run(read_config(copied), copied))
+
+
+def test_an_unchanged_run_is_not_read_again(copied, monkeypatch):
+    time.sleep(0.06)
+    pipeline.run_all(open_run(read_config(copied), copied))
+    forget()
+    read = count_reads(monkeypatch)
+    told = Told()
+    pipeline.run_all(open_run(read_config(copied), copied, told))
+    assert all(reason.startswith("nothing it depends on changed") for reason in told.reasons.values())
+    assert not [place for place in read if "stages" in place.parts]
+    assert "the size, times and inode" in digests.count_verified().describe()
+    with digests.hash_anew():
+        pipeline.run_all(open_run(read_config(copied), copied))
+    assert [place for place in read if "stages" in place.parts]
+
+
+def test_bits_that_a_disk_lost_are_found_before_anything_is_computed_from_them(copied):
+    """The times of such a file are as they were, so that its stage is reused until its bytes are needed."""
+    damaged = pick_file(find_artifact(copied, "preprocess"))
+    time.sleep(0.06)
+    content, about = damaged.read_bytes(), damaged.stat()
+    digests.digest_file(damaged)
+    flip_bit(damaged)
+    known = digests._KNOWN[damaged]
+    identity = digests.identify_file(damaged)
+    digests._KNOWN[damaged] = digests._Known(identity, known.digest, read_here=False, settled=True)
+    assert (damaged.stat().st_size, content == damaged.read_bytes()) == (about.st_size, False)
+    shutil.rmtree(find_artifact(copied, "train"))
+    with pytest.raises(DataError, match=r"the stage preprocess .* was missing or changed"):
+        pipeline.run_all(open_run(read_config(copied), copied))
+
+
+def test_a_run_that_is_open_in_python_sees_a_later_change(copied):
+    run = bdv.open_run(copied)
+    rows = np.array(run.predictions.vectors)
+    path = find_artifact(copied, "retrieve") / "fold00" / "vectors.npy"
+    stored = np.load(path, mmap_mode="r+")
+    stored[:] = rows[::-1]
+    stored.flush()
+    with pytest.raises(DataError, match=r"the stage retrieve .* was missing or changed since it was opened"):
+        run.predictions_of_fold(0)
+
+
+@pytest.mark.parametrize("name", ["scores.json", "scores.parquet", "report.html", "provenance.json"])
+def test_changed_results_at_the_top_are_found(copied, name):
+    assert store.find_changed_results(copied) == []
+    if name == "provenance.json":
+        (copied / name).write_text((copied / name).read_text().replace('"seed": 0', '"seed": 1'))
+    else:
+        (copied / name).write_bytes(b"[]")
+    assert store.find_changed_results(copied) == [name]
+    assert any(item.where == name for item in audit_run(copied).leaks)
+    if name == "scores.json":
+        with pytest.raises(DataError, match=r"scores\.json is not as the run wrote it"):
+            read_scores(copied)
+    pipeline.run_all(open_run(read_config(copied), copied))
+    assert store.find_changed_results(copied) == []
+
+
+def test_the_command_says_what_it_verified(copied, command_line):
+    done = command_line("run", copied)
+    assert done.returncode == 0
+    assert "verified " in done.stdout
+    assert " files, " in done.stdout
+    flip_bit(pick_file(find_artifact(copied, "train")))
+    done = command_line("run", copied, "--verify")
+    assert "was missing or changed" in done.stderr
+    assert "read them all" in done.stdout
+
+
+def test_files_of_earlier_versions_are_known_by_what_was_recorded_of_them(copied):
+    artifact = find_artifact(copied, "train")
+    record = store.read_json(artifact / store.PROVENANCE)
+    record.pop("seal")
+    names = list(record["files"])
+    for name in names:
+        record["files"][name][1] = store.hash_file(artifact / name) if name != names[0] else None
+    store.write_json(artifact / store.PROVENANCE, record)
+    assert store.find_damage(artifact) == ""
+    told = audit_run(copied)
+    assert not told.leaks
+    assert "known by size only" in next(item.message for item in told.findings if item.check == "chain")
+    flip_bit(artifact / names[1])
+    assert names[1] in store.find_damage(artifact)
