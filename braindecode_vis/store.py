@@ -87,23 +87,6 @@ def hash_file(path: Path, *, block_bytes: int = 1 << 22) -> str:
     return digest.hexdigest()
 
 
-def hash_sampled(path: Path, *, n_samples: int = 64, block_bytes: int = 4096) -> str:
-    """Return a sha256 over the size of a file and evenly spaced blocks of it; small files are read whole."""
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
-    size = path.stat().st_size
-    # For recordings of gigabytes, whose change is nearly always one of size or of all blocks.
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        if size <= n_samples * block_bytes:
-            digest.update(file.read())
-        else:
-            for offset in np.linspace(0, size - block_bytes, n_samples).astype(np.int64).tolist():
-                file.seek(offset)
-                digest.update(file.read(block_bytes))
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A finished result of one stage on disk."""

@@ -340,3 +340,28 @@ def test_files_of_earlier_versions_are_known_by_what_was_recorded_of_them(copied
     assert "known by size only" in next(item.message for item in told.findings if item.check == "chain")
     flip_bit(artifact / names[1])
     assert names[1] in store.find_damage(artifact)
+
+
+def test_zeros_in_the_middle_of_a_recording_make_a_new_run_and_a_finding(tmp_path):
+    """Sixty-four samples of 4 KiB were all that was hashed of a recording, and 98 % of a raw file went unseen."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(60, 4000)).astype(np.float32)  # 960 kB
+    pictures = rng.integers(0, 255, size=(20, 8, 8, 3), dtype=np.uint8)
+    made = bdv.from_arrays(data, images=pictures, shown=np.repeat(np.arange(20), 3))
+    out = tmp_path / "run"
+    few = {"evaluation": {"n_bootstrap": 100, "n_permutations": 100}}
+    bdv.decode(made, out=out, settings=few)
+    assert [item.level for item in audit_run(out).findings if item.check == "recordings"] == ["ok"]
+    source = max((out / "data").rglob("*.npy"), key=lambda path: path.stat().st_size)
+    content = bytearray(source.read_bytes())
+    content[500_000:510_000] = bytes(10_000)  # between two of the blocks that were looked at
+    source.write_bytes(content)
+    (found,) = [item for item in audit_run(out).findings if item.check == "recordings"]
+    assert found.level == "warning"
+    assert "not those that the run was made from" in found.message
+    told = Told()
+    pipeline.preprocess(open_run(read_config(out), out, told))
+    assert told.reasons["preprocess"].startswith("inputs.")
+    (out / "data").rename(tmp_path / "gone")
+    (found,) = [item for item in audit_run(out).findings if item.check == "recordings"]
+    assert found.message.startswith("not checkable")

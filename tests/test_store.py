@@ -164,11 +164,3 @@ def test_embeddings_and_stimuli_come_back_as_they_were(tmp_path):
         again.read_image("z")
     with pytest.raises(DataError, match="not at hand"):
         replace(again, pixels=None).read_image("a")
-
-
-def test_sampled_digest_sees_size_and_content(tmp_path):
-    path = tmp_path / "x.bin"
-    path.write_bytes(bytes(range(256)) * 4096)
-    before = store.hash_sampled(path)
-    path.write_bytes(bytes(range(256)) * 4096 + b"x")
-    assert store.hash_sampled(path) != before

@@ -32,12 +32,13 @@ from braindecode_vis.analysis.measure import find_best
 from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError, check_option
+from braindecode_vis.digests import digest_file
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.registry import Component
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_sampled, read_responses
+from braindecode_vis.store import read_responses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ class RsaConfig(Settings):
         fields = super().hashed_fields()
         if self.other is not None:
             # Not its path: a run that was moved is the same one.
-            fields["other_sha256"] = hash_sampled(find_responses(self.other) / "data.npy")
+            fields["other_sha256"] = digest_file(find_responses(self.other) / "data.npy")
         return fields
 
     def compute(self, study: Study) -> Findings:

@@ -113,6 +113,32 @@ def check_chain(run: AuditedRun) -> list[AuditFinding]:
     return findings
 
 
+def check_recordings(run: AuditedRun) -> list[AuditFinding]:
+    """Compare the files that the data set is read from by now with those that the run was made from."""
+    told = run.prepared.fields.get("inputs") or {}
+    if not told:
+        return []  # drawn, not read
+    try:
+        now = read_config(run.folder).dataset.hash_inputs()
+    except (OSError, BraindecodeVisError) as error:
+        text = f"not checkable: the recordings cannot be read from here ({str(error).rstrip('.')})."
+        return [AuditFinding("recordings", "warning", text)]
+    # Where no name has a digest of 32 digits, an earlier version looked at samples of the files.
+    comparable = {
+        name for name, digest in told.items() if len(str(digest)) == len(str(now.get(name, digest)))
+    }
+    changed = [name for name in {**told, **now} if told.get(name) != now.get(name)]
+    if not comparable:
+        text = "not checkable: the run was made by a version that looked at samples of its recordings only."
+        return [AuditFinding("recordings", "warning", text)]
+    if changed:
+        text = (
+            f"{len(changed)} file(s) are not those that the run was made from, first {list_first(changed)}."
+        )
+        return [AuditFinding("recordings", "warning", text, changed[0])]
+    return [AuditFinding("recordings", "ok", f"{len(told)} input(s) are as the run read them.")]
+
+
 def _find_tampering(record: Record, reads: bool) -> str:
     content = record.content
     try:

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from braindecode_vis import store
+from braindecode_vis import digests, store
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import BraindecodeVisError, DataError, check_finite, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import (
@@ -100,9 +100,9 @@ class ArraysConfig(RecordedSettings):
         )
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return the sha256 of every file that is read."""
+        """Return the digest of every file that is read."""
         files = find_input_files(self._check_root(), self.images)
-        return {name: store.hash_file(path) for name, path in files.items()}
+        return digests.digest_files(files)
 
     def write(self, folder: Path, *, seed: int) -> None:
         """Read the folder and write responses and stimuli below `folder`; nothing is drawn at random."""

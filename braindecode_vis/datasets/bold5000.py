@@ -55,7 +55,7 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume,
     read_volume_header,
 )
-from braindecode_vis.store import hash_file, hash_sampled
+from braindecode_vis.digests import digest_file, digest_files
 
 _IMAGE_FOLDERS = ("stimuli", "BOLD5000_Stimuli")
 _LIST = "repeated_stimuli_113_list.txt"
@@ -100,7 +100,7 @@ class Bold5000BetasConfig(AtlasSettings):
         root = self.find_root()
         paths = [path for found in self._find() for path in found.paths]
         listed = _find_one(root, _LIST)
-        digests = {path.name: hash_sampled(path) for path in [*paths, *([listed] if listed else [])]}
+        digests = digest_files({path.name: path for path in [*paths, *([listed] if listed else [])]})
         return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
 
     def open_betas(self) -> FmriSource:
@@ -320,7 +320,7 @@ class Bold5000Config(BoldSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
         digests, listed = super().hash_inputs(), self._find_list()
-        return digests if listed is None else {**digests, _LIST: hash_file(listed)}
+        return digests if listed is None else {**digests, _LIST: digest_file(listed)}
 
     def make_recipe(self) -> FmriRecipe:
         """Return the task that is read, and what its tables mean."""

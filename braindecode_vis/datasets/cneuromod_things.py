@@ -43,7 +43,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     number_betas,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read_volume, read_volume_header
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_files
 
 SPACE = "space-T1w_model-fitHrfGLMdenoiseRR"
 # The superdataset, and single collections cloned side by side, as DataLad names them.
@@ -127,7 +127,7 @@ class CneuromodThingsConfig(AtlasSettings):
             ceiling = self._find_ceiling(subject)
             paths += [ceiling] if ceiling is not None else []
         paths += [self.mask_file.expanduser()] if self.mask_file is not None else []
-        digests = {path.name: hash_sampled(path) for path in paths}
+        digests = digest_files({path.name: path for path in paths})
         return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
 
     def open_betas(self) -> FmriSource:

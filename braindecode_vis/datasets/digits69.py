@@ -28,6 +28,7 @@ from braindecode_vis.datasets.manifests import (
     compare_facts,
     read_manifest,
 )
+from braindecode_vis.digests import digest_file
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_file, write_responses, write_stimuli
 
@@ -53,8 +54,8 @@ class Digits69Config(RecordedSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "verify"})
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return the sha256 of the source file."""
-        return {FILE_NAME: hash_file(_find_file(self.root))}
+        """Return the digest of the source file."""
+        return {FILE_NAME: digest_file(_find_file(self.root))}
 
     def write(self, folder: Path, *, seed: int) -> None:
         """Read the file and write responses and stimuli below `folder`."""

@@ -51,7 +51,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     sample_part,
 )
 from braindecode_vis.datasets.sources.safe_pickle import convert_trusted, open_npy
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_files
 
 SFREQ = 1000.0
 CHANNELS = (
@@ -116,7 +116,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file: of its size and of samples of its content, since a part has 4 GB."""
         images = hash_image_folder(self._find_images())
-        return images | {path.name: hash_sampled(path) for path in self._find()}
+        return images | digest_files({path.name: path for path in self._find()})
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return one part per subject and category block; samples stay in the files."""

@@ -62,8 +62,8 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
+from braindecode_vis.digests import digest_file
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_sampled
 
 _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
 _LARGEST_MONTAGE = 64  # two subjects wore a cap for 128 electrodes, of which half were not connected
@@ -106,7 +106,7 @@ class ThingsEeg1Config(MeegSettings):
         for item in held:
             digests |= hash_recording(item.path, root) | hash_recording(item.events, root)
         if (root / TEST_LIST).is_file():
-            digests[TEST_LIST] = hash_sampled(root / TEST_LIST)
+            digests[TEST_LIST] = digest_file(root / TEST_LIST)
         return digests
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:

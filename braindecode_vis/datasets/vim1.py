@@ -31,8 +31,8 @@ from braindecode_vis.datasets.sources.betas_source import (
     Roi,
     ZScoring,
 )
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_sampled
 
 RESPONSES_FILE = "EstimatedResponses.mat"
 STIMULI_FILE = "Stimuli.mat"
@@ -77,7 +77,7 @@ class Vim1Config(BetasSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of samples of every file that is read."""
         paths = [self._find_responses(), *(self._list_stimuli_files() if self.with_images else [])]
-        return {path.name: hash_sampled(path) for path in paths}
+        return digest_files({path.name: path for path in paths})
 
     def open_betas(self) -> FmriSource:
         """Return the training and the validation responses as lazy parts."""

@@ -22,11 +22,12 @@ from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.consent import may_download
+from braindecode_vis.digests import digest_files
 from braindecode_vis.embeddings.weights import describe_consent, name_repository
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_json, hash_sampled
+from braindecode_vis.store import hash_json
 
 if TYPE_CHECKING:
     from braindecode_vis.generators.hub import HubGenerator, HubOptions
@@ -380,4 +381,4 @@ def digest_folder(folder: Path) -> str:
     files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
     # What decides an image: networks, their settings and tokenisers; not pictures and notes that lie beside them.
     kept = [f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt")]
-    return hash_json({str(f.relative_to(folder)) if f != folder else f.name: hash_sampled(f) for f in kept})
+    return hash_json(digest_files({str(f.relative_to(folder)) if f != folder else f.name: f for f in kept}))

@@ -14,8 +14,9 @@ import numpy as np
 
 from braindecode_vis.arrays import Embeddings, check_same_space
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.digests import digest_file
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import hash_file, hash_json, hash_sampled, read_embeddings
+from braindecode_vis.store import hash_file, hash_json, read_embeddings
 
 ROWS_AT_ONCE = 4096  # 20 MB of 1280 values each
 SAME = 1e-3  # of the length of an embedding: closer ones are taken for one image, rounded differently
@@ -88,7 +89,7 @@ class ImageSourceSettings(Settings):
 
 @lru_cache(maxsize=8)
 def _hash_embeddings(folder: Path) -> str:
-    return hash_json([hash_file(folder / "ids.json"), hash_sampled(folder / "vectors.npy")])
+    return hash_json([hash_file(folder / "ids.json"), digest_file(folder / "vectors.npy")])
 
 
 def read_images(folder: Path, like: Embeddings) -> Embeddings:

@@ -47,8 +47,8 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
-from braindecode_vis.store import hash_sampled
 
 SFREQ = 512.0
 BIOSEMI64 = (
@@ -119,7 +119,7 @@ class Alljoined1Config(MeegSettings):
         files = {item.path.name: item.path for item in sessions}
         extra = [self._find_design(root), find_split(root), self._find_pictures(root)]
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
-        return {name: hash_sampled(path) for name, path in files.items()}
+        return digest_files(files)
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the sessions as lazy parts."""

@@ -43,7 +43,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_files
 
 N_CHANNELS = 32
 
@@ -85,12 +85,12 @@ class Alljoined16mConfig(MeegSettings):
         root, layout = self._find()
         images = hash_image_folder(self._find_images(root))
         if layout == "raw":
-            return images | {block.key: hash_sampled(block.path) for block in self._choose_blocks(root)[0]}
+            return images | digest_files({block.key: block.path for block in self._choose_blocks(root)[0]})
         files = [path for _, _, path in self._choose_flat(root)]
         tables = {table for path in files for table in path.parent.glob("experiment_metadata*.parquet")}
-        return images | {
-            f"{path.parent.name}/{path.name}": hash_sampled(path) for path in [*files, *sorted(tables)]
-        }
+        return images | digest_files(
+            {f"{path.parent.name}/{path.name}": path for path in [*files, *sorted(tables)]}
+        )
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

@@ -62,7 +62,7 @@ from braindecode_vis.datasets.sources.bold_source import (
     GlmConfig,
     ModelConfig,
 )
-from braindecode_vis.store import hash_file, hash_sampled
+from braindecode_vis.digests import digest_file
 
 READ_COLUMNS = ("stimulus_id", "concept", "path", "split", "trial_type")
 
@@ -320,14 +320,14 @@ def hash_bold_inputs(config: BoldSettings, recipe: FmriRecipe) -> dict[str, str]
     digests: dict[str, str] = {}
     for run in find_bold_files(config, recipe):
         # Images have gigabytes: their size and samples of their bytes tell copies apart.
-        digests[run.image.name] = hash_sampled(run.image)
+        digests[run.image.name] = digest_file(run.image)
         for path in (run.events, run.mask if config.mask in ("auto", "brain") else None):
             if path is not None:
-                digests[path.name] = hash_file(path)
+                digests[path.name] = digest_file(path)
         if run.confounds is not None and (config.confounds.strategy or config.confounds.columns):
-            digests[run.confounds.name] = hash_file(run.confounds)
+            digests[run.confounds.name] = digest_file(run.confounds)
     if isinstance(config.mask, Path):
-        digests["mask"] = hash_file(config.mask.expanduser())
+        digests["mask"] = digest_file(config.mask.expanduser())
     return digests | hash_image_folder(config.images, _find_beside(config, recipe)) | config.hash_atlas()
 
 
@@ -401,7 +401,7 @@ class BidsFmriConfig(BoldSettings):
         """Return the digest of every file that is read."""
         digests = super().hash_inputs()
         if self.test_list is not None:
-            digests["test_list"] = hash_file(self.test_list.expanduser())
+            digests["test_list"] = digest_file(self.test_list.expanduser())
         return digests
 
     def make_recipe(self) -> FmriRecipe:

@@ -21,8 +21,9 @@ import pandas as pd
 from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file, hash_sampled
+from braindecode_vis.store import hash_file
 
 # The formats that BIDS allows for each data type.
 EXTENSIONS = {
@@ -256,7 +257,7 @@ def hash_recording(path: Path, root: Path) -> dict[str, str]:
     entities = path.name.rsplit("_", 1)[0]
     beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
     inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    return {p.relative_to(root).as_posix(): hash_sampled(p) for p in sorted([*inside, *beside])}
+    return digest_files({p.relative_to(root).as_posix(): p for p in sorted([*inside, *beside])})
 
 
 # Where copies of the THINGS images were found beside recordings.

@@ -39,7 +39,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     join_geometries,
     number_betas,
 )
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_files
 
 Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
 _EXPERIMENTS: dict[str, Experiment] = {
@@ -95,7 +95,7 @@ class DeepreconConfig(BetasSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read, the lists of names among them."""
         held = [item.path for item in self._find()] + list(self._find_lists().values())
-        digests = {path.name: hash_sampled(path) for path in held}
+        digests = digest_files({path.name: path for path in held})
         return digests | hash_image_folder(self.images, self._find_beside())
 
     def open_betas(self) -> FmriSource:

@@ -45,7 +45,7 @@ from braindecode_vis.datasets.sources.betas_source import (
     count_repetitions,
     join_geometries,
 )
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_files
 
 Task = Literal["training", "test", "imagery"]
 _TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
@@ -87,7 +87,7 @@ class GodConfig(BetasSettings):
 
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of every file that is read."""
-        digests = {path.name: hash_sampled(path) for path in self._find().values()}
+        digests = digest_files({path.name: path for path in self._find().values()})
         return digests | hash_image_folder(self.images, self._find_beside())
 
     def open_betas(self) -> FmriSource:

@@ -58,8 +58,8 @@ from braindecode_vis.datasets.sources.betas_source import (
     count_repetitions,
     join_sources,
 )
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_sampled
 
 # Vertices of fsaverage that a subject's slices did not reach are NaN; more than this share is another problem.
 _LARGEST_UNSEEN = 0.2
@@ -126,7 +126,7 @@ class NsdSettings(AtlasSettings):
             paths.append(self.mask_file.expanduser())
         if self.with_images:
             paths.append(find_images_file(root, self.images))
-        return {"/".join(path.parts[-2:]): hash_sampled(path) for path in paths} | self.hash_atlas()
+        return digest_files({"/".join(path.parts[-2:]): path for path in paths}) | self.hash_atlas()
 
     def open_pictures(self, stimuli: StimulusSet, root: Path) -> Callable[[int], np.ndarray] | None:
         """Return the reader of the images, if they are asked for."""

@@ -27,8 +27,8 @@ from braindecode_vis.datasets.nsd.further_sessions import describe_standardising
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, keep_rows, number_betas
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_same_space, read_volume_header
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import read_image_file
-from braindecode_vis.store import hash_sampled
 
 Task = Literal["vision", "imagery", "attention"]
 BETAS_FILE = "nsdimagerybetas_fithrf_GLMdenoise_RR/betas_nsdimagery.nii.gz"
@@ -70,7 +70,7 @@ class NsdImageryConfig(NsdSettings):
         paths = [self._find_betas(root), self._find_stimuli(root)]
         if self.with_images:
             paths += list(self._find_images().values())
-        return self._make_core().hash_inputs() | {path.name: hash_sampled(path) for path in paths}
+        return self._make_core().hash_inputs() | digest_files({path.name: path for path in paths})
 
     def open_betas(self) -> FmriSource:
         """Return the core sessions (training) followed by the imagery session (test), lazily."""

@@ -38,8 +38,8 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.datasets.sources.fmri_volumes import read_volume
 from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_sampled
 
 Layout = Literal["mindeye1", "mindeye2", "brain_diffuser"]
 
@@ -90,7 +90,7 @@ class NsdRepackConfig(FmriSettings):
     def hash_inputs(self) -> dict[str, str]:
         """Return a digest of samples of every file that is read."""
         paths = self._open().files + ([self.region_file.expanduser()] if self.region_file else [])
-        return {"/".join(path.parts[-3:]): hash_sampled(path) for path in paths}
+        return digest_files({"/".join(path.parts[-3:]): path for path in paths})
 
     def open_betas(self) -> FmriSource:
         """Return the copy as lazy parts."""

@@ -50,8 +50,8 @@ from braindecode_vis.datasets.sources.betas_source import (
     keep_rows,
     number_betas,
 )
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_sampled
 
 Task = Literal["fixation", "one_back"]
 SESSION = "nsdsynthetic"
@@ -124,12 +124,12 @@ class NsdSyntheticConfig(NsdConfig):
             paths.append(root / CLASSES_FILE)
         if self.with_images:
             paths += self._find_images(root)
-        own = {path.name: hash_sampled(path) for path in paths}
+        own = digest_files({path.name: path for path in paths})
         if self.core:
             return self._make_core().hash_inputs() | own
         regions = find_regions(root, self.subject, self.space)
         kept = [path for name in sorted(regions.files) for path in regions.files[name]]
-        return {"/".join(path.parts[-2:]): hash_sampled(path) for path in kept} | own
+        return digest_files({"/".join(path.parts[-2:]): path for path in kept}) | own
 
     def open_betas(self) -> FmriSource:
         """Return the core sessions (training) followed by the synthetic session (test), lazily."""

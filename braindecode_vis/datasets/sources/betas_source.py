@@ -21,9 +21,9 @@ from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import ConfigError, DataError, check_columns
 from braindecode_vis.datasets.manifests import RecordedSettings
 from braindecode_vis.datasets.sources.meeg_source import SampleType
+from braindecode_vis.digests import digest_files
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_file
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class AtlasConfig(Settings):
         for path in paths:
             if not path.expanduser().is_file():
                 raise DataError(f"the atlas file {path} does not exist; correct dataset.atlas.")
-        return {f"atlas/{path.name}": hash_file(path.expanduser()) for path in paths}
+        return digest_files({f"atlas/{path.name}": path for path in paths})
 
 
 class FmriSettings(RecordedSettings):

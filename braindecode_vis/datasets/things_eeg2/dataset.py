@@ -45,7 +45,7 @@ from braindecode_vis.datasets.things_eeg2.layouts import (
     read_image_list,
 )
 from braindecode_vis.datasets.things_eeg2.parts import open_held
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_file, digest_files
 
 ALL63 = (
     "Fp1", "Fp2", "AF7", "AF3", "AFz", "AF4", "AF8", "F7", "F5", "F3", "F1", "F2", "F4", "F6", "F8", "FT9", "FT7",
@@ -108,11 +108,11 @@ class ThingsEeg2Config(MeegSettings):
         root, held = self._find()
         digests: dict[str, str] = {}
         for item in held:
-            digests |= {
-                Path(item.key).with_name(path.name).as_posix(): hash_sampled(path) for path in item.files
-            }
+            digests |= digest_files(
+                {Path(item.key).with_name(path.name).as_posix(): path for path in item.files}
+            )
         metadata = find_metadata(root, find_images(root, self.images))
-        return digests if metadata is None else {**digests, metadata.name: hash_sampled(metadata)}
+        return digests if metadata is None else {**digests, metadata.name: digest_file(metadata)}
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

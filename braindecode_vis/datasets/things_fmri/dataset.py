@@ -54,7 +54,7 @@ from braindecode_vis.datasets.things_fmri.betas import (
     read_volume_runs,
     read_voxels,
 )
-from braindecode_vis.store import hash_sampled
+from braindecode_vis.digests import digest_files
 
 
 class ThingsFmriConfig(AtlasSettings):
@@ -107,7 +107,7 @@ class ThingsFmriConfig(AtlasSettings):
                 paths += sorted((root / "betas_vol" / f"sub-{subject}").rglob("*_conditions.tsv"))
             mask = self._find_mask(subject)
             paths += [] if mask is None else [mask]
-        digests = {path.name: hash_sampled(path) for path in paths}
+        digests = digest_files({path.name: path for path in paths})
         return digests | hash_image_folder(self.images, self._find_beside()) | self.hash_atlas()
 
     def open_betas(self) -> FmriSource:

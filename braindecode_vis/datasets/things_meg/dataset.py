@@ -61,8 +61,8 @@ from braindecode_vis.datasets.things_meg.files import (
     read_run_events,
 )
 from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, describe_split
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import hash_sampled
 
 Layout = Literal["raw", "preprocessed"]
 _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "mvnn_channels", "resampling", "onset", "sessions")
@@ -130,9 +130,9 @@ class ThingsMegConfig(MeegSettings):
             if isinstance(item, MegRun):
                 digests |= hash_recording(item.path, root)
             else:
-                digests |= {p.relative_to(root).as_posix(): hash_sampled(p) for p in item.files}
+                digests |= digest_files({p.relative_to(root).as_posix(): p for p in item.files})
         tables = find_name_files(root, self.images, dict.fromkeys(item.subject for item in held))
-        digests |= {path.name: hash_sampled(path) for path in tables}
+        digests |= digest_files({path.name: path for path in tables})
         return digests
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
