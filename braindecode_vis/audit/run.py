@@ -52,6 +52,8 @@ from braindecode_vis.audit.split_overlap import (
     check_used,
 )
 from braindecode_vis.audit.statistics import (
+    check_codes,
+    check_components,
     check_record,
     check_scaling,
     check_standardised,
@@ -61,7 +63,9 @@ from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.consent import ConsentError
 
 SPLIT = (check_sides, check_pixels, check_likeness, check_near_copies, check_split_settings, check_used)
-STATISTICS = (check_standardised, check_whitened, check_scaling, check_record)
+STATISTICS = (
+    check_standardised, check_whitened, check_scaling, check_components, check_codes, check_record,
+)  # fmt: skip
 FITS = (check_inputs, check_features, check_targets, check_target_means)
 CHOICES = (check_penalties, check_logs, check_held_out)
 SETTINGS = (check_design, check_options, check_recordings)

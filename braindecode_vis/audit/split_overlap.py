@@ -255,7 +255,8 @@ def _find_usual_distance(thumbnails: np.ndarray) -> float:
     """Return how near the nearest of different pictures usually are: of 100, the one that has the nearest."""
     picked = np.unique(np.linspace(0, len(thumbnails) - 1, min(len(thumbnails), 512)).astype(int))
     distances = 1 - thumbnails[picked] @ thumbnails.T
-    distances[distances < 1e-6] = np.inf  # itself, and its own copies
+    distances[np.arange(len(picked)), picked] = np.inf
+    distances[distances < 1e-5] = np.inf  # its own copies; single precision leaves 1e-6
     nearest = distances.min(axis=1)
     return float(np.quantile(nearest[np.isfinite(nearest)], 0.01)) if np.isfinite(nearest).any() else 1.0
 

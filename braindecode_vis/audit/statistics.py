@@ -4,7 +4,8 @@ Data that were standardised with the trials of a set have exactly mean 0 and sta
 over no other; whitened data have the identity as their covariance. So the stored numbers tell which trials a statistic
 was fitted on, whatever the record says: each is worked out again from the stored responses, once from training trials
 and once from all. The record is asked only for what cannot be seen in the numbers (independent components, thresholds
-of artefacts, what authors did before they published).
+of artefacts, what authors did before they published). Features that are components of all trials, or codes of what was
+shown, are told by their numbers too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from braindecode_vis.audit.files import AuditedRun, list_first, name_fold
 from braindecode_vis.audit.findings import AuditFinding, Level
@@ -35,6 +37,10 @@ _LARGEST_SUMS = 1 << 29  # bytes
 
 WHITENING_TOLERANCE = 5e-3  # of the whitened covariance; float16 trials reach 1e-3
 ROBUST_TOLERANCE = 5e-3  # of median and interquartile range
+
+MOST_COMPONENTS = 2048  # features whose correlations are computed
+UNCORRELATED = 1e-4  # root mean square correlation; single precision leaves 1e-6
+MOST_CODED = 512  # trials by which codes of what was shown are looked for
 
 Verdict = Literal["none", "train", "all", "own"]
 
@@ -419,6 +425,128 @@ def check_scaling(run: AuditedRun) -> list[AuditFinding]:
             findings.append(AuditFinding("scaling", "warning", text, name))
     text = "median 0 and interquartile range 1 hold over training trials alone."
     return findings or [AuditFinding("scaling", "ok", text)]
+
+
+# --- components and codes ---------------------------------------------------------------------------------
+
+
+def check_components(run: AuditedRun) -> list[AuditFinding]:
+    """Look for features that are uncorrelated over all trials and not over training trials: they are components."""
+    data = run.responses.data
+    if data.ndim != 2 or not 5 <= data.shape[1] <= MOST_COMPONENTS or not run.is_training.any():
+        return []
+    off = [
+        _measure_correlations(data, rows) for rows in (np.arange(len(data)), np.flatnonzero(run.is_training))
+    ]
+    if off[0] < UNCORRELATED and off[0] * 10 * CLOSER < off[1]:
+        text = (
+            f"the features are uncorrelated over training and test trials together (root mean square {off[0]:.1g}), "
+            f"not over training trials ({off[1]:.1g}): they are components of all trials."
+        )
+        return [AuditFinding("components", "leak", text)]
+    return [AuditFinding("components", "ok", "the features are no components of all trials.")]
+
+
+def _measure_correlations(data: np.ndarray, rows: np.ndarray) -> float:
+    """Return the root mean square correlation of two features over some trials."""
+    total, products, n = np.zeros(data.shape[1]), np.zeros((data.shape[1], data.shape[1])), len(rows)
+    centre = np.asarray(data[rows[: 2 * data.shape[1]]], dtype=np.float64).mean(
+        axis=0
+    )  # lest large means round
+    for _, block in iterate_rows(data, rows):
+        values = block[:, :, 0] - centre
+        total += values.sum(axis=0)
+        products += values.T @ values
+    covariance = products / n - np.outer(total / n, total / n)
+    spread = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    varies = spread > 1e-6 * spread.max()
+    if varies.sum() < 5:
+        return np.inf
+    correlations = (covariance / np.outer(spread, spread))[np.ix_(varies, varies)]
+    return float(np.sqrt(np.square(correlations[np.triu_indices(len(correlations), 1)]).mean()))
+
+
+def check_codes(run: AuditedRun) -> list[AuditFinding]:
+    """Look for features that say what was shown: a class label, or the trigger channel of the stimulus.
+
+    Such a feature has one value in all trials of a concept or image, which no recording has; or its values are whole
+    numbers of a step in the order of the images.
+    """
+    ids, concepts = run.responses.stimulus_ids.astype(str), run.concepts.astype(str)
+    found: dict[int, str] = {}
+    n_features = run.responses.data.shape[1]
+    for words, names in (("concept", concepts), ("image", ids)):
+        rows = _pick_groups(names)
+        if len(rows) >= 12:
+            for values in _summarise_trials(run.responses.data, rows):
+                for feature in _find_constant(values, names[rows]):
+                    found.setdefault(int(feature), f"has one value in all trials of one {words}")
+    rows = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), MOST_CODED)).astype(int))
+    orders = [np.unique(ids[rows], return_inverse=True)[1], pd.factorize(ids[rows])[0]]
+    orders += [np.unique(concepts[rows], return_inverse=True)[1], pd.factorize(concepts[rows])[0]]
+    for values in _summarise_trials(run.responses.data, rows):
+        for feature in _find_ordered(values, orders):
+            found.setdefault(int(feature), "counts the images or concepts")
+    # Where all do, the data are simulated without noise, and tell no more than they should.
+    if not found or len(found) > n_features / 2:
+        return [AuditFinding("codes", "ok", "no feature is a label or a code of what was shown.")]
+    first = min(found)
+    ch_names = run.responses.coords.get("ch_names")
+    name = str(ch_names[first]) if ch_names is not None and len(ch_names) == n_features else str(first)
+    dim = run.responses.dims[1]
+    text = f"{len(found)} {dim}(s) are codes of what was shown, first {name}, which {found[first]}; leave them out."
+    return [AuditFinding("codes", "leak", text)]
+
+
+def _pick_groups(names: np.ndarray) -> np.ndarray:
+    """Return up to `MOST_CODED` rows, two to four of each of some names that occur at least twice."""
+    order = np.argsort(names, kind="stable")
+    _, starts, counts = np.unique(names[order], return_index=True, return_counts=True)
+    picked: list[int] = []
+    for start, count in zip(starts, counts, strict=True):
+        if count > 1 and len(picked) < MOST_CODED:
+            places = np.unique(np.linspace(0, count - 1, min(count, 4)).astype(int))
+            picked += order[start + places].tolist()
+    return np.sort(np.array(picked, dtype=np.int64))
+
+
+def _summarise_trials(data: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """Return mean and largest value of every feature in some trials, each of shape (n_rows, n_features)."""
+    blocks = [block for _, block in iterate_rows(data, rows)]
+    mean = np.concatenate([block.mean(axis=2) for block in blocks])
+    return [mean] if data.ndim == 2 else [mean, np.concatenate([block.max(axis=2) for block in blocks])]
+
+
+def _find_constant(values: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Return the features that vary between names and not within them."""
+    codes = np.unique(names, return_inverse=True)[1]
+    sums = np.zeros((codes.max() + 1, values.shape[1]))
+    np.add.at(sums, codes, values)
+    means = sums / np.bincount(codes)[:, None]
+    within = np.square(values - means[codes]).mean(axis=0)
+    whole = values.var(axis=0)
+    constant = (whole > 1e-12 * np.square(values).max(axis=0)) & (within < 1e-8 * whole)
+    # Two groups of values may be the two halves of anything.
+    return np.array(
+        [f for f in np.flatnonzero(constant) if len(np.unique(np.round(means[:, f], 6))) > 2], dtype=int
+    )
+
+
+def _find_ordered(values: np.ndarray, orders: list[np.ndarray]) -> list[int]:
+    """Return the features that are a multiple of one step throughout and rise or fall with one of the orders."""
+    found = []
+    for feature in range(values.shape[1]):
+        levels = np.unique(values[:, feature])
+        steps = np.diff(levels)
+        if len(levels) < 5 or steps.min() <= 1e-9 * np.abs(levels).max():
+            continue
+        counts = steps / steps.min()
+        if np.abs(counts - np.round(counts)).max() > 1e-3 or counts.sum() > 10 * len(values):
+            continue
+        ranks = np.searchsorted(levels, values[:, feature])
+        if any(abs(np.corrcoef(ranks, order)[0, 1]) > 0.999 for order in orders if np.ptp(order) > 0):
+            found.append(feature)
+    return found
 
 
 # --- what only the record knows ---------------------------------------------------------------------------
