@@ -49,4 +49,6 @@ def test_misuse_is_refused():
 )  # fmt: skip
 def test_priors_that_learn_from_predictions_say_so(kind, needs, options):
     """Where none need them, a run makes no out-of-fold predictions, which takes minutes with a network."""
-    assert find_component("prior", kind)(**options).needs_predictions is needs
+    settings = find_component("prior", kind)(**options)
+    assert settings.build() is not None
+    assert settings.needs_predictions is needs
