@@ -25,6 +25,7 @@ from typing import NamedTuple
 import xxhash
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.memory import describe_bytes
 
 #: Read at once: large enough for the read-ahead of network disks, small enough for the cache of a processor.
 _BLOCK_BYTES = 1 << 23
@@ -55,7 +56,7 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedFiles:
     """How many files and bytes stand behind what a process used, and how many of them it has read for that."""
 
     n_files: int
@@ -68,7 +69,7 @@ class Verified:
 
         Examples
         --------
-        >>> Verified(3, 5_000_000, 1, 2_000_000).describe()
+        >>> VerifiedFiles(3, 5_000_000, 1, 2_000_000).describe()
         'verified 3 files, 5 MB: read 1 file, 2 MB; the others have the size, times and inode of when they were read'
         """
         text = f"verified {_count(self.n_files)}, {describe_bytes(self.n_bytes)}"
@@ -82,14 +83,6 @@ class Verified:
 
 def _count(n: int) -> str:
     return f"{n} file" if n == 1 else f"{n} files"
-
-
-def describe_bytes(n: int) -> str:
-    """Return a number of bytes in words, for example ``39 MB``."""
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n} bytes"
 
 
 #: Of this process, by absolute path: what is known, and what was used (size in bytes, and whether it was read here).
@@ -201,28 +194,6 @@ def follow_rename(before: Path, now: Path) -> None:
     _write_caches(moved.values())
 
 
-def digest_below(path: Path, suffixes: Iterable[str] = ()) -> dict[str, str]:
-    """Return the digests of a file, or of the files below a folder by their path in it; hidden ones do not count.
-
-    Parameters
-    ----------
-    path
-        A file or folder.
-    suffixes
-        Of the files in a folder that count; all where none is named.
-    """
-    path, kept = path.expanduser(), tuple(suffixes)
-    if not path.is_dir():
-        return digest_files({path.name: path})
-    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    visible = {
-        name: file
-        for name, file in files.items()
-        if not any(part.startswith(".") for part in Path(name).parts) and (not kept or file.suffix in kept)
-    }
-    return digest_files(visible)
-
-
 def identify_file(path: Path) -> FileIdentity:
     """Return what changes when a file does; `DataError` if it does not exist or is no file."""
     if not path.is_file():
@@ -231,11 +202,11 @@ def identify_file(path: Path) -> FileIdentity:
     return FileIdentity(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 
-def count_verified() -> Verified:
+def count_verified() -> VerifiedFiles:
     """Return what this process has verified so far, each file once."""
     used = list(_USED.values())
     here = [size for size, read in used if read]
-    return Verified(len(used), sum(size for size, _ in used), len(here), sum(here))
+    return VerifiedFiles(len(used), sum(size for size, _ in used), len(here), sum(here))
 
 
 def find_cache_folder() -> Path:

@@ -63,20 +63,22 @@ class MemoryLimit:
 
     def describe(self) -> str:
         """Return "1.2 GB of 8.0 GB are free (what sets the bound)"."""
-        return f"{say_bytes(self.free)} of {say_bytes(self.total)} are free ({self.name})"
+        return f"{describe_bytes(self.free)} of {describe_bytes(self.total)} are free ({self.name})"
 
 
-def say_bytes(n_bytes: float) -> str:
+def describe_bytes(n_bytes: float) -> str:
     """Return a size as people write it.
 
     Examples
     --------
-    >>> say_bytes(2_500_000_000), say_bytes(80_000_000), say_bytes(512)
+    >>> describe_bytes(2_500_000_000), describe_bytes(80_000_000), describe_bytes(512)
     ('2.5 GB', '80 MB', '512 bytes')
     """
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:,.1f} GB"
-    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes >= 1e6 else f"{max(0, int(n_bytes)):,} bytes"
+    if n_bytes >= 1e6:
+        return f"{n_bytes / 1e6:,.0f} MB"
+    return f"{n_bytes / 1e3:,.0f} kB" if n_bytes >= 1e3 else f"{max(0, int(n_bytes))} bytes"
 
 
 # --- limits -----------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ def check_memory(needed: float, *, what: str, reduce: str) -> None:
     limit = find_memory()
     if limit is None or needed <= TIGHT * limit.free:
         return
-    told = f"{what} needs about {say_bytes(needed)} of memory, and {limit.describe()}"
+    told = f"{what} needs about {describe_bytes(needed)} of memory, and {limit.describe()}"
     if needed > limit.free:
         raise TooLargeError(f"{told}; reduce {reduce}, or {limit.remedy}.")
     warnings.warn(f"{told}: it may not fit; if it fails, reduce {reduce}.", MemoryWarning, stacklevel=3)
@@ -221,9 +223,9 @@ def check_libraries(*, computes: bool) -> None:
     needed = (_COMPUTING_BYTES if computes else _TABLES_BYTES) + max(0, threads - 2) * _CORE_BYTES
     if limit.total < needed:
         raise DataError(
-            f"the libraries alone take about {say_bytes(needed)} of address space, and ulimit -v allows "
-            f"{say_bytes(limit.total)}; raise it ({say_bytes(2 * needed)} leave room for small data), or limit memory "
-            "by a cgroup, which counts what is used."
+            f"the libraries alone take about {describe_bytes(needed)} of address space, and ulimit -v allows "
+            f"{describe_bytes(limit.total)}; raise it ({describe_bytes(2 * needed)} leave room for small data), or "
+            "limit memory by a cgroup, which counts what is used."
         )
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     if computes:
@@ -347,4 +349,4 @@ def _find_asked(words: str) -> str:
         return ""
     unit = found[2] or "bytes"
     power = 0 if unit in ("bytes", "B") else " KMGTP".index(unit[0])
-    return say_bytes(float(found[1]) * 1024**power)
+    return describe_bytes(float(found[1]) * 1024**power)
