@@ -39,7 +39,13 @@ from braindecode_vis.datasets.bids.fmri_files import (
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    check_subset,
+    collect_findings,
+    compare_fact,
+    refuse_other_layout,
+)
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
     BetasPart,
@@ -74,7 +80,8 @@ class Bold5000BetasConfig(AtlasSettings):
     betas
         Version of the model, as the file names spell it.
     form
-        ``volumes`` in each subject's space, tables of ``rois``, or what is there (``auto``: volumes first).
+        ``volumes`` in each subject's space, tables of ``rois``, or what is there (``auto``: volumes first,
+        and the same form for all subjects).
     rois
         Regions of the tables, for example ``[LHEarlyVis, RHLOC]``; all by default.
     images
@@ -158,6 +165,10 @@ class Bold5000BetasConfig(AtlasSettings):
         chosen = check_subset(
             wanted, sorted(held), what=f"below {root}, BOLD5000 subject", option="dataset.subjects"
         )
+        if self.form == "auto":
+            volumes = {subject for subject in chosen if any(path.suffix != ".npy" for path in held[subject])}
+            by_form = {"volumes": volumes, "rois": chosen}
+            refuse_other_layout(by_form, None, where=root, option="dataset.form")
         return [self._pick_files(root, f"CSI{subject}", held[subject]) for subject in chosen]
 
     def _pick_files(self, root: Path, subject: str, paths: list[Path]) -> Found:

@@ -6,7 +6,7 @@ set. Knows no file format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -270,6 +270,39 @@ def check_subset(wanted: Sequence[Any] | None, there: Sequence[Any], *, what: st
     if len(set(wanted)) != len(wanted):
         raise ConfigError(f"{option} names a {what.split()[-1]} twice.")
     return list(wanted)
+
+
+def refuse_other_layout(
+    there: Mapping[str, Iterable[Any]], wanted: Iterable[Any] | None, *, where: Path, option: str
+) -> None:
+    """Refuse subjects that an automatic choice of the layout would leave out because they are in another one.
+
+    Parameters
+    ----------
+    there
+        Subjects by layout; the first layout is the one that is read.
+    wanted
+        Subjects that were asked for, None for all.
+    where
+        Folder of the data set.
+    option
+        The setting that chooses a layout.
+
+    Raises
+    ------
+    DataError
+        If a wanted subject is in another layout alone: its file in the first one may have been lost.
+    """
+    (layout, read), *others = ((name, set(subjects)) for name, subjects in there.items())
+    chosen = None if wanted is None else set(wanted)
+    for other, subjects in others:
+        lost = sorted(subjects - read if chosen is None else (subjects - read) & chosen)
+        if lost and read:
+            raise DataError(
+                f"subject {lost[0]} below {where} has files of the layout {other} alone, but subject "
+                f"{min(read)} those of {layout}; fetch what is missing, choose with --set dataset.subjects=[...], or "
+                f"read the other layout with --set {option}={other}."
+            )
 
 
 def find_label(label: Any, there: Sequence[Any]) -> Any:

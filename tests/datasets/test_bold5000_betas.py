@@ -87,6 +87,13 @@ def test_several_people_are_padded(tmp_path):
     assert responses.data.shape == (14, max(masks))
 
 
+def test_subjects_of_two_forms_are_not_joined(tmp_path):
+    write_person(tmp_path, "CSI1")
+    write_rois(tmp_path, "CSI2")
+    with pytest.raises(DataError, match=r"subject 2 below .* layout rois alone"):
+        Bold5000BetasConfig(root=tmp_path).open_betas()
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no file like CSI1_GLMbetas-TYPED"):
         Bold5000BetasConfig(root=tmp_path).open_betas()

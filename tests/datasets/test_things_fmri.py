@@ -187,6 +187,13 @@ def test_bad_input_is_named(tree, tmp_path_factory):
             ThingsFmriConfig(root=tree).open_betas()
 
 
+def test_a_subject_of_the_other_form_is_not_left_out_in_silence(tree):
+    (tree / "betas_vol/sub-02").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"subject 02 below .* layout volume alone.*dataset.form=volume"):
+        ThingsFmriConfig(root=tree).open_betas()
+    ThingsFmriConfig(root=tree, subjects=(1,)).open_betas()
+
+
 def test_volumes_and_conditions_must_agree(tree):
     path = next(tree.rglob("*run-02_conditions.tsv"))
     lines = path.read_text().splitlines()

@@ -228,6 +228,26 @@ def test_a_shifted_image_list_is_found(root, images):
         ThingsMegConfig(root=root).open_epochs()
 
 
+def test_a_lost_file_of_epochs_does_not_shrink_the_data_set(root):
+    """Raw recordings of fewer sessions stood in for epochs that were gone, and nothing said so."""
+    epochs = root / "derivatives/preprocessed/preprocessed_P1-epo.fif"
+    second = epochs.with_name("preprocessed_P2-epo.fif")
+    epochs.rename(second)
+    with pytest.raises(DataError, match=r"subject 1 below .* layout raw alone.*dataset.layout=raw"):
+        ThingsMegConfig(root=root).open_epochs()
+    second.unlink()
+    # As many sessions as are listed: the same trials are read.
+    assert ThingsMegConfig(root=root).open_epochs().notes["layout"] == "raw"
+    shutil.rmtree(root / f"sub-BIGMEG1/ses-{N_SESSIONS:02d}")
+    with pytest.raises(
+        DataError, match=r"preprocessed_P1-epo.fif is not below .* sessions that its sample attr"
+    ):
+        ThingsMegConfig(root=root).open_epochs()
+    chosen = tuple(range(1, N_SESSIONS))
+    assert len(ThingsMegConfig(root=root, sessions=chosen).open_epochs().parts) == len(chosen) * N_RUNS
+    assert ThingsMegConfig(root=root, layout="raw").open_epochs().notes["layout"] == "raw"
+
+
 def test_missing_and_damaged_files_are_named(root, tmp_path):
     folder = root / "sub-BIGMEG1/ses-02/meg"
     events = folder / "sub-BIGMEG1_ses-02_task-main_run-01_events.tsv"

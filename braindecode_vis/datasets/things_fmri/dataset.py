@@ -28,7 +28,13 @@ from braindecode_vis.datasets.bids.fmri_files import (
     hash_image_folder,
     make_named_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    check_subset,
+    collect_findings,
+    compare_fact,
+    refuse_other_layout,
+)
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
     BetasPart,
@@ -65,7 +71,8 @@ class ThingsFmriConfig(AtlasSettings):
     root
         Folder that holds ``betas_csv``, ``betas_vol`` and ``brainmasks``, or some of them.
     form
-        ``table`` or ``volume``; ``auto`` prefers the table, which comes with regions and noise ceilings.
+        ``table`` or ``volume``; ``auto`` prefers the table, which comes with regions and noise ceilings, and refuses
+        subjects that are there as volumes alone.
     subjects
         Numbers to read; all that are there by default. Voxels of several do not correspond.
     sessions
@@ -171,6 +178,9 @@ class ThingsFmriConfig(AtlasSettings):
                 "dataset.rois and dataset.min_noise_ceiling need the table of betas; set dataset.form."
             )
         wanted = None if self.subjects is None else [f"{number:02d}" for number in self.subjects]
+        if self.form == "auto" and tables:
+            by_form = {"table": tables, "volume": volumes}
+            refuse_other_layout(by_form, wanted, where=root, option="dataset.form")
         return form, check_subset(
             wanted, there, what=f"below {root}, {form} of subject", option="dataset.subjects"
         )

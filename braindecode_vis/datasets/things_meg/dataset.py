@@ -34,7 +34,13 @@ from braindecode_vis.datasets.bids.meeg_files import (
     make_shown_table,
     make_stimuli,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_counts, look_at
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    collect_findings,
+    compare_counts,
+    look_at,
+    refuse_other_layout,
+)
 from braindecode_vis.datasets.sources.meeg_source import (
     MeegSettings,
     MeegSource,
@@ -52,6 +58,7 @@ from braindecode_vis.datasets.things_meg.files import (
     find_epoch_files,
     find_name_files,
     find_runs,
+    list_runs,
     make_epoch_part,
     make_run_part,
     measure_lag,
@@ -80,7 +87,8 @@ class ThingsMegConfig(MeegSettings):
         looked for below and beside the root by default.
     layout
         ``preprocessed`` (epochs of the authors: 0.1-40 Hz, 200 Hz, 271 sensors, -0.1 to 1.3 s, baseline z-score) or
-        ``raw``; ``auto`` takes the epochs if there.
+        ``raw``; ``auto`` takes the epochs if there, and refuses raw recordings of fewer sessions than the attributes
+        list, since the epochs may have been lost.
     subjects, sessions
         Numbers to read; all that are there by default. Sessions can be chosen in the raw layout only.
     channels
@@ -192,6 +200,14 @@ class ThingsMegConfig(MeegSettings):
             held = list(find_epoch_files(root, self.subjects))
         if not held and self.layout in ("auto", "raw"):
             held = list(find_runs(root, self.subjects, self.sessions))
+            if self.layout == "auto" and self.sessions is None:
+                _refuse_lost_epochs(root, held)
+        elif self.layout == "auto":
+            there = {
+                "preprocessed": {item.subject for item in find_epoch_files(root, None)},
+                "raw": {item.subject for item in list_runs(root)},
+            }
+            refuse_other_layout(there, self.subjects, where=root, option="dataset.layout")
         if not held:
             raise DataError(
                 f"no {'' if self.layout == 'auto' else self.layout + ' '}THINGS-MEG recording was found below {root}: "
@@ -269,6 +285,21 @@ class ThingsMegConfig(MeegSettings):
         return make_stimuli(
             make_shown_table(part.trials for part in parts), self.images, guesses, _list_places
         )
+
+
+def _refuse_lost_epochs(root: Path, runs: list[MegRun]) -> None:
+    """Refuse raw recordings in place of epochs if they are fewer: a lost file must not shrink the data set."""
+    for subject in dict.fromkeys(run.subject for run in runs):
+        attributes = find_attributes(root, subject)
+        listed = set() if attributes is None else set(attributes["session_nr"])
+        there = sorted({run.session for run in runs if run.subject == subject})
+        if len(there) < len(listed):
+            raise DataError(
+                f"derivatives/preprocessed/preprocessed_P{subject}-epo.fif is not below {root}, and the raw recordings "
+                f"of subject {subject:02d} are {len(there)} of {len(listed)} sessions that its sample attributes list; "
+                "fetch the epochs, or read what is there with --set dataset.layout=raw --set "
+                f"dataset.sessions=[{','.join(map(str, there))}]."
+            )
 
 
 def _list_places(file: str, concept: str) -> tuple[str, ...]:

@@ -394,6 +394,13 @@ class MegRun:
         return self.path.with_name(re.sub(r"_meg\.\w+$", "_events.tsv", self.path.name))
 
 
+def list_runs(root: Path) -> list[MegRun]:
+    """Return all runs below `root`, complete or not."""
+    paths = sorted(root.glob("sub-BIGMEG*/ses-*/meg/sub-BIGMEG*_meg.*"))
+    matches = ((path, _RUN.match(path.name)) for path in paths)
+    return [MegRun(int(m[1]), int(m[2]), int(m[3]), path) for path, m in matches if m]
+
+
 def find_runs(root: Path, subjects: Sequence[int] | None, sessions: Sequence[int] | None) -> list[MegRun]:
     """Return the runs of the chosen subjects and sessions, in their order.
 
@@ -402,11 +409,7 @@ def find_runs(root: Path, subjects: Sequence[int] | None, sessions: Sequence[int
     DataError
         If a subject, session or run is missing.
     """
-    found = []
-    for path in sorted(root.glob("sub-BIGMEG*/ses-*/meg/sub-BIGMEG*_meg.*")):
-        match = _RUN.match(path.name)
-        if match:
-            found.append(MegRun(int(match[1]), int(match[2]), int(match[3]), path))
+    found = list_runs(root)
     there = sorted({run.subject for run in found})
     if not found:
         return []
