@@ -106,6 +106,7 @@ def _summarise(verdicts: list[Verdict], seconds: float) -> int:
     print(f"  exit 0, the same result                 {kinds['same']}")
     print(f"  exit 2, one sentence                    {kinds['told']}")
     print(f"  exit 0, another valid input was made    {kinds['another input']}")
+    print(f"  exit 0 of check, with a block of zeros  {kinds['zeros pass check']}")
     bad = {kind: number for kind, number in kinds.items() if kind not in GOOD}
     print(f"  violations                              {sum(bad.values())}")
     for kind, number in sorted(bad.items()):

@@ -7,6 +7,7 @@ killed when it hangs, and takes nothing down with it.
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -30,7 +31,7 @@ TIMEOUT_S = 60.0
 _MEMORY = 12 << 30
 _PLACES = ("home", "tmp", "cwd", "cache")
 #: Ends of a case that are as they should be.
-GOOD = ("same", "told", "another input")
+GOOD = ("same", "told", "another input", "zeros pass check")
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,13 @@ def make_base(bases: Path, name: str) -> None:
     (made / "base").rename(folder)
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # bases that are kept may lie on another disk
+        shutil.copy2(source, target)
+
+
 def look(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Return kind, size and time of everything below a folder."""
     found = {}
@@ -219,7 +227,7 @@ class Examiner:
         shutil.rmtree(case, ignore_errors=True)
         for name in _PLACES:
             (case / name).mkdir(parents=True)
-        own = shutil.copy2 if surface.writes else os.link
+        own = shutil.copy2 if surface.writes else _link
         shutil.copytree(self.bases / surface.base, case / "in", copy_function=own)
         settings = case / "in/run/config.yaml"
         if settings.is_file():  # a run knows where its data lie
@@ -251,16 +259,19 @@ class Examiner:
         if intact.code:
             return "another input" if damage.readable else "damage taken"
         if ending.result == intact.result:
-            return "same"
-        return self._judge_difference(surface, file, damage, ending)
+            # It reads samples, and has no result that could differ; preprocessing looks at every trial.
+            return "zeros pass check" if surface.name.endswith("/check") and damage.kind == "zero" else "same"
+        return self._judge_difference(surface, file, damage, intact, ending)
 
-    def _judge_difference(self, surface: Surface, file: Path, damage: Damage, ending: Ending) -> str:
+    def _judge_difference(
+        self, surface: Surface, file: Path, damage: Damage, intact: Ending, ending: Ending
+    ) -> str:
         if surface.name.endswith("/rerun"):
             return "reused blindly"
         if surface.name == "recipes/run" and ending.result == "a score is no number":
             return "no number"
-        if surface.name.endswith("/audit"):  # it says what it found, and goes on
-            return "told"
+        if surface.name.endswith("/audit") and names_finding(ending.result, intact.result):
+            return "told"  # what it found; it goes on
         # The settings of a run belong to the person, who may have edited them; its results do not.
         if surface.writes and surface.base != "new" and file.name != "config.yaml":
             return "another number in silence"
@@ -276,6 +287,15 @@ class Examiner:
             if before.get(path) != after.get(path) and not any(Path(path).is_relative_to(a) for a in allowed):
                 return strip(path, case)
         return ""
+
+
+def names_finding(result: str, intact: str) -> bool:
+    """Return whether an audit in JSON names something other than ok that the intact one did not."""
+
+    def list_findings(text: str) -> set[str]:
+        return {json.dumps(found) for found in json.loads(text)["findings"] if found["level"] != "ok"}
+
+    return bool(list_findings(result) - list_findings(intact))
 
 
 def _judge_sentence(said: str) -> str:

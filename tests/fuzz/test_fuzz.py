@@ -1,5 +1,6 @@
 """A few of the cases of ``make fuzz``, settings and arrays drawn by hypothesis, and that a case can be made again."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis.extra import numpy as drawn
 import braindecode_vis as bdv
 from braindecode_vis.checks import BraindecodeVisError
 from braindecode_vis.config import read_config
+from tests.fuzz.examine import names_finding
 from tests.fuzz.mutator import mutate
 
 # Reading is cheap in these; `make fuzz` goes through all of them.
@@ -50,6 +52,17 @@ def test_a_number_makes_the_same_damage_again(tmp_path, number):
             (damage, path.read_bytes() if path.is_file() else sorted(p.name for p in path.parent.iterdir()))
         )
     assert made[0] == made[1]
+
+
+def test_an_audit_tells_only_with_a_finding_of_its_own():
+    """Any other output once counted as told, were it the path of a file alone."""
+
+    def write(*levels):
+        return json.dumps({"findings": [{"check": str(n), "level": level} for n, level in enumerate(levels)]})
+
+    assert names_finding(write("ok", "leak"), write("ok", "ok"))
+    assert not names_finding(write("ok", "ok", "ok"), write("ok", "ok"))
+    assert not names_finding(write("ok", "warning"), write("ok", "warning"))
 
 
 def check_sentence(error):
