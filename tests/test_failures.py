@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from braindecode_vis.checks import ConfigError, DataError, check_file, describe_unfetched, refuse_damage
 from braindecode_vis.cli import main
@@ -96,6 +98,27 @@ def test_numpy_hides_the_number_of_the_system():
     assert "choose another folder with --out" in describe_failure(raised.value)
 
 
+def test_safetensors_says_the_number_of_the_system_in_its_text(tmp_path):
+    """A checkpoint beyond a limit on file sizes ended in a traceback of SafetensorError."""
+    from safetensors.numpy import save_file
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        said = _raise_in(lambda path: save_file({"x": np.zeros(10_000)}, path), tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said.startswith("the file grew past the size limit; finished stages are kept")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    """An output below a file ended in a traceback of FileExistsError."""
+    path = tmp_path / "file"
+    path.touch()
+    said = _raise_in(lambda path: path.mkdir(parents=True, exist_ok=True), path)
+    assert said.startswith(f"there is a file where a folder belongs at {path}; choose another place")
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
     assert describe_failure(KeyError("name")) == ""
     assert describe_failure(OSError("something")) == ""
@@ -133,6 +156,7 @@ def _read_hdf5(path):
         (b"\xff\xfe\x00a", lambda path: path.read_text(encoding="utf-8")),
         (b"{", lambda path: json.loads(path.read_text())),
         (b"no HDF5", _read_hdf5),
+        (b"no safetensors", lambda path: load_file(path)),
     ],
     ids=[
         "cut gzip",
@@ -143,6 +167,7 @@ def _read_hdf5(path):
         "no text",
         "no JSON",
         "no HDF5",
+        "no safetensors",
     ],
 )
 def test_damaged_files_are_one_sentence_that_names_them(tmp_path, content, read):
@@ -222,3 +247,10 @@ def test_numbers_that_no_computation_can_use(override, message):
     """``n_top=true`` was one and ``seed=false`` zero; a batch of 2^64 ended in an overflow somewhere in torch."""
     with pytest.raises(ConfigError, match=message):
         read_config("synthetic_digits", [override])
+
+
+def test_a_folder_in_place_of_a_table_is_told_before_runs_are_compared(tmp_path, command_line):
+    """The sentence once named a temporary file beside the folder, after minutes of comparing."""
+    done = command_line("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {tmp_path} is a folder; name a CSV file with --out."

@@ -40,6 +40,7 @@ _OTHER_ERRORS = {
     errno.ENOENT: ("a file is missing", "bring or fetch it"),
     errno.EISDIR: ("there is a folder where a file belongs", "put the file there"),
     errno.ENOTDIR: ("there is a file where a folder belongs", "put the folder there"),
+    errno.EEXIST: ("there is a file where a folder belongs", "choose another place, or put the folder there"),
     errno.ELOOP: ("a link leads back to itself", "mend the link"),
     errno.ENAMETOOLONG: ("a name is too long for the file system", "choose a shorter one"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
@@ -53,7 +54,7 @@ _DAMAGE = {
     ("zipfile", "BadZipFile"), ("struct", "error"), ("builtins", "UnicodeDecodeError"),
     ("pandas.errors", "ParserError"), ("pandas.errors", "EmptyDataError"), ("json.decoder", "JSONDecodeError"),
     ("PIL", "UnidentifiedImageError"), ("nibabel.filebasedimages", "ImageFileError"),
-    ("safetensors_rust", "SafetensorError"), ("pyarrow.lib", "ArrowInvalid"),
+    ("safetensors._safetensors_rust", "SafetensorError"), ("pyarrow.lib", "ArrowInvalid"),
 }  # fmt: skip
 # Any error that comes out of these is one of the file: HDF5 raises KeyError, RuntimeError and OSError without a number.
 _READERS = ("h5py",)
@@ -129,6 +130,9 @@ def describe_failure(error: Exception) -> str:
     """Return one sentence for an error that the package did not raise; empty for one that is a fault of ours."""
     if isinstance(error, OSError) and (sentence := _describe_system(error)):
         return sentence
+    # What is written in Rust, safetensors among it, says the system's number in its text alone.
+    if (number := re.search(r"\(os error (\d+)\)", str(error))) and int(number[1]) in _WRITE_ERRORS:
+        return _describe_system(OSError(int(number[1]), str(error)))
     return _blame_outside(error) or _describe_damage(error)
 
 

@@ -223,6 +223,8 @@ def compare(
     from braindecode_vis.store import replace_atomically
     from braindecode_vis.studies.compare import compare_runs
 
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a folder; name a CSV file with --out.")
     try:  # before the comparison, which may take minutes
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)

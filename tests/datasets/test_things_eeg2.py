@@ -343,7 +343,13 @@ def test_neurobridge_arrays(images, tmp_path):
         data.append(epochs.reshape(-1, 3, 250))
     responses = write(make_config(images), tmp_path / "out")
     np.testing.assert_array_equal(responses.data, np.concatenate(data).astype(np.float32))
-    (images / "preprocessed_eeg" / "sub-01" / "info.json").unlink()
+    info = images / "preprocessed_eeg" / "sub-01" / "info.json"
+    content = json.loads(info.read_text())
+    for damaged in ({**content, "times": ["."]}, {**content, "ch_names": None}, []):
+        info.write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match=r"info.json does not say the times and channels"):
+            make_config(images).open_epochs()
+    info.unlink()
     with pytest.raises(DataError, match=r"needs info.json"):
         make_config(images).open_epochs()
 

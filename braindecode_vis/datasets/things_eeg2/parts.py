@@ -105,14 +105,16 @@ def _open_neurobridge(
     info_path = item.path.parent / "info.json"
     if not info_path.is_file():
         raise DataError(f"{item.where} needs info.json beside it, which names the channels; fetch it again.")
-    info = json.loads(info_path.read_text())
     # (n_concepts, n_images, ...) -> (n_concepts * n_images, ...); nothing is copied
     data = replace(data, shape=(data.shape[0] * data.shape[1], *data.shape[2:]))
-    if "times" in info:
-        times = np.asarray(info["times"], dtype=float)
-    else:
-        times = np.arange(data.shape[-1]) / float(info["sfreq"])
-    return _make_part(item, options, images, ch_names, data, info["ch_names"], times)
+    with refuse_damage(f"{info_path} does not say the times and channels of the epochs"):
+        info = json.loads(info_path.read_text())
+        if "times" in info:
+            times = np.asarray(info["times"], dtype=float)
+        else:
+            times = np.arange(data.shape[-1]) / float(info["sfreq"])
+        names = [str(name) for name in info["ch_names"]]
+    return _make_part(item, options, images, ch_names, data, names, times)
 
 
 _CONVERT = """
