@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from braindecode_vis import pipeline, store
@@ -86,6 +87,18 @@ def reseal(artifact):
     store.write_provenance(artifact / store.PROVENANCE, record)
 
 
+def centre_by_queries(folder, number):
+    """Write similarities of a fold as if predictions and images were centred by the predictions."""
+    run = open_run(read_config(folder), folder)
+    predicted = pipeline.retrieve(run).folds[number].predicted
+    bank = pipeline.embed(run)[number if len(pipeline.embed(run)) > 1 else 0].embeddings
+    mean = predicted.flat().mean(axis=0)
+    queries, truth = predicted.flat() - mean, bank.select(list(predicted.ids)).flat() - mean
+    norms = np.linalg.norm(queries, axis=1) * np.linalg.norm(truth, axis=1)
+    path = find_artifact(folder, "retrieve") / f"fold{number:02d}" / "true_similarities.npy"
+    np.save(path, (queries * truth).sum(axis=1) / norms)
+
+
 # --- clean runs -------------------------------------------------------------------------------------------
 
 
@@ -104,7 +117,25 @@ def test_folds_over_images_pass(tmp_path):
     folder = make_run(
         tmp_path / "run", "split={kind: kfold, n_folds: 3}", "target={kind: pca, n_components: 5}"
     )
-    assert not audit_run(folder, refit=True).leaks
+    audit = audit_run(folder, refit=True)
+    assert not audit.leaks
+    assert find(audit, "validation", "ok")[0].message == "no network was trained."
+    # Of three folds one was not written and the last one is centred by its test queries.
+    artifact = find_artifact(folder, "retrieve")
+    (artifact / "fold01" / "true_similarities.npy").unlink()
+    centre_by_queries(folder, 2)
+    reseal(artifact)
+    (told,) = find(audit_run(folder), "centre", "transductive")
+    assert told.where == "fold 2"
+
+
+def test_an_unfinished_artifact_is_no_part_of_a_run(copied):
+    for stage in ("preprocess", "train", "retrieve"):
+        artifact = find_artifact(copied, stage)
+        shutil.copytree(artifact, artifact.with_name(f".{artifact.name}.tmp"))
+    audit = audit_run(copied)
+    assert not audit.leaks
+    assert "ranks" in {item.check for item in audit.list_level("ok")}
 
 
 def test_whoever_gives_no_run_is_told(tmp_path):
@@ -293,6 +324,15 @@ def test_an_encoder_of_all_trials_is_found_by_its_statistics_and_by_a_refit(copi
     assert "ridge.safetensors is not what the training trials" in find(audit, "refit")[0].message
 
 
+def test_an_encoder_of_unknown_trials_is_not_said_to_know_the_test(copied):
+    path = find_artifact(copied, "train") / "ridge.safetensors"
+    arrays = load_file(path)
+    save_file({**arrays, "feature_mean": arrays["feature_mean"] + arrays["feature_std"]}, path)
+    reseal(path.parent)
+    (leak,) = find(audit_run(copied), "encoder-inputs")
+    assert "not those of its training trials (off by 1 SD)" in leak.message
+
+
 def test_features_that_all_trials_chose_are_found(copied):
     run, prepared, bank = open_clean(copied)
     config = SelectionConfig.model_validate(run.config.selection.model_dump())
@@ -352,15 +392,8 @@ def test_one_run_of_a_sweep_is_a_warning(copied):
 
 
 def test_similarities_centred_by_test_queries_are_transductive(copied):
-    run = open_run(read_config(copied), copied)
-    fold = pipeline.retrieve(run).folds[0]
-    artifact = find_artifact(copied, "retrieve")
-    queries = fold.predicted.flat() - fold.predicted.flat().mean(axis=0)
-    truth = pipeline.embed(run)[0].embeddings.select(list(fold.predicted.ids)).flat()
-    truth = truth - fold.predicted.flat().mean(axis=0)
-    norms = np.linalg.norm(queries, axis=1) * np.linalg.norm(truth, axis=1)
-    np.save(artifact / "fold00" / "true_similarities.npy", (queries * truth).sum(axis=1) / norms)
-    reseal(artifact)
+    centre_by_queries(copied, 0)
+    reseal(find_artifact(copied, "retrieve"))
     audit = audit_run(copied)
     only_leak(audit, "ranks")  # the run did not centre so, by its settings
     assert "test queries" in find(audit, "centre", "transductive")[0].message

@@ -224,7 +224,9 @@ def audit_network(tmp_path, *, encoder=TRAIN, split=None, subjects=("01",), n_fo
 
 
 def test_a_network_that_validates_on_training_images_passes(tmp_path):
-    assert not audit_network(tmp_path).leaks
+    audit = audit_network(tmp_path)
+    assert not audit.leaks
+    assert "training images that were held out" in find(audit, "validation", "ok")[0].message
 
 
 def test_validation_on_test_images_is_found(tmp_path):

@@ -66,6 +66,19 @@ def test_split_half_bounds_what_the_truth_itself_reaches():
     ).all()
 
 
+def test_halves_without_noise_agree_however_often_an_image_was_shown():
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(40), rng.integers(2, 7, 40))
+    trials = pd.DataFrame(
+        {"subject": "01", "session": "01", "run": "01", "stimulus_id": images.astype(str), "repetition": 0,
+         "split": "train"}
+    )  # fmt: skip
+    data = (5 + rng.standard_normal((40, 3)))[images].astype(np.float32)
+    found = rel.compute_split_half(Responses(data, ("trial", "voxel"), trials, "z"), n_splits=3)
+    np.testing.assert_allclose(found.correlation, 1, atol=1e-9)
+    np.testing.assert_allclose(found.ceiling, 1, atol=1e-9)
+
+
 def test_encoding_scores_rank_voxels_by_what_features_explain():
     responses, truth = make_responses(200)
     ids = [f"i{i:04d}" for i in range(200)]

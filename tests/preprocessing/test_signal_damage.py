@@ -16,8 +16,13 @@ from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
 from braindecode_vis.preprocessing.betas import write_fmri_source
-from braindecode_vis.preprocessing.meeg import write_source
-from braindecode_vis.preprocessing.signal_damage import DamageWatch, find_held_runs, settle_missing_sessions
+from braindecode_vis.preprocessing.meeg import write_meeg, write_source
+from braindecode_vis.preprocessing.signal_damage import (
+    DamageWatch,
+    find_held_runs,
+    settle_blank_images,
+    settle_missing_sessions,
+)
 from braindecode_vis.stimuli import StimulusSet
 
 NAMES = ("O1", "Oz", "O2", "Pz", "P3")
@@ -45,14 +50,18 @@ def recording():
     return signal, 250 + 75 * np.arange(N)
 
 
-def write_recording(folder, signal, onsets, **plan):
+def open_recording(signal, onsets, **plan):
     events = make_table(len(onsets)).assign(sample=onsets, onset=onsets / 250.0)
     columns = ["sample", "onset", "stimulus_id", "concept", "split", "repetition"]
     held = Recording("01", "01", "01", "eeg", (Path("raw.vhdr"),), events[columns])
     part = ContinuousPart(held, NAMES, 250.0, signal.shape[1], lambda a, b: signal[:, a:b])
     wanted = EpochPlan(tmin=0.0, tmax=0.4, window=(0.0, 0.4), baseline=None, mvnn="none", **plan)
+    return MeegSource("eeg", (part,), list_images(), wanted, "V")
+
+
+def write_recording(folder, signal, onsets, **plan):
     write_source(
-        MeegSource("eeg", (part,), list_images(), wanted, "V"), folder, scratch=folder / "scratch",
+        open_recording(signal, onsets, **plan), folder, scratch=folder / "scratch",
         watch=DamageWatch(most=plan.get("max_dropped", 0.01)),
     )  # fmt: skip
     return read_damage(folder)
@@ -149,6 +158,42 @@ def test_channels_that_end_early_or_are_clipped_are_told(tmp_path, recording):
     assert "Oz" in found[1]["what"]
 
 
+def test_how_long_a_channel_may_be_flat_and_clipped():
+    """Amplifiers reach their end now and then; a channel that lies still for a tenth of that time is broken."""
+    rng = np.random.default_rng(0)
+    told = {}
+    for n_bad in (1, 3):  # of 20 stretches of two seconds
+        watch = DamageWatch()
+        for number in range(20):
+            signal = rng.standard_normal((3, 500))
+            if number < n_bad:
+                signal[0] = np.clip(30 * np.sin(np.arange(500) / 20), -1, 1)
+                signal[1] = 0
+            watch.look_at_samples("a file", ("O1", "Oz", "O2"), signal, number * 500, 250.0)
+        watch.settle_channels("a file")
+        told[n_bad] = [finding.what for finding in watch.findings]
+    flat, clipped = (
+        "1 channel(s) are flat for a part of the time: Oz",
+        "1 channel(s) are clipped for a part of the time: O1",
+    )
+    assert told == {1: [f"{flat} 5.0%"], 3: [f"{flat} 15.0%", f"{clipped} 15.0%"]}
+
+
+def test_settings_of_a_data_set_say_how_much_damage_is_too_much(tmp_path, recording):
+    signal, onsets = recording
+    signal[:, 8000:] = 0
+    for most in (0.6, 0.01):
+        config = SimpleNamespace(
+            open_epochs=lambda scratch: open_recording(signal, onsets, max_dropped=0.6), max_dropped=most
+        )
+        if most > 0.5:
+            write_meeg(config, tmp_path)
+            assert read_damage(tmp_path)[0]["n"] > 90
+        else:
+            with pytest.raises(DataError, match="hold still in many places"):
+                write_meeg(config, tmp_path)
+
+
 def test_units_that_no_brain_has_are_told(tmp_path, recording):
     signal, onsets = recording
     (found,) = write_recording(tmp_path, signal * 1e6, onsets)
@@ -175,6 +220,23 @@ def test_two_damaged_epochs_are_told(tmp_path):
     (found,) = write_epochs(tmp_path, data)
     assert (found["n"], found["of"], found["refused"]) == (2, 200, False)
     assert "the first image7, trial 8 of the file, the last image90" in found["what"]
+
+
+def test_a_single_damaged_epoch_is_named_once(tmp_path):
+    data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
+    data[7] = 0
+    (found,) = write_epochs(tmp_path, data)
+    assert found["what"].endswith("1 hold one value throughout (the first image7, trial 8 of the file)")
+
+
+def test_a_channel_that_is_flat_in_some_epochs_is_told_and_in_all_refused(tmp_path):
+    data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
+    data[:10, 3] = 0.5  # below the largest values of the others
+    (found,) = write_epochs(tmp_path / "some", data)
+    assert found["what"] == "1 channel(s) are flat for a part of the trials: Pz 5.0%"
+    data[:, 3] = 0.5
+    with pytest.raises(DataError, match=r"the channel\(s\) Pz are flat throughout"):
+        write_epochs(tmp_path / "all", data)
 
 
 def test_damaged_betas_are_refused(tmp_path):
@@ -214,6 +276,15 @@ def test_pictures_of_one_colour_are_refused(tmp_path):
     pictures[10:] = 0
     with pytest.raises(DataError, match="10 of 20 pictures are the same colour"):
         write_fmri_source(replace(source, read_image=lambda row: pictures[row]), tmp_path)
+
+
+def test_an_experiment_may_show_each_colour_once():
+    watch = DamageWatch()
+    settle_blank_images([0, 128, 255], 20, watch)
+    settle_blank_images([], 20, watch)
+    assert watch.findings == []
+    settle_blank_images([0, 128, 0], 200, watch)
+    assert watch.describe() == ["the pictures: 2 of 200 pictures are the same colour throughout."]
 
 
 def test_missing_sessions_of_a_known_set_are_told():
