@@ -326,6 +326,63 @@ def test_the_command_says_what_it_verified(copied, command_line):
     assert "read them all" in done.stdout
 
 
+def lose_bits(path):
+    """Change a file whose size, times and inode tell nothing, as a disk does, after this process had read it."""
+    digest = digests.digest_file(path)
+    flip_bit(path)
+    identity = digests.identify_file(path)
+    digests._KNOWN[path] = digests._Known(identity, digest, read_here=True, settled=True)
+
+
+@pytest.mark.parametrize("verb", ["audit", "predict", "report", "analyze"])
+def test_verify_reads_again_what_was_read_before(copied, tmp_path, verb, command_line):
+    stage = "preprocess" if verb == "predict" else "evaluate"
+    trials = tmp_path / "trials.npy"
+    np.save(trials, np.zeros((3, 20)))
+    words = {
+        "predict": [copied, "--on", trials, "--out", tmp_path / "new"],
+        "analyze": [copied, "--analysis", "hubness"],
+    }
+    if verb == "analyze":
+        command_line(verb, *words[verb])
+        stage = "analyze"
+    lose_bits(pick_file(find_artifact(copied, stage)))
+    command = [verb, *words.get(verb, [copied])]
+    told = command_line(*command)
+    done = command_line(*command, "--verify")
+    # What can compute does so and says why; what reads refuses.
+    assert done.returncode == (0 if verb in ("report", "analyze") else 2)
+    said = [" ".join((each.stdout + each.stderr).split()) for each in (told, done)]
+    assert ["was missing or changed" in words for words in said] == [False, True]
+
+
+def test_verify_in_python_reads_every_file(copied):
+    bdv.open_run(copied, verify=True)
+    damaged = pick_file(find_artifact(copied, "retrieve"))
+    lose_bits(damaged)
+    bdv.open_run(copied)
+    with pytest.raises(DataError, match=rf"stage retrieve .* {damaged.name} was missing or changed; delete"):
+        bdv.open_run(copied, verify=True)
+    shutil.rmtree(find_artifact(copied, "retrieve"))
+    lose_bits(copied / "report.html")
+    with pytest.raises(DataError, match=r"report\.html is not as the run wrote it"):
+        bdv.open_run(copied, verify=True)
+
+
+def test_decode_computes_again_what_verify_finds(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, size=(20, 4, 4, 3), dtype=np.uint8)
+    made = bdv.from_arrays(rng.normal(size=(20, 30)), images=pictures)
+    few = {"evaluation": {"n_bootstrap": 100, "n_permutations": 100}}
+    bdv.decode(made, out=tmp_path / "run", settings=few)
+    told = Told()
+    lose_bits(pick_file(find_artifact(tmp_path / "run", "preprocess")))
+    bdv.decode(made, out=tmp_path / "run", settings=few, listener=told)
+    assert told.reasons["preprocess"].startswith("nothing it depends on changed")
+    bdv.decode(made, out=tmp_path / "run", settings=few, listener=told, verify=True)
+    assert told.reasons["preprocess"].endswith("was missing or changed")
+
+
 def test_files_of_earlier_versions_are_known_by_what_was_recorded_of_them(copied):
     artifact = find_artifact(copied, "train")
     record = store.read_json(artifact / store.PROVENANCE)

@@ -36,8 +36,10 @@ from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.datasets.array_folder import unpack_epochs
 from braindecode_vis.datasets.own_data import make_new_trials
 from braindecode_vis.datasets.trial_values import check_trials
+from braindecode_vis.digests import hash_anew
 from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.pipeline import decoding, reporting, scoring
+from braindecode_vis.pipeline.finished_run import read_every_file
 from braindecode_vis.pipeline.hints import list_hints
 from braindecode_vis.pipeline.learning import preprocess
 from braindecode_vis.pipeline.runs import Listener, Run, check_run_folder, list_changes, read_earlier
@@ -419,6 +421,7 @@ def decode(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     listener: Listener | None = None,
+    verify: bool = False,
 ) -> DecodingRun:
     """Fit and test a decoder with one of the honest splits, and return the run.
 
@@ -450,6 +453,8 @@ def decode(
         Further settings by their dotted names, for example ``{"repeats.train": "single"}``.
     listener
         Shows progress; silent by default.
+    verify
+        Read every input and artifact again, whatever is remembered of unchanged files.
 
     Returns
     -------
@@ -525,7 +530,7 @@ def decode(
     # Before the data are written, which would overwrite those of the other run.
     _refuse_another_run(folder, config, data)
     run = open_run_folder(config, folder, listener)
-    with run.hold():
+    with hash_anew(verify), run.hold():
         if out is not None:  # another process may have been waited for, which left a run of other data
             _refuse_another_run(folder, config, data)
         data.write_for_run(folder / "data")
@@ -568,7 +573,11 @@ def _refuse_another_run(folder: Path, config: RunConfig, data: Data) -> None:
 
 @for_python
 def open_run(
-    folder: str | Path, *, trust_code: str | Sequence[str] = (), allow_download: bool = False
+    folder: str | Path,
+    *,
+    trust_code: str | Sequence[str] = (),
+    allow_download: bool = False,
+    verify: bool = False,
 ) -> DecodingRun:
     """Open a run folder, of this interface or of the command line.
 
@@ -580,13 +589,16 @@ def open_run(
         Modules from outside the package whose code the folder may name; those that you imported need none.
     allow_download
         Let published weights be fetched that the run needs and that are not on this machine.
+    verify
+        Read every file of the run, and of its data set where that is at hand, whatever is remembered of unchanged
+        files. Otherwise each file is compared with its digest when it is first used.
 
     Raises
     ------
     ConfigError
         If it names code that this call does not allow.
     DataError
-        If it is no run folder.
+        If it is no run folder, or if `verify` finds a file that is not as the run wrote it.
     """
     if not isinstance(folder, str | Path):
         raise DataError(f"open_run takes the folder of a run, not {type(folder).__name__}.")
@@ -596,7 +608,10 @@ def open_run(
             f"{path} is no run folder: it holds no config.yaml; give the folder that run printed."
         )
     with give_consent(code=trust_code, download=allow_download):
-        return DecodingRun(open_run_folder(read_config(path), path, reading=True))
+        run = open_run_folder(read_config(path), path, reading=True)
+        if verify:
+            read_every_file(run)
+        return DecodingRun(run)
 
 
 def _take_trials(X: Any, own: Responses, columns: Mapping[str, Any]) -> tuple[Responses, StimulusSet | None]:

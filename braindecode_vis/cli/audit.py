@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, make_console, print_json
+from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, Verify, make_console, print_json
 
 if TYPE_CHECKING:
     from braindecode_vis.audit.findings import Audit
@@ -25,6 +25,7 @@ def audit(
     ] = False,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

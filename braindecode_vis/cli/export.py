@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, make_console, print_json
+from braindecode_vis.cli.show import AllowDownload, Debug, Json, TrustCode, Verify, make_console, print_json
 
 
 def export(
@@ -28,6 +28,7 @@ def export(
     subject: Annotated[str | None, typer.Option("--subject", help="Responses of this subject only.")] = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

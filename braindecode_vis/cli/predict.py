@@ -13,6 +13,7 @@ from braindecode_vis.cli.show import (
     Debug,
     Json,
     TrustCode,
+    Verify,
     make_console,
     print_json,
     print_scores,
@@ -51,6 +52,7 @@ def predict(
     ] = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

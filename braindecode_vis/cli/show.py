@@ -35,12 +35,6 @@ Subject = Annotated[list[str] | None, typer.Option("--subject", help="Read this 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
 ]
-Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify", help="Read every input and artifact again, whatever is remembered of unchanged files."
-    ),
-]
 
 
 def _give(context: typer.Context, value: Any, **consent: Any) -> Any:
@@ -72,6 +66,24 @@ AllowDownload = Annotated[
         "--allow-download",
         callback=_allow_download,
         help="Fetch the published weights that are needed and not on this machine.",
+    ),
+]
+
+
+def _verify(context: typer.Context, value: bool) -> bool:
+    if value:
+        from braindecode_vis.digests import hash_anew
+
+        context.with_resource(hash_anew())  # until the verb has ended
+    return value
+
+
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        callback=_verify,
+        help="Read every input and artifact again, whatever is remembered of unchanged files.",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]

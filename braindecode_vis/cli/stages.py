@@ -39,7 +39,6 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
     ) -> None:
         from braindecode_vis import pipeline
         from braindecode_vis.config import check_files
-        from braindecode_vis.digests import hash_anew
         from braindecode_vis.pipeline.runs import Run, read_scores
 
         run = open_source(source, root, out, overrides, subjects)
@@ -47,7 +46,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         # trained.
         check_files(run.config, name)
         stage: Callable[[Run], Any] = getattr(pipeline, name)
-        with hash_anew(verify), training_together(run):
+        with training_together(run):
             result = stage(run)
             if not as_json and name == "evaluate":
                 print_scores(read_scores(run.folder.path))
@@ -77,11 +76,11 @@ def run_command(
     from braindecode_vis import pipeline
     from braindecode_vis.checks import DataError
     from braindecode_vis.config import check_files
-    from braindecode_vis.digests import count_verified, hash_anew
+    from braindecode_vis.digests import count_verified
 
     run = open_source(source, root, out, overrides, subjects)
     check_files(run.config)
-    with hash_anew(verify), training_together(run):
+    with training_together(run):
         rows = pipeline.run_all(run)
         if not as_json:
             print_scores(rows)

@@ -19,6 +19,7 @@ from braindecode_vis.cli.show import (
     Source,
     Subject,
     TrustCode,
+    Verify,
     make_console,
     open_source,
     print_json,
@@ -42,6 +43,7 @@ def analyze(
     overrides: Set = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -105,6 +107,7 @@ def pretrain(
     overrides: Set = None,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -215,6 +218,7 @@ def compare(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of resamples and sign flips.")] = 0,
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
+    verify: Verify = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,6 +7,7 @@ written into the run folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,32 @@ def open_finished(folder: Path, listener: Listener | None = None) -> FinishedRun
     # What follows finds itself by the fingerprint of this one; its own would need the recordings to be hashed.
     run.seen["preprocess"] = Prepared(artifact, responses, stimuli, split)
     return run
+
+
+def read_every_file(run: Run) -> None:
+    """Read all that lies in a run folder, and the files of its data set, whatever is remembered of unchanged files.
+
+    Raises
+    ------
+    DataError
+        If a file is not as the run wrote it. Recordings that changed make another run, and those that are not at hand
+        are left out; an audit tells both.
+    """
+    folder = run.folder.path
+    with digests.hash_anew(), digests.show_hashing(run.listener.watch):
+        # Those of earlier settings as well: they are reused once the settings are.
+        for path in sorted((folder / "stages").glob("*/[!.]*")):
+            if damage := store.find_damage(path, read=True):
+                raise DataError(
+                    f"the stage {path.parent.name} of {folder} is damaged: {damage}; delete {path}, then run "
+                    f"braindecode-vis run {folder} again."
+                )
+        if changed := store.find_changed_results(folder):
+            raise DataError(
+                f"{folder / changed[0]} is not as the run wrote it; run braindecode-vis run {folder} again."
+            )
+        with suppress(BraindecodeVisError, OSError):
+            run.config.dataset.hash_inputs()
 
 
 def _find_preprocessing(run: FinishedRun) -> store.Artifact:
