@@ -505,6 +505,9 @@ def read_provenance(path: Path) -> dict[str, Any]:
     for name, form in _RECORD_FORMS.items():
         if name in record and not isinstance(record[name], form):
             raise DataError(f"{path} is damaged ({name} is no {form.__name__}); delete it and run again.")
+    for about in record.get("files", {}).values():
+        if not (isinstance(about, list) and len(about) == 2 and isinstance(about[1], str | None)):
+            raise DataError(f"{path} is damaged (files without size and digest); delete it and run again.")
     return record
 
 

@@ -299,6 +299,15 @@ def test_a_run_that_is_open_in_python_sees_a_later_change(copied):
         run.predictions_of_fold(0)
 
 
+@pytest.mark.parametrize("about", [5, None, [], [1], ["size", 7], {"a": 1}])
+def test_a_record_whose_files_have_no_size_and_digest_is_damaged_and_no_traceback(tmp_path, about):
+    """`audit` and `run` ended in a TypeError where a record said a number or a text in place of size and digest."""
+    store.write_json(tmp_path / store.PROVENANCE, {"created": "now", "files": {"scores.json": about}})
+    (tmp_path / "scores.json").write_text("[]")
+    assert "damaged" in store.find_damage(tmp_path)
+    assert store.find_changed_results(tmp_path) == [store.PROVENANCE]
+
+
 @pytest.mark.parametrize("name", ["scores.json", "scores.parquet", "report.html", "provenance.json"])
 def test_changed_results_at_the_top_are_found(copied, name):
     assert store.find_changed_results(copied) == []

@@ -83,6 +83,8 @@ class AuditedRun:
         Whether fits are made again whatever they cost.
     seed
         Of permutations.
+    reads
+        Whether the bytes of every file are read, whatever is remembered of unchanged ones.
     verified
         What checks say of how they verified it; see `state`.
     """
