@@ -15,6 +15,7 @@ from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, 
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
 from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
+from braindecode_vis.datasets.things_meg.dataset import ThingsMegConfig
 from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.meeg import write_meeg, write_source
 from braindecode_vis.preprocessing.signal_damage import (
@@ -304,6 +305,8 @@ def test_missing_sessions_of_a_known_set_are_told():
     epochs = [SimpleNamespace(group=("01", "sub-01/preprocessed_eeg_test.npy"))]
     settle_missing_sessions(config, epochs, watch)
     assert watch.findings == []
+    settle_missing_sessions(ThingsMegConfig(root=Path("nowhere")), parts, watch)
+    assert watch.describe()[0].startswith("subject 01: 3 of 12 sessions are there (01, 02, 03)")
 
 
 def test_runs_are_found_wherever_they_begin():
