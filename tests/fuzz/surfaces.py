@@ -257,7 +257,8 @@ def _open_in_python(case: Path, damaged: Path) -> str:
     import braindecode_vis as bdv
 
     run = bdv.open_run(case / "in/run")
-    parts = [run.scores.to_json(), run.ranks.to_json(), run.items.to_json(), str(run)]
+    str(run)  # it names files that have changed, and so differs where results do not
+    parts = [run.scores.to_json(), run.ranks.to_json(), run.items.to_json()]
     parts += [hashlib.sha256(run.predictions.vectors.tobytes()).hexdigest(), str(list(run.predictions.ids))]
     parts += [
         f"{name} {hashlib.sha256(made.tobytes()).hexdigest()}" for name, made in run.reconstructions.items()
