@@ -93,8 +93,8 @@ class Nursery:
 # --- what a command leaves ---------------------------------------------------------------------------------
 
 _TIMES = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?: UTC|Z)?")
-#: Of a record: when, how long, by which call, and the digest of a page that tells it.
-_VARIABLE = {"created", "page", "seconds", "command", "started", "finished", "trials_per_second"}
+#: Of a record: when, how long, by which call, and the digests of itself and of a page that tells it.
+_VARIABLE = {"created", "page", "seal", "seconds", "command", "started", "finished", "trials_per_second"}
 
 
 def list_results(folder: Path) -> dict[str, str]:
@@ -117,8 +117,9 @@ def _digest(path: Path) -> str:
 def _strip(value):
     if isinstance(value, dict):
         kept = {key: _strip(item) for key, item in value.items() if key not in _VARIABLE}
-        # Sizes and digests of records that hold times.
-        return {key: item for key, item in kept.items() if not key.endswith((".json", ".jsonl", ".csv"))}
+        # Sizes and digests of files that hold times.
+        timed = (".json", ".jsonl", ".csv", ".html")
+        return {key: item for key, item in kept.items() if not key.endswith(timed)}
     return [_strip(item) for item in value] if isinstance(value, list) else value
 
 
