@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_a_repeated_sigterm_leaves_time_for_cleaning_up_and_handlers_come_back()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_lost_in_a_callback_comes_again(capsys):
+    """Python swallows errors of weak references' callbacks, printed a traceback, and the run went on."""
+
+    class Thing:
+        pass
+
+    with stop_cleanly() as stops:
+        thing = Thing()
+        kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del thing
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(20)
+    assert kept() is None
+    assert stops.exit_code == 143
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

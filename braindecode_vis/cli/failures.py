@@ -7,6 +7,7 @@ errors of the package bring their own sentence.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import signal
@@ -98,8 +99,22 @@ def stop_cleanly() -> Iterator[StopSignals]:
         stops.since = time.monotonic()
         raise KeyboardInterrupt
 
+    tell = sys.unraisablehook
+
+    def send_again(unraisable: Any) -> None:
+        # The signal came during a callback whose errors Python swallows, as that of a weak reference: from a thread,
+        # so that it does not arrive within this one too.
+        if not (issubclass(unraisable.exc_type, KeyboardInterrupt) and stops.received):
+            tell(unraisable)
+            return
+        stops.since = -math.inf
+        again = threading.Timer(0.05, os.kill, (process, stops.received[-1]))
+        again.daemon = True
+        again.start()
+
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
+        sys.unraisablehook = send_again
         for number in (signal.SIGTERM, signal.SIGINT):
             # Whoever ignores a signal (nohup) or handles it (a host program) keeps to that.
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -107,6 +122,7 @@ def stop_cleanly() -> Iterator[StopSignals]:
     try:
         yield stops
     finally:
+        sys.unraisablehook = tell
         for changed, handler in before.items():
             signal.signal(changed, handler)
 
