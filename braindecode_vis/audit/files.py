@@ -137,6 +137,11 @@ class AuditedRun:
         return self.responses.trials.assign(concept=self.concepts)
 
     @property
+    def reconstructed(self) -> Record | None:
+        """The images, if the run has made any."""
+        return next((record for record in self.chain if record.content.get("stage") == "reconstruct"), None)
+
+    @property
     def declared(self) -> tuple[str, ...]:
         """What the split says its folds do not share."""
         names = self.split["by"]

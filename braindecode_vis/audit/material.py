@@ -93,7 +93,7 @@ class _Material:
 
 def check_material(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Take the material of priors and generators from the split again, and fit them again where that is cheap."""
-    record = next((item for item in run.chain if item.content.get("stage") == "reconstruct"), None)
+    record = run.reconstructed
     if record is None or again.config.decodes_categories:
         return []
     findings = []

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis import roles, store
-from braindecode_vis.arrays import Embeddings
+from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.audit.choices import check_networks
 from braindecode_vis.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
 from braindecode_vis.audit.files import AuditedRun, Record, name_fold
@@ -175,7 +175,8 @@ def check_ranks(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         return []
     again.require_current(run.retrieved)
     findings, tables = [], []
-    for number in range(len(run.trained)):
+    gallery = decoding.choose_gallery(again)
+    for number, source in enumerate(decoding.list_gallery_sources(again)):
         stored_at, folder = (
             run.retrieved.path / learning.name_fold(number),
             again.folder.path / f"ranks{number}",
@@ -183,7 +184,7 @@ def check_ranks(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         folder.mkdir()
         predicted = store.read_embeddings(stored_at)
         subjects = learning.pick_test_trials(again, number).trials["subject"].to_numpy(dtype=object)
-        tables.append(decoding.rank_predictions(again, number, predicted, subjects, folder))
+        tables.append(decoding.rank_predictions(source, number, predicted, subjects, gallery, folder))
         made, stored = read_retrieval(folder), _read_stored_ranks(stored_at)
         if isinstance(stored, str):
             findings.append(name_tampering("ranks", stored, name_fold(number)))
@@ -195,7 +196,7 @@ def check_ranks(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
                         "ranks", f"{name} of retrieval.json are not those of the fold", name_fold(number)
                     )
                 )
-        if not findings and (text := _compare_ranks(again, number, predicted, subjects, made, stored)):
+        if not findings and (text := _compare_ranks(source, predicted, subjects, made, stored)):
             findings.append(name_tampering("ranks", text, name_fold(number)))
         # The table must be that of the arrays, whichever of them was changed.
         tables[-1]["rank"], tables[-1]["worst_rank"] = stored.ranks, stored.worst_ranks
@@ -219,7 +220,7 @@ def _read_stored_ranks(folder: Path) -> Any:
 
 
 def _compare_ranks(
-    again: RecomputedRun, number: int, predicted: Embeddings, subjects: np.ndarray, made: Any, stored: Any
+    source: decoding.GallerySource, predicted: Embeddings, subjects: np.ndarray, made: Any, stored: Any
 ) -> str:
     """Say how stored ranks differ from those made here by more than rounding may; an empty text if they do not."""
     if made.top_indices.shape != stored.top_indices.shape or made.n_above.shape != stored.n_above.shape:
@@ -229,9 +230,7 @@ def _compare_ranks(
         row = int(np.argmax(np.nan_to_num(off, nan=np.inf)))
         told, computed = (float(ranked.true_similarities[row]) for ranked in (stored, made))
         return f"the similarity of trial {row} is {told:.4g}, but {computed:.4g} by its prediction"
-    for part in decoding.split_by_gallery(
-        decoding.make_gallery_source(again, number), predicted, subjects, made
-    ):
+    for part in decoding.split_by_gallery(source, predicted, subjects, made):
         same = (
             (made.n_above[part.rows] == stored.n_above[part.rows])
             & (made.n_tied[part.rows] == stored.n_tied[part.rows])
@@ -240,11 +239,14 @@ def _compare_ranks(
                 axis=1
             )
         )
-        gallery = _normalise(part.gallery.flat())
+        if same.all():
+            continue
+        gallery = normalise_rows(np.asarray(part.gallery.flat(), dtype=np.float64))
         for place in np.flatnonzero(~same):
             row = part.rows[place]
             # (n_gallery,)
-            cosines = gallery @ _normalise(part.queries.flat()[place : place + 1])[0]
+            query = np.asarray(part.queries.flat()[place : place + 1], dtype=np.float64)
+            cosines = gallery @ normalise_rows(query)[0]
             true, n = float(made.true_similarities[row]), int(stored.n_above[row])
             surely = int((cosines > true + COSINE_TOLERANCE).sum())
             perhaps = int((cosines >= true - COSINE_TOLERANCE).sum()) - 1
@@ -261,18 +263,12 @@ def _compare_ranks(
     return ""
 
 
-def _normalise(vectors: np.ndarray) -> np.ndarray:
-    values = np.asarray(vectors, dtype=np.float64)
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(norms > 0, norms, 1.0)
-
-
 # --- images -----------------------------------------------------------------------------------------------
 
 
 def check_images(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Decode images again, from the stored predictions and what the run keeps of its prior and generator."""
-    record = next((item for item in run.chain if item.content.get("stage") == "reconstruct"), None)
+    record = run.reconstructed
     if again.config.decodes_categories:
         run.state("material", "recomputed", "nothing: classes are decoded")
         return []

@@ -132,8 +132,8 @@ def check_low_level(run: AuditedRun, told: list[AuditFinding]) -> list[AuditFind
     """Judge the fits of the low-level branch like those of the encoder; what was told already is not repeated."""
     low = run.low_level
     if low is None:
-        made = [record.fields for record in run.chain if record.content.get("stage") == "reconstruct"]
-        if any((fields.get("reconstruction") or {}).get("low_level") for fields in made):
+        made = run.reconstructed
+        if made is not None and (made.fields.get("reconstruction") or {}).get("low_level"):
             text = "the reconstructions do not name the fits of their low-level branch; make them again to judge them."
             return [AuditFinding("low-level", "warning", text)]
         return []

@@ -158,11 +158,10 @@ def check_report(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         run.state("score", "not verified", "report", "the page is not as the run wrote it")
         return []
     versions = (record.get("versions"), record.get("git_revision"))
-    made_by = {str(name): about for name, about in (record.get("stages") or {}).items()}
-    used = {f"{item.content['stage']} {item.content.get('unit', '')}".strip(): item for item in run.chain}
+    used = {item.name: item for item in run.chain}
     stale = [
         name
-        for name, about in made_by.items()
+        for name, about in (record.get("stages") or {}).items()
         if name in used and about["fingerprint"] != used[name].fingerprint
     ]
     if stale:

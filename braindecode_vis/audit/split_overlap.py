@@ -192,7 +192,9 @@ def check_likeness(run: AuditedRun) -> list[AuditFinding]:
     except DataError as error:
         return [AuditFinding("likeness", "warning", f"pictures were not compared: {error}")]
     findings = []
-    digests = dict(zip(run.stimuli.ids.tolist(), hash_images(run.stimuli)[0].tolist(), strict=True))
+    digests = {}
+    if pairs:  # reads every pixel
+        digests = dict(zip(run.stimuli.ids.tolist(), hash_images(run.stimuli)[0].tolist(), strict=True))
     for number, fold in enumerate(run.folds):
         train, test = (set(run.responses.stimulus_ids[rows].tolist()) for rows in (fold.train, fold.test))
         # What is on both sides under one id is told by `check_sides`, equal pixels by `check_pixels`.

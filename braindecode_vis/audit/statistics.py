@@ -435,16 +435,18 @@ def check_components(run: AuditedRun) -> list[AuditFinding]:
     data = run.responses.data
     if data.ndim != 2 or not 5 <= data.shape[1] <= MOST_COMPONENTS or not run.is_training.any():
         return []
-    off = [
-        _measure_correlations(data, rows) for rows in (np.arange(len(data)), np.flatnonzero(run.is_training))
-    ]
-    if off[0] < UNCORRELATED and off[0] * 10 * CLOSER < off[1]:
+    ok = AuditFinding("components", "ok", "the features are no components of all trials.")
+    overall = _measure_correlations(data, np.arange(len(data)))
+    if overall >= UNCORRELATED:
+        return [ok]
+    training = _measure_correlations(data, np.flatnonzero(run.is_training))
+    if overall * 10 * CLOSER < training:
         text = (
-            f"the features are uncorrelated over training and test trials together (root mean square {off[0]:.1g}), "
-            f"not over training trials ({off[1]:.1g}): they are components of all trials."
+            f"the features are uncorrelated over training and test trials together (root mean square {overall:.1g}), "
+            f"not over training trials ({training:.1g}): they are components of all trials."
         )
         return [AuditFinding("components", "leak", text)]
-    return [AuditFinding("components", "ok", "the features are no components of all trials.")]
+    return [ok]
 
 
 def _measure_correlations(data: np.ndarray, rows: np.ndarray) -> float:

@@ -16,7 +16,6 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.pipeline.galleries import (
     GalleryPart,
@@ -26,8 +25,6 @@ from braindecode_vis.pipeline.galleries import (
     split_by_gallery,
 )
 from braindecode_vis.pipeline.learning import (
-    Prepared,
-    TargetBank,
     embed,
     name_fold,
     pick_labelled_trials,
@@ -101,8 +98,8 @@ def retrieve(run: Run) -> Retrieved:
             "(dataset.test)."
         )
     fields, upstream = name_retrieval(run)
-    sources = [make_gallery_source(run, number) for number in range(len(train(run)))]
-    protocol = choose_gallery(run.config, preprocess(run), embed(run))[1]
+    sources, gallery = list_gallery_sources(run), choose_gallery(run)
+    protocol = gallery[1]
 
     def compute(folder: Path) -> dict[str, Any]:
         ranks = []
@@ -110,8 +107,9 @@ def retrieve(run: Run) -> Retrieved:
             responses = pick_test_trials(run, number)
             predicted = source.encoder.predict(responses)
             subjects = responses.trials["subject"].to_numpy(dtype=object)
-            store.write_embeddings(folder / name_fold(number), predicted)
-            ranks.append(rank_predictions(run, number, predicted, subjects, folder / name_fold(number)))
+            at = folder / name_fold(number)
+            store.write_embeddings(at, predicted)
+            ranks.append(rank_predictions(source, number, predicted, subjects, gallery, at))
         pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet", index=False)
         return {"gallery": protocol}
 
@@ -127,36 +125,48 @@ def retrieve(run: Run) -> Retrieved:
     return Retrieved(artifact, folds, protocol)
 
 
-def make_gallery_source(run: Run, number: int) -> GallerySource:
-    """Return what the galleries of a fold are made of."""
+def list_gallery_sources(run: Run) -> list[GallerySource]:
+    """Return for each fold what its galleries are made of."""
     prepared = preprocess(run)
-    train_ids = list(pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train]))
-    return GallerySource(
-        train(run)[number].encoder, embed(run)[number].embeddings, train_ids, run.config.retrieval
-    )
+    return [
+        GallerySource(
+            fitted.encoder,
+            bank.embeddings,
+            list(pd.unique(prepared.responses.stimulus_ids[fold.train])),
+            run.config.retrieval,
+        )
+        for fold, bank, fitted in zip(prepared.folds, embed(run), train(run), strict=True)
+    ]
 
 
 def rank_predictions(
-    run: Run, number: int, predicted: Embeddings, subjects: np.ndarray, folder: Path
+    source: GallerySource,
+    number: int,
+    predicted: Embeddings,
+    subjects: np.ndarray,
+    gallery: tuple[list[str] | None, str],
+    folder: Path,
 ) -> pd.DataFrame:
     """Rank the predictions of a fold, write the ranks into `folder`, and return its rows of the table of ranks.
 
     Parameters
     ----------
-    run
-        The run.
+    source
+        What the galleries of the fold are made of.
     number
         Number of the fold.
     predicted
         Embeddings predicted of its test trials, of n_rows rows.
     subjects : array of shape (n_rows,)
         Subject of each.
+    gallery
+        As `choose_gallery` returns it.
     folder
         Where ranks go.
     """
-    whole, protocol = choose_gallery(run.config, preprocess(run), embed(run))
+    whole, protocol = gallery
     ids = whole if whole is not None else list(pd.unique(predicted.ids))
-    ranked = rank_fold(make_gallery_source(run, number), predicted, subjects, ids, protocol=protocol)
+    ranked = rank_fold(source, predicted, subjects, ids, protocol=protocol)
     write_retrieval(folder, ranked)
     names = np.asarray(ranked.gallery_ids, dtype=object)
     return pd.DataFrame(
@@ -182,10 +192,9 @@ def find_untested(run: Run) -> int | None:
     return next((n for n, fold in enumerate(preprocess(run).folds) if not len(fold.test)), None)
 
 
-def choose_gallery(
-    config: RunConfig, prepared: Prepared, banks: list[TargetBank]
-) -> tuple[list[str] | None, str]:
+def choose_gallery(run: Run) -> tuple[list[str] | None, str]:
     """Return the ids of the common gallery, or None for one gallery per fold, and words for it."""
+    config, prepared, banks = run.config, preprocess(run), embed(run)
     folds = prepared.folds
     ids = prepared.responses.stimulus_ids
     # A target that is fitted on training images has another space in each fold, and no common gallery.

@@ -288,7 +288,7 @@ def describe_choices(config: RunConfig) -> list[str]:
 
 def describe_gallery(run: Run) -> str:
     """Return the gallery of a run in words, without ranking anything."""
-    return choose_gallery(run.config, preprocess(run), embed(run))[1]
+    return choose_gallery(run)[1]
 
 
 def describe_protocol(run: Run, prepared: Prepared, gallery: str) -> str:
