@@ -522,10 +522,19 @@ def _compute_seal(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def record_results(folder: Path, *names: str) -> Iterator[None]:
+def record_results(folder: Path, *names: str, about: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Keep the size and digest of result files at the top of a run folder, which are written within the block.
 
     Nothing is recorded of them meanwhile, so that a killed process leaves no record of other files than are there.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    names
+        Of the files.
+    about
+        What takes the place of the rest of the record, once the block has ended.
     """
     path = folder / PROVENANCE
     record = _read_results(folder)
@@ -537,7 +546,7 @@ def record_results(folder: Path, *names: str) -> Iterator[None]:
         name: [(folder / name).stat().st_size, digests.digest_file(folder / name, read=True)]
         for name in names
     }
-    write_provenance(path, {**_read_results(folder), "files": files})
+    write_provenance(path, {**(_read_results(folder) if about is None else about), "files": files})
 
 
 def _read_results(folder: Path) -> dict[str, Any]:

@@ -119,10 +119,8 @@ def report(run: Run) -> Path:
         command=provenance["command"],
         **parts,
     )
-    files = known.get("files", {})
-    with store.record_results(run.folder.path, path.name):
+    with store.record_results(run.folder.path, path.name, about={**provenance, "content": digest}):
         write_report(path, content)
-        store.write_provenance(written, {**provenance, "content": digest, "files": files})
     return path
 
 
