@@ -119,9 +119,10 @@ def check(config: RunConfig, *, full: bool = False, listener: Listener | None = 
     if root is None or not root.expanduser().is_dir():
         return findings
     root = root.expanduser()
-    total = sum(path.stat().st_size for path in list_data_files(root))
+    paths = list_data_files(root)
+    total = sum(path.stat().st_size for path in paths)
     with show.progress("reading files (bytes)" if full else "looking at files (bytes)", total) as advance:
-        findings += check_data_files(root, full=full, advance=advance)
+        findings += check_data_files(root, paths=paths, full=full, advance=advance)
     if full:
         from braindecode_vis.preprocessing.whole_check import check_trials
 

@@ -103,7 +103,7 @@ class Bold5000BetasConfig(AtlasSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         root = self.find_root()
         paths = [path for found in self._find() for path in found.paths]
         listed = _find_one(root, _LIST)

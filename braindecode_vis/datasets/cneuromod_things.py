@@ -118,7 +118,7 @@ class CneuromodThingsConfig(AtlasSettings):
         return self
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         paths: list[Path] = []
         for subject in self._find_subjects():
             paths.append(self._find_betas(subject))

@@ -114,7 +114,7 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images", "layout", "trust_pickle"})
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file: of its size and of samples of its content, since a part has 4 GB."""
+        """Return the digest of every file that is read."""
         images = hash_image_folder(self._find_images())
         return images | digest_files({path.name: path for path in self._find()})
 

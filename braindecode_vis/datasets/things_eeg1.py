@@ -36,9 +36,9 @@ from braindecode_vis.datasets.bids.meeg_files import (
     check_length,
     describe_images,
     hash_images,
-    hash_recording,
     list_boundaries,
     list_channels,
+    list_recording_files,
     list_sensors,
     make_shown_table,
     make_stimuli,
@@ -62,7 +62,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
-from braindecode_vis.digests import digest_file
+from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
 
 _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
@@ -100,14 +100,14 @@ class ThingsEeg1Config(MeegSettings):
     tmin: float = -0.1
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file that is read: of its size and of samples of its content."""
+        """Return the digest of every file that is read."""
         root, held, _ = self._find()
-        digests = hash_images(self.images, root)
+        files: dict[str, Path] = {}
         for item in held:
-            digests |= hash_recording(item.path, root) | hash_recording(item.events, root)
+            files |= list_recording_files(item.path, root) | list_recording_files(item.events, root)
         if (root / TEST_LIST).is_file():
-            digests[TEST_LIST] = digest_file(root / TEST_LIST)
-        return digests
+            files[TEST_LIST] = root / TEST_LIST
+        return hash_images(self.images, root) | digest_files(files)
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

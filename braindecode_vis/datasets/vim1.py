@@ -75,7 +75,7 @@ class Vim1Config(BetasSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         paths = [self._find_responses(), *(self._list_stimuli_files() if self.with_images else [])]
         return digest_files({path.name: path for path in paths})
 

@@ -377,7 +377,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def digest_folder(folder: Path) -> str:
-    """Return the digest of a folder's settings and weights; large files are sampled."""
+    """Return the digest of a folder's settings and weights."""
     files = [folder] if folder.is_file() else sorted(folder.rglob("*"))
     # What decides an image: networks, their settings and tokenisers; not pictures and notes that lie beside them.
     kept = [f for f in files if f.is_file() and f.suffix in (".json", ".safetensors", ".txt")]

@@ -31,7 +31,7 @@ _BLOCK_BYTES = 64 << 20
 
 
 def clean_pieces(
-    session: Sequence[Piece], plan: EpochPlan, scratch: Path, watch: DamageWatch | None = None
+    session: Sequence[Piece], plan: EpochPlan, scratch: Path, watch: DamageWatch
 ) -> tuple[list[Piece], list[Path]]:
     """Return the pieces of one session with cleaned samples, and the files that hold them until trials are cut.
 
@@ -127,7 +127,7 @@ def write_mixed(
     cleaning: Cleaning,
     names: Sequence[str],
     path: Path,
-    watch: DamageWatch | None = None,
+    watch: DamageWatch,
 ) -> np.ndarray:
     """Write the repaired and referenced channels `names` of a recording to a ``.npy`` file, float32.
 
@@ -140,7 +140,6 @@ def write_mixed(
     mixing = make_mixing(sensors, part, cleaning)[[sensors.ch_names.index(name) for name in names]]
     used = np.flatnonzero(np.any(mixing != 0, axis=0))  # sensors that any stored channel depends on
     low, high = np.full(len(sensors.ch_names), np.inf), np.full(len(sensors.ch_names), -np.inf)
-    watch = watch or DamageWatch(refuses=False)
     n_channels, n = len(names), part.n_samples
     offset = np.zeros(n_channels)
     with path.open("wb") as file:

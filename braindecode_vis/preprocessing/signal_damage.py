@@ -206,29 +206,21 @@ class DamageWatch:
     def settle_features(self, subject: str) -> None:
         """Compare the files of a subject: a feature that varies in others and is constant in one was lost there."""
         parts = self._features.pop(subject, [])
-        if parts:
-            never = ~np.logical_or.reduce([varying for _, varying in parts])
-            n, of = int(never.sum()), len(never)
-            if n > _CONSTANT_TOLD * of and of >= _LEAST_COMPARED:
-                clause = (
-                    f"{n / of:.0%} of the features never change: they lie outside the brain, or were lost"
-                )
-                where = f"subject {subject}, {parts[0][0].rpartition(', ')[2]}"
-                self.settle(DamageFinding(where, clause, n, of, n > self.most_constant * of))
-        varies = np.stack([varying for _, varying in parts]) if len(parts) > 1 else np.empty((0, 0), bool)
-        for (where, varying), others in zip(parts, _any_other(varies), strict=False):
+        if not parts:
+            return
+        varies = np.stack([varying for _, varying in parts])  # (n_files, n_features)
+        n, of = int((~varies.any(axis=0)).sum()), varies.shape[1]
+        if n > _CONSTANT_TOLD * of and of >= _LEAST_COMPARED:
+            clause = f"{n / of:.0%} of the features never change: they lie outside the brain, or were lost"
+            where = f"subject {subject}, {parts[0][0].rpartition(', ')[2]}"
+            self.settle(DamageFinding(where, clause, n, of, n > self.most_constant * of))
+        for (where, varying), others in zip(parts, varies.sum(axis=0) - varies > 0, strict=True):
             n, of = int((others & ~varying).sum()), int(others.sum())
             if n > _LOST_TOLD * of:
                 clause = (
                     f"{n / of:.0%} of the features never change here, but do in other files of the subject"
                 )
                 self.settle(DamageFinding(where, clause, n, of, n > _LOST_REFUSED * of))
-
-
-def _any_other(varies: np.ndarray) -> np.ndarray:
-    """Return for each row of a boolean matrix what holds in any other row."""
-    total = varies.sum(axis=0) if len(varies) else 0
-    return (total - varies) > 0
 
 
 @dataclass

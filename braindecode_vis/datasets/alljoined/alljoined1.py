@@ -113,7 +113,7 @@ class Alljoined1Config(MeegSettings):
     not_hashed: ClassVar[frozenset[str]] = MeegSettings.not_hashed | {"design"}
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file: of its size and of samples of its content."""
+        """Return the digest of every file that is read."""
         root, sessions, _ = self._find()
         # Names are unique here: they tell subject and session, and no session is there twice.
         files = {item.path.name: item.path for item in sessions}

@@ -81,7 +81,7 @@ class Alljoined16mConfig(MeegSettings):
     channels: Literal["recorded"] | tuple[str, ...] = "recorded"
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file: of its size and of samples of its content."""
+        """Return the digest of every file that is read."""
         root, layout = self._find()
         images = hash_image_folder(self._find_images(root))
         if layout == "raw":

@@ -62,7 +62,7 @@ from braindecode_vis.datasets.sources.bold_source import (
     GlmConfig,
     ModelConfig,
 )
-from braindecode_vis.digests import digest_file
+from braindecode_vis.digests import digest_file, digest_files
 
 READ_COLUMNS = ("stimulus_id", "concept", "path", "split", "trial_type")
 
@@ -316,19 +316,22 @@ def _open_run(run: RunFiles, trials: pd.DataFrame, others: pd.DataFrame, config:
 
 
 def hash_bold_inputs(config: BoldSettings, recipe: FmriRecipe) -> dict[str, str]:
-    """Return the digest of every file that is read, by its name; images by samples of their bytes."""
-    digests: dict[str, str] = {}
+    """Return the digest of every file that is read, by its name."""
+    files: dict[str, Path] = {}
     for run in find_bold_files(config, recipe):
-        # Images have gigabytes: their size and samples of their bytes tell copies apart.
-        digests[run.image.name] = digest_file(run.image)
+        files[run.image.name] = run.image
         for path in (run.events, run.mask if config.mask in ("auto", "brain") else None):
             if path is not None:
-                digests[path.name] = digest_file(path)
+                files[path.name] = path
         if run.confounds is not None and (config.confounds.strategy or config.confounds.columns):
-            digests[run.confounds.name] = digest_file(run.confounds)
+            files[run.confounds.name] = run.confounds
     if isinstance(config.mask, Path):
-        digests["mask"] = digest_file(config.mask.expanduser())
-    return digests | hash_image_folder(config.images, _find_beside(config, recipe)) | config.hash_atlas()
+        files["mask"] = config.mask.expanduser()
+    return (
+        digest_files(files)
+        | hash_image_folder(config.images, _find_beside(config, recipe))
+        | config.hash_atlas()
+    )
 
 
 # GOD writes ``.JPEG``, NOD ``.jpg``, and lists of pictures may leave it out.

@@ -33,9 +33,9 @@ from braindecode_vis.datasets.bids.meeg_files import (
     find_recordings,
     find_sensor_positions,
     hash_images,
-    hash_recording,
     list_boundaries,
     list_channels,
+    list_recording_files,
     list_sensors,
     make_shown_table,
     make_stimuli,
@@ -53,6 +53,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     number_repetitions,
     sample_part,
 )
+from braindecode_vis.digests import digest_files
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
 
@@ -312,12 +313,12 @@ class BidsMeegConfig(MeegSettings, BidsRecipe):
         return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file that is read: of its size and of samples of its content."""
+        """Return the digest of every file that is read."""
         root, held, _ = self._find()
-        digests = hash_images(self.images, root)
+        files: dict[str, Path] = {}
         for item in held:
-            digests |= hash_recording(item.path, root)
-        return digests
+            files |= list_recording_files(item.path, root)
+        return hash_images(self.images, root) | digest_files(files)
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

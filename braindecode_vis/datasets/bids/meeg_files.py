@@ -21,7 +21,6 @@ import pandas as pd
 from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
-from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -251,13 +250,13 @@ def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
         )
 
 
-def hash_recording(path: Path, root: Path) -> dict[str, str]:
-    """Return digests of a recording and the files that share its name, by their place below `root`."""
+def list_recording_files(path: Path, root: Path) -> dict[str, Path]:
+    """Return the files of a recording and those that share its name, by their place below `root`."""
     # BrainVision and EEGLAB spread a recording over several files of one name, and sidecars change what is read.
     entities = path.name.rsplit("_", 1)[0]
     beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
     inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    return digest_files({p.relative_to(root).as_posix(): p for p in sorted([*inside, *beside])})
+    return {p.relative_to(root).as_posix(): p for p in sorted([*inside, *beside])}
 
 
 # Where copies of the THINGS images were found beside recordings.

@@ -170,7 +170,7 @@ class NsdConfig(NsdSettings):
         return self
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         if self.subjects is not None:
             # Subjects have files of equal names, so that each carries its number.
             own = {config.subject: config.hash_inputs() for config in self._split_subjects()}

@@ -65,7 +65,7 @@ class NsdImageryConfig(NsdSettings):
     not_hashed: ClassVar[frozenset[str]] = NsdSettings.not_hashed | {"stimuli", "imagery_images"}
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         root = self.find_root()
         paths = [self._find_betas(root), self._find_stimuli(root)]
         if self.with_images:

@@ -88,7 +88,7 @@ class NsdRepackConfig(FmriSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "design", "region_file"})
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         paths = self._open().files + ([self.region_file.expanduser()] if self.region_file else [])
         return digest_files({"/".join(path.parts[-3:]): path for path in paths})
 

@@ -117,7 +117,7 @@ class NsdSyntheticConfig(NsdConfig):
         return ("nsd",)
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         root = self.find_root()
         paths = [*self._find_betas(root), self._find_design(root)]
         if (root / CLASSES_FILE).is_file():

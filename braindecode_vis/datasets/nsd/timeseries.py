@@ -68,7 +68,7 @@ class NsdTimeseriesConfig(NsdSettings):
     motion: bool = False
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of samples of every file that is read."""
+        """Return the digest of every file that is read."""
         root, design = self.open_design()
         paths = [design.path]
         for session, files in self._find_runs(root).items():

@@ -14,7 +14,7 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,17 @@ def list_data_files(root: Path) -> list[Path]:
     return found
 
 
-def check_data_files(root: Path, *, full: bool = False, advance: Advance | None = None) -> list[CheckFinding]:
+def check_data_files(
+    root: Path, *, paths: Sequence[Path] | None = None, full: bool = False, advance: Advance | None = None
+) -> list[CheckFinding]:
     """Look at every data file below a folder, and name each that is damaged.
 
     Parameters
     ----------
     root
         Folder of the data set.
+    paths
+        Files below it, as of `list_data_files`; all by default.
     full
         Read every byte instead of ends and headers alone.
     advance
@@ -65,7 +69,7 @@ def check_data_files(root: Path, *, full: bool = False, advance: Advance | None 
         One for each damaged file, then one that says how many were looked at and how.
     """
     findings, n_bytes = [], 0
-    paths = list_data_files(root)
+    paths = list_data_files(root) if paths is None else paths
     for path in paths:
         size = path.stat().st_size
         n_bytes += size

@@ -45,7 +45,7 @@ from braindecode_vis.datasets.things_eeg2.layouts import (
     read_image_list,
 )
 from braindecode_vis.datasets.things_eeg2.parts import open_held
-from braindecode_vis.digests import digest_file, digest_files
+from braindecode_vis.digests import digest_files
 
 ALL63 = (
     "Fp1", "Fp2", "AF7", "AF3", "AFz", "AF4", "AF8", "F7", "F5", "F3", "F1", "F2", "F4", "F6", "F8", "FT9", "FT7",
@@ -104,15 +104,12 @@ class ThingsEeg2Config(MeegSettings):
     not_hashed: ClassVar[frozenset[str]] = MeegSettings.not_hashed | {"trust_pickle"}
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file: of its size and of samples of its content, since a subject has 14 GB."""
+        """Return the digest of every file that is read."""
         root, held = self._find()
-        digests: dict[str, str] = {}
-        for item in held:
-            digests |= digest_files(
-                {Path(item.key).with_name(path.name).as_posix(): path for path in item.files}
-            )
-        metadata = find_metadata(root, find_images(root, self.images))
-        return digests if metadata is None else {**digests, metadata.name: digest_file(metadata)}
+        files = {Path(item.key).with_name(path.name).as_posix(): path for item in held for path in item.files}
+        if (metadata := find_metadata(root, find_images(root, self.images))) is not None:
+            files[metadata.name] = metadata
+        return digest_files(files)
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

@@ -102,7 +102,7 @@ class ThingsFmriConfig(AtlasSettings):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "images"})
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file that is read, of its size and of samples of its content."""
+        """Return the digest of every file that is read."""
         form, subjects = self._find_form()
         root = self.find_root()
         paths: list[Path] = []

@@ -30,7 +30,7 @@ from braindecode_vis.datasets.bids.meeg_files import (
     describe_images,
     find_sensor_positions,
     hash_images,
-    hash_recording,
+    list_recording_files,
     make_shown_table,
     make_stimuli,
 )
@@ -131,17 +131,17 @@ class ThingsMegConfig(MeegSettings):
         return self
 
     def hash_inputs(self) -> dict[str, str]:
-        """Return a digest of every file that is read: of its size and of samples of its content."""
+        """Return the digest of every file that is read."""
         root, held = self._find()
-        digests = hash_images(self.images, root)
+        files: dict[str, Path] = {}
         for item in held:
             if isinstance(item, MegRun):
-                digests |= hash_recording(item.path, root)
+                files |= list_recording_files(item.path, root)
             else:
-                digests |= digest_files({p.relative_to(root).as_posix(): p for p in item.files})
+                files |= {p.relative_to(root).as_posix(): p for p in item.files}
         tables = find_name_files(root, self.images, dict.fromkeys(item.subject for item in held))
-        digests |= digest_files({path.name: path for path in tables})
-        return digests
+        files |= {path.name: path for path in tables}
+        return hash_images(self.images, root) | digest_files(files)
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""
