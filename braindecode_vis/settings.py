@@ -113,15 +113,9 @@ class Settings(BaseModel):
         names = _list_types(annotation)
         for entry in _list_entries(value) if names & {int, float} else ():
             # true would be 1 and false 0, where somebody wrote a word into the wrong line
-            if isinstance(entry, bool) and names & {int, float} and bool not in names:
+            if isinstance(entry, bool) and bool not in names:
                 raise PydanticCustomError("flag", "Input should be a number, not true or false")
-            # the indices of NumPy and torch have 64 bits, their weights 32
-            if type(entry) is int and abs(entry) >= _LARGEST_INT and names & {int, float}:
-                raise PydanticCustomError("too_large", "Input should be below 2^63")
-            if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf and names & {int, float}:
-                raise PydanticCustomError(
-                    "too_large", "Input should be a number of single precision (below 3e38)"
-                )
+            _check_size(entry)
         return value
 
     @field_validator("*")
@@ -129,12 +123,7 @@ class Settings(BaseModel):
     def _refuse_large_numbers(cls, value: Any) -> Any:
         """Refuse them also where they were written as text, which YAML makes of 1e308."""
         for entry in _list_entries(value):
-            if type(entry) is int and abs(entry) >= _LARGEST_INT:
-                raise PydanticCustomError("too_large", "Input should be below 2^63")
-            if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf:
-                raise PydanticCustomError(
-                    "too_large", "Input should be a number of single precision (below 3e38)"
-                )
+            _check_size(entry)
         return value
 
     def refuse_unused(self, *names: str, because: str) -> None:
@@ -180,6 +169,14 @@ class Settings(BaseModel):
     def find_outside(self) -> dict[str, OutsideCode]:
         """Return where each component from outside comes from, by the full key of its settings."""
         return {key: OUTSIDE[type(entry)] for key, entry in self.walk() if type(entry) in OUTSIDE}
+
+
+def _check_size(entry: Any) -> None:
+    # the indices of NumPy and torch have 64 bits, their weights 32
+    if type(entry) is int and abs(entry) >= _LARGEST_INT:
+        raise PydanticCustomError("too_large", "Input should be below 2^63")
+    if type(entry) is float and _LARGEST_FLOAT < abs(entry) < math.inf:
+        raise PydanticCustomError("too_large", "Input should be a number of single precision (below 3e38)")
 
 
 def _list_entries(value: Any) -> Iterator[Any]:

@@ -329,12 +329,11 @@ def find_damage(final: Path, *, read: bool = False) -> str:
     except (OSError, DataError, KeyError):
         return f"its {PROVENANCE} was missing or damaged"
     full = {}
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         path = final / name
         try:
-            size, digest = expected
             there = path.is_file() and path.stat().st_size == size
-        except (TypeError, ValueError, OSError):
+        except OSError:  # a name that no file can have
             return f"its {PROVENANCE} was missing or damaged"
         if not there or (digest is not None and len(digest) == 64 and hash_file(path) != digest):
             return f"its file {name} was missing or changed"

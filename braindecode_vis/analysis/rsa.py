@@ -290,7 +290,8 @@ def collect_layers(study: Study, layers: Sequence[Any], with_targets: bool) -> d
     DataError
         If there is none.
     """
-    from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
+    from braindecode_vis.digests import find_cache_folder
+    from braindecode_vis.embeddings.bank import embed_stimuli
 
     banks: dict[str, Embeddings] = {}
     stimuli = study.stimuli.select_pictured()

@@ -404,9 +404,7 @@ class Decoder(BaseEstimator):
         folder = decoder_files.unpack_decoder(state["files"])
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         # Whoever opens a pickle, or sends an object to another process, has allowed what the object is made of.
-        code = find_code(
-            [as_component(v) for v in state["parameters"].values() if isinstance(v, str | Mapping)]
-        )
+        code = find_code(decoder_files.list_components(state["parameters"]))
         self.__dict__.update(Decoder.load(folder, trust_code=code, allow_download=True).__dict__)
 
     @classmethod

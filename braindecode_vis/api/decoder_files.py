@@ -88,6 +88,11 @@ def unpack_decoder(files: Mapping[str, bytes]) -> Path:
     return folder
 
 
+def list_components(parameters: Mapping[str, Any]) -> list[Any]:
+    """Return the settings among the parameters of a decoder that name a component, as mappings."""
+    return [as_component(value) for value in parameters.values() if isinstance(value, str | Mapping)]
+
+
 def read_decoder(cls: Any, folder: Path) -> Any:
     """Return the decoder, of the class `cls`, that a folder holds; see `Decoder.load`.
 
@@ -104,8 +109,7 @@ def read_decoder(cls: Any, folder: Path) -> Any:
     try:
         # Consent to code and to further downloads is not given by a file, which may come from elsewhere.
         parameters = record["parameters"] if may_download() else _forbid_downloads(record["parameters"])
-        named = [as_component(value) for value in parameters.values() if isinstance(value, str | Mapping)]
-        check_code(named, where=f"{folder / _FILE}")
+        check_code(list_components(parameters), where=f"{folder / _FILE}")
         decoder = cls(**parameters)
         decoder._dims, decoder._shape = tuple(record["dims"]), tuple(record["shape"])
         decoder._unit = record["unit"]

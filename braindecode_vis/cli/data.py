@@ -222,7 +222,8 @@ def fetch(
 
 def banks(as_json: Json = False, debug: Debug = False) -> None:
     """List the cached image embeddings: one bank per space."""
-    from braindecode_vis.embeddings.bank import find_cache_folder, list_banks
+    from braindecode_vis.digests import find_cache_folder
+    from braindecode_vis.embeddings.bank import list_banks
 
     listed = list_banks(find_cache_folder())
     if as_json:

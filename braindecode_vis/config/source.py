@@ -206,12 +206,8 @@ def describe_writer(folder: Path) -> str:
     for path in folder.glob(f"stages/*/*/{PROVENANCE}"):
         try:
             record = json.loads(path.read_text())
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-        ):  # a damaged stage is computed again, and tells nothing here
-            continue
+        except (OSError, ValueError, RecursionError):
+            continue  # a damaged stage is computed again, and tells nothing here
         if isinstance(record, dict) and isinstance(record.get("versions"), dict):
             records.append(record)
     if not records:

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
 from braindecode_vis.devices import choose_device, seeded
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.embeddings.weights import (
+    ModelArgs,
     WeightsSource,
     check_intact,
-    check_sizes,
     find_weights,
     hash_weights,
     load_state,
@@ -75,7 +75,7 @@ class LatentConfig(Settings):
     allow_download: bool = False
     random_seed: int = Field(default=0, ge=0)
     image_size: int = Field(default=256, ge=32, multiple_of=8)
-    model_args: dict[str, Any] = Field(default_factory=dict)
+    model_args: ModelArgs = Field(default_factory=dict)
     batch_size: int = Field(default=8, ge=1)
     workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -84,12 +84,6 @@ class LatentConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
-
-    @field_validator("model_args")
-    @classmethod
-    def _check_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
-        check_sizes(value)
-        return value
 
     @model_validator(mode="after")
     def _check_random(self) -> Self:

@@ -13,7 +13,6 @@ it.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,22 +137,13 @@ class BankSummary:
     created: str
 
 
-def find_cache_folder() -> Path:
-    """Return the folder of the banks: ``$BRAINDECODE_VIS_CACHE``, or below the user's cache folder."""
-    chosen = os.environ.get("BRAINDECODE_VIS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "braindecode_vis"
-
-
 def open_bank(cache: Path, space: str, encoder: Mapping[str, Any] | None = None) -> Path:
     """Return the folder of a space's bank, made and described on first use.
 
     Parameters
     ----------
     cache
-        Folder of all banks, as of `find_cache_folder`.
+        Folder of all banks, as of `braindecode_vis.digests.find_cache_folder`.
     space
         Name of the space.
     encoder

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from braindecode_vis.consent import may_download
 from braindecode_vis.devices import autocast, choose_device, repeatable_convolutions
@@ -27,7 +27,7 @@ from braindecode_vis.embeddings.layer_readout import (
     read_layers,
 )
 from braindecode_vis.embeddings.transforms import Transform, map_ahead
-from braindecode_vis.embeddings.weights import WeightsSource, check_sizes, find_weights, hash_weights
+from braindecode_vis.embeddings.weights import ModelArgs, WeightsSource, find_weights, hash_weights
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_json
 
@@ -72,7 +72,7 @@ class VisionNetworkConfig(Settings):
     project: bool = False
     normalise: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    model_args: dict[str, Any] = Field(default_factory=dict)
+    model_args: ModelArgs = Field(default_factory=dict)
     batch_size: int = Field(default=32, ge=1)
     workers: int = Field(default=2, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -81,12 +81,6 @@ class VisionNetworkConfig(Settings):
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"weights", "allow_download", "random_seed", "batch_size", "workers", "device"}
     )
-
-    @field_validator("model_args")
-    @classmethod
-    def _check_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
-        check_sizes(value)
-        return value
 
     @model_validator(mode="after")
     def _check_layer(self) -> Self:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
@@ -139,6 +141,15 @@ def check_sizes(value: Any, key: str = "model_args") -> None:
             check_sizes(entry, f"{key}.{number}")
     elif isinstance(value, str) and value.partition(":")[0] in ("hf-hub", "hf_hub", "local-dir", "local_dir"):
         raise ValueError(f"{key} is {value!r}, which names a place of weights; leave it out")
+
+
+def _keep_sizes(value: dict[str, Any]) -> dict[str, Any]:
+    check_sizes(value)
+    return value
+
+
+#: Arguments of an architecture, as settings take them.
+ModelArgs = Annotated[dict[str, Any], AfterValidator(_keep_sizes)]
 
 
 def check_no_kernels(value: Any, path: Path) -> None:

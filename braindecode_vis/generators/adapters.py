@@ -46,7 +46,8 @@ class AdapterConfig(Settings):
 
     def fit(self, data: GeneratorData) -> Adapter:
         """Embed the training images with the generator's encoder, and learn the map."""
-        from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
+        from braindecode_vis.digests import find_cache_folder
+        from braindecode_vis.embeddings.bank import embed_stimuli
 
         encoder = self.encoder.build()
         bank = embed_stimuli(encoder, data.stimuli, cache=find_cache_folder())

@@ -198,7 +198,8 @@ def _embed_fold(run: Run, prepared: Prepared, number: int | None) -> TargetBank:
     fields = {"target": run.target.hashed_fields(), "fold": number}
 
     def compute(folder: Path) -> None:
-        from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
+        from braindecode_vis.digests import find_cache_folder
+        from braindecode_vis.embeddings.bank import embed_stimuli
 
         encoder = roles.build(role, run.target)
         encoder.bind(Context(images=stimuli, device=run.config.retrieval.device))

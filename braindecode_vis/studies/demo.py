@@ -37,7 +37,8 @@ def make_phantom(
         Shows progress.
     """
     from braindecode_vis import phantom
-    from braindecode_vis.embeddings.bank import embed_stimuli, find_cache_folder
+    from braindecode_vis.digests import find_cache_folder
+    from braindecode_vis.embeddings.bank import embed_stimuli
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 
     show = listener or SilentListener()
