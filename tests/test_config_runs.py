@@ -52,8 +52,8 @@ PHANTOMS = {
 FILES = {
     "arrays": ("write_arrays", {}),
     "digits69": ("write_digits", {"verify": False}),
-    "haxby_slices": ("write_haxby", {}),
-    "muse_n170": ("write_muse", {}),
+    "haxby_slices": ("write_haxby", {"runs": [1, 2, 3]}),
+    "muse_n170": ("write_muse", {"runs": [1, 2, 3]}),
     "synthetic_digits": (None, {"n_train": 40, "n_test": 12, "n_voxels": 30}),
 }
 # Settings of a data set that name more than the phantom has.

@@ -27,7 +27,7 @@ from braindecode_vis.datasets.bids.fmri_dataset import (
     prepare_bold,
 )
 from braindecode_vis.datasets.bids.fmri_files import RunFiles
-from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
+from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts, list_recordings
 from braindecode_vis.datasets.sources.betas_source import FmriSettings, ZScoring
 from braindecode_vis.datasets.sources.bold_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
 
@@ -47,6 +47,8 @@ class HaxbySlicesConfig(FmriSettings):
     mask
         Region, for ``25mm`` only (all voxels above zero of it); None takes the brain there, and in the slice every
         voxel that varies in all runs.
+    runs
+        Numbers of the runs to read; all twelve by default, which must then be there.
     model
         By default the volumes from 5 s after the onset to 5 s after the offset of a block are averaged, after a
         quadratic trend was taken out and each voxel was scaled over its run.
@@ -58,6 +60,7 @@ class HaxbySlicesConfig(FmriSettings):
     kind: Literal["haxby_slices"] = "haxby_slices"
     acq: Literal["1slice", "25mm"] = "1slice"
     mask: Literal["brain", "gray", "white", "vt", "hoc"] | None = None
+    runs: tuple[int, ...] | None = None
     model: ModelConfig = Field(
         # The response lags its stimulus by about 5 s, at both ends of a block of 24 s.
         default=WindowConfig(
@@ -70,6 +73,7 @@ class HaxbySlicesConfig(FmriSettings):
     zscore: ZScoring = "none"
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"runs"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the digest of every file that is read."""
@@ -91,9 +95,9 @@ class HaxbySlicesConfig(FmriSettings):
         """Open every header and table, and compare with the manifest."""
         source = self.open_bold()
         first = source.runs[0]
+        yield from self.check_recordings(list_recordings(source.runs))
         found = {
-            "n_runs": len(source.runs),
-            "n_blocks": sum(len(run.trials) for run in source.runs),
+            **({"n_blocks": sum(len(run.trials) for run in source.runs)} if self.runs is None else {}),
             "n_categories": len(source.stimuli),
             "n_volumes": first.n_volumes,
             "t_r": first.t_r,
@@ -118,6 +122,7 @@ class HaxbySlicesConfig(FmriSettings):
         )
 
     def _make_recipe(self) -> FmriRecipe:
+        runs = None if self.runs is None else tuple(f"{number:02d}" for number in self.runs)
         notes = {
             "acq": self.acq,
             "protocol": "categories: no image is identified",
@@ -125,7 +130,7 @@ class HaxbySlicesConfig(FmriSettings):
             if self.acq == "1slice"
             else "head",
         }
-        return FmriRecipe("haxby_slices", {"acq": (self.acq,)}, read_blocks, notes=notes)
+        return FmriRecipe("haxby_slices", {"acq": (self.acq,), "run": runs}, read_blocks, notes=notes)
 
 
 def read_blocks(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:

@@ -41,7 +41,8 @@ class Manifest(Settings):
 
     `needs_files` is false where the data set is made in memory. `root_holds` are patterns, any of which a right root
     matches; by them a root that is too high or too low is noticed. `phantoms` are the formats in which simulated
-    subjects can be written for its loader, the usual one first.
+    subjects can be written for its loader, the usual one first. `recordings` are the sessions of each subject (``*``:
+    of all others) with the number of their runs, ``null`` where runs are not counted.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Manifest(Settings):
     notes: tuple[str, ...] = ()
     root_holds: tuple[str, ...] = ()
     phantoms: tuple[str, ...] = ()
+    recordings: dict[str, dict[str, int | None]] = Field(default_factory=dict)
     needs_files: bool = True
 
 
@@ -150,6 +152,16 @@ class RecordedSettings(DatasetSettings):
     def find_root(self) -> Path:
         """Return `root` if it is a folder; otherwise say how to pass the right one."""
         return check_root(self.root, self.manifest)
+
+    def list_declared(self, subject: str) -> Mapping[str, int | None]:
+        """Return the sessions that the manifest declares of a subject, each with the number of its runs if declared."""
+        declared = self.manifest.recordings
+        return declared.get(subject, declared.get("*", {}))
+
+    def check_recordings(self, recordings: Iterable[tuple[str, str, str]]) -> Iterator[CheckFinding]:
+        """Yield a finding on declared sessions and runs that are not read."""
+        for found in find_missing(self, recordings):
+            yield CheckFinding(f"subject {found.subject}", found.chosen, found.what)
 
     def find_phantom(self) -> Path | None:
         """Return `root` if it is simulated and its truth lies in it."""
@@ -389,39 +401,85 @@ def _is_simulated(root: Path | None) -> bool:
     return root is not None and (root.expanduser() / _TRUTH).is_dir()
 
 
-def find_missing_sessions(
-    settings: Any, groups: Sequence[tuple[str, str]]
-) -> list[tuple[str, list[str], int]]:
-    """Return the subjects of a known data set of which sessions are missing, if nobody chose sessions.
+@dataclass(frozen=True)
+class MissingRecordings:
+    """What is declared of one subject and is not read.
+
+    Parameters
+    ----------
+    subject
+        Label of the subject.
+    what
+        What is there and what is missing, as a clause.
+    n, of
+        How many sessions or runs are missing, and how many are declared.
+    chosen
+        Whether the settings name what is read, so that the rest is left out on purpose.
+    """
+
+    subject: str
+    what: str
+    n: int
+    of: int
+    chosen: bool
+
+
+def list_recordings(parts: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield subject, session and run of the parts of a source, whether their trials are kept or not.
+
+    Epochs that their publisher cut are a file of a subject, and no session.
+    """
+    for part in parts:
+        recording = getattr(part, "recording", None)
+        for run in part.trials["run"].unique() if recording is None else (recording.run,):
+            yield *part.group, run
+
+
+def find_missing(settings: Any, recordings: Iterable[tuple[str, str, str]]) -> list[MissingRecordings]:
+    """Return which declared sessions and runs of the subjects that are read are missing.
 
     Parameters
     ----------
     settings
         Of the data set.
-    groups
-        Subject and session of every file that is read.
+    recordings
+        Subject, session and run of everything that is read.
 
     Returns
     -------
-    list of (subject, sessions that are there, number declared)
-        Nothing where no number is declared, the published data lack some themselves, or the data are simulated.
+    list of MissingRecordings
+        Nothing where nothing is declared, the data are simulated, or published epochs have lost their sessions.
     """
-    facts = settings.manifest.facts if isinstance(settings, RecordedSettings) else {}
-    declared = facts.get("n_sessions")
-    chosen = getattr(settings, "sessions", None) is not None
-    if (
-        not isinstance(declared, int)
-        or "n_broken_sessions" in facts
-        or chosen
-        or _is_simulated(settings.root)
-    ):
+    if not isinstance(settings, RecordedSettings) or _is_simulated(settings.root):
         return []
-    there: dict[str, dict[str, None]] = {}
-    for subject, session in groups:
-        # Published epochs may have lost which session a trial belongs to.
-        if session.isdigit():
-            there.setdefault(subject, {})[session] = None
-    return [(subject, list(held), declared) for subject, held in there.items() if len(held) < declared]
+    there: dict[str, dict[str, set[str]]] = {}
+    for subject, session, run in recordings:
+        there.setdefault(subject, {}).setdefault(session, set()).add(run.lstrip("0"))
+    # A list of what to skip may name runs and sessions alike; where single runs cannot be named, sessions are.
+    skips = bool(getattr(settings, "skip", ()))
+    names_runs = next((name for name in ("runs", "skip") if hasattr(settings, name)), "sessions")
+    found = []
+    for subject, held in there.items():
+        declared = settings.list_declared(subject)
+        held = {find_label(session, list(declared)): runs for session, runs in held.items()}
+        read = [session for session in declared if session in held]
+        if not read:
+            continue
+        if lost := [session for session in declared if session not in held]:
+            what = f"{len(read)} of {len(declared)} declared sessions are read, without {', '.join(lost)}"
+            chosen = skips or getattr(settings, "sessions", None) is not None
+            found.append(MissingRecordings(subject, what, len(lost), len(declared), chosen))
+        for session in read:
+            n_runs = declared[session] or 0
+            absent = [f"{n:02d}" for n in range(1, n_runs + 1) if str(n) not in held[session]]
+            if absent:
+                what = (
+                    f"{n_runs - len(absent)} of {n_runs} declared runs of session {session} are read, without "
+                    f"{', '.join(absent)}"
+                )
+                chosen = bool(getattr(settings, names_runs, None))
+                found.append(MissingRecordings(subject, what, len(absent), n_runs, chosen))
+    return found
 
 
 def compare_facts(

@@ -27,7 +27,13 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
-from braindecode_vis.datasets.manifests import CheckFinding, RecordedSettings, collect_findings, compare_facts
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    RecordedSettings,
+    check_subset,
+    collect_findings,
+    compare_facts,
+)
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochPlan,
@@ -52,6 +58,8 @@ class MuseN170Config(RecordedSettings):
     ----------
     root
         Folder of the runs (``data_*.csv`` or ``data_*.csv.gz``), or one that holds them in ``recordings``.
+    runs
+        Numbers of the runs to read, from 1 in the order of their names; all six by default, which must then be there.
     channels
         Electrodes in the order in which they are stored; ``Right AUX`` is an empty input and not among them.
     l_freq, h_freq
@@ -73,6 +81,7 @@ class MuseN170Config(RecordedSettings):
     # The N170 lies within this band, and a headband drifts below it.
     l_freq: float = Field(default=1.0, gt=0)
     h_freq: float = Field(default=30.0, gt=0)
+    runs: tuple[int, ...] | None = None
     sfreq: float = Field(default=64.0, gt=0)
     tmin: float = -0.1
     tmax: float = 0.8
@@ -83,10 +92,11 @@ class MuseN170Config(RecordedSettings):
     max_dropped: float = Field(default=0.02, ge=0, lt=1)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"root", "max_rejected", "max_dropped"})
+    hashed_if_set: ClassVar[frozenset[str]] = frozenset({"runs"})
 
     def hash_inputs(self) -> dict[str, str]:
         """Return the sha256 of the text of every run, packed or not."""
-        return {path.name.removesuffix(".gz"): hash_text(path) for path in find_runs(self.find_root())}
+        return {path.name.removesuffix(".gz"): hash_text(path) for path in self._find().values()}
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the runs as parts."""
@@ -104,7 +114,7 @@ class MuseN170Config(RecordedSettings):
             mvnn="none", dtype=self.dtype, max_dropped=self.max_dropped,
         )  # fmt: skip
         parts, rejected = [], []
-        for number, path in enumerate(find_runs(self.find_root()), start=1):
+        for number, path in self._find().items():
             part, large = self._open_run(path, f"{number:02d}", plan)
             parts.append(part)
             rejected.append({"run": part.recording.run, "n_rejected": large})
@@ -123,7 +133,9 @@ class MuseN170Config(RecordedSettings):
         """Read every run, and recompute every fact that the manifest declares."""
         published = {entry.path: entry.sha256 for entry in self.manifest.files}
         tables = []
-        for path in find_runs(self.find_root()):
+        held = self._find()
+        yield from self.check_recordings(("01", "01", f"{number:02d}") for number in held)
+        for path in held.values():
             name = path.name.removesuffix(".gz")
             try:
                 samples, onsets, codes = read_run(path, CHANNELS)
@@ -141,10 +153,20 @@ class MuseN170Config(RecordedSettings):
             yield CheckFinding(name, same, f"{len(onsets)} events, {origin}")
         codes = np.concatenate(tables) if tables else np.empty(0, int)
         found = {
-            "n_runs": len(tables), "n_channels": len(CHANNELS), "sfreq": SFREQ,
+            "n_channels": len(CHANNELS), "sfreq": SFREQ,
             "n_houses": int((codes == 1).sum()), "n_faces": int((codes == 2).sum()),
         }  # fmt: skip
-        yield from compare_facts(found, self.manifest.facts, None)
+        if self.runs is None:
+            yield from compare_facts(found, self.manifest.facts, None)
+
+    def _find(self) -> dict[int, Path]:
+        """Return the files to read by their number; published ones keep theirs where others are missing."""
+        found = {path.name.removesuffix(".gz"): path for path in find_runs(self.find_root())}
+        published = {entry.path for entry in self.manifest.files}
+        names = sorted(found.keys() | published if found.keys() & published else found)
+        held = {number: found[name] for number, name in enumerate(names, start=1) if name in found}
+        chosen = check_subset(self.runs, list(held), what="Muse run", option="dataset.runs")
+        return {number: held[number] for number in chosen}
 
     def _open_run(self, path: Path, run: str, plan: EpochPlan) -> tuple[ContinuousPart, int]:
         import mne

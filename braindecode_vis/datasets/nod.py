@@ -40,6 +40,11 @@ class NodConfig(BoldSettings):
     kind: Literal["nod"] = "nod"
     tasks: tuple[Literal["imagenet", "coco"], ...] = ("imagenet", "coco")
 
+    def list_declared(self, subject: str) -> dict[str, int | None]:
+        """Return the declared sessions of the tasks that are read, which their names begin with."""
+        declared = super().list_declared(subject)
+        return {session: n for session, n in declared.items() if session.startswith(self.tasks)}
+
     def make_recipe(self) -> FmriRecipe:
         """Return the tasks that are read, and what their tables mean."""
         notes = {"protocol": "imagenet pictures for training, repeated coco pictures for testing"}

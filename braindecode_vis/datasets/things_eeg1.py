@@ -51,6 +51,7 @@ from braindecode_vis.datasets.manifests import (
     collect_findings,
     compare_counts,
     look_at,
+    refuse_other_layout,
 )
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -79,7 +80,8 @@ class ThingsEeg1Config(MeegSettings):
     images
         Folder of the THINGS images (``concept/name.jpg``); looked for below and beside the root by default.
     layout
-        ``raw`` (BrainVision, 1000 Hz) or ``eeglab`` (the authors' continuous derivative); ``auto`` takes raw if there.
+        ``raw`` (BrainVision, 1000 Hz) or ``eeglab`` (the authors' continuous derivative); ``auto`` takes raw if there,
+        and refuses subjects who are there as the derivative alone.
     subjects
         Numbers to read. By default all that are there, without those whom ``participants.tsv`` advises to exclude.
     channels
@@ -153,8 +155,12 @@ class ThingsEeg1Config(MeegSettings):
         found = _find_recordings(root, self.layout)
         subjects = sorted(found)
         notes: dict[str, Any] = {}
+        advised = read_excluded(root) if self.subjects is None else {}
+        if self.layout == "auto":
+            there = {name: _list_recordings(root, name).keys() - advised.keys() for name in ("raw", "eeglab")}
+            refuse_other_layout(there, self.subjects, where=root, option="dataset.layout")
         if self.subjects is None:
-            excluded = {s: why for s, why in read_excluded(root).items() if s in found}
+            excluded = {s: why for s, why in advised.items() if s in found}
             subjects = [s for s in subjects if s not in excluded]
             if excluded:
                 told = "; ".join(f"subject {s:02d} ({why})" for s, why in sorted(excluded.items()))
@@ -225,7 +231,18 @@ class _SubjectRecording:
 
 
 def _find_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
-    """Return the recordings of one layout by subject; events tables always lie with the raw recordings."""
+    """Return the recordings of one layout by subject; ``auto`` takes the raw ones if there are any."""
+    for name in ("raw", "eeglab") if layout == "auto" else (layout,):
+        if found := _list_recordings(root, name):
+            return found
+    raise DataError(
+        f"no THINGS-EEG1 recording was found below {root}: expected sub-01/eeg/sub-01_task-rsvp_eeg.vhdr or "
+        "derivatives/eeglab/sub-01_task-rsvp_continuous.set and their like; pass the folder that holds sub-01."
+    )
+
+
+def _list_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
+    """Return what there is of one layout, by subject; events tables always lie with the raw recordings."""
     patterns = {
         "raw": ("sub-*/eeg/*_eeg.vhdr",),
         "eeglab": (
@@ -234,23 +251,17 @@ def _find_recordings(root: Path, layout: str) -> dict[int, _SubjectRecording]:
             "*_continuous.set",
         ),
     }
-    for name in ("raw", "eeglab") if layout == "auto" else (layout,):
-        found = {}
-        for path in sorted(p for pattern in patterns[name] for p in root.glob(pattern)):
-            match = _SUBJECT.match(path.name)
-            if match is None:
-                continue
-            label = path.name.split("_")[0]
-            events = root / label / "eeg" / f"{label}_task-rsvp_events.tsv"
-            found[int(match[1])] = _SubjectRecording(
-                int(match[1]), "raw" if name == "raw" else "eeglab", path, events
-            )
-        if found:
-            return found
-    raise DataError(
-        f"no THINGS-EEG1 recording was found below {root}: expected sub-01/eeg/sub-01_task-rsvp_eeg.vhdr or "
-        "derivatives/eeglab/sub-01_task-rsvp_continuous.set and their like; pass the folder that holds sub-01."
-    )
+    found = {}
+    for path in sorted(p for pattern in patterns[layout] for p in root.glob(pattern)):
+        match = _SUBJECT.match(path.name)
+        if match is None:
+            continue
+        label = path.name.split("_")[0]
+        events = root / label / "eeg" / f"{label}_task-rsvp_events.tsv"
+        found[int(match[1])] = _SubjectRecording(
+            int(match[1]), "raw" if layout == "raw" else "eeglab", path, events
+        )
+    return found
 
 
 def _open_part(

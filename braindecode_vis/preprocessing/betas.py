@@ -42,7 +42,7 @@ from braindecode_vis.preprocessing.signal_damage import (
     DamageWatch,
     make_watch,
     settle_blank_images,
-    settle_missing_sessions,
+    settle_missing,
 )
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_json, write_stimuli
@@ -93,7 +93,7 @@ def write_fmri(
         If a response is not finite, does not fit the type, or the disk is too small; the message names the file.
     """
     source, watch = config.open_betas(), make_watch(config)
-    settle_missing_sessions(config, source.parts, watch)
+    settle_missing(config, source.parts, watch)
     return write_fmri_source(
         source, folder, advance=advance, learnt=learnt, transductive=transductive, watch=watch
     )

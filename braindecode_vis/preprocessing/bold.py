@@ -41,7 +41,7 @@ from braindecode_vis.preprocessing.glm import (
     remove_nuisance,
 )
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
-from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing
 
 _BLOCK_VOXELS = 8192
 _BLOCK_VOLUMES = 16
@@ -95,6 +95,7 @@ def write_bold(
     if geometry is not None and isinstance(source.geometry, str):
         source = replace(source, geometry=geometry)
     watch = make_watch(config)
+    settle_missing(config, source.runs, watch)
     return write_fmri_source(
         make_betas(source, watch),
         folder,

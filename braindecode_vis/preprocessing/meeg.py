@@ -34,7 +34,7 @@ from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS, Piece, iterate_tr
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
 from braindecode_vis.preprocessing.scaling import ChannelScales, scale_trials
-from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing_sessions
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing
 from braindecode_vis.preprocessing.whitening import (
     CovarianceSum,
     Whitener,
@@ -90,7 +90,7 @@ def write_meeg(
             parts = [replace_trials(part, part.trials.assign(split="train")) for part in source.parts]
             source = replace(source, parts=tuple(parts))
         watch = make_watch(config)
-        settle_missing_sessions(config, source.parts, watch)
+        settle_missing(config, source.parts, watch)
         return write_source(source, folder, scratch=scratch, advance=advance, learnt=learnt, watch=watch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

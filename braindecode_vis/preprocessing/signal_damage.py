@@ -10,14 +10,14 @@ Knows no file format.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.manifests import find_missing_sessions
+from braindecode_vis.datasets.manifests import find_missing, list_recordings
 
 # Values of a trial that are looked at, evenly spaced over it.
 _N_PROBES = 512
@@ -493,14 +493,35 @@ def make_watch(config: Any, *, refuses: bool = True) -> DamageWatch:
     )
 
 
-def settle_missing_sessions(config: Any, parts: Sequence[Any], watch: DamageWatch) -> None:
-    """Tell the subjects of which a session is missing: a smaller set would pass for the published one."""
-    for subject, there, declared in find_missing_sessions(config, [part.group for part in parts]):
-        clause = (
-            f"{len(there)} of {declared} sessions are there ({', '.join(there)}); fetch the others, or name those "
-            "that are meant with dataset.sessions"
-        )
-        watch.settle(DamageFinding(f"subject {subject}", clause, declared - len(there), declared))
+def settle_missing(config: Any, parts: Iterable[Any], watch: DamageWatch) -> None:
+    """Refuse a known set that lacks declared sessions or runs, and tell those that were left out by choice.
+
+    Parameters
+    ----------
+    config
+        Settings of the data set.
+    parts
+        Those of its source.
+    watch
+        Gets the findings.
+
+    Raises
+    ------
+    DataError
+        If something is missing that the settings do not leave out, and `watch` refuses.
+    """
+    for found in find_missing(config, list_recordings(parts)):
+        where, what = f"subject {found.subject}", found.what
+        if not found.chosen and watch.refuses:
+            fields = type(config).model_fields
+            choices = [
+                f"--set dataset.{name}=[...]" for name in ("sessions", "runs", "skip") if name in fields
+            ]
+            raise DataError(
+                f"{where} below {config.root}: {what}, so that a smaller set would pass for {config.manifest.title}; "
+                f"fetch what is missing, or say what to read with {' or '.join(choices)}."
+            )
+        watch.settle(DamageFinding(where, what, found.n, found.of, not found.chosen))
 
 
 def settle_blank_images(colours: Sequence[int], n: int, watch: DamageWatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from braindecode_vis.checks import BraindecodeVisError, ConfigError
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry
-from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing_sessions
+from braindecode_vis.preprocessing.signal_damage import DamageWatch, make_watch, settle_missing
 
 Advance = Callable[[int], Any]
 
@@ -68,7 +68,7 @@ def _read_epochs(config: Any, watch: DamageWatch, scratch: Path) -> Blocks:
     from braindecode_vis.preprocessing.epochs import iterate_trials, plan_part
 
     source = config.open_epochs(scratch)
-    settle_missing_sessions(config, source.parts, watch)
+    settle_missing(config, source.parts, watch)
 
     def read(part: Any) -> Iterator[int]:
         for block in iterate_trials(plan_part(part, source.plan), source.plan, watch, unit=source.unit):
@@ -82,7 +82,7 @@ def _read_betas(config: Any, watch: DamageWatch, scratch: Path) -> Blocks:
     from braindecode_vis.preprocessing.betas import read_blocks
 
     source = config.open_betas()
-    settle_missing_sessions(config, source.parts, watch)
+    settle_missing(config, source.parts, watch)
     rest = () if source.times is None else (len(source.times),)
     for part in source.parts:
         yield part.where, (len(block) for block in read_blocks(part, rest, watch))
@@ -94,6 +94,7 @@ def _read_bold(config: Any, watch: DamageWatch, scratch: Path) -> Blocks:
     from braindecode_vis.preprocessing.bold import find_geometry, look_at_volumes, read_series
 
     source = config.open_bold()
+    settle_missing(config, source.runs, watch)
     found = find_geometry(source) if isinstance(source.geometry, str) else source.geometry
 
     def read(run: Any) -> Iterator[int]:

@@ -41,6 +41,9 @@ def make_block(
 
 
 def make_subject(root, *, subject=1, sessions=(1,), **options):
+    (root / "phantom_truth").mkdir(
+        parents=True, exist_ok=True
+    )  # simulated, and smaller than the published set
     for session in sessions:
         make_block(root, [16540, 16541, 16540, 16541], subject=subject, session=session, block=1, **options)
         make_block(root, [3, 14, 3, 16539, 14, 0], subject=subject, session=session, block=5, **options)

@@ -13,7 +13,7 @@ from braindecode_vis.datasets.haxby_slices import CATEGORIES, HaxbySlicesConfig
 from braindecode_vis.datasets.manifests import read_manifest
 from braindecode_vis.datasets.sources.bold_source import CleanConfig, WindowConfig
 from braindecode_vis.preprocessing.bold import make_betas, write_bold
-from braindecode_vis.store import read_responses
+from braindecode_vis.store import read_json, read_responses
 
 pytestmark = pytest.mark.shared
 
@@ -119,3 +119,21 @@ def test_bad_input(root, tmp_path):
     next(copy.rglob("*1slice_run-05_bold.nii.gz")).unlink()
     findings = HaxbySlicesConfig(root=copy).check()
     assert "run-05_events.tsv lists the events of a run whose image is missing" in findings[0].message
+
+
+def test_a_run_without_events_and_image_is_missed(root, tmp_path):
+    """Eleven runs whose events fit were read without a word."""
+    copy = shutil.copytree(root / "haxby_slices", tmp_path / "copy")
+    for path in copy.rglob("*1slice_run-05_*"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"11 of 12 declared runs of session 01 are read, without 05, .*dataset.runs"
+    ):
+        write_bold(HaxbySlicesConfig(root=copy), tmp_path / "out")
+    chosen = HaxbySlicesConfig(root=copy, runs=(1, 2, 3))
+    write_bold(chosen, tmp_path / "out")
+    responses = read_responses(tmp_path / "out/responses")
+    assert responses.trials["run"].unique().tolist() == ["01", "02", "03"]
+    (told,) = read_json(tmp_path / "out/responses/meta.json")["coords"]["warnings"]
+    assert told.startswith("subject 001: 3 of 12 declared runs of session 01 are read, without 04, ")
+    assert all(finding.ok for finding in chosen.check())

@@ -47,7 +47,7 @@ def make_runs(folder, n_runs=3, **options):
 
 def test_runs_become_trials_of_two_categories(tmp_path):
     made = make_runs(tmp_path)
-    summary = write_meeg(MuseN170Config(root=tmp_path), tmp_path / "out")
+    summary = write_meeg(MuseN170Config(root=tmp_path, runs=(1, 2, 3)), tmp_path / "out")
     responses, stimuli = read_responses(tmp_path / "out/responses"), read_stimuli(tmp_path / "out/stimuli")
     assert summary["n_trials"] == 3 * N_EVENTS
     assert responses.data.shape == (72, 4, 58)
@@ -75,7 +75,7 @@ def test_runs_become_trials_of_two_categories(tmp_path):
 
 def test_large_epochs_are_left_out_counted_and_bounded(tmp_path):
     make_runs(tmp_path, n_runs=2, blink=(3, 7))
-    write_meeg(MuseN170Config(root=tmp_path), tmp_path / "out")
+    write_meeg(MuseN170Config(root=tmp_path, runs=(1, 2)), tmp_path / "out")
     notes = read_json(tmp_path / "out/responses/meta.json")["provenance"]
     assert [row["run"] for row in notes["rejected"]] == ["01", "02"]
     n_rejected = sum(row["n_rejected"] for row in notes["rejected"])
@@ -156,6 +156,22 @@ def test_the_published_runs_are_as_declared(shared):
     assert estimate_rate(stamps) == pytest.approx(256, rel=1e-3)
     samples, _, _ = read_run(find_runs(shared / "data/muse_n170")[0], ("TP9",))
     assert 1e-6 < samples.std() < 1e-3
+
+
+@pytest.mark.shared
+def test_a_missing_run_is_refused_by_its_own_number(shared, tmp_path):
+    """Five of the six runs were read without a word; a run keeps its number where one before it is missing."""
+    root = shutil.copytree(shared / "data/muse_n170/recordings", tmp_path / "muse")
+    next(root.glob("*15.32.50*")).unlink()
+    with pytest.raises(
+        DataError, match=r"5 of 6 declared runs of session 01 are read, without 02, .*dataset.runs"
+    ):
+        write_meeg(MuseN170Config(root=root), tmp_path / "out")
+    findings = MuseN170Config(root=root).check()
+    assert next(f.message for f in findings if not f.ok).endswith("without 02")
+    chosen = MuseN170Config(root=root, runs=(1, 3, 4, 5, 6))
+    assert all(finding.ok for finding in chosen.check())
+    assert [part.recording.run for part in chosen.open_epochs().parts] == ["01", "03", "04", "05", "06"]
 
 
 @pytest.mark.shared

@@ -110,6 +110,7 @@ def test_whole_brain_in_parcels_around_the_onset(tmp_path):
     (tmp_path / "atlas.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, start=1)))
     model = {"kind": "window", "start": 0, "stop": 10, "keep": "times"}
     atlas = {"files": (tmp_path / "atlas.nii.gz",), "labels": tmp_path / "atlas.txt"}
+    (tmp_path / "phantom_truth").mkdir()  # simulated, and smaller than the published set
     config = NodConfig(root=tmp_path, mask="varying", model=model, atlas=atlas, zscore="none")
     write_bold(config, tmp_path / "out")
     responses = read_responses(tmp_path / "out/responses")

@@ -118,6 +118,23 @@ def test_an_excluded_subject_is_read_when_named_and_learns_no_test_concept(root)
     assert set(events["split"]) == {"train"}
 
 
+def test_a_subject_of_the_derivative_alone_is_not_left_out_in_silence(root):
+    """With raw files of some subjects and EEGLAB files of others, the latter were never read, and nothing said so."""
+    derived = root / "derivatives/eeglab"
+    derived.mkdir(parents=True)
+    for label in ("01", "02", "06"):  # excluded, there as raw files too, and excluded by nobody here
+        (derived / f"sub-{label}_task-rsvp_continuous.set").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"subject 6 .* eeglab alone, but subject 2 those of raw; .*layout=eeglab"
+    ):
+        ThingsEeg1Config(root=root).open_epochs()
+    with pytest.raises(DataError, match=r"subject 6 .* eeglab alone"):
+        ThingsEeg1Config(root=root, subjects=(2, 6)).hash_inputs()
+    assert "subject 6" in ThingsEeg1Config(root=root).check()[0].message
+    assert len(ThingsEeg1Config(root=root, subjects=(2, 3)).open_epochs().parts) == 2
+    assert len(ThingsEeg1Config(root=root, layout="raw").open_epochs().parts) == 2
+
+
 def test_two_people_with_the_large_cap_are_read_on_the_usual_montage(root):
     wide = ["Fp1", "AFp9h", *NAMES, *[f"X{i}" for i in range(62)]]
     write_subject(root, "49", make_events(), names=wide, n_samples=8000 + 4000)

@@ -59,7 +59,7 @@ def tree(tmp_path, images, design):
 
 @pytest.mark.parametrize("form", ["table", "volume"])
 def test_both_forms_give_the_same_responses(tree, images, design, form):
-    write_fmri(ThingsFmriConfig(root=tree, form=form, zscore="none"), tree / "out")
+    write_fmri(ThingsFmriConfig(root=tree, form=form, zscore="none", sessions=(1, 2)), tree / "out")
     responses, stimuli = read_responses(tree / "out" / "responses"), read_stimuli(tree / "out" / "stimuli")
     shown = design[design["trial_type"] != "catch"]
     rows = shown["row"].to_numpy()
@@ -78,7 +78,7 @@ def test_both_forms_give_the_same_responses(tree, images, design, form):
 
 
 def test_noise_ceilings_and_regions_travel(tree):
-    write_fmri(ThingsFmriConfig(root=tree), tree / "out")
+    write_fmri(ThingsFmriConfig(root=tree, sessions=(1, 2)), tree / "out")
     responses = read_responses(tree / "out" / "responses")
     # The table counts backwards here, the volume forwards.
     np.testing.assert_array_equal(responses.coords["map_nc_singletrial"], np.arange(8.0)[::-1])
@@ -209,8 +209,9 @@ def test_volumes_and_conditions_must_agree(tree):
 
 def test_check_compares_with_the_declared_counts(tree):
     findings = ThingsFmriConfig(root=tree).check()
-    assert [finding.ok for finding in findings] == [False, False, True]
-    assert findings[0].message == "6 trials, declared 8640"
+    assert [finding.ok for finding in findings] == [False, False, False, True]
+    assert findings[0].message.startswith("2 of 12 declared sessions are read, without 03, ")
+    assert findings[1].message == "6 trials, declared 8640"
 
 
 @pytest.mark.shared

@@ -11,6 +11,9 @@ import pytest
 from braindecode_vis import store
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError
+from braindecode_vis.datasets.bold5000 import Bold5000Config
+from braindecode_vis.datasets.haxby_slices import HaxbySlicesConfig
+from braindecode_vis.datasets.nod import NodConfig
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, EpochPlan, MeegSource
@@ -22,7 +25,7 @@ from braindecode_vis.preprocessing.signal_damage import (
     DamageWatch,
     find_held_runs,
     settle_blank_images,
-    settle_missing_sessions,
+    settle_missing,
 )
 from braindecode_vis.stimuli import StimulusSet
 
@@ -288,25 +291,74 @@ def test_an_experiment_may_show_each_colour_once():
     assert watch.describe() == ["the pictures: 2 of 200 pictures are the same colour throughout."]
 
 
-def test_missing_sessions_of_a_known_set_are_told():
-    """A session that was not fetched left a smaller set, and nothing said so."""
+def list_parts(sessions, runs=("01",), subject="01"):
+    trials = pd.DataFrame({"run": list(runs)})
+    return [SimpleNamespace(group=(subject, session), trials=trials) for session in sessions]
+
+
+def settle(config, parts, **options):
+    watch = DamageWatch(**options)
+    settle_missing(config, parts, watch)
+    return watch.findings
+
+
+def test_missing_sessions_of_a_known_set_are_refused():
+    """A session that was not fetched left a smaller set, which was told and trained on."""
     config = ThingsEeg2Config(root=Path("nowhere"))
-    parts = [SimpleNamespace(group=("01", f"{n:02d}")) for n in (1, 2, 3)]
-    watch = DamageWatch()
-    settle_missing_sessions(config, parts, watch)
-    assert watch.describe()[0].startswith("subject 01: 3 of 4 sessions are there (01, 02, 03)")
-    for chosen, held in (
-        (config.model_copy(update={"sessions": (1, 2, 3)}), parts),
-        (config, [*parts, SimpleNamespace(group=("01", "04"))]),
-    ):
-        watch = DamageWatch()
-        settle_missing_sessions(chosen, held, watch)
-        assert watch.findings == []
-    epochs = [SimpleNamespace(group=("01", "sub-01/preprocessed_eeg_test.npy"))]
-    settle_missing_sessions(config, epochs, watch)
-    assert watch.findings == []
-    settle_missing_sessions(ThingsMegConfig(root=Path("nowhere")), parts, watch)
-    assert watch.describe()[0].startswith("subject 01: 3 of 12 sessions are there (01, 02, 03)")
+    parts = list_parts(("01", "02", "04"))
+    with pytest.raises(DataError) as caught:
+        settle(config, parts)
+    assert str(caught.value) == (
+        "subject 01 below nowhere: 3 of 4 declared sessions are read, without 03, so that a smaller set would pass for "
+        "THINGS-EEG2; fetch what is missing, or say what to read with --set dataset.sessions=[...]."
+    )
+    # A check goes on, to name all that is missing.
+    (found,) = settle(config, parts, refuses=False)
+    assert (found.n, found.of, found.refused) == (1, 4, True)
+    # A choice of sessions stands in the configuration, and what it leaves out in the report.
+    (found,) = settle(config.model_copy(update={"sessions": (1, 2, 4)}), parts)
+    assert not found.refused
+    assert found.describe() == "subject 01: 3 of 4 declared sessions are read, without 03"
+    assert settle(config, list_parts(("01", "02", "03", "04"))) == []
+    # Published epochs may have lost their sessions, and a subject that is not there is nobody's session.
+    assert settle(config, list_parts(("all",))) == []
+
+
+def test_missing_runs_are_refused_unless_a_choice_leaves_them_out():
+    every = [f"{n:02d}" for n in range(1, 16)]
+    config = Bold5000Config(root=Path("nowhere"))
+    held = list_parts(every, [f"{n:02d}" for n in range(1, 10)], "CSI1")
+    found = settle(config, held, refuses=False)
+    # Sessions of this subject have nine or ten runs.
+    assert [finding.what.split("session ")[1] for finding in found] == [
+        f"{session} are read, without 10" for session in ("01", "02", "03", "05", "07", "10", "15")
+    ]
+    with pytest.raises(DataError, match=r"9 of 10 declared runs of session 01 .* or --set dataset.skip"):
+        settle(config, held)
+    assert not any(f.refused for f in settle(config.model_copy(update={"skip": ("run-10",)}), held))
+    with pytest.raises(DataError, match="without 05"):
+        settle(HaxbySlicesConfig(), list_parts(("01",), [str(n) for n in (*range(1, 5), *range(6, 13))]))
+
+
+def test_only_sessions_of_the_tasks_that_are_read_are_asked_for():
+    coco = list_parts(("coco",), [str(n) for n in range(1, 12)], "02")
+    assert settle(NodConfig(root=Path("nowhere"), tasks=("coco",)), coco) == []
+    with pytest.raises(DataError, match="1 of 5 declared sessions are read, without imagenet01, imagenet02"):
+        settle(NodConfig(root=Path("nowhere")), coco)
+    single = list_parts(("imagenet01",), [f"{n:02d}" for n in range(1, 11)], "30")
+    assert settle(NodConfig(root=Path("nowhere")), single) == []
+
+
+def test_a_session_whose_trials_are_left_out_is_there():
+    """With dataset.max_train_repetitions=1, later sessions have no trials left."""
+    recording = SimpleNamespace(subject="01", session="04", run="01")
+    empty = SimpleNamespace(group=("01", "04"), recording=recording, trials=pd.DataFrame())
+    assert settle(ThingsEeg2Config(root=Path("nowhere")), [*list_parts(("01", "02", "03")), empty]) == []
+
+
+def test_a_simulated_set_may_be_smaller(tmp_path):
+    (tmp_path / "phantom_truth").mkdir()
+    assert settle(ThingsMegConfig(root=tmp_path), list_parts(("01",))) == []
 
 
 def test_runs_are_found_wherever_they_begin():

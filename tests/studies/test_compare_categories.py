@@ -9,7 +9,7 @@ from braindecode_vis.pipeline import evaluate
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.studies.compare import compare_runs, read_items
 
-QUICK = ["evaluation.n_bootstrap=200", "evaluation.n_permutations=200"]
+QUICK = ["evaluation.n_bootstrap=200", "evaluation.n_permutations=200", "dataset.runs=[1, 2, 3]"]
 NETWORK = "encoder={kind: network_categories, size: 8, epochs: 3, network: {kind: eegproject, width: 8}}"
 
 

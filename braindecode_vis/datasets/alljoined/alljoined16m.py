@@ -129,6 +129,9 @@ class Alljoined16mConfig(MeegSettings):
         chosen, ignored = self._choose_blocks(root)
         for name in ignored:
             yield CheckFinding(name, True, "is no session or block and is left out")
+        yield from self.check_recordings(
+            (f"{block.subject:02d}", f"{block.session:02d}", f"{block.block:02d}") for block in chosen
+        )
         names = tuple(find_electrodes(read_labels(chosen[0].path, chosen[0].where)))
         for block in chosen:
             yield look_at(block.key, _count_trials, open_block, block, names, concept)

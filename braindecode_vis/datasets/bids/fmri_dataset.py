@@ -50,7 +50,13 @@ from braindecode_vis.datasets.bids.fmri_files import (
     read_numbers,
     read_table,
 )
-from braindecode_vis.datasets.manifests import CheckFinding, check_root, collect_findings, read_manifest
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    check_root,
+    collect_findings,
+    list_recordings,
+    read_manifest,
+)
 from braindecode_vis.datasets.sources.betas_source import (
     AtlasSettings,
     count_repetitions,
@@ -148,6 +154,7 @@ class BoldSettings(AtlasSettings):
         n_subjects = len({run.subject for run in source.runs})
         text = f"{n_subjects} subject(s), {len(source.runs)} run(s), {len(source.stimuli)} images"
         yield CheckFinding("layout", True, text)
+        yield from self.check_recordings(list_recordings(source.runs))
         for run in source.runs:
             counts = run.trials["split"].value_counts().to_dict()
             words = ", ".join(f"{n} {split}" for split, n in sorted(counts.items()))

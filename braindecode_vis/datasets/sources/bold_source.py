@@ -250,7 +250,12 @@ class BoldRun:
     @property
     def subject(self) -> str:
         """Label of the subject."""
-        return str(self.trials["subject"].iloc[0])
+        return self.group[0]
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Subject and session."""
+        return str(self.trials["subject"].iloc[0]), str(self.trials["session"].iloc[0])
 
     @property
     def where(self) -> str:

@@ -24,7 +24,13 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, look_at
+from braindecode_vis.datasets.manifests import (
+    CheckFinding,
+    check_subset,
+    collect_findings,
+    list_recordings,
+    look_at,
+)
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochedPart,
@@ -150,12 +156,15 @@ class ThingsEeg2Config(MeegSettings):
         counts = table["split"].value_counts()
         yield CheckFinding("images", True, f"{counts['train']} training and {counts['test']} test images")
 
+        recordings: list[tuple[str, str, str]] = []
+
         def describe(item: HeldFile) -> str:
             # A .pt file is converted to be looked at, and what that makes is gone afterwards.
             with tempfile.TemporaryDirectory() as scratch:
                 parts = open_held([item], self, table, self.find_channels(item.layout), Path(scratch))[0]
                 for part in parts:
                     sample_part(part, sfreq=_PUBLISHED_SFREQ.get(item.layout))
+                recordings.extend(list_recordings(parts))
                 return f"{sum(len(part.trials) for part in parts)} trials"
 
         for item in held:
@@ -164,6 +173,7 @@ class ThingsEeg2Config(MeegSettings):
                 yield CheckFinding(name, True, "not opened: it needs --set dataset.trust_pickle=true")
             else:
                 yield look_at(name, describe, item)
+        yield from self.check_recordings(recordings)
 
     def find_channels(self, layout: Layout) -> tuple[str, ...]:
         """Return the channels to read from files of a layout, in their order."""

@@ -33,6 +33,7 @@ from braindecode_vis.datasets.manifests import (
     check_subset,
     collect_findings,
     compare_fact,
+    list_recordings,
     refuse_other_layout,
 )
 from braindecode_vis.datasets.sources.betas_source import (
@@ -142,6 +143,7 @@ class ThingsFmriConfig(AtlasSettings):
     def check(self) -> Iterator[CheckFinding]:
         """Open every file, pair trials with responses and voxels with regions, and compare with declared counts."""
         source, root = self.open_betas(), self.find_root()
+        yield from self.check_recordings(list_recordings(source.parts))
         for subject in source.subjects:
             trials = pd.concat([p.trials for p in source.parts if p.group[0] == subject])
             for split in ("train", "test"):

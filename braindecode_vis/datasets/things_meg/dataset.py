@@ -38,6 +38,7 @@ from braindecode_vis.datasets.manifests import (
     CheckFinding,
     collect_findings,
     compare_counts,
+    list_recordings,
     look_at,
     refuse_other_layout,
 )
@@ -187,6 +188,7 @@ class ThingsMegConfig(MeegSettings):
         except (DataError, ConfigError) as error:
             yield CheckFinding("split", False, str(error))
             return
+        yield from self.check_recordings(list_recordings(source.parts))
         yield CheckFinding("images", True, describe_images(source.stimuli))
         # The published counts are those of the default split of all sessions.
         if self.test_set == "small" and self.zero_shot and self.sessions is None:
