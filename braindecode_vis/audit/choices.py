@@ -20,6 +20,7 @@ from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.pipeline import learning
 from braindecode_vis.store import read_json
+from braindecode_vis.training.fitted import get_monitored_score
 
 LOSS_TOLERANCE = 0.02  # of a validation loss, between the machines that trained and that audit
 WEIGHT_TOLERANCE = 1e-3  # of the largest weight: the same machine trains the same weights
@@ -78,13 +79,7 @@ def _find_chosen(history: list[dict[str, Any]], rule: Mapping[str, Any]) -> int:
     """Return the epoch whose weights the rule of selection takes."""
     if rule["kind"] != "early_stopping":
         return len(history) - 1
-    monitor = "validation_loss" if rule["monitor"] == "loss" else "validation_top"
-    sign = -1 if rule["monitor"] == "loss" else 1
-    scores = [
-        next((sign * float(value) for name, value in entry.items() if name.startswith(monitor)), -np.inf)
-        for entry in history
-    ]
-    return int(np.argmax(scores))
+    return int(np.argmax([get_monitored_score(rule["monitor"], entry) for entry in history]))
 
 
 def _place_epoch(history: list[dict[str, Any]], chosen: int, found: dict[str, Any]) -> str:

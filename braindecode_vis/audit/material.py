@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 
 from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings
@@ -26,8 +27,7 @@ from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.checks import BraindecodeVisError, DataError
 from braindecode_vis.contracts import Context
 from braindecode_vis.pipeline import decoding, learning
-from braindecode_vis.pipeline.reconstruction import fit_prior, read_fits
-from braindecode_vis.seeds import derive_seed
+from braindecode_vis.pipeline.reconstruction import read_fits, refit_prior
 from braindecode_vis.stimuli import resize_image
 from braindecode_vis.store import hash_file, read_json
 
@@ -78,17 +78,10 @@ class _Material:
     def fit_prior(self) -> Any:
         """Return the prior, fitted again."""
         again = self.again
-        prior = roles.build(
-            roles.PRIOR, again.prior, seed=derive_seed(again.config.seed, "fit prior", self.number)
-        )
-        prior.bind(self.data.context)
         # Others are not asked for their images, and a refiner would be trained to be asked for nothing.
         generator = self.generator if again.prior.asks_generator else None
         tested = self.embeddings.select(pd.unique(self.predicted.ids))
-        fit_prior(
-            again.config, prior, self.data, again.prior.find_images(self.data.embeddings, generator, tested)
-        )
-        return prior
+        return refit_prior(again.config, again.prior, self.data, generator, tested, self.number)
 
 
 def check_material(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
@@ -222,17 +215,12 @@ def _check_weights(material: _Material) -> str:
     basis = np.linalg.svd(images - centre, full_matrices=False)[2][: min(KNOWN_COMPONENTS, len(images) - 1)]
     left, right = (rows - centre) @ basis.T, (images - centre) @ basis.T
     usual = float(np.sqrt(np.square(right).sum(axis=1).mean()))
-    distances = np.sqrt(np.maximum(_square_distances(left, right), 0)).min(axis=1)
+    distances = cdist(left, right).min(axis=1)
     same = np.flatnonzero(distances < KNOWN_TOLERANCE * usual)
     if not len(same):
         return ""
     first = str(tested.ids[int(same[0])])
     return f"the weights of the generator were trained on {len(same)} test image(s), first {first}."
-
-
-def _square_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    squares = np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1) - 2 * left @ right.T
-    return np.asarray(squares)
 
 
 # --- captions -----------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from braindecode_vis.audit.findings import AuditFinding
 from braindecode_vis.audit.recompute import RecomputedRun
 from braindecode_vis.contracts import Context
 from braindecode_vis.pipeline import decoding, learning
-from braindecode_vis.pipeline.reconstruction import derange, draw_images, fit_prior, read_fits
+from braindecode_vis.pipeline.reconstruction import derange, draw_images, read_fits, refit_prior
 from braindecode_vis.retrieval import read_retrieval
-from braindecode_vis.seeds import derive_seed, make_generator
+from braindecode_vis.seeds import make_generator
 from braindecode_vis.stimuli import resize_image
 
 #: Test trials of a network that are predicted again without ``--refit``, evenly spaced.
@@ -340,12 +340,8 @@ def _draw_again(
     prior, generator = read_fits(record.path / "fits" / learning.name_fold(number), config, data)
     generator.bind(data.context)
     if prior is None:
-        prior = roles.build(roles.PRIOR, again.prior, seed=derive_seed(config.seed, "fit prior", number))
-        prior.bind(Context(device=config.retrieval.device))
-        known = again.prior.find_images(
-            data.embeddings, generator, embeddings.select(pd.unique(predicted.ids))
-        )
-        fit_prior(config, prior, data, known)
+        tested = embeddings.select(pd.unique(predicted.ids))
+        prior = refit_prior(config, again.prior, data, generator, tested, number)
     subjects = decoding.retrieve(again).folds[number].subjects
     made = draw_images(
         config, data, run.stimuli, predicted, embeddings, subjects, number, prior, generator,

@@ -244,7 +244,8 @@ def find_copied_trials(X: Any, tested: np.ndarray | None = None) -> list[tuple[i
     n_asked = 0
     for start in range(0, len(others), 1024):  # a block of correlations at a time
         rows = others[start : start + 1024]
-        for begin in range(0, n, 8192):
+        # Where all are compared with all, each pair is looked at once.
+        for begin in range(start if tested is None else 0, n, 8192):
             block = sketch[rows] @ sketch[begin : begin + 8192].T  # (n_rows, n_others)
             for i, j in zip(*np.nonzero(block > near), strict=True):
                 pair = (min(int(rows[i]), begin + int(j)), max(int(rows[i]), begin + int(j)))

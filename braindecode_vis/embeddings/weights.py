@@ -58,24 +58,53 @@ def find_weights(
                 f"target.weights names {path}, which does not exist; give the path of {describe()}."
             )
         return path
-    place = source()
-    if place:
-        with suppress(Exception):  # each library has its own way to say that it holds nothing
-            found = Path(download(True))
-            check_intact(found)  # a folder may be there whose files were not all fetched
-            return found
-    if not place or not (allow_download or may_download()):
-        raise ConfigError(
-            f"no weights were given: set target.weights to the path of {describe()}"
-            f"{describe_consent(place) if place else ''}."
-        )
+    what, place = describe(), source()
+    refusal = f"no weights were given: set target.weights to the path of {what}"
+    if not place:
+        raise ConfigError(f"{refusal}.")
+    return find_published(
+        download, place, allow_download=allow_download, check=check_intact, refusal=refusal, name="the weights",
+        otherwise=f"; bring {what} on another way and name its path with target.weights",
+    )  # fmt: skip
+
+
+def find_published(
+    download: Callable[[bool], Path | str],
+    place: str,
+    *,
+    allow_download: bool,
+    refusal: str,
+    name: str,
+    otherwise: str,
+    check: Callable[[Path], None] = lambda found: None,
+) -> Path:
+    """Return the path of published files: out of the cache of their library, or fetched if that is allowed.
+
+    Parameters
+    ----------
+    download
+        Returns the path; with True out of the cache, and an error if it is not there.
+    place
+        From where it would be fetched, in words.
+    allow_download
+        Whether a configuration may fetch it, as given in the call.
+    refusal
+        What to say if it is not there; the sentence goes on with how to allow it.
+    name, otherwise
+        Begin and end of what to say if it cannot be fetched.
+    check
+        Raises an error if not all of it is in the cache: a folder may be there whose files were not all fetched.
+    """
+    with suppress(Exception):  # each library has its own way to say that it holds nothing
+        found = Path(download(True))
+        check(found)
+        return found
+    if not (allow_download or may_download()):
+        raise ConfigError(f"{refusal}{describe_consent(place)}.")
     try:
         return Path(download(False))
-    except Exception as error:  # each library has its own way to say that the network is gone
-        raise ConfigError(
-            f"the weights could not be fetched ({type(error).__name__}); bring {describe()} on another way and name "
-            "its path with target.weights."
-        ) from error
+    except Exception as error:  # or that the network is gone
+        raise ConfigError(f"{name} could not be fetched ({type(error).__name__}){otherwise}.") from error
 
 
 def describe_consent(place: str) -> str:
@@ -107,16 +136,11 @@ def find_snapshot(repository: str, patterns: list[str], *, allow_download: bool,
     """
     from huggingface_hub import snapshot_download
 
-    with suppress(Exception):  # not in the cache, which the client says in many ways
-        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-    if not (allow_download or may_download()):
-        raise ConfigError(f"{refusal}{describe_consent(name_repository(repository))}.")
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:
-        raise ConfigError(
-            f"{repository} could not be fetched ({type(error).__name__}): {refusal}."
-        ) from error
+    return find_published(
+        lambda cached: snapshot_download(repository, allow_patterns=patterns, local_files_only=cached),
+        name_repository(repository), allow_download=allow_download, refusal=refusal, name=repository,
+        otherwise=f": {refusal}",
+    )  # fmt: skip
 
 
 #: Arguments by which libraries would read other weights, other code or the network; none of them is a size.

@@ -9,7 +9,6 @@ the business of `hub_config`; a fourth pipeline, on token sequences, is in `toke
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
 from braindecode_vis.generators.adapters import Adapter
 from braindecode_vis.generators.generator_data import GeneratorData
+from braindecode_vis.generators.hub_config import read_parts
 from braindecode_vis.seeds import derive_seed, make_torch_generator
 from braindecode_vis.stimuli import resize_image
 
@@ -467,13 +467,8 @@ def _refuse_other_libraries(folder: Path) -> None:
     """Raise `DataError` if the index of a pipeline names modules that diffusers would import."""
     from diffusers import pipelines
 
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError):  # one network, or told when it is read
-        return
-    for name, entry in index.items() if isinstance(index, dict) else ():
-        library = entry[0] if isinstance(entry, list) and entry else None
-        if library and library not in ("diffusers", "transformers") and not hasattr(pipelines, str(library)):
+    for name, library in read_parts(folder).items():
+        if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
             raise DataError(
                 f"{folder / 'model_index.json'} asks for code of the module {library!r} ({name}), which is not run; "
                 "bring a folder whose parts are those of diffusers and transformers."

@@ -14,16 +14,15 @@ Razzhigaev et al. (2023), Kandinsky, arXiv:2310.03502; Scotti et al. (2024), Min
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
 from braindecode_vis.digests import digest_files
-from braindecode_vis.embeddings.weights import describe_consent, name_repository
+from braindecode_vis.embeddings.weights import find_published, name_repository
 from braindecode_vis.generators.adapters import Adapter, AdapterConfig
 from braindecode_vis.generators.generator_data import GeneratorData
 from braindecode_vis.settings import Settings
@@ -163,25 +162,18 @@ class SdxlTurboConfig(HubConfig):
 
     def find_adapter(self) -> Path:
         """Return the adapter's file."""
-        found = find_folder(self.ip_adapter, False, "", "IP-Adapter") if self.ip_adapter else None
-        if found is None:
+        if self.ip_adapter is not None:
+            found = find_folder(self.ip_adapter, False, "", "IP-Adapter")
+        else:
             from huggingface_hub import hf_hub_download
 
-            with suppress(OSError):  # it was not fetched before
-                found = Path(hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE, local_files_only=True))
-        if found is None and (self.allow_download or may_download()):
-            try:
-                found = Path(hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE))
-            except Exception as error:  # as in `find_folder`
-                raise ConfigError(
-                    f"the IP-Adapter could not be fetched ({type(error).__name__}); bring {ADAPTER_FILE} of "
-                    f"huggingface.co/{ADAPTER_REPOSITORY} and name it with generator.ip_adapter."
-                ) from error
-        if found is None:
-            raise ConfigError(
-                f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {ADAPTER_FILE} of "
-                f"huggingface.co/{ADAPTER_REPOSITORY}{describe_consent(name_repository(ADAPTER_REPOSITORY))}."
-            )
+            bring = f"{ADAPTER_FILE} of huggingface.co/{ADAPTER_REPOSITORY}"
+            found = find_published(
+                lambda cached: hf_hub_download(ADAPTER_REPOSITORY, ADAPTER_FILE, local_files_only=cached),
+                name_repository(ADAPTER_REPOSITORY), allow_download=self.allow_download,
+                refusal=f"the generator sdxl_turbo has no IP-Adapter: set generator.ip_adapter to {bring}",
+                name="the IP-Adapter", otherwise=f"; bring {bring} and name it with generator.ip_adapter",
+            )  # fmt: skip
         # A pickle (.bin) of the same name lies beside it in the published folder, and is never read.
         file = found / ADAPTER_FILE if found.is_dir() else found
         if not file.is_file() or file.suffix != ".safetensors":
@@ -343,37 +335,42 @@ def find_folder(weights: Path | None, allow_download: bool, repository: str, wha
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.safetensors"]  # never a pickle
-    if repository:
-        with suppress(OSError):  # it was not fetched before
-            found = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
-            if _is_whole(found):
-                return found
-    if not repository or not (allow_download or may_download()):
-        fetch = describe_consent(name_repository(repository)) if repository else ""
-        raise ConfigError(
-            f"the {what} has no weights: set generator.weights to a folder that holds {place}{fetch}."
-        )
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:  # the client has many ways to say that the network is gone
-        raise ConfigError(
-            f"the {what} could not be fetched ({type(error).__name__}); bring a folder that holds {place} on another "
-            "way and name it with generator.weights."
-        ) from error
+    refusal = f"the {what} has no weights: set generator.weights to a folder that holds {place}"
+    if not repository:
+        raise ConfigError(f"{refusal}.")
+    return find_published(
+        lambda cached: snapshot_download(repository, allow_patterns=patterns, local_files_only=cached),
+        name_repository(repository), allow_download=allow_download, check=check_pipeline, refusal=refusal,
+        name=f"the {what}",
+        otherwise=f"; bring a folder that holds {place} on another way and name it with generator.weights",
+    )  # fmt: skip
 
 
-def _is_whole(folder: Path) -> bool:
-    """Say whether every part that the index of a pipeline lists is there with its weights."""
+def read_parts(folder: Path) -> dict[str, str]:
+    """Return the library of each part that the index of a pipeline lists; nothing where there is no such index."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError):
-        return False
-    parts = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]]
-    return all(
-        (folder / name).is_dir()
-        and (not (folder / name / "config.json").is_file() or any((folder / name).glob("*.safetensors")))
-        for name in parts
-    )
+        return {}
+    entries = index.items() if isinstance(index, dict) else ()
+    return {name: str(entry[0]) for name, entry in entries if isinstance(entry, list) and entry and entry[0]}
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raise `DataError` unless every part of a pipeline is there with all files of its weights."""
+    parts = read_parts(folder)
+    if not parts:
+        raise DataError(f"{folder} holds no model_index.json that lists parts; copy the whole folder.")
+    for name in parts:
+        part = folder / name
+        needed = [part]
+        if (part / "config.json").is_file():
+            # Large networks lie in several files; an index of pickles beside them is of no use here.
+            for index in part.glob("*.safetensors.index.json"):
+                needed += [part / file for file in set(json.loads(index.read_text())["weight_map"].values())]
+            needed += [next(part.glob("*.safetensors"), part / "*.safetensors")]
+        if missing := [path for path in needed if not path.exists()]:
+            raise DataError(f"{folder} lacks {missing[0].relative_to(folder)}; copy the whole folder.")
 
 
 def digest_folder(folder: Path) -> str:

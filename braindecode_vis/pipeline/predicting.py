@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braindecode_vis import roles, store
+from braindecode_vis import store
 from braindecode_vis.arrays import Embeddings, Responses, check_same_space
 from braindecode_vis.checks import ConfigError, DataError, NoResultError
 from braindecode_vis.contracts import Context
@@ -38,7 +38,6 @@ from braindecode_vis.pipeline.learning import embed, name_fold, pick_trials, pre
 from braindecode_vis.pipeline.new_trials import NewTrials
 from braindecode_vis.pipeline.scoring import describe_choices
 from braindecode_vis.retrieval import Retrieval, compute_ranks
-from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, resize_image
 
 
@@ -587,7 +586,7 @@ def _prepare_images(
     images = None if low is None else decode_low_level(run, low, number, trials)
 
     def decode() -> np.ndarray:
-        from braindecode_vis.pipeline.reconstruction import decode_images, fit_prior, read_fits
+        from braindecode_vis.pipeline.reconstruction import decode_images, read_fits, refit_prior
 
         retrieval = run.folder.find(
             "retrieve", fields=name_retrieval(run)[0], upstream=name_retrieval(run)[1]
@@ -598,13 +597,10 @@ def _prepare_images(
         prior, generator = read_fits(artifact.path / "fits" / name_fold(number), run.config, data)
         generator.bind(data.context)
         if prior is None:
-            # Without parameters, or of a version that kept no fits: the same pairs and seed give the same prior.
-            prior = roles.build(
-                roles.PRIOR, run.prior, seed=derive_seed(run.config.seed, "fit prior", number)
-            )
-            tested = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
-            known = run.prior.find_images(data.embeddings, generator, embeddings.select(pd.unique(tested)))
-            fit_prior(run.config, prior, data, known)
+            # Without parameters, or of a version that kept no fits.
+            ids = preprocess(run).responses.stimulus_ids[preprocess(run).folds[number].test]
+            tested = embeddings.select(pd.unique(ids))
+            prior = refit_prior(run.config, run.prior, data, generator, tested, number)
         made = decode_images(run.config, prior, generator, for_generator, number, low=images)["decoded"]
         height, width = data.image_size  # the size in which the run itself shows its images
         # (n_trials [* n_draws], height, width, 3)

@@ -194,6 +194,37 @@ def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: 
         )
 
 
+def refit_prior(
+    config: RunConfig,
+    settings: Any,
+    data: GeneratorData,
+    generator: WholeImageGenerator | None,
+    tested: Embeddings,
+    number: int,
+) -> WholePrior:
+    """Return the prior of a finished run's fold, fitted again: the same pairs and seed give the same prior.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    settings
+        Those of its prior, in their role.
+    data
+        Of the training split.
+    generator
+        May be None where the prior asks no generator for its images.
+    tested
+        True embeddings of the test images, which a prior may not know.
+    number
+        Number of the fold, for the seed.
+    """
+    prior = roles.build(roles.PRIOR, settings, seed=derive_seed(config.seed, "fit prior", number))
+    prior.bind(data.context)
+    fit_prior(config, prior, data, settings.find_images(data.embeddings, generator, tested))
+    return prior
+
+
 def write_fits(folder: Path, prior: WholePrior, generator: WholeImageGenerator) -> None:
     """Write the fitted prior and what the generator has trained below `folder`; see `read_fits`."""
     for name, component in (("prior", prior), ("generator", generator)):

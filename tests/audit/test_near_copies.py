@@ -35,6 +35,13 @@ def test_copies_among_rows_that_nobody_asked_about_are_left_out():
     assert find_copied_trials(X, np.array([8, 50])) == [(4, 8)]
 
 
+def test_all_trials_are_compared_with_all_also_across_blocks():
+    X = make_trials(1100, 300, 40)
+    for copy, first in ((1090, 5), (1095, 1030), (7, 3)):
+        X[copy] = X[first] * (1 + 1e-6)
+    assert find_copied_trials(X) == [(3, 7), (5, 1090), (1030, 1095)]
+
+
 def test_more_trials_than_all_pairs_of_which_could_be_compared_are_compared_with_the_tested(monkeypatch):
     monkeypatch.setattr("braindecode_vis.datasets.trial_values.MAX_CORRELATED", 100)
     X = make_trials(300, 200, 50)

@@ -21,6 +21,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
+from braindecode_vis.generators.latent_diffusion_training import StimulusSource, train_generator
 from braindecode_vis.pipeline import decoding, learning
 from braindecode_vis.pipeline.reconstruction import fit_prior
 from braindecode_vis.pipeline.runs import open_run
@@ -29,6 +30,7 @@ from braindecode_vis.seeds import derive_seed
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from tests.audit import test_results as forgeries
 from tests.audit.test_results import change_array, find_artifact, reseal
+from tests.generators.test_latent_diffusion import TINY
 
 N_TRAIN, N_TEST = 60, 20
 SIZES = [
@@ -51,6 +53,9 @@ BASES = {
         "steps: 4}",
     ],
     "network": ["target={kind: pixels, size: 8}", NETWORK, "generator={kind: nearest}"],
+    # Made by `bases`: files of the person's own lie beside the run.
+    "captions": ["target={kind: pca, n_components: 5}", "encoder.alphas=[10]", "generator={kind: nearest}"],
+    "weights": ["target={kind: pixels, size: 8}", "encoder.alphas=[10]", "reconstruction.n_draws=1"],
 }  # fmt: skip
 
 
@@ -60,6 +65,30 @@ def run_until(folder, overrides, stage):
     return folder
 
 
+def caption_images(folder, overrides, change=lambda captions: None):
+    """Write a caption for each image into a bank, and return the setting that names it."""
+    prepared = learning.preprocess(
+        open_run(read_config("synthetic_digits", [*SIZES, *overrides]), folder / "bare")
+    )
+    ids = list(map(str, prepared.stimuli.ids))
+    captions = {name: f"a drawing of a digit called {name}" for name in ids}
+    change(captions)
+    bank = folder / "bank.csv"
+    bank.write_text("\n".join(["id,caption", *(f"{name},{text}" for name, text in captions.items())]))
+    return f"evaluation.captions={{bank: {bank}, device: cpu}}"
+
+
+def train_weights(folder, overrides, n_images=N_TRAIN):
+    """Train a tiny generator on the first images, and return the setting that names its weights."""
+    run = open_run(read_config("synthetic_digits", [*SIZES, *overrides]), folder / "bare")
+    ids = learning.preprocess(run).stimuli.ids[:n_images]
+    source = StimulusSource(
+        learning.preprocess(run).stimuli.select(ids), learning.embed(run)[0].embeddings.select(ids)
+    )
+    weights = train_generator(TINY, source, folder / "generator", seed=0)
+    return f"generator={{kind: latent_diffusion, weights: {weights}, steps: 2, candidates: 1, device: cpu}}"
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     made = {}
@@ -67,7 +96,9 @@ def bases(tmp_path_factory):
     def find(name):
         if name not in made:
             folder = tmp_path_factory.mktemp("plants") / name
-            made[name] = run_until(folder, BASES[name], pipeline.report)
+            files = {"captions": caption_images, "weights": train_weights}
+            own = [files[name](folder.parent, BASES[name])] if name in files else []
+            made[name] = run_until(folder, [*BASES[name], *own], pipeline.report)
         return made[name]
 
     return find
@@ -334,6 +365,13 @@ def reverse_the_trials(folder):
     change_array(path, lambda data: np.concatenate([data[:N_TRAIN], data[N_TRAIN:][::-1]]))
 
 
+def tell_the_captions_of_what_was_seen(folder):
+    """Put the captions of the test images where those of the nearest training images stood."""
+    edit_json(
+        find_artifact(folder, "evaluate") / "captions.json", lambda told: told.update(decoded=told["seen"])
+    )
+
+
 def change_settings_afterwards(folder):
     """Write another penalty into the settings, and the name that follows from them."""
     artifact = find_artifact(folder, "train")
@@ -382,6 +420,7 @@ IN_RUNS = [
     Plant(rewrite_the_validation_curve, "validation", "network"),
     Plant(validate_on_the_test, "validation", "network"),
     Plant(stretch_the_weights_of_a_network, "predictions", "network"),
+    Plant(tell_the_captions_of_what_was_seen, "captions", "captions"),
 ]
 
 
@@ -506,6 +545,27 @@ def test_what_is_planted_in_the_data_is_found(monkeypatch, tmp_path, plant):
     )
     folder = run_until(tmp_path / "run", ["encoder.alphas=[10]", "generator={kind: nearest}"], learning.train)
     assert plant.check in {item.check for item in audit_run(folder).leaks}
+
+
+def test_a_caption_bank_of_test_images_is_found(tmp_path):
+    """Each test image has the very sentence of a training image, so that the nearest one tells what was seen."""
+
+    def copy_captions(captions):
+        ids = list(captions)
+        captions.update({test: captions[train] for train, test in zip(ids, ids[N_TRAIN:], strict=False)})
+
+    bank = caption_images(tmp_path, BASES["captions"], copy_captions)
+    folder = run_until(tmp_path / "run", [*BASES["captions"], bank], pipeline.evaluate)
+    assert "captions" in {item.check for item in audit_run(folder).leaks}
+
+
+def test_weights_of_a_generator_that_was_trained_on_test_images_are_found(tmp_path):
+    weights = train_weights(tmp_path, BASES["weights"], N_TRAIN + N_TEST)
+    folder = run_until(tmp_path / "run", [*BASES["weights"], weights], pipeline.reconstruct)
+    (leak,) = [item for item in audit_run(folder).leaks if item.check == "material"]
+    # Weights bring their images rounded to a byte per component, so that one or two may be missed.
+    n_found = int(leak.message.split("were trained on ")[1].split()[0])
+    assert 0.8 * N_TEST <= n_found <= N_TEST
 
 
 def test_there_are_forty_plants_and_more():

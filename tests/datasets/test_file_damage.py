@@ -12,6 +12,7 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.cli.catalogue import check
 from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files
 from braindecode_vis.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
+from braindecode_vis.phantom.formats.nsd_repacks import write_tar
 from braindecode_vis.pipeline.learning import write_dataset
 from braindecode_vis.pipeline.runs import SilentListener
 from braindecode_vis.preprocessing.whole_check import check_trials
@@ -164,6 +165,19 @@ def test_real_recordings_that_are_cut_are_named(shared, tmp_path, name):
     samples.write_bytes(samples.read_bytes()[: int(0.7 * samples.stat().st_size)])
     with pytest.raises(DataError, match="truncated"):
         check_data_file(tmp_path / name)
+
+
+def test_a_tar_with_zeros_in_the_middle_is_named(tmp_path):
+    """Zeros pass for the end of a tar; the loader noticed the members behind them, `check` did not."""
+    path = tmp_path / "train_subj01_0.tar"
+    write_tar(path, {f"{n:05d}": {"nsdgeneral.npy": np.ones(2000)} for n in range(4)})
+    assert all(finding.ok for finding in check_data_files(tmp_path))
+    content = bytearray(path.read_bytes())
+    second = content.index(b"00001.nsdgeneral.npy")
+    content[second : second + 1024] = bytes(1024)
+    path.write_bytes(content)
+    finding = next(finding for finding in check_data_files(tmp_path) if not finding.ok)
+    assert f"its list of members ends at byte {second + 1024} of {len(content)}" in finding.message
 
 
 def test_formats_without_a_phantom(tmp_path):

@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.contracts import ImageGenerator
 from braindecode_vis.embeddings.transformers_models import TransformersConfig
 from braindecode_vis.generators.adapters import AdapterConfig, fit_adapter
-from braindecode_vis.generators.hub_config import SdxlTurboConfig, digest_folder
+from braindecode_vis.generators.hub_config import SdxlTurboConfig, check_pipeline, digest_folder
 
 
 def load_models():
@@ -130,6 +132,29 @@ def test_without_weights_one_sentence_says_which_folder(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot be read as StableDiffusionXLPipeline"):
         make_config((tmp_path / "empty", folders[1])).load()
+
+
+def test_a_pipeline_of_which_a_shard_is_missing_is_not_taken_from_the_cache(folders, tmp_path, monkeypatch):
+    """Any safetensors file of a part passed for all of its weights, so that a broken download was read, and failed."""
+    folder = shutil.copytree(folders[0], tmp_path / "cached")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *names, **options: str(folder))
+    assert SdxlTurboConfig().find_folder() == folder
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    listed = {"weight_map": dict(zip(("a", "b"), shards, strict=True))}
+    weights.rename(weights.with_name(shards[0]))
+    weights.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(listed))
+    # An index of pickles, which are never fetched, asks for nothing.
+    weights.with_name("diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "a.bin"}}')
+    with pytest.raises(DataError, match=f"lacks unet/{shards[1]}"):
+        check_pipeline(folder)
+    with pytest.raises(ConfigError, match=r"no weights: set generator.weights .*--allow-download"):
+        SdxlTurboConfig().find_folder()
+    weights.with_name(shards[1]).write_bytes(b"")
+    assert SdxlTurboConfig().find_folder() == folder
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(ConfigError, match="no weights"):
+        SdxlTurboConfig().find_folder()
 
 
 def test_the_fingerprint_follows_the_weights_and_not_their_place(folders, tmp_path):

@@ -27,6 +27,7 @@ from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, find_design, name_image, read_design
 from braindecode_vis.datasets.sources.betas_source import BetasPart, count_repetitions
+from braindecode_vis.datasets.sources.file_damage import check_tar_end
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
 
 
@@ -67,7 +68,6 @@ def make_trials(
 
 # Allen et al. (2022): twelve runs of 62 or 63 pictures.
 _TRIALS_PER_SESSION = 750
-_TAR_PADDING = 1 << 20  # writers fill tars with zeros up to a multiple of their block
 _SPLIT_OF = {"train": "train", "val": "train", "test": "test"}
 
 
@@ -112,28 +112,14 @@ def iterate_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         If the tar is truncated.
     """
     samples: dict[str, dict[str, Member]] = defaultdict(dict)
-    last = 0
     with refuse_damage(f"{path} cannot be read as a tar", tarfile.TarError), tarfile.open(path, "r:") as tar:
-        for info in tar:
-            if info.isfile():
-                folder, _, name = info.name.rpartition("/")
-                key, _, end = name.partition(".")
-                samples[f"{folder}/{key}"][end] = Member(path, info.offset_data, info.size)
-                last = info.offset_data + info.size
-    # tarfile takes a header that is cut off for the end of the archive; a whole one ends with two empty blocks.
-    needed = (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE
-    if path.stat().st_size < needed:
-        raise DataError(
-            f"{path} is truncated: {path.stat().st_size} of {needed} bytes or more; fetch it again."
-        )
-    # Zeros in the middle are taken for the end mark too, and all samples behind them would be missing.
-    with path.open("rb") as file:
-        file.seek(needed)
-        behind = file.read(_TAR_PADDING + 1)
-    if len(behind) > _TAR_PADDING or behind.strip(b"\0"):
-        raise DataError(
-            f"{path} is damaged: its list of members ends at byte {needed} of {path.stat().st_size}; fetch it again."
-        )
+        members = tar.getmembers()
+    check_tar_end(path, members)
+    for info in members:
+        if info.isfile():
+            folder, _, name = info.name.rpartition("/")
+            key, _, end = name.partition(".")
+            samples[f"{folder}/{key}"][end] = Member(path, info.offset_data, info.size)
     yield from samples.items()
 
 

@@ -31,6 +31,7 @@ _SMALL_GZIP = 1 << 24
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MGH_HEADER, _MGH_SIZES = 284, {0: 1, 1: 4, 3: 4, 4: 2}
 _TEXT_END = 1 << 16
+_TAR_PADDING = 1 << 20  # writers fill tars with zeros up to a multiple of their block
 _AGAIN = "copy or fetch it again"
 
 Advance = Callable[[int], Any]
@@ -293,12 +294,24 @@ def _look_at_zip(path: Path, full: bool) -> None:
 
 
 def _look_at_tar(path: Path, full: bool) -> None:
-    last = 0
     with tarfile.open(path, "r:") as tar:
-        for entry in tar:
-            last = entry.offset_data + entry.size
+        check_tar_end(path, tar.getmembers())
+
+
+def check_tar_end(path: Path, members: Sequence[tarfile.TarInfo]) -> None:
+    """Raise `DataError` if a tar goes on behind the members that are found in it, or ends before they do."""
+    last = max((entry.offset_data + entry.size for entry in members), default=0)
     # A header that is cut off passes for the end of the archive; a whole one ends with two empty blocks.
-    _need(path, (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE, what="its list of members")
+    needed = (-(-last // tarfile.BLOCKSIZE) + 2) * tarfile.BLOCKSIZE
+    _need(path, needed, what="its list of members")
+    # Zeros in the middle are taken for the end mark too, and all members behind them would be missing.
+    with path.open("rb") as file:
+        file.seek(needed)
+        behind = file.read(_TAR_PADDING + 1)
+    if len(behind) > _TAR_PADDING or behind.strip(b"\0"):
+        raise DataError(
+            f"{path} is damaged: its list of members ends at byte {needed} of {path.stat().st_size}; {_AGAIN}."
+        )
 
 
 def _look_at_parquet(path: Path, full: bool) -> None:
