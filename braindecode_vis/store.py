@@ -38,6 +38,7 @@ from braindecode_vis.stimuli import StimulusSet
 
 PROVENANCE = "provenance.json"
 _TEMPORARY = ".tmp-"
+_MOVES = ".moves.json"
 #: In the names of temporary folders: on a shared disk, a process of another machine may have the same number.
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
 #: Libraries whose version may change a number; kept in the provenance, out of the fingerprint.
@@ -438,7 +439,36 @@ def open_scratch(parent: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        _undo_moves(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_together(scratch: Path, last: str) -> None:
+    """Move all files of a folder of `open_scratch` beside it, `last` at the end: where it stands, the others do too.
+
+    If the process is stopped in between, those that were moved are removed: by itself, or where it was killed by the
+    next one that writes there.
+    """
+    files = sorted(scratch.iterdir(), key=lambda file: (file.name == last, file.name))
+    # By inode, which a rename keeps: what somebody else puts there meanwhile is not ours.
+    moved = {file.name: file.stat().st_ino for file in files if file.name != last}
+    (scratch / _MOVES).write_text(json.dumps({"last": last, "moved": moved}))
+    for file in files:
+        file.rename(scratch.parent / file.name)
+
+
+def _undo_moves(scratch: Path) -> None:
+    """Remove what `move_together` had moved out of a folder, unless it had come to its end."""
+    try:
+        moves = json.loads((scratch / _MOVES).read_text())
+    except (OSError, ValueError):
+        return  # nothing was moved
+    if not (scratch / moves["last"]).exists():
+        return
+    for name, inode in moves["moved"].items():
+        path = scratch.parent / name
+        if path.is_file() and path.stat().st_ino == inode:
+            path.unlink()
 
 
 @lru_cache(maxsize=4096)
@@ -449,6 +479,7 @@ def _sweep_once(folder: Path, process: int) -> None:
         if owner is None or int(owner[1]) == process or is_alive(int(owner[1])):
             continue
         if path.is_dir() and not path.is_symlink():
+            _undo_moves(path)
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

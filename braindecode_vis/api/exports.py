@@ -101,15 +101,11 @@ def write_new(out: str | Path, to: str) -> Iterator[Path]:
     try:
         with store.open_scratch(path.parent, path.name) as work:
             yield work / path.name
-            made = sorted(work.iterdir())
-            taken = next(
-                (path.parent / file.name for file in made if (path.parent / file.name).exists()), None
-            )
+            places = (path.parent / file.name for file in sorted(work.iterdir()))
+            taken = next((place for place in places if place.exists()), None)
             if taken is not None:
                 raise ConfigError(f"{taken} exists; choose another path, or remove it first.")
-            # What was asked for comes last: where it stands, the others do too, and a killed call can be repeated.
-            for file in sorted(made, key=lambda file: file.name == path.name):
-                file.rename(path.parent / file.name)
+            store.move_together(work, path.name)
     except PermissionError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another path.") from error
 

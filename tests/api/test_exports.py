@@ -5,6 +5,9 @@ import hashlib
 import importlib
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -246,6 +249,50 @@ def test_what_cannot_be_exported_is_one_sentence(run, tmp_path, monkeypatch):
     with pytest.raises(bdv.ConfigError, match=r"needs h5netcdf, .* pip install 'braindecode_vis\[export\]'"):
         eeg.export(tmp_path / "x.nc", to="netcdf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there.csv"]
+
+
+#: Killed by a signal when all but the file that was asked for has been moved.
+HALF_MOVED = """
+import os, sys
+from pathlib import Path
+from braindecode_vis.api.exports import write_new
+from braindecode_vis.cli.failures import stop_cleanly
+
+move = Path.rename
+def rename(self, target):
+    if self.name == "mine.nii":
+        os.kill(os.getpid(), int(sys.argv[2]))
+    return move(self, target)
+Path.rename = rename
+with stop_cleanly(), write_new(sys.argv[1], "nifti") as file:
+    file.write_text("image")
+    file.with_name("mine_trials.tsv").write_text("trials")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_export_killed_between_its_files_can_be_repeated(tmp_path, number):
+    """The table of trials stood there without its image for ever, and the same command was refused because of it."""
+    path, table = tmp_path / "mine.nii", tmp_path / "mine_trials.tsv"
+    command = [sys.executable, "-c", HALF_MOVED, path, str(int(number))]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
+    assert not path.exists()
+    assert table.exists() == (number == signal.SIGKILL)
+    make_fmri()[0].export(path, to="nifti")
+    assert sorted(tmp_path.iterdir()) == [path, table]
+    assert len(pd.read_csv(table, sep="\t")) == 12
+
+
+def test_a_file_that_took_the_place_of_a_killed_one_stays(tmp_path):
+    command = [sys.executable, "-c", HALF_MOVED, tmp_path / "mine.nii", str(int(signal.SIGKILL))]
+    subprocess.run(command)
+    other, table = tmp_path / "other", tmp_path / "mine_trials.tsv"
+    other.write_text("somebody else's")
+    other.replace(table)
+    with pytest.raises(bdv.ConfigError, match=r"mine_trials.tsv exists; choose another path"):
+        make_fmri()[0].export(tmp_path / "mine.nii", to="nifti")
+    assert table.read_text() == "somebody else's"
+    assert list(tmp_path.iterdir()) == [table]
 
 
 def test_the_verb_writes_and_refuses(run, tmp_path, command_line):
