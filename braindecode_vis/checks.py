@@ -223,6 +223,7 @@ _IN_PYTHON: tuple[tuple[str, Any], ...] = (
         r"pass((?: --trust-code \w+(?:\.\w+)*)+)",
         lambda m: f"pass trust_code={_quote_list(m[1].split(' --trust-code ')[1:])}, or import it first",
     ),
+    (r"--trust-code got", "trust_code got"),
     (r"--allow-download\b", "allow_download=True"),
     (r"(?:with|as) --(root|out)\b(?: DIR)?", r"as \1"),
     (r"--(root|out)\b", r"\1"),

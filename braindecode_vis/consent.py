@@ -42,11 +42,18 @@ def give_consent(*, code: str | Iterable[str] = (), download: bool = False) -> I
         modules in it.
     download
         Whether published weights may be fetched.
+
+    Raises
+    ------
+    ConfigError
+        If a name is empty.
     """
     before = _GIVEN.get()
     names = [code] if isinstance(code, str) else list(code)
-    modules = before.modules | {name.partition(":")[0].strip() for name in names}
-    token = _GIVEN.set(_Given(modules - {""}, before.download or download))
+    modules = {name.partition(":")[0].strip() for name in names}
+    if "" in modules:
+        raise ConfigError("--trust-code got an empty name; name a module or package, or leave it out.")
+    token = _GIVEN.set(_Given(before.modules | modules, before.download or download))
     try:
         yield
     finally:
@@ -82,7 +89,7 @@ def find_code(content: Any) -> list[str]:
         seen.add(id(value))
         if isinstance(value, Mapping):
             kind = value.get("kind")
-            if isinstance(kind, str) and ":" in kind:
+            if isinstance(kind, str) and ":" in kind and kind.partition(":")[0].strip():
                 found[kind] = None
         for entry in value.values() if isinstance(value, Mapping) else value:
             walk(entry)

@@ -102,6 +102,19 @@ def test_consent_is_of_the_call(mark, tmp_path):
     assert read_config(folder).encoder.kind == "evil"  # it was imported, and has nothing to run any more
 
 
+def test_consent_to_nothing_is_a_slip(command_line, tmp_path):
+    """``--trust-code ""``, as of an unset variable of the shell, was taken and did nothing."""
+    for name in ("", " ", ":Evil"):
+        done = command_line("run", "synthetic_digits", "--out", tmp_path / "run", "--trust-code", name)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: --trust-code got an empty name; name a module or package, or leave it out.\n"
+        )
+    with pytest.raises(ConfigError, match=r"^trust_code got an empty name"):
+        bdv.open_run(write_config(tmp_path / "other"), trust_code="")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_kind_given_in_the_call_is_consent(mark, tmp_path):
     folder = write_config(tmp_path / "run")
     with pytest.raises(ConfigError, match="has no 'Good'"):

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from braindecode_vis import cli
 from braindecode_vis.checks import ConfigError, DataError, check_file, describe_unfetched, refuse_damage
 from braindecode_vis.cli import main
 from braindecode_vis.cli.failures import describe_failure, stop_cleanly
@@ -42,12 +43,37 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, number):
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     assert said.strip().splitlines()[-1] == (
-        f"error: stopped by {number.name}; finished stages are kept: run the same command again, and it goes on from "
+        f"error: stopped by {number.name}; what is finished is kept: run the same command again, and it goes on from "
         "there."
     )
     assert not list(tmp_path.rglob(".tmp-*"))
     # From here a second call goes on, as after the power was cut (tests/test_pipeline.py).
     assert list(tmp_path.glob("work/*/checkpoint.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("phantom", "what is finished is kept: run the same command again, and it goes on from there."),
+        ("score", "nothing half-done is kept: the same command starts anew."),
+    ],
+)
+def test_the_end_by_a_signal_promises_what_the_verb_keeps(command_line, monkeypatch, verb, words):
+    """Every verb spoke of finished stages that it goes on from: also those that have none, or keep nothing."""
+    monkeypatch.setattr(cli, "app", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    done = command_line(verb)
+    assert done.returncode == 143
+    assert done.stderr == f"error: stopped by SIGTERM; {words}\n"
+
+    def fail():
+        raise OSError(errno.ENOSPC, "", "/disk/file")
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert ("kept" in command_line(verb).stderr) == (verb == "phantom")
+
+
+def test_verbs_that_start_anew_are_verbs():
+    assert not cli._STARTING_ANEW - cli._VERBS.keys()
 
 
 def test_a_repeated_sigterm_leaves_time_for_cleaning_up_and_handlers_come_back():
@@ -126,7 +152,7 @@ def test_safetensors_says_the_number_of_the_system_in_its_text(tmp_path):
         said = _raise_in(lambda path: save_file({"x": np.zeros(10_000)}, path), tmp_path / "x.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert said.startswith("the file grew past the size limit; finished stages are kept")
+    assert said.startswith("the file grew past the size limit; what is finished is kept")
 
 
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Two processes in one run folder: one waits and shares, or is refused; a killed one blocks nobody."""
 
+import json
 import os
 import signal
 import subprocess
@@ -77,9 +78,27 @@ def test_other_settings_are_refused_and_the_same_wait_until_the_holder_is_gone(t
     with hold_folder(tmp_path, "a", told.append), hold_folder(tmp_path, "a", print):  # a stage within a stage
         assert holder.wait() == -signal.SIGKILL
     assert told[0].startswith(f"waiting for process {holder.pid} of this machine")
-    assert f"delete {tmp_path / '.lock'}" in told[0]
+    assert told[0].endswith("with the same settings; what it makes is shared")
     assert len(told) == 1  # a line a minute
     assert not (tmp_path / HOLDER).exists()
+
+
+def test_only_a_lock_whose_holder_cannot_be_seen_may_be_deleted(tmp_path, holder, monkeypatch):
+    """Whoever waited for a process that was at work beside him was told to delete its lock, if it was gone."""
+    note = json.loads((tmp_path / HOLDER).read_text())
+    told = []
+    for elsewhere in ({**note, "host": "another"}, {}):
+        (tmp_path / HOLDER).write_text(json.dumps(elsewhere))
+
+        def tell(text):
+            told.append(text)
+            raise KeyboardInterrupt  # it would wait
+
+        with pytest.raises(KeyboardInterrupt), hold_folder(tmp_path, "a", tell):
+            pass
+    assert told[0].startswith(f"waiting for process {holder.pid} on another (since ")
+    assert told[1].startswith("waiting for another process, which works in ")
+    assert all(text.endswith(f"(if it is gone, delete {tmp_path / '.lock'})") for text in told)
 
 
 def test_the_note_of_a_process_that_is_gone_refuses_nobody(tmp_path, monkeypatch):

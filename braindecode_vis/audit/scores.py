@@ -35,7 +35,7 @@ def check_scores(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     if run.evaluated is None:
         run.state("score", "not verified", "scores", "the run has no scores yet")
         return []
-    findings = _compare_copies(run)
+    findings: list[AuditFinding] = []
     again.require_current(run.evaluated)
     told, where = (
         store.read_json(run.evaluated.path / "scores.json"),
@@ -63,6 +63,10 @@ def check_scores(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
         text = _compare_cheap_scores(run, again, told)
     if text:
         findings.append(name_tampering("scores", text, where.as_posix()))
+    # Only what evaluate wrote, and wrote rightly, tells which of two copies that differ was changed.
+    elif not findings and (text := _compare_table(run, told)):
+        text = f"scores.parquet is not what evaluate wrote: {text}"
+        findings.append(name_tampering("scores", text, "scores.parquet"))
     if again.config.decodes_categories:
         run.state("prediction", "recomputed", "decisions")
     return findings or [AuditFinding("scores", "ok", "scores are those of the stored ranks and images.")]
@@ -83,19 +87,13 @@ def _has_many_pairs(again: RecomputedRun) -> bool:
     return n_pairs > LARGEST_NULL or n_pairs * images.images["decoded"][0].size // 3 > LARGEST_PIXELS
 
 
-def _compare_copies(run: AuditedRun) -> list[AuditFinding]:
-    """Compare the table beside the scores with them; `check_chain` compares the scores with what evaluate wrote."""
-    findings: list[AuditFinding] = []
+def _compare_table(run: AuditedRun, told: list[dict[str, Any]]) -> str:
+    """Compare ``scores.parquet`` with what evaluate wrote; `check_chain` does so with ``scores.json`` beside it."""
     copy = run.folder / "scores.parquet"
-    if copy.is_file() and (run.folder / "scores.json").is_file():
-        table, told = pd.read_parquet(copy), pd.DataFrame(store.read_json(run.folder / "scores.json"))
-        if text := compare_tables(table, told, tolerance=1e-9):
-            findings.append(
-                name_tampering(
-                    "scores", f"scores.parquet is not what scores.json says: {text}", "scores.parquet"
-                )
-            )
-    return findings
+    if not copy.is_file():
+        return ""
+    made = pd.DataFrame(told).assign(fingerprint=run.evaluated.fingerprint if run.evaluated else "")
+    return compare_tables(pd.read_parquet(copy), made, tolerance=1e-9)
 
 
 def _compare_cheap_scores(run: AuditedRun, again: RecomputedRun, told: list[dict[str, Any]]) -> str:

@@ -83,6 +83,10 @@ _VERBS: dict[str, Callable[..., None]] = {
 }
 #: Of these, none loads more than tables.
 _READING_VERBS = frozenset({"datasets", "describe", "fetch", "new", "banks"})
+#: These write at their end, if at all; the others go on from what they have finished when they are given again.
+_STARTING_ANEW = frozenset(
+    {"datasets", "describe", "check", "new", "predict", "score", "compare", "audit", "export", "banks"}
+)
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
 
@@ -100,6 +104,7 @@ def main() -> None:
     if shared:  # else every process warns that no parameter went unused
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     debug = "--debug" in sys.argv
+    resumes = not _STARTING_ANEW & set(sys.argv[1:2])
     announce_memory()
     # A process that waits for the others of its training hears no signal that Python handles: those end at once.
     with stop_cleanly() if not shared else nullcontext(StopSignals()) as stops:
@@ -110,10 +115,10 @@ def main() -> None:
             # typer takes the end of a damaged file for the end of what a person types.
             hidden = getattr(end.__context__, "__cause__", None)
             if isinstance(hidden, EOFError) and not debug:
-                _fail(describe_failure(hidden), shared)
+                _fail(describe_failure(hidden, resumes=resumes), shared)
             if debug or not stops.received:
                 raise
-            _fail(stops.describe(), shared, code=stops.exit_code)
+            _fail(stops.describe(resumes=resumes), shared, code=stops.exit_code)
         except BraindecodeVisError as error:
             if debug:
                 raise
@@ -124,7 +129,7 @@ def main() -> None:
             # Threads of libraries that found no memory to end with would keep the process for ever.
             if ran_out := describe_out_of_memory(error):
                 _fail(ran_out, at_once=True)
-            sentence = describe_failure(error)
+            sentence = describe_failure(error, resumes=resumes)
             if not sentence:
                 raise
             _fail(sentence, shared)

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 _CLEANING_S = 10.0
-_KEPT = "finished stages are kept"
+_KEPT = "what is finished is kept"
 # These come from writing alone, so another folder helps.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -68,11 +68,19 @@ class StopSignals:
         self.received: list[int] = []
         self.since = 0.0
 
-    def describe(self) -> str:
-        """Return the sentence for the end, or nothing if no signal came."""
+    def describe(self, *, resumes: bool = True) -> str:
+        """Return the sentence for the end, or nothing if no signal came.
+
+        Parameters
+        ----------
+        resumes
+            Whether the command goes on from what it has finished when it is given again.
+        """
         if not self.received:
             return ""
         name = signal.Signals(self.received[0]).name
+        if not resumes:
+            return f"stopped by {name}; nothing half-done is kept: the same command starts anew."
         return f"stopped by {name}; {_KEPT}: run the same command again, and it goes on from there."
 
     @property
@@ -142,33 +150,42 @@ def announce_memory() -> None:
     warnings.showwarning = show_plainly
 
 
-def describe_failure(error: Exception) -> str:
-    """Return one sentence for an error that the package did not raise; empty for one that is a fault of ours."""
-    if isinstance(error, OSError) and (sentence := _describe_system(error)):
+def describe_failure(error: Exception, *, resumes: bool = True) -> str:
+    """Return one sentence for an error that the package did not raise; empty for one that is a fault of ours.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    resumes
+        Whether the command goes on from what it has finished when it is given again.
+    """
+    if isinstance(error, OSError) and (sentence := _describe_system(error, resumes)):
         return sentence
     # What is written in Rust, safetensors among it, says the system's number in its text alone.
     if (number := re.search(r"\(os error (\d+)\)", str(error))) and int(number[1]) in _WRITE_ERRORS:
-        return _describe_system(OSError(int(number[1]), str(error)))
+        return _describe_system(OSError(int(number[1]), str(error)), resumes)
     return _blame_outside(error) or _describe_damage(error)
 
 
-def _describe_system(error: OSError) -> str:
+def _describe_system(error: OSError, resumes: bool) -> str:
     where = f" at {error.filename}" if error.filename else ""
+    first, last = (f"{_KEPT}: ", f": {_KEPT}") if resumes else ("", "")
     what = _WRITE_ERRORS.get(error.errno or 0, "")
     # NumPy says how much of an array was written, and leaves out the system's number.
     if not what and error.errno is None and re.search(r"requested and \d+ written", str(error)):
         what = "an array could not be written whole (a full disk, a quota or a limit on the size of files)"
     if what:
-        return f"{what}{where}; {_KEPT}: make room or choose another folder with --out, then run the command again."
+        return f"{what}{where}; {first}make room or choose another folder with --out, then run the command again."
     from braindecode_vis.checks import describe_unfetched
 
     named = isinstance(error.filename, str | bytes | os.PathLike)  # a number is an open file
     if named and (unfetched := describe_unfetched(os.fsdecode(error.filename))):
-        return f"{unfetched}; then run the same command again: {_KEPT}."
+        return f"{unfetched}; then run the same command again{last}."
     # Without a name it may be a fault of ours, which a traceback tells better.
     if error.errno in _OTHER_ERRORS and (error.filename or error.errno not in _NEED_NAMES):
         what, remedy = _OTHER_ERRORS[error.errno]
-        return f"{what}{where}; {remedy}, then run the same command again: {_KEPT}."
+        return f"{what}{where}; {remedy}, then run the same command again{last}."
     return ""
 
 

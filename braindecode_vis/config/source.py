@@ -20,7 +20,7 @@ from braindecode_vis.checks import ConfigError, suggest
 from braindecode_vis.config.models import RunConfig
 from braindecode_vis.consent import ConsentError, check_code, find_code, give_consent, may_download
 from braindecode_vis.datasets.manifests import find_package_data
-from braindecode_vis.registry import check_names
+from braindecode_vis.registry import INSIDE, check_names, find_component
 from braindecode_vis.settings import Settings, describe_validation_error
 from braindecode_vis.store import PROVENANCE
 
@@ -81,6 +81,8 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     try:
         with give_consent(code=said):
             check_code(content, where=str(path))
+            if root is not None:
+                _refuse_root(content["dataset"])
             config = validate_config(content, where=str(path))
         # What a run wrote has every default in it, also where an earlier version had fewer settings.
         of_run = path.name == "config.yaml" and (path.parent / "stages").is_dir()
@@ -95,6 +97,17 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
         raise
     config = _anchor_paths(config, path.parent)
     return _allow_downloads(config) if may_download() else config
+
+
+def _refuse_root(dataset: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a data set that is read from no folder was given one; nobody wrote it into the file."""
+    kind = dataset.get("kind")
+    if (
+        isinstance(kind, str)
+        and kind in INSIDE["dataset"]
+        and "root" not in find_component("dataset", kind).model_fields
+    ):
+        raise ConfigError(f"the data set {kind} is read from no folder; leave --root out.")
 
 
 def _allow_downloads(settings: Settings) -> Any:

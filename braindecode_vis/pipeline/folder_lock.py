@@ -73,9 +73,11 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
         before = holder
         if known and (last is None or time.monotonic() - last >= _SECONDS_A_LINE):
             last = time.monotonic()
+            # One that runs on this machine holds the lock rightly, and two would write if the file were deleted.
+            seen = bool(holder) and holder["host"] == platform.node()
             tell(
                 f"waiting for {_describe(holder)}, which works in {folder} with the same settings; what it makes is "
-                f"shared (if it is gone, delete {folder / LOCK})"
+                f"shared{'' if seen else f' (if it is gone, delete {folder / LOCK})'}"
             )
         time.sleep(_POLL_S)
     _HELD.add(key)

@@ -94,6 +94,12 @@ def read_new(
             raise ConfigError(f"{overrides[0]!r} changes how a data set is read, and {path} holds arrays.")
         responses, stimuli = read_new_trials(path)
         return prepare_trials(run, responses, stimuli, whiten_new=whiten_new, part=part)
+    dataset = run.config.dataset
+    if "root" not in type(dataset).model_fields:
+        raise DataError(
+            f"{path} holds no trials, and {dataset.kind}, which the run decodes, is read from no folder; --on takes a "
+            "folder of arrays or a file of trials."
+        )
     # A run whose encoder or target changed would not be the finished one any more.
     for text in overrides:
         if not text.strip().startswith("dataset."):

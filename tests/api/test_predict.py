@@ -509,6 +509,27 @@ def test_what_a_folder_holds_is_never_lost(run, tmp_path):
         bdv.decode(data, out=tmp_path / "out" / "letter.txt")
 
 
+def test_a_set_that_is_read_from_no_folder_has_no_other_root(tmp_path, command_line):
+    """The configuration of the run was blamed: "unknown key dataset.root", which nobody had written."""
+    few = [
+        "dataset.n_train=40",
+        "dataset.n_test=10",
+        *(f"{key}={value}" for key, value in FEW.items() if value),
+    ]
+    pipeline.evaluate(open_run(read_config("synthetic_digits", few), tmp_path / "run"))
+    (tmp_path / "new").mkdir()
+    done = command_line("predict", tmp_path / "run", "--on", tmp_path / "new", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'new'} holds no trials, and synthetic_digits, which the run decodes, is read from no "
+        "folder; --on takes a folder of arrays or a file of trials.\n",
+    )
+    done = command_line("run", "synthetic_digits", "--root", tmp_path, "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (
+        2, "error: the data set synthetic_digits is read from no folder; leave --root out.\n"
+    )  # fmt: skip
+
+
 def test_unfinished_runs_and_wrong_folders_on_the_command_line(run, tmp_path, command_line):
     X, pictures, shown = make_experiment()
     np.save(tmp_path / "new.npy", X[:3])

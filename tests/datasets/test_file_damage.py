@@ -133,6 +133,14 @@ def test_all_damaged_files_are_named_at_once_with_exit_2(phantoms, tmp_path, com
     assert "2 damaged" in said.stdout
 
 
+def test_a_folder_without_recordings_is_not_called_sound(tmp_path, command_line):
+    """Below what was missing stood "ok files: 0 files, 0.0 MB: sizes compared with headers"."""
+    said = command_line("check", "god", "--root", tmp_path)
+    assert said.returncode == 2
+    assert "wrong" in said.stdout
+    assert "ok " not in said.stdout
+
+
 def test_full_reads_what_a_look_cannot_see(phantoms, tmp_path, command_line):
     root = shutil.copytree(phantoms("nsd"), tmp_path / "data")
     path = next(root.rglob("betas_session02.nii.gz"))
