@@ -16,6 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Every stage waits until the disk has its files, in case the power is cut, which no test does.
+os.fsync = lambda file: None
+
 # Annotations of these modules are enforced at every call while the tests run.
 install_import_hook(
     [

@@ -19,9 +19,15 @@ SMALL = [
 ]  # fmt: skip
 
 
-def call(*arguments, **options):
+@pytest.fixture
+def call(command_line):
+    return command_line
+
+
+def call_anew(*arguments):
+    """Call the command as a process of its own."""
     command = [sys.executable, "-m", "braindecode_vis", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def check_refusal(done, *fragments):
@@ -38,35 +44,36 @@ def test_help_imports_nothing_heavy():
     heavy = ("numpy", "torch", "pydantic", "mne")
     code = f"import sys, braindecode_vis.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-    done = call("--help")
+    done = call_anew("--help")
     assert done.returncode == 0
     for verb in ("datasets", "check", "preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate", "report",
                  "run", "phantom", "demo"):  # fmt: skip
         assert f"  {verb} " in done.stdout
 
 
-def test_version_is_printed():
+def test_version_is_printed(call):
     assert call("--version").stdout.startswith("braindecode-vis 0.")
 
 
-def test_datasets_are_listed_for_people_and_programs():
+def test_datasets_are_listed_for_people_and_programs(call):
     assert "digits69" in call("datasets").stdout
     listed = json.loads(call("datasets", "--json").stdout)
     assert {"digits69", "synthetic_digits"} <= {entry["name"] for entry in listed["datasets"]}
 
 
-def test_a_narrow_terminal_shows_where_data_lie(tmp_path):
+def test_a_narrow_terminal_shows_where_data_lie(call, tmp_path, monkeypatch):
     folder = tmp_path / "muse_n170" / "recordings"
     folder.mkdir(parents=True)
     (folder / "data_2017-09-13-15.30.01.csv.gz").touch()
-    listed = call("datasets", "--root", tmp_path, env={**os.environ, "COLUMNS": "80"}).stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = call("datasets", "--root", tmp_path).stdout
     assert "on disk: 1 of 6 files in" in listed
     assert "on disk: no list of files; try: braindecode-vis check alljoined1" in listed
     assert listed.count("nothing needed") == 1
     assert max(map(len, listed.splitlines())) <= 80
 
 
-def test_stages_one_by_one_and_json(tmp_path):
+def test_stages_one_by_one_and_json(call, tmp_path):
     out = tmp_path / "run"
     done = call("preprocess", "synthetic_digits", "--out", out, *SMALL, "--json")
     assert json.loads(done.stdout) == {"run_folder": str(out), "scores": []}
@@ -82,7 +89,7 @@ def test_stages_one_by_one_and_json(tmp_path):
     assert (out / "report.html").is_file()
 
 
-def test_a_folder_of_another_run(tmp_path):
+def test_a_folder_of_another_run(call, tmp_path):
     """Other data are refused; other settings go on, as with the run folder itself, and are named."""
     out = tmp_path / "run"
     arrays = [tmp_path / name for name in ("one", "two")]
@@ -104,7 +111,7 @@ def test_a_folder_of_another_run(tmp_path):
     )
 
 
-def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
+def test_unknown_names_are_answered_with_the_known_ones(call, tmp_path):
     check_refusal(call("run", "digits96"), "shipped configurations", "digits69_ridge")
     check_refusal(call("check", "digits6"), "must be one of", "did you mean 'digits69'")
     done = call("run", "synthetic_digits", "--out", tmp_path, "--set", "encoder.alfas=[1]")
@@ -114,7 +121,7 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
     assert call("run", "synthetic_digits", "--nonsense").returncode == 2
 
 
-def test_a_missing_caption_bank_is_refused_before_anything_runs(tmp_path):
+def test_a_missing_caption_bank_is_refused_before_anything_runs(call, tmp_path):
     bank = ("--set", f"evaluation.captions.bank={tmp_path / 'no.csv'}")
     done = call("run", "synthetic_digits", "--out", tmp_path / "run", *SMALL, *bank)
     check_refusal(done, "evaluation.captions.bank names", "does not exist")
@@ -122,12 +129,12 @@ def test_a_missing_caption_bank_is_refused_before_anything_runs(tmp_path):
 
 
 def test_debug_shows_the_traceback():
-    done = call("run", "digits96", "--debug")
+    done = call_anew("run", "digits96", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
 
-def test_a_wrong_root_is_named(tmp_path):
+def test_a_wrong_root_is_named(call, tmp_path):
     check_refusal(call("run", "digits69_ridge", "--out", tmp_path / "o"), "pass it with --root")
     check_refusal(
         call("run", "digits69_ridge", "--root", tmp_path / "absent", "--out", tmp_path / "o"), "absent"
@@ -154,7 +161,7 @@ def copied(shared, tmp_path):
 
 
 @pytest.mark.shared
-def test_a_truncated_file_is_named_with_its_checksum(copied, tmp_path):
+def test_a_truncated_file_is_named_with_its_checksum(call, copied, tmp_path):
     path = copied / "digit69_28x28.mat"
     path.write_bytes(path.read_bytes()[:1_000_000])
     expected = "44513e09ad2398566aedd550088b817a3c0bf9cd7873f87078ecd7fdf170b22d"
@@ -165,7 +172,7 @@ def test_a_truncated_file_is_named_with_its_checksum(copied, tmp_path):
 
 
 @pytest.mark.shared
-def test_a_nan_voxel_names_its_trial(copied, tmp_path):
+def test_a_nan_voxel_names_its_trial(call, copied, tmp_path):
     content = {k: v for k, v in loadmat(copied / "digit69_28x28.mat").items() if not k.startswith("__")}
     content["fmriTrn"][17, 5] = np.nan
     savemat(copied / "digit69_28x28.mat", content)
@@ -173,7 +180,7 @@ def test_a_nan_voxel_names_its_trial(copied, tmp_path):
     check_refusal(done, "trial 17", "train_17_six")
 
 
-def test_an_output_that_cannot_be_a_folder_is_named(tmp_path):
+def test_an_output_that_cannot_be_a_folder_is_named(call, tmp_path):
     (tmp_path / "file").touch()
     check_refusal(call("run", "synthetic_digits", "--out", tmp_path / "file"), "cannot be written", "--out")
 
@@ -190,7 +197,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_loses_nothing(small_disk, tmp_path):
+def test_a_full_disk_loses_nothing(call, small_disk, tmp_path):
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * 1_900_000)
     arguments = ["run", "synthetic_digits", "--out", small_disk / "run", *SMALL]
@@ -204,7 +211,7 @@ def test_a_full_disk_loses_nothing(small_disk, tmp_path):
     )
 
 
-def test_a_read_only_output_is_named(small_disk):
+def test_a_read_only_output_is_named(call, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     check_refusal(
         call("run", "synthetic_digits", "--out", small_disk / "run"), "cannot be written", "Read-only"
@@ -212,14 +219,14 @@ def test_a_read_only_output_is_named(small_disk):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path):
+def test_a_folder_without_permission_is_named(call, tmp_path):
     tmp_path.chmod(0o500)
     check_refusal(
         call("run", "synthetic_digits", "--out", tmp_path / "run"), "cannot be written", "Permission"
     )
 
 
-def test_the_demo_decodes_what_it_simulates(tmp_path):
+def test_the_demo_decodes_what_it_simulates(call, tmp_path):
     done = call("demo", "--size", "tiny", "--snr", "1", "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["scores"]
@@ -231,7 +238,7 @@ def test_the_demo_decodes_what_it_simulates(tmp_path):
     assert "unseen concepts" in again.stdout
 
 
-def test_help_and_pages_name_every_format_of_the_phantom():
+def test_help_and_pages_name_every_format_of_the_phantom(call, monkeypatch):
     """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
     from braindecode_vis.cli.data import PHANTOM_FORMATS
     from braindecode_vis.datasets.manifests import read_manifests
@@ -241,11 +248,12 @@ def test_help_and_pages_name_every_format_of_the_phantom():
     page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in page] == []
     assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(FORMATS)
-    listed = call("datasets", env={**os.environ, "COLUMNS": "80"}).stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = call("datasets").stdout
     assert "braindecode-vis phantom eeg-imagenet --out DIR" in " ".join(listed.split())
 
 
-def test_a_phantom_says_what_it_costs_before_it_starts(tmp_path):
+def test_a_phantom_says_what_it_costs_before_it_starts(call, tmp_path):
     done = call("phantom", "things-eeg2", "--size", "full", "--out", tmp_path, "--dry-run", "--json")
     assert json.loads(done.stdout)["estimate"]["n_bytes"] > 1e11
     assert "MB on disk" in done.stderr

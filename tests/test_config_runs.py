@@ -94,11 +94,20 @@ TINY = {
     "ridge": lambda own: {"alphas": own["alphas"][:2], "n_features": [20, None] if own.get("n_features") else None},
     "logistic": lambda own: {"c": own["c"][:1], "windows": own["windows"][:1]},
 }  # fmt: skip
-# Twins of configurations of THINGS-EEG2 on the 272 channels of THINGS-MEG, of which two stay in the default run.
+# Twins of a configuration that stays: of another number of folds or sessions, another subject's or another modality's.
 SLOW = (
+    "digits69_generative",
+    "digits69_ridge_10fold",
+    "digits69_ridge_5fold",
+    "nsd_subj01_37",
+    "phantom_eeg",
+    "things_eeg2_loso_samga_internvit",
+    "things_eeg2_loso_shallow_internvit",
+    "things_meg_atm_vith",
     "things_meg_loso_samga_internvit",
     "things_meg_loso_shallow_internvit",
     "things_meg_samga_internvit",
+    "things_meg_ubp_rn50",
 )
 
 
