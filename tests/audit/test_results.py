@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,19 @@ import pandas as pd
 import pytest
 
 from braindecode_vis import pipeline, store
-from braindecode_vis.audit.compare import compare_images, compare_tables, compare_vectors, find_difference
-from braindecode_vis.audit.run import audit_run
+from braindecode_vis.audit.choices import check_epochs
+from braindecode_vis.audit.files import open_audited
+from braindecode_vis.audit.material import check_captions
+from braindecode_vis.audit.recompute import open_recomputed
+from braindecode_vis.audit.results import (
+    check_embedded,
+    check_fits,
+    check_images,
+    check_predictions,
+    check_ranks,
+)
+from braindecode_vis.audit.run import STEPS, audit_run
+from braindecode_vis.audit.scores import check_report, check_scores
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import open_run
 
@@ -52,13 +64,16 @@ def reseal(folder):
         pass
 
 
-def list_leaks(folder, **options):
-    return {item.check for item in audit_run(folder, **options).leaks}
-
-
 def change_array(path, change):
     array = np.load(path)
     np.save(path, change(array).astype(array.dtype))
+
+
+def take_step(folder, step, **options):
+    """Make one check of those that compute again; return the run, which knows how it was verified, and the findings."""
+    run = open_audited(folder, **options)
+    with tempfile.TemporaryDirectory() as temporary:
+        return run, step(run, open_recomputed(run, Path(temporary)))
 
 
 # --- clean runs --------------------------------------------------------------------------------------------
@@ -71,6 +86,14 @@ def test_every_part_of_a_clean_run_is_verified_by_recomputing(clean):
     assert not [item for item in audit.findings if "again" in item.message and item.level == "warning"]
     assert {item.part: item.how for item in audit.list_status()} == ALL
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+
+
+@pytest.mark.parametrize("part, step", STEPS, ids=[step.__name__ for _, step in STEPS])
+def test_no_step_finds_anything_in_a_clean_run(clean, part, step):
+    run, found = take_step(clean, step)
+    assert {item.level for item in found} <= {"ok"}, found
+    assert {item.how for item in run.verified} <= {"recomputed"}
+    assert part in {item.part for item in run.verified} or step in (check_epochs, check_captions)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +210,47 @@ def forge_targets(folder):
     np.save(embedded / "vectors.npy", vectors)
 
 
-def test_what_was_forged_is_found_though_digests_were_made_again(copied):
-    """The other forgeries are planted in `test_plants.py`, in a run with a prior."""
-    forge_targets(copied)
+def shuffle_again(folder):
+    """Shuffle the decoded images in another order than that of the seed."""
+    images = find_artifact(folder, "reconstruct")
+    np.save(images / "shuffled.npy", np.load(images / "shuffled.npy")[::-1])
+
+
+@pytest.mark.parametrize(
+    ("forge", "step"),
+    [
+        (mix_with_truth, check_predictions), (forge_ranks, check_ranks), (forge_scores, check_scores),
+        (forge_items, check_scores), (forge_table, check_scores), (forge_page, check_report),
+        (replace_images, check_images), (replace_seen, check_images), (forge_inner_errors, check_fits),
+        (forge_out_of_fold, check_fits), (forge_targets, check_embedded), (shuffle_again, check_images),
+    ],
+)  # fmt: skip
+def test_what_was_forged_is_found_by_its_step_though_digests_were_made_again(copied, forge, step):
+    forge(copied)
     reseal(copied)
-    leaks = list_leaks(copied)
-    assert "targets" in leaks
-    assert "chain" not in leaks
+    _, found = take_step(copied, step)
+    assert {item.level for item in found} == {"leak"}
+    assert all("tampered" in item.message for item in found)
+
+
+def test_words_of_another_version_are_no_forgery(copied):
+    """How a score words its protocol may change; its numbers may not."""
+    evaluated = find_artifact(copied, "evaluate")
+    for path in (evaluated / "scores.json", copied / "scores.json"):
+        rows = json.loads(path.read_text())
+        store.write_json(path, [{**row, "protocol": "as it was called once"} for row in rows])
+    rows = [{**row, "protocol": "as it was called once"} for row in rows]
+    pd.DataFrame(rows).to_parquet(copied / "scores.parquet", index=False)
+    reseal(copied)
+    _, (found,) = take_step(copied, check_scores)
+    assert (found.level, "as it was called once" in found.message) == ("warning", True)
+
+
+@pytest.mark.parametrize(("thorough", "n"), [(False, 7), (True, 80)])
+def test_so_many_images_are_embedded_again(clean, monkeypatch, thorough, n):
+    monkeypatch.setattr("braindecode_vis.audit.results.MOST_EMBEDDED", 7)
+    run, _ = take_step(clean, check_embedded, thorough=thorough)
+    assert [item.what for item in run.verified] == [f"target embeddings of {n} image(s)"]
 
 
 def test_the_table_is_not_blamed_for_scores_that_were_forged(copied):
@@ -234,59 +291,3 @@ def test_damaged_files_are_findings_and_no_traceback(copied, name, content):
     (path,) = copied.glob(name)
     path.write_text(content)
     assert [item for item in audit_run(copied).findings if item.level in ("leak", "warning")]
-
-
-# --- comparing ---------------------------------------------------------------------------------------------
-
-
-def test_vectors_are_compared_in_units_of_their_spread():
-    rng = np.random.default_rng(0)
-    made = rng.standard_normal((50, 20)) + 100  # a mean that all share hides nothing
-    stored = made.copy()
-    assert compare_vectors(made, stored.astype(np.float32))[0] < 1e-4
-    stored[7] += 0.01 * (rng.standard_normal(20))
-    off, row = compare_vectors(made, stored)
-    assert row == 7
-    assert off > 1e-3
-    stored[7] = np.nan
-    assert compare_vectors(made, stored) == (np.inf, 7)
-    assert compare_vectors(made, made[:, :3])[0] == np.inf
-
-
-def test_few_other_images_of_many_are_a_warning():
-    rng = np.random.default_rng(0)
-    made = rng.integers(0, 256, (400, 4, 4, 3), dtype=np.uint8)
-    stored, ids = made.copy(), np.arange(400).astype(str)
-    assert compare_images("decoded", made, stored, ids) is None
-    stored[3] = 255 - stored[3]
-    assert compare_images("decoded", made, stored, ids).level == "warning"
-    stored[:4] = 255 - stored[:4]
-    assert compare_images("decoded", made, stored, ids).level == "leak"
-    assert compare_images("decoded", made, stored.astype(float), ids).level == "leak"
-
-
-@pytest.mark.parametrize(
-    ("stored", "made", "words"),
-    [
-        ({"a": 1.0}, {"a": 1.0005}, ""),
-        ({"a": 1.0}, {"a": 1.01}, "a is 1, but 1.01 is computed"),
-        ({"a": None}, {"a": float("nan")}, ""),
-        ({"a": "x"}, {"a": 1.0}, "a is x, but 1 is computed"),
-        ({"a": [1]}, {"a": [1, 2]}, "a has 1 entries, but 2 are computed"),
-        ({"b": 1}, {"a": 1}, "a is missing"),
-        ({"a": 1, "b": 2}, {"a": 1}, "b should not be there"),
-        ([], {"a": 1}, "it is no mapping"),
-        ("text", [1], "it has no entries, but 1 are computed"),
-    ],
-)
-def test_the_first_difference_is_told(stored, made, words):
-    assert find_difference(stored, made) == words
-
-
-def test_tables_are_compared_by_column():
-    made = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None], "c": [["1"], ["2"]]})
-    assert compare_tables(made.copy(), made) == ""
-    assert compare_tables(made.assign(a=[1.0, 2.0]), made) == "a of row 1 is 2, but nan is computed"
-    assert compare_tables(made.drop(columns="b"), made) == "its column b is missing"
-    assert compare_tables(made[:1], made) == "it has 1 rows, but 2 are computed"
-    assert "c of row 0" in compare_tables(made.assign(c=[["3"], ["2"]]), made)
