@@ -157,7 +157,8 @@ def test_ridge_holds_what_was_estimated(shape):
     encoder = RidgeConfig(alphas=(1.0, 10.0), n_inner_folds=2).build(seed=0)
     encoder.fit(responses.select(np.arange(50)), targets.select(list(ids[:50])))  # libraries are loaded
     held = _measure_peak(lambda: encoder.fit(responses, targets)) + data.nbytes
-    assert 0.5 < estimate_ridge_bytes(*shape) / held < 2
+    # Another library of linear algebra may need other space of its own.
+    assert 0.7 < estimate_ridge_bytes(*shape) / held < 1.5
 
 
 def test_a_training_holds_what_was_estimated():

@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.encoders.eegnet import BoundedSpatialFilters
 from braindecode_vis.encoders.eegnet_config import EEGNetConfig
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.training.network_config import NetworkEncoderConfig
@@ -67,6 +68,23 @@ def test_bounds_on_the_norms_hold_and_can_be_left_out():
         before = free(data, SUBJECT)
         free.maps.spatial.weight.mul_(100)
         assert not torch.allclose(free(data, SUBJECT), before, atol=1e-3)
+
+
+def test_the_length_of_each_spatial_filter_is_bounded():
+    """The Euclidean one over the channels: longer filters are shortened to the bound, shorter ones are left alone."""
+    filters = BoundedSpatialFilters(n_filters=2, n_spatial=6, n_channels=5, max_norm=1.5)
+    with torch.no_grad():
+        filters.weight.normal_().mul_(torch.tensor([0.1, 0.3, 0.6, 1.0, 2.0, 5.0])[:, None, None, None])
+    maps = torch.randn(3, 2, 5, 7)
+    weights = filters.weight.detach().reshape(6, 5)
+    lengths = (weights**2).sum(dim=1).sqrt()
+    assert 0 < (lengths > 1.5).sum() < 6
+    weights = weights * (1.5 / lengths).clamp(max=1)[:, None]
+    # The first three spatial filters belong to the first temporal one.
+    expected = [
+        torch.einsum("bct,c->bt", maps[:, number // 3], weight) for number, weight in enumerate(weights)
+    ]
+    torch.testing.assert_close(filters(maps), torch.stack(expected, dim=1)[:, :, None], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

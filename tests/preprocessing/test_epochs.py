@@ -1,14 +1,18 @@
 """Cutting, decimating, scaling and the noise ceiling, against MNE and slow obvious formulas."""
 
+from pathlib import Path
+
 import mne
 import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Responses
+from braindecode_vis.arrays import Recording, Responses
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.datasets.sources.meeg_source import ContinuousPart
 from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.epochs import (
+    _find_usual_steps,
     cut_epochs,
     export_epochs,
     find_decimation,
@@ -106,6 +110,22 @@ def test_a_join_is_a_jump_of_most_channels():
     signal[:2, 700:] += 500  # one electrode pops: no join
     typical = np.median(np.abs(np.diff(signal, axis=1)), axis=1)
     assert find_steps(signal, typical).tolist() == [400]
+
+
+def test_usual_steps_are_those_of_ten_seconds_from_the_first_event():
+    """Whether a step is a join is judged by a stretch with events, whatever was recorded before it or long after it."""
+    sfreq, first = 100.0, 500
+    steps = np.full((2, 4000), 9.0)
+    # More than half of ten seconds are quiet, and less than half of eleven.
+    steps[:, first : first + 530] = [[1.0], [2.0]]
+    signal = np.cumsum(steps * np.resize([1, -1], steps.shape[1]), axis=1)
+    events = pd.DataFrame(
+        {"onset": [5.0, 30.0], "stimulus_id": ["a", "b"], "sample": [first, 3000], "repetition": 0, "split": "train",
+         "concept": ["a", "b"]}
+    )  # fmt: skip
+    recording = Recording("1", "1", "1", "eeg", (Path("a"),), events)
+    part = ContinuousPart(recording, ("A", "B"), sfreq, 4000, lambda start, stop: signal[:, start:stop])
+    np.testing.assert_allclose(_find_usual_steps(part), [1, 2])
 
 
 def test_scaling_is_fitted_on_the_named_rows_alone():

@@ -17,6 +17,7 @@ from braindecode_vis.preprocessing.splits import (
     hold_out_concepts,
     make_inner_folds,
 )
+from braindecode_vis.registry import INSIDE, validate_component
 
 
 def make_trials(n_images=20, n_repeats=3):
@@ -241,3 +242,20 @@ def test_images_of_tested_groups_leave_the_training_where_that_is_asked(config, 
     if images:
         with pytest.raises(ConfigError, match="every session shows the same images"):
             config(by="session", images=True, **options).make(same, make_concepts(same), seed=0)
+
+
+@pytest.mark.parametrize("kind", sorted(INSIDE["split"]))
+def test_a_split_that_tests_declared_training_trials_says_so(kind):
+    """What is learnt before the split, from declared training trials, would know what it tests."""
+    trials = make_trials()
+    trials = trials.assign(
+        subject=np.where(trials["repetition"] == 1, "02", "01"),
+        run=[f"{row // 3 % 2}" for row in range(len(trials))],
+        group=[f"g{row % 4}" for row in range(len(trials))],
+    )
+    needed = {"group_kfold": {"n_folds": 2}, "kfold": {"n_folds": 2}}.get(kind, {})
+    config = validate_component("split", {"kind": kind, **needed})
+    folds = config.make(trials, make_concepts(trials), seed=0).folds
+    is_declared = (trials["split"] == "train").to_numpy()
+    assert config.tests_training_trials == any(is_declared[fold.test].any() for fold in folds)
+    assert config.is_declared == all((is_declared[fold.train].all() and len(folds) == 1) for fold in folds)

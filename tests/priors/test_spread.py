@@ -42,6 +42,18 @@ def test_each_image_counts_once_and_test_rows_never(tmp_path):
     )
 
 
+def test_the_mean_of_many_images_far_from_zero_is_exact():
+    """Sums of ten thousand rows of one thousand have no digit behind the point left in single precision."""
+    generator = np.random.default_rng(0)
+    images = (1000 + 0.05 * generator.normal(size=(20_000, 2))).astype(np.float32)
+    exact = images.astype(float).mean(axis=0)
+    predicted = (exact + 0.5 * (images - exact)).astype(np.float32)
+    targets = [Embeddings(rows, np.arange(len(rows)).astype(str), "toy") for rows in (predicted, images)]
+    prior = SpreadPriorConfig().build().fit(*targets)
+    assert prior.gain == pytest.approx(2, rel=1e-3)
+    np.testing.assert_allclose(prior.mean, exact, atol=1e-3)
+
+
 def test_what_it_cannot_spread_is_refused():
     predicted, images = make_rows()
     flat = Embeddings(np.repeat(images.vectors.mean(axis=0)[None], len(images), axis=0), images.ids, "toy")
