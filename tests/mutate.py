@@ -19,14 +19,17 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
 import difflib
 import fnmatch
 import hashlib
 import importlib
+import importlib.util
 import json
 import math
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -70,7 +73,7 @@ TESTS = [
     "tests/scores/test_*.py",
     *(
         f"tests/test_{name}.py"
-        for name in ("retrieval", "settings_page", "roles", "pipeline", "categories", "reality")
+        for name in ("retrieval", "settings_page", "roles", "pipeline", "categories", "reality", "memory")
     ),
 ]
 HEAVY = (
@@ -81,6 +84,8 @@ HEAVY = (
     "matplotlib.pyplot",
     "hypothesis", "coverage", "pytest", "PIL.Image", "yaml",
 )  # fmt: skip
+TOGETHER = 8  # test files whose coverage is measured by one process
+FIRST = 3.0  # seconds of the tests that a mutant meets first; those of other files need not be imported then
 UNMUTATED_FUNCTIONS = {"__repr__", "__str__"}
 UNMUTATED_CALLS = {
     "isinstance",
@@ -322,15 +327,15 @@ def load_libraries() -> None:
 def start_workers(n: int, folder: Path, work, tasks: list) -> list:
     """Yield `work(tree, task)` of every task from `n` processes with a tree each, as they finish."""
     context = multiprocessing.get_context("fork")
-    queue, results = context.Queue(), context.Queue()
+    waiting, results = context.Queue(), context.Queue()
     for task in tasks:
-        queue.put(task)
+        waiting.put(task)
     for _ in range(n):
-        queue.put(None)
+        waiting.put(None)
 
     def serve(i):
         tree = make_tree(folder / f"worker{i}")
-        while (task := queue.get()) is not None:
+        while (task := waiting.get()) is not None:
             try:
                 results.put((task, work(tree, task)))
             except Exception:
@@ -345,6 +350,109 @@ def start_workers(n: int, folder: Path, work, tasks: list) -> list:
     finally:
         for worker in workers:
             worker.terminate() if worker.is_alive() and sys.exc_info()[0] else worker.join()
+
+
+def read_imports(tree: Path, path: Path, *, inside: bool) -> set[str]:
+    """Return the modules of the package that a file imports, and their packages; `inside`: in functions too."""
+    found: set[str] = set()
+
+    def visit(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                found.update([child.module, *(f"{child.module}.{alias.name}" for alias in child.names)])
+            is_typing = isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"
+            if not is_typing and (inside or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+                visit(child)
+
+    visit(ast.parse(path.read_text()))
+    parents = {".".join(name.split(".")[:n]) for name in found for n in range(1, name.count(".") + 2)}
+    return {name for name in parents if name.startswith("braindecode_vis") and _find_module(tree, name)}
+
+
+def _find_module(tree: Path, name: str) -> Path | None:
+    base = tree.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def import_others(tree: Path, tests: set[str], changed: set[str]) -> None:
+    """Import, as the tests would, what they need of the package and what does not see the changed files."""
+    sys.path[:] = [
+        str(tree),
+        *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "tests")),
+    ]
+    os.chdir(tree)
+    # its hook checks shapes in whatever is imported from now on
+    spec = importlib.util.spec_from_file_location("hook", tree / "tests" / "conftest.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    needed: set[str] = set()
+    found = set().union(*(read_imports(tree, tree / test, inside=True) for test in tests))
+    while found - needed:
+        new = found - needed
+        needed |= new
+        found = set().union(*(read_imports(tree, _find_module(tree, name), inside=True) for name in new))
+    sees = {name: read_imports(tree, _find_module(tree, name), inside=False) for name in needed}
+    parents = {name: {name.rpartition(".")[0]} & needed for name in needed}
+    stale = {name for name in needed if str(_find_module(tree, name).relative_to(tree)) in changed}
+    while more := {name for name in needed - stale if (sees[name] | parents[name]) & stale}:
+        stale |= more
+    for name in sorted(needed - stale):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def run_mutants(n: int, folder: Path, tasks: list[tuple]):
+    """Yield task and `try_mutant` of each from `n` processes with a tree each, as they finish.
+
+    Mutants of a folder, and of a file in it, are tried in a process that has imported what does not see them.
+    """
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def try_all(tree, of):
+        for task in of:
+            try:
+                results.put((task, try_mutant(tree, task)))
+            except Exception:
+                results.put((task, traceback.format_exc()))
+
+    def nest(tree, of, depth):
+        paths = {mutant.path for mutant, *_ in of}
+        import_others(tree, {test.split("::")[0] for _, tests, _ in of for test, _ in tests[:20]}, paths)
+        part(tree, of, depth + 1)
+
+    def part(tree, of, depth):
+        groups: dict[Path, list] = {}
+        for task in of:
+            groups.setdefault([Path(task[0].path).parent, Path(task[0].path), None][depth], []).append(task)
+        for key, own in groups.items():
+            if key is None or len(own) < 3:  # a process of their own would cost more than it spares
+                try_all(tree, own)
+                continue
+            process = context.Process(target=nest, args=(tree, own, depth))
+            process.start()
+            process.join()
+
+    def serve(i, of):
+        part(make_tree(folder / f"worker{i}"), of, 0)
+
+    ordered = sorted(tasks, key=lambda task: task[0].path)
+    size = -(-len(ordered) // n)
+    workers = [
+        context.Process(target=serve, args=(i, ordered[i * size : (i + 1) * size]), daemon=False)
+        for i in range(n)
+    ]
+    for worker in workers:
+        worker.start()
+    n_left = len(tasks)
+    while n_left:
+        try:
+            yield results.get(timeout=5)
+            n_left -= 1
+        except queue.Empty:
+            if not any(worker.is_alive() for worker in workers) and results.empty():
+                break
 
 
 # -- which tests run which function ------------------------------------------------------------------------------
@@ -369,8 +477,8 @@ class _Contexts:
             self.failed.add(report.nodeid)
 
 
-def measure_file(tree: Path, test_file: str) -> dict:
-    """Return seconds of every passing test of a file, and per function of the scope the tests that run it."""
+def measure_files(tree: Path, test_files: list[str]) -> dict[str, dict]:
+    """Return for each test file the seconds of its passing tests, and the tests that run each function of the scope."""
     import coverage
 
     note = tree.parent / "coverage.json"
@@ -389,12 +497,27 @@ def measure_file(tree: Path, test_file: str) -> dict:
             self.measured.start()
 
     measured = coverage.Coverage(data_file=None, source=[str(tree / "braindecode_vis")], config_file=False)
-    run_pytest(tree, ["--maxfail=1000", test_file], 900, Plugin(measured))
-    return (
-        json.loads(note.read_text())
-        if note.exists()
-        else {"seconds": {}, "functions": {}, "failed": [test_file]}
-    )
+    run_pytest(tree, ["--maxfail=1000", *test_files], 900 * len(test_files), Plugin(measured))
+    if not note.exists() and len(test_files) > 1:  # one of them ended the process
+        return {name: measure_files(tree, [name])[name] for name in test_files}
+    empty = {"seconds": {}, "functions": {}, "failed": test_files}
+    whole = json.loads(note.read_text()) if note.exists() else empty
+    return {
+        name: {
+            "seconds": {test: s for test, s in whole["seconds"].items() if _is_of(test, name)},
+            "functions": {
+                function: own
+                for function, tests in whole["functions"].items()
+                if (own := [test for test in tests if _is_of(test, name)])
+            },
+            "failed": [test for test in whole["failed"] if _is_of(test, name)],
+        }
+        for name in test_files
+    }
+
+
+def _is_of(test: str, test_file: str) -> bool:
+    return test.split("::")[0] == test_file
 
 
 def collect_functions(data, tree: Path, failed: set[str]) -> dict[str, list[str]]:
@@ -438,15 +561,19 @@ def read_map(folder: Path, n_workers: int) -> dict[str, dict]:
     due = [name for name, digest in now.items() if known.get(name, {}).get("digest") != digest]
     if due:
         print(f"{len(due)} test files are run once to see what they cover", flush=True)
-    for i, (name, result) in enumerate(start_workers(n_workers, folder, measure_file, due)):
+    # Several in one process, which imports everything once.
+    tasks = [due[start : start + TOGETHER] for start in range(0, len(due), TOGETHER)]
+    for i, (names, result) in enumerate(start_workers(n_workers, folder, measure_files, tasks)):
         if isinstance(result, str):
-            print(name, result)
+            print(names, result)
             continue
-        known[name] = {"digest": now[name], **result}
-        if result["failed"]:
-            print(f"{name}: {len(result['failed'])} fail without any mutant and are left out", flush=True)
+        for name, measured in result.items():
+            known[name] = {"digest": now[name], **measured}
+            if measured["failed"]:
+                n = len(measured["failed"])
+                print(f"{name}: {n} fail without any mutant and are left out", flush=True)
         store.write_text(json.dumps(known))
-        print(f"\r{i + 1}/{len(due)}", end="", file=sys.stderr)
+        print(f"\r{i + 1}/{len(tasks)}", end="", file=sys.stderr)
     return known
 
 
@@ -522,13 +649,12 @@ def try_mutant(tree: Path, task) -> dict:
             target,
             (stat.st_atime, int(time.time()) + int(hashlib.sha256(mutant.key.encode()).hexdigest()[:5], 16)),
         )
-        chosen, total = [], 0.0
-        for test, seconds in tests:
-            if chosen and total + seconds > budget:
+        n, how, said = 0, "no test", ""
+        for chosen, total in divide_tests(tests, budget):
+            how, said = run_pytest(tree, chosen, 30 + 6 * total)
+            n += len(chosen)
+            if how != "passed":
                 break
-            total += seconds
-            chosen.append(test)
-        how, said = run_pytest(tree, chosen, 60 + 10 * total) if chosen else ("no test", "")
     finally:
         target.write_text(original)
         os.utime(target, (stat.st_atime, stat.st_mtime))
@@ -537,9 +663,21 @@ def try_mutant(tree: Path, task) -> dict:
         "result": result,
         "how": how,
         "said": said,
-        "n": len(chosen),
+        "n": n,
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def divide_tests(tests: list[tuple[str, float]], budget: float) -> list[tuple[list[str], float]]:
+    """Return tests and their seconds, within the budget: likely and short ones first, which mostly are enough."""
+    total, parts = 0.0, [([], 0.0), ([], 0.0)]
+    for i, (test, seconds) in enumerate(tests):
+        total += seconds
+        if i and total > budget:
+            break
+        at = int(bool(parts[1][0]) or (i > 0 and total > min(FIRST, budget)))
+        parts[at] = ([*parts[at][0], test], parts[at][1] + seconds)
+    return [part for part in parts if part[0]]
 
 
 def main() -> None:
@@ -588,7 +726,7 @@ def main() -> None:
         if mutant.key not in allowed and not known_already:
             due.append((mutant, tests, options.budget))
     print(f"{len(mutants)} mutants, {len(due)} to run", flush=True)
-    for i, ((mutant, *_), result) in enumerate(start_workers(options.jobs, options.folder, try_mutant, due)):
+    for i, ((mutant, *_), result) in enumerate(run_mutants(options.jobs, options.folder, due)):
         if isinstance(result, str):
             print(mutant.key, result)
             continue
