@@ -205,23 +205,24 @@ def draw_mutants(files: list[str], n: int, seed: int) -> list[Mutant]:
     drawn = []
     for path in files:
         module, places = list_places(path)
-        lines = module.code.splitlines()
+        text = module.code  # made anew each time that it is asked for
+        lines = text.splitlines()
         seen: collections.Counter[tuple[str, ...]] = collections.Counter()
         for node, changed, function, line in places:
             what = (function, lines[line - 1].strip(), _show(module, node), _show(module, changed))
             seen[what] += 1
             digest = hashlib.sha256(repr((seed, path, what, seen[what])).encode()).hexdigest()
-            drawn.append((digest, path, module, node, changed, function, line))
+            drawn.append((digest, path, text, module, node, changed, function, line))
     drawn.sort(key=lambda item: item[0])
     mutants: list[Mutant] = []
     used: collections.Counter[tuple[str, ...]] = collections.Counter()
-    for _, path, module, node, changed, function, line in drawn:
+    for _, path, text, module, node, changed, function, line in drawn:
         if len(mutants) == n:
             break
         code = _replace(module, node, changed)
-        if code == module.code:
+        if code == text:
             continue
-        old, new = _changed_lines(module.code, code)
+        old, new = _changed_lines(text, code)
         used[path, function, old, new] += 1
         mutants.append(Mutant(path, function, line, old, new, used[path, function, old, new], code))
     return mutants

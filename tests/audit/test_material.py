@@ -8,7 +8,7 @@ import pytest
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.audit import material
-from braindecode_vis.audit.material import _check_prior, _check_training, _check_weights, _square_distances
+from braindecode_vis.audit.material import _check_prior, _check_training, _check_weights
 from braindecode_vis.stimuli import StimulusSet
 
 N = 30
@@ -128,10 +128,3 @@ def test_test_images_among_those_that_weights_bring_along_are_told(known):
     assert text == (
         "the weights of the generator were trained on 2 test image(s), first i05." if known else ""
     )
-
-
-def test_squared_distances_are_those_of_all_pairs():
-    left, right = np.random.default_rng(0).normal(size=(2, 7, 3))
-    right = right[:5]
-    expected = [[np.sum((a - b) ** 2) for b in right] for a in left]
-    np.testing.assert_allclose(_square_distances(left, right), expected, atol=1e-12)

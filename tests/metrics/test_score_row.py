@@ -99,3 +99,20 @@ def test_rows_have_the_fixed_columns():
 def test_no_value_without_finite_items(values):
     with pytest.raises(DataError, match="one finite value per item"):
         _score(values)
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "subjects", "words"),
+    [
+        ("image", [0.1, 0.5, 0.4], None, "images"),
+        ("image", [0.0, 1.0, 1.0], None, "images (Wilson)"),
+        ("group", [0.1, 0.5, 0.4], None, "3 groups"),
+        ("trial", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "subjects, then trials"),
+        ("group", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "subjects, then groups"),
+        ("subject", [0.1, 0.5, 0.4, 0.2], ["1", "1", "2", "2"], "2 subjects"),
+    ],
+)
+def test_a_score_says_what_was_resampled(unit, values, subjects, words):
+    """What is few by nature is counted, since an interval of three runs says less than one of three hundred images."""
+    score = _score(values, subjects=subjects, unit=unit)
+    assert score.resampled == words
