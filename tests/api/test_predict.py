@@ -167,7 +167,8 @@ def eeg(tmp_path_factory):
     config = read_config(
         "things_eeg2",
         [
-            f"dataset.channels=[{', '.join(CHANNELS)}]", "dataset.subjects=[1]", "dataset.scaling={method: robust}",
+            f"dataset.channels=[{', '.join(CHANNELS)}]", "dataset.subjects=[1]", "dataset.sessions=[1, 2]",
+            "dataset.scaling={method: robust}",
             "target={kind: pixels, size: 4}", "encoder={kind: ridge, alphas: [10.0]}", "generator={kind: latents}",
             "evaluation.n_permutations=100", "evaluation.n_bootstrap=100",
         ],

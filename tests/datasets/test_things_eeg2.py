@@ -25,7 +25,6 @@ N_TRAIN, N_TEST = 8, 3
 
 
 def write_images(root):
-    (root / "phantom_truth").mkdir(parents=True)  # simulated, and smaller than the published set
     training = things_eeg2_format.make_image_table("training", CONCEPTS, 2)
     test = things_eeg2_format.make_image_table("test", PROBES)
     things_eeg2_format.write_image_metadata(root, training, test)
@@ -57,6 +56,7 @@ def master(tmp_path_factory):
     """A root with two subjects, two raw sessions each."""
     root = tmp_path_factory.mktemp("things") / "root"
     write_images(root)
+    (root / "phantom_truth").mkdir()  # simulated, and smaller than the published set
     write_raw(root, 1)
     write_raw(root, 2, CHANNELS[::-1])
     return root
@@ -71,6 +71,7 @@ def root(master, tmp_path):
 @pytest.fixture
 def images(tmp_path):
     write_images(tmp_path / "root")
+    (tmp_path / "root/phantom_truth").mkdir()
     return tmp_path / "root"
 
 
