@@ -34,6 +34,10 @@ class InputError(DataError, ValueError):
     """Arrays given to an estimator do not fit; a `ValueError` too, as scikit-learn's conventions ask."""
 
 
+class Notice(UserWarning):
+    """What a user should know of a run, in a sentence; the command line prints it as one line."""
+
+
 class NoResultError(ConfigError, AttributeError):
     """A run has no result of that kind; an `AttributeError` too, so that `hasattr` answers."""
 

@@ -1,7 +1,8 @@
 """Digests of whole files, and the cache that saves reading an unchanged file again.
 
 A digest is xxh3 of 128 bits over every byte: it finds what disks, transfers and people change, and reads as fast as
-the disk does. It is no proof against a forger; published checksums are sha256 (`braindecode_vis.store.hash_file`).
+the disk does. It is no proof against a forger; published checksums are sha256 (`braindecode_vis.store.hash_file`), and
+weights are known by theirs, which is remembered beside the other.
 
 What was hashed once is remembered by path, size, modification time, change time and inode, in the process and in small
 files below the user's cache folder. The change time cannot be set back by a copy or ``touch``, so that a file rewritten
@@ -11,10 +12,12 @@ nothing else; any process may write it, and the last one wins.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -34,7 +37,7 @@ _LARGE_BYTES = 1 << 25
 #: Two writes within a tick of the kernel's clock have the same times; some file systems count seconds.
 _TICK_NS, _COARSE_NS = 50_000_000, 2_500_000_000
 _SECONDS_UNTIL_TOLD = 3.0
-#: Bounds of the cache: folders, and files of one folder.
+#: Bounds of the cache: folders, and files of one folder beyond those that a process uses.
 _MAX_FOLDERS, _MAX_FILES = 4096, 20_000
 
 
@@ -53,6 +56,7 @@ class _Known:
     digest: str
     read_here: bool  # in this process, and not believed from the cache
     settled: bool  # any later write must show in the times
+    sha256: str = ""  # where it was asked for
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ def _count(n: int) -> str:
 
 
 #: Of this process, by absolute path: what is known, and what was used (size in bytes, and whether it was read here).
-_KNOWN: dict[Path, _Known] = {}
-_USED: dict[Path, tuple[int, bool]] = {}
+#: Texts and no `Path`: of tens of thousands of pictures, these take longer to make than the files to look at.
+_KNOWN: dict[str, _Known] = {}
+_USED: dict[str, tuple[int, bool]] = {}
 #: Shows progress of one long reading: is given words, and returns a context as `Listener.watch` does.
 Watch = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
 _WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
@@ -157,49 +162,116 @@ def digest_files(paths: Mapping[str, Path], *, read: bool = False, moves: bool =
         Whether they were just written and will get their final names, see `follow_rename`: known to this process, and
         not yet to the cache.
     """
+    places = {name: _locate(path) for name, path in paths.items()}
+    found = _know(_group(places.values()), read=read, moves=moves)
+    return {name: found[place].digest for name, place in places.items()}
+
+
+def digest_folder(folder: Path, names: Sequence[str]) -> str:
+    """Return one digest of the names and bytes of some files below a folder, of which there may be tens of thousands.
+
+    They are remembered together, so that to know them again takes a look at each and nothing more.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    names
+        Paths relative to it, in an order that no disk decides. What is no file, such as a link to what was not fetched,
+        counts by its name.
+    """
+    top = _locate(folder)
+    found = _know({top: [name for name in names if os.path.isfile(f"{top}/{name}")]})  # noqa: PTH113 (speed)
+    digest = xxhash.xxh3_128()
+    for name in names:
+        known = found.get(f"{top}/{name}")
+        digest.update(f"{name}\0{known.digest if known else ''}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def hash_once(path: Path) -> str:
+    """Return the sha256 of a file, remembered like its digest: weights of many gigabytes are known by it.
+
+    Raises
+    ------
+    DataError
+        If it does not exist or is no file.
+    """
+    place = _locate(path)
+    return _know(_group([place]), sha256=True)[place].sha256
+
+
+def _locate(path: Path) -> str:
+    return path.expanduser().absolute().as_posix()
+
+
+def _know(
+    folders: Mapping[str, Sequence[str]], *, read: bool = False, moves: bool = False, sha256: bool = False
+) -> dict[str, _Known]:
+    """Return what is known of files by their absolute paths, having read those of which nothing is.
+
+    Parameters
+    ----------
+    folders
+        Names relative to the folder in whose cache they are kept, by that folder.
+    read, moves
+        As for `digest_files`.
+    sha256
+        Whether that must be known too.
+    """
     read = read or _ANEW.get()
-    found: dict[str, str] = {}
-    unknown: dict[str, tuple[Path, FileIdentity]] = {}
-    caches: dict[Path, dict[str, _Known]] = {}
-    for name, path in paths.items():
-        place = path.expanduser().absolute()
-        identity = identify_file(place)
-        known = _KNOWN.get(place)
-        if known is None or known.identity != identity:
-            folder = place.parent
-            if folder not in caches:
-                caches[folder] = {} if read else _read_cache(folder)
-            known = caches[folder].get(place.name)
-        if known is None or known.identity != identity or not known.settled or (read and not known.read_here):
-            unknown[name] = (place, identity)
-        else:
-            _KNOWN[place] = known
-            found[name] = known.digest
-    for place, known in _hash_all(dict(unknown.values())).items():
-        _KNOWN[place] = known
-    found |= {name: _KNOWN[place].digest for name, (place, _) in unknown.items()}
+    found: dict[str, _Known] = {}
+    unknown: dict[str, int] = {}  # and its size
+    cached_in: dict[str, str] = {}
+    for folder, names in folders.items():
+        cache: dict[str, _Known] | None = {} if read else None
+        for name in names:
+            place = f"{folder}/{name}"
+            identity, known = identify_file(place), _KNOWN.get(place)
+            if known is None or known.identity != identity or (sha256 and not known.sha256):
+                cache = _read_cache(folder) if cache is None else cache
+                known = cache.get(name, known)
+            if (
+                known is None or known.identity != identity or not known.settled
+                or (read and not known.read_here) or (sha256 and not known.sha256)
+            ):  # fmt: skip
+                unknown[place], cached_in[place] = identity.size, folder
+            else:
+                found[place] = known
+    found |= _hash_all(unknown, sha256=sha256)
+    _KNOWN.update(found)
     if not moves:
-        _write_caches(place for place, _ in unknown.values())
-        for place in (path.expanduser().absolute() for path in paths.values()):
-            _USED[place] = (_KNOWN[place].identity.size, _KNOWN[place].read_here)
-    return {name: found[name] for name in paths}
+        _write_caches(cached_in, keep=found)
+        _USED.update((place, (known.identity.size, known.read_here)) for place, known in found.items())
+    return found
+
+
+def _group(places: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of files by the folder that they lie in."""
+    grouped: dict[str, list[str]] = {}
+    for place in dict.fromkeys(places):
+        folder, _, name = place.rpartition("/")
+        grouped.setdefault(folder, []).append(name)
+    return grouped
 
 
 def follow_rename(before: Path, now: Path) -> None:
     """Carry what is known of the files below a folder to the name that the folder has by now."""
-    before, now = before.absolute(), now.absolute()
-    moved = {place: now / place.relative_to(before) for place in _KNOWN if before in place.parents}
-    for old, new in moved.items():
-        _KNOWN[new] = _KNOWN.pop(old)
-    _write_caches(moved.values())
+    old, new = f"{_locate(before)}/", f"{_locate(now)}/"
+    moved = {place: new + place.removeprefix(old) for place in _KNOWN if place.startswith(old)}
+    for place, there in moved.items():
+        _KNOWN[there] = _KNOWN.pop(place)
+    _write_caches({place: place.rpartition("/")[0] for place in moved.values()})
 
 
-def identify_file(path: Path) -> FileIdentity:
+def identify_file(path: Path | str) -> FileIdentity:
     """Return what changes when a file does; `DataError` if it does not exist or is no file."""
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
-    about = path.stat()
-    return FileIdentity(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+    with suppress(OSError, ValueError):
+        about = os.stat(path)  # noqa: PTH116 (speed)
+        if stat.S_ISREG(about.st_mode):
+            return FileIdentity(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+    Path(path).is_file()  # raises what says more, such as that the folder may not be entered
+    raise DataError(f"{path} does not exist; correct the setting that names it, or fetch it.")
 
 
 def count_verified() -> VerifiedFiles:
@@ -243,17 +315,19 @@ class _Progress:
         self.show(self.done, self.total, words)
 
 
-def _hash_all(files: Mapping[Path, FileIdentity]) -> dict[Path, _Known]:
-    """Read files and return what is known of each, with several threads where there is much to read."""
-    total = sum(identity.size for identity in files.values())
+def _hash_all(files: Mapping[str, int], *, sha256: bool) -> dict[str, _Known]:
+    """Read files, whose sizes are given, and return what is known of each; with threads where there is much to read."""
+    total = sum(files.values())
     with ExitStack() as stack:
         progress = _Progress(total, stack)
         if len(files) < 2 or total < _LARGE_BYTES:
-            return {place: _hash_one(place, progress, alone=True) for place in files}
+            return {place: _hash_one(place, progress, alone=True, sha256=sha256) for place in files}
         # xxhash and reading leave the interpreter to others; disks rarely gain from more than a few readers.
         pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1, len(files)))
         stack.callback(pool.shutdown, cancel_futures=True)  # an interrupt waits for no further file
-        tasks = {place: pool.submit(_hash_one, place, progress, alone=False) for place in files}
+        tasks = {
+            place: pool.submit(_hash_one, place, progress, alone=False, sha256=sha256) for place in files
+        }
         found = {}
         for place, task in tasks.items():
             while not task.done() and progress.watch is not None:
@@ -264,11 +338,12 @@ def _hash_all(files: Mapping[Path, FileIdentity]) -> dict[Path, _Known]:
         return found
 
 
-def _hash_one(place: Path, progress: _Progress, *, alone: bool) -> _Known:
-    if place.stat().st_size >= _LARGE_BYTES:
+def _hash_one(place: str, progress: _Progress, *, alone: bool, sha256: bool) -> _Known:
+    if Path(place).stat().st_size >= _LARGE_BYTES:
         _wait_until_settled(place)
     started, digest = time.time_ns(), xxhash.xxh3_128()
-    with place.open("rb", buffering=0) as file:
+    published = hashlib.sha256() if sha256 else None
+    with Path(place).open("rb", buffering=0) as file:
         before = os.fstat(file.fileno())
         block = memoryview(bytearray(min(_BLOCK_BYTES, before.st_size + 1)))
         if hasattr(os, "posix_fadvise"):
@@ -276,6 +351,8 @@ def _hash_one(place: Path, progress: _Progress, *, alone: bool) -> _Known:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while n := file.readinto(block):
             digest.update(block[:n])
+            if published is not None:
+                published.update(block[:n])
             progress.done += n
             if alone:
                 progress.tell()
@@ -284,9 +361,8 @@ def _hash_one(place: Path, progress: _Progress, *, alone: bool) -> _Known:
         FileIdentity(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
         for about in (after, before)
     )
-    return _Known(
-        identity, digest.hexdigest(), True, identity == same and _count_unsettled(after, started) <= 0
-    )
+    settled = identity == same and _count_unsettled(after, started) <= 0
+    return _Known(identity, digest.hexdigest(), True, settled, published.hexdigest() if published else "")
 
 
 def _count_unsettled(about: os.stat_result, now_ns: int) -> int:
@@ -295,48 +371,51 @@ def _count_unsettled(about: os.stat_result, now_ns: int) -> int:
     return max(about.st_mtime_ns, about.st_ctime_ns) + (_COARSE_NS if coarse else _TICK_NS) - now_ns
 
 
-def _wait_until_settled(place: Path) -> None:
-    left = _count_unsettled(place.stat(), time.time_ns())
+def _wait_until_settled(place: str) -> None:
+    left = _count_unsettled(Path(place).stat(), time.time_ns())
     if 0 < left <= _TICK_NS:
         time.sleep(left / 1e9)
 
 
-# --- the cache: one small file for each folder that files lie in, replaced as a whole --------------------------
+# --- the cache: one file for each folder that files lie in or were digested together in, replaced as a whole ----
 
 
-def _find_cache(folder: Path) -> Path:
-    return find_cache_folder() / "digests" / f"{xxhash.xxh3_128_hexdigest(bytes(folder))}.json"
+def _find_cache(folder: str) -> Path:
+    return find_cache_folder() / "digests" / f"{xxhash.xxh3_128_hexdigest(os.fsencode(folder))}.json"
 
 
-def _read_cache(folder: Path) -> dict[str, _Known]:
+def _read_cache(folder: str) -> dict[str, _Known]:
     """Return what is remembered of the files of a folder; nothing where the cache cannot be read or is damaged."""
     try:
         content = json.loads(_find_cache(folder).read_text())
         if content["check"] != _seal(folder, content["files"]):
             return {}
         return {
-            name: _Known(FileIdentity(*numbers), digest, read_here=False, settled=True)
-            for name, (digest, *numbers) in content["files"].items()
+            name: _Known(FileIdentity(*numbers), digest, read_here=False, settled=True, sha256=sha256)
+            for name, (digest, sha256, *numbers) in content["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError):
         return {}
 
 
-def _seal(folder: Path, files: object) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps([str(folder), files], sort_keys=True).encode())
+def _seal(folder: str, files: object) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps([folder, files], sort_keys=True).encode())
 
 
-def _write_caches(places: Iterable[Path]) -> None:
-    """Remember the files that were just hashed; what another process writes at the same time may be lost."""
-    folders: dict[Path, dict[str, _Known]] = {}
-    for place in places:
+def _write_caches(places: Mapping[str, str], *, keep: Container[str] = ()) -> None:
+    """Remember the files that were just hashed, each in the cache of a folder above it.
+
+    What another process writes at the same time may be lost, and in a large cache all that is not in `keep`.
+    """
+    folders: dict[str, dict[str, _Known]] = {}
+    for place, folder in places.items():
         if _KNOWN[place].settled:
-            folders.setdefault(place.parent, {})[place.name] = _KNOWN[place]
+            folders.setdefault(folder, {})[place[len(folder) + 1 :]] = _KNOWN[place]
     for folder, new in folders.items():
         kept = {name: known for name, known in _read_cache(folder).items() if name not in new}
         if len(kept) + len(new) > _MAX_FILES:
-            kept = {}
-        files = {name: [known.digest, *known.identity] for name, known in (kept | new).items()}
+            kept = {name: known for name, known in kept.items() if f"{folder}/{name}" in keep}
+        files = {name: [k.digest, k.sha256, *k.identity] for name, k in (kept | new).items()}
         path = _find_cache(folder)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with suppress(OSError, RuntimeError):  # read-only, full, or no home folder: hashed again next time

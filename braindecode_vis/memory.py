@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, Notice
 
 #: Above this share of what is free a step is announced as tight.
 TIGHT = 0.8
@@ -32,7 +32,7 @@ _CACHE = ("inactive_file", "active_file")
 _V1_UNLIMITED = 1 << 60  # version 1 of control groups writes a huge number for "no limit"
 
 
-class MemoryWarning(UserWarning):
+class MemoryWarning(Notice):
     """A step takes most of the memory that is free."""
 
 

@@ -514,11 +514,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is a `DataError` that says which one to delete."""
+    """Read JSON; a damaged file is a `DataError` that says which one to delete, and so is one that holds NaN."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # not JSON, not text, numbers or nesting without end
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no number")  # Python's reader lets it pass
 
 
 #: Forms of what stands in the record of an artifact.

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ import pytest
 import braindecode_vis as bdv
 from braindecode_vis import digests, pipeline, store
 from braindecode_vis.audit.run import audit_run
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, Notice
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
+from braindecode_vis.phantom import SIZES, PhantomConfig, make_phantom
 from braindecode_vis.pipeline.finished_run import open_finished
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
+from braindecode_vis.studies.compare import compare_runs
+from tests.test_config_runs import embed
 
 STAGES = ("preprocess", "embed", "train", "retrieve", "reconstruct", "evaluate")
 SMALL = [
@@ -49,7 +54,7 @@ def count_reads(monkeypatch):
     monkeypatch.setattr(
         digests,
         "_hash_one",
-        lambda place, *rest, **more: read.append(place) or hash_one(place, *rest, **more),
+        lambda place, *rest, **more: read.append(Path(place)) or hash_one(place, *rest, **more),
     )
     return read
 
@@ -130,7 +135,7 @@ def test_the_cache_is_bounded(tmp_path, monkeypatch):
     time.sleep(0.06)
     for name, path in files.items():
         digests.digest_files({name: path})
-    assert len(digests._read_cache(tmp_path / "f0")) <= 3
+    assert len(digests._read_cache(str(tmp_path / "f0"))) <= 3
 
 
 def test_processes_that_hash_at_the_same_time_agree(tmp_path):
@@ -167,6 +172,72 @@ def _watch(told, words):
     from contextlib import nullcontext
 
     return nullcontext(lambda done, total, text: told.append(f"{words} {text}"))
+
+
+def test_a_sha256_is_remembered_beside_the_digest(tmp_path, monkeypatch):
+    """Weights of gigabytes were hashed again by every command that asked for a fingerprint."""
+    path = write_old(tmp_path / "weights.bin", b"abc")
+    digest = digests.digest_file(path)
+    read = count_reads(monkeypatch)
+    wanted = store.hash_file(path)
+    for _ in range(2):
+        assert digests.hash_once(path) == wanted
+        assert digests.digest_file(path) == digest
+        forget()
+    assert len(read) == 1
+    with digests.hash_anew():
+        assert digests.hash_once(path) == wanted
+    assert len(read) == 2
+    write_old(path, b"abd")
+    assert digests.hash_once(path) == store.hash_file(path) != wanted
+
+
+def test_a_folder_of_pictures_has_one_digest_and_one_file_in_the_cache(tmp_path, monkeypatch):
+    """A picture of the same size had the same name in the fingerprint, and a rerun reused what was made of the old."""
+    folder = tmp_path / "images"
+    for name in ("a/1.jpg", "a/2.JPG", "b/1.png", "b/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    time.sleep(0.06)
+    first = hash_image_folder(folder)
+    assert len(list((tmp_path / "cache" / "digests").iterdir())) == 1
+    forget()
+    read = count_reads(monkeypatch)
+    monkeypatch.setattr(digests, "_MAX_FILES", 1)  # a large folder is remembered whole nevertheless
+    assert hash_image_folder(folder) == first
+    assert not read
+    write_old(folder / "a/1.jpg", b"A/1.jpg")
+    changed = hash_image_folder(folder)
+    forget()
+    assert hash_image_folder(folder) == changed != first
+    assert [path.name for path in read] == ["1.jpg"]
+    (folder / "b/1.png").unlink()
+    (folder / "b/1.png").symlink_to("nowhere")  # not fetched; whoever needs it says so
+    assert hash_image_folder(folder) not in (first, changed)
+    (folder / "a/1.jpg").write_bytes(b"a/1.jpg")
+    (folder / "b/1.png").unlink()
+    (folder / "b/1.png").write_bytes(b"b/1.png")
+    assert hash_image_folder(folder) == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("god", "god"), ("things_fmri", "things-fmri"), ("bold5000_betas", "bold5000-betas"),
+        ("things_eeg2", "things-eeg2-official"), ("things_eeg2", "things-eeg2-250hz"),
+    ],
+)  # fmt: skip
+def test_a_changed_picture_of_a_data_set_is_told(tmp_path, command_line, kind, form):
+    """Pictures were known by names and sizes, or not at all: one byte changed, and a rerun said "reused"."""
+    make_phantom(form, tmp_path / "in", size=SIZES[form]["tiny"], config=PhantomConfig(snr=0.3), embed=embed)
+    command = ("preprocess", kind, "--root", tmp_path / "in", "--out", tmp_path / "run")
+    pictures = [path for path in (tmp_path / "in").rglob("*.[jp][pn]g") if "phantom_truth" not in path.parts]
+    assert command_line(*command).returncode == 0
+    assert "reused" in command_line(*command).stderr
+    flip_bit(pictures[len(pictures) // 2])
+    done = command_line(*command)
+    assert "reused" not in done.stderr
+    assert "images" in done.stderr
 
 
 # --- a run ----------------------------------------------------------------------------------------------------
@@ -279,9 +350,9 @@ def test_bits_that_a_disk_lost_are_found_before_anything_is_computed_from_them(c
     content, about = damaged.read_bytes(), damaged.stat()
     digests.digest_file(damaged)
     flip_bit(damaged)
-    known = digests._KNOWN[damaged]
+    known = digests._KNOWN[str(damaged)]
     identity = digests.identify_file(damaged)
-    digests._KNOWN[damaged] = digests._Known(identity, known.digest, read_here=False, settled=True)
+    digests._KNOWN[str(damaged)] = digests._Known(identity, known.digest, read_here=False, settled=True)
     assert (damaged.stat().st_size, content == damaged.read_bytes()) == (about.st_size, False)
     shutil.rmtree(find_artifact(copied, "train"))
     with pytest.raises(DataError, match=r"the stage preprocess .* was missing or changed"):
@@ -340,7 +411,7 @@ def lose_bits(path):
     digest = digests.digest_file(path)
     flip_bit(path)
     identity = digests.identify_file(path)
-    digests._KNOWN[path] = digests._Known(identity, digest, read_here=True, settled=True)
+    digests._KNOWN[str(path)] = digests._Known(identity, digest, read_here=True, settled=True)
 
 
 @pytest.mark.parametrize("verb", ["audit", "predict", "report", "analyze"])
@@ -431,3 +502,25 @@ def test_zeros_in_the_middle_of_a_recording_make_a_new_run_and_a_finding(tmp_pat
     (out / "data").rename(tmp_path / "gone")
     (found,) = [item for item in audit_run(out).findings if item.check == "recordings"]
     assert found.message.startswith("not checkable")
+
+
+def test_a_comparison_says_what_it_had_to_compute(copied, tmp_path):
+    """`compare` repaired a damaged run without a word."""
+    other = tmp_path / "other"
+    pipeline.run_all(open_run(read_config("synthetic_digits", [*SMALL, "encoder.alphas=[3]"]), other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare_runs([other, copied], n_boot=20)
+    flip_bit(pick_file(find_artifact(copied, "evaluate")))
+    told = r"was computed for the comparison: evaluate \(its file .* was missing or changed\)"
+    with pytest.warns(Notice, match=told):
+        compare_runs([other, copied], n_boot=20)
+
+
+def test_a_damaged_analysis_is_named(copied, command_line):
+    """The report left it out without a word."""
+    assert command_line("analyze", copied, "--analysis", "hubness").returncode == 0
+    flip_bit(pick_file(find_artifact(copied, "analyze")))
+    done = command_line("report", copied)
+    assert done.returncode == 0
+    assert "is damaged (its file" in " ".join(done.stderr.split())

@@ -118,6 +118,16 @@ def test_damaged_json_is_named(tmp_path):
         store.read_json(tmp_path / "meta.json")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_json_with_no_number_is_named(tmp_path, number):
+    """What is never written was read: a NaN in a run's own scores went into tables and averages."""
+    (tmp_path / "scores.json").write_text(f'[{{"value": {number}}}]')
+    with pytest.raises(
+        DataError, match=rf"scores\.json is damaged \(it holds {number}, which is no number\)"
+    ):
+        store.read_json(tmp_path / "scores.json")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_responses_come_back_as_they_were_and_open_without_us(tmp_path, dtype):
     trials = pd.DataFrame(

@@ -16,7 +16,7 @@ import typer
 
 from braindecode_vis import __version__
 from braindecode_vis.cli import audit, data, export, predict, score, stages, studies
-from braindecode_vis.cli.failures import StopSignals, announce_memory, describe_failure, stop_cleanly
+from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
 
 app = typer.Typer(
     name="braindecode-vis",
@@ -105,7 +105,7 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     debug = "--debug" in sys.argv
     resumes = not _STARTING_ANEW & set(sys.argv[1:2])
-    announce_memory()
+    announce_notices()
     # A process that waits for the others of its training hears no signal that Python handles: those end at once.
     with stop_cleanly() if not shared else nullcontext(StopSignals()) as stops:
         try:

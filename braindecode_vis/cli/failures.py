@@ -135,14 +135,14 @@ def stop_cleanly() -> Iterator[StopSignals]:
             signal.signal(changed, handler)
 
 
-def announce_memory() -> None:
-    """Let a warning that memory is tight be one line, without the place in the code."""
-    from braindecode_vis.memory import MemoryWarning
+def announce_notices() -> None:
+    """Let a notice, such as that memory is tight, be one line, without the place in the code."""
+    from braindecode_vis.checks import Notice
 
     show = warnings.showwarning
 
     def show_plainly(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, MemoryWarning):
+        if issubclass(category, Notice):
             sys.stderr.write(f"warning: {message}\n")
         else:
             show(message, category, *place, **more)

@@ -144,14 +144,13 @@ def train_generator(
     debug: Debug = False,
 ) -> None:
     """Train the embedded image generator; an interrupted training goes on where it stopped."""
-    import yaml
-
+    from braindecode_vis.config.source import read_override
     from braindecode_vis.studies.train_generator import train_on_phantom, train_on_run
 
     changes = {}
     for text in settings or []:
-        key, _, value = text.partition("=")
-        changes[key.strip()] = yaml.safe_load(value)
+        parts, value = read_override(text)
+        changes[".".join(parts)] = value
     listener = ConsoleListener()
     with listener.watch("generator:") as show:
 

@@ -71,7 +71,7 @@ def read_config(source: str | Path, overrides: Iterable[str] = (), *, root: Path
     # A new kind drops the settings of the old one, so kinds are chosen before their settings.
     said: list[str] = []
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith("kind")):
-        parts, value = _read_override(text)
+        parts, value = read_override(text)
         _apply_override(content, text, parts, value)
         said += find_code({parts[-1]: value})
     if root is not None:
@@ -308,7 +308,7 @@ def find_config(source: str | Path) -> Path:
     )
 
 
-def _read_override(text: str) -> tuple[list[str], Any]:
+def read_override(text: str) -> tuple[list[str], Any]:
     """Return the parts of the key and the value of a text ``a.b=value``."""
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")

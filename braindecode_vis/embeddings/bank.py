@@ -5,9 +5,9 @@ depend on where an earlier run stopped, so the vectors do not either. Encoders t
 pass through here: they are cheap and differ from fold to fold.
 
 A bank is a few segments, each a plain ``.npy`` (read as a memory map) beside a ``.json`` with the image hashes of its
-rows; a segment exists once its ``.json`` does, so that a killed process leaves nothing half-visible and several
-processes may add to one bank. Small segments are merged when they are worth it. ``bank.json`` says which encoder wrote
-it.
+rows and a seal, the digest of both, which each process compares once, when it first reads them; a segment exists once
+its ``.json`` does, so that a killed process leaves nothing half-visible and several processes may add to one bank.
+Small segments are merged when they are worth it. ``bank.json`` says which encoder wrote it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,18 @@ import numpy as np
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import ImageEncoder
+from braindecode_vis.digests import digest_file
 from braindecode_vis.embeddings.transforms import map_ahead
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
-from braindecode_vis.store import collect_provenance, json_plain, read_json, replace_atomically, write_json
+from braindecode_vis.store import (
+    collect_provenance,
+    hash_json,
+    json_plain,
+    read_json,
+    replace_atomically,
+    write_json,
+)
 
 DESCRIPTION = "bank.json"
 CHUNK = 512  # images computed at a time: what a killed process loses at most
@@ -109,9 +117,25 @@ class Segment:
 
     path: Path
     hashes: tuple[str, ...]
+    seal: str = ""  # earlier versions wrote none
 
     def open(self) -> np.ndarray:
-        """Return the rows as a memory map."""
+        """Return the rows as a memory map.
+
+        Raises
+        ------
+        DataError
+            If they, or the hashes, are not what was written.
+        """
+        if self.seal and _seal(self.path, self.hashes) != self.seal:
+            raise DataError(
+                f"{self.path} is damaged (it or its .json is not as it was written); delete it and its .json, and "
+                "embed again."
+            )
+        return self.map()
+
+    def map(self) -> np.ndarray:
+        """Return the rows as a memory map without a look at what they are."""
         try:
             rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -175,7 +199,7 @@ def list_banks(cache: Path) -> list[BankSummary]:
     for description in sorted((cache / "embeddings").glob(f"*/{DESCRIPTION}")):
         content, folder = read_json(description), description.parent
         segments = list_segments(folder)
-        shape = segments[0].open().shape[1:] if segments else ()
+        shape = segments[0].map().shape[1:] if segments else ()
         found.append(
             BankSummary(
                 folder=folder,
@@ -198,11 +222,14 @@ def list_segments(folder: Path) -> list[Segment]:
         array = index.with_suffix(".npy")
         try:
             # The index is written after the rows: where it exists, they are whole.
-            hashes = tuple(read_json(index)["sha256"])
+            content = read_json(index)
+            hashes, seal = tuple(content["sha256"]), content.get("seal", "")
         except FileNotFoundError:  # merged by another process a moment ago
             continue
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{index} is damaged; delete it and its .npy, and embed again.") from error
         if array.is_file():
-            segments.append(Segment(array, hashes))
+            segments.append(Segment(array, hashes, seal))
     return segments
 
 
@@ -226,8 +253,18 @@ def write_segment(folder: Path, hashes: Sequence[str], vectors: np.ndarray) -> S
     path = folder / f"{_name(hashes)}.npy"
     with replace_atomically(path) as temporary:
         np.save(temporary, np.ascontiguousarray(vectors), allow_pickle=False)
-    write_json(path.with_suffix(".json"), {"sha256": list(hashes)})
-    return Segment(path, tuple(hashes))
+    return _write_index(path, hashes)
+
+
+def _write_index(path: Path, hashes: Sequence[str]) -> Segment:
+    """Say of which images the rows of a file are; it counts from here on."""
+    seal = _seal(path, hashes)
+    write_json(path.with_suffix(".json"), {"sha256": list(hashes), "seal": seal})
+    return Segment(path, tuple(hashes), seal)
+
+
+def _seal(path: Path, hashes: Sequence[str]) -> str:
+    return hash_json([digest_file(path, read=True), *hashes])
 
 
 def _name(hashes: Sequence[str]) -> str:
@@ -256,7 +293,7 @@ def merge_segments(folder: Path, order: Sequence[str]) -> None:
     hashes = first + sorted(known.difference(first))  # in the order of use, so that rows are read in one go
     path = folder / f"{_name(hashes)}.npy"
     _gather(segments, hashes, path)
-    write_json(path.with_suffix(".json"), {"sha256": hashes})
+    _write_index(path, hashes)
     for segment in segments:
         if segment.path != path:
             # The index goes first: rows without an index are not seen, an index without rows is damage.
@@ -319,12 +356,14 @@ def read_rows(folder: Path, hashes: Sequence[str]) -> np.ndarray:
         raise DataError(
             f"the bank {folder} lacks {len(missing)} image(s), first {missing[0]}; embed them first."
         )
-    row_bytes = segments[0].open()[:1].nbytes
+    row_bytes = segments[0].map()[:1].nbytes
     if row_bytes * len(wanted) <= IN_MEMORY_BYTES:
         return _gather(segments, wanted, None)
     # Too large for memory: gathered once into a file, which later runs map again.
     kept = folder / "selections" / f"{_name(wanted)}.npy"
-    if kept.is_file():
-        return np.load(kept, mmap_mode="r", allow_pickle=False)
     kept.parent.mkdir(exist_ok=True)
-    return _gather(segments, wanted, kept)
+    found = [segment for segment in list_segments(kept.parent) if segment.hashes == wanted]
+    if not found:
+        _gather(segments, wanted, kept)
+        found = [_write_index(kept, wanted)]
+    return found[0].open()

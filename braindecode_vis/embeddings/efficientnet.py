@@ -21,6 +21,7 @@ from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
+from braindecode_vis.digests import hash_once
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import crop_square
 
@@ -124,13 +125,10 @@ def find_packaged_weights() -> Path:
     )
 
 
-@lru_cache(maxsize=4)
 def _hash_weights(path: Path) -> str:
-    from braindecode_vis.store import hash_file
-
     if not path.is_file():
         raise ConfigError(f"target.weights names {path}, which is not a file; give the path of a state dict.")
-    return hash_file(path)
+    return hash_once(path)
 
 
 @lru_cache(maxsize=2)

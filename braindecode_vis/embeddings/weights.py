@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ from pydantic import AfterValidator
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.consent import may_download
-from braindecode_vis.store import hash_file
+from braindecode_vis.digests import hash_once
 
 RANDOM: Literal["random"] = "random"
 #: A setting that names weights. The literal first: JSON knows no paths, and the first member that fits a text is taken.
@@ -238,14 +237,8 @@ def find_files(path: Path) -> list[Path]:
 
 def hash_weights(path: Path) -> str:
     """Return the sha256 of a weight file, or of the hashes of a folder's files."""
-    # Size and time of change are part of the key: a file that was replaced is hashed again.
-    digests = [_hash_once(p, p.stat().st_size, p.stat().st_mtime_ns) for p in find_files(path)]
+    digests = [hash_once(file) for file in find_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _hash_once(path: Path, size: int, changed: int) -> str:
-    return hash_file(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:

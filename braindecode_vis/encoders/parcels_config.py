@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import check_file
+from braindecode_vis.digests import hash_once
 from braindecode_vis.encoders.signal import Signal
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import hash_file
@@ -120,7 +121,7 @@ class ParcelsConfig(Settings):
         """Return the plain fields and the digests of the files, which count by their content."""
         fields = super().hashed_fields()
         if (weights := self.weights_file) is not None:
-            fields["pretrained_digest"] = hash_file(weights)
+            fields["pretrained_digest"] = hash_once(weights)
         if self.coordinates is not None:
             path = self.coordinates.expanduser()
             check_file(path, what="the table of parcel centroids", hint="correct encoder.network.coordinates")

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.digests import hash_once
 from braindecode_vis.priors.scales import PrincipalComponents
-from braindecode_vis.store import hash_file, replace_atomically
+from braindecode_vis.store import replace_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -288,8 +289,7 @@ def load_model(path: Path, device: str) -> Model:
     return Model(autoencoder, denoiser, components, shape, device)
 
 
-@lru_cache(maxsize=8)  # every fingerprint asks
 def hash_weights(path: Path) -> str:
-    """Return the digest of a weights file, read once per process."""
+    """Return the sha256 of a weights file, which is remembered as long as it does not change."""
     read_header(path)
-    return hash_file(path)
+    return hash_once(path)

@@ -150,13 +150,14 @@ def describe_file(name: str) -> str:
 
 
 def _hash_path(path: Path, hash_weights: Callable[[Path], str]) -> str:
-    from braindecode_vis.store import hash_file, hash_json
+    from braindecode_vis.digests import hash_once
+    from braindecode_vis.store import hash_json
 
     if path.is_file():
         return hash_weights(path)
     # Weights may come as a folder; every file of it counts, in an order that no disk decides.
     files = sorted(p for p in path.rglob("*") if p.is_file())
-    return hash_json({str(p.relative_to(path)): hash_file(p) for p in files})
+    return hash_json({str(p.relative_to(path)): hash_once(p) for p in files})
 
 
 class MetricSuite:

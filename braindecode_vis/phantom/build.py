@@ -12,12 +12,14 @@ import dataclasses
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from braindecode_vis.checks import ConfigError, DataError, check_option
+from braindecode_vis.memory import describe_bytes
 from braindecode_vis.phantom.brain import make_person
 from braindecode_vis.phantom.drive import Embed, compute_drive
 from braindecode_vis.phantom.format_plan import TRUTH, Advance, Format, PhantomJob, Progress, Unit
@@ -167,8 +169,21 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     )
 
 
+#: Some file of nearly every phantom is larger.
+_LARGE_FILE_BYTES = 1_000_000
+
+
 def check_space(out: Path, estimate: Estimate) -> None:
-    """Raise `DataError` if the disk of `out` has no room for what is still missing there."""
+    """Raise `DataError` if the disk of `out` has no room for what is still missing there, or files may not grow.
+
+    Both would show only after minutes of drawing and embedding images.
+    """
+    limit = _read_file_limit()
+    if limit < min(_LARGE_FILE_BYTES, estimate.n_bytes):
+        raise DataError(
+            f"files may not grow past {describe_bytes(limit)} here, and the phantom has larger ones; raise the limit "
+            "with ulimit -f unlimited."
+        )
     folder = out.expanduser().absolute()
     # Temporary files begin with a dot and are made again.
     finished = folder.rglob("[!.]*") if folder.is_dir() else ()
@@ -186,6 +201,16 @@ def check_space(out: Path, estimate: Estimate) -> None:
 
 def _write_size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _read_file_limit() -> int:
+    """Return the bytes that a file of this process may have."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return sys.maxsize
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def make_phantom(

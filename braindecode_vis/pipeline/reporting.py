@@ -54,7 +54,9 @@ def report(run: Run) -> Path:
     )
     provenance = collect_run_provenance(run)
     path = run.folder.path / "report.html"
-    analyses = summary.find_analyses(run.folder.path, describe_question(run))
+    analyses, damaged = summary.find_analyses(run.folder.path, describe_question(run))
+    for sentence in damaged:
+        run.tell(sentence)
     audit = check_leaks(run)
     leaks = [] if audit is None else [f"{item.message} {item.where}".strip() for item in audit.leaks]
     # A report is written anew only if something that it shows has changed, or the page itself was.

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import pandas as pd
 
 from braindecode_vis import digests, roles, store
-from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError
+from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, Notice
 from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.consent import ConsentError
 from braindecode_vis.contracts import Context, WholeSettings
@@ -117,12 +117,13 @@ class Run:
         if self.follows or not self.folder.writable:
             yield
             return
-        with hold_folder(self.folder.path, _digest_settings(self.config), self._tell):
+        with hold_folder(self.folder.path, _digest_settings(self.config), self.tell):
             yield
 
-    def _tell(self, sentence: str) -> None:
+    def tell(self, sentence: str) -> None:
+        """Say something that the user should know, as a `Notice` where nobody shows progress."""
         if isinstance(self.listener, SilentListener):
-            warnings.warn(sentence, stacklevel=2)
+            warnings.warn(sentence, Notice, stacklevel=2)
             return
         with self.listener.watch("run folder:") as show:
             show(0, 0, sentence)

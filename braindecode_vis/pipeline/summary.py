@@ -119,8 +119,10 @@ def describe_ceilings(rows: list[dict[str, Any]] | None) -> list[ExtraSection]:
     return [ExtraSection("Noise ceiling of the responses", caption, table=pd.DataFrame(rows))]
 
 
-def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
-    """Return the artifacts of analyses that belong to the present configuration, newest of each kind.
+def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
+    """Return the artifacts of analyses that belong to the present configuration, and what is wrong with damaged ones.
+
+    Of several of a kind the newest is taken; to whom a damaged one belonged, nobody can tell.
 
     Parameters
     ----------
@@ -130,9 +132,16 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
         Fields that the provenance of an analysis must have: what it was asked of, apart from its own settings.
     """
     found: dict[str, tuple[str, Path]] = {}
+    damaged: list[str] = []
     for path in sorted((folder / "stages" / "analyze").glob(f"*/{store.PROVENANCE}")):
         # Names with a dot are being written, perhaps by another process.
-        if path.parent.name.startswith(".") or store.find_damage(path.parent):
+        if path.parent.name.startswith("."):
+            continue
+        if damage := store.find_damage(path.parent):
+            damaged.append(
+                f"the analysis {path.parent.name} is damaged ({damage}) and stands in no report; run braindecode-vis "
+                f"analyze {folder} again, or remove {path.parent}."
+            )
             continue
         record = store.read_json(path)
         fields = {**record["fields"], **record["upstream"]}
@@ -140,7 +149,7 @@ def find_analyses(folder: Path, wanted: Mapping[str, Any]) -> list[Path]:
             # The same kind with other settings is another analysis, and stays on the page.
             key = store.hash_json(record["fields"]["analysis"])
             found[key] = (record["created"], path.parent)
-    return [path for _, path in sorted(found.values())]
+    return [path for _, path in sorted(found.values())], damaged
 
 
 def describe_analyses(artifacts: list[Path], folder: Path) -> list[ExtraSection]:

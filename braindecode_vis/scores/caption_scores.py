@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from braindecode_vis.arrays import Embeddings, Score
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import choose_device
+from braindecode_vis.digests import hash_once
 from braindecode_vis.metrics.captions import (
     SentenceEncoder,
     caption_images,
@@ -128,7 +129,7 @@ def _hash_folder(name: str, folder: Path) -> str:
             f"evaluation.captions.{name} names {folder}, which is no folder; correct it or leave it out."
         )
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hash_json({str(path.relative_to(folder)): hash_file(path) for path in files})
+    return hash_json({str(path.relative_to(folder)): hash_once(path) for path in files})
 
 
 @dataclass(frozen=True)

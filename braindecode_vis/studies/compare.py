@@ -13,7 +13,8 @@ from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.metrics.score_row import name_units
 from braindecode_vis.metrics.uncertainty import correct_holm, paired_difference
-from braindecode_vis.pipeline.runs import Run, open_run
+from braindecode_vis.pipeline.runs import Run, SilentListener, open_run
+from braindecode_vis.store import Artifact
 
 KEYS = ["subject", "stimulus_id", "occurrence"]
 UNITS = ["unit", "cluster"]  # what items are resampled with, where that is not their image
@@ -129,10 +130,30 @@ def _average(values: np.ndarray, subjects: pd.Series) -> float:
     return float(pd.Series(values).groupby(subjects.to_numpy()).mean().mean())
 
 
+class _Repairs(SilentListener):
+    """Keeps what had to be computed, which nobody expects of a comparison."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def finished(self, stage: str, artifact: Artifact, seconds: float) -> None:
+        """Keep the reason of a stage that was not there."""
+        if not artifact.reused:
+            self.told.append(f"{stage} ({artifact.reason})")
+
+
 def read_items(folder: Path) -> pd.DataFrame:
-    """Return one row per test item of a finished run: its keys and one column per metric."""
-    run: Run = open_run(read_config(folder), folder, reading=True)
+    """Return one row per test item of a run: its keys and one column per metric.
+
+    What is missing or damaged is computed, and said in a `Notice`.
+    """
+    repairs = _Repairs()
+    run: Run = open_run(read_config(folder), folder, repairs, reading=True)
     pipeline.evaluate(run)
+    if repairs.told:
+        run.tell(
+            f"{folder} was unfinished or damaged, and was computed for the comparison: {', '.join(repairs.told)}."
+        )
     return tabulate_items(run.seen["items"])
 
 

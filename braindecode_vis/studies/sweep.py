@@ -7,10 +7,12 @@ was interrupted goes on where it stopped; a run that fails is named in the table
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from braindecode_vis.config import RunConfig, dump_config, read_config
 from braindecode_vis.pipeline.folder_lock import hold_folder
 from braindecode_vis.pipeline.runs import Listener, SilentListener, read_scores
 
+#: Runs of one sweep: each has a folder and takes seconds, so that more are a slip of the pen.
+MAX_RUNS = 10_000
 #: The command without the current folder on the path, where a file named like any module would be run in its place.
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); import braindecode_vis; del sys.path[0]; "
@@ -59,7 +63,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     Raises
     ------
     ConfigError
-        If a text has no values, or a key or a value is given twice.
+        If a text has no values or too many, or a key or a value is given twice.
 
     Examples
     --------
@@ -77,10 +81,13 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
         if key.strip() in axes:
             raise ConfigError(f"the key {key.strip()} is swept twice; put all its values into one --over.")
         if len(values) == 1 and (found := re.fullmatch(r"(\d+)\.\.(\d+)", values[0])):
+            # the lengths first: Python refuses to read a number of thousands of digits
+            if max(map(len, found.groups())) > 15 or int(found[2]) - int(found[1]) >= MAX_RUNS:
+                raise ConfigError(f"the range {text[:60]!r} has more than {MAX_RUNS} values; sweep fewer.")
             values = [str(n) for n in range(int(found[1]), int(found[2]) + 1)]
             if not values:
                 raise ConfigError(f"the range {text!r} is empty; the smaller number comes first.")
-        twice = next((value for value in values if values.count(value) > 1), None)
+        twice = next((value for value, times in Counter(values).items() if times > 1), None)
         if twice is not None:
             raise ConfigError(
                 f"the axis {text!r} names {twice} twice, which would count one run as two; name it once."
@@ -149,12 +156,16 @@ def sweep(
     Raises
     ------
     ConfigError
-        If any combination is not a valid configuration; nothing is started then.
+        If any combination is not a valid configuration, or there are too many; nothing is started then.
     DataError
         If every run failed.
     """
     if (out / "config.yaml").is_file():
         raise ConfigError(f"{out} is a run folder; give the sweep a folder of its own with --out.")
+    if (n_runs := math.prod(map(len, axes.values()))) > MAX_RUNS:
+        raise ConfigError(
+            f"the sweep has {n_runs} combinations, and at most {MAX_RUNS} are run; sweep fewer."
+        )
     combinations = list_combinations(axes, out)
     configs = []
     for combination in combinations:  # all of them before any run is started

@@ -119,6 +119,42 @@ def test_large_selections_go_through_a_file_and_not_through_memory(tmp_path, mon
         )
 
 
+@pytest.mark.parametrize("damage", ["rows", "hashes", "selection"])
+def test_a_changed_bank_is_found_when_it_is_first_read(tmp_path, monkeypatch, damage):
+    """Rows of the cache were taken for those of other images: nothing said what the encoder had given."""
+    stimuli = make_stimuli()
+    embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path)
+    (folder,) = (tmp_path / "embeddings").iterdir()
+    if damage == "selection":
+        monkeypatch.setattr(bank, "IN_MEMORY_BYTES", 10)
+        stimuli = stimuli.select(stimuli.ids[::-1])
+        embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path)
+        folder = folder / "selections"
+    (rows,) = folder.glob("*.npy")
+    if damage == "hashes":
+        index = json.loads(rows.with_suffix(".json").read_text())
+        index["sha256"][1:3] = index["sha256"][2:0:-1]
+        rows.with_suffix(".json").write_text(json.dumps(index))
+    else:
+        np.save(rows, np.load(rows)[::-1])
+    with pytest.raises(DataError, match=r"is not as it was written\); delete it and its \.json, and embed"):
+        embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path)
+    for path in (rows, rows.with_suffix(".json")):
+        path.unlink()
+    again = embed_stimuli(MeanEncoder(), stimuli, cache=tmp_path)
+    wanted = np.stack([image.astype(np.float32).mean((0, 1)) for image in stimuli.iterate_images()])
+    np.testing.assert_array_equal(again.vectors, wanted)
+
+
+def test_a_bank_of_an_earlier_version_has_no_seal_and_is_read(tmp_path):
+    first = embed_stimuli(MeanEncoder(), make_stimuli(), cache=tmp_path)
+    for index in (tmp_path / "embeddings").glob("*/[!b]*.json"):
+        index.write_text(json.dumps({"sha256": json.loads(index.read_text())["sha256"]}))
+    again = MeanEncoder()
+    np.testing.assert_array_equal(embed_stimuli(again, make_stimuli(), cache=tmp_path).vectors, first.vectors)
+    assert not again.seen
+
+
 def test_small_additions_do_not_rewrite_the_bank(tmp_path):
     embed_stimuli(MeanEncoder(), make_stimuli(PIXELS[:9]), cache=tmp_path)
     embed_stimuli(MeanEncoder(), make_stimuli(PIXELS[:10]), cache=tmp_path)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import mean
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # threads do not survive a fork
@@ -103,6 +104,11 @@ def _show(verdict: Verdict) -> None:
 def _summarise(verdicts: list[Verdict], seconds: float) -> int:
     kinds = Counter(verdict.kind for verdict in verdicts)
     print(f"{len(verdicts)} cases in {seconds:.0f} s, the longest {max(v.seconds for v in verdicts):.1f} s")
+    times: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        times.setdefault(verdict.case.rpartition(":")[0], []).append(verdict.seconds)
+    slowest = sorted(times, key=lambda name: -sum(times[name]))[:6]
+    print(f"  seconds a case where most went: {', '.join(f'{n} {mean(times[n]):.1f}' for n in slowest)}")
     print(f"  exit 0, the same result                 {kinds['same']}")
     print(f"  exit 2, one sentence                    {kinds['told']}")
     print(f"  exit 0, another valid input was made    {kinds['another input']}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import shutil
 import subprocess
 import tracemalloc
@@ -198,6 +199,19 @@ def test_unknown_names_are_refused(tmp_path):
         estimate_phantom("things-eeg", SMALL)
     with pytest.raises(ConfigError, match="did you mean 'n_sessions'"):
         SMALL.replace(n_session=1)
+
+
+def test_a_limit_on_file_sizes_is_seen_before_it_starts(tmp_path):
+    """Under ``ulimit -f 20`` images were drawn and embedded for minutes before the first large file could not grow."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_480, limits[1]))
+    try:
+        with pytest.raises(
+            DataError, match=r"may not grow past 20 kB here, .* raise the limit with ulimit -f"
+        ):
+            check_space(tmp_path, estimate_phantom("god", SMALL))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_is_seen_before_it_starts(tmp_path, monkeypatch):

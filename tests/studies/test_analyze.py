@@ -101,7 +101,7 @@ def test_an_analysis_of_chosen_columns_belongs_to_their_run_alone(chosen):
     analyze(chosen, ["hubness"])
     everything = [text for text in CHOSEN if not text.startswith("selection")]
     plain = open_run(read_config("synthetic_digits", everything), chosen.folder.path)
-    titles = [len(find_analyses(chosen.folder.path, describe_question(run))) for run in (chosen, plain)]
+    titles = [len(find_analyses(chosen.folder.path, describe_question(run))[0]) for run in (chosen, plain)]
     assert titles[0] >= 1
     assert titles[1] == 0
 

@@ -49,3 +49,11 @@ def test_settings_that_are_wrong_are_named():
         make_settings({"widht": 8})
     with pytest.raises(ConfigError, match=r"fine_width is 0"):
         make_settings({"fine_width": 0})
+
+
+@pytest.mark.parametrize("setting", ["n_images=[", "n_images", "=1", "n_image=1", "n_images=2000-13-45"])
+def test_a_setting_that_is_no_setting_is_told_in_a_sentence(tmp_path, command_line, setting):
+    """A value that is no YAML ended in a traceback."""
+    done = command_line("train-generator", "--out", tmp_path / "out", "--set", setting)
+    assert done.returncode == 2
+    assert done.stderr.strip().rpartition("\n")[2].startswith("error: ")

@@ -96,6 +96,16 @@ def test_a_wrong_value_starts_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_of_more_runs_than_anybody_waits_for_is_refused(tmp_path):
+    """A range of 10^12 seeds filled the memory, and one of thousands of digits ended in a traceback."""
+    for last in (10**4, 10**12, "9" * 5000):
+        with pytest.raises(ConfigError, match="has more than 10000 values"):
+            parse_axes([f"seed=0..{last}"])
+    axes = {"seed": [*map(str, range(101))], "encoder.alphas": [f"[{n}]" for n in range(1, 101)]}
+    with pytest.raises(ConfigError, match="has 10100 combinations"):
+        sweep("synthetic_digits", axes, tmp_path / "out")
+
+
 def test_a_wrong_value_is_told_with_its_combination(tmp_path):
     axes = {"seed": ["3"], "target.kind": ["pixels", "efficientnet-lite0"]}
     with pytest.raises(ConfigError, match=r"seed=3, target\.kind=efficientnet-lite0 cannot run.*latents"):

@@ -34,6 +34,7 @@ from braindecode_vis.datasets.nsd.experiment_design import (
     DESIGN_FILE,
     IMAGES_FILE,
     NsdDesign,
+    find_images_file,
     open_images,
     read_design,
 )
@@ -117,7 +118,10 @@ class Alljoined1Config(MeegSettings):
         root, sessions, _ = self._find()
         # Names are unique here: they tell subject and session, and no session is there twice.
         files = {item.path.name: item.path for item in sessions}
-        extra = [self._find_design(root), find_split(root), self._find_pictures(root)]
+        pictures = self._find_pictures(root)
+        if pictures is not None:
+            pictures = find_images_file(root, pictures)
+        extra = [self._find_design(root), find_split(root), pictures]
         files |= {path.name: path for path in extra if path is not None and path.is_file()}
         return digest_files(files)
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from braindecode_vis.datasets.manifests import find_label
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
 from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_volume, read_volume_header
+from braindecode_vis.digests import digest_folder
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
 
@@ -440,22 +442,17 @@ def find_image_folder(root: Path, places: Sequence[str]) -> Path | None:
     """Return the first of some folders below `root` that holds a picture: where images are usually unpacked."""
     folders = (root / place for place in places)
     # An empty folder is what unpacking has not filled yet.
-    return next((folder for folder in folders if folder.is_dir() and _list_pictures(folder)), None)
+    return next((folder for folder in folders if any(_list_pictures(folder))), None)
 
 
 def hash_image_folder(images: Path | None, beside: Path | None = None) -> dict[str, str]:
-    """Return a digest of the names and sizes of the pictures in `images`, or in `beside` without it; none if neither.
+    """Return one digest of the names and bytes of the pictures in `images`, or in `beside` without it; none if neither.
 
-    Without it, a run that was prepared without pictures would never notice that they have come.
+    Without it, a run that was prepared without pictures would never notice that they have come, and one whose pictures
+    were changed would go on with what they were.
     """
     folder = images.expanduser() if images is not None else beside
-    if folder is None:
-        return {}
-    # Hashing the pictures themselves would read gigabytes at the start of every run.
-    listed = [
-        f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in _list_pictures(folder)
-    ]
-    return {"images": hashlib.sha256("\n".join(listed).encode()).hexdigest()}
+    return {} if folder is None else {"images": digest_folder(folder, sorted(_list_pictures(folder)))}
 
 
 def make_named_stimuli(
@@ -550,12 +547,19 @@ def _locate(paths: list[str], root: Path, title: str) -> list[str]:
 def _index_folder(root: Path) -> dict[str, list[str]]:
     """Return relative paths by file name, and by name without suffix followed by a star, all in lower case."""
     index: dict[str, list[str]] = defaultdict(list)
-    for path in _list_pictures(root):
-        relative = path.relative_to(root).as_posix()
-        index[path.name.lower()].append(relative)
-        index[path.stem.lower() + "*"].append(relative)
+    for relative in sorted(_list_pictures(root)):
+        name = relative.rpartition("/")[2].lower()
+        index[name].append(relative)
+        index[name.rpartition(".")[0] + "*"].append(relative)
     return dict(index)
 
 
-def _list_pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+def _list_pictures(folder: Path) -> Iterator[str]:
+    """Yield the paths of pictures relative to a folder; it may hold tens of thousands, so these are no `Path`."""
+    for place, _, names in os.walk(folder):
+        start = (
+            ""
+            if place == str(folder)
+            else f"{place[len(str(folder)) :].lstrip(os.sep)}/".replace(os.sep, "/")
+        )
+        yield from (f"{start}{name}" for name in names if name.lower().endswith(_SUFFIXES))

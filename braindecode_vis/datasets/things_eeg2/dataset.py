@@ -47,6 +47,7 @@ from braindecode_vis.datasets.things_eeg2.layouts import (
     find_held,
     find_images,
     find_metadata,
+    hash_images,
     make_stimuli,
     read_image_list,
 )
@@ -113,9 +114,10 @@ class ThingsEeg2Config(MeegSettings):
         """Return the digest of every file that is read."""
         root, held = self._find()
         files = {Path(item.key).with_name(path.name).as_posix(): path for item in held for path in item.files}
-        if (metadata := find_metadata(root, find_images(root, self.images))) is not None:
+        images = find_images(root, self.images)
+        if (metadata := find_metadata(root, images)) is not None:
             files[metadata.name] = metadata
-        return digest_files(files)
+        return digest_files(files) | hash_images(images)
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

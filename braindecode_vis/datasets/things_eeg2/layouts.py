@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, check_unique
+from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
@@ -187,6 +188,14 @@ def find_images(root: Path, images: Path | None) -> Path:
         f"the folders training_images and test_images of THINGS-EEG2 were not found in {where}; unpack them there or "
         "name their folder with --set dataset.images=DIR."
     )
+
+
+def hash_images(images: Path) -> dict[str, str]:
+    """Return one digest for each of the two folders of pictures, beside which recordings may lie."""
+    folders = {split: _find_partition(images, split) for split in _FOLDERS}
+    return {
+        f"{split}_images": hash_image_folder(folder)["images"] for split, folder in folders.items() if folder
+    }
 
 
 def _find_partition(folder: Path, split: str) -> Path | None:
