@@ -376,8 +376,16 @@ def find_classes(
         decisions = np.zeros((n, len(classes)), np.float32)
         decisions[np.arange(n), [place[name] for name in decided.tolist()]] = 1
         return decisions, classes, labels, rows, notes
+    if values.ndim != 2:
+        raise DataError(
+            f"scores of classes have a row per trial and a column per class, not the shape {values.shape}."
+        )
     check_finite(values, what="the scores of the classes", row_names=rows.ids, hint="")
     n_classes = values.shape[1]
+    if truth.ndim > 1 and truth.shape[1:] != (n_classes,):
+        raise DataError(
+            f"true classes are one label per trial or one of {n_classes} columns, not of shape {truth.shape}."
+        )
     if target_ids is not None:
         classes = read_ids(target_ids, n_classes, "the classes")["stimulus_id"].tolist()
         check_unique(classes, what="names of classes")

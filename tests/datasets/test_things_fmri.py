@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from braindecode_vis.checks import ConfigError, DataError
-from braindecode_vis.datasets.things_fmri.betas import find_concept, open_response_table
+from braindecode_vis.datasets.things_fmri.betas import ResponseTable, find_concept, open_response_table
 from braindecode_vis.datasets.things_fmri.dataset import ThingsFmriConfig
 from braindecode_vis.phantom.formats import things_fmri_format as phantom
 from braindecode_vis.preprocessing.betas import write_fmri
@@ -111,6 +111,20 @@ def test_one_session_alone(tree, design):
         assert source.n_trials == ((design["session"] == 2) & (design["trial_type"] != "catch")).sum()
         with pytest.raises(DataError, match="has the sessions 1, 2, but not 3"):
             ThingsFmriConfig(root=tree, form=form, sessions=(3,)).open_betas()
+
+
+def test_a_trial_that_the_list_lacks_is_told(tree):
+    """A column of responses was then taken for the numbers of voxels, and ended in a traceback of pandas."""
+    path = next(tree.rglob("*StimulusMetadata.csv"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:5] + lines[6:]))
+    with pytest.raises(DataError, match=r"of which the 8 of VoxelMetadata.csv name 0; take both tables"):
+        ThingsFmriConfig(root=tree, form="table").open_betas()
+    twice = ResponseTable(path, "block0_values", 1, np.array([0.5, 0.25, 0.5]), None)
+    with pytest.raises(
+        DataError, match=r"voxel 0\.5 twice, .* than StimulusMetadata\.csv has trials; take all"
+    ):
+        twice.find_rows(np.arange(3))
 
 
 @pytest.mark.parametrize("chunks", [None, (4, 3)])

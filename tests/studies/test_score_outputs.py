@@ -240,6 +240,8 @@ def test_classes_that_do_not_fit_are_one_sentence():
         (labels * 0, labels * 0, {}, "nothing to tell apart"),
         (logits * np.nan, labels, {}, "non-finite value"),
         (logits[:, :3], np.array([0.5] * 30), {}, "no id and no label"),
+        (logits[..., None], labels, {"kind": "classes"}, "a column per class, not the shape"),
+        (logits, np.eye(5)[labels], {"kind": "classes"}, "or one of 4 columns, not of shape"),
         (np.eye(4), list("abcd"), {}, "say which with kind"),
     ):
         with pytest.raises((DataError, ConfigError), match=words):

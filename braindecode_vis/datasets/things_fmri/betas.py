@@ -207,9 +207,16 @@ class ResponseTable:
         Raises
         ------
         DataError
-            If table and voxels are not the same set.
+            If table and voxels are not the same set, or the table names a voxel twice.
         """
-        rows = pd.Index(self.voxel_ids).get_indexer(pd.Index(voxel_ids))
+        known = pd.Index(self.voxel_ids)
+        if not known.is_unique:
+            # Responses stand where the numbers of voxels are sought if a trial is missing from the list.
+            raise DataError(
+                f"{self.path} names the voxel {known[known.duplicated()][0]} twice, or has a column more than "
+                "StimulusMetadata.csv has trials; take all tables from the same release."
+            )
+        rows = known.get_indexer(pd.Index(voxel_ids))
         if len(voxel_ids) != len(self.voxel_ids) or (rows < 0).any():
             raise DataError(
                 f"{self.path} has {len(self.voxel_ids)} voxels, of which the {len(voxel_ids)} of VoxelMetadata.csv "
