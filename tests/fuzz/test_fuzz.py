@@ -20,7 +20,7 @@ from tests.fuzz.examine import names_finding
 from tests.fuzz.mutator import mutate
 
 # Reading is cheap in these; `make fuzz` goes through all of them.
-FAST = ("god/read", "bold5000-betas", "bids-fmri/check", "score", "new", "configs")
+FAST = ("god/read", "bold5000-betas", "score", "new", "configs")
 BOUNDED = settings(
     max_examples=60,
     deadline=None,
