@@ -24,10 +24,10 @@ def call(command_line):
     return command_line
 
 
-def call_anew(*arguments):
+def call_anew(*arguments, **options):
     """Call the command as a process of its own."""
     command = [sys.executable, "-m", "braindecode_vis", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
 
 
 def check_refusal(done, *fragments):

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.test_cli import SMALL, call, check_refusal
+from tests.test_cli import SMALL, call_anew, check_refusal
 
 NETWORK = [
     "--set", "encoder={kind: network, epochs: 4, batch_size: 16, checkpoint_seconds: 0, device: cpu, out_of_fold: 2}",
@@ -56,7 +56,7 @@ def test_two_processes_train_what_one_trains(together, tmp_path):
     assert not list(out.rglob(".tmp-*"))
     assert not list((out / "work").glob("*"))
 
-    done = call("retrieve", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
+    done = call_anew("retrieve", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
     assert done.returncode == 0, done.stderr
     alone, vectors = read_vectors(tmp_path), read_vectors(out)
     assert alone.keys() == vectors.keys()
@@ -77,7 +77,7 @@ def test_a_killed_launch_goes_on_where_it_was(together, tmp_path):
     process = launch("train", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
     errors = process.communicate(timeout=240)[1]
     assert process.returncode == 0, errors
-    assert call("retrieve", tmp_path).returncode == 0
+    assert call_anew("retrieve", tmp_path).returncode == 0
     expected, found = read_vectors(together[0]), read_vectors(tmp_path)
     assert found.keys() == expected.keys()
     for name, vectors in expected.items():
@@ -113,5 +113,5 @@ def test_processes_that_see_different_folders_end_with_a_sentence(tmp_path):
 
 def test_a_run_over_several_machines_is_refused(tmp_path):
     launched = {**os.environ, "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-    done = call("run", "synthetic_digits", "--out", tmp_path, *SMALL, env=launched)
+    done = call_anew("run", "synthetic_digits", "--out", tmp_path, *SMALL, env=launched)
     check_refusal(done, "train on several machines with the verb train")
