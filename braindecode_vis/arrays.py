@@ -67,7 +67,7 @@ class Recording:
 
 
 class TrialRows:
-    """Some trials of a larger array, or averages of some, read when they are asked for.
+    """Some trials (or pictures) of a larger array, or averages of some, read when they are asked for.
 
     Behaves like an array on reading: ``len``, ``shape``, ``ndim``, ``dtype``, indexing along all axes, and conversion
     by NumPy. What indexing gives is an array in memory.
@@ -142,18 +142,18 @@ class TrialRows:
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
         if self.starts is None:
-            return _read_rows(self.data, self.rows[numbers])
+            return read_rows(self.data, self.rows[numbers])
         ends = np.append(self.starts[1:], len(self.rows))
         out = np.empty((len(numbers), *self.shape[1:]), np.float32)
         for target, number in enumerate(numbers.tolist()):
             # In the order of the file, since a disk reads forward faster.
             members = np.sort(self.rows[self.starts[number] : ends[number]])
             # Summed in float64: trials may be float16, whose sums overflow.
-            out[target] = _read_rows(self.data, members).mean(axis=0, dtype=np.float64)
+            out[target] = read_rows(self.data, members).mean(axis=0, dtype=np.float64)
         return out
 
 
-def _read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return rows of an array; those of a memory map by plain reads, which are far faster than faults of its pages."""
     root = data
     # A slice of a memory map is one itself; only the first knows the file and the offset.
@@ -161,14 +161,17 @@ def _read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
         root = root.base
     if not isinstance(root, np.memmap) or root.filename is None or not data.flags.c_contiguous:
         return np.asarray(data[rows])
+    path = Path(root.filename)
+    if not path.exists():  # the map outlives the name of its file
+        return np.asarray(data[rows])
     row_bytes = data.nbytes // max(1, len(data))
     start = root.offset + data.__array_interface__["data"][0] - root.__array_interface__["data"][0]
     out = np.empty((len(rows), *data.shape[1:]), data.dtype)
-    with Path(root.filename).open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:
         for target, row in zip(out, rows.tolist(), strict=True):
             file.seek(start + (row % len(data)) * row_bytes)
             if file.readinto(target.reshape(-1).view(np.uint8).data) != row_bytes:
-                raise DataError(f"{root.filename} ends in the middle of its trials; delete it and run again.")
+                raise DataError(f"{path} ends in the middle of its rows; delete it and run again.")
     return out
 
 
@@ -350,6 +353,40 @@ def normalise_rows(rows: np.ndarray) -> np.ndarray:
     """Return rows of shape (n, n_features) with length 1; a row of zeros stays one."""
     # norm: (n, 1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def find_largest(values: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of the `k` largest values of each row, the largest first, equal ones in their order.
+
+    Parameters
+    ----------
+    values : array of shape (n_rows, n_columns)
+        Finite.
+    k
+        At most n_columns.
+
+    Returns
+    -------
+    int array of shape (n_rows, k)
+        What a stable sort of all values gives, without sorting all of them.
+
+    Examples
+    --------
+    >>> find_largest(np.array([[1.0, 3.0, 2.0, 3.0]]), 3)
+    array([[1, 3, 2]])
+    """
+    n_rows, n_columns = values.shape
+    width = min(64, n_columns // max(1, k))
+    if k == 0 or width < 4:
+        return np.argsort(-values, axis=1, kind="stable")[:, :k]
+    # The k-th largest of the maxima of groups of columns: at least k values of the row reach it, and few others do.
+    n_groups = n_columns // width
+    maxima = values[:, : n_groups * width].reshape(n_rows, n_groups, width).max(axis=2)
+    bound = np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k]
+    rows, columns = np.divmod(np.flatnonzero(values >= bound[:, None]), n_columns)
+    order = np.lexsort((columns, -values[rows, columns], rows))
+    starts = np.searchsorted(rows, np.arange(n_rows))
+    return columns[order][starts[:, None] + np.arange(k)]
 
 
 def check_same_space(left: Embeddings, right: Embeddings) -> None:

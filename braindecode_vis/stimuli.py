@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from braindecode_vis.arrays import TrialData, TrialRows, read_rows
 from braindecode_vis.checks import DataError, check_columns, check_unique
 
 REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
@@ -33,7 +35,7 @@ class StimulusSet:
     root
         Folder that the paths start from. Not needed when `pixels` is given.
     pixels : uint8 array of shape (n_stimuli, height, width, 3), optional
-        The images themselves, in row order; may be a memory map.
+        The images themselves, in row order; may be a memory map, or the rows of one (`arrays.TrialRows`).
 
     Raises
     ------
@@ -43,7 +45,7 @@ class StimulusSet:
 
     table: pd.DataFrame
     root: Path | None = None
-    pixels: np.ndarray | None = None
+    pixels: TrialData | None = None
 
     def __post_init__(self) -> None:
         check_columns(self.table.columns, REQUIRED_COLUMNS, what="the stimulus table")
@@ -94,12 +96,9 @@ class StimulusSet:
         return len(self.table)
 
     @cached_property
-    def _index(self) -> pd.Index:
-        # Built once: images are looked up one by one, tens of thousands of times.
-        return pd.Index(self.table["stimulus_id"])
-
-    @cached_property
     def _row_of(self) -> dict[str, int]:
+        # Built once: images are looked up one by one, tens of thousands of times. An index of pandas whose type is not
+        # that of the ids that are asked for is converted, all of it, at every look-up.
         return {name: row for row, name in enumerate(self.ids.tolist())}
 
     @property
@@ -140,31 +139,36 @@ class StimulusSet:
             If an id is unknown.
         """
         wanted = list(ids)
-        rows = self._index.get_indexer(pd.Index(wanted, dtype=object))
-        if (rows < 0).any():
-            missing = wanted[int(np.flatnonzero(rows < 0)[0])]
+        row_of = self._row_of
+        try:
+            return np.array([row_of[name] for name in wanted], dtype=np.intp)
+        except KeyError as error:
             raise DataError(
-                f"stimulus {missing!r} is not in the stimulus table of {len(self)} images: "
+                f"stimulus {error.args[0]!r} is not in the stimulus table of {len(self)} images: "
                 "the recording and the image set come from different releases."
-            )
-        return rows
+            ) from None
 
     def concepts_of(self, ids: Iterable[str]) -> np.ndarray:
         """Return the concept of each id, shape (len(ids),)."""
-        return self.table["concept"].to_numpy(dtype=object)[self.find_rows(ids)]
+        return self.table["concept"].take(self.find_rows(ids)).to_numpy(dtype=object)
 
     def select(self, ids: Iterable[str]) -> StimulusSet:
-        """Return the sub-set with exactly these ids, in this order."""
+        """Return the sub-set with exactly these ids, in this order; images in a file stay there."""
         rows = self.find_rows(ids)
-        pixels = None if self.pixels is None else self.pixels[rows]
+        pixels: Any = self.pixels
+        if isinstance(pixels, TrialRows):
+            pixels = TrialRows(pixels.data, pixels.rows[rows])
+        elif isinstance(pixels, np.memmap):
+            pixels = TrialRows(pixels, rows)  # a copy of 10 000 images of 425 pixels would take 5 GB
+        elif pixels is not None:
+            pixels = pixels[rows]
         return StimulusSet(self.table.iloc[rows].reset_index(drop=True), self.root, pixels)
 
     def read_image(self, stimulus_id: str) -> np.ndarray:
         """Return one image as uint8 of shape (height, width, 3)."""
-        # Thousands of images are read one by one, which is slow through the index of pandas.
-        row = self._row_of.get(stimulus_id)
-        if row is None:
-            row = int(self.find_rows([stimulus_id])[0])  # which says what is wrong
+        row = int(self.find_rows([stimulus_id])[0])
+        if isinstance(self.pixels, np.memmap):  # pages of a map would stay in memory, image by image
+            return read_rows(self.pixels, np.array([row]))[0]
         if self.pixels is not None:
             return np.asarray(self.pixels[row])
         if self.root is None:

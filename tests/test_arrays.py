@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braindecode_vis.arrays import Embeddings, Recording, Responses, Score, check_same_space
+from braindecode_vis.arrays import Embeddings, Recording, Responses, Score, check_same_space, find_largest
 from braindecode_vis.checks import DataError
 
 
@@ -95,3 +95,18 @@ def test_recording_checks_its_events():
         Recording("01", "01", "01", "eeg", (), events)
     with pytest.raises(DataError, match=r"1 event\(s\).*'b'"):
         Recording("01", "01", "01", "eeg", (), events.iloc[:2], frozenset({"a"}))
+
+
+@pytest.mark.parametrize(("n_columns", "k"), [(1, 1), (9, 4), (16, 4), (500, 10), (4112, 16), (700, 0)])
+def test_the_largest_of_a_row_are_those_of_a_stable_sort(n_columns, k):
+    """Top-k sorted every row whole: 1.5 times the time of a search that only keeps the best."""
+    generator = np.random.default_rng(0)
+    for values in (
+        generator.normal(size=(30, n_columns)).astype(np.float32),
+        generator.integers(0, 5, (30, n_columns)).astype(
+            np.float64
+        ),  # mostly ties, also where the k-th stands
+        np.zeros((3, n_columns)),
+    ):
+        expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(find_largest(values, k), expected)

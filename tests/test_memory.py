@@ -198,7 +198,7 @@ def test_images_hold_what_was_estimated(tmp_path, command_line):
     n_test, height, width = stacks[0].shape[:3]
     written = sum(stack.nbytes for stack in stacks)
     # Each stack is there up to three times until it is written.
-    assert 1 < estimate_images_bytes(0, n_test, 1, height, width) / written < 6
+    assert 1 < estimate_images_bytes(n_test, 1, height, width) / written < 6
 
 
 # --- after a failure -----------------------------------------------------------------------------------

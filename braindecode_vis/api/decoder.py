@@ -44,7 +44,7 @@ from braindecode_vis.api.own import (
     merge_pictures,
     read_encoder,
 )
-from braindecode_vis.arrays import Embeddings, Responses
+from braindecode_vis.arrays import Embeddings, Responses, find_largest
 from braindecode_vis.checks import ConfigError, DataError, InputError, for_python
 from braindecode_vis.consent import find_code, give_consent
 from braindecode_vis.contracts import NOTHING_LENT, Context, WholeImageEncoder, WholeSettings
@@ -282,7 +282,7 @@ class Decoder(BaseEstimator):
         predicted, candidates = self._predict(X), self._embed_gallery(gallery)
         similarity = self._compare(predicted, candidates)
         k = min(k, len(candidates))
-        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]  # (n_trials, k)
+        order = find_largest(similarity, k)  # (n_trials, k)
         return pd.DataFrame(
             {
                 "trial": np.repeat(np.arange(len(order)), k),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,22 +60,32 @@ class GeneratorData:
     noise: RepetitionNoise | None = None
     context: Context = NOTHING_LENT
 
-    @cached_property
-    def images(self) -> np.ndarray:
-        """All training images in the order of `embeddings`, uint8 of shape (n, height, width, 3).
+    def read_images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return training images by their rows in `embeddings`, uint8 of shape (n_rows, height, width, 3).
 
-        Images of one size up to `LARGEST_SIDE` are kept as they are; others become squares of that side, so that
-        tens of thousands of photographs fit into memory.
+        Images of one size up to `LARGEST_SIDE` are kept as they are; others become squares of that side. Each is read
+        once, however often it is asked for: what is shown is a small part of tens of thousands of photographs.
         """
+        distinct, places = np.unique(np.asarray(rows, dtype=np.intp), return_inverse=True)
         height, width = self.image_size
-        images = np.empty((len(self.embeddings), height, width, 3), dtype=np.uint8)
-        for row, stimulus_id in enumerate(self.embeddings.ids):
-            images[row] = resize_image(self.stimuli.read_image(stimulus_id), height, width)
-        return images
+        images = np.empty((len(distinct), height, width, 3), dtype=np.uint8)
+        for image, row in zip(images, distinct, strict=True):
+            image[...] = self._read_image(row)
+        return images[places]
+
+    def average_images(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the rounded mean of training images, uint8 of shape (height, width, 3); one is read at a time."""
+        total = np.zeros((*self.image_size, 3), dtype=np.int64)
+        for row in rows:
+            total += self._read_image(row)
+        return np.round(total / len(rows)).astype(np.uint8)
+
+    def _read_image(self, row: int) -> np.ndarray:
+        return resize_image(self.stimuli.read_image(self.embeddings.ids[row]), *self.image_size)
 
     @cached_property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of `images`; the first image says the size of all."""
+        """Height and width of what `read_images` returns; the first image says the size of all."""
         height, width = self.stimuli.read_image(self.embeddings.ids[0]).shape[:2]
         return (LARGEST_SIDE, LARGEST_SIDE) if max(height, width) > LARGEST_SIDE else (height, width)
 

@@ -107,8 +107,10 @@ class LatentsGenerator:
                 "set generator.contrast to none, or target.size to more."
             )
         # Out-of-fold predictions are as washed out as those of test trials; predictions of the fit would not be.
-        truth = data.images[[row_of[i] for i in data.predicted.ids]]
-        truth = np.stack([resize_image(image, height, width) for image in truth])
+        small = {
+            i: resize_image(data.read_images([row_of[i]])[0], height, width) for i in set(data.predicted.ids)
+        }
+        truth = [small[i] for i in data.predicted.ids]
         candidates = list(product(config.thresholds, config.gains))
         scores = [
             np.mean(

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -387,12 +388,17 @@ def permutation_test_folds(
     width = sum(len(part.shown) for part in parts)
     sizes = list(_chunks(n_permutations, width if statistic == "mean" else max(n_rows, width)))
     nulls = []
-    drawn = [
-        part.iterate(sizes, seed + number, summed=statistic == "mean") for number, part in enumerate(parts)
-    ]
-    for blocks in zip(*drawn, strict=True):
-        values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-        nulls.append(values.sum(axis=1) / n_rows if statistic == "mean" else np.median(values, axis=1))
+    # Every metric of a run is tested by the same permutations, with classes kept and without.
+    drawn = [part.draw(sizes, seed + number, keep=statistic == "mean") for number, part in enumerate(parts)]
+    for size, blocks in zip(sizes, zip(*drawn, strict=True), strict=True):
+        if statistic == "mean":
+            total = np.zeros(size)
+            for part, assigned in zip(parts, blocks, strict=True):
+                part.add_sums(total, assigned)
+            nulls.append(total / n_rows)
+        else:
+            values = [part.look_up(assigned) for part, assigned in zip(parts, blocks, strict=True)]
+            nulls.append(np.median(np.concatenate(values), axis=0))
     null = np.concatenate(nulls)
     if statistic == "mean":
         observed, null_mean = float(own.mean()), sum(part.cell_sum for part in parts) / n_rows
@@ -451,28 +457,38 @@ class _Permuted:
             total += float(self.table[np.ix_(rows, self.shown[block])].mean(axis=1).sum())
         return total
 
-    def iterate(self, sizes: Sequence[int], seed: int, *, summed: bool) -> Iterator[np.ndarray]:
-        """Yield the values under permutations, (size, n_rows); summed over the rows of a stimulus, (size, n_shown)."""
+    @cached_property
+    def sums(self) -> np.ndarray:
+        """Values of each shown stimulus, summed over its rows, beside each shown stimulus: (n_shown, n_shown)."""
+        table = self.table if len(self.shown) == self.table.shape[1] else self.table[:, self.shown]
+        if np.array_equal(self.slot, np.arange(len(self.shown))):
+            return np.ascontiguousarray(table)
+        sums = np.zeros((len(self.shown), len(self.shown)))
+        np.add.at(sums, self.slot, table)
+        return sums
+
+    def draw(self, sizes: Sequence[int], seed: int, *, keep: bool) -> Iterable[np.ndarray]:
+        """Yield which shown stimulus each gets under permutations, (n_shown, size)."""
         n_shown = len(self.shown)
-        table, slot = self.table[:, self.shown], self.slot
-        if summed:  # rows of one stimulus move together, so a mean needs their sum only
-            sums = np.zeros((n_shown, n_shown))
-            np.add.at(sums, slot, table)
-            table, slot = sums, np.arange(n_shown)
-        flat = np.ascontiguousarray(table).ravel()
         block_of = np.empty(n_shown, np.int64)
         for number, block in enumerate(self.blocks):
             block_of[block] = number
         key = (block_of.tobytes(), tuple(sizes), seed)
-        offset = np.arange(len(table))[:, None] * n_shown
-        # Transposed, (n_rows, size): what is looked up one after the other then stands in one row of the table.
-        cells: Iterable[np.ndarray] = (offset + assigned.T[slot] for assigned in _draw_permutations(*key))
-        if summed:
-            # Every metric of a run is tested by the same permutations, with classes kept and without.
-            cells = _keep_draws(("permutation", *key), sum(sizes) * n_shown, cells)
-        for places in cells:
-            # (size, n_rows): what each row would be worth beside the stimulus that it got.
-            yield flat.take(places).T
+        # Transposed: what is looked up one after the other then stands in one row of the table.
+        drawn = (np.ascontiguousarray(assigned.T, np.intp) for assigned in _draw_permutations(*key))
+        return _keep_draws(("permutation", *key), sum(sizes) * n_shown, drawn) if keep else drawn
+
+    def add_sums(self, total: np.ndarray, assigned: np.ndarray) -> None:
+        """Add to `total`, (size,), what all rows together would be worth beside the stimuli that they got."""
+        # Rows of one stimulus move together, so a mean needs their sum only. Stimulus by stimulus, so that a row of the
+        # table and the total stay in the cache, and the null is the same to the bit whatever the number of draws.
+        for values, places in zip(self.sums, assigned, strict=True):
+            total += values.take(places)
+
+    def look_up(self, assigned: np.ndarray) -> np.ndarray:
+        """Return what each row would be worth beside the stimulus that it got, (n_rows, size)."""
+        table = self.table[:, self.shown]
+        return np.take_along_axis(table, assigned[self.slot], axis=1)
 
 
 def _draw_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:

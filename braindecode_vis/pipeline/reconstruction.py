@@ -83,10 +83,10 @@ def reconstruct_fold(
     prior_settings = roles.play(roles.PRIOR_SETTINGS, config.prior)
     generator_settings = roles.play(roles.GENERATOR_SETTINGS, config.generator)
     height, width = data.image_size
-    n_train, n_test, n_draws = len(data.embeddings), len(predicted), config.reconstruction.n_draws
+    n_test, n_draws = len(predicted), config.reconstruction.n_draws
     check_memory(
-        estimate_images_bytes(n_train, n_test, n_draws, height, width),
-        what=f"{n_train} training images and {n_draws} draw(s) of {n_test} test images of {height} x {width} pixels",
+        estimate_images_bytes(n_test, n_draws, height, width),
+        what=f"{n_draws} draw(s) of {n_test} test images of {height} x {width} pixels",
         reduce="reconstruction.n_draws, the subjects (--subject), or set repeats.test=averaged",
     )
     generator = roles.build(roles.IMAGE_GENERATOR, generator_settings, data)
@@ -138,7 +138,7 @@ def draw_images(
     # The upper bound: what the generator makes of the very embedding that was to be predicted.
     made["oracle"] = generator.generate(true.select(predicted.ids), seed=seed)
 
-    height, width = data.images.shape[1:3]  # of the stimuli: a coarse target must not make the task easier
+    height, width = data.image_size  # of the stimuli: a coarse target must not make the task easier
     distinct = {i: resize_image(test.read_image(i), height, width) for i in pd.unique(predicted.ids)}
     images = {"seen": np.stack([distinct[i] for i in predicted.ids])}
     for name, stack in made.items():
@@ -150,13 +150,13 @@ def draw_images(
     return FoldImages(rows, images, chosen)
 
 
-def estimate_images_bytes(n_train: int, n_test: int, n_draws: int, height: int, width: int) -> int:
-    """Return about how much memory the images of one fold take.
+def estimate_images_bytes(n_test: int, n_draws: int, height: int, width: int) -> int:
+    """Return about how much memory the images of one fold take, whatever the number of training images.
 
     Parameters
     ----------
-    n_train, n_test
-        Training images, and test rows.
+    n_test
+        Test rows.
     n_draws
         Images of each test row.
     height, width
@@ -164,7 +164,7 @@ def estimate_images_bytes(n_train: int, n_test: int, n_draws: int, height: int, 
     """
     # Seven sets beside the draws: what was seen, and the controls. Each is there as made, resized, and joined with the
     # other folds.
-    return (n_train + 3 * n_test * (n_draws + 7)) * height * width * 3
+    return 3 * n_test * (n_draws + 7) * height * width * 3
 
 
 def fit_prior(config: RunConfig, prior: WholePrior, data: GeneratorData, known: Embeddings) -> None:

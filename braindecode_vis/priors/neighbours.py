@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.arrays import Embeddings, check_same_space, normalise_rows
+from braindecode_vis.arrays import Embeddings, check_same_space, find_largest, normalise_rows
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.priors.image_source import ImageSourceSettings, iterate_rows, keep_distinct
 from braindecode_vis.priors.scales import turn_rows
@@ -134,8 +134,8 @@ class NeighboursPrior:
             numbers = np.broadcast_to(np.arange(start, start + len(part)), (n, len(part)))
             best = np.concatenate([best, directions @ normalise_rows(part - mean).T], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
-            # Stable, so that of equal similarities the first image wins on every machine.
-            kept = np.argsort(-best, axis=1, kind="stable")[:, :k]
+            # Of equal similarities the first image wins on every machine.
+            kept = find_largest(best, min(k, best.shape[1]))
             best, rows = (np.take_along_axis(table, kept, axis=1) for table in (best, rows))
         averages = [
             # In the order of the file, which a memory map reads faster, and which fixes the rounding of the sum.

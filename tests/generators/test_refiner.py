@@ -51,7 +51,7 @@ def test_held_out_predictions_become_more_like_their_images():
         stimuli=whole.stimuli.select(ids[:30]),
         predicted=whole.predicted.select(ids[:30]),
     )
-    held_out, truth = whole.predicted.select(ids[30:]), whole.images[30:]
+    held_out, truth = whole.predicted.select(ids[30:]), whole.read_images(range(30, len(ids)))
     generator = FAST.build(data)
     made = generator.generate(held_out, seed=0)
     plain = whole.image_encoder.decode(held_out.vectors)
