@@ -132,6 +132,16 @@ def test_joint_embeds_each_subject_by_its_own_layer_and_the_unknown_by_their_mea
         torch.testing.assert_close(embedded[trial], data[trial] @ weights[index].T + biases[index])
 
 
+def test_layers_of_subjects_start_as_linear_layers_do():
+    """Weights and biases are uniform between plus and minus one over the root of the number of inputs."""
+    layer = SubjectLinear(40, 49)
+    for values in (layer.weight, layer.bias):
+        values = values.detach().flatten() * 7
+        assert values.abs().max() <= 1
+        assert values.mean().item() == pytest.approx(0, abs=0.05)
+        assert values.std().item() == pytest.approx(3**-0.5, abs=0.03)
+
+
 def test_joint_adds_one_embedding_per_further_subject():
     signal = make_signal(63, 250, TEN)
     common, joint = AtmSConfig().build(signal, 16), AtmSConfig(joint=True).build(signal, 16)

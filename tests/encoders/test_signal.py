@@ -26,6 +26,10 @@ def test_a_signal_is_read_as_it_was_written(signal):
         np.testing.assert_array_equal(one, two)
 
 
+def test_subjects_are_numbered_and_those_outside_the_training_set_share_a_number():
+    assert EEG.index_subjects(["02", "guest", "01", 1, "02"]).tolist() == [1, 2, 0, 2, 1]
+
+
 def test_lengths_keep_their_duration():
     assert scale_length(25, EEG, "net", 250.0) == 10
     assert scale_length(25, EEG, "net", 90.0) == 28

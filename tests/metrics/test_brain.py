@@ -60,6 +60,20 @@ def test_it_equals_one_correlation_per_voxel_and_finds_the_region(world):
     assert found.n_images == 40
 
 
+@pytest.mark.parametrize("unit", [1e-13, 1.0, 1e9], ids=["tesla", "z", "counts"])
+def test_standardising_knows_no_unit_and_takes_rounding_for_none(unit):
+    """A constant column is one up to rounding, however large; one of tiny numbers is not."""
+    rows = np.random.default_rng(0).normal(size=(200, 4))
+    rows[:, 2] = 1 / 3 + 1e-16 * rows[:, 2]
+    rows[:, 3] = 0
+    found = brain._standardise(unit * (rows + np.array([0, 10, 0, 0])))
+    expected = rows[:, :2] - rows[:, :2].mean(axis=0)
+    np.testing.assert_allclose(
+        found[:, :2], expected / np.sqrt((expected**2).sum(axis=0)), rtol=1e-9, atol=1e-12
+    )
+    assert (found[:, 2:] == 0).all()
+
+
 def test_blocks_of_voxels_change_nothing(world, monkeypatch):
     model, true, measured, regions = world
     expected = correlate(model, [true], measured, regions=regions, n_boot=50, n_permutations=50)

@@ -75,6 +75,23 @@ def test_the_best_reference_counts_and_chance_is_the_next_stimulus():
         captions.compute_caption_metrics([["a"], []], ["a", "b"])
 
 
+def test_chance_of_two_stimuli_is_that_of_their_permutations():
+    """Half of all permutations of two leave both where they are, so that p is a half at best."""
+    references, found = [["the cat"], ["a red car"]], ["the cat", "a car"]
+    pairs = [[captions.compute_caption_metrics([own], [text]) for own in references] for text in found]
+    tables = {name: np.array([[pair[name][0] for pair in row] for row in pairs]) for name in pairs[0][0]}
+    rows = captions.score_captions(
+        references, found, ["s1", "s2"], method="decoded", protocol="p", subject="1", split="test", seed=0, n_boot=100,
+        tables=tables, truth=np.arange(2), n_permutations=2000,
+    )  # fmt: skip
+    for row in rows:
+        table = tables[row.metric]
+        swapped = (table[0, 1] + table[1, 0]) / 2
+        assert row.value == pytest.approx(np.trace(table) / 2)
+        assert row.p_value == pytest.approx(0.5, abs=0.05)
+        assert row.chance == pytest.approx((row.value + swapped) / 2, abs=0.03)
+
+
 def test_the_bank_gives_the_caption_of_the_nearest_training_image(tmp_path):
     path = tmp_path / "bank.csv"
     path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')
