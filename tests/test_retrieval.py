@@ -249,3 +249,15 @@ def test_ranks_of_a_given_matrix_equal_those_of_its_embeddings(tmp_path, monkeyp
     assert tied.top_indices.tolist() == [[0, 1, 2]] * 3
     with pytest.raises(DataError, match="3 queries by 2 candidates was expected, got \\(2, 3\\)"):
         rt.rank_similarities(np.zeros((2, 3)), ["a", "b", "a"], ["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["none", "mean", "zscore"])
+def test_what_is_subtracted_and_divides_is_of_the_training_images(name):
+    """A feature that never varies is not divided, and the space says what was done."""
+    training = np.random.default_rng(0).normal(size=(50, 3)) * [1, 5, 0] + [2, -3, 4]
+    asked = np.random.default_rng(1).normal(size=(4, 3))
+    centred = rt.fit_centre(_embed(training.astype(np.float32)), name).apply(_embed(asked))
+    mean = 0 if name == "none" else training.mean(axis=0)
+    scale = np.array([*training.std(axis=0)[:2], 1]) if name == "zscore" else 1
+    np.testing.assert_allclose(centred.vectors, (asked - mean) / scale, atol=1e-5)
+    assert centred.space == f"toy/centre={name}"

@@ -233,6 +233,13 @@ def test_a_single_damaged_epoch_is_named_once(tmp_path):
     assert found["what"].endswith("1 hold one value throughout (the first image7, trial 8 of the file)")
 
 
+def test_a_single_copied_epoch_is_named_with_the_one_that_it_is_of(tmp_path):
+    data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
+    data[7] = data[3]
+    (found,) = write_epochs(tmp_path, data)
+    assert found["what"].endswith("(the first image7, trial 8 of the file, a copy of image3)")
+
+
 def test_a_channel_that_is_flat_in_some_epochs_is_told_and_in_all_refused(tmp_path):
     data = np.random.default_rng(0).standard_normal((N, 5, 100)).astype(np.float32)
     data[:10, 3] = 0.5  # below the largest values of the others

@@ -106,6 +106,20 @@ def test_every_setting_reaches_the_prior():
         assert recipe[name] == getattr(config, name)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_losses_are_rounded_only_where_that_is_asked_for(precision, monkeypatch):
+    rounded = []
+
+    def record(*words, **named):
+        rounded.append(torch.is_autocast_enabled("cpu"))
+        return compute_loss(*words, **named)
+
+    monkeypatch.setattr("braindecode_vis.priors.prior_training.compute_loss", record)
+    config = DiffusionPriorConfig(**(SMALL | {"min_steps": 2, "held_out": 0}), precision=precision)
+    config.build(seed=0).fit(*make_pairs(40))
+    assert set(rounded) == {precision == "bfloat16"}
+
+
 def test_a_unit_clip_is_of_the_embedding_and_not_of_its_standardised_values():
     prior = DiffusionPriorConfig(**(SMALL | {"min_steps": 2, "clip": "unit", "spacing": "leading"})).build(
         seed=0

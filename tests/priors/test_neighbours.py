@@ -1,5 +1,7 @@
 """The neighbours prior moves directions toward nearby images and never meets a tested one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,22 @@ def test_a_folder_is_named_by_what_is_in_it(tmp_path):
     (tmp_path / "a" / "ids.json").unlink()
     with pytest.raises(ConfigError, match=r"which has no ids.json; name a folder of embeddings"):
         ImageSourceSettings(images=tmp_path / "a").find_folder()
+
+
+def test_images_are_those_of_the_training_of_a_folder_or_of_the_generator(tmp_path):
+    """What a generator or a folder brings along may hold tested images, which are left out."""
+    training, tested, others = (
+        make_rows(4, seed=1, name="k"),
+        make_rows(2, seed=2, name="t"),
+        make_rows(5, seed=3),
+    )
+    brought = Embeddings(
+        np.concatenate([others.vectors, tested.vectors]), [*others.ids, *tested.ids], training.space
+    )
+    write_embeddings(tmp_path / "images", brought)
+    generator = SimpleNamespace(read_known_images=lambda: brought)
+    assert ImageSourceSettings().find_images(training, None, tested) is training
+    for source, asked in (("generator", generator), (tmp_path / "images", None)):
+        found = ImageSourceSettings(images=source).find_images(training, asked, tested)
+        assert found.ids.tolist() == others.ids.tolist()
+        np.testing.assert_array_equal(found.vectors, others.vectors)
