@@ -607,6 +607,7 @@ def choose_tests(mutant: Mutant, known: dict[str, dict]) -> list[tuple[str, floa
                     tests.update(of)
         if test_file == "tests/test_settings_page.py" and not _is_function(mutant):
             tests.update(entry["seconds"])
+            far = -0.5  # three seconds, after which hardly a default is left
         for test in tests:
             if test in entry["seconds"]:
                 chosen[test] = (far, entry["seconds"][test])

@@ -2,12 +2,15 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from braindecode_vis import pipeline, store
+from braindecode_vis.audit import choices
 from braindecode_vis.audit.choices import describe_advantage
+from braindecode_vis.audit.files import Record
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.runs import open_run
@@ -115,6 +118,32 @@ def test_a_validation_curve_that_was_rewritten_is_found(copy):
 
     (leak,) = find(audit_run(edit(copy("network"), "network.json", change)), "validation")
     assert "weights are not those of epoch" in leak.message
+
+
+def test_held_out_images_are_scored_at_the_place_of_the_chosen_epoch_in_the_training(monkeypatch, tmp_path):
+    """Objectives whose weight changes along the training give another loss at another place."""
+    history = [{"validation_loss": loss} for loss in (3.0, 1.0, 2.0)]
+    store.write_json(tmp_path / "network.json", {"held_out": ["i1"], "history": history})
+    encoder = {"epochs": 8, "selection": {"kind": "early_stopping", "monitor": "loss"}}
+    seen = []
+
+    def score(responses, targets, *, rows, progress):
+        seen.append(progress)
+        return {"validation_loss": 1.0, "n_validation_images": 1}
+
+    network = SimpleNamespace(hold_out=lambda responses, rows: ([0], [1]), score_held_out=score)
+    responses = SimpleNamespace(stimulus_ids=np.array(["i0", "i1"], dtype=object), n_trials=2)
+    monkeypatch.setattr(choices, "_pick_training", lambda again, number: (responses, None))
+    monkeypatch.setattr(choices.learning, "train", lambda again: [SimpleNamespace(encoder=network)])
+    run = SimpleNamespace(
+        trained=[Record(tmp_path, {"fields": {"encoder": encoder}})], state=lambda *words: None
+    )
+    again = SimpleNamespace(
+        config=SimpleNamespace(decodes_categories=False),
+        encoder=SimpleNamespace(trains_in_processes=True, reads_text=False),
+    )
+    (found,) = choices.check_epochs(run, again)
+    assert (found.level, seen) == ("ok", [2 / 8])
 
 
 def test_only_much_better_predictions_of_the_test_are_an_advantage():

@@ -41,6 +41,7 @@ def test_scores_are_followed_to_the_trials_that_they_were_made_of(tmp_path):
     assert run.prepared.fields == {"seed": 0}
     assert [record.fields["fold"] for record in run.trained] == [0, 1]
     assert run.missing == ()
+    assert not run.thorough  # nobody asked for trainings of hours
     store.write_json(tmp_path / "scores.json", [{"fingerprint": "gone"}])
     assert open_audited(tmp_path).evaluated.path == second
 

@@ -243,3 +243,15 @@ def test_what_means_nothing_is_refused(joint, tmp_path):
     with pytest.raises(ConfigError, match="choose one"):
         make_source(pad_subjects=True, atlas={"fetch": "aal"})
     assert SelectionConfig().is_empty
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"rois": {"include": ["V1"]}}, {"networks": {"exclude": ["Vis"]}}, {"ch_names": {"include": ["Oz"]}},
+        {"reliability": {"n_best": 3}}, {"encoding": {"threshold": 0.1}},
+    ],
+)  # fmt: skip
+def test_any_choice_alone_is_one(choice):
+    assert SelectionConfig().is_empty
+    assert not SelectionConfig.model_validate(choice).is_empty
