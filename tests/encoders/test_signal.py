@@ -1,6 +1,7 @@
 """What networks are told of their trials: read back as written, lengths at another rate, windows that fit."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,13 @@ import pytest
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.signal import Signal, count_windows, describe_signal, scale_length
+from braindecode_vis.encoders.signal import (
+    Signal,
+    check_signal,
+    count_windows,
+    describe_signal,
+    scale_length,
+)
 
 EEG = Signal(
     ("channel", "time"), (2, 50), ("01", "02"), ("Oz", "Pz"), np.array([[0.0, 0.1, 0.0], [0.0, 0.0, 0.1]]),
@@ -28,6 +35,27 @@ def test_a_signal_is_read_as_it_was_written(signal):
 
 def test_subjects_are_numbered_and_those_outside_the_training_set_share_a_number():
     assert EEG.index_subjects(["02", "guest", "01", 1, "02"]).tolist() == [1, 2, 0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "fits"),
+    [
+        (("channel", "time"), (2, 50), True),
+        (("channel", "time"), (2, 49), False),
+        (("channel", "time"), (3, 50), False),
+        (("parcel", "time"), (2, 50), False),
+    ],
+)
+def test_trials_of_other_axes_or_another_size_are_refused(dims, shape, fits):
+    columns = ("subject", "session", "run", "stimulus_id", "repetition", "split")
+    trials = pd.DataFrame({name: ["1"] * 4 for name in columns})
+    responses = Responses(np.zeros((4, *shape)), ("trial", *dims), trials, "V")
+    with (
+        nullcontext()
+        if fits
+        else pytest.raises(DataError, match="trained on trials of 2 channels x 50 times")
+    ):
+        check_signal(EEG, responses)
 
 
 def test_lengths_keep_their_duration():

@@ -135,6 +135,11 @@ def test_order_of_channels_does_not_matter():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)  # sums in another order
 
 
+def test_positions_are_stretched_to_the_unit_square():
+    places = np.array([[-2.0, 5.0], [0.0, 5.0], [6.0, 5.0]])  # all on one line: the other axis has no extent
+    np.testing.assert_allclose(scale_positions(places), [[0, 0.5], [0.25, 0.5], [1, 0.5]])
+
+
 def test_sensors_in_the_disc_are_left_out_in_training_only():
     places = scale_positions(project_positions(make_signal(40).ch_pos))
     attention = SpatialAttention(places, 5, 4, 0.2, 0.3)
