@@ -172,3 +172,11 @@ def test_tables_are_compared_by_column():
     assert compare_tables(made.drop(columns="b"), made) == "its column b is missing"
     assert compare_tables(made[:1], made) == "it has 1 rows, but 2 are computed"
     assert "c of row 0" in compare_tables(made.assign(c=[["3"], ["2"]]), made)
+
+
+def test_vectors_of_no_trial_are_the_same(tmp_path):
+    """The smallest demo keeps no out-of-fold prediction, which an audit with --refit called damaged."""
+    for name in ("stored", "made"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "vectors.npy", np.empty((0, 5), np.float32))
+    assert compare_files(tmp_path / "stored", tmp_path / "made", 1e-3) == ""
