@@ -151,6 +151,13 @@ def check_file(path: Path, *, what: str, hint: str) -> Path:
     return path
 
 
+def is_there(path: Path) -> bool:
+    """Return whether a file is there that may be missing; `DataError` if a folder or a broken link stands for it."""
+    if not path.is_file() and (path.is_symlink() or path.exists()):
+        check_file(path, what=f"the optional {path.name}", hint="put the file there, or take the folder away")
+    return path.is_file()
+
+
 def describe_unfetched(path: str | Path) -> str:
     """Return a clause for a path that is, or lies below, a link to nothing; empty for any other.
 

@@ -28,7 +28,14 @@ import yaml
 
 from braindecode_vis import digests, store
 from braindecode_vis.arrays import Responses
-from braindecode_vis.checks import BraindecodeVisError, DataError, check_finite, refuse_damage, suggest
+from braindecode_vis.checks import (
+    BraindecodeVisError,
+    DataError,
+    check_finite,
+    is_there,
+    refuse_damage,
+    suggest,
+)
 from braindecode_vis.datasets.manifests import (
     CheckFinding,
     Manifest,
@@ -172,7 +179,7 @@ def read_array_folder(root: Path, *, images: Path | None = None, merge_same_pict
         return found
     about = read_meta(root)
     data, given = read_data_file(find_data_file(root), root)
-    table_path = next((root / name for name in TABLES if (root / name).is_file()), None)
+    table_path = next((root / name for name in TABLES if is_there(root / name)), None)
     # A table beside the data wins over the metadata inside it.
     table = read_trial_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
@@ -251,7 +258,7 @@ def read_new_trials(path: Path) -> tuple[Responses, StimulusSet | None]:
     file = find_data_file(root) if path.is_dir() else path
     about = read_meta(root) if path.is_dir() else {}
     data, given = read_data_file(file, root)
-    table_path = next((root / name for name in TABLES if path.is_dir() and (root / name).is_file()), None)
+    table_path = next((root / name for name in TABLES if path.is_dir() and is_there(root / name)), None)
     table = read_trial_table(table_path) if table_path else given.pop("trials", None)
     given.pop("trials", None)
     pictures = read_pictures(find_pictures(root, None)) if path.is_dir() else None
@@ -275,8 +282,8 @@ def find_input_files(root: Path, images: Path | None = None) -> dict[str, Path]:
         data = find_data_file(root)
         files = {data.name: data}
         names = [*TABLES, "mask.nii.gz", "mask.nii"]
-        files |= {name: root / name for name in names if (root / name).is_file()}
-    if (root / "meta.yaml").is_file():
+        files |= {name: root / name for name in names if is_there(root / name)}
+    if is_there(root / "meta.yaml"):
         files["meta.yaml"] = root / "meta.yaml"
     pictures = find_pictures(root, images)
     if pictures is not None and pictures.is_dir():
@@ -333,7 +340,7 @@ def read_data_file(path: Path, root: Path) -> tuple[np.ndarray, dict[str, Any]]:
         with refuse_damage(f"{path} cannot be read as MNE epochs", hint=""):
             return unpack_epochs(mne.read_epochs(path, preload=True, verbose="error"))
     if ".nii" in name:
-        mask = next((root / name for name in ("mask.nii.gz", "mask.nii") if (root / name).is_file()), None)
+        mask = next((root / name for name in ("mask.nii.gz", "mask.nii") if is_there(root / name)), None)
         if mask is None:
             raise DataError(f"{path} needs a mask on the same grid beside it: mask.nii.gz.")
         import nibabel as nib
@@ -502,7 +509,7 @@ def read_meta(root: Path) -> dict[str, Any]:
         If it is not a mapping, or names something unknown.
     """
     path = root / "meta.yaml"
-    if not path.is_file():
+    if not is_there(path):
         return {}
     with refuse_damage(f"{path} is not valid YAML", yaml.YAMLError, ValueError, OSError, hint=""):
         content = yaml.safe_load(path.read_text()) or {}

@@ -28,7 +28,7 @@ import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.checks import DataError, check_columns, is_there
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     PLACES,
@@ -478,18 +478,22 @@ def read_excluded(root: Path) -> dict[int, str]:
     """Return the subjects that ``participants.tsv`` advises to leave out, with the reason."""
     path = root / "participants.tsv"
     # As ``participants.tsv`` lists them, for copies that come without it.
-    if not path.is_file():
+    if not is_there(path):
         return dict.fromkeys((1, 6, 18, 23), "by the published list")
     table = read_text_table(path, str(path))
     if "exclude" not in table.columns:
         return dict.fromkeys((1, 6, 18, 23), "by the published list")
+    check_columns(table.columns, ["participant_id"], what=str(path))
     # Their reasons stand beside it, and the notes of a run repeat them.
     out = table[table["exclude"].astype(str) == "1"]
+    names = out["participant_id"].astype(str)
+    if not names.str.contains(r"[0-9]").all():
+        raise DataError(
+            f"{path} excludes a participant without a number; participant_id is sub-01 and so on."
+        )
     why = (
         out["note_IZ"].fillna("no reason given")
         if "note_IZ" in out.columns
         else ["no reason given"] * len(out)
     )
-    return {
-        int(re.sub(r"\D", "", name)): str(note) for name, note in zip(out["participant_id"], why, strict=True)
-    }
+    return {int(re.sub(r"[^0-9]", "", name)): str(note) for name, note in zip(names, why, strict=True)}

@@ -53,6 +53,23 @@ def test_what_is_missing_is_filled_in_and_said():
     assert data.responses.coords["warnings"] == list(data.notes)
 
 
+@pytest.mark.parametrize("name", ["trials.csv", "meta.yaml", "mask.nii.gz"])
+@pytest.mark.parametrize("damage", ["link", "loop", "folder"])
+def test_what_is_no_file_in_the_place_of_an_optional_one_is_told(tmp_path, name, damage):
+    """A broken link passed for a table that was never there, and predictions were scored without it."""
+    path = write_folder(tmp_path, pictures=make_pictures()) / name
+    path.unlink(missing_ok=True)
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(name if damage == "loop" else "nowhere")
+    with pytest.raises(DataError, match=rf"the optional {name} (was not fetched|should be a file)"):
+        find_input_files(tmp_path)
+    if name != "mask.nii.gz":  # of volumes alone
+        with pytest.raises(DataError, match=f"the optional {name}"):
+            read_array_folder(tmp_path)
+
+
 def test_the_data_are_not_copied():
     X = make_signals()
     assert np.shares_memory(assemble_data(X, make_table(), make_pictures()).responses.data, X)

@@ -245,6 +245,20 @@ def test_statistics_do_not_see_the_test_trials(root, tmp_path):
     assert not np.array_equal(before.data, after.data)
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("False\texclude\nsub-01\t1\n", "participant_id"),
+        ("participant_id\texclude\nsub\t1\n", "without a number"),
+    ],
+)
+def test_participants_without_names_are_told(tmp_path, table, words):
+    """A table whose first column had another name ended in a KeyError."""
+    (tmp_path / "participants.tsv").write_text(table)
+    with pytest.raises(DataError, match=words):
+        read_excluded(tmp_path)
+
+
 @pytest.mark.shared
 def test_the_real_events_with_synthetic_signals(shared, tmp_path):
     """24,648 real presentations; the signal is synthetic: two channels that rise and fall with the samples."""

@@ -247,7 +247,8 @@ def _on_run(*words: str, output: bool = False) -> Callable[[Path, Path], str]:
         if (case / "out").exists():
             files = [path for path in (case / "out").rglob("*") if path.is_file()]
             return digest([path for path in files if path.name != "provenance.json"], case)
-        return digest_run(run)
+        # Ranking reads nothing of what comes after it, and leaves that as it is.
+        return digest_stage(run, "retrieve") if words[0] == "retrieve" else digest_run(run)
 
     return act
 
