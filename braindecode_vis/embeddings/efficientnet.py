@@ -95,12 +95,16 @@ class EfficientNetEncoder:
 
     def classify(self, images: Iterable[np.ndarray]) -> np.ndarray:
         """Return ImageNet-1k logits of shape (n_images, 1000)."""
+        return self.classify_features(self.encode(images))
+
+    def classify_features(self, features: np.ndarray) -> np.ndarray:
+        """Return ImageNet-1k logits of shape (n_images, 1000) from what `encode` gave."""
         import torch
 
         network = load_network(self.config.find_weights())
         classifier = network.get_submodule("head_for_classes")
         with torch.inference_mode():
-            return classifier(torch.from_numpy(self.encode(images))).numpy()
+            return classifier(torch.from_numpy(features)).numpy()
 
 
 def find_packaged_weights() -> Path:

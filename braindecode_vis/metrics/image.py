@@ -21,8 +21,8 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Literal, get_args
+from functools import cached_property, lru_cache, partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -33,11 +33,17 @@ Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # of scikit-image's rgb2gray (ITU-R BT.709)
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # a window of 11 pixels: 3.5 sigma, rounded
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1
+_MIDDLE = np.float32(
+    0.5
+)  # variances are taken about it, since squares of bright values would round them away
 #: An image whose pixels (0 to 1) spread less than this is constant up to rounding: one grey level of 255 in a
 #: single pixel of a 425 x 425 RGB image spreads five times more.
 CONSTANT_SPREAD = 1e-6
 BATCH_VALUES = 1 << 16  # numbers per batch: half a megabyte in double precision stays in the cache
 SLAB = 32  # rows filtered by one matrix product
+SMALL, LARGE = 256, 425  # pixels: images are resized to the first, then to the second
+#: Pixels from which on an image is compared in single precision, in half the time; values differ by less than 1e-6.
+SINGLE_PRECISION = 128**2
 
 
 def compute_image_metric(
@@ -74,9 +80,9 @@ def compute_image_metric(
     >>> compute_image_metric("pixcorr", images, 1 - images).round(6)
     array([-1., -1.])
     """
-    compare, grey = _find_comparison(name, protocol)
+    compare = _find_comparison(name, protocol)
     values = np.empty(len(truth))
-    for rows, left, right in _pairs(truth, decoded, protocol=protocol, grey=grey):
+    for rows, left, right in _pairs(truth, decoded, name, protocol):
         values[rows] = compare(left, right)
     return values
 
@@ -104,20 +110,20 @@ def tabulate_image_metric(
     >>> tabulate_image_metric("ssim", images, images).argmax(axis=1)
     array([0, 1, 2])
     """
-    compare, grey = _find_comparison(name, protocol)
-    left, right = (_prepare(images, protocol=protocol, grey=grey) for images in (truth, decoded))
-    if left.shape[1:3] != right.shape[1:3]:
-        raise DataError(f"images of {left.shape[1:3]} and {right.shape[1:3]} pixels cannot be compared.")
+    compare, dtype = _find_comparison(name, protocol), _choose_precision(truth, protocol)
+    left, right = (_prepare(images, name, protocol, dtype) for images in (truth, decoded))
+    if left.shape[2:] != right.shape[2:]:
+        raise DataError(f"images of {left.shape[2:]} and {right.shape[2:]} pixels cannot be compared.")
     if name == "ssim":
-        return _tabulate_ssim(left[..., 0], right[..., 0])
+        return _tabulate_ssim(left[:, 0], right[:, 0])
     table = np.empty((len(right), len(left)))
     for column, image in enumerate(left):
         table[:, column] = compare(*np.broadcast_arrays(image, right))
     return table
 
 
-def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
-    """Return images as float64 of shape (n_images, height, width, 1 or 3) between 0 and 1.
+def prepare_images(images: np.ndarray, *, what: str = "images", dtype: Any = np.float64) -> np.ndarray:
+    """Return images as numbers of shape (n_images, height, width, 1 or 3) between 0 and 1.
 
     Parameters
     ----------
@@ -125,6 +131,8 @@ def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
         uint8 (divided by 255), or float between 0 and 1.
     what
         Name in the message.
+    dtype
+        Of the result.
 
     Raises
     ------
@@ -139,10 +147,10 @@ def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
             f"not {images.shape}."
         )
     if images.dtype == np.uint8:
-        return images / 255.0
+        return np.divide(images, 255, dtype=dtype)
     if images.dtype.kind != "f":
         raise DataError(f"{what} must be uint8, or float between 0 and 1, not {images.dtype}.")
-    values = images.astype(np.float64)
+    values = images.astype(dtype)
     # Not (inside) rather than (outside): a NaN is neither. Single-precision rounding may leave the range.
     lowest, highest = values.min(axis=(1, 2, 3)), values.max(axis=(1, 2, 3))
     bad = np.flatnonzero(~((lowest >= -1e-6) & (highest <= 1 + 1e-6)))
@@ -154,16 +162,15 @@ def prepare_images(images: np.ndarray, *, what: str = "images") -> np.ndarray:
     return values
 
 
-def _find_comparison(name: str, protocol: Protocol) -> tuple[Compare, bool]:
-    """Return the comparison of prepared pairs, and whether they become grey."""
+def _find_comparison(name: str, protocol: Protocol) -> Compare:
+    """Return the comparison of prepared pairs."""
     check_option("image metric", name, _COMPARISONS)
     check_option("protocol of an image metric", protocol, get_args(Protocol))
-    # Resizing is linear, so grey may come before it: a third of the work.
-    return _COMPARISONS[name], name.startswith("ssim")
+    return _compare_enlarged_pixcorr if name == "pixcorr" and protocol != "native" else _COMPARISONS[name]
 
 
 def _pairs(
-    truth: np.ndarray, decoded: np.ndarray, *, protocol: Protocol, grey: bool
+    truth: np.ndarray, decoded: np.ndarray, name: str, protocol: Protocol
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield row ranges and prepared image pairs, in batches of bounded memory."""
     if len(truth) != len(decoded):
@@ -174,76 +181,111 @@ def _pairs(
             "at their native size; resize them or use the protocol '425'."
         )
     # At least the prepared size, so that enlarged thumbnails do not fill the memory.
-    size = 0 if protocol == "native" else 425
+    size = 0 if protocol == "native" else LARGE
     per_image = max(math.prod(truth.shape[1:]), math.prod(decoded.shape[1:]), 3 * size**2, 1)
-    step = max(1, BATCH_VALUES // per_image)
+    step, dtype = max(1, BATCH_VALUES // per_image), _choose_precision(truth, protocol)
     for start in range(0, len(truth), step):
         rows = slice(start, min(start + step, len(truth)))
-        left = prepare_images(truth[rows], what="seen images")
-        right = prepare_images(decoded[rows], what="decoded images")
-        if grey:
-            left, right = _to_grey(left), _to_grey(right)
-        left, right = _resize(left, protocol), _resize(right, protocol)
+        left = _prepare(truth[rows], name, protocol, dtype, what="seen images")
+        right = _prepare(decoded[rows], name, protocol, dtype, what="decoded images")
         if left.shape != right.shape:  # a grey image beside an RGB one
             left, right = np.broadcast_arrays(left, right)
         yield rows, left, right
 
 
-def _prepare(images: np.ndarray, *, protocol: Protocol, grey: bool) -> np.ndarray:
-    """Return all images as a metric compares them."""
-    ready = prepare_images(images)
-    return _resize(_to_grey(ready) if grey else ready, protocol)
+def _choose_precision(truth: np.ndarray, protocol: Protocol) -> Any:
+    large = protocol != "native" or math.prod(truth.shape[1:3]) >= SINGLE_PRECISION
+    return np.float32 if large else np.float64
+
+
+def _prepare(
+    images: np.ndarray, name: str, protocol: Protocol, dtype: Any, *, what: str = "images"
+) -> np.ndarray:
+    """Return all images as a metric compares them, (n_images, 1 or 3, height, width)."""
+    ready = prepare_images(images, what=what, dtype=dtype)
+    if name.startswith("ssim"):  # resizing is linear, so grey may come before it: a third of the work
+        ready = _to_grey(ready)
+    planes = np.ascontiguousarray(ready.transpose(0, 3, 1, 2))
+    if protocol == "native":
+        return planes
+    flat = planes.reshape(-1, *planes.shape[2:])
+    # Of a correlation the second step is linear algebra: see `_compare_enlarged_pixcorr`.
+    for kind in (protocol,) if name == "pixcorr" else (protocol, "enlarge"):
+        flat = _filter(_filter(flat, 2, kind), 1, kind)
+    return flat.reshape(*planes.shape[:2], *flat.shape[1:])
 
 
 def _to_grey(images: np.ndarray) -> np.ndarray:
     """Return images of shape (n_images, height, width, 1)."""
     if images.shape[3] == 1:
         return images
-    return (images @ np.array(GREY_WEIGHTS))[..., None]
-
-
-def _resize(images: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Resize to 256 x 256 and then to 425 x 425, bilinear; ``native`` leaves the images."""
-    if protocol == "native":
-        return images
-    import torch
-
-    planes = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    for size in (256, 425):
-        planes = torch.nn.functional.interpolate(
-            planes, size=(size, size), mode="bilinear", antialias=protocol == "425", align_corners=False
-        )
-    return planes.numpy().transpose(0, 2, 3, 1)
+    return (images.reshape(-1, 3) @ np.array(GREY_WEIGHTS, images.dtype)).reshape(*images.shape[:3], 1)
 
 
 def _compare_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    a = left.reshape(len(left), -1)
-    b = right.reshape(len(right), -1)
-    a = a - a.mean(axis=1, keepdims=True)
-    b = b - b.mean(axis=1, keepdims=True)
-    spread_a, spread_b = (np.sqrt(np.einsum("ij,ij->i", x, x) / x.shape[1]) for x in (a, b))
+    # Row by row, (n_images, n_rows, width), and the rows in double precision: a whole image of single precision would
+    # lose the sixth digit in its sum.
+    a, b = (planes.reshape(len(planes), -1, planes.shape[3]) for planes in (left, right))
+    a, b = (x - x.mean(axis=2).mean(axis=1, dtype=np.float64).astype(x.dtype)[:, None, None] for x in (a, b))
+    return _correlate(*(_average_products(x, y) for x, y in ((a, a), (b, b), (a, b))))
+
+
+def _compare_enlarged_pixcorr(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the correlation that images of 256 pixels have after they were resized to 425, which are never made.
+
+    With U the resize of one axis, the product of two images after it is <U x U', U y U'> = <G x G, y>, G = U' U.
+    """
+    weights = _make_matrix("enlarge", SMALL).mean(
+        axis=0
+    )  # of each pixel in the mean of the large image, by axis
+    a, b = (
+        planes.reshape(len(planes), -1, SMALL) for planes in (left, right)
+    )  # (n_images, n_planes * 256, 256)
+    n_planes = a.shape[1] // SMALL
+    rows = np.tile(weights, n_planes) / n_planes
+    a, b = (x - ((x @ weights.astype(x.dtype)) @ rows).astype(x.dtype)[:, None, None] for x in (a, b))
+    wide = [
+        _filter(_filter(x.reshape(-1, SMALL, SMALL), 2, "gram"), 1, "gram").reshape(x.shape) for x in (a, b)
+    ]
+    scale = (SMALL / LARGE) ** 2
+    pairs = ((wide[0], a), (wide[1], b), (wide[0], b))
+    return _correlate(*(scale * _average_products(*pair) for pair in pairs))
+
+
+def _correlate(variance_a: np.ndarray, variance_b: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    # Rounding may leave a small negative number for a constant image.
+    spread_a, spread_b = (np.sqrt(np.maximum(value, 0)) for value in (variance_a, variance_b))
     varied = (spread_a > CONSTANT_SPREAD) & (spread_b > CONSTANT_SPREAD)
-    covariance = np.einsum("ij,ij->i", a, b) / a.shape[1]
-    values = np.zeros(len(a))  # for constant images, which carry no information
+    values = np.zeros(len(covariance))  # for constant images, which carry no information
     np.divide(covariance, spread_a * spread_b, out=values, where=varied)
     return np.clip(values, -1.0, 1.0)
 
 
+def _average_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the mean product of images of shape (n_images, n_rows, width)."""
+    return np.einsum("nhk,nhk->nh", left, right).mean(axis=1, dtype=np.float64) / left.shape[2]
+
+
 def _compare_mse(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.mean((left - right) ** 2, axis=(1, 2, 3))
+    error = (left - right).reshape(len(left), -1, left.shape[3])
+    return _average_products(error, error)
 
 
 def _compare_ssim(left: np.ndarray, right: np.ndarray, *, axes: tuple[int, ...] = (1, 2)) -> np.ndarray:
     """Return the mean SSIM over the positions whose window, which extends along `axes`, lies inside the image."""
-    x, y = left[..., 0], right[..., 0]  # (n_images, height, width)
+    x, y = left[:, 0], right[:, 0]  # (n_images, height, width)
     if min(x.shape[axis] for axis in axes) <= 2 * SSIM_RADIUS:
         raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {x.shape[1:]}.")
-    mean_x, mean_y, square, product = (_blur(z, axes) for z in (x, y, x * x + y * y, x * y))
-    both = mean_x * mean_y
-    squares = mean_x * mean_x + mean_y * mean_y
+    x, y = x - _MIDDLE, y - _MIDDLE
+    mean_x, mean_y, square, product = np.split(_blur(np.concatenate([x, y, x * x + y * y, x * y]), axes), 4)
     # Only the sum of the two variances enters, so four filtered images do instead of five.
-    numerator = (2 * both + SSIM_C1) * (2 * (product - both) + SSIM_C2)
-    return (numerator / ((squares + SSIM_C1) * (square - squares + SSIM_C2))).mean(axis=(1, 2))
+    covariance = product - mean_x * mean_y
+    variances = square - mean_x * mean_x - mean_y * mean_y
+    mean_x += _MIDDLE
+    mean_y += _MIDDLE
+    numerator = (2 * mean_x * mean_y + SSIM_C1) * (2 * covariance + SSIM_C2)
+    denominator = (mean_x * mean_x + mean_y * mean_y + SSIM_C1) * (variances + SSIM_C2)
+    return (numerator / denominator).mean(axis=(1, 2), dtype=np.float64)
 
 
 def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -251,51 +293,83 @@ def _tabulate_ssim(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     if min(left.shape[1:]) <= 2 * SSIM_RADIUS:
         raise DataError(f"SSIM needs images of at least 11 x 11 pixels, not {left.shape[1:]}.")
     axes = (1, 2)
+    left, right = left - _MIDDLE, right - _MIDDLE
     means = [_blur(images, axes) for images in (left, right)]
-    squares = [mean * mean for mean in means]
     variances = [
-        _blur(images * images, axes) - square for images, square in zip((left, right), squares, strict=True)
+        _blur(images * images, axes) - mean * mean for images, mean in zip((left, right), means, strict=True)
     ]
+    levels = [mean + _MIDDLE for mean in means]
+    squares = [level * level for level in levels]
     table = np.empty((len(right), len(left)))
     # Means and variances are those of single images; only the products are filtered pair by pair.
     step = max(1, 4 * BATCH_VALUES // left[0].size)
     for column in range(len(left)):
         for start in range(0, len(right), step):
             rows = slice(start, start + step)
-            both = means[1][rows] * means[0][column]
-            covariance = _blur(right[rows] * left[column], axes) - both
-            numerator = (2 * both + SSIM_C1) * (2 * covariance + SSIM_C2)
+            covariance = _blur(right[rows] * left[column], axes) - means[1][rows] * means[0][column]
+            numerator = (2 * levels[1][rows] * levels[0][column] + SSIM_C1) * (2 * covariance + SSIM_C2)
             numerator /= squares[1][rows] + squares[0][column] + SSIM_C1
             numerator /= variances[1][rows] + variances[0][column] + SSIM_C2
-            table[rows, column] = numerator.mean(axis=axes)
+            table[rows, column] = numerator.mean(axis=axes, dtype=np.float64)
     return table
 
 
 def _blur(images: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Filter (n_images, height, width) with the Gaussian window along `axes`, keeping full windows only.
-
-    A slab of rows is filtered by one product with a banded matrix, which beats a loop over pixels.
-    """
-    offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
-    window = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    window /= window.sum()
-    band = np.zeros((SLAB, SLAB + 2 * SSIM_RADIUS))  # row i weighs pixels i to i + 10
-    for row in range(SLAB):
-        band[row, row : row + len(window)] = window
+    """Filter (n_images, height, width) with the Gaussian window along `axes`, keeping full windows only."""
     for axis in sorted(axes, reverse=True):  # the last axis first: it is contiguous
-        n = images.shape[axis] - 2 * SSIM_RADIUS
-        slabs = []
-        for start in range(0, n, SLAB):
-            rows = min(SLAB, n - start)
-            matrix = band[:rows, : rows + 2 * SSIM_RADIUS]
-            stop = start + rows + 2 * SSIM_RADIUS
-            if axis == 1:
-                slabs.append(matrix @ images[:, start:stop])
-            else:
-                flat = images[:, :, start:stop].reshape(-1, stop - start)
-                slabs.append((flat @ matrix.T).reshape(*images.shape[:2], rows))
-        images = slabs[0] if len(slabs) == 1 else np.concatenate(slabs, axis=axis)
+        images = _filter(images, axis, "blur")
     return images
+
+
+def _filter(images: np.ndarray, axis: int, kind: str) -> np.ndarray:
+    """Multiply (n_images, height, width) along an axis, 1 or 2, with the banded matrix of `_make_matrix`.
+
+    A slab of rows is filtered by one product with a part of the matrix, which beats a loop over pixels.
+    """
+    n_rows, slabs = _make_slabs(kind, images.shape[axis], images.dtype)
+    if axis == 1:
+        made = np.empty((len(images), n_rows, images.shape[2]), images.dtype)
+        for rows, columns, part in slabs:
+            np.matmul(part, images[:, columns], out=made[:, rows])
+        return made
+    flat = np.ascontiguousarray(images).reshape(-1, images.shape[2])
+    made = np.empty((len(flat), n_rows), images.dtype)
+    for rows, columns, part in slabs:
+        np.matmul(flat[:, columns], part.T, out=made[:, rows])
+    return made.reshape(*images.shape[:2], n_rows)
+
+
+@lru_cache(maxsize=32)
+def _make_slabs(kind: str, n: int, dtype: Any) -> tuple[int, list[tuple[slice, slice, np.ndarray]]]:
+    """Return the rows of a matrix, and its slabs: which rows, the columns that count in them, and these values."""
+    matrix, slabs = _make_matrix(kind, n), []
+    for start in range(0, len(matrix), SLAB):
+        rows = slice(start, min(start + SLAB, len(matrix)))
+        used = np.flatnonzero(matrix[rows].any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        slabs.append((rows, columns, np.ascontiguousarray(matrix[rows, columns], dtype)))
+    return len(matrix), slabs
+
+
+def _make_matrix(kind: str, n: int) -> np.ndarray:
+    """Return what an axis of n pixels is multiplied with.
+
+    ``blur`` is the window of SSIM; ``425`` and ``425-legacy`` resize to 256 pixels, with and without antialiasing, and
+    ``enlarge`` from there to 425, as torch does; ``gram`` is the product of ``enlarge`` with itself.
+    """
+    if kind == "gram":
+        enlarge = _make_matrix("enlarge", n)
+        return enlarge.T @ enlarge
+    if kind == "blur":
+        offsets = np.arange(n)[None] - np.arange(n - 2 * SSIM_RADIUS)[:, None] - SSIM_RADIUS
+        weights = np.where(np.abs(offsets) <= SSIM_RADIUS, np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2), 0.0)
+    else:
+        size = LARGE if kind == "enlarge" else SMALL
+        centres = (np.arange(size) + 0.5) * n / size - 0.5
+        # Antialiasing widens the triangle of bilinear interpolation to the pixels that become one.
+        width = 1.0 if kind == "425-legacy" else max(1.0, n / size)
+        weights = np.maximum(0.0, 1 - np.abs(np.arange(n)[None] - centres[:, None]) / width)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 _COMPARISONS: dict[str, Compare] = {

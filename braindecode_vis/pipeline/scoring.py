@@ -29,6 +29,7 @@ from braindecode_vis.pipeline.learning import (
 from braindecode_vis.pipeline.runs import Run, publish_scores, remember
 from braindecode_vis.preprocessing.repeats import average_repetitions
 from braindecode_vis.scores.units import Units, find_units
+from braindecode_vis.stimuli import hash_pixels
 
 if TYPE_CHECKING:
     from braindecode_vis.scores.scoring_task import ScoringTask
@@ -109,8 +110,25 @@ def make_scoring_task(run: Run) -> tuple[ScoringTask, str]:
         metrics=[register_metric(settings.build()) for settings in config.evaluation.metrics],
         conditions=_name_conditions(run, images.ids),
         units=units,
+        known_features=_find_known_features(run, images.seen.shape[1:3]),
     )
     return task, unit_note
+
+
+def _find_known_features(run: Run, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return what the embedding of the run holds of images that are compared as they were shown; see `ScoringTask`.
+
+    Larger pictures are compared as thumbnails, which nothing has encoded.
+    """
+    prepared, bank, features = preprocess(run), embed(run)[0].embeddings, run.config.evaluation.features
+    if features is None or features != run.config.target:
+        return {}
+    row_of = {name: row for row, name in enumerate(bank.ids.tolist())}
+    ids = [name for name in pd.unique(prepared.responses.stimulus_ids) if name in row_of]
+    if prepared.stimuli.read_image(ids[0]).shape[:2] != tuple(size):
+        return {}
+    images = prepared.stimuli.iterate_images(ids)
+    return {hash_pixels(image): bank.vectors[row_of[name]] for name, image in zip(ids, images, strict=True)}
 
 
 def _score_further(run: Run, protocol: str, folder: Path, units: Units | None) -> tuple[list[Any], list[str]]:

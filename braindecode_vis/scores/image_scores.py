@@ -33,6 +33,7 @@ from braindecode_vis.metrics.suite import (
 )
 from braindecode_vis.scores.scoring_task import POOLED, Group, ScoredGroup, ScoringTask, average
 from braindecode_vis.seeds import make_generator
+from braindecode_vis.stimuli import hash_pixels
 
 #: Pixels of the image pairs that are compared for a null: half a minute of SSIM.
 LARGEST_PAIR_TABLE = 500_000_000
@@ -212,8 +213,18 @@ def encode_images(task: ScoringTask) -> dict[str, np.ndarray] | None:
     if task.feature_encoder is None:
         return None
     table = make_image_table(task.seen, task.images)
-    features = task.feature_encoder.encode(table.images)
+    features = encode_distinct(task, table)
     return {"seen": features[table.seen][None]} | {name: features[rows] for name, rows in table.made.items()}
+
+
+def encode_distinct(task: ScoringTask, table: ImageTable) -> np.ndarray:
+    """Return the features of the images of a table, (n_distinct, ...); what the task knows is not encoded again."""
+    known, hashes = task.known_features, [hash_pixels(image) for image in table.images]
+    missing = [row for row, name in enumerate(hashes) if name not in known]
+    if missing:
+        found = task.feature_encoder.encode(table.images[missing])
+        known.update(zip((hashes[row] for row in missing), found, strict=True))
+    return np.stack([known[name] for name in hashes])
 
 
 # --- the suite of networks ----------------------------------------------------------------------------------------
@@ -284,7 +295,7 @@ def score_suite(
                         found[number, method] += score_identification(scored, method, similarities, metric)
         advance(1)
     if suite.config.semantic_ways:
-        logits = classify(table)
+        logits = _classify(task, table)
         for method in table.made:
             known = tabulate_semantic(table, method, suite.config.semantic_ways, logits)
             for number, scored in enumerate(scored_groups):
@@ -295,6 +306,17 @@ def score_suite(
                     found[number, method] += scored.score_table(method, metric, tables)
     advance(1)
     return found
+
+
+def _classify(task: ScoringTask, table: ImageTable) -> np.ndarray:
+    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+
+    own, classifier = task.feature_encoder, EfficientNetConfig().build()
+    if (
+        isinstance(own, type(classifier)) and own.space == classifier.space
+    ):  # its features are those of the scores
+        return classifier.classify_features(encode_distinct(task, table))
+    return classify(table)
 
 
 def _list_lpips_pairs(

@@ -77,6 +77,9 @@ class ScoringTask:
     similarities
         For each fold an array of shape (n_queries, n_gallery), where ranks come from similarities that were computed
         elsewhere; the embeddings of `retrievals` may then be empty. By default cosines.
+    known_features
+        What `feature_encoder` gives for images that were encoded before, by the hash of their pixels; what is encoded
+        for the task is added.
     pair_nulls
         Whether metrics that look at one pair of images at a time (ssim) get a permutation null, which takes most of the
         time of a large test set. Without one, their chance is the mean against the next stimulus.
@@ -104,6 +107,7 @@ class ScoringTask:
     metrics: Sequence[str] = ()
     similarities: Sequence[np.ndarray] | None = None
     pair_nulls: bool = True
+    known_features: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = np.concatenate([self.ids[:0], *(predicted.ids for predicted, _, _ in self.retrievals)])

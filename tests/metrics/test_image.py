@@ -42,11 +42,12 @@ def test_native_metrics_equal_the_references(size, channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_425_metrics_equal_the_references(channels):
-    truth, decoded = _images(2, 28, channels), _images(2, 40, channels, seed=1)
+@pytest.mark.parametrize("sizes", [(28, 40), (300, 425)])  # made larger alone; made smaller first
+def test_425_metrics_equal_the_references(sizes, channels):
+    truth, decoded = _images(2, sizes[0], channels), _images(2, sizes[1], channels, seed=1)
     pairs = list(zip(references.resize_425(truth / 255), references.resize_425(decoded / 255), strict=True))
-    # Grey before or after the linear resize, in double precision: rounding only.
-    close = {"rtol": 0, "atol": 1e-8}
+    # In single precision beside double.
+    close = {"rtol": 0, "atol": 1e-6}
     np.testing.assert_allclose(
         image.compute_image_metric("pixcorr", truth, decoded, protocol="425"),
         [references.pearson(x, y) for x, y in pairs],
@@ -78,13 +79,13 @@ def test_legacy_425_takes_samples_where_425_averages():
         legacy = image.compute_image_metric(name, truth, decoded, protocol="425-legacy")
         # From 256 to 425 pixels nothing is left out, so that both ways are one.
         np.testing.assert_allclose(
-            legacy, image.compute_image_metric(name, *halves, protocol="425"), atol=1e-9
+            legacy, image.compute_image_metric(name, *halves, protocol="425"), atol=1e-6
         )
         pair = [references.resize_425(x, antialias=False)[0] for x in (truth, decoded)]
         expected = references.pearson(*pair) if name == "pixcorr" else references.ssim(*pair)
-        np.testing.assert_allclose(legacy, expected, atol=1e-9)
+        np.testing.assert_allclose(legacy, expected, atol=1e-6)
         table = image.tabulate_image_metric(name, truth, decoded, protocol="425-legacy")
-        np.testing.assert_allclose(table.ravel(), legacy, atol=1e-9)
+        np.testing.assert_allclose(table.ravel(), legacy, atol=1e-6)
     now = image.compute_image_metric("ssim", truth, decoded, protocol="425")
     assert now - legacy > 0.02
     small = _images(2, 28, 3) / 255
@@ -184,6 +185,8 @@ def test_a_table_of_pairs_equals_the_pairs(name, protocol):
     for column in range(3):
         same = np.repeat(truth[column : column + 1], 4, axis=0)
         expected = image.compute_image_metric(name, same, decoded, protocol=protocol)
-        np.testing.assert_allclose(table[:, column], expected, rtol=0, atol=1e-12)  # rounding only
+        # Rounding only, of double precision at the native size and of single precision at 425 pixels.
+        atol = 1e-12 if protocol == "native" else 1e-6
+        np.testing.assert_allclose(table[:, column], expected, rtol=0, atol=atol)
     with pytest.raises(DataError):
         image.tabulate_image_metric("ssim", truth, decoded[:, :15])

@@ -279,6 +279,8 @@ def test_images_are_encoded_once(monkeypatch):
     task = make_task(feature_encoder=Mean(), feature_name="mean")
     compute_scores(task)
     assert Mean.calls == 2 * N  # seen and decoded; oracle and shuffled show the same images again
+    compute_scores(task)
+    assert Mean.calls == 2 * N  # all of them are known by now
 
 
 @pytest.fixture
