@@ -191,3 +191,7 @@ def test_label_tables_of_three_kinds(tmp_path):
     path.write_text("0 Unknown\nV1v 1\n")
     with pytest.raises(DataError, match="line 2 of"):
         read_label_table(path)
+    path.write_text("0 Unknown\n" + "\0" * 4096)
+    with pytest.raises(DataError, match="line 2 of") as told:  # once with all of the zeros
+        read_label_table(path)
+    assert len(str(told.value)) < 600

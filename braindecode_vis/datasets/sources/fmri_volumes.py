@@ -286,6 +286,6 @@ def read_label_table(path: Path) -> dict[int, str]:
             # A header has no number.
             if number == 0:
                 continue
-            raise DataError(f"line {number + 1} of {path} is not a number and a name: {line.strip()!r}.")
+            raise DataError(f"line {number + 1} of {path} is not a number and a name: {line.strip()[:60]!r}.")
         names[int(words[0])] = words[1]
     return names
