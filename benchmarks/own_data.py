@@ -4,7 +4,7 @@ python benchmarks/own_data.py
 
 1000 trials of 5000 voxels, 500 pictures shown twice, five folds, eleven penalties chosen by inner folds. The ridge is
 what `RidgeEncoder` takes to fit, to predict the training trials out of fold and to predict the test trials. The first
-decoding of a process also imports torch, himalaya and matplotlib; the second is what the work itself costs.
+decoding of a process also imports torch and matplotlib; the second is what the work itself costs.
 """
 
 import os

@@ -43,7 +43,7 @@ _MOVES = ".moves.json"
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
 #: Libraries whose version may change a number; kept in the provenance, out of the fingerprint.
 _VERSIONED = (
-    "numpy", "scipy", "scikit-learn", "torch", "timm", "himalaya", "mne", "nilearn", "diffusers", "open_clip_torch",
+    "numpy", "scipy", "scikit-learn", "torch", "timm", "mne", "nilearn", "diffusers", "open_clip_torch",
 )  # fmt: skip
 
 

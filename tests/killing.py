@@ -162,7 +162,7 @@ def _serve() -> None:
     for found in pkgutil.walk_packages(braindecode_vis.__path__, "braindecode_vis."):
         with contextlib.suppress(ImportError):  # of optional libraries
             __import__(found.name)
-    for name in ("himalaya.ridge", "jinja2", "PIL.JpegImagePlugin", "matplotlib.pyplot", *sys.argv[1:]):
+    for name in ("scipy.linalg", "jinja2", "PIL.JpegImagePlugin", "matplotlib.pyplot", *sys.argv[1:]):
         __import__(name)
     for line in sys.stdin:
         request = json.loads(line)

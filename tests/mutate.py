@@ -79,7 +79,7 @@ TESTS = [
 HEAVY = (
     "numpy", "pandas", "scipy.stats", "sklearn.linear_model", "sklearn.decomposition", "torch", "torchvision", "mne",
     "nibabel",
-    "nilearn.image", "nilearn.glm", "himalaya.ridge", "h5py", "skimage.metrics", "pyarrow.parquet", "safetensors.torch",
+    "nilearn.image", "nilearn.glm", "h5py", "skimage.metrics", "pyarrow.parquet", "safetensors.torch",
     "transformers", "open_clip", "timm", "diffusers", "pydantic", "beartype", "jaxtyping", "typer", "rich.console",
     "matplotlib.pyplot",
     "hypothesis", "coverage", "pytest", "PIL.Image", "yaml",

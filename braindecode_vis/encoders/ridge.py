@@ -2,19 +2,24 @@
 
 Owns the linear brain encoder: z-scored features, centred targets, one penalty for all targets. The penalty and,
 if several are offered, the number of features are chosen together by cross-validation inside the training
-trials; feature scores are recomputed inside every inner fold. Knows nothing of images or test trials. The final
-fit is himalaya's; the inner grid reuses one eigendecomposition for all penalties.
+trials; means and feature scores are recomputed inside every inner fold, while the scale of a feature is that of all
+training trials, as in the final fit. Knows nothing of images or test trials.
+
+All of it comes from one Gram matrix, trials by trials or features by features, whichever is smaller: that of an inner
+fold is a part of it or what a subtraction leaves, one eigendecomposition of it serves all penalties and all targets,
+and the final weights are a Cholesky solution. Trials and targets stay in single precision and are summed in double.
 
 References
 ----------
-Dupre la Tour et al. (2022), himalaya, doi:10.1016/j.neuroimage.2022.119728.
+Hoerl and Kennard (1970), Ridge regression, doi:10.1080/00401706.1970.10488634.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,6 +28,7 @@ from pydantic import Field
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import NOTHING_LENT, Context
 from braindecode_vis.devices import choose_device
 from braindecode_vis.memory import check_memory
 from braindecode_vis.preprocessing.scaling import ZScore, fit_zscore
@@ -30,12 +36,14 @@ from braindecode_vis.preprocessing.splits import Fold, make_inner_folds
 from braindecode_vis.preprocessing.voxel_geometry import check_common_features
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
-from braindecode_vis.store import read_json, write_json
+from braindecode_vis.store import read_json, replace_atomically, write_json
 
 Device = Literal["auto", "cpu", "cuda"]
 SMALL_PROBLEM = (
     5_000_000  # values of the response matrix; below, one CPU thread is done before a GPU has woken
 )
+_FEW = 8  # times as many trials as targets: one eigendecomposition for all folds is quicker than one for each
+_BLOCK_BYTES = 128 * 1024**2  # of a matrix in double precision that is held for one product
 
 
 class RidgeConfig(Settings):
@@ -108,6 +116,11 @@ class RidgeEncoder:
         self.config = config
         self.seed = seed
         self.fitted = fitted
+        self.context = NOTHING_LENT
+
+    def bind(self, context: Context) -> None:
+        """Take whom to tell how far the fit is, and the folder that keeps the inner folds of a killed one."""
+        self.context = context
 
     def fit(self, responses: Responses, targets: Embeddings) -> RidgeEncoder:
         """Choose penalty and features on the training trials, then fit on all of them.
@@ -130,13 +143,21 @@ class RidgeEncoder:
             reduce="the subjects (--subject), choose features (selection.*), or set repeats.train=averaged",
         )
         data, values = responses.as_matrix(), targets.flat()
-        generator = make_generator(self.seed, "ridge", "inner_folds")
         with _use_backend(self.config.device, data.size) as backend:
-            n_kept, alpha, choices = self._choose(data, values, responses.stimulus_ids, generator, backend)
-            kept, zscore, mean, weights = _fit_ridge(data, values, n_kept, alpha)
+            zscore = fit_zscore(data)
+            scaled = _scale(zscore, data)
+            mean = values.mean(axis=0, dtype=np.float64).astype(
+                np.float32
+            )  # single precision drifts over many
+            whole = make_gram(scaled, values - mean, backend)
+            n_kept, alpha, choices = self._choose(whole, responses.stimulus_ids)
+            kept = _select_features(scaled, values, n_kept)
+            self._tell(self.config.n_inner_folds, "weights")
+            weights = (whole if len(kept) == data.shape[1] else whole.keep(kept)).solve(alpha)
         self.fitted = RidgeFit(
-            zscore, kept, weights, mean, targets.vectors.shape[1:], targets.space, alpha, choices
-        )
+            ZScore(zscore.mean[kept], zscore.std[kept]), kept, weights, mean, targets.vectors.shape[1:],
+            targets.space, alpha, choices,
+        )  # fmt: skip
         return self
 
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
@@ -144,7 +165,7 @@ class RidgeEncoder:
 
         What follows in the pipeline (a prior, a contrast) must learn from predictions as uncertain as those of
         the test trials; the fitted encoder's own predictions of its training trials are not. Penalty and number
-        of features are those already chosen.
+        of features are those already chosen, and the scale of a feature is that of all training trials.
         """
         fit = self._require_fit()
         data, values = responses.as_matrix(), targets.flat()
@@ -155,29 +176,32 @@ class RidgeEncoder:
             setting="encoder.n_inner_folds",
         )
         predicted = np.empty_like(values)
-        with _use_backend(self.config.device, data.size):
-            for fold in folds:
-                kept, zscore, mean, weights = _fit_ridge(
-                    data[fold.train], values[fold.train], len(fit.kept), fit.alpha
-                )
-                predicted[fold.test] = zscore.apply(_keep(data[fold.test], kept)) @ weights + mean
+        with _use_backend(self.config.device, data.size) as backend:
+            scaled = _scale(fit_zscore(data), data)
+            whole = make_gram(scaled, values, backend)
+            for number, fold in enumerate(folds):
+                self._tell(number, f"out of fold, {number + 1} of {len(folds)}")
+                gram = whole
+                if len(fit.kept) < data.shape[1]:
+                    gram = whole.keep(_select_features(scaled[fold.train], values[fold.train], len(fit.kept)))
+                predicted[fold.test] = gram.predict_fold(fold, fit.alpha)
         return Embeddings(predicted.reshape(targets.vectors.shape), responses.stimulus_ids, fit.space)
 
-    def _choose(
-        self,
-        data: np.ndarray,
-        values: np.ndarray,
-        ids: np.ndarray,
-        generator: np.random.Generator,
-        backend: Any,
-    ) -> tuple[int | None, float, list[dict[str, Any]]]:
-        sizes = [n for n in self.config.n_features if n is None or n < data.shape[1]] or [None]
+    def _choose(self, whole: Gram, ids: np.ndarray) -> tuple[int | None, float, list[dict[str, Any]]]:
+        n_features = whole.data.shape[1]
+        sizes = [n for n in self.config.n_features if n is None or n < n_features] or [None]
         if len(sizes) == 1 and len(self.config.alphas) == 1:
             return sizes[0], self.config.alphas[0], []
         folds = make_inner_folds(
-            ids, n_folds=self.config.n_inner_folds, generator=generator, setting="encoder.n_inner_folds"
+            ids,
+            n_folds=self.config.n_inner_folds,
+            generator=make_generator(self.seed, "ridge", "inner_folds"),
+            setting="encoder.n_inner_folds",
         )
-        errors = compute_inner_errors(data, values, folds, sizes, self.config.alphas, backend=backend)
+        # Folds weigh alike, whatever the number of their trials.
+        errors = np.mean(
+            [self._look_at_fold(whole, number, fold, sizes) for number, fold in enumerate(folds)], axis=0
+        )
         best = np.unravel_index(int(np.argmin(errors)), errors.shape)
         choices = [
             {"n_features": size, "alpha": alpha, "mse": float(errors[i, j])}
@@ -185,6 +209,26 @@ class RidgeEncoder:
             for j, alpha in enumerate(self.config.alphas)
         ]
         return sizes[best[0]], self.config.alphas[best[1]], choices
+
+    def _look_at_fold(self, whole: Gram, number: int, fold: Fold, sizes: Sequence[int | None]) -> np.ndarray:
+        """Return the errors of an inner fold; a fit that was killed finds those that it had."""
+        self._tell(number, f"inner fold {number + 1} of {self.config.n_inner_folds}")
+        folder = self.context.checkpoints
+        if folder is None:
+            return compute_fold_errors(whole, fold, sizes, self.config.alphas)
+        path = folder / f"inner_fold{number}.npy"
+        with suppress(OSError, ValueError, EOFError):  # none yet, or cut short
+            if (found := np.load(path)).shape == (len(sizes), len(self.config.alphas)):
+                return np.asarray(found)
+        errors = compute_fold_errors(whole, fold, sizes, self.config.alphas)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(path) as temporary:
+            np.save(temporary, errors)
+        return errors
+
+    def _tell(self, done: int, text: str) -> None:
+        if self.context.progress is not None:
+            self.context.progress(done, self.config.n_inner_folds + 1, text)
 
     def predict(self, responses: Responses) -> Embeddings:
         """Return one predicted embedding per trial, in the target space."""
@@ -194,7 +238,8 @@ class RidgeEncoder:
             raise DataError(
                 f"the encoder was fitted on more features than the {data.shape[1]} of these responses."
             )
-        values = fit.zscore.apply(_keep(data, fit.kept)) @ fit.weights + fit.target_mean
+        kept = data if len(fit.kept) == data.shape[1] else data[:, fit.kept]  # all of them without a copy
+        values = fit.zscore.apply(kept) @ fit.weights + fit.target_mean
         return Embeddings(values.reshape(len(values), *fit.target_shape), responses.stimulus_ids, fit.space)
 
     def as_module(self, responses: Responses) -> tuple[Any, dict[str, Any]]:
@@ -259,11 +304,15 @@ def estimate_ridge_bytes(n_trials: int, n_features: int, n_targets: int) -> int:
     1
     """
     small = min(n_trials, n_features)
-    # Responses, an inner fold's part of them and its z-scores in single precision, and these in double precision; with
-    # more trials than features also the singular vectors, two times.
-    values = (20 if n_trials <= n_features else 36) * n_trials * n_features
-    # Gram matrix, eigenvectors and the solver's own space; targets, predictions and weights in double precision.
-    return values + 32 * small**2 + 16 * n_targets * (n_trials + n_features)
+    # Responses and their z-scores in single precision; the Gram matrix, that of a fold, its eigenvectors and the
+    # solver's own space in double precision; targets, centred and not, weights, and what two products hold.
+    blocks = 2 * min(_BLOCK_BYTES, 8 * n_trials * max(n_features, n_targets))
+    return (
+        8 * n_trials * n_features
+        + 40 * small**2
+        + n_targets * (12 * n_trials + 4 * n_features + 16 * (n_features if n_features < n_trials else 0))
+        + blocks
+    )
 
 
 def score_features(data: np.ndarray, values: np.ndarray, *, n_components: int = 10) -> np.ndarray:
@@ -279,13 +328,21 @@ def score_features(data: np.ndarray, values: np.ndarray, *, n_components: int = 
     n_components
         Number of leading components of the targets that count.
     """
-    centred = values - values.mean(axis=0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    left, variance = left[:, :n_components], singular[:n_components] ** 2  # (n_trials, n_components)
+    from scipy.linalg import eigh
+
+    centred = (values - values.mean(axis=0, dtype=np.float64)).astype(np.float64)
+    tall = len(centred) > centred.shape[1]
+    gram = centred.T @ centred if tall else centred @ centred.T
+    last = len(gram) - 1
+    variance, vectors = eigh(
+        gram, subset_by_index=(max(0, last + 1 - n_components), last), check_finite=False
+    )
+    # Scores of the components, times the square root of their variance: (n_trials, n_components)
+    scores = centred @ vectors if tall else vectors * np.sqrt(np.maximum(variance, 0))
     scaled = fit_zscore(data).apply(data)
     norms = np.linalg.norm(scaled, axis=0)  # zero for a feature that never changes
-    correlation = (scaled.T @ left) / np.where(norms > 0, norms, 1.0)[:, None]  # (n_features, n_components)
-    return correlation**2 @ variance
+    explained = (scaled.T @ scores) / np.where(norms > 0, norms, 1.0)[:, None]  # (n_features, n_components)
+    return np.asarray((explained**2).sum(axis=1))
 
 
 def _select_features(data: np.ndarray, values: np.ndarray, n_kept: int | None) -> np.ndarray:
@@ -295,118 +352,264 @@ def _select_features(data: np.ndarray, values: np.ndarray, n_kept: int | None) -
     return np.sort(order[:n_kept])
 
 
-def compute_inner_errors(
-    data: np.ndarray,
-    values: np.ndarray,
-    folds: Sequence[Fold],
-    sizes: Sequence[int | None],
-    alphas: Sequence[float],
-    *,
-    backend: Any,
-) -> np.ndarray:
-    """Return the mean squared error of every candidate over the inner folds, shape (n_sizes, n_alphas).
-
-    Feature scores, z-scores and target means are refitted on the training part of each inner fold.
-    """
-    errors = np.zeros((len(sizes), len(alphas)))
-    for fold in folds:
-        order = None
-        if any(size is not None for size in sizes):
-            order = np.argsort(-score_features(data[fold.train], values[fold.train]), kind="stable")
-        mean = values[fold.train].mean(axis=0)
-        for row, size in enumerate(sizes):
-            kept = slice(None) if size is None or order is None else order[:size]
-            own = data[fold.train][:, kept]
-            zscore = fit_zscore(own)
-            train, held_out = zscore.apply(own), zscore.apply(data[fold.test][:, kept])
-            truth = values[fold.test] - mean
-            path = iterate_ridge_path(train, values[fold.train] - mean, held_out, alphas, backend=backend)
-            for column, predicted in enumerate(path):
-                # Folds weigh alike, whatever the number of their trials.
-                errors[row, column] += float(((predicted - truth) ** 2).mean()) / len(folds)
-    return errors
+def _scale(zscore: ZScore, data: np.ndarray) -> np.ndarray:
+    scaled = data - zscore.mean
+    scaled /= zscore.std
+    return scaled
 
 
-def iterate_ridge_path(
-    train: np.ndarray, values: np.ndarray, held_out: np.ndarray, alphas: Sequence[float], *, backend: Any
-) -> Iterator[np.ndarray]:
-    """Yield the ridge prediction of `held_out` for each penalty, from one eigendecomposition.
+@dataclass(frozen=True)
+class Backend:
+    """Where the linear algebra runs: numpy, or torch on a GPU, whose functions have the same names."""
 
-    The smaller of the two Gram matrices is decomposed: trials by trials, or features by features.
+    xp: Any
+    device: str = "cpu"
+
+    def take(self, array: np.ndarray) -> Any:
+        """Return the array in double precision, where this computes."""
+        if self.device == "cpu":
+            return np.asarray(array, dtype=np.float64)
+        return self.xp.as_tensor(array, device=self.device).to(self.xp.float64)
+
+    def give(self, array: Any) -> np.ndarray:
+        """Return an array of this backend as one of numpy."""
+        return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+    def solve(self, matrix: Any, right: Any) -> Any:
+        """Solve a positive definite system, which is overwritten."""
+        if self.device != "cpu":
+            return self.xp.cholesky_solve(right, self.xp.linalg.cholesky(matrix))
+        from scipy.linalg import cho_factor, cho_solve
+
+        factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        return cho_solve(factor, right, check_finite=False)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Scaled training trials with the smaller of their two Gram matrices.
 
     Parameters
     ----------
-    train : array of shape (n_train, n_features)
-    values : array of shape (n_train, n_targets)
-    held_out : array of shape (n_held_out, n_features)
+    data : float32 array of shape (n_trials, n_features)
+        Z-scored.
+    values : float32 array of shape (n_trials, n_targets)
+    matrix : float64 array of shape (n, n)
+        Features by features if there are fewer of them than trials, or else trials by trials.
+    products : float64 array of shape (n_features, n_targets), or None
+        Of features and targets, where the matrix is of features.
+    backend
+        Where matrix and products lie.
+    """
+
+    data: np.ndarray
+    values: np.ndarray
+    matrix: Any
+    products: Any
+    backend: Backend
+
+    def keep(self, kept: np.ndarray) -> Gram:
+        """Return that of some features, in the order of `kept`."""
+        if self.products is None:
+            return make_gram(self.data[:, kept], self.values, self.backend)
+        matrix = self.matrix[kept][:, kept]
+        return Gram(self.data[:, kept], self.values, matrix, self.products[kept], self.backend)
+
+    def split(self, fold: Fold) -> tuple[Any, Any, Any, np.ndarray]:
+        """Return the problem of an inner fold, centred by the means of its training part.
+
+        Returns
+        -------
+        matrix : (n, n)
+            Gram matrix of the training part.
+        right : (n, n_targets)
+            What the inverse of the penalised matrix is multiplied with.
+        left : (n_held_out, n)
+            What the product is multiplied with, to predict.
+        mean : (n_targets,)
+            Mean of the training targets, which the prediction leaves out.
+        """
+        take, train, test = self.backend.take, fold.train, fold.test
+        held = take(self.values[test])
+        mean = (take(self.values.sum(axis=0, dtype=np.float64)) - held.sum(0)) / len(train)
+        if self.products is None:
+            matrix, left = self.matrix[train][:, train], self.matrix[test][:, train]
+            by_trial, centre = matrix.mean(0), matrix.mean()
+            left = left - left.mean(1)[:, None] - by_trial + centre
+            matrix -= by_trial + by_trial[:, None] - centre
+            return matrix, take(self.values[train]) - mean, left, self.backend.give(mean)
+        left = take(self.data[test])
+        centre = (take(self.data.sum(axis=0, dtype=np.float64)) - left.sum(0)) / len(train)
+        matrix = self.matrix - left.T @ left - len(train) * centre[:, None] * centre
+        right = self.products - left.T @ held - len(train) * centre[:, None] * mean
+        return matrix, right, left - centre, self.backend.give(mean)
+
+    @cached_property
+    def spectrum(self) -> tuple[Any, Any]:
+        """Eigenvalues and eigenvectors of the trials' matrix, centred by the means of all of them."""
+        by_trial = self.matrix.mean(0)
+        centred = self.matrix - by_trial - by_trial[:, None] + by_trial.mean()
+        eigenvalues, vectors = self.backend.xp.linalg.eigh(centred)
+        return eigenvalues, vectors
+
+    def predict_fold(self, fold: Fold, alpha: float) -> np.ndarray:
+        """Return what the training part of a fold predicts of the rest, shape (n_held_out, n_targets)."""
+        matrix, right, left, mean = self.split(fold)
+        return self.backend.give(left @ self._solve(matrix, right, alpha)) + mean
+
+    def solve(self, alpha: float) -> np.ndarray:
+        """Return the weights of shape (n_features, n_targets), for targets that are centred."""
+        if self.products is not None:
+            weights = self.backend.give(self._solve(self.matrix, self.products, alpha))
+            return np.ascontiguousarray(weights, dtype=np.float32)
+        dual = self._solve(self.matrix, self.backend.take(self.values), alpha)  # (n_trials, n_targets)
+        weights = np.empty((self.data.shape[1], self.values.shape[1]), dtype=np.float32)
+        for part in _iterate_blocks(self.data.shape[1], max(self.data.shape[0], weights.shape[1])):
+            weights[part] = self.backend.give(self.backend.take(self.data[:, part]).T @ dual)
+        return weights
+
+    def _solve(self, matrix: Any, right: Any, alpha: float) -> Any:
+        penalised = matrix + alpha * self.backend.take(np.eye(len(matrix)))
+        try:
+            return self.backend.solve(penalised, right)
+        except (np.linalg.LinAlgError, RuntimeError):  # a penalty below what rounding leaves of the smallest
+            eigenvalues, vectors = self.backend.xp.linalg.eigh(matrix)
+            return vectors @ (_invert(eigenvalues, alpha)[:, None] * (vectors.T @ right))
+
+
+def make_gram(data: np.ndarray, values: np.ndarray, backend: Backend) -> Gram:
+    """Compute the smaller Gram matrix of scaled trials.
+
+    Parameters
+    ----------
+    data : float32 array of shape (n_trials, n_features)
+    values : float32 array of shape (n_trials, n_targets)
+    backend
+        Where to compute.
+    """
+    (n_trials, n_features), take = data.shape, backend.take
+    matrix, products = take(np.zeros((min(data.shape),) * 2)), None
+    if n_trials <= n_features:
+        for part in _iterate_blocks(n_features, n_trials):
+            columns = take(data[:, part])
+            matrix += columns @ columns.T
+        return Gram(data, values, matrix, None, backend)
+    products = take(np.zeros((n_features, values.shape[1])))
+    for part in _iterate_blocks(n_trials, max(n_features, values.shape[1])):
+        rows = take(data[part])
+        matrix += rows.T @ rows
+        products += rows.T @ take(values[part])
+    return Gram(data, values, matrix, products, backend)
+
+
+def _iterate_blocks(n: int, width: int) -> Iterator[slice]:
+    """Yield slices of `n` rows that are `width` wide, so that a block is small in double precision."""
+    step = max(1, _BLOCK_BYTES // (8 * max(1, width)))
+    for start in range(0, n, step):
+        yield slice(start, start + step)
+
+
+def compute_fold_errors(
+    whole: Gram, fold: Fold, sizes: Sequence[int | None], alphas: Sequence[float]
+) -> np.ndarray:
+    """Return the mean squared error of every candidate on one inner fold, shape (n_sizes, n_alphas).
+
+    Means and feature scores are those of the training part of the fold.
+
+    Parameters
+    ----------
+    whole
+        All training trials.
+    fold
+        Rows to fit on and to predict.
+    sizes
+        Numbers of features; None for all.
     alphas
         Penalties.
-    backend
-        A himalaya backend, which decides where the arrays live.
     """
-    x, y, z = (backend.asarray(a, dtype="float64") for a in (train, values, held_out))
-    if x.shape[0] <= x.shape[1]:  # fewer trials than features: the dual problem
-        eigenvalues, q = backend.eigh(x @ x.T)
-        left, right = (z @ x.T) @ q, q.T @ y  # (n_held_out, n_train), (n_train, n_targets)
-    else:
-        eigenvalues, q = backend.eigh(x.T @ x)
-        left, right = z @ q, q.T @ (x.T @ y)  # (n_held_out, n_features), (n_features, n_targets)
-    eigenvalues[eigenvalues < 0] = 0  # rounding; a Gram matrix has none
+    errors, order = np.empty((len(sizes), len(alphas))), None
+    for row, size in enumerate(sizes):
+        gram = whole
+        if size is not None:
+            if order is None:
+                scores = score_features(whole.data[fold.train], whole.values[fold.train])
+                order = np.argsort(-scores, kind="stable")
+            gram = whole.keep(order[:size])
+        few = gram.products is None and _FEW * gram.values.shape[1] < len(gram.data)
+        errors[row] = (_compute_residual_errors if few else _compute_path_errors)(gram, fold, alphas)
+    return errors
+
+
+def _compute_residual_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> np.ndarray:
+    """Return the error of each penalty on one inner fold, from the eigendecomposition of all trials.
+
+    What a ridge that never saw the held-out trials leaves of them is P^-1 S y there: S is the inverse of the penalised
+    matrix, P its held-out block without what belongs to the mean. For few targets this costs one
+    eigendecomposition for all folds.
+    """
+    take, n_trials = gram.backend.take, len(gram.data)
+    eigenvalues, vectors = gram.spectrum
+    values = take(gram.values)
+    values = values - values.mean(0)
+    held, along = vectors[fold.test], vectors.T @ values  # (n_held_out, n_trials), (n_trials, n_targets)
+    errors = []
     for alpha in alphas:
-        yield backend.to_numpy((left / (eigenvalues + alpha)[None]) @ right)  # (n_held_out, n_targets)
+        inverse = _invert(eigenvalues, alpha)
+        scaled = held * inverse**0.5
+        block = scaled @ scaled.T - 1 / (alpha * n_trials)
+        residual = gram.backend.xp.linalg.solve(block, held @ (inverse[:, None] * along))
+        errors.append(float((residual**2).mean()))
+    return np.array(errors)
 
 
-def _fit_ridge(
-    data: np.ndarray, values: np.ndarray, n_kept: int | None, alpha: float
-) -> tuple[np.ndarray, ZScore, np.ndarray, np.ndarray]:
-    """Return the kept features, their statistics, the target mean and the weights."""
-    kept = _select_features(data, values, n_kept)
-    own = _keep(data, kept)
-    zscore = fit_zscore(own)
-    # Single precision drifts over many trials.
-    mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return kept, zscore, mean, _solve_ridge(zscore.apply(own), values - mean, alpha)
+def _compute_path_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) -> np.ndarray:
+    """Return the error of each penalty on one inner fold, from the eigendecomposition of its training part.
+
+    With U the eigenvectors, d = 1 / (eigenvalues + alpha), L = left @ U and R = U.T @ right the prediction is
+    L diag(d) R. Its squared distance to the truth T is |T|^2 - 2 d.l + d'Cd, where l sums (L.T @ T) * R over targets
+    and C = (L.T @ L) * (R @ R.T): what depends on targets and held-out trials is computed once for all penalties.
+    """
+    matrix, right, left, mean = gram.split(fold)
+    backend = gram.backend
+    truth = backend.take(gram.values[fold.test]) - backend.take(mean)
+    eigenvalues, vectors = backend.xp.linalg.eigh(matrix)
+    del matrix
+    left, right = left @ vectors, vectors.T @ right  # (n_held_out, n), (n, n_targets)
+    del vectors
+    n_held, n_targets = truth.shape
+    if len(eigenvalues) * (n_held + n_targets) >= 2 * n_held * n_targets * len(alphas):
+        paths = ((left * _invert(eigenvalues, alpha)) @ right for alpha in alphas)
+        return np.array([float(((path - truth) ** 2).mean()) for path in paths])
+    linear = ((left.T @ truth) * right).sum(1)  # (n,)
+    quadratic = (left.T @ left) * (right @ right.T)  # (n, n)
+    power = float((truth**2).sum())
+    inverses = [_invert(eigenvalues, alpha) for alpha in alphas]
+    sums = [power - 2 * float(d @ linear) + float(d @ quadratic @ d) for d in inverses]
+    return np.maximum(sums, 0) / (n_held * n_targets)
 
 
-def _keep(data: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return the kept features; all of them without a copy."""
-    return data if len(kept) == data.shape[1] else data[:, kept]
-
-
-def _solve_ridge(x: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:
-    """Return himalaya's weights of shape (n_features, n_targets) for centred `x` and `y`."""
-    from himalaya.backend import get_backend
-    from himalaya.kernel_ridge import solve_kernel_ridge_eigenvalues
-    from himalaya.ridge import solve_ridge_svd
-
-    backend = get_backend()
-    xb, yb = backend.asarray(x, dtype="float64"), backend.asarray(y, dtype="float64")
-    if x.shape[0] <= x.shape[1]:
-        dual = solve_kernel_ridge_eigenvalues(xb @ xb.T, yb, alpha=float(alpha))
-        weights = backend.to_numpy(xb).T @ backend.to_numpy(dual)  # primal weights from those of the trials
-    else:
-        weights = backend.to_numpy(solve_ridge_svd(xb, yb, alpha=float(alpha), warn=False))
-    return np.ascontiguousarray(weights, dtype=np.float32)
+def _invert(eigenvalues: Any, alpha: float) -> Any:
+    """Return 1 / (eigenvalue + alpha), and 0 where that is less than rounding leaves of an eigenvalue of 0."""
+    least = float(eigenvalues.max()) * len(eigenvalues) * 2.2e-16
+    penalised = eigenvalues.clip(0) + alpha
+    return (penalised > least) / penalised
 
 
 @contextmanager
-def _use_backend(device: Device, n_values: int) -> Iterator[Any]:
-    """Switch himalaya to the device and back, since its backend is global to the process.
+def _use_backend(device: Device, n_values: int) -> Iterator[Backend]:
+    """Yield where to compute; a response matrix of few values on the CPU by one thread.
 
-    A response matrix of few values is solved on the CPU by one thread: its products take less time than waking
-    a second thread or a GPU does.
+    Its products take less time than waking a second thread or a GPU does.
     """
-    from himalaya.backend import get_backend, set_backend
     from threadpoolctl import threadpool_limits
 
     small = n_values < SMALL_PROBLEM
     # Asked only where it matters: a small problem on the CPU never waits for torch to be imported.
     asks = device == "cuda" or (device == "auto" and not small)
-    on_gpu = asks and choose_device(device, setting="encoder.device") == "cuda"
-    name = "torch_cuda" if on_gpu else "numpy"
-    before = get_backend()  # the caller may use himalaya too
-    try:
-        with threadpool_limits(limits=1 if small else None):
-            yield set_backend(name, on_error="raise")
-    finally:
-        set_backend(before)
+    with threadpool_limits(limits=1 if small else None):
+        if asks and (chosen := choose_device(device, setting="encoder.device")) != "cpu":
+            import torch
+
+            yield Backend(torch, chosen)
+        else:
+            yield Backend(np)

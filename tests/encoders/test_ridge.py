@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +8,15 @@ from sklearn.linear_model import Ridge
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
-from braindecode_vis.encoders.ridge import RidgeConfig, compute_inner_errors, score_features
+from braindecode_vis.contracts import Context
+from braindecode_vis.encoders import ridge
+from braindecode_vis.encoders.ridge import (
+    Backend,
+    RidgeConfig,
+    compute_fold_errors,
+    make_gram,
+    score_features,
+)
 from braindecode_vis.preprocessing.splits import make_inner_folds
 
 
@@ -36,24 +46,97 @@ def test_one_candidate_is_ordinary_ridge(n_features):
     np.testing.assert_allclose(encoder.predict(responses).vectors, reference.predict(data), atol=2e-5)
 
 
-def test_inner_errors_equal_a_plain_loop():
-    responses, targets = make_task()
-    data, values = responses.as_matrix(), targets.flat()
+@pytest.mark.parametrize("n_targets", [1, 6, 90])
+@pytest.mark.parametrize("n_features", [20, 200], ids=["tall", "wide"])
+def test_errors_of_inner_folds_equal_a_plain_loop(n_features, n_targets):
+    """Folds are parts of one Gram matrix, or what a subtraction leaves of it; the loop fits each anew."""
+    responses, targets = make_task(n_features=n_features, n_targets=n_targets)
+    data, values = responses.as_matrix().astype(np.float64), targets.flat().astype(np.float64)
+    scaled = (data - data.mean(0)) / data.std(0)
     folds = make_inner_folds(responses.stimulus_ids, n_folds=4, generator=np.random.default_rng(0))
-    from himalaya.backend import set_backend
+    sizes, alphas = [15, 150, None], [1.0, 100.0, 1e4]
+    gram = make_gram(scaled.astype(np.float32), values.astype(np.float32), Backend(np))
+    for fold in folds:
+        errors = compute_fold_errors(gram, fold, sizes, alphas)
+        for row, size in enumerate(sizes):
+            order = np.argsort(-score_features(scaled[fold.train], values[fold.train]), kind="stable")
+            kept = slice(None) if size is None else order[:size]
+            for column, alpha in enumerate(alphas):
+                model = Ridge(alpha=alpha).fit(scaled[fold.train][:, kept], values[fold.train])
+                predicted = model.predict(scaled[fold.test][:, kept]).reshape(len(fold.test), n_targets)
+                expected = ((predicted - values[fold.test]) ** 2).mean()
+                # z-scores and targets are single precision in one and double in the other.
+                np.testing.assert_allclose(errors[row, column], expected, rtol=1e-5)
 
-    errors = compute_inner_errors(data, values, folds, [15, None], [1.0, 100.0], backend=set_backend("numpy"))
-    for row, size in enumerate([15, None]):
-        for column, alpha in enumerate([1.0, 100.0]):
-            expected = []
-            for fold in folds:
-                kept = np.argsort(-score_features(data[fold.train], values[fold.train]), kind="stable")[:size]
-                mean, std = data[fold.train][:, kept].mean(0), data[fold.train][:, kept].std(0)
-                model = Ridge(alpha=alpha).fit((data[fold.train][:, kept] - mean) / std, values[fold.train])
-                predicted = model.predict((data[fold.test][:, kept] - mean) / std)
-                expected.append(((predicted - values[fold.test]) ** 2).mean())
-            # z-scores are single precision in one and double in the other.
-            np.testing.assert_allclose(errors[row, column], np.mean(expected), rtol=1e-5)
+
+@pytest.mark.parametrize("n_features", [40, 90], ids=["tall", "wide"])
+def test_numpy_and_torch_agree_on_weights_folds_and_errors(n_features):
+    """A GPU runs the same lines with torch's functions; here torch's processor stands for it."""
+    import torch
+
+    class Torch(Backend):
+        def take(self, array):
+            return torch.as_tensor(np.asarray(array)).to(torch.float64)
+
+        def solve(self, matrix, right):
+            return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
+
+    responses, targets = make_task(n_features=n_features)
+    folds = make_inner_folds(responses.stimulus_ids, n_folds=3, generator=np.random.default_rng(0))
+    grams = [make_gram(responses.data, targets.flat(), backend) for backend in (Backend(np), Torch(torch))]
+    alphas = [1.0, 100.0, 1e4]
+    left, right = (compute_fold_errors(gram, folds[0], [10, None], alphas) for gram in grams)
+    np.testing.assert_allclose(left, right, rtol=1e-9)
+    left, right = (gram.predict_fold(folds[1], 10.0) for gram in grams)
+    np.testing.assert_allclose(left, right, atol=1e-9)
+    left, right = (gram.solve(10.0) for gram in grams)
+    np.testing.assert_allclose(left, right, rtol=1e-5)  # kept in single precision
+
+
+def test_a_penalty_below_rounding_leaves_out_what_carries_nothing():
+    """More features than trials and hardly a penalty: the matrix is singular, and Cholesky has no answer."""
+    responses, targets = make_task()
+    tiny = RidgeConfig(alphas=(1e-300,)).build(seed=0).fit(responses, targets).predict(responses).vectors
+    np.testing.assert_allclose(tiny, targets.vectors, atol=1e-3)
+
+
+def test_a_killed_fit_finds_the_inner_folds_that_it_had_and_tells_how_far_it_is(tmp_path, monkeypatch):
+    """A full-size fit took 13 minutes without a sign of life and began anew after a kill."""
+    responses, targets = make_task()
+    told = []
+    context = Context(checkpoints=tmp_path / "work", progress=lambda *what: told.append(what))
+    whole = RidgeConfig().build(seed=0).fit(responses, targets)
+
+    def stop(done, total, text):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    killed = RidgeConfig().build(seed=0)
+    killed.bind(replace(context, progress=stop))
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(responses, targets)
+    computed, compute = [], ridge.compute_fold_errors
+    monkeypatch.setattr(
+        ridge, "compute_fold_errors", lambda *args: computed.append(args[1]) or compute(*args)
+    )
+    (tmp_path / "work/inner_fold1.npy").write_bytes(b"cut")
+    again = RidgeConfig().build(seed=0)
+    again.bind(context)
+    again.fit(responses, targets)
+    assert len(computed) == 3
+    assert again.fitted.choices == whole.fitted.choices
+    assert [done for done, total, _ in told] == list(range(6))
+    assert {total for _, total, _ in told} == {6}
+
+
+def test_features_are_scored_by_the_leading_components_of_the_targets():
+    responses, targets = make_task(n_trials=50, n_targets=30)
+    data, values = responses.as_matrix(), targets.flat()
+    for rows in (slice(None), slice(20)):  # more trials than targets, and fewer
+        left, singular, _ = np.linalg.svd(values[rows] - values[rows].mean(0), full_matrices=False)
+        correlation = np.corrcoef(np.c_[data[rows], left[:, :10]].T)[:200, 200:]
+        expected = correlation**2 @ singular[:10] ** 2
+        np.testing.assert_allclose(score_features(data[rows], values[rows]), expected, rtol=1e-3)
 
 
 def test_informative_features_score_highest():
