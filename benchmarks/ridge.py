@@ -53,7 +53,6 @@ def _list_peers(data, values, *, one):
     from himalaya.kernel_ridge import KernelRidgeCV
     from himalaya.ridge import RidgeCV as HimalayaRidgeCV
     from sklearn.linear_model import Ridge, RidgeCV
-
     from sklearn.preprocessing import StandardScaler
 
     if one:

@@ -25,6 +25,27 @@ Progress = Callable[[int, int, str], None]
 EmbedCached = Callable[[Any], "Embeddings"]
 
 
+def count_steps(progress: Progress | None, total: int) -> Callable[[int, str], None]:
+    """Return what is called with the number of steps done since the last call and words on them.
+
+    Parameters
+    ----------
+    progress
+        Is told the sum of them.
+    total
+        Steps in all.
+    """
+    done = 0
+
+    def advance(n: int, text: str) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, total, text)
+
+    return advance
+
+
 @dataclass(frozen=True)
 class Context:
     """What the pipeline lends a component before it learns, and again after it was read from a run folder.

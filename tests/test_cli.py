@@ -147,9 +147,16 @@ def test_a_log_file_gets_lines_instead_of_bars(monkeypatch, capsys):
     listener = show.ConsoleListener()
     with listener.watch("train:") as tell:
         tell(1, 10, "epoch 1/10")
-    with listener.progress("reading trials", 3) as advance:
+        tell(0, 0, "a message")
+    with listener.progress("scoring", 4) as advance:
         advance(1)
-    assert capsys.readouterr().err == "train: epoch 1/10\n"
+    with listener.progress("encoding", None) as advance:
+        advance(7)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "train: 10%, about 0 min left, epoch 1/10", "train: a message", "scoring: 25%, about 0 min left",
+        "encoding: 7 done",
+    ]  # fmt: skip
 
 
 @pytest.fixture

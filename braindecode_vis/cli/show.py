@@ -102,6 +102,28 @@ def make_console(*, stderr: bool = True) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
+class _Clock:
+    """When a line is due where there is no terminal to show a bar, and how far a task is by then."""
+
+    def __init__(self, console: Console) -> None:
+        self.in_terminal = console.is_terminal
+        self.started = self.last = time.monotonic()
+
+    def strikes(self) -> bool:
+        """Return whether a minute has passed since the last line."""
+        if self.in_terminal or time.monotonic() - self.last < _SECONDS_A_LINE:
+            return False
+        self.last = time.monotonic()
+        return True
+
+    def describe(self, done: int, total: int | None) -> str:
+        """Return how far a task is, and how long it takes yet at the same pace."""
+        if not total:
+            return f"{done} done"
+        left = (time.monotonic() - self.started) * max(0, total - done) / max(1, done)
+        return f"{min(done / total, 1):.0%}, about {left / 60:.0f} min left"
+
+
 class ConsoleListener:
     """Tells on standard error what is computed and what is reused, and why."""
 
@@ -126,27 +148,37 @@ class ConsoleListener:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        clock, done = _Clock(self.console), 0
         with self._make_bar(*columns) as bar:
             task = bar.add_task(description, total=total)
-            yield lambda n: bar.advance(task, n)
+
+            def advance(n: int) -> None:
+                nonlocal done
+                done += n
+                bar.advance(task, n)
+                if clock.strikes():
+                    self.console.print(f"{description}: {clock.describe(done, total)}", markup=False)
+
+            yield advance
 
     @contextmanager
     def watch(self, description: str) -> Iterator[Callable[[int, int, str], None]]:
         """Show a bar with words beside it while the context lasts; a line a minute where there is no terminal."""
-        from rich.progress import BarColumn, TextColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
-        in_terminal, last = self.console.is_terminal, time.monotonic()
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}"),
+        )  # fmt: skip
+        clock = _Clock(self.console)
         with self._make_bar(*columns) as bar:
             task = bar.add_task(description, total=None, words="")
 
             def show(done: int, total: int, text: str) -> None:
-                nonlocal last
                 if total:
                     bar.update(task, completed=done, total=total, words=text)
-                    if in_terminal or time.monotonic() - last < _SECONDS_A_LINE:
+                    if not clock.strikes():
                         return
-                    last = time.monotonic()
+                    text = f"{clock.describe(done, total)}, {text}"
                 self.console.print(f"{description} {text}", markup=False)
 
             yield show

@@ -156,19 +156,19 @@ def write_dataset(
         dataset.write(folder, seed=derive_seed(seed, "dataset"))
         return
     # Imported one by one: mne and nilearn take seconds, and no data set needs both.
-    with listener.progress("reading trials", None) as advance:
+    with listener.watch("preprocess:") as progress:
         if source == "open_epochs":
             from braindecode_vis.preprocessing.meeg import write_meeg
 
-            write_meeg(dataset, folder, advance=advance, **applied)
+            write_meeg(dataset, folder, progress=progress, **applied)
         elif source == "open_bold":
             from braindecode_vis.preprocessing.bold import write_bold
 
-            write_bold(dataset, folder, advance=advance, **applied)
+            write_bold(dataset, folder, progress=progress, **applied)
         else:
             from braindecode_vis.preprocessing.betas import write_fmri
 
-            write_fmri(dataset, folder, advance=advance, **applied)
+            write_fmri(dataset, folder, progress=progress, **applied)
 
 
 def read_dataset(folder: Path) -> tuple[Responses, StimulusSet]:

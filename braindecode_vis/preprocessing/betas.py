@@ -21,6 +21,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Progress, count_steps
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.learnt_statistics import (
@@ -47,7 +48,7 @@ from braindecode_vis.preprocessing.signal_damage import (
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import write_json, write_stimuli
 
-Advance = Callable[[int], Any]
+Advance = Callable[[int, str], None]
 
 
 @runtime_checkable
@@ -63,7 +64,7 @@ def write_fmri(
     config: BetasDataset,
     folder: Path,
     *,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
 ) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def write_fmri(
         Configuration of the data set.
     folder
         Where ``responses`` and ``stimuli`` are written; made if needed.
-    advance
-        Called with the number of trials done since the last call.
+    progress
+        Called with the number of trials that were read, that of all, and words.
     learnt
         Means and variances of a finished run, which are then applied in place of learning any here.
     transductive
@@ -95,7 +96,7 @@ def write_fmri(
     source, watch = config.open_betas(), make_watch(config)
     settle_missing(config, source.parts, watch)
     return write_fmri_source(
-        source, folder, advance=advance, learnt=learnt, transductive=transductive, watch=watch
+        source, folder, progress=progress, learnt=learnt, transductive=transductive, watch=watch
     )
 
 
@@ -103,7 +104,7 @@ def write_fmri_source(
     source: FmriSource,
     folder: Path,
     *,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
     watch: DamageWatch | None = None,
@@ -130,15 +131,15 @@ def write_fmri_source(
     try:
         with ExitStack() as files:
             rows = files.enter_context(ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype)))
-            progress = _Progress(rows, scratch, files, watch, learnt)
-            scaling = _write_parts(source, geometries, progress, advance)
+            state = _State(rows, scratch, files, watch, learnt)
+            scaling = _write_parts(source, geometries, state, count_steps(progress, shape[0]))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     trials.to_parquet(responses / "trials.parquet", index=False)
-    if progress.fitted:
+    if state.fitted:
         for name, values in (
-            (ZSCORE_MEAN, [s.mean for s in progress.fitted.values()]),
-            (ZSCORE_VARIANCE, [s.variance for s in progress.fitted.values()]),
+            (ZSCORE_MEAN, [s.mean for s in state.fitted.values()]),
+            (ZSCORE_VARIANCE, [s.variance for s in state.fitted.values()]),
         ):
             np.save(responses / name, np.stack(values), allow_pickle=False)  # (n_groups, n_features)
     _write_images(folder / "stimuli", source, watch)
@@ -179,7 +180,7 @@ class _Waiting:
 
 
 @dataclass
-class _Progress:
+class _State:
     """What has been standardised, and what waits."""
 
     target: ArrayFile
@@ -197,33 +198,31 @@ class _Progress:
 def _write_parts(
     source: FmriSource,
     geometries: Mapping[str, Geometry],
-    progress: _Progress,
-    advance: Advance | None,
+    state: _State,
+    advance: Advance,
 ) -> dict[str, Any]:
     """Write and standardise every session; return what the reader of the store should know of it."""
     start = 0
     for (subject, _), members in groupby(source.parts, key=lambda part: part.group):
         session = list(members)
-        _write_session(session, source.plan, geometries[subject], start, progress, advance)
+        _write_session(session, source.plan, geometries[subject], start, state, advance)
         start += sum(len(part.trials) for part in session)
     for subject in source.subjects:
-        progress.watch.settle_features(subject)
+        state.watch.settle_features(subject)
     # Only now are all sessions of a subject known: the order of the files must not matter.
-    for item in progress.waiting:
-        scales = progress.scales.get(item.subject)
+    for item in state.waiting:
+        scales = state.scales.get(item.subject)
         if not scales:
             raise DataError(
                 f"subject {item.subject} has no training trial to standardise with; set dataset.zscore to none, "
                 "or dataset.untrained to own, which uses the test trials themselves."
             )
-        standardise_rows(
-            pool_statistics(scales), item.held, item.base, progress.target, item.start, item.rows
-        )
+        standardise_rows(pool_statistics(scales), item.held, item.base, state.target, item.start, item.rows)
     return {
-        "standardised_with_other_sessions": [item.name for item in progress.waiting],
-        "standardised_with_own_test_trials": progress.transductive,
-        "constant_features": progress.constant,
-        **({"standardised_groups": [asdict(group) for group in progress.fitted]} if progress.fitted else {}),
+        "standardised_with_other_sessions": [item.name for item in state.waiting],
+        "standardised_with_own_test_trials": state.transductive,
+        "constant_features": state.constant,
+        **({"standardised_groups": [asdict(group) for group in state.fitted]} if state.fitted else {}),
     }
 
 
@@ -232,40 +231,39 @@ def _write_session(
     plan: BetasPlan,
     geometry: Geometry,
     start: int,
-    progress: _Progress,
-    advance: Advance | None,
+    state: _State,
+    advance: Advance,
 ) -> None:
     """Write the trials of one session from row `start` on, and standardise what has training trials."""
     trials = pd.concat([part.trials for part in session], ignore_index=True)
-    target, learnt = progress.target, progress.learnt
+    target, learnt = state.target, state.learnt
     subject, name = session[0].group
     if learnt is not None:
         done = start
         for part in session:
             runs, first = part.trials["run"].to_numpy(str), 0
-            for block in _iterate_blocks(part, geometry, target.shape, progress.watch):
+            for block in _iterate_blocks(part, geometry, target.shape, state.watch):
                 of_run = runs[first : first + len(block)]
                 values = np.empty(block.shape, target.dtype)
                 for key in dict.fromkeys(of_run):
                     values[of_run == key] = learnt.apply(block[of_run == key], subject, name, key)
                 target.write(done + first, values)
                 first += len(block)
-                if advance is not None:
-                    advance(len(block))
+                advance(len(block), f"reading {part.where}")
             done += first
         return
     held, base = target, start
     if plan.zscore != "none" and target.dtype == np.float16:  # rounded after standardising, not before
-        path = progress.scratch / f"session-{start}.npy"
+        path = state.scratch / f"session-{start}.npy"
         unscaled = ArrayFile(path, (len(trials), *target.shape[1:]), np.dtype(np.float32))
-        held, base = progress.files.enter_context(unscaled), 0
+        held, base = state.files.enter_context(unscaled), 0
     by_run = plan.zscore == "run"
     keys = trials["run"].to_numpy(str) if by_run else np.full(len(trials), "session")
     is_train = trials["split"].to_numpy() == "train"
     moments: dict[str, FeatureMoments] = {}
     done = 0
     for part in session:
-        for block in _iterate_blocks(part, geometry, target.shape, progress.watch):
+        for block in _iterate_blocks(part, geometry, target.shape, state.watch):
             held.write(base + done, block)
             here = slice(done, done + len(block))
             if plan.zscore != "none":
@@ -273,8 +271,7 @@ def _write_session(
                     picked = block[is_train[here] & (keys[here] == key)]
                     moments.setdefault(key, FeatureMoments(picked[0])).add(picked)
             done += len(block)
-            if advance is not None:
-                advance(len(block))
+            advance(len(block), f"reading {part.where}")
     if plan.zscore == "none":
         return
     for key in dict.fromkeys(keys):
@@ -282,19 +279,19 @@ def _write_session(
         label = f"subject {subject}, session {name}" + (f", run {key}" if by_run else "")
         if key in moments and moments[key].n_trials > 1:  # one trial has no spread
             scale = moments[key].finish()
-            progress.scales.setdefault(subject, []).append(scale)
-            progress.fitted[ZScoreGroup(subject, name, key if by_run else "")] = scale
+            state.scales.setdefault(subject, []).append(scale)
+            state.fitted[ZScoreGroup(subject, name, key if by_run else "")] = scale
             own = scale.is_constant[: _count_features(geometry)]
-            progress.constant = max(progress.constant, int(own.sum()))
+            state.constant = max(state.constant, int(own.sum()))
         elif plan.untrained == "own":
             scale = fit_rows(held, base + rows)
-            progress.transductive.append(label)
-            progress.fitted[ZScoreGroup(subject, name, key if by_run else "", own=True)] = scale
+            state.transductive.append(label)
+            state.fitted[ZScoreGroup(subject, name, key if by_run else "", own=True)] = scale
         else:
-            progress.waiting.append(_Waiting(subject, label, held, base, start, rows))
+            state.waiting.append(_Waiting(subject, label, held, base, start, rows))
             continue
         standardise_rows(scale, held, base, target, start, rows)
-    if held is not target and all(item.held is not held for item in progress.waiting):
+    if held is not target and all(item.held is not held for item in state.waiting):
         held.close()
         held.path.unlink()
 

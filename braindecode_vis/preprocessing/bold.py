@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Progress
 from braindecode_vis.datasets.sources.betas_source import (
     BetasPart,
     FmriSource,
@@ -31,7 +32,7 @@ from braindecode_vis.datasets.sources.bold_source import (
     WindowConfig,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, VolumeHeader
-from braindecode_vis.preprocessing.betas import Advance, write_fmri_source
+from braindecode_vis.preprocessing.betas import write_fmri_source
 from braindecode_vis.preprocessing.glm import (
     fit_trials,
     fit_trials_ar1,
@@ -61,7 +62,7 @@ def write_bold(
     config: BoldDataset,
     folder: Path,
     *,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
     geometry: Geometry | Mapping[str, Geometry] | None = None,
@@ -74,8 +75,8 @@ def write_bold(
         Configuration of the data set.
     folder
         Where ``responses`` and ``stimuli`` are written; made if needed.
-    advance
-        Called with the number of trials done since the last call.
+    progress
+        As in `write_fmri`.
     learnt, transductive
         As in `write_fmri`.
     geometry
@@ -99,7 +100,7 @@ def write_bold(
     return write_fmri_source(
         make_betas(source, watch),
         folder,
-        advance=advance,
+        progress=progress,
         learnt=learnt,
         transductive=transductive,
         watch=watch,

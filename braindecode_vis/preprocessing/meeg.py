@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.contracts import Progress, count_steps
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
     EpochPlan,
@@ -43,7 +44,7 @@ from braindecode_vis.preprocessing.whitening import (
 )
 from braindecode_vis.store import write_json, write_stimuli
 
-Advance = Callable[[int], Any]
+Advance = Callable[[int, str], None]
 
 
 @runtime_checkable
@@ -59,7 +60,7 @@ def write_meeg(
     config: EpochsDataset,
     folder: Path,
     *,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
 ) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def write_meeg(
         Configuration of the data set.
     folder
         Where ``responses`` and ``stimuli`` are written; made if needed.
-    advance
-        Called with the number of trials done since the last call.
+    progress
+        Called with the number of trials that were read and that were whitened, that of all to come, and words.
     learnt
         Whitening and scaling of a finished run, which are then applied in place of learning any here.
     transductive
@@ -91,7 +92,7 @@ def write_meeg(
             source = replace(source, parts=tuple(parts))
         watch = make_watch(config)
         settle_missing(config, source.parts, watch)
-        return write_source(source, folder, scratch=scratch, advance=advance, learnt=learnt, watch=watch)
+        return write_source(source, folder, scratch=scratch, progress=progress, learnt=learnt, watch=watch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -101,7 +102,7 @@ def write_source(
     folder: Path,
     *,
     scratch: Path,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     watch: DamageWatch | None = None,
 ) -> dict[str, Any]:
@@ -138,6 +139,7 @@ def write_source(
     responses.mkdir(parents=True, exist_ok=True)
     _check_space(folder, shape, plan)
     written = _Written([], {}, dropped, watch or DamageWatch())
+    advance = count_steps(progress, shape[0] * (2 if whitens else 1))
     writer = ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype))
     with writer:
         held = writer
@@ -213,7 +215,7 @@ def _write_session(
     writer: ArrayFile,
     start: int,
     scratch: Path,
-    advance: Advance | None,
+    advance: Advance,
     written: _Written,
     learnt: LearntStatistics | None,
 ) -> int:
@@ -245,8 +247,7 @@ def _write_session(
             for block in iterate_trials(piece, plan, written.watch, unit=source.unit):
                 writer.write(row, block if learnt is None else learnt.apply(block, *group))
                 row += len(block)
-                if advance is not None:
-                    advance(len(block))
+                advance(len(block), f"reading {piece.part.where}")
     for path in files:
         path.unlink()
     written.pieces.extend(session)
@@ -259,7 +260,7 @@ def _write_whitened(
     writer: ArrayFile,
     start: int,
     scratch: Path,
-    advance: Advance | None,
+    advance: Advance,
     watch: DamageWatch,
 ) -> Whitener:
     """Cut one session, fit the noise covariance on its training trials, and whiten all of them."""
@@ -290,6 +291,7 @@ def _write_whitened(
             if plan.mvnn == "epochs" and is_training.any():
                 total.add(block[is_training], weights[done : done + len(block)][is_training])
             done += len(block)
+            advance(len(block), f"reading {piece.part.where}")
     if plan.mvnn == "time":
         # Repetitions of an image lie anywhere in the session, so they are read back from what was written.
         rows_of = defaultdict(list)
@@ -306,8 +308,7 @@ def _write_whitened(
     for first in range(0, n, BLOCK_TRIALS):
         last = min(first + BLOCK_TRIALS, n)
         writer.write(start + first, whitener.apply(held.read(base + first, base + last), rows))
-        if advance is not None:
-            advance(last - first)
+        advance(last - first, f"whitening {session[0].part.where}")
     if held is not writer:
         held.close()
         held.path.unlink()

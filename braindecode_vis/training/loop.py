@@ -45,6 +45,7 @@ from braindecode_vis.training.model import Batch, BrainImageModel, Teacher
 
 Progress = Callable[[int, int, str], None]
 CHECKPOINT = "checkpoint.safetensors"
+_CHECKPOINT_SHARE = 50  # times what writing one took: large weights on a slow disk are written more rarely
 BAD_BATCH = "bad_batch.npz"
 LOG_FILE = "training.jsonl"
 _INSTALL = "pip install 'braindecode_vis[tracking]'"
@@ -164,7 +165,7 @@ class Trainer:
         self.unchecked: list[tuple[int, int, int, Tensor]] = []
         # On the device and in float64: summed without waiting for the GPU, and without losing digits.
         self.sums = torch.zeros(1 + len(model.objectives), dtype=torch.float64, device=feed.device)
-        self.last_checkpoint = time.monotonic()
+        self.last_checkpoint, self.checkpoint_cost = time.monotonic(), 0.0
         self.start_time, self.start_update = time.monotonic(), 0
 
     # --- the run ------------------------------------------------------------------------------------------
@@ -224,7 +225,10 @@ class Trainer:
             counters.seconds = time.monotonic() - started
             self._check_losses(force=counters.position == len(groups))
             waited = time.monotonic() - self.last_checkpoint
-            if self.workspace is not None and not self.rank and waited >= self.settings.checkpoint_seconds:
+            due = self.settings.checkpoint_seconds and max(
+                self.settings.checkpoint_seconds, _CHECKPOINT_SHARE * self.checkpoint_cost
+            )
+            if self.workspace is not None and not self.rank and waited >= due:
                 # A checkpoint after a loss that is not finite would not be a good one.
                 self._check_losses(force=True)
                 self._write_checkpoint()
@@ -456,8 +460,10 @@ class Trainer:
             state["queue"] = [queue.next, queue.count]
         if self.feed.views is not None:
             groups["views"] = self.feed.views.as_tensors()
+        started = time.monotonic()
         write_checkpoint(self.workspace / CHECKPOINT, groups, state)
         self.last_checkpoint = time.monotonic()
+        self.checkpoint_cost = self.last_checkpoint - started
 
     def _resume(self) -> None:
         """Go to where the checkpoint of the workspace stands, if there is one, together with all processes."""

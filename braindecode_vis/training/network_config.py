@@ -238,7 +238,7 @@ class NetworkEncoderConfig(Settings):
     max_device_bytes
         Data up to this size are kept on the device, larger ones are read batch by batch.
     checkpoint_seconds
-        Time between checkpoints; 0 writes one after every update.
+        Time between checkpoints, or 50 times what writing one takes if that is longer; 0 writes one after every update.
     """
 
     kind: Literal["network"] = "network"
@@ -276,7 +276,7 @@ class NetworkEncoderConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl",)
     max_device_bytes: int = Field(default=4 << 30, ge=0)
-    checkpoint_seconds: float = Field(default=120.0, ge=0)
+    checkpoint_seconds: float = Field(default=15.0, ge=0)
 
     not_hashed: ClassVar[frozenset[str]] = frozenset(
         {"device", "log", "max_device_bytes", "checkpoint_seconds"}

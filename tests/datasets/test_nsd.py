@@ -114,8 +114,8 @@ def test_trials_follow_the_design_and_name_images_from_one(root):
 def test_the_store_keeps_images_regions_and_the_protocol(root, tmp_path):
     config = NsdConfig(root=root, sessions=3, image_size=32)
     steps = []
-    summary = write_fmri(config, tmp_path, advance=steps.append)
-    assert sum(steps) == summary["n_trials"] == 90
+    summary = write_fmri(config, tmp_path, progress=lambda *told: steps.append(told))
+    assert steps[-1][:2] == (summary["n_trials"], summary["n_trials"]) == (90, 90)
     assert "NSD subject 01, 3 sessions (01 to 03): 10 of 10 shared images" in summary["protocol"]
     responses = store.read_responses(tmp_path / "responses")
     labels, _ = make_labels()

@@ -274,11 +274,15 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
     assert peaks[1] < 1.5 * peaks[0]
 
 
-def test_progress_counts_every_trial_once(tmp_path, signal, events):
-    done = []
-    source = make_source(make_part(signal, events))
-    write_source(source, tmp_path, scratch=tmp_path / "scratch", advance=done.append)
-    assert sum(done) == source.n_trials == len(events)
+@pytest.mark.parametrize(("mvnn", "passes"), [("none", 1), ("epochs", 2)])
+def test_progress_counts_every_trial_once_a_pass(tmp_path, signal, events, mvnn, passes):
+    """The bar had no total, and with whitening stood still until the second pass."""
+    told = []
+    source = make_source(make_part(signal, events), mvnn=mvnn)
+    progress = lambda done, total, text: told.append((done, total))  # noqa: E731
+    write_source(source, tmp_path, scratch=tmp_path / "scratch", progress=progress)
+    assert told[0][0] <= source.n_trials
+    assert told[-1] == (passes * source.n_trials,) * 2
 
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path, signal, events, monkeypatch):
