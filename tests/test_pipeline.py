@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,17 @@ import pytest
 
 from braindecode_vis import pipeline, store
 from braindecode_vis.arrays import SCORE_KEYS
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets import synthetic_digits
-from braindecode_vis.pipeline.learning import pick_test_trials
+from braindecode_vis.datasets.things_eeg2.dataset import ThingsEeg2Config
+from braindecode_vis.pipeline.learning import check_learnt, pick_test_trials
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.reporting import read_run_scores
 from braindecode_vis.pipeline.runs import SilentListener, open_run, read_scores
 from braindecode_vis.pipeline.scoring import describe_choices, make_scoring_task
 from braindecode_vis.pipeline.summary import describe_ceilings
+from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.stimuli import hash_pixels
 
 SMALL = [
@@ -420,3 +423,17 @@ def test_draws_that_are_all_the_same_are_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3), dtype=np.uint8)
     assert describe_same_draws(config, noise) == ""
     assert describe_same_draws(config, noise[:, :1]) == describe_same_draws(config, noise[:, 0]) == ""
+
+
+def test_whitening_by_trials_that_a_fold_tests_is_refused_once_the_split_is_known():
+    """Without images leave-one-subject-out tests all trials of a subject, which had been whitened with themselves."""
+    trials = pd.DataFrame({"split": ["train", "train", "test"]})
+    config = SimpleNamespace(
+        dataset=ThingsEeg2Config(mvnn="epochs"),
+        split=SimpleNamespace(kind="leave_one_subject_out"),
+    )
+    check_learnt(config, SimpleNamespace(folds=[Fold(np.array([0, 1]), np.array([2]))]), trials)
+    with pytest.raises(
+        ConfigError, match=r"dataset\.mvnn learns from trials .* 'leave_one_subject_out' tests"
+    ):
+        check_learnt(config, SimpleNamespace(folds=[Fold(np.array([0]), np.array([1, 2]))]), trials)

@@ -17,6 +17,7 @@ import pandas as pd
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import ConfigError
+from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.devices import count_launched
 from braindecode_vis.pipeline import categories
@@ -104,6 +105,7 @@ def preprocess(run: Run) -> Prepared:
         split = config.split.make(
             responses.trials, concepts, seed=config.seed, knows_images=stimuli.knows_images
         )
+        check_learnt(config, split, responses.trials)
         store.write_json(folder / "split.json", split.as_json())
         return {"inputs": fields["inputs"], "protocol": split.protocol}
 
@@ -115,6 +117,20 @@ def preprocess(run: Run) -> Prepared:
     # Read back and not kept, so that a resumed run and a fresh one have the very same folds.
     split = Split.from_json(store.read_json(artifact.path / "split.json"), responses.trials, concepts)
     return Prepared(artifact, responses, stimuli, split)
+
+
+def check_learnt(config: RunConfig, split: Split, trials: pd.DataFrame) -> None:
+    """Raise where whitening or scaling was learnt from declared training trials that a fold tests.
+
+    Most such splits are refused with the configuration; one that turns into another split, for want of images, is not.
+    """
+    learnt = roles.play(roles.DATASET, config.dataset).learns_before_split()
+    declared = trials["split"].to_numpy(dtype=object) == "train"
+    if learnt and any(declared[fold.test].any() for fold in split.folds):
+        raise ConfigError(
+            f"dataset.{learnt[0]} learns from trials that are declared as training, and the split "
+            f"{config.split.kind!r} tests some of them; leave it out, or set split.kind to published."
+        )
 
 
 def write_dataset(
