@@ -349,6 +349,20 @@ def test_images_that_come_later_change_the_digest(tmp_path):
     assert hash_images(tmp_path / "stimuli", tmp_path / "elsewhere") == hash_images(None, tmp_path)
 
 
+def test_electrodes_and_shared_sidecars_are_inputs(root):
+    """Electrodes of a session have no task in their name: they changed, and a rerun reused trials of the old ones."""
+    config = BidsMeegConfig(root=root, split=SPLIT)
+    (electrodes,) = (root / "sub-01/ses-01").rglob("*_electrodes.tsv")
+    seen = [config.hash_inputs()]
+    electrodes.write_text(electrodes.read_text() + "\n")
+    seen.append(config.hash_inputs())
+    (electrodes.parent / "sub-01_ses-01_events.json").write_text("{}")
+    seen.append(config.hash_inputs())
+    electrodes.unlink()
+    seen.append(config.hash_inputs())
+    assert len({str(sorted(found.items())) for found in seen}) == 4
+
+
 def test_cleaning_options_change_the_trials(root, tmp_path):
     options = {"root": root, "split": SPLIT, "sfreq": 250, "window": (0.0, 0.1), "tmax": 0.3}
     plain, _ = run(BidsMeegConfig(**options), tmp_path / "plain")

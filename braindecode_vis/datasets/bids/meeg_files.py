@@ -251,10 +251,16 @@ def check_length(last_s: float, raw: Any, where: str, hint: str) -> None:
 
 
 def list_recording_files(path: Path, root: Path) -> dict[str, Path]:
-    """Return the files of a recording and those that share its name, by their place below `root`."""
+    """Return the files of a recording, those that share its name and its sidecars, by their place below `root`."""
     # BrainVision and EEGLAB spread a recording over several files of one name, and sidecars change what is read.
     entities = path.name.rsplit("_", 1)[0]
     beside = [p for p in path.parent.glob(f"{entities}*") if p.name != path.name and p.is_file()]
+    # Electrodes are those of a session and have a space; other sidecars may leave out the run or the task.
+    own = set(entities.split("_"))
+    for sidecar in (p for suffix in ("tsv", "json") for p in path.parent.glob(f"*.{suffix}") if p.is_file()):
+        parts = sidecar.name.split("_")[:-1]
+        if sidecar not in beside and {part for part in parts if not part.startswith("space-")} <= own:
+            beside.append(sidecar)
     inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return {p.relative_to(root).as_posix(): p for p in sorted([*inside, *beside])}
 
