@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns, check_finite
 
@@ -176,6 +175,8 @@ def read_rows(data: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     TrialData = np.ndarray  # whoever reads `Responses.data` uses what both kinds offer
 else:
     TrialData = np.ndarray | TrialRows
@@ -334,6 +335,8 @@ class Embeddings:
         DataError
             If an id is missing or stands for several rows.
         """
+        import pandas as pd
+
         index = pd.Index(self.ids)
         if not index.is_unique:
             raise DataError(f"embeddings in space {self.space!r} repeat ids, so rows cannot be picked by id.")

@@ -208,7 +208,7 @@ GROUPS: dict[str, str] = {
 def list_kinds(role: str) -> list[str]:
     """Return the known kinds of a role, first those of the package, then those of other installed packages."""
     check_option("role", role, INSIDE)
-    return [*INSIDE[role], *(kind for kind in _read_entry_points(role) if kind not in INSIDE[role])]
+    return [*INSIDE[role], *(kind for kind in _read_entry_points()[role] if kind not in INSIDE[role])]
 
 
 def find_component(role: str, kind: str) -> type[Settings]:
@@ -231,7 +231,7 @@ def find_component(role: str, kind: str) -> type[Settings]:
     if ":" in kind:
         return _find_outside(role, kind)
     # Read for kinds inside too: a package that takes one of their names would else be ignored without a word.
-    entries = _read_entry_points(role).get(kind, [])
+    entries = _read_entry_points()[role].get(kind, [])
     if kind in INSIDE[role]:
         if entries:
             raise ConfigError(_describe_clash(kind, _describe_package(entries[0])))
@@ -444,19 +444,20 @@ def _make_unknown(kind: str, known: list[str]) -> PydanticCustomError:
 
 
 @cache
-def _read_entry_points(role: str) -> dict[str, list[metadata.EntryPoint]]:
-    """Return the entry points of a role by name; one name may stand in several packages."""
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    if role in GROUPS:
-        for entry in metadata.entry_points(group=GROUPS[role]):
-            found.setdefault(entry.name, []).append(entry)
+def _read_entry_points() -> dict[str, dict[str, list[metadata.EntryPoint]]]:
+    """Return the entry points of each role by name; one name may stand in several packages."""
+    there = metadata.entry_points()  # once for all roles: it opens the metadata of every installed package
+    found: dict[str, dict[str, list[metadata.EntryPoint]]] = {role: {} for role in INSIDE}
+    for role, group in GROUPS.items():
+        for entry in there.select(group=group):
+            found[role].setdefault(entry.name, []).append(entry)
     return found
 
 
 def _find_outside(role: str, reference: str, entry: metadata.EntryPoint | None = None) -> type[Settings]:
     """Return a component from outside if this call may import it; what is installed was allowed by installing it."""
     # What a stage has stored of a component names its class, and not its entry point.
-    same = [e for listed in _read_entry_points(role).values() for e in listed if e.value == reference]
+    same = [e for listed in _read_entry_points()[role].values() for e in listed if e.value == reference]
     installed = any(not _is_beside_the_caller(e) for e in ([entry] if entry else same))
     if not installed and not may_import(reference.partition(":")[0]):
         raise ConsentError(f"it {describe_refusal([reference])}")

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import TrialData, TrialRows, read_rows
 from braindecode_vis.checks import DataError, check_columns, check_unique
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REQUIRED_COLUMNS = ("stimulus_id", "concept", "path", "sha256")
 
@@ -82,6 +84,8 @@ class StimulusSet:
         source
             Where they come from, in words, for the column `path`.
         """
+        import pandas as pd
+
         table = pd.DataFrame(
             {
                 "stimulus_id": list(ids),

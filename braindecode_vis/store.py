@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis import __version__, digests
 from braindecode_vis.arrays import Embeddings, Responses
@@ -683,6 +682,8 @@ def write_responses(folder: Path, responses: Responses) -> None:
 
 def read_responses(folder: Path) -> Responses:
     """Read what `write_responses` wrote; the data stay on disk as a memory map and are not scanned again."""
+    import pandas as pd
+
     meta = read_json(folder / "meta.json")
     coords = dict(meta["coords"])
     for key in meta["array_coords"]:
@@ -717,6 +718,8 @@ def write_stimuli(folder: Path, stimuli: StimulusSet) -> None:
 
 def read_stimuli(folder: Path) -> StimulusSet:
     """Read what `write_stimuli` wrote."""
+    import pandas as pd
+
     root = read_json(folder / "stimuli.json")["root"]
     pixels = folder / "pixels.npy"
     return StimulusSet(

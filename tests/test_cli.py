@@ -51,6 +51,38 @@ def test_help_imports_nothing_heavy():
         assert f"  {verb} " in done.stdout
 
 
+def list_loaded(*arguments):
+    """Return which of the libraries that take long to import are loaded when the command ends."""
+    heavy = ("pandas", "pyarrow", "scipy", "sklearn", "torch", "mne", "nilearn", "matplotlib", "transformers")
+    code = (
+        "import sys\nfrom braindecode_vis.cli import main\ntry:\n    main()\nfinally:\n"
+        f"    print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    return next(line for line in reversed(done.stderr.splitlines()) if line.startswith("["))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["datasets"],
+        ["describe", "things_eeg2_atm_joint"],
+        ["run", "digits69_rigde"],
+        ["run", "things_eeg2_ridge", "--set", "encoder.alfas=1"],
+        ["run", "nsd_ridge", "--set", "evaluation.n_bootstrap=few"],
+    ],
+)
+def test_neither_a_list_nor_a_typo_loads_tables(command):
+    """All settings were built, all manifests parsed and pandas loaded before a mistyped word was told: 1 to 5 s."""
+    assert list_loaded(*command) == "[]"
+
+
+def test_a_run_of_which_all_is_there_loads_no_network(call, tmp_path):
+    """What is reused is read from tables; what would compute it stays away."""
+    assert call("run", "synthetic_digits", "--out", tmp_path, *SMALL).returncode == 0
+    assert list_loaded("run", tmp_path) == "['pandas', 'pyarrow']"
+
+
 def test_version_is_printed(call):
     assert call("--version").stdout.startswith("braindecode-vis 0.")
 

@@ -444,6 +444,19 @@ def test_a_wrong_kind_is_answered_before_anything_heavy_is_loaded():
     assert done.stdout.strip().endswith("[]")
 
 
+def test_the_settings_of_no_component_load_what_it_computes_with():
+    """Reading a configuration loaded pandas, whatever it named, which took longer than all the rest of it."""
+    code = (
+        "import sys\nfrom braindecode_vis.config import RunConfig\n"
+        "from braindecode_vis.registry import INSIDE, find_component\n"
+        "for role in sorted(set(INSIDE) - {'analysis'}):\n"  # their files hold settings and tables
+        "    for kind in INSIDE[role]:\n        find_component(role, kind)\n"
+        "print([m for m in ('pandas', 'scipy', 'torch', 'mne', 'nibabel', 'sklearn', 'PIL') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_a_field_that_came_later_is_hashed_only_where_it_says_something():
     """A run that was made before there was such a field is found again."""
 

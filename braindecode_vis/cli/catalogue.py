@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from braindecode_vis.checks import DataError
-from braindecode_vis.config import RunConfig
 from braindecode_vis.datasets.manifests import CheckFinding, Manifest, read_manifest, read_manifests
-from braindecode_vis.pipeline.runs import Listener, SilentListener
+
+if TYPE_CHECKING:
+    from braindecode_vis.config import RunConfig
+    from braindecode_vis.pipeline.runs import Listener
 
 
 def list_datasets(root: Path | None = None) -> Iterator[tuple[Manifest, str]]:
@@ -48,7 +49,7 @@ def describe_presence(root: Path | None, manifest: Manifest) -> str:
     folders += [folder / "recordings" for folder in folders]
     # The root may be the data set itself, or hold it under its name; the fuller one counts.
     counts = [sum(_lies_there(folder / entry.path) for entry in manifest.files) for folder in folders]
-    best = int(np.argmax(counts))
+    best = counts.index(max(counts))
     if counts[best] == 0:
         return "absent"
     total = len(manifest.files)
@@ -61,9 +62,7 @@ def _lies_there(path: Path) -> bool:
     return path.is_file() or path.with_name(f"{path.name}.gz").is_file()
 
 
-def fetch_dataset(
-    name: str, root: Path, *, accept_licence: bool, listener: Listener | None = None
-) -> list[CheckFinding]:
+def fetch_dataset(name: str, root: Path, *, accept_licence: bool, listener: Listener) -> list[CheckFinding]:
     """Download what is missing of a data set; every file that could not be fetched is an error at the end.
 
     Parameters
@@ -79,11 +78,11 @@ def fetch_dataset(
     """
     from braindecode_vis.datasets.fetching import fetch
 
-    manifest, show = read_manifest(name), listener or SilentListener()
+    manifest = read_manifest(name)
     done: dict[str, int] = {}
     # Without declared sizes the bar shows no share.
     total = sum(entry.bytes or 0 for entry in manifest.files) or None
-    with show.progress(f"fetching {name} (bytes)", total) as advance:
+    with listener.progress(f"fetching {name} (bytes)", total) as advance:
 
         def progress(path: str, n_bytes: int, size: int | None) -> None:
             # Transfers tell how far a file is, bars want what has been added.
@@ -113,6 +112,7 @@ def check(config: RunConfig, *, full: bool = False, listener: Listener | None = 
         Shows progress.
     """
     from braindecode_vis.datasets.sources.file_damage import check_data_files, list_data_files
+    from braindecode_vis.pipeline.runs import SilentListener
 
     show, findings = listener or SilentListener(), list(config.dataset.check())
     root = getattr(config.dataset, "root", None)

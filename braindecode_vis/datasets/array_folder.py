@@ -20,10 +20,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from braindecode_vis import digests, store
@@ -45,6 +44,9 @@ from braindecode_vis.datasets.manifests import (
 )
 from braindecode_vis.datasets.own_data import OwnData, assemble_data, make_new_trials
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLES = ("trials.csv", "trials.tsv", "trials.parquet")
 META_KEYS = (
@@ -380,6 +382,8 @@ def unpack_epochs(epochs: Any, *, column: str | None = None) -> tuple[np.ndarray
     given : dict
         `ch_names`, `times` (s), `trials` (DataFrame) and `about` (modality, unit, sfreq).
     """
+    import pandas as pd
+
     if not (hasattr(epochs, "events") and hasattr(epochs, "get_data")):
         raise DataError(
             f"from_epochs takes mne.Epochs, not {type(epochs).__name__}; arrays go to from_arrays."
@@ -474,6 +478,8 @@ def mask_volumes(betas_img: Any, mask_img: Any) -> tuple[np.ndarray, dict[str, A
 
 def read_trial_table(path: Path) -> pd.DataFrame:
     """Return a table of trials from CSV, TSV or parquet, ids as text."""
+    import pandas as pd
+
     with refuse_damage(f"{path} cannot be read as a table", OSError, ValueError, UnicodeDecodeError, hint=""):
         if path.suffix == ".parquet":
             return pd.read_parquet(path)

@@ -24,10 +24,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns, check_option, refuse_damage
@@ -62,6 +61,9 @@ from braindecode_vis.datasets.sources.fmri_volumes import (
     read_volume_header,
 )
 from braindecode_vis.digests import digest_file, digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _IMAGE_FOLDERS = ("stimuli", "BOLD5000_Stimuli")
 _LIST = "repeated_stimuli_113_list.txt"
@@ -112,6 +114,8 @@ class Bold5000BetasConfig(AtlasSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts."""
+        import pandas as pd
+
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
         listed = _find_one(self.find_root(), _LIST)
@@ -136,6 +140,8 @@ class Bold5000BetasConfig(AtlasSettings):
     @collect_findings("data")
     def check(self) -> Iterator[CheckFinding]:
         """Open every file and compare the number of repeated pictures with the declared one."""
+        import pandas as pd
+
         source, declared = self.open_betas(), self.manifest.facts["n_repeated"]
         for subject in source.subjects:
             trials = pd.concat([part.trials for part in source.parts if part.group[0] == subject])
@@ -220,6 +226,8 @@ def read_names(path: Path, subject: str, tested: set[str] | None) -> pd.DataFram
     tested
         Names of the test pictures; None takes those that occur more than once.
     """
+    import pandas as pd
+
     lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     ids = pd.Series([_name(line) for line in lines], dtype=object)
     # Without the list, what a subject saw more than once is what the authors repeated.
@@ -364,6 +372,8 @@ class Bold5000Config(BoldSettings):
 
 def read_scene_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     """Return the trials of one run."""
+    import pandas as pd
+
     assert run.events is not None
     check_columns(table.columns, ("ImgName", "ImgType"), what=f"the events table {run.events}")
     kinds = table["ImgType"].str.lower().str.removeprefix("rep_")

@@ -19,10 +19,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
@@ -44,6 +43,9 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.datasets.sources.fmri_volumes import check_same_space, read_volume, read_volume_header
 from braindecode_vis.digests import digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPACE = "space-T1w_model-fitHrfGLMdenoiseRR"
 # The superdataset, and single collections cloned side by side, as DataLad names them.
@@ -132,6 +134,8 @@ class CneuromodThingsConfig(AtlasSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy runs."""
+        import pandas as pd
+
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
         subjects = self._find_subjects()
@@ -153,6 +157,8 @@ class CneuromodThingsConfig(AtlasSettings):
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
         """Open every file, pair events with betas, and compare images and trials of each person with the manifest."""
+        import pandas as pd
+
         source, root, facts = self.open_betas(), self.find_root(), self.manifest.facts
         for subject in source.subjects:
             own = [part.trials for part in source.parts if part.group[0] == subject]
@@ -454,6 +460,8 @@ def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFram
     DataError
         If a column is missing, or an image has no name.
     """
+    import pandas as pd
+
     with refuse_damage(f"{path} is no table", ValueError):
         table = pd.read_csv(path, sep="\t")
     check_columns(table.columns, _NEEDED, what=str(path))

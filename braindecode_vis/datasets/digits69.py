@@ -13,10 +13,9 @@ Du, Du, Huang, He (2018), IEEE Transactions on Neural Networks and Learning Syst
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, check_file, refuse_damage
@@ -31,6 +30,9 @@ from braindecode_vis.datasets.manifests import (
 from braindecode_vis.digests import digest_file
 from braindecode_vis.stimuli import StimulusSet, hash_pixels
 from braindecode_vis.store import hash_file, write_responses, write_stimuli
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILE_NAME = "digit69_28x28.mat"
 _CONCEPTS = {1: "six", 2: "nine"}
@@ -112,6 +114,8 @@ def read_digits69(path: Path) -> tuple[Responses, StimulusSet]:
     DataError
         If the file is damaged, lacks a variable, or holds a non-finite voxel.
     """
+    import pandas as pd
+
     content = _load_mat(path)
     blocks, tables, images = [], [], []
     for split, suffix in (("train", "Trn"), ("test", "Test")):
@@ -183,6 +187,8 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
 
 
 def _make_stimuli(flat: np.ndarray, trials: pd.DataFrame) -> StimulusSet:
+    import pandas as pd
+
     if flat.shape[1] != 28 * 28:
         raise DataError(
             f"the images have {flat.shape[1]} pixels instead of 28 x 28; the file is not as published."

@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
@@ -52,6 +51,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
 )
 from braindecode_vis.datasets.sources.safe_pickle import convert_trusted, open_npy
 from braindecode_vis.digests import digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SFREQ = 1000.0
 CHANNELS = (
@@ -120,6 +122,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return one part per subject and category block; samples stay in the files."""
+        import pandas as pd
+
         first, last = self.samples
         if not 0 <= first < last:
             raise ConfigError(f"dataset.samples must be an ascending pair from 0 on, not {first} and {last}.")
@@ -164,6 +168,8 @@ class EegImagenetConfig(CleaningOptions, RecordedSettings):
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
         """Open every file and recount every fact that the manifest declares of a complete set."""
+        import pandas as pd
+
         yield CheckFinding("design", True, f"warning: {WARNING}")
         paths = self._find()
         archives: list[Archive] = []
@@ -248,6 +254,8 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
     DataError
         If nothing is left, or the pictures of a block are not of its category.
     """
+    import pandas as pd
+
     table = archive.entries
     own = table[table["subject"] == subject].copy()
     # Entries stand in the order of presentation, so that a new label begins a block.
@@ -277,6 +285,8 @@ def select_entries(archive: Archive, subject: int, granularity: Granularity) -> 
 
 
 def _check_facts(archives: list[Archive]) -> list[CheckFinding]:
+    import pandas as pd
+
     table = pd.concat([archive.entries for archive in archives])
     by_kind = table.groupby("granularity")["label"].nunique()
     found = {
@@ -449,6 +459,8 @@ def _load_restricted(path: Path) -> Any:
 
 def _list_entries(content: Any, path: Path) -> tuple[pd.DataFrame, list[str]]:
     """Return the table of entries and the list of labels, checked against each other."""
+    import pandas as pd
+
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("dataset"), list)
@@ -518,6 +530,8 @@ plain["labels"] = [str(label) for label in content["labels"]]
 
 
 def _convert(path: Path, scratch: Path | None, n_channels: int) -> Archive:
+    import pandas as pd
+
     if scratch is None:
         raise ConfigError(f"{path} must be converted before it is read; give it a scratch folder.")
     folder = scratch / path.stem

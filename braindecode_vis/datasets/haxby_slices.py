@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns
@@ -30,6 +29,9 @@ from braindecode_vis.datasets.bids.fmri_files import RunFiles
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts, list_recordings
 from braindecode_vis.datasets.sources.betas_source import FmriSettings, ZScoring
 from braindecode_vis.datasets.sources.bold_source import BoldSource, CleanConfig, ModelConfig, WindowConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CATEGORIES = ("bottle", "cat", "chair", "face", "house", "scissors", "scrambledpix", "shoe")
 MASKS = ("brain", "gray", "white", "vt", "hoc")
@@ -135,6 +137,8 @@ class HaxbySlicesConfig(FmriSettings):
 
 def read_blocks(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     """Return the blocks of one run; the category is stimulus and concept."""
+    import pandas as pd
+
     assert run.events is not None
     check_columns(table.columns, ("trial_type",), what=f"the events table {run.events}")
     return pd.DataFrame(

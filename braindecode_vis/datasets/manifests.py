@@ -178,28 +178,35 @@ def find_package_data(folder: str) -> Path:
     raise DataError(f"the folder {folder} that ships with the package is missing; install the package again.")
 
 
-# Read and validated once in a process.
 @cache
+def _list_names() -> list[str]:
+    return sorted(path.stem for path in find_package_data("data_manifests").glob("*.yaml"))
+
+
+@cache
+def _read_manifest(name: str) -> Manifest:
+    """Read and validate one manifest, once in a process; its file has its name."""
+    text = (find_package_data("data_manifests") / f"{name}.yaml").read_text()
+    # The parser in C, where PyYAML has it, reads all of them in a tenth of the time.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return Manifest.model_validate(yaml.load(text, Loader=loader))
+
+
 def read_manifests() -> dict[str, Manifest]:
     """Return every manifest by name, sorted."""
-    manifests = {}
-    for path in sorted(find_package_data("data_manifests").glob("*.yaml")):
-        manifest = Manifest.model_validate(yaml.safe_load(path.read_text()))
-        manifests[manifest.name] = manifest
-    return manifests
+    return {name: _read_manifest(name) for name in _list_names()}
 
 
 def read_manifest(name: str) -> Manifest:
     """Return the manifest called `name`; an unknown name lists the known ones."""
-    manifests = read_manifests()
-    check_option("the data set", name, manifests)
-    return manifests[name]
+    check_option("the data set", name, _list_names())
+    return _read_manifest(name)
 
 
 def find_manifest(kind: str) -> Manifest:
     """Return the manifest of a data set; one that has none, such as a user's own, gets one with its name alone."""
-    if kind in read_manifests():
-        return read_manifest(kind)
+    if kind in _list_names():
+        return _read_manifest(kind)
     unknown = "not stated"
     return Manifest(
         name=kind, title=kind, modality=unknown, subjects=0, stimuli=unknown, summary="", citation=unknown,

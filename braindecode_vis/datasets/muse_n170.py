@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Recording
@@ -170,6 +169,7 @@ class MuseN170Config(RecordedSettings):
 
     def _open_run(self, path: Path, run: str, plan: EpochPlan) -> tuple[ContinuousPart, int]:
         import mne
+        import pandas as pd
 
         samples, onsets, codes = read_run(path, self.channels)
         # The whole run, so that no epoch holds the edge of a filter.
@@ -263,6 +263,8 @@ def read_run(path: Path, channels: tuple[str, ...]) -> tuple[np.ndarray, np.ndar
     DataError
         If the file is damaged, is sampled at another rate, or holds an unknown marker or a non-finite value.
     """
+    import pandas as pd
+
     with refuse_damage(f"{path} cannot be read as a table", ValueError, EOFError, OSError):
         table = pd.read_csv(path)
     check_columns(table.columns, ("timestamps", *channels, _MARKER), what=f"the run {path}")
@@ -320,6 +322,8 @@ def find_large_epochs(samples: np.ndarray, onsets: np.ndarray, plan: EpochPlan, 
 
 def make_categories() -> StimulusSet:
     """Return the two categories as a stimulus set without pixels; the hash of each is that of its name."""
+    import pandas as pd
+
     names = sorted(MARKERS.values())
     hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     return StimulusSet(pd.DataFrame({"stimulus_id": names, "concept": names, "path": "", "sha256": hashes}))

@@ -12,14 +12,16 @@ Gong, Z. et al. (2023). A large-scale fMRI dataset for the visual processing of 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import RunFiles, check_no_overlap, read_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _COLUMNS = {"imagenet": "stim_file", "coco": "condition"}
 # Blanks need no model; a press after a change of the fixation point does.
@@ -53,6 +55,8 @@ class NodConfig(BoldSettings):
 
 def read_nod_events(table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
     """Return trials and other events of one run."""
+    import pandas as pd
+
     assert run.events is not None
     task = run.entities.get("task", "")
     if task not in _COLUMNS:

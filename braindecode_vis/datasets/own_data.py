@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError, suggest
@@ -26,6 +25,9 @@ from braindecode_vis.datasets.trial_values import (
     find_copied_trials,
 )
 from braindecode_vis.stimuli import StimulusSet, hash_pixels, read_image_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Columns of the trial table that a user may give; any further column is kept as it is.
 KNOWN_COLUMNS = ("stimulus_id", "concept", "subject", "session", "run", "group", "repetition", "split")
@@ -175,6 +177,8 @@ def make_new_trials(
     stimuli
         The pictures that were shown; None without pictures.
     """
+    import pandas as pd
+
     X = check_trials(X)
     table = pd.DataFrame(index=range(len(X))) if trials is None else trials.reset_index(drop=True).copy()
     if len(table) != len(X):
@@ -301,6 +305,8 @@ def _describe_uneven(seconds: np.ndarray) -> str:
 
 
 def _check_table(trials: pd.DataFrame, n_trials: int) -> pd.DataFrame:
+    import pandas as pd
+
     if len(trials) != n_trials:
         raise DataError(f"X has {n_trials} trials, but their table has {len(trials)} rows.")
     names = [str(name) for name in trials.columns]
@@ -356,6 +362,8 @@ def _list_classes(table: pd.DataFrame) -> tuple[StimulusSet, pd.DataFrame]:
 def _join_pictures(
     table: pd.DataFrame, pictures: Pictures, *, merge: bool
 ) -> tuple[StimulusSet, pd.DataFrame, list[str]]:
+    import pandas as pd
+
     table, notes = table.copy(), []
     files, arrays, ids = index_pictures(pictures)
     if "stimulus_id" not in table:
@@ -522,6 +530,8 @@ def make_picture_set(pictures: Pictures) -> StimulusSet:
     DataError
         If there are none, or arrays of different sizes.
     """
+    import pandas as pd
+
     files, arrays, ids = index_pictures(pictures)
     if arrays is not None and len({array.shape for array in arrays}) > 1:
         raise DataError(
@@ -574,6 +584,8 @@ def complete_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         and `split` (``train`` where missing).
     notes : list of str
     """
+    import pandas as pd
+
     table, filled = table.copy(), []
     for name in ("subject", "session", "run"):
         if name not in table:

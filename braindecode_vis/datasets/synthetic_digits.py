@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Responses
@@ -59,6 +58,7 @@ class SyntheticDigitsConfig(DatasetSettings):
 
 def make_synthetic_digits(config: SyntheticDigitsConfig, *, seed: int) -> tuple[Responses, StimulusSet]:
     """Simulate responses of shape (n_train + n_test, n_voxels) in units of the noiseless signal's SD."""
+    import pandas as pd
     from sklearn.datasets import load_digits
 
     digits = load_digits()

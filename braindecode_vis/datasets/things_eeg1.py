@@ -21,10 +21,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import Recording
@@ -65,6 +64,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
 )
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SUBJECT = re.compile(r"sub-0*(\d+)(?=[_/]|$)")
 _LARGEST_MONTAGE = 64  # two subjects wore a cap for 128 electrodes, of which half were not connected
@@ -375,6 +377,8 @@ def read_events(path: Path, where: str, listed_tests: frozenset[str]) -> pd.Data
     DataError
         If a column is missing, an image cannot be told, or the onsets fit neither unit.
     """
+    import pandas as pd
+
     table = read_text_table(path, where, _COLUMNS)
     check_columns(table.columns, ("onset", "stim"), what=str(path))
     events = pd.DataFrame({"onset": _read_onsets(table, path)})
@@ -421,6 +425,8 @@ def _read_onsets(table: pd.DataFrame, path: Path) -> np.ndarray:
 
 
 def _read_images(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     stim = table["stim"].fillna("").str.replace("\\", "/", regex=False)
     parts = stim.str.extract(_IMAGE)
     bad = np.flatnonzero(parts[0].isna())

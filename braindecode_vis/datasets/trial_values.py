@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, check_finite
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Two trials whose values correlate above this are called copies of each other.
 COPY_CORRELATION = 0.999
@@ -36,6 +38,8 @@ def check_trials(X: Any) -> np.ndarray:
     X : array of shape (n_trials, ...)
         Or whatever NumPy takes as one: lists, a DataFrame of numbers, a tensor.
     """
+    import pandas as pd
+
     if hasattr(X, "tocsr"):  # scipy's sparse arrays
         raise DataError("sparse data is not supported: pass X.toarray().")
     if isinstance(X, np.ma.MaskedArray):
@@ -85,6 +89,8 @@ def check_trials(X: Any) -> np.ndarray:
 
 def _read_numbers(table: pd.DataFrame) -> np.ndarray:
     """Return the values of a table of numbers, or name the column that holds something else."""
+    import pandas as pd
+
     for name in table.columns:
         column = table[name]
         if isinstance(column, pd.Series) and column.dtype.kind not in "fiub":

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, check_file, check_option, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
@@ -33,6 +32,9 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESPONSES_FILE = "EstimatedResponses.mat"
 STIMULI_FILE = "Stimuli.mat"
@@ -81,6 +83,8 @@ class Vim1Config(BetasSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the training and the validation responses as lazy parts."""
+        import pandas as pd
+
         path = self._find_responses()
         table = read_voxels(path, self.subject)
         # A voxel with a gap anywhere is left out of both splits, so that train and test have the same columns.
@@ -161,6 +165,8 @@ class Vim1Config(BetasSettings):
         return np.isin(table.regions, [codes[name] for name in self.rois])
 
     def _make_trials(self, split: str, n: int) -> pd.DataFrame:
+        import pandas as pd
+
         ids = [f"{SUFFIXES[split].lower()}{number:04d}" for number in range(1, n + 1)]
         # An image has no category: each stands for itself. The file knows neither sessions nor runs.
         return pd.DataFrame(

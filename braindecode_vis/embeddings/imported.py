@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal, Self
 from zipfile import BadZipFile
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Embeddings, normalise_rows
@@ -378,6 +377,8 @@ def _list_concepts(stimuli: StimulusSet) -> list[str]:
 
 def _find_stated_rows(config: ImportedConfig, stimuli: StimulusSet, n_rows: int, path: Path) -> np.ndarray:
     """Return the row of each stimulus by the ids beside the file, or by a column of the stimulus table."""
+    import pandas as pd
+
     if config.ids is not None:
         names = config.ids.expanduser().read_text(encoding="utf-8").split("\n")
         names = [name.strip() for name in names if name.strip()]

@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import Responses
@@ -29,6 +28,9 @@ from braindecode_vis.checks import ConfigError, DataError, check_columns
 from braindecode_vis.preprocessing.splits import Fold, make_groups
 from braindecode_vis.settings import Settings
 from braindecode_vis.store import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MAX_LDA_FEATURES = 8192  # its covariance takes 0.5 GiB
 _EDGE = 1e-6  # s; volumes at the edge of a window are in it whatever their rounding

@@ -14,7 +14,6 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
@@ -73,6 +72,8 @@ class Signal:
 
     def index_subjects(self, subjects: Any) -> np.ndarray:
         """Return the index of each subject, `unknown_subject` for those never trained on."""
+        import pandas as pd
+
         rows = pd.Index(self.subjects).get_indexer(pd.Index([str(s) for s in subjects], dtype=object))
         return np.where(rows < 0, self.unknown_subject, rows).astype(np.int64)
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
@@ -167,6 +166,8 @@ def correlate_responses(
 
 def _as_features(embeddings: Embeddings) -> Responses:
     """Return embeddings as what the ridge regresses on; the model of the brain has the two sides exchanged."""
+    import pandas as pd
+
     trials = pd.DataFrame({"stimulus_id": embeddings.ids})
     for column in ("subject", "session", "run", "repetition", "split"):
         trials[column] = "train" if column == "split" else "1"

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.checks import DataError
@@ -123,6 +122,8 @@ def make_score(
     >>> score.value, score.chance, score.n_queries
     (0.75, 0.25, 4)
     """
+    import pandas as pd
+
     values = np.asarray(values_per_item, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise DataError(

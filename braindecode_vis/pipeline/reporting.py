@@ -52,7 +52,7 @@ def report(run: Run) -> Path:
     manifest = roles.play(roles.DATASET, run.config.dataset).manifest or find_manifest(
         run.config.dataset.kind
     )
-    provenance = collect_run_provenance(run)
+    stages = collect_stages(run)
     path = run.folder.path / "report.html"
     analyses, damaged = summary.find_analyses(run.folder.path, describe_question(run))
     for sentence in damaged:
@@ -63,8 +63,8 @@ def report(run: Run) -> Path:
     digest = store.hash_json(
         [
             rows,
-            provenance["stages"],
-            provenance["config"],
+            stages,
+            run.config.model_dump(mode="json"),
             [path.name for path in analyses],
             [manifest.title, manifest.summary, manifest.modality, manifest.citation, manifest.licence],
             *([leaks] if leaks else []),
@@ -78,6 +78,7 @@ def report(run: Run) -> Path:
     unchanged = path.name in known.get("files", {}) and not store.find_changed_results(run.folder.path)
     if path.is_file() and known.get("content") == digest and unchanged:
         return path
+    provenance = collect_run_provenance(run, stages)
     items = run.seen["items"]
     if run.config.decodes_categories:
         parts = summary.describe_categories(run.config, prepared, items)
@@ -142,8 +143,8 @@ def describe_question(run: Run) -> dict[str, Any]:
     )
 
 
-def collect_run_provenance(run: Run) -> dict[str, Any]:
-    """Return the configuration, the inputs and the fingerprint of every stage that ran."""
+def collect_stages(run: Run) -> dict[str, Any]:
+    """Return fingerprint, version, time and duration of every stage that ran."""
     artifacts: list[store.Artifact] = [preprocess(run).artifact, *[fold.artifact for fold in train(run)]]
     if not run.config.decodes_categories:
         banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
@@ -155,6 +156,11 @@ def collect_run_provenance(run: Run) -> dict[str, Any]:
         banks = {bank.artifact.path: bank.artifact for bank in embed(low)}
         fits = _describe_stages([*banks.values(), *[fold.artifact for fold in train(low)]])
         stages |= {f"low-level {name}": about for name, about in fits.items()}
+    return stages
+
+
+def collect_run_provenance(run: Run, stages: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration, the inputs, the versions of libraries and what `collect_stages` found."""
     outside = [{"setting": key, **asdict(code)} for key, code in run.config.find_outside().items()]
     return {
         **store.collect_provenance(),

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import pandas as pd
-
 from braindecode_vis import digests, roles, store
 from braindecode_vis.checks import BraindecodeVisError, ConfigError, DataError, Notice
 from braindecode_vis.config import RunConfig, dump_config, read_config
@@ -316,6 +314,8 @@ def keep_config(run: Run) -> None:
 
 def publish_scores(run: Run, rows: list[dict[str, Any]]) -> None:
     """Write ``scores.json`` and the same as ``scores.parquet`` into the run folder."""
+    import pandas as pd
+
     folder = run.folder.path
     if not run.folder.writable:
         return

@@ -13,7 +13,6 @@ from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.config import RunConfig
 from braindecode_vis.devices import choose_device
 from braindecode_vis.metrics.metric_registry import register_metric
-from braindecode_vis.phantom.truth import read_truth
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.decoding import choose_gallery, predict_for_generator, reconstruct, retrieve
 from braindecode_vis.pipeline.galleries import GallerySource
@@ -279,6 +278,8 @@ def find_ceilings(config: RunConfig, prepared: Prepared) -> dict[str, float]:
     root = find_phantom(config)
     if root is None or not config.split.is_declared:
         return {}
+    from braindecode_vis.phantom.truth import read_truth  # brings the whole simulation along
+
     # The truth knows the ceiling of each subject, not that of all subjects together.
     if prepared.responses.trials["subject"].nunique() > 1:
         return {}

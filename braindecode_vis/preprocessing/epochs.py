@@ -19,7 +19,6 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import TRIAL_COLUMNS, Responses
 from braindecode_vis.checks import ConfigError, DataError
@@ -28,6 +27,7 @@ from braindecode_vis.preprocessing.signal_damage import DamageWatch
 
 if TYPE_CHECKING:
     import mne
+    import pandas as pd
 
 BLOCK_TRIALS = 256
 _FEW_FLAT = 0.1  # more channels than this share are not left without an electrode

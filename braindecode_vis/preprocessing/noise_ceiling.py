@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import DataError
@@ -31,6 +30,9 @@ from braindecode_vis.preprocessing.reliability import compute_ncsnr, compute_spl
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels, read_geometry
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.store import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: The one metric that these ceilings bound.
 METRIC = "response correlation"

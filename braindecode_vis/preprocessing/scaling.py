@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing.array_file import ArrayFile
 from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A block stays well below the memory of a laptop, and is large enough that the disk is read in long stretches.
 _BLOCK_BYTES = 32 << 20

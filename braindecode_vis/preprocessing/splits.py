@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
@@ -23,6 +22,9 @@ from braindecode_vis.registry import ByKind
 from braindecode_vis.seeds import make_generator
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Side = Literal["image", "concept", "repetition", "session", "run", "subject", "group", "trial"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -314,6 +316,8 @@ class KFoldSplitConfig(SplitSettings):
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
     ) -> Split:
         """Deal the shuffled images of each concept over the folds in turn."""
+        import pandas as pd
+
         # Stimuli that are classes are shown in every fold; then a trial is what is held out.
         by: Side = "image" if knows_images else "trial"
         units = make_groups(trials, by)
@@ -404,6 +408,8 @@ class LeaveOneGroupOutConfig(SplitSettings):
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
     ) -> Split:
         """Return one fold per group, in the order of the trials."""
+        import pandas as pd
+
         groups = make_groups(trials.assign(concept=concepts), self.by).astype(str)
         names = pd.unique(groups)
         if len(names) < 2:
@@ -453,6 +459,8 @@ class LeaveOneImageOutConfig(SplitSettings):
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
     ) -> Split:
         """Return one fold per image, in the order of the trials."""
+        import pandas as pd
+
         ids = trials["stimulus_id"].to_numpy(dtype=object)
         names = pd.unique(ids)
         if len(names) < 3:
@@ -476,6 +484,8 @@ class LeaveOneRunOutConfig(SplitSettings):
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
     ) -> Split:
         """Return one fold per subject, session and run; training runs are of the same subject."""
+        import pandas as pd
+
         runs, subjects = make_groups(trials, "run"), trials["subject"].to_numpy(dtype=object)
         folds = []
         for run in pd.unique(runs):
@@ -510,6 +520,8 @@ class LeaveOneSubjectOutConfig(SplitSettings):
         self, trials: pd.DataFrame, concepts: np.ndarray, *, seed: int, knows_images: bool = True
     ) -> Split:
         """Return one fold per subject, over the `split` column of the trial table."""
+        import pandas as pd
+
         subjects, column = trials["subject"].to_numpy(dtype=object), trials["split"].to_numpy(dtype=object)
         names = pd.unique(subjects)
         if len(names) < 2:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Score
 from braindecode_vis.metrics.identification import (
@@ -54,6 +53,8 @@ def score_images(scored: ScoredGroup, method: str, images: np.ndarray) -> Iterat
     images : uint8 array of shape (n_rows, height, width, 3) or (n_rows, n_draws, height, width, 3)
         Of these rows.
     """
+    import pandas as pd
+
     rounds = split_rounds(images)
     seen = scored.task.seen[scored.rows]
     distinct = seen[scored.first]

@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError
 from braindecode_vis.preprocessing.splits import Side, make_groups
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Resample = Literal["auto", "image", "trial", "group", "run", "session", "subject"]
 #: Columns whose repetitions are averaged into one test item; see `preprocessing.repeats.average_repetitions`.
@@ -133,6 +135,8 @@ def make_labels(
 
 def _label_items(items: pd.DataFrame, trials: pd.DataFrame, side: Side, *, averaged: bool) -> np.ndarray:
     """Return the unit of each test item; what an average was taken over is one unit."""
+    import pandas as pd
+
     if not averaged and (side in ("session", "run") or side in items):
         return make_groups(items, side).astype(str).astype(object)
     keys = [name for name in _AVERAGED_OVER if name in trials]
@@ -143,6 +147,7 @@ def _label_items(items: pd.DataFrame, trials: pd.DataFrame, side: Side, *, avera
 
 def _join_groups(keys: pd.MultiIndex, groups: np.ndarray) -> pd.Series:
     """Return the unit of each averaged item: groups that an item is averaged over are joined, within a subject."""
+    import pandas as pd
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -178,6 +183,8 @@ def find_exchangeable(stimuli: np.ndarray, units: Units | None) -> dict[str, int
     >>> find_exchangeable(np.array(list("aabb")), Units("group", np.array([1, 2, 3, 4]))) is None
     True
     """
+    import pandas as pd
+
     if units is None or units.unit in ("trial", "subject"):
         return None
     pairs = pd.DataFrame(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import ConfigError, DataError
@@ -238,6 +237,8 @@ class Alljoined1Config(MeegSettings):
         return self.reference == "average" and not self.bads and self.bad_channels == "keep"
 
     def _make_stimuli(self, root: Path, parts: list[Any], scratch: Path | None) -> StimulusSet:
+        import pandas as pd
+
         ids = sorted(set().union(*(part.trials["stimulus_id"] for part in parts)))
         table = pd.DataFrame({"stimulus_id": ids, "concept": ids, "path": ""})
         # Ids carry the 73KID, from 1; the archive of pictures counts from 0.

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.alljoined.blocks import (
@@ -94,6 +93,8 @@ class Alljoined16mConfig(MeegSettings):
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""
+        import pandas as pd
+
         root, layout = self._find()
         categories = read_categories(root)
         name_concept = partial(_name_concept, categories)

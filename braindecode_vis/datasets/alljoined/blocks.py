@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
@@ -27,6 +27,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
     list_scalp_positions,
 )
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled_dict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FLEX2 = (
     "Cz", "Fp1", "F7", "F3", "CP5", "CP1", "P1", "P3", "P5", "P7", "PO9", "PO7", "PO3", "O1", "O9", "Pz", "POz", "Oz",
@@ -191,6 +194,8 @@ def parse_markers(onsets: Sequence[float], texts: Sequence[str], where: str) -> 
     DataError
         If a picture marker has no number, or there is none at all.
     """
+    import pandas as pd
+
     rows: list[tuple[float, int, str]] = []
     counts: dict[str, int] = {}
     seen: set[tuple[float, int]] = set()
@@ -365,6 +370,8 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     DataError
         If there is none. ``stim_order.parquet`` alone does not do: it lacks which trials were dropped.
     """
+    import pandas as pd
+
     path = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
     if path is None:
         raise DataError(
@@ -395,6 +402,8 @@ def read_categories(root: Path) -> dict[int, str]:
     DataError
         If two tables disagree.
     """
+    import pandas as pd
+
     base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
     known: dict[int, str] = {}
     for path in sorted(base.glob(f"sub-*/{_TABLES[0]}")):
@@ -436,6 +445,8 @@ def label_flat(
     DataError, ConfigError
         If epochs and table do not belong together, or a channel or the rate is another.
     """
+    import pandas as pd
+
     flat = open_flat(*item)
     table = read_trial_table(flat.path.parent, flat.subject)
     # The table lists every marker; the file holds what was not dropped, in the same order.

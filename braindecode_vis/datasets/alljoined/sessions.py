@@ -20,10 +20,9 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
@@ -32,6 +31,9 @@ from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, read_pickled
 from braindecode_vis.datasets.things_eeg2.parts import check_codes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Layout = Literal["raw", "epochs", "tables"]
 # Xu et al. (2024): 960 of the 1000 shared images of NSD, in eight blocks.
@@ -127,6 +129,8 @@ def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:
 
     A scene has no single concept, so every image stands for itself.
     """
+    import pandas as pd
+
     ids = [name_image(number) for number in numbers.tolist()]
     held_out: set[int] = set()
     if test is not None:
@@ -171,6 +175,7 @@ def open_raw(
         If it is damaged, a channel is missing, or codes are not those of merged triggers.
     """
     import mne
+    import pandas as pd
 
     with refuse_damage(f"{item.where} cannot be read"):
         raw = mne.io.read_raw_fif(item.path, preload=False, verbose="error")
@@ -355,6 +360,7 @@ def open_table(path: Path, shape: tuple[int, int]) -> TableFile:
         If blosc2, which unpacks it, is not installed.
     """
     import h5py
+    import pandas as pd
 
     numbers: dict[str, np.ndarray] = {}
     objects: np.ndarray | None = None

@@ -21,10 +21,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from braindecode_vis.checks import (
@@ -69,6 +68,9 @@ from braindecode_vis.datasets.sources.bold_source import (
     ModelConfig,
 )
 from braindecode_vis.digests import digest_file, digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 READ_COLUMNS = ("stimulus_id", "concept", "path", "split", "trial_type")
 
@@ -253,6 +255,8 @@ def prepare_bold(config: BoldSettings, recipe: FmriRecipe) -> BoldSource:
     DataError, ConfigError
         If anything is missing, damaged or does not fit together; the message names subject, session, run and file.
     """
+    import pandas as pd
+
     files = find_bold_files(config, recipe)
     tables = [_read_trials(run, recipe) for run in files]
     trials = pd.concat([t for t, _ in tables], keys=range(len(files)), names=["file"]).reset_index("file")
@@ -424,6 +428,8 @@ class BidsFmriConfig(BoldSettings):
         return FmriRecipe("bids_fmri", entities, self._read_events, self._finish)
 
     def _read_events(self, table: pd.DataFrame, run: RunFiles) -> pd.DataFrame:
+        import pandas as pd
+
         assert run.events is not None
         if self.stimulus_column not in table.columns:
             near = suggest(self.stimulus_column, list(table.columns))

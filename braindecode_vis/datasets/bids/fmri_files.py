@@ -23,10 +23,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import find_label
@@ -36,6 +35,9 @@ from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader, read_vol
 from braindecode_vis.digests import digest_folder
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)")
 _RAW = re.compile(r"_bold\.nii(\.gz)?$")
@@ -280,6 +282,8 @@ Mask = Literal["auto", "brain", "varying", "epi"] | Path
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a BIDS table as text; nothing that looks like a number loses digits."""
+    import pandas as pd
+
     with refuse_damage(f"the table {path} cannot be read", OSError, ValueError):
         # Text: a picture called 021.50 is not 21.5.
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -288,6 +292,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def read_numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     """Return a column of text as float64; a cell that is no finite number is named with its line."""
+    import pandas as pd
+
     numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
@@ -340,6 +346,8 @@ def find_t_r(run: RunFiles, header: float, given: float | None) -> float:
 
 def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray | None, tuple[Path, ...]]:
     """Return nuisance time courses of shape (n_volumes, n_confounds), or None, and the table they come from."""
+    import pandas as pd
+
     if not config.strategy and not config.columns:
         return None, ()
     if run.confounds is None:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import field_validator, model_validator
 
 from braindecode_vis.arrays import Modality, Recording
@@ -56,6 +55,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
 from braindecode_vis.digests import digest_files
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ENDING = r"\.[A-Za-z]{2,4}$"
 OnsetUnit = Literal["seconds", "milliseconds", "samples"]
@@ -145,6 +147,8 @@ def apply_recipe(
     counts : dict
         Numbers of events of other types, without an image, and of neither split.
     """
+    import pandas as pd
+
     counts = {"n_other_type": 0, "n_without_image": 0, "n_of_neither_split": 0}
     if recipe.trial_types is not None:
         kinds = _column(table, recipe.trial_type_column, path, "trial_type_column")
@@ -195,6 +199,8 @@ def _column(table: pd.DataFrame, name: str, path: Path, option: str) -> pd.Serie
 
 def _find_concepts(recipe: BidsRecipe, table: pd.DataFrame, file: pd.Series, path: Path) -> pd.Series:
     """Return the concept of each event: of the column, of the pattern, of the folder, or the image itself."""
+    import pandas as pd
+
     if recipe.concept_column is not None and recipe.concept_pattern is not None:
         raise ConfigError("dataset.concept_column and dataset.concept_pattern exclude each other; give one.")
     if recipe.concept_column is not None:

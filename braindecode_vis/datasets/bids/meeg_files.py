@@ -13,16 +13,18 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import find_image_folder, hash_image_folder
 from braindecode_vis.datasets.sources.meeg_source import Sensors, make_template_montage
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The formats that BIDS allows for each data type.
 EXTENSIONS = {
@@ -223,6 +225,8 @@ def read_text_table(path: Path, where: str, columns: Sequence[str] | None = None
 
     Missing cells become NaN. With `columns`, those among them that exist are read.
     """
+    import pandas as pd
+
     if not path.is_file():
         raise DataError(f"{where} has no {path.name} beside it, which says what was shown when; fetch it.")
     with refuse_damage(
@@ -284,6 +288,8 @@ def make_shown_table(events: Iterable[pd.DataFrame]) -> pd.DataFrame:
     DataError
         If an image has two concepts, two files or two splits.
     """
+    import pandas as pd
+
     columns = ["stimulus_id", "concept", "file", "split"]
     table = pd.concat([t[columns] for t in events]).drop_duplicates()
     twice = table["stimulus_id"][table["stimulus_id"].duplicated()]

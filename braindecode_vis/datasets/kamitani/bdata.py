@@ -20,14 +20,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MATRICES = ("dataSet", "dataset")
 _METADATA = ("metaData", "metadata")
@@ -314,6 +316,8 @@ def read_list(path: Path) -> pd.DataFrame:
     DataError
         If a row's number does not decode to its name.
     """
+    import pandas as pd
+
     table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
     if table.shape[1] != 4:
         raise DataError(

@@ -16,10 +16,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.datasets.bids.fmri_files import (
@@ -40,6 +39,9 @@ from braindecode_vis.datasets.sources.betas_source import (
     number_betas,
 )
 from braindecode_vis.digests import digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Experiment = Literal["training", "natural", "shapes", "letters", "imagery"]
 _EXPERIMENTS: dict[str, Experiment] = {
@@ -100,6 +102,8 @@ class DeepreconConfig(BetasSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the data set as lazy parts."""
+        import pandas as pd
+
         held, names = self._find(), {key: _read_names(path) for key, path in self._find_lists().items()}
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
@@ -211,6 +215,8 @@ def _choose(held: list[SubjectFile], config: DeepreconConfig, root: Path) -> lis
 
 def _read_names(path: Path) -> dict[str, str]:
     """Return number (as text) to name from a list of shapes or letters."""
+    import pandas as pd
+
     table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
     if table.shape[1] < 2:
         raise DataError(f"{path} has one column; a name and a number are expected, separated by a tab.")
@@ -236,6 +242,8 @@ def read_samples(
     names
         For ``shapes`` and ``letters``, number to name. Without them a number is kept, as ``shape_12``.
     """
+    import pandas as pd
+
     codes, label = _read_codes(data)
     if label is not None:
         ids = [re.sub(r"\.[A-Za-z]+$", "", label[code]) for code in codes]
@@ -269,6 +277,8 @@ def make_stimulus_table(shown: pd.DataFrame) -> pd.DataFrame:
     What is imagined has no path, but the picture that was in mind is listed under its own name even where no
     trial shows it: the analysis of imagery needs its embedding.
     """
+    import pandas as pd
+
     imagined = shown["task"] == "imagery"
     pictures = shown[~imagined]
     suffix: Any = pictures["task"].map(_SUFFIXES)

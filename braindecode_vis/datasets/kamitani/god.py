@@ -15,10 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.bids.fmri_files import (
@@ -46,6 +45,9 @@ from braindecode_vis.datasets.sources.betas_source import (
     join_geometries,
 )
 from braindecode_vis.digests import digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Task = Literal["training", "test", "imagery"]
 _TASKS: dict[int, Task] = {1: "training", 2: "test", 3: "imagery"}
@@ -162,6 +164,8 @@ def read_trials(data: BData, subject: str) -> pd.DataFrame:
     DataError
         If a sample has an unknown type, or its number is no ImageNet number.
     """
+    import pandas as pd
+
     # Single precision has seven digits, and the numbers of images need thirteen.
     if not data.precise:
         raise DataError(
@@ -230,6 +234,8 @@ def make_bdata_part(
 
 def make_stimulus_table(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Return `stimulus_id`, `concept` and `path` of what several trial tables show; imagined things have no path."""
+    import pandas as pd
+
     joined: Any = pd.concat(tables, ignore_index=True)
     paths = np.where(joined["task"] == "imagery", "", joined["stimulus_id"] + ".JPEG")
     return joined[["stimulus_id", "concept"]].assign(path=paths).drop_duplicates()

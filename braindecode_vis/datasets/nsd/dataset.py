@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
@@ -60,6 +59,9 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Vertices of fsaverage that a subject's slices did not reach are NaN; more than this share is another problem.
 _LARGEST_UNSEEN = 0.2
@@ -183,6 +185,8 @@ class NsdConfig(NsdSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the data set as lazy sessions."""
+        import pandas as pd
+
         plan = self.make_plan()
         if self.subjects is not None:
             return join_sources([config.open_betas() for config in self._split_subjects()], plan)

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns, check_file, refuse_damage
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SESSIONS = (40, 40, 32, 30, 40, 32, 40, 30)
 """Sessions that each of the eight subjects completed."""
@@ -138,6 +140,8 @@ def make_trials(design: NsdDesign, subject: int, session: int) -> pd.DataFrame:
         The columns of a trial table, `nsd_id` (row of the stimulus archive, from 0), and `trial` (number in the whole
         experiment, from 1). Shared images are the test split. `repetition` is 0 until sessions are joined.
     """
+    import pandas as pd
+
     columns = design.order[session - 1]
     images = design.images[subject - 1, columns - 1]
     ids = [name_image(image) for image in images]
@@ -164,6 +168,8 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
     DataError
         If it lists other trials, or its image numbers count from 0.
     """
+    import pandas as pd
+
     path = root / f"nsddata/ppdata/subj{subject:02d}/behav/responses.tsv"
     if not (path.exists() or path.is_symlink()):
         return False
@@ -199,6 +205,8 @@ def check_behaviour(root: Path, design: NsdDesign, subject: int, sessions: Seque
 
 def describe_protocol(trials: Sequence[pd.DataFrame], n_shared: int) -> str:
     """Return one sentence that names the split: sessions, training images, and how many shared images are tested."""
+    import pandas as pd
+
     joined = pd.concat(trials, ignore_index=True)
     is_test = joined["split"] == "test"
     showings = joined.loc[is_test, "stimulus_id"].value_counts()

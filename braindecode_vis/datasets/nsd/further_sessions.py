@@ -8,13 +8,16 @@ standardising it with its own trials, as published numbers do, is transductive a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.betas_source import BetasPart, FmriSource, Geometry, keep_rows
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def open_training(core: FmriSource) -> tuple[Geometry, list[BetasPart]]:
@@ -46,6 +49,8 @@ def join_sessions(
     protocol, tasks
         What is tested, for the notes.
     """
+    import pandas as pd
+
     shown = set(pd.concat([part.trials["stimulus_id"] for part in training]))
     # Only images that train: shared ones were left out.
     rows = np.flatnonzero(core.stimuli.table["stimulus_id"].isin(shown))

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
@@ -29,6 +28,9 @@ from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, check_s
 from braindecode_vis.datasets.sources.safe_pickle import read_pickled_dict
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import read_image_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Task = Literal["vision", "imagery", "attention"]
 BETAS_FILE = "nsdimagerybetas_fithrf_GLMdenoise_RR/betas_nsdimagery.nii.gz"
@@ -172,6 +174,8 @@ class NsdImageryConfig(NsdSettings):
         return [files[name] for name in names]
 
     def _describe(self, training: list[BetasPart], tested: BetasPart) -> str:
+        import pandas as pd
+
         n_images = pd.concat([part.trials["stimulus_id"] for part in training]).nunique()
         return (
             f"NSD-Imagery subject {self.subject:02d}: trained on {n_images} non-shared images of {len(training)} NSD "
@@ -197,6 +201,8 @@ def read_trials(path: Path, subject: int, n_betas: int, betas: Path) -> pd.DataF
     DataError
         If the lists do not have one entry per beta, or name unknown experiments or cues.
     """
+    import pandas as pd
+
     content: dict[str, Any] = read_pickled_dict(path)
     missing = [key for key in ("exps", "cues", "image_map") if key not in content]
     if missing:

@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, refuse_damage
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
@@ -29,6 +28,9 @@ from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, find_desig
 from braindecode_vis.datasets.sources.betas_source import BetasPart, count_repetitions
 from braindecode_vis.datasets.sources.file_damage import check_tar_end
 from braindecode_vis.datasets.sources.safe_pickle import FileArray, open_npy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def make_trials(
     subject: int, nsd_ids: np.ndarray, split: str | np.ndarray, *, session: str | np.ndarray, run: str = "01"
 ) -> pd.DataFrame:
     """Return trials of a copy; `nsd_ids` count from 0, as all of these copies do."""
+    import pandas as pd
+
     ids = [name_image(int(i) + 1) for i in nsd_ids]
     return pd.DataFrame(
         {
@@ -260,6 +264,7 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
         If a file is missing, or the tars name trials or images that are not there.
     """
     import h5py
+    import pandas as pd
 
     who = f"subj{subject:02d}"
     found = [*sorted(root.glob(f"betas_all_{who}*.hdf5")), *sorted(root.glob(f"betas_{who}*.hdf5"))]
@@ -334,6 +339,8 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
 
 def _read_behaviour(path: Path) -> pd.DataFrame:
     """Return image and trial of each sample, both counted from 0."""
+    import pandas as pd
+
     rows = []
     for name, members in iterate_samples(path):
         if "behav.npy" not in members:

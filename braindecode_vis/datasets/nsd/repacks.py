@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import DataError
@@ -40,6 +39,9 @@ from braindecode_vis.datasets.sources.fmri_volumes import read_volume
 from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Layout = Literal["mindeye1", "mindeye2", "brain_diffuser"]
 
@@ -94,6 +96,8 @@ class NsdRepackConfig(FmriSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the copy as lazy parts."""
+        import pandas as pd
+
         repack = self._open()
         trials = pd.concat([part.trials for part in repack.parts], ignore_index=True)
         check_parts(trials, self.find_root())

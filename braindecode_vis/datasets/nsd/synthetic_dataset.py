@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import model_validator
 
 from braindecode_vis.checks import DataError, check_columns, check_file, refuse_damage
@@ -52,6 +51,9 @@ from braindecode_vis.datasets.sources.betas_source import (
 )
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Task = Literal["fixation", "one_back"]
 SESSION = "nsdsynthetic"
@@ -207,6 +209,8 @@ class NsdSyntheticConfig(NsdConfig):
 
     def _read_trials(self, root: Path) -> pd.DataFrame:
         """Return the trials of the session: run, task, image and, where the table is there, its class."""
+        import pandas as pd
+
         path = self._find_design(root)
         order = read_order(path)
         runs = np.concatenate(
@@ -274,6 +278,8 @@ class NsdSyntheticConfig(NsdConfig):
         )
 
     def _describe(self, training: list[BetasPart], tested: BetasPart) -> str:
+        import pandas as pd
+
         tasks = " and ".join(task.replace("_", "-") for task in self.tasks)
         text = f"NSD-synthetic subject {self.subject:02d}: "
         if training:
@@ -346,6 +352,8 @@ def read_order(path: Path) -> np.ndarray:
 
 def read_classes(path: Path, n_images: int) -> np.ndarray | None:
     """Return the class of each image (``Noise``, ``Spiral gratings``...); None if the table was not fetched."""
+    import pandas as pd
+
     if not path.is_file():
         return None
     with refuse_damage(f"{path} is no table", ValueError):

@@ -15,10 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import DataError, refuse_damage
@@ -35,6 +34,9 @@ from braindecode_vis.datasets.sources.bold_source import (
     WindowConfig,
 )
 from braindecode_vis.datasets.sources.fmri_volumes import read_volume_header
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T_R = 4 / 3
 """Of the 1.8 mm series, in s: they were resampled in time, so that the volume n was taken at n times this."""
@@ -78,6 +80,8 @@ class NsdTimeseriesConfig(NsdSettings):
 
     def open_bold(self) -> BoldSource:
         """Return the runs of pictures, lazily."""
+        import pandas as pd
+
         root, design = self.open_design()
         found = self._find_runs(root)
         trials = count_repetitions([make_trials(design, self.subject, session) for session in found])
@@ -138,6 +142,8 @@ class NsdTimeseriesConfig(NsdSettings):
         return {session: found[session] for session in wanted}
 
     def _open_run(self, path: Path, trials: pd.DataFrame) -> BoldRun:
+        import pandas as pd
+
         header = read_volume_header(path)
         design = _beside(path, "design")
         shown = _read_columns(design, 1)[:, 0]

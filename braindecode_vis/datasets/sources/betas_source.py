@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
@@ -24,6 +23,9 @@ from braindecode_vis.datasets.sources.meeg_source import SampleType
 from braindecode_vis.digests import digest_files
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -476,6 +478,8 @@ def count_repetitions(trials: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     trials
         Tables of several sessions, earlier ones first; each keeps its own rows.
     """
+    import pandas as pd
+
     joined = pd.concat(trials, ignore_index=True)
     number = joined.groupby(["subject", "stimulus_id"], sort=False).cumcount().to_numpy()
     stops = np.cumsum([len(table) for table in trials])
@@ -531,6 +535,8 @@ def join_sources(sources: Sequence[FmriSource], plan: BetasPlan) -> FmriSource:
     DataError
         If an image is trained on in one subject and is tested in another, or units and times differ.
     """
+    import pandas as pd
+
     first = sources[0]
     for other in sources[1:]:
         if other.unit != first.unit or not np.array_equal(other.times, first.times):  # type: ignore[arg-type]

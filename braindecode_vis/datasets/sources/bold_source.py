@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import TRIAL_COLUMNS
@@ -27,6 +26,9 @@ from braindecode_vis.datasets.sources.fmri_volumes import VolumeHeader
 from braindecode_vis.registry import ByKind
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MaskMethod = Literal["varying", "epi"]
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.arrays import TRIAL_COLUMNS, Modality, Recording
@@ -26,6 +25,9 @@ from braindecode_vis.datasets.manifests import RecordedSettings
 from braindecode_vis.datasets.sources.cleaning_options import Cleaning, CleaningOptions
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Mvnn = Literal["epochs", "time", "none"]
 MvnnChannels = Literal["stored", "recorded"]

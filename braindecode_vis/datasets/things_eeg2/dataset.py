@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from braindecode_vis.checks import DataError
@@ -53,6 +52,9 @@ from braindecode_vis.datasets.things_eeg2.layouts import (
 )
 from braindecode_vis.datasets.things_eeg2.parts import open_held
 from braindecode_vis.digests import digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ALL63 = (
     "Fp1", "Fp2", "AF7", "AF3", "AFz", "AF4", "AF8", "F7", "F5", "F3", "F1", "F2", "F4", "F6", "F8", "FT9", "FT7",
@@ -255,6 +257,8 @@ def _read_rows(read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: 
 
 def _check_coverage(parts: list[ContinuousPart], table: pd.DataFrame, config: ThingsEeg2Config) -> None:
     """Training images must be shown equally often over all sessions; otherwise a session is missing."""
+    import pandas as pd
+
     # A choice of sessions leaves images out on purpose.
     if config.sessions is not None or config.max_train_repetitions is not None:
         return

@@ -12,16 +12,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, check_unique
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import hash_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Layout = Literal["raw", "official", "250hz", "ubp", "neurobridge", "bids"]
 _ENDINGS = (".vhdr", ".edf", ".bdf", ".set")
@@ -219,6 +221,8 @@ def read_image_list(root: Path, images: Path) -> pd.DataFrame:
     DataError
         If the list and the folders disagree, or a file name does not belong to its concept.
     """
+    import pandas as pd
+
     metadata = find_metadata(root, images)
     content = None if metadata is None else read_pickled_dict(metadata)
     tables = []

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
@@ -30,6 +29,9 @@ from braindecode_vis.datasets.sources.safe_pickle import (
     read_pickled_dict,
 )
 from braindecode_vis.datasets.things_eeg2.layouts import HeldFile, read_dict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What the publishers say of their covariance; ours is never fitted on test trials.
 _WHITENED = {
@@ -337,6 +339,8 @@ def make_raw_part(
     DataError
         If a channel is missing, a code means no image, or events do not match the images.
     """
+    import pandas as pd
+
     where = f"subject {subject}, session {session}, file {raw.path}"
     rows = find_channels(raw.ch_names, ch_names, where)
     # From rows of the EEG channels to rows of the file, which has the stim channel among them.
@@ -448,6 +452,8 @@ def open_bids(
 
 
 def _read_events(path: Path, where: str) -> pd.DataFrame:
+    import pandas as pd
+
     events = path.with_name(re.sub(r"_eeg\.\w+$", "_events.tsv", path.name))
     if not events.is_file():
         raise DataError(f"{where} has no {events.name} beside it, which says which image was shown when.")
@@ -470,6 +476,8 @@ def _find_images(
     table: pd.DataFrame, images: pd.DataFrame, column: str | None, where: str
 ) -> tuple[pd.Series, str]:
     """Return the stimulus id of each event (None where there is none) and the column that told it."""
+    import pandas as pd
+
     ids = frozenset(images["stimulus_id"])
     if column is not None and column not in table.columns:
         raise DataError(f"{where}: the events have no column {column!r}, only {', '.join(table.columns)}.")

@@ -15,16 +15,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError, check_columns, check_file, check_unique, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import parse_entities
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import MaskedVolumes, read_volume
 from braindecode_vis.datasets.sources.safe_pickle import FileArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A trial's values lie a row apart in the file, so that reading one costs as much as reading many.
 _CACHE_BYTES = 128 << 20
@@ -61,6 +63,8 @@ def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
     DataError
         If a column is missing, or names and concepts are shifted against each other.
     """
+    import pandas as pd
+
     stimuli = pd.read_csv(path, dtype=str, keep_default_na=False)
     check_columns(stimuli.columns, _STIMULUS_COLUMNS, what=str(path))
     unknown = sorted(set(stimuli["trial_type"]) - {"train", "test"})
@@ -92,6 +96,8 @@ def read_table_trials(path: Path, subject: str) -> pd.DataFrame:
 
 def read_voxels(path: Path) -> pd.DataFrame:
     """Return the voxel table; `voxel_id` is unique and positions are whole numbers."""
+    import pandas as pd
+
     voxels = pd.read_csv(path)
     check_columns(voxels.columns, _NOT_REGIONS, what=str(path))
     check_unique(voxels["voxel_id"].tolist(), what=f"voxel_id in {path}")
@@ -105,6 +111,8 @@ def read_voxels(path: Path) -> pd.DataFrame:
 
 def find_regions(voxels: pd.DataFrame, path: Path) -> list[str]:
     """Return the columns that flag regions with 0 and 1."""
+    import pandas as pd
+
     names = [
         str(name)
         for name in voxels.columns
@@ -209,6 +217,8 @@ class ResponseTable:
         DataError
             If table and voxels are not the same set, or the table names a voxel twice.
         """
+        import pandas as pd
+
         known = pd.Index(self.voxel_ids)
         if not known.is_unique:
             # Responses stand where the numbers of voxels are sought if a trial is missing from the list.
@@ -348,6 +358,8 @@ def read_volume_runs(folder: Path, subject: str) -> dict[Path, pd.DataFrame]:
     DataError
         If there is no run, or one lacks its conditions.
     """
+    import pandas as pd
+
     paths = sorted(folder.rglob("*_betas.nii.gz")) or sorted(folder.rglob("*_betas.nii"))
     if not paths:
         raise DataError(f"{folder} holds no *_betas.nii.gz; fetch the volumes of subject {subject} again.")
@@ -364,6 +376,8 @@ def name_conditions(path: Path) -> Path:
 
 
 def _read_conditions(path: Path, subject: str) -> pd.DataFrame:
+    import pandas as pd
+
     conditions = check_file(
         name_conditions(path), what=f"the conditions of {path.name}", hint="fetch them with the betas"
     )

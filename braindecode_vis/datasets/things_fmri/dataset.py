@@ -16,10 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
 from braindecode_vis.datasets.bids.fmri_files import (
@@ -62,6 +61,9 @@ from braindecode_vis.datasets.things_fmri.betas import (
     read_voxels,
 )
 from braindecode_vis.digests import digest_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ThingsFmriConfig(AtlasSettings):
@@ -120,6 +122,8 @@ class ThingsFmriConfig(AtlasSettings):
 
     def open_betas(self) -> FmriSource:
         """Return the betas as lazy parts."""
+        import pandas as pd
+
         form, subjects = self._find_form()
         parts: list[BetasPart] = []
         geometries: dict[str, Geometry] = {}
@@ -142,6 +146,8 @@ class ThingsFmriConfig(AtlasSettings):
     @collect_findings("layout")
     def check(self) -> Iterator[CheckFinding]:
         """Open every file, pair trials with responses and voxels with regions, and compare with declared counts."""
+        import pandas as pd
+
         source, root = self.open_betas(), self.find_root()
         yield from self.check_recordings(list_recordings(source.parts))
         for subject in source.subjects:
@@ -245,6 +251,8 @@ class ThingsFmriConfig(AtlasSettings):
     # --- the volumes ------------------------------------------------------------------------------------------
 
     def _open_volumes(self, subject: str) -> tuple[list[BetasPart], Geometry]:
+        import pandas as pd
+
         root = self.find_root()
         mask_path = self._find_mask(subject)
         if mask_path is None:

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from braindecode_vis.checks import ConfigError, DataError
@@ -71,6 +70,9 @@ from braindecode_vis.datasets.things_meg.files import (
 from braindecode_vis.datasets.things_meg.trial_split import TestSet, apply_split, describe_split
 from braindecode_vis.digests import digest_files
 from braindecode_vis.stimuli import StimulusSet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Layout = Literal["raw", "preprocessed"]
 _RAW_ONLY = ("tmin", "tmax", "baseline", "mvnn", "mvnn_channels", "resampling", "onset", "sessions")

@@ -19,10 +19,9 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.arrays import Recording
 from braindecode_vis.checks import DataError, check_columns, refuse_damage
@@ -39,6 +38,9 @@ from braindecode_vis.datasets.bids.meeg_files import (
 from braindecode_vis.datasets.manifests import check_subset
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, find_channels
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CATCH_ID = 999999
 # Where THINGS keeps its tables on OSF, and where copies of them were found.
 _TABLE_PLACES = ("", "Metadata/Image-specific", "Metadata/Concept-specific", "THINGS/Metadata/Image-specific",
@@ -48,6 +50,8 @@ _NEEDED = ("trial_type", "things_image_nr", "image_path", "session_nr", "run_nr"
 
 def find_attributes(root: Path, subject: int) -> pd.DataFrame | None:
     """Return the attribute table of a subject, or None if there is none."""
+    import pandas as pd
+
     path = _find_attributes(root, subject)
     if path is None:
         return None
@@ -117,6 +121,8 @@ def _find_table(name: str, bases: Iterable[Path]) -> Path | None:
 
 
 def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
+    import pandas as pd
+
     lines = [line.strip().strip('"').replace("\\", "/") for line in path.read_text().splitlines()]
     paths = pd.Series([line for line in lines if line])
     parts = paths.str.extract(r"(?:^|.*/)([^/]+)/([^/]+)\.(\w+)$")
@@ -152,6 +158,8 @@ def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
 
 
 def _read_told(attributes: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
+    import pandas as pd
+
     if not attributes:
         return None
     shown = pd.concat(
@@ -275,6 +283,8 @@ def make_epoch_part(
     notes
         Where sessions and runs come from, and how many rows of the attributes name another image.
     """
+    import pandas as pd
+
     # Published epochs were cut before, so that resampling would need samples beyond their ends.
     if abs(float(epochs.info["sfreq"]) - sfreq) > 1e-6:
         raise DataError(
@@ -303,6 +313,8 @@ def _find_labels(
     file: EpochFile, epochs: Any, attributes: pd.DataFrame | None, numbers: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return session and run of every epoch as text."""
+    import pandas as pd
+
     inside = epochs.metadata
     named = inside is not None and {"session_nr", "run_nr"} <= set(inside.columns)
     # What is written in the file cannot belong to another subject.
@@ -511,6 +523,8 @@ def make_run_part(
 
 def read_run_events(run: MegRun, raw: Any, names: pd.DataFrame) -> pd.DataFrame:
     """Return every event of a run with its optical onset: pictures by name, catch trials marked `is_catch`."""
+    import pandas as pd
+
     table = read_text_table(run.events, run.where)
     check_columns(table.columns, ("onset", "trial_type", "value"), what=str(run.events))
     sfreq = float(raw.info["sfreq"])
@@ -543,6 +557,8 @@ def read_run_events(run: MegRun, raw: Any, names: pd.DataFrame) -> pd.DataFrame:
 
 def _check_categories(run: MegRun, table: pd.DataFrame, number: np.ndarray, names: pd.DataFrame) -> None:
     """Compare the concept number of each event with that of its image: a shift by one shows here."""
+    import pandas as pd
+
     if "things_category_nr" not in table.columns or names["category"].isna().all():
         return
     told = pd.to_numeric(table["things_category_nr"], errors="coerce").to_numpy(float)

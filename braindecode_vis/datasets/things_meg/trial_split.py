@@ -11,10 +11,9 @@ Benchetrit, Banville, King (2024), arXiv:2310.19812: small and large test set.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.meeg_source import (
@@ -24,6 +23,9 @@ from braindecode_vis.datasets.sources.meeg_source import (
 )
 from braindecode_vis.datasets.things_meg.files import EpochReader
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TestSet = Literal["small", "large"]
 
 
@@ -31,6 +33,8 @@ def apply_split(
     parts: list[Any], test_set: TestSet, zero_shot: bool, max_dropped: float
 ) -> tuple[list[Any], dict[str, Any]]:
     """Mark training and test trials of every subject and leave the others out; returns the counts as well."""
+    import pandas as pd
+
     sizes, out = {}, []
     subjects = [part.group[0] for part in parts]
     for subject in dict.fromkeys(subjects):
