@@ -148,10 +148,15 @@ def _compare_cheap_scores(run: AuditedRun, again: RecomputedRun, told: list[dict
 def check_report(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Write what the page says of scores, ranks and images again, and compare it with the page."""
     path = run.folder / "report.html"
+    known = run.folder / store.PROVENANCE
+    record = store.read_json(known) if known.is_file() else {}
     if run.evaluated is None or not path.is_file():
+        if path.name in record.get("files", {}):
+            run.state("score", "not verified", "report", "it is gone")
+            text = "the page that the run wrote is gone; `braindecode-vis report` writes it again."
+            return [AuditFinding("report", "warning", text, "report.html")]
         run.state("score", "not verified", "report", "there is none")
         return []
-    record = store.read_json(run.folder / store.PROVENANCE)
     if path.name in store.find_changed_results(run.folder):  # a leak of the chain, which names it
         run.state("score", "not verified", "report", "the page is not as the run wrote it")
         return []

@@ -267,6 +267,13 @@ def test_the_table_is_not_blamed_for_scores_that_were_forged(copied):
     assert "scores.parquet" not in {item.where for item in audit_run(copied).leaks}
 
 
+def test_a_page_that_is_gone_is_told(copied):
+    """The audit said nothing of a report that the run had written and somebody removed."""
+    (copied / "report.html").unlink()
+    _, (found,) = take_step(copied, check_report)
+    assert (found.level, "is gone" in found.message) == ("warning", True)
+
+
 def test_a_page_that_was_changed_is_found_by_its_digest(copied):
     forge_page(copied)
     (leak,) = audit_run(copied).leaks
