@@ -60,7 +60,7 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, number):
 )
 def test_the_end_by_a_signal_promises_what_the_verb_keeps(command_line, monkeypatch, verb, words):
     """Every verb spoke of finished stages that it goes on from: also those that have none, or keep nothing."""
-    monkeypatch.setattr(cli, "app", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(signal.SIGTERM))
     done = command_line(verb)
     assert done.returncode == 143
     assert done.stderr == f"error: stopped by SIGTERM; {words}\n"
@@ -80,14 +80,14 @@ def test_a_repeated_sigterm_leaves_time_for_cleaning_up_and_handlers_come_back()
     before = signal.getsignal(signal.SIGTERM)
     with stop_cleanly() as stops:
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stops.exit_code == 143
         stops.since -= 60  # the first was lost on its way
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -99,7 +99,7 @@ def test_a_signal_lost_in_a_callback_comes_again(capsys):
 
     with stop_cleanly() as stops:
         thing = Thing()
-        kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        kept = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
         del thing
         with pytest.raises(KeyboardInterrupt):
             time.sleep(20)
@@ -113,7 +113,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_cleanly() as stops:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert not stops.received
     finally:
         signal.signal(signal.SIGINT, before)
