@@ -225,6 +225,12 @@ def test_a_shifted_image_list_is_found(root, images):
     table.unlink()
     names = read_image_names(root, None, [pd.read_csv(root / "sourcedata/sample_attributes_P1.csv")])
     assert names["stimulus_id"].to_dict() == images.set_index("image_nr")["stimulus_id"].to_dict()
+    # One damaged cell makes the column text: a traceback, though the other cells are numbers.
+    told = pd.read_csv(root / "sourcedata/sample_attributes_P1.csv", dtype={"things_image_nr": str})
+    assert read_image_names(root, None, [told])["stimulus_id"].to_dict() == names["stimulus_id"].to_dict()
+    told.loc[told["trial_type"] != "catch", "things_image_nr"] = "\0\0.0"
+    with pytest.raises(DataError, match="a whole number must be there"):
+        read_image_names(root, None, [told])
     (root / "sourcedata/sample_attributes_P1.csv").unlink()
     with pytest.raises(DataError, match="which image a number means"):
         ThingsMegConfig(root=root).open_epochs()

@@ -165,13 +165,20 @@ def _read_told(attributes: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
     shown = pd.concat(
         [t.loc[t["trial_type"] != "catch", ["things_image_nr", "image_path"]] for t in attributes]
     )
+    numbers = pd.to_numeric(shown["things_image_nr"], errors="coerce")
+    if not (numbers % 1 == 0).all():
+        cell = shown["things_image_nr"][~(numbers % 1 == 0)].iloc[0]
+        raise DataError(
+            f"the sample attributes give an image the number {cell!r}; a whole number must be there."
+        )
+    shown = shown.assign(things_image_nr=numbers.astype(int))
     shown = shown.assign(stem=shown["image_path"].map(lambda p: Path(str(p)).stem)).drop_duplicates(
         ["things_image_nr", "stem"]
     )
     twice = shown["things_image_nr"][shown["things_image_nr"].duplicated()]
     if len(twice):
         raise DataError(
-            f"the sample attributes give image number {twice.iloc[0]:.0f} to several images; they are not as published."
+            f"the sample attributes give image number {twice.iloc[0]} to several images; they are not as published."
         )
     names = shown["stem"].reset_index(drop=True)
     concepts = names.str.replace(r"_\d+[a-z]*$", "", regex=True)
@@ -182,7 +189,7 @@ def _read_told(attributes: Sequence[pd.DataFrame]) -> pd.DataFrame | None:
             "file": concepts + "/" + names + ".jpg",
             "category": np.nan,
         }
-    ).set_index(pd.Index(shown["things_image_nr"].astype(int), name="number"))
+    ).set_index(pd.Index(shown["things_image_nr"], name="number"))
 
 
 def name_events(numbers: np.ndarray, names: pd.DataFrame, where: str) -> pd.DataFrame:
