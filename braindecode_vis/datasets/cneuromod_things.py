@@ -30,6 +30,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     find_image_folder,
     hash_image_folder,
     make_named_stimuli,
+    read_numbers,
 )
 from braindecode_vis.datasets.manifests import CheckFinding, check_subset, collect_findings, compare_fact
 from braindecode_vis.datasets.sources.betas_source import (
@@ -477,7 +478,8 @@ def read_trials(path: Path, subject: int, session: int, run: int) -> pd.DataFram
         {
             "subject": f"{subject:02d}", "session": f"{session:02d}", "run": f"{run:02d}", "stimulus_id": names,
             "repetition": 0, "concept": [name.rpartition("_")[0] for name in names],
-            "category_nr": table["category_nr"].astype(int), "exemplar_nr": table["exemplar_nr"].astype(int),
+            "category_nr": read_numbers(table, "category_nr", path).astype(int),
+            "exemplar_nr": read_numbers(table, "exemplar_nr", path).astype(int),
             "answered": np.asarray(answered, bool),
         }
     )  # fmt: skip

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, ClassVar, Literal, Self
 from zipfile import BadZipFile
 
@@ -424,7 +425,14 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
                 if isinstance(found, np.ndarray)
                 else {key: found[key] for key in found.files}
             )
-        except (ValueError, OSError, EOFError, BadZipFile) as error:
+        except (
+            ValueError,
+            OSError,
+            EOFError,
+            BadZipFile,
+            SyntaxError,
+            TokenError,
+        ) as error:  # of headers too
             raise DataError(
                 f"{path} holds no plain array, or is damaged; files of pickled lists or dictionaries are not read."
             ) from error

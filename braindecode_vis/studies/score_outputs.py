@@ -498,6 +498,8 @@ def _score_classes(
     decisions, classes, labels, rows, notes = find_classes(given, true, ids, target_ids)
     if len(classes) < 2:
         raise DataError(f"every true and decided label is {classes[0]!r}; there is nothing to tell apart.")
+    if decisions.dtype == bool:  # one true column a trial, whose differences are counted
+        decisions = decisions.astype(np.float32)
     decided = np.array(classes, dtype=object)[decisions.argmax(axis=1)]
     tied = int(((decisions == decisions.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
     if tied:

@@ -141,6 +141,14 @@ def test_what_is_missing_is_named(own_root):
     events.write_text("\n".join(text.splitlines()[:-1]) + "\n")
     with pytest.raises(DataError, match=r"session 02, run 02: .* lists \d+ trials, but .* has \d+ betas"):
         config.open_betas()
+    lines = text.splitlines()
+    column = lines[0].split("\t").index("category_nr")
+    cells = lines[2].split("\t")
+    events.write_text(
+        "\n".join([*lines[:2], "\t".join([*cells[:column], "1\b1", *cells[column + 1 :]]), *lines[3:]])
+    )
+    with pytest.raises(DataError, match="in the column category_nr, line 3, where a number must be"):
+        config.open_betas()
     events.unlink()
     with pytest.raises(DataError, match="session 02, run 02, but its events are not there"):
         config.open_betas()

@@ -163,7 +163,12 @@ def test_a_frame_whose_voxel_ids_are_floats_too(tree, images, design):
 
 
 def test_without_a_brain_mask_positions_travel_as_maps(tree):
-    next(tree.glob("brainmasks/*")).unlink()
+    mask = next(tree.glob("brainmasks/*"))
+    mask.unlink()
+    mask.mkdir()  # it stood for no mask
+    with pytest.raises(DataError, match=r"brainmask\.nii\.gz should be a file, but .* is a folder"):
+        ThingsFmriConfig(root=tree).open_betas()
+    mask.rmdir()
     geometry = ThingsFmriConfig(root=tree).open_betas().find_geometry("01")
     assert geometry.mask is None
     assert geometry.maps["voxel_x"].tolist() == [2, 2, 2, 2, 1, 1, 1, 1]

@@ -230,6 +230,16 @@ def test_rows_that_were_never_computed(tmp_path):
         read(tmp_path / "a.npy", make_list(), "nice")
 
 
+def test_a_header_that_is_no_python_is_one_sentence(tmp_path):
+    """NumPy reads old headers with Python's tokenizer, whose errors came out as a traceback."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 3)))
+    content = bytearray((tmp_path / "a.npy").read_bytes())
+    content[60:128] = b"(" * 68
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DataError, match="holds no plain array"):
+        read(tmp_path / "a.npy", make_list(), "nice")
+
+
 def test_a_file_that_holds_code_is_never_run(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(DataError, match="holds no plain array"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.linalg import expm, sqrtm
+from scipy.linalg import expm, polar, sqrtm
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.checks import DataError
@@ -120,6 +120,7 @@ def test_the_rotation_solves_the_weighted_problem_and_undoes_a_turn():
     rotation = np.linalg.lstsq(
         turned - weight @ turned[rows], found.queries - weight @ gallery[best], rcond=None
     )[0]
+    np.testing.assert_allclose(rotation, polar(pulled)[0], atol=1e-6)
     for _ in range(20):
         small = 0.05 * rng.standard_normal((24, 24))
         other = rotation @ expm(small - small.T)

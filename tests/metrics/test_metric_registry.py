@@ -33,6 +33,7 @@ from braindecode_vis.retrieval import compute_ranks
         ("correlation_distance@swav-resnet50", "Feature distance", 0, "swav-resnet50", -1),
         ("image_retrieval@300-way-30-draws", "Image retrieval", 0, "300-way-30-draws", 1),
         ("best_of_3_mse", "Best of 3 draws: Mean squared error", 0, "", -1),
+        ("lpips", "Perceptual distance", 0, "", -1),
         ("rougeL@git", "ROUGE-L", 0, "git", 1),
         ("two_way_identification@swav", "Two-way identification", 2, "swav", 1),
         ("two_way_identification_within_class", "Within-class two-way identification", 2, "", 1),

@@ -91,6 +91,11 @@ def test_encoding_scores_rank_voxels_by_what_features_explain():
     assert (np.diff(scores) > 0).all()
     assert scores[4] > 0.9
     assert scores.argmax() == 4
+    # The penalty with the best mean score counts, wherever it stands in the list.
+    alone = [rel.compute_encoding_scores(responses, features, alphas=(alpha,)) for alpha in (1e6, 1.0)]
+    assert alone[0].mean() < alone[1].mean()
+    both = rel.compute_encoding_scores(responses, features, alphas=(1e6, 1.0))
+    np.testing.assert_allclose(both, alone[1], atol=1e-12)
 
 
 def test_what_cannot_be_estimated_is_refused():

@@ -73,6 +73,7 @@ def test_whitened_noise_has_unit_covariance():
     assert white.dtype == np.float32
     # Shrinkage of 1500 samples over 3 channels leaves little of the correlation.
     np.testing.assert_allclose(np.cov(white.transpose(1, 0, 2).reshape(3, -1)), np.eye(3), atol=0.05)
+    np.testing.assert_array_equal(whitener.apply(epochs, np.array([2, 0])), white[:, [2, 0]])
     root = whitener.matrix.astype(np.float64)
     np.testing.assert_allclose(root @ whitener.covariance @ root, np.eye(3), atol=1e-5)
 

@@ -197,6 +197,7 @@ def test_classes_from_labels_probabilities_and_one_hot_rows():
         score(decided, labels), score(logits.astype(np.float16), np.eye(3, dtype=int)[labels]),
         score(names[decided].tolist(), names[labels].tolist()), score(logits, names[labels]),
         score(logits, labels, target_ids=names.tolist()), score(np.eye(3)[decided], labels.astype(float)),
+        score(np.eye(3, dtype=bool)[decided], labels),
     ]  # fmt: skip
     for found in others:
         assert values_of(found)["accuracy"] == values_of(by_logits)["accuracy"]

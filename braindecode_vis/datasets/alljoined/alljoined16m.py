@@ -26,6 +26,7 @@ from braindecode_vis.datasets.alljoined.blocks import (
     find_electrodes,
     find_flat,
     label_flat,
+    list_categories,
     open_block,
     read_categories,
     read_labels,
@@ -84,12 +85,13 @@ class Alljoined16mConfig(MeegSettings):
         root, layout = self._find()
         images = hash_image_folder(self._find_images(root))
         if layout == "raw":
-            return images | digest_files({block.key: block.path for block in self._choose_blocks(root)[0]})
+            blocks = {block.key: block.path for block in self._choose_blocks(root)[0]}
+            tables = {f"{path.parent.name}/{path.name}": path for path in list_categories(root)}
+            return images | digest_files(blocks | tables)
         files = [path for _, _, path in self._choose_flat(root)]
-        tables = {table for path in files for table in path.parent.glob("experiment_metadata*.parquet")}
-        return images | digest_files(
-            {f"{path.parent.name}/{path.name}": path for path in [*files, *sorted(tables)]}
-        )
+        own = {table for path in files for table in path.parent.glob("experiment_metadata*.parquet")}
+        read = [*files, *sorted(own | set(list_categories(root)))]
+        return images | digest_files({f"{path.parent.name}/{path.name}": path for path in read})
 
     def open_epochs(self, scratch: Path | None = None) -> MeegSource:
         """Return the data set as lazy parts."""

@@ -394,6 +394,12 @@ def _read_numbers(paths: pd.Series, source: Path) -> pd.Series:
     return numbers.astype(int)
 
 
+def list_categories(root: Path) -> list[Path]:
+    """Return the tables of the authors that `read_categories` reads."""
+    base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
+    return sorted(base.glob(f"sub-*/{_TABLES[0]}"))
+
+
 def read_categories(root: Path) -> dict[int, str]:
     """Return the category of each picture from whatever tables of the authors are below ``preprocessed_eeg``.
 
@@ -404,9 +410,8 @@ def read_categories(root: Path) -> dict[int, str]:
     """
     import pandas as pd
 
-    base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
     known: dict[int, str] = {}
-    for path in sorted(base.glob(f"sub-*/{_TABLES[0]}")):
+    for path in list_categories(root):
         with refuse_damage(f"{path} cannot be read as Parquet"):
             table = pd.read_parquet(path, columns=["image_path", "category_name"]).dropna()
         pairs = table.assign(image=_read_numbers(table["image_path"], path)).drop_duplicates(

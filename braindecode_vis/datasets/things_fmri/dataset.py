@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, suggest
+from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, suggest
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
@@ -201,7 +201,7 @@ class ThingsFmriConfig(AtlasSettings):
         root = self.find_root()
         name = f"sub-{subject}_space-T1w_brainmask.nii.gz"
         places = (root / "brainmasks" / name, root / "betas_vol" / "brainmasks" / name, root / name)
-        return next((path for path in places if path.is_file()), None)
+        return next((path for path in places if is_there(path)), None)
 
     # --- the table --------------------------------------------------------------------------------------------
 
