@@ -291,6 +291,12 @@ def test_missing_and_damaged_files_are_named(root, tmp_path):
 
 def test_attributes_of_somebody_else_are_refused(root):
     path = root / "sourcedata/sample_attributes_P1.csv"
+    kept = path.rename(path.with_suffix(".kept"))
+    path.symlink_to(path.name)  # a link to nothing was taken for a table that is not there
+    with pytest.raises(DataError, match=r"optional sample_attributes_P1\.csv was not fetched"):
+        ThingsMegConfig(root=root).open_epochs()
+    path.unlink()
+    kept.rename(path)
     table = pd.read_csv(path)
     columns = ["trial_type", "things_image_nr", "image_path"]
     table[columns] = table[columns].to_numpy()[::-1]

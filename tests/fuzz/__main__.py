@@ -111,6 +111,7 @@ def _summarise(verdicts: list[Verdict], seconds: float) -> int:
     print(f"  seconds a case where most went: {', '.join(f'{n} {mean(times[n]):.1f}' for n in slowest)}")
     print(f"  exit 0, the same result                 {kinds['same']}")
     print(f"  exit 2, one sentence                    {kinds['told']}")
+    print(f"  exit 0, the report says what is damaged {kinds['told in the report']}")
     print(f"  exit 0, another valid input was made    {kinds['another input']}")
     print(f"  exit 0 of check, with a block of zeros  {kinds['zeros pass check']}")
     bad = {kind: number for kind, number in kinds.items() if kind not in GOOD}

@@ -136,9 +136,15 @@ _READ = ("--set", "target={kind: pixels}")
 def _read(dataset: str, *more: str) -> Callable[[Path, Path], str]:
     def act(case: Path, damaged: Path) -> str:
         call("embed", dataset, "--root", case / "in", "--out", case / "out", *_READ, *more)
-        return _digest_read(case / "out")
+        return f"{_digest_read(case / 'out')}\n{_read_told(case / 'out')}"
 
     return act
+
+
+def _read_told(run: Path) -> str:
+    """Return what preprocessing found of damage in the data, which the report says."""
+    (meta,) = (run / "stages/preprocess").glob("*/responses/meta.json")
+    return json.dumps(json.loads(meta.read_text()).get("damage", []))
 
 
 def _digest_read(run: Path) -> str:

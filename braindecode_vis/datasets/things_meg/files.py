@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import DataError, check_columns, refuse_damage
+from braindecode_vis.checks import DataError, check_columns, is_there, refuse_damage
 from braindecode_vis.datasets.bids.fmri_files import read_numbers
 from braindecode_vis.datasets.bids.meeg_files import (
     RawReader,
@@ -113,11 +113,11 @@ def _list_bases(root: Path, images: Path | None) -> list[Path]:
 
 def _find_attributes(root: Path, subject: int) -> Path | None:
     name = f"sample_attributes_P{subject}.csv"
-    return next((p for p in (root / "sourcedata" / name, root / name) if p.is_file()), None)
+    return next((p for p in (root / "sourcedata" / name, root / name) if is_there(p)), None)
 
 
 def _find_table(name: str, bases: Iterable[Path]) -> Path | None:
-    return next((b / p / name for b in bases for p in _TABLE_PLACES if (b / p / name).is_file()), None)
+    return next((b / p / name for b in bases for p in _TABLE_PLACES if is_there(b / p / name)), None)
 
 
 def _read_paths(path: Path, index: Path | None) -> pd.DataFrame:
