@@ -158,11 +158,11 @@ def place_voxels(voxels: pd.DataFrame, mask_path: Path | None, where: Path) -> t
         mask = np.zeros(brain.shape, bool)
         mask.ravel()[ids] = True
     table = voxels.iloc[order]
-    maps = {
-        _clean_name(str(name)): table[name].to_numpy(float)
-        for name in table.columns
-        if str(name).startswith(_MAP_PREFIXES)
-    }
+    maps = {}
+    for name in map(str, table.columns):
+        if name.startswith(_MAP_PREFIXES):
+            with refuse_damage(f"{where} has a cell in the column {name!r} that is no number", ValueError):
+                maps[_clean_name(name)] = table[name].to_numpy(float)
     if mask is None:
         maps |= {f"voxel_{axis}": indices[:, n].astype(float) for n, axis in enumerate("xyz")}
     return Geometry(ids, mask, affine, _make_rois(table, where), maps=maps), order
