@@ -170,9 +170,8 @@ class DamageWatch:
         low, high : arrays of shape (n_channels,)
             Extremes of each channel.
         """
-        low, high = samples.min(axis=1), samples.max(axis=1)
         counts = self._channels.setdefault(where, ChannelCounts(tuple(ch_names)))
-        counts.add(samples, low, high, sfreq)
+        low, high = counts.add(samples, sfreq)
         runs = find_held_runs(samples, low == high, max(_HELD_SAMPLES, round(_HELD_S * sfreq)))
         self._held.setdefault(where, []).extend((start + a, start + b) for a, b in runs)
         return low, high
@@ -235,19 +234,28 @@ class ChannelCounts:
     def __post_init__(self) -> None:
         self.flat, self.clipped = np.zeros((2, len(self.ch_names)))
 
-    def add(self, samples: np.ndarray, low: np.ndarray, high: np.ndarray, sfreq: float) -> None:
-        """Count a stretch of shape (n_channels, n_samples) with the given extremes; short ones tell nothing."""
-        n = samples.shape[1]
-        if n < _FLAT_S * sfreq:
-            return
+    def add(self, samples: np.ndarray, sfreq: float) -> tuple[np.ndarray, np.ndarray]:
+        """Count a stretch of shape (n_channels, n_samples), and return the extremes; short ones tell nothing."""
+        n, second = samples.shape[1], max(1, round(_FLAT_S * sfreq))
+        starts = np.arange(0, n, second)
+        lows, highs = (
+            f.reduceat(samples, starts, axis=1) for f in (np.minimum, np.maximum)
+        )  # (n_channels, seconds)
+        low, high = lows.min(axis=1), highs.max(axis=1)
+        if n < second:
+            return low, high
         self.total += n
         is_flat = low == high
-        self.flat += n * is_flat
         probes = samples[:, :: max(1, n // 200)]
         at_end = (probes == low[:, None]) | (probes == high[:, None])
         # A coarse converter has few levels, and visits both ends of a quiet stretch often; a clipped one stays there.
         stays = (at_end[:, 1:] & (probes[:, 1:] == probes[:, :-1])).mean(axis=1)
-        self.clipped += n * ((stays > 0.5) & ~is_flat)
+        is_clipped = (stays > 0.5) & ~is_flat
+        self.clipped += n * is_clipped
+        held = (lows == highs)[:, : n // second]  # a channel may be flat for a part of the stretch alone
+        held &= ~held.all(axis=0)  # all of them are the matter of `find_held_runs`
+        self.flat += np.where(is_flat, n, second * held.sum(axis=1) * ~is_clipped)
+        return low, high
 
     @property
     def shares(self) -> dict[str, np.ndarray]:
