@@ -76,6 +76,15 @@ def test_verbs_that_start_anew_are_verbs():
     assert not cli._STARTING_ANEW - cli._VERBS.keys()
 
 
+@pytest.fixture
+def listens():
+    """Ctrl-C is listened to; a shell starts what it runs in the background without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens")
 def test_a_repeated_sigterm_leaves_time_for_cleaning_up_and_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_cleanly() as stops:
