@@ -319,6 +319,12 @@ def test_categories_reach_raw_blocks_and_both_layouts_must_be_chosen_from(tmp_pa
         Alljoined16mConfig(root=tmp_path).open_epochs()
     events = config(tmp_path, blocks=(5,)).open_epochs().parts[0].recording.events
     assert events["concept"].tolist() == ["aardvark", "aardvark", "00009"]
+    table = next(tmp_path.rglob("experiment_metadata_categories.parquet"))
+    kept = pd.read_parquet(table)
+    kept.rename(columns={"category_name": "category_namd"}).to_parquet(table)
+    with pytest.raises(DataError):  # a traceback of pandas, where the name of a column was damaged
+        config(tmp_path, blocks=(5,)).open_epochs()
+    kept.to_parquet(table)
     # They were no input of raw blocks: a changed table was reused without a word.
     assert "sub-01/experiment_metadata_categories.parquet" in config(tmp_path, blocks=(5,)).hash_inputs()
 

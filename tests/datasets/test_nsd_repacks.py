@@ -186,6 +186,12 @@ def test_mindeye2_bad_files(mindeye2):
     with pytest.raises(DataError, match="17 columns"):
         NsdRepackConfig(root=root).open_betas()
     (folder / "train/2.tar").unlink()
+    with h5py.File(root / "coco_images_224_float16.hdf5", "a") as file:
+        images = file["images"][:]
+        del file["images"]
+        file["images"] = images.reshape(len(images), -1)
+    with pytest.raises(DataError, match=r"holds images of shape \(192,\), not of \(3, height, width\)"):
+        NsdRepackConfig(root=root).open_betas().read_image(0)
     (root / "coco_images_224_float16.hdf5").unlink()
     with pytest.raises(DataError, match=r"5 of 5 images are not in .*with_images=false"):
         NsdRepackConfig(root=root).open_betas()

@@ -413,7 +413,10 @@ def read_categories(root: Path) -> dict[int, str]:
     known: dict[int, str] = {}
     for path in list_categories(root):
         with refuse_damage(f"{path} cannot be read as Parquet"):
-            table = pd.read_parquet(path, columns=["image_path", "category_name"]).dropna()
+            table = pd.read_parquet(path, columns=["image_path", "category_name"])
+        # Where only the schema is damaged, pandas leaves a column out without a word.
+        check_columns(table.columns, ("image_path", "category_name"), what=f"{path}")
+        table = table.dropna()
         pairs = table.assign(image=_read_numbers(table["image_path"], path)).drop_duplicates(
             ["image", "category_name"]
         )

@@ -369,6 +369,8 @@ def _read_coco_image(path: Path, row: int) -> np.ndarray:
         images = file["images"]
         if row >= images.shape[0]:
             raise DataError(f"{path} holds {images.shape[0]} images, not image {row}; it is truncated.")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(f"{path} holds images of shape {images.shape[1:]}, not of (3, height, width).")
         image = np.asarray(images[row], np.float32)
     if image.min() < -0.01 or image.max() > 1.01:
         raise DataError(f"image {row} of {path} is not in 0..1; fetch the file again.")
