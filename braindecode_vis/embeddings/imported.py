@@ -425,14 +425,8 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
                 if isinstance(found, np.ndarray)
                 else {key: found[key] for key in found.files}
             )
-        except (
-            ValueError,
-            OSError,
-            EOFError,
-            BadZipFile,
-            SyntaxError,
-            TokenError,
-        ) as error:  # of headers too
+        # NumPy reads headers as Python, whose errors are the last two.
+        except (ValueError, OSError, EOFError, BadZipFile, SyntaxError, TokenError) as error:
             raise DataError(
                 f"{path} holds no plain array, or is damaged; files of pickled lists or dictionaries are not read."
             ) from error

@@ -145,10 +145,9 @@ class RidgeEncoder:
         data, values = responses.as_matrix(), targets.flat()
         with _use_backend(self.config.device, data.size) as backend:
             zscore = fit_zscore(data)
-            scaled = _scale(zscore, data)
-            mean = values.mean(axis=0, dtype=np.float64).astype(
-                np.float32
-            )  # single precision drifts over many
+            scaled = zscore.apply(data)
+            # Single precision drifts over many trials.
+            mean = values.mean(axis=0, dtype=np.float64).astype(np.float32)
             whole = make_gram(scaled, values - mean, backend)
             n_kept, alpha, choices = self._choose(whole, responses.stimulus_ids)
             kept = _select_features(scaled, values, n_kept)
@@ -177,7 +176,7 @@ class RidgeEncoder:
         )
         predicted = np.empty_like(values)
         with _use_backend(self.config.device, data.size) as backend:
-            scaled = _scale(fit_zscore(data), data)
+            scaled = fit_zscore(data).apply(data)
             whole = make_gram(scaled, values, backend)
             for number, fold in enumerate(folds):
                 self._tell(number, f"out of fold, {number + 1} of {len(folds)}")
@@ -348,14 +347,12 @@ def score_features(data: np.ndarray, values: np.ndarray, *, n_components: int = 
 def _select_features(data: np.ndarray, values: np.ndarray, n_kept: int | None) -> np.ndarray:
     if n_kept is None or n_kept >= data.shape[1]:
         return np.arange(data.shape[1])
-    order = np.argsort(-score_features(data, values), kind="stable")
-    return np.sort(order[:n_kept])
+    return np.sort(_order_features(data, values)[:n_kept])
 
 
-def _scale(zscore: ZScore, data: np.ndarray) -> np.ndarray:
-    scaled = data - zscore.mean
-    scaled /= zscore.std
-    return scaled
+def _order_features(data: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the features, the best first."""
+    return np.argsort(-score_features(data, values), kind="stable")
 
 
 @dataclass(frozen=True)
@@ -431,7 +428,7 @@ class Gram:
         """
         take, train, test = self.backend.take, fold.train, fold.test
         held = take(self.values[test])
-        mean = (take(self.values.sum(axis=0, dtype=np.float64)) - held.sum(0)) / len(train)
+        mean = (self.target_sums - held.sum(0)) / len(train)
         if self.products is None:
             matrix, left = self.matrix[train][:, train], self.matrix[test][:, train]
             by_trial, centre = matrix.mean(0), matrix.mean()
@@ -439,18 +436,29 @@ class Gram:
             matrix -= by_trial + by_trial[:, None] - centre
             return matrix, take(self.values[train]) - mean, left, self.backend.give(mean)
         left = take(self.data[test])
-        centre = (take(self.data.sum(axis=0, dtype=np.float64)) - left.sum(0)) / len(train)
+        centre = (self.feature_sums - left.sum(0)) / len(train)
         matrix = self.matrix - left.T @ left - len(train) * centre[:, None] * centre
         right = self.products - left.T @ held - len(train) * centre[:, None] * mean
         return matrix, right, left - centre, self.backend.give(mean)
 
     @cached_property
-    def spectrum(self) -> tuple[Any, Any]:
-        """Eigenvalues and eigenvectors of the trials' matrix, centred by the means of all of them."""
+    def feature_sums(self) -> Any:
+        """Sum of each feature over all trials, from which every fold takes its own."""
+        return self.backend.take(self.data.sum(axis=0, dtype=np.float64))
+
+    @cached_property
+    def target_sums(self) -> Any:
+        """Sum of each target over all trials."""
+        return self.backend.take(self.values.sum(axis=0, dtype=np.float64))
+
+    @cached_property
+    def spectrum(self) -> tuple[Any, Any, Any]:
+        """Eigenvalues and eigenvectors of the trials' matrix, and the targets along these, both centred over all."""
         by_trial = self.matrix.mean(0)
         centred = self.matrix - by_trial - by_trial[:, None] + by_trial.mean()
         eigenvalues, vectors = self.backend.xp.linalg.eigh(centred)
-        return eigenvalues, vectors
+        values = self.backend.take(self.values)
+        return eigenvalues, vectors, vectors.T @ (values - values.mean(0))
 
     def predict_fold(self, fold: Fold, alpha: float) -> np.ndarray:
         """Return what the training part of a fold predicts of the rest, shape (n_held_out, n_targets)."""
@@ -532,8 +540,7 @@ def compute_fold_errors(
         gram = whole
         if size is not None:
             if order is None:
-                scores = score_features(whole.data[fold.train], whole.values[fold.train])
-                order = np.argsort(-scores, kind="stable")
+                order = _order_features(whole.data[fold.train], whole.values[fold.train])
             gram = whole.keep(order[:size])
         few = gram.products is None and _FEW * gram.values.shape[1] < len(gram.data)
         errors[row] = (_compute_residual_errors if few else _compute_path_errors)(gram, fold, alphas)
@@ -547,11 +554,8 @@ def _compute_residual_errors(gram: Gram, fold: Fold, alphas: Sequence[float]) ->
     matrix, P its held-out block without what belongs to the mean. For few targets this costs one
     eigendecomposition for all folds.
     """
-    take, n_trials = gram.backend.take, len(gram.data)
-    eigenvalues, vectors = gram.spectrum
-    values = take(gram.values)
-    values = values - values.mean(0)
-    held, along = vectors[fold.test], vectors.T @ values  # (n_held_out, n_trials), (n_trials, n_targets)
+    eigenvalues, vectors, along = gram.spectrum
+    held, n_trials = vectors[fold.test], len(gram.data)  # (n_held_out, n_trials)
     errors = []
     for alpha in alphas:
         inverse = _invert(eigenvalues, alpha)

@@ -33,9 +33,8 @@ Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # of scikit-image's rgb2gray (ITU-R BT.709)
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # a window of 11 pixels: 3.5 sigma, rounded
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1
-_MIDDLE = np.float32(
-    0.5
-)  # variances are taken about it, since squares of bright values would round them away
+# Variances are taken about it, since squares of bright values would round them away.
+_MIDDLE = np.float32(0.5)
 #: An image whose pixels (0 to 1) spread less than this is constant up to rounding: one grey level of 255 in a
 #: single pixel of a 425 x 425 RGB image spreads five times more.
 CONSTANT_SPREAD = 1e-6

@@ -41,7 +41,9 @@ class ZScore:
 
     def apply(self, data: np.ndarray) -> np.ndarray:
         """Return ``(data - mean) / std`` as float32 of the same shape (n_trials, n_features)."""
-        return ((data - self.mean) / self.std).astype(np.float32)
+        scaled = data - self.mean
+        scaled /= self.std  # in place: a second copy of all trials would be as large as they are
+        return scaled.astype(np.float32, copy=False)
 
 
 def fit_zscore(data: np.ndarray) -> ZScore:

@@ -238,9 +238,8 @@ class ChannelCounts:
         """Count a stretch of shape (n_channels, n_samples), and return the extremes; short ones tell nothing."""
         n, second = samples.shape[1], max(1, round(_FLAT_S * sfreq))
         starts = np.arange(0, n, second)
-        lows, highs = (
-            f.reduceat(samples, starts, axis=1) for f in (np.minimum, np.maximum)
-        )  # (n_channels, seconds)
+        # (n_channels, seconds)
+        lows, highs = (f.reduceat(samples, starts, axis=1) for f in (np.minimum, np.maximum))
         low, high = lows.min(axis=1), highs.max(axis=1)
         if n < second:
             return low, high

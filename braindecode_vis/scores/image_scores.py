@@ -313,9 +313,8 @@ def _classify(task: ScoringTask, table: ImageTable) -> np.ndarray:
     from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
 
     own, classifier = task.feature_encoder, EfficientNetConfig().build()
-    if (
-        isinstance(own, type(classifier)) and own.space == classifier.space
-    ):  # its features are those of the scores
+    # Its features are those of the scores.
+    if isinstance(own, type(classifier)) and own.space == classifier.space:
         return classifier.classify_features(encode_distinct(task, table))
     return classify(table)
 
