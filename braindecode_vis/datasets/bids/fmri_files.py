@@ -565,9 +565,6 @@ def _index_folder(root: Path) -> dict[str, list[str]]:
 def _list_pictures(folder: Path) -> Iterator[str]:
     """Yield the paths of pictures relative to a folder; it may hold tens of thousands, so these are no `Path`."""
     for place, _, names in os.walk(folder):
-        start = (
-            ""
-            if place == str(folder)
-            else f"{place[len(str(folder)) :].lstrip(os.sep)}/".replace(os.sep, "/")
-        )
+        inner = place.removeprefix(str(folder)).strip(os.sep).replace(os.sep, "/")
+        start = f"{inner}/" if inner else ""
         yield from (f"{start}{name}" for name in names if name.lower().endswith(_SUFFIXES))
