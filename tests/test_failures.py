@@ -177,6 +177,21 @@ def test_a_fault_of_ours_keeps_its_traceback():
     assert describe_failure(OSError("something")) == ""
 
 
+def test_what_a_reader_of_data_sets_stumbles_over_names_its_file(tmp_path):
+    """A file may hold anything, and what nobody thought of came out as a traceback."""
+    path = tmp_path / "events.tsv"
+    path.touch()
+    reader: dict = {"__name__": "braindecode_vis.datasets.some.files"}
+    exec("def read(path):\n    return {}['onset'] + 1", reader)
+    said = _raise_in(reader["read"], path)
+    assert said.startswith(
+        f"{path} does not hold what datasets.some.files expects (KeyError: 'onset'); copy or fetch"
+    )
+    assert said.endswith("if it is whole, report this with the traceback of --debug.")
+    reader["__name__"] = "braindecode_vis.encoders.ridge"
+    assert _raise_in(reader["read"], path) == ""
+
+
 def _raise_in(read, path):
     """Return the sentence for what a reader raises on a file, as the command would say it."""
     try:

@@ -59,6 +59,8 @@ _DAMAGE = {
 }  # fmt: skip
 # Any error that comes out of these is one of the file: HDF5 raises KeyError, RuntimeError and OSError without a number.
 _READERS = ("h5py",)
+# The code that reads foreign files: what it stumbles over is most likely in the file, which may hold anything.
+_READING = ("braindecode_vis.datasets.", "braindecode_vis.stimuli")
 
 
 class StopSignals:
@@ -165,7 +167,7 @@ def describe_failure(error: Exception, *, resumes: bool = True) -> str:
     # What is written in Rust, safetensors among it, says the system's number in its text alone.
     if (number := re.search(r"\(os error (\d+)\)", str(error))) and int(number[1]) in _WRITE_ERRORS:
         return _describe_system(OSError(int(number[1]), str(error)), resumes)
-    return _blame_outside(error) or _describe_damage(error)
+    return _blame_outside(error) or _describe_damage(error) or _describe_misfit(error)
 
 
 def _describe_system(error: OSError, resumes: bool) -> str:
@@ -208,11 +210,29 @@ def _describe_damage(error: Exception) -> str:
     return f"{path} cannot be read ({reason}); " + (unfetched or "copy or fetch it again") + "."
 
 
+def _describe_misfit(error: Exception) -> str:
+    """Return a sentence for an error in the code that reads data sets; empty for one in any other code."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [
+        frame for frame in frames if str(frame.f_globals.get("__name__", "")).startswith("braindecode_vis.")
+    ]
+    reader = str(ours[-1].f_globals["__name__"]) if ours else ""
+    if not reader.startswith(_READING):
+        return ""
+    path = next(filter(None, map(_find_path, reversed(frames))), None)
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+    return (
+        f"{path or 'a file of the data set'} does not hold what {reader.removeprefix('braindecode_vis.')} expects "
+        f"({reason}); copy or fetch it again, and if it is whole, report this with the traceback of --debug."
+    )
+
+
 def _find_path(frame: FrameType) -> Path | None:
     """Return the file that a function was at work on: the only way to its name, which readers leave out."""
     for value in frame.f_locals.values():
-        if isinstance(value, Path) and (value.is_file() or value.is_symlink()):
-            return value
+        for path in (value, getattr(value, "path", None)):
+            if isinstance(path, Path) and (path.is_file() or path.is_symlink()):
+                return path
     return None
 
 

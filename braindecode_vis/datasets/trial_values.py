@@ -70,6 +70,8 @@ def check_trials(X: Any) -> np.ndarray:
         raise DataError(
             f"the trials must be numbers, not {X.dtype}; give an array of shape (n_trials, ...) of floats."
         )
+    if not X.ndim:
+        raise DataError("the trials are one number; give an array of shape (n_trials, ...) of floats.")
     if not len(X):
         raise DataError("there are 0 sample(s) (no trial) while a minimum of 1 is required.")
     if X.ndim >= 2 and not X.size:

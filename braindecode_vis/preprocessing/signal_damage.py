@@ -32,7 +32,7 @@ _LARGEST_RATIO = 1e4
 # Nothing that is digitised stays the same in most channels for so long: 50 ms, and eight samples.
 _HELD_S, _HELD_SAMPLES = 0.05, 8
 # A channel is told of when it is flat, or at the end of its range, for more than this share of the time or the trials.
-_FLAT_SHARE, _CLIPPED_SHARE, _FLAT_S = 0.01, 0.1, 1.0
+_FLAT_SHARE, _CLIPPED_SHARE, _FLAT_S = 0.01, 0.1, 0.25
 # Features that are lost in one session alone: some at the edge of the volume always are.
 _LOST_TOLD, _LOST_REFUSED = 0.01, 0.2
 _N_FEATURES = 4096
@@ -236,12 +236,12 @@ class ChannelCounts:
 
     def add(self, samples: np.ndarray, sfreq: float) -> tuple[np.ndarray, np.ndarray]:
         """Count a stretch of shape (n_channels, n_samples), and return the extremes; short ones tell nothing."""
-        n, second = samples.shape[1], max(1, round(_FLAT_S * sfreq))
-        starts = np.arange(0, n, second)
-        # (n_channels, seconds)
+        n, step = samples.shape[1], max(1, round(_FLAT_S * sfreq))
+        starts = np.arange(0, n, step)
+        # (n_channels, n_steps)
         lows, highs = (f.reduceat(samples, starts, axis=1) for f in (np.minimum, np.maximum))
         low, high = lows.min(axis=1), highs.max(axis=1)
-        if n < second:
+        if n < step:
             return low, high
         self.total += n
         is_flat = low == high
@@ -251,9 +251,9 @@ class ChannelCounts:
         stays = (at_end[:, 1:] & (probes[:, 1:] == probes[:, :-1])).mean(axis=1)
         is_clipped = (stays > 0.5) & ~is_flat
         self.clipped += n * is_clipped
-        held = (lows == highs)[:, : n // second]  # a channel may be flat for a part of the stretch alone
+        held = (lows == highs)[:, : n // step]  # a channel may be flat for a part of the stretch alone
         held &= ~held.all(axis=0)  # all of them are the matter of `find_held_runs`
-        self.flat += np.where(is_flat, n, second * held.sum(axis=1) * ~is_clipped)
+        self.flat += np.where(is_flat, n, step * held.sum(axis=1) * ~is_clipped)
         return low, high
 
     @property

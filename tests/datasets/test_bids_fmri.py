@@ -250,6 +250,10 @@ def test_timing_and_grids_must_agree(tmp_path):
     with pytest.raises(DataError, match=r"1.5 s in its sidecar, but 2 s in its header"):
         prepare(tmp_path)
     assert prepare(tmp_path, t_r=1.5).runs[0].frame_times[:2].tolist() == [0, 1.5]
+    for damaged in ({"RepetitionTime": {"s": 2}}, {"RepetitionTime": 2.0, "StartTime": "early"}):
+        sidecar.write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match="which is no time in s"):
+            prepare(tmp_path)
     sidecar.write_text("{")
     with pytest.raises(DataError, match="is not valid JSON"):
         prepare(tmp_path)

@@ -172,6 +172,11 @@ def test_a_mask_of_ones_own_and_the_ncsnr(own_root, tmp_path):
     source = NsdConfig(root=own_root, sessions=1, mask_file=path).open_betas()
     np.testing.assert_array_equal(source.geometry.mask, find_general())
     np.testing.assert_allclose(source.geometry.maps["ncsnr"], ncsnr[find_general()], rtol=1e-6)
+    (ceiling,) = own_root.glob("**/ncsnr.nii.gz")
+    ceiling.unlink()
+    ceiling.symlink_to(".git/annex/objects/aa/bb")  # it was taken for one that nobody asked for
+    with pytest.raises(DataError, match="datalad get"):
+        NsdConfig(root=own_root, sessions=1, mask_file=path).open_betas()
 
 
 def test_unknown_masks_and_regions_are_named_with_the_nearest(root):

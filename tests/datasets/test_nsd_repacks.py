@@ -92,6 +92,18 @@ def test_mindeye1_odd_samples(mindeye1, change, words):
         read_all(NsdRepackConfig(root=mindeye1).open_betas())
 
 
+def test_a_damaged_picture_within_a_tar_is_told(mindeye1):
+    """Its reader raised an error without a name, which came out as a traceback."""
+    source = NsdRepackConfig(root=mindeye1).open_betas()
+    tar = mindeye1 / "webdataset_avg_split/train/train_subj01_0.tar"
+    content = bytearray(tar.read_bytes())
+    place = content.index(b"\xff\xd8\xff")  # where a JPEG begins
+    content[place + 20 : place + 300] = content[place + 20 : place + 300][::-1]
+    tar.write_bytes(content)
+    with pytest.raises(DataError, match=r"a picture of .*tar is damaged"):
+        [source.read_image(row) for row in range(len(source.stimuli))]
+
+
 def test_mindeye1_leaks_and_missing_parts(mindeye1):
     base = mindeye1 / "webdataset_avg_split"
     with pytest.raises(DataError, match="no tar of subject 05"):
@@ -186,6 +198,15 @@ def test_mindeye2_bad_files(mindeye2):
     with pytest.raises(DataError, match="17 columns"):
         NsdRepackConfig(root=root).open_betas()
     (folder / "train/2.tar").unlink()
+    with h5py.File(next(root.glob("betas_all*")), "a") as file:
+        betas = file["betas"][:]
+        del file["betas"]
+        file["betas"] = betas.reshape(-1)
+    with pytest.raises(DataError, match=r"has the shape \(\d+,\), not \(n_trials, n_voxels\)"):
+        NsdRepackConfig(root=root).open_betas()
+    with h5py.File(next(root.glob("betas_all*")), "a") as file:
+        del file["betas"]
+        file["betas"] = betas
     with h5py.File(root / "coco_images_224_float16.hdf5", "a") as file:
         images = file["images"][:]
         del file["images"]

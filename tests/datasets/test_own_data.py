@@ -343,6 +343,7 @@ def test_volumes_are_read_through_their_mask(tmp_path):
         ),
         (lambda f: np.save(f / "data.npy", np.array([{}])), "holds objects.; write it with numpy.save"),
         (lambda f: (f / "data.npy").write_bytes(b""), "it is empty"),
+        (lambda f: np.save(f / "data.npy", np.float32(1)), "the trials are one number"),
         (lambda f: (f / "trials.csv").write_text(""), "trials.csv is empty; write a row per trial"),
         (lambda f: (f / "images.npy").unlink(), "put pictures into images/, or the class of each trial into"),
         (

@@ -47,6 +47,7 @@ from braindecode_vis.datasets.bids.fmri_files import (
     read_confounds,
     read_header,
     read_numbers,
+    read_seconds,
     read_table,
 )
 from braindecode_vis.datasets.manifests import (
@@ -321,7 +322,9 @@ def _open_run(run: RunFiles, trials: pd.DataFrame, others: pd.DataFrame, config:
     assert run.events is not None
     trials = trials[[*(c for c in trials.columns if c not in ("onset", "duration")), "onset", "duration"]]
     # fMRIPrep writes it after correcting slice times: samples then count as taken within the volume, not at its start.
-    start_s = float(run.sidecar.get("StartTime", 0.0) or 0.0)
+    start_s = (
+        read_seconds(run, "StartTime", hint="correct it, or take it away if slices were not corrected") or 0.0
+    )
     files = (run.image, run.events, *paths)
     return BoldRun(trials, others, header, t_r, start_s, confounds, files)
 

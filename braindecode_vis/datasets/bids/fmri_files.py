@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -328,7 +329,7 @@ def find_t_r(run: RunFiles, header: float, given: float | None) -> float:
     """Return the repetition time in s: the given one, or that of the sidecar, which the header must not contradict."""
     if given is not None:
         return given
-    sidecar = run.sidecar.get("RepetitionTime")
+    sidecar = read_seconds(run, "RepetitionTime", hint="set dataset.t_r")
     if sidecar is None and header <= 0:
         raise DataError(
             f"neither the sidecar nor the header of {run.where} gives a repetition time; set dataset.t_r."
@@ -336,12 +337,28 @@ def find_t_r(run: RunFiles, header: float, given: float | None) -> float:
     if sidecar is None:
         return header
     # Headers that were never filled in say 0 or 1.
-    if header not in (0.0, 1.0) and abs(float(sidecar) - header) > 0.005 * float(sidecar):
+    if header not in (0.0, 1.0) and abs(sidecar - header) > 0.005 * sidecar:
         raise DataError(
             f"{run.where} has a repetition time of {sidecar} s in its sidecar, but {header:g} s in its header; "
             "set dataset.t_r to the right one."
         )
-    return float(sidecar)
+    return sidecar
+
+
+def read_seconds(run: RunFiles, key: str, *, hint: str) -> float | None:
+    """Return a time of the sidecar in s, or None if it says none; `DataError` if that is no time."""
+    value = run.sidecar.get(key)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise DataError(
+            f"the sidecar of {run.where} says {key} {str(value)[:40]!r}, which is no time in s; {hint}."
+        )
+    return seconds
 
 
 def read_confounds(run: RunFiles, config: ConfoundsConfig) -> tuple[np.ndarray | None, tuple[Path, ...]]:

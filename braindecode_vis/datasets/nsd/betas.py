@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_option, refuse_damage
+from braindecode_vis.checks import ConfigError, DataError, check_option, is_there, refuse_damage
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.fmri_volumes import (
     MaskedVolumes,
@@ -370,7 +370,7 @@ class Regions:
         """Return the colour table of a set, or None if none was fetched."""
         files = (f"{name}.mgz.ctab", f"lh.{name}.mgz.ctab", f"{name}.ctab")
         places = [folder / file for folder in self.tables for file in files]
-        return next((path for path in places if path.is_file()), None)
+        return next((path for path in places if is_there(path)), None)
 
 
 def _read_surface(path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, is_there
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts, read_manifest
 from braindecode_vis.datasets.nsd.betas import (
     UNIT,
@@ -259,7 +259,7 @@ class NsdConfig(NsdSettings):
         mask, affine = find_mask(regions, root, self.subject, self.mask, self.mask_file)
         # The authors' noise ceiling for this version of the betas, where it was fetched.
         ncsnr = items[0].paths[0].with_name("ncsnr.nii.gz")
-        maps = {"ncsnr": ncsnr} if ncsnr.is_file() else {}
+        maps = {"ncsnr": ncsnr} if is_there(ncsnr) else {}
         parts = []
         for item, table in zip(items, trials, strict=True):
             read = open_volume_session(item, mask, affine, len(table), divide_by=self.find_divisor())

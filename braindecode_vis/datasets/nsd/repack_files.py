@@ -103,7 +103,10 @@ class Member:
         """Return it as uint8 of shape (height, width, 3)."""
         from PIL import Image
 
-        with Image.open(io.BytesIO(self.read())) as image:
+        with (
+            refuse_damage(f"a picture of {self.path} is damaged", hint="fetch the tar again"),
+            Image.open(io.BytesIO(self.read())) as image,
+        ):
             return np.asarray(image.convert("RGB"))
 
 
@@ -303,6 +306,8 @@ def open_mindeye2(root: Path, subject: int, test_set: str, divide_by: float) -> 
         )
     with refuse_damage(f"{betas} holds no readable /betas", OSError, KeyError), h5py.File(betas, "r") as file:
         shape = file["betas"].shape
+    if len(shape) != 2:
+        raise DataError(f"/betas of {betas} has the shape {shape}, not (n_trials, n_voxels); fetch it again.")
     if table["trial"].max() >= shape[0]:
         raise DataError(
             f"the tars below {folder} name trial {table['trial'].max()}, but {betas} has {shape[0]} rows."
