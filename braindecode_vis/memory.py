@@ -275,13 +275,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words)
 
 
-def describe_out_of_memory(error: BaseException) -> str:
+def describe_out_of_memory(error: BaseException, *, resumes: bool = True) -> str:
     """Return one sentence on memory that ran out: where, how much was asked for, what binds, what to reduce.
 
     Parameters
     ----------
     error
         Its traceback says which step it was. What its frames hold is let go.
+    resumes
+        Whether the command goes on from what it has finished when it is given again.
 
     Returns
     -------
@@ -316,7 +318,7 @@ def describe_out_of_memory(error: BaseException) -> str:
     where = "the memory of the GPU" if gpu else "memory"
     more = f" ({asked} more were asked for)" if asked else ""
     ran_out = f"{where} ran out in {module or 'the command'}{more}{bound}"
-    return f"{ran_out}; reduce {reduce}{remedy}; finished stages are kept."
+    return f"{ran_out}; reduce {reduce}{remedy}{'; what is finished is kept' if resumes else ''}."
 
 
 def _find_module(trace: TracebackType | None) -> str:

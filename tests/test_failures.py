@@ -71,6 +71,16 @@ def test_the_end_by_a_signal_promises_what_the_verb_keeps(command_line, monkeypa
     monkeypatch.setattr(cli, "app", fail)
     assert ("kept" in command_line(verb).stderr) == (verb == "phantom")
 
+    def run_out():
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "app", run_out)
+    monkeypatch.setattr("braindecode_vis.devices.leave", sys.exit)
+    ended = command_line(verb)
+    assert ended.returncode == 2
+    assert "memory ran out" in ended.stderr
+    assert ("kept" in ended.stderr) == (verb == "phantom")
+
 
 def test_verbs_that_start_anew_are_verbs():
     assert not cli._STARTING_ANEW - cli._VERBS.keys()

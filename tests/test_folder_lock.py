@@ -1,5 +1,6 @@
 """Two processes in one run folder: one waits and shares, or is refused; a killed one blocks nobody."""
 
+import errno
 import json
 import os
 import signal
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -109,6 +112,34 @@ def test_the_note_of_a_process_that_is_gone_refuses_nobody(tmp_path, monkeypatch
     assert folder_lock._read_holder(tmp_path) == {}
     (tmp_path / HOLDER).write_text("[")
     assert folder_lock._read_holder(tmp_path) == {}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_locks_are_refused_the_work_goes_on_with_a_warning(tmp_path, monkeypatch, command_line, number):
+    """NFS without its lock service ended every command with a traceback; ENOSYS is Lustre mounted without locks."""
+    monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(number, os.strerror(number))))
+    words = ["run", "synthetic_digits", "--out", tmp_path / "run"]
+    words += [part for text in QUICK for part in ("--set", text)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        done = command_line(*words)
+    assert done.returncode == 0, done.stderr
+    if number == errno.ENOSYS:
+        assert "falling back to SoftFileLock" in "".join(str(warning.message) for warning in caught)
+        assert "refuses locks" not in done.stderr
+    else:
+        assert done.stderr.count("warning: ") == 1
+        assert (
+            f"warning: the file system of {tmp_path / 'run'} refuses locks ({os.strerror(number)}), so a second "
+            "process there goes unnoticed; let one command at a time work in the folder.\n"
+        ) in done.stderr
+    assert not (tmp_path / "run" / HOLDER).exists()
+
+
+def test_other_errors_of_the_lock_are_not_taken_for_a_refusal(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(errno.EIO, "")))
+    with pytest.raises(OSError, match="Errno 5"), hold_folder(tmp_path, "a", print):
+        pass
 
 
 def start(folder, *more):

@@ -127,7 +127,7 @@ def main() -> None:
             if debug:
                 raise
             # Threads of libraries that found no memory to end with would keep the process for ever.
-            if ran_out := describe_out_of_memory(error):
+            if ran_out := describe_out_of_memory(error, resumes=resumes):
                 _fail(ran_out, at_once=True)
             sentence = describe_failure(error, resumes=resumes)
             if not sentence:

@@ -2,16 +2,18 @@
 
 The lock is the system's own (`flock`, through filelock): it ends with the process that holds it, however that ends,
 and holds across machines where the file system passes it on, as NFS 4 does. Where there is none, filelock marks the
-file itself. Beside it lies a note on who holds it, for whoever waits. Readers take no lock: what they read appears by
-renames.
+file itself; where it is refused, as NFS without its lock service does, a warning says so and the work goes on, since
+what is finished appears by renames. Beside it lies a note on who holds it, for whoever waits. Readers take no lock.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -19,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from braindecode_vis import store
-from braindecode_vis.checks import ConfigError
+from braindecode_vis.checks import ConfigError, Notice
 
 LOCK = ".lock"
 #: Who holds the lock; left behind by a process that was killed, and then of no meaning.
 HOLDER = ".lock-holder.json"
 _POLL_S = 0.25
 _SECONDS_A_LINE = 60.0
+_REFUSED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 #: Folders that this process holds: a stage asks within a stage, perhaps in another thread.
 _HELD: set[Path] = set()
 
@@ -47,6 +50,11 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
     ------
     ConfigError
         If a process with other settings works there.
+
+    Warns
+    -----
+    Notice
+        If the file system refuses locks: the folder is then not held.
     """
     import filelock
 
@@ -63,6 +71,16 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
             break
         except filelock.Timeout:
             holder = _read_holder(folder)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            warnings.warn(
+                f"the file system of {folder} refuses locks ({os.strerror(error.errno)}), so a second process there "
+                "goes unnoticed; let one command at a time work in the folder.",
+                Notice,
+                stacklevel=3,
+            )
+            break
         # Seen twice, since for a moment the note may still be that of a process that was killed.
         if holder and holder == before and holder["settings"] != settings:
             raise ConfigError(
