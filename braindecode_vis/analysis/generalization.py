@@ -20,8 +20,15 @@ from pydantic import Field
 from braindecode_vis.analysis.curves import check_windows
 from braindecode_vis.analysis.cuts import Outside, cut_window, make_sliding_windows
 from braindecode_vis.analysis.drawing import draw_matrix
-from braindecode_vis.analysis.measure import FoldValues, Meter, RetrievalMetric, check_retrieval, find_best
-from braindecode_vis.analysis.study import Findings, Plot, Study, fit_picked
+from braindecode_vis.analysis.measure import (
+    FoldValues,
+    Meter,
+    RetrievalMetric,
+    check_retrieval,
+    find_best,
+    refit,
+)
+from braindecode_vis.analysis.study import Findings, Plot, Study
 from braindecode_vis.checks import DataError
 from braindecode_vis.metrics.uncertainty import compute_p_value
 from braindecode_vis.settings import Settings
@@ -61,17 +68,15 @@ class TimeGeneralizationConfig(Settings):
         cut: Outside = "cut"
         meter, n = Meter(study, self.metric), len(windows)
         cells: dict[tuple[int, int], list[FoldValues]] = {(i, j): [] for i in range(n) for j in range(n)}
-        with study.progress("generalisation over time", n * len(study.folds)) as advance:
+        with refit(study, meter, "generalisation over time", range(n)) as measure:
             for number, fold in enumerate(study.folds):
                 train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
                 # Cut once for all training windows.
                 tests = [cut_window(test, window, cut) for window in windows]
                 for i, window in enumerate(windows):
                     change = partial(cut_window, window=window, outside=cut)
-                    encoder = fit_picked(study, number, change(train), change)
-                    for j in range(n):
-                        cells[i, j].append(meter.measure_fold(number, tests[j], encoder))
-                    advance(1)
+                    for j, found in enumerate(measure(number, i, train, change, tests)):
+                        cells[i, j].append(found)
         rows, largest, z = [], np.full(study.n_permutations, -np.inf), np.zeros((n, n))
         for (i, j), folds in cells.items():
             measured = meter.join(folds)

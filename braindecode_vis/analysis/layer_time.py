@@ -104,6 +104,7 @@ class LayerTimeConfig(Settings):
                 study,
                 banks=[bank] * len(study.folds),
                 build=lambda number: ridge.build(seed=derive_seed(study.seed, "layer", number)),
+                fit_seconds=None,  # that of another encoder
             )
             measured = measure_changes(own, changes, "two_way", what=f"layer {name}")
             values = np.stack([m.values for m in measured.values()], axis=1)

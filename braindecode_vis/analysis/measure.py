@@ -2,12 +2,15 @@
 
 Owns what every analysis by retrieval shares: fitting on changed trials fold by fold, the metric of each test trial, and
 a null that permutes which image belongs to which prediction. All decodings of one analysis see the same permutations,
-so that curves and matrices can be tested as a whole. Fits nothing itself: encoders come from the study.
+so that curves and matrices can be tested as a whole. What all fits will take is told before they begin, and what was
+measured of each is kept until the analysis is complete. Fits nothing itself: encoders come from the study.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -32,6 +35,7 @@ from braindecode_vis.seeds import make_generator
 
 RetrievalMetric = Annotated[str, Field(pattern=r"^(two_way|top[1-9]\d*|([2-9]|[1-9]\d+)_way)$")]
 LARGEST_GALLERY = 2000  # images whose labels are permuted; the tables of more would not fit
+_WORTH_TELLING_S = 60.0  # of all fits of an analysis; for less, a bar is enough
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -191,7 +195,7 @@ class Meter:
         return FoldValues(values, test.stimulus_ids, subjects, clusters, chance, total, null)
 
     def _permute(self, queries: Embeddings, gallery: Embeddings) -> tuple[float, np.ndarray]:
-        names = tuple(sorted(str(i) for i in gallery.ids))
+        names = _name_gallery(gallery.ids)
         ordered = gallery.select(sorted(gallery.ids, key=str))
         metric, n, *_ = find_metric(self.metric)
         assert metric.tabulate is not None
@@ -200,13 +204,29 @@ class Meter:
         # Rows of one image move together, so they are summed before any permutation.
         sums = np.zeros((len(names), len(names)))
         np.add.at(sums, own, table)
+        rows = np.arange(len(names))
+        # (n_permutations, n_images): the image that stands in the place of each; all decodings share them.
+        return float(np.trace(sums)), sums[rows, self._shuffle(names)].sum(axis=1)
+
+    def _shuffle(self, names: tuple[str, ...]) -> np.ndarray:
+        """Return the permutations of a gallery, which galleries are given in the order in which they come."""
         if names not in self._shuffles:
             generator = make_generator(self.study.seed, "image labels", len(self._shuffles))
             order = np.arange(len(names), dtype=np.int32)  # half the memory: these are kept for all decodings
             self._shuffles[names] = permute_within(order, [order], self.study.n_permutations, generator)
-        rows = np.arange(len(names))
-        # (n_permutations, n_images): the image that stands in the place of each; all decodings share them.
-        return float(np.trace(sums)), sums[rows, self._shuffles[names]].sum(axis=1)
+        return self._shuffles[names]
+
+    def restore(self, test: Responses, kept: Mapping[str, np.ndarray], row: int) -> FoldValues:
+        """Return what `measure_fold` gave an earlier process for the same trials."""
+        null = kept["null"][row] if "null" in kept else None
+        if (
+            null is not None
+        ):  # the next gallery must meet the same permutations as in a process that was not stopped
+            self._shuffle(_name_gallery(pd.unique(test.stimulus_ids)))
+        return FoldValues(
+            kept["values"][row], test.stimulus_ids, test.trials["subject"].to_numpy(dtype=object),
+            self.study.find_clusters(test), float(kept["chance"][row]), float(kept["table_sum"][row]), null,
+        )  # fmt: skip
 
     @staticmethod
     def join(folds: Sequence[FoldValues]) -> Measured:
@@ -223,6 +243,10 @@ class Meter:
             # A null of some folds only would be narrower than the score that it judges.
             null=np.sum(nulls, axis=0) / sum(sizes) if len(nulls) == len(folds) else None,
         )
+
+
+def _name_gallery(ids: Any) -> tuple[str, ...]:
+    return tuple(sorted(str(i) for i in ids))
 
 
 def compute_hits(retrieval: Retrieval, name: str) -> np.ndarray:
@@ -243,7 +267,6 @@ def measure_changes(
     *,
     permute: Callable[[Key], bool] = lambda key: True,
     what: str = "decoding",
-    meter: Meter | None = None,
 ) -> dict[Key, Measured]:
     """Fit and test once per change and fold; the trials of a fold are picked once for all changes.
 
@@ -258,20 +281,91 @@ def measure_changes(
     permute
         Whether a condition needs a null of its own.
     what
-        Text for the progress bar.
+        As for `refit`.
     """
-    meter = meter or Meter(study, metric)
+    meter = Meter(study, metric)
     parts: dict[Key, list[FoldValues]] = {key: [] for key in changes}
-    with study.progress(what, len(changes) * len(study.folds)) as advance:
+    with refit(study, meter, what, changes) as measure:
         for number, fold in enumerate(study.folds):
             # Picked once: averaging repetitions of large recordings takes longer than a ridge.
             train, test = study.pick(fold.train, "train"), study.pick(fold.test, "test")
             for key, change in changes.items():
-                encoder = fit_picked(study, number, train if change is None else change(train), change)
                 altered = test if change is None else change(test)
-                parts[key].append(meter.measure_fold(number, altered, encoder, permute=permute(key)))
-                advance(1)
+                parts[key] += measure(number, key, train, change, [altered], permute=permute(key))
     return {key: meter.join(folds) for key, folds in parts.items()}
+
+
+@contextmanager
+def refit(
+    study: Study, meter: Meter, what: str, keys: Collection[Hashable]
+) -> Iterator[Callable[..., list[FoldValues]]]:
+    """Yield ``measure(number, key, train, change, tests, permute=True)``, which fits once and measures every test.
+
+    What an earlier process measured before it was stopped is not fitted again.
+
+    Parameters
+    ----------
+    study
+        Trials and encoders.
+    meter
+        The metric.
+    what
+        What the fits are for, in words; no two of one analysis have the same.
+    keys
+        One per fit of a fold, of plain values.
+    """
+    names = {(n, key): f"{what}, fold {n}, {key}" for n in range(len(study.folds)) for key in keys}
+    n_kept = sum(study.kept.holds(name) for name in names.values())
+    n_left = len(names) - n_kept
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def begin(seconds: float) -> None:
+            """Tell what the fits will take, and open the bar."""
+            nonlocal advance
+            if n_left * seconds >= _WORTH_TELLING_S:
+                kept = f", of which {n_kept} are kept from an earlier call" if n_kept else ""
+                study.tell(
+                    f"{what}: {len(names)} fits{kept}; {'the others' if n_kept else 'they'} take about "
+                    f"{_describe_time(n_left * seconds)}, at {_describe_time(seconds)} each; what is finished is kept "
+                    "if they are stopped"
+                )
+            advance = stack.enter_context(study.progress(what, n_left))
+
+        if study.fit_seconds is not None:
+            begin(study.fit_seconds)
+
+        def measure(
+            number: int,
+            key: Hashable,
+            train: Responses,
+            change: Change | None,
+            tests: Sequence[Responses],
+            *,
+            permute: bool = True,
+        ) -> list[FoldValues]:
+            kept = study.kept.read(names[number, key])
+            if kept is not None:
+                return [meter.restore(test, kept, row) for row, test in enumerate(tests)]
+            started = time.perf_counter()
+            encoder = fit_picked(study, number, train if change is None else change(train), change)
+            found = [meter.measure_fold(number, test, encoder, permute=permute) for test in tests]
+            columns = ("values", "chance", "table_sum", *(["null"] if found[0].null is not None else []))
+            arrays = {name: np.stack([getattr(each, name) for each in found]) for name in columns}
+            study.kept.write(names[number, key], **arrays)
+            if advance is None:
+                begin(time.perf_counter() - started)
+            assert advance is not None
+            advance(1)
+            return found
+
+        yield measure
+
+
+def _describe_time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 2 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def check_retrieval(study: Study, kind: str) -> None:

@@ -22,6 +22,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import Embeddings, Responses, Score
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.selection import BestConfig, Selection, SelectionConfig, fit_selection
 from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.preprocessing.voxel_geometry import count_own_voxels
@@ -112,6 +113,10 @@ def _no_progress(description: str, total: int | None) -> AbstractContextManager[
     return nullcontext(lambda n: None)
 
 
+def _tell_nobody(sentence: str) -> None:
+    return None
+
+
 def _keep_all(number: int, change: Change | None) -> None:
     return None
 
@@ -159,6 +164,12 @@ class Study:
         ``label(trials)`` returns which of them each test trial belongs to; None where they are images.
     progress
         ``progress(description, total)`` returns a context whose value is called with steps done.
+    kept
+        What was measured of refits, while an analysis is not finished.
+    fit_seconds
+        How long training took the run for one fold; None where that is not known.
+    tell
+        Says a sentence to the user.
     """
 
     responses: Responses
@@ -180,6 +191,9 @@ class Study:
     unit: str = "image"
     label: Callable[[pd.DataFrame], np.ndarray] | None = None
     progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]] = _no_progress
+    kept: KeptParts = field(default_factory=KeptParts)
+    fit_seconds: float | None = None
+    tell: Callable[[str], None] = _tell_nobody
 
     def find_clusters(self, test: Responses) -> np.ndarray:
         """Return what test trials belong to and are resampled with: their images, or what `unit` names."""

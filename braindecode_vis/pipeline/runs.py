@@ -206,8 +206,8 @@ def remember(stage: Callable[[Run], Result]) -> Callable[[Run], Result]:
 def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
     """Yield what a component that learns is lent: a folder for checkpoints and someone to tell.
 
-    The folder outlives a killed run and is removed when the component is done. The bar is shown once there is
-    something to tell, since most components are silent.
+    The folder outlives a killed run and is removed when the component is done, with those of other settings. The bar is
+    shown once there is something to tell, since most components are silent.
 
     Parameters
     ----------
@@ -231,7 +231,8 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
 
         yield Context(checkpoints=folder, progress=tell, device=run.config.retrieval.device)
     if not run.follows:
-        shutil.rmtree(folder, ignore_errors=True)
+        for old in folder.parent.glob(f"{name}-*"):  # and what other settings were stopped with
+            shutil.rmtree(old, ignore_errors=True)
         with suppress(OSError):  # not empty: another component's checkpoints wait there; or never made
             folder.parent.rmdir()
 

@@ -1,13 +1,15 @@
-"""A large ``.npy`` file of trials that is written and read row by row."""
+"""Arrays that grow on disk: a large ``.npy`` file row by row, and finished parts of a result that is not complete."""
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.store import hash_json, replace_atomically
 
 _FLOAT16_MAX = 65504.0  # larger values would become infinite without a word
 
@@ -72,3 +74,43 @@ class ArrayFile:
 def _write_header(file: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
+
+
+class KeptParts:
+    """Finished parts of a result that is not yet finished, for whoever goes on after a kill.
+
+    Parameters
+    ----------
+    folder
+        Named by a digest of what decides the result, and removed once that is finished; made on first use. None keeps
+        nothing.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a part; None if it is not there or damaged, so that it is computed again."""
+        if not self.holds(name):
+            return None
+        try:
+            with np.load(self._find(name), allow_pickle=False) as found:
+                return dict(found)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def holds(self, name: str) -> bool:
+        """Say whether a part is there."""
+        return self.folder is not None and self._find(name).is_file()
+
+    def write(self, name: str, **arrays: Any) -> None:
+        """Keep the arrays of a part, numbers and text."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(self._find(name)) as temporary:
+            np.savez(temporary, **arrays)
+
+    def _find(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"part-{hash_json(name)}.npz"  # names are of any characters

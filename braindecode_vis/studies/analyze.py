@@ -10,7 +10,8 @@ cut of an analysis fits them again on its own, and an encoder of the run keeps t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from braindecode_vis.config import list_analyses, make_analysis
 from braindecode_vis.pipeline.categories import build_decoder
 from braindecode_vis.pipeline.decoding import find_untested
 from braindecode_vis.pipeline.learning import build_encoder, pick_labelled_trials
-from braindecode_vis.pipeline.runs import Run
+from braindecode_vis.pipeline.runs import STAGE_VERSIONS, Run, lend_context
 from braindecode_vis.pipeline.scoring import describe_gallery, describe_protocol
+from braindecode_vis.preprocessing.array_file import KeptParts
 from braindecode_vis.preprocessing.selection import Selection, SelectionConfig, fit_selection
 from braindecode_vis.scores.units import make_labels
 from braindecode_vis.seeds import derive_seed
@@ -126,7 +128,20 @@ def make_study(run: Run) -> Study:
         n_permutations=config.evaluation.n_permutations,
         spaces={bank.embeddings.space: bank.embeddings for bank in banks},
         progress=run.listener.progress,
+        fit_seconds=_find_fit_seconds(run),
+        tell=run.tell,
     )
+
+
+def _find_fit_seconds(run: Run) -> float | None:
+    """Return how long training took for one fold, by the records of the run; None before it was trained."""
+    encoder = store.json_plain(run.config.encoder.hashed_fields())
+    for path in sorted((run.folder.path / "stages" / "train").glob(f"*/{store.PROVENANCE}")):
+        with suppress(DataError):  # left by a killed process
+            record = store.read_provenance(path)
+            if record.get("fields", {}).get("encoder") == encoder:
+                return float(record["seconds"])
+    return None
 
 
 def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Artifact:
@@ -165,7 +180,9 @@ def _analyze_one(run: Run, study: Study, analysis: Any, number: int) -> store.Ar
     def compute(folder: Path) -> dict[str, Any]:
         from braindecode_vis.report.figures import render_plot
 
-        findings: Findings = analysis.compute(study)
+        asked = [STAGE_VERSIONS["analyze"], fields, upstream]
+        with lend_context(run, f"analyze-{analysis.kind}{number:02d}", asked) as context:
+            findings: Findings = analysis.compute(replace(study, kept=KeptParts(context.checkpoints)))
         findings.table.to_parquet(folder / "table.parquet", index=False)
         findings.table.to_csv(folder / "table.csv", index=False)
         store.write_json(folder / "scores.json", [score.as_row() for score in findings.scores])

@@ -1,11 +1,16 @@
 """Bands, regions, networks: the planted part is found, and random parts of the same size are not mistaken for it."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binom
 
 from braindecode_vis.analysis.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.analysis.cuts import keep_features
+from braindecode_vis.analysis.generalization import TimeGeneralizationConfig
 from braindecode_vis.analysis.regions import (
     NetworkAblationConfig,
     RoisConfig,
@@ -17,6 +22,9 @@ from braindecode_vis.analysis.regions import (
 from braindecode_vis.analysis.sensor_groups import assign_regions, find_region, place_regions
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.encoders.ridge import RidgeConfig
+from braindecode_vis.preprocessing.array_file import KeptParts
+from braindecode_vis.preprocessing.splits import Fold
 from braindecode_vis.report.figures import render_plot
 from tests.analysis.planted import TEN_TWENTY, make_epochs_study, make_parcel_study, make_study
 
@@ -130,6 +138,85 @@ def test_networks_are_ranked_as_planted():
     assert table.loc[("only", "Vis"), "versus_low"] > 0
     assert table.loc[("only", "Limbic"), "versus_high"] < 0
     assert table.loc[("only", "Limbic"), "ci_low"] < 0.5 < table.loc[("only", "Limbic"), "ci_high"]
+
+
+def test_random_groups_are_drawn_once_per_size():
+    """Four networks of eight parcels: one set of random groups of 8 and one of 24 serve all of them."""
+    study, built = make_parcel_study(dict.fromkeys("abcd", 1.0), n_train=20), []
+    study = replace(
+        study, build=lambda number: built.append(number) or RidgeConfig(alphas=(10.0,)).build(seed=0)
+    )
+    table = NetworkAblationConfig(n_random=3).compute(study).table
+    assert len(built) == 1 + 4 + 4 + 2 * 3
+    for mode in ("only", "without"):
+        assert table.loc[table["mode"] == mode, "random"].nunique() == 1
+
+
+class Stopped(Exception):
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize(
+    "analysis", [NetworkAblationConfig(n_random=2), TimeGeneralizationConfig(width=0.1, step=0.1)]
+)
+def test_a_stopped_analysis_goes_on_to_the_same_table(analysis, tmp_path):
+    """An ablation with a network was up to 295 trainings, eleven hours, of which a kill left nothing."""
+    is_ablation = isinstance(analysis, NetworkAblationConfig)
+    options = {"n_train": 20, "n_test": 12, "n_repetitions": 1, "n_permutations": 50}
+    study = (
+        make_parcel_study({"a": 1.0, "b": 0.5}, **options) if is_ablation else make_epochs_study(**options)
+    )
+    (fold,) = study.folds
+    # Two galleries: each has permutations of its own, whichever fits are skipped.
+    study = replace(
+        study, folds=[Fold(fold.train, fold.test[:5]), Fold(fold.train, fold.test[5:])], banks=study.banks * 2
+    )
+    expected, n_fits, built = analysis.compute(study).table, 0, 0
+
+    def build(number):
+        nonlocal built
+        if built == n_fits:
+            raise Stopped
+        built += 1
+        return study.build(number)
+
+    tried = replace(study, build=build, kept=KeptParts(tmp_path / "work"))
+    for n_fits in (2, 5):  # noqa: B007 (read by `build`)
+        with pytest.raises(Stopped):
+            analysis.compute(tried)
+    assert built == len(list((tmp_path / "work").iterdir())) == 5
+    n_fits = -1
+    pd.testing.assert_frame_equal(analysis.compute(tried).table, expected, check_exact=True)
+    total = built
+    # One that was damaged is fitted again, and nothing else.
+    next((tmp_path / "work").iterdir()).write_bytes(b"PK half a file")
+    pd.testing.assert_frame_equal(analysis.compute(tried).table, expected, check_exact=True)
+    assert built == total + 1
+
+
+def test_the_cost_of_refits_is_told_first(tmp_path):
+    """Hours of trainings began without a word; now their number and their time come first, and the bar has a total."""
+    told, bars = [], []
+
+    @contextmanager
+    def progress(description, total):
+        told.append("bar")
+        bars.append((description, total))
+        yield lambda n: None
+
+    study = make_parcel_study({"a": 1.0, "b": 0.5}, n_train=20)
+    study = replace(study, tell=told.append, progress=progress)
+    NetworkAblationConfig(n_random=2).compute(study)
+    assert told == ["bar"]  # less than a minute
+    kept = KeptParts(tmp_path)
+    NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=600.0, kept=kept))
+    assert told[1].startswith("network ablation: 7 fits; they take about 70 min, at 10 min each")
+    assert bars[-1] == ("network ablation", 7)
+    for path in list(tmp_path.iterdir())[:2]:
+        path.unlink()
+    NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=6000.0, kept=kept))
+    assert "7 fits, of which 5 are kept from an earlier call; the others take about 3.3 h" in told[-2]
+    assert bars[-1] == ("network ablation", 2)
 
 
 @pytest.mark.slow
