@@ -1,8 +1,9 @@
-"""How much memory there is, whether a step fits into it, and the sentence for one that did not.
+"""How much memory there is, whether a step fits into it, the sentence for one that did not, and what a step took.
 
 Owns the limits that may bind (of the process, of its control groups, of the machine), the check before a large step,
-and the wording once memory ran out. How many bytes a step takes is known where the step is. Imports the standard
-library and `checks` only, since it has to speak when nothing more can be loaded.
+the wording once memory ran out, and the profile of a step: its time, memory, and bytes read and written. How many bytes
+a step takes is known where the step is. Imports the standard library and `checks` only, since it has to speak when
+nothing more can be loaded.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import errno
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -352,3 +355,65 @@ def _find_asked(words: str) -> str:
     unit = found[2] or "bytes"
     power = 0 if unit in ("bytes", "B") else " KMGTP".index(unit[0])
     return describe_bytes(float(found[1]) * 1024**power)
+
+
+# --- what a step took ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def profile_step() -> Iterator[dict[str, float]]:
+    """Yield a mapping that is filled with what the block took once it has ended; it costs nothing.
+
+    ``seconds`` and ``cpu_seconds`` (of all threads and of processes that have ended) on every system; where the system
+    tells it, ``peak_memory_bytes``, the most that the process has held since it began, with ``peak_is_earlier`` where
+    that was before the block, and ``read_bytes`` and ``written_bytes`` of files and pipes, whether or not the disk was
+    asked, without memory maps.
+    """
+    taken: dict[str, float] = {}
+    before, started, peak = _count_use(), time.perf_counter(), _find_peak()
+    yield taken
+    taken["seconds"] = round(time.perf_counter() - started, 3)
+    after = _count_use()
+    taken |= {name: round(after[name] - value, 3) for name, value in before.items() if name in after}
+    if (highest := _find_peak()) is not None and peak is not None:
+        taken |= {"peak_memory_bytes": highest, "peak_is_earlier": highest == peak}
+
+
+def _count_use() -> dict[str, float]:
+    found: dict[str, float] = {"cpu_seconds": sum(os.times()[:4])}
+    counts = dict(re.findall(r"^(\w+): (\d+)$", _read_text(Path("/proc/self/io")), re.MULTILINE))
+    for name, key in (("read_bytes", "rchar"), ("written_bytes", "wchar")):
+        if key in counts:
+            found[name] = int(counts[key])
+    return found
+
+
+def _find_peak() -> int | None:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+#: Headings of `describe_profile`.
+PROFILE = ("wall time", "processor time", "peak memory", "read", "written")
+
+
+def describe_profile(taken: Mapping[str, Any]) -> list[str]:
+    """Return what `profile_step` found as text, in the order of `PROFILE`; empty where it is not known.
+
+    Examples
+    --------
+    >>> describe_profile({"seconds": 2.5, "cpu_seconds": 4.0, "peak_memory_bytes": 2e9, "peak_is_earlier": True})
+    ['2.5 s', '4.0 s', 'below 2.0 GB', '', '']
+    """
+    times = [f"{taken[name]:,.1f} s" if name in taken else "" for name in ("seconds", "cpu_seconds")]
+    sizes = [
+        describe_bytes(taken[name]) if name in taken else ""
+        for name in ("peak_memory_bytes", "read_bytes", "written_bytes")
+    ]
+    # The memory of a process only tells its highest peak, which an earlier stage may have set.
+    sizes[0] = f"below {sizes[0]}" if taken.get("peak_is_earlier") else sizes[0]
+    return [*times, *sizes]

@@ -19,7 +19,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ import numpy as np
 from braindecode_vis import __version__, digests
 from braindecode_vis.arrays import Embeddings, Responses
 from braindecode_vis.checks import DataError
+from braindecode_vis.memory import profile_step
 from braindecode_vis.stimuli import StimulusSet
 
 PROVENANCE = "provenance.json"
@@ -173,13 +173,13 @@ class RunFolder:
         _remove_stale(parent, unit)
         temporary = parent / f"{_TEMPORARY}{unit}-{fingerprint}-{_HOST}-{os.getpid()}"
         temporary.mkdir()
-        started = time.perf_counter()
         try:
-            extra = compute(temporary) or {}
+            with profile_step() as taken:
+                extra = compute(temporary) or {}
             record = {
                 "stage": stage, "unit": unit, "version": version, "fingerprint": fingerprint,
                 "fields": fields, "upstream": upstream, **extra,
-                **collect_provenance(), "seconds": round(time.perf_counter() - started, 3),
+                **collect_provenance(), "seconds": taken.pop("seconds"), "profile": taken,
                 "files": describe_files(temporary, moves=True),
             }  # fmt: skip
             write_provenance(temporary / PROVENANCE, record)
@@ -232,6 +232,22 @@ class RunFolder:
                     f"the stage {final.parent.name} of {self.path} is damaged: {damage} since it was opened; run "
                     f"braindecode-vis run {self.path} again."
                 )
+
+    def list_profiles(self) -> list[dict[str, Any]]:
+        """Return what each artifact took that this process has reused, written or found, in the order of their making.
+
+        A row has `stage`, `created`, `seconds`, and what `memory.profile_step` found beside; nothing of that where an
+        earlier version made it.
+        """
+        records = [read_provenance(final / PROVENANCE) for final in self._in_use]
+        return [
+            {
+                "stage": f"{record['stage']} {record['unit']}".strip(),
+                **{key: record[key] for key in ("created", "seconds")},
+                **record.get("profile", {}),
+            }
+            for record in sorted(records, key=lambda record: str(record["created"]))
+        ]
 
     def find(
         self, stage: str, *, fields: Mapping[str, Any], upstream: Mapping[str, str], unit: str = ""

@@ -94,7 +94,17 @@ class Nursery:
 
 _TIMES = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?: UTC|Z)?")
 #: Of a record: when, how long, by which call, and the digests of itself and of a page that tells it.
-_VARIABLE = {"created", "page", "seal", "seconds", "command", "started", "finished", "trials_per_second"}
+_VARIABLE = {
+    "created",
+    "page",
+    "seal",
+    "seconds",
+    "profile",
+    "command",
+    "started",
+    "finished",
+    "trials_per_second",
+}
 
 
 def list_results(folder: Path) -> dict[str, str]:

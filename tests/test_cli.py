@@ -111,6 +111,10 @@ def test_stages_one_by_one_and_json(call, tmp_path):
     assert json.loads(done.stdout) == {"run_folder": str(out), "scores": []}
     for verb in ("embed", "train", "retrieve", "reconstruct"):
         assert call(verb, out).returncode == 0
+    profile = json.loads(call("train", out, "--json", "--profile").stdout)["profile"]
+    assert [row["stage"] for row in profile] == ["preprocess", "embed", "train fold00"]
+    assert all({"seconds", "cpu_seconds"} <= row.keys() for row in profile)
+    assert "train fold00" in call("train", out, "--profile").stdout
     done = call("evaluate", out, "--json")
     content = json.loads(done.stdout)
     assert content["scores"] == json.loads((out / "scores.json").read_text())

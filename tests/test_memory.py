@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from braindecode_vis.memory import (
     describe_out_of_memory,
     find_memory,
     is_out_of_memory,
+    profile_step,
 )
 from braindecode_vis.pipeline.reconstruction import estimate_images_bytes
 from braindecode_vis.retrieval import compute_similarity
@@ -300,3 +302,20 @@ def test_limits_of_address_space(tmp_path, limit, words, code, said):
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_step_is_profiled(tmp_path):
+    """What a stage took beside its seconds was known to nobody."""
+    path = tmp_path / "written"
+    outer_start = time.process_time()
+    with profile_step() as outer, profile_step() as taken:
+        path.write_bytes(bytes(3_000_000))
+        path.read_bytes()
+        block = np.ones(40_000_000, np.uint8)
+        while time.process_time() < outer_start + 0.2:
+            block.sum()
+    assert 0.1 < taken["cpu_seconds"] <= outer["cpu_seconds"]
+    assert taken["seconds"] <= outer["seconds"]
+    if "read_bytes" in taken:
+        assert 3_000_000 <= taken["read_bytes"] < 4_000_000
+        assert 3_000_000 <= taken["written_bytes"] < 4_000_000

@@ -78,6 +78,7 @@ def test_provenance_says_how_a_result_was_made(tmp_path):
     record = json.loads((artifact.path / store.PROVENANCE).read_text())
     assert record["fields"] == {"alpha": 1}
     assert record["inputs"] == {"a.mat": "00ff"}
+    assert record["profile"]["cpu_seconds"] >= 0
     assert {"numpy", "python", "braindecode_vis"} <= record["versions"].keys()
     assert record["fingerprint"] == artifact.fingerprint
     assert record["created"].endswith("UTC")

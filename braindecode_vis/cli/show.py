@@ -86,6 +86,12 @@ Verify = Annotated[
         help="Read every input and artifact again, whatever is remembered of unchanged files.",
     ),
 ]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile", help="Print what each stage took: time, processor time, memory, bytes read and written."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
@@ -262,18 +268,37 @@ def training_together(run: Run) -> Iterator[None]:
     leave()
 
 
-def finish(run: Run, as_json: bool, message: str = "") -> None:
-    """Print where the run lies, or its scores as JSON."""
+def finish(run: Run, as_json: bool, message: str = "", *, profile: bool = False) -> None:
+    """Print where the run lies, or its scores as JSON, and what each stage took if that is asked for."""
     from braindecode_vis.pipeline.reporting import read_run_scores
 
     rows = read_run_scores(run)
     if as_json:
-        print_json({"run_folder": str(run.folder.path), "scores": rows})
+        profiles = {"profile": run.folder.list_profiles()} if profile else {}
+        print_json({"run_folder": str(run.folder.path), "scores": rows, **profiles})
         return
     console = make_console(stderr=False)
+    if profile:
+        print_profile(run)
     if message:
         console.print(message, markup=False)
     console.print(f"run folder: {run.folder.path}", markup=False)
+
+
+def print_profile(run: Run) -> None:
+    """Print what each stage took when it was computed, by this call or an earlier one."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from braindecode_vis.memory import PROFILE, describe_profile
+
+    table = Table(title="What each stage took when it was computed", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("stage", overflow="fold")
+    for name in PROFILE:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in run.folder.list_profiles():
+        table.add_row(row["stage"], *describe_profile(row))
+    make_console(stderr=False).print(table)
 
 
 def print_json(value: dict[str, Any]) -> None:

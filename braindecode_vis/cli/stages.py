@@ -10,6 +10,7 @@ from braindecode_vis.cli.show import (
     Debug,
     Json,
     Out,
+    Profile,
     Root,
     Set,
     Source,
@@ -34,6 +35,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
         trust_code: TrustCode = None,
         allow_download: AllowDownload = False,
         verify: Verify = False,
+        profile: Profile = False,
         as_json: Json = False,
         debug: Debug = False,
     ) -> None:
@@ -50,7 +52,7 @@ def _make_stage(name: str, summary: str) -> Callable[..., None]:
             result = stage(run)
             if not as_json and name == "evaluate":
                 print_scores(read_scores(run.folder.path))
-            finish(run, as_json, f"report: {result}" if name == "report" else "")
+            finish(run, as_json, f"report: {result}" if name == "report" else "", profile=profile)
 
     # Its help, which typer takes from the docstring.
     verb.__doc__ = summary
@@ -66,6 +68,7 @@ def run_command(
     trust_code: TrustCode = None,
     allow_download: AllowDownload = False,
     verify: Verify = False,
+    profile: Profile = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -84,7 +87,7 @@ def run_command(
         rows = pipeline.run_all(run)
         if not as_json:
             print_scores(rows)
-        finish(run, as_json, f"report: {run.folder.path / 'report.html'}")
+        finish(run, as_json, f"report: {run.folder.path / 'report.html'}", profile=profile)
         for hint in pipeline.list_hints(run) if not as_json else ():
             make_console(stderr=False).print(f"hint: {hint}", markup=False)
         found = pipeline.check_leaks(run)

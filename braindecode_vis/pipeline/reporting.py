@@ -177,7 +177,8 @@ def _describe_stages(artifacts: list[store.Artifact]) -> dict[str, Any]:
     for artifact in artifacts:
         record = store.read_provenance(artifact.path / store.PROVENANCE)
         stages[f"{record['stage']} {record['unit']}".strip()] = {
-            key: record[key] for key in ("fingerprint", "version", "created", "seconds")
+            **{key: record[key] for key in ("fingerprint", "version", "created", "seconds")},
+            **({"profile": record["profile"]} if "profile" in record else {}),  # not of earlier versions
         }
     return stages
 

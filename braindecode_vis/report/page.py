@@ -22,6 +22,7 @@ import pandas as pd
 
 from braindecode_vis.arrays import SCORE_KEYS
 from braindecode_vis.checks import DataError, check_columns
+from braindecode_vis.memory import PROFILE, describe_profile
 from braindecode_vis.metrics.score_row import describe_resampled
 from braindecode_vis.report import figures
 from braindecode_vis.report.gallery import GalleryContent
@@ -256,6 +257,7 @@ def render_report(content: ReportContent) -> str:
         resampled=describe_resampled(content.scores),
         ranks=_view_ranks(content.ranks) if content.ranks is not None else None,
         gallery=view_gallery(content.gallery) if content.gallery is not None else None,
+        profile=_view_profile(content.provenance.get("stages", {})),
         sections=[_view_section(section, number) for number, section in enumerate(content.sections)],
         script=Markup(script),
         script_digest=digest,
@@ -272,6 +274,17 @@ def _name_methods(content: ReportContent) -> list[tuple[str, str]]:
 
 
 # ---- figures and tables
+def _view_profile(stages: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the table of what each stage took; None where no record tells it."""
+    rows = [
+        [(name, False), *((text, True) for text in describe_profile({**about, **about["profile"]}))]
+        for name, about in stages.items()
+        if "profile" in about
+    ]
+    columns = [("stage", False), *((name, True) for name in PROFILE)]
+    return {"columns": columns, "rows": rows, "left_out": 0} if rows else None
+
+
 def _embed(figure: bytes | str) -> str:
     """Return a figure as a ``data:`` address; in an image element an SVG neither runs nor loads anything."""
     data = figure.encode() if isinstance(figure, str) else bytes(figure)

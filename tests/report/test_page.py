@@ -134,6 +134,16 @@ def test_all_text_is_escaped():
     assert EVIL not in text
 
 
+def test_what_each_stage_took_is_shown():
+    taken = {"cpu_seconds": 6.25, "peak_memory_bytes": 2_500_000_000, "peak_is_earlier": True}
+    stages = {"preprocess": {"seconds": 3.5, "profile": taken}, "train fold00": {"seconds": 1.0}}
+    text = page.render_report(make_content(provenance={"stages": stages}))
+    (rows,) = re.findall(r"what each stage took.*?<tbody>(.*?)</tbody>", text, re.DOTALL)
+    shown = ["preprocess", "3.5 s", "6.2 s", "below 2.5 GB", "", ""]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", rows) == shown  # an earlier version noted seconds alone
+    assert "what each stage took" not in page.render_report(make_content())
+
+
 def test_the_same_content_gives_the_same_bytes(html):
     assert page.render_report(make_content()) == html
 
