@@ -304,6 +304,7 @@ def test_kills_from_simulated_recordings_to_exports(killer, show):
     states, finished = _run_to(killer, "eeg", "phantom_eeg_network", values, root)
     stages = [
         ("preprocess EEG", "preprocess", "stages/preprocess/.tmp-*"),
+        ("preprocess, a session", "preprocess", "work/preprocess-*/part-*"),
         ("embed", "embed", "stages/embed/.tmp-*"),
         ("train ridge", "train", "stages/train/.tmp-*"),
         ("evaluate EEG", "evaluate", "stages/evaluate/.tmp-*"),
@@ -319,7 +320,7 @@ def test_kills_from_simulated_recordings_to_exports(killer, show):
         what = ending.partition(".")[0]
         words = ("export", str(finished), "--what", what, "--to", to, "--out", "{out}")
         killer.kill_in(Case(f"export {what}", words), ending, 3)
-    assert killer.check() == 48
+    assert killer.check() == 54
 
 
 @pytest.mark.slow

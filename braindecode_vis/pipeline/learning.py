@@ -22,7 +22,14 @@ from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEnco
 from braindecode_vis.devices import count_launched
 from braindecode_vis.pipeline import categories
 from braindecode_vis.pipeline.galleries import order_by_gallery
-from braindecode_vis.pipeline.runs import Listener, Run, keep_config, lend_context, remember
+from braindecode_vis.pipeline.runs import (
+    STAGE_VERSIONS,
+    Listener,
+    Run,
+    keep_config,
+    lend_context,
+    remember,
+)
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.repeats import average_repetitions, pick_rows
 from braindecode_vis.preprocessing.selection import Selection, fit_selection
@@ -99,7 +106,11 @@ def preprocess(run: Run) -> Prepared:
     }
 
     def compute(folder: Path) -> dict[str, Any]:
-        write_dataset(config.dataset, folder, seed=config.seed, listener=run.listener)
+        asked = [STAGE_VERSIONS["preprocess"], *(fields[name] for name in ("dataset", "inputs", "seed"))]
+        with lend_context(run, "preprocess", asked) as context:
+            write_dataset(
+                config.dataset, folder, seed=config.seed, listener=run.listener, parts=context.checkpoints
+            )
         responses, stimuli = read_dataset(folder)
         concepts = stimuli.concepts_of(responses.stimulus_ids)
         split = config.split.make(
@@ -142,6 +153,7 @@ def write_dataset(
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
     geometry: Any = None,
+    parts: Path | None = None,
 ) -> None:
     """Let a small data set write itself, and stream a large one through the preprocessing of its modality.
 
@@ -161,9 +173,12 @@ def write_dataset(
         Learn them from all trials, whatever their split.
     geometry
         Voxels of a finished run, in place of a mask that would be found in the images of time series.
+    parts
+        Keeps finished sessions of a data set that is streamed, for the next call after a kill; None keeps nothing.
     """
     source = roles.find_source(dataset)
-    applied: dict[str, Any] = {} if learnt is None else {"learnt": learnt}
+    applied: dict[str, Any] = {"parts": parts} if parts is not None else {}
+    applied |= {} if learnt is None else {"learnt": learnt}
     applied |= {"transductive": True} if transductive else {}
     # Betas and epochs carry their voxels and channels; only time series look for a mask.
     if source == "open_bold" and geometry is not None:

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import io
+import os
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from braindecode_vis.checks import DataError
+from braindecode_vis.contracts import Progress
 from braindecode_vis.store import hash_json, replace_atomically
 
 _FLOAT16_MAX = 65504.0  # larger values would become infinite without a word
 
 
 class ArrayFile:
-    """A ``.npy`` file that is written and read row by row, without a memory map that would count as memory."""
+    """A ``.npy`` file that is written and read row by row, without a memory map that would count as memory.
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    Parameters
+    ----------
+    path
+        The file; its folder is made if needed.
+    shape, dtype
+        Of the array.
+    continues
+        Whether the rows of an earlier process are kept, if the file is there and has this shape.
+
+    Attributes
+    ----------
+    is_continued : bool
+        Whether that is so.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: np.dtype, *, continues: bool = False
+    ) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w+b", buffering=0)
-        _write_header(self.file, shape, dtype)
-        self.offset = self.file.tell()
+        header = io.BytesIO()
+        _write_header(header, shape, dtype)
+        self.offset = header.tell()
         self.row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
         self.n_bytes = self.offset + shape[0] * self.row_bytes
-        self.file.truncate(self.n_bytes)  # the length at once: a full disk is seen early, holes read as zeros
+        self.is_continued = continues and path.is_file() and path.stat().st_size == self.n_bytes
+        self.file = path.open("r+b" if self.is_continued else "w+b", buffering=0)
+        self.is_continued = self.is_continued and self.file.read(self.offset) == header.getvalue()
+        if not self.is_continued:
+            self.file.seek(0)
+            self.file.truncate(0)
+            self.file.write(header.getvalue())
+            self.file.truncate(
+                self.n_bytes
+            )  # the length at once: a full disk is seen early, holes read as zeros
 
     def __enter__(self) -> ArrayFile:
         return self
@@ -36,6 +66,10 @@ class ArrayFile:
     def close(self) -> None:
         """Close the file; what was written stays."""
         self.file.close()
+
+    def sync(self) -> None:
+        """Return once everything is on the disk, so that what is noted of it afterwards holds."""
+        os.fsync(self.file.fileno())
 
     def shrink(self, n_rows: int) -> None:
         """Keep the first `n_rows` rows only."""
@@ -111,6 +145,18 @@ class KeptParts:
         with replace_atomically(self._find(name)) as temporary:
             np.savez(temporary, **arrays)
 
+    def clear(self) -> None:
+        """Forget all parts, before what they were noted of is changed."""
+        for path in self.folder.glob("part-*.npz") if self.folder is not None else ():
+            path.unlink()
+
     def _find(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"part-{hash_json(name)}.npz"  # names are of any characters
+
+
+def tell_kept(progress: Progress | None, found: Sequence[Mapping[str, Any] | None]) -> None:
+    """Say how many sessions an earlier call has finished, if it has."""
+    n = sum(packed is not None for packed in found)
+    if n and progress is not None:
+        progress(0, 0, f"{n} of {len(found)} sessions are kept from an earlier call")

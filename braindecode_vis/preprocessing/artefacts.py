@@ -230,14 +230,15 @@ class Repair:
         return block
 
 
-def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece], pd.DataFrame]:
-    """Return the pieces of a session with bad channels of single trials repaired and bad trials left out.
+def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece], list[np.ndarray]]:
+    """Return the pieces of a session with bad channels of single trials repaired, and which trials are bad.
 
     Returns
     -------
     pieces
-    rejected : DataFrame
-        Trials that were left out, with a `reason` and their `file`.
+        With all trials; `leave_out` takes the bad ones away.
+    bad : list of bool arrays of shape (n_trials,)
+        Of each piece.
 
     Raises
     ------
@@ -249,7 +250,7 @@ def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece
     config = plan.cleaning.autoreject
     assert config is not None
     fitted, info = fit_autoreject(session, plan, config)
-    kept, rejected = [], [session[0].trials.iloc[:0].assign(reason="", file="")]
+    repaired, drops = [], []
     n_all = sum(len(piece.trials) for piece in session)
     for piece in session:
         part = piece.part
@@ -269,19 +270,42 @@ def reject_trials(session: Sequence[Piece], plan: EpochPlan) -> tuple[list[Piece
         def make(bad: tuple[int, ...], sensors: Sensors = sensors, where: str = part.where) -> np.ndarray:
             return make_interpolation(sensors, [sensors.ch_names[row] for row in bad], where, "eeg")
 
-        rejected.append(
-            piece.trials[drop].assign(reason="rejected by autoreject", file=part.recording.files[0].name)
-        )
+        drops.append(drop)
         repair = Repair(np.concatenate(labels)[~drop], make) if labels else None
-        trials = piece.trials[~drop].reset_index(drop=True)
-        kept.append(replace(piece, trials=trials, bounds=piece.bounds[~drop], repair=repair))
-    out = pd.concat(rejected, ignore_index=True)
-    if len(out) > config.max_rejected * n_all:
+        repaired.append(replace(piece, repair=repair))
+    n_bad = sum(int(drop.sum()) for drop in drops)
+    if n_bad > config.max_rejected * n_all:
         raise DataError(
-            f"{session[0].part.where}: autoreject leaves out {len(out)} of {n_all} trials of this session, above "
+            f"{session[0].part.where}: autoreject leaves out {n_bad} of {n_all} trials of this session, above "
             f"dataset.autoreject.max_rejected {config.max_rejected:.0%}; look at the electrodes, or raise it."
         )
-    return [piece for piece in kept if len(piece.trials)], out
+    return repaired, drops
+
+
+def leave_out(session: Sequence[Piece], drops: Sequence[np.ndarray]) -> tuple[list[Piece], pd.DataFrame]:
+    """Take away the bad trials of a session, and pieces that had no others.
+
+    Parameters
+    ----------
+    session
+        Its pieces; a `repair` is of the trials that stay.
+    drops : sequence of bool arrays of shape (n_trials,)
+        Bad trials of each piece.
+
+    Returns
+    -------
+    pieces
+    rejected : DataFrame
+        Trials that were left out, with a `reason` and their `file`.
+    """
+    kept, rejected = [], [session[0].trials.iloc[:0].assign(reason="", file="")]
+    for piece, drop in zip(session, drops, strict=True):
+        assert isinstance(piece.part, ContinuousPart)
+        name = piece.part.recording.files[0].name
+        rejected.append(piece.trials[drop].assign(reason="rejected by autoreject", file=name))
+        trials = piece.trials[~drop].reset_index(drop=True)
+        kept.append(replace(piece, trials=trials, bounds=piece.bounds[~drop]))
+    return [piece for piece in kept if len(piece.trials)], pd.concat(rejected, ignore_index=True)
 
 
 def fit_autoreject(session: Sequence[Piece], plan: EpochPlan, config: AutorejectConfig) -> tuple[Any, Any]:

@@ -3,11 +3,13 @@
 Owns the order of the steps and where their statistics come from. A loader gives lazy parts; each is read in blocks of
 trials and written to ``responses/data.npy``, and the moments of the training trials are summed on the way. A session is
 standardised in a second pass over what was written. Sessions (or runs) without a training trial wait until all
-others of their subject are done. Repetitions stay single: averaging them is a later stage.
+others of their subject are done. Repetitions stay single: averaging them is a later stage. What is known of a finished
+session is kept beside its trials until all are written, so that a killed call goes on after it.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +25,7 @@ from braindecode_vis.arrays import TRIAL_COLUMNS
 from braindecode_vis.checks import DataError
 from braindecode_vis.contracts import Progress, count_steps
 from braindecode_vis.datasets.sources.betas_source import BetasPart, BetasPlan, FmriSource, Geometry
-from braindecode_vis.preprocessing.array_file import ArrayFile
+from braindecode_vis.preprocessing.array_file import ArrayFile, KeptParts, tell_kept
 from braindecode_vis.preprocessing.learnt_statistics import (
     ZSCORE_MEAN,
     ZSCORE_VARIANCE,
@@ -67,6 +69,7 @@ def write_fmri(
     progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
@@ -82,6 +85,9 @@ def write_fmri(
         Means and variances of a finished run, which are then applied in place of learning any here.
     transductive
         Learn them from all trials, whatever their split.
+    parts
+        Keeps the sessions that are finished, for a call that goes on after a kill, on the disk of `folder`: named by a
+        digest of whatever decides the result, and removed by the caller. None keeps nothing.
 
     Returns
     -------
@@ -96,7 +102,7 @@ def write_fmri(
     source, watch = config.open_betas(), make_watch(config)
     settle_missing(config, source.parts, watch)
     return write_fmri_source(
-        source, folder, progress=progress, learnt=learnt, transductive=transductive, watch=watch
+        source, folder, progress=progress, learnt=learnt, transductive=transductive, watch=watch, parts=parts
     )
 
 
@@ -108,11 +114,12 @@ def write_fmri_source(
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
     watch: DamageWatch | None = None,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_fmri`."""
     if transductive:
-        parts = [replace(part, trials=part.trials.assign(split="train")) for part in source.parts]
-        source = replace(source, parts=tuple(parts))
+        own = [replace(part, trials=part.trials.assign(split="train")) for part in source.parts]
+        source = replace(source, parts=tuple(own))
     plan = source.plan
     geometries, left_out = place_in_parcels(
         {subject: source.find_geometry(subject) for subject in source.subjects}, plan.atlas
@@ -123,16 +130,21 @@ def write_fmri_source(
         shape = (*shape, len(source.times))
     responses = folder / "responses"
     responses.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, shape, source)
     trials = pd.concat([part.trials for part in source.parts], ignore_index=True)
     # The columns that every store has come first.
     trials = trials[[*TRIAL_COLUMNS, *(name for name in trials.columns if name not in TRIAL_COLUMNS)]]
     scratch, watch = folder / "scratch", watch or DamageWatch()
     try:
         with ExitStack() as files:
-            rows = files.enter_context(ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype)))
-            state = _State(rows, scratch, files, watch, learnt)
-            scaling = _write_parts(source, geometries, state, count_steps(progress, shape[0]))
+            place, kept = parts or responses, KeptParts(parts)
+            rows = files.enter_context(
+                ArrayFile(place / "trials.npy", shape, np.dtype(plan.dtype), continues=True)
+            )
+            if not rows.is_continued:
+                kept.clear()
+            state = _State(rows, parts or scratch, files, watch, kept, learnt)
+            scaling = _write_parts(source, geometries, state, folder, progress)
+        shutil.move(rows.path, responses / "data.npy")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     trials.to_parquet(responses / "trials.parquet", index=False)
@@ -144,7 +156,8 @@ def write_fmri_source(
             np.save(responses / name, np.stack(values), allow_pickle=False)  # (n_groups, n_features)
     _write_images(folder / "stimuli", source, watch)
     _write_meta(responses, source, geometries, {"parcels_without_voxels": left_out, **scaling}, watch)
-    summary = {"n_trials": shape[0], "n_features": n_features, "n_bytes": rows.path.stat().st_size}
+    n_bytes = (responses / "data.npy").stat().st_size
+    summary = {"n_trials": shape[0], "n_features": n_features, "n_bytes": n_bytes}
     return summary | {key: source.notes[key] for key in ("protocol",) if key in source.notes}
 
 
@@ -187,6 +200,7 @@ class _State:
     scratch: Path
     files: ExitStack
     watch: DamageWatch
+    kept: KeptParts
     learnt: LearntStatistics | None = None
     fitted: dict[ZScoreGroup, FeatureStatistics] = field(default_factory=dict)
     scales: dict[str, list[FeatureStatistics]] = field(default_factory=dict)
@@ -194,21 +208,87 @@ class _State:
     transductive: list[str] = field(default_factory=list)
     constant: int = 0
 
+    def open_session(self, start: int, n: int, *, continues: bool = False) -> ArrayFile:
+        """Return the file of the trials of one session before they are standardised and rounded."""
+        path, shape = self.scratch / f"session-{start}.npy", (n, *self.target.shape[1:])
+        return self.files.enter_context(ArrayFile(path, shape, np.dtype(np.float32), continues=continues))
+
+    def begin_session(self) -> tuple[int, int, int]:
+        """Return where a session begins, for `pack_session`."""
+        return len(self.fitted), len(self.waiting), len(self.transductive)
+
+    def pack_session(self, begun: tuple[int, int, int]) -> dict[str, Any]:
+        """Return what must be known of the session that was just written, as arrays and text."""
+        fitted = list(self.fitted.items())[begun[0] :]
+        waiting = self.waiting[begun[1] :]
+        return {
+            "groups": json.dumps([asdict(group) for group, _ in fitted]),
+            **{f"mean{n}": scale.mean for n, (_, scale) in enumerate(fitted)},
+            **{f"variance{n}": scale.variance for n, (_, scale) in enumerate(fitted)},
+            "waiting": np.array([item.name for item in waiting], dtype=str),
+            **{f"rows{n}": item.rows for n, item in enumerate(waiting)},
+            "transductive": np.array(self.transductive[begun[2] :], dtype=str),
+            "constant": self.constant,
+            **self.watch.pack_session(),
+        }
+
+    def unpack_session(
+        self, packed: Mapping[str, np.ndarray], subject: str, start: int, n_trials: int
+    ) -> None:
+        """Take up a session of `n_trials` from row `start` on, which an earlier process has written."""
+        self.watch.unpack_session(packed)
+        for n, about in enumerate(json.loads(str(packed["groups"]))):
+            group, scale = ZScoreGroup(**about), FeatureStatistics(packed[f"mean{n}"], packed[f"variance{n}"])
+            self.fitted[group] = scale
+            if not group.own:
+                self.scales.setdefault(subject, []).append(scale)
+        names = packed["waiting"].tolist()
+        held, base = self.target, start
+        if names and self.target.dtype == np.float16:
+            held, base = self.open_session(start, n_trials, continues=True), 0
+        self.waiting += [
+            _Waiting(subject, name, held, base, start, packed[f"rows{n}"]) for n, name in enumerate(names)
+        ]
+        self.transductive += packed["transductive"].tolist()
+        self.constant = max(self.constant, int(packed["constant"]))
+
 
 def _write_parts(
     source: FmriSource,
     geometries: Mapping[str, Geometry],
     state: _State,
-    advance: Advance,
+    folder: Path,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Write and standardise every session; return what the reader of the store should know of it."""
-    start = 0
-    for (subject, _), members in groupby(source.parts, key=lambda part: part.group):
-        session = list(members)
-        _write_session(session, source.plan, geometries[subject], start, state, advance)
-        start += sum(len(part.trials) for part in session)
+    sessions = [list(members) for _, members in groupby(source.parts, key=lambda part: part.group)]
+    sizes = [sum(len(part.trials) for part in session) for session in sessions]
+    found = [state.kept.read(f"session {number}") for number in range(len(sessions))]
+    n_new = sum(size for size, packed in zip(sizes, found, strict=True) if packed is None)
+    _check_space(folder, (n_new, *state.target.shape[1:]), source)
+    tell_kept(progress, found)
+    advance, start = count_steps(progress, n_new), 0
+    constant = source.notes.get("constant_voxels_by_run", {})  # of time series: filled when they are read
+    for number, (session, size, packed) in enumerate(zip(sessions, sizes, found, strict=True)):
+        subject = session[0].group[0]
+        state.watch.begin_session(subject)
+        if packed is None:
+            known = set(constant)
+            begun = state.begin_session()
+            _write_session(session, source.plan, geometries[subject], start, state, advance)
+            state.target.sync()
+            new = {name: n for name, n in constant.items() if name not in known}
+            state.kept.write(
+                f"session {number}", constant_by_run=json.dumps(new), **state.pack_session(begun)
+            )
+        else:
+            constant |= json.loads(str(packed["constant_by_run"]))
+            state.unpack_session(packed, subject, start, size)
+        start += size
     for subject in source.subjects:
         state.watch.settle_features(subject)
+    if any(item.held is state.target for item in state.waiting):
+        state.kept.clear()  # from here on the trials are no more what their sessions gave
     # Only now are all sessions of a subject known: the order of the files must not matter.
     for item in state.waiting:
         scales = state.scales.get(item.subject)
@@ -254,9 +334,7 @@ def _write_session(
         return
     held, base = target, start
     if plan.zscore != "none" and target.dtype == np.float16:  # rounded after standardising, not before
-        path = state.scratch / f"session-{start}.npy"
-        unscaled = ArrayFile(path, (len(trials), *target.shape[1:]), np.dtype(np.float32))
-        held, base = state.files.enter_context(unscaled), 0
+        held, base = state.open_session(start, len(trials)), 0
     by_run = plan.zscore == "run"
     keys = trials["run"].to_numpy(str) if by_run else np.full(len(trials), "session")
     is_train = trials["split"].to_numpy() == "train"

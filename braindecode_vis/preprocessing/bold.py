@@ -66,6 +66,7 @@ def write_bold(
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
     geometry: Geometry | Mapping[str, Geometry] | None = None,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Read a data set of time series and write responses and stimuli below `folder`.
 
@@ -81,6 +82,8 @@ def write_bold(
         As in `write_fmri`.
     geometry
         Voxels of a finished run, in place of a mask that would be found in these images.
+    parts
+        As in `write_fmri`.
 
     Returns
     -------
@@ -104,6 +107,7 @@ def write_bold(
         learnt=learnt,
         transductive=transductive,
         watch=watch,
+        parts=parts,
     )
 
 

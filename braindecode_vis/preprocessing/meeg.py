@@ -3,14 +3,17 @@
 Owns the order of the steps and the bounds on what may be dropped. A loader gives lazy parts; each recording is read in
 stretches of neighbouring events, cut into trials and written. With noise normalisation, the covariance of the training
 trials of a session is summed on the way, and its trials are whitened in a second pass over what was written; it may be
-of more channels than are stored. Scaling is a last pass. The noise ceiling of each subject lies beside the trials.
+of more channels than are stored. Scaling is a last pass. The noise ceiling of each subject lies beside the trials. What
+is known of a finished session is kept beside its trials until all are written, so that a killed call goes on after it.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -30,7 +33,7 @@ from braindecode_vis.datasets.sources.meeg_source import (
     make_template_montage,
     replace_trials,
 )
-from braindecode_vis.preprocessing.array_file import ArrayFile
+from braindecode_vis.preprocessing.array_file import ArrayFile, KeptParts, tell_kept
 from braindecode_vis.preprocessing.epochs import BLOCK_TRIALS, Piece, iterate_trials, plan_part
 from braindecode_vis.preprocessing.learnt_statistics import LearntStatistics
 from braindecode_vis.preprocessing.noise_ceiling import write_epochs_ceilings
@@ -63,6 +66,7 @@ def write_meeg(
     progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     transductive: bool = False,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Read a data set and write responses and stimuli below `folder`.
 
@@ -78,6 +82,9 @@ def write_meeg(
         Whitening and scaling of a finished run, which are then applied in place of learning any here.
     transductive
         Learn them from all trials, whatever their split.
+    parts
+        Keeps the sessions that are finished, for a call that goes on after a kill, on the disk of `folder`: named by a
+        digest of whatever decides the result, and removed by the caller. None keeps nothing.
 
     Returns
     -------
@@ -88,11 +95,13 @@ def write_meeg(
     try:
         source = config.open_epochs(scratch)
         if transductive:
-            parts = [replace_trials(part, part.trials.assign(split="train")) for part in source.parts]
-            source = replace(source, parts=tuple(parts))
+            own = [replace_trials(part, part.trials.assign(split="train")) for part in source.parts]
+            source = replace(source, parts=tuple(own))
         watch = make_watch(config)
         settle_missing(config, source.parts, watch)
-        return write_source(source, folder, scratch=scratch, progress=progress, learnt=learnt, watch=watch)
+        return write_source(
+            source, folder, scratch=scratch, progress=progress, learnt=learnt, watch=watch, parts=parts
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -105,6 +114,7 @@ def write_source(
     progress: Progress | None = None,
     learnt: LearntStatistics | None = None,
     watch: DamageWatch | None = None,
+    parts: Path | None = None,
 ) -> dict[str, Any]:
     """Stream a source into ``responses`` and ``stimuli`` below `folder`; see `write_meeg`."""
     plan = source.plan
@@ -137,24 +147,48 @@ def write_source(
     shape = (sum(len(piece.trials) for piece in pieces), len(source.ch_names), len(times))
     responses = folder / "responses"
     responses.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, shape, plan)
     written = _Written([], {}, dropped, watch or DamageWatch())
-    advance = count_steps(progress, shape[0] * (2 if whitens else 1))
-    writer = ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype))
-    with writer:
-        held = writer
-        if plan.dtype == "float16" and scaling is not None:  # trials in volt would lose their digits
-            scratch.mkdir(parents=True, exist_ok=True)
-            held = ArrayFile(scratch / "unscaled.npy", shape, np.dtype(np.float32))
+    sessions = [list(members) for _, members in groupby(pieces, key=lambda piece: piece.part.group)]
+    # Trials in volt would lose their digits before they are scaled.
+    is_rounded_later = plan.dtype == "float16" and scaling is not None
+    dtype = np.dtype(np.float32 if is_rounded_later else plan.dtype)
+    place = parts or (scratch if is_rounded_later else responses)
+    kept = KeptParts(parts)
+    with ExitStack() as files:
+        held = files.enter_context(ArrayFile(place / "trials.npy", shape, dtype, continues=True))
+        if not held.is_continued:
+            kept.clear()
+        found = [kept.read(f"session {number}") for number in range(len(sessions))]
+        n_new = sum(
+            sum(len(piece.trials) for piece in session)
+            for session, packed in zip(sessions, found, strict=True)
+            if packed is None
+        )
+        _check_space(folder, (n_new, *shape[1:]), plan)
+        tell_kept(progress, found)
+        advance = count_steps(progress, n_new * (2 if whitens else 1))
         n = 0
-        for group, members in groupby(pieces, key=lambda piece: piece.part.group):
-            n += _write_session(group, list(members), source, held, n, scratch, advance, written, learnt)
-        writer.shrink(n)  # autoreject may have left trials out
+        for number, (session, packed) in enumerate(zip(sessions, found, strict=True)):
+            written.watch.begin_session(session[0].part.group[0])
+            if packed is not None:
+                n += _restore_session(session, packed, written)
+                continue
+            drops = _write_session(session, source, held, n, scratch, advance, written, learnt)
+            held.sync()
+            kept.write(f"session {number}", **_pack_session(session, drops, written))
+            n += sum(len(piece.trials) for piece in written.sessions[-1])
         trials = pd.concat([piece.trials for piece in written.pieces], ignore_index=True)
+        writer = held
+        if is_rounded_later:
+            writer = files.enter_context(ArrayFile(responses / "data.npy", shape, np.dtype(plan.dtype)))
+        elif scaling is not None or n < shape[0]:
+            kept.clear()  # from here on the trials are no more what their sessions gave
+        writer.shrink(n)  # autoreject may have left trials out
         scales = None if scaling is None else scale_trials(held, writer, trials, scaling)
-        if held is not writer:
-            held.close()
-            held.path.unlink()
+    if is_rounded_later:
+        held.path.unlink()
+    else:
+        shutil.move(held.path, responses / "data.npy")
     trials.to_parquet(responses / "trials.parquet", index=False)
     _write_meta(responses, source, times, written, scales, learnt)
     write_stimuli(folder / "stimuli", source.stimuli)
@@ -200,16 +234,20 @@ def _read_rows(read: Callable[[int, int], np.ndarray], rows: np.ndarray, start: 
 
 @dataclass
 class _Written:
-    """What has been written so far: pieces in the order of the store, whiteners, dropped events, damage."""
+    """What has been written so far: pieces of each session as they are stored, whiteners, dropped events, damage."""
 
-    pieces: list[Piece]
+    sessions: list[list[Piece]]
     whiteners: dict[tuple[str, str], Whitener]
     dropped: pd.DataFrame
     watch: DamageWatch
 
+    @property
+    def pieces(self) -> list[Piece]:
+        """Those of all sessions, in the order of the store."""
+        return [piece for session in self.sessions for piece in session]
+
 
 def _write_session(
-    group: tuple[str, str],
     session: list[Piece],
     source: MeegSource,
     writer: ArrayFile,
@@ -218,9 +256,10 @@ def _write_session(
     advance: Advance,
     written: _Written,
     learnt: LearntStatistics | None,
-) -> int:
-    """Clean, cut and whiten one session, and write it from row `start` on; returns the number of its trials."""
-    plan = source.plan
+) -> list[np.ndarray]:
+    """Clean, cut and whiten one session, and write it from row `start` on; returns the bad trials of its pieces."""
+    plan, group = source.plan, session[0].part.group
+    drops: list[np.ndarray] = []
     is_continuous = isinstance(session[0].part, ContinuousPart)
     files: list[Path] = []
     if is_continuous and plan.cleaning.changes_samples:
@@ -233,9 +272,10 @@ def _write_session(
 
             session = remove_eye_components(session, names, plan, scratch)
     if is_continuous and plan.cleaning.autoreject is not None:
-        from braindecode_vis.preprocessing.artefacts import reject_trials
+        from braindecode_vis.preprocessing.artefacts import leave_out, reject_trials
 
-        session, rejected = reject_trials(session, plan)
+        session, drops = reject_trials(session, plan)
+        session, rejected = leave_out(session, drops)
         written.dropped = pd.concat([written.dropped, rejected], ignore_index=True)
     if is_continuous and plan.mvnn != "none":
         written.whiteners[group] = _write_whitened(
@@ -250,7 +290,35 @@ def _write_session(
                 advance(len(block), f"reading {piece.part.where}")
     for path in files:
         path.unlink()
-    written.pieces.extend(session)
+    written.sessions.append(session)
+    return drops
+
+
+def _pack_session(session: list[Piece], drops: list[np.ndarray], written: _Written) -> dict[str, Any]:
+    """Return what must be known of the session that was just written, as arrays and text."""
+    whitener = written.whiteners.get(session[0].part.group)
+    return {
+        **{f"drop{n}": drop for n, drop in enumerate(drops)},
+        "notes": json.dumps([dict(piece.notes) for piece in written.sessions[-1]]),
+        **({} if whitener is None else {"covariance": whitener.covariance, "whitening": whitener.matrix}),
+        **written.watch.pack_session(),
+    }
+
+
+def _restore_session(session: list[Piece], packed: Mapping[str, np.ndarray], written: _Written) -> int:
+    """Take up a session that an earlier process has written; returns the number of its trials."""
+    written.watch.unpack_session(packed)
+    if "drop0" in packed:
+        from braindecode_vis.preprocessing.artefacts import leave_out
+
+        drops = [packed[f"drop{n}"] for n in range(len(session))]
+        session, rejected = leave_out(session, drops)
+        written.dropped = pd.concat([written.dropped, rejected], ignore_index=True)
+    if "whitening" in packed:
+        group = session[0].part.group
+        written.whiteners[group] = Whitener(packed["covariance"], packed["whitening"])
+    notes = json.loads(str(packed["notes"]))
+    written.sessions.append([replace(piece, notes=own) for piece, own in zip(session, notes, strict=True)])
     return sum(len(piece.trials) for piece in session)
 
 

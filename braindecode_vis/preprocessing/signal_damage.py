@@ -10,7 +10,8 @@ Knows no file format.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -94,6 +95,43 @@ class DamageWatch:
     _held: dict[str, list[tuple[int, int]]] = field(default_factory=dict, repr=False)
     _channels: dict[str, ChannelCounts] = field(default_factory=dict, repr=False)
     _features: dict[str, list[tuple[str, np.ndarray]]] = field(default_factory=dict, repr=False)
+    _begun: tuple[int, int, int, int] = field(default=(0, 0, 0, 0), repr=False)
+
+    # --- sessions, which a process that goes on after another one does not read again ---
+
+    def begin_session(self, subject: str) -> None:
+        """Note where a session of a subject begins, for `pack_session`."""
+        if self._seen is None or self._seen.subject != subject:
+            self._seen = SeenRows(subject)
+        self._begun = (
+            len(self.findings), len(self._seen.files), len(self._seen.places), len(self._features.get(subject, ()))
+        )  # fmt: skip
+
+    def pack_session(self) -> dict[str, Any]:
+        """Return what is remembered of the session that has begun, as arrays and text."""
+        assert self._seen is not None
+        n_findings, n_files, n_places, n_features = self._begun
+        files = self._seen.files[n_files:]
+        places = list(self._seen.places.items())[n_places:]
+        features = self._features.get(self._seen.subject, [])[n_features:]
+        return {
+            "findings": json.dumps(self.as_json()[n_findings:]),
+            "seen_files": np.array([where for where, _ in files], dtype=str),
+            **{f"seen_names{n}": np.asarray(names, dtype=str) for n, (_, names) in enumerate(files)},
+            "seen_places": np.array(places, dtype=np.uint64).reshape(-1, 2),
+            "varying_files": np.array([where for where, _ in features], dtype=str),
+            **{f"varying{n}": varying for n, (_, varying) in enumerate(features)},
+        }
+
+    def unpack_session(self, packed: Mapping[str, np.ndarray]) -> None:
+        """Remember what `pack_session` of an earlier process gave, in place of reading the session that has begun."""
+        assert self._seen is not None
+        self.findings += [DamageFinding(**found) for found in json.loads(str(packed["findings"]))]
+        for n, where in enumerate(packed["seen_files"].tolist()):
+            self._seen.files.append((where, packed[f"seen_names{n}"]))
+        self._seen.places |= dict(packed["seen_places"].tolist())
+        for n, where in enumerate(packed["varying_files"].tolist()):
+            self._features.setdefault(self._seen.subject, []).append((where, packed[f"varying{n}"]))
 
     def settle(self, finding: DamageFinding) -> None:
         """Keep a finding, or raise it as `DataError`."""
