@@ -9,13 +9,16 @@
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage tower --base "eegproject, width 256"
     python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage salient --base "eegproject, width 256" \
         --set "dataset.window=[-0.2,1.0]"
+    python benchmarks/studies/ladder.py PHANTOM --out FOLDER --stage frontier --picture docs/images/frontier.png
+    python benchmarks/studies/ladder.py VOXELS --out FOLDER --stage frontier --config nsd_ridge --set ...
     python benchmarks/studies/ladder.py SUBJECTS --out FOLDER --stage test --set split.kind=leave_one_subject_out
 
 A fifth of the training concepts is for choices: every rung but those of the stage ``test`` learns from the other
 concepts and is scored on this fifth, never on the test concepts. Each exemplar makes a gallery of its own, with one
 image per concept. ``test`` trains on all training concepts and opens the test trials. Intervals are 95 % bootstraps
 over concepts (and people, where there are several) of the mean over seeds. What is done already is kept in FOLDER,
-one file of ranks per rung and seed.
+one file of ranks per rung and seed, with the processor time of the training. ``frontier`` sets accuracy beside that
+time, for every network as it is and with what helped, and for what papers publish as far as one embedding serves.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
+from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
 from braindecode_vis.pipeline import embed, preprocess
 from braindecode_vis.pipeline.galleries import GallerySource, rank_fold
@@ -41,7 +46,7 @@ from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.registry import validate_component
 from braindecode_vis.seeds import make_generator
 
-STAGES = ("networks", "training", "objectives", "salient", "fusion", "tower", "chosen", "test")
+STAGES = ("networks", "training", "objectives", "salient", "fusion", "tower", "chosen", "frontier", "test")
 SHARE = 0.2  # of the training concepts, for choices
 
 NOISY = [
@@ -207,6 +212,78 @@ CHOSEN = {
 TESTED = ("atm_s, four augmentations of random averages",)
 
 
+#: Published trainings that need one embedding alone, by configuration; what needs views or text is taken out.
+PUBLISHED = {
+    "trials": {
+        "NICE": "things_eeg2_nice_vitl", "ATM-S": "things_eeg2_atm_vith", "UBP": "things_eeg2_ubp_rn50",
+        "NeuroBridge": "things_eeg2_neurobridge_rn50", "Shallow": "things_eeg2_shallow_vith",
+    },
+    "voxels": {"MindEye1": "nsd_mindeye1_vitl", "MindEye2": "nsd_mindeye2_bigg"},
+}  # fmt: skip
+
+
+def read_published(name: str) -> Rung:
+    """Return the training of a shipped configuration, towards one embedding of each image."""
+    content = yaml.safe_load((find_package_data("configs") / f"{name}.yaml").read_text())
+    encoder = {key: value for key, value in content["encoder"].items() if key != "view_choice"}
+    objectives = encoder.get("objectives", [])
+    texts = [one for one in objectives if one["kind"] == "clip_image_text"]
+    if texts:
+        encoder["objectives"] = [{"kind": "clip", "duplicates": one["duplicates"]} for one in texts]
+    return Rung({**encoder, "device": "cpu"}, content["retrieval"]["centre"], content["repeats"]["train"])
+
+
+def list_frontier(kind: str) -> dict[str, Rung]:
+    """Return every network as it is and with what helped, and what papers publish."""
+    published = {f"{name} as published": read_published(of) for name, of in PUBLISHED[kind].items()}
+    if kind == "voxels":
+        for rung in published.values():  # theirs have a thousand million parameters
+            rung.encoder["network"] |= {
+                "hidden" if rung.encoder["network"]["kind"] == "residual_mlp" else "shared": 256
+            }
+        published = {f"{name}, width 256": rung for name, rung in published.items()}
+        plain = {
+            "ridge": NETWORKS["ridge"],
+            "eegproject, width 256": NETWORKS["eegproject, width 256"],
+            VOXELS: NETWORKS[VOXELS],
+            "shared space, width 256": make_network({"kind": "shared_space", "shared": 256}, 3e-4),
+        }
+        averages = {"augmentations": [{"kind": "repetition_averaging"}], "repeats": "single"}
+        return {**plain, f"{VOXELS}, random averages": change(plain[VOXELS], **averages), **published}
+    further = {
+        "eegnet": make_network({"kind": "eegnet"}, 1e-3),
+        "atm_e": make_network({"kind": "atm_e"}, 3e-4),
+        "simpleconv": make_network({"kind": "simpleconv", "hidden": 64}, 3e-4),
+    }
+    return {**{name: NETWORKS[name] for name in NETWORKS if name != VOXELS}, **further, **CHOSEN, **published}
+
+
+def draw_frontier(table: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy against the processor time of a training; names stand at what nothing beats in less time."""
+    import matplotlib.pyplot as plt
+
+    ordered = table.sort_values("seconds")
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    best = ordered["top1"].cummax() == ordered["top1"]
+    axes.errorbar(
+        ordered["seconds"], ordered["top1"], [ordered["top1"] - ordered["low"], ordered["high"] - ordered["top1"]],
+        fmt="none", ecolor="0.8", zorder=1,
+    )  # fmt: skip
+    for mask, colour in ((best, "C3"), (~best, "C0")):
+        axes.scatter(ordered["seconds"][mask], ordered["top1"][mask], color=colour, zorder=2)
+    axes.step(ordered["seconds"][best], ordered["top1"][best], where="post", color="C3", linewidth=1)
+    for _, row in ordered.iterrows():
+        axes.annotate(
+            row["rung"], (row["seconds"], row["top1"]), xytext=(4, 4), textcoords="offset points", fontsize=7
+        )
+    axes.axhline(1 / table.attrs["size"], color="0.5", linestyle=":", label="chance")
+    axes.set(
+        xscale="log", xlabel="processor time of a training (s)", ylabel=f"top-1 of {table.attrs['size']}"
+    )
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 @dataclass(frozen=True)
 class Task:
     """One fold of a phantom: who is trained on, who is asked, and the galleries."""
@@ -244,12 +321,15 @@ def open_tasks(root: Path, folder: Path, stage: str, config: str, changes: list[
 
 
 def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
-    """Return the rank of the true image of every query."""
+    """Return the rank of the true image of every query, and the processor time of the training in s."""
     config = validate_component("encoder", rung.encoder)
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
     encoder = config.build(seed=seed)
     encoder.images = task.prepared.stimuli
-    encoder.fit(responses, task.bank.select(list(responses.stimulus_ids)))
+    targets = task.bank.select(list(responses.stimulus_ids))
+    started = time.process_time()
+    encoder.fit(responses, targets)
+    seconds = time.process_time() - started
     queries = pick_labelled_trials(task.prepared, task.asked, "averaged")
     settings = task.settings.model_copy(update={"centre": rung.centre})
     source = GallerySource(encoder, task.bank, list(pd.unique(responses.stimulus_ids)), settings)
@@ -260,7 +340,7 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
         ranked = rank_fold(source, encoder.predict(own), subjects, ids, protocol="ladder")
         columns = {"subject": subjects, "id": ranked.query_ids, "concept": own.trials["concept"]}
         tables.append(pd.DataFrame({**columns, "rank": ranked.worst_ranks, "size": len(ids)}))
-    return pd.concat(tables, ignore_index=True).assign(seed=seed)
+    return pd.concat(tables, ignore_index=True).assign(seed=seed, seconds=seconds)
 
 
 def tabulate(folder: Path, names: list[str], reference: str) -> pd.DataFrame:
@@ -279,11 +359,15 @@ def tabulate(folder: Path, names: list[str], reference: str) -> pd.DataFrame:
             values = hits[name, k]
             found = bootstrap_interval(values.to_numpy(), **name_units(values))
             row[f"top-{k}"] = f"{values.mean():.3f} ({found.low:.3f} to {found.high:.3f})"
+            if k == 1:
+                row |= {"top1": values.mean(), "low": found.low, "high": found.high}
         values = hits[name, 5]
         gain = paired_difference(
             values.to_numpy(), hits[reference, 5][values.index].to_numpy(), **name_units(values)
         )
         row["difference"] = f"{gain.mean:+.3f} ({gain.interval.low:+.3f} to {gain.interval.high:+.3f})"
+        if "seconds" in read[name]:
+            row["seconds"] = read[name]["seconds"].mean()
         rows.append(row)
     table = pd.DataFrame(rows)
     table.attrs["size"] = int(read[reference]["size"].iloc[0])
@@ -301,7 +385,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.+]+", "_", name.lower())
 
 
-def list_rungs(stage: str, base: str) -> dict[str, Rung]:
+def list_rungs(stage: str, base: str, kind: str) -> dict[str, Rung]:
+    if stage == "frontier":
+        return list_frontier(kind)
     if stage == "networks":
         return NETWORKS
     if stage == "training":
@@ -316,7 +402,8 @@ def list_rungs(stage: str, base: str) -> dict[str, Rung]:
         return list_salient(NETWORKS[base])
     if stage == "chosen":
         return {base: NETWORKS[base], **CHOSEN}
-    return {**NETWORKS, **{name: CHOSEN[name] for name in TESTED}}
+    tested = {**NETWORKS, **{name: CHOSEN[name] for name in TESTED}}
+    return {**list_frontier(kind), **tested}
 
 
 def main() -> None:
@@ -331,11 +418,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="changes of the configuration")
     parser.add_argument("--epochs", type=int, help="for all networks")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--picture", type=Path, help="where the frontier is drawn")
     parser.add_argument("--only", nargs="*", help="names of rungs")
     options = parser.parse_args()
     tasks = open_tasks(options.root, options.out, options.stage, options.config, options.set)
-    rungs = list_rungs(options.stage, options.base)
-    only = options.only or [name for name in rungs if name != VOXELS]
+    has_voxels = "voxel" in tasks[0].prepared.responses.dims
+    rungs = list_rungs(options.stage, options.base, "voxels" if has_voxels else "trials")
+    usual = [*NETWORKS, *TESTED] if options.stage == "test" else list(rungs)
+    only = options.only or [name for name in usual if name != VOXELS or has_voxels]
     rungs = {name: rung for name, rung in rungs.items() if name in only}
     folder = options.out / ("test" if options.stage == "test" else "validation")
     folder.mkdir(parents=True, exist_ok=True)
@@ -355,7 +445,9 @@ def main() -> None:
     table = tabulate(folder, list(rungs), reference)
     size = table.attrs["size"]
     print(f"gallery of {size}, chance {1 / size:.3f} and {5 / size:.3f}; differences in top-5 to {reference}")
-    print(table.to_string(index=False))
+    print(table.drop(columns=["top1", "low", "high"]).to_string(index=False, float_format="{:.0f}".format))
+    if options.picture:
+        draw_frontier(table, options.picture)
 
 
 if __name__ == "__main__":
