@@ -172,6 +172,9 @@ def describe_unfetched(path: str | Path) -> str:
     return ""
 
 
+_LONGEST_REASON = 400
+
+
 @contextmanager
 def refuse_damage(
     what: str, *errors: type[Exception], hint: str = "copy or fetch it again"
@@ -203,6 +206,8 @@ def refuse_damage(
         if unfetched:
             raise DataError(f"{what}: {unfetched}.") from error
         reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > _LONGEST_REASON:  # some readers quote the whole file
+            reason = f"{reason[:_LONGEST_REASON]} ..."
         raise DataError(f"{what} ({reason}){f'; {hint}' if hint else ''}.") from error
 
 

@@ -281,6 +281,14 @@ def test_content_of_datalad_that_was_not_fetched(tmp_path):
     assert describe_unfetched(tmp_path / "absent") == ""
 
 
+def test_a_reader_that_quotes_the_whole_file_is_cut_short():
+    """A file of markers without line ends came back as a sentence of all its markers."""
+    with pytest.raises(DataError) as raised, refuse_damage("x.vmrk cannot be read"):
+        raise ValueError("no such line: " + "Mk1=Stimulus,S 1 " * 500)
+    assert len(str(raised.value)) < 500
+    assert str(raised.value).endswith("...); copy or fetch it again.")
+
+
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     said = _raise_in(lambda path: path.read_bytes(), tmp_path)
     assert said.startswith(f"there is a folder where a file belongs at {tmp_path}")
