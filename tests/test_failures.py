@@ -289,6 +289,13 @@ def test_a_reader_that_quotes_the_whole_file_is_cut_short():
     assert str(raised.value).endswith("...); copy or fetch it again.")
 
 
+def test_a_word_without_end_is_cut_short(command_line):
+    """A damaged cell of a table holds thousands of characters, all of which stood in the sentence."""
+    done = command_line("describe", "y" * 5000)
+    assert done.returncode == 2
+    assert f"{'y' * 200}...{'y' * 60}" in done.stderr
+
+
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     said = _raise_in(lambda path: path.read_bytes(), tmp_path)
     assert said.startswith(f"there is a folder where a file belongs at {tmp_path}")

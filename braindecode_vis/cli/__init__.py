@@ -7,6 +7,7 @@ inside the verb that needs it, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -142,6 +143,8 @@ def _fail(sentence: str, at_once: bool, *, code: int = 2) -> None:
     # Names of files and keys may hold ends of lines, or codes that a terminal obeys.
     line = " ".join(sentence.splitlines())
     plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    # A damaged cell may hold thousands of characters without a space.
+    plain = re.sub(r"(\S{200})\S{100,}(\S{60})", r"\1...\2", plain)
     sys.stderr.write(f"error: {who}{plain}\n")
     if at_once:
         leave(code)

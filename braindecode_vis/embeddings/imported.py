@@ -33,6 +33,7 @@ from braindecode_vis.checks import (
     check_finite,
     check_unique,
 )
+from braindecode_vis.datasets.sources.file_damage import check_texts
 from braindecode_vis.embeddings.weights import hash_weights, read_tensors
 from braindecode_vis.settings import Settings
 from braindecode_vis.stimuli import StimulusSet
@@ -434,6 +435,7 @@ def open_arrays(path: Path) -> Iterator[dict[str, Any]]:
     elif path.suffix in (".h5", ".hdf5"):
         import h5py
 
+        check_texts(path)
         try:
             file = h5py.File(path, "r")
         except OSError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.cli.catalogue import check
-from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files
+from braindecode_vis.datasets.sources.file_damage import check_data_file, check_data_files, check_texts
 from braindecode_vis.phantom import FORMATS, SIZES, PhantomConfig, make_phantom
 from braindecode_vis.phantom.formats.nsd_repacks import write_tar
 from braindecode_vis.pipeline.learning import write_dataset
@@ -206,3 +206,25 @@ def test_formats_without_a_phantom(tmp_path):
         check_data_file(tmp_path / "e.nii.gz")
     (tmp_path / "movie.avi").write_bytes(b"what is not known here is left alone")
     check_data_file(tmp_path / "movie.avi", full=True)
+
+
+def test_texts_of_an_hdf5_file_that_were_overwritten_are_told(tmp_path):
+    """The library never came back from a heap with an entry of no length: zeros in 249 bytes hung a run for ever."""
+    path = tmp_path / "labels.h5"
+    with h5py.File(path, "w") as file:
+        file["labels"] = np.array(
+            [f"a name of some length {n}" for n in range(40)], dtype=h5py.string_dtype()
+        )
+        file["numbers"] = np.arange(2000.0)
+    check_texts(path)
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL\x01\0\0\0")
+    content[heap + 400 : heap + 700] = bytes(300)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"the texts that begin at byte {heap} are overwritten"):
+        check_texts(path)
+    (wrong,) = [finding for finding in check_data_files(tmp_path) if not finding.ok]
+    assert "are overwritten" in wrong.message
+    path.write_bytes(b"")
+    check_texts(path)
+    check_texts(tmp_path / "absent.h5")

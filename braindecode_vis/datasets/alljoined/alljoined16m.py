@@ -85,7 +85,7 @@ class Alljoined16mConfig(MeegSettings):
         root, layout = self._find()
         images = hash_image_folder(self._find_images(root))
         if layout == "raw":
-            blocks = {block.key: block.path for block in self._choose_blocks(root)[0]}
+            blocks = {f"{block.key}/{block.path.name}": block.path for block in self._choose_blocks(root)[0]}
             tables = {f"{path.parent.name}/{path.name}": path for path in list_categories(root)}
             return images | digest_files(blocks | tables)
         files = [path for _, _, path in self._choose_flat(root)]

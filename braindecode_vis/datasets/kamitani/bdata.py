@@ -27,6 +27,7 @@ import numpy as np
 from braindecode_vis.checks import DataError, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
+from braindecode_vis.datasets.sources.file_damage import check_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +118,7 @@ def read_bdata(path: Path) -> BData:
     """
     import h5py
 
+    check_texts(path)
     with (
         refuse_damage(f"{path} cannot be read as HDF5", OSError, hint="it is damaged or truncated"),
         h5py.File(path) as file,

@@ -9,6 +9,7 @@ data set.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import struct
@@ -28,7 +29,9 @@ from braindecode_vis.datasets.sources.fmri_volumes import open_stream, read_volu
 _BLOCK = 1 << 22
 # A gzip stream whose trailer does not say whether it is whole is decompressed at once if it is as small as this.
 _SMALL_GZIP = 1 << 24
+_SMALL_HDF5 = 1 << 27  # is searched for texts by the short look as well
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_HEAP = b"GCOL\x01\0\0\0"  # where texts of any length of an HDF5 file lie
 _MGH_HEADER, _MGH_SIZES = 284, {0: 1, 1: 4, 3: 4, 4: 2}
 _TEXT_END = 1 << 16
 _TAR_PADDING = 1 << 20  # writers fill tars with zeros up to a multiple of their block
@@ -194,8 +197,35 @@ def _look_at_mgh(path: Path, full: bool) -> None:
 # --- containers -------------------------------------------------------------------------------------------
 
 
+def check_texts(path: Path) -> None:
+    """Raise `DataError` if the heap of the texts of an HDF5 file has an entry without a length.
+
+    The library reads on at the same place for ever then, and cannot be stopped. Numbers are in no heap.
+    """
+    if not path.is_file() or path.stat().st_size == 0:  # told by whoever opens it
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        heap = content.find(_HEAP)
+        while heap >= 0:
+            end = min(heap + int.from_bytes(content[heap + 8 : heap + 16], "little"), len(content))
+            place = heap + 16
+            while place + 16 <= end:
+                number = int.from_bytes(content[place : place + 2], "little")
+                length = int.from_bytes(content[place + 8 : place + 16], "little")
+                if number == 0 and length == 0:
+                    raise DataError(
+                        f"{path} is damaged: the texts that begin at byte {heap} are overwritten; {_AGAIN}."
+                    )
+                # The number 0 is free space, whose length counts its own header.
+                place += length if number == 0 else 16 + -(-length // 8) * 8
+            heap = content.find(_HEAP, heap + 8)
+
+
 def _look_at_hdf5(path: Path, full: bool) -> None:
     import h5py
+
+    if full or path.stat().st_size < _SMALL_HDF5:
+        check_texts(path)
 
     with h5py.File(path, "r") as file:  # the library compares the size of the file with what was written
         datasets: list[Any] = []
