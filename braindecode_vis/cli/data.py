@@ -301,11 +301,10 @@ def phantom(
     }  # fmt: skip
     given = {key: value for key, value in changes.items() if value is not None}
     chosen = simulated.change_size(form, simulated.SIZES[form][size], **given)
-    estimate = simulated.estimate_phantom(form, chosen)
+    estimate = simulation.estimate_phantom(form, chosen)
     cost = (
         f"{form}: {estimate.n_images} images, {estimate.n_trials} trials, {estimate.recording_s / 60:.1f} min "
-        f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core "
-        "beside the image encoder"
+        f"recorded; about {estimate.n_bytes / 1e6:.0f} MB on disk and {estimate.seconds / 60:.1f} min on one core"
     )
     make_console().print(cost, markup=False)
     if dry_run:

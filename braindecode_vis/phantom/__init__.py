@@ -14,6 +14,7 @@ from braindecode_vis.phantom.build import (
     change_size,
     check_space,
     estimate_phantom,
+    expect_image_seconds,
     make_phantom,
 )
 from braindecode_vis.phantom.drive import StimulusDrive, make_drive
@@ -43,6 +44,7 @@ __all__ = [
     "compute_betas",
     "compute_evoked",
     "estimate_phantom",
+    "expect_image_seconds",
     "make_drive",
     "make_person",
     "make_phantom",

@@ -88,7 +88,7 @@ class Estimate:
     n_bytes, scratch_bytes
         Files that stay, and temporary ones at most at the same time.
     seconds
-        Computing time on one core without the image encoder; within a factor of two on usual machines.
+        Computing time on one core of a usual machine, without the image encoder.
     n_images
         Pictures.
     n_trials
@@ -135,6 +135,11 @@ def change_size(format: str, size: PhantomSize, **changes: Any) -> PhantomSize:
     return changed.replace(n_imagery=most, imagery_repetitions=size.imagery_repetitions if most else 0)
 
 
+def expect_image_seconds(image_size: int) -> float:
+    """Return how long an image takes a usual machine that is drawn, written, and turned into drive."""
+    return (6 + 3e-4 * image_size**2) * 1e-3
+
+
 def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     """Return what a phantom will cost, without making anything.
 
@@ -154,14 +159,13 @@ def estimate_phantom(format: str, size: PhantomSize) -> Estimate:
     counts, n_images = form.count(size), form.count_images(size)
     # Measured on generated images: JPEG of quality 95 grows with edges (size) and texture (area).
     image_bytes = 300 + 43 * size.image_size + 0.12 * size.image_size**2
-    image_seconds = (6 + 3e-4 * size.image_size**2) * 1e-3
     ledger_bytes = 150 * counts.n_steps / 50 + 3000
     return Estimate(
         n_bytes=round(
             counts.n_bytes + n_images * image_bytes + count_bytes(form, size, n_images) + ledger_bytes
         ),
         scratch_bytes=round(counts.scratch_bytes),
-        seconds=float(counts.seconds + n_images * image_seconds + size.n_subjects),
+        seconds=float(counts.seconds + n_images * expect_image_seconds(size.image_size) + size.n_subjects),
         n_images=n_images,
         n_trials=size.n_subjects * size.n_trials,
         recording_s=float(counts.recording_s),

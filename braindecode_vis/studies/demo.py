@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from braindecode_vis.phantom.build import Estimate
 from braindecode_vis.phantom.truth import PhantomTruth
 from braindecode_vis.pipeline.reporting import run_all
 from braindecode_vis.pipeline.runs import Listener, Run, SilentListener, open_run
@@ -14,6 +18,47 @@ from braindecode_vis.stimuli import StimulusSet
 
 DEMO_FORMAT = "things-eeg2"
 DEMO_SNR = 0.05
+_N_TIMED = 16  # images that are drawn and encoded to learn what all of them take
+
+
+def estimate_phantom(form: str, size: Any) -> Estimate:
+    """Return what `make_phantom` will cost, by what a few images take on this machine, the image encoder included.
+
+    Parameters
+    ----------
+    form, size
+        As for `make_phantom`.
+    """
+    from braindecode_vis import phantom
+    from braindecode_vis.embeddings.efficientnet import EfficientNetConfig
+    from braindecode_vis.phantom.stimuli.images import make_things_like_split, write_images
+
+    estimate, vectors = phantom.estimate_phantom(form, size), np.eye(_N_TIMED)
+    with TemporaryDirectory() as folder:
+        drawn = make_things_like_split(_N_TIMED, 0, 1, seed=0)
+        # The first time, libraries are loaded.
+        for n in (2, _N_TIMED):
+            started = time.process_time()  # what else the machine does meanwhile is not part of it
+            table = write_images(drawn[:n], Path(folder), size=size.image_size, seed=0)
+            images = list(StimulusSet(table, Path(folder)).iterate_images())
+            phantom.make_drive(images, vectors[:n], table["stimulus_id"].tolist())
+        drawing = time.process_time() - started
+    started = time.process_time()
+    import torch
+
+    encoder, n_threads = EfficientNetConfig(device="cpu").build(), torch.get_num_threads()
+    torch.set_num_threads(1)  # threads of a busy machine wait for each other, which takes processor time too
+    try:
+        encoder.encode(images)
+        first, started = time.process_time() - started, time.process_time()
+        encoder.encode(images)
+        encoding = time.process_time() - started
+    finally:
+        torch.set_num_threads(n_threads)
+    # How fast this machine draws tells how fast it does the rest; network and library are loaded once.
+    speed = drawing / _N_TIMED / phantom.expect_image_seconds(size.image_size)
+    seconds = estimate.seconds * speed + estimate.n_images * encoding / _N_TIMED + max(0.0, first - encoding)
+    return replace(estimate, seconds=seconds)
 
 
 def make_phantom(

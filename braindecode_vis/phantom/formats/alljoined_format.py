@@ -74,7 +74,7 @@ def count_alljoined1(size: PhantomSize) -> Counts:
     """Return work and space of the sessions and of NSD's files."""
     one, n = _expect_session_s(size), size.n_subjects * size.n_sessions
     n_bytes = n * (one * SFREQ * 65 * 4 + 20_000) + count_images(size) * 3.0 * size.image_size**2 + 4000
-    return Counts(n_bytes, 0, n * one, 3 + n * one / 60, 1 + count_images(size) + n * max(1, round(one)))
+    return Counts(n_bytes, 0, n * one, 3 + n * one / 190, 1 + count_images(size) + n * max(1, round(one)))
 
 
 def list_shared_images(size: PhantomSize, seed: int) -> pd.DataFrame:
