@@ -289,7 +289,11 @@ class WholeBrainEncoder(BrainEncoder, Protocol):
         ...
 
     def predict_out_of_fold(self, responses: Responses, targets: Embeddings) -> Embeddings:
-        """Predict training trials by fits that have not seen their images; trials may be left out."""
+        """Predict training trials by fits that have not seen their images; trials may be left out.
+
+        Asked of a fitted encoder, also one that was read from its files, and only where a prior or a generator learns
+        from predictions.
+        """
         ...
 
     def map_targets(self, targets: Embeddings, subject: str | None = None) -> Embeddings:
@@ -420,7 +424,7 @@ class WholeSettings(Protocol):
     trains_in_processes: bool
     #: Category decoder: whether the decisions of a trial's volumes are pooled.
     pool: bool
-    #: Prior: whether it learns from predictions of training trials.
+    #: Prior and generator: whether they learn from predictions of training trials, which are made for nobody else.
     needs_predictions: bool
     #: Prior: whether it knows images that the generator brings along.
     asks_generator: bool

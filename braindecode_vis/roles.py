@@ -293,7 +293,8 @@ GENERATOR_SETTINGS: Role[WholeSettings] = Role(
     "settings of an image generator",
     _SETTINGS,
     {
-        "accepts": _answer(True), "weighs_predictions": False, "knows_images": False, "supports_initial": False,
+        "accepts": _answer(True), "needs_predictions": False, "weighs_predictions": False, "knows_images": False,
+        "supports_initial": False,
         "copies_training_images": False, "steps": None, "describe_choices": _answer([]), "read": _build_from_data,
     },
 )  # fmt: skip
@@ -450,6 +451,13 @@ def find_image_encoder_role(settings: WholeSettings) -> Role[WholeImageEncoder]:
 def find_encoder_role(settings: WholeSettings) -> Role[Any]:
     """Return the role of what these settings build: a category decoder or a brain encoder."""
     return CATEGORY_DECODER if settings.decodes_categories else BRAIN_ENCODER
+
+
+def need_predictions(prior: WholeSettings, generator: WholeSettings) -> bool:
+    """Say whether one of the two learns from predictions of training trials by fits that have not seen their images."""
+    # A generator weighs predictions that come to it as they are, and no draws of a prior.
+    weighs = generator.weighs_predictions and not prior.draws_images
+    return prior.needs_predictions or generator.needs_predictions or weighs
 
 
 def find_source(dataset: Any) -> Literal["write", "open_epochs", "open_betas", "open_bold"]:

@@ -17,6 +17,7 @@ from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.synthetic_digits import SyntheticDigitsConfig, make_synthetic_digits
 from braindecode_vis.encoders.ridge import RidgeConfig
 from braindecode_vis.generators.controls import NearestConfig
+from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.priors.closed_form import IdentityPriorConfig
 from braindecode_vis.settings import Settings
@@ -249,8 +250,8 @@ def test_components_of_the_required_methods_alone_go_through_a_whole_run(tmp_pat
     assert "plain_dataset" in (tmp_path / "run" / "report.html").read_text()
     again = make_run(tmp_path / "run", *parts)
     assert pipeline.run_all(again) == rows
-    fitted = pipeline.train(again)[0]
-    assert set(fitted.out_of_fold.ids) == set(pipeline.preprocess(again).responses.stimulus_ids[:60])
+    predicted = predict_out_of_fold(again)[0].predicted
+    assert set(predicted.ids) == set(pipeline.preprocess(again).responses.stimulus_ids[:60])
     assert not audit_run(tmp_path / "run").leaks
 
 

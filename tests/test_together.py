@@ -16,6 +16,7 @@ from tests.test_cli import SMALL, call_anew, check_refusal
 NETWORK = [
     "--set", "encoder={kind: network, epochs: 4, batch_size: 16, checkpoint_seconds: 0, device: cpu, out_of_fold: 2}",
     "--set", "encoder.network={kind: eegproject, dropout: 0}", "--set", "split={kind: kfold, n_folds: 2}",
+    "--set", "prior={kind: spread}",  # which learns from predictions out of fold
 ]  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def launch(*arguments, program=("-m", "braindecode_vis")):
 
 def read_vectors(out):
     """Return what the trained networks predict: training trials out of fold, and test trials."""
-    folders = [*out.glob("stages/train/*/out_of_fold"), *out.glob("stages/retrieve/*")]
+    folders = [*out.glob("stages/out_of_fold/*"), *out.glob("stages/retrieve/*")]
     paths = sorted(path for folder in folders for path in folder.rglob("*.npy"))
     assert len(paths) > 4
     return {str(path.relative_to(out)): np.load(path) for path in paths}
@@ -56,7 +57,7 @@ def test_two_processes_train_what_one_trains(together, tmp_path):
     assert not list(out.rglob(".tmp-*"))
     assert not list((out / "work").glob("*"))
 
-    done = call_anew("retrieve", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
+    done = call_anew("reconstruct", "synthetic_digits", "--out", tmp_path, *SMALL, *NETWORK)
     assert done.returncode == 0, done.stderr
     alone, vectors = read_vectors(tmp_path), read_vectors(out)
     assert alone.keys() == vectors.keys()

@@ -20,7 +20,8 @@ import pandas as pd
 from braindecode_vis.config import read_config
 from braindecode_vis.metrics.identification import two_way_identification
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
-from braindecode_vis.pipeline import embed, preprocess, train
+from braindecode_vis.pipeline import embed, preprocess
+from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import Run, open_run
 from braindecode_vis.studies.compare import read_items
 
@@ -32,8 +33,8 @@ METRICS = ("top1", "two_way_identification_within_class", "pixcorr", "mse")
 def score_training_images(run: Run) -> list[float]:
     """Return, for each fold, two-way identification within the class of training images predicted out of fold."""
     prepared, found = preprocess(run), []
-    for bank, fitted in zip(embed(run), train(run), strict=True):
-        predicted = fitted.out_of_fold
+    for bank, part in zip(embed(run), predict_out_of_fold(run), strict=True):
+        predicted = part.predicted
         truth = bank.embeddings.select(list(predicted.ids))
         classes = prepared.stimuli.concepts_of(predicted.ids)
         found.append(

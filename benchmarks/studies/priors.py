@@ -26,6 +26,7 @@ from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
 from braindecode_vis.generators.latent_diffusion_config import LatentDiffusionConfig
 from braindecode_vis.metrics.embedding import compute_mmd, find_bandwidth
+from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
 from braindecode_vis.priors.closed_form import SpreadPriorConfig
 from braindecode_vis.priors.diffusion import DiffusionPrior
@@ -92,15 +93,14 @@ def main() -> None:
     parser.add_argument("--images", default="training", help="training, generator, or a folder of embeddings")
     asked = parser.parse_args()
     run = open_run(read_config(asked.config, asked.set, root=asked.root), asked.out)
-    prepared, banks, trained, retrieved = (
-        pipeline.preprocess(run), pipeline.embed(run), pipeline.train(run), pipeline.retrieve(run),
-    )  # fmt: skip
+    prepared, banks, retrieved = pipeline.preprocess(run), pipeline.embed(run), pipeline.retrieve(run)
+    out_of_fold = predict_out_of_fold(run)
     kept: dict[str, list[Made]] = {}
     true: list[np.ndarray] = []
     for number, fold in enumerate(prepared.split.folds):
         ids = list(dict.fromkeys(prepared.responses.stimulus_ids[fold.train]))
         bank, predicted = banks[number], retrieved.folds[number].predicted
-        training, pairs = bank.embeddings.select(ids), trained[number].out_of_fold
+        training, pairs = bank.embeddings.select(ids), out_of_fold[number].predicted
         gallery = bank.embeddings.select(list(dict.fromkeys(predicted.ids)))
         mean = training.flat().mean(axis=0)
         true.append(share_space(bank.encoder, bank.embeddings.select(list(predicted.ids))))

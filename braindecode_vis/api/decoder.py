@@ -229,7 +229,7 @@ class Decoder(BaseEstimator):
         encoder.fit(labelled, targets)
         self._fitted = encoder
         self._out_of_fold = None
-        if self.prior is not None:
+        if self._play_prior().needs_predictions or self._play_generator().needs_predictions:
             self._out_of_fold = encoder.predict_out_of_fold(labelled, targets)
         return self
 
@@ -313,14 +313,7 @@ class Decoder(BaseEstimator):
         predicted = self._fitted.predict_for_generator(responses)
         embeddings = self._fitted.map_for_generator(self._bank)
         data = GeneratorData(self._target, embeddings, self._stimuli, self._out_of_fold)
-        name = self.generator or GENERATORS.get(as_component(self.target)["kind"], "nearest")
-        generator = roles.build(
-            roles.IMAGE_GENERATOR,
-            roles.play(
-                roles.GENERATOR_SETTINGS, validate_component("generator", as_component(name), trusted=True)
-            ),
-            data,
-        )
+        generator = roles.build(roles.IMAGE_GENERATOR, self._play_generator(), data)
         generator.bind(data.context)
         if not generator.accepts(predicted.space):
             raise ConfigError(
@@ -622,11 +615,16 @@ class Decoder(BaseEstimator):
             raise ConfigError("a decoder of classes predicts no embeddings; use predict or predict_proba.")
         return self._fitted.predict(self._take_new(X))
 
+    def _play_prior(self) -> Any:
+        named = as_component(self.prior or "identity")
+        return roles.play(roles.PRIOR_SETTINGS, validate_component("prior", named, trusted=True))
+
+    def _play_generator(self) -> Any:
+        named = as_component(self.generator or GENERATORS.get(as_component(self.target)["kind"], "nearest"))
+        return roles.play(roles.GENERATOR_SETTINGS, validate_component("generator", named, trusted=True))
+
     def _sample_prior(self, predicted: Embeddings, embeddings: Embeddings, generator: Any) -> Embeddings:
-        settings = roles.play(
-            roles.PRIOR_SETTINGS,
-            validate_component("prior", as_component(self.prior or "identity"), trusted=True),
-        )
+        settings = self._play_prior()
         prior = roles.build(roles.PRIOR, settings, seed=derive_seed(self.seed, "fit prior", 0))
         prior.bind(NOTHING_LENT)
         known = settings.find_images(embeddings, generator, embeddings)

@@ -12,7 +12,14 @@ from braindecode_vis.api.exports import check_fold, check_request, describe_data
 from braindecode_vis.api.model_export import CHECKED_TRIALS, FEWEST_CHECKED, CardFacts, export_decoder
 from braindecode_vis.arrays import Responses
 from braindecode_vis.checks import ConfigError
-from braindecode_vis.pipeline.learning import embed, pick_test_trials, preprocess, train
+from braindecode_vis.pipeline.learning import (
+    embed,
+    needs_predictions,
+    pick_test_trials,
+    predict_out_of_fold,
+    preprocess,
+    train,
+)
 from braindecode_vis.pipeline.runs import Run
 
 
@@ -62,7 +69,7 @@ def take_decoder(cls: Any, run: Run, fold: int | None) -> Any:
     ids = list(pd.unique(prepared.responses.stimulus_ids[rows]))
     decoder._fitted, decoder._target = fitted.encoder, bank.encoder
     decoder._stimuli, decoder._bank = prepared.stimuli.select(ids), bank.embeddings.select(ids)
-    decoder._out_of_fold = fitted.out_of_fold if config.prior.kind != "identity" else None
+    decoder._out_of_fold = predict_out_of_fold(run)[number].predicted if needs_predictions(run) else None
     return decoder
 
 

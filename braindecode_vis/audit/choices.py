@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from braindecode_vis import roles
-from braindecode_vis.arrays import normalise_rows
+from braindecode_vis.arrays import Embeddings, normalise_rows
 from braindecode_vis.audit.compare import compare_files
 from braindecode_vis.audit.files import AuditedRun, Record, list_first, name_fold
 from braindecode_vis.audit.findings import AuditFinding
@@ -47,7 +47,7 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             run.state("choice", "by record", "epochs", "no image was held out")
             continue
         chosen = _find_chosen(content["history"], record.fields["encoder"]["selection"])
-        responses, targets = _pick_training(again, number)
+        responses, targets = learning.pick_training(again, number)
         rows = fitted.encoder.hold_out(responses, np.arange(responses.n_trials))
         held = {str(name) for name in responses.stimulus_ids[rows[1]]}
         n += 1
@@ -64,15 +64,6 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     run.state("choice", "recomputed", "validation scores of networks")
     text = "the weights of networks give the validation score of the epoch that was chosen."
     return findings or [AuditFinding("validation", "ok", text)]
-
-
-def _pick_training(again: RecomputedRun, number: int) -> tuple[Any, Any]:
-    """Return the training trials of a fold and their targets, as the encoder was given them."""
-    prepared, selection = learning.preprocess(again), learning.train(again)[number].selection
-    rows = prepared.folds[number].train
-    responses = learning.pick_labelled_trials(prepared, rows, again.config.repeats.train)
-    responses = responses if selection is None else selection.apply(responses)
-    return responses, learning.embed(again)[number].embeddings.select(list(responses.stimulus_ids))
 
 
 def _find_chosen(history: list[dict[str, Any]], rule: Mapping[str, Any]) -> int:
@@ -136,7 +127,6 @@ def check_networks(
         reason = f"they were trained for {took / 60:.0f} minutes, which is not done again"
     if reason:
         run.state("fit", "by record", f"{words}weights", reason)
-        run.state("prediction", "by record", f"{words}predictions out of fold", reason)
         return []
     made = again.compute("train", learning.train)
     findings = []
@@ -144,7 +134,6 @@ def check_networks(
         folder = made.get(record.path.as_posix())
         if folder is None or not compare_files(record.path, folder, WEIGHT_TOLERANCE, skip=TIMES):
             run.state("fit", "recomputed", f"{words}weights")
-            run.state("prediction", "recomputed", f"{words}predictions out of fold")
             continue
         stored = learning.train(again)[number].encoder
         other = roles.read(roles.BRAIN_ENCODER, again.encoder, folder)
@@ -156,14 +145,16 @@ def check_networks(
         else:
             reason = "other weights than here, as another machine makes them; they know the test no better"
             run.state("fit", "by record", f"{words}weights", reason)
-            run.state("prediction", "by record", f"{words}predictions out of fold", reason)
     return findings
 
 
 def _measure_test(again: RecomputedRun, number: int, encoder: Any) -> np.ndarray:
-    """Return the cosine distance of each prediction of a test trial from the target of its image."""
     trials = learning.pick_test_trials(again, number)
-    predicted = encoder.predict_for_generator(trials)
+    return measure_distance(again, number, encoder.predict_for_generator(trials))
+
+
+def measure_distance(again: RecomputedRun, number: int, predicted: Embeddings) -> np.ndarray:
+    """Return the cosine distance of each prediction of a fold from the target of its image, shape (n_rows,)."""
     targets = learning.embed(again)[number].embeddings.select(list(predicted.ids))
     left, right = normalise_rows(predicted.flat()), normalise_rows(targets.flat())
     return np.asarray(1 - (left * right).sum(axis=1))

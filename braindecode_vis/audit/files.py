@@ -79,6 +79,8 @@ class AuditedRun:
         Its folds.
     low_trained, low_embedded
         `trained` and `embedded` of the low-level branch of the reconstructions; empty without one.
+    out_of_fold
+        Predictions of the training trials of each fold; empty where none were made.
     thorough
         Whether fits are made again whatever they cost.
     seed
@@ -104,6 +106,7 @@ class AuditedRun:
     folds: tuple[Fold, ...]
     low_trained: tuple[Record, ...] = ()
     low_embedded: tuple[Record, ...] = ()
+    out_of_fold: tuple[Record, ...] = ()
     thorough: bool = False
     seed: int = 0
     reads: bool = True
@@ -129,6 +132,7 @@ class AuditedRun:
         return replace(
             self, trained=self.low_trained, embedded=self.low_embedded, low_trained=(), low_embedded=(),
             chain=(*self.low_embedded, *self.low_trained), missing=(), retrieved=None, evaluated=None,
+            out_of_fold=(),
         )  # fmt: skip
 
     @property
@@ -225,8 +229,8 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
         If the folder holds no preprocessed data, or a file that every check needs is damaged.
     """
     folder = folder.expanduser().absolute()
-    records = {stage: _read_records(folder, stage) for stage in ("preprocess", "embed", "train", "retrieve")}
-    records |= {stage: _read_records(folder, stage) for stage in ("reconstruct", "evaluate")}
+    stages = ("preprocess", "embed", "train", "out_of_fold", "retrieve", "reconstruct", "evaluate")
+    records = {stage: _read_records(folder, stage) for stage in stages}
     if not records["preprocess"]:
         raise DataError(
             f"{folder} is no run folder with results: expected {folder / 'stages' / 'preprocess'}; give the folder "
@@ -244,9 +248,14 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     retrieved = _follow(evaluated, "retrieve", records["retrieve"], missing)
     reconstructed = _follow(evaluated, "reconstruct", records["reconstruct"], missing)
     trained = _follow_folds(retrieved or evaluated, records["train"], missing)
-    low_trained = (
-        _follow_folds(reconstructed, records["train"], missing, "low_level") if reconstructed else ()
+    low_trained, out_of_fold = (
+        _follow_folds(reconstructed, records[stage], missing, name) if reconstructed else ()
+        for stage, name in (("train", "low_level"), ("out_of_fold", "out_of_fold"))
     )
+    # Those that no image was made with are judged too, if they are there for every fold.
+    made = {record.upstream.get("train", ""): record for record in records["out_of_fold"]}
+    if not out_of_fold and all(fold.fingerprint in made for fold in trained):
+        out_of_fold = tuple(made[fold.fingerprint] for fold in trained)
     embedded, low_embedded = (
         tuple(found for fold in fits if (found := _follow(fold, "embed", records["embed"], missing)))
         for fits in (trained, low_trained)
@@ -255,7 +264,8 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     assert prepared is not None
     last = [record for record in (retrieved, reconstructed, evaluated) if record is not None]
     chain = {
-        record.path: record for record in (prepared, *embedded, *trained, *low_embedded, *low_trained, *last)
+        record.path: record
+        for record in (prepared, *embedded, *trained, *low_embedded, *low_trained, *out_of_fold, *last)
     }
     try:
         responses = store.read_responses(prepared.path / "responses")
@@ -273,7 +283,7 @@ def open_audited(folder: Path, *, thorough: bool = False, seed: int = 0, reads: 
     return AuditedRun(
         folder, prepared, trained, embedded, retrieved, evaluated, tuple(chain.values()),
         tuple(dict.fromkeys(missing)), responses, stimuli, concepts, split, folds,
-        low_trained, low_embedded, thorough, seed, reads,
+        low_trained, low_embedded, out_of_fold, thorough, seed, reads,
     )  # fmt: skip
 
 
@@ -338,7 +348,8 @@ def _follow_folds(
         named = [item for item in candidates if _is_named(item, fingerprint)]
         others = [item for item in candidates if item.content.get("unit") == unit]
         if not named:
-            missing.append(f"train {unit} {fingerprint}, which the scores were made of")
+            stage = "out_of_fold" if name == "out_of_fold" else "train"
+            missing.append(f"{stage} {unit} {fingerprint}, which the scores were made of")
         if named or others:
             found.append((named or others)[-1])
     return tuple(found)

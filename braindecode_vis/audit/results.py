@@ -15,7 +15,12 @@ import pandas as pd
 
 from braindecode_vis import roles, store
 from braindecode_vis.arrays import Embeddings, normalise_rows
-from braindecode_vis.audit.choices import check_networks
+from braindecode_vis.audit.choices import (
+    LONGEST_TRAINING,
+    check_networks,
+    describe_advantage,
+    measure_distance,
+)
 from braindecode_vis.audit.compare import compare_files, compare_images, compare_tables, compare_vectors
 from braindecode_vis.audit.files import AuditedRun, Record, name_fold
 from braindecode_vis.audit.findings import AuditFinding
@@ -88,7 +93,7 @@ def check_embedded(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
 
 
 def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
-    """Fit encoders again with their inner folds, choices and predictions out of fold; networks with ``--refit``."""
+    """Fit encoders again with their inner folds and choices; networks with ``--refit``."""
     findings = []
     low = cast(RecomputedRun | None, decoding.open_low_level(again) if run.low_trained else None)
     for one, records, words in ((again, run.trained, ""), (low, run.low_trained, "low-level ")):
@@ -103,7 +108,6 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
             reason = f"they took {took:.0f} s; add --refit"
             run.state("fit", "by record", f"{words}weights", reason)
             run.state("choice", "by record", f"{words}choices by inner folds", reason)
-            run.state("prediction", "by record", f"{words}predictions out of fold", reason)
             continue
         for record in records:
             again.require_current(record)
@@ -115,7 +119,50 @@ def check_fits(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
                 findings.append(name_tampering("fits", text, record.path.relative_to(run.folder).as_posix()))
         run.state("fit", "recomputed", f"{words}weights")
         run.state("choice", "recomputed", f"{words}choices by inner folds")
-        run.state("prediction", "recomputed", f"{words}predictions out of fold")
+    return findings
+
+
+def check_out_of_fold(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
+    """Predict training trials again by fits that have not seen their images, where something learnt from them.
+
+    Refits of another machine have other weights; then those in the run must not be nearer to the targets than these.
+    """
+    if again.config.decodes_categories:
+        return []
+    if not run.out_of_fold and (run.reconstructed is None or not learning.needs_predictions(again)):
+        run.state(
+            "prediction", "recomputed", "no predictions out of fold: not made, as nothing learnt from them"
+        )
+        return []
+    what, trained = "predictions out of fold", again.encoder.trains_in_processes
+    took, longest = sum(map(_read_seconds, run.out_of_fold)), LONGEST_TRAINING if trained else np.inf
+    if took > (longest if run.thorough else SHORTEST_FIT):
+        reason = f"they took {took:.0f} s{'' if run.thorough else '; add --refit'}"
+        run.state("prediction", "by record", what, reason)
+        return []
+    for record in run.out_of_fold:
+        again.require_current(record)
+    made = again.compute("out_of_fold", learning.predict_out_of_fold)
+    findings = []
+    for number, part in enumerate(learning.predict_out_of_fold(again)):
+        stored, computed = part.predicted, store.read_embeddings(made[part.artifact.path.as_posix()])
+        where = part.artifact.path.relative_to(run.folder).as_posix()
+        if list(stored.ids) != list(computed.ids) or stored.space != computed.space:
+            text = "they are of other images, or of another space, than the training trials of the fold"
+            findings.append(name_tampering("out-of-fold", text, where))
+            continue
+        off, first = compare_vectors(computed.flat(), stored.flat())
+        if off <= (NETWORK_TOLERANCE if trained else LINEAR_TOLERANCE):
+            run.state("prediction", "recomputed", what)
+            continue
+        same = stored.space == learning.embed(again)[number].embeddings.space
+        distances = [measure_distance(again, number, one) for one in (stored, computed) if same]
+        if not trained or (same and describe_advantage(*distances)):
+            text = f"the prediction of {stored.ids[first]} is not one of a fit that has not seen it (off by {off:.2g})"
+            findings.append(name_tampering("out-of-fold", text, where))
+        else:
+            reason = "other refits than here, as another machine makes them; they know their images no better"
+            run.state("prediction", "by record", what, reason)
     return findings
 
 

@@ -39,6 +39,7 @@ from braindecode_vis.audit.results import (
     check_embedded,
     check_fits,
     check_images,
+    check_out_of_fold,
     check_predictions,
     check_ranks,
 )
@@ -74,6 +75,7 @@ STEPS: tuple[tuple[Part, Callable[..., list[AuditFinding]]], ...] = (
     ("fit", check_embedded),
     ("choice", check_fits),
     ("choice", check_epochs),
+    ("prediction", check_out_of_fold),
     ("prediction", check_predictions),
     ("score", check_ranks),
     ("material", check_material),

@@ -409,8 +409,10 @@ def check_used(run: AuditedRun) -> list[AuditFinding]:
         if found is not None and int(found) != expected:
             text = f"the encoder learnt from {found} trials, but the fold has {expected} to learn from."
             findings.append(AuditFinding("used-trials", "leak", text, where))
-        path = record.path / "out_of_fold" / "ids.json"
-        predicted = set(map(str, read_json(path)["ids"])) if path.is_file() else set()
+        made = [part.path for part in run.out_of_fold if part.upstream.get("train") == record.fingerprint]
+        # Earlier versions kept them with the fit.
+        paths = [folder / "ids.json" for folder in (*made, record.path / "out_of_fold")]
+        predicted = {str(name) for path in paths if path.is_file() for name in read_json(path)["ids"]}
         foreign = predicted - set(ids[fold.train].tolist())
         if foreign:
             text = f"{len(foreign)} image(s) outside the training set were predicted for training, first "

@@ -272,7 +272,7 @@ class RidgeEncoder:
             folder / "ridge.json",
             {
                 "space": fit.space, "target_shape": list(fit.target_shape), "alpha": fit.alpha,
-                "n_kept": len(fit.kept), "choices": fit.choices,
+                "n_kept": len(fit.kept), "choices": fit.choices, "seed": self.seed,
             },
         )  # fmt: skip
 
@@ -286,7 +286,7 @@ class RidgeEncoder:
             ZScore(tensors["feature_mean"], tensors["feature_std"]), tensors["kept"], tensors["weights"],
             tensors["target_mean"], tuple(meta["target_shape"]), meta["space"], meta["alpha"], meta["choices"],
         )  # fmt: skip
-        return cls(config, fitted=fit)
+        return cls(config, seed=meta.get("seed", 0), fitted=fit)  # earlier versions did not keep it
 
 
 def estimate_ridge_bytes(n_trials: int, n_features: int, n_targets: int) -> int:

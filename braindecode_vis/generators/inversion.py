@@ -50,6 +50,11 @@ class LatentsConfig(Settings):
             self.refuse_unused("thresholds", "gains", because="contrast none leaves grey values as they are")
         return self
 
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether it learns from out-of-fold predictions."""
+        return self.contrast == "ssim"
+
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""
         return target_kind in ("pixels", "pca", "vae", "taesd")

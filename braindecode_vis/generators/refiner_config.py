@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,8 @@ class RefinerConfig(Settings):
     learning_rate: float = Field(default=3e-3, gt=0)
     n_networks: int = Field(default=3, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    needs_predictions: ClassVar[bool] = True
 
     def accepts(self, target_kind: str) -> bool:
         """Say whether embeddings of this kind of target can be turned into images."""

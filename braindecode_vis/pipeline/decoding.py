@@ -27,8 +27,10 @@ from braindecode_vis.pipeline.galleries import (
 from braindecode_vis.pipeline.learning import (
     embed,
     name_fold,
+    needs_predictions,
     pick_labelled_trials,
     pick_test_trials,
+    predict_out_of_fold,
     preprocess,
     refuse_categories,
     train,
@@ -264,7 +266,7 @@ def reconstruct(run: Run) -> Reconstructed:
             np.save(folder / f"{name}.npy", stack, allow_pickle=False)
         return {"methods": list(images), "chosen": [part.chosen for part in parts]}
 
-    upstream = {"retrieve": retrieved.artifact.fingerprint, **name_fits(run)}
+    upstream = {"retrieve": retrieved.artifact.fingerprint, **name_material(run)}
     artifact = run.produce("reconstruct", fields, upstream, compute)
     rows = pd.read_parquet(artifact.path / "rows.parquet")
     methods = store.read_json(artifact.path / store.PROVENANCE)["methods"]
@@ -293,6 +295,21 @@ def name_reconstruction(run: Run) -> dict[str, Any]:
     }
 
 
+def name_material(run: Run) -> dict[str, str]:
+    """Make what `reconstruct` reads beside `retrieve`, and return the fingerprints as its upstream.
+
+    That are the fits of the low-level branch, and predictions out of fold where the prior or the generator learns from
+    them; of earlier versions, where they belong to the fit, they are not named.
+    """
+    low = open_low_level(run)
+    found = {} if low is None else {f"low_level{n}": fold.artifact for n, fold in enumerate(train(low))}
+    if needs_predictions(run):
+        fits = {fold.artifact.fingerprint for fold in train(run)}
+        made = {f"out_of_fold{n}": part.artifact for n, part in enumerate(predict_out_of_fold(run))}
+        found |= {name: artifact for name, artifact in made.items() if artifact.fingerprint not in fits}
+    return {name: artifact.fingerprint for name, artifact in found.items()}
+
+
 def make_generator_data(
     run: Run, number: int, embeddings: Embeddings, context: Context = NOTHING_LENT
 ) -> GeneratorData:
@@ -313,9 +330,10 @@ def make_generator_data(
 
     prepared = preprocess(run)
     ids = pd.unique(prepared.responses.stimulus_ids[prepared.folds[number].train])
+    predicted = predict_out_of_fold(run)[number].predicted if needs_predictions(run) else None
     return GeneratorData(
-        embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids),
-        train(run)[number].out_of_fold, _measure_noise(run, number), context,
+        embed(run)[number].encoder, embeddings.select(ids), prepared.stimuli.select(ids), predicted,
+        _measure_noise(run, number), context,
     )  # fmt: skip
 
 
@@ -388,13 +406,6 @@ def open_low_level(run: Run) -> Run | None:
     # The same trials; to prepare them again would put the branch's settings into the folder's config.yaml.
     low.seen["preprocess"] = preprocess(run)
     return low
-
-
-def name_fits(run: Run) -> dict[str, str]:
-    """Fit the branch on every fold, and return the fingerprints of the fits as upstream of `reconstruct`."""
-    low = open_low_level(run)
-    folds = [] if low is None else train(low)
-    return {f"low_level{number}": fold.artifact.fingerprint for number, fold in enumerate(folds)}
 
 
 def make_low_level(run: Run, number: int) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""From recordings and images to fitted encoders: the stages preprocess, embed and train.
+"""From recordings and images to fitted encoders: the stages preprocess, embed and train, and predictions out of fold.
 
 What is fitted here is fitted on training trials and training images. Test trials are read by `decoding`, by
 `categories` and by the scores of `scoring`, after everything is fitted.
@@ -85,12 +85,19 @@ class TargetBank:
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """A fitted brain encoder, its out-of-fold predictions of training trials, and the features it was given."""
+    """A fitted brain encoder, and the features it was given."""
 
     artifact: store.Artifact
     encoder: WholeBrainEncoder
-    out_of_fold: Embeddings
     selection: Selection | None = None
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of the training trials of one fold by fits that have not seen their images."""
+
+    artifact: store.Artifact
+    predicted: Embeddings
 
 
 @remember
@@ -306,13 +313,10 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
         with lend_context(run, f"train{number:02d}", [fields, upstream]) as context:
             encoder = build_encoder(run, number, context)
             encoder.fit(responses, targets)
-            # Priors and generators learn from these; an encoder's predictions of what it learnt are too good for that.
-            out_of_fold = encoder.predict_out_of_fold(responses, targets)
             if not run.follows:
                 if selection is not None:
                     selection.write(folder / "selection")
                 encoder.write(folder)
-                store.write_embeddings(folder / "out_of_fold", out_of_fold)
         return {"n_trials": responses.n_trials, "n_processes": count_launched()}
 
     artifact = run.produce("train", fields, upstream, compute, name_fold(number))
@@ -320,14 +324,55 @@ def _train_fold(run: Run, number: int) -> TrainedFold:
     selection = None if config.selection.is_empty else Selection.read(artifact.path / "selection")
     encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, artifact.path)
     encoder.bind(Context(images=prepared.stimuli, device=config.retrieval.device))
-    out_of_fold = store.read_embeddings(artifact.path / "out_of_fold")
-    return TrainedFold(artifact, encoder, out_of_fold, selection)
+    return TrainedFold(artifact, encoder, selection)
+
+
+@remember
+def predict_out_of_fold(run: Run) -> list[OutOfFold]:
+    """Predict the training trials of every fold by fits that have not seen their images.
+
+    Priors and generators learn from these: predictions of what an encoder has learnt are too good for that. They can
+    cost more than the fit, and are made where something learns from them; see `needs_predictions`.
+    """
+    return [_predict_fold(run, number) for number in range(len(preprocess(run).folds))]
+
+
+def needs_predictions(run: Run) -> bool:
+    """Say whether the prior or the generator learns from predictions of training trials."""
+    return not run.config.decodes_categories and roles.need_predictions(run.prior, run.generator)
+
+
+def _predict_fold(run: Run, number: int) -> OutOfFold:
+    fitted = train(run)[number]
+    kept = fitted.artifact.path / "out_of_fold"
+    if kept.is_dir():  # runs of earlier versions made them with the fit
+        return OutOfFold(fitted.artifact, store.read_embeddings(kept))
+    upstream = {"train": fitted.artifact.fingerprint}
+
+    def compute(folder: Path) -> None:
+        responses, targets = pick_training(run, number)
+        with lend_context(run, f"out_of_fold{number:02d}", upstream) as context:
+            # Not the encoder of `train`, which others ask meanwhile.
+            encoder = roles.read(roles.BRAIN_ENCODER, run.encoder, fitted.artifact.path)
+            encoder.bind(lend_stimuli(run, context))
+            predicted = encoder.predict_out_of_fold(responses, targets)
+            if not run.follows:
+                store.write_embeddings(folder, predicted)
+
+    artifact = run.produce("out_of_fold", {}, upstream, compute, name_fold(number))
+    return OutOfFold(artifact, store.read_embeddings(artifact.path))
+
+
+def pick_training(run: Run, number: int) -> tuple[Responses, Embeddings]:
+    """Return the training trials of a fold and their targets, as its encoder was fitted on them."""
+    prepared, selection = preprocess(run), train(run)[number].selection
+    responses = pick_labelled_trials(prepared, prepared.folds[number].train, run.config.repeats.train)
+    responses = responses if selection is None else selection.apply(responses)
+    return responses, embed(run)[number].embeddings.select(list(responses.stimulus_ids))
 
 
 def build_encoder(run: Run, number: int, context: Context | None = None) -> WholeBrainEncoder:
     """Return a new encoder of a fold, with the images and texts that it learns from beside trials.
-
-    Images and texts are of every stimulus; training looks at those of its own trials.
 
     Parameters
     ----------
@@ -338,6 +383,19 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Whol
     context
         Where its checkpoints go, and who is told how it goes; see `lend_context`.
     """
+    encoder = roles.build(
+        roles.BRAIN_ENCODER, run.encoder, seed=derive_seed(run.config.seed, "train", number)
+    )
+    lent = Context(device=run.config.retrieval.device) if context is None else context
+    encoder.bind(lend_stimuli(run, lent))
+    return encoder
+
+
+def lend_stimuli(run: Run, context: Context) -> Context:
+    """Return the context with the images of every stimulus, and their texts for an encoder that reads them.
+
+    Training looks at those of its own trials.
+    """
     config, stimuli = run.config, preprocess(run).stimuli
     texts = None
     if run.encoder.reads_text:
@@ -346,10 +404,7 @@ def build_encoder(run: Run, number: int, context: Context | None = None) -> Whol
         texts = run.once(
             "texts", lambda: spread_over_images(embed_concepts(config.text, config.target, stimuli), stimuli)
         )
-    encoder = roles.build(roles.BRAIN_ENCODER, run.encoder, seed=derive_seed(config.seed, "train", number))
-    lent = Context(device=config.retrieval.device) if context is None else context
-    encoder.bind(replace(lent, images=stimuli, texts=texts))
-    return encoder
+    return replace(context, images=stimuli, texts=texts)
 
 
 def pick_trials(responses: Responses, rows: np.ndarray, repeats: str) -> Responses:

@@ -27,7 +27,7 @@ from braindecode_vis.pipeline.decoding import (
     decode_low_level,
     make_generator_data,
     map_for_generator,
-    name_fits,
+    name_material,
     name_reconstruction,
     name_retrieval,
     open_low_level,
@@ -591,7 +591,7 @@ def _prepare_images(
         retrieval = run.folder.find(
             "retrieve", fields=name_retrieval(run)[0], upstream=name_retrieval(run)[1]
         )
-        upstream = {"retrieve": retrieval.fingerprint, **name_fits(run)}
+        upstream = {"retrieve": retrieval.fingerprint, **name_material(run)}
         artifact = run.folder.find("reconstruct", fields=name_reconstruction(run), upstream=upstream)
         data = make_generator_data(run, number, embeddings)
         prior, generator = read_fits(artifact.path / "fits" / name_fold(number), run.config, data)

@@ -13,7 +13,7 @@ from braindecode_vis.config import RunConfig, check_files
 from braindecode_vis.datasets.manifests import find_manifest
 from braindecode_vis.pipeline.decoding import open_low_level, reconstruct, retrieve
 from braindecode_vis.pipeline.hints import list_hints
-from braindecode_vis.pipeline.learning import embed, preprocess, train
+from braindecode_vis.pipeline.learning import embed, needs_predictions, predict_out_of_fold, preprocess, train
 from braindecode_vis.pipeline.reconstruction import describe_same_draws
 from braindecode_vis.pipeline.runs import Run, read_scores, remember
 from braindecode_vis.pipeline.scoring import evaluate, find_phantom
@@ -150,7 +150,8 @@ def collect_stages(run: Run) -> dict[str, Any]:
         banks = {bank.artifact.path: bank.artifact for bank in embed(run)}
         # In the order of the stages; folds that share a bank name it once.
         artifacts[1:1] = banks.values()
-        artifacts += [retrieve(run).artifact, reconstruct(run).artifact]
+        made = [part.artifact for part in predict_out_of_fold(run)] if needs_predictions(run) else []
+        artifacts += [*made, retrieve(run).artifact, reconstruct(run).artifact]
     stages = _describe_stages(artifacts)
     if (low := open_low_level(run)) is not None:
         banks = {bank.artifact.path: bank.artifact for bank in embed(low)}

@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 
 from braindecode_vis.checks import ConfigError, DataError
 from braindecode_vis.devices import broadcast_flag, is_first, join_processes, naming_lost_processes
-from braindecode_vis.pipeline.learning import train
+from braindecode_vis.pipeline.learning import needs_predictions, predict_out_of_fold, train
 from braindecode_vis.pipeline.runs import Compute, Run
 
 
 def train_together(run: Run) -> None:
-    """Train every fold with all launched processes, which share the run folder.
+    """Train every fold with all launched processes, which share the run folder, and the refits that will be asked for.
 
     Afterwards the processes are alone again, and the run of the first one holds the trained folds.
 
@@ -38,7 +38,10 @@ def train_together(run: Run) -> None:
             f"encoder.kind={encoder.kind} is fitted by one process; start it without torchrun{other}."
         )
     with join_processes(encoder.device), naming_lost_processes():
-        train(_SharedRun(run.config, run.folder, run.listener, run.seen, follows=not is_first()))
+        shared = _SharedRun(run.config, run.folder, run.listener, run.seen, follows=not is_first())
+        train(shared)
+        if needs_predictions(run):  # refits, which one process alone would wait for later
+            predict_out_of_fold(shared)
 
 
 @dataclass
@@ -48,7 +51,7 @@ class _SharedRun(Run):
     @contextmanager
     def share(self, stage: str, compute: Compute) -> Iterator[Compute]:
         """Let the first process produce the artifact, with the help of the others where it trains."""
-        helped = stage == "train"
+        helped = stage in ("train", "out_of_fold")
         if self.follows:
             if helped and broadcast_flag():
                 compute(Path(os.devnull))  # one that follows writes nothing

@@ -226,7 +226,8 @@ class NetworkEncoderConfig(Settings):
         training set is aligned by the trials that are predicted, which makes that result transductive; the fitted
         encoder lists such subjects in `label_free_subjects`.
     out_of_fold
-        Number of refits on concept-disjoint folds for `predict_out_of_fold`; None takes the held-out trials.
+        Number of refits on concept-disjoint folds for `predict_out_of_fold`, which are made where a prior or generator
+        learns from predictions; None takes the held-out trials.
     n_clusters
         Clusters of the training images for objectives that need them, by k-means of the targets.
     compile

@@ -13,6 +13,7 @@ from braindecode_vis.audit.choices import describe_advantage
 from braindecode_vis.audit.files import Record
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.config import read_config
+from braindecode_vis.pipeline.learning import predict_out_of_fold
 from braindecode_vis.pipeline.runs import open_run
 from tests.audit.test_audit import QUICK, find, find_artifact, reseal
 
@@ -32,7 +33,7 @@ def made(tmp_path_factory):
     }.items():
         folders[name] = tmp_path_factory.mktemp("choices") / name
         overrides = [*QUICK[:-1], "target={kind: pixels, size: 8}", *changes]
-        pipeline.train(open_run(read_config("synthetic_digits", overrides), folders[name]))
+        predict_out_of_fold(open_run(read_config("synthetic_digits", overrides), folders[name]))
     return folders
 
 
@@ -79,13 +80,13 @@ def test_a_number_of_features_that_the_inner_folds_did_not_choose_is_found(copy)
 
 def test_out_of_fold_predictions_that_know_their_image_are_found(copy):
     folder = copy("ridge")
-    artifact = find_artifact(folder, "train")
-    kept = store.read_embeddings(artifact / "out_of_fold")
+    artifact = find_artifact(folder, "out_of_fold")
+    kept = store.read_embeddings(artifact)
     bank = store.read_embeddings(find_artifact(folder, "embed")).select(list(kept.ids))
-    np.save(artifact / "out_of_fold" / "vectors.npy", 0.9 * kept.vectors + 0.1 * bank.vectors)
+    np.save(artifact / "vectors.npy", 0.9 * kept.vectors + 0.1 * bank.vectors)
     reseal(artifact)
-    (leak,) = find(audit_run(folder), "fits")
-    assert "out_of_fold" in leak.message
+    (leak,) = find(audit_run(folder), "out-of-fold")
+    assert "one of a fit that has not seen it" in leak.message
 
 
 def test_a_network_is_trained_again_and_its_validation_is_that_of_the_best_epoch(made):
@@ -133,7 +134,7 @@ def test_held_out_images_are_scored_at_the_place_of_the_chosen_epoch_in_the_trai
 
     network = SimpleNamespace(hold_out=lambda responses, rows: ([0], [1]), score_held_out=score)
     responses = SimpleNamespace(stimulus_ids=np.array(["i0", "i1"], dtype=object), n_trials=2)
-    monkeypatch.setattr(choices, "_pick_training", lambda again, number: (responses, None))
+    monkeypatch.setattr(choices.learning, "pick_training", lambda again, number: (responses, None))
     monkeypatch.setattr(choices.learning, "train", lambda again: [SimpleNamespace(encoder=network)])
     run = SimpleNamespace(
         trained=[Record(tmp_path, {"fields": {"encoder": encoder}})], state=lambda *words: None

@@ -411,7 +411,7 @@ IN_RUNS = [
     Plant(forgeries.replace_images, "images"),
     Plant(forgeries.replace_seen, "images"),
     Plant(forgeries.forge_inner_errors, "fits"),
-    Plant(forgeries.forge_out_of_fold, "fits"),
+    Plant(forgeries.forge_out_of_fold, "out-of-fold", "trained"),
     Plant(add_test_images_to_the_prior, "material"),
     Plant(count_test_images_as_material, "material"),
     Plant(train_the_prior_on_the_test, "material", "trained", refit=True),

@@ -19,6 +19,7 @@ from braindecode_vis.audit.results import (
     check_embedded,
     check_fits,
     check_images,
+    check_out_of_fold,
     check_predictions,
     check_ranks,
 )
@@ -42,7 +43,11 @@ def make_run(folder, *overrides, config="synthetic_digits"):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("results") / "clean", "target={kind: pca, n_components: 5}")
+    """The prior learns from predictions out of fold."""
+    return make_run(
+        tmp_path_factory.mktemp("results") / "clean", "target={kind: pca, n_components: 5}",
+        "prior={kind: spread}",
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -193,7 +198,7 @@ def forge_inner_errors(folder):
 
 
 def forge_out_of_fold(folder):
-    path = find_artifact(folder, "train") / "out_of_fold" / "vectors.npy"
+    path = find_artifact(folder, "out_of_fold") / "vectors.npy"
     change_array(path, lambda vectors: 0.9 * vectors)
 
 
@@ -222,7 +227,7 @@ def shuffle_again(folder):
         (mix_with_truth, check_predictions), (forge_ranks, check_ranks), (forge_scores, check_scores),
         (forge_items, check_scores), (forge_table, check_scores), (forge_page, check_report),
         (replace_images, check_images), (replace_seen, check_images), (forge_inner_errors, check_fits),
-        (forge_out_of_fold, check_fits), (forge_targets, check_embedded), (shuffle_again, check_images),
+        (forge_out_of_fold, check_out_of_fold), (forge_targets, check_embedded), (shuffle_again, check_images),
     ],
 )  # fmt: skip
 def test_what_was_forged_is_found_by_its_step_though_digests_were_made_again(copied, forge, step):

@@ -204,16 +204,17 @@ def test_trials_that_later_stages_used_are_those_of_the_fold(tmp_path, n_trials,
     prepared = write_prepared(tmp_path, data, FOLDS)
     bank = write_bank(tmp_path, prepared, names, np.eye(N, dtype=np.float32))
 
-    def write_fit(path):
-        (path / "out_of_fold").mkdir()
-        store.write_json(path / "out_of_fold" / "ids.json", {"ids": names[list(predicted)].tolist()})
+    def write_predictions(path):
+        store.write_json(path / "ids.json", {"ids": names[list(predicted)].tolist()})
 
     def write_ranks(path):
         (path / "fold00").mkdir()
         content = {"query_ids": names[list(asked)].tolist(), "gallery_ids": names.tolist()}
         store.write_json(path / "fold00" / "retrieval.json", content)
 
-    trained = write_trained(tmp_path, prepared, bank, write=write_fit, n_trials=n_trials)
+    trained = write_trained(tmp_path, prepared, bank, n_trials=n_trials)
+    made_of = {"train": read_name(trained)}
+    write_artifact(tmp_path, "out_of_fold", upstream=made_of, unit="fold00", write=write_predictions)
     upstream = {"train": read_name(trained), "preprocess": read_name(prepared)}
     retrieved = write_artifact(tmp_path, "retrieve", upstream=upstream, write=write_ranks)
     write_artifact(tmp_path, "evaluate", upstream={"retrieve": read_name(retrieved)})
