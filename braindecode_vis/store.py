@@ -38,6 +38,8 @@ from braindecode_vis.stimuli import StimulusSet
 PROVENANCE = "provenance.json"
 _TEMPORARY = ".tmp-"
 _MOVES = ".moves.json"
+#: Files from here on are kept once by runs that lie beside each other.
+_LARGE_BYTES = 1 << 25
 #: In the names of temporary folders: on a shared disk, a process of another machine may have the same number.
 _HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node()) or "here"
 #: Libraries whose version may change a number; kept in the provenance, out of the fingerprint.
@@ -183,6 +185,7 @@ class RunFolder:
                 "files": describe_files(temporary, moves=True),
             }  # fmt: skip
             write_provenance(temporary / PROVENANCE, record)
+            self._share_large(stage, temporary, record["files"])
             # Before the rename: after a power cut, a folder with its final name must hold what it says.
             for path in temporary.rglob("*"):
                 if path.is_file():
@@ -211,6 +214,28 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
         self._in_use[final] = None
         return Artifact(final, fingerprint, False, reason)
+
+    def _share_large(self, stage: str, folder: Path, files: Mapping[str, list[Any]]) -> None:
+        """Make large files hard links to the same bytes of this run or of one beside it, where the disk has links.
+
+        Whoever edits one of them edits all, which the digest in each record tells.
+        """
+        large = {
+            (size, digest): folder / name for name, (size, digest) in files.items() if size >= _LARGE_BYTES
+        }
+        neighbours = self.path.parent.glob(f"*/stages/{stage}/[!.]*/{PROVENANCE}") if large else ()
+        for path in neighbours:
+            # Neighbours are damaged, deleted meanwhile, of somebody else, or on another disk: then the copy stays.
+            with contextlib.suppress(OSError, DataError):
+                for name, (size, digest) in read_provenance(path).get("files", {}).items():
+                    other, ours = path.parent / name, large.get((size, digest))
+                    if ours is None or ".." in name or other.stat().st_uid != ours.stat().st_uid:
+                        continue
+                    if digests.digest_file(other) == digest:
+                        link = folder / f"{_TEMPORARY}link"
+                        os.link(other, link)
+                        link.replace(ours)
+                        del large[size, digest]
 
     def verify(self, *, read: bool = True) -> None:
         """Compare the artifacts that this process has reused, written or found with their digests.

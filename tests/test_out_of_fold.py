@@ -47,7 +47,6 @@ def list_made(folder):
         ("prior={kind: mean}", False),
         ("prior={kind: neighbours}", False),
         (SPREAD, True),
-        ("encoder={kind: lda}", False),
     ],
 )
 def test_they_are_made_for_what_learns_from_them(tmp_path, settings, needed):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,53 @@ def test_a_finished_artifact_is_reused_and_a_changed_one_is_explained(tmp_path):
     assert changed.reason == "nested.k: 2 -> 3"
     assert "version 1 -> 2" in bumped.reason
     assert len({first.fingerprint, changed.fingerprint, bumped.fingerprint}) == 3
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Return what writes 4 kB of pictures, which are large here."""
+    monkeypatch.setattr(store, "_LARGE_BYTES", 4096)
+    content = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
+
+    def write(path):
+        (path / "stimuli").mkdir()
+        np.save(path / "stimuli" / "pixels.npy", content)
+
+    return write
+
+
+def test_runs_beside_each_other_keep_their_pictures_once(tmp_path, pictures, monkeypatch):
+    """Every run of a subject of NSD held its own copy of 5.4 GB of pictures."""
+    first = produce(store.RunFolder(tmp_path / "a"), {"x": 1}, pictures)
+    second = produce(store.RunFolder(tmp_path / "b"), {"x": 2}, pictures)
+    third = produce(store.RunFolder(tmp_path / "b"), {"x": 3}, pictures)
+    files = [made.path / "stimuli" / "pixels.npy" for made in (first, second, third)]
+    assert len({file.stat().st_ino for file in files}) == 1
+    assert produce(store.RunFolder(tmp_path / "b"), {"x": 2}, None).reused
+    assert not store.list_added(second.path)
+    shutil.rmtree(tmp_path / "a")
+    assert produce(store.RunFolder(tmp_path / "b"), {"x": 2}, None).reused
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    fourth = produce(store.RunFolder(tmp_path / "c"), {"x": 1}, pictures)
+    assert (fourth.path / "stimuli" / "pixels.npy").stat().st_ino != files[1].stat().st_ino
+    assert sorted(path.name for path in (fourth.path / "stimuli").iterdir()) == ["pixels.npy"]
+
+
+def test_a_picture_that_is_changed_in_one_run_is_missed_in_the_other(tmp_path, pictures):
+    """Linked files share their bytes; the record of each run knows what they were."""
+    made = [produce(store.RunFolder(tmp_path / name), {}, pictures).path for name in "ab"]
+    before = (made[1] / "stimuli" / "pixels.npy").read_bytes()
+    with (made[0] / "stimuli" / "pixels.npy").open("r+b") as file:
+        file.seek(200)
+        file.write(b"changed")
+    for path in made:
+        assert "pixels.npy was missing or changed" in store.find_damage(path)
+    again = produce(store.RunFolder(tmp_path / "b"), {}, pictures)
+    assert not again.reused
+    assert (again.path / "stimuli" / "pixels.npy").read_bytes() == before
+    assert store.find_damage(made[0])  # what was changed is linked to by nobody
+    assert not produce(store.RunFolder(tmp_path / "a"), {}, pictures).reused
+    assert len({(path / "stimuli" / "pixels.npy").stat().st_ino for path in made}) == 1
 
 
 def test_a_failed_computation_leaves_nothing_behind(tmp_path):
