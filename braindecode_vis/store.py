@@ -226,7 +226,7 @@ class RunFolder:
         neighbours = self.path.parent.glob(f"*/stages/{stage}/[!.]*/{PROVENANCE}") if large else ()
         for path in neighbours:
             # Neighbours are damaged, deleted meanwhile, of somebody else, or on another disk: then the copy stays.
-            with contextlib.suppress(OSError, DataError):
+            with contextlib.suppress(OSError, DataError, TypeError):
                 for name, (size, digest) in read_provenance(path).get("files", {}).items():
                     other, ours = path.parent / name, large.get((size, digest))
                     if ours is None or ".." in name or other.stat().st_uid != ours.stat().st_uid:
