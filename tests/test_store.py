@@ -56,10 +56,10 @@ def test_runs_beside_each_other_keep_their_pictures_once(tmp_path, pictures, mon
     third = produce(store.RunFolder(tmp_path / "b"), {"x": 3}, pictures)
     files = [made.path / "stimuli" / "pixels.npy" for made in (first, second, third)]
     assert len({file.stat().st_ino for file in files}) == 1
-    assert produce(store.RunFolder(tmp_path / "b"), {"x": 2}, None).reused
+    assert produce(store.RunFolder(tmp_path / "b"), {"x": 2}, pictures).reused
     assert not store.list_added(second.path)
     shutil.rmtree(tmp_path / "a")
-    assert produce(store.RunFolder(tmp_path / "b"), {"x": 2}, None).reused
+    assert produce(store.RunFolder(tmp_path / "b"), {"x": 2}, pictures).reused
     monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     fourth = produce(store.RunFolder(tmp_path / "c"), {"x": 1}, pictures)
     assert (fourth.path / "stimuli" / "pixels.npy").stat().st_ino != files[1].stat().st_ino
