@@ -223,8 +223,9 @@ def test_texts_of_an_hdf5_file_that_were_overwritten_are_told(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"the texts that begin at byte {heap} are overwritten"):
         check_texts(path)
-    (wrong,) = [finding for finding in check_data_files(tmp_path) if not finding.ok]
-    assert "are overwritten" in wrong.message
+    assert any(
+        "are overwritten" in finding.message for finding in check_data_files(tmp_path) if not finding.ok
+    )
     path.write_bytes(b"")
     check_texts(path)
     check_texts(tmp_path / "absent.h5")
