@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+import yaml
 from scipy.io import loadmat, savemat
 
-from braindecode_vis.cli import show
+from braindecode_vis.cli import EXAMPLES, app, show
+from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.embeddings.efficientnet import EfficientNetEncoder
 
 SMALL = [
@@ -67,6 +71,8 @@ def list_loaded(*arguments):
     "command",
     [
         ["datasets"],
+        ["datasets", "nsd"],
+        ["configs"],
         ["describe", "things_eeg2_atm_joint"],
         ["run", "digits69_rigde"],
         ["run", "things_eeg2_ridge", "--set", "encoder.alfas=1"],
@@ -100,10 +106,101 @@ def test_a_narrow_terminal_shows_where_data_lie(call, tmp_path, monkeypatch):
     (folder / "data_2017-09-13-15.30.01.csv.gz").touch()
     monkeypatch.setenv("COLUMNS", "80")
     listed = call("datasets", "--root", tmp_path).stdout
-    assert "on disk: 1 of 6 files in" in listed
-    assert "on disk: no list of files; try: braindecode-vis check alljoined1" in listed
+    assert "muse_n170  eeg  1  1 of 6 files" in listed
     assert listed.count("nothing needed") == 1
     assert max(map(len, listed.splitlines())) <= 80
+    one = call("datasets", "muse_n170", "--root", tmp_path).stdout
+    assert f"on disk: 1 of 6 files in {folder}" in one
+    assert (
+        "on disk: no list of files; try: braindecode-vis check alljoined1"
+        in call("datasets", "alljoined1").stdout
+    )
+
+
+def test_the_data_sets_fit_on_a_screen(call, monkeypatch):
+    """The list took 180 lines of a terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert len(call("datasets").stdout.splitlines()) <= 40
+
+
+def test_a_data_set_is_told_in_full(call):
+    told = call("datasets", "god").stdout
+    for start in (
+        "god: Generic Object Decoding", "licence: raw data CC0", "cite: Horikawa", "configurations: god_ridge",
+        "without its files: braindecode-vis phantom god", "settings: braindecode-vis describe dataset.god",
+    ):  # fmt: skip
+        assert start in told
+    check_refusal(call("datasets", "gdo"), "did you mean 'god'")
+
+
+def test_configurations_are_found_by_modality_data_set_and_paper(call):
+    def list_names(*given):
+        return {entry["name"] for entry in json.loads(call("configs", *given, "--json").stdout)["configs"]}
+
+    assert {"things_eeg2_ridge", "nsd_ridge"} <= list_names()
+    assert all(name.startswith("things_meg") for name in list_names("--modality", "meg"))
+    assert list_names("--dataset", "god") == {"god_ridge"}
+    assert "things_eeg2_atm_vith" in list_names("--paper", "2403.07721")
+    check_refusal(call("configs", "--modality", "eeeg"), "did you mean 'eeg'")
+    check_refusal(call("configs", "--paper", "Nobody 1850"), "no configuration follows a paper that names")
+    written = call("configs", "god_ridge").stdout
+    assert yaml.safe_load(written)["dataset"]["kind"] == "god"
+
+
+def test_kinds_and_roles_are_described(call):
+    assert "atm_s" in call("describe", "network").stdout
+    told = call("describe", "atm_s").stdout
+    assert told.startswith("network.atm_s: ATM-S")
+    assert "n_heads: whole number (>= 1), by default 4" in told
+    assert call("describe", "network.atm_s").stdout == told
+    both = json.loads(call("describe", "braindecode", "--json").stdout)["explained"]
+    assert [entry["name"] for entry in both] == ["network.braindecode", "augmentation.braindecode"]
+    assert "alphas" in call("describe", "encoder.ridge").stdout
+    assert "seed" in call("describe", "run").stdout
+    assert "rois" in call("describe", "SelectionConfig").stdout
+    check_refusal(call("describe", "atm_x"), "did you mean 'atm_s'")
+    check_refusal(call("describe", "here/nothing.yaml"), "was not found")
+
+
+def test_analyses_are_listed_without_a_run(call):
+    assert "time_generalization" in call("analyze", "--list").stdout
+    assert "rsa" in json.loads(call("analyze", "--list", "--json").stdout)["analyses"]
+    check_refusal(call("analyze"), "analyze needs a configuration")
+
+
+def test_every_help_page_ends_with_examples_that_the_verb_takes():
+    commands = typer.main.get_command(app).commands
+    assert set(EXAMPLES) == set(commands)
+    for verb, lines in EXAMPLES.items():
+        for line in lines:
+            name, *words = line.partition(" > ")[0].split()
+            assert name == verb
+            with commands[verb].make_context(verb, words, resilient_parsing=False) as context:
+                assert "Examples:" in commands[verb].get_help(context)
+            shipped = [word for word in words if re.fullmatch(r"(things|nsd|digits|bold)\w+", word)]
+            assert all((find_package_data("configs") / f"{w}.yaml").is_file()
+                       or (find_package_data("data_manifests") / f"{w}.yaml").is_file() for w in shipped)  # fmt: skip
+
+
+def test_names_are_completed():
+    assert "things_eeg2_ridge" in show.complete_configs("things_eeg2_r")
+    assert show.complete_datasets("go") == ["god"]
+    assert show.complete_analyses("time_g") == ["time_generalization"]
+
+
+def test_the_schema_takes_every_shipped_configuration_and_names_what_is_wrong(call):
+    import jsonschema
+
+    schema = json.loads(call("configs", "--schema").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    look = jsonschema.Draft202012Validator(schema)
+    for path in sorted(find_package_data("configs").glob("*.yaml")):
+        assert [error.message for error in look.iter_errors(yaml.safe_load(path.read_text()))] == [], path
+    content = yaml.safe_load((find_package_data("configs") / "synthetic_digits.yaml").read_text())
+    encoders = [{"encoder": {"kind": "rigde"}}, {"encoder": {"kind": "ridge", "alfas": []}}]
+    for change in ({"sede": 1}, {"seed": "one"}, *encoders):
+        assert not look.is_valid({**content, **change}), change
+    assert look.is_valid({**content, "encoder": {"kind": "mine.tools:Encoder", "width": 3}})
 
 
 def test_stages_one_by_one_and_json(call, tmp_path):
@@ -282,7 +379,7 @@ def test_the_demo_decodes_what_it_simulates(call, tmp_path):
     assert "unseen concepts" in again.stdout
 
 
-def test_help_and_pages_name_every_format_of_the_phantom(call, monkeypatch):
+def test_help_and_pages_name_every_format_of_the_phantom(call):
     """And every format belongs to a data set, of which `datasets` tells how to try it without its files."""
     from braindecode_vis.cli.data import PHANTOM_FORMATS
     from braindecode_vis.datasets.manifests import read_manifests
@@ -292,9 +389,7 @@ def test_help_and_pages_name_every_format_of_the_phantom(call, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "PHANTOM.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in page] == []
     assert {name for manifest in read_manifests().values() for name in manifest.phantoms} == set(FORMATS)
-    monkeypatch.setenv("COLUMNS", "80")
-    listed = call("datasets").stdout
-    assert "braindecode-vis phantom eeg-imagenet --out DIR" in " ".join(listed.split())
+    assert "braindecode-vis phantom eeg-imagenet --out DIR" in call("datasets", "eeg_imagenet").stdout
 
 
 def test_a_phantom_says_what_it_costs_before_it_starts(call, tmp_path, monkeypatch):

@@ -213,7 +213,18 @@ def test_runs_of_a_sweep_are_told_what_the_call_allows(mark, tmp_path):
 
 
 def test_every_verb_that_reads_a_run_can_be_given_consent():
-    without = {"datasets", "describe", "check", "fetch", "new", "score", "banks", "phantom", "demo"}
+    without = {
+        "datasets",
+        "configs",
+        "describe",
+        "check",
+        "fetch",
+        "new",
+        "score",
+        "banks",
+        "phantom",
+        "demo",
+    }
     for name, verb in _VERBS.items():
         assert ("trust_code" in verb.__annotations__) == (name not in without), name
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pandas as pd
 
 from braindecode_vis.checks import check_option
 from braindecode_vis.config import find_config, read_header
+from braindecode_vis.config.explain import explain, explain_class
 from braindecode_vis.consent import give_consent
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.registry import INSIDE, find_component, list_kinds
-from braindecode_vis.settings import Settings
 
 
 def list_configs() -> pd.DataFrame:
@@ -71,43 +69,14 @@ def describe(role: str, kind: str | None = None) -> pd.DataFrame:
             return list_configs().rename(columns={"name": "kind"})[["kind", "about"]]
         return pd.DataFrame(read_header(find_config(kind)).list_parts(), columns=["part", "text"])
     if kind is None:
-        rows = [
-            {"kind": name, "about": _read_summary(find_component(role, name))} for name in list_kinds(role)
-        ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(explain(role)[0].kinds, columns=["kind", "about"])
     if ":" not in kind:
         check_option(f"the kind of {role}", kind, list_kinds(role))
     with give_consent(code=kind if ":" in kind else ()):
         model = find_component(role, kind)
-    about = _read_parameters(model)
     rows = []
-    for name, entry in model.model_fields.items():
-        if name != "kind":
-            kinds = getattr(entry.annotation, "__name__", str(entry.annotation)) if entry.annotation else ""
-            default = "required" if entry.is_required() else entry.get_default(call_default_factory=True)
-            rows.append({"setting": name, "type": kinds, "default": default, "about": about.get(name, "")})
+    for option in explain_class(kind, model).options:
+        entry = model.model_fields[option.name]
+        default = "required" if entry.is_required() else entry.get_default(call_default_factory=True)
+        rows.append({"setting": option.name, "type": option.type, "default": default, "about": option.text})
     return pd.DataFrame(rows, columns=["setting", "type", "default", "about"])
-
-
-def _read_summary(model: type[Settings]) -> str:
-    return (inspect.getdoc(model) or "").split("\n", 1)[0]
-
-
-def _read_parameters(model: type[Settings]) -> dict[str, str]:
-    """Return the text of each entry under ``Parameters`` in the docstrings of a class and its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(model.__mro__):
-        lines = inspect.cleandoc(base.__doc__ or "").split("\n")
-        if "Parameters" not in lines:
-            continue
-        names: list[str] = []
-        for line in lines[lines.index("Parameters") + 2 :]:
-            if line and not line.startswith(" "):
-                if line.startswith("---"):
-                    break  # the heading of another section
-                names = [name.strip() for name in line.split(":")[0].split(",")]
-                found |= dict.fromkeys(names, "")
-            elif line.strip():
-                for name in names:
-                    found[name] = f"{found[name]} {line.strip()}".strip()
-    return found

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from braindecode_vis import __version__
-from braindecode_vis.cli import audit, data, export, predict, score, stages, studies
+from braindecode_vis.cli import audit, data, discover, export, predict, score, stages, studies
 from braindecode_vis.cli.failures import StopSignals, announce_notices, describe_failure, stop_cleanly
 
 app = typer.Typer(
@@ -63,8 +63,9 @@ def root_options(
 
 
 _VERBS: dict[str, Callable[..., None]] = {
-    "datasets": data.datasets,
-    "describe": data.describe,
+    "datasets": discover.datasets,
+    "configs": discover.configs,
+    "describe": discover.describe,
     "check": data.check,
     "fetch": data.fetch,
     "new": data.new,
@@ -83,13 +84,66 @@ _VERBS: dict[str, Callable[..., None]] = {
     "demo": data.demo,
 }
 #: Of these, none loads more than tables.
-_READING_VERBS = frozenset({"datasets", "describe", "fetch", "new", "banks"})
+_READING_VERBS = frozenset({"datasets", "configs", "describe", "fetch", "new", "banks"})
 #: These write at their end, if at all; the others go on from what they have finished when they are given again.
 _STARTING_ANEW = frozenset(
-    {"datasets", "describe", "check", "new", "predict", "score", "compare", "audit", "export", "banks"}
+    {
+        "datasets",
+        "configs",
+        "describe",
+        "check",
+        "new",
+        "predict",
+        "score",
+        "compare",
+        "audit",
+        "export",
+        "banks",
+    }
 )
+#: What a help page ends with; without the name of the command.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "datasets": ("datasets", "datasets things_eeg2", "datasets --root /data"),
+    "configs": (
+        "configs --modality eeg", "configs --paper 2403.07721", "configs things_eeg2_atm_vith > mine.yaml",
+        "configs --schema > braindecode-vis.schema.json",
+    ),
+    "describe": ("describe things_eeg2_atm_vith", "describe network", "describe atm_s", "describe dataset.nsd"),
+    "check": ("check things_eeg2 --root /data/things-eeg2", "check nsd --root /data/nsd --full"),
+    "fetch": ("fetch digits69 --root /data/digits69 --accept-licence",),
+    "new": ("new my_recording",),
+    "preprocess": ("preprocess things_eeg2_ridge --root /data/things-eeg2 --subject 8 --out runs/sub-08",),
+    "embed": ("embed runs/sub-08", "embed nsd_ridge --root /data/nsd --allow-download"),
+    "train": (
+        "train runs/sub-08", "train things_eeg2_atm_vith --root /data --set encoder.epochs=10 --out runs/atm"
+    ),
+    "retrieve": ("retrieve runs/sub-08",),
+    "reconstruct": ("reconstruct runs/sub-08", "reconstruct runs/sub-08 --set generator.kind=nearest"),
+    "evaluate": ("evaluate runs/sub-08", "evaluate runs/sub-08 --json"),
+    "report": ("report runs/sub-08",),
+    "run": (
+        "run digits69_ridge --root /data/digits69", "run my_recording/decode.yaml --root my_recording",
+        "run things_eeg2_ridge --root /data/things-eeg2 --subject 8 --set seed=1 --out runs/sub-08",
+    ),
+    "predict": ("predict runs/sub-08 --on new_recording --out predicted",),
+    "score": ("score predicted.npy --targets true.npy", "score decoded_images --targets seen_images --kind images"),
+    "pretrain": ("pretrain bold5000_wave_vith --root /data/bold5000 --out runs/wave",),
+    "train-generator": ("train-generator --out generator",),
+    "analyze": ("analyze --list", "analyze runs/sub-08 --analysis growing_window --analysis sensor_regions"),
+    "sweep": ("sweep synthetic_digits --over seed=0..2 --out runs/seeds",),
+    "compare": ("compare runs/ridge runs/atm",),
+    "audit": ("audit runs/sub-08", "audit runs/sub-08 --refit"),
+    "export": ("export runs/sub-08 --what scores --to csv --out scores.csv",),
+    "banks": ("banks",),
+    "phantom": (
+        "phantom things-eeg2 --out phantom_eeg", "phantom nsd --size demo --snr 0.05 --out phantom_fmri --dry-run",
+    ),
+    "demo": ("demo", "demo --size tiny --out quick"),
+}  # fmt: skip
 for _name, _verb in _VERBS.items():
-    app.command(_name)(_verb)
+    _lines = "\n".join(f"  braindecode-vis {line}" for line in EXAMPLES[_name])
+    # The first character keeps the lines of a paragraph apart.
+    app.command(_name, epilog=f"\b\nExamples:\n{_lines}")(_verb)
 
 
 def main() -> None:

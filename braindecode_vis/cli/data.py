@@ -1,10 +1,10 @@
-"""Verbs about data: what there is, fetching and checking it, simulating it, and the banks of embeddings."""
+"""Verbs about data: fetching and checking it, simulating it, starting from one's own, and the banks of embeddings."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from braindecode_vis.cli.show import (
     Json,
     Root,
     Set,
+    complete_datasets,
     finish,
     make_console,
     print_json,
@@ -27,11 +28,6 @@ PHANTOM_FORMATS = (
     "bold5000-betas", "nod", "god", "deeprecon", "bids-fmri",
 )  # fmt: skip
 """What `phantom` can write, for its help; the simulation takes a second to import."""
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from braindecode_vis.datasets.manifests import Manifest
 
 
 def new(
@@ -62,101 +58,8 @@ def new(
     console.print(f"{first}: braindecode-vis run {root / CONFIG} --root {root}", markup=False)
 
 
-def datasets(root: Root = None, as_json: Json = False, debug: Debug = False) -> None:
-    """List the data sets: what they are, where to get them, what is on disk, and which phantom stands in for them."""
-    from rich.table import Table
-
-    from braindecode_vis.cli import catalogue
-    from braindecode_vis.datasets.manifests import describe_source
-
-    found = list(catalogue.list_datasets(root))
-    if as_json:
-        listed = [
-            {**manifest.model_dump(mode="json"), "where": describe_source(manifest), "on_disk": presence}
-            for manifest, presence in found
-        ]
-        print_json({"run_folder": None, "scores": [], "datasets": listed})
-        return
-    from rich.console import Console
-
-    # Not `make_console`: a table needs the width of the terminal, which soft wrapping ignores.
-    console = Console(highlight=False)
-    if console.width < 120:
-        for manifest, presence in found:
-            _print_dataset(console, manifest, describe_source(manifest), presence)
-        return
-    table = Table(title="Data sets", title_justify="left", show_lines=True)
-    for column, width in (
-        ("name", 12),
-        ("what", 22),
-        ("licence", 14),
-        ("where to get it", 14),
-        ("on disk", 12),
-        ("phantom", 12),
-    ):
-        table.add_column(column, overflow="fold", min_width=width)
-    for manifest, presence in found:
-        table.add_row(
-            manifest.name, _describe_content(manifest), manifest.licence, describe_source(manifest), presence,
-            ", ".join(manifest.phantoms),
-        )  # fmt: skip
-    console.print(table)
-    console.print("Without its files: braindecode-vis phantom NAME --out DIR, then --root DIR.")
-
-
-def _describe_content(manifest: Manifest) -> str:
-    subjects = "1 subject" if manifest.subjects == 1 else f"{manifest.subjects} subjects"
-    return f"{manifest.modality}, {subjects}; {manifest.stimuli}"
-
-
-def _print_dataset(console: Console, manifest: Manifest, source: str, presence: str) -> None:
-    """Print what a narrow terminal cannot show as a row of a table."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console.print(f"[bold]{manifest.name}[/bold]")
-    lines = {
-        "on disk": presence,
-        "what": _describe_content(manifest),
-        "licence": manifest.licence,
-        "from": source,
-    }
-    if manifest.phantoms:
-        lines["without its files"] = (
-            f"braindecode-vis phantom {manifest.phantoms[0]} --out DIR, then --root DIR"
-            + (f" (also {', '.join(manifest.phantoms[1:])})" if manifest.phantoms[1:] else "")
-        )
-    for name, text in lines.items():
-        console.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 2)))
-
-
-def describe(
-    source: Annotated[str, typer.Argument(help="A shipped configuration, or a configuration file.")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say what a configuration is, which paper it follows, what is as published and what departs."""
-    from dataclasses import asdict
-
-    from braindecode_vis.config import find_config, read_header
-
-    path = find_config(source)
-    header = read_header(path)
-    if as_json:
-        print_json({"run_folder": None, "scores": [], "config": str(path), **asdict(header)})
-        return
-    console = make_console(stderr=False)
-    console.print(f"{path.stem}: {header.about or 'no header'}", markup=False)
-    for label, text in (("source", header.source), ("as published", header.as_published)):
-        if text:
-            console.print(f"{label}: {text}", markup=False)
-    for label, entries in (("same as published", header.same), ("departs", header.departs)):
-        for text in [f"{label}:" for _ in entries[:1]] + [f"  - {entry}" for entry in entries]:
-            console.print(text, markup=False)
-
-
 def check(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.", autocompletion=complete_datasets)],
     root: Root = None,
     overrides: Set = None,
     full: Annotated[
@@ -196,7 +99,7 @@ def check(
 
 
 def fetch(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.", autocompletion=complete_datasets)],
     root: Annotated[Path, typer.Option("--root", help="Folder to fetch into.")],
     accept_licence: Annotated[
         bool,
@@ -246,7 +149,14 @@ def banks(as_json: Json = False, debug: Debug = False) -> None:
 
 def phantom(
     form: Annotated[
-        str, typer.Argument(metavar="FORMAT", help=f"Data set to imitate: {', '.join(PHANTOM_FORMATS)}.")
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help=f"Data set to imitate: {', '.join(PHANTOM_FORMATS)}.",
+            autocompletion=lambda incomplete: [
+                form for form in PHANTOM_FORMATS if form.startswith(incomplete)
+            ],
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the simulated data set.")],
     size: Annotated[str, typer.Option("--size", help="tiny, small, demo or full.")] = "small",

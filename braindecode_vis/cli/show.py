@@ -20,12 +20,33 @@ if TYPE_CHECKING:
     from braindecode_vis.pipeline.runs import Run
     from braindecode_vis.store import Artifact
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="A configuration file, a run folder, or the name of a data set or shipped configuration."
-    ),
-]
+
+def complete_configs(incomplete: str) -> list[str]:
+    """Return the shipped configurations that begin so; files are completed by the shell."""
+    from braindecode_vis.datasets.manifests import find_package_data
+
+    return sorted(p.stem for p in find_package_data("configs").glob(f"{incomplete}*.yaml"))
+
+
+def complete_datasets(incomplete: str) -> list[str]:
+    """Return the data sets that begin so."""
+    from braindecode_vis.datasets.manifests import find_package_data
+
+    return sorted(p.stem for p in find_package_data("data_manifests").glob(f"{incomplete}*.yaml"))
+
+
+def complete_analyses(incomplete: str) -> list[str]:
+    """Return the kinds of analyses that begin so."""
+    from braindecode_vis.registry import INSIDE
+
+    return [kind for kind in INSIDE["analysis"] if kind.startswith(incomplete)]
+
+
+SOURCE = typer.Argument(
+    help="A configuration file, a run folder, or the name of a data set or shipped configuration.",
+    autocompletion=complete_configs,
+)
+Source = Annotated[str, SOURCE]
 Root = Annotated[Path | None, typer.Option("--root", help="Folder that the data set lies in.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")]
 Set = Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braindecode_vis.cli.show import (
+    SOURCE,
     AllowDownload,
     ConsoleListener,
     Debug,
@@ -20,6 +21,7 @@ from braindecode_vis.cli.show import (
     Subject,
     TrustCode,
     Verify,
+    complete_analyses,
     make_console,
     open_source,
     print_json,
@@ -30,13 +32,18 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    source: Source,
+    source: Annotated[str | None, SOURCE] = None,
     analyses: Annotated[
         list[str] | None,
         typer.Option(
-            "--analysis", help="Kind of analysis; those of the configuration by default. Repeatable."
+            "--analysis",
+            help="Kind of analysis; those of the configuration by default. Repeatable.",
+            autocompletion=complete_analyses,
         ),
     ] = None,
+    list_kinds: Annotated[
+        bool, typer.Option("--list", help="List the analyses, with what each asks, and stop.")
+    ] = False,
     root: Root = None,
     out: Out = None,
     subjects: Subject = None,
@@ -54,6 +61,20 @@ def analyze(
     from braindecode_vis.studies.analyze import analyze as analyze_run
     from braindecode_vis.studies.analyze import read_findings
 
+    if list_kinds:
+        from braindecode_vis.cli.discover import print_explanation
+        from braindecode_vis.config.explain import explain
+
+        (found_kinds,) = explain("analysis")
+        if as_json:
+            print_json({"run_folder": None, "scores": [], "analyses": dict(found_kinds.kinds)})
+        else:
+            print_explanation(found_kinds)
+        return
+    if source is None:
+        raise ConfigError(
+            "analyze needs a configuration, a run folder or a data set; --list names the analyses."
+        )
     run = open_source(source, root, out, overrides, subjects)
     artifacts, refusals = analyze_run(run, analyses or ())
     found = [read_findings(artifact) for artifact in artifacts]

@@ -1,0 +1,281 @@
+"""Verbs that say what there is: data sets, configurations, and the settings of every component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from braindecode_vis.cli.show import (
+    Debug,
+    Json,
+    Root,
+    complete_configs,
+    complete_datasets,
+    make_console,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from braindecode_vis.config.explain import Explanation
+    from braindecode_vis.datasets.manifests import Manifest
+
+
+def datasets(
+    name: Annotated[
+        str | None, typer.Argument(help="One data set, in full.", autocompletion=complete_datasets)
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the data sets, or say of one what it is, where to get it, what is on disk, and which phantom stands in."""
+    from braindecode_vis.cli import catalogue
+    from braindecode_vis.datasets.manifests import describe_source, read_manifest
+
+    if name is not None:
+        read_manifest(name)  # names the nearest where there is none
+    found = [entry for entry in catalogue.list_datasets(root) if name in (None, entry[0].name)]
+    if as_json:
+        listed = [
+            {**manifest.model_dump(mode="json"), "where": describe_source(manifest), "on_disk": presence}
+            for manifest, presence in found
+        ]
+        print_json({"run_folder": None, "scores": [], "datasets": listed})
+        return
+    if name is not None:
+        (manifest, presence) = found[0]
+        _print_dataset(manifest, describe_source(manifest), presence)
+        return
+    rows = [
+        (m.name, m.modality, _count_subjects(m), _shorten(presence) if root else None, m.title)
+        for m, presence in found
+    ]
+    print_table(("name", "modality", "subjects", "on disk" if root else None, "title"), rows)
+    console = make_console(stderr=False)
+    console.print("One of them in full: braindecode-vis datasets NAME", markup=False)
+    console.print("Without its files: braindecode-vis phantom NAME --out DIR, then --root DIR", markup=False)
+
+
+def _count_subjects(manifest: Manifest) -> str:
+    return str(manifest.subjects) if manifest.subjects else "any"
+
+
+def _shorten(presence: str) -> str:
+    return presence.partition(" in ")[0].partition(";")[0].replace("no list of files", "see check")
+
+
+def _print_dataset(manifest: Manifest, source: str, presence: str) -> None:
+    subjects = f"{_count_subjects(manifest)} subject{'' if manifest.subjects == 1 else 's'}"
+    phantoms = [f"braindecode-vis phantom {form} --out DIR, then --root DIR" for form in manifest.phantoms]
+    facts = [f"{key.replace('_', ' ')}: {value}" for key, value in manifest.facts.items()]
+    lines: list[tuple[str, Iterable[str]]] = [
+        (manifest.name, [manifest.title]),
+        ("what", [manifest.summary]),
+        ("modality", [f"{manifest.modality}, {subjects}; {manifest.stimuli}"]),
+        ("on disk", [presence]),
+        ("from", [source]),
+        ("licence", [manifest.licence]),
+        ("terms", [manifest.gate or ""]),
+        ("cite", [manifest.citation]),
+        ("declared", facts),
+        ("notes", manifest.notes),
+        (
+            "configurations",
+            [", ".join(config["name"] for config in _read_configs() if config["dataset"] == manifest.name)],
+        ),
+        ("without its files", phantoms),
+        ("settings", [f"braindecode-vis describe dataset.{manifest.name}"]),
+    ]
+    console = make_console(stderr=False)
+    for label, texts in lines:
+        for text in filter(None, texts):
+            console.print(f"{label}: {text}", markup=False)
+
+
+# --- configurations -------------------------------------------------------------------------------------------
+
+
+def _read_configs() -> list[dict[str, Any]]:
+    """Return name, data set, modality, split and header of every shipped configuration, without validating it."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from braindecode_vis.config import read_header
+    from braindecode_vis.datasets.manifests import find_manifest, find_package_data
+
+    found = []
+    for path in sorted(find_package_data("configs").glob("*.yaml")):
+        content = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        kind = content["dataset"]["kind"]
+        encoder = content.get("encoder", {"kind": "ridge"})
+        found.append(
+            {
+                "name": path.stem, "path": str(path), "dataset": kind, "modality": find_manifest(kind).modality,
+                "encoder": encoder.get("network", encoder)["kind"], **asdict(read_header(path)),
+            }
+        )  # fmt: skip
+    return found
+
+
+def configs(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One configuration, as it is written.", autocompletion=complete_configs),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Those of this data set.", autocompletion=complete_datasets),
+    ] = None,
+    modality: Annotated[str | None, typer.Option("--modality", help="Those of eeg, meg or fmri.")] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option("--paper", help="Those whose source names this, as an author or arXiv number."),
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of a configuration, for editors.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the shipped configurations, by data set, modality or paper, or print one of them."""
+    from braindecode_vis.checks import ConfigError, check_option
+
+    if schema:
+        from braindecode_vis.config.explain import make_schema
+
+        print_json(make_schema())
+        return
+    if name is not None:
+        from braindecode_vis.config import find_config
+
+        typer.echo(find_config(name).read_text(), nl=False)
+        return
+    found = _read_configs()
+    for label, given, key in (("--dataset", dataset, "dataset"), ("--modality", modality, "modality")):
+        if given is not None:
+            check_option(label, given, sorted({str(config[key]) for config in found}))
+            found = [config for config in found if config[key] == given]
+    if paper is not None:
+        found = [
+            config for config in found if paper.lower() in f"{config['source']} {config['about']}".lower()
+        ]
+        if not found:
+            raise ConfigError(
+                f"no configuration follows a paper that names {paper!r}; leave --paper out to see all."
+            )
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "configs": found})
+        return
+    print_table(
+        ("name", "modality", "encoder", "what"),
+        [(c["name"], c["modality"], c["encoder"], c["about"]) for c in found],
+    )
+    console = make_console(stderr=False)
+    console.print(
+        "What one follows: braindecode-vis describe NAME. As it is written: configs NAME", markup=False
+    )
+
+
+# --- what a name stands for -----------------------------------------------------------------------------------
+
+
+def describe(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A configuration; or a role (network), a kind (atm_s, network.atm_s) or run, for their settings.",
+            autocompletion=lambda incomplete: [*complete_configs(incomplete), *_complete_kinds(incomplete)],
+        ),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a configuration follows and where it departs, or what a kind is and which settings it has."""
+    from dataclasses import asdict
+
+    from braindecode_vis.checks import ConfigError
+    from braindecode_vis.config import find_config, read_header
+    from braindecode_vis.config.explain import explain
+
+    try:
+        path = find_config(name)
+    except ConfigError:
+        # What has folders or an ending is meant as a file, and everything else may be a kind.
+        if "/" in name or name.endswith((".yaml", ".yml")):
+            raise
+        path = None
+    if path is None:
+        found = explain(name, besides=complete_configs(""))
+        if as_json:
+            print_json({"run_folder": None, "scores": [], "explained": [asdict(entry) for entry in found]})
+        else:
+            for entry in found:
+                print_explanation(entry)
+        return
+    header = read_header(path)
+    if as_json:
+        print_json({"run_folder": None, "scores": [], "config": str(path), **asdict(header)})
+        return
+    console = make_console(stderr=False)
+    console.print(f"{path.stem}: {header.about or 'no header'}", markup=False)
+    for label, text in (("source", header.source), ("as published", header.as_published)):
+        if text:
+            console.print(f"{label}: {text}", markup=False)
+    for label, entries in (("same as published", header.same), ("departs", header.departs)):
+        for text in [f"{label}:" for _ in entries[:1]] + [f"  - {entry}" for entry in entries]:
+            console.print(text, markup=False)
+
+
+def print_explanation(found: Explanation) -> None:
+    """Print what a name stands for."""
+    console = make_console(stderr=False)
+    console.print(f"{found.name}: {found.about}", markup=False)
+    if found.kinds:
+        print_table(("kind", "what"), found.kinds)
+        console.print(f"The settings of one: braindecode-vis describe {found.name}.KIND", markup=False)
+    shown = ""
+    for option, after in zip(found.options, [*found.options[1:], None], strict=False):
+        start = "" if option.text == shown else "\n"  # several options may share their description
+        console.print(f"{start}{option.name}: {option.type}, by default {option.default}", markup=False)
+        shown = option.text
+        if after is None or after.text != shown:
+            console.print(f"    {option.text}", markup=False)
+
+
+def _complete_kinds(incomplete: str) -> list[str]:
+    from braindecode_vis.registry import INSIDE
+
+    kinds = [f"{role}.{kind}" for role, known in INSIDE.items() for kind in known]
+    return [word for word in ("run", *INSIDE, *kinds) if word.startswith(incomplete)]
+
+
+def print_table(columns: Sequence[str | None], rows: Iterable[Sequence[str | None]]) -> None:
+    """Print rows as wide as the terminal is; only the last column is broken into lines. None leaves a column out.
+
+    Where the last column would be narrow, it stands below the others.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+
+    # Not `make_console`: a table needs the width of the terminal, which soft wrapping ignores.
+    console = Console(highlight=False, markup=False)
+    kept = [number for number, column in enumerate(columns) if column is not None]
+    cells = [[str(row[number]) for number in kept] for row in rows]
+    taken = sum(max(map(len, column), default=0) + 3 for column in list(zip(*cells, strict=True))[:-1])
+    if console.width - taken < 36:
+        for *first, last in cells:
+            console.print("  ".join(first))
+            console.print(Padding(last, (0, 0, 0, 4)))
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number in kept:
+        last_column = number == kept[-1]
+        table.add_column(columns[number] or "", overflow="fold", no_wrap=not last_column)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,426 @@
+"""What settings there are: the table of every class in words, and all of them as a JSON Schema for editors.
+
+Owns how an option's type, default and description are read off its class. An option is described under ``Parameters``
+in the docstring of its class or of one that it inherits from. Knows no verb and no page: the command, the settings page
+and the schema are made from this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+import braindecode_vis
+from braindecode_vis.checks import ConfigError, suggest
+from braindecode_vis.config.models import RunConfig
+from braindecode_vis.registry import INSIDE, Component, find_component, find_nested, list_kinds
+from braindecode_vis.settings import Settings
+
+#: Role -> what its components are called.
+ROLES = {
+    "dataset": "Data sets",
+    "split": "Splits",
+    "target": "Image encoders",
+    "encoder": "Brain encoders",
+    "network": "Networks",
+    "objective": "Objectives",
+    "augmentation": "Augmentations",
+    "prior": "Priors",
+    "generator": "Generators",
+    "analysis": "Analyses",
+    "metric": "Metrics with settings",
+}
+
+
+def describe_options(cls: type[Settings]) -> dict[str, str]:
+    """Return the description of each option of a class, an empty text where there is none."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, Settings):
+            found |= {name: _follow(base, name, text) for name, text in read_parameters(base).items()}
+    return {name: found.get(name, "") for name in cls.model_fields if name != "kind"}
+
+
+def _follow(cls: type, name: str, text: str) -> str:
+    """Put the description of another class in the place of ``As in `Other```."""
+    match = re.match(r"As in `(\w+)`[.,;]? ?", text)
+    if match is None:
+        return text
+    other = _find_class(cls, match[1])
+    inherited = [read_parameters(base) for base in other.__mro__]
+    described = next((entries[name] for entries in inherited if name in entries), "")
+    rest = text[match.end() :]
+    return " ".join(filter(None, [_follow(other, name, described), rest[:1].upper() + rest[1:]]))
+
+
+def _find_class(cls: type, name: str) -> type:
+    """Return a class that a docstring names: of the docstring's module, or of whichever module defines it."""
+    own = vars(sys.modules[cls.__module__])
+    if name in own:
+        found: type = own[name]
+        return found
+    root = Path(braindecode_vis.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if re.search(rf"^class {name}\b", path.read_text(), re.MULTILINE):
+            parts = path.relative_to(root.parent).with_suffix("").parts
+            return vars(importlib.import_module(".".join(parts)))[name]
+    raise LookupError(f"{cls.__name__} refers to a class {name}, which is not there")
+
+
+def read_parameters(cls: type) -> dict[str, str]:
+    """Return what a docstring says under ``Parameters``, by name."""
+    text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    match = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[^\n]*\n-{3,}$|\Z)", text, re.MULTILINE | re.DOTALL)
+    entries: dict[str, str] = {}
+    if match is None:
+        return entries
+    names: list[str] = []
+    for line in match[1].splitlines():
+        if line and not line.startswith(" "):
+            names = [name.strip() for name in line.partition(" : ")[0].split(",")]
+            entries |= dict.fromkeys(names, "")
+        else:
+            entries |= {name: f"{entries[name]} {line.strip()}".strip() for name in names}
+    return entries
+
+
+_BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "at least {} long"}
+
+
+def describe_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
+    """Return a type in words, with its bounds."""
+    bounds = [
+        words.format(f"{value:.10g}")
+        for entry in metadata
+        for name, words in _BOUNDS.items()
+        if (value := getattr(entry, name, None)) is not None
+    ]
+    described = _describe_unbounded(annotation, metadata)
+    return f"{described} ({', '.join(bounds)})" if bounds else described
+
+
+def _describe_unbounded(annotation: Any, metadata: tuple[Any, ...]) -> str:
+    for entry in metadata:
+        if isinstance(entry, Component):
+            return _describe_component(entry)
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return describe_type(members[0], members[1:])
+    if origin is Literal:
+        return ", ".join(f"`{member}`" for member in members)
+    if origin in (tuple, list):
+        inner = [describe_type(member) for member in members if member is not Ellipsis]
+        return f"list of {inner[0]}" if Ellipsis in members or origin is list else f"[{', '.join(inner)}]"
+    if origin is dict:
+        return f"mapping of {describe_type(members[0])} to {describe_type(members[1])}"
+    if members:
+        # typing hands out one object for both orders of a union, so that the order is not that of the class
+        described = sorted(map(describe_type, members), key=lambda text: (text == "null", text))
+        return " or ".join(described)
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    plain = {
+        "NoneType": "null",
+        "str": "text",
+        "float": "number",
+        "int": "whole number",
+        "bool": "true or false",
+    }
+    name = getattr(annotation, "__name__", str(annotation))
+    return plain.get(name, name.lower())
+
+
+def _describe_component(field: Component) -> str:
+    """Return what a field of a role takes, with a link to its kinds."""
+    if field.role not in ROLES:
+        return f"a {field.role} from outside the package"
+    link = re.sub(r"[^a-z -]", "", ROLES[field.role].lower().replace(".", "")).replace(" ", "-")
+    chosen = (
+        ""
+        if field.kinds == tuple(INSIDE[field.role])
+        else f": {', '.join(f'`{kind}`' for kind in field.kinds)}"
+    )
+    return f"[{field.role}](#{link}){chosen}"
+
+
+def describe_default(field: FieldInfo) -> str:
+    """Return a default as YAML would write it."""
+    if field.is_required():
+        return "required"
+    return f"`{_write_plain(field.get_default(call_default_factory=True))}`"
+
+
+def _write_plain(value: Any) -> str:
+    if isinstance(value, Settings):
+        changed = {
+            name: getattr(value, name)
+            for name, field in type(value).model_fields.items()
+            if name == "kind" or getattr(value, name) != field.get_default(call_default_factory=True)
+        }
+        return _write_plain(changed) if changed else "its defaults"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_write_plain(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        entries = [_write_plain(entry) for entry in value]
+        if len(entries) > 8:
+            entries = [*entries[:2], "...", entries[-1]]
+        return "[" + ", ".join(entries) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def find_classes(
+    *more: type[Settings],
+) -> tuple[dict[str, dict[str, type[Settings]]], list[type[Settings]]]:
+    """Return the classes of every role by kind, and all others that they and a run name, in the order they are met.
+
+    Parameters
+    ----------
+    *more
+        Further classes whose settings are looked through.
+    """
+    roles = {role: {kind: find_component(role, kind) for kind in INSIDE[role]} for role in ROLES}
+    waiting: list[type[Settings]] = [
+        RunConfig,
+        *(c for kinds in roles.values() for c in kinds.values()),
+        *more,
+    ]
+    others: list[type[Settings]] = []
+    seen: set[type[Settings]] = set(waiting)
+    while waiting:
+        for field in waiting.pop(0).model_fields.values():
+            for nested in find_nested(field.annotation, tuple(field.metadata)):
+                if not isinstance(nested, Component) and nested not in seen:
+                    seen.add(nested)
+                    others.append(nested)
+                    waiting.append(nested)
+    return roles, others
+
+
+# --- one name -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a class: its name, type and default in words, and what it does."""
+
+    name: str
+    type: str
+    default: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a name stands for.
+
+    Parameters
+    ----------
+    name
+        A kind with its role (``network.atm_s``), a role, ``run``, or a class of settings.
+    about
+        First sentence of its docstring.
+    options
+        Its settings; none for a role.
+    kinds
+        Of a role: kind and the first sentence on it.
+    """
+
+    name: str
+    about: str
+    options: tuple[Option, ...] = ()
+    kinds: tuple[tuple[str, str], ...] = ()
+
+
+def explain(name: str, *, besides: Sequence[str] = ()) -> list[Explanation]:
+    """Return what a name stands for in a configuration; several roles may share the name of a kind.
+
+    Parameters
+    ----------
+    name
+        ``atm_s``, ``network.atm_s``, ``network``, ``run``, or a class such as ``SelectionConfig``.
+    besides
+        Names that the caller knows, to suggest where nothing has this one.
+
+    Raises
+    ------
+    ConfigError
+        If nothing has this name; the message names the nearest.
+
+    Examples
+    --------
+    >>> [found.name for found in explain("atm_s")]
+    ['network.atm_s']
+    >>> dict(explain("prior")[0].kinds)["mean"]
+    'Always the mean training embedding: the control that ignores the brain.'
+    """
+    if name == "run":
+        return [explain_class("run", RunConfig)]
+    if name in ROLES:
+        return [
+            Explanation(
+                name, f"{ROLES[name]}: what may stand under {name}.kind.", kinds=tuple(_list_kinds(name))
+            )
+        ]
+    role, _, kind = name.rpartition(".")
+    found = [explain_class(f"{r}.{kind}", find_component(r, kind))
+             for r in ROLES if role in ("", r) and kind in INSIDE[r]]  # fmt: skip
+    if found:
+        return found
+    others = {cls.__name__: cls for cls in find_classes()[1]}
+    if name in others:
+        return [explain_class(name, others[name])]
+    known = [*besides, *ROLES, *(kind for role in ROLES for kind in INSIDE[role]), *others]
+    near = suggest(kind, known)
+    raise ConfigError(
+        f"nothing is called {name!r}{near}; braindecode-vis configs lists configurations, and braindecode-vis describe "
+        f"ROLE the kinds of a role: {', '.join(ROLES)}."
+    )
+
+
+def _list_kinds(role: str) -> Iterator[tuple[str, str]]:
+    for kind in list_kinds(role):
+        try:
+            about = _first_sentence(find_component(role, kind))
+        except ConfigError as error:  # an entry point of another package that cannot be used
+            about = str(error)
+        yield kind, _drop_marks(about)
+
+
+def _first_sentence(cls: type) -> str:
+    return " ".join(inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("\n\n")[0].split())
+
+
+def explain_class(name: str, cls: type[Settings]) -> Explanation:
+    """Return what the docstring and the fields of a class of settings say."""
+    options = []
+    for key, text in describe_options(cls).items():
+        field = cls.model_fields[key]
+        kind = describe_type(field.annotation, tuple(field.metadata))
+        options.append(Option(key, *map(_drop_marks, (kind, describe_default(field), text))))
+    return Explanation(name, _drop_marks(_first_sentence(cls)), tuple(options))
+
+
+def _drop_marks(text: str) -> str:
+    """Return text without the marks of links and of code, as a terminal shows it."""
+    return " ".join(re.sub(r"\[([^]]*)\]\(#[^)]*\)", r"\1", text).replace("`", "").split())
+
+
+# --- JSON Schema ----------------------------------------------------------------------------------------------
+
+
+def make_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file, by which editors complete and check it.
+
+    Returns
+    -------
+    dict
+        Draft 2020-12. Kinds of other packages and ``package.module:Class`` are allowed where the package allows them,
+        with any settings. What several settings must be together is not part of it.
+    """
+    roles, others = find_classes()
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_write_class(RunConfig),
+        "$defs": {},
+    }
+    for role, kinds in roles.items():
+        for kind, cls in kinds.items():
+            schema["$defs"][f"{role}.{kind}"] = _write_class(cls, of_role=True)
+    schema["$defs"] |= {cls.__name__: _write_class(cls) for cls in others}
+    return schema
+
+
+def _write_class(cls: type[Settings], *, of_role: bool = False) -> dict[str, Any]:
+    texts = describe_options(cls)
+    properties: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        entry = _write_type(field.annotation, tuple(field.metadata))
+        if name in _find_short_forms(cls):
+            entry = {"anyOf": [entry, {"type": ["string", "number", "boolean", "array"]}]}
+        if not field.is_required() and name != "kind":
+            default = field.get_default(call_default_factory=True)
+            plain = default.model_dump(mode="json") if isinstance(default, Settings) else default
+            if isinstance(plain, str | int | float | bool | list | dict | None):
+                entry = {**entry, "default": plain}
+        properties[name] = {**entry, **({"description": _drop_marks(texts[name])} if name in texts else {})}
+    required = [
+        name
+        for name, field in cls.model_fields.items()
+        if field.is_required() or (name == "kind" and of_role)
+    ]
+    return {
+        "type": "object", "description": _drop_marks(_first_sentence(cls)), "properties": properties,
+        "additionalProperties": False, "required": required,
+    }  # fmt: skip
+
+
+def _find_short_forms(cls: type[Settings]) -> set[str]:
+    """Return the settings that are also taken in a shorter form, which a validator writes out before any is checked."""
+    decorators = cls.__pydantic_decorators__
+    named = [v.info.fields for v in decorators.field_validators.values() if v.info.mode == "before"]
+    found = {name for fields in named for name in fields if name != "*"}
+    if any(
+        v.info.mode == "before" and "short_forms" in key for key, v in decorators.model_validators.items()
+    ):
+        found |= {
+            name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)
+        }
+    return found
+
+
+_JSON_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+
+
+def _write_type(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Return the schema of a type; what it cannot say allows everything."""
+    for entry in metadata:
+        if isinstance(entry, Component):
+            return _write_component(entry)
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _write_type(members[0], members[1:])
+    bounds = {
+        word: value for entry in metadata for name, word in _JSON_BOUNDS.items()
+        if (value := getattr(entry, name, None)) is not None
+    }  # fmt: skip
+    if origin is Literal:
+        return {"enum": list(members)}
+    if origin in (tuple, list):
+        inner = [_write_type(member) for member in members if member is not Ellipsis]
+        if Ellipsis in members or origin is list:
+            return {"type": "array", "items": inner[0]}
+        return {"type": "array", "prefixItems": inner, "minItems": len(inner), "maxItems": len(inner)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _write_type(members[1])}
+    if members:
+        return {"anyOf": [_write_type(member) for member in members]}
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return {"$ref": f"#/$defs/{annotation.__name__}"}
+    if annotation is Path:
+        return {"type": "string"}
+    return {"type": _JSON_TYPES[annotation], **bounds} if annotation in _JSON_TYPES else {}
+
+
+def _write_component(field: Component) -> dict[str, Any]:
+    if field.role not in ROLES:
+        return {}
+    known = [{"$ref": f"#/$defs/{field.role}.{kind}"} for kind in field.kinds]
+    if not field.outside:
+        return {"anyOf": known}
+    others = {
+        "type": "object",
+        "required": ["kind"],
+        "properties": {"kind": {"type": "string", "pattern": ":"}},
+    }
+    return {"anyOf": [*known, others]}
