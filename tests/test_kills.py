@@ -316,14 +316,14 @@ def test_kills_from_simulated_recordings_to_exports(killer, show):
         killer.kill_in(case, "run", 6)
     # Of the finished run, whose analysis goes on after its last fit.
     asked = ("analyze", "{out}", "--analysis", "time_generalization", *_set(values[3:]))
-    killer.kill_in(Case("analyze", asked, "work/analyze-*/part-*", finished), "analyzed", 6)
+    killer.kill_in(Case("analyze", asked, "work/analyze-*/part-*", finished), "analyzed", 3)
     predict = Case("predict", ("predict", str(finished), "--on", str(root), "--out", "{out}"))
     killer.kill_in(predict, "predicted", 6)
     for to, ending in (("csv", "scores.csv"), ("netcdf", "responses.nc")):
         what = ending.partition(".")[0]
         words = ("export", str(finished), "--what", what, "--to", to, "--out", "{out}")
         killer.kill_in(Case(f"export {what}", words), ending, 3)
-    assert killer.check() == 54
+    assert killer.check() == 51
 
 
 @pytest.mark.slow

@@ -310,11 +310,12 @@ def refit(
     meter
         The metric.
     what
-        What the fits are for, in words; no two of one analysis have the same.
+        What the fits are for, in words.
     keys
         One per fit of a fold, of plain values.
     """
-    names = {(n, key): f"{what}, fold {n}, {key}" for n in range(len(study.folds)) for key in keys}
+    call = study.kept.number_group()  # an analysis may ask the same of other trials or of another metric
+    names = {(n, key): f"{call}, fold {n}, {key!r}" for n in range(len(study.folds)) for key in keys}
     n_kept = sum(study.kept.holds(name) for name in names.values())
     n_left = len(names) - n_kept
     with ExitStack() as stack:

@@ -118,12 +118,12 @@ class Run:
         with hold_folder(self.folder.path, _digest_settings(self.config), self.tell):
             yield
 
-    def tell(self, sentence: str) -> None:
+    def tell(self, sentence: str, about: str = "run folder:") -> None:
         """Say something that the user should know, as a `Notice` where nobody shows progress."""
         if isinstance(self.listener, SilentListener):
             warnings.warn(sentence, Notice, stacklevel=2)
             return
-        with self.listener.watch("run folder:") as show:
+        with self.listener.watch(about) as show:
             show(0, 0, sentence)
 
     def produce(

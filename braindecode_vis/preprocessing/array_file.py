@@ -122,6 +122,12 @@ class KeptParts:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self._n_groups = 0
+
+    def number_group(self) -> int:
+        """Return a number for a group of parts, which groups are given in the order in which they are asked for."""
+        self._n_groups += 1
+        return self._n_groups
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
         """Return the arrays of a part; None if it is not there or damaged, so that it is computed again."""

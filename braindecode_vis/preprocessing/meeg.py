@@ -45,7 +45,7 @@ from braindecode_vis.preprocessing.whitening import (
     compute_condition_weights,
     make_whitener,
 )
-from braindecode_vis.store import write_json, write_stimuli
+from braindecode_vis.store import json_plain, write_json, write_stimuli
 
 Advance = Callable[[int, str], None]
 
@@ -299,7 +299,7 @@ def _pack_session(session: list[Piece], drops: list[np.ndarray], written: _Writt
     whitener = written.whiteners.get(session[0].part.group)
     return {
         **{f"drop{n}": drop for n, drop in enumerate(drops)},
-        "notes": json.dumps([dict(piece.notes) for piece in written.sessions[-1]]),
+        "notes": json.dumps(json_plain([dict(piece.notes) for piece in written.sessions[-1]])),
         **({} if whitener is None else {"covariance": whitener.covariance, "whitening": whitener.matrix}),
         **written.watch.pack_session(),
     }

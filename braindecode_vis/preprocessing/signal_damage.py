@@ -19,6 +19,7 @@ import numpy as np
 
 from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.manifests import find_missing, list_recordings
+from braindecode_vis.store import json_plain
 
 # Values of a trial that are looked at, evenly spaced over it.
 _N_PROBES = 512
@@ -115,7 +116,7 @@ class DamageWatch:
         places = list(self._seen.places.items())[n_places:]
         features = self._features.get(self._seen.subject, [])[n_features:]
         return {
-            "findings": json.dumps(self.as_json()[n_findings:]),
+            "findings": json.dumps(json_plain(self.as_json()[n_findings:])),
             "seen_files": np.array([where for where, _ in files], dtype=str),
             **{f"seen_names{n}": np.asarray(names, dtype=str) for n, (_, names) in enumerate(files)},
             "seen_places": np.array(places, dtype=np.uint64).reshape(-1, 2),

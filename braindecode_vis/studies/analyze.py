@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def make_study(run: Run) -> Study:
         spaces={bank.embeddings.space: bank.embeddings for bank in banks},
         progress=run.listener.progress,
         fit_seconds=_find_fit_seconds(run),
-        tell=run.tell,
+        tell=partial(run.tell, about="analyze:"),
     )
 
 

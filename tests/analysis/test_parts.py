@@ -11,6 +11,7 @@ from scipy.stats import binom
 from braindecode_vis.analysis.bands import BandFilter, FrequencyBandsConfig, fit_bands
 from braindecode_vis.analysis.cuts import keep_features
 from braindecode_vis.analysis.generalization import TimeGeneralizationConfig
+from braindecode_vis.analysis.measure import measure_changes
 from braindecode_vis.analysis.regions import (
     NetworkAblationConfig,
     RoisConfig,
@@ -180,18 +181,29 @@ def test_a_stopped_analysis_goes_on_to_the_same_table(analysis, tmp_path):
         built += 1
         return study.build(number)
 
-    tried = replace(study, build=build, kept=KeptParts(tmp_path / "work"))
+    def compute():
+        return analysis.compute(replace(study, build=build, kept=KeptParts(tmp_path / "work"))).table
+
     for n_fits in (2, 5):  # noqa: B007 (read by `build`)
         with pytest.raises(Stopped):
-            analysis.compute(tried)
+            compute()
     assert built == len(list((tmp_path / "work").iterdir())) == 5
     n_fits = -1
-    pd.testing.assert_frame_equal(analysis.compute(tried).table, expected, check_exact=True)
+    pd.testing.assert_frame_equal(compute(), expected, check_exact=True)
     total = built
     # One that was damaged is fitted again, and nothing else.
     next((tmp_path / "work").iterdir()).write_bytes(b"PK half a file")
-    pd.testing.assert_frame_equal(analysis.compute(tried).table, expected, check_exact=True)
+    pd.testing.assert_frame_equal(compute(), expected, check_exact=True)
     assert built == total + 1
+
+
+def test_two_questions_of_one_analysis_are_kept_apart(tmp_path):
+    """The same changes by another metric, as an analysis from outside may ask, are not answered by the first ones."""
+    study = make_parcel_study({"a": 1.0, "b": 0.5}, n_train=20, noise=3.0)
+    kept = replace(study, kept=KeptParts(tmp_path))
+    for metric in ("top1", "two_way"):
+        found, expected = (measure_changes(each, {"all": None}, metric)["all"] for each in (kept, study))
+        np.testing.assert_array_equal(found.values, expected.values)
 
 
 def test_the_cost_of_refits_is_told_first(tmp_path):
@@ -208,13 +220,12 @@ def test_the_cost_of_refits_is_told_first(tmp_path):
     study = replace(study, tell=told.append, progress=progress)
     NetworkAblationConfig(n_random=2).compute(study)
     assert told == ["bar"]  # less than a minute
-    kept = KeptParts(tmp_path)
-    NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=600.0, kept=kept))
+    NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=600.0, kept=KeptParts(tmp_path)))
     assert told[1].startswith("network ablation: 7 fits; they take about 70 min, at 10 min each")
     assert bars[-1] == ("network ablation", 7)
     for path in list(tmp_path.iterdir())[:2]:
         path.unlink()
-    NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=6000.0, kept=kept))
+    NetworkAblationConfig(n_random=2).compute(replace(study, fit_seconds=6000.0, kept=KeptParts(tmp_path)))
     assert "7 fits, of which 5 are kept from an earlier call; the others take about 3.3 h" in told[-2]
     assert bars[-1] == ("network ablation", 2)
 
