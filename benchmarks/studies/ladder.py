@@ -35,8 +35,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from braindecode_vis import roles
 from braindecode_vis.arrays import Embeddings
 from braindecode_vis.config import read_config
+from braindecode_vis.contracts import Context
 from braindecode_vis.datasets.manifests import find_package_data
 from braindecode_vis.metrics.uncertainty import bootstrap_interval, paired_difference
 from braindecode_vis.pipeline import embed, preprocess
@@ -324,8 +326,8 @@ def score(task: Task, rung: Rung, seed: int) -> pd.DataFrame:
     """Return the rank of the true image of every query, and the processor time of the training in s."""
     config = validate_component("encoder", rung.encoder)
     responses = pick_labelled_trials(task.prepared, task.train, rung.repeats)
-    encoder = config.build(seed=seed)
-    encoder.images = task.prepared.stimuli
+    encoder = roles.build(roles.BRAIN_ENCODER, config, seed=seed)
+    encoder.bind(Context(images=task.prepared.stimuli))
     targets = task.bank.select(list(responses.stimulus_ids))
     started = time.process_time()
     encoder.fit(responses, targets)

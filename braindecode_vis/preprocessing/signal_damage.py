@@ -39,7 +39,7 @@ _FLAT_SHARE, _CLIPPED_SHARE, _FLAT_S = 0.01, 0.1, 0.25
 _LOST_TOLD, _LOST_REFUSED = 0.01, 0.2
 _N_FEATURES = 4096
 # Features that never change in any file: told, and refused where the mask is not the user's own or the whole volume.
-_CONSTANT_TOLD, CONSTANT_REFUSED = 0.05, 0.25
+_CONSTANT_TOLD, CONSTANT_REFUSED = 0.01, 0.25
 #: Deviations within a trial that a unit can have: amplifiers noise below, and nothing biological above.
 PLAUSIBLE = {"V": (1e-8, 5e-2), "T": (1e-16, 1e-7), "T/m": (1e-15, 1e-6)}
 
