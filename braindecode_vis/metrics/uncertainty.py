@@ -32,8 +32,8 @@ Labels = Sequence[object] | np.ndarray
 #: A value of a null closer to the observed one than this, relative to the larger of 1 and its size, is equal to it: far
 #: above the rounding of a sum of 10^5 values (1e-12), far below what two different permutations differ by.
 TIE_TOLERANCE = 1e-9
-#: Most entries of permutations and resamples that are kept for the next metric (128 MB).
-MOST_KEPT = 1 << 24
+#: Most bytes of permutations and resamples that are kept for the next metric.
+MOST_KEPT = 1 << 27
 CHUNK_VALUES = 1 << 21  # numbers per chunk of resamples (16 MB in double precision)
 
 
@@ -476,7 +476,7 @@ class _Permuted:
         key = (block_of.tobytes(), tuple(sizes), seed)
         # Transposed: what is looked up one after the other then stands in one row of the table.
         drawn = (np.ascontiguousarray(assigned.T, np.intp) for assigned in _draw_permutations(*key))
-        return _keep_draws(("permutation", *key), sum(sizes) * n_shown, drawn) if keep else drawn
+        return _keep_draws(("permutation", *key), sum(sizes) * n_shown, n_shown, drawn) if keep else drawn
 
     def add_sums(self, total: np.ndarray, assigned: np.ndarray) -> None:
         """Add to `total`, (size,), what all rows together would be worth beside the stimuli that they got."""
@@ -500,18 +500,30 @@ def _draw_permutations(block_of: bytes, sizes: tuple[int, ...], seed: int) -> It
         yield permute_within(np.arange(len(labels)), blocks, size, generator)
 
 
-_kept: OrderedDict[Hashable, tuple[int, list[np.ndarray]]] = OrderedDict()  # sizes and draws, the latest last
+_kept: OrderedDict[Hashable, list[np.ndarray]] = OrderedDict()  # the latest last
 
 
-def _keep_draws(key: Hashable, n_entries: int, draws: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-    """Return the draws that `key` stands for, which cost more to make than to use; together up to `MOST_KEPT`."""
-    if n_entries > MOST_KEPT:
+def _keep_draws(
+    key: Hashable, n_entries: int, most: int, draws: Iterable[np.ndarray]
+) -> Iterable[np.ndarray]:
+    """Return the draws that `key` stands for, which cost more to make than to use; together up to `MOST_KEPT`.
+
+    `most` is the largest of the entries: they are kept in the smallest type that holds it.
+    """
+    compact = np.min_scalar_type(most)
+    if n_entries * compact.itemsize > MOST_KEPT:
         return draws
-    found = _kept.pop(key, None) or (n_entries, list(draws))
-    while _kept and sum(n for n, _ in _kept.values()) + n_entries > MOST_KEPT:
+    found = _kept.pop(key, None)
+    if found is None:
+        found = [drawn.astype(compact) for drawn in draws]
+    while _kept and _count_bytes(found, *_kept.values()) > MOST_KEPT:
         _kept.popitem(last=False)  # the one that was not used for longest
     _kept[key] = found
-    return found[1]
+    return (drawn.astype(np.intp) for drawn in found)
+
+
+def _count_bytes(*kept: list[np.ndarray]) -> int:
+    return sum(drawn.nbytes for draws in kept for drawn in draws)
 
 
 def _bootstrap_clusters(
@@ -531,7 +543,7 @@ def _bootstrap_clusters(
     sizes = tuple(_chunks(n_boot, max(n, len(values))))
     draws: Iterable[np.ndarray] = (generator.integers(0, n, (size, n)) for size in sizes)
     if seed is not None:
-        draws = _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, draws)
+        draws = _keep_draws(("bootstrap", seed, n, sizes), n_boot * n, n, draws)
     parts = []
     for size, drawn in zip(sizes, draws, strict=True):
         if statistic == "mean":

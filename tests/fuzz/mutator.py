@@ -88,10 +88,10 @@ def _span(rng: np.random.Generator, size: int) -> tuple[int, int]:
 def _truncate(path: Path, rng: np.random.Generator) -> Damage | None:
     content = path.read_bytes()
     keep = len(content) - _span(rng, len(content))[1] if content else 0
-    # A table or a list that ends earlier is another one.
-    return _write(
-        path, content[:keep], f"cut to {keep} of {len(content)} bytes", readable=path.suffix in TEXT
-    )
+    # A table or a list that ends earlier is another one, and every decoder takes a JPEG without its end mark for whole.
+    is_text, is_jpeg = path.suffix in TEXT, path.suffix.lower() in (".jpg", ".jpeg")
+    readable = is_text or (is_jpeg and len(content) - keep <= 2)
+    return _write(path, content[:keep], f"cut to {keep} of {len(content)} bytes", readable=readable)
 
 
 def _empty(path: Path, rng: np.random.Generator) -> Damage | None:
