@@ -35,7 +35,8 @@ LEAST_GAIN, LEAST_T = 0.1, 5.0
 
 def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     """Score the held-out trials with the weights in the run, and look for their epoch in the validation curve."""
-    if again.config.decodes_categories or not again.encoder.trains_in_processes:
+    # Networks of categories are no networks by their settings.
+    if not any((record.path / "network.json").is_file() for record in run.trained):
         return []
     if again.encoder.reads_text:
         run.state("choice", "by record", "epochs", "texts are not embedded again")
@@ -44,7 +45,10 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     for number, (record, fitted) in enumerate(zip(run.trained, learning.train(again), strict=True)):
         content, where = read_json(record.path / "network.json"), name_fold(number)
         if not content.get("held_out"):
-            run.state("choice", "by record", "epochs", "no image was held out")
+            if _is_trained_again(run):
+                run.state("choice", "recomputed", "epochs")
+            else:
+                run.state("choice", "by record", "epochs", "nothing was held out; trained again with --refit")
             continue
         chosen = _find_chosen(content["history"], record.fields["encoder"]["selection"])
         responses, targets = learning.pick_training(again, number)
@@ -64,6 +68,12 @@ def check_epochs(run: AuditedRun, again: RecomputedRun) -> list[AuditFinding]:
     run.state("choice", "recomputed", "validation scores of networks")
     text = "the weights of networks give the validation score of the epoch that was chosen."
     return findings or [AuditFinding("validation", "ok", text)]
+
+
+def _is_trained_again(run: AuditedRun) -> bool:
+    """Say whether `check_networks` came to the weights that are kept, and so to the epoch that they are of."""
+    how = {item.how for item in run.verified if (item.part, item.what) == ("fit", "weights")}
+    return how == {"recomputed"}
 
 
 def _find_chosen(history: list[dict[str, Any]], rule: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 A check adds to both. It returns findings (`AuditFinding`), and it tells `AuditedRun.state` how it verified the part of
 the run that it looks at, whatever it found there::
 
-    run.state("prediction", "recomputed", "predictions of fold 0")
+    run.state("prediction", "recomputed", "predictions")
     run.state("score", "by record", "two_way_clip", "its network takes minutes; add --refit")
 
 A part is as well verified as the worst of what was said of it (`Audit.list_status`).
@@ -65,7 +65,7 @@ class Verified:
         ``recomputed`` from what it was made of; ``by record``: only what the run wrote about it was read; or ``not
         verified``.
     what
-        What was looked at, in a few words, for example ``predictions of fold 0``.
+        What was looked at, in a few words, for example ``predictions``.
     reason
         Why it was not recomputed, and what to do about it.
     """

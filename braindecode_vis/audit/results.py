@@ -209,7 +209,7 @@ def check_predictions(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
                 f"its responses (off by {off:.2g} of the spread of predictions)"
             )
             findings.append(name_tampering("predictions", text, name_fold(number)))
-        run.state("prediction", "recomputed", f"predictions of fold {number}")
+        run.state("prediction", "recomputed", "predictions")
     ok = AuditFinding(
         "predictions", "ok", "predictions are what the stored encoders make of the test trials."
     )

@@ -11,6 +11,7 @@ from braindecode_vis import pipeline, store
 from braindecode_vis.audit import choices
 from braindecode_vis.audit.choices import describe_advantage
 from braindecode_vis.audit.files import Record
+from braindecode_vis.audit.findings import Verified
 from braindecode_vis.audit.run import audit_run
 from braindecode_vis.config import read_config
 from braindecode_vis.pipeline.learning import predict_out_of_fold
@@ -145,6 +146,50 @@ def test_held_out_images_are_scored_at_the_place_of_the_chosen_epoch_in_the_trai
     )
     (found,) = choices.check_epochs(run, again)
     assert (found.level, seen) == ("ok", [2 / 8])
+
+
+@pytest.mark.parametrize(
+    ("weights", "how"),
+    [(["recomputed"], "recomputed"), (["recomputed", "by record"], "by record"), ([], "by record")],
+)
+def test_epochs_of_networks_that_held_nothing_out_are_known_once_they_are_trained_again(
+    monkeypatch, tmp_path, weights, how
+):
+    """Of a network of classes the audit said that no check looked at its choices, also after it was trained again."""
+    store.write_json(tmp_path / "network.json", {"held_out": [], "history": [{"loss": 1.0}]})
+    monkeypatch.setattr(choices.learning, "train", lambda again: [None])
+    told = []
+    run = SimpleNamespace(
+        trained=[Record(tmp_path, {})], state=lambda *words: told.append(words[:3]),
+        verified=[Verified("fit", each, "weights", "") for each in weights],
+    )  # fmt: skip
+    again = SimpleNamespace(encoder=SimpleNamespace(reads_text=False))
+    assert choices.check_epochs(run, again) == []
+    assert told == [("choice", how, "epochs")]
+
+
+@pytest.mark.parametrize(
+    ("error", "classes", "level"), [(0.5, False, "leak"), (1.0, False, None), (0.5, True, None)]
+)
+def test_other_weights_than_here_are_a_leak_only_where_they_know_the_test(
+    monkeypatch, tmp_path, error, classes, level
+):
+    """A decoder of classes has no target on the test to be near to: its weights are known by record."""
+    noise = 0.01 * np.random.default_rng(0).normal(size=50)
+    errors = {"stored": error + noise, "made": 1 + noise[::-1]}
+    monkeypatch.setattr(choices, "compare_files", lambda *_, **__: "weights differ")
+    monkeypatch.setattr(choices.learning, "train", lambda again: [SimpleNamespace(encoder="stored")])
+    monkeypatch.setattr(choices.roles, "read", lambda *_: "made")
+    monkeypatch.setattr(choices, "_measure_test", lambda again, number, encoder: errors[encoder])
+    told = []
+    run = SimpleNamespace(thorough=True, state=lambda *words: told.append(words[:3]))
+    again = SimpleNamespace(
+        config=SimpleNamespace(decodes_categories=classes), encoder=None,
+        compute=lambda *_: {tmp_path.as_posix(): tmp_path},
+    )  # fmt: skip
+    found = choices.check_networks(run, again, (Record(tmp_path, {"seconds": 1.0}),), "")
+    assert [item.level for item in found] == ([level] if level else [])
+    assert (("fit", "by record", "weights") in told) == (level is None)
 
 
 def test_only_much_better_predictions_of_the_test_are_an_advantage():

@@ -5,7 +5,7 @@ import pytest
 
 from braindecode_vis import store
 from braindecode_vis.audit.files import drop_digests, list_first, open_audited
-from braindecode_vis.audit.run import check_low_level, check_results
+from braindecode_vis.audit.run import audit_run, check_low_level, check_results
 from braindecode_vis.checks import DataError
 from tests.audit.small_runs import read_name, write_artifact, write_bank, write_prepared, write_trained
 
@@ -44,6 +44,22 @@ def test_scores_are_followed_to_the_trials_that_they_were_made_of(tmp_path):
     assert not run.thorough  # nobody asked for trainings of hours
     store.write_json(tmp_path / "scores.json", [{"fingerprint": "gone"}])
     assert open_audited(tmp_path).evaluated.path == second
+
+
+def test_a_check_that_could_not_be_made_leaves_its_part_unverified(tmp_path, monkeypatch):
+    """A damaged file is a finding, and what it was needed for is not called verified."""
+
+    def check_something(run, **_):
+        raise ValueError("damaged")
+
+    monkeypatch.setattr("braindecode_vis.audit.run.STATISTICS", [check_something])
+    monkeypatch.setattr("braindecode_vis.audit.run.STEPS", [("score", check_something)])
+    monkeypatch.setattr("braindecode_vis.audit.run.open_recomputed", lambda *_: None)
+    write_run(tmp_path)
+    audit = audit_run(tmp_path)
+    unverified = {(item.part, item.what) for item in audit.verified if item.how == "not verified"}
+    assert {("fit", "something"), ("score", "something")} <= unverified
+    assert [item.level for item in audit.findings if item.check == "something"] == ["warning"]
 
 
 def test_an_artifact_that_is_still_being_written_is_left_out(tmp_path):

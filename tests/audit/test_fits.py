@@ -154,6 +154,24 @@ def test_features_of_large_recordings_are_known_by_record_where_choosing_them_is
         assert [item.how for item in run.verified] == ["by record" if by_record else "recomputed"]
 
 
+def test_features_of_every_fold_are_told_of_where_choosing_them_is_dear(tmp_path, monkeypatch):
+    halves = [(ROWS[: N // 2], ROWS[N // 2 :]), (ROWS[N // 2 :], ROWS[: N // 2])]
+    prepared = write_prepared(tmp_path, DATA, halves, ids=IDS, coords={"voxel_id": list(range(N_FEATURES))})
+    bank = write_bank(tmp_path, prepared, IMAGES, VECTORS)
+    fields = {
+        "selection": SelectionConfig.model_validate(CHOICES["encoding"]).model_dump(mode="json"),
+        "seed": 3,
+    }
+    for number in range(2):
+        write_trained(
+            tmp_path, prepared, bank, number=number, fields=fields,
+            write=lambda path: pick([True] * 3 + [False] * 3).write(path / "selection"),
+        )  # fmt: skip
+    monkeypatch.setattr(fits, "LARGEST_REFIT", 0)
+    found = check_features(open_audited(tmp_path))
+    assert [(item.level, item.where) for item in found] == [("warning", "fold 0"), ("warning", "fold 1")]
+
+
 def test_features_that_test_trials_had_a_say_in_are_known(tmp_path, prepared):
     config = SelectionConfig.model_validate(CHOICES["reliability"])
     responses = open_audited(tmp_path).responses
@@ -208,6 +226,26 @@ def test_images_that_the_mean_of_targets_is_of_are_known(tmp_path, prepared, row
 
 
 # --- fits that were made again ------------------------------------------------------------------------------
+
+
+def test_the_second_fit_alone_is_given_poison_and_in_every_trial_that_is_not_learnt_from(
+    tmp_path, prepared, monkeypatch
+):
+    """Were the clean fit poisoned too, both would agree on what they learnt from the test."""
+    write_trained(tmp_path, prepared, write_bank(tmp_path, prepared, IMAGES, VECTORS), write=write_fit())
+    seen = []
+    monkeypatch.setattr(
+        fits, "_fit_encoder",
+        lambda run, record, number, responses, folder, *, poison: seen.append((np.array(responses.data), poison)),
+    )  # fmt: skip
+    monkeypatch.setattr(fits, "_compare_fits", lambda *_: [])
+    (found,) = fits.check_refit(open_audited(tmp_path))
+    assert found.level == "ok"
+    (clean, first), (poisoned, second) = seen
+    assert (first, second) == (False, True)
+    np.testing.assert_array_equal(clean, DATA)
+    np.testing.assert_array_equal(poisoned[TRAIN], DATA[TRAIN])
+    assert np.abs(poisoned[TEST]).min() >= fits.POISON
 
 
 @pytest.mark.parametrize(

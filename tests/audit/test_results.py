@@ -258,6 +258,32 @@ def test_so_many_images_are_embedded_again(clean, monkeypatch, thorough, n):
     assert [item.what for item in run.verified] == [f"target embeddings of {n} image(s)"]
 
 
+def test_dear_scores_alone_are_left_to_the_record(copied, monkeypatch):
+    """With one metric that looks through a network the others are scored again, single items included."""
+    monkeypatch.setattr("braindecode_vis.audit.scores._score_cheaply", lambda again: False)
+    evaluated = find_artifact(copied, "evaluate")
+    rows = json.loads((evaluated / "scores.json").read_text())
+
+    def look():
+        reseal(copied)
+        run, found = take_step(copied, check_scores)
+        return [item.level for item in found], {(item.how, item.what) for item in run.verified}
+
+    assert look() == (["ok"], {("recomputed", f"{len(rows)} scores")})
+    for path in (evaluated / "scores.json", copied / "scores.json"):
+        told = json.loads(path.read_text())
+        told.append({**told[0], "metric": "two_way_identification@net", "noise_ceiling": None})
+        store.write_json(path, told)
+    pd.DataFrame(told).to_parquet(copied / "scores.parquet", index=False)
+    levels, verified = look()
+    assert (levels, ("by record", "scores of 1 metric(s): two_way_identification@net") in verified) == (
+        ["ok"],
+        True,
+    )
+    forge_items(copied)
+    assert look()[0] == ["leak"]
+
+
 def test_the_table_is_not_blamed_for_scores_that_were_forged(copied):
     """The untouched scores.parquet was called tampered, since it was compared with the forged scores.json."""
     table = (copied / "scores.parquet").read_bytes()

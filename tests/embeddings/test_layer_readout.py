@@ -32,6 +32,10 @@ def test_a_class_token_that_is_not_there_is_not_invented():
         pool_tokens(TOKENS, "cls", n_prefix=0, has_class=False)
     pooled = pool_tokens(TOKENS, "attention", n_prefix=0, has_class=False)
     assert pooled.shape == (2, 4)
+    torch.testing.assert_close(pool_tokens(TOKENS, "tokens", n_prefix=0, has_class=False), TOKENS)
+    network = torch.nn.Sequential(torch.nn.Identity())
+    plain = Tower(network, network, list(network))  # a network of which nothing more is said
+    torch.testing.assert_close(read_layers(plain, TOKENS, layers=[0], pooling="patches"), TOKENS)
 
 
 def test_layers_that_do_not_exist_or_do_not_run():

@@ -133,6 +133,8 @@ def test_coordinates_replace_the_table(tmp_path):
     file = tmp_path / "centroids.csv"
     pd.DataFrame(places, columns=["R", "A", "S"]).to_csv(file, index=False)
     np.testing.assert_allclose(read_centroids(file, 6), (places - places.mean(0)) / places.std())
+    pd.DataFrame(places / 1000, columns=["R", "A", "S"]).to_csv(tmp_path / "metres.csv", index=False)
+    np.testing.assert_allclose(read_centroids(tmp_path / "metres.csv", 6), read_centroids(file, 6))
     for suffix in (".tsv", ".txt"):
         pd.DataFrame(places, columns=["x", "y", "z"]).to_csv(tmp_path / f"a{suffix}", index=False, sep="\t")
         np.testing.assert_allclose(read_centroids(tmp_path / f"a{suffix}", 6), read_centroids(file, 6))

@@ -104,7 +104,7 @@ def test_a_killed_fit_finds_the_inner_folds_that_it_had_and_tells_how_far_it_is(
     """A full-size fit took 13 minutes without a sign of life and began anew after a kill."""
     responses, targets = make_task()
     told = []
-    context = Context(checkpoints=tmp_path / "work", progress=lambda *what: told.append(what))
+    context = Context(checkpoints=tmp_path / "new" / "work", progress=lambda *what: told.append(what))
     whole = RidgeConfig().build(seed=0).fit(responses, targets)
 
     def stop(done, total, text):
@@ -119,7 +119,7 @@ def test_a_killed_fit_finds_the_inner_folds_that_it_had_and_tells_how_far_it_is(
     monkeypatch.setattr(
         ridge, "compute_fold_errors", lambda *args: computed.append(args[1]) or compute(*args)
     )
-    (tmp_path / "work/inner_fold1.npy").write_bytes(b"cut")
+    (tmp_path / "new/work/inner_fold1.npy").write_bytes(b"cut")
     again = RidgeConfig().build(seed=0)
     again.bind(context)
     again.fit(responses, targets)

@@ -137,7 +137,8 @@ def test_order_of_channels_does_not_matter():
 
 def test_positions_are_stretched_to_the_unit_square():
     places = np.array([[-2.0, 5.0], [0.0, 5.0], [6.0, 5.0]])  # all on one line: the other axis has no extent
-    np.testing.assert_allclose(scale_positions(places), [[0, 0.5], [0.25, 0.5], [1, 0.5]])
+    for unit in (1, 1e-3):  # whatever the positions are given in
+        np.testing.assert_allclose(scale_positions(unit * places), [[0, 0.5], [0.25, 0.5], [1, 0.5]])
 
 
 def test_sensors_in_the_disc_are_left_out_in_training_only():

@@ -92,6 +92,20 @@ def test_chance_of_two_stimuli_is_that_of_their_permutations():
         assert row.chance == pytest.approx((row.value + swapped) / 2, abs=0.03)
 
 
+def test_stimuli_are_permuted_within_their_block(tmp_path):
+    """Large tables hold the pairs within a block only; whatever stands elsewhere must not enter chance."""
+    references, found = [["a"], ["b"], ["c"], ["d"]], ["a", "x", "c", "y"]
+    table = np.full((4, 4), 99.0)
+    table[:2, :2], table[2:, 2:] = [[1, 0], [0.5, 0]], [[1, 0.25], [0.5, 0]]
+    tables = dict.fromkeys(captions.compute_caption_metrics(references, found), table)
+    rows = captions.score_captions(
+        references, found, list("abcd"), method="decoded", protocol="p", subject="1", split="test", seed=0, n_boot=100,
+        tables=tables, truth=np.arange(4), blocks=np.array([0, 0, 1, 1]), n_permutations=2000,
+    )  # fmt: skip
+    for row in rows:  # in each block the two stay where they are in half of all permutations
+        assert row.chance == pytest.approx((1 + 0.5 + 1 + 0.75) / 8, abs=0.03)
+
+
 def test_the_bank_gives_the_caption_of_the_nearest_training_image(tmp_path):
     path = tmp_path / "bank.csv"
     path.write_text('id,caption\nt2,"a dog, on the grass"\nt2,another\nt1,a cat\n')

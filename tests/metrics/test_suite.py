@@ -331,7 +331,7 @@ def test_dreamsim_runs_the_package_on_the_given_folder_only(tmp_path, monkeypatc
         suite.compute_suite(truth, decoded, config)
 
     def load(pretrained, device, cache_dir, dreamsim_type):
-        assert (cache_dir, dreamsim_type) == (str(tmp_path), "ensemble")
+        assert (pretrained, cache_dir, dreamsim_type) == (True, str(tmp_path), "ensemble")
         return types.SimpleNamespace(embed=lambda x: x[:, :, ::32, ::32].flatten(1)), None
 
     monkeypatch.setitem(sys.modules, "dreamsim", types.SimpleNamespace(dreamsim=load))

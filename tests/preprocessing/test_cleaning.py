@@ -24,6 +24,8 @@ from braindecode_vis.datasets.sources.meeg_source import (
 )
 from braindecode_vis.preprocessing import artefacts
 from braindecode_vis.preprocessing.artefacts import fit_eye_projection
+from braindecode_vis.preprocessing.cleaning import filter_file
+from braindecode_vis.preprocessing.epochs import Piece
 from braindecode_vis.preprocessing.meeg import write_source
 from braindecode_vis.stimuli import StimulusSet
 from braindecode_vis.store import read_responses
@@ -196,6 +198,16 @@ def test_a_stretch_shorter_than_the_filter_is_named(tmp_path, signal, events):
         DataError, match=r"from 0.0 to 7.0 s between joins is shorter than a filter of 33.0 s"
     ):
         write(make_source(signal, events, boundaries=(seam,)), tmp_path, l_freq=0.1)
+
+
+def test_a_trial_on_the_first_sample_of_a_short_stretch_is_no_less_one(tmp_path, signal, events):
+    part = make_source(signal, events).parts[0]
+    np.save(tmp_path / "raw.npy", signal[:4].astype(np.float32))
+    at = int(events["sample"][0])
+    trials = events[:1].reset_index(drop=True)
+    piece = Piece(part, trials, trials[:0], np.arange(10) / SFREQ, np.zeros((1, 2), int), np.empty(0, int))
+    with pytest.raises(DataError, match="between joins is shorter than a filter"):
+        filter_file(tmp_path / "raw.npy", piece, np.array([at, at + 100]), (), 0.1, None)
 
 
 def test_bad_samples_are_named_before_a_filter_spreads_them(tmp_path, signal, events):

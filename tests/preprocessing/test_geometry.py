@@ -248,6 +248,13 @@ def test_surface_atlases(tmp_path):
     assert parcels.names == ("7Networks_LH_Vis_1", "lh_b", "7Networks_RH_Vis_1", "rh_b")
     assert parcels.labels.tolist() == [0, 1, 1, 2, 3, 3, 0, 4]
     np.testing.assert_allclose(average_parcels(np.arange(8.0)[None], parcels), [[1.5, 3, 4.5, 7]])
+    data = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    responses = write(tmp_path / "run", {"01": geometry}, config, [data])
+    back = inverse_transform(
+        responses, np.arange(1.0, 5)
+    )  # vertices of no parcel hold nothing, as unmeasured ones
+    np.testing.assert_array_equal(back["left"], [np.nan, 1, 1, 2, np.nan])
+    np.testing.assert_array_equal(back["right"], [3, 3, np.nan, np.nan, 4])
     with pytest.raises(DataError, match="made for another surface"):
         place_in_parcels({"01": replace(geometry, n_vertices=(6, 5))}, config)
     with pytest.raises(DataError, match="a surface, but the data are on a volume"):

@@ -1,5 +1,7 @@
 """What preprocessing has learnt is kept, and gives new trials the numbers that it gave its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,24 @@ def test_sessions_of_the_run_are_standardised_to_the_same_bits(tmp_path, zscore,
     old, new = (store.read_responses(tmp_path / name / "responses") for name in ("old", "new"))
     np.testing.assert_array_equal(old.data, new.data)
     assert old.data.dtype == new.data.dtype
+
+
+def test_every_part_of_a_session_comes_to_its_own_rows(tmp_path):
+    """A session may lie in one file for each run."""
+    source, _ = make_source(("ttttTTtttt", "TTttttttt"))
+
+    def cut(part, start, stop):
+        trials = part.trials[start:stop].reset_index(drop=True)
+        return replace(part, trials=trials, read=lambda a, b: part.read(a + start, b + start))
+
+    pieces = [cut(part, *ends) for part in source.parts for ends in ((0, 2), (2, 5), (5, len(part.trials)))]
+    source = replace(source, parts=tuple(pieces))
+    write_fmri_source(source, tmp_path / "old")
+    learnt = LearntStatistics.read(tmp_path / "old" / "responses")
+    write_fmri_source(source, tmp_path / "new", learnt=learnt)
+    old, new = (np.load(tmp_path / name / "responses" / "data.npy") for name in ("old", "new"))
+    np.testing.assert_array_equal(old, new)
+    assert (np.abs(new).sum(axis=1) > 0).all()
 
 
 def test_a_session_of_its_own_test_trials_is_never_pooled(tmp_path):

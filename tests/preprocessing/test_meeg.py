@@ -212,6 +212,14 @@ def test_an_epoch_that_leaves_the_file_is_named(tmp_path, signal, events):
         write(source, tmp_path)
 
 
+def test_an_epoch_may_begin_on_the_first_sample_of_the_file(tmp_path, signal, events):
+    for before, kept in ((200, 60), (199, 59)):
+        cut = int(events["sample"][0]) - before  # an epoch begins 0.2 s before its image
+        moved = events.assign(sample=events["sample"] - cut)
+        source = make_source(make_part(signal[:, cut:], moved), mvnn="none", max_dropped=0.1)
+        assert write(source, tmp_path / str(before))[0].n_trials == kept
+
+
 def test_a_nan_is_named_by_channel_trial_and_time(tmp_path, signal, events):
     signal[2, events["sample"][17] + 30] = np.nan
     with pytest.raises(

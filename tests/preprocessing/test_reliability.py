@@ -49,6 +49,18 @@ def test_ncsnr_against_loops():
     )
 
 
+def test_images_that_were_shown_once_say_nothing_of_noise():
+    responses, _ = make_responses(40)
+    repeats = responses.trials["repetition"].to_numpy()
+    ids = responses.stimulus_ids
+    often = (ids >= "i0010") | (repeats == 0)  # of ten images the first repetition alone is left
+    mixed, repeated = (responses.select(np.flatnonzero(rows)) for rows in (often, ids >= "i0010"))
+    for compute, name in ((rel.compute_ncsnr, "ncsnr"), (rel.compute_split_half, "correlation")):
+        found, expected = compute(mixed), compute(repeated)
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name))
+        assert found.n_images == expected.n_images == 30
+
+
 def test_split_half_bounds_what_the_truth_itself_reaches():
     responses, truth = make_responses(1000)
     found = rel.compute_split_half(responses, n_splits=5)

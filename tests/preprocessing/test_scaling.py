@@ -37,6 +37,16 @@ def hold(path, data):
     return held
 
 
+def test_rows_that_are_not_kept_leave_the_file(tmp_path):
+    """Cleaning may drop trials at the end; NumPy reads what is left."""
+    data = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    with hold(tmp_path / "held.npy", data) as held:
+        held.shrink(5)
+        np.testing.assert_array_equal(held.read(0, 5), data[:5])
+    np.testing.assert_array_equal(np.load(tmp_path / "held.npy"), data[:5])
+    assert (tmp_path / "held.npy").stat().st_size == held.offset + 5 * 3 * 4
+
+
 @pytest.mark.parametrize("method", ["robust", "zscore"])
 @pytest.mark.parametrize("per", ["subject", "session"])
 def test_each_group_is_scaled_by_its_own_training_trials(tmp_path, monkeypatch, method, per):

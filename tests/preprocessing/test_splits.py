@@ -216,6 +216,14 @@ def test_validation_concepts_are_never_fitted_on():
         hold_out_concepts(concepts, fraction=1.0, seed=0)
 
 
+def test_two_groups_are_enough_to_leave_one_out():
+    trials = make_trials().assign(group=np.arange(len(make_trials())) % 2)
+    split = LeaveOneGroupOutConfig().make(trials, make_concepts(trials), seed=0)
+    assert split.protocol.startswith("leave one group out (2 groups)")
+    with pytest.raises(ConfigError, match="needs two groups"):
+        LeaveOneGroupOutConfig().make(trials.assign(group=0), make_concepts(trials), seed=0)
+
+
 @pytest.mark.parametrize("config", [LeaveOneGroupOutConfig, GroupKFoldSplitConfig])
 @pytest.mark.parametrize("images", [False, True])
 def test_images_of_tested_groups_leave_the_training_where_that_is_asked(config, images):

@@ -112,6 +112,26 @@ def test_simulated_predictions_pass_on_the_leading_components_best():
     assert correlation[0] > correlation[10] > correlation[25] > 0.05
 
 
+def test_simulated_encoders_follow_a_curve_roughly_and_pass_on_from_six_components_to_all():
+    """How many components an encoder passes on is spread evenly over the logarithm; gains scatter by a quarter."""
+    n, k = 4000, 512
+    direction = Direction(np.zeros(k), np.eye(k), np.ones(k))
+    targets = np.full((n, k), 1e9)  # the noise of predictions is nothing beside them
+    gains = np.log(np.maximum(direction.simulate(targets, np.random.default_rng(0)), 1e-30))
+    # Along the tail the curve is smooth, so that neighbours differ by the scatter.
+    scatter = np.diff(gains[:, -200:], axis=1).std(axis=1) / np.sqrt(2)
+    assert np.median(scatter) == pytest.approx(0.25, rel=0.05)
+    kept = np.exp(gains[:, 80:120].mean(axis=1) - gains[:, :4].mean(axis=1))
+    # Of six to 512 components a third of all encoders passes on more than a hundred, and others have a floor.
+    assert (kept > 0.5).mean() == pytest.approx(0.56, abs=0.05)
+
+
+def test_no_prediction_gives_no_sample(fitted):
+    """A fold whose test trials have no picture."""
+    nothing = fitted.sample(make_images(5)[0].select([]), n_draws=2, seed=0)
+    assert nothing.vectors.shape == (0, 12)
+
+
 def test_components_come_back_and_a_direction_forgets_the_length_only():
     rows = np.random.default_rng(0).normal(size=(50, 5)) * [3, 2, 1, 0.5, 1e-6] + 4
     scale = fit_components(rows, 10)
