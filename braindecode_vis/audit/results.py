@@ -130,9 +130,7 @@ def check_out_of_fold(run: AuditedRun, again: RecomputedRun) -> list[AuditFindin
     if again.config.decodes_categories:
         return []
     if not run.out_of_fold and (run.reconstructed is None or not learning.needs_predictions(again)):
-        run.state(
-            "prediction", "recomputed", "no predictions out of fold: not made, as nothing learnt from them"
-        )
+        run.state("prediction", "recomputed", "no predictions out of fold (nothing learnt from them)")
         return []
     what, trained = "predictions out of fold", again.encoder.trains_in_processes
     took, longest = sum(map(_read_seconds, run.out_of_fold)), LONGEST_TRAINING if trained else np.inf

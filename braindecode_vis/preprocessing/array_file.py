@@ -96,12 +96,20 @@ class ArrayFile:
             ) from error
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows `start` to `stop` as float32."""
+        """Return rows `start` to `stop` as float32.
+
+        Raises
+        ------
+        DataError
+            If the file ends before them.
+        """
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         view = out.reshape(-1).view(np.uint8).data
         self.file.seek(self.offset + start * self.row_bytes)
         while view:
-            view = view[self.file.readinto(view) :]
+            if not (n_read := self.file.readinto(view)):
+                raise DataError(f"{self.path} was cut short by another process; run the same command again.")
+            view = view[n_read:]
         return out.astype(np.float32, copy=False)
 
 

@@ -1,9 +1,12 @@
 """Scales of channels and features against numpy on the whole array, whatever the blocks in which they are read."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from braindecode_vis.checks import DataError
 from braindecode_vis.datasets.sources.cleaning_options import ScalingConfig
 from braindecode_vis.preprocessing import scaling
 from braindecode_vis.preprocessing.array_file import ArrayFile
@@ -45,6 +48,14 @@ def test_rows_that_are_not_kept_leave_the_file(tmp_path):
         np.testing.assert_array_equal(held.read(0, 5), data[:5])
     np.testing.assert_array_equal(np.load(tmp_path / "held.npy"), data[:5])
     assert (tmp_path / "held.npy").stat().st_size == held.offset + 5 * 3 * 4
+
+
+def test_a_file_that_somebody_cut_short_is_no_endless_wait(tmp_path):
+    """Reading past the end of a scratch file went on for ever."""
+    with hold(tmp_path / "held.npy", np.ones((4, 3), np.float32)) as held:
+        os.truncate(tmp_path / "held.npy", held.offset + 10)
+        with pytest.raises(DataError, match="was cut short by another process"):
+            held.read(0, 4)
 
 
 @pytest.mark.parametrize("method", ["robust", "zscore"])
