@@ -548,9 +548,16 @@ def _encode(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN is refused, since JSON has no such number."""
+    """Write JSON atomically; `DataError` for NaN, since JSON has no such number."""
+    try:
+        text = json.dumps(value, indent=1, default=_encode, allow_nan=False)
+    except ValueError as error:
+        raise DataError(
+            f"{path} cannot be written ({error}): what was read holds NaN where a number belongs; braindecode-vis "
+            "check looks for damaged files."
+        ) from error
     with replace_atomically(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_encode, allow_nan=False) + "\n")
+        temporary.write_text(text + "\n")
 
 
 def read_json(path: Path) -> Any:

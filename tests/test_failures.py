@@ -198,6 +198,8 @@ def test_what_a_reader_of_data_sets_stumbles_over_names_its_file(tmp_path):
         f"{path} does not hold what datasets.some.files expects (KeyError: 'onset'); copy or fetch"
     )
     assert said.endswith("if it is whole, report this with the traceback of --debug.")
+    reader["__name__"] = "braindecode_vis.preprocessing.epochs"
+    assert "does not hold what preprocessing.epochs expects" in _raise_in(reader["read"], path)
     reader["__name__"] = "braindecode_vis.encoders.ridge"
     assert _raise_in(reader["read"], path) == ""
 

@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_atomic_replacement_keeps_the_old_file_on_failure(tmp_path):
     path = tmp_path / "scores.json"
     store.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(DataError, match="what was read holds NaN where a number belongs"):
         store.write_json(path, {"a": float("nan")})
     assert store.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]

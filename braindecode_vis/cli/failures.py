@@ -60,7 +60,7 @@ _DAMAGE = {
 # Any error that comes out of these is one of the file: HDF5 raises KeyError, RuntimeError and OSError without a number.
 _READERS = ("h5py",)
 # The code that reads foreign files: what it stumbles over is most likely in the file, which may hold anything.
-_READING = ("braindecode_vis.datasets.", "braindecode_vis.stimuli")
+_READING = ("braindecode_vis.datasets.", "braindecode_vis.preprocessing.", "braindecode_vis.stimuli")
 
 
 class StopSignals:

@@ -351,6 +351,9 @@ def test_neurobridge_arrays(images, tmp_path):
         info.write_text(json.dumps(damaged))
         with pytest.raises(DataError, match=r"info.json does not say the times and channels"):
             make_config(images).open_epochs()
+    info.write_text(json.dumps({**content, "times": [0.0, None, *(n / 250 for n in range(2, 250))]}))
+    with pytest.raises(DataError, match=r"the times beside .* do not rise from sample to sample"):
+        make_config(images).open_epochs()
     info.unlink()
     with pytest.raises(DataError, match=r"needs info.json"):
         make_config(images).open_epochs()

@@ -191,6 +191,8 @@ def _make_part(
     if len(names) != n_channels:
         raise DataError(f"{item.where} has {n_channels} channels of data but names {len(names)}.")
     times = _align_times(times, n_times, item)
+    if not (np.isfinite(times).all() and (np.diff(times) > 0).all()):
+        raise DataError(f"the times beside {item.where} do not rise from sample to sample; fetch them again.")
     sfreq = 1 / float(np.median(np.diff(times)))
     if options.sfreq is not None and not np.isclose(sfreq, options.sfreq, rtol=1e-3):
         raise ConfigError(
