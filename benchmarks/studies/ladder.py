@@ -257,6 +257,8 @@ def list_frontier(kind: str) -> dict[str, Rung]:
         "atm_e": make_network({"kind": "atm_e"}, 3e-4),
         "simpleconv": make_network({"kind": "simpleconv", "hidden": 64}, 3e-4),
     }
+    best = "atm_s, four augmentations of random averages"
+    further |= {f"{best}, bf16": change(CHOSEN[best], precision="bf16")}
     return {**{name: NETWORKS[name] for name in NETWORKS if name != VOXELS}, **further, **CHOSEN, **published}
 
 

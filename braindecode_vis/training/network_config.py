@@ -207,7 +207,8 @@ class NetworkEncoderConfig(Settings):
     clip_norm
         Largest norm of the gradient; None does not clip.
     precision
-        ``fp32``, or mixed precision in ``bf16`` or ``fp16`` (GPU). Objectives are always computed in float32.
+        ``fp32``, or mixed precision in ``bf16`` (GPU, and processors with AVX512-BF16 or AMX) or ``fp16`` (GPU).
+        Objectives are always computed in float32.
     ema
         Decay of an average over the weights, which is then what validates and predicts; 0.999 in ATM's rewrite.
     teacher
