@@ -551,7 +551,15 @@ def read_pictures(path: Path | None) -> Any:
     """Return pictures as `assemble_data` takes them: a folder as it is, a file as a memory map."""
     if path is None or path.is_dir():
         return path
-    return load_array(path, "an array of pictures")
+    pictures = load_array(path, "an array of pictures")
+    flat = pictures.reshape(len(pictures), -1) if pictures.ndim > 1 and pictures.size else pictures[:0]
+    black = ~flat.any(axis=1) if flat.ndim == 2 else np.zeros(0, bool)
+    if black.sum() > 1:  # one may be meant
+        raise DataError(
+            f"{int(black.sum())} of {len(pictures)} pictures in {path} are black throughout, from picture "
+            f"{int(np.flatnonzero(black)[0])} on: a part of the file was overwritten; write it again."
+        )
+    return pictures
 
 
 def load_array(path: Path, what: str) -> Any:

@@ -29,7 +29,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError, check_columns, check_option, refuse_damage
+from braindecode_vis.checks import (
+    ConfigError,
+    DataError,
+    check_columns,
+    check_option,
+    is_there,
+    refuse_damage,
+)
 from braindecode_vis.datasets.bids.fmri_dataset import BoldSettings, FmriRecipe, make_stimulus_id
 from braindecode_vis.datasets.bids.fmri_files import (
     RunFiles,
@@ -349,7 +356,7 @@ class Bold5000Config(BoldSettings):
 
     def _find_list(self) -> Path | None:
         root = self.find_root()
-        return next((root / p / _LIST for p in _LIST_PLACES if (root / p / _LIST).is_file()), None)
+        return next((root / p / _LIST for p in _LIST_PLACES if is_there(root / p / _LIST)), None)
 
     def _finish(self, trials: pd.DataFrame) -> pd.DataFrame:
         """Make a picture a test picture throughout if it is one anywhere."""

@@ -109,7 +109,7 @@ class ThingsEeg1Config(MeegSettings):
         files: dict[str, Path] = {}
         for item in held:
             files |= list_recording_files(item.path, root) | list_recording_files(item.events, root)
-        if (root / TEST_LIST).is_file():
+        if is_there(root / TEST_LIST):
             files[TEST_LIST] = root / TEST_LIST
         return hash_images(self.images, root) | digest_files(files)
 

@@ -327,6 +327,11 @@ def test_categories_reach_raw_blocks_and_both_layouts_must_be_chosen_from(tmp_pa
     kept.to_parquet(table)
     # They were no input of raw blocks: a changed table was reused without a word.
     assert "sub-01/experiment_metadata_categories.parquet" in config(tmp_path, blocks=(5,)).hash_inputs()
+    (table,) = tmp_path.glob("**/sub-01/experiment_metadata_categories.parquet")
+    table.unlink()
+    table.symlink_to(".git/annex/objects/aa/bb")  # it was taken for a table that does not exist
+    with pytest.raises(DataError, match="datalad get"):
+        config(tmp_path, blocks=(5,)).hash_inputs()
 
 
 def test_declared_facts(tmp_path):

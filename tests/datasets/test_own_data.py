@@ -358,6 +358,7 @@ def test_volumes_are_read_through_their_mask(tmp_path):
         (lambda f: (f / "meta.yaml").write_text("- a"), "must hold a mapping"),
         (lambda f: (f / "meta.yaml").write_text("sfreq: fast"), "sfreq must be a number"),
         (lambda f: (f / "images.npy").write_bytes(b""), "cannot be read as an array of pictures"),
+        (lambda f: np.save(f / "images.npy", 0 * make_pictures()), "are black throughout, from picture 0 on"),
         (lambda f: np.savez(f / "data.npz", a=np.zeros(3)), "data.npy and data.npz"),
     ],
 )

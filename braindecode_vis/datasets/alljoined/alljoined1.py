@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, is_there
 from braindecode_vis.datasets.alljoined.sessions import (
     Layout,
     Session,
@@ -202,13 +202,13 @@ class Alljoined1Config(MeegSettings):
         if self.design is not None:
             return self.design.expanduser()
         places = [base / name for base in (root, root.parent) for name in (DESIGN_FILE.name, DESIGN_FILE)]
-        return next((path for path in places if path.is_file()), None)
+        return next((path for path in places if is_there(path)), None)
 
     def _find_pictures(self, root: Path) -> Path | None:
         if self.images is not None:
             return self.images.expanduser()
         places = [base / name for base in (root, root.parent) for name in (IMAGES_FILE.name, IMAGES_FILE)]
-        return next((path for path in places if path.is_file()), None)
+        return next((path for path in places if is_there(path)), None)
 
     def _read_design(self, root: Path) -> NsdDesign | None:
         path = self._find_design(root)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
 from braindecode_vis.datasets.bids.meeg_files import RawReader
 from braindecode_vis.datasets.sources.meeg_source import (
     ContinuousPart,
@@ -372,7 +372,7 @@ def read_trial_table(folder: Path, subject: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    path = next((folder / name for name in _TABLES if is_there(folder / name)), None)
     if path is None:
         raise DataError(
             f"subject {subject:02d}: {folder} lacks {_TABLES[0]}, which says which picture an epoch belongs to and "
@@ -397,7 +397,7 @@ def _read_numbers(paths: pd.Series, source: Path) -> pd.Series:
 def list_categories(root: Path) -> list[Path]:
     """Return the tables of the authors that `read_categories` reads."""
     base = root / "preprocessed_eeg" if (root / "preprocessed_eeg").is_dir() else root
-    return sorted(base.glob(f"sub-*/{_TABLES[0]}"))
+    return [folder / _TABLES[0] for folder in sorted(base.glob("sub-*")) if is_there(folder / _TABLES[0])]
 
 
 def read_categories(root: Path) -> dict[int, str]:

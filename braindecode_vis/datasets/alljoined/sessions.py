@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from braindecode_vis.arrays import Recording
-from braindecode_vis.checks import ConfigError, DataError, check_columns, refuse_damage
+from braindecode_vis.checks import ConfigError, DataError, check_columns, is_there, refuse_damage
 from braindecode_vis.datasets.bids.meeg_files import RawReader, list_boundaries
 from braindecode_vis.datasets.nsd.experiment_design import NsdDesign, name_image
 from braindecode_vis.datasets.sources.meeg_source import ContinuousPart, EpochedPart, Sensors, find_channels
@@ -121,7 +121,7 @@ def recognise(path: Path) -> Layout:
 def find_split(root: Path) -> Path | None:
     """Return the authors' list of test images, if it is below the root or beside it."""
     places = [root / _SPLIT_FILE, root.parent / _SPLIT_FILE, *sorted(root.glob(f"*/{_SPLIT_FILE}"))]
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if is_there(path)), None)
 
 
 def label_images(numbers: np.ndarray, test: Path | None) -> pd.DataFrame:

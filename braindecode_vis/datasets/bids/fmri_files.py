@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, refuse_damage, suggest
+from braindecode_vis.checks import ConfigError, DataError, is_there, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import find_label
 from braindecode_vis.datasets.sources.betas_source import Geometry
 from braindecode_vis.datasets.sources.bold_source import BoldRun, ConfoundsConfig, MaskMethod, check_grid
@@ -251,7 +251,7 @@ def _inherited(root: Path, entities: Mapping[str, str], suffix: str, extension: 
 
 def _merge_sidecars(root: Path, image: Path, entities: Mapping[str, str]) -> dict[str, Any]:
     beside = image.with_name(re.sub(r"\.nii(\.gz)?$", ".json", image.name))
-    paths = [beside] if beside.is_file() else []
+    paths = [beside] if is_there(beside) else []
     merged: dict[str, Any] = {}
     # A later one overwrites, so that the nearest comes last.
     for path in reversed([*paths, *_inherited(root, entities, "bold", ".json")]):
@@ -274,7 +274,7 @@ def _find_products(image: Path, entities: Mapping[str, str]) -> tuple[Path | Non
         bare = re.sub(r"_bold(_space-[a-zA-Z0-9]+)?$", "", stem)
         confounds = [f"{bare}_bold_confounds.tsv"]
         masks = [f"{stem}_brainmask.nii.gz", f"{stem}_brainmask.nii"]
-    pick = [next((folder / n for n in names if (folder / n).is_file()), None) for names in (confounds, masks)]
+    pick = [next((folder / n for n in names if is_there(folder / n)), None) for names in (confounds, masks)]
     return pick[0], pick[1]
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, refuse_damage, suggest
+from braindecode_vis.checks import DataError, is_there, refuse_damage, suggest
 from braindecode_vis.datasets.manifests import CheckFinding
 from braindecode_vis.datasets.sources.betas_source import Geometry, Roi
 from braindecode_vis.datasets.sources.file_damage import check_texts
@@ -307,7 +307,7 @@ def find_synset(name: str) -> str:
 def find_list(root: Path, split: str) -> Path | None:
     """Return the stimulus list of ``train`` or ``test`` below `root` or beside the files, or None."""
     places = [root, root / "data", root / "stimuli", root.parent]
-    return next((p / _LISTS[split] for p in places if (p / _LISTS[split]).is_file()), None)
+    return next((p / _LISTS[split] for p in places if is_there(p / _LISTS[split])), None)
 
 
 def read_list(path: Path) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError
+from braindecode_vis.checks import ConfigError, DataError, is_there
 from braindecode_vis.datasets.bids.fmri_files import (
     check_no_overlap,
     find_image_folder,
@@ -172,7 +172,7 @@ class DeepreconConfig(BetasSettings):
     def _find_lists(self) -> dict[str, Path]:
         root = self.find_root()
         places = (root, root / "stimuli", root / "data", root.parent / "stimuli")
-        found = {key: next((p / n for p in places if (p / n).is_file()), None) for key, n in _LISTS.items()}
+        found = {key: next((p / n for p in places if is_there(p / n)), None) for key, n in _LISTS.items()}
         return {key: path for key, path in found.items() if path is not None}
 
 

@@ -112,7 +112,7 @@ def _find_session(folder: Path, session: int, space: Space) -> SessionFile | Non
     # By content, since a renamed file is still what it is.
     for end in ("nii.gz", "nii", "hdf5", "h5"):
         path = folder / f"betas_session{session:02d}.{end}"
-        if path.is_file():
+        if is_there(path):
             return recognise_volume(path, session)
     return None
 
@@ -388,7 +388,7 @@ def find_regions(root: Path, subject: int, space: str) -> Regions:
         files: dict[str, tuple[Path, ...]] = {}
         for left in sorted(folder.glob("lh.*.mg[hz]")):
             right = left.with_name("rh." + left.name[3:])
-            if right.is_file():
+            if is_there(right):
                 files[left.name[3:].rsplit(".", 1)[0]] = (left, right)
         return Regions(files, (folder, root / "nsddata/templates"))
     folder = root / f"nsddata/ppdata/subj{subject:02d}/func1pt8mm/roi"

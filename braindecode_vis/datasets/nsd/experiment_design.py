@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from braindecode_vis.checks import DataError, check_columns, check_file, refuse_damage
+from braindecode_vis.checks import DataError, check_columns, check_file, is_there, refuse_damage
 from braindecode_vis.stimuli import StimulusSet
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def find_design(root: Path) -> Path:
     """Return ``nsd_expdesign.mat`` in its place below the root, or beside the root's files."""
     places = [root / DESIGN_FILE, root / DESIGN_FILE.name]
     return check_file(
-        next((path for path in places if path.is_file()), places[0]),
+        next((path for path in places if is_there(path)), places[0]),
         what="the experimental design of NSD",
         hint="fetch nsddata/experiments/nsd/nsd_expdesign.mat from the bucket",
     )
@@ -243,7 +243,7 @@ def find_images_file(root: Path, images: Path | None) -> Path:
         path = path / IMAGES_FILE.name if path.is_dir() else path
     else:
         places = [root / IMAGES_FILE, root / IMAGES_FILE.name]
-        path = next((place for place in places if place.is_file()), places[0])
+        path = next((place for place in places if is_there(place)), places[0])
     return check_file(
         path,
         what="the image file of NSD",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import DataError
+from braindecode_vis.checks import DataError, is_there
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import check_scale, read_sample
 from braindecode_vis.datasets.nsd.dataset import NsdConfig, NsdSettings
@@ -122,7 +122,7 @@ class NsdImageryConfig(NsdSettings):
 
     def _find_betas(self, root: Path) -> Path:
         place = Path(f"ppdata/subj{self.subject:02d}/func1pt8mm") / BETAS_FILE
-        path = next((p for p in (root / "nsddata_betas" / place, root / place) if p.is_file()), None)
+        path = next((p for p in (root / "nsddata_betas" / place, root / place) if is_there(p)), None)
         if path is None:
             raise DataError(
                 f"{root / 'nsddata_betas' / place} does not exist; fetch it from the bucket of NSD."
@@ -140,7 +140,7 @@ class NsdImageryConfig(NsdSettings):
                 "",
             )
             places = [root / folder / STIMULI_FILE for folder in folders]
-        path = next((place for place in places if place.is_file()), None)
+        path = next((place for place in places if is_there(place)), None)
         if path is None:
             raise DataError(
                 f"{STIMULI_FILE}, which says what each imagery trial showed, is not at {places[0]}; name it with "

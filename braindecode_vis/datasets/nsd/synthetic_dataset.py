@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from braindecode_vis.checks import DataError, check_columns, check_file, refuse_damage
+from braindecode_vis.checks import DataError, check_columns, check_file, is_there, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings, compare_facts
 from braindecode_vis.datasets.nsd.betas import (
     UNIT,
@@ -122,7 +122,7 @@ class NsdSyntheticConfig(NsdConfig):
         """Return the digest of every file that is read."""
         root = self.find_root()
         paths = [*self._find_betas(root), self._find_design(root)]
-        if (root / CLASSES_FILE).is_file():
+        if is_there(root / CLASSES_FILE):
             paths.append(root / CLASSES_FILE)
         if self.with_images:
             paths += self._find_images(root)
@@ -183,7 +183,7 @@ class NsdSyntheticConfig(NsdConfig):
         else:
             names = tuple(f"betas_{SESSION}.{end}" for end in ("nii.gz", "nii", "hdf5"))
             for path in (base / folder / name for base in bases for name in names):
-                if path.is_file():
+                if is_there(path):
                     return (path,)
         raise DataError(f"{bases[0] / folder / names[0]} does not exist; fetch it from the bucket of NSD.")
 
@@ -354,7 +354,7 @@ def read_classes(path: Path, n_images: int) -> np.ndarray | None:
     """Return the class of each image (``Noise``, ``Spiral gratings``...); None if the table was not fetched."""
     import pandas as pd
 
-    if not path.is_file():
+    if not is_there(path):
         return None
     with refuse_damage(f"{path} is no table", ValueError):
         table = pd.read_csv(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from braindecode_vis.checks import DataError, refuse_damage
+from braindecode_vis.checks import DataError, is_there, refuse_damage
 from braindecode_vis.datasets.manifests import CheckFinding, collect_findings
 from braindecode_vis.datasets.nsd.betas import find_mask, find_regions, make_volume_geometry
 from braindecode_vis.datasets.nsd.dataset import NsdSettings
@@ -196,7 +196,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 def _read_columns(path: Path, n_columns: int) -> np.ndarray:
     """Return a table of numbers without a header."""
-    if not path.is_file():
+    if not is_there(path):
         raise DataError(f"{path} does not exist; fetch it with the time series.")
     with refuse_damage(f"{path} is no table of numbers", ValueError):
         values = np.loadtxt(path, ndmin=2)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from braindecode_vis.checks import ConfigError, DataError, check_unique
+from braindecode_vis.checks import ConfigError, DataError, check_unique, is_there
 from braindecode_vis.datasets.bids.fmri_files import hash_image_folder
 from braindecode_vis.datasets.sources.safe_pickle import open_npy, read_pickled_dict, sniff
 from braindecode_vis.stimuli import StimulusSet
@@ -207,7 +207,7 @@ def _find_partition(folder: Path, split: str) -> Path | None:
 def find_metadata(root: Path, images: Path) -> Path | None:
     """Return ``image_metadata.npy``, beside the images or at the root, or None."""
     places = [images / METADATA, images.parent / METADATA, root / METADATA]
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if is_there(path)), None)
 
 
 def read_image_list(root: Path, images: Path) -> pd.DataFrame:
