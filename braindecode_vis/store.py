@@ -17,6 +17,7 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -185,7 +186,8 @@ class RunFolder:
                 "files": describe_files(temporary, moves=True),
             }  # fmt: skip
             write_provenance(temporary / PROVENANCE, record)
-            self._share_large(stage, temporary, record["files"])
+            with contextlib.suppress(OSError):  # a neighbour on a dead mount costs no result
+                self._share_large(stage, temporary, record["files"])
             # Before the rename: after a power cut, a folder with its final name must hold what it says.
             for path in temporary.rglob("*"):
                 if path.is_file():
@@ -229,11 +231,18 @@ class RunFolder:
             with contextlib.suppress(OSError, DataError, TypeError):
                 for name, (size, digest) in read_provenance(path).get("files", {}).items():
                     other, ours = path.parent / name, large.get((size, digest))
-                    if ours is None or ".." in name or other.stat().st_uid != ours.stat().st_uid:
+                    if ours is None or ".." in name:
+                        continue
+                    about = other.lstat()
+                    # A symbolic link may lead out of what the run owns, and a hard link to it would be one as well.
+                    if not stat.S_ISREG(about.st_mode) or about.st_uid != ours.stat().st_uid:
                         continue
                     if digests.digest_file(other) == digest:
                         link = folder / f"{_TEMPORARY}link"
                         os.link(other, link)
+                        if link.lstat().st_ino != about.st_ino:  # replaced meanwhile
+                            link.unlink()
+                            continue
                         link.replace(ours)
                         del large[size, digest]
 

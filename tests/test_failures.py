@@ -200,6 +200,10 @@ def test_what_a_reader_of_data_sets_stumbles_over_names_its_file(tmp_path):
     assert said.endswith("if it is whole, report this with the traceback of --debug.")
     reader["__name__"] = "braindecode_vis.preprocessing.epochs"
     assert "does not hold what preprocessing.epochs expects" in _raise_in(reader["read"], path)
+    exec("def fault(path):\n    assert not path", reader)
+    assert _raise_in(reader["fault"], path) == ""
+    reader["__name__"] = "braindecode_vis.preprocessing.array_file"  # writes files of ours
+    assert _raise_in(reader["read"], path) == ""
     reader["__name__"] = "braindecode_vis.encoders.ridge"
     assert _raise_in(reader["read"], path) == ""
 
@@ -309,7 +313,7 @@ def test_the_end_of_a_damaged_file_is_not_the_end_of_what_is_typed(tmp_path, mon
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(b"0" * 5000)[:20])
     monkeypatch.setattr("braindecode_vis.cli.show.print_json", lambda _: _read_gzip(path))
-    monkeypatch.setattr("braindecode_vis.cli.data.print_json", lambda _: _read_gzip(path), raising=False)
+    monkeypatch.setattr("braindecode_vis.cli.discover.print_json", lambda _: _read_gzip(path))
     monkeypatch.setattr(sys, "argv", ["braindecode-vis", "datasets", "--json"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -66,6 +66,24 @@ def test_runs_beside_each_other_keep_their_pictures_once(tmp_path, pictures, mon
     assert sorted(path.name for path in (fourth.path / "stimuli").iterdir()) == ["pixels.npy"]
 
 
+def test_a_symbolic_link_in_another_run_is_left_alone(tmp_path, pictures):
+    """The new file was replaced by a link to the link, which led nowhere from the new place."""
+    first = produce(store.RunFolder(tmp_path / "a"), {"x": 1}, pictures).path / "stimuli" / "pixels.npy"
+    first.rename(tmp_path / "archived.npy")
+    first.symlink_to("../../../../../archived.npy")
+    made = produce(store.RunFolder(tmp_path / "b"), {"x": 2}, pictures).path / "stimuli" / "pixels.npy"
+    assert not made.is_symlink()
+    assert made.read_bytes() == (tmp_path / "archived.npy").read_bytes()
+
+
+def test_a_neighbour_on_a_dead_mount_costs_no_result(tmp_path, pictures, monkeypatch):
+    def fail(*_):
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(store.RunFolder, "_share_large", fail)
+    assert (produce(store.RunFolder(tmp_path / "a"), {}, pictures).path / "stimuli" / "pixels.npy").is_file()
+
+
 def test_a_picture_that_is_changed_in_one_run_is_missed_in_the_other(tmp_path, pictures):
     """Linked files share their bytes; the record of each run knows what they were."""
     made = [produce(store.RunFolder(tmp_path / name), {}, pictures).path for name in "ab"]

@@ -63,6 +63,11 @@ _READERS = ("h5py",)
 _READING = ("braindecode_vis.datasets.", "braindecode_vis.preprocessing.", "braindecode_vis.stimuli")
 
 
+# Within that code: what writes files of ours, and errors that no file causes.
+_OWN_FILES = ("braindecode_vis.preprocessing.array_file", "braindecode_vis.preprocessing.signal_damage")
+_FAULTS = (AssertionError, NameError, NotImplementedError, RecursionError)
+
+
 class StopSignals:
     """The signals that asked this process to end; clusters send SIGTERM, a keyboard SIGINT."""
 
@@ -217,7 +222,7 @@ def _describe_misfit(error: Exception) -> str:
         frame for frame in frames if str(frame.f_globals.get("__name__", "")).startswith("braindecode_vis.")
     ]
     reader = str(ours[-1].f_globals["__name__"]) if ours else ""
-    if not reader.startswith(_READING):
+    if not reader.startswith(_READING) or reader in _OWN_FILES or isinstance(error, _FAULTS):
         return ""
     path = next(filter(None, map(_find_path, reversed(frames))), None)
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
@@ -230,9 +235,15 @@ def _describe_misfit(error: Exception) -> str:
 def _find_path(frame: FrameType) -> Path | None:
     """Return the file that a function was at work on: the only way to its name, which readers leave out."""
     for value in frame.f_locals.values():
-        for path in (value, getattr(value, "path", None)):
-            if isinstance(path, Path) and (path.is_file() or path.is_symlink()):
-                return path
+        path = (
+            value
+            if isinstance(value, Path)
+            else vars(value).get("path")
+            if hasattr(value, "__dict__")
+            else None
+        )
+        if isinstance(path, Path) and (path.is_file() or path.is_symlink()):
+            return path
     return None
 
 

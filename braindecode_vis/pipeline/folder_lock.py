@@ -33,6 +33,15 @@ _REFUSED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _HELD: set[Path] = set()
 
 
+#: Those of them that no other process can hold.
+_LOCKED: set[Path] = set()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether no other process can work in a folder: only then may a file there be written in place."""
+    return folder.resolve() in _LOCKED
+
+
 @contextmanager
 def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold a run folder while the context lasts; wait for another process with the same settings.
@@ -99,11 +108,14 @@ def hold_folder(folder: Path, settings: str, tell: Callable[[str], None]) -> Ite
             )
         time.sleep(_POLL_S)
     _HELD.add(key)
+    if lock.is_locked:
+        _LOCKED.add(key)
     try:
         _write_holder(folder, settings)
         yield
     finally:
         _HELD.discard(key)
+        _LOCKED.discard(key)
         with suppress(OSError):
             (folder / HOLDER).unlink()
         lock.release()

@@ -21,6 +21,7 @@ from braindecode_vis.config import RunConfig
 from braindecode_vis.contracts import Context, WholeBrainEncoder, WholeImageEncoder
 from braindecode_vis.devices import count_launched
 from braindecode_vis.pipeline import categories
+from braindecode_vis.pipeline.folder_lock import is_locked
 from braindecode_vis.pipeline.galleries import order_by_gallery
 from braindecode_vis.pipeline.runs import (
     STAGE_VERSIONS,
@@ -115,9 +116,9 @@ def preprocess(run: Run) -> Prepared:
     def compute(folder: Path) -> dict[str, Any]:
         asked = [STAGE_VERSIONS["preprocess"], *(fields[name] for name in ("dataset", "inputs", "seed"))]
         with lend_context(run, "preprocess", asked) as context:
-            write_dataset(
-                config.dataset, folder, seed=config.seed, listener=run.listener, parts=context.checkpoints
-            )
+            # Two processes that a file system without locks lets in would write the same kept trials.
+            parts = context.checkpoints if is_locked(run.folder.path) else None
+            write_dataset(config.dataset, folder, seed=config.seed, listener=run.listener, parts=parts)
         responses, stimuli = read_dataset(folder)
         concepts = stimuli.concepts_of(responses.stimulus_ids)
         split = config.split.make(
@@ -345,7 +346,8 @@ def needs_predictions(run: Run) -> bool:
 def _predict_fold(run: Run, number: int) -> OutOfFold:
     fitted = train(run)[number]
     kept = fitted.artifact.path / "out_of_fold"
-    if kept.is_dir():  # runs of earlier versions made them with the fit
+    record = store.read_provenance(fitted.artifact.path / store.PROVENANCE) if kept.is_dir() else {}
+    if record.get("version", 0) < 3 and kept.is_dir():  # earlier versions made them with the fit
         return OutOfFold(fitted.artifact, store.read_embeddings(kept))
     upstream = {"train": fitted.artifact.fingerprint}
 

@@ -219,6 +219,10 @@ def lend_context(run: Run, name: str, asked: Any) -> Iterator[Context]:
         What decides the result, so that other settings start in another folder.
     """
     folder = run.folder.path / "work" / f"{name}-{store.hash_json(store.json_plain(asked))[:12]}"
+    if not run.follows:  # what other settings were stopped with would hold its disk until this is done
+        for old in folder.parent.glob(f"{name}-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
     show: Callable[[int, int, str], None] | None = None
     # The bar is closed with the loan, before the next stage opens one.
     with ExitStack() as stack:

@@ -213,6 +213,16 @@ class _State:
         path, shape = self.scratch / f"session-{start}.npy", (n, *self.target.shape[1:])
         return self.files.enter_context(ArrayFile(path, shape, np.dtype(np.float32), continues=continues))
 
+    def read_session(self, number: int, start: int, n_trials: int) -> Mapping[str, np.ndarray] | None:
+        """Return what an earlier process has noted of a session from row `start` on; None if it is to be read."""
+        packed = self.kept.read(f"session {number}")
+        if packed is not None and packed["waiting"].size and self.target.dtype == np.float16:
+            # Its trials lie in a file of their own, and zeros would stand in the place of one that was lost.
+            file = self.open_session(start, n_trials, continues=True)
+            if not file.is_continued:
+                return None
+        return packed
+
     def begin_session(self) -> tuple[int, int, int]:
         """Return where a session begins, for `pack_session`."""
         return len(self.fitted), len(self.waiting), len(self.transductive)
@@ -263,7 +273,11 @@ def _write_parts(
     """Write and standardise every session; return what the reader of the store should know of it."""
     sessions = [list(members) for _, members in groupby(source.parts, key=lambda part: part.group)]
     sizes = [sum(len(part.trials) for part in session) for session in sessions]
-    found = [state.kept.read(f"session {number}") for number in range(len(sessions))]
+    starts = np.cumsum([0, *sizes])
+    found = [
+        state.read_session(number, int(first), size)
+        for number, (first, size) in enumerate(zip(starts, sizes, strict=False))
+    ]
     n_new = sum(size for size, packed in zip(sizes, found, strict=True) if packed is None)
     _check_space(folder, (n_new, *state.target.shape[1:]), source)
     tell_kept(progress, found)
@@ -276,7 +290,8 @@ def _write_parts(
             known = set(constant)
             begun = state.begin_session()
             _write_session(session, source.plan, geometries[subject], start, state, advance)
-            state.target.sync()
+            for file in (state.target, *(item.held for item in state.waiting[begun[1] :])):
+                file.sync()
             new = {name: n for name, n in constant.items() if name not in known}
             state.kept.write(
                 f"session {number}", constant_by_run=json.dumps(new), **state.pack_session(begun)

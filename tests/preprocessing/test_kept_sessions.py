@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from braindecode_vis import pipeline
+from braindecode_vis.checks import DataError
 from braindecode_vis.config import read_config
 from braindecode_vis.datasets.sources.cleaning_options import AutorejectConfig, Cleaning, ScalingConfig
 from braindecode_vis.datasets.sources.meeg_source import EpochedPart
@@ -291,3 +292,36 @@ def test_trials_of_another_shape_or_none_at_all_are_written_anew(tmp_path):
         with ArrayFile(path, shape, np.dtype(dtype), continues=True) as file:
             assert not file.is_continued
             np.testing.assert_array_equal(file.read(0, shape[0]), np.zeros(shape))
+
+
+def test_trials_that_waited_and_were_lost_are_read_again(tmp_path):
+    """After a power cut their file could be empty, and zeros were standardised in their place."""
+    source, _ = test_betas.make_source(["tttttt", "TTT", "tTTttt", "tttt"], dtype="float16")
+    counts = {"all": 0, "stop": -1}
+    write_fmri_source(count_reads(source, counts), tmp_path / "whole")
+    stopping = count_reads(source, {"all": 0, "stop": counts["all"]})
+    with pytest.raises(Stopped):
+        write_fmri_source(stopping, tmp_path / "stopped", parts=tmp_path / "parts")
+    lost = list((tmp_path / "parts").glob("session-*.npy"))
+    assert lost
+    for path in lost:
+        path.write_bytes(b"")
+    write_fmri_source(source, tmp_path / "again", parts=tmp_path / "parts")
+    whole, again = (np.load(tmp_path / name / "responses/data.npy") for name in ("whole", "again"))
+    np.testing.assert_array_equal(again, whole)
+
+
+def test_a_folder_without_locks_keeps_no_sessions(tmp_path, monkeypatch):
+    """Two processes that a file system without locks let in wrote the same kept trials, one into the other's result."""
+    asked = []
+
+    def write(dataset, folder, *, parts, **others):
+        asked.append(parts)
+        raise DataError("far enough")
+
+    monkeypatch.setattr("braindecode_vis.pipeline.learning.write_dataset", write)
+    for locked in (True, False):
+        monkeypatch.setattr("braindecode_vis.pipeline.learning.is_locked", lambda _, locked=locked: locked)
+        with pytest.raises(DataError, match="far enough"):
+            pipeline.preprocess(open_run(read_config("synthetic_digits"), tmp_path / str(locked)))
+    assert [parts is None for parts in asked] == [False, True]
