@@ -276,15 +276,22 @@ def draw_frontier(table: pd.DataFrame, path: Path) -> None:
     for mask, colour in ((best, "C3"), (~best, "C0")):
         axes.scatter(ordered["seconds"][mask], ordered["top1"][mask], color=colour, zorder=2)
     axes.step(ordered["seconds"][best], ordered["top1"][best], where="post", color="C3", linewidth=1)
-    for _, row in ordered.iterrows():
+    plus = ", four augmentations of random averages"
+    for number, (_, row) in enumerate(ordered.iterrows()):
         axes.annotate(
-            row["rung"], (row["seconds"], row["top1"]), xytext=(4, 4), textcoords="offset points", fontsize=7
-        )
-    axes.axhline(1 / table.attrs["size"], color="0.5", linestyle=":", label="chance")
-    axes.set(
-        xscale="log", xlabel="processor time of a training (s)", ylabel=f"top-1 of {table.attrs['size']}"
+            row["rung"].replace(plus, " +"), (row["seconds"], row["top1"]), xytext=(5, 5 if number % 2 else -11),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    chance = 1 / table.attrs["size"]
+    axes.axhline(chance, color="0.5", linestyle=":")
+    axes.annotate(
+        "chance", (ordered["seconds"].min(), chance), xytext=(0, 4), textcoords="offset points", fontsize=8
     )
-    axes.legend(frameon=False)
+    axes.set(
+        xscale="log", xlim=(ordered["seconds"].min() / 1.3, ordered["seconds"].max() * 2.2),
+        xlabel=f"processor time of a training (s); +:{plus[1:]}", ylabel=f"top-1 of {table.attrs['size']}",
+    )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
     figure.savefig(path, dpi=150)
 
 
